@@ -1,0 +1,131 @@
+//! Tiling: which task computes which part of `C`, and in which order a task walks through it.
+
+use std::ops::Range;
+
+use super::{Epilogue, Operand, Rows, micro::Kernel};
+use crate::{
+    Isa, Threads,
+    pack::panels_len,
+    threads::{TileGrid, TileMut},
+};
+
+/// Floats of `A` that a task goes through again and again, panel after panel: about half a second-level cache.
+const A_BLOCK: usize = 64 * 1024;
+
+/// Tasks for each thread, so that a thread that falls behind does not hold up the others.
+const TASKS_PER_THREAD: usize = 4;
+
+/// Below this many multiply-adds another thread is not worth waking.
+const SERIAL_BELOW: usize = 1 << 17;
+
+/// A product `C = epilogue(A · B)`.
+#[derive(Debug)]
+pub struct GemmArgs<'a> {
+    /// Rows of `A` and `C`.
+    pub m: usize,
+    /// Columns of `B` and `C`.
+    pub n: usize,
+    /// Contiguous floats in a tap of `A`.
+    pub k_tap: usize,
+    /// Taps in a row of `A`; the `k` of the product is `taps * k_tap`.
+    pub taps: usize,
+    /// The storage of `A`.
+    pub a: &'a [f32],
+    /// Where the rows of `A` are.
+    pub rows: Rows<'a>,
+    /// `B[k, n]` as `panels_f32<nr>` with `nr` = [`panel_width`](super::panel_width).
+    pub b: &'a [f32],
+    /// `C`; element `(i, j)` is `c[i * ldc + j]`.
+    pub c: &'a mut [f32],
+    /// Distance between rows of `C`.
+    pub ldc: usize,
+    /// What is done to the product before it is stored.
+    pub epilogue: Epilogue<'a>,
+}
+
+/// Computes `C = epilogue(A · B)`.
+///
+/// # Panics
+///
+/// If a slice is too short for its shape or `isa` is not available.
+pub fn gemm(threads: &Threads, isa: Isa, args: GemmArgs<'_>) {
+    let GemmArgs { m, n, k_tap, taps, a, rows, b, c, ldc, epilogue } = args;
+    let kernel = Kernel::of(isa);
+    let a = Operand::new(a, rows, m, taps, k_tap);
+    let b = Panels::new(isa, b, taps * k_tap, n);
+    epilogue.check(m, n);
+    let (tile_rows, tile_cols) = block_shape(&kernel, threads.count(), m, n, taps * k_tap);
+    let grid = TileGrid { outer: &[], rows: m, cols: n, row_stride: ldc, tile_rows, tile_cols };
+    threads.for_each_tile(c, &grid, |at, tile| multiply_block(isa, &a, at.row, &b, at.col, tile, &epilogue));
+}
+
+/// Rows and columns of the part of `C` that one task computes.
+fn block_shape(kernel: &Kernel, threads: usize, m: usize, n: usize, k: usize) -> (usize, usize) {
+    let rows = (A_BLOCK / k.max(1)).next_multiple_of(kernel.mr).clamp(4 * kernel.mr, 32 * kernel.mr).min(m.max(1));
+    let panels = n.div_ceil(kernel.nr).max(1);
+    if threads == 1 || m * n * k < SERIAL_BELOW {
+        return (rows, n.max(1));
+    }
+    let across = (TASKS_PER_THREAD * threads).div_ceil(m.div_ceil(rows)).min(panels);
+    (rows, panels.div_ceil(across) * kernel.nr)
+}
+
+/// `B` in panels, perhaps only the first `k` steps of each.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Panels<'a> {
+    data: &'a [f32],
+    k: usize,
+    n: usize,
+    nr: usize,
+    panel_stride: usize,
+}
+
+impl<'a> Panels<'a> {
+    /// `panels_f32<nr>[k, n]` with the `nr` of `isa`.
+    pub(crate) fn new(isa: Isa, data: &'a [f32], k: usize, n: usize) -> Self {
+        let nr = super::panel_width(isa);
+        assert!(panels_len(k, n, nr) <= data.len(), "B is too short for {n} columns of {k}");
+        Panels { data, k, n, nr, panel_stride: k * nr }
+    }
+
+    /// The first `k` rows and `n` columns.
+    pub(crate) fn first(self, k: usize, n: usize) -> Self {
+        assert!(k <= self.k && n <= self.n);
+        Panels { k, n, ..self }
+    }
+
+    fn panel(&self, i: usize) -> &'a [f32] {
+        &self.data[i * self.panel_stride..][..self.k * self.nr]
+    }
+}
+
+/// Sets `c`, whose first element is `(row, col)` of the product, to its part of `epilogue(A · B)`. `col` is the first column of a
+/// panel. One panel is used by all rows before the next, so that it stays in the second-level cache.
+pub(crate) fn multiply_block(
+    isa: Isa,
+    a: &Operand<'_>,
+    row: usize,
+    b: &Panels<'_>,
+    col: usize,
+    mut c: TileMut<'_, f32>,
+    epilogue: &Epilogue<'_>,
+) {
+    let kernel = Kernel::of(isa);
+    assert!(col.is_multiple_of(kernel.nr) && b.nr == kernel.nr && a.taps() * a.k_tap() == b.k);
+    let (rows, cols) = (c.rows(), c.cols());
+    for first in (0..cols).step_by(kernel.nr) {
+        let columns = first..cols.min(first + kernel.nr);
+        let panel = b.panel((col + first) / kernel.nr);
+        for part in even_parts(rows, kernel.mr) {
+            (kernel.run)(a, row + part.start, panel, c.part(part, columns.clone()));
+        }
+        epilogue.apply(isa, row, col + first, c.part(0..rows, columns));
+    }
+}
+
+/// Cuts `0..len` into as few parts of at most `most` as possible, all about equally long: two tiles of 8 rows keep the arithmetic
+/// units busier than one of 12 and one of 4.
+fn even_parts(len: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
+    let parts = len.div_ceil(most);
+    (0..parts).map(move |i| len * i / parts..len * (i + 1) / parts)
+}

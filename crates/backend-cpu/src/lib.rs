@@ -1,0 +1,24 @@
+//! CPU routines: vector mathematics, weight packing, matrix products and neural-network layers.
+//!
+//! Nothing here knows a graph. A routine takes slices, strides and a small parameter struct, runs on the
+//! [`Threads`] it is given with the instruction set [`Isa`] it is given, and allocates nothing per element.
+//!
+//! - [`simd`]: instruction sets, run-time dispatch, elementary functions, activations;
+//! - [`threads`]: a thread budget and disjoint mutable output;
+//! - [`pack`]: the weight format `panels_f32` and the one-pass packing into it;
+//! - [`gemm`]: matrix products and convolutions over packed panels;
+//! - [`nn`]: everything else a network needs (norms, softmax, attention, pooling, ...).
+//!
+//! Every output element is computed by one task in a fixed order, so results never depend on the number of
+//! threads. `unsafe` is confined to [`simd`], [`threads`] and the micro-kernels of [`gemm`].
+#![deny(unsafe_op_in_unsafe_fn)]
+#![deny(unsafe_code)]
+
+pub mod gemm;
+pub mod pack;
+pub mod simd;
+pub mod threads;
+
+pub use simd::Isa;
+pub use threads::Threads;
+

@@ -1,0 +1,183 @@
+//! Packing into `panels_f32`: one pass over memory, parallel by panel.
+
+use std::ops::Range;
+
+use super::view::{MatrixView, SourceElement};
+use crate::{
+    Isa, Threads,
+    simd::{Strip, transpose_strip},
+};
+
+/// Lanes that are moved together: one cache line of floats.
+const LANES: usize = 16;
+
+/// Panels that one task packs when rows of the source are contiguous along `N`: together they read whole stretches of a row.
+const PANELS_PER_TASK: usize = 8;
+
+/// Rows of `K` that are packed before moving on to the next panel of a task; keeps their pages in the TLB.
+const K_BLOCK: usize = 128;
+
+/// Outputs of so many floats (1 MiB) are written past the caches: a weight that large will not be read from them.
+const STREAM_FROM: usize = 1 << 18;
+
+/// The number of floats in `panels_f32<nr>[k, n]`.
+pub fn panels_len(k: usize, n: usize, nr: usize) -> usize {
+    n.div_ceil(nr) * nr * k
+}
+
+/// Packs `pieces`, concatenated along `N`, as `panels_f32<nr>` into `out`, which is overwritten wholly.
+///
+/// # Panics
+///
+/// If the pieces differ in `K`, a view reaches beyond its data, `nr` is not a multiple of 16, or `out` is not
+/// [`panels_len`] long.
+pub fn pack_panels<T: SourceElement>(
+    threads: &Threads,
+    isa: Isa,
+    pieces: &[MatrixView<'_, T>],
+    nr: usize,
+    out: &mut [f32],
+) {
+    let n = pieces.iter().map(|p| p.n_len).sum();
+    let k = pieces.first().map_or(0, MatrixView::k_len);
+    assert!(nr > 0 && nr.is_multiple_of(LANES), "nr = {nr} is not a multiple of {LANES}");
+    assert!(pieces.iter().all(|p| p.k_len() == k), "the pieces differ in K");
+    assert_eq!(out.len(), panels_len(k, n, nr), "the output length of a packing");
+    pieces.iter().for_each(MatrixView::check);
+    if out.is_empty() {
+        return;
+    }
+    let stream = out.len() >= STREAM_FROM;
+    let packer = Packer { isa, nr, n, stream, pieces: pieces.iter().map(Piece::new).collect() };
+    let along_n = pieces.iter().all(|p| p.n_stride == 1);
+    let per_task = if along_n { PANELS_PER_TASK.min(n.div_ceil(nr).div_ceil(threads.count())) } else { 1 };
+    let k_block = if along_n { K_BLOCK } else { k };
+    threads.for_each_chunk(out, per_task * k * nr, |task, chunk| {
+        for k0 in (0..k).step_by(k_block) {
+            for (i, panel) in chunk.chunks_exact_mut(k * nr).enumerate() {
+                packer.panel((task * per_task + i) * nr, k0..k.min(k0 + k_block), panel);
+            }
+        }
+    });
+}
+
+struct Piece<'a, T> {
+    view: &'a MatrixView<'a, T>,
+    order: Vec<(usize, usize)>,
+}
+
+impl<'a, T: SourceElement> Piece<'a, T> {
+    fn new(view: &'a MatrixView<'a, T>) -> Self {
+        Piece { view, order: view.k_order() }
+    }
+}
+
+struct Packer<'a, T> {
+    isa: Isa,
+    nr: usize,
+    n: usize,
+    stream: bool,
+    pieces: Vec<Piece<'a, T>>,
+}
+
+/// Columns of a piece and the lane of the panel that the first goes to.
+struct Columns {
+    columns: Range<usize>,
+    lane: usize,
+}
+
+impl<T: SourceElement> Packer<'_, T> {
+    /// Packs steps `steps` of the panel whose first column is `first`.
+    fn panel(&self, first: usize, steps: Range<usize>, panel: &mut [f32]) {
+        let end = self.n.min(first + self.nr);
+        let mut piece_start = 0;
+        for piece in &self.pieces {
+            let piece_end = piece_start + piece.view.n_len;
+            let (from, to) = (first.max(piece_start), end.min(piece_end));
+            if from < to {
+                let columns = from - piece_start..to - piece_start;
+                self.strip(piece, &Columns { columns, lane: from - first }, steps.clone(), panel);
+            }
+            piece_start = piece_end;
+        }
+        let used = end - first;
+        if used < self.nr {
+            panel[steps.start * self.nr..steps.end * self.nr].chunks_exact_mut(self.nr).for_each(|row| row[used..].fill(0.0));
+        }
+    }
+
+    fn strip(&self, piece: &Piece<'_, T>, strip: &Columns, steps: Range<usize>, panel: &mut [f32]) {
+        let order = &piece.order[steps];
+        if piece.view.n_stride == 1 {
+            return self.along_n(piece.view, strip, order, panel);
+        }
+        for start in strip.columns.clone().step_by(LANES) {
+            let columns = start..strip.columns.end.min(start + LANES);
+            let lane = strip.lane + start - strip.columns.start;
+            self.along_k(piece.view, &Columns { columns, lane }, order, panel);
+        }
+    }
+
+    /// The columns stand side by side in the source: copies of short rows.
+    fn along_n(&self, view: &MatrixView<'_, T>, strip: &Columns, order: &[(usize, usize)], panel: &mut [f32]) {
+        let width = strip.columns.len();
+        let first = view.offset + strip.columns.start;
+        let scale = view.scale.map(|s| &s[strip.columns.clone()]);
+        for (at, k) in order {
+            let from = &view.data[first + at..][..width];
+            let to = &mut panel[k * self.nr + strip.lane..][..width];
+            match (T::as_f32(from), scale) {
+                (Some(from), None) => to.copy_from_slice(from),
+                (_, None) => to.iter_mut().zip(from).for_each(|(y, x)| *y = x.to_f32()),
+                (_, Some(s)) => to.iter_mut().zip(from).zip(s).for_each(|((y, x), s)| *y = x.to_f32() * s),
+            }
+        }
+    }
+
+    /// At most 16 columns of any stride: where `K` is contiguous it is transposed in registers, the rest goes by element.
+    fn along_k(&self, view: &MatrixView<'_, T>, strip: &Columns, order: &[(usize, usize)], panel: &mut [f32]) {
+        let width = strip.columns.len();
+        for run in order.chunk_by(|a, b| a.0 + 1 == b.0) {
+            let whole = if width == LANES { run.len() / LANES * LANES } else { 0 };
+            let (blocks, rest) = run.split_at(whole);
+            if !blocks.is_empty() {
+                self.transpose(view, strip, blocks, panel);
+            }
+            self.by_element(view, strip, rest, panel);
+        }
+    }
+
+    fn transpose(&self, view: &MatrixView<'_, T>, strip: &Columns, steps: &[(usize, usize)], panel: &mut [f32]) {
+        let scale: Option<&[f32; LANES]> = view.scale.and_then(|s| s[strip.columns.start..].first_chunk());
+        let data = &view.data[view.offset + strip.columns.start * view.n_stride..];
+        let (dst, line_stride) = (&mut panel[strip.lane..], self.nr);
+        if let Some(src) = T::as_f32(data) {
+            let strip = Strip { src, row_stride: view.n_stride, scale, dst, line_stride, stream: self.stream };
+            return transpose_strip(self.isa, strip, steps);
+        }
+        for steps in steps.chunks(LANES) {
+            let mut rows = [[0.0; LANES]; LANES];
+            for (i, row) in rows.iter_mut().enumerate() {
+                let from = &data[i * view.n_stride + steps[0].0..][..LANES];
+                row.iter_mut().zip(from).for_each(|(y, x)| *y = x.to_f32());
+            }
+            let steps: [(usize, usize); LANES] = std::array::from_fn(|j| (j, steps[j].1));
+            let strip = Strip { src: rows.as_flattened(), row_stride: LANES, scale, dst: &mut *dst, line_stride, stream: self.stream };
+            transpose_strip(self.isa, strip, &steps);
+        }
+    }
+
+    fn by_element(&self, view: &MatrixView<'_, T>, strip: &Columns, steps: &[(usize, usize)], panel: &mut [f32]) {
+        for (i, n) in strip.columns.clone().enumerate() {
+            let first = view.offset + n * view.n_stride;
+            for (at, k) in steps {
+                let x = view.data[first + at].to_f32();
+                panel[k * self.nr + strip.lane + i] = view.scale.map_or(x, |scale| x * scale[n]);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "panels_tests.rs"]
+mod tests;

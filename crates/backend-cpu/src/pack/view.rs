@@ -1,0 +1,124 @@
+//! Where the elements of a matrix that is to be packed come from.
+
+use half::{bf16, f16};
+
+use crate::simd::math;
+
+/// An element type that weights may have; packing converts to `f32` on the way.
+pub trait SourceElement: Copy + Sync {
+    /// The value as `f32`, rounded to nearest where it does not fit.
+    fn to_f32(self) -> f32;
+
+    /// The same slice, if it already is `f32`.
+    fn as_f32(_slice: &[Self]) -> Option<&[f32]> {
+        None
+    }
+}
+
+impl SourceElement for f32 {
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self
+    }
+
+    fn as_f32(slice: &[f32]) -> Option<&[f32]> {
+        Some(slice)
+    }
+}
+
+impl SourceElement for f64 {
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self as f32
+    }
+}
+
+impl SourceElement for f16 {
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        math::f16_to_f32(self.to_bits())
+    }
+}
+
+impl SourceElement for bf16 {
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        math::bf16_to_f32(self.to_bits())
+    }
+}
+
+/// A logical matrix `[K, N]` gathered from a strided tensor: element `(k, n)` is
+/// `data[offset + (k's offset) + n * n_stride] * scale[n]`, where `k` runs over `k_dims` in row-major order.
+#[derive(Clone, Debug)]
+pub struct MatrixView<'a, T = f32> {
+    /// The tensor's storage.
+    pub data: &'a [T],
+    /// Where element `(0, 0)` is.
+    pub offset: usize,
+    /// `(size, stride)` of the dimensions that make up `K`, slowest first.
+    pub k_dims: Vec<(usize, usize)>,
+    /// `N`.
+    pub n_len: usize,
+    /// Distance between columns.
+    pub n_stride: usize,
+    /// A factor for each column.
+    pub scale: Option<&'a [f32]>,
+}
+
+impl<'a, T> MatrixView<'a, T> {
+    /// The weight of a linear layer, `[n, k]`: the product is `x · Wᵀ`.
+    pub fn linear(data: &'a [T], n: usize, k: usize) -> Self {
+        MatrixView { data, offset: 0, k_dims: vec![(k, 1)], n_len: n, n_stride: k, scale: None }
+    }
+
+    /// A matrix that is stored as `[k, n]`.
+    pub fn row_major(data: &'a [T], k: usize, n: usize) -> Self {
+        MatrixView { data, offset: 0, k_dims: vec![(k, n)], n_len: n, n_stride: 1, scale: None }
+    }
+
+    /// The weight of a convolution, `[oc, ic, kh, kw]`, with `K` in the order `(kh, kw, ic)` that channels-last taps have.
+    pub fn conv2d(data: &'a [T], [oc, ic, kh, kw]: [usize; 4]) -> Self {
+        let k_dims = vec![(kh, kw), (kw, 1), (ic, kh * kw)];
+        MatrixView { data, offset: 0, k_dims, n_len: oc, n_stride: ic * kh * kw, scale: None }
+    }
+
+    /// The same with a factor for each column.
+    pub fn scaled(self, scale: &'a [f32]) -> Self {
+        MatrixView { scale: Some(scale), ..self }
+    }
+
+    /// `K`.
+    pub fn k_len(&self) -> usize {
+        self.k_dims.iter().map(|(size, _)| size).product()
+    }
+
+    /// Panics unless every element lies in `data` and the scales fit.
+    pub(super) fn check(&self) {
+        if let Some(scale) = self.scale {
+            assert_eq!(scale.len(), self.n_len, "one scale per column");
+        }
+        if self.k_len() == 0 || self.n_len == 0 {
+            return;
+        }
+        let dims = self.k_dims.iter().copied().chain([(self.n_len, self.n_stride)]);
+        let last = dims.fold(Some(self.offset), |sum, (size, stride)| sum?.checked_add((size - 1).checked_mul(stride)?));
+        assert!(last.is_some_and(|last| last < self.data.len()), "a matrix view reaches beyond its data");
+    }
+
+    /// `(source offset, k)` for every `k`, sorted by source offset, so that packing walks through memory in order.
+    pub(super) fn k_order(&self) -> Vec<(usize, usize)> {
+        let mut inner = self.k_len();
+        let mut dims: Vec<(usize, usize, usize)> = Vec::with_capacity(self.k_dims.len());
+        for &(size, stride) in &self.k_dims {
+            inner /= size.max(1);
+            dims.push((size, stride, inner));
+        }
+        dims.sort_by_key(|(_, stride, _)| std::cmp::Reverse(*stride));
+        let mut order = vec![(0, 0)];
+        for (size, stride, k_stride) in dims {
+            let steps = |(at, k)| (0..size).map(move |i| (at + i * stride, k + i * k_stride));
+            order = order.into_iter().flat_map(steps).collect();
+        }
+        order
+    }
+}

@@ -1,0 +1,87 @@
+//! One source, three machine codes: slice loops compiled per instruction set and chosen at run time.
+
+/// Whether `a * b + c` is fused. Without hardware support `f32::mul_add` is a library call, so the lane functions of
+/// [`math`](super::math) take this marker instead of calling it.
+pub trait Fma: Copy {
+    /// `a * b + c`.
+    fn mul_add(a: f32, b: f32, c: f32) -> f32;
+}
+
+/// One rounding: for code compiled with FMA.
+#[derive(Clone, Copy, Debug)]
+pub struct Fused;
+
+/// Two roundings: for code compiled without.
+#[derive(Clone, Copy, Debug)]
+pub struct Unfused;
+
+impl Fma for Fused {
+    #[inline(always)]
+    fn mul_add(a: f32, b: f32, c: f32) -> f32 {
+        a.mul_add(b, c)
+    }
+}
+
+impl Fma for Unfused {
+    #[inline(always)]
+    fn mul_add(a: f32, b: f32, c: f32) -> f32 {
+        a * b + c
+    }
+}
+
+/// Defines a function whose body is compiled for every [`Isa`](super::Isa); the caller passes the one to run as first argument.
+///
+/// The body is ordinary safe code, generic over an [`Fma`] marker, written so that LLVM can vectorise it: loops over
+/// slices or arrays of fixed length, selects instead of branches.
+///
+/// ```ignore
+/// simd_fn! {
+///     /// Adds `y * scale` to `x`.
+///     pub fn add_scaled<F>(x: &mut [f32], y: &[f32], scale: f32) {
+///         for (x, y) in x.iter_mut().zip(y) {
+///             *x = F::mul_add(*y, scale, *x);
+///         }
+///     }
+/// }
+/// add_scaled(Isa::detect(), &mut x, &y, 2.0);
+/// ```
+macro_rules! simd_fn {
+    (
+        $(#[$meta:meta])*
+        $vis:vis fn $name:ident<$F:ident>($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block
+    ) => {
+        $(#[$meta])*
+        #[allow(unsafe_code)]
+        $vis fn $name(isa: $crate::simd::Isa, $($arg: $ty),*) $(-> $ret)? {
+            #[inline(always)]
+            fn lanes<$F: $crate::simd::Fma>($($arg: $ty),*) $(-> $ret)? $body
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
+            fn avx512($($arg: $ty),*) $(-> $ret)? {
+                lanes::<$crate::simd::Fused>($($arg),*)
+            }
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            fn avx2($($arg: $ty),*) $(-> $ret)? {
+                lanes::<$crate::simd::Fused>($($arg),*)
+            }
+
+            match isa.verified() {
+                #[cfg(target_arch = "x86_64")]
+                $crate::simd::Isa::Avx512 => {
+                    // SAFETY: `verified` has found these features on this processor.
+                    unsafe { avx512($($arg),*) }
+                }
+                #[cfg(target_arch = "x86_64")]
+                $crate::simd::Isa::Avx2 => {
+                    // SAFETY: as above.
+                    unsafe { avx2($($arg),*) }
+                }
+                _ => lanes::<$crate::simd::Unfused>($($arg),*),
+            }
+        }
+    };
+}
+pub(crate) use simd_fn;

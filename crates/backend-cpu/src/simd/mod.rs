@@ -1,0 +1,99 @@
+//! Instruction sets, found at run time, and the code that depends on them.
+#![allow(unsafe_code)]
+
+mod activation;
+mod dispatch;
+pub mod math;
+mod transpose;
+
+use std::{fmt, sync::OnceLock};
+
+pub use activation::Activation;
+pub(crate) use dispatch::simd_fn;
+pub(crate) use transpose::{Strip, transpose_strip};
+pub use dispatch::{Fma, Fused, Unfused};
+
+/// An instruction set that routines are compiled for. Later ones contain earlier ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Isa {
+    /// What the target guarantees (SSE2 on x86-64), no fused multiply-add.
+    Portable,
+    /// AVX2 with FMA: 8 lanes.
+    Avx2,
+    /// AVX-512 F, VL, BW and DQ: 16 lanes.
+    Avx512,
+}
+
+impl Isa {
+    /// All instruction sets, simplest first.
+    pub const ALL: [Isa; 3] = [Isa::Portable, Isa::Avx2, Isa::Avx512];
+
+    /// The best instruction set of this processor.
+    pub fn detect() -> Isa {
+        static BEST: OnceLock<Isa> = OnceLock::new();
+        *BEST.get_or_init(detect)
+    }
+
+    /// Every instruction set of this processor, simplest first.
+    pub fn available() -> Vec<Isa> {
+        Isa::ALL.into_iter().filter(|isa| *isa <= Isa::detect()).collect()
+    }
+
+    /// The name in plans, reports and tuning records.
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Portable => "portable",
+            Isa::Avx2 => "avx2+fma",
+            Isa::Avx512 => "avx512",
+        }
+    }
+
+    /// `self`, known to run here: the one gate in front of every `target_feature` call.
+    ///
+    /// # Panics
+    ///
+    /// If this processor lacks the instruction set.
+    #[inline]
+    pub(crate) fn verified(self) -> Isa {
+        assert!(self <= Isa::detect(), "this processor has no {}", self.name());
+        self
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn detect() -> Isa {
+    let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+    let avx512 = is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq");
+    match (avx2, avx512) {
+        (true, true) => Isa::Avx512,
+        (true, false) => Isa::Avx2,
+        (false, _) => Isa::Portable,
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn detect() -> Isa {
+    Isa::Portable
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Isa;
+
+    #[test]
+    fn available_ends_with_the_best() {
+        let all = Isa::available();
+        assert_eq!(all.first(), Some(&Isa::Portable));
+        assert_eq!(all.last(), Some(&Isa::detect()));
+        assert!(all.is_sorted());
+    }
+}

@@ -1,0 +1,231 @@
+//! Transposition in registers: 16 columns of a matrix become rows of 16 lanes.
+
+use super::Isa;
+
+/// Where 16 rows are read from and their transposed lines go to.
+pub(crate) struct Strip<'a> {
+    /// Element `j` of row `i` is `src[i * row_stride + j]`.
+    pub(crate) src: &'a [f32],
+    /// Distance between the 16 rows.
+    pub(crate) row_stride: usize,
+    /// A factor for each row.
+    pub(crate) scale: Option<&'a [f32; 16]>,
+    /// Line `l` is the 16 floats at `dst[l * line_stride]`.
+    pub(crate) dst: &'a mut [f32],
+    /// Distance between lines.
+    pub(crate) line_stride: usize,
+    /// Write past the caches: right for an output larger than they are, which then need not be read before it is written.
+    pub(crate) stream: bool,
+}
+
+/// Writes element `j` of all 16 rows to line `l` for every step `(j, l)`. The `j` must count upwards by one, and there must be
+/// a multiple of 16 of them.
+///
+/// # Panics
+///
+/// If the steps are not of that form or reach beyond the slices.
+pub(crate) fn transpose_strip(isa: Isa, strip: Strip<'_>, steps: &[(usize, usize)]) {
+    assert!(steps.len().is_multiple_of(16) && steps.is_sorted_by(|a, b| a.0 + 1 == b.0));
+    let (Some((last, _)), Some(line)) = (steps.last(), steps.iter().map(|(_, line)| *line).max()) else {
+        return;
+    };
+    assert!(15 * strip.row_stride + last < strip.src.len());
+    assert!(line * strip.line_stride + 16 <= strip.dst.len());
+    match isa.verified() {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => {
+            // SAFETY: `verified` has found AVX-512 here; rows and lines are in bounds and the steps contiguous by the
+            // assertions.
+            unsafe { x86::avx512(strip, steps) }
+        }
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => {
+            // SAFETY: as above, with AVX2.
+            unsafe { x86::avx2(strip, steps) }
+        }
+        _ => portable(strip, steps),
+    }
+}
+
+fn portable(strip: Strip<'_>, steps: &[(usize, usize)]) {
+    for block in steps.chunks_exact(16) {
+        let mut lines = [[0.0; 16]; 16];
+        for i in 0..16 {
+            let row: &[f32] = &strip.src[i * strip.row_stride + block[0].0..][..16];
+            lines.iter_mut().zip(row).for_each(|(line, x)| line[i] = *x);
+        }
+        for (line, (_, l)) in lines.iter_mut().zip(block) {
+            if let Some(scale) = strip.scale {
+                line.iter_mut().zip(scale).for_each(|(x, s)| *x *= s);
+            }
+            strip.dst[l * strip.line_stride..][..16].copy_from_slice(line);
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::{arch::x86_64::*, array};
+
+    use super::Strip;
+
+    /// Floats of a row that are read in one go. Rows are often a power of two apart, so that lines of different rows evict
+    /// each other from the first-level cache; reading a stretch of one row at a time uses each line up at once.
+    const STRETCH: usize = 64;
+
+    /// Stretches of 16 rows, side by side.
+    #[repr(C, align(64))]
+    struct Stretches([[f32; STRETCH]; 16]);
+
+    /// Whether every line may be written with streaming stores, which want whole aligned cache lines.
+    fn streams(strip: &Strip<'_>) -> bool {
+        strip.stream && strip.dst.as_ptr().addr().is_multiple_of(64) && strip.line_stride.is_multiple_of(16)
+    }
+
+    /// Copies steps `steps` of the 16 rows next to each other and warns the cache of those that follow.
+    #[inline(always)]
+    fn gather(strip: &Strip<'_>, steps: &[(usize, usize)], stretches: &mut Stretches) {
+        let first = steps[0].0;
+        for (i, stretch) in stretches.0.iter_mut().enumerate() {
+            let row = &strip.src[i * strip.row_stride + first..][..steps.len()];
+            for ahead in (STRETCH..2 * STRETCH).step_by(16) {
+                // SAFETY: prefetching has no effect but on caches, whatever the address.
+                unsafe { _mm_prefetch::<_MM_HINT_T1>(row.as_ptr().wrapping_add(ahead).cast()) };
+            }
+            for (to, from) in stretch.chunks_exact_mut(16).zip(row.chunks_exact(16)) {
+                to.copy_from_slice(from);
+            }
+        }
+    }
+
+    /// # Safety
+    ///
+    /// Needs AVX-512F and what [`transpose_strip`](super::transpose_strip) asserts.
+    #[target_feature(enable = "avx512f")]
+    pub(super) unsafe fn avx512(strip: Strip<'_>, steps: &[(usize, usize)]) {
+        let stream = streams(&strip);
+        // SAFETY: an array of 16 floats.
+        let scale = strip.scale.map(|s| unsafe { _mm512_loadu_ps(s.as_ptr()) });
+        let mut stretches = Stretches([[0.0; STRETCH]; 16]);
+        for steps in steps.chunks(STRETCH) {
+            gather(&strip, steps, &mut stretches);
+            for (b, block) in steps.chunks_exact(16).enumerate() {
+                // SAFETY: block `b` lies within a stretch, since there are at most `STRETCH` steps.
+                let rows = array::from_fn(|i| unsafe { _mm512_load_ps(stretches.0[i].as_ptr().add(16 * b)) });
+                for (line, (_, l)) in transpose16(rows).into_iter().zip(block) {
+                    let line = scale.map_or(line, |s| _mm512_mul_ps(line, s));
+                    let to = strip.dst.as_mut_ptr().wrapping_add(l * strip.line_stride);
+                    // SAFETY: line `l` is in bounds by contract, and aligned if `stream`.
+                    unsafe { if stream { _mm512_stream_ps(to, line) } else { _mm512_storeu_ps(to, line) } }
+                }
+            }
+        }
+        _mm_sfence(); // streaming stores are not ordered with what publishes the buffer
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn transpose16(r: [__m512; 16]) -> [__m512; 16] {
+        // Interleave pairs of rows, then pairs of pairs: u[4 g + c] holds, in each 128-bit quarter q, column 4 q + c of
+        // rows 4 g .. 4 g + 4.
+        let t: [__m512; 16] = array::from_fn(|i| {
+            let (a, b) = (r[i & !1], r[i | 1]);
+            if i & 1 == 0 { _mm512_unpacklo_ps(a, b) } else { _mm512_unpackhi_ps(a, b) }
+        });
+        let u: [__m512; 16] = array::from_fn(|i| {
+            let (group, c) = (i & !3, i & 3);
+            let (a, b) = (_mm512_castps_pd(t[group + c / 2]), _mm512_castps_pd(t[group + 2 + c / 2]));
+            _mm512_castpd_ps(if c & 1 == 0 { _mm512_unpacklo_pd(a, b) } else { _mm512_unpackhi_pd(a, b) })
+        });
+        // Then transpose the 4 x 4 quarters of u[c], u[4 + c], u[8 + c], u[12 + c].
+        const EVEN: i32 = 0b10_00_10_00;
+        const ODD: i32 = 0b11_01_11_01;
+        let quarters: [[__m512; 4]; 4] = array::from_fn(|c| {
+            let even = (_mm512_shuffle_f32x4::<EVEN>(u[c], u[4 + c]), _mm512_shuffle_f32x4::<EVEN>(u[8 + c], u[12 + c]));
+            let odd = (_mm512_shuffle_f32x4::<ODD>(u[c], u[4 + c]), _mm512_shuffle_f32x4::<ODD>(u[8 + c], u[12 + c]));
+            [
+                _mm512_shuffle_f32x4::<EVEN>(even.0, even.1),
+                _mm512_shuffle_f32x4::<EVEN>(odd.0, odd.1),
+                _mm512_shuffle_f32x4::<ODD>(even.0, even.1),
+                _mm512_shuffle_f32x4::<ODD>(odd.0, odd.1),
+            ]
+        });
+        array::from_fn(|j| quarters[j & 3][j >> 2])
+    }
+
+    /// # Safety
+    ///
+    /// Needs AVX2 and what [`transpose_strip`](super::transpose_strip) asserts.
+    #[target_feature(enable = "avx2")]
+    pub(super) unsafe fn avx2(strip: Strip<'_>, steps: &[(usize, usize)]) {
+        let stream = streams(&strip);
+        let scale = strip.scale.copied().unwrap_or([1.0; 16]);
+        // SAFETY: an array of 16 floats, read in halves.
+        let scale: [__m256; 2] = array::from_fn(|h| unsafe { _mm256_loadu_ps(scale.as_ptr().add(8 * h)) });
+        let mut stretches = Stretches([[0.0; STRETCH]; 16]);
+        for steps in steps.chunks(STRETCH) {
+            gather(&strip, steps, &mut stretches);
+            for (b, block) in steps.chunks_exact(8).enumerate() {
+                let [left, right]: [[__m256; 8]; 2] = array::from_fn(|h| {
+                    // SAFETY: block `b` lies within a stretch, since there are at most `STRETCH` steps.
+                    let row = |i: usize| unsafe { _mm256_load_ps(stretches.0[8 * h + i].as_ptr().add(8 * b)) };
+                    transpose8(array::from_fn(row))
+                });
+                for (j, (_, l)) in block.iter().enumerate() {
+                    let line = [_mm256_mul_ps(left[j], scale[0]), _mm256_mul_ps(right[j], scale[1])];
+                    for (h, half) in line.into_iter().enumerate() {
+                        let to = strip.dst.as_mut_ptr().wrapping_add(l * strip.line_stride + 8 * h);
+                        // SAFETY: line `l` is in bounds by contract, and aligned if `stream`.
+                        unsafe { if stream { _mm256_stream_ps(to, half) } else { _mm256_storeu_ps(to, half) } }
+                    }
+                }
+            }
+        }
+        _mm_sfence(); // streaming stores are not ordered with what publishes the buffer
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn transpose8(r: [__m256; 8]) -> [__m256; 8] {
+        let half = |a: __m256, b: __m256, c: __m256, d: __m256| {
+            let (ab, ab_hi) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+            let (cd, cd_hi) = (_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+            [
+                _mm256_shuffle_ps::<0b01_00_01_00>(ab, cd),
+                _mm256_shuffle_ps::<0b11_10_11_10>(ab, cd),
+                _mm256_shuffle_ps::<0b01_00_01_00>(ab_hi, cd_hi),
+                _mm256_shuffle_ps::<0b11_10_11_10>(ab_hi, cd_hi),
+            ]
+        };
+        let top = half(r[0], r[1], r[2], r[3]);
+        let bottom = half(r[4], r[5], r[6], r[7]);
+        array::from_fn(|c| {
+            let (a, b) = (top[c & 3], bottom[c & 3]);
+            if c < 4 { _mm256_permute2f128_ps::<0x20>(a, b) } else { _mm256_permute2f128_ps::<0x31>(a, b) }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_isa_transposes() {
+        let steps: Vec<(usize, usize)> = (0..32).map(|i| (3 + i, i * 5 % 32)).collect();
+        let factors: [f32; 16] = std::array::from_fn(|i| i as f32 + 1.0);
+        for (isa, row_stride) in Isa::available().into_iter().flat_map(|isa| [(isa, 16), (isa, 35), (isa, 0)]) {
+            for (scale, line_stride, stream) in [(None, 20, false), (Some(&factors), 20, true), (None, 32, true)] {
+                let src: Vec<f32> = (0..15 * row_stride + 35).map(|i| i as f32).collect();
+                let mut dst = vec![0.0; 32 * line_stride];
+                transpose_strip(isa, Strip { src: &src, row_stride, scale, dst: &mut dst, line_stride, stream }, &steps);
+                for (j, l) in &steps {
+                    for i in 0..16 {
+                        let want = src[i * row_stride + j] * scale.map_or(1.0, |s| s[i]);
+                        assert_eq!(dst[l * line_stride + i], want, "{isa} stride {row_stride} at {i}, {j}");
+                    }
+                }
+            }
+        }
+    }
+}

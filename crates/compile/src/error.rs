@@ -1,0 +1,24 @@
+use regraft_ir::IrError;
+
+/// An error of compilation. The program is valid when it comes here, so these are limits or faults of the compiler.
+#[derive(Debug, thiserror::Error)]
+pub enum CompileError {
+    /// A pass broke the program.
+    #[error("pass `{pass}`: {error}")]
+    Pass {
+        /// Name of the pass.
+        pass: &'static str,
+        /// What it ran into.
+        #[source]
+        error: IrError,
+    },
+    /// The program is not well-formed, or a recipe could not be written.
+    #[error(transparent)]
+    Ir(#[from] IrError),
+    /// A slot or a source does not fit in memory.
+    #[error("{what} is too large for memory")]
+    TooLarge {
+        /// What.
+        what: String,
+    },
+}

@@ -1,0 +1,11 @@
+//! One file per pass.
+
+pub mod attention_layout;
+pub mod canonicalize;
+pub mod channels_last;
+pub mod common_subexpressions;
+pub mod fold_batch_norm;
+pub mod fuse_elementwise;
+pub mod fuse_epilogue;
+pub mod join_linears;
+pub mod recompose_attention;

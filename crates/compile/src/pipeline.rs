@@ -1,0 +1,2 @@
+//! The stages in order, each with its own type.
+

@@ -1,0 +1,13 @@
+//! Importers: from files of other tools to the IR.
+//!
+//! [`pt2`] reads the archives that `torch.export.save` writes. [`pt2::Pt2Archive`] is such an archive, checked and
+//! typed: the program, its symbols, the names of its inputs and outputs, and its weights, mapped from the file.
+//!
+//! Every byte of such a file is hostile until checked: nothing is unpickled or executed, sizes are bounded before
+//! anything is allocated, and an [`ImportError`] says what is wrong, where, and what to do about it.
+#![forbid(unsafe_code)]
+
+mod error;
+pub mod pt2;
+
+pub use error::{ImportError, ImportErrorKind, UnknownOp, WeightProblem};

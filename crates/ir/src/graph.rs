@@ -1,0 +1,455 @@
+use std::sync::Arc;
+
+use regraft_tensor::{Range, Symbol};
+use serde::{Deserialize, Serialize};
+
+use crate::{IrError, IrErrorKind, Op, TensorType};
+
+/// A value of a [`Graph`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ValueId(pub u32);
+
+/// A node of a [`Graph`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct NodeId(pub u32);
+
+/// Where a value comes from; the index points into the graph's list of that kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Def {
+    /// An input given at each run.
+    Input(u32),
+    /// A source: a named tensor of the model.
+    Source(u32),
+    /// The state of a session at the start of a run.
+    State(u32),
+    /// An output of a node.
+    Node(NodeId, u32),
+}
+
+/// A value with its type.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Value {
+    /// Its type.
+    pub ty: TensorType,
+    /// Where it comes from.
+    pub def: Def,
+}
+
+/// An input of the program, in the program's order.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Input {
+    /// The name under which a caller gives it.
+    pub name: String,
+    /// Its value.
+    pub value: ValueId,
+}
+
+/// What a source was in the original model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum SourceKind {
+    /// `nn.Parameter`.
+    Parameter,
+    /// A buffer that `state_dict()` holds.
+    Buffer,
+    /// A buffer registered with `persistent=False`: no state dict holds it.
+    NonPersistentBuffer,
+    /// A tensor lifted out of the program's code: no state dict holds it.
+    Constant,
+}
+
+impl SourceKind {
+    /// Whether `state_dict()` holds sources of this kind.
+    pub fn in_state_dict(self) -> bool {
+        matches!(self, SourceKind::Parameter | SourceKind::Buffer)
+    }
+
+    /// The word for it in text.
+    pub fn name(self) -> &'static str {
+        match self {
+            SourceKind::Parameter => "parameter",
+            SourceKind::Buffer => "buffer",
+            SourceKind::NonPersistentBuffer => "buffer_non_persistent",
+            SourceKind::Constant => "constant",
+        }
+    }
+
+    /// All kinds.
+    pub const ALL: [SourceKind; 4] =
+        [SourceKind::Parameter, SourceKind::Buffer, SourceKind::NonPersistentBuffer, SourceKind::Constant];
+}
+
+/// A named tensor of the original model.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Source {
+    /// Fully qualified name, as `state_dict()` spells it.
+    pub name: String,
+    /// Other names of the same tensor (tied weights).
+    pub aliases: Vec<String>,
+    /// What it was.
+    pub kind: SourceKind,
+    /// Its value; the type is in the value.
+    pub value: ValueId,
+}
+
+/// A buffer that the program mutates: kept per session, starting from a source.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct State {
+    /// Fully qualified name of the buffer.
+    pub name: String,
+    /// The value at the start of a run.
+    pub value: ValueId,
+    /// The source that holds its first value.
+    pub init: u32,
+    /// The value at the end of a run.
+    pub next: ValueId,
+}
+
+/// An output of the program.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Output {
+    /// Its name.
+    pub name: String,
+    /// Its value.
+    pub value: ValueId,
+}
+
+/// What is known about a symbol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SymbolInfo {
+    /// The values it may take.
+    pub range: Range,
+    /// The value for which kernels are chosen.
+    pub opt: i64,
+}
+
+/// One operation applied to values.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Node {
+    /// The operation with its attributes.
+    pub op: Op,
+    /// Operands; an optional operand that is absent is `None`.
+    pub inputs: Vec<Option<ValueId>>,
+    /// Results.
+    pub outputs: Vec<ValueId>,
+    /// Module path in the original model, for messages.
+    pub scope: Arc<str>,
+}
+
+impl Node {
+    /// The required operand at `index`.
+    ///
+    /// # Panics
+    /// When it is absent, which the verifier rules out for required operands.
+    pub fn input(&self, index: usize) -> ValueId {
+        self.inputs[index].expect("the verifier checked that required operands are there")
+    }
+
+    /// The operand at `index`, if there.
+    pub fn optional_input(&self, index: usize) -> Option<ValueId> {
+        self.inputs.get(index).copied().flatten()
+    }
+
+    /// The first result.
+    pub fn output(&self) -> ValueId {
+        self.outputs[0]
+    }
+}
+
+/// A program in SSA form. Nodes stand in an order in which every operand comes before its use.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Graph {
+    /// Name of the program.
+    pub name: String,
+    /// Symbols; [`Symbol`]`(i)` is entry `i`.
+    pub symbols: Vec<SymbolInfo>,
+    /// Inputs in the program's order.
+    pub inputs: Vec<Input>,
+    /// Sources.
+    pub sources: Vec<Source>,
+    /// Session state.
+    pub states: Vec<State>,
+    /// Outputs in the program's order.
+    pub outputs: Vec<Output>,
+    values: Vec<Value>,
+    nodes: Vec<Node>,
+}
+
+impl Graph {
+    /// An empty program.
+    pub fn new(name: impl Into<String>) -> Self {
+        Graph { name: name.into(), ..Graph::default() }
+    }
+
+    /// Adds a symbol.
+    pub fn add_symbol(&mut self, range: Range, opt: i64) -> Symbol {
+        self.symbols.push(SymbolInfo { range, opt });
+        Symbol(self.symbols.len() as u32 - 1)
+    }
+
+    fn add_value(&mut self, ty: TensorType, def: Def) -> ValueId {
+        self.values.push(Value { ty, def });
+        ValueId(self.values.len() as u32 - 1)
+    }
+
+    /// Adds an input.
+    pub fn add_input(&mut self, name: impl Into<String>, ty: TensorType) -> ValueId {
+        let value = self.add_value(ty, Def::Input(self.inputs.len() as u32));
+        self.inputs.push(Input { name: name.into(), value });
+        value
+    }
+
+    /// Adds a source.
+    pub fn add_source(&mut self, name: impl Into<String>, kind: SourceKind, ty: TensorType) -> ValueId {
+        let value = self.add_value(ty, Def::Source(self.sources.len() as u32));
+        self.sources.push(Source { name: name.into(), aliases: Vec::new(), kind, value });
+        value
+    }
+
+    /// Adds a state that starts as source `init`; `next` is the state itself until it is set.
+    pub fn add_state(&mut self, name: impl Into<String>, init: u32) -> ValueId {
+        let ty = self.ty(self.sources[init as usize].value).clone();
+        let value = self.add_value(ty, Def::State(self.states.len() as u32));
+        self.states.push(State { name: name.into(), value, init, next: value });
+        value
+    }
+
+    /// Adds an output.
+    pub fn add_output(&mut self, name: impl Into<String>, value: ValueId) {
+        self.outputs.push(Output { name: name.into(), value });
+    }
+
+    /// Adds a node; its results' types are inferred.
+    ///
+    /// # Errors
+    /// When the op does not take these operands; the graph is unchanged then.
+    pub fn add(
+        &mut self,
+        op: impl Into<Op>,
+        inputs: impl IntoIterator<Item = Option<ValueId>>,
+        scope: &Arc<str>,
+    ) -> Result<Vec<ValueId>, IrError> {
+        let op = op.into();
+        let inputs: Vec<_> = inputs.into_iter().collect();
+        let types: Vec<_> = inputs.iter().map(|v| v.map(|v| self.ty(v))).collect();
+        let outputs = op
+            .infer(&types)
+            .map_err(|error| IrErrorKind::Node { op: op.name(), scope: scope.to_string(), error })?;
+        Ok(self.add_typed(op, inputs, outputs, scope))
+    }
+
+    /// [`Graph::add`] for an op with one result and no absent operands.
+    ///
+    /// # Errors
+    /// As [`Graph::add`].
+    pub fn add1(&mut self, op: impl Into<Op>, inputs: &[ValueId], scope: &Arc<str>) -> Result<ValueId, IrError> {
+        Ok(self.add(op, inputs.iter().map(|&v| Some(v)), scope)?[0])
+    }
+
+    /// Adds a node whose results have the given types.
+    pub(crate) fn add_typed(
+        &mut self,
+        op: Op,
+        inputs: Vec<Option<ValueId>>,
+        types: Vec<TensorType>,
+        scope: &Arc<str>,
+    ) -> Vec<ValueId> {
+        let id = NodeId(self.nodes.len() as u32);
+        let outputs: Vec<_> =
+            types.into_iter().enumerate().map(|(i, ty)| self.add_value(ty, Def::Node(id, i as u32))).collect();
+        self.nodes.push(Node { op, inputs, outputs: outputs.clone(), scope: scope.clone() });
+        outputs
+    }
+
+    /// The value with this id.
+    pub fn value(&self, id: ValueId) -> &Value {
+        &self.values[id.0 as usize]
+    }
+
+    /// The type of a value.
+    pub fn ty(&self, id: ValueId) -> &TensorType {
+        &self.value(id).ty
+    }
+
+    /// Gives a value another type, as when a better expression for the same size is known.
+    pub fn set_type(&mut self, id: ValueId, ty: TensorType) {
+        self.values[id.0 as usize].ty = ty;
+    }
+
+    /// Number of values.
+    pub fn value_count(&self) -> usize {
+        self.values.len()
+    }
+
+    /// The nodes in order.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// The ids of the nodes in order.
+    pub fn node_ids(&self) -> impl Iterator<Item = NodeId> + use<> {
+        (0..self.nodes.len() as u32).map(NodeId)
+    }
+
+    /// The node with this id.
+    pub fn node(&self, id: NodeId) -> &Node {
+        &self.nodes[id.0 as usize]
+    }
+
+    /// The node with this id, to be changed.
+    pub fn node_mut(&mut self, id: NodeId) -> &mut Node {
+        &mut self.nodes[id.0 as usize]
+    }
+
+    /// The node that computes `value`, unless it is an input, source or state.
+    pub fn producer(&self, value: ValueId) -> Option<NodeId> {
+        match self.value(value).def {
+            Def::Node(id, _) => Some(id),
+            Def::Input(_) | Def::Source(_) | Def::State(_) => None,
+        }
+    }
+
+    /// The source index behind `value`, if it is one.
+    pub fn source_of(&self, value: ValueId) -> Option<u32> {
+        match self.value(value).def {
+            Def::Source(index) => Some(index),
+            Def::Input(_) | Def::State(_) | Def::Node(..) => None,
+        }
+    }
+
+    /// How many times each value is used, by nodes, outputs and states.
+    pub fn use_counts(&self) -> Vec<u32> {
+        let mut counts = vec![0; self.values.len()];
+        let used = self.nodes.iter().flat_map(|n| n.inputs.iter().flatten());
+        for v in used.chain(self.outputs.iter().map(|o| &o.value)).chain(self.states.iter().map(|s| &s.next)) {
+            counts[v.0 as usize] += 1;
+        }
+        counts
+    }
+
+    /// The nodes that use each value, in order; outputs and states are not among them.
+    pub fn users(&self) -> Vec<Vec<NodeId>> {
+        let mut users = vec![Vec::new(); self.values.len()];
+        for (id, node) in self.node_ids().zip(&self.nodes) {
+            for v in node.inputs.iter().flatten() {
+                users[v.0 as usize].push(id);
+            }
+        }
+        users
+    }
+
+    /// Makes every use of `old` a use of `new`.
+    pub fn replace_uses(&mut self, old: ValueId, new: ValueId) {
+        let in_nodes = self.nodes.iter_mut().flat_map(|n| n.inputs.iter_mut().flatten());
+        let in_outputs = self.outputs.iter_mut().map(|o| &mut o.value);
+        let in_states = self.states.iter_mut().map(|s| &mut s.next);
+        for v in in_nodes.chain(in_outputs).chain(in_states).filter(|v| **v == old) {
+            *v = new;
+        }
+    }
+
+    /// Drops nodes and sources that nothing needs, puts nodes in order (each just before its first user, otherwise as
+    /// they stood) and numbers values and nodes anew.
+    ///
+    /// # Errors
+    /// When the graph has a cycle.
+    pub fn compact(&mut self) -> Result<(), IrError> {
+        let order = self.live_order()?;
+        let old = std::mem::take(self);
+        let mut renamed: Vec<Option<ValueId>> = vec![None; old.values.len()];
+        self.name = old.name;
+        self.symbols = old.symbols;
+        for input in old.inputs {
+            let ty = old.values[input.value.0 as usize].ty.clone();
+            renamed[input.value.0 as usize] = Some(self.add_input(input.name, ty));
+        }
+        let mut live_source = vec![false; old.sources.len()];
+        let used = order.iter().flat_map(|id| old.nodes[id.0 as usize].inputs.iter().flatten());
+        let ends = old.outputs.iter().map(|o| &o.value).chain(old.states.iter().map(|s| &s.next));
+        for v in used.chain(ends) {
+            if let Def::Source(i) = old.values[v.0 as usize].def {
+                live_source[i as usize] = true;
+            }
+        }
+        for state in &old.states {
+            live_source[state.init as usize] = true;
+        }
+        let mut source_index = vec![0; old.sources.len()];
+        for (i, source) in old.sources.into_iter().enumerate().filter(|(i, _)| live_source[*i]) {
+            source_index[i] = self.sources.len() as u32;
+            let ty = old.values[source.value.0 as usize].ty.clone();
+            let value = self.add_source(source.name, source.kind, ty);
+            self.sources.last_mut().expect("just added").aliases = source.aliases;
+            renamed[source.value.0 as usize] = Some(value);
+        }
+        for state in &old.states {
+            let value = self.add_state(state.name.clone(), source_index[state.init as usize]);
+            renamed[state.value.0 as usize] = Some(value);
+        }
+        let get = |renamed: &[Option<ValueId>], v: ValueId| {
+            renamed[v.0 as usize].expect("operands come first in a topological order")
+        };
+        for id in order {
+            let node = &old.nodes[id.0 as usize];
+            let inputs = node.inputs.iter().map(|v| v.map(|v| get(&renamed, v))).collect();
+            let types = node.outputs.iter().map(|v| old.values[v.0 as usize].ty.clone()).collect();
+            let outputs = self.add_typed(node.op.clone(), inputs, types, &node.scope);
+            for (from, to) in node.outputs.iter().zip(outputs) {
+                renamed[from.0 as usize] = Some(to);
+            }
+        }
+        for output in old.outputs {
+            self.add_output(output.name, get(&renamed, output.value));
+        }
+        for (state, old) in self.states.iter_mut().zip(old.states) {
+            state.next = get(&renamed, old.next);
+        }
+        Ok(())
+    }
+
+    /// Live nodes in topological order; iterative, for deep graphs.
+    fn live_order(&self) -> Result<Vec<NodeId>, IrError> {
+        #[derive(Clone, Copy, PartialEq)]
+        enum Mark {
+            New,
+            Open,
+            Done,
+        }
+        let mut live = vec![false; self.nodes.len()];
+        let mut stack: Vec<ValueId> =
+            self.outputs.iter().map(|o| o.value).chain(self.states.iter().map(|s| s.next)).collect();
+        while let Some(v) = stack.pop() {
+            if let Some(id) = self.producer(v)
+                && !std::mem::replace(&mut live[id.0 as usize], true)
+            {
+                stack.extend(self.node(id).inputs.iter().flatten());
+            }
+        }
+        let mut marks = vec![Mark::New; self.nodes.len()];
+        let mut order = Vec::new();
+        for root in self.node_ids().filter(|id| live[id.0 as usize]) {
+            let mut stack = vec![root];
+            while let Some(&id) = stack.last() {
+                let mark = marks[id.0 as usize];
+                if mark == Mark::New {
+                    marks[id.0 as usize] = Mark::Open;
+                    for producer in self.node(id).inputs.iter().flatten().rev().filter_map(|v| self.producer(*v)) {
+                        match marks[producer.0 as usize] {
+                            Mark::New => stack.push(producer),
+                            Mark::Open => {
+                                return Err(IrErrorKind::Malformed("the nodes form a cycle".into()).into());
+                            }
+                            Mark::Done => {}
+                        }
+                    }
+                } else {
+                    stack.pop();
+                    if mark == Mark::Open {
+                        marks[id.0 as usize] = Mark::Done;
+                        order.push(id);
+                    }
+                }
+            }
+        }
+        Ok(order)
+    }
+}

@@ -1,0 +1,217 @@
+//! The closed set of ops: one file per family, one line per op in the table below.
+//!
+//! A family's file holds, in this order: what the op computes, its attributes, inference (which is also what the
+//! verifier checks) and the reference evaluation. Everything repetitive is generated from the table.
+
+mod attention;
+mod conv;
+mod create;
+mod elementwise;
+mod fused;
+mod index;
+mod linear;
+mod lstm;
+mod norm;
+mod pool;
+mod reduce;
+mod resize;
+mod shape;
+mod softmax;
+mod support;
+
+use regraft_tensor::{Tensor, TensorError};
+use serde::{Deserialize, Serialize};
+
+pub use self::{
+    attention::{Attention, HeadsLayout},
+    conv::{Conv, ConvTranspose, SpatialLayout, conv_out_size},
+    create::{Full, Iota, SizeOf},
+    elementwise::{Binary, BinaryFn, Cast, Compare, CompareFn, Select, Unary, UnaryFn},
+    fused::{Fused, FusedFn, FusedStep},
+    index::{Embedding, Gather, Index},
+    linear::{Activation, Linear, Matmul},
+    lstm::Lstm,
+    norm::{BatchNorm, GroupNorm, LayerNorm, RmsNorm},
+    pool::{AdaptiveAvgPool, AvgPool, MaxPool, adaptive_window, pool_out_size},
+    reduce::{ArgReduce, ArgReduceFn, Cumsum, Reduce, ReduceFn},
+    resize::{Resize, ResizeMode},
+    shape::{Concat, Expand, Flip, Pad, PadMode, Permute, Reshape, Slice, infer_reshape},
+    softmax::Softmax,
+    support::{Operands, broadcast, broadcast_types},
+};
+use crate::{
+    EvalError, OpError, TensorType,
+    attr::{AttrValue, Attrs},
+};
+
+/// What an op family implements.
+pub trait OpDef: Attrs {
+    /// Names of the operands; a trailing `?` marks an optional one, `...` any number of them.
+    const OPERANDS: &'static [&'static str];
+
+    /// The types of the results. Checks operands and attributes as far as constants tell; sizes that are symbolic are
+    /// checked when a run binds them.
+    ///
+    /// # Errors
+    /// When the op does not take these operands.
+    fn infer(&self, operands: &Operands<'_>) -> Result<Vec<TensorType>, OpError>;
+
+    /// The results by the plain formula, accumulated in f64 and rounded once. `self` is bound: no symbols are left in
+    /// attributes; `types` are the inferred types of the results, all sizes known.
+    ///
+    /// # Errors
+    /// When an index is out of range or a tensor is too large for memory.
+    fn eval(&self, inputs: &[Option<&Tensor>], types: &[TensorType]) -> Result<Vec<Tensor>, EvalError>;
+}
+
+macro_rules! define_ops {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
+        /// An operation with its attributes.
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        pub enum Op { $($(#[$doc])* $variant($variant),)* }
+
+        $(impl From<$variant> for Op {
+            fn from(op: $variant) -> Op { Op::$variant(op) }
+        })*
+
+        impl Op {
+            /// Names of all ops.
+            pub const NAMES: &'static [&'static str] = &[$($name),*];
+
+            /// The name of the op in text.
+            pub const fn name(&self) -> &'static str {
+                match self { $(Op::$variant(_) => $name),* }
+            }
+
+            /// Names of the operands, as in [`OpDef::OPERANDS`].
+            pub const fn operands(&self) -> &'static [&'static str] {
+                match self { $(Op::$variant(_) => <$variant as OpDef>::OPERANDS),* }
+            }
+
+            /// Attributes that differ from their defaults.
+            pub fn attrs(&self) -> Vec<(&'static str, AttrValue)> {
+                match self { $(Op::$variant(op) => op.fields()),* }
+            }
+
+            /// The op called `name` with these attributes; `None` for an unknown name.
+            ///
+            /// # Errors
+            /// The name of an attribute that is missing, unknown or of the wrong kind.
+            pub fn from_text(name: &str, mut attrs: Vec<(String, AttrValue)>) -> Option<Result<Op, String>> {
+                let op = match name {
+                    $($name => $variant::take_fields(&mut attrs).map(Op::$variant),)*
+                    _ => return None,
+                };
+                Some(op.map_err(str::to_owned).and_then(|op| match attrs.pop() {
+                    Some((unknown, _)) => Err(unknown),
+                    None => Ok(op),
+                }))
+            }
+
+            /// The types of the results for operands of these types.
+            ///
+            /// # Errors
+            /// When the op does not take these operands.
+            pub fn infer(&self, inputs: &[Option<&TensorType>]) -> Result<Vec<TensorType>, OpError> {
+                let operands = Operands::new(self.operands(), inputs)?;
+                match self { $(Op::$variant(op) => op.infer(&operands)),* }
+            }
+
+            /// The op with every symbol in its attributes replaced by its value.
+            ///
+            /// # Errors
+            /// When a dimension has no value.
+            pub fn bind(&self, symbols: &[i64]) -> Result<Op, TensorError> {
+                Ok(match self { $(Op::$variant(op) => Op::$variant(op.bind(symbols)?)),* })
+            }
+
+            /// Evaluates a bound op; see [`OpDef::eval`].
+            ///
+            /// # Errors
+            /// When the operands do not fit or a value is out of range.
+            pub fn eval(&self, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>, EvalError> {
+                let types: Vec<Option<TensorType>> =
+                    inputs.iter().map(|t| t.map(|t| TensorType::of_sizes(t.dtype(), t.shape()))).collect();
+                let out = self.infer(&types.iter().map(Option::as_ref).collect::<Vec<_>>())?;
+                match self { $(Op::$variant(op) => op.eval(inputs, &out)),* }
+            }
+        }
+    };
+}
+
+define_ops! {
+    /// A function of one value, element by element.
+    Unary = "unary",
+    /// A function of two values, element by element, with broadcasting.
+    Binary = "binary",
+    /// A comparison, element by element, with broadcasting.
+    Compare = "compare",
+    /// `cond ? a : b`, element by element, with broadcasting.
+    Select = "select",
+    /// Conversion to another dtype.
+    Cast = "cast",
+    /// Several elementwise ops in one pass over memory.
+    Fused = "fused",
+    /// Matrix product of two computed values.
+    Matmul = "matmul",
+    /// `x·Wᵀ + b`, with an epilogue.
+    Linear = "linear",
+    /// Convolution, with an epilogue.
+    Conv = "conv",
+    /// Transposed convolution.
+    ConvTranspose = "conv_transpose",
+    /// Batch normalisation by given statistics.
+    BatchNorm = "batch_norm",
+    /// Layer normalisation.
+    LayerNorm = "layer_norm",
+    /// Root-mean-square normalisation.
+    RmsNorm = "rms_norm",
+    /// Group normalisation.
+    GroupNorm = "group_norm",
+    /// Softmax, or its logarithm, over one axis.
+    Softmax = "softmax",
+    /// Scaled dot-product attention.
+    Attention = "attention",
+    /// Rows of a table by index.
+    Embedding = "embedding",
+    /// Elements along an axis by index.
+    Gather = "gather",
+    /// Indexing by several index tensors at once.
+    Index = "index",
+    /// Maximum over sliding windows.
+    MaxPool = "max_pool",
+    /// Mean over sliding windows.
+    AvgPool = "avg_pool",
+    /// Mean over a fixed number of windows.
+    AdaptiveAvgPool = "adaptive_avg_pool",
+    /// Spatial resampling.
+    Resize = "resize",
+    /// A reduction over axes.
+    Reduce = "reduce",
+    /// Position of the greatest or least element.
+    ArgReduce = "arg_reduce",
+    /// Running sum along an axis.
+    Cumsum = "cumsum",
+    /// The recurrent part of one direction of one LSTM layer.
+    Lstm = "lstm",
+    /// The same elements under another shape.
+    Reshape = "reshape",
+    /// Axes in another order.
+    Permute = "permute",
+    /// Axes of size 1 repeated.
+    Expand = "expand",
+    /// A range of an axis.
+    Slice = "slice",
+    /// Values joined along an axis.
+    Concat = "concat",
+    /// Elements added around.
+    Pad = "pad",
+    /// Axes reversed.
+    Flip = "flip",
+    /// A literal, repeated.
+    Full = "full",
+    /// `start, start + step, ...`.
+    Iota = "iota",
+    /// The value of a dimension expression.
+    SizeOf = "size_of",
+}

@@ -1,0 +1,189 @@
+//! Spatial resampling.
+
+use regraft_tensor::{DType, Dim, Tensor};
+
+use super::{
+    OpDef, Operands,
+    conv::SpatialLayout,
+    support::{around, input, pick, sizes},
+};
+use crate::{EvalError, OpError, TensorType, attrs, word_enum};
+
+word_enum! {
+    /// How new elements are made.
+    pub enum ResizeMode {
+        /// The nearest element: `floor(i·scale)`
+        Nearest = "nearest",
+        /// Linear interpolation along each spatial axis
+        Linear = "linear",
+    }
+}
+
+attrs! {
+    /// `torch.nn.functional.interpolate` of `x: [n, c, spatial...]`, modes nearest, linear, bilinear and trilinear.
+    pub struct Resize {
+        /// How.
+        pub mode: ResizeMode,
+        /// Sizes of the result's spatial axes.
+        pub size: Vec<Dim>,
+        /// `align_corners` of the linear mode.
+        pub align_corners: bool = false,
+        /// Scale factors result/input per spatial axis when the program gives them and they, not the sizes, set the
+        /// sampling positions.
+        pub scales: Option<Vec<f64>> = None,
+        /// Layout of `x` and the result.
+        pub layout: SpatialLayout = SpatialLayout::Nchw,
+    }
+}
+
+impl Resize {
+    /// For each of `out` elements along spatial axis `axis` of `size`: the two elements that it lies between and the weight
+    /// of the second, as PyTorch computes them for elements of `dtype` (in f32 but for f64).
+    pub fn taps(&self, axis: usize, size: usize, out: usize, dtype: DType) -> Vec<(usize, usize, f64)> {
+        if self.mode == ResizeMode::Linear && size == out {
+            return (0..out).map(|i| (i, i, 0.0)).collect();
+        }
+        let round = |v: f64| if dtype == DType::F64 { v } else { f64::from(v as f32) };
+        let aligned = self.mode == ResizeMode::Linear && self.align_corners;
+        let scale = round(match &self.scales {
+            _ if aligned => {
+                if out > 1 {
+                    (size - 1) as f64 / (out - 1) as f64
+                } else {
+                    0.0
+                }
+            }
+            Some(scales) => 1.0 / scales[axis],
+            None => size as f64 / out as f64,
+        });
+        let position = |i: usize| match self.mode {
+            ResizeMode::Linear if !aligned => round(round(scale * (i as f64 + 0.5)) - 0.5).max(0.0),
+            _ => round(scale * i as f64),
+        };
+        let tap = |i: usize| {
+            let position = position(i);
+            let first = ((position as f32).floor() as usize).min(size - 1);
+            match self.mode {
+                ResizeMode::Nearest => (first, first, 0.0),
+                ResizeMode::Linear => (first, (first + 1).min(size - 1), (position - first as f64).clamp(0.0, 1.0)),
+            }
+        };
+        (0..out).map(tap).collect()
+    }
+}
+
+impl OpDef for Resize {
+    const OPERANDS: &'static [&'static str] = &["x"];
+
+    fn infer(&self, operands: &Operands<'_>) -> Result<Vec<TensorType>, OpError> {
+        if self.mode == ResizeMode::Linear {
+            operands.expect_dtype(0, DType::is_float, "a float")?;
+        }
+        operands.expect_rank(0, 3..=5)?;
+        let x = operands.get(0);
+        let empty = |d: &Dim| d.as_const().is_some_and(|v| v < 1);
+        if self.size.len() != x.rank() - 2 || self.size.iter().any(empty) {
+            return Err(OpError::Attr { name: "size", why: format!("{:?} for {x}", self.size) });
+        }
+        if let Some(scales) = &self.scales
+            && (scales.len() != self.size.len() || !scales.iter().all(|&s| s > 0.0 && s.is_finite()))
+        {
+            return Err(OpError::Attr { name: "scales", why: format!("{scales:?} for {x}") });
+        }
+        if self.layout.spatial(&x.shape).iter().any(empty) {
+            return Err(OpError::Shape(format!("{x} has an empty spatial axis")));
+        }
+        let channels = &x.shape[self.layout.channel_axis(x.rank())];
+        Ok(vec![TensorType::new(x.dtype, self.layout.shape(&x.shape[0], channels, &self.size))])
+    }
+
+    /// One spatial axis after the other: the modes are separable.
+    fn eval(&self, inputs: &[Option<&Tensor>], types: &[TensorType]) -> Result<Vec<Tensor>, EvalError> {
+        let (x, out) = (input(inputs, 0), sizes(&types[0]));
+        Tensor::byte_len(x.dtype(), &out)?;
+        let mut nearest = x.clone();
+        let mut linear = if self.mode == ResizeMode::Linear { x.to_f64_vec() } else { vec![] };
+        let mut shape = x.shape().to_vec();
+        for i in 0..self.size.len() {
+            let axis = self.layout.first_spatial() + i;
+            let taps = self.taps(i, shape[axis], out[axis], x.dtype());
+            let (outer, size, inner) = around(&shape, axis);
+            let each = (0..outer * taps.len() * inner).map(|at| {
+                let (first, second, weight) = taps[at / inner % taps.len()];
+                let position = |k: usize| (at / inner / taps.len() * size + k) * inner + at % inner;
+                (position(first), position(second), weight)
+            });
+            shape[axis] = out[axis];
+            match self.mode {
+                ResizeMode::Nearest => nearest = pick(&nearest, &shape, each.map(|(a, ..)| a)),
+                ResizeMode::Linear => linear = each.map(|(a, b, w)| linear[a] * (1.0 - w) + linear[b] * w).collect(),
+            }
+        }
+        Ok(vec![match self.mode {
+            ResizeMode::Nearest => nearest,
+            ResizeMode::Linear => Tensor::from_f64(x.dtype(), &out, &linear),
+        }])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use regraft_tensor::Symbol;
+
+    use super::*;
+    use crate::Op;
+
+    fn resize(mode: ResizeMode, size: &[i64]) -> Resize {
+        Resize {
+            mode,
+            size: size.iter().map(|&s| Dim::new(s)).collect(),
+            align_corners: false,
+            scales: None,
+            layout: SpatialLayout::Nchw,
+        }
+    }
+
+    fn eval(op: Resize, x: &Tensor) -> Vec<f64> {
+        Op::from(op).eval(&[Some(x)]).expect("x fits")[0].to_f64_vec()
+    }
+
+    fn sources(op: &Resize, size: usize, out: usize) -> Vec<usize> {
+        op.taps(0, size, out, DType::F32).into_iter().map(|(i, ..)| i).collect()
+    }
+
+    #[test]
+    fn linear_clamps_half_pixels_and_aligns_corners() {
+        let x = Tensor::from_slice(&[1, 1, 2], &[0.0f32, 8.0]);
+        assert_eq!(eval(resize(ResizeMode::Linear, &[4]), &x), [0.0, 2.0, 6.0, 8.0]);
+        let aligned = |size| Resize { align_corners: true, ..resize(ResizeMode::Linear, &[size]) };
+        assert_eq!(eval(aligned(5), &x), [0.0, 2.0, 4.0, 6.0, 8.0]);
+        assert_eq!(eval(aligned(1), &x), [0.0]);
+    }
+
+    #[test]
+    fn given_scales_move_the_samples() {
+        // `interpolate(scale_factor=2.4)` of 5 elements gives 12, but samples 1/2.4 apart.
+        let op = Resize { scales: Some(vec![2.4]), ..resize(ResizeMode::Nearest, &[12]) };
+        assert_eq!(sources(&op, 5, 12), [0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 4, 4]);
+        let op = Resize { scales: Some(vec![1.5]), ..resize(ResizeMode::Nearest, &[4]) };
+        assert_eq!(sources(&op, 3, 4), [0, 0, 1, 2]);
+        assert_eq!(sources(&resize(ResizeMode::Nearest, &[4]), 3, 4), [0, 0, 1, 2]);
+    }
+
+    #[test]
+    fn channels_last_resizes_the_middle_axes() {
+        let x = Tensor::from_slice(&[1, 1, 2, 2], &[1i64, 2, 3, 4]);
+        let op = Resize { layout: SpatialLayout::Nhwc, ..resize(ResizeMode::Nearest, &[2, 3]) };
+        assert_eq!(eval(op, &x), [1.0, 2.0, 1.0, 2.0, 3.0, 4.0, 1.0, 2.0, 1.0, 2.0, 3.0, 4.0]);
+    }
+
+    #[test]
+    fn symbolic_sizes_stay() {
+        let s = Dim::sym(Symbol(0));
+        let x = TensorType::new(DType::F32, [Dim::new(1), Dim::new(3), s.clone()]);
+        let op = Resize { size: vec![&s * &Dim::new(2)], ..resize(ResizeMode::Linear, &[]) };
+        assert_eq!(Op::from(op).infer(&[Some(&x)]).expect("x fits")[0].to_string(), "f32[1, 3, s0*2]");
+        let error = Op::from(resize(ResizeMode::Linear, &[0])).infer(&[Some(&x)]);
+        assert!(matches!(error, Err(OpError::Attr { name: "size", .. })));
+    }
+}

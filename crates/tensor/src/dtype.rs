@@ -1,0 +1,171 @@
+use std::fmt;
+
+use bytemuck::Pod;
+use half::{bf16, f16};
+use serde::{Deserialize, Serialize};
+
+/// The element type of a tensor.
+///
+/// Written in text as its short name: `f32`, `bf16`, `i64`, `bool`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum DType {
+    /// IEEE binary64.
+    F64,
+    /// IEEE binary32.
+    F32,
+    /// IEEE binary16.
+    F16,
+    /// The upper half of a binary32.
+    BF16,
+    /// 64-bit signed integer.
+    I64,
+    /// 32-bit signed integer.
+    I32,
+    /// 16-bit signed integer.
+    I16,
+    /// 8-bit signed integer.
+    I8,
+    /// 8-bit unsigned integer.
+    U8,
+    /// One byte that is 0 or 1.
+    Bool,
+}
+
+impl DType {
+    /// All data types.
+    pub const ALL: [DType; 10] = [
+        DType::F64,
+        DType::F32,
+        DType::F16,
+        DType::BF16,
+        DType::I64,
+        DType::I32,
+        DType::I16,
+        DType::I8,
+        DType::U8,
+        DType::Bool,
+    ];
+
+    /// Bytes of one element.
+    pub const fn size(self) -> usize {
+        match self {
+            DType::F64 | DType::I64 => 8,
+            DType::F32 | DType::I32 => 4,
+            DType::F16 | DType::BF16 | DType::I16 => 2,
+            DType::I8 | DType::U8 | DType::Bool => 1,
+        }
+    }
+
+    /// The short name, such as `f32`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            DType::F64 => "f64",
+            DType::F32 => "f32",
+            DType::F16 => "f16",
+            DType::BF16 => "bf16",
+            DType::I64 => "i64",
+            DType::I32 => "i32",
+            DType::I16 => "i16",
+            DType::I8 => "i8",
+            DType::U8 => "u8",
+            DType::Bool => "bool",
+        }
+    }
+
+    /// The data type with this short name.
+    pub fn from_name(name: &str) -> Option<DType> {
+        DType::ALL.into_iter().find(|d| d.name() == name)
+    }
+
+    /// Whether this is a floating-point type.
+    pub const fn is_float(self) -> bool {
+        matches!(self, DType::F64 | DType::F32 | DType::F16 | DType::BF16)
+    }
+
+    /// Whether this is an integer type; `bool` is none.
+    pub const fn is_int(self) -> bool {
+        matches!(self, DType::I64 | DType::I32 | DType::I16 | DType::I8 | DType::U8)
+    }
+
+    /// Whether values of `self` may stand in for `other` in a state dict: floats for floats, otherwise the same type.
+    pub fn same_class(self, other: DType) -> bool {
+        self == other || (self.is_float() && other.is_float())
+    }
+}
+
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A Rust type that is the element of a tensor.
+///
+/// `bool` tensors are stored as `u8` with the values 0 and 1, so they are read through [`Element`] as `u8`.
+pub trait Element: Pod + PartialEq + Send + Sync + fmt::Debug + 'static {
+    /// The data type whose elements have this representation.
+    const DTYPE: DType;
+    /// Whether a tensor of `dtype` can be read as a slice of `Self`.
+    fn reads(dtype: DType) -> bool {
+        dtype == Self::DTYPE
+    }
+    /// The value as f64; i64 beyond 2^53 is rounded.
+    fn to_f64(self) -> f64;
+    /// The value nearest to `v`, as PyTorch's `to(dtype)` converts: integers truncate.
+    fn from_f64(v: f64) -> Self;
+    /// The value as i64; floats truncate.
+    fn to_i64(self) -> i64;
+    /// The value of an integer; wraps in narrower types.
+    fn from_i64(v: i64) -> Self;
+}
+
+macro_rules! int_element {
+    ($($t:ty => $d:ident),*) => {$(
+        impl Element for $t {
+            const DTYPE: DType = DType::$d;
+            fn to_f64(self) -> f64 { self as f64 }
+            fn from_f64(v: f64) -> Self { v as i64 as $t }
+            fn to_i64(self) -> i64 { self as i64 }
+            fn from_i64(v: i64) -> Self { v as $t }
+        }
+    )*};
+}
+int_element!(i64 => I64, i32 => I32, i16 => I16, i8 => I8);
+
+impl Element for u8 {
+    const DTYPE: DType = DType::U8;
+    fn reads(dtype: DType) -> bool {
+        matches!(dtype, DType::U8 | DType::Bool)
+    }
+    fn to_f64(self) -> f64 {
+        f64::from(self)
+    }
+    fn from_f64(v: f64) -> Self {
+        v as i64 as u8
+    }
+    fn to_i64(self) -> i64 {
+        i64::from(self)
+    }
+    fn from_i64(v: i64) -> Self {
+        v as u8
+    }
+}
+
+macro_rules! float_element {
+    ($($t:ty => $d:ident, $from:expr, $to:expr);*) => {$(
+        impl Element for $t {
+            const DTYPE: DType = DType::$d;
+            fn to_f64(self) -> f64 { $to(self) }
+            fn from_f64(v: f64) -> Self { $from(v) }
+            fn to_i64(self) -> i64 { $to(self) as i64 }
+            fn from_i64(v: i64) -> Self { $from(v as f64) }
+        }
+    )*};
+}
+// PyTorch goes to half types through f32; two roundings can differ from one.
+float_element!(
+    f64 => F64, |v| v, |v| v;
+    f32 => F32, |v: f64| v as f32, f64::from;
+    f16 => F16, |v: f64| f16::from_f32(v as f32), |v: f16| v.to_f64();
+    bf16 => BF16, |v: f64| bf16::from_f32(v as f32), |v: bf16| v.to_f64()
+);

@@ -1,0 +1,38 @@
+//! The one place where files are mapped into memory.
+
+use std::{fs::File, path::Path, sync::Arc};
+
+use crate::{ErrorKind, TensorError};
+
+/// A whole file mapped read-only into memory.
+///
+/// The pages are shared with the page cache. Whoever changes or truncates a mapped file while it is in use breaks
+/// the program that maps it, as with every memory-mapping tool; Regraft itself replaces files by renaming a new one
+/// over the old, which leaves existing mappings intact.
+#[derive(Debug, Clone)]
+pub struct MappedFile {
+    map: Arc<memmap2::Mmap>,
+}
+
+impl MappedFile {
+    /// Maps the file at `path`.
+    ///
+    /// # Errors
+    /// When the file cannot be opened or mapped; the error names the file.
+    pub fn open(path: &Path) -> Result<Self, TensorError> {
+        let io = |error| TensorError::from(ErrorKind::Io { path: path.to_path_buf(), error });
+        let file = File::open(path).map_err(io)?;
+        if file.metadata().map_err(io)?.is_dir() {
+            return Err(io(std::io::Error::from(std::io::ErrorKind::IsADirectory)));
+        }
+        // SAFETY: the map is read-only and private to this process. That nobody else shrinks the file while it is
+        // mapped cannot be enforced on this platform; the documentation of `MappedFile` states the condition.
+        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io)?;
+        Ok(MappedFile { map: Arc::new(map) })
+    }
+
+    /// The bytes of the file.
+    pub fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+}

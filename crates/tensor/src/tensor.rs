@@ -1,0 +1,223 @@
+use bytemuck::Pod;
+use half::{bf16, f16};
+
+use crate::{AlignedVec, Buffer, DType, Element, ErrorKind, TensorError, numel};
+
+/// A dense, row-major tensor in host memory. Cloning shares the bytes.
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    dtype: DType,
+    shape: Vec<usize>,
+    data: Buffer,
+}
+
+impl Tensor {
+    /// A tensor over `data`, whose length must be that of `shape` and `dtype`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Length`] or [`ErrorKind::TooLarge`].
+    pub fn new(dtype: DType, shape: Vec<usize>, data: Buffer) -> Result<Self, TensorError> {
+        let expected = Self::byte_len(dtype, &shape)?;
+        if data.len() != expected {
+            return Err(ErrorKind::Length { dtype, shape, expected, found: data.len() }.into());
+        }
+        Ok(Tensor { dtype, shape, data })
+    }
+
+    /// Bytes of a tensor of this shape and dtype.
+    ///
+    /// # Errors
+    /// [`ErrorKind::TooLarge`] on overflow.
+    pub fn byte_len(dtype: DType, shape: &[usize]) -> Result<usize, TensorError> {
+        numel(shape)
+            .and_then(|n| n.checked_mul(dtype.size()))
+            .filter(|&n| n <= isize::MAX as usize)
+            .ok_or_else(|| ErrorKind::TooLarge(shape.to_vec()).into())
+    }
+
+    /// A tensor holding a copy of `data`.
+    ///
+    /// # Panics
+    /// When `data` has not as many elements as `shape`; for data of one's own making.
+    pub fn from_slice<T: Element>(shape: &[usize], data: &[T]) -> Self {
+        Self::from_vec_of(T::DTYPE, shape, AlignedVec::from_slice(data))
+    }
+
+    /// A `bool` tensor.
+    ///
+    /// # Panics
+    /// As [`Tensor::from_slice`].
+    pub fn from_bools(shape: &[usize], data: &[bool]) -> Self {
+        let bytes: Vec<u8> = data.iter().map(|&b| u8::from(b)).collect();
+        Self::from_vec_of(DType::Bool, shape, AlignedVec::copy_of(&bytes))
+    }
+
+    /// A tensor of any dtype made of f64 values, rounded as [`Element::from_f64`] does.
+    ///
+    /// # Panics
+    /// As [`Tensor::from_slice`].
+    pub fn from_f64(dtype: DType, shape: &[usize], data: &[f64]) -> Self {
+        fn make<T: Element>(data: &[f64]) -> AlignedVec {
+            AlignedVec::from_slice(&data.iter().map(|&v| T::from_f64(v)).collect::<Vec<T>>())
+        }
+        let bytes = match dtype {
+            DType::F64 => AlignedVec::from_slice(data),
+            DType::F32 => make::<f32>(data),
+            DType::F16 => make::<f16>(data),
+            DType::BF16 => make::<bf16>(data),
+            DType::I64 => make::<i64>(data),
+            DType::I32 => make::<i32>(data),
+            DType::I16 => make::<i16>(data),
+            DType::I8 => make::<i8>(data),
+            DType::U8 => make::<u8>(data),
+            DType::Bool => AlignedVec::copy_of(&data.iter().map(|&v| u8::from(v != 0.0)).collect::<Vec<u8>>()),
+        };
+        Self::from_vec_of(dtype, shape, bytes)
+    }
+
+    /// A tensor of an integer or `bool` dtype made of i64 values; floats are rounded.
+    ///
+    /// # Panics
+    /// As [`Tensor::from_slice`].
+    pub fn from_i64(dtype: DType, shape: &[usize], data: &[i64]) -> Self {
+        match dtype {
+            DType::I64 => Self::from_slice(shape, data),
+            DType::Bool => Self::from_bools(shape, &data.iter().map(|&v| v != 0).collect::<Vec<_>>()),
+            _ => Self::from_f64(dtype, shape, &data.iter().map(|&v| v as f64).collect::<Vec<_>>()),
+        }
+    }
+
+    /// A tensor of zeros.
+    ///
+    /// # Errors
+    /// [`ErrorKind::TooLarge`].
+    pub fn zeros(dtype: DType, shape: &[usize]) -> Result<Self, TensorError> {
+        let data = AlignedVec::zeroed(Self::byte_len(dtype, shape)?);
+        Ok(Self::from_vec_of(dtype, shape, data))
+    }
+
+    fn from_vec_of(dtype: DType, shape: &[usize], data: AlignedVec) -> Self {
+        Tensor::new(dtype, shape.to_vec(), data.into()).expect("the caller passes as many elements as the shape has")
+    }
+
+    /// Element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Sizes of the axes, outermost first.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Number of elements.
+    pub fn numel(&self) -> usize {
+        self.data.len() / self.dtype.size()
+    }
+
+    /// The buffer under the tensor.
+    pub fn buffer(&self) -> &Buffer {
+        &self.data
+    }
+
+    /// The bytes, row-major, native byte order.
+    pub fn bytes(&self) -> &[u8] {
+        self.data.bytes()
+    }
+
+    /// The elements when the dtype is `T`'s and the memory is aligned for it.
+    pub fn as_slice<T: Element>(&self) -> Option<&[T]> {
+        if !T::reads(self.dtype) {
+            return None;
+        }
+        bytemuck::try_cast_slice(self.bytes()).ok()
+    }
+
+    /// This tensor with memory that is aligned for its elements: itself, or a copy when a file held it at an odd place.
+    pub fn aligned(&self) -> Tensor {
+        if self.bytes().as_ptr().align_offset(self.dtype.size()) == 0 {
+            return self.clone();
+        }
+        Tensor { data: AlignedVec::copy_of(self.bytes()).into(), ..self.clone() }
+    }
+
+    /// All elements as f64.
+    pub fn to_f64_vec(&self) -> Vec<f64> {
+        match self.dtype {
+            DType::F64 => self.map(|v: f64| v),
+            DType::F32 => self.map(f32::to_f64),
+            DType::F16 => self.map(f16::to_f64),
+            DType::BF16 => self.map(bf16::to_f64),
+            DType::I64 => self.map(i64::to_f64),
+            DType::I32 => self.map(i32::to_f64),
+            DType::I16 => self.map(i16::to_f64),
+            DType::I8 => self.map(i8::to_f64),
+            DType::U8 | DType::Bool => self.map(u8::to_f64),
+        }
+    }
+
+    /// All elements as i64; floats truncate.
+    pub fn to_i64_vec(&self) -> Vec<i64> {
+        match self.dtype {
+            DType::F64 => self.map(f64::to_i64),
+            DType::F32 => self.map(f32::to_i64),
+            DType::F16 => self.map(f16::to_i64),
+            DType::BF16 => self.map(bf16::to_i64),
+            DType::I64 => self.map(|v: i64| v),
+            DType::I32 => self.map(i32::to_i64),
+            DType::I16 => self.map(i16::to_i64),
+            DType::I8 => self.map(i8::to_i64),
+            DType::U8 | DType::Bool => self.map(u8::to_i64),
+        }
+    }
+
+    fn map<T: Pod, U>(&self, f: impl Fn(T) -> U) -> Vec<U> {
+        self.bytes().chunks_exact(size_of::<T>()).map(|c| f(bytemuck::pod_read_unaligned(c))).collect()
+    }
+
+    /// The tensor with another dtype, converted as PyTorch's `Tensor.to(dtype)` does.
+    pub fn cast(&self, dtype: DType) -> Tensor {
+        if dtype == self.dtype {
+            self.clone()
+        } else if self.dtype.is_float() || dtype.is_float() {
+            Tensor::from_f64(dtype, &self.shape, &self.to_f64_vec())
+        } else {
+            Tensor::from_i64(dtype, &self.shape, &self.to_i64_vec())
+        }
+    }
+
+    /// The same elements under another shape.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Length`] when the number of elements differs.
+    pub fn reshape(&self, shape: &[usize]) -> Result<Tensor, TensorError> {
+        Tensor::new(self.dtype, shape.to_vec(), self.data.clone())
+    }
+
+    /// Whether dtype, shape and every byte are equal. NaNs with the same bits are equal; 0.0 and -0.0 are not.
+    pub fn bit_equal(&self, other: &Tensor) -> bool {
+        self.dtype == other.dtype
+            && self.shape == other.shape
+            && (self.data.same_memory(&other.data) || self.bytes() == other.bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn casts_truncate_and_round_like_torch() {
+        let t = Tensor::from_slice(&[3], &[1.9f32, -1.9, 3.0]);
+        assert_eq!(t.cast(DType::I64).to_i64_vec(), [1, -1, 3]);
+        assert_eq!(t.cast(DType::Bool).to_i64_vec(), [1, 1, 1]);
+        assert_eq!(t.cast(DType::BF16).cast(DType::F32).to_f64_vec()[0], 1.8984375);
+    }
+
+    #[test]
+    fn a_wrong_length_is_refused() {
+        let data = AlignedVec::zeroed(12).into();
+        let error = Tensor::new(DType::F32, vec![2, 2], data).expect_err("12 bytes are no 2x2 f32");
+        assert_eq!(error.to_string(), "f32[2, 2] needs 16 bytes, found 12");
+    }
+}

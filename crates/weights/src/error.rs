@@ -1,0 +1,137 @@
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// One reason why given weights do not fit an engine. Written as a line of a list: the source's name, then what is
+/// wrong with it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "problem", rename_all = "snake_case")]
+pub enum Problem {
+    /// A source that a full refit needs was not given.
+    Missing {
+        /// Name of the source.
+        name: String,
+    },
+    /// The engine has no source of this name.
+    Unknown {
+        /// The name that was given.
+        name: String,
+        /// A source of the engine with a similar name.
+        suggestion: Option<String>,
+    },
+    /// Shape or dtype class differ.
+    Mismatch {
+        /// Name of the source.
+        name: String,
+        /// Its type in the engine.
+        expected: String,
+        /// The type that was given.
+        found: String,
+    },
+    /// A value is infinite or not a number, and the policy refuses such.
+    NonFinite {
+        /// Name of the source.
+        name: String,
+        /// How many values are.
+        count: usize,
+    },
+    /// Two names of one tied tensor were given different values.
+    TiedDiffer {
+        /// Name of the source.
+        name: String,
+        /// Its other name.
+        alias: String,
+    },
+    /// An identical engine takes only the weights it was built with.
+    NotIdentical {
+        /// Name of the source.
+        name: String,
+    },
+    /// A slot needs this source too, and neither the engine nor the call has it.
+    SiblingMissing {
+        /// Name of the source.
+        name: String,
+        /// The slot that needs it.
+        slot: String,
+    },
+}
+
+impl Problem {
+    /// The source or name it is about.
+    pub fn name(&self) -> &str {
+        match self {
+            Problem::Missing { name }
+            | Problem::Unknown { name, .. }
+            | Problem::Mismatch { name, .. }
+            | Problem::NonFinite { name, .. }
+            | Problem::TiedDiffer { name, .. }
+            | Problem::NotIdentical { name }
+            | Problem::SiblingMissing { name, .. } => name,
+        }
+    }
+
+    /// What is wrong, in words.
+    pub fn what(&self) -> String {
+        match self {
+            Problem::Missing { .. } => "missing".into(),
+            Problem::Unknown { suggestion: Some(s), .. } => format!("unknown; did you mean {s}?"),
+            Problem::Unknown { suggestion: None, .. } => "unknown".into(),
+            Problem::Mismatch { expected, found, .. } => format!("expected {expected}, found {found}"),
+            Problem::NonFinite { count, .. } => format!("{count} values are infinite or not a number"),
+            Problem::TiedDiffer { alias, .. } => format!("differs from {alias}, which is the same tensor in the model"),
+            Problem::NotIdentical { .. } => "differs from the weights that the engine was built with".into(),
+            Problem::SiblingMissing { slot, .. } => {
+                format!("needed for slot {slot}, and the engine keeps no copy of it")
+            }
+        }
+    }
+}
+
+/// An error of this crate.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct WeightsError(Box<WeightsErrorKind>);
+
+impl WeightsError {
+    /// The kind of this error.
+    pub fn kind(&self) -> &WeightsErrorKind {
+        &self.0
+    }
+}
+
+impl From<WeightsErrorKind> for WeightsError {
+    fn from(kind: WeightsErrorKind) -> Self {
+        WeightsError(Box::new(kind))
+    }
+}
+
+/// The kinds of [`WeightsError`].
+#[derive(Debug, thiserror::Error)]
+pub enum WeightsErrorKind {
+    /// Given weights do not fit; nothing was changed.
+    #[error("{}", fit_message(.problems, *.sources))]
+    Fit {
+        /// Every reason.
+        problems: Vec<Problem>,
+        /// How many sources the engine has.
+        sources: usize,
+    },
+    /// A weights file could not be read.
+    #[error("{path}: {why}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, and what to do.
+        why: String,
+    },
+}
+
+fn fit_message(problems: &[Problem], sources: usize) -> String {
+    let verb = if problems.len() == 1 { "does" } else { "do" };
+    let mut text = format!("{} of {sources} sources {verb} not fit; nothing was changed", problems.len());
+    let width = problems.iter().map(|p| p.name().len()).max().unwrap_or(0).min(60);
+    for problem in problems {
+        text.push_str(&format!("\n  {:width$}  {}", problem.name(), problem.what()));
+    }
+    text
+}

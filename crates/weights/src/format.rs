@@ -1,0 +1,43 @@
+use std::fmt;
+
+use regraft_tensor::DType;
+use serde::{Deserialize, Serialize};
+
+/// The layout of a slot in memory, as the chosen kernel wants it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum PackFormat {
+    /// Row-major elements of the slot's dtype.
+    Plain,
+    /// A matrix `[.., k, n]` of f32 as `ceil(n / nr)` panels of `k` rows by `nr` columns, the last one padded with zeros;
+    /// leading axes are matrices one after the other.
+    PanelsF32 {
+        /// Columns of a panel.
+        nr: usize,
+    },
+}
+
+impl PackFormat {
+    /// Bytes of a slot of this dtype and shape; `None` on overflow or when the format does not take the shape.
+    pub fn byte_len(self, dtype: DType, shape: &[usize]) -> Option<usize> {
+        match self {
+            PackFormat::Plain => regraft_tensor::numel(shape)?.checked_mul(dtype.size()),
+            PackFormat::PanelsF32 { nr } => {
+                let [lead @ .., k, n] = shape else { return None };
+                if dtype != DType::F32 || nr == 0 {
+                    return None;
+                }
+                let panels = n.div_ceil(nr).checked_mul(nr)?.checked_mul(*k)?;
+                regraft_tensor::numel(lead)?.checked_mul(panels)?.checked_mul(4)
+            }
+        }
+    }
+}
+
+impl fmt::Display for PackFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PackFormat::Plain => f.write_str("plain"),
+            PackFormat::PanelsF32 { nr } => write!(f, "panels_f32<n{nr}>"),
+        }
+    }
+}

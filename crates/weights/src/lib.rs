@@ -1,0 +1,32 @@
+//! Weights as first-class citizens: sources, recipes that make slots of them, and generations of slots.
+//!
+//! - [`SourceInfo`], [`RefitMap`], [`Recipe`]: which slot is computed from which sources, and how;
+//! - [`GatherPlan`]: a recipe compiled to one pass over memory;
+//! - [`PackFormat`]: the layout that a kernel wants a slot in;
+//! - [`StateDict`]: named tensors from files or memory;
+//! - [`match_sources`]: everything that can be wrong with a refit, found before anything is computed;
+//! - [`Generation`]: an immutable set of slots that shares what did not change with others;
+//! - [`RefitReport`]: what a refit did, and where the time went.
+#![forbid(unsafe_code)]
+
+mod digest;
+mod error;
+mod format;
+mod gather;
+mod generation;
+mod matching;
+mod recipe;
+mod refit_map;
+mod report;
+mod state_dict;
+
+pub use digest::Digest;
+pub use error::{Problem, WeightsError, WeightsErrorKind};
+pub use format::PackFormat;
+pub use gather::{GatherPlan, Piece};
+pub use generation::{Generation, Slot, SlotPool};
+pub use matching::{MatchOptions, Matched, match_sources};
+pub use recipe::Recipe;
+pub use refit_map::{RefitMap, SourceInfo};
+pub use report::{Phase, PhaseTimes, RefitReport, SlotReport};
+pub use state_dict::StateDict;

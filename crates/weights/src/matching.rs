@@ -1,0 +1,193 @@
+use std::collections::BTreeMap;
+
+use regraft_tensor::{DType, Tensor};
+use rayon::prelude::*;
+
+use crate::{Digest, Problem, RefitMap, SourceInfo, StateDict};
+
+/// What a refit asks of the weights it is given.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MatchOptions {
+    /// Take the keys that are there; otherwise every source that a state dict holds must be given.
+    pub partial: bool,
+    /// Refuse infinite values and NaN.
+    pub reject_non_finite: bool,
+}
+
+/// Given tensors by source index, in the engine's dtypes, nothing computed yet.
+#[derive(Clone, Debug, Default)]
+pub struct Matched {
+    /// Source index → tensor.
+    pub given: BTreeMap<usize, Tensor>,
+}
+
+/// Matches `weights` to the sources of `map` and checks shapes, dtypes and values. Floats of another width are converted to
+/// the source's dtype.
+///
+/// # Errors
+/// All problems at once; what the engine expects comes in its own order, unknown names at the end.
+pub fn match_sources(
+    map: &RefitMap,
+    weights: &StateDict,
+    digests: Option<&[Digest]>,
+    options: MatchOptions,
+) -> Result<Matched, Vec<Problem>> {
+    let mut problems = Vec::new();
+    let mut given: BTreeMap<usize, (&str, &Tensor)> = BTreeMap::new();
+    for (index, source) in map.sources.iter().enumerate() {
+        let mut names = std::iter::once(&source.name).chain(&source.aliases).filter_map(|n| {
+            let tensor = weights.get(n)?;
+            Some((n.as_str(), tensor))
+        });
+        match names.next() {
+            Some((name, tensor)) => {
+                if let Some((alias, _)) = names.find(|(_, other)| !other.bit_equal(tensor)) {
+                    problems.push(Problem::TiedDiffer { name: name.into(), alias: alias.into() });
+                }
+                given.insert(index, (name, tensor));
+            }
+            None if source.kind.in_state_dict() && !options.partial => {
+                problems.push(Problem::Missing { name: source.name.clone() });
+            }
+            None => {}
+        }
+    }
+    problems.extend(given.iter().filter_map(|(&i, (_, tensor))| mismatch(&map.sources[i], tensor)));
+    problems.extend(unknown_names(map, weights));
+    if problems.is_empty() {
+        problems.extend(check_values(map, &given, digests, options));
+    }
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    let convert = |(i, (_, tensor)): (usize, (&str, &Tensor))| (i, tensor.cast(map.sources[i].dtype));
+    Ok(Matched { given: given.into_par_iter().map(convert).collect() })
+}
+
+fn mismatch(source: &SourceInfo, tensor: &Tensor) -> Option<Problem> {
+    let fits = source.shape == tensor.shape() && source.dtype.same_class(tensor.dtype());
+    (!fits).then(|| Problem::Mismatch {
+        name: source.name.clone(),
+        expected: source.type_text(),
+        found: format!("{}{:?}", tensor.dtype(), tensor.shape()),
+    })
+}
+
+/// State dicts of modules hold buffers that a traced program does not use; naming them is harmless.
+fn is_bookkeeping(name: &str) -> bool {
+    name.ends_with(".num_batches_tracked") || name == "num_batches_tracked"
+}
+
+fn unknown_names(map: &RefitMap, weights: &StateDict) -> Vec<Problem> {
+    let known = map.by_name();
+    let unknown = weights.iter().map(|(name, _)| name).filter(|n| !known.contains_key(n) && !is_bookkeeping(n));
+    unknown
+        .map(|name| Problem::Unknown { name: name.into(), suggestion: suggestion(name, known.keys().copied()) })
+        .collect()
+}
+
+/// The known name nearest to `name`, if it is near enough to be meant.
+fn suggestion<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
+    let near = |other: &&str| other.len().abs_diff(name.len()) <= 4;
+    known
+        .filter(near)
+        .map(|other| (edit_distance(name, other), other))
+        .filter(|(distance, _)| *distance <= 4 && *distance * 4 <= name.len())
+        .min()
+        .map(|(_, other)| other.to_owned())
+}
+
+/// Insertions, deletions, substitutions and swaps of neighbours that make `b` of `a`.
+fn edit_distance(a: &str, b: &str) -> usize {
+    let (a, b) = (a.as_bytes(), b.as_bytes());
+    let mut rows = vec![vec![0; b.len() + 1]; a.len() + 1];
+    for i in 0..=a.len() {
+        for j in 0..=b.len() {
+            rows[i][j] = if i == 0 || j == 0 {
+                i + j
+            } else {
+                let swap = i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1];
+                let substitute = rows[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1]);
+                let best = substitute.min(rows[i - 1][j] + 1).min(rows[i][j - 1] + 1);
+                if swap { best.min(rows[i - 2][j - 2] + 1) } else { best }
+            };
+        }
+    }
+    rows[a.len()][b.len()]
+}
+
+fn check_values(
+    map: &RefitMap,
+    given: &BTreeMap<usize, (&str, &Tensor)>,
+    digests: Option<&[Digest]>,
+    options: MatchOptions,
+) -> Vec<Problem> {
+    let check = |(&index, &(name, tensor)): (&usize, &(&str, &Tensor))| {
+        let count = if options.reject_non_finite { non_finite(tensor) } else { 0 };
+        if count > 0 {
+            return Some(Problem::NonFinite { name: name.into(), count });
+        }
+        let expected = digests.and_then(|d| d.get(index))?;
+        let found = Digest::of(&tensor.cast(map.sources[index].dtype));
+        (found != *expected).then(|| Problem::NotIdentical { name: name.into() })
+    };
+    given.par_iter().filter_map(check).collect()
+}
+
+fn non_finite(tensor: &Tensor) -> usize {
+    match tensor.dtype() {
+        DType::F32 => count(tensor, |b: [u8; 4]| !f32::from_ne_bytes(b).is_finite()),
+        DType::F64 => count(tensor, |b: [u8; 8]| !f64::from_ne_bytes(b).is_finite()),
+        DType::F16 => count(tensor, |b: [u8; 2]| !half::f16::from_ne_bytes(b).is_finite()),
+        DType::BF16 => count(tensor, |b: [u8; 2]| !half::bf16::from_ne_bytes(b).is_finite()),
+        DType::I64 | DType::I32 | DType::I16 | DType::I8 | DType::U8 | DType::Bool => 0,
+    }
+}
+
+fn count<const N: usize>(tensor: &Tensor, is: impl Fn([u8; N]) -> bool) -> usize {
+    tensor.bytes().as_chunks::<N>().0.iter().filter(|b| is(**b)).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use regraft_ir::SourceKind;
+
+    use super::*;
+
+    fn map() -> RefitMap {
+        let source = |name: &str, shape: &[usize]| SourceInfo {
+            name: name.into(),
+            aliases: vec![],
+            kind: SourceKind::Parameter,
+            dtype: DType::F32,
+            shape: shape.to_vec(),
+        };
+        RefitMap { sources: vec![source("fc.weight", &[2, 3]), source("fc.bias", &[2])], recipes: vec![] }
+    }
+
+    #[test]
+    fn all_problems_are_listed_at_once() {
+        let mut weights = StateDict::new();
+        weights.insert("fc.wieght", Tensor::from_slice(&[2, 3], &[0f32; 6]));
+        weights.insert("fc.bias", Tensor::from_slice(&[3], &[0f32; 3]));
+        let problems = match_sources(&map(), &weights, None, MatchOptions::default()).expect_err("nothing fits");
+        let lines: Vec<String> = problems.iter().map(|p| format!("{}: {}", p.name(), p.what())).collect();
+        assert_eq!(
+            lines,
+            [
+                "fc.weight: missing",
+                "fc.bias: expected f32[2], found f32[3]",
+                "fc.wieght: unknown; did you mean fc.weight?"
+            ]
+        );
+    }
+
+    #[test]
+    fn floats_of_another_width_are_converted() {
+        let mut weights = StateDict::new();
+        weights.insert("fc.bias", Tensor::from_f64(DType::BF16, &[2], &[1.5, -2.0]));
+        let options = MatchOptions { partial: true, ..MatchOptions::default() };
+        let matched = match_sources(&map(), &weights, None, options).expect("fits");
+        assert_eq!(matched.given[&1].as_slice::<f32>(), Some(&[1.5, -2.0][..]));
+    }
+}

@@ -1,0 +1,68 @@
+use std::fmt;
+
+use regraft_ir::{Graph, text};
+use regraft_tensor::DType;
+use serde::{Deserialize, Serialize};
+
+use crate::{GatherPlan, PackFormat};
+
+/// The piece of IR that computes one slot from its sources, and the format it is packed in.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Recipe {
+    /// Name of the slot.
+    pub slot: String,
+    /// Computes the slot's logical value as its one output; has no inputs and no symbols.
+    pub graph: Graph,
+    /// For each source of `graph` its index in the [`RefitMap`](crate::RefitMap).
+    pub sources: Vec<u32>,
+    /// The layout in memory.
+    pub format: PackFormat,
+    /// The recipe as one pass over memory, when it is of that form.
+    pub gather: Option<GatherPlan>,
+}
+
+impl Recipe {
+    /// A recipe; compiles it to one pass over memory where that is possible.
+    pub fn new(slot: impl Into<String>, graph: Graph, sources: Vec<u32>, format: PackFormat) -> Self {
+        let gather = GatherPlan::compile(&graph, format);
+        Recipe { slot: slot.into(), graph, sources, format, gather }
+    }
+
+    /// Element type of the slot.
+    pub fn dtype(&self) -> DType {
+        self.graph.ty(self.graph.outputs[0].value).dtype
+    }
+
+    /// Logical shape of the slot.
+    ///
+    /// # Panics
+    /// When it is symbolic, which making a recipe rules out.
+    pub fn shape(&self) -> Vec<usize> {
+        self.graph.ty(self.graph.outputs[0].value).sizes().expect("slots have known sizes")
+    }
+
+    /// Bytes of the slot.
+    ///
+    /// # Panics
+    /// When the format does not take the shape, which making a recipe rules out.
+    pub fn byte_len(&self) -> usize {
+        self.format.byte_len(self.dtype(), &self.shape()).expect("the format fits the slot")
+    }
+}
+
+impl fmt::Display for Recipe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "recipe @{} : {}{:?} {{", self.slot, self.format, self.shape())?;
+        let body = text::print(&self.graph);
+        for line in body.lines().filter(|l| l.starts_with("  ")) {
+            match line.trim_start().strip_prefix("output ") {
+                Some(output) => {
+                    let value = output.split(' ').next().unwrap_or_default();
+                    writeln!(f, "  yield pack {value} {{format = {}}}", self.format)?;
+                }
+                None => writeln!(f, "{line}")?,
+            }
+        }
+        f.write_str("}\n")
+    }
+}

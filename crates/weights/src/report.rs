@@ -1,0 +1,92 @@
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// A phase of a refit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Names are matched.
+    Match,
+    /// Shapes, dtypes, values by policy and guards are checked.
+    Check,
+    /// Given sources are compared with the ones of the serving generation.
+    Compare,
+    /// Recipes run into fresh buffers.
+    Stage,
+    /// The new generation becomes the serving one.
+    Publish,
+}
+
+/// A slot that a refit computed anew.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotReport {
+    /// Name of the slot.
+    pub name: String,
+    /// Names of its sources.
+    pub sources: Vec<String>,
+    /// Bytes written.
+    pub bytes: usize,
+    /// Whether its recipe ran as one pass over memory.
+    pub one_pass: bool,
+}
+
+/// What a refit did, and where the time went.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct RefitReport {
+    /// Sources that were given and differ from before.
+    pub applied: Vec<String>,
+    /// Sources that were given and are the same as before, bit for bit.
+    pub unchanged: Vec<String>,
+    /// Sources that were not given and kept (partial refit, or held by no state dict).
+    pub kept: Vec<String>,
+    /// Slots computed anew.
+    pub recomputed_slots: Vec<SlotReport>,
+    /// Slots shared with the generation before.
+    pub shared_slots: Vec<String>,
+    /// Sources that were asked for and not given. Empty in a refit that went through.
+    pub missing: Vec<String>,
+    /// Names that were given and the engine does not know. Empty in a refit that went through.
+    pub unknown: Vec<String>,
+    /// Sources whose shape or dtype does not fit. Empty in a refit that went through.
+    pub mismatched: Vec<String>,
+    /// Bytes of slots written.
+    pub bytes: usize,
+    /// Milliseconds per phase, in order.
+    pub phases_ms: PhaseTimes,
+}
+
+/// Milliseconds per phase.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PhaseTimes {
+    /// [`Phase::Match`]
+    #[serde(rename = "match")]
+    pub matching: f64,
+    /// [`Phase::Check`]
+    pub check: f64,
+    /// [`Phase::Compare`]
+    pub compare: f64,
+    /// [`Phase::Stage`]
+    pub stage: f64,
+    /// [`Phase::Publish`]
+    pub publish: f64,
+}
+
+impl PhaseTimes {
+    /// Records the time of a phase.
+    pub fn set(&mut self, phase: Phase, time: Duration) {
+        let ms = time.as_secs_f64() * 1e3;
+        match phase {
+            Phase::Match => self.matching = ms,
+            Phase::Check => self.check = ms,
+            Phase::Compare => self.compare = ms,
+            Phase::Stage => self.stage = ms,
+            Phase::Publish => self.publish = ms,
+        }
+    }
+
+    /// All phases together.
+    pub fn total(&self) -> f64 {
+        self.matching + self.check + self.compare + self.stage + self.publish
+    }
+}

@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# Makes (once) the Python environment of the tests, fixtures and demo data: PyTorch on the CPU,
+# torchvision, transformers, pytest. It lives in the user's cache directory, about 4.5 GB, under a name
+# that holds a hash of the requirement files, so a changed list makes a new environment.
+#
+#     python=$(scripts/python-env.sh | tail -n 1)
+#
+# The last line of stdout is the path of its python; everything else is for the reader.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+requirements=$root/requirements
+base_python=${PYTHON:-python3}
+cache=${REGRAFT_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/regraft}
+
+fail() {
+    echo "error: $*" >&2
+    exit 1
+}
+
+command -v "$base_python" >/dev/null || fail "$base_python not found (Debian: apt-get install python3 python3-venv)"
+
+# The interpreter is part of the key: an environment of another Python version cannot be reused.
+hash=$({
+    cat "$requirements"/no-deps.txt "$requirements"/light.txt "$requirements"/constraints.txt
+    "$base_python" -c 'import sys; print(sys.version_info[:2])'
+} | sha256sum | cut -c1-12)
+venv=$cache/venv-$hash
+marker=$venv/.complete
+
+ready() {
+    [[ -f $marker && -x $venv/bin/python ]]
+}
+
+report() {
+    echo "using $venv"
+    echo "$venv/bin/python"
+}
+
+if ready; then
+    report
+    exit 0
+fi
+
+"$base_python" -c 'import venv, ensurepip' 2>/dev/null ||
+    fail "$base_python cannot make virtual environments (Debian: apt-get install python3-venv)"
+
+mkdir -p "$cache"
+# Two runs at once: the second waits here and then finds the marker. The kernel drops the lock of a
+# killed run, and its half-made environment is removed below.
+exec 9>"$cache/venv-$hash.lock"
+if command -v flock >/dev/null; then
+    flock 9
+fi
+if ready; then
+    report
+    exit 0
+fi
+
+pip_install() {
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@" >&2
+}
+
+echo "making $venv (a few minutes, about 4.5 GB)"
+rm -rf "$venv"
+"$base_python" -m venv "$venv"
+
+# First: with torch in place pip would complain about the dependencies left out on purpose.
+echo "installing light packages and the CUDA libraries that torch imports"
+pip_install -r "$requirements/light.txt" -c "$requirements/constraints.txt"
+
+echo "installing the packages that come without their dependencies"
+pip_install --no-deps -r "$requirements/no-deps.txt"
+
+echo "checking imports"
+"$venv/bin/python" -W ignore - <<'PY'
+import torch, torchvision, transformers
+from transformers import BertModel, GPT2LMHeadModel  # noqa: F401  (loaded lazily: ask for them)
+
+print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, transformers {transformers.__version__}")
+PY
+
+# Written last: without it the next run starts again from nothing.
+touch "$marker"
+report
