@@ -18,7 +18,9 @@ def assert_close(actual: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -
         a, b = got.astype(np.float64).ravel(), wanted.astype(np.float64).ravel()
         assert np.isfinite(a).all(), f"output {number} is not finite"
         error, scale = np.abs(a - b).max(), np.abs(b).max()
-        assert error <= RELATIVE_ERROR * scale, f"output {number}: off by {error:.3g}, largest value {scale:.3g}"
+        assert error <= RELATIVE_ERROR * scale, (
+            f"output {number}: off by {error:.3g}, largest value {scale:.3g}"
+        )
         cosine = a @ b / (np.linalg.norm(a) * np.linalg.norm(b))
         assert cosine >= COSINE, f"output {number}: cosine {cosine:.7f}"
 
@@ -33,5 +35,8 @@ def same(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> bool:
 
 def assert_same(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> None:
     if not same(first, second):
-        largest = max((np.abs(a - b).max() for a, b in zip(first, second, strict=True) if a.shape == b.shape), default=None)
+        largest = max(
+            (np.abs(a - b).max() for a, b in zip(first, second, strict=True) if a.shape == b.shape),
+            default=None,
+        )
         raise AssertionError(f"outputs differ in bits, at most by {largest}")

@@ -122,7 +122,9 @@ def export_into(folder: Path, name: str) -> None:
 
     entry = ZOO[name]
     numbered = enumerate(entry.input_sets)
-    save_file({f"{k}.{n}": t for k, inputs in numbered for n, t in inputs.items()}, folder / "inputs.safetensors")
+    save_file(
+        {f"{k}.{n}": t for k, inputs in numbered for n, t in inputs.items()}, folder / "inputs.safetensors"
+    )
 
     for which, seed in SEEDS.items():
         torch.manual_seed(seed)

@@ -214,7 +214,9 @@ ZOO: dict[str, Zoo] = {
         Zoo(
             "gpt2",
             build_gpt2,
-            input_sets=[{"input_ids": tokens(b, s, VOCABULARY["gpt2"], b)} for b, s in [(2, 16), (1, 5), (3, 33)]],
+            input_sets=[
+                {"input_ids": tokens(b, s, VOCABULARY["gpt2"], b)} for b, s in [(2, 16), (1, 5), (3, 33)]
+            ],
             dynamic_shapes=batch_and_sequence("input_ids", longest=1024),
             # torch 2.15 decomposes the attention of a dynamic batch and sequence to a `view` of a
             # transposed tensor and then refuses its own result.

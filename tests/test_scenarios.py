@@ -68,7 +68,9 @@ def test_r_3_bert_word_embeddings_only(cli: Cli) -> None:
     changed = model.weights("a")
     shape = changed[WORD_EMBEDDINGS].shape
     changed[WORD_EMBEDDINGS] = np.random.default_rng(3).normal(0, 0.02, shape).astype(np.float32)
-    only_embeddings = save_arrays(cli.path("embeddings", ".safetensors"), {WORD_EMBEDDINGS: changed[WORD_EMBEDDINGS]})
+    only_embeddings = save_arrays(
+        cli.path("embeddings", ".safetensors"), {WORD_EMBEDDINGS: changed[WORD_EMBEDDINGS]}
+    )
     complete = save_arrays(cli.path("complete", ".safetensors"), changed)
 
     engine = build(cli, model, "a")

@@ -15,6 +15,7 @@
 #![deny(unsafe_code)]
 
 pub mod gemm;
+pub mod nn;
 pub mod pack;
 pub mod simd;
 pub mod threads;

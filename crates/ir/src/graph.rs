@@ -347,8 +347,8 @@ impl Graph {
         }
     }
 
-    /// Drops nodes and sources that nothing needs, puts nodes in order (each just before its first user, otherwise as
-    /// they stood) and numbers values and nodes anew.
+    /// Drops nodes that nothing needs, puts the others in order (each just before its first user, otherwise as they
+    /// stood) and numbers values and nodes anew. Inputs and sources are the program's interface and stay.
     ///
     /// # Errors
     /// When the graph has a cycle.
@@ -362,27 +362,14 @@ impl Graph {
             let ty = old.values[input.value.0 as usize].ty.clone();
             renamed[input.value.0 as usize] = Some(self.add_input(input.name, ty));
         }
-        let mut live_source = vec![false; old.sources.len()];
-        let used = order.iter().flat_map(|id| old.nodes[id.0 as usize].inputs.iter().flatten());
-        let ends = old.outputs.iter().map(|o| &o.value).chain(old.states.iter().map(|s| &s.next));
-        for v in used.chain(ends) {
-            if let Def::Source(i) = old.values[v.0 as usize].def {
-                live_source[i as usize] = true;
-            }
-        }
-        for state in &old.states {
-            live_source[state.init as usize] = true;
-        }
-        let mut source_index = vec![0; old.sources.len()];
-        for (i, source) in old.sources.into_iter().enumerate().filter(|(i, _)| live_source[*i]) {
-            source_index[i] = self.sources.len() as u32;
+        for source in old.sources {
             let ty = old.values[source.value.0 as usize].ty.clone();
             let value = self.add_source(source.name, source.kind, ty);
             self.sources.last_mut().expect("just added").aliases = source.aliases;
             renamed[source.value.0 as usize] = Some(value);
         }
         for state in &old.states {
-            let value = self.add_state(state.name.clone(), source_index[state.init as usize]);
+            let value = self.add_state(state.name.clone(), state.init);
             renamed[state.value.0 as usize] = Some(value);
         }
         let get = |renamed: &[Option<ValueId>], v: ValueId| {

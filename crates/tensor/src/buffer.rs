@@ -91,6 +91,15 @@ impl Buffer {
         Some(Buffer::Mapped(file.clone(), range))
     }
 
+    /// A part of these bytes that shares their memory (of owned bytes, a copy), or `None` when it reaches outside.
+    pub fn slice(&self, range: Range<usize>) -> Option<Buffer> {
+        let part = self.bytes().get(range.clone())?;
+        match self {
+            Buffer::Owned(_) => Some(AlignedVec::copy_of(part).into()),
+            Buffer::Mapped(file, whole) => Buffer::mapped(file, whole.start + range.start..whole.start + range.end),
+        }
+    }
+
     /// The bytes.
     pub fn bytes(&self) -> &[u8] {
         match self {
@@ -107,6 +116,14 @@ impl Buffer {
     /// Whether there are no bytes.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// The file behind mapped bytes, when it was changed since.
+    pub fn changed_file(&self) -> Option<&std::path::Path> {
+        match self {
+            Buffer::Mapped(file, _) if !file.is_intact() => Some(file.path()),
+            Buffer::Mapped(..) | Buffer::Owned(_) => None,
+        }
     }
 
     /// Whether both are the same memory, so that their contents need no comparison.

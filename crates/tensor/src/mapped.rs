@@ -1,6 +1,11 @@
 //! The one place where files are mapped into memory.
 
-use std::{fs::File, path::Path, sync::Arc};
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::SystemTime,
+};
 
 use crate::{ErrorKind, TensorError};
 
@@ -11,7 +16,15 @@ use crate::{ErrorKind, TensorError};
 /// over the old, which leaves existing mappings intact.
 #[derive(Debug, Clone)]
 pub struct MappedFile {
-    map: Arc<memmap2::Mmap>,
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    map: memmap2::Mmap,
+    file: File,
+    path: PathBuf,
+    modified: Option<SystemTime>,
 }
 
 impl MappedFile {
@@ -22,17 +35,32 @@ impl MappedFile {
     pub fn open(path: &Path) -> Result<Self, TensorError> {
         let io = |error| TensorError::from(ErrorKind::Io { path: path.to_path_buf(), error });
         let file = File::open(path).map_err(io)?;
-        if file.metadata().map_err(io)?.is_dir() {
+        let metadata = file.metadata().map_err(io)?;
+        if metadata.is_dir() {
             return Err(io(std::io::Error::from(std::io::ErrorKind::IsADirectory)));
         }
         // SAFETY: the map is read-only and private to this process. That nobody else shrinks the file while it is
         // mapped cannot be enforced on this platform; the documentation of `MappedFile` states the condition.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io)?;
-        Ok(MappedFile { map: Arc::new(map) })
+        let modified = metadata.modified().ok();
+        Ok(MappedFile { inner: Arc::new(Inner { map, file, path: path.to_path_buf(), modified }) })
     }
 
     /// The bytes of the file.
     pub fn bytes(&self) -> &[u8] {
-        &self.map
+        &self.inner.map
+    }
+
+    /// The path it was opened under.
+    pub fn path(&self) -> &Path {
+        &self.inner.path
+    }
+
+    /// Whether the file still has the length and the time of change that it had when it was mapped. One that was replaced
+    /// by renaming another over it is intact: the mapping keeps the old file alive.
+    pub fn is_intact(&self) -> bool {
+        self.inner.file.metadata().is_ok_and(|now| {
+            now.len() == self.inner.map.len() as u64 && now.modified().ok() == self.inner.modified
+        })
     }
 }

@@ -54,6 +54,13 @@ pub enum Problem {
         /// The slot that needs it.
         slot: String,
     },
+    /// The file that the engine took this source from was changed in place, and the refit does not bring it.
+    FileChanged {
+        /// Name of the source.
+        name: String,
+        /// The file.
+        path: PathBuf,
+    },
 }
 
 impl Problem {
@@ -66,7 +73,8 @@ impl Problem {
             | Problem::NonFinite { name, .. }
             | Problem::TiedDiffer { name, .. }
             | Problem::NotIdentical { name }
-            | Problem::SiblingMissing { name, .. } => name,
+            | Problem::SiblingMissing { name, .. }
+            | Problem::FileChanged { name, .. } => name,
         }
     }
 
@@ -82,6 +90,9 @@ impl Problem {
             Problem::NotIdentical { .. } => "differs from the weights that the engine was built with".into(),
             Problem::SiblingMissing { slot, .. } => {
                 format!("needed for slot {slot}, and the engine keeps no copy of it")
+            }
+            Problem::FileChanged { path, .. } => {
+                format!("was read from {}, which has changed since; give this source too", path.display())
             }
         }
     }

@@ -12,12 +12,11 @@ use regraft_ir::{
     ops::{Binary, BinaryFn},
 };
 use regraft_tensor::DType;
-use serde::{Deserialize, Serialize};
 
 use crate::PackFormat;
 
 /// A recipe as one pass over memory.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug)]
 pub enum GatherPlan {
     /// A plain slot: runs of sources of the slot's own dtype, one after the other.
     Copy {
@@ -28,13 +27,13 @@ pub enum GatherPlan {
     Panels {
         /// For each matrix the pieces that make it up, side by side along `n`.
         matrices: Vec<Vec<Piece>>,
-        /// Values of the recipe's graph that scale columns; small vectors.
-        scales: Vec<ValueId>,
+        /// Programs over the recipe's sources, each computing a small vector that scales columns.
+        scales: Vec<Graph>,
     },
 }
 
 /// Some columns of a packed matrix as a strided view of a source.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Piece {
     /// Source index in the recipe.
     pub source: u32,
@@ -58,7 +57,7 @@ impl GatherPlan {
         let view = views.view(out, 0)?;
         match format {
             PackFormat::Plain => view.into_copy(graph, graph.ty(out).dtype),
-            PackFormat::PanelsF32 { .. } => view.into_panels(),
+            PackFormat::PanelsF32 { .. } => view.into_panels(graph),
         }
     }
 }
@@ -257,7 +256,7 @@ impl View {
         Some(GatherPlan::Copy { runs })
     }
 
-    fn into_panels(self) -> Option<GatherPlan> {
+    fn into_panels(self, graph: &Graph) -> Option<GatherPlan> {
         let rank = self.parts[0].axes.len();
         if rank < 2 || (self.parts.len() > 1 && self.axis != rank - 1) {
             return None;
@@ -278,8 +277,18 @@ impl View {
                 matrix.push(view.piece(at, scale.map(|s| (s, scale_at)))?);
             }
         }
+        let scales = scales.into_iter().map(|v| program_of(graph, v)).collect::<Option<_>>()?;
         Some(GatherPlan::Panels { matrices, scales })
     }
+}
+
+/// The part of `graph` that computes `value`, over the same sources.
+fn program_of(graph: &Graph, value: ValueId) -> Option<Graph> {
+    let mut program = graph.clone();
+    program.outputs.clear();
+    program.add_output("scale", value);
+    program.compact().ok()?;
+    Some(program)
 }
 
 impl StridedView {
@@ -364,8 +373,9 @@ mod tests {
             n_stride: 4,
             scale: None,
         };
-        let matrices = vec![vec![piece(0, 6), piece(1, 2)]];
-        assert_eq!(plan, Some(GatherPlan::Panels { matrices, scales: vec![] }));
+        let Some(GatherPlan::Panels { matrices, scales }) = plan else { panic!("one pass") };
+        assert_eq!(matrices, [[piece(0, 6), piece(1, 2)]]);
+        assert!(scales.is_empty());
     }
 
     #[test]
@@ -394,6 +404,6 @@ mod tests {
         let body = "source %0 : f32[4, 4] = \"w\" (parameter)
              %1 = unary %0 {f = exp} : f32[4, 4]
              output %1 = \"w\"";
-        assert_eq!(compile(body, PANELS), None);
+        assert!(compile(body, PANELS).is_none());
     }
 }

@@ -25,7 +25,7 @@ pub use error::{Problem, WeightsError, WeightsErrorKind};
 pub use format::PackFormat;
 pub use gather::{GatherPlan, Piece};
 pub use generation::{Generation, Slot, SlotPool};
-pub use matching::{MatchOptions, Matched, match_sources};
+pub use matching::{MatchOptions, MatchTimes, Matched, match_sources};
 pub use recipe::Recipe;
 pub use refit_map::{RefitMap, SourceInfo};
 pub use report::{Phase, PhaseTimes, RefitReport, SlotReport};

@@ -1,4 +1,7 @@
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use regraft_tensor::{DType, Tensor};
 use rayon::prelude::*;
@@ -14,11 +17,16 @@ pub struct MatchOptions {
     pub reject_non_finite: bool,
 }
 
-/// Given tensors by source index, in the engine's dtypes, nothing computed yet.
-#[derive(Clone, Debug, Default)]
-pub struct Matched {
-    /// Source index → tensor.
-    pub given: BTreeMap<usize, Tensor>,
+/// Given tensors by source index, in the engine's dtypes.
+pub type Matched = BTreeMap<usize, Tensor>;
+
+/// How long it took to match names and to check what they stand for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MatchTimes {
+    /// Matching names.
+    pub matching: Duration,
+    /// Checking shapes, dtypes and values, and converting floats of another width.
+    pub check: Duration,
 }
 
 /// Matches `weights` to the sources of `map` and checks shapes, dtypes and values. Floats of another width are converted to
@@ -31,8 +39,11 @@ pub fn match_sources(
     weights: &StateDict,
     digests: Option<&[Digest]>,
     options: MatchOptions,
-) -> Result<Matched, Vec<Problem>> {
+) -> Result<(Matched, MatchTimes), Vec<Problem>> {
+    let start = Instant::now();
     let mut problems = Vec::new();
+    // A state dict may leave out what the program never reads, such as `num_batches_tracked`.
+    let used: Vec<bool> = map.slots_by_source().iter().map(|slots| !slots.is_empty()).collect();
     let mut given: BTreeMap<usize, (&str, &Tensor)> = BTreeMap::new();
     for (index, source) in map.sources.iter().enumerate() {
         let mut names = std::iter::once(&source.name).chain(&source.aliases).filter_map(|n| {
@@ -46,14 +57,17 @@ pub fn match_sources(
                 }
                 given.insert(index, (name, tensor));
             }
-            None if source.kind.in_state_dict() && !options.partial => {
+            None if source.kind.in_state_dict() && !options.partial && used[index] => {
                 problems.push(Problem::Missing { name: source.name.clone() });
             }
             None => {}
         }
     }
+    let unknown = unknown_names(map, weights);
+    let matching = start.elapsed();
+    let start = Instant::now();
     problems.extend(given.iter().filter_map(|(&i, (_, tensor))| mismatch(&map.sources[i], tensor)));
-    problems.extend(unknown_names(map, weights));
+    problems.extend(unknown);
     if problems.is_empty() {
         problems.extend(check_values(map, &given, digests, options));
     }
@@ -61,7 +75,8 @@ pub fn match_sources(
         return Err(problems);
     }
     let convert = |(i, (_, tensor)): (usize, (&str, &Tensor))| (i, tensor.cast(map.sources[i].dtype));
-    Ok(Matched { given: given.into_par_iter().map(convert).collect() })
+    let matched = given.into_par_iter().map(convert).collect();
+    Ok((matched, MatchTimes { matching, check: start.elapsed() }))
 }
 
 fn mismatch(source: &SourceInfo, tensor: &Tensor) -> Option<Problem> {
@@ -73,14 +88,9 @@ fn mismatch(source: &SourceInfo, tensor: &Tensor) -> Option<Problem> {
     })
 }
 
-/// State dicts of modules hold buffers that a traced program does not use; naming them is harmless.
-fn is_bookkeeping(name: &str) -> bool {
-    name.ends_with(".num_batches_tracked") || name == "num_batches_tracked"
-}
-
 fn unknown_names(map: &RefitMap, weights: &StateDict) -> Vec<Problem> {
     let known = map.by_name();
-    let unknown = weights.iter().map(|(name, _)| name).filter(|n| !known.contains_key(n) && !is_bookkeeping(n));
+    let unknown = weights.iter().map(|(name, _)| name).filter(|n| !known.contains_key(n));
     unknown
         .map(|name| Problem::Unknown { name: name.into(), suggestion: suggestion(name, known.keys().copied()) })
         .collect()
@@ -153,6 +163,7 @@ mod tests {
     use regraft_ir::SourceKind;
 
     use super::*;
+    use crate::{PackFormat, Recipe};
 
     fn map() -> RefitMap {
         let source = |name: &str, shape: &[usize]| SourceInfo {
@@ -162,7 +173,13 @@ mod tests {
             dtype: DType::F32,
             shape: shape.to_vec(),
         };
-        RefitMap { sources: vec![source("fc.weight", &[2, 3]), source("fc.bias", &[2])], recipes: vec![] }
+        let sources = vec![source("fc.weight", &[2, 3]), source("fc.bias", &[2])];
+        let program = "program \"r\" {
+            source %0 : f32[2, 3] = \"fc.weight\" (parameter)
+            output %0 = \"slot\"
+        }";
+        let graph = regraft_ir::text::parse(program).expect("a program");
+        RefitMap { sources, recipes: vec![Recipe::new("fc.weight", graph, vec![0], PackFormat::Plain)] }
     }
 
     #[test]
@@ -187,7 +204,7 @@ mod tests {
         let mut weights = StateDict::new();
         weights.insert("fc.bias", Tensor::from_f64(DType::BF16, &[2], &[1.5, -2.0]));
         let options = MatchOptions { partial: true, ..MatchOptions::default() };
-        let matched = match_sources(&map(), &weights, None, options).expect("fits");
-        assert_eq!(matched.given[&1].as_slice::<f32>(), Some(&[1.5, -2.0][..]));
+        let (matched, _) = match_sources(&map(), &weights, None, options).expect("fits");
+        assert_eq!(matched[&1].as_slice::<f32>(), Some(&[1.5, -2.0][..]));
     }
 }

@@ -2,12 +2,11 @@ use std::fmt;
 
 use regraft_ir::{Graph, text};
 use regraft_tensor::DType;
-use serde::{Deserialize, Serialize};
 
 use crate::{GatherPlan, PackFormat};
 
 /// The piece of IR that computes one slot from its sources, and the format it is packed in.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug)]
 pub struct Recipe {
     /// Name of the slot.
     pub slot: String,

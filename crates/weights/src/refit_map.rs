@@ -48,7 +48,7 @@ impl SourceInfo {
 }
 
 /// All recipes of an engine: which slot is computed from which sources, and how.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default)]
 pub struct RefitMap {
     /// The sources of the model.
     pub sources: Vec<SourceInfo>,

@@ -1,8 +1,12 @@
 //! Tiling: which task computes which part of `C`, and in which order a task walks through it.
 
-use std::ops::Range;
+use std::{cell::RefCell, ops::Range};
 
-use super::{Epilogue, Operand, Rows, micro::Kernel};
+use super::{
+    Epilogue, Operand, Rows,
+    micro::{Job, Kernel},
+    operand::KBlock,
+};
 use crate::{
     Isa, Threads,
     pack::panels_len,
@@ -11,6 +15,17 @@ use crate::{
 
 /// Floats of `A` that a task goes through again and again, panel after panel: about half a second-level cache.
 const A_BLOCK: usize = 64 * 1024;
+
+/// Steps of `k` before the next panel's turn: what is read of `A` and of the panel then fits into the second-level cache.
+const K_BLOCK: usize = 1024;
+
+/// Panels that must be waiting before it pays to copy rows that collide in cache.
+const GATHER_FROM: usize = 4;
+
+thread_local! {
+    /// Where rows that collide are copied to; at most about `A_BLOCK` floats.
+    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
 
 /// Tasks for each thread, so that a thread that falls behind does not hold up the others.
 const TASKS_PER_THREAD: usize = 4;
@@ -61,7 +76,7 @@ pub fn gemm(threads: &Threads, isa: Isa, args: GemmArgs<'_>) {
 
 /// Rows and columns of the part of `C` that one task computes.
 fn block_shape(kernel: &Kernel, threads: usize, m: usize, n: usize, k: usize) -> (usize, usize) {
-    let rows = (A_BLOCK / k.max(1)).next_multiple_of(kernel.mr).clamp(4 * kernel.mr, 32 * kernel.mr).min(m.max(1));
+    let rows = (A_BLOCK / k.clamp(1, K_BLOCK)).next_multiple_of(kernel.mr).clamp(4 * kernel.mr, 32 * kernel.mr).min(m.max(1));
     let panels = n.div_ceil(kernel.nr).max(1);
     if threads == 1 || m * n * k < SERIAL_BELOW {
         return (rows, n.max(1));
@@ -75,7 +90,6 @@ fn block_shape(kernel: &Kernel, threads: usize, m: usize, n: usize, k: usize) ->
 pub(crate) struct Panels<'a> {
     data: &'a [f32],
     k: usize,
-    n: usize,
     nr: usize,
     panel_stride: usize,
 }
@@ -85,22 +99,23 @@ impl<'a> Panels<'a> {
     pub(crate) fn new(isa: Isa, data: &'a [f32], k: usize, n: usize) -> Self {
         let nr = super::panel_width(isa);
         assert!(panels_len(k, n, nr) <= data.len(), "B is too short for {n} columns of {k}");
-        Panels { data, k, n, nr, panel_stride: k * nr }
+        Panels { data, k, nr, panel_stride: k * nr }
     }
 
-    /// The first `k` rows and `n` columns.
-    pub(crate) fn first(self, k: usize, n: usize) -> Self {
-        assert!(k <= self.k && n <= self.n);
-        Panels { k, n, ..self }
+    /// The first `k` rows.
+    pub(crate) fn first(self, k: usize) -> Self {
+        assert!(k <= self.k);
+        Panels { k, ..self }
     }
 
-    fn panel(&self, i: usize) -> &'a [f32] {
-        &self.data[i * self.panel_stride..][..self.k * self.nr]
+    /// The steps of `block` of panel `i`.
+    fn panel(&self, i: usize, block: &KBlock) -> &'a [f32] {
+        &self.data[i * self.panel_stride + block.first * self.nr..][..block.len() * self.nr]
     }
 }
 
 /// Sets `c`, whose first element is `(row, col)` of the product, to its part of `epilogue(A · B)`. `col` is the first column of a
-/// panel. One panel is used by all rows before the next, so that it stays in the second-level cache.
+/// panel. A run of `k` of one panel is used by all rows before the next, so that it stays in cache.
 pub(crate) fn multiply_block(
     isa: Isa,
     a: &Operand<'_>,
@@ -113,13 +128,40 @@ pub(crate) fn multiply_block(
     let kernel = Kernel::of(isa);
     assert!(col.is_multiple_of(kernel.nr) && b.nr == kernel.nr && a.taps() * a.k_tap() == b.k);
     let (rows, cols) = (c.rows(), c.cols());
-    for first in (0..cols).step_by(kernel.nr) {
-        let columns = first..cols.min(first + kernel.nr);
-        let panel = b.panel((col + first) / kernel.nr);
-        for part in even_parts(rows, kernel.mr) {
-            (kernel.run)(a, row + part.start, panel, c.part(part, columns.clone()));
+    let gather = cols >= GATHER_FROM * kernel.nr && a.rows_collide();
+    for block in a.k_blocks(K_BLOCK) {
+        let mut walk = |a: &Operand<'_>, row_in_a: usize, steps: &KBlock| {
+            for first in (0..cols).step_by(kernel.nr) {
+                let columns = first..cols.min(first + kernel.nr);
+                let mut strip = c.part(0..rows, columns);
+                let panel = b.panel((col + first) / kernel.nr, &block);
+                let next = if first + kernel.nr < cols { b.panel((col + first) / kernel.nr + 1, &block) } else { &[] };
+                let job = Job { a, row: row_in_a, block: steps, panel, accumulate: block.first > 0, next };
+                multiply_strip(&kernel, job, &mut strip);
+                if block.first + block.len() == b.k {
+                    epilogue.apply(isa, row, col + first, strip);
+                }
+            }
+        };
+        if gather {
+            SCRATCH.with_borrow_mut(|scratch| {
+                let a = a.gather(row..row + rows, &block, scratch);
+                walk(&a, 0, &a.whole());
+            });
+        } else {
+            walk(a, row, &block);
         }
-        epilogue.apply(isa, row, col + first, c.part(0..rows, columns));
+    }
+}
+
+/// Runs `job` tile by tile over all rows of `strip`, one panel wide. Each tile has a share of the next panel fetched.
+fn multiply_strip(kernel: &Kernel, job: Job<'_>, strip: &mut TileMut<'_, f32>) {
+    let (rows, cols) = (strip.rows(), strip.cols());
+    let share = job.next.len().div_ceil(rows.div_ceil(kernel.mr).max(1)).max(1);
+    let mut shares = job.next.chunks(share);
+    for part in even_parts(rows, kernel.mr) {
+        let tile = Job { row: job.row + part.start, next: shares.next().unwrap_or(&[]), ..job };
+        (kernel.run)(&tile, strip.part(part, 0..cols));
     }
 }
 

@@ -1,38 +1,56 @@
 //! The micro-kernel without intrinsics: 4 x 16, arrays that LLVM keeps in registers.
 #![allow(unsafe_code)]
 
-use super::{
-    micro::{Kernel, check_tile, for_rows},
-    operand::Operand,
-};
+use std::array;
+
+use super::micro::{Job, Kernel, for_rows};
 use crate::threads::TileMut;
 
 const NR: usize = 16;
 
 pub(super) const KERNEL: Kernel = Kernel { mr: 4, nr: NR, run };
 
-fn run(a: &Operand<'_>, first_row: usize, panel: &[f32], c: TileMut<'_, f32>) {
-    check_tile(&KERNEL, a, first_row, panel, &c);
-    for_rows!(c.rows(), tile(a, first_row, panel, c), [1 2 3 4]);
+fn run(job: &Job<'_>, c: TileMut<'_, f32>) {
+    job.check(&KERNEL, &c);
+    for_rows!(c.rows(), tile(job, c), [1 2 3 4]);
 }
 
-fn tile<const MR: usize>(a: &Operand<'_>, first_row: usize, panel: &[f32], mut c: TileMut<'_, f32>) {
-    let mut acc = [[0f32; NR]; MR];
-    let mut steps = panel.as_chunks::<NR>().0.iter();
-    for tap in 0..a.taps() {
-        let rows: [&[f32]; MR] = std::array::from_fn(|r| {
-            // SAFETY: `check_tile` has found that rows `first_row .. first_row + MR` exist; a tap is `k_tap` floats.
-            unsafe { std::slice::from_raw_parts(a.tap_ptr(first_row + r, tap), a.k_tap()) }
-        });
-        for (k, b) in steps.by_ref().take(a.k_tap()).enumerate() {
-            for (acc, row) in acc.iter_mut().zip(rows) {
-                let x = row[k];
-                acc.iter_mut().zip(b).for_each(|(acc, b)| *acc += x * b);
+/// Columns that are computed together: with four rows, as many accumulators as half the registers of SSE2 or NEON.
+const WIDTH: usize = 8;
+
+fn tile<const MR: usize>(job: &Job<'_>, mut c: TileMut<'_, f32>) {
+    for first_col in (0..c.cols()).step_by(WIDTH) {
+        let columns = first_col..c.cols().min(first_col + WIDTH);
+        let mut acc = [[0f32; WIDTH]; MR];
+        if job.accumulate {
+            for (r, acc) in acc.iter_mut().enumerate() {
+                acc[..columns.len()].copy_from_slice(&c.row(r)[columns.clone()]);
             }
         }
+        let acc = add_product(job, first_col, acc);
+        for (r, acc) in acc.iter().enumerate() {
+            c.row(r)[columns.clone()].copy_from_slice(&acc[..columns.len()]);
+        }
     }
-    for (r, acc) in acc.iter().enumerate() {
-        let row = c.row(r);
-        row.copy_from_slice(&acc[..row.len()]);
+}
+
+/// `acc` plus `MR` rows by `WIDTH` columns of the product.
+fn add_product<const MR: usize>(job: &Job<'_>, first_col: usize, mut acc: [[f32; WIDTH]; MR]) -> [[f32; WIDTH]; MR] {
+    let (pieces, _) = job.panel.as_chunks::<WIDTH>();
+    let mut steps = pieces.iter().skip(first_col / WIDTH).step_by(NR / WIDTH);
+    for tap in job.block.taps.clone() {
+        let rows: [*const f32; MR] = array::from_fn(|r| job.a.tap_ptr(job.row + r, tap));
+        for (k, b) in job.block.k.clone().zip(steps.by_ref()) {
+            let mut next = acc;
+            for r in 0..MR {
+                // SAFETY: `check` has found that row and tap exist and that `k` lies in the tap.
+                let x = unsafe { *rows[r].add(k) };
+                for j in 0..WIDTH {
+                    next[r][j] += x * b[j];
+                }
+            }
+            acc = next;
+        }
     }
+    acc
 }

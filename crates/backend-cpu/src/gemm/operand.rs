@@ -1,5 +1,7 @@
 //! The left operand: rows that are found by a stride or by offsets, checked once.
 
+use std::ops::Range;
+
 /// How the rows of `A` are found.
 #[derive(Clone, Copy, Debug)]
 pub enum Rows<'a> {
@@ -22,6 +24,27 @@ impl Rows<'_> {
 
 /// What taps in the padding read. Longer taps get a row of their own.
 static ZEROS: [f32; 4096] = [0.0; 4096];
+
+/// A row stride that is a multiple of this (2 KiB) lets rows collide.
+const COLLIDING: usize = 512;
+
+/// A run of steps of `k`: part of the only tap, or some whole taps.
+#[derive(Clone, Debug)]
+pub(super) struct KBlock {
+    /// Which taps.
+    pub(super) taps: Range<usize>,
+    /// Which floats of each.
+    pub(super) k: Range<usize>,
+    /// The steps before.
+    pub(super) first: usize,
+}
+
+impl KBlock {
+    /// How many steps.
+    pub(super) fn len(&self) -> usize {
+        self.taps.len() * self.k.len()
+    }
+}
 
 /// A left operand whose every row and tap is known to lie in its data.
 pub(crate) struct Operand<'a> {
@@ -74,6 +97,64 @@ impl<'a> Operand<'a> {
     /// Floats in a tap.
     pub(crate) fn k_tap(&self) -> usize {
         self.k_tap
+    }
+
+    /// All steps of `k`.
+    pub(super) fn whole(&self) -> KBlock {
+        KBlock { taps: 0..self.taps, k: 0..self.k_tap, first: 0 }
+    }
+
+    /// Cuts `k` into runs of about `most` steps, as equal as taps allow.
+    pub(super) fn k_blocks(&self, most: usize) -> impl Iterator<Item = KBlock> + use<> {
+        let (taps, k_tap) = (self.taps, self.k_tap);
+        let blocks = (taps * k_tap).div_ceil(most).max(1);
+        let cut = move |len: usize, i: usize| len * i / blocks;
+        (0..blocks).map(move |i| {
+            if taps == 1 {
+                KBlock { taps: 0..1, k: cut(k_tap, i)..cut(k_tap, i + 1), first: cut(k_tap, i) }
+            } else {
+                KBlock { taps: cut(taps, i)..cut(taps, i + 1), k: 0..k_tap, first: cut(taps, i) * k_tap }
+            }
+        })
+    }
+
+    /// Whether neighbouring rows fall into so few sets of a first-level cache (64 sets, 8 ways) that those of one tile evict each
+    /// other before their lines are used up.
+    pub(super) fn rows_collide(&self) -> bool {
+        let stride = match self.rows {
+            Rows::Strided { lda } => lda,
+            Rows::Indirect { offsets } => match (offsets.first(), offsets.get(self.taps)) {
+                (Some(a), Some(b)) => a.abs_diff(*b) as usize,
+                _ => return false,
+            },
+        };
+        self.m > 1 && stride > 0 && stride.is_multiple_of(COLLIDING)
+    }
+
+    /// Copies `block` of `rows` next to each other into `scratch`, at a distance that does not collide, and returns that as an
+    /// operand.
+    pub(super) fn gather<'s>(&self, rows: Range<usize>, block: &KBlock, scratch: &'s mut Vec<f32>) -> Operand<'s> {
+        let (m, k) = (rows.len(), block.len());
+        let lda = k.next_multiple_of(COLLIDING) + 16;
+        scratch.resize(scratch.len().max(m * lda), 0.0);
+        for (row, out) in rows.zip(scratch.chunks_exact_mut(lda)) {
+            for (tap, out) in block.taps.clone().zip(out.chunks_exact_mut(block.k.len().max(1))) {
+                out.copy_from_slice(&self.tap(row, tap)[block.k.clone()]);
+            }
+        }
+        Operand::new(scratch, Rows::Strided { lda }, m, 1, k)
+    }
+
+    /// A tap as a slice.
+    fn tap(&self, row: usize, tap: usize) -> &[f32] {
+        match self.rows {
+            Rows::Strided { lda } => &self.a[row * lda..][..self.k_tap],
+            Rows::Indirect { offsets } => match offsets[row * self.taps + tap] {
+                Rows::ZERO if self.k_tap > ZEROS.len() => &self.long_zeros,
+                Rows::ZERO => &ZEROS[..self.k_tap],
+                at => &self.a[at as usize..][..self.k_tap],
+            },
+        }
     }
 
     /// The start of a tap: valid for `k_tap` floats if `row < m` and `tap < taps`.

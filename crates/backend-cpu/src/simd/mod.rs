@@ -3,6 +3,7 @@
 
 mod activation;
 mod dispatch;
+pub(crate) mod lanes;
 pub mod math;
 mod transpose;
 

@@ -159,9 +159,8 @@ mod x86 {
     #[target_feature(enable = "avx2")]
     pub(super) unsafe fn avx2(strip: Strip<'_>, steps: &[(usize, usize)]) {
         let stream = streams(&strip);
-        let scale = strip.scale.copied().unwrap_or([1.0; 16]);
         // SAFETY: an array of 16 floats, read in halves.
-        let scale: [__m256; 2] = array::from_fn(|h| unsafe { _mm256_loadu_ps(scale.as_ptr().add(8 * h)) });
+        let scale = strip.scale.map(|s| unsafe { [_mm256_loadu_ps(s.as_ptr()), _mm256_loadu_ps(s.as_ptr().add(8))] });
         let mut stretches = Stretches([[0.0; STRETCH]; 16]);
         for steps in steps.chunks(STRETCH) {
             gather(&strip, steps, &mut stretches);
@@ -172,8 +171,8 @@ mod x86 {
                     transpose8(array::from_fn(row))
                 });
                 for (j, (_, l)) in block.iter().enumerate() {
-                    let line = [_mm256_mul_ps(left[j], scale[0]), _mm256_mul_ps(right[j], scale[1])];
-                    for (h, half) in line.into_iter().enumerate() {
+                    for (h, half) in [left[j], right[j]].into_iter().enumerate() {
+                        let half = scale.map_or(half, |s| _mm256_mul_ps(half, s[h]));
                         let to = strip.dst.as_mut_ptr().wrapping_add(l * strip.line_stride + 8 * h);
                         // SAFETY: line `l` is in bounds by contract, and aligned if `stream`.
                         unsafe { if stream { _mm256_stream_ps(to, half) } else { _mm256_storeu_ps(to, half) } }

@@ -3,6 +3,7 @@
 //! A pass is a function from graph to graph. None looks at the values of sources, only at names, shapes and dtypes;
 //! whatever folds is expressed as nodes over sources, which binding-time separation moves into recipes.
 
+pub mod axes;
 pub mod known;
 pub mod passes;
 pub mod pattern;
@@ -23,6 +24,7 @@ pub struct Pass {
 /// All passes in order.
 pub const PASSES: &[Pass] = &[
     passes::canonicalize::PASS,
+    passes::recompose_activations::PASS,
     passes::recompose_attention::PASS,
     passes::fold_batch_norm::PASS,
     passes::join_linears::PASS,

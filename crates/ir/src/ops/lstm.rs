@@ -79,6 +79,36 @@ mod tests {
     use crate::Op;
 
     #[test]
+    fn results_are_those_of_torch() {
+        // `torch.nn.LSTM(8, 2)` in f64 with an identity `weight_ih`.
+        let ramp = |n: u32, scale: f64, start: f64| (0..n).map(|i| f64::from(i) / scale + start).collect::<Vec<_>>();
+        let gates = Tensor::from_slice(&[2, 2, 8], &ramp(32, 20.0, -0.7));
+        let (h0, c0) = (Tensor::from_slice(&[2, 2], &[0.1, 0.2, 0.3, 0.4]), [-0.5, 0.5, 1.0, -1.0]);
+        let (c0, w) = (Tensor::from_slice(&[2, 2], &c0), Tensor::from_slice(&[8, 2], &ramp(16, 10.0, -0.8)));
+        let bias = Tensor::from_slice(&[8], &ramp(8, 4.0, -1.0));
+        let inputs = [&gates, &h0, &c0, &w, &bias].map(Some);
+        let out = Op::from(Lstm { reverse: false }).eval(&inputs).expect("they fit");
+        let want = [
+            -0.095764504445,
+            0.083484223552,
+            0.184660446245,
+            -0.23023873787,
+            0.009558881977,
+            0.194827723365,
+            0.273781873169,
+            0.127690141868,
+            0.013432709445,
+            0.259097512341,
+            0.367198385474,
+            0.156056802615,
+        ];
+        let found: Vec<f64> = out[0].to_f64_vec().into_iter().chain(out[2].to_f64_vec()).collect();
+        assert_eq!(found.len(), want.len());
+        assert!(found.iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-11), "{found:?}");
+        assert_eq!(out[0].to_f64_vec()[4..], out[1].to_f64_vec());
+    }
+
+    #[test]
     fn time_may_run_backwards() {
         // One unit whose gates saturate: i = f = o = 1 and g = tanh of its input, so c sums the inputs' tanh up.
         let step = |g: f64| [100.0, 100.0, g, 100.0];

@@ -59,8 +59,8 @@ attrs! {
     }
 }
 
-/// Size of a pooled axis. A window that the end of the axis cuts off counts with `ceil`, if it starts inside of the axis
-/// or the padding before it. Exact for padding of at most half a window, which is all that pools take.
+/// Size of a pooled axis. A window that the end of the axis cuts off counts with `ceil`, if it starts inside of the
+/// axis or the padding before it. Exact for padding of at most half a window, which is all that pools take.
 pub fn pool_out_size(size: &Dim, kernel: usize, stride: usize, padding: usize, dilation: usize, ceil: bool) -> Dim {
     if !ceil {
         return conv_out_size(size, kernel, stride, padding, dilation);
@@ -144,8 +144,8 @@ fn pooled(x: &TensorType, layout: SpatialLayout, spatial: &[Dim]) -> TensorType 
     TensorType::new(x.dtype, layout.shape(&x.shape[0], &x.shape[layout.channel_axis(x.rank())], spatial))
 }
 
-/// Pools every channel: each pixel of the result is `f(pixel, elements)` of the elements at the product of `taps(axis, i,
-/// size)` over the axes.
+/// Pools every channel: each pixel of the result is `f(pixel, elements)`, where the elements are those at the product
+/// over the axes of `taps(axis, i, size)`.
 fn pool(
     x: &Tensor,
     layout: SpatialLayout,

@@ -37,13 +37,15 @@ attrs! {
 }
 
 impl Resize {
-    /// For each of `out` elements along spatial axis `axis` of `size`: the two elements that it lies between and the weight
-    /// of the second, as PyTorch computes them for elements of `dtype` (in f32 but for f64).
+    /// For each of `out` elements along spatial axis `axis`, which has `size` elements, at least one: the two elements
+    /// that it lies between and the weight of the second. Positions are rounded as in PyTorch's 2-D kernels, so that the
+    /// same elements are picked: to f32, but for the linear modes of f64.
     pub fn taps(&self, axis: usize, size: usize, out: usize, dtype: DType) -> Vec<(usize, usize, f64)> {
         if self.mode == ResizeMode::Linear && size == out {
             return (0..out).map(|i| (i, i, 0.0)).collect();
         }
-        let round = |v: f64| if dtype == DType::F64 { v } else { f64::from(v as f32) };
+        let round =
+            |v: f64| if dtype == DType::F64 && self.mode == ResizeMode::Linear { v } else { f64::from(v as f32) };
         let aligned = self.mode == ResizeMode::Linear && self.align_corners;
         let scale = round(match &self.scales {
             _ if aligned => {
@@ -168,6 +170,15 @@ mod tests {
         let op = Resize { scales: Some(vec![1.5]), ..resize(ResizeMode::Nearest, &[4]) };
         assert_eq!(sources(&op, 3, 4), [0, 0, 1, 2]);
         assert_eq!(sources(&resize(ResizeMode::Nearest, &[4]), 3, 4), [0, 0, 1, 2]);
+    }
+
+    #[test]
+    fn nearest_sources_are_rounded_to_f32() {
+        // 23·14/46 is 7, but f32 ends just below it; PyTorch's 2-D kernels pick element 6 in f32 and in f64.
+        let op = resize(ResizeMode::Nearest, &[46]);
+        for dtype in [DType::F32, DType::F64] {
+            assert_eq!(op.taps(0, 14, 46, dtype)[23], (6, 6, 0.0));
+        }
     }
 
     #[test]

@@ -8,4 +8,5 @@ pub mod fold_batch_norm;
 pub mod fuse_elementwise;
 pub mod fuse_epilogue;
 pub mod join_linears;
+pub mod recompose_activations;
 pub mod recompose_attention;

@@ -1,0 +1,83 @@
+//! Reductions of a slice in an order that vectorises: 32 partial results, then a tree. The order depends on the length alone.
+
+use super::Fma;
+
+/// Partial results of a reduction: two vectors of AVX-512, four of AVX2.
+pub(crate) const LANES: usize = 32;
+
+/// Reduces `xs` with `step`, starting every lane from `start`, and joins the lanes with `join`.
+#[inline(always)]
+pub(crate) fn fold(xs: &[f32], start: f32, step: impl Fn(f32, f32) -> f32, join: impl Fn(f32, f32) -> f32) -> f32 {
+    let (blocks, rest) = xs.as_chunks::<LANES>();
+    let mut acc = [start; LANES];
+    for block in blocks {
+        for (a, x) in acc.iter_mut().zip(block) {
+            *a = step(*a, *x);
+        }
+    }
+    for (a, x) in acc.iter_mut().zip(rest) {
+        *a = step(*a, *x);
+    }
+    let mut width = LANES;
+    while width > 1 {
+        width /= 2;
+        for i in 0..width {
+            acc[i] = join(acc[i], acc[i + width]);
+        }
+    }
+    acc[0]
+}
+
+/// The sum.
+#[inline(always)]
+pub(crate) fn sum(xs: &[f32]) -> f32 {
+    fold(xs, 0.0, |a, x| a + x, |a, b| a + b)
+}
+
+/// The sum of `(x - center)^2`.
+#[inline(always)]
+pub(crate) fn sum_of_squares<F: Fma>(xs: &[f32], center: f32) -> f32 {
+    fold(xs, 0.0, |a, x| F::mul_add(x - center, x - center, a), |a, b| a + b)
+}
+
+/// The greater of two, or NaN if either is.
+#[inline(always)]
+pub(crate) fn greater(a: f32, b: f32) -> f32 {
+    if b > a || b.is_nan() { b } else { a }
+}
+
+/// The lesser of two, or NaN if either is.
+#[inline(always)]
+pub(crate) fn lesser(a: f32, b: f32) -> f32 {
+    if b < a || b.is_nan() { b } else { a }
+}
+
+/// The maximum, or NaN if there is one.
+#[inline(always)]
+pub(crate) fn max(xs: &[f32]) -> f32 {
+    fold(xs, f32::NEG_INFINITY, greater, greater)
+}
+
+/// The minimum, or NaN if there is one.
+#[inline(always)]
+pub(crate) fn min(xs: &[f32]) -> f32 {
+    fold(xs, f32::INFINITY, lesser, lesser)
+}
+
+/// Replaces every `x` by `f(x)` and returns the sum of the results.
+#[inline(always)]
+pub(crate) fn map_sum(xs: &mut [f32], f: impl Fn(f32) -> f32) -> f32 {
+    let (blocks, rest) = xs.as_chunks_mut::<LANES>();
+    let mut acc = [0f32; LANES];
+    for block in blocks {
+        for (a, x) in acc.iter_mut().zip(block) {
+            *x = f(*x);
+            *a += *x;
+        }
+    }
+    for (a, x) in acc.iter_mut().zip(rest) {
+        *x = f(*x);
+        *a += *x;
+    }
+    sum(&acc)
+}

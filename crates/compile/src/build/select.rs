@@ -1,0 +1,65 @@
+//! Chooses a kernel for each node of the plan.
+
+use regraft_backend::{Backend, Candidate, KernelId, OperandType, PackFormat};
+use regraft_ir::{Graph, Node, Op};
+
+use super::split::Split;
+
+/// How a slot is made from a known value.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Layout {
+    /// Ops appended to the recipe.
+    pub(crate) prepare: Vec<Op>,
+    /// The format.
+    pub(crate) format: PackFormat,
+}
+
+impl Layout {
+    /// The value as it is, row-major.
+    pub(crate) fn plain() -> Self {
+        Layout { prepare: Vec::new(), format: PackFormat::Plain }
+    }
+}
+
+/// The kernel of a node, with the layouts of its weights.
+#[derive(Clone, Debug)]
+pub(crate) struct Choice {
+    /// The kernel.
+    pub(crate) kernel: KernelId,
+    weights: Vec<(usize, Layout)>,
+}
+
+impl Choice {
+    /// The layout of operand `index`.
+    pub(crate) fn layout(&self, index: usize) -> Layout {
+        self.weights.iter().find(|(i, _)| *i == index).map_or_else(Layout::plain, |(_, layout)| layout.clone())
+    }
+}
+
+impl From<Candidate> for Choice {
+    fn from(candidate: Candidate) -> Self {
+        let layout = |w: regraft_backend::WeightLayout| (w.operand, Layout { prepare: w.prepare, format: w.format });
+        Choice { kernel: candidate.kernel, weights: candidate.weights.into_iter().map(layout).collect() }
+    }
+}
+
+/// One choice per node of the plan: the backend's best candidate, or the reference evaluator.
+pub(crate) fn select(split: &Split, backend: &dyn Backend) -> Vec<Choice> {
+    split.graph.nodes().iter().map(|node| choose(&split.graph, node, backend)).collect()
+}
+
+fn choose(graph: &Graph, node: &Node, backend: &dyn Backend) -> Choice {
+    if is_view(&node.op) {
+        return Candidate::plain(KernelId::VIEW).into();
+    }
+    let operand = |v| OperandType { ty: graph.ty(v), known: graph.source_of(v).is_some() };
+    let inputs: Vec<_> = node.inputs.iter().map(|v| v.map(operand)).collect();
+    let outputs: Vec<_> = node.outputs.iter().map(|&v| graph.ty(v)).collect();
+    let best = backend.candidates(&node.op, &inputs, &outputs).into_iter().next();
+    best.unwrap_or_else(|| Candidate::plain(KernelId::REFERENCE)).into()
+}
+
+/// Ops whose result is another view of their operand.
+fn is_view(op: &Op) -> bool {
+    matches!(op, Op::Reshape(_) | Op::Permute(_) | Op::Expand(_) | Op::Slice(_))
+}

@@ -1,0 +1,34 @@
+use std::path::PathBuf;
+
+use regraft_backend::Target;
+
+use crate::container::ContainerError;
+
+/// An error of an engine file.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {kind}")]
+pub struct EngineError {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong.
+    pub kind: EngineErrorKind,
+}
+
+/// The kinds of [`EngineError`].
+#[derive(Debug, thiserror::Error)]
+pub enum EngineErrorKind {
+    /// The file as such is broken or foreign.
+    #[error(transparent)]
+    Container(#[from] ContainerError),
+    /// The contents do not fit together.
+    #[error("the engine is malformed: {0}; compile the model again")]
+    Malformed(String),
+    /// The engine was built for another machine.
+    #[error("the engine was built for {expected}, this machine offers {found}; compile the model for this machine")]
+    Target {
+        /// What the engine needs.
+        expected: Target,
+        /// What is here.
+        found: Target,
+    },
+}

@@ -1,0 +1,75 @@
+use regraft_backend::{KernelId, PackFormat, SlotLayout};
+use regraft_ir::{Graph, ValueId};
+
+use crate::EngineErrorKind;
+
+/// What a run executes: a graph whose sources are slots, and a kernel for each node.
+///
+/// The type of a slot's value is the type that its op sees (a linear's weight is `[n, k]`); the layout says how the
+/// slot lies in memory.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// The graph; source `i` is slot `i`.
+    pub graph: Graph,
+    /// One kernel per node.
+    pub kernels: Vec<KernelId>,
+    /// One layout per slot.
+    pub slots: Vec<SlotLayout>,
+}
+
+impl Plan {
+    /// Bytes of slot `index`.
+    ///
+    /// # Panics
+    /// When the layout does not fit its format, which [`Plan::check`] rules out.
+    pub fn slot_bytes(&self, index: usize) -> usize {
+        let layout = &self.slots[index];
+        let dtype = self.graph.ty(self.graph.sources[index].value).dtype;
+        layout.format.byte_len(dtype, &layout.shape).expect("the plan was checked")
+    }
+
+    /// Name of slot `index`.
+    pub fn slot_name(&self, index: usize) -> &str {
+        &self.graph.sources[index].name
+    }
+
+    /// Checks that the parts fit together; for plans that come from files.
+    ///
+    /// # Errors
+    /// What does not fit.
+    pub fn check(&self) -> Result<(), EngineErrorKind> {
+        let malformed = |why: String| Err(EngineErrorKind::Malformed(why));
+        self.graph.verify().map_err(|e| EngineErrorKind::Malformed(format!("the plan: {e}")))?;
+        if self.kernels.len() != self.graph.nodes().len() {
+            return malformed(format!("{} kernels for {} nodes", self.kernels.len(), self.graph.nodes().len()));
+        }
+        if self.slots.len() != self.graph.sources.len() {
+            return malformed(format!("{} layouts for {} slots", self.slots.len(), self.graph.sources.len()));
+        }
+        for (slot, layout) in self.graph.sources.iter().zip(&self.slots) {
+            let ty = self.graph.ty(slot.value);
+            let same_count = regraft_tensor::numel(&layout.shape).map(|n| n as i64) == ty.numel().as_const();
+            if !same_count || layout.format.byte_len(ty.dtype, &layout.shape).is_none() {
+                return malformed(format!("slot {}: {} does not lie as {}", slot.name, ty, layout.format));
+            }
+        }
+        self.check_plain_reads()
+    }
+
+    /// The evaluator, views, states and outputs read slots row-major; backends check the slots of their own kernels.
+    fn check_plain_reads(&self) -> Result<(), EngineErrorKind> {
+        let graph = &self.graph;
+        let evaluated = (graph.nodes().iter().zip(&self.kernels))
+            .filter(|(_, k)| k.0 == KernelId::REFERENCE || k.0 == KernelId::VIEW)
+            .flat_map(|(node, _)| node.inputs.iter().flatten());
+        let ends = graph.outputs.iter().map(|o| &o.value).chain(graph.states.iter().map(|s| &s.next));
+        let init = graph.states.iter().map(|s| &graph.sources[s.init as usize].value);
+        let packed = |v: &&ValueId| {
+            graph.source_of(**v).is_some_and(|slot| self.slots[slot as usize].format != PackFormat::Plain)
+        };
+        match evaluated.chain(ends).chain(init).find(packed) {
+            Some(v) => Err(EngineErrorKind::Malformed(format!("a packed slot is read as plain (%{})", v.0))),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! `torch.einsum` by permutations, reshapes and matrix products.
+
+use regraft_ir::ops::{Expand, Matmul, Reduce, ReduceFn};
+use regraft_tensor::Dim;
+
+use crate::pt2::args::{Cx, Res, ValueId, simpler, unsupported, wrong};
+
+/// A value whose axes have labels.
+struct Labelled {
+    value: ValueId,
+    labels: Vec<char>,
+}
+
+/// Labels for the axes that an ellipsis stands for, the last first.
+const HIDDEN: char = '\u{e000}';
+
+pub(super) fn einsum(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let equation: String = cx.optional_text("equation")?.unwrap_or("").chars().filter(|c| !c.is_whitespace()).collect();
+    let values = cx.tensors("tensors")?;
+    let (left, right) = match equation.split_once("->") {
+        Some((left, right)) => (left, Some(right)),
+        None => (equation.as_str(), None),
+    };
+    let parts: Vec<&str> = left.split(',').collect();
+    if parts.len() != values.len() || values.is_empty() {
+        return wrong(format!("the equation `{equation}` does not fit {} operands", values.len()));
+    }
+    let mut hidden = 0;
+    let mut operands = Vec::new();
+    for (part, value) in parts.iter().zip(values) {
+        let rank = cx.rank(value);
+        let (labels, extra) = labels(part, rank)?;
+        hidden = hidden.max(extra);
+        operands.push(Labelled { value, labels });
+    }
+    let output = match right {
+        Some(right) => {
+            let explicit = right.replace("...", "").chars().count();
+            labels(right, if right.contains("...") { explicit + hidden } else { explicit })?.0
+        }
+        // Without an output: the hidden axes, then the labels that occur once, in the order of the alphabet.
+        None => {
+            let all: Vec<char> = operands.iter().flat_map(|o| o.labels.iter().copied()).collect();
+            let mut once: Vec<char> = all.iter().copied().filter(|c| all.iter().filter(|d| *d == c).count() == 1).collect();
+            once.retain(|c| *c < HIDDEN);
+            once.sort_unstable();
+            once.dedup();
+            let mut output: Vec<char> = (0..hidden).rev().filter_map(hidden_label).collect();
+            output.extend(once);
+            output
+        }
+    };
+    let mut rest = operands.into_iter();
+    let Some(mut sum) = rest.next() else { return wrong("expected operands") };
+    let rest: Vec<Labelled> = rest.collect();
+    for (i, next) in rest.iter().enumerate() {
+        let later = |c: &char| output.contains(c) || rest.iter().skip(i + 1).any(|o| o.labels.contains(c));
+        sum = pair(cx, sum, next, later)?;
+    }
+    let sum = reduce(cx, sum, |c| output.contains(c))?;
+    let perm: Option<Vec<usize>> = output.iter().map(|c| sum.labels.iter().position(|d| d == c)).collect();
+    match perm {
+        Some(perm) if perm.len() == sum.labels.len() => cx.permute(sum.value, perm),
+        _ => unsupported(format!("the equation `{equation}`"), "write it with matmul(), sum() and permute()"),
+    }
+}
+
+fn hidden_label(i: usize) -> Option<char> {
+    char::from_u32(u32::from(HIDDEN) + u32::try_from(i).ok()?)
+}
+
+/// The label of each of `rank` axes, and how many of them the ellipsis stands for.
+fn labels(part: &str, rank: usize) -> Res<(Vec<char>, usize)> {
+    let (before, after) = match part.split_once("...") {
+        Some((before, after)) => (before, Some(after)),
+        None => (part, None),
+    };
+    let named = before.chars().count() + after.map_or(0, |a| a.chars().count());
+    let extra = if after.is_some() { rank.checked_sub(named) } else { (rank == named).then_some(0) };
+    let Some(extra) = extra else { return wrong(format!("`{part}` does not fit a tensor with {rank} axes")) };
+    let mut labels: Vec<char> = before.chars().collect();
+    labels.extend((0..extra).rev().filter_map(hidden_label));
+    labels.extend(after.unwrap_or("").chars());
+    for (i, c) in labels.iter().enumerate() {
+        if !c.is_ascii_alphabetic() && *c < HIDDEN {
+            return wrong(format!("`{c}` is no label"));
+        }
+        if labels.iter().skip(i + 1).any(|d| d == c) {
+            return unsupported("a diagonal in einsum", "take it with diagonal() before");
+        }
+    }
+    Ok((labels, extra))
+}
+
+/// Sums over the labels that are not to be kept.
+fn reduce(cx: &mut Cx<'_, '_>, x: Labelled, keep: impl Fn(&char) -> bool) -> Res<Labelled> {
+    let axes: Vec<usize> = (0..x.labels.len()).filter(|&i| x.labels.get(i).is_some_and(|c| !keep(c))).collect();
+    if axes.is_empty() {
+        return Ok(x);
+    }
+    let value = cx.emit(Reduce { f: ReduceFn::Sum, axes, keep: false }, &[x.value])?;
+    Ok(Labelled { value, labels: x.labels.into_iter().filter(|c| keep(c)).collect() })
+}
+
+/// The product of two operands, summed over the labels that nothing later needs.
+fn pair(cx: &mut Cx<'_, '_>, a: Labelled, b: &Labelled, later: impl Fn(&char) -> bool) -> Res<Labelled> {
+    let b = Labelled { value: b.value, labels: b.labels.clone() };
+    let a = reduce(cx, a, |c| later(c) || b.labels.contains(c))?;
+    let b = reduce(cx, b, |c| later(c) || a.labels.contains(c))?;
+    let shared = |c: &&char| b.labels.contains(c);
+    let batch: Vec<char> = a.labels.iter().filter(shared).filter(|c| later(c)).copied().collect();
+    let inner: Vec<char> = a.labels.iter().filter(shared).filter(|c| !later(c)).copied().collect();
+    let only_a: Vec<char> = a.labels.iter().filter(|c| !b.labels.contains(c)).copied().collect();
+    let only_b: Vec<char> = b.labels.iter().filter(|c| !a.labels.contains(c)).copied().collect();
+    let size = |cx: &Cx<'_, '_>, c: &char| {
+        let of = |x: &Labelled| x.labels.iter().position(|d| d == c).and_then(|i| cx.ty(x.value).shape.get(i).cloned());
+        match (of(&a), of(&b)) {
+            (Some(a), Some(b)) if a.is(1) => b,
+            (Some(a), Some(b)) if b.is(1) => a,
+            (Some(a), Some(b)) => simpler(&a, &b),
+            (a, b) => a.or(b).unwrap_or(Dim::new(1)),
+        }
+    };
+    let sizes = |cx: &Cx<'_, '_>, list: &[char]| list.iter().map(|c| size(cx, c)).collect::<Vec<Dim>>();
+    let product = |list: &[Dim]| list.iter().fold(Dim::new(1), |n, d| &n * d);
+    let (nb, ni) = (sizes(cx, &batch), sizes(cx, &inner));
+    let (na, no) = (sizes(cx, &only_a), sizes(cx, &only_b));
+    let arrange = |cx: &mut Cx<'_, '_>, x: &Labelled, order: Vec<char>, full: Vec<Dim>, shape: Vec<Dim>| {
+        let perm = order.iter().filter_map(|c| x.labels.iter().position(|d| d == c)).collect();
+        let value = cx.permute(x.value, perm)?;
+        // Axes of size 1 stand for any size.
+        let value = if cx.ty(value).shape.iter().zip(&full).any(|(a, b)| a.is(1) && !b.is(1)) {
+            cx.emit(Expand { shape: full }, &[value])?
+        } else {
+            value
+        };
+        cx.reshape(value, shape)
+    };
+    let left = arrange(
+        cx,
+        &a,
+        [&batch[..], &only_a[..], &inner[..]].concat(),
+        [&nb[..], &na[..], &ni[..]].concat(),
+        [&nb[..], &[product(&na), product(&ni)]].concat(),
+    )?;
+    let right = arrange(
+        cx,
+        &b,
+        [&batch[..], &inner[..], &only_b[..]].concat(),
+        [&nb[..], &ni[..], &no[..]].concat(),
+        [&nb[..], &[product(&ni), product(&no)]].concat(),
+    )?;
+    let out = cx.emit(Matmul { transpose_b: false }, &[left, right])?;
+    let value = cx.reshape(out, [&nb[..], &na[..], &no[..]].concat())?;
+    Ok(Labelled { value, labels: [&batch[..], &only_a[..], &only_b[..]].concat() })
+}

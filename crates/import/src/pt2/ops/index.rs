@@ -1,0 +1,153 @@
+//! Reading elements at computed positions.
+
+use regraft_ir::ops::{Compare, CompareFn, Embedding, Gather, Index, Iota, Reduce, ReduceFn};
+use regraft_tensor::{DType, Dim};
+
+use crate::pt2::args::{Cx, Res, ValueId, unsupported, wrong};
+
+pub(super) fn embedding(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let (weight, ids) = (cx.tensor("weight")?, cx.tensor("indices")?);
+    cx.emit(Embedding {}, &[weight, ids])
+}
+
+/// Bags of equal size, which a matrix of ids is: the sum, mean or maximum of their rows.
+pub(super) fn embedding_bag(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<ValueId>>> {
+    const HELP: &str = "give the ids as a matrix with one bag per row";
+    let (weight, ids) = (cx.tensor("weight")?, cx.tensor("indices")?);
+    if cx.has("per_sample_weights") || cx.int_or("padding_idx", -1)? >= 0 {
+        return unsupported("embedding_bag with weights or padding", "use embedding() and sum()");
+    }
+    let f = match cx.int_or("mode", 0)? {
+        0 => ReduceFn::Sum,
+        1 => ReduceFn::Mean,
+        2 => ReduceFn::Max,
+        other => return wrong(format!("{other} is no mode of embedding_bag")),
+    };
+    // The matrix form has become a flat list of ids with offsets `arange(0, n·k, k)`.
+    let (flat, bags) = match (cx.ty(ids).shape.as_slice(), cx.result(0)) {
+        ([n], Some(result)) => (n.clone(), result.shape.first().cloned()),
+        _ => return unsupported("this form of embedding_bag", HELP),
+    };
+    let Some(bags) = bags else { return unsupported("this form of embedding_bag", HELP) };
+    let offsets = cx.tensor("offsets")?;
+    let Some(per) = flat.exact_div(&bags).filter(|_| regular(cx, offsets, &flat, &bags)) else {
+        return unsupported("embedding_bag with bags of different sizes", HELP);
+    };
+    let rows = cx.reshape(ids, vec![bags, per])?;
+    let rows = cx.emit(Embedding {}, &[weight, rows])?;
+    let out = cx.emit(Reduce { f, axes: vec![1], keep: false }, &[rows])?;
+    Ok(vec![Some(out), None, None, None])
+}
+
+/// Whether `offsets` is `0, k, 2k, ..` for equal bags.
+fn regular(cx: &Cx<'_, '_>, offsets: ValueId, flat: &Dim, bags: &Dim) -> bool {
+    let Some(id) = cx.t.graph.producer(offsets) else { return false };
+    match &cx.t.graph.node(id).op {
+        regraft_ir::Op::Iota(iota) => iota.start.is(0) && flat.exact_div(bags).is_some_and(|per| per == iota.step),
+        _ => false,
+    }
+}
+
+pub(super) fn gather(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let (x, index) = (cx.tensor("self")?, cx.tensor("index")?);
+    let axis = cx.axis_arg("dim", None, cx.rank(x))?;
+    if cx.rank(x) == 0 {
+        return wrong("gather of a number");
+    }
+    cx.emit(Gather { axis }, &[x, index])
+}
+
+pub(super) fn take_along_dim(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let (mut x, mut index) = (cx.tensor("self")?, cx.tensor("indices")?);
+    let Some(dim) = cx.optional_int("dim")? else {
+        let n = cx.ty(x).numel();
+        x = cx.reshape(x, vec![n])?;
+        let n = cx.ty(index).numel();
+        index = cx.reshape(index, vec![n])?;
+        return cx.emit(Gather { axis: 0 }, &[x, index]);
+    };
+    let rank = cx.rank(x);
+    let axis = cx.axis(dim, rank)?;
+    if cx.rank(index) != rank {
+        return wrong("take_along_dim with indices of another number of axes");
+    }
+    let (mut to, mut of) = (cx.shape(x), cx.shape(index));
+    for i in (0..rank).filter(|i| *i != axis) {
+        if let (Some(a), Some(b)) = (to.get_mut(i), of.get_mut(i)) {
+            if a.is(1) { a.clone_from(b) } else { b.clone_from(a) }
+        }
+    }
+    let x = cx.expand(x, to)?;
+    let index = cx.expand(index, of)?;
+    cx.emit(Gather { axis }, &[x, index])
+}
+
+pub(super) fn index_select(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let (x, index) = (cx.tensor("self")?, cx.tensor("index")?);
+    let axis = cx.axis_arg("dim", None, cx.rank(x))?;
+    let index = if cx.rank(index) == 0 { cx.unsqueeze(index, 0)? } else { index };
+    if axis == 0 && cx.rank(x) > 0 {
+        return cx.emit(Embedding {}, &[x, index]);
+    }
+    let index = cx.cast(index, DType::I64)?;
+    cx.emit(Index { axis }, &[x, index])
+}
+
+/// `x[i, j]`, `x[:, i]`, `x[i, :, j]`: index tensors on any axes.
+pub(super) fn index(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let mut x = cx.tensor("self")?;
+    let indices = cx.optional_tensors("indices")?;
+    let axes: Vec<usize> = (0..indices.len()).filter(|&i| indices.get(i).is_some_and(Option::is_some)).collect();
+    let mut given = Vec::new();
+    for v in indices.into_iter().flatten() {
+        if matches!(cx.dtype_of(v), DType::Bool | DType::U8) {
+            return unsupported(
+                "indexing by a condition, whose result depends on the values of a tensor",
+                "use where() with a value for the other elements",
+            );
+        }
+        given.push(cx.cast(v, DType::I64)?);
+    }
+    let (Some(&first), Some(&last)) = (axes.first(), axes.last()) else { return Ok(x) };
+    if last >= cx.rank(x) {
+        return wrong("more indices than axes");
+    }
+    let mut axis = first;
+    if last - first + 1 != axes.len() {
+        // Indices that are apart move to the front, and so does what they give.
+        let mut perm = axes.clone();
+        perm.extend((0..cx.rank(x)).filter(|i| !axes.contains(i)));
+        x = cx.permute(x, perm)?;
+        axis = 0;
+    }
+    // A row index over one axis is a table look-up.
+    if let ([only], 0) = (given.as_slice(), axis)
+        && cx.is_constant(x)
+        && is_natural(cx, *only)
+    {
+        return cx.emit(Embedding {}, &[x, *only]);
+    }
+    cx.emit_all(Index { axis }, std::iter::once(x).chain(given).map(Some).collect())?
+        .first()
+        .copied()
+        .map_or_else(|| wrong("the operator has no result"), Ok)
+}
+
+/// Whether an index is seen to count from the front.
+fn is_natural(cx: &Cx<'_, '_>, v: ValueId) -> bool {
+    let Some(id) = cx.t.graph.producer(v) else { return false };
+    matches!(&cx.t.graph.node(id).op, regraft_ir::Op::Iota(i) if i.start.is(0) && i.step.as_const().is_some_and(|s| s >= 0))
+}
+
+pub(super) fn one_hot(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let ids = cx.tensor("self")?;
+    let classes = cx.int_or("num_classes", -1)?;
+    if classes < 0 {
+        return unsupported("one_hot() without a number of classes", "give num_classes");
+    }
+    let row = cx.emit(Iota { len: Dim::new(classes), start: Dim::new(0), step: Dim::new(1), dtype: DType::I64 }, &[])?;
+    let ids = cx.cast(ids, DType::I64)?;
+    let ids = cx.unsqueeze(ids, cx.rank(ids))?;
+    let hot = cx.emit(Compare { f: CompareFn::Eq }, &[ids, row])?;
+    cx.cast(hot, DType::I64)
+}

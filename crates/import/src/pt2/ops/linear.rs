@@ -1,0 +1,154 @@
+//! Matrix products. A product with a matrix of weights becomes `linear`, one of two computed values `matmul`.
+
+use regraft_ir::{
+    Op,
+    ops::{BinaryFn, Linear, Matmul},
+};
+use regraft_tensor::{DType, Dim};
+
+use super::elementwise;
+use crate::pt2::args::{Cx, Number, Operand, Res, ValueId, wrong};
+
+pub(super) fn linear(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let (x, weight, bias) = (cx.tensor("input")?, cx.tensor("weight")?, cx.optional_tensor("bias")?);
+    if cx.rank(weight) != 2 {
+        // A vector of weights: a dot product.
+        let out = product(cx, x, weight)?;
+        return match bias {
+            Some(bias) => cx.binary(BinaryFn::Add, out, bias),
+            None => Ok(out),
+        };
+    }
+    cx.emit_opt(linear_op(), vec![Some(x), Some(weight), bias])
+}
+
+fn linear_op() -> Linear {
+    Linear { act: regraft_ir::ops::Activation::None, act_first: false }
+}
+
+/// `b` with its last two axes swapped: the operand of a permutation that did the same, when there is one.
+fn transposed(cx: &mut Cx<'_, '_>, b: ValueId) -> Res<ValueId> {
+    let rank = cx.rank(b);
+    let mut perm: Vec<usize> = (0..rank).collect();
+    if rank >= 2 {
+        perm.swap(rank - 1, rank - 2);
+    }
+    if let Some(id) = cx.t.graph.producer(b) {
+        let node = cx.t.graph.node(id);
+        if let (Op::Permute(p), [Some(from)]) = (&node.op, node.inputs.as_slice())
+            && p.perm == perm
+        {
+            return Ok(*from);
+        }
+    }
+    cx.permute(b, perm)
+}
+
+/// `a · b` for operands with at least two axes.
+fn matrices(cx: &mut Cx<'_, '_>, a: ValueId, b: ValueId) -> Res<ValueId> {
+    if cx.rank(b) == 2 && cx.is_constant(b) && !cx.is_constant(a) && cx.dtype_of(a).is_float() {
+        let weight = transposed(cx, b)?;
+        return cx.emit(linear_op(), &[a, weight]);
+    }
+    cx.emit(Matmul { transpose_b: false }, &[a, b])
+}
+
+/// `torch.matmul`, for all numbers of axes.
+pub(super) fn product(cx: &mut Cx<'_, '_>, a: ValueId, b: ValueId) -> Res<ValueId> {
+    let (ra, rb) = (cx.rank(a), cx.rank(b));
+    if ra == 0 || rb == 0 {
+        return wrong("a product of matrices with a number");
+    }
+    let left = if ra == 1 { cx.unsqueeze(a, 0)? } else { a };
+    let right = if rb == 1 { cx.unsqueeze(b, 1)? } else { b };
+    let mut out = matrices(cx, left, right)?;
+    if rb == 1 {
+        out = cx.squeeze(out, cx.rank(out).saturating_sub(1))?;
+    }
+    if ra == 1 {
+        let last = cx.rank(out).saturating_sub(if rb == 1 { 1 } else { 2 });
+        out = cx.squeeze(out, last)?;
+    }
+    Ok(out)
+}
+
+pub(super) fn matmul(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let (a, b) = (cx.tensor("self")?, cx.tensor("other")?);
+    product(cx, a, b)
+}
+
+pub(super) fn mm(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let (a, b) = (cx.tensor("self")?, cx.tensor("mat2")?);
+    matrices(cx, a, b)
+}
+
+pub(super) fn bmm(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let (a, b) = (cx.tensor("self")?, cx.tensor("mat2")?);
+    cx.emit(Matmul { transpose_b: false }, &[a, b])
+}
+
+pub(super) fn mv(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let (a, b) = (cx.tensor("self")?, cx.tensor("vec")?);
+    product(cx, a, b)
+}
+
+pub(super) fn dot(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let (a, b) = (cx.tensor("self")?, cx.tensor("tensor")?);
+    product(cx, a, b)
+}
+
+pub(super) fn outer(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let (a, b) = (cx.operand("self")?, cx.operand("vec2")?);
+    let dtype = elementwise::result_type(cx, &[&a, &b])?;
+    let (a, b) = (elementwise::value(cx, &a, dtype)?, elementwise::value(cx, &b, dtype)?);
+    let a = cx.unsqueeze(a, 1)?;
+    cx.binary(BinaryFn::Mul, a, b)
+}
+
+/// `beta·x`, `None` for beta 0.
+fn scaled(cx: &mut Cx<'_, '_>, x: ValueId, factor: &Number) -> Res<Option<ValueId>> {
+    if factor.is(0.0) {
+        return Ok(None);
+    }
+    if factor.is(1.0) {
+        return Ok(Some(x));
+    }
+    let dtype = cx.dtype_of(x);
+    elementwise::apply(cx, BinaryFn::Mul, &Operand::Tensor(x), &Operand::Number(factor.clone()), dtype).map(Some)
+}
+
+fn factors(cx: &Cx<'_, '_>) -> Res<(Number, Number)> {
+    Ok((cx.number_or("beta", Number::Int(1))?, cx.number_or("alpha", Number::Int(1))?))
+}
+
+/// `beta·self + alpha·(a · b)`.
+fn add_product(cx: &mut Cx<'_, '_>, a: ValueId, b: ValueId, batched: bool) -> Res<ValueId> {
+    let x = cx.tensor("self")?;
+    let (beta, alpha) = factors(cx)?;
+    let out = if batched { cx.emit(Matmul { transpose_b: false }, &[a, b])? } else { matrices(cx, a, b)? };
+    let out = match scaled(cx, out, &alpha)? {
+        Some(out) => out,
+        None => cx.with_literal(BinaryFn::Mul, out, 0.0)?,
+    };
+    match scaled(cx, x, &beta)? {
+        Some(x) => cx.binary(BinaryFn::Add, out, x),
+        None => Ok(out),
+    }
+}
+
+pub(super) fn addmm(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let (x, a, b) = (cx.tensor("self")?, cx.tensor("mat1")?, cx.tensor("mat2")?);
+    let (beta, alpha) = factors(cx)?;
+    let columns = cx.ty(b).shape.get(1).cloned().unwrap_or(Dim::new(1));
+    let is_bias = cx.ty(x).shape == [columns] && cx.dtype_of(x) != DType::Bool;
+    if is_bias && beta.is(1.0) && alpha.is(1.0) && cx.is_constant(b) && cx.dtype_of(a).is_float() {
+        let weight = transposed(cx, b)?;
+        return cx.emit(linear_op(), &[a, weight, x]);
+    }
+    add_product(cx, a, b, false)
+}
+
+pub(super) fn baddbmm(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let (a, b) = (cx.tensor("batch1")?, cx.tensor("batch2")?);
+    add_product(cx, a, b, true)
+}

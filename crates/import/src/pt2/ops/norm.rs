@@ -1,0 +1,111 @@
+//! Normalisations.
+
+use regraft_ir::ops::{BatchNorm, BinaryFn, GroupNorm, LayerNorm, RmsNorm, SpatialLayout};
+use regraft_tensor::{DType, Dim};
+
+use crate::pt2::args::{Cx, Res, ValueId, unsupported, wrong};
+
+fn batch(cx: &mut Cx<'_, '_>, training: bool) -> Res<ValueId> {
+    if training {
+        return unsupported("batch normalisation in training mode", "call model.eval() before exporting");
+    }
+    let x = cx.tensor("input")?;
+    let (mean, var) = (cx.tensor("running_mean")?, cx.tensor("running_var")?);
+    let (weight, bias) = (cx.optional_tensor("weight")?, cx.optional_tensor("bias")?);
+    let eps = cx.float_or("eps", 1e-5)?;
+    cx.emit_opt(BatchNorm { eps, layout: SpatialLayout::Nchw }, vec![Some(x), Some(mean), Some(var), weight, bias])
+}
+
+pub(super) fn batch_norm(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    // Without running statistics those of the batch are used in any mode.
+    let training = cx.bool_or("training", false)? || !cx.has("running_mean");
+    batch(cx, training)
+}
+
+pub(super) fn native_batch_norm(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<ValueId>>> {
+    let training = cx.bool_or("training", false)?;
+    Ok(vec![Some(batch(cx, training)?), None, None])
+}
+
+/// Normalisation by the statistics of the input; what `instance_norm` decomposes into has one batch of `n·c` channels.
+pub(super) fn batch_norm_no_stats(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<ValueId>>> {
+    let x = cx.tensor("input")?;
+    if !cx.ty(x).shape.first().is_some_and(|d| d.is(1)) {
+        return unsupported("batch normalisation by the statistics of the batch", "call model.eval() before exporting");
+    }
+    Ok(vec![Some(instance(cx, x)?), None, None])
+}
+
+/// Each channel of each batch normalised over its spatial axes.
+fn instance(cx: &mut Cx<'_, '_>, x: ValueId) -> Res<ValueId> {
+    let Some(spatial) = cx.rank(x).checked_sub(2).filter(|s| *s > 0) else {
+        return wrong("a normalisation of a tensor without spatial axes");
+    };
+    let eps = cx.float_or("eps", 1e-5)?;
+    let mut out = cx.emit_opt(LayerNorm { axes: spatial, eps }, vec![Some(x)])?;
+    for (f, name) in [(BinaryFn::Mul, "weight"), (BinaryFn::Add, "bias")] {
+        if let Some(v) = cx.optional_tensor(name)? {
+            let mut shape = cx.shape(v);
+            shape.extend(vec![Dim::new(1); spatial]);
+            let v = cx.reshape(v, shape)?;
+            out = cx.binary(f, out, v)?;
+        }
+    }
+    Ok(out)
+}
+
+pub(super) fn instance_norm(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    if !cx.bool_or("use_input_stats", true)? {
+        return batch(cx, false);
+    }
+    let x = cx.tensor("input")?;
+    match cx.ty(x).shape.get(1).and_then(Dim::as_usize) {
+        Some(groups) => group(cx, groups),
+        None => instance(cx, x),
+    }
+}
+
+fn group(cx: &mut Cx<'_, '_>, groups: usize) -> Res<ValueId> {
+    let x = cx.tensor("input")?;
+    let (weight, bias) = (cx.optional_tensor("weight")?, cx.optional_tensor("bias")?);
+    let eps = cx.float_or("eps", 1e-5)?;
+    let op = GroupNorm { groups, eps, layout: SpatialLayout::Nchw };
+    cx.emit_opt(op, vec![Some(x), weight, bias])
+}
+
+pub(super) fn group_norm(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let groups = cx.int("num_groups")?;
+    match usize::try_from(groups) {
+        Ok(groups) => group(cx, groups),
+        Err(_) => wrong(format!("{groups} groups")),
+    }
+}
+
+pub(super) fn native_group_norm(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<ValueId>>> {
+    let groups = cx.int("group")?;
+    match usize::try_from(groups) {
+        Ok(groups) => Ok(vec![Some(group(cx, groups)?), None, None]),
+        Err(_) => wrong(format!("{groups} groups")),
+    }
+}
+
+pub(super) fn layer_norm(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let x = cx.tensor("input")?;
+    let (weight, bias) = (cx.optional_tensor("weight")?, cx.optional_tensor("bias")?);
+    let axes = cx.dims("normalized_shape")?.len();
+    let eps = cx.float_or("eps", 1e-5)?;
+    cx.emit_opt(LayerNorm { axes, eps }, vec![Some(x), weight, bias])
+}
+
+pub(super) fn rms_norm(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let (x, weight) = (cx.tensor("input")?, cx.optional_tensor("weight")?);
+    let axes = cx.dims("normalized_shape")?.len();
+    // By default the distance of 1 to the next number.
+    let default = match cx.dtype_of(x) {
+        DType::F64 => f64::EPSILON,
+        // PyTorch computes on halves in f32.
+        _ => f64::from(f32::EPSILON),
+    };
+    let eps = cx.float_or("eps", default)?;
+    cx.emit_opt(RmsNorm { axes, eps }, vec![Some(x), weight])
+}

@@ -1,0 +1,126 @@
+//! Pooling.
+
+use regraft_ir::ops::{AdaptiveAvgPool, AvgPool, MaxPool, Reduce, ReduceFn, SpatialLayout};
+use regraft_tensor::Dim;
+
+use crate::pt2::args::{Cx, Res, ValueId, unsupported, wrong};
+
+/// Number of spatial axes, from the operator's name.
+fn spatial(cx: &Cx<'_, '_>) -> Res<usize> {
+    for (mark, n) in [("pool1d", 1), ("pool2d", 2), ("pool3d", 3)] {
+        if cx.node.target.contains(mark) {
+            return Ok(n);
+        }
+    }
+    wrong("expected a pooling operator")
+}
+
+/// The input with a batch axis, and whether one was added.
+fn input(cx: &mut Cx<'_, '_>, spatial: usize) -> Res<(ValueId, bool)> {
+    let x = cx.tensor("self")?;
+    match cx.rank(x).checked_sub(spatial) {
+        Some(2) => Ok((x, false)),
+        Some(1) => Ok((cx.unsqueeze(x, 0)?, true)),
+        _ => wrong(format!("a tensor with {} axes for {spatial} spatial ones", cx.rank(x))),
+    }
+}
+
+fn done(cx: &mut Cx<'_, '_>, out: ValueId, alone: bool) -> Res<ValueId> {
+    if alone { cx.squeeze(out, 0) } else { Ok(out) }
+}
+
+pub(super) fn max_pool(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let n = spatial(cx)?;
+    let (x, alone) = input(cx, n)?;
+    let kernel = cx.windows("kernel_size", n, &[])?;
+    let op = MaxPool {
+        stride: cx.windows("stride", n, &kernel)?,
+        padding: cx.windows("padding", n, &vec![0; n])?,
+        dilation: cx.windows("dilation", n, &vec![1; n])?,
+        ceil: cx.bool_or("ceil_mode", false)?,
+        layout: SpatialLayout::Nchw,
+        kernel,
+    };
+    let out = cx.emit(op, &[x])?;
+    done(cx, out, alone)
+}
+
+pub(super) fn avg_pool(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let n = spatial(cx)?;
+    let (x, alone) = input(cx, n)?;
+    let kernel = cx.windows("kernel_size", n, &[])?;
+    let divisor = match cx.optional_int("divisor_override")? {
+        None => None,
+        Some(d) => match usize::try_from(d) {
+            Ok(d) if d > 0 => Some(d),
+            _ => return wrong(format!("a divisor of {d}")),
+        },
+    };
+    let op = AvgPool {
+        stride: cx.windows("stride", n, &kernel)?,
+        padding: cx.windows("padding", n, &vec![0; n])?,
+        ceil: cx.bool_or("ceil_mode", false)?,
+        count_include_pad: cx.bool_or("count_include_pad", true)?,
+        divisor,
+        layout: SpatialLayout::Nchw,
+        kernel,
+    };
+    let out = cx.emit(op, &[x])?;
+    done(cx, out, alone)
+}
+
+pub(super) fn adaptive_avg_pool(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let n = spatial(cx)?;
+    let (x, alone) = input(cx, n)?;
+    let wanted = sizes(cx, n)?;
+    let have: Vec<Dim> = cx.shape(x).into_iter().skip(2).collect();
+    if wanted == have {
+        return done(cx, x, alone);
+    }
+    let Some(size) = wanted.iter().map(Dim::as_usize).collect::<Option<Vec<usize>>>() else {
+        return unsupported("adaptive pooling to a dynamic size", "export this dimension as a static one");
+    };
+    let out = cx.emit(AdaptiveAvgPool { size, layout: SpatialLayout::Nchw }, &[x])?;
+    done(cx, out, alone)
+}
+
+fn sizes(cx: &Cx<'_, '_>, n: usize) -> Res<Vec<Dim>> {
+    let wanted = cx.dims("output_size")?;
+    match wanted.as_slice() {
+        [one] => Ok(vec![one.clone(); n]),
+        _ if wanted.len() == n => Ok(wanted),
+        _ => wrong(format!("expected {n} sizes, found {wanted:?}")),
+    }
+}
+
+/// The maximum over windows that divide the input evenly, or over all of it.
+pub(super) fn adaptive_max_pool(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<ValueId>>> {
+    let n = spatial(cx)?;
+    let (x, alone) = input(cx, n)?;
+    let wanted = sizes(cx, n)?;
+    let have: Vec<Dim> = cx.shape(x).into_iter().skip(2).collect();
+    let out = if wanted.iter().all(|d| d.is(1)) {
+        cx.emit(Reduce { f: ReduceFn::Max, axes: (2..2 + n).collect(), keep: true }, &[x])?
+    } else {
+        let windows = wanted.iter().zip(&have).map(|(w, h)| match (w.as_usize(), h.as_usize()) {
+            (Some(w), Some(h)) if w > 0 && h % w == 0 => Some(h / w),
+            _ => None,
+        });
+        let Some(kernel) = windows.collect::<Option<Vec<usize>>>() else {
+            return unsupported(
+                format!("adaptive_max_pool from {have:?} to {wanted:?}"),
+                "use sizes that divide evenly, or max_pool",
+            );
+        };
+        let op = MaxPool {
+            stride: kernel.clone(),
+            padding: vec![0; n],
+            dilation: vec![1; n],
+            ceil: false,
+            layout: SpatialLayout::Nchw,
+            kernel,
+        };
+        cx.emit(op, &[x])?
+    };
+    Ok(vec![Some(done(cx, out, alone)?), None])
+}

@@ -1,0 +1,23 @@
+/// Any error of Regraft. Its text says what happened, where, and what to do about it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The program could not be imported.
+    #[error(transparent)]
+    Import(#[from] regraft_import::ImportError),
+    /// The program could not be compiled.
+    #[error(transparent)]
+    Compile(#[from] regraft_compile::CompileError),
+    /// An engine file could not be read or written.
+    #[error(transparent)]
+    Engine(#[from] regraft_engine::EngineError),
+    /// A weights file could not be read, or the weights do not fit.
+    #[error(transparent)]
+    Weights(#[from] regraft_weights::WeightsError),
+    /// A run or a refit failed.
+    #[error(transparent)]
+    Runtime(#[from] regraft_runtime::RuntimeError),
+    /// A file could not be written.
+    #[error(transparent)]
+    Write(#[from] regraft_engine::atomic_file::WriteError),
+}

@@ -1,0 +1,85 @@
+use regraft_backend::{BackendError, KernelError};
+use regraft_engine::EngineErrorKind;
+use regraft_ir::EvalError;
+use regraft_weights::{Problem, WeightsErrorKind};
+
+/// An error of a model or a run.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct RuntimeError(Box<RuntimeErrorKind>);
+
+impl RuntimeError {
+    /// The kind of this error.
+    pub fn kind(&self) -> &RuntimeErrorKind {
+        &self.0
+    }
+}
+
+impl<K: Into<RuntimeErrorKind>> From<K> for RuntimeError {
+    fn from(kind: K) -> Self {
+        RuntimeError(Box::new(kind.into()))
+    }
+}
+
+/// The kinds of [`RuntimeError`].
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeErrorKind {
+    /// An input does not have the declared type.
+    #[error("input {0}")]
+    Input(EvalError),
+    /// A node failed.
+    #[error("{op} at `{scope}`: {error}")]
+    Node {
+        /// Name of the op.
+        op: &'static str,
+        /// Module path in the original model.
+        scope: String,
+        /// What happened.
+        #[source]
+        error: KernelError,
+    },
+    /// A node cannot be prepared.
+    #[error("at `{scope}`: {error}")]
+    Prepare {
+        /// Module path in the original model.
+        scope: String,
+        /// What does not fit.
+        #[source]
+        error: BackendError,
+    },
+    /// The weights do not fit.
+    #[error(transparent)]
+    Weights(#[from] WeightsErrorKind),
+    /// A recipe failed.
+    #[error("slot {slot}: {why}")]
+    Recipe {
+        /// Name of the slot.
+        slot: String,
+        /// What happened.
+        why: String,
+    },
+    /// The engine does not fit this machine or itself.
+    #[error(transparent)]
+    Engine(#[from] EngineErrorKind),
+    /// A stripped engine was run.
+    #[error("the engine is stripped: it has no weights yet; bind it to a weights file first (regraft bind)")]
+    NotBound,
+    /// A frozen engine was given new weights.
+    #[error("the engine is frozen: it holds no recipes, so its weights cannot change; compile with --mode refittable")]
+    Frozen,
+    /// A staged generation was made from one that no longer serves.
+    #[error("the model was refitted since this generation was staged; stage it again")]
+    Stale,
+    /// A result is too large for memory.
+    #[error("{what} is too large for memory")]
+    TooLarge {
+        /// What.
+        what: String,
+    },
+}
+
+impl RuntimeErrorKind {
+    pub(crate) fn fit(problems: Vec<Problem>, sources: usize) -> Self {
+        WeightsErrorKind::Fit { problems, sources }.into()
+    }
+}
