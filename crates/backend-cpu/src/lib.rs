@@ -1,7 +1,8 @@
-//! CPU routines: vector mathematics, weight packing, matrix products and neural-network layers.
+//! The CPU backend: [`CpuBackend`] binds nodes of the IR (`kernels/`) to routines for vector mathematics, weight packing,
+//! matrix products and neural-network layers.
 //!
-//! Nothing here knows a graph. A routine takes slices, strides and a small parameter struct, runs on the
-//! [`Threads`] it is given with the instruction set [`Isa`] it is given, and allocates nothing per element.
+//! The routines know no graph. One takes slices, strides and a small parameter struct, runs on the [`Threads`] it is given
+//! with the instruction set [`Isa`] it is given, and allocates nothing per element.
 //!
 //! - [`simd`]: instruction sets, run-time dispatch, elementary functions, activations;
 //! - [`threads`]: a thread budget and disjoint mutable output;
@@ -14,12 +15,15 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 #![deny(unsafe_code)]
 
+mod backend;
 pub mod gemm;
+mod kernels;
 pub mod nn;
 pub mod pack;
 pub mod simd;
 pub mod threads;
 
+pub use backend::CpuBackend;
 pub use simd::Isa;
 pub use threads::Threads;
 

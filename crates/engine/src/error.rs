@@ -1,4 +1,4 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use regraft_backend::Target;
 
@@ -6,7 +6,7 @@ use crate::container::ContainerError;
 
 /// An error of an engine file.
 #[derive(Debug, thiserror::Error)]
-#[error("{path}: {kind}")]
+#[error("{}", text(path, kind))]
 pub struct EngineError {
     /// The file.
     pub path: PathBuf,
@@ -31,4 +31,12 @@ pub enum EngineErrorKind {
         /// What is here.
         found: Target,
     },
+}
+
+fn text(path: &Path, kind: &EngineErrorKind) -> String {
+    match kind {
+        // Names the file itself.
+        EngineErrorKind::Container(error) => error.to_string(),
+        EngineErrorKind::Malformed(_) | EngineErrorKind::Target { .. } => format!("{}: {kind}", path.display()),
+    }
 }

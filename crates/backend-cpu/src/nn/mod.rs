@@ -9,6 +9,7 @@ pub mod pool;
 pub mod reduce;
 pub mod softmax;
 pub mod transpose;
+mod window;
 
 use crate::Threads;
 

@@ -165,9 +165,8 @@ fn normalise_group(isa: Isa, norm: &GroupNorm<'_>, first: usize, tile: &mut Tile
     let factor = (1.0 / (squares / count + f64::from(norm.eps)).sqrt()) as f32;
     for r in 0..rows {
         if norm.channels_last {
-            let of_group = |xs: &'_ [f32]| first..first + xs.len().min(cols);
-            let weight = norm.weight.map(|w| &w[of_group(w)]);
-            let bias = norm.bias.map(|b| &b[of_group(b)]);
+            let weight = norm.weight.map(|w| &w[first..first + cols]);
+            let bias = norm.bias.map(|b| &b[first..first + cols]);
             scale_shift(isa, tile.row(r), mean, factor, weight, bias);
         } else {
             let factor = norm.weight.map_or(factor, |w| factor * w[first + r]);

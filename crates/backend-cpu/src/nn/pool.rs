@@ -1,1 +1,166 @@
-//! To come.
+//! Pooling over channels-last images: maximum, average, and the average of a whole image.
+
+use super::window::Taps;
+use crate::{
+    Isa, Threads,
+    gemm::Conv2d,
+    nn::reduce::{Reduction, reduce},
+    simd::{lanes, simd_fn},
+};
+
+/// What is taken of a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Pooling {
+    /// The maximum of what lies inside the image; NaN if there is one.
+    Max,
+    /// The sum of what lies inside the image, divided by the number of window elements.
+    Average {
+        /// Whether padding (as much below and right as above and left) counts; what `ceil` mode adds beyond it never does.
+        include_padding: bool,
+    },
+}
+
+/// Pools windows of `image` (`[batch, height, width, channels]`) into `out`. The output size is that of `conv`: with `ceil` mode
+/// the caller has rounded up.
+///
+/// # Panics
+///
+/// If a slice has the wrong length.
+pub fn pool(
+    threads: &Threads,
+    isa: Isa,
+    pooling: Pooling,
+    conv: &Conv2d,
+    channels: usize,
+    image: &[f32],
+    out: &mut [f32],
+) {
+    assert_eq!(image.len(), conv.batch * conv.input[0] * conv.input[1] * channels);
+    assert_eq!(out.len(), conv.pixels() * channels);
+    threads.for_each_chunk(out, conv.output[1] * channels, |row, out| {
+        pool_row(isa, pooling, conv, (channels, image), row, out);
+    });
+}
+
+/// The average of every channel over all positions of an image: `[batch, positions, channels]` to `[batch, channels]`.
+///
+/// # Panics
+///
+/// If a slice has the wrong length.
+pub fn global_average(
+    threads: &Threads,
+    isa: Isa,
+    image: &[f32],
+    [batch, positions, channels]: [usize; 3],
+    out: &mut [f32],
+) {
+    reduce(threads, isa, Reduction::Mean, image, [batch, positions, channels], out);
+}
+
+simd_fn! {
+    fn pool_row<F>(
+        pooling: Pooling,
+        conv: &Conv2d,
+        source: (usize, &[f32]),
+        row: usize,
+        out: &mut [f32],
+    ) {
+        let (channels, image) = source;
+        let mut taps = Taps::new(conv, row);
+        for (x, out) in out.chunks_exact_mut(channels).enumerate() {
+            let taps = taps.at(x);
+            let pixels = taps.iter().map(|(pixel, _)| &image[pixel * channels..][..channels]);
+            match pooling {
+                Pooling::Max => {
+                    out.fill(f32::NEG_INFINITY);
+                    pixels.for_each(|xs| out.iter_mut().zip(xs).for_each(|(y, x)| *y = lanes::greater(*y, *x)));
+                }
+                Pooling::Average { include_padding } => {
+                    out.fill(0.0);
+                    pixels.for_each(|xs| out.iter_mut().zip(xs).for_each(|(y, x)| *y += x));
+                    let padded = padded_extent(conv, 0, row % conv.output[0]) * padded_extent(conv, 1, x);
+                    let factor = 1.0 / (if include_padding { padded } else { taps.len() }) as f32;
+                    out.iter_mut().for_each(|y| *y *= factor);
+                }
+            }
+        }
+    }
+}
+
+/// How many kernel positions at output position `out` lie inside the image with its padding.
+fn padded_extent(conv: &Conv2d, axis: usize, out: usize) -> usize {
+    let end = conv.input[axis] + 2 * conv.padding[axis];
+    (0..conv.kernel[axis]).filter(|tap| out * conv.stride[axis] + tap * conv.dilation[axis] < end).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::nn::testing::{assert_close, numbers, on_every_isa};
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(30))]
+
+        #[test]
+        fn windows(
+            batch in 1usize..3, channels in 1usize..40, h in 4usize..9, w in 4usize..9,
+            kernel in 2usize..4, stride in 1usize..4, padding in 0usize..2, ceil: bool,
+            pooling in prop::sample::select(vec![
+                Pooling::Max,
+                Pooling::Average { include_padding: false },
+                Pooling::Average { include_padding: true },
+            ]),
+        ) {
+            let size = |n: usize| {
+                let size = (n + 2 * padding - kernel + if ceil { stride - 1 } else { 0 }) / stride + 1;
+                // PyTorch drops a last window that starts beyond image and padding.
+                if ceil && (size - 1) * stride >= n + padding { size - 1 } else { size }
+            };
+            let conv = Conv2d {
+                batch,
+                input: [h, w],
+                output: [size(h), size(w)],
+                kernel: [kernel; 2],
+                stride: [stride; 2],
+                dilation: [1; 2],
+                padding: [padding; 2],
+            };
+            let image = numbers(batch * h * w * channels, 1);
+            on_every_isa(conv.pixels() * channels, |threads, isa, out| {
+                pool(threads, isa, pooling, &conv, channels, &image, out);
+            }, |out| {
+                for (at, got) in out.iter().enumerate() {
+                    let (c, pixel) = (at % channels, at / channels);
+                    let (x, y) = (pixel % conv.output[1], pixel / conv.output[1] % conv.output[0]);
+                    let n = pixel / conv.output[1] / conv.output[0];
+                    let taps = (0..kernel).flat_map(|ky| (0..kernel).map(move |kx| (ky, kx)));
+                    let values: Vec<f64> = taps.filter_map(|(ky, kx)| {
+                        let (sy, sx) = (conv.source(0, y, ky)?, conv.source(1, x, kx)?);
+                        Some(f64::from(image[((n * h + sy) * w + sx) * channels + c]))
+                    }).collect();
+                    // As PyTorch counts: the window, cut off at the end of the padded image.
+                    let extent = |o: usize, n: usize| (o * stride + kernel).min(n + 2 * padding) - o * stride;
+                    let want = match pooling {
+                        Pooling::Max => values.iter().copied().fold(f64::NEG_INFINITY, f64::max),
+                        Pooling::Average { include_padding: false } => values.iter().sum::<f64>() / values.len() as f64,
+                        Pooling::Average { .. } => values.iter().sum::<f64>() / (extent(y, h) * extent(x, w)) as f64,
+                    };
+                    assert_close(*got, want, 1e-5);
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn the_average_of_an_image() {
+        let image = numbers(2 * 49 * 70, 1);
+        on_every_isa(140, |threads, isa, out| global_average(threads, isa, &image, [2, 49, 70], out), |out| {
+            for (at, got) in out.iter().enumerate() {
+                let pixels = (0..49).map(|p| f64::from(image[(at / 70 * 49 + p) * 70 + at % 70]));
+                assert_close(*got, pixels.sum::<f64>() / 49.0, 1e-6);
+            }
+        });
+    }
+}

@@ -43,7 +43,7 @@ pub enum ContainerErrorKind {
     /// The bytes are not those that were written.
     #[error("the file is damaged in its {section}: {what}\n  help: {COPY_AGAIN}")]
     Corrupt {
-        /// Where: ``section `weights` ``, `header`, `section table` or `padding`.
+        /// Where, such as ``section `weights` ``, `header`, `section table`, `length` or `padding`.
         section: String,
         /// What was expected and what was found.
         what: String,

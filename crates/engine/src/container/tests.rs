@@ -357,7 +357,8 @@ proptest! {
     fn any_sections_come_back(plan: Vec<u8>, chunks: Vec<Vec<u8>>) {
         let chunks: Vec<&[u8]> = chunks.iter().map(Vec::as_slice).collect();
         let container = open_bytes(&encode(&plan, &chunks), Verify::All).unwrap();
-        prop_assert_eq!(container.section(PLAN).unwrap().bytes(), &plan[..]);
+        let read = container.section(PLAN).unwrap();
+        prop_assert_eq!(read.bytes(), &plan[..]);
         let weights = container.section(WEIGHTS).unwrap();
         let mut rest = weights.bytes();
         for (i, chunk) in chunks.iter().enumerate() {

@@ -6,9 +6,13 @@
 //! - [`schema`]: the program, as its JSON has it;
 //! - [`symbols`]: symbolic sizes as [`regraft_tensor::Dim`];
 //! - [`spec`]: names for the flattened inputs and outputs;
-//! - [`weights`]: parameters, buffers and constants as tensors over the mapped file.
+//! - [`weights`]: parameters, buffers and constants as tensors over the mapped file;
+//! - [`import`]: the translation of the program into a graph of the IR.
 
 pub mod archive;
+mod args;
+pub mod import;
+mod ops;
 pub mod schema;
 pub mod spec;
 pub mod symbols;

@@ -1,12 +1,98 @@
-//! Not written yet: leaves the program as it is.
+//! Bias, activation and residual of a convolution or a linear move into its epilogue, in the forms `act(x)`, `x + r`,
+//! `act(x + r)` and `act(x) + r`.
+//!
+//! Each step along the chain has exactly one use, so the residual cannot depend on the product: no cycle arises.
 
-use regraft_ir::{Graph, IrError};
+use std::collections::HashSet;
 
-use crate::lower::Pass;
+use regraft_ir::{
+    Graph, IrError, Node, NodeId, Op, ValueId,
+    ops::{Activation, BinaryFn},
+};
+
+use crate::lower::{Pass, known::known_values};
 
 /// See the module's documentation.
 pub const PASS: Pass = Pass { name: "fuse_epilogue", run };
 
-fn run(_: &mut Graph) -> Result<(), IrError> {
+/// What is gathered along the chain behind a product.
+struct Epilogue {
+    act: Activation,
+    act_first: bool,
+    residual: Option<ValueId>,
+    /// The value that the epilogue computes.
+    end: ValueId,
+}
+
+fn run(graph: &mut Graph) -> Result<(), IrError> {
+    let known = known_values(graph);
+    let uses = graph.use_counts();
+    let users = graph.users();
+    let mut taken: HashSet<NodeId> = HashSet::new();
+    for id in graph.node_ids() {
+        let node = graph.node(id).clone();
+        let Some(act) = epilogue_of(&node.op) else { continue };
+        if known[node.output().0 as usize] {
+            continue;
+        }
+        let (act, act_first) = act;
+        let residual = node.optional_input(3);
+        let mut chain = Epilogue { act, act_first, residual, end: node.output() };
+        while uses[chain.end.0 as usize] == 1
+            && let &[user] = users[chain.end.0 as usize].as_slice()
+            && !taken.contains(&user)
+            && extend(graph, &mut chain, graph.node(user))
+        {
+            taken.insert(user);
+        }
+        if chain.end == node.output() {
+            continue;
+        }
+        let op = with_epilogue(&node.op, &chain);
+        let inputs = [node.optional_input(0), node.optional_input(1), node.optional_input(2), chain.residual];
+        let new = graph.add(op, inputs, &node.scope)?[0];
+        graph.replace_uses(chain.end, new);
+    }
     Ok(())
+}
+
+fn epilogue_of(op: &Op) -> Option<(Activation, bool)> {
+    match op {
+        Op::Linear(op) => Some((op.act, op.act_first)),
+        Op::Conv(op) => Some((op.act, op.act_first)),
+        _ => None,
+    }
+}
+
+fn with_epilogue(op: &Op, chain: &Epilogue) -> Op {
+    let mut op = op.clone();
+    if let Op::Linear(op) = &mut op {
+        (op.act, op.act_first) = (chain.act, chain.act_first);
+    }
+    if let Op::Conv(op) = &mut op {
+        (op.act, op.act_first) = (chain.act, chain.act_first);
+    }
+    op
+}
+
+/// Takes `user`, the only one of the chain's end, into the chain if an epilogue can express it.
+fn extend(graph: &Graph, chain: &mut Epilogue, user: &Node) -> bool {
+    match &user.op {
+        // `act(act(x))` and `act(act(x) + r)` are beyond an epilogue.
+        Op::Unary(op) if chain.act == Activation::None => {
+            let Some(act) = Activation::from_function(op.f) else { return false };
+            (chain.act, chain.act_first) = (act, false);
+        }
+        Op::Binary(op) if op.f == BinaryFn::Add && chain.residual.is_none() => {
+            let (a, b) = (user.input(0), user.input(1));
+            let residual = if a == chain.end { b } else { a };
+            if residual == chain.end || graph.ty(residual) != graph.ty(chain.end) {
+                return false;
+            }
+            (chain.residual, chain.act_first) = (Some(residual), chain.act != Activation::None);
+        }
+        _ => return false,
+    }
+    chain.end = user.output();
+    true
 }

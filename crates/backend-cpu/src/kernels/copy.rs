@@ -1,0 +1,62 @@
+//! Joining values along an axis.
+
+use regraft_backend::{BackendError, Candidate, Kernel, KernelError, Operand, OperandType, Problem};
+use regraft_ir::{Op, TensorType};
+
+use super::{
+    Cx, Family,
+    support::{expect_plain, unsupported},
+};
+
+const CONCAT: &str = "concat.runs";
+
+/// Bytes that a task writes, at least.
+const TASK: usize = 64 << 10;
+
+pub(super) const FAMILY: Family = Family { ids: &[CONCAT], candidates, reads_strided, prepare };
+
+fn candidates(_: &Cx, op: &Op, _: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
+    match op {
+        Op::Concat(_) => vec![Candidate::plain(CONCAT)],
+        _ => Vec::new(),
+    }
+}
+
+fn reads_strided(_: &Op, _: usize, _: &Operand<'_>) -> bool {
+    false
+}
+
+struct Prepared {
+    cx: Cx,
+    /// Bytes that each operand brings to one row of the result.
+    runs: Vec<usize>,
+}
+
+fn prepare(cx: &Cx, problem: &Problem<'_>) -> Result<Box<dyn Kernel>, BackendError> {
+    let Op::Concat(op) = problem.op else { return Err(unsupported(problem, "it joins nothing")) };
+    expect_plain(problem, 0..problem.inputs.len())?;
+    let run = |o: &Operand<'_>| o.shape[op.axis..].iter().product::<usize>() * o.dtype.size();
+    let runs = problem.inputs.iter().flatten().map(run).collect();
+    Ok(Box::new(Prepared { cx: cx.clone(), runs }))
+}
+
+impl Kernel for Prepared {
+    fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]]) -> Result<(), KernelError> {
+        let row: usize = self.runs.iter().sum();
+        if row == 0 {
+            return Ok(());
+        }
+        let rows_per_task = TASK.div_ceil(row);
+        self.cx.threads.for_each_chunk(outputs[0], rows_per_task * row, |task, out| {
+            for (i, mut out) in out.chunks_exact_mut(row).enumerate() {
+                let i = task * rows_per_task + i;
+                for (from, &run) in inputs.iter().flatten().zip(&self.runs) {
+                    let (to, rest) = out.split_at_mut(run);
+                    to.copy_from_slice(&from[i * run..(i + 1) * run]);
+                    out = rest;
+                }
+            }
+        });
+        Ok(())
+    }
+}

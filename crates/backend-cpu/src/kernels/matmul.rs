@@ -1,0 +1,172 @@
+//! Products of two computed values: the right one is packed on the way.
+
+use std::{cell::Cell, iter::zip};
+
+use regraft_backend::{BackendError, Candidate, Kernel, KernelError, Operand, OperandType, Problem};
+use regraft_ir::{Op, TensorType};
+use regraft_tensor::{DType, for_each_index};
+
+use super::{
+    Cx, Family,
+    linear::activation,
+    support::{
+        all_are, elements, elements_mut, expect_plain, operand, optional, optional_f32, read, uniform_rows, unsupported,
+    },
+};
+use crate::gemm::{DynamicB, Epilogue, MatmulArgs, matmul};
+
+const MATMUL: &str = "matmul.dynamic";
+const LINEAR: &str = "linear.dynamic";
+
+pub(super) const FAMILY: Family = Family { ids: &[MATMUL, LINEAR], candidates, reads_strided, prepare };
+
+thread_local! {
+    /// Panels of right operands; grows to the largest that the thread has packed.
+    static SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
+
+fn candidates(_: &Cx, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
+    match op {
+        Op::Matmul(_) if all_are(inputs, DType::F32) => vec![Candidate::plain(MATMUL)],
+        // A residual needs the packed form; a linear with a computed weight has none in practice.
+        Op::Linear(_) if all_are(inputs, DType::F32) && inputs.get(3).is_none_or(Option::is_none) => {
+            vec![Candidate::plain(LINEAR)]
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn reads_strided(op: &Op, index: usize, operand: &Operand<'_>) -> bool {
+    let inner = operand.strides.last() == Some(&1) || operand.shape.last() == Some(&1);
+    match op {
+        Op::Matmul(_) => inner,
+        Op::Linear(_) => index == 0 && uniform_rows(operand).is_some(),
+        _ => false,
+    }
+}
+
+/// One product of a batch: where its operands and its result start.
+struct Item {
+    a: usize,
+    b: usize,
+}
+
+struct Prepared {
+    cx: Cx,
+    m: usize,
+    n: usize,
+    k: usize,
+    lda: usize,
+    ldb: usize,
+    transposed: bool,
+    act: crate::simd::Activation,
+    items: Vec<Item>,
+    /// Distances between neighbouring operands when they are all alike: the batch is one call then.
+    uniform: Option<(usize, usize)>,
+}
+
+fn prepare(cx: &Cx, problem: &Problem<'_>) -> Result<Box<dyn Kernel>, BackendError> {
+    expect_plain(problem, 0..problem.inputs.len())?;
+    let (a, b) = (operand(problem, 0)?, operand(problem, 1)?);
+    match problem.op {
+        Op::Matmul(op) => {
+            let (m, k) = (a.shape[a.shape.len() - 2], a.shape[a.shape.len() - 1]);
+            let n = problem.outputs[0].shape.last().copied().unwrap_or(1);
+            let row = |o: &Operand<'_>| o.strides[o.strides.len() - 2];
+            if !reads_strided(problem.op, 0, &a) || !reads_strided(problem.op, 1, &b) {
+                return Err(unsupported(problem, "the last axis is not contiguous"));
+            }
+            let batch = &problem.outputs[0].shape[..problem.outputs[0].shape.len() - 2];
+            let items = items(&a, &b, batch);
+            Ok(Box::new(Prepared {
+                cx: cx.clone(),
+                m,
+                n,
+                k,
+                lda: row(&a),
+                ldb: row(&b),
+                transposed: op.transpose_b,
+                act: crate::simd::Activation::None,
+                uniform: uniform(&items),
+                items,
+            }))
+        }
+        Op::Linear(op) if optional(problem, 3).is_none() => {
+            let (n, k) = (b.shape[0], b.shape[1]);
+            let (m, lda) = uniform_rows(&a).ok_or_else(|| unsupported(problem, "rows are not equally far apart"))?;
+            let items = vec![Item { a: 0, b: 0 }];
+            let act = activation(op.act);
+            let (uniform, cx) = (Some((0, 0)), cx.clone());
+            Ok(Box::new(Prepared { cx, m, n, k, lda, ldb: k, transposed: true, act, items, uniform }))
+        }
+        _ => Err(unsupported(problem, "it is no product")),
+    }
+}
+
+/// The operands of each product of a batch, broadcasting.
+fn items(a: &Operand<'_>, b: &Operand<'_>, batch: &[usize]) -> Vec<Item> {
+    let offsets = |o: &Operand<'_>| {
+        let own = o.shape.len() - 2;
+        let mut strides = vec![0; batch.len() - own];
+        strides.extend(zip(&o.shape[..own], &o.strides[..own]).map(|(&size, &s)| if size == 1 { 0 } else { s }));
+        let mut all = Vec::new();
+        for_each_index(batch, &strides, |at| all.push(at));
+        all
+    };
+    zip(offsets(a), offsets(b)).map(|(a, b)| Item { a, b }).collect()
+}
+
+fn uniform(items: &[Item]) -> Option<(usize, usize)> {
+    let [first, second, ..] = items else { return Some((0, 0)) };
+    let step = (second.a.checked_sub(first.a)?, second.b.checked_sub(first.b)?);
+    let alike = items.iter().enumerate().all(|(i, item)| item.a == i * step.0 && item.b == i * step.1);
+    alike.then_some(step)
+}
+
+impl Prepared {
+    fn multiply(&self, batches: usize, steps: (usize, usize), a: &[f32], b: &[f32], bias: Option<&[f32]>, c: &mut [f32]) {
+        let args = MatmulArgs {
+            batches,
+            m: self.m,
+            n: self.n,
+            k: self.k,
+            a,
+            lda: self.lda,
+            a_batch: steps.0,
+            b: DynamicB { data: b, ld: self.ldb, transposed: self.transposed },
+            b_batch: steps.1,
+            c,
+            ldc: self.n,
+            c_batch: self.m * self.n,
+            epilogue: Epilogue { bias, activation: self.act, ..Epilogue::default() },
+        };
+        // Taken, not borrowed: while this thread waits for others it may run another session's product.
+        let mut scratch = SCRATCH.take();
+        let len = args.scratch_len(self.cx.isa);
+        if scratch.len() < len {
+            scratch.resize(len, 0.0);
+        }
+        matmul(&self.cx.threads, self.cx.isa, args, &mut scratch);
+        SCRATCH.set(scratch);
+    }
+}
+
+impl Kernel for Prepared {
+    fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]]) -> Result<(), KernelError> {
+        let (a, b) = (elements::<f32>(read(inputs, 0)), elements::<f32>(read(inputs, 1)));
+        let bias = optional_f32(inputs, 2).map(|bias| &bias[..self.n]);
+        let c = elements_mut::<f32>(outputs[0]);
+        if c.is_empty() {
+            return Ok(());
+        }
+        match self.uniform {
+            Some(steps) => self.multiply(self.items.len(), steps, a, b, bias, c),
+            None => {
+                for (item, c) in zip(&self.items, c.chunks_exact_mut(self.m * self.n)) {
+                    self.multiply(1, (0, 0), &a[item.a..], &b[item.b..], bias, c);
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,95 @@
+//! What kernel files share.
+
+use bytemuck::Pod;
+use regraft_backend::{BackendError, Operand, OperandType, PackFormat, Problem};
+use regraft_tensor::DType;
+
+pub(super) fn unsupported(problem: &Problem<'_>, why: impl Into<String>) -> BackendError {
+    BackendError::Unsupported { kernel: problem.kernel.clone(), op: problem.op.name(), why: why.into() }
+}
+
+/// Whether all operands that are there have this dtype.
+pub(super) fn all_are(inputs: &[Option<OperandType<'_>>], dtype: DType) -> bool {
+    inputs.iter().flatten().all(|o| o.ty.dtype == dtype)
+}
+
+/// The required operand at `index`.
+pub(super) fn operand<'a>(problem: &Problem<'a>, index: usize) -> Result<Operand<'a>, BackendError> {
+    problem.inputs.get(index).copied().flatten().ok_or_else(|| unsupported(problem, format!("operand {index} is missing")))
+}
+
+/// The optional operand at `index`.
+pub(super) fn optional<'a>(problem: &Problem<'a>, index: usize) -> Option<Operand<'a>> {
+    problem.inputs.get(index).copied().flatten()
+}
+
+/// Refuses when an operand in `plain` is a packed slot.
+pub(super) fn expect_plain(problem: &Problem<'_>, plain: impl IntoIterator<Item = usize>) -> Result<(), BackendError> {
+    for index in plain {
+        if optional(problem, index).and_then(|o| o.slot).is_some_and(|s| s.format != PackFormat::Plain) {
+            return Err(unsupported(problem, format!("operand {index} is packed")));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses when operand `index` is no slot with this format and shape.
+pub(super) fn expect_packed(
+    problem: &Problem<'_>,
+    index: usize,
+    format: PackFormat,
+    shape: &[usize],
+) -> Result<(), BackendError> {
+    match operand(problem, index)?.slot {
+        Some(slot) if slot.format == format && slot.shape == shape => Ok(()),
+        Some(slot) => {
+            let found = format!("{}{:?}", slot.format, slot.shape);
+            Err(unsupported(problem, format!("operand {index} must be {format}{shape:?}, found {found}")))
+        }
+        None => Err(unsupported(problem, format!("operand {index} is no slot"))),
+    }
+}
+
+
+/// The rows of an operand over its last axis: how many, and the one distance between them; `None` when the last axis is
+/// not contiguous or the rows are not equally far apart.
+pub(super) fn uniform_rows(operand: &Operand<'_>) -> Option<(usize, usize)> {
+    let (&len, lead) = operand.shape.split_last()?;
+    let (&inner, lead_strides) = operand.strides.split_last()?;
+    if inner != 1 && len > 1 {
+        return None;
+    }
+    let rows: usize = lead.iter().product();
+    // From the innermost leading axis outwards each must step over all inside it.
+    let mut expected = None;
+    for (&size, &stride) in lead.iter().zip(lead_strides).rev().filter(|(size, _)| **size != 1) {
+        match expected {
+            Some((_, next)) if stride != next => return None,
+            Some((step, next)) => expected = Some((step, next * size)),
+            None => expected = Some((stride, stride * size)),
+        }
+    }
+    let step = expected.map_or(len, |(step, _)| step);
+    (rows <= 1 || step >= len).then_some((rows, step))
+}
+
+/// Bytes as elements. Buffers start on cache lines and views at whole elements, so they are aligned.
+pub(super) fn elements<T: Pod>(bytes: &[u8]) -> &[T] {
+    let whole = bytes.len() / size_of::<T>() * size_of::<T>();
+    bytemuck::cast_slice(&bytes[..whole])
+}
+
+/// As [`elements`], to be written.
+pub(super) fn elements_mut<T: Pod>(bytes: &mut [u8]) -> &mut [T] {
+    bytemuck::cast_slice_mut(bytes)
+}
+
+/// The bytes of an operand that must be there.
+pub(super) fn read<'a>(inputs: &[Option<&'a [u8]>], index: usize) -> &'a [u8] {
+    inputs[index].expect("a prepared kernel is given the operands it was prepared for")
+}
+
+/// The f32 elements of an operand that may be absent.
+pub(super) fn optional_f32<'a>(inputs: &[Option<&'a [u8]>], index: usize) -> Option<&'a [f32]> {
+    inputs.get(index).copied().flatten().map(elements)
+}

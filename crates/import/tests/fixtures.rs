@@ -1,0 +1,141 @@
+//! Every conformance fixture, imported and run by the reference evaluator, against PyTorch's answers.
+//!
+//! `REGRAFT_FIXTURES` names another folder of fixtures, `REGRAFT_FIXTURE` a part of the names of those to run.
+
+use std::{
+    collections::BTreeMap,
+    error::Error,
+    path::{Path, PathBuf},
+};
+
+use regraft_import::{Imported, import_pt2};
+use regraft_ir::eval::{self, Bindings};
+use regraft_tensor::{AlignedVec, DType, Tensor};
+
+type Tensors = BTreeMap<String, Tensor>;
+
+fn load(path: &Path) -> Result<Tensors, Box<dyn Error>> {
+    let bytes = std::fs::read(path)?;
+    let file = safetensors::SafeTensors::deserialize(&bytes)?;
+    let mut tensors = Tensors::new();
+    for (name, view) in file.tensors() {
+        let dtype = match view.dtype() {
+            safetensors::Dtype::F64 => DType::F64,
+            safetensors::Dtype::F32 => DType::F32,
+            safetensors::Dtype::F16 => DType::F16,
+            safetensors::Dtype::BF16 => DType::BF16,
+            safetensors::Dtype::I64 => DType::I64,
+            safetensors::Dtype::I32 => DType::I32,
+            safetensors::Dtype::I16 => DType::I16,
+            safetensors::Dtype::I8 => DType::I8,
+            safetensors::Dtype::U8 => DType::U8,
+            safetensors::Dtype::BOOL => DType::Bool,
+            other => return Err(format!("{name}: dtype {other:?}").into()),
+        };
+        let data = AlignedVec::copy_of(view.data()).into();
+        tensors.insert(name, Tensor::new(dtype, view.shape().to_vec(), data)?);
+    }
+    Ok(tensors)
+}
+
+/// `prefix.0`, `prefix.1`, ...
+fn numbered(tensors: &Tensors, prefix: &str) -> Vec<Tensor> {
+    (0..).map_while(|i| tensors.get(&format!("{prefix}.{i}")).cloned()).collect()
+}
+
+fn compare(what: &str, found: &[Tensor], expected: &[Tensor]) -> Result<(), String> {
+    if found.len() != expected.len() {
+        return Err(format!("{what}: {} outputs, expected {}", found.len(), expected.len()));
+    }
+    for (i, (f, e)) in found.iter().zip(expected).enumerate() {
+        if f.dtype() != e.dtype() || f.shape() != e.shape() {
+            let (fd, fs, ed, es) = (f.dtype(), f.shape(), e.dtype(), e.shape());
+            return Err(format!("{what}.{i}: {fd}{fs:?}, expected {ed}{es:?}"));
+        }
+        let (f, e) = (f.to_f64_vec(), e.to_f64_vec());
+        let scale = e.iter().filter(|v| v.is_finite()).fold(0.0f64, |m, v| m.max(v.abs()));
+        let half = matches!(expected[i].dtype(), DType::F16 | DType::BF16);
+        let tolerance = if half { 2e-2 } else { 1e-4 } * scale.max(1e-6);
+        for (at, (a, b)) in f.iter().zip(&e).enumerate() {
+            let same = a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= tolerance;
+            if !same {
+                return Err(format!("{what}.{i}[{at}]: {a}, expected {b} (scale {scale})"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The sources with the values of `given`, by any of their names.
+fn sources(imported: &Imported, given: Option<&Tensors>) -> Result<Vec<Tensor>, String> {
+    let all = imported.graph.sources.iter().zip(&imported.weights);
+    all.map(|(source, weight)| {
+        let mut names = std::iter::once(&source.name).chain(&source.aliases);
+        let given = given.and_then(|g| names.find_map(|n| g.get(&format!("b/{n}"))));
+        given.or(weight.as_ref()).cloned().ok_or_else(|| format!("`{}` has no value", source.name))
+    })
+    .collect()
+}
+
+fn check(path: &Path) -> Result<(), Box<dyn Error>> {
+    let imported = import_pt2(path)?;
+    let graph = &imported.graph;
+    let data = load(&path.with_extension("safetensors"))?;
+    let has_b = data.keys().any(|k| k.starts_with("b/"));
+    for (suffix, given) in [("", None), ("_b", has_b.then_some(&data))] {
+        if !suffix.is_empty() && given.is_none() {
+            continue;
+        }
+        let sources = sources(&imported, given)?;
+        for set in ["", "2"] {
+            let inputs = numbered(&data, &format!("input{set}"));
+            if inputs.len() != graph.inputs.len() {
+                if set.is_empty() {
+                    return Err(format!("{} inputs, the graph has {}", inputs.len(), graph.inputs.len()).into());
+                }
+                continue;
+            }
+            if set == "2" && inputs.is_empty() {
+                continue;
+            }
+            let mut states: Vec<Tensor> =
+                graph.states.iter().map(|s| sources[s.init as usize].clone()).collect();
+            for call in 1.. {
+                let expected = match call {
+                    1 => numbered(&data, &format!("expected{set}{suffix}")),
+                    n => numbered(&data, &format!("expected{set}_call{n}{suffix}")),
+                };
+                if expected.is_empty() {
+                    break;
+                }
+                let bindings = Bindings { inputs: &inputs, sources: &sources, states: &states };
+                let results = eval::run(graph, bindings)?;
+                compare(&format!("expected{set}{suffix} call {call}"), &results.outputs, &expected)?;
+                states = results.states;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn fixtures_match_pytorch() {
+    let folder = std::env::var_os("REGRAFT_FIXTURES")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../conformance/fixtures"), PathBuf::from);
+    let only = std::env::var("REGRAFT_FIXTURE").unwrap_or_default();
+    let mut paths: Vec<PathBuf> = std::fs::read_dir(&folder)
+        .expect("the folder of fixtures")
+        .map(|e| e.expect("an entry").path())
+        .filter(|p| p.extension().is_some_and(|e| e == "pt2") && p.with_extension("safetensors").exists())
+        .filter(|p| p.to_string_lossy().contains(&only))
+        .collect();
+    paths.sort();
+    assert!(!paths.is_empty(), "no fixtures in {}", folder.display());
+    let mut failed = Vec::new();
+    for path in &paths {
+        if let Err(error) = check(path) {
+            failed.push(format!("{}: {error}", path.file_stem().unwrap_or_default().to_string_lossy()));
+        }
+    }
+    assert!(failed.is_empty(), "{} of {} fixtures fail\n{}", failed.len(), paths.len(), failed.join("\n"));
+}
