@@ -54,7 +54,9 @@ fn main() {
             for count in [1, 2] {
                 let ms = measure(&Threads::new(count).expect("threads"), isa, batch, seq, causal);
                 let rate = flops / ms / 1e6;
-                println!("batch {batch} seq {seq:<4} causal {causal:<5} {isa:<9} {count} thr {ms:8.3} ms  {rate:6.1} GFLOP/s");
+                println!(
+                    "batch {batch} seq {seq:<4} causal {causal:<5} {isa:<9} {count} thr {ms:8.3} ms  {rate:6.1} GFLOP/s"
+                );
             }
         }
     }

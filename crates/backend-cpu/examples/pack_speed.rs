@@ -70,7 +70,13 @@ fn main() {
         Problem { name: "linear 3072x768", k: 768, n: 3072, pieces: 1, view: |d| MatrixView::linear(d, 3072, 768) },
         Problem { name: "linear 768x3072", k: 3072, n: 768, pieces: 1, view: |d| MatrixView::linear(d, 768, 3072) },
         Problem { name: "qkv 3 x 768x768", k: 768, n: 2304, pieces: 3, view: |d| MatrixView::linear(d, 768, 768) },
-        Problem { name: "row-major 768x3072", k: 768, n: 3072, pieces: 1, view: |d| MatrixView::row_major(d, 768, 3072) },
+        Problem {
+            name: "row-major 768x3072",
+            k: 768,
+            n: 3072,
+            pieces: 1,
+            view: |d| MatrixView::row_major(d, 768, 3072),
+        },
         Problem {
             name: "conv 512x512x3x3",
             k: 4608,

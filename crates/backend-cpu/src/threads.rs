@@ -346,8 +346,7 @@ mod tests {
     #[test]
     fn tiles_of_interleaved_matrices_cover_the_output() {
         // Two heads of five columns, interleaved within each row, in three batches.
-        let grid =
-            TileGrid { outer: &[(3, 70), (2, 5)], rows: 7, cols: 5, row_stride: 10, tile_rows: 3, tile_cols: 2 };
+        let grid = TileGrid { outer: &[(3, 70), (2, 5)], rows: 7, cols: 5, row_stride: 10, tile_rows: 3, tile_cols: 2 };
         for threads in budgets() {
             let mut out = vec![0; 3 * 70];
             threads.for_each_tile(&mut out, &grid, |at, mut tile| {

@@ -1,1 +1,143 @@
-//! Regraft: conformance.
+//! The suite that every backend runs: small programs exported from PyTorch with inputs, two sets of weights and PyTorch's
+//! outputs for each (`fixtures/`), and the checks that hold for all of them.
+#![forbid(unsafe_code)]
+#![allow(clippy::missing_panics_doc, reason = "a test suite speaks by panicking")]
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use regraft::{Engine, Mode, Model, StateDict, Tensor};
+use regraft_backend_cpu::{CpuBackend, Isa};
+use serde::Deserialize;
+
+/// A program with its tensors.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// Its name.
+    pub name: String,
+    tensors: StateDict,
+}
+
+#[derive(Deserialize)]
+struct Listed {
+    name: String,
+}
+
+/// Where the fixtures are.
+pub fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures")
+}
+
+impl Case {
+    /// The case called `name`.
+    pub fn open(name: &str) -> Case {
+        let path = fixtures().join(format!("{name}.safetensors"));
+        let tensors = StateDict::open(&path).unwrap_or_else(|e| panic!("{e}"));
+        Case { name: name.to_owned(), tensors }
+    }
+
+    /// All cases.
+    pub fn all() -> Vec<Case> {
+        let text = std::fs::read_to_string(fixtures().join("cases.json")).expect("the list of cases");
+        let listed: Vec<Listed> = serde_json::from_str(&text).expect("a list of cases");
+        listed.iter().map(|c| Case::open(&c.name)).collect()
+    }
+
+    /// The exported program.
+    pub fn program(&self) -> PathBuf {
+        fixtures().join(format!("{}.pt2", self.name))
+    }
+
+    /// The tensors `prefix.0`, `prefix.1`, ...
+    pub fn tensors(&self, prefix: &str) -> Vec<Tensor> {
+        (0..).map_while(|i| self.tensors.get(&format!("{prefix}.{i}")).cloned()).collect()
+    }
+
+    /// The second set of weights, by name.
+    pub fn weights_b(&self) -> StateDict {
+        self.tensors.iter().filter_map(|(n, t)| Some((n.strip_prefix("b/")?.to_owned(), t.clone()))).collect()
+    }
+
+    /// Compiles the program with its own weights (A).
+    pub fn compile(&self) -> Engine {
+        self.compile_with(&StateDict::new(), Isa::detect())
+    }
+
+    /// Compiles the program with weights of its own replaced by `weights`, for an instruction set.
+    pub fn compile_with(&self, weights: &StateDict, isa: Isa) -> Engine {
+        let imported = regraft_import::import_pt2(self.program()).unwrap_or_else(|e| panic!("{}: {e}", self.name));
+        let mut tensors = imported.weights;
+        for (source, tensor) in imported.graph.sources.iter().zip(&mut tensors) {
+            let named = std::iter::once(&source.name).chain(&source.aliases).find_map(|n| weights.get(n));
+            if let Some(given) = named {
+                let dtype = imported.graph.ty(source.value).dtype;
+                *tensor = Some(given.cast(dtype));
+            }
+        }
+        let options = regraft_compile::pipeline::Options::default();
+        regraft_compile::pipeline::compile(imported.graph, &tensors, &*backend(isa), options, &mut ())
+            .unwrap_or_else(|e| panic!("{}: {e}", self.name))
+    }
+
+    /// The model of an engine that was compiled for this machine.
+    pub fn model(&self, engine: Engine) -> Model {
+        Model::new(engine, backend(Isa::detect())).unwrap_or_else(|e| panic!("{}: {e}", self.name))
+    }
+}
+
+/// The CPU with two threads.
+pub fn backend(isa: Isa) -> Arc<CpuBackend> {
+    Arc::new(CpuBackend::with_isa(isa, Some(2)))
+}
+
+/// Panics unless `got` is close to PyTorch's `want`: max |Δ| ≤ 1e-4 · max |want| and cosine ≥ 0.99999; integers are equal.
+pub fn assert_close(what: &str, got: &[Tensor], want: &[Tensor]) {
+    assert_eq!(got.len(), want.len(), "{what}: number of outputs");
+    for (i, (got, want)) in got.iter().zip(want).enumerate() {
+        assert_eq!((got.dtype(), got.shape()), (want.dtype(), want.shape()), "{what}: output {i}");
+        let (a, b) = (got.to_f64_vec(), want.to_f64_vec());
+        // Equal infinities and NaNs are no difference.
+        let apart = |(a, b): (&f64, &f64)| if a == b || (a.is_nan() && b.is_nan()) { 0.0 } else { (a - b).abs() };
+        let difference = a.iter().zip(&b).map(apart).fold(0.0, |m: f64, d| if d.is_nan() { d } else { m.max(d) });
+        let scale = b.iter().filter(|v| v.is_finite()).fold(0.0, |m: f64, v| m.max(v.abs()));
+        let bound = if want.dtype().is_float() { 1e-4 * scale } else { 0.0 };
+        assert!(difference <= bound, "{what}: output {i} differs by {difference:e}, largest value {scale:e}");
+    }
+}
+
+/// Panics unless both are the same, bit for bit.
+pub fn assert_same(what: &str, got: &[Tensor], want: &[Tensor]) {
+    assert_eq!(got.len(), want.len(), "{what}: number of outputs");
+    for (i, (got, want)) in got.iter().zip(want).enumerate() {
+        assert!(got.bit_equal(want), "{what}: output {i} is not the same");
+    }
+}
+
+/// Panics unless two models' slots are the same, bit for bit.
+pub fn assert_same_slots(what: &str, got: &Model, want: &Model) {
+    let slots = |model: &Model| -> BTreeMap<String, Vec<u8>> {
+        let generation = model.generation().expect("the model has weights");
+        let named = generation.slots.iter().enumerate();
+        named.map(|(i, slot)| (model.plan().slot_name(i).to_owned(), slot.bytes().to_vec())).collect()
+    };
+    let (got, want) = (slots(got), slots(want));
+    assert_eq!(got.keys().collect::<Vec<_>>(), want.keys().collect::<Vec<_>>(), "{what}: slots");
+    for (name, bytes) in &got {
+        assert!(*bytes == want[name], "{what}: slot {name} is not the same");
+    }
+}
+
+/// Stores an engine in a file and reads it again.
+pub fn through_a_file(engine: &Engine, folder: &Path) -> Engine {
+    let path = folder.join("engine.rgf");
+    engine.write(&path).unwrap_or_else(|e| panic!("{e}"));
+    Engine::read(&path).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// The model as a frozen engine.
+pub fn frozen(model: &Model) -> Engine {
+    model.to_engine(Mode::Frozen).unwrap_or_else(|e| panic!("{e}"))
+}

@@ -76,7 +76,8 @@ pub fn gemm(threads: &Threads, isa: Isa, args: GemmArgs<'_>) {
 
 /// Rows and columns of the part of `C` that one task computes.
 fn block_shape(kernel: &Kernel, threads: usize, m: usize, n: usize, k: usize) -> (usize, usize) {
-    let rows = (A_BLOCK / k.clamp(1, K_BLOCK)).next_multiple_of(kernel.mr).clamp(4 * kernel.mr, 32 * kernel.mr).min(m.max(1));
+    let rows =
+        (A_BLOCK / k.clamp(1, K_BLOCK)).next_multiple_of(kernel.mr).clamp(4 * kernel.mr, 32 * kernel.mr).min(m.max(1));
     let panels = n.div_ceil(kernel.nr).max(1);
     if threads == 1 || m * n * k < SERIAL_BELOW {
         return (rows, n.max(1));

@@ -1,6 +1,9 @@
 //! The interface of the micro-kernels: one tile of `C` from some rows of `A` and one panel of `B`.
 
-use super::{micro_portable, operand::{KBlock, Operand}};
+use super::{
+    micro_portable,
+    operand::{KBlock, Operand},
+};
 use crate::{Isa, threads::TileMut};
 
 /// A kernel for one instruction set.

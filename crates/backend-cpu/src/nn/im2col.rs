@@ -73,7 +73,8 @@ mod tests {
                     let (c, tap) = (column % channels, column / channels);
                     let (x, y) = (pixel % conv.output[1], pixel / conv.output[1] % conv.output[0]);
                     let n = pixel / conv.output[1] / conv.output[0];
-                    let source = (tap < k * k).then(|| Some((conv.source(0, y, tap / k)?, conv.source(1, x, tap % k)?)));
+                    let source =
+                        (tap < k * k).then(|| Some((conv.source(0, y, tap / k)?, conv.source(1, x, tap % k)?)));
                     let want = source.flatten().map_or(0.0, |(sy, sx)| image[((n * h + sy) * w + sx) * channels + c]);
                     assert_eq!(*got, want, "pixel {pixel}, column {column}");
                 }

@@ -47,11 +47,7 @@ mod testing {
 
     /// Runs `compute` for every instruction set with one and two threads, which must agree bit for bit, and hands the result to
     /// `check`.
-    pub(super) fn on_every_isa(
-        len: usize,
-        compute: impl Fn(&Threads, Isa, &mut [f32]),
-        check: impl Fn(&[f32]),
-    ) {
+    pub(super) fn on_every_isa(len: usize, compute: impl Fn(&Threads, Isa, &mut [f32]), check: impl Fn(&[f32])) {
         for isa in Isa::available() {
             let [one, two] = [1, 2].map(|count| {
                 let mut out = vec![f32::NAN; len];

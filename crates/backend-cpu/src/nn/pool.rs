@@ -156,11 +156,15 @@ mod tests {
     #[test]
     fn the_average_of_an_image() {
         let image = numbers(2 * 49 * 70, 1);
-        on_every_isa(140, |threads, isa, out| global_average(threads, isa, &image, [2, 49, 70], out), |out| {
-            for (at, got) in out.iter().enumerate() {
-                let pixels = (0..49).map(|p| f64::from(image[(at / 70 * 49 + p) * 70 + at % 70]));
-                assert_close(*got, pixels.sum::<f64>() / 49.0, 1e-6);
-            }
-        });
+        on_every_isa(
+            140,
+            |threads, isa, out| global_average(threads, isa, &image, [2, 49, 70], out),
+            |out| {
+                for (at, got) in out.iter().enumerate() {
+                    let pixels = (0..49).map(|p| f64::from(image[(at / 70 * 49 + p) * 70 + at % 70]));
+                    assert_close(*got, pixels.sum::<f64>() / 49.0, 1e-6);
+                }
+            },
+        );
     }
 }

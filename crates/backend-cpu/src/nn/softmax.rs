@@ -78,11 +78,15 @@ mod tests {
 
     #[test]
     fn nan_and_infinity_spread_as_in_the_formula() {
-        on_every_isa(6, |threads, isa, out| {
-            softmax(threads, isa, &[f32::NAN, 0.0, 1.0, f32::NEG_INFINITY, 0.0, 0.0], 3, out);
-        }, |out| {
-            assert!(out[..3].iter().all(|x| x.is_nan()));
-            assert_eq!(out[3..], [0.0, 0.5, 0.5]);
-        });
+        on_every_isa(
+            6,
+            |threads, isa, out| {
+                softmax(threads, isa, &[f32::NAN, 0.0, 1.0, f32::NEG_INFINITY, 0.0, 0.0], 3, out);
+            },
+            |out| {
+                assert!(out[..3].iter().all(|x| x.is_nan()));
+                assert_eq!(out[3..], [0.0, 0.5, 0.5]);
+            },
+        );
     }
 }

@@ -102,7 +102,9 @@ impl<T: SourceElement> Packer<'_, T> {
         }
         let used = end - first;
         if used < self.nr {
-            panel[steps.start * self.nr..steps.end * self.nr].chunks_exact_mut(self.nr).for_each(|row| row[used..].fill(0.0));
+            panel[steps.start * self.nr..steps.end * self.nr]
+                .chunks_exact_mut(self.nr)
+                .for_each(|row| row[used..].fill(0.0));
         }
     }
 
@@ -162,7 +164,14 @@ impl<T: SourceElement> Packer<'_, T> {
                 row.iter_mut().zip(from).for_each(|(y, x)| *y = x.to_f32());
             }
             let steps: [(usize, usize); LANES] = std::array::from_fn(|j| (j, steps[j].1));
-            let strip = Strip { src: rows.as_flattened(), row_stride: LANES, scale, dst: &mut *dst, line_stride, stream: self.stream };
+            let strip = Strip {
+                src: rows.as_flattened(),
+                row_stride: LANES,
+                scale,
+                dst: &mut *dst,
+                line_stride,
+                stream: self.stream,
+            };
             transpose_strip(self.isa, strip, &steps);
         }
     }

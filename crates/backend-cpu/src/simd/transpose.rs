@@ -141,7 +141,8 @@ mod x86 {
         const EVEN: i32 = 0b10_00_10_00;
         const ODD: i32 = 0b11_01_11_01;
         let quarters: [[__m512; 4]; 4] = array::from_fn(|c| {
-            let even = (_mm512_shuffle_f32x4::<EVEN>(u[c], u[4 + c]), _mm512_shuffle_f32x4::<EVEN>(u[8 + c], u[12 + c]));
+            let even =
+                (_mm512_shuffle_f32x4::<EVEN>(u[c], u[4 + c]), _mm512_shuffle_f32x4::<EVEN>(u[8 + c], u[12 + c]));
             let odd = (_mm512_shuffle_f32x4::<ODD>(u[c], u[4 + c]), _mm512_shuffle_f32x4::<ODD>(u[8 + c], u[12 + c]));
             [
                 _mm512_shuffle_f32x4::<EVEN>(even.0, even.1),
@@ -217,7 +218,11 @@ mod tests {
             for (scale, line_stride, stream) in [(None, 20, false), (Some(&factors), 20, true), (None, 32, true)] {
                 let src: Vec<f32> = (0..15 * row_stride + 35).map(|i| i as f32).collect();
                 let mut dst = vec![0.0; 32 * line_stride];
-                transpose_strip(isa, Strip { src: &src, row_stride, scale, dst: &mut dst, line_stride, stream }, &steps);
+                transpose_strip(
+                    isa,
+                    Strip { src: &src, row_stride, scale, dst: &mut dst, line_stride, stream },
+                    &steps,
+                );
                 for (j, l) in &steps {
                     for i in 0..16 {
                         let want = src[i * row_stride + j] * scale.map_or(1.0, |s| s[i]);

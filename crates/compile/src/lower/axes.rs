@@ -53,8 +53,10 @@ pub fn split_groups(from: &[Dim], to: &[Dim]) -> Option<Vec<Range<usize>>> {
     while to.get(at).is_some_and(|d| d.is(1)) {
         at += 1;
     }
-    if let Some(last) = groups.last_mut() {
-        last.end = at;
+    match groups.last_mut() {
+        Some(last) => last.end = at,
+        None if at > 0 => return None,
+        None => {}
     }
     (at == to.len()).then_some(groups)
 }

@@ -929,8 +929,17 @@ impl<'p> Cx<'_, 'p> {
         if sizes.len() != strides.len() {
             return Sharing::Unclear;
         }
-        if sizes == to_sizes && strides == to_strides {
-            return Sharing::Same;
+        if sizes == to_sizes {
+            if strides == to_strides {
+                return Sharing::Same;
+            }
+            // Strides that differ where they matter are those of a copy.
+            let ends = |d: &Dim| self.bounds(d);
+            let copied = sizes.iter().zip(strides.iter().zip(&to_strides)).any(|(size, (a, b))| {
+                let difference = ends(&(a - b));
+                ends(size).min >= 2 && (difference.min > 0 || difference.max < 0)
+            });
+            return if copied { Sharing::None } else { Sharing::Unclear };
         }
         let mut expected = Dim::new(1);
         for (size, stride) in sizes.iter().zip(&strides).rev() {
@@ -940,7 +949,7 @@ impl<'p> Cx<'_, 'p> {
             expected = &expected * size;
         }
         // A contiguous tensor is seen under another shape without a copy.
-        if sizes != to_sizes { Sharing::View } else { Sharing::Unclear }
+        Sharing::View
     }
 }
 

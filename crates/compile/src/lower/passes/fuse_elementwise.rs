@@ -131,11 +131,20 @@ impl Group {
                 outside.push(v);
             }
         }
-        // Literals become steps where the other operands still broadcast to the shape of the result.
-        let (literals, operands): (Vec<_>, Vec<_>) = outside.into_iter().partition(|&v| literal(graph, v).is_some());
-        let shape = broadcast_types(operands.iter().map(|&v| graph.ty(v))).ok()?;
-        let fits = shape == graph.ty(graph.node(self.root).output()).shape;
-        if !fits || operands.is_empty() || operands.len() > MAX_OPERANDS || literals.len() + order.len() > MAX_STEPS {
+        // Literals become steps; one that the shape of the result depends on stays an operand.
+        let to = &graph.ty(graph.node(self.root).output()).shape;
+        let fits = |operands: &[ValueId]| {
+            !operands.is_empty()
+                && operands.len() <= MAX_OPERANDS
+                && broadcast_types(operands.iter().map(|&v| graph.ty(v))).is_ok_and(|shape| shape == *to)
+        };
+        let is_literal = |&v: &ValueId| literal(graph, v).is_some();
+        let is_single = |v: &ValueId| is_literal(v) && graph.ty(*v).shape.iter().all(|d| d.is(1));
+        let (mut literals, mut operands): (Vec<_>, Vec<_>) = outside.iter().partition(|v| is_literal(v));
+        if !fits(&operands) {
+            (literals, operands) = outside.iter().partition(|v| is_single(v));
+        }
+        if !fits(&operands) || literals.len() + order.len() > MAX_STEPS {
             return None;
         }
         let mut numbers: HashMap<ValueId, u32> = operands.iter().copied().zip(0..).collect();

@@ -107,6 +107,7 @@ const ATEN: &[(&str, Handler)] = &[
     ("true_divide.Tensor", One(elementwise::div)),
     ("floor_divide.default", binary!(FloorDiv)),
     ("floor_divide.Scalar", binary!(FloorDiv)),
+    ("floor_divide.Tensor", binary!(FloorDiv)),
     ("remainder.Tensor", binary!(Rem)),
     ("remainder.Scalar", binary!(Rem)),
     ("remainder.Scalar_Tensor", binary!(Rem)),
@@ -231,6 +232,8 @@ const ATEN: &[(&str, Handler)] = &[
     ("tanhshrink.default", One(activation::tanhshrink)),
     ("softsign.default", One(activation::softsign)),
     ("rrelu.default", One(activation::rrelu)),
+    ("rrelu_with_noise.default", One(activation::rrelu)),
+    ("rrelu_with_noise_functional.default", Many(|cx| Ok(vec![Some(activation::rrelu(cx)?), None]))),
     // Matrix products.
     ("linear.default", One(linear::linear)),
     ("addmm.default", One(linear::addmm)),

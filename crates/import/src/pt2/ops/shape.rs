@@ -532,7 +532,7 @@ fn rolled(cx: &mut Cx<'_, '_>, x: ValueId, axis: usize, shift: i64) -> Res<Value
     // The element that becomes the first.
     let first = match size.as_const() {
         Some(0) => return Ok(x),
-        Some(n) => Dim::new((-shift).rem_euclid(n)),
+        Some(n) => Dim::new((-i128::from(shift)).rem_euclid(i128::from(n)) as i64),
         None if cx.bounds(&size).min >= shift.saturating_abs() => {
             if shift > 0 { &size - &Dim::new(shift) } else { Dim::new(-shift) }
         }

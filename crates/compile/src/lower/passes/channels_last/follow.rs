@@ -75,6 +75,9 @@ fn channels_last(shape: &[Dim]) -> Vec<Dim> {
 /// Operands that are there with channels last must not be fewer than those that have to be permuted for it.
 fn elementwise(graph: &mut Graph, layouts: &mut Layouts, node: &Node) -> Result<Option<ValueId>, IrError> {
     let rank = graph.ty(node.output()).rank();
+    if rank < 3 {
+        return Ok(None);
+    }
     let (mut natives, mut permutes) = (0, 0);
     for &x in node.inputs.iter().flatten() {
         if layouts.native(x).is_some() && graph.ty(x).rank() == rank {
@@ -117,9 +120,12 @@ fn is_cheap(graph: &Graph, layouts: &Layouts, x: ValueId, rank: usize) -> bool {
 fn concat(graph: &mut Graph, layouts: &mut Layouts, node: &Node, op: &Concat) -> Result<Option<ValueId>, IrError> {
     let rank = graph.ty(node.output()).rank();
     let natives = node.inputs.iter().flatten().filter(|&&x| layouts.native(x).is_some()).count();
+    if natives == 0 {
+        return Ok(None);
+    }
     let there = |x: ValueId| layouts.twins.contains_key(&x) || is_cheap(graph, layouts, x, rank);
     let permutes = node.inputs.iter().flatten().filter(|&&x| !there(x)).count();
-    if natives == 0 || permutes > natives {
+    if permutes > natives {
         return Ok(None);
     }
     let mut inputs = node.inputs.clone();

@@ -1,0 +1,362 @@
+//! What the command line may say. The texts here are what `--help` teaches.
+
+use std::{num::NonZeroUsize, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use regraft::{Mode, Threads};
+
+const ABOUT: &str = "Compile a trained network once, and change its weights ever after at the speed of memory.
+
+A program that torch.export.save wrote becomes an engine (.rgf). An engine runs, and takes new weights bit-exactly \
+without being compiled again.
+
+  regraft compile model.pt2 -o model.rgf
+  regraft run     model.rgf --input x.npy --output-dir out
+  regraft refit   model.rgf --weights tuned.safetensors -o tuned.rgf
+
+`regraft help COMMAND` shows each command with examples.";
+
+#[derive(Debug, Parser)]
+#[command(name = "regraft", version, about = "Compile a network once, change its weights ever after", long_about = ABOUT)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Compile an exported program (.pt2) to an engine (.rgf)
+    Compile(CompileArgs),
+    /// Run an engine once on arrays from .npy files
+    Run(RunArgs),
+    /// Give an engine new weights; no compiling
+    Refit(RefitArgs),
+    /// Give a stripped engine its weights
+    Bind(BindArgs),
+    /// Show what an engine takes, holds and does; runs nothing
+    Inspect(InspectArgs),
+    /// Measure latency, refit time and a plain copy of the same bytes
+    Bench(BenchArgs),
+    /// Print a completion script for a shell
+    Completions(CompletionsArgs),
+}
+
+impl Command {
+    /// How to print, whatever the command.
+    pub(crate) fn common(&self) -> Common {
+        match self {
+            Command::Compile(a) => a.common,
+            Command::Run(a) => a.common,
+            Command::Refit(a) => a.common,
+            Command::Bind(a) => a.common,
+            Command::Inspect(a) => a.common,
+            Command::Bench(a) => a.common,
+            Command::Completions(_) => Common::default(),
+        }
+    }
+}
+
+#[derive(Args, Clone, Copy, Debug, Default)]
+pub(crate) struct Common {
+    /// Print one JSON object with the same facts
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Print more; errors list every problem, however many
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+}
+
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct ThreadArgs {
+    /// Threads to use [default: one per core]. Results do not depend on it
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+}
+
+impl ThreadArgs {
+    pub(crate) fn get(self) -> Threads {
+        self.threads.map_or(Threads::Auto, |n| Threads::Count(n.get()))
+    }
+}
+
+/// What an engine file holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ModeArg {
+    /// Plan, recipes and weights: takes new weights
+    Refittable,
+    /// Plan and packed weights: loads fastest, never changes
+    Frozen,
+    /// Plan and recipes, no weights: small; bind it before it runs
+    Stripped,
+}
+
+impl From<ModeArg> for Mode {
+    fn from(mode: ModeArg) -> Self {
+        match mode {
+            ModeArg::Refittable => Mode::Refittable,
+            ModeArg::Frozen => Mode::Frozen,
+            ModeArg::Stripped => Mode::Stripped,
+        }
+    }
+}
+
+/// What a bound engine may be saved as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BoundModeArg {
+    /// Takes new weights later
+    Refittable,
+    /// Never changes
+    Frozen,
+}
+
+impl From<BoundModeArg> for Mode {
+    fn from(mode: BoundModeArg) -> Self {
+        match mode {
+            BoundModeArg::Refittable => Mode::Refittable,
+            BoundModeArg::Frozen => Mode::Frozen,
+        }
+    }
+}
+
+const COMPILE: &str = "Compile an exported program (.pt2) to an engine (.rgf) for the CPU of this machine.
+
+In Python:
+  program = torch.export.export(net, args)
+  torch.export.save(program, \"model.pt2\")
+
+Then:
+  regraft compile model.pt2 -o model.rgf                   takes new weights later
+  regraft compile model.pt2 -o model.rgf --mode frozen     never changes
+  regraft compile model.pt2 -o plan.rgf --mode stripped    no weights inside; see `regraft bind`
+  regraft compile model.pt2 -o plan.rgf --mode stripped --identical
+                                                           binds to these weights and no others
+  regraft compile model.pt2 --dump plan                    shows what a run will execute
+  regraft compile model.pt2 --dump-dir stages              one text file per stage and pass
+
+A program saved without weights becomes a stripped engine.";
+
+#[derive(Args, Debug)]
+#[command(long_about = COMPILE)]
+pub(crate) struct CompileArgs {
+    /// The program, as torch.export.save wrote it
+    #[arg(value_name = "MODEL.pt2")]
+    pub(crate) program: PathBuf,
+    /// The engine to write
+    #[arg(short, long, value_name = "MODEL.rgf", required_unless_present_any = ["dump", "dump_dir"])]
+    pub(crate) output: Option<PathBuf>,
+    /// What the engine holds [default: refittable]
+    #[arg(long, value_enum)]
+    pub(crate) mode: Option<ModeArg>,
+    /// Take no weights but those of the program
+    #[arg(long)]
+    pub(crate) identical: bool,
+    /// Print the program as text after a stage: imported, lower, plan, recipes, or the name of a pass
+    #[arg(long, value_name = "STAGE", value_delimiter = ',')]
+    pub(crate) dump: Vec<String>,
+    /// Write the texts to files in this directory instead; all stages unless --dump names some
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dump_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) threads: ThreadArgs,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+const RUN: &str = "Run an engine once on arrays from .npy files (numpy.save).
+
+  regraft run model.rgf --input x.npy --output-dir out
+  regraft run model.rgf --input ids.npy --input attention_mask=mask.npy --output-dir out
+
+Inputs are given by name (`regraft inspect` lists them) or in the program's order. Dtypes and shapes must be the \
+program's. Outputs become out/output_0.npy, out/output_1.npy, ...: all of them, or none when anything fails. \
+numpy has no bf16: it is read and written as f32.";
+
+#[derive(Args, Debug)]
+#[command(long_about = RUN)]
+pub(crate) struct RunArgs {
+    /// The engine
+    #[arg(value_name = "MODEL.rgf")]
+    pub(crate) engine: PathBuf,
+    /// An input: NAME=FILE, or FILE for the next input in the program's order
+    #[arg(short, long = "input", value_name = "[NAME=]FILE.npy")]
+    pub(crate) inputs: Vec<String>,
+    /// Where output_0.npy, ... are written; made if its parent is there
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) output_dir: PathBuf,
+    #[command(flatten)]
+    pub(crate) threads: ThreadArgs,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+const REFIT: &str = "Give an engine new weights, without compiling, and write the result.
+
+  regraft refit model.rgf --weights tuned.safetensors -o tuned.rgf
+  regraft refit model.rgf --weights model.safetensors.index.json -o tuned.rgf     sharded
+  regraft refit model.rgf --weights head.safetensors --partial -o tuned.rgf       only some keys
+  regraft refit model.rgf --weights tuned.safetensors -o model.rgf                in place
+
+The result is bit for bit what compiling with the new weights gives. Every key must fit: missing, unknown and wrongly \
+shaped ones are listed all at once, and then nothing is written. Tensors that are the same as before cost no work.";
+
+#[derive(Args, Debug)]
+#[command(long_about = REFIT)]
+pub(crate) struct RefitArgs {
+    /// The engine
+    #[arg(value_name = "MODEL.rgf")]
+    pub(crate) engine: PathBuf,
+    /// New weights: .safetensors, or .safetensors.index.json for shards
+    #[arg(short, long, value_name = "WEIGHTS.safetensors")]
+    pub(crate) weights: PathBuf,
+    /// The engine to write; may be the same file
+    #[arg(short, long, value_name = "NEW.rgf")]
+    pub(crate) output: PathBuf,
+    /// Write what was done to this file, as JSON
+    #[arg(long, value_name = "REPORT.json")]
+    pub(crate) report: Option<PathBuf>,
+    /// Take the keys that are there and keep the other weights
+    #[arg(long)]
+    pub(crate) partial: bool,
+    /// Refuse infinite values and NaN
+    #[arg(long)]
+    pub(crate) reject_non_finite: bool,
+    #[command(flatten)]
+    pub(crate) threads: ThreadArgs,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+const BIND: &str = "Give a stripped engine its weights. Needs the engine file and the weights file, nothing else.
+
+  regraft bind plan.rgf --weights model.safetensors -o model.rgf
+  regraft bind plan.rgf --weights model.safetensors -o model.rgf --mode frozen
+
+A stripped engine can be bound any number of times, to different weights, unless it was compiled with --identical.";
+
+#[derive(Args, Debug)]
+#[command(long_about = BIND)]
+pub(crate) struct BindArgs {
+    /// The stripped engine
+    #[arg(value_name = "STRIPPED.rgf")]
+    pub(crate) engine: PathBuf,
+    /// The weights: .safetensors, or .safetensors.index.json for shards
+    #[arg(short, long, value_name = "WEIGHTS.safetensors")]
+    pub(crate) weights: PathBuf,
+    /// The engine to write
+    #[arg(short, long, value_name = "BOUND.rgf")]
+    pub(crate) output: PathBuf,
+    /// What the bound engine holds
+    #[arg(long, value_enum, default_value = "refittable")]
+    pub(crate) mode: BoundModeArg,
+    /// Write what was done to this file, as JSON
+    #[arg(long, value_name = "REPORT.json")]
+    pub(crate) report: Option<PathBuf>,
+    /// Refuse infinite values and NaN
+    #[arg(long)]
+    pub(crate) reject_non_finite: bool,
+    #[command(flatten)]
+    pub(crate) threads: ThreadArgs,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+const INSPECT: &str = "Show what an engine takes, holds and does. Nothing is run, and the engine may be one for another \
+machine.
+
+  regraft inspect model.rgf              inputs, outputs, sizes, mode, target
+  regraft inspect model.rgf --kernels    one line per node of the plan
+  regraft inspect model.rgf --sources    the tensors that a refit takes
+  regraft inspect model.rgf --slots      the weight buffers, and the sources that each is made from
+  regraft inspect model.rgf --plan       the plan as text";
+
+#[derive(Args, Debug)]
+#[command(long_about = INSPECT)]
+pub(crate) struct InspectArgs {
+    /// The engine
+    #[arg(value_name = "MODEL.rgf")]
+    pub(crate) engine: PathBuf,
+    /// List the plan's nodes: kernel, op, types, module
+    #[arg(long)]
+    pub(crate) kernels: bool,
+    /// List the sources: name, kind, type, slots made from it
+    #[arg(long)]
+    pub(crate) sources: bool,
+    /// List the slots: name, format, shape, bytes, sources
+    #[arg(long)]
+    pub(crate) slots: bool,
+    /// Print the plan as text
+    #[arg(long)]
+    pub(crate) plan: bool,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+const BENCH: &str = "Measure an engine on random inputs.
+
+  regraft bench model.rgf
+  regraft bench model.rgf --dims s0=1,s1=128 --runs 200
+  regraft bench refittable.rgf --against frozen.rgf
+
+Latency is that of one run at the sizes that the engine was tuned for, or at --dims. The refit changes every float \
+tensor, so that every slot is made anew; right after each refit the same bytes are copied on the same threads, into \
+memory in use already: no refit can be faster than about that. --against runs both engines by turns (A B B A), so \
+that a machine that slows down slows down both.";
+
+#[derive(Args, Debug)]
+#[command(long_about = BENCH)]
+pub(crate) struct BenchArgs {
+    /// The engine
+    #[arg(value_name = "MODEL.rgf")]
+    pub(crate) engine: PathBuf,
+    /// Number of runs, and of rounds with --against [default: about two seconds' worth]
+    #[arg(long, value_name = "N")]
+    pub(crate) runs: Option<NonZeroUsize>,
+    /// Sizes of symbolic dims, such as s0=8,s1=128
+    #[arg(long, value_name = "SYMBOL=SIZE", value_delimiter = ',', value_parser = symbol_size)]
+    pub(crate) dims: Vec<(String, i64)>,
+    /// Another engine of the same program, to compare latencies with
+    #[arg(long, value_name = "OTHER.rgf")]
+    pub(crate) against: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) threads: ThreadArgs,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+fn symbol_size(text: &str) -> Result<(String, i64), String> {
+    let (name, size) = text.split_once('=').ok_or("expected SYMBOL=SIZE, such as s0=8")?;
+    let size = size.trim().parse().map_err(|_| format!("`{size}` is no size"))?;
+    Ok((name.trim().to_owned(), size))
+}
+
+const COMPLETIONS: &str = "Print a completion script for a shell.
+
+  regraft completions bash > ~/.local/share/bash-completion/completions/regraft
+  regraft completions zsh  > ~/.zfunc/_regraft
+  regraft completions fish > ~/.config/fish/completions/regraft.fish";
+
+#[derive(Args, Debug)]
+#[command(long_about = COMPLETIONS)]
+pub(crate) struct CompletionsArgs {
+    /// The shell
+    pub(crate) shell: Shell,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_are_names_with_numbers() {
+        assert_eq!(symbol_size("s0=8"), Ok(("s0".into(), 8)));
+        assert!(symbol_size("s0").is_err() && symbol_size("s0=x").is_err());
+    }
+}
