@@ -54,7 +54,7 @@ impl Threads {
 
     /// Runs `task(0)`, ..., `task(tasks - 1)`, each once, in any order and on any thread.
     pub fn for_each(&self, tasks: usize, task: impl Fn(usize) + Sync) {
-        let mut states = [const { () }; MAX_WORKERS];
+        let mut states = [(); MAX_WORKERS];
         let workers = self.count.min(MAX_WORKERS);
         self.for_each_with(&mut states[..workers], tasks, |(), i| task(i));
     }
@@ -104,7 +104,7 @@ impl Threads {
         grid: &TileGrid<'_>,
         task: impl Fn(TileAt, TileMut<'_, T>) + Sync,
     ) {
-        let mut states = [const { () }; MAX_WORKERS];
+        let mut states = [(); MAX_WORKERS];
         let workers = self.count.min(MAX_WORKERS);
         self.for_each_tile_with(&mut states[..workers], out, grid, |(), at, tile| task(at, tile));
     }

@@ -53,6 +53,12 @@ impl Failure {
         self
     }
 
+    /// Says more of the problems that say just `what`.
+    pub(crate) fn replace_what(mut self, what: &str, with: &str) -> Self {
+        self.problems.iter_mut().filter(|(_, w)| w == what).for_each(|(_, w)| with.clone_into(w));
+        self
+    }
+
     /// The parts of a text that was written for people: message, indented problems, a line of help.
     fn from_text(text: &str) -> Self {
         let mut lines = text.lines();

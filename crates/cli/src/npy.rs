@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use half::{bf16, f16};
+use half::f16;
 use npyz::{DType as NpyDType, NpyFile, Order, TypeChar, WriterBuilder};
 use regraft::{AtomicFile, DType, Tensor};
 
@@ -98,46 +98,41 @@ fn row_major<T: npyz::Deserialize + Copy>(npy: NpyFile<impl Read>, shape: &[usiz
 
 /// Writes `tensor` to `file`; bf16, which numpy does not have, as f32.
 pub(crate) fn write(file: &mut AtomicFile, tensor: &Tensor) -> io::Result<()> {
+    let (tensor, shape) = (tensor.aligned(), tensor.shape());
     match tensor.dtype() {
-        DType::F64 => elements_to::<f64>(file, tensor),
-        DType::F32 => elements_to::<f32>(file, tensor),
-        DType::F16 => elements_to::<f16>(file, tensor),
-        DType::BF16 => elements_to::<f32>(file, &tensor.cast(DType::F32)),
-        DType::I64 => elements_to::<i64>(file, tensor),
-        DType::I32 => elements_to::<i32>(file, tensor),
-        DType::I16 => elements_to::<i16>(file, tensor),
-        DType::I8 => elements_to::<i8>(file, tensor),
-        DType::U8 => elements_to::<u8>(file, tensor),
+        DType::F64 => extend(file, shape, tensor.as_slice::<f64>()),
+        DType::F32 => extend(file, shape, tensor.as_slice::<f32>()),
+        DType::F16 => extend(file, shape, tensor.as_slice::<f16>()),
+        DType::BF16 => extend(file, shape, tensor.cast(DType::F32).as_slice::<f32>()),
+        DType::I64 => extend(file, shape, tensor.as_slice::<i64>()),
+        DType::I32 => extend(file, shape, tensor.as_slice::<i32>()),
+        DType::I16 => extend(file, shape, tensor.as_slice::<i16>()),
+        DType::I8 => extend(file, shape, tensor.as_slice::<i8>()),
+        DType::U8 => extend(file, shape, tensor.as_slice::<u8>()),
         DType::Bool => {
             let values: Vec<bool> = tensor.bytes().iter().map(|&b| b != 0).collect();
-            extend(file, tensor.shape(), &values)
+            extend(file, shape, Some(&values))
         }
     }
 }
 
-fn elements_to<T>(file: &mut AtomicFile, tensor: &Tensor) -> io::Result<()>
-where
-    T: regraft::Element + npyz::AutoSerialize + Copy,
-{
-    let tensor = tensor.aligned();
-    let values = tensor.as_slice::<T>().ok_or_else(|| io::Error::other("the elements have another type"))?;
-    extend(file, tensor.shape(), values)
-}
-
-fn extend<T: npyz::AutoSerialize + Copy>(file: &mut AtomicFile, shape: &[usize], values: &[T]) -> io::Result<()> {
+fn extend<T: npyz::AutoSerialize + Copy>(file: &mut AtomicFile, shape: &[usize], values: Option<&[T]>) -> io::Result<()> {
+    let values = values.ok_or_else(|| io::Error::other("the elements have another type"))?;
     let shape: Vec<u64> = shape.iter().map(|&d| d as u64).collect();
     let mut writer = npyz::WriteOptions::new().default_dtype().shape(&shape).writer(file).begin_nd()?;
     writer.extend(values.iter().copied())?;
     writer.finish()
 }
 
-/// Whether `found` may stand for `expected`, and the tensor that does: numpy arrays of f32 stand for bf16.
+/// `tensor` as an input of dtype `expected`: numpy has no bf16, so arrays of f32 stand for it.
 pub(crate) fn as_dtype(tensor: Tensor, expected: DType) -> Tensor {
     if expected == DType::BF16 && tensor.dtype() == DType::F32 { tensor.cast(DType::BF16) } else { tensor }
 }
 
 #[cfg(test)]
 mod tests {
+    use half::bf16;
+
     use super::*;
 
     fn round_trip(tensor: &Tensor) -> Tensor {

@@ -1,16 +1,22 @@
 //! Passes keep what a program computes: the program of every golden file, before and after its pass and after all passes,
-//! gives the same results by the reference evaluator.
+//! gives the same results by the reference evaluator; so do random programs.
+
+#![allow(clippy::unwrap_used)]
 
 use std::{fs, path::Path};
 
 use proptest::prelude::{ProptestConfig, any, proptest};
 use regraft_compile::lower::{PASSES, lower, run_pass};
 use regraft_ir::{
-    Graph,
+    Graph, SourceKind, TensorType, ValueId,
     eval::{self, Bindings},
+    ops::{
+        Activation, AvgPool, Binary, BinaryFn, Concat, Conv, Expand, Linear, Matmul, Permute, Reduce, ReduceFn,
+        Reshape, Slice, SpatialLayout, Unary, UnaryFn,
+    },
     text,
 };
-use regraft_tensor::{DType, Tensor};
+use regraft_tensor::{DType, Dim, Tensor};
 
 /// Name of the file, its pass, and the program before it.
 fn programs() -> Vec<(String, String, Graph)> {
@@ -37,6 +43,10 @@ impl Random {
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
+    }
+
+    fn below(&mut self, count: usize) -> usize {
+        (self.next() % count as u64) as usize
     }
 
     fn tensor(&mut self, dtype: DType, shape: &[usize], positive: bool) -> Tensor {
@@ -94,6 +104,16 @@ fn assert_close(what: &str, expected: &[Tensor], found: &[Tensor]) {
     }
 }
 
+/// The results after each pass of the pipeline are those of the program.
+fn check_lowering(what: &str, graph: &Graph, given: &Given, expected: &[Tensor]) {
+    let mut all = graph.clone();
+    let mut steps = Vec::new();
+    lower(&mut all, |name, graph| steps.push((name, graph.clone()))).unwrap();
+    for (name, graph) in steps {
+        assert_close(&format!("{what} lowered up to {name}"), expected, &results(&graph, given));
+    }
+}
+
 fn check(seed: u64) {
     for (file, pass, graph) in programs() {
         let given = given(&graph, seed);
@@ -101,13 +121,131 @@ fn check(seed: u64) {
         let mut one = graph.clone();
         run_pass(PASSES.iter().find(|p| p.name == pass).unwrap(), &mut one).unwrap();
         assert_close(&format!("{file} after {pass}"), &expected, &results(&one, &given));
-        let mut all = graph.clone();
-        let mut steps = Vec::new();
-        lower(&mut all, |name, graph| steps.push((name, graph.clone()))).unwrap();
-        for (name, graph) in steps {
-            assert_close(&format!("{file} lowered up to {name}"), &expected, &results(&graph, &given));
-        }
+        check_lowering(&file, &graph, &given, &expected);
     }
+}
+
+/// A program of random moves, products and elementwise ops on small values, axes of size 1 among them.
+fn random_program(seed: u64) -> Graph {
+    let mut random = Random(seed);
+    let mut graph = Graph::new("random");
+    let shapes: [&[usize]; 4] = [&[2, 3, 4], &[1, 4, 6], &[2, 1, 2, 6], &[1, 2, 4, 3]];
+    let mut values: Vec<ValueId> = Vec::new();
+    for i in 0..2 {
+        let shape = shapes[random.below(shapes.len())];
+        values.push(graph.add_input(format!("x{i}"), TensorType::of_sizes(DType::F32, shape)));
+    }
+    for _ in 0..14 {
+        // Mostly the newest value, so that chains arise.
+        let x = if random.below(3) == 0 { values[random.below(values.len())] } else { values[values.len() - 1] };
+        values.extend(random_node(&mut graph, &mut random, &values, x));
+    }
+    for (i, &v) in values.iter().rev().take(1 + random.below(3)).enumerate() {
+        graph.add_output(format!("y{i}"), v);
+    }
+    graph.compact().unwrap();
+    graph.verify().unwrap();
+    graph
+}
+
+/// A node on `x` of a random kind, or none where that kind does not fit.
+fn random_node(graph: &mut Graph, random: &mut Random, values: &[ValueId], x: ValueId) -> Option<ValueId> {
+    let shape = graph.ty(x).sizes().unwrap();
+    let (rank, scope) = (shape.len(), "".into());
+    let dims = |sizes: &[usize]| sizes.iter().map(|&d| Dim::from(d)).collect::<Vec<_>>();
+    let axis = random.below(rank.max(1));
+    let made = match random.below(12) {
+        0 | 1 => {
+            let mut perm: Vec<usize> = (0..rank).collect();
+            (1..rank).for_each(|i| perm.swap(i, random.below(i + 1)));
+            graph.add1(Permute { perm }, &[x], &scope)
+        }
+        2 | 3 => {
+            // Any factors in any order, with some ones.
+            let mut left: usize = shape.iter().product();
+            let mut to = Vec::new();
+            while left > 1 {
+                let divisors: Vec<usize> = (2..=left).filter(|d| left % d == 0).collect();
+                let d = divisors[random.below(divisors.len())];
+                to.push(d);
+                left /= d;
+            }
+            if random.below(3) == 0 {
+                to.insert(random.below(to.len() + 1), 1);
+            }
+            graph.add1(Reshape { shape: dims(&to) }, &[x], &scope)
+        }
+        4 if rank > 1 => {
+            // One axis split, or merged with the next.
+            let mut to = shape.clone();
+            if shape[axis] % 2 == 0 {
+                to[axis] = 2;
+                to.insert(axis + 1, shape[axis] / 2);
+            } else if axis + 1 < rank {
+                to[axis] *= to.remove(axis + 1);
+            }
+            graph.add1(Reshape { shape: dims(&to) }, &[x], &scope)
+        }
+        5 if rank > 0 => {
+            let start = random.below(shape[axis]);
+            let end = start + 1 + random.below(shape[axis] - start);
+            let step = 1 + random.below(2);
+            graph.add1(Slice { axis, start: Dim::from(start), end: Dim::from(end), step }, &[x], &scope)
+        }
+        6 => {
+            let f = [UnaryFn::Relu, UnaryFn::Tanh, UnaryFn::Neg, UnaryFn::Sigmoid, UnaryFn::Silu][random.below(5)];
+            graph.add1(Unary { f }, &[x], &scope)
+        }
+        7 => {
+            let f = [BinaryFn::Add, BinaryFn::Mul, BinaryFn::Max, BinaryFn::Add][random.below(4)];
+            graph.add1(Binary { f }, &[x, values[random.below(values.len())]], &scope)
+        }
+        8 if rank > 0 => {
+            let (n, k) = (1 + random.below(4), shape[rank - 1]);
+            let name = format!("w{}", graph.value_count());
+            let w = graph.add_source(name, SourceKind::Parameter, TensorType::of_sizes(DType::F32, &[n, k]));
+            if rank > 1 && random.below(2) == 0 {
+                let w = graph.add1(Permute { perm: vec![1, 0] }, &[w], &scope).unwrap();
+                graph.add1(Matmul { transpose_b: false }, &[x, w], &scope)
+            } else {
+                graph.add1(Linear { act: Activation::None, act_first: false }, &[x, w], &scope)
+            }
+        }
+        9 if (3..=5).contains(&rank) => {
+            let (spatial, layout) = (rank - 2, SpatialLayout::Nchw);
+            if random.below(3) == 0 {
+                let (kernel, stride, padding) = (vec![1; spatial], vec![1; spatial], vec![0; spatial]);
+                let op =
+                    AvgPool { kernel, stride, padding, ceil: false, count_include_pad: true, divisor: None, layout };
+                graph.add1(op, &[x], &scope)
+            } else {
+                let mut to = vec![1 + random.below(3), shape[1]];
+                to.extend(vec![1; spatial]);
+                let name = format!("c{}", graph.value_count());
+                let w = graph.add_source(name, SourceKind::Parameter, TensorType::of_sizes(DType::F32, &to));
+                let (stride, padding, dilation) = (vec![1; spatial], vec![0; spatial], vec![1; spatial]);
+                let act = Activation::None;
+                graph.add1(
+                    Conv { stride, padding, dilation, groups: 1, layout, act, act_first: false },
+                    &[x, w],
+                    &scope,
+                )
+            }
+        }
+        10 if rank > 0 => {
+            let keep = random.below(2) == 0;
+            match random.below(3) {
+                0 => graph.add1(Reduce { f: ReduceFn::Mean, axes: vec![axis], keep }, &[x], &scope),
+                1 => graph.add1(Concat { axis }, &[x, x], &scope),
+                _ => {
+                    let to: Vec<usize> = shape.iter().map(|&d| if d == 1 { 2 } else { d }).collect();
+                    graph.add1(Expand { shape: dims(&to) }, &[x], &scope)
+                }
+            }
+        }
+        _ => graph.add1(Matmul { transpose_b: true }, &[x, values[random.below(values.len())]], &scope),
+    };
+    made.ok().filter(|&v| graph.ty(v).sizes().is_some_and(|s| s.iter().product::<usize>() <= 2000 && s.len() <= 6))
 }
 
 #[test]
@@ -126,5 +264,16 @@ proptest! {
     #[test]
     fn results_stay(seed in any::<u64>()) {
         check(seed);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(256) })]
+
+    #[test]
+    fn results_of_random_programs_stay(seed in any::<u64>()) {
+        let graph = random_program(seed);
+        let given = given(&graph, seed ^ 1);
+        check_lowering(&text::print(&graph), &graph, &given, &results(&graph, &given));
     }
 }

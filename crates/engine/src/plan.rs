@@ -48,8 +48,7 @@ impl Plan {
         }
         for (slot, layout) in self.graph.sources.iter().zip(&self.slots) {
             let ty = self.graph.ty(slot.value);
-            let same_count = regraft_tensor::numel(&layout.shape).map(|n| n as i64) == ty.numel().as_const();
-            if !same_count || layout.format.byte_len(ty.dtype, &layout.shape).is_none() {
+            if layout.format.byte_len(ty.dtype, &layout.shape).is_none() {
                 return malformed(format!("slot {}: {} does not lie as {}", slot.name, ty, layout.format));
             }
         }
@@ -65,7 +64,10 @@ impl Plan {
         let ends = graph.outputs.iter().map(|o| &o.value).chain(graph.states.iter().map(|s| &s.next));
         let init = graph.states.iter().map(|s| &graph.sources[s.init as usize].value);
         let packed = |v: &&ValueId| {
-            graph.source_of(**v).is_some_and(|slot| self.slots[slot as usize].format != PackFormat::Plain)
+            graph.source_of(**v).is_some_and(|slot| {
+                let layout = &self.slots[slot as usize];
+                layout.format != PackFormat::Plain || graph.ty(**v).sizes().as_ref() != Some(&layout.shape)
+            })
         };
         match evaluated.chain(ends).chain(init).find(packed) {
             Some(v) => Err(EngineErrorKind::Malformed(format!("a packed slot is read as plain (%{})", v.0))),

@@ -1,4 +1,5 @@
-//! Every conformance fixture, imported and run by the reference evaluator, against PyTorch's answers.
+//! Programs of `torch.export`, imported and run by the reference evaluator, against PyTorch's answers: the conformance
+//! fixtures, and those of `tests/aten` for the forms of each operator.
 //!
 //! `REGRAFT_FIXTURES` names another folder of fixtures, `REGRAFT_FIXTURE` a part of the names of those to run.
 
@@ -81,7 +82,7 @@ fn sources(imported: &Imported, given: Option<&Tensors>) -> Result<Vec<Tensor>, 
 fn check(path: &Path) -> Result<usize, Box<dyn Error>> {
     let imported = import_pt2(path)?;
     let graph = &imported.graph;
-    let data = load(&path.with_extension("safetensors"))?;
+    let data = load(&answers(path))?;
     let mut runs = 0;
     let has_b = data.keys().any(|k| k.starts_with("b/"));
     for (suffix, given) in [("", None), ("_b", has_b.then_some(&data))] {
@@ -121,19 +122,26 @@ fn check(path: &Path) -> Result<usize, Box<dyn Error>> {
     if runs == 0 { Err("it has no answers to compare".into()) } else { Ok(runs) }
 }
 
-#[test]
-fn fixtures_match_pytorch() {
-    let folder = std::env::var_os("REGRAFT_FIXTURES")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../conformance/fixtures"), PathBuf::from);
+/// The file of answers; a decomposed program may share that of the program as exported.
+fn answers(path: &Path) -> PathBuf {
+    let own = path.with_extension("safetensors");
+    if own.exists() {
+        return own;
+    }
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    path.with_file_name(format!("{}.safetensors", stem.strip_suffix("_decomp").unwrap_or(&stem)))
+}
+
+fn check_folder(folder: &Path) {
     let only = std::env::var("REGRAFT_FIXTURE").unwrap_or_default();
-    let mut paths: Vec<PathBuf> = std::fs::read_dir(&folder)
+    let mut paths: Vec<PathBuf> = std::fs::read_dir(folder)
         .expect("the folder of fixtures")
         .map(|e| e.expect("an entry").path())
-        .filter(|p| p.extension().is_some_and(|e| e == "pt2") && p.with_extension("safetensors").exists())
-        .filter(|p| p.to_string_lossy().contains(&only))
+        .filter(|p| p.extension().is_some_and(|e| e == "pt2") && answers(p).exists())
         .collect();
-    paths.sort();
     assert!(!paths.is_empty(), "no fixtures in {}", folder.display());
+    paths.retain(|p| p.to_string_lossy().contains(&only));
+    paths.sort();
     let mut failed = Vec::new();
     for path in &paths {
         if let Err(error) = check(path) {
@@ -141,4 +149,41 @@ fn fixtures_match_pytorch() {
         }
     }
     assert!(failed.is_empty(), "{} of {} fixtures fail\n{}", failed.len(), paths.len(), failed.join("\n"));
+}
+
+fn here() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+#[test]
+fn fixtures_match_pytorch() {
+    check_folder(
+        &std::env::var_os("REGRAFT_FIXTURES").map_or_else(|| here().join("../conformance/fixtures"), PathBuf::from),
+    );
+}
+
+#[test]
+fn operators_match_pytorch() {
+    check_folder(&here().join("tests/aten"));
+}
+
+#[test]
+fn what_is_not_supported_is_refused() {
+    for (name, expected) in [
+        ("nonzero", "nonzero (aten.nonzero.default): a result whose size depends on the values of a tensor"),
+        ("mask_index", "indexing by a condition"),
+        ("unknown", "2 operators have no translation"),
+        ("unknown", "torch.ops.aten.cdist.default     2×"),
+        ("complex_input", "the dtype ComplexFloat is not supported"),
+        ("input_written", "writing to the input"),
+        ("item", "reading a tensor's value as a number"),
+        ("buffer_written_through_copy_or_view", "memory that it may share"),
+        ("written_through_copy_or_view", "memory that it may share"),
+        ("written_with_step", "writing in place to a view that skips or repeats elements"),
+        ("dropout_in_training", "call model.eval() before exporting"),
+        ("pool_indices", "result 1 of torch.ops.aten.max_pool1d_with_indices.default"),
+    ] {
+        let error = import_pt2(here().join(format!("tests/aten/refused/{name}.pt2"))).expect_err(name).to_string();
+        assert!(error.contains(expected), "{name}: {error}");
+    }
 }

@@ -1,13 +1,14 @@
 use std::{
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
 };
 
 use arc_swap::ArcSwapOption;
 use regraft_backend::Backend;
 use regraft_engine::{Engine, EngineErrorKind, Mode, Plan};
 use regraft_tensor::{AlignedVec, Tensor};
-use regraft_weights::{Digest, Generation, RefitMap, RefitReport, SlotPool, StateDict};
+use regraft_weights::{Digest, Generation, Phase, RefitMap, RefitReport, SlotPool, StateDict};
 
 use crate::{
     RefitOptions, RuntimeError, RuntimeErrorKind, Session, Staged, bind::BoundPlan, refit, session::BoundCache,
@@ -155,13 +156,16 @@ impl Model {
     }
 
     fn publish_locked(&self, mut staged: Staged) -> Result<RefitReport, RuntimeError> {
-        let start = std::time::Instant::now();
+        let start = Instant::now();
         let base = self.generation().map(|g| g.id);
         if base != staged.base {
             return Err(RuntimeErrorKind::Stale.into());
         }
-        self.shared.serving.store(Some(Arc::new(staged.generation)));
-        staged.report.phases_ms.set(regraft_weights::Phase::Publish, start.elapsed());
+        let before = self.shared.serving.swap(Some(Arc::new(staged.generation)));
+        staged.report.phases_ms.set(Phase::Publish, start.elapsed());
+        let start = Instant::now();
+        drop(before);
+        staged.report.phases_ms.set(Phase::Retire, start.elapsed());
         Ok(staged.report)
     }
 

@@ -16,6 +16,8 @@ pub enum Phase {
     Stage,
     /// The new generation becomes the serving one.
     Publish,
+    /// Memory that only the generation before used goes back to the pool, unless a run still uses it.
+    Retire,
 }
 
 /// A slot that a refit computed anew.
@@ -70,6 +72,8 @@ pub struct PhaseTimes {
     pub stage: f64,
     /// [`Phase::Publish`]
     pub publish: f64,
+    /// [`Phase::Retire`]
+    pub retire: f64,
 }
 
 impl PhaseTimes {
@@ -82,11 +86,12 @@ impl PhaseTimes {
             Phase::Compare => self.compare = ms,
             Phase::Stage => self.stage = ms,
             Phase::Publish => self.publish = ms,
+            Phase::Retire => self.retire = ms,
         }
     }
 
     /// All phases together.
     pub fn total(&self) -> f64 {
-        self.matching + self.check + self.compare + self.stage + self.publish
+        self.matching + self.check + self.compare + self.stage + self.publish + self.retire
     }
 }

@@ -65,17 +65,17 @@ pub struct GemmArgs<'a> {
 /// If a slice is too short for its shape or `isa` is not available.
 pub fn gemm(threads: &Threads, isa: Isa, args: GemmArgs<'_>) {
     let GemmArgs { m, n, k_tap, taps, a, rows, b, c, ldc, epilogue } = args;
-    let kernel = Kernel::of(isa);
     let a = Operand::new(a, rows, m, taps, k_tap);
     let b = Panels::new(isa, b, taps * k_tap, n);
     epilogue.check(m, n);
-    let (tile_rows, tile_cols) = block_shape(&kernel, threads.count(), m, n, taps * k_tap);
+    let (tile_rows, tile_cols) = block_shape(isa, threads.count(), m, n, taps * k_tap);
     let grid = TileGrid { outer: &[], rows: m, cols: n, row_stride: ldc, tile_rows, tile_cols };
     threads.for_each_tile(c, &grid, |at, tile| multiply_block(isa, &a, at.row, &b, at.col, tile, &epilogue));
 }
 
 /// Rows and columns of the part of `C` that one task computes.
-fn block_shape(kernel: &Kernel, threads: usize, m: usize, n: usize, k: usize) -> (usize, usize) {
+pub(super) fn block_shape(isa: Isa, threads: usize, m: usize, n: usize, k: usize) -> (usize, usize) {
+    let kernel = Kernel::of(isa);
     let rows =
         (A_BLOCK / k.clamp(1, K_BLOCK)).next_multiple_of(kernel.mr).clamp(4 * kernel.mr, 32 * kernel.mr).min(m.max(1));
     let panels = n.div_ceil(kernel.nr).max(1);

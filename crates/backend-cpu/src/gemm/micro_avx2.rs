@@ -62,7 +62,7 @@ unsafe fn tile<const MR: usize>(job: &Job<'_>, mut c: TileMut<'_, f32>) {
             _mm256_storeu_ps(line.as_mut_ptr().add(8), acc[1]);
         }
         let row = c.row(r);
-        match row.as_mut_array::<NR>() {
+        match row.first_chunk_mut::<NR>() {
             Some(row) => *row = line,
             None => row.copy_from_slice(&line[..row.len()]),
         }

@@ -107,7 +107,7 @@ impl<'a> Operand<'a> {
     /// Cuts `k` into runs of about `most` steps, as equal as taps allow.
     pub(super) fn k_blocks(&self, most: usize) -> impl Iterator<Item = KBlock> + use<> {
         let (taps, k_tap) = (self.taps, self.k_tap);
-        let blocks = (taps * k_tap).div_ceil(most).max(1);
+        let blocks = (taps * k_tap).div_ceil(most).clamp(1, if taps == 1 { usize::MAX } else { taps.max(1) });
         let cut = move |len: usize, i: usize| len * i / blocks;
         (0..blocks).map(move |i| {
             if taps == 1 {

@@ -5,6 +5,7 @@
 mod attention;
 mod conv;
 mod copy;
+mod depthwise;
 mod embedding;
 mod fused;
 mod linear;
@@ -43,6 +44,7 @@ const FAMILIES: &[Family] = &[
     fused::FAMILY,
     linear::FAMILY,
     matmul::FAMILY,
+    depthwise::FAMILY,
     conv::FAMILY,
     attention::FAMILY,
     norm::FAMILY,

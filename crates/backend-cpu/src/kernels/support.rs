@@ -23,10 +23,11 @@ pub(super) fn optional<'a>(problem: &Problem<'a>, index: usize) -> Option<Operan
     problem.inputs.get(index).copied().flatten()
 }
 
-/// Refuses when an operand in `plain` is a packed slot.
+/// Refuses when an operand in `plain` is a slot that does not lie as the op sees it.
 pub(super) fn expect_plain(problem: &Problem<'_>, plain: impl IntoIterator<Item = usize>) -> Result<(), BackendError> {
     for index in plain {
-        if optional(problem, index).and_then(|o| o.slot).is_some_and(|s| s.format != PackFormat::Plain) {
+        let packed = |o: Operand<'_>| o.slot.is_some_and(|s| s.format != PackFormat::Plain || s.shape != o.shape);
+        if optional(problem, index).is_some_and(packed) {
             return Err(unsupported(problem, format!("operand {index} is packed")));
         }
     }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::view::{MatrixView, SourceElement};
 use crate::{
     Isa, Threads,
-    simd::{Strip, transpose_strip},
+    simd::{Strip, copy_lines_streaming, transpose_strip},
 };
 
 /// Lanes that are moved together: one cache line of floats.
@@ -16,6 +16,9 @@ const PANELS_PER_TASK: usize = 8;
 
 /// Rows of `K` that are packed before moving on to the next panel of a task; keeps their pages in the TLB.
 const K_BLOCK: usize = 128;
+
+/// Floats that a task should at least pack.
+const GRAIN: usize = 16 * 1024;
 
 /// Outputs of so many floats (1 MiB) are written past the caches: a weight that large will not be read from them.
 const STREAM_FROM: usize = 1 << 18;
@@ -50,7 +53,8 @@ pub fn pack_panels<T: SourceElement>(
     let stream = out.len() >= STREAM_FROM;
     let packer = Packer { isa, nr, n, stream, pieces: pieces.iter().map(Piece::new).collect() };
     let along_n = pieces.iter().all(|p| p.n_stride == 1);
-    let per_task = if along_n { PANELS_PER_TASK.min(n.div_ceil(nr).div_ceil(threads.count())) } else { 1 };
+    let fair = n.div_ceil(nr).div_ceil(threads.count());
+    let per_task = if along_n { PANELS_PER_TASK } else { 1 }.max(GRAIN / (k * nr)).min(fair);
     let k_block = if along_n { K_BLOCK } else { k };
     threads.for_each_chunk(out, per_task * k * nr, |task, chunk| {
         for k0 in (0..k).step_by(k_block) {
@@ -125,6 +129,10 @@ impl<T: SourceElement> Packer<'_, T> {
         let width = strip.columns.len();
         let first = view.offset + strip.columns.start;
         let scale = view.scale.map(|s| &s[strip.columns.clone()]);
+        if let (Some(src), None, true) = (T::as_f32(view.data), scale, self.stream) {
+            let dst = &mut panel[strip.lane..];
+            return copy_lines_streaming(self.isa, &src[first..], width, dst, self.nr, order);
+        }
         for (at, k) in order {
             let from = &view.data[first + at..][..width];
             let to = &mut panel[k * self.nr + strip.lane..][..width];

@@ -100,9 +100,8 @@ impl<'a, T> MatrixView<'a, T> {
         if self.k_len() == 0 || self.n_len == 0 {
             return;
         }
-        let dims = self.k_dims.iter().copied().chain([(self.n_len, self.n_stride)]);
-        let last =
-            dims.fold(Some(self.offset), |sum, (size, stride)| sum?.checked_add((size - 1).checked_mul(stride)?));
+        let mut dims = self.k_dims.iter().copied().chain([(self.n_len, self.n_stride)]);
+        let last = dims.try_fold(self.offset, |sum, (size, stride)| sum.checked_add((size - 1).checked_mul(stride)?));
         assert!(last.is_some_and(|last| last < self.data.len()), "a matrix view reaches beyond its data");
     }
 

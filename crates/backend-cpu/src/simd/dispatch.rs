@@ -54,6 +54,7 @@ macro_rules! simd_fn {
         #[allow(unsafe_code)]
         $vis fn $name(isa: $crate::simd::Isa, $($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
+            #[allow(clippy::extra_unused_type_parameters)]
             fn lanes<$F: $crate::simd::Fma>($($arg: $ty),*) $(-> $ret)? $body
 
             #[cfg(target_arch = "x86_64")]

@@ -80,10 +80,10 @@ pub fn log<F: Fma>(x: f32) -> f32 {
 #[inline(always)]
 pub fn tanh<F: Fma>(x: f32) -> f32 {
     let z = x * x;
-    let p = F::mul_add(z, -5.704_988_7e-3, 2.063_908_9e-2);
+    let p = F::mul_add(z, -5.704_988_7e-3, 2.063_909e-2);
     let p = F::mul_add(p, z, -5.373_971_6e-2);
     let p = F::mul_add(p, z, 1.333_144_2e-1);
-    let p = F::mul_add(p, z, -3.333_328_2e-1);
+    let p = F::mul_add(p, z, -3.333_328e-1);
     let small = F::mul_add(p * z, x, x);
     let large = (1.0 - 2.0 / (exp::<F>(2.0 * x.abs()) + 1.0)).copysign(x);
     if x.abs() < 0.625 { small } else { large }
@@ -130,7 +130,7 @@ pub fn gelu<F: Fma>(x: f32) -> f32 {
 /// The tanh form of gelu, `x / 2 (1 + tanh(u))` with `u = sqrt(2 / pi) (x + 0.044715 x^3)`, as `x sigmoid(2 u)`.
 #[inline(always)]
 pub fn gelu_tanh<F: Fma>(x: f32) -> f32 {
-    const TWO_SQRT_2_OVER_PI: f32 = 1.595_769_1;
+    const TWO_SQRT_2_OVER_PI: f32 = 1.595_769;
     let u = TWO_SQRT_2_OVER_PI * F::mul_add(0.044_715 * x * x, x, x);
     x * sigmoid::<F>(u)
 }

@@ -12,7 +12,7 @@ use std::{fmt, sync::OnceLock};
 pub use activation::Activation;
 pub(crate) use dispatch::simd_fn;
 pub use dispatch::{Fma, Fused, Unfused};
-pub(crate) use transpose::{Strip, transpose_strip};
+pub(crate) use transpose::{Strip, copy_lines_streaming, transpose_strip};
 
 /// An instruction set that routines are compiled for. Later ones contain earlier ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -1,4 +1,4 @@
-//! Transposition in registers: 16 columns of a matrix become rows of 16 lanes.
+//! Moving matrices: 16 rows become lines of 16 lanes in registers, and lines are copied past the caches.
 
 use super::Isa;
 
@@ -44,6 +44,41 @@ pub(crate) fn transpose_strip(isa: Isa, strip: Strip<'_>, steps: &[(usize, usize
             unsafe { x86::avx2(strip, steps) }
         }
         _ => portable(strip, steps),
+    }
+}
+
+/// How many steps ahead the cache is warned: short pieces of long rows are no stream that hardware would follow.
+#[cfg(target_arch = "x86_64")]
+const LINES_AHEAD: usize = 16;
+
+/// Copies `width` floats from `src[j]` to `dst[l * line_stride]` for every step `(j, l)`, past the caches where whole aligned
+/// lines allow it. For outputs larger than the caches.
+///
+/// # Panics
+///
+/// If a step reaches beyond the slices.
+pub(crate) fn copy_lines_streaming(
+    isa: Isa,
+    src: &[f32],
+    width: usize,
+    dst: &mut [f32],
+    line_stride: usize,
+    steps: &[(usize, usize)],
+) {
+    let aligned = dst.as_ptr().addr().is_multiple_of(64);
+    let whole = aligned && width.is_multiple_of(16) && line_stride.is_multiple_of(16);
+    match isa.verified() {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 | Isa::Avx2 if whole => {
+            for (i, (j, l)) in steps.iter().enumerate() {
+                let (from, to) = (&src[*j..][..width], &mut dst[l * line_stride..][..width]);
+                let ahead = steps.get(i + LINES_AHEAD).map_or(from, |(j, _)| &src[*j..]);
+                // SAFETY: `verified` has found at least AVX2; both are `width` floats, and `to` is whole lines.
+                unsafe { x86::copy_line(from, to, ahead.as_ptr()) }
+            }
+            x86::fence();
+        }
+        _ => steps.iter().for_each(|(j, l)| dst[l * line_stride..][..width].copy_from_slice(&src[*j..][..width])),
     }
 }
 
@@ -98,6 +133,28 @@ mod x86 {
         }
     }
 
+    /// Copies `src` to `dst` and fetches as much from `ahead`.
+    ///
+    /// # Safety
+    ///
+    /// Needs AVX2, and slices of one length; `dst` must be whole cache lines.
+    #[target_feature(enable = "avx2")]
+    pub(super) unsafe fn copy_line(src: &[f32], dst: &mut [f32], ahead: *const f32) {
+        for at in (0..dst.len()).step_by(16) {
+            _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(at).cast());
+        }
+        for at in (0..dst.len()).step_by(8) {
+            // SAFETY: both slices hold 8 floats from `at`, a multiple of 8; `dst` starts on a cache line.
+            unsafe { _mm256_stream_ps(dst.as_mut_ptr().add(at), _mm256_loadu_ps(src.as_ptr().add(at))) };
+        }
+    }
+
+    /// Orders the streaming stores before it with what publishes the buffer.
+    pub(super) fn fence() {
+        // SAFETY: every x86-64 processor has SSE, and a fence touches no memory.
+        unsafe { _mm_sfence() }
+    }
+
     /// # Safety
     ///
     /// Needs AVX-512F and what [`transpose_strip`](super::transpose_strip) asserts.
@@ -120,7 +177,7 @@ mod x86 {
                 }
             }
         }
-        _mm_sfence(); // streaming stores are not ordered with what publishes the buffer
+        fence();
     }
 
     #[inline]
@@ -181,7 +238,7 @@ mod x86 {
                 }
             }
         }
-        _mm_sfence(); // streaming stores are not ordered with what publishes the buffer
+        fence();
     }
 
     #[inline]
@@ -209,6 +266,20 @@ mod x86 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_isa_copies() {
+        #[repr(align(64))]
+        struct Aligned([f32; 64]);
+        let src: [f32; 64] = std::array::from_fn(|i| i as f32);
+        for (isa, width) in Isa::available().into_iter().flat_map(|isa| [(isa, 0), (isa, 16), (isa, 7)]) {
+            let mut dst = Aligned([-1.0; 64]);
+            copy_lines_streaming(isa, &src, width, &mut dst.0, 32, &[(3, 1), (40, 0)]);
+            assert_eq!(dst.0[..width], src[40..][..width]);
+            assert_eq!(dst.0[32..][..width], src[3..][..width]);
+            assert!(dst.0[width..32].iter().chain(&dst.0[32 + width..]).all(|x| *x == -1.0));
+        }
+    }
 
     #[test]
     fn every_isa_transposes() {

@@ -137,9 +137,11 @@ impl SlotTable {
         Ok(slot)
     }
 
-    /// The name of the first source, with a number where several slots start from it.
+    /// The name of the largest source, with a number where several slots are named after it.
     fn name(&mut self, recipe: &Graph) -> String {
-        let base = recipe.sources.first().map_or("literal", |s| s.name.as_str()).to_owned();
+        let bytes = |s: &&regraft_ir::Source| recipe.ty(s.value).numel().as_const();
+        let largest = recipe.sources.iter().rev().max_by_key(bytes);
+        let base = largest.map_or("literal", |s| s.name.as_str()).to_owned();
         let count = self.names.entry(base.clone()).or_insert(0);
         *count += 1;
         if *count == 1 { base } else { format!("{base}#{count}") }

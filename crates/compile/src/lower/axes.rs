@@ -85,7 +85,10 @@ mod tests {
     fn symbolic_sizes_are_compared_as_expressions() {
         let s = Dim::sym(Symbol(0));
         let twelve = &s * &Dim::new(12);
-        assert_eq!(split_groups(&[twelve.clone(), Dim::new(4)], &[s.clone(), Dim::new(12), Dim::new(4)]), Some(vec![0..2, 2..3]));
+        assert_eq!(
+            split_groups(&[twelve.clone(), Dim::new(4)], &[s.clone(), Dim::new(12), Dim::new(4)]),
+            Some(vec![0..2, 2..3])
+        );
         assert_eq!(split_groups(&[twelve], &[s.clone(), s]), None);
     }
 

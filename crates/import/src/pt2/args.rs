@@ -566,6 +566,17 @@ pub(crate) fn simpler(a: &Dim, b: &Dim) -> Dim {
     if a == b || weight(a) <= weight(b) { a.clone() } else { b.clone() }
 }
 
+/// Whether these are the strides of a dense row-major tensor; those of axes of size 1 say nothing.
+pub(crate) fn row_major(sizes: &[Dim], strides: &[Dim]) -> bool {
+    let mut expected = Dim::new(1);
+    sizes.len() == strides.len()
+        && sizes.iter().zip(strides).rev().all(|(size, stride)| {
+            let fits = size.is(1) || *stride == expected;
+            expected = &expected * size;
+            fits
+        })
+}
+
 fn fixed(name: &str, dim: &Dim) -> Res<i64> {
     dim.as_const().map_or_else(
         || unsupported(format!("an argument `{name}` that depends on sizes ({dim})"), "export this dimension as a static one"),

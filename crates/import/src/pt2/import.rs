@@ -19,7 +19,7 @@ use regraft_tensor::{Atom, Dim, Range, Symbol, Tensor};
 
 use super::{
     Pt2Archive,
-    args::{Cx, DECOMPOSE, Problem, Res, simpler, unsupported, wrong},
+    args::{Cx, DECOMPOSE, Problem, Res, row_major, simpler, unsupported, wrong},
     ops::{self, Handler},
     schema::{self, Argument, InputSpec, Node, OptionalTensorArgument, OutputSpec, SymIntArgument},
     spec::CallSpec,
@@ -743,6 +743,17 @@ impl<'p> Translator<'p> {
                 let of = cx.first_cell()?;
                 cx.bind(&names, values.into_iter().map(Some).collect(), |t, _, v| t.view_of(of, v, true))
             }
+            Handler::ViewsOfEach(f) => {
+                let values = f(&mut cx)?;
+                let mut given = Vec::new();
+                if let Some(first) = node.inputs.first() {
+                    first.arg.for_each_name(&mut |n| given.push(cx.t.env.get(n).cloned()));
+                }
+                cx.bind(&names, values.into_iter().map(Some).collect(), |t, i, v| match given.get(i) {
+                    Some(Some(Bound::Tensor(of))) => t.view_of(*of, v, true),
+                    _ => wrong("expected as many tensors as results"),
+                })
+            }
             Handler::Inline => self.inline(node, &names, depth),
         }
     }
@@ -916,6 +927,15 @@ impl<'p> Cx<'_, 'p> {
         }
     }
 
+    /// Whether the program lays its first argument out in memory as a dense row-major tensor at the start of its storage.
+    pub(crate) fn first_is_row_major(&self) -> bool {
+        let dims = |list: &[schema::SymInt]| list.iter().map(|d| self.t.archive.symbols.dim(d).ok()).collect::<Option<Vec<_>>>();
+        self.first_name().ok().and_then(|f| self.t.meta(f)).is_some_and(|meta| {
+            let parts = dims(&meta.sizes).zip(dims(&meta.strides));
+            meta.storage_offset == schema::SymInt::Int(0) && parts.is_some_and(|(sizes, strides)| row_major(&sizes, &strides))
+        })
+    }
+
     /// What the strides in the program tell about the result of `reshape`, `contiguous`, `to`.
     fn sharing(&self, names: &[&'p str]) -> Sharing {
         let metas = self.first_name().ok().and_then(|f| self.t.meta(f)).zip(names.first().and_then(|n| self.t.meta(n)));
@@ -941,12 +961,8 @@ impl<'p> Cx<'_, 'p> {
             });
             return if copied { Sharing::None } else { Sharing::Unclear };
         }
-        let mut expected = Dim::new(1);
-        for (size, stride) in sizes.iter().zip(&strides).rev() {
-            if !size.is(1) && *stride != expected {
-                return Sharing::Unclear;
-            }
-            expected = &expected * size;
+        if !row_major(&sizes, &strides) {
+            return Sharing::Unclear;
         }
         // A contiguous tensor is seen under another shape without a copy.
         Sharing::View

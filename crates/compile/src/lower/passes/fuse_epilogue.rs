@@ -31,13 +31,11 @@ fn run(graph: &mut Graph) -> Result<(), IrError> {
     let mut taken: HashSet<NodeId> = HashSet::new();
     for id in graph.node_ids() {
         let node = graph.node(id).clone();
-        let Some(act) = epilogue_of(&node.op) else { continue };
+        let Some((act, act_first)) = epilogue_of(&node.op) else { continue };
         if known[node.output().0 as usize] {
             continue;
         }
-        let (act, act_first) = act;
-        let residual = node.optional_input(3);
-        let mut chain = Epilogue { act, act_first, residual, end: node.output() };
+        let mut chain = Epilogue { act, act_first, residual: node.optional_input(3), end: node.output() };
         while uses[chain.end.0 as usize] == 1
             && let &[user] = users[chain.end.0 as usize].as_slice()
             && !taken.contains(&user)
@@ -49,7 +47,10 @@ fn run(graph: &mut Graph) -> Result<(), IrError> {
             continue;
         }
         let op = with_epilogue(&node.op, &chain);
-        let inputs = [node.optional_input(0), node.optional_input(1), node.optional_input(2), chain.residual];
+        let mut inputs = vec![node.optional_input(0), node.optional_input(1), node.optional_input(2), chain.residual];
+        while inputs.last() == Some(&None) {
+            inputs.pop();
+        }
         let new = graph.add(op, inputs, &node.scope)?[0];
         graph.replace_uses(chain.end, new);
     }

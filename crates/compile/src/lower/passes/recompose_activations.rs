@@ -188,10 +188,12 @@ fn is_gelu_tanh(graph: &Graph, x: ValueId, inner: ValueId) -> bool {
         return false;
     }
     match *outer.factors.as_slice() {
-        [sum] => binary(graph, sum, BinaryFn::Add)
-            .is_some_and(|(a, b)| (a == x && power(b, 3)) || (b == x && power(a, 3))),
+        [sum] => {
+            binary(graph, sum, BinaryFn::Add).is_some_and(|(a, b)| (a == x && power(b, 3)) || (b == x && power(a, 3)))
+        }
         [a, b] => {
-            let by = |x_there: ValueId, sum: ValueId| x_there == x && plus(graph, sum, 1.0).is_some_and(|v| power(v, 2));
+            let by =
+                |x_there: ValueId, sum: ValueId| x_there == x && plus(graph, sum, 1.0).is_some_and(|v| power(v, 2));
             by(a, b) || by(b, a)
         }
         _ => false,

@@ -79,7 +79,8 @@ fn recognise(graph: &Graph, known: &[bool], id: NodeId) -> Option<Found> {
     let (q, q_scale) = unscaled(graph, inputs[0]?);
     let (k, k_scale) = unscaled(graph, inputs[1]?);
     let found = Found { q, k, transposed: op.transpose_b, v, scale: scale * q_scale * k_scale, mask };
-    let same_batch = [q, k, v].iter().all(|&x| graph.ty(x).rank() == rank && graph.ty(x).shape[..rank - 2] == shape[..rank - 2]);
+    let same_batch =
+        [q, k, v].iter().all(|&x| graph.ty(x).rank() == rank && graph.ty(x).shape[..rank - 2] == shape[..rank - 2]);
     // A float mask is added in its own dtype; scores that the mask makes larger are no scores.
     let mask_fits = match mask {
         Some(Mask::Add(m)) => graph.ty(m).dtype == graph.ty(scores).dtype && broadcasts(&graph.ty(m).shape, shape),
@@ -215,7 +216,7 @@ fn build(graph: &mut Graph, node: &Node, found: &Found) -> Result<ValueId, IrErr
     for x in [found.q, k, found.v] {
         operands.push(Some(if rank == 3 { with_heads(graph, x, scope)? } else { x }));
     }
-    operands.push(mask);
+    operands.extend(mask.map(Some));
     let op = Attention { scale: found.scale, causal: false, out: HeadsLayout::Bhsd };
     let out = graph.add(op, operands, scope)?[0];
     let shape = graph.ty(node.output()).shape.clone();

@@ -40,6 +40,8 @@ pub(crate) enum Handler {
     MaybeView(fn(&mut Cx<'_, '_>) -> Res<ValueId>),
     /// Several results that see the memory of the first argument.
     Views(fn(&mut Cx<'_, '_>) -> Res<Vec<ValueId>>),
+    /// Several results, each of which sees the memory of one tensor of the first argument, a list.
+    ViewsOfEach(fn(&mut Cx<'_, '_>) -> Res<Vec<ValueId>>),
     /// Arithmetic on sizes.
     Dim(fn(&mut Cx<'_, '_>) -> Res<Dim>),
     /// An inner graph that runs as if it stood in the place of the call.
@@ -58,7 +60,7 @@ pub(crate) struct Found {
     pub(crate) in_place: bool,
 }
 
-use Handler::{Dim as Sym, Drop, Inline, Many, MaybeView, One, Refuse, View, Views};
+use Handler::{Dim as Sym, Drop, Inline, Many, MaybeView, One, Refuse, View, Views, ViewsOfEach};
 
 const DATA: &str = "a result whose size depends on the values of a tensor";
 const DATA_HELP: &str = "compute it outside of the model, or use where() and masks of a fixed size";
@@ -382,6 +384,7 @@ const ATEN: &[(&str, Handler)] = &[
     ("reshape.default", MaybeView(shape::view)),
     ("view_as.default", View(shape::view_as)),
     ("reshape_as.default", MaybeView(shape::view_as)),
+    ("as_strided.default", View(shape::as_strided)),
     ("flatten.using_ints", MaybeView(shape::flatten)),
     ("ravel.default", MaybeView(shape::ravel)),
     ("unflatten.int", View(shape::unflatten)),
@@ -403,9 +406,9 @@ const ATEN: &[(&str, Handler)] = &[
     ("expand.default", View(shape::expand)),
     ("expand_as.default", View(shape::expand_as)),
     ("broadcast_to.default", View(shape::expand)),
-    ("broadcast_tensors.default", Many(shape::broadcast_tensors)),
-    ("meshgrid.default", Many(shape::meshgrid)),
-    ("meshgrid.indexing", Many(shape::meshgrid)),
+    ("broadcast_tensors.default", ViewsOfEach(shape::broadcast_tensors)),
+    ("meshgrid.default", ViewsOfEach(shape::meshgrid)),
+    ("meshgrid.indexing", ViewsOfEach(shape::meshgrid)),
     ("repeat.default", One(shape::repeat)),
     ("tile.default", One(shape::repeat)),
     ("repeat_interleave.self_int", One(shape::repeat_interleave)),
@@ -599,7 +602,7 @@ pub(crate) fn find(target: &str) -> Option<Found> {
         // `detach_` and `dropout_` change nothing; `unsqueeze_` makes the name mean the view.
         MaybeView(_) => Some(Found { handler, in_place: false }),
         View(_) => Some(Found { handler, in_place: true }),
-        Many(_) | Views(_) | Sym(_) | Inline | Drop => None,
+        Many(_) | Views(_) | ViewsOfEach(_) | Sym(_) | Inline | Drop => None,
         Refuse(..) => Some(Found { handler, in_place: false }),
     }
 }

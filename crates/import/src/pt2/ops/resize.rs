@@ -82,7 +82,7 @@ pub(super) fn pixel_shuffle(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let x = cx.tensor("self")?;
     let r = Dim::new(cx.int("upscale_factor")?);
     let (lead, c, h, w) = image(cx, x)?;
-    if !r.as_const().is_some_and(|r| r > 0) {
+    if r.as_const().is_none_or(|r| r <= 0) {
         return wrong("a factor that is not positive");
     }
     let out = c.floor_div(&(&r * &r));
@@ -94,7 +94,7 @@ pub(super) fn pixel_unshuffle(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let x = cx.tensor("self")?;
     let r = Dim::new(cx.int("downscale_factor")?);
     let (lead, c, h, w) = image(cx, x)?;
-    if !r.as_const().is_some_and(|r| r > 0) {
+    if r.as_const().is_none_or(|r| r <= 0) {
         return wrong("a factor that is not positive");
     }
     let (h, w) = (h.floor_div(&r), w.floor_div(&r));

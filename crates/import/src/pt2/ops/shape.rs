@@ -7,7 +7,7 @@ use regraft_ir::{
 use regraft_tensor::{DType, Dim};
 
 use super::elementwise;
-use crate::pt2::args::{Cx, Number, Operand, Problem, Res, ValueId, simpler, unsupported, wrong};
+use crate::pt2::args::{Cx, Number, Operand, Problem, Res, ValueId, row_major, simpler, unsupported, wrong};
 
 /// The size of an axis; 1 for a number.
 fn size(cx: &Cx<'_, '_>, x: ValueId, axis: usize) -> Dim {
@@ -86,6 +86,19 @@ pub(super) fn unsqueeze(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let x = cx.tensor("self")?;
     let axis = cx.axis_arg("dim", None, cx.rank(x) + 1)?;
     cx.unsqueeze(x, axis)
+}
+
+/// A view by strides, where both sides are row-major: another shape of the same elements.
+pub(super) fn as_strided(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let x = cx.tensor("self")?;
+    let (shape, strides) = (cx.dims("size")?, cx.dims("stride")?);
+    let offset = cx.optional_dim("storage_offset")?.unwrap_or(Dim::new(0));
+    let numel = shape.iter().fold(Dim::new(1), |n, d| &n * d);
+    let same = numel == cx.ty(x).numel() && offset.is(0) && cx.first_is_row_major();
+    if !same || strides.len() != shape.len() || !row_major(&shape, &strides) {
+        return unsupported("as_strided() other than as another shape", "use slices, reshape() and expand()");
+    }
+    cx.reshape(x, shape)
 }
 
 // ---- other orders ----
@@ -170,16 +183,16 @@ pub(super) fn expand_as(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     cx.expand(x, shape)
 }
 
-pub(super) fn broadcast_tensors(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<ValueId>>> {
+pub(super) fn broadcast_tensors(cx: &mut Cx<'_, '_>) -> Res<Vec<ValueId>> {
     let list = cx.tensors("tensors")?;
     let mut shape = Vec::new();
     for v in &list {
         shape = regraft_ir::ops::broadcast(&shape, &cx.shape(*v)).map_err(|e| Problem::Wrong(e.to_string()))?;
     }
-    list.into_iter().map(|v| cx.expand(v, shape.clone()).map(Some)).collect()
+    list.into_iter().map(|v| cx.expand(v, shape.clone())).collect()
 }
 
-pub(super) fn meshgrid(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<ValueId>>> {
+pub(super) fn meshgrid(cx: &mut Cx<'_, '_>) -> Res<Vec<ValueId>> {
     let list = cx.tensors("tensors")?;
     let xy = cx.optional_text("indexing")? == Some("xy") && list.len() >= 2;
     let sizes: Vec<Dim> = list.iter().map(|v| cx.ty(*v).numel()).collect();
@@ -199,7 +212,7 @@ pub(super) fn meshgrid(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<ValueId>>> {
                 *slot = d;
             }
             let v = cx.reshape(v, shape)?;
-            cx.expand(v, full.clone()).map(Some)
+            cx.expand(v, full.clone())
         })
         .collect()
 }
@@ -350,7 +363,7 @@ fn parts(cx: &mut Cx<'_, '_>, x: ValueId, axis: usize, lengths: &[Dim]) -> Res<V
 /// Parts of `per` elements, the last with what is left.
 fn equal_parts(cx: &mut Cx<'_, '_>, x: ValueId, axis: usize, per: &Dim) -> Res<Vec<ValueId>> {
     let (size, count) = (size(cx, x, axis), cx.results.len());
-    if count == 0 || !per.as_const().is_none_or(|p| p >= 0) {
+    if count == 0 || per.as_const().is_some_and(|p| p < 0) {
         return wrong(format!("a split into parts of {per}"));
     }
     let mut lengths = vec![per.clone(); count - 1];

@@ -53,9 +53,9 @@ const RULES: &[Rule] = &[
     products::raise_through_linear,
     products::raise_through_matmul,
     products::sink_permute,
-    products::scale_attention,
+    products::absorb_operand,
     arithmetic::power,
-    arithmetic::times_one,
+    arithmetic::neutral,
 ];
 
 fn run(graph: &mut Graph) -> Result<(), IrError> {

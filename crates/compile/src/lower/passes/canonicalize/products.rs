@@ -1,7 +1,7 @@
 //! Rules on matrix products and attention.
 
 use regraft_ir::{
-    Graph, IrError, Node, Op, ValueId,
+    Graph, IrError, Node, NodeId, Op, ValueId,
     ops::{Activation, Attention, BinaryFn, Linear, Matmul, SpatialLayout},
 };
 use regraft_tensor::Dim;
@@ -68,7 +68,8 @@ fn bias_axis(node: &Node, rank: usize) -> Option<(usize, bool)> {
 /// Whether `bias` broadcasts to `shape` as one value per index of `axis`.
 fn lies_along(bias: &[Dim], shape: &[Dim], axis: usize) -> bool {
     let Some(missing) = shape.len().checked_sub(bias.len()) else { return false };
-    axis >= missing && bias.iter().enumerate().all(|(i, d)| if i + missing == axis { *d == shape[axis] } else { d.is(1) })
+    axis >= missing
+        && bias.iter().enumerate().all(|(i, d)| if i + missing == axis { *d == shape[axis] } else { d.is(1) })
 }
 
 /// A reshape that splits leading axes of a linear's result goes in front of it, where it cancels one that merged them.
@@ -125,16 +126,14 @@ pub(super) fn raise_through_matmul(
     graph.add1(op, &[a, b], &scope).map(Some)
 }
 
-/// A permute of leading axes in front of a linear goes behind it when nothing but moves follows, to meet them.
+/// A permute of leading axes in front of a linear goes behind it when another permute follows, to become one with it.
 pub(super) fn sink_permute(graph: &mut Graph, context: &Context, node: &Node) -> Result<Option<ValueId>, IrError> {
     let Op::Linear(_) = &node.op else { return Ok(None) };
     let Some((_, before)) = producer(graph, node.input(0)) else { return Ok(None) };
     let Op::Permute(order) = &before.op else { return Ok(None) };
     let (x, perm) = (before.input(0), order.perm.clone());
-    let users = context.users(node.output());
-    let moves = users.iter().all(|&u| matches!(graph.node(u).op, Op::Reshape(_) | Op::Permute(_) | Op::Slice(_)));
-    let used_elsewhere = graph.outputs.iter().any(|o| o.value == node.output()) || users.is_empty();
-    if perm.last() != Some(&(perm.len() - 1)) || !moves || used_elsewhere || node.optional_input(3).is_some() {
+    let leading = perm.last() == Some(&(perm.len() - 1));
+    if !leading || node.optional_input(3).is_some() || !meets_permute(graph, context, node.output(), 8) {
         return Ok(None);
     }
     let mut inputs = node.inputs.clone();
@@ -143,8 +142,24 @@ pub(super) fn sink_permute(graph: &mut Graph, context: &Context, node: &Node) ->
     permute(graph, y, perm, &node.scope).map(Some)
 }
 
-/// A product with a transposed right side, and a literal factor on an operand of attention.
-pub(super) fn scale_attention(graph: &mut Graph, _: &Context, node: &Node) -> Result<Option<ValueId>, IrError> {
+/// Whether every use of `value` is a permute, at most behind reshapes and slices.
+fn meets_permute(graph: &Graph, context: &Context, value: ValueId, depth: usize) -> bool {
+    let users = context.users(value);
+    // Uses by outputs and states are not among the users.
+    let all_are_nodes = context.uses.get(value.0 as usize) == Some(&(users.len() as u32));
+    let meets = |&user: &NodeId| {
+        let node = graph.node(user);
+        match &node.op {
+            Op::Permute(_) => true,
+            Op::Reshape(_) | Op::Slice(_) => depth > 0 && meets_permute(graph, context, node.output(), depth - 1),
+            _ => false,
+        }
+    };
+    !users.is_empty() && all_are_nodes && users.iter().all(meets)
+}
+
+/// A product with a transposed right side says so; a literal factor on query or key is part of attention's scale.
+pub(super) fn absorb_operand(graph: &mut Graph, _: &Context, node: &Node) -> Result<Option<ValueId>, IrError> {
     match &node.op {
         Op::Attention(op) => {
             for i in [0, 1] {

@@ -1,7 +1,7 @@
 //! Images get their channels last, `[n, spatial..., c]`, which is what convolution kernels want.
 //!
-//! One sweep in program order: a spatial op is rewritten to the other layout and its result remembered together with the
-//! permute back; ops in between follow when their operands are there in that layout or come cheaply. Permutes that no op
+//! One sweep in program order: a convolution is rewritten to the other layout and its result remembered together with the
+//! permute back; other ops follow when their operands are there in that layout or come cheaply. Permutes that no op
 //! needed are dead afterwards. Weights stay as PyTorch has them: a kernel's recipe arranges them.
 
 mod follow;
@@ -27,7 +27,11 @@ fn run(graph: &mut Graph) -> Result<(), IrError> {
             continue;
         }
         let new = match rewritten(graph, &node) {
-            Some(op) => Some(layouts.spatial(graph, &node, op)?),
+            // A convolution is worth a permute of its operand; the others are not.
+            Some(op) if matches!(op, Op::Conv(_)) || layouts.twins.contains_key(&node.input(0)) => {
+                Some(layouts.spatial(graph, &node, op)?)
+            }
+            Some(_) => None,
             None => follow::follow(graph, &mut layouts, &node)?,
         };
         if let Some(last) = new {

@@ -1,0 +1,69 @@
+# What one does with a checkout. Every target says what it does.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+CARGO ?= cargo
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+
+.PHONY: help setup demo build test test-rust test-python bless lint
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
+
+setup: ## install the regraft command, and a Python environment with PyTorch to export programs with
+	@echo "== installing the regraft command"
+	$(CARGO) install --locked --path crates/cli
+	@echo "== making the Python environment"
+	@python=$$(scripts/python-env.sh | tee /dev/stderr | tail -n 1); \
+	echo "== done: \`regraft --help\`, and export programs with $$python"
+
+demo: ## sentence embeddings: compile, bind, run, refit, refit back; no PyTorch needed
+	@echo "== building the demo"
+	$(CARGO) build --release --locked -p regraft-demo
+	@echo "== fetching trained weights (once)"
+	@model=$$(demo/fetch.sh | tee /dev/stderr | tail -n 1); \
+	echo "== running"; \
+	"$(TARGET)/release/regraft-demo" demo "$$model"
+
+build: ## build the command, optimised
+	@echo "== building"
+	$(CARGO) build --release --locked -p regraft-cli
+
+test: test-rust test-python ## all tests
+
+test-rust: ## tests in Rust: units, conformance fixtures, command line
+	@echo "== testing in Rust"
+	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
+		$(CARGO) nextest run --workspace --locked && $(CARGO) test --workspace --locked --doc; \
+	else \
+		$(CARGO) test --workspace --locked; \
+	fi
+
+test-python: build ## tests against PyTorch on whole models
+	@echo "== testing against PyTorch"
+	@python=$$(scripts/python-env.sh | tee /dev/stderr | tail -n 1); \
+	REGRAFT_BIN="$(TARGET)/release/regraft" "$$python" -m pytest -q tests
+
+bless: ## rewrite the golden files of the passes; look at the diff before committing
+	@echo "== rewriting golden files"
+	REGRAFT_BLESS=1 $(CARGO) test --locked -p regraft-compile --test passes
+	@git --no-pager diff --stat -- crates/compile/tests/passes
+
+lint: ## formatting, clippy, documentation, crate dependencies
+	@echo "== formatting"
+	$(CARGO) fmt --all --check
+	@echo "== clippy"
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	@echo "== documentation"
+	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --workspace --no-deps --locked
+	@echo "== crate dependencies"
+	$(CARGO) run --quiet --locked -p xtask -- check
+	@echo "== Python"
+	@ruff=$$(command -v ruff || ls $${REGRAFT_CACHE_DIR:-$${XDG_CACHE_HOME:-$$HOME/.cache}/regraft}/venv-*/bin/ruff 2>/dev/null | head -n 1 || true); \
+	if [[ -n "$$ruff" ]]; then \
+		"$$ruff" check tests demo scripts && "$$ruff" format --check tests demo scripts; \
+	else \
+		echo "no ruff here: Python files are not checked"; \
+	fi

@@ -1,0 +1,37 @@
+use regraft::{Mode, RefitOptions, StateDict};
+
+use super::{about_weights, check_writable, load, path_json, save, tell_refit};
+use crate::{
+    args::BindArgs,
+    failure::Failure,
+    output::{self, Output},
+};
+
+pub(super) fn run(args: &BindArgs, out: &mut Output) -> Result<(), Failure> {
+    check_writable(&args.output)?;
+    args.report.as_deref().map_or(Ok(()), check_writable)?;
+    let weights = StateDict::open(&args.weights)?;
+    let model = load(&args.engine, args.threads.get(), out)?;
+    if model.mode() != Mode::Stripped {
+        let failure = Failure::new(format!("the engine is {}: it has its weights already", model.mode()));
+        let help = match model.mode() {
+            Mode::Refittable => "regraft refit gives it others",
+            Mode::Frozen | Mode::Stripped => "compile the program with --mode stripped",
+        };
+        return Err(failure.about(&args.engine).help(help));
+    }
+    let options = RefitOptions { partial: false, reject_non_finite: args.reject_non_finite };
+    let report = {
+        let _busy = out.busy("binding");
+        model.refit(&weights, options).map_err(|e| about_weights(e.into(), &args.weights))?
+    };
+    let with_report = args.report.as_deref().map(|path| (path, &report));
+    let mode = Mode::from(args.mode);
+    let written = save(&model, mode, &args.output, with_report, out)?;
+    tell_refit(&report, model.refit_map().sources.len(), out);
+    out.line("wrote", format!("{}, {mode}, {}", args.output.display(), output::bytes(written)));
+    out.fact("engine", path_json(&args.output));
+    out.fact("mode", mode.to_string());
+    out.fact("bytes", written);
+    Ok(())
+}

@@ -1,0 +1,193 @@
+//! One file per command, and what they share.
+
+mod bench;
+mod bind;
+mod compile;
+mod completions;
+mod inspect;
+mod refit;
+mod run;
+
+use std::{collections::BTreeMap, fs, io::Write, path::Path};
+
+use regraft::{
+    AtomicFile, Engine, Mode, Model, RefitReport, Threads,
+    ir::{Graph, TensorType},
+};
+use serde_json::{Value, json};
+
+use crate::{
+    args::Command,
+    failure::Failure,
+    output::{self, Output},
+};
+
+/// Runs a command.
+pub(crate) fn run(command: &Command, out: &mut Output) -> Result<(), Failure> {
+    match command {
+        Command::Compile(args) => compile::run(args, out),
+        Command::Run(args) => run::run(args, out),
+        Command::Refit(args) => refit::run(args, out),
+        Command::Bind(args) => bind::run(args, out),
+        Command::Inspect(args) => inspect::run(args, out),
+        Command::Bench(args) => bench::run(args, out),
+        Command::Completions(args) => completions::run(args, out),
+    }
+}
+
+/// Reads an engine file.
+fn read_engine(path: &Path) -> Result<Engine, Failure> {
+    Engine::read(path).map_err(|e| Failure::from(regraft::Error::from(e)).about(path))
+}
+
+/// Loads an engine for this machine.
+fn load(path: &Path, threads: Threads, out: &Output) -> Result<Model, Failure> {
+    let _busy = out.busy(format!("loading {}", path.display()));
+    let engine = read_engine(path)?;
+    Model::new(engine, regraft::cpu(threads)).map_err(|e| Failure::from(e).about(path))
+}
+
+/// Fails now when `path` cannot be written, rather than after all the work.
+fn check_writable(path: &Path) -> Result<(), Failure> {
+    AtomicFile::create(path).map(drop).map_err(Failure::from)
+}
+
+/// Writes an engine; returns its size.
+fn write_engine(engine: &Engine, path: &Path, out: &Output) -> Result<u64, Failure> {
+    let _busy = out.busy(format!("writing {}", path.display()));
+    engine.write(path).map_err(|e| regraft::Error::from(e).into())
+}
+
+/// Saves a model with its report: both files or, when anything fails before the end, none.
+fn save(
+    model: &Model,
+    mode: Mode,
+    path: &Path,
+    report: Option<(&Path, &RefitReport)>,
+    out: &Output,
+) -> Result<u64, Failure> {
+    let report = report.map(|(path, report)| begin_report(path, report)).transpose()?;
+    let written = write_engine(&model.to_engine(mode)?, path, out)?;
+    report.map(AtomicFile::commit).transpose()?;
+    Ok(written)
+}
+
+fn begin_report(path: &Path, report: &RefitReport) -> Result<AtomicFile, Failure> {
+    let mut file = AtomicFile::create(path)?;
+    let failed = |why: String| Failure::new(format!("could not write the file: {why}")).about(path);
+    let text = serde_json::to_string_pretty(report).map_err(|e| failed(e.to_string()))?;
+    writeln!(file, "{text}").map_err(|e| failed(e.to_string()))?;
+    Ok(file)
+}
+
+/// The problems of weights, with the name of the file that has them.
+fn about_weights(failure: Failure, weights: &Path) -> Failure {
+    let name = weights.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    failure.replace_what("missing", &format!("missing in {name}"))
+}
+
+/// The lines and facts of a refit or a bind.
+fn tell_refit(report: &RefitReport, sources: usize, out: &mut Output) {
+    let given = report.applied.len() + report.unchanged.len();
+    let mut matched = format!("{given} of {}", output::count(sources, "source"));
+    for (names, what) in [(&report.unchanged, "unchanged"), (&report.kept, "kept")] {
+        if !names.is_empty() {
+            matched.push_str(&format!(", {} {what}", names.len()));
+        }
+    }
+    out.line("matched", matched);
+    let shared = match report.shared_slots.len() {
+        0 => String::new(),
+        n => format!("; {n} shared"),
+    };
+    let slots = output::count(report.recomputed_slots.len(), "slot");
+    let time = output::milliseconds(report.phases_ms.total());
+    out.line("staged", format!("{slots}, {} in {time}{shared}", output::bytes(report.bytes as u64)));
+    out.detail("phases", phases(&report.phases_ms));
+    if out.is_verbose() {
+        let slot = |s: &regraft::SlotReport| vec![s.name.clone(), output::bytes(s.bytes as u64), s.sources.join(", ")];
+        let rows: Vec<_> = report.recomputed_slots.iter().map(slot).collect();
+        out.table(&["slot", "bytes", "sources"], &rows);
+    }
+    out.fact("sources", sources);
+    out.fact("milliseconds", report.phases_ms.total());
+    out.fact("report", serde_json::to_value(report).unwrap_or_default());
+}
+
+fn phases(times: &regraft::PhaseTimes) -> String {
+    let phases = [
+        ("match", times.matching),
+        ("check", times.check),
+        ("compare", times.compare),
+        ("stage", times.stage),
+        ("publish", times.publish),
+    ];
+    phases.map(|(name, ms)| format!("{name} {}", output::milliseconds(ms))).join(", ")
+}
+
+/// `48 linear, 25 layer_norm, 12 attention, 88 others`: the most frequent first.
+fn histogram<'a>(names: impl Iterator<Item = &'a str>, shown: usize) -> String {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    names.for_each(|n| *counts.entry(n).or_default() += 1);
+    let mut counts: Vec<_> = counts.into_iter().collect();
+    counts.sort_by_key(|&(name, n)| (std::cmp::Reverse(n), name));
+    let others: usize = counts.iter().skip(shown).map(|(_, n)| n).sum();
+    let mut parts: Vec<String> = counts.iter().take(shown).map(|(name, n)| format!("{n} {name}")).collect();
+    if others > 0 {
+        parts.push(format!("{others} others"));
+    }
+    parts.join(", ")
+}
+
+/// `ids i64[s0, s1], mask i64[s0, s1]`
+fn named_types(values: impl Iterator<Item = (String, TensorType)>) -> String {
+    values.map(|(name, ty)| format!("{name} {ty}")).collect::<Vec<_>>().join(", ")
+}
+
+fn inputs(graph: &Graph) -> impl Iterator<Item = (String, TensorType)> {
+    graph.inputs.iter().map(|i| (i.name.clone(), graph.ty(i.value).clone()))
+}
+
+fn outputs(graph: &Graph) -> impl Iterator<Item = (String, TensorType)> {
+    graph.outputs.iter().map(|o| (o.name.clone(), graph.ty(o.value).clone()))
+}
+
+/// A name with its type for JSON; symbolic sizes are strings.
+fn type_json((name, ty): (String, TensorType)) -> Value {
+    let dim = |d: &_| -> Value {
+        let text = format!("{d}");
+        text.parse::<i64>().map_or(Value::from(text), Value::from)
+    };
+    let shape: Vec<Value> = ty.shape.iter().map(dim).collect();
+    json!({"name": name, "dtype": ty.dtype.name(), "shape": shape, "type": ty.to_string()})
+}
+
+/// The facts about an engine's interface and contents.
+fn tell_engine_facts(engine: &Engine, out: &mut Output) {
+    let graph = &engine.plan.graph;
+    let dims: Vec<Value> = (graph.symbols.iter().enumerate())
+        .map(|(i, s)| json!({"name": format!("s{i}"), "min": s.range.min, "max": s.range.max, "opt": s.opt}))
+        .collect();
+    out.fact("mode", engine.mode.to_string());
+    let target = &engine.target;
+    out.fact("target", json!({"backend": target.backend, "arch": target.arch, "level": target.level}));
+    out.fact("identical", engine.identical.is_some());
+    out.fact("dims", dims);
+    out.fact("inputs", inputs(graph).map(type_json).collect::<Vec<_>>());
+    out.fact("outputs", outputs(graph).map(type_json).collect::<Vec<_>>());
+    out.fact("sources", engine.refit_map.sources.len());
+    out.fact("source_bytes", engine.source_bytes());
+    out.fact("slots", engine.plan.slots.len());
+    out.fact("slot_bytes", engine.slot_bytes());
+    out.fact("nodes", graph.nodes().len());
+}
+
+/// Size of a file, 0 when it cannot be told.
+fn file_size(path: &Path) -> u64 {
+    fs::metadata(path).map(|m| m.len()).unwrap_or(0)
+}
+
+/// A path as JSON.
+fn path_json(path: &Path) -> Value {
+    path.display().to_string().into()
+}

@@ -1,0 +1,1014 @@
+"""Writes the programs of this folder: each operator of ATen in the forms that exported programs use.
+
+    $(scripts/python-env.sh | tail -n 1) crates/import/tests/aten/make_cases.py [NAME...]
+
+A case gives `NAME.pt2` as exported, `NAME_decomp.pt2` after `run_decompositions()`, and `NAME.safetensors` with inputs
+and PyTorch's answers (`input.N`, `expected.N`; `input2.N`, `expected2.N` for other sizes; `expected_call2.N` and on for
+programs with state). `refused/NAME.pt2` are programs that the importer refuses.
+"""
+
+import copy
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import nn
+from torch.export import Dim, export
+from torch.utils import _pytree as pytree
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parents[2] / "conformance" / "fixtures"))
+from pt2_archive import shrink  # noqa: E402
+
+warnings.filterwarnings("ignore")
+torch.manual_seed(0)
+S = Dim.DYNAMIC
+CASES = {}
+REFUSED = {}
+
+
+class Model(nn.Module):
+    """A function with the modules, parameters and buffers that it uses."""
+
+    def __init__(self, f, members):
+        super().__init__()
+        self.f = f
+        for name, member in members.items():
+            if isinstance(member, torch.Tensor) and not isinstance(member, nn.Parameter):
+                self.register_buffer(name, member)
+            else:
+                setattr(self, name, member)
+
+    def forward(self, *args):
+        return self.f(self, *args)
+
+
+def case(name, *inputs, dynamic=None, second=None, decompose=True, **members):
+    def register(f):
+        CASES[name] = (Model(f, members), inputs, dynamic, second, decompose)
+        return f
+
+    return register
+
+
+def refused(*inputs):
+    def register(f):
+        members = {"weight": nn.Parameter(torch.ones(3, 4)), "kept": torch.zeros(3, 4)}
+        REFUSED[f.__name__] = (Model(f, members), inputs)
+        return f
+
+    return register
+
+
+def r(*shape):
+    return torch.randn(*shape)
+
+
+def ii(high, *shape):
+    return torch.randint(0, high, shape)
+
+
+def tensors(tree):
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def save(program, path):
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder) / "model.pt2"
+        torch.export.save(program, whole)
+        shrink(whole, path)
+
+
+def write(name, model, inputs, dynamic, second, decompose):
+    model = model.eval()
+    for norm in model.modules():
+        if isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)) and norm.running_var is not None:
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2)
+    shapes = None if dynamic is None else (dynamic,)
+    program = export(model, inputs, dynamic_shapes=shapes, strict=False)
+    programs = {"": program}
+    if decompose:
+        programs["_decomp"] = program.run_decompositions()
+    for suffix, p in programs.items():
+        save(p, HERE / f"{name}{suffix}.pt2")
+    data = {}
+
+    def put(prefix, values):
+        data.update({f"{prefix}.{i}": v.detach().contiguous().clone() for i, v in enumerate(values)})
+
+    def run(runner, args):
+        with torch.no_grad():
+            return tensors(runner(*[a.clone() for a in args]))
+
+    put("input", inputs)
+    runner = copy.deepcopy(model)
+    put("expected", run(runner, inputs))
+    if tensors(dict(model.named_buffers(recurse=False))):
+        put("expected_call2", run(runner, inputs))
+        put("expected_call3", run(runner, inputs))
+    if second is not None:
+        put("input2", second)
+        put("expected2", run(copy.deepcopy(model), second))
+    save_file(data, HERE / f"{name}.safetensors")
+
+
+@torch.no_grad()
+def rotation(self, x):
+    pos = torch.arange(x.shape[1])[None].float()
+    with torch.autocast(device_type='cpu', enabled=False):
+        f = (self.inv[None, :, None].float() @ pos[:, None, :]).transpose(1, 2)
+        e = torch.cat([f, f], -1)
+        return (e.cos(), e.sin())
+
+
+@case(
+    "promo",
+    r(3, 4),
+    ii(10, 3, 4),
+    ii(2, 3, 4).bool(),
+    r(3, 4).half(),
+)
+def promo(self, x, i, b, h):
+    return (
+        i * 0.5,
+        x * 2,
+        i / i.clamp(min=1),
+        b.sum(),
+        b + 1,
+        i + b,
+        h * 0.1,
+        h + x,
+        i > 0.5,
+        x > i,
+        i.float().mean(),
+        i.to(torch.int32) + i,
+        b * b,
+        b | True,
+        x[0, 0] * i,
+        h * x[0, 0],
+        torch.rsub(i, 3.5),
+        i.pow(2),
+        i ** 0.5,
+        x.pow(3),
+        2 ** x,
+        torch.true_divide(i, 2),
+        i // 2,
+        i % 3,
+        x % 0.7,
+        torch.fmod(x, 0.7),
+        x // 0.5,
+        torch.div(x, 0.3, rounding_mode='trunc'),
+    )
+
+
+@case(
+    "acts",
+    r(2, 6, 4),
+    p=nn.PReLU(6),
+    p1=nn.PReLU(),
+)
+def acts(self, x):
+    return (
+        F.relu6(x * 4),
+        F.hardtanh(x),
+        F.leaky_relu(x, 0.2),
+        F.elu(x),
+        F.selu(x),
+        F.celu(x, 1.3),
+        F.mish(x),
+        F.softplus(x),
+        F.softplus(x * 3, beta=2, threshold=5),
+        F.logsigmoid(x),
+        F.glu(x),
+        F.gelu(x),
+        F.gelu(x, approximate='tanh'),
+        F.hardswish(x),
+        F.hardsigmoid(x),
+        F.silu(x),
+        F.hardshrink(x),
+        F.softshrink(x),
+        F.tanhshrink(x),
+        F.softsign(x),
+        F.threshold(x, 0.1, -2.0),
+        self.p(x),
+        self.p1(x),
+        F.rrelu(x),
+    )
+
+
+@case(
+    "unary",
+    r(3, 5),
+    ii(5, 3, 5),
+)
+def unary(self, x, i):
+    return (
+        x.exp2(),
+        x.abs().log2(),
+        x.abs().log10(),
+        x.tan(),
+        x.erfc(),
+        x.frac(),
+        x.trunc(),
+        x.isnan(),
+        (x / 0).isinf(),
+        (x / 0).isfinite(),
+        torch.nan_to_num(x / 0),
+        torch.logit(x.sigmoid()),
+        torch.logit(x, eps=0.1),
+        i.exp(),
+        i.sqrt(),
+        i.abs(),
+        -i,
+        i.sign(),
+        i.float().round(),
+        x.square(),
+        torch.addcmul(x, x, x, value=0.5),
+        torch.addcdiv(x, x, x.exp(), value=2),
+        torch.lerp(x, x * 2, 0.3),
+        torch.lerp(x, x * 2, x.sigmoid()),
+        x.expm1(),
+        x.abs().log1p(),
+        x.sgn(),
+        i.relu(),
+    )
+
+
+@case(
+    "clampw",
+    r(4, 3),
+    ii(6, 4, 3),
+)
+def clampw(self, x, i):
+    return (
+        x.clamp(-0.5, 0.5),
+        x.clamp(min=0),
+        x.clamp(max=0.1),
+        x.clamp(0, 6),
+        i.clamp(1, 3),
+        i.clamp(min=1.5),
+        x.clamp(min=x.mean()),
+        torch.where(x > 0, x, 0.0),
+        torch.where(x > 0, 1.0, x),
+        torch.where(x > 0, i, x),
+        torch.where(x > 0, 1, 2),
+        x.masked_fill(x > 0, float('-inf')),
+        x.masked_fill(x > 0, x.mean()),
+        i.masked_fill(x > 0, 7),
+        torch.maximum(x, i),
+        torch.minimum(i, i.flip(0)),
+        torch.logical_and(x > 0, i),
+        torch.logical_xor(x > 0, i > 2),
+        ~(x > 0),
+        ~i,
+        i & 3,
+        i | 4,
+        i ^ 1,
+        (x > 0) ^ (i > 2),
+        torch.max(x, x * 0.5),
+    )
+
+
+@case(
+    "matmul",
+    r(5, 4),
+    r(4, 3),
+    r(4),
+    r(4),
+    r(2, 5, 4),
+    r(2, 4, 6),
+    W=nn.Parameter(r(4, 7)),
+)
+def matmul(self, a, b, v, w, c, d):
+    return (
+        a @ b,
+        v @ w,
+        a @ w,
+        v @ b,
+        c @ d,
+        c @ w,
+        v @ d,
+        c @ b,
+        b.mT @ a.mT,
+        torch.mv(a, w),
+        torch.dot(v, w),
+        torch.outer(v, w),
+        torch.addmm(torch.ones(3), a, b, beta=0.5, alpha=2),
+        torch.baddbmm(c[:, :, :3], c, d[:, :, :3], beta=0.5, alpha=0.25),
+        torch.bmm(c, d),
+        a @ self.W,
+        c @ self.W,
+        F.linear(c, self.W.t()),
+        v @ self.W,
+    )
+
+
+@case(
+    "einsum",
+    r(2, 3, 4),
+    r(2, 4, 6),
+    r(2, 5, 4),
+    W=nn.Parameter(r(4, 7)),
+)
+def einsum(self, a, b, c):
+    return (
+        torch.einsum('bij,bjk->bik', a, b),
+        torch.einsum('bij,bjk', a, b),
+        torch.einsum('bij->bji', a),
+        torch.einsum('bij->b', a),
+        torch.einsum('...ij,...jk->...ik', a, b),
+        torch.einsum('bij,bkj->bik', a, c),
+        torch.einsum('bhqd,bhkd->bhqk', a[:, None], c[:, None]),
+        torch.einsum('i,j->ij', a[0, 0], b[0, 0]),
+        torch.einsum('bij,jk->bik', a, self.W),
+        torch.einsum('bij,bjk,kl->bil', a, b, torch.ones(6, 2)),
+        torch.einsum('bnd,md->bnm', a, self.W.t()),
+    )
+
+
+@case(
+    "convs",
+    r(2, 4, 9, 8),
+    r(2, 4, 11),
+    r(2, 4, 5, 5, 5),
+    c1=nn.Conv1d(4, 6, 3, stride=2, padding=1),
+    c1s=nn.Conv1d(4, 6, 4, padding='same', dilation=2),
+    c2=nn.Conv2d(4, 6, (3, 2), stride=(2, 1), padding=(1, 0), groups=2),
+    c2s=nn.Conv2d(4, 6, (4, 3), padding='same'),
+    c2v=nn.Conv2d(4, 2, 3, padding='valid'),
+    c2r=nn.Conv2d(4, 2, 3, padding=1, padding_mode='reflect'),
+    c3=nn.Conv3d(4, 2, 3, padding=1),
+    t1=nn.ConvTranspose1d(4, 3, 3, stride=2, padding=1, output_padding=1),
+    t2=nn.ConvTranspose2d(4, 6, 3, stride=2, dilation=2, groups=2),
+    t3=nn.ConvTranspose3d(4, 2, 2, stride=2),
+)
+def convs(self, x, y, z):
+    return (
+        self.c1(y),
+        self.c1s(y),
+        self.c2(x),
+        self.c2s(x),
+        self.c3(z),
+        self.t1(y),
+        self.t2(x),
+        self.t3(z),
+        self.c2(x[0]),
+        self.c2v(x),
+        self.c2r(x),
+    )
+
+
+@case(
+    "norms",
+    r(3, 4, 5, 6),
+    r(3, 2, 6),
+    b2=nn.BatchNorm2d(4),
+    i2=nn.InstanceNorm2d(4),
+    i2a=nn.InstanceNorm2d(4, affine=True),
+    g=nn.GroupNorm(2, 4),
+    l=nn.LayerNorm(6),
+    l2=nn.LayerNorm((5, 6)),
+    b1=nn.BatchNorm1d(6),
+    bnt=nn.BatchNorm2d(4, affine=False),
+)
+def norms(self, x, y):
+    return (
+        self.b2(x),
+        self.i2(x),
+        self.i2a(x),
+        self.g(x),
+        self.l(y),
+        self.l2(x),
+        self.b1(y.mT),
+        self.b1(y[:, 0]),
+        F.normalize(y, dim=-1),
+        F.layer_norm(y, (6,)),
+        F.rms_norm(y, (6,)),
+        self.bnt(x),
+        x,
+    )
+
+
+@case(
+    "sdpa",
+    r(2, 4, 5, 8),
+    r(2, 4, 7, 8),
+    r(2, 4, 7, 6),
+    ii(3, 2, 1, 5, 7) > 0,
+    r(2, 1, 5, 7),
+)
+def sdpa(self, q, k, v, m, f):
+    return (
+        F.scaled_dot_product_attention(q, k, v),
+        F.scaled_dot_product_attention(q, k, v, attn_mask=m),
+        F.scaled_dot_product_attention(q, k, v, attn_mask=f),
+        F.scaled_dot_product_attention(q, q, q, is_causal=True),
+        F.scaled_dot_product_attention(q[:, 0], k[:, 0], v[:, 0], scale=0.3),
+        F.scaled_dot_product_attention(q[0, 0], k[0, 0], v[0, 0]),
+        F.scaled_dot_product_attention(q[:, 0], k[:, 0], v[:, 0], attn_mask=f[:, 0]),
+        F.scaled_dot_product_attention(q, k[:, :2], v[:, :2], enable_gqa=True),
+    )
+
+
+@case(
+    "softs",
+    r(3, 5),
+    r(3, 5).half(),
+)
+def softs(self, x, h):
+    return (
+        x.softmax(-1),
+        x.log_softmax(1),
+        x.softmax(0, dtype=torch.float64),
+        h.softmax(-1),
+        h.softmax(-1, dtype=torch.float32),
+        x.logsumexp(1),
+        x.logsumexp((0, 1), keepdim=True),
+        F.softmin(x, 1),
+    )
+
+
+@case(
+    "index",
+    r(4, 3, 4),
+    ii(3, 3),
+    ii(3, 3),
+    e=nn.Embedding(5, 4, padding_idx=0),
+    W=nn.Parameter(r(5, 4)),
+)
+def index(self, x, i, j):
+    return (
+        x[i],
+        x[:, j],
+        x[i, j],
+        x[:, :, i],
+        x[i, :, j],
+        x[:, i, j],
+        x[None, i],
+        torch.index_select(x, 1, j),
+        torch.index_select(x, 0, i),
+        torch.gather(x, 2, (i[:, None, None] % 2).expand(3, 2, 2).contiguous()),
+        torch.take_along_dim(x, i[:1, None, None] % 2, 2),
+        self.e(i),
+        F.embedding(i, self.W),
+        self.W[i],
+        x[-1],
+        x[..., -2:],
+        x[1:-1],
+        x[::2],
+        x[:, -3:-1],
+        x[5:],
+        x[:100],
+        x[torch.tensor([-1, 0])],
+        F.one_hot(i, 5),
+    )
+
+
+@case(
+    "ebag",
+    ii(10, 4, 3),
+    b=nn.EmbeddingBag(10, 5, mode='sum'),
+    m=nn.EmbeddingBag(10, 5, mode='mean'),
+)
+def ebag(self, i):
+    return (
+        self.b(i),
+        self.m(i),
+    )
+
+
+@case(
+    "pools",
+    r(2, 3, 9, 7),
+    r(2, 3, 10),
+    r(2, 2, 4, 4, 4),
+    decompose=False,
+)
+def pools(self, x, y, z):
+    return (
+        F.max_pool2d(x, 3, 2, 1),
+        F.max_pool2d(x, 2, ceil_mode=True),
+        F.max_pool1d(y, 3),
+        F.max_pool3d(z, 2),
+        F.avg_pool2d(x, 3, 2, 1),
+        F.avg_pool2d(x, 3, 2, 1, count_include_pad=False),
+        F.avg_pool2d(x, 3, 2, 1, ceil_mode=True),
+        F.avg_pool2d(x, 2, divisor_override=3),
+        F.avg_pool1d(y, 3, 2),
+        F.avg_pool3d(z, 2),
+        F.adaptive_avg_pool2d(x, (3, 2)),
+        F.adaptive_avg_pool2d(x, (None, 1)),
+        F.adaptive_avg_pool1d(y, 4),
+        F.adaptive_avg_pool3d(z, 2),
+        F.adaptive_max_pool2d(x, 1),
+        F.adaptive_max_pool1d(y, 1),
+        F.max_pool2d(x[0], 2),
+        F.adaptive_avg_pool2d(x[0], 1),
+        F.max_pool2d(x, 2, dilation=2),
+    )
+
+
+@case(
+    "pools2",
+    r(2, 3, 9, 7),
+    r(2, 3, 10),
+    r(2, 2, 4, 4, 4),
+)
+def pools2(self, x, y, z):
+    return (
+        F.max_pool2d(x, 3, 2, 1),
+        F.avg_pool2d(x, 3, 2, 1),
+        F.avg_pool1d(y, 3, 2),
+        F.adaptive_avg_pool2d(x, (3, 2)),
+        F.adaptive_avg_pool2d(x, 1),
+        F.avg_pool3d(z, 2),
+        F.max_pool3d(z, 2),
+    )
+
+
+@case(
+    "resizes",
+    r(2, 4, 5, 6),
+    r(2, 3, 5),
+    r(1, 2, 3, 3, 3),
+    decompose=False,
+)
+def resizes(self, x, y, z):
+    return (
+        F.interpolate(x, scale_factor=2),
+        F.interpolate(x, size=(7, 9)),
+        F.interpolate(x, scale_factor=2, mode='bilinear'),
+        F.interpolate(x, size=(9, 11), mode='bilinear', align_corners=True),
+        F.interpolate(x, scale_factor=1.7, mode='bilinear'),
+        F.interpolate(x, scale_factor=0.6, mode='nearest'),
+        F.interpolate(y, scale_factor=2),
+        F.interpolate(y, scale_factor=2, mode='linear'),
+        F.interpolate(z, scale_factor=2, mode='trilinear'),
+        F.interpolate(z, scale_factor=2),
+        F.pixel_shuffle(x, 2),
+        F.pixel_unshuffle(x[..., :4, :4], 2),
+        F.channel_shuffle(x, 2),
+        F.interpolate(x, scale_factor=1.7, mode='bilinear', recompute_scale_factor=True),
+    )
+
+
+@case(
+    "resizes_core",
+    r(2, 4, 5, 6),
+    r(2, 3, 5),
+    r(1, 2, 3, 3, 3),
+)
+def resizes_core(self, x, y, z):
+    return (
+        F.interpolate(x, scale_factor=2),
+        F.interpolate(x, scale_factor=2, mode='bilinear'),
+        F.pixel_shuffle(x, 2),
+        F.interpolate(x, size=(9, 11), mode='bilinear', align_corners=True),
+    )
+
+
+@case(
+    "reduces",
+    r(2, 3, 4),
+    ii(5, 3, 4),
+    ii(2, 3, 4).bool(),
+)
+def reduces(self, x, i, b):
+    return (
+        x.sum(),
+        x.sum(1),
+        x.sum((0, 2), keepdim=True),
+        i.sum(),
+        b.sum(1),
+        x.mean(),
+        x.mean((1, 2)),
+        x.prod(),
+        x.prod(1),
+        i.prod(1),
+        x.amax(1),
+        x.amin((0, 1)),
+        x.max(),
+        x.max(1),
+        x.min(2, keepdim=True),
+        b.any(),
+        b.any(1),
+        b.all(),
+        b.all(-1),
+        x.argmax(),
+        x.argmax(1),
+        x.argmin(-1, keepdim=True),
+        x.var(),
+        x.var(1),
+        x.var((0, 1), correction=0),
+        x.std(1, unbiased=False),
+        x.std(),
+        torch.var_mean(x, 1),
+        torch.std_mean(x, (0, 1)),
+        x.norm(),
+        x.norm(dim=1),
+        x.norm(p=1, dim=1),
+        torch.linalg.vector_norm(x, 3, dim=1),
+        x.norm(p=float('inf')),
+        x.cumsum(1),
+        i.cumsum(0),
+        b.cumsum(1),
+        x.sum(1, dtype=torch.float64),
+        i.float().mean(1),
+        torch.aminmax(x),
+        x.any(),
+        i.any(1),
+        x.sum(dim=()),
+    )
+
+
+@case(
+    "shapes",
+    r(2, 3, 4),
+    r(2, 3, 4),
+)
+def shapes(self, x, y):
+    return (
+        x.view(6, 4),
+        x.reshape(-1, 8),
+        x.flatten(1),
+        x.flatten(),
+        x.unflatten(2, (2, -1)),
+        x[None].squeeze(),
+        x[None].squeeze(0),
+        x.unsqueeze(-1),
+        x.permute(2, 0, 1),
+        x.transpose(0, 2),
+        x.movedim(0, 2),
+        x[0].t(),
+        x[0].T,
+        x[0].mT,
+        x[:1].expand(5, -1, -1),
+        x[:, :1].expand_as(x),
+        x.repeat(2, 1, 3),
+        x.repeat(2, 1, 1, 1),
+        x.tile(2),
+        x.repeat_interleave(3, 1),
+        x.repeat_interleave(2),
+        torch.broadcast_to(x, (3, 2, 3, 4)),
+        x.split(2, 1),
+        x.split([1, 3], 2),
+        x.chunk(3, 2),
+        x.unbind(1),
+        torch.tensor_split(x, 3, 2),
+        torch.cat([x, y], 0),
+        torch.stack([x, y], 1),
+        torch.hstack([x, y]),
+        torch.vstack([x, y]),
+        torch.cat([x, y.long()], -1),
+        x.narrow(2, 1, 2),
+        x.select(1, -1),
+        x.ravel(),
+        torch.meshgrid(x[0, 0], y[0, :, 0], indexing='ij'),
+        torch.meshgrid(x[0, 0], y[0, :, 0], indexing='xy'),
+        x.swapaxes(0, 1),
+        x.view_as(y),
+        torch.broadcast_tensors(x, y[:1]),
+    )
+
+
+@case(
+    "borders",
+    r(2, 2, 3, 4),
+    ii(2, 3, 3).bool(),
+)
+def borders(self, x, b):
+    return (
+        F.pad(x, (1, 2)),
+        F.pad(x, (1, 2, 0, 1), value=3.0),
+        F.pad(x, (-1, 1)),
+        F.pad(x, (1, 1, 2, 1), mode='reflect'),
+        F.pad(x, (1, 1, 2, 1), mode='replicate'),
+        F.pad(x[0], (2, 1), mode='reflect'),
+        x.flip(-1),
+        x.flip((0, 2)),
+        x.roll(1, 2),
+        x.roll((-1, 2), (1, 2)),
+        x.roll(3),
+        x.tril(),
+        x.triu(1),
+        x.tril(-1),
+        b.tril(),
+        x.diff(),
+        x.diff(dim=1, n=2),
+        x.diff(dim=3, prepend=x[..., :1]),
+        torch.select_scatter(x[0], x[0, 0], 0, 1),
+        torch.slice_scatter(x, x[..., :2], -1, 1, 3),
+    )
+
+
+@case(
+    "creates",
+    r(2, 3),
+)
+def creates(self, x):
+    return (
+        torch.full((2, 3), 7),
+        torch.full_like(x, 2),
+        torch.zeros(3) + x[0, 0],
+        torch.ones_like(x),
+        x.new_zeros(2, 2),
+        x.new_ones(2, dtype=torch.int64),
+        x.new_full((2,), 5.0),
+        torch.arange(5),
+        torch.arange(1, 9, 2),
+        torch.arange(0, 1, 0.1),
+        torch.arange(5.0),
+        torch.arange(3, dtype=torch.float16),
+        torch.linspace(0, 1, 7),
+        torch.linspace(-1, 1, 5),
+        torch.eye(3),
+        torch.eye(2, 4),
+        torch.tensor([1.0, 2.0]),
+        torch.tensor(3.0) * x,
+        torch.zeros_like(x, dtype=torch.bool),
+        torch.empty_like(x).fill_(3.0),
+        torch.scalar_tensor(4.0),
+    )
+
+
+@case(
+    "tos",
+    r(3, 4) * 3,
+    ii(5, 3, 4),
+)
+def tos(self, x, i):
+    return (
+        x.half(),
+        x.bfloat16().float(),
+        x.to(torch.int32),
+        i.float(),
+        i.bool(),
+        x.double(),
+        i.type_as(x),
+        x.to(i),
+        x.long(),
+        x.clone(),
+        x.contiguous(),
+        x.t().contiguous(),
+        F.dropout(x, 0.5, False),
+        x.detach(),
+        torch.zeros_like(i).copy_(x),
+        i.to(torch.uint8),
+        i.to(torch.int16) * i.to(torch.int8),
+    )
+
+
+@case(
+    "inplace",
+    r(3, 4),
+)
+def inplace(self, x):
+    y = x * 1
+    y.add_(1)
+    z = y.relu_()
+    y.mul_(2)
+    w = x.clone()
+    w[:, 0] = 5.0
+    w[1:, 2:].add_(3.0)
+    v = w.view(-1)
+    v.mul_(2)
+    u = torch.zeros(3, 4)
+    u[0] = x[0]
+    u[:, 1:3].copy_(x[:, :2])
+    ut = u.t()
+    ut[0].fill_(9.0)
+    a = x + 0
+    b = a.detach()
+    a.sub_(1)
+    c = a.contiguous()
+    c.clamp_(min=0)
+    d = x + 0
+    d.unsqueeze_(0)
+    e = x.t().contiguous()
+    e.add_(1)
+    m = x * 2
+    m.masked_fill_(m > 0, -1.0)
+    q = x + 1
+    q.zero_()
+    k = (x + 1).exp_().sqrt_().neg_()
+    return (y, z, w, v, u, ut, a, b, c, d, e, m, q, k)
+
+
+@case(
+    "inplace2",
+    r(3, 4),
+)
+def inplace2(self, x):
+    y = x.permute(1, 0).reshape(3, 4)
+    y = y + 0
+    a = x + 0
+    r0 = a.reshape(4, 3)
+    r0.add_(1)
+    p = x * 1
+    q = p[0]
+    p.add_(1)
+    q2 = q * 2
+    q.mul_(3)
+    i = (x * 10).long()
+    i.add_(1)
+    i //= 2
+    return (y, a, r0, p, q2, i)
+
+
+@case(
+    "state",
+    r(2, 2),
+    cache=torch.zeros(2, 5),
+    count=torch.zeros(()),
+)
+def state(self, x):
+    self.cache[:, 1:3] = x
+    self.count.add_(1)
+    self.cache.mul_(1.5)
+    return (self.cache * 2 + self.count, self.count * 1.0)
+
+
+@case(
+    "dyn_shapes",
+    r(2, 6, 4),
+    dynamic=({0: S, 1: S},),
+    second=(r(3, 9, 4),),
+)
+def dyn_shapes(self, x):
+    return (
+        x[:, -3:],
+        x[:, :5],
+        x[:, 2:],
+        x[:, :-1],
+        x.reshape(x.shape[0], -1),
+        x.flatten(1),
+        x.mean(1),
+        x.var(1),
+        x.chunk(2, -1),
+        x.roll(1, 1),
+        x.tril(),
+        torch.arange(x.shape[1]),
+        x + torch.arange(x.shape[1])[:, None],
+        torch.cat([x, x], 1),
+        x.sum((1, 2)) / x.shape[1],
+        x.repeat(1, 2, 1),
+        torch.zeros(x.shape[0], x.shape[1]),
+        x[:, -1],
+        x[:, x.shape[1] // 2],
+        torch.ones(x.shape[1], x.shape[1]).tril(),
+        F.pad(x, (0, 0, 1, 1)),
+        x.repeat_interleave(2, 0),
+        x.split([1, 3], -1),
+        x.transpose(1, 2) @ x,
+    )
+
+
+@case(
+    "dyn_conv",
+    r(2, 3, 8, 8),
+    dynamic=({0: S, 2: S, 3: S},),
+    second=(r(3, 3, 13, 10),),
+    c=nn.Conv2d(3, 4, 3, stride=2, padding=1),
+)
+def dyn_conv(self, x):
+    return (
+        self.c(x),
+        F.interpolate(self.c(x), scale_factor=2),
+        F.max_pool2d(x, 2),
+        F.adaptive_avg_pool2d(x, 1),
+        F.interpolate(x, size=(x.shape[2] * 2, x.shape[3] * 2), mode='bilinear'),
+        F.avg_pool2d(x, 3, 2, 1),
+        F.interpolate(F.max_pool2d(x, 2), size=x.shape[2:]),
+    )
+
+
+@case(
+    "rope",
+    r(2, 6, 8),
+    dynamic=({0: S, 1: S},),
+    second=(r(3, 9, 8),),
+    inv=r(4),
+)
+def rope(self, x):
+    c, n = rotation(self, x)
+    h = x.shape[-1] // 2
+    rot = torch.cat([-x[..., h:], x[..., :h]], -1)
+    return x * c + rot * n
+
+
+@case(
+    "sym_out",
+    r(3, 4),
+    dynamic=({0: S, 1: S},),
+    second=(r(5, 6),),
+)
+def sym_out(self, x):
+    return (
+        x * x.shape[0],
+        x + x.shape[1] * 2,
+        torch.full((x.shape[0],), x.shape[1]),
+        x / x.shape[1],
+        x,
+    )
+
+@case(
+    "lstms",
+    r(2, 6, 5), r(6, 2, 5), r(2, 2, 3), r(2, 2, 3),
+    a=nn.LSTM(5, 4, num_layers=2, bidirectional=True, batch_first=True),
+    b=nn.LSTM(5, 3),
+    c=nn.LSTM(5, 3, bias=False, bidirectional=True),
+)
+def lstms(self, x, y, h, c):
+    return self.a(x), self.b(y), self.b(y[:, 0]), self.c(y, (h, c))
+
+
+@case(
+    "transformer",
+    r(2, 5, 16),
+    encoder=nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=True), 2, enable_nested_tensor=False
+    ),
+    attention=nn.MultiheadAttention(16, 4),
+)
+def transformer(self, x):
+    y = self.encoder(x)
+    return y, self.attention(y, x, x)
+
+
+@refused(r(3, 4))
+def nonzero(self, x):
+    return x.nonzero()
+
+
+@refused(r(3, 4))
+def mask_index(self, x):
+    return x[x > 0]
+
+
+@refused(r(3, 4))
+def unknown(self, x):
+    return torch.fft.rfft(x).abs(), torch.cdist(x, x), torch.cdist(x, x * 2)
+
+
+@refused(torch.randn(3, dtype=torch.complex64))
+def complex_input(self, x):
+    return x * 2
+
+
+@refused(r(3, 4))
+def input_written(self, x):
+    return x.add_(1) * 2
+
+
+@refused(r(3, 4))
+def item(self, x):
+    return x * x.sum().item()
+
+
+@refused(r(3, 4))
+def buffer_written_through_copy_or_view(self, x):
+    self.kept.t().reshape(-1).add_(1)
+    return self.kept * 2 + x
+
+
+@refused(r(3, 4))
+def written_through_copy_or_view(self, x):
+    a = x + 1
+    a.t().reshape(2, 6).add_(1)
+    return a * 2
+
+
+@refused(r(3, 4))
+def written_with_step(self, x):
+    a = x + 1
+    a[:, ::2].add_(1)
+    return a * 2
+
+
+@refused(r(3, 4))
+def dropout_in_training(self, x):
+    return F.dropout(x, 0.5, True)
+
+
+@refused(r(3, 4))
+def pool_indices(self, x):
+    return F.max_pool1d(x, 2, return_indices=True)
+
+
+def main(wanted):
+    for name, parts in CASES.items():
+        if not wanted or name in wanted:
+            write(name, *parts)
+    (HERE / "refused").mkdir(exist_ok=True)
+    for name, (model, inputs) in REFUSED.items():
+        if not wanted or name in wanted:
+            save(export(model.eval(), inputs, strict=False), HERE / "refused" / f"{name}.pt2")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
