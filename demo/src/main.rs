@@ -101,7 +101,10 @@ fn run(demo: &Path, files: &Path) -> Res<bool> {
 
     model.refit(&trained, RefitOptions::default())?;
     let same = embed(&model, &inputs)?.bit_equal(&first);
-    println!("\nRefitted back: the embeddings are {}", if same { "bit for bit the first ones" } else { "NOT the first ones" });
+    println!(
+        "\nRefitted back: the embeddings are {}",
+        if same { "bit for bit the first ones" } else { "NOT the first ones" }
+    );
 
     let (refits, copies) = refit_times(&model, &trained, &exchanged, &there)?;
     let changed = there.recomputed_slots.len();
@@ -184,7 +187,12 @@ fn run_times(model: &Model, inputs: &[Tensor]) -> Res<Vec<f64>> {
 }
 
 /// Times of refits there and back, each followed by a copy of the bytes it wrote into memory that is in use already.
-fn refit_times(model: &Model, trained: &StateDict, changed: &StateDict, report: &RefitReport) -> Res<(Vec<f64>, Vec<f64>)> {
+fn refit_times(
+    model: &Model,
+    trained: &StateDict,
+    changed: &StateDict,
+    report: &RefitReport,
+) -> Res<(Vec<f64>, Vec<f64>)> {
     let written: Vec<&str> = report.recomputed_slots.iter().map(|s| s.name.as_str()).collect();
     let slots: Vec<usize> =
         (0..model.plan().slots.len()).filter(|&i| written.contains(&model.plan().slot_name(i))).collect();

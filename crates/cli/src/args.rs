@@ -27,18 +27,25 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Compile an exported program (.pt2) to an engine (.rgf)
+    #[command(long_about = COMPILE)]
     Compile(CompileArgs),
     /// Run an engine once on arrays from .npy files
+    #[command(long_about = RUN)]
     Run(RunArgs),
     /// Give an engine new weights; no compiling
+    #[command(long_about = REFIT)]
     Refit(RefitArgs),
     /// Give a stripped engine its weights
+    #[command(long_about = BIND)]
     Bind(BindArgs),
     /// Show what an engine takes, holds and does; runs nothing
+    #[command(long_about = INSPECT)]
     Inspect(InspectArgs),
     /// Measure latency, refit time and a plain copy of the same bytes
+    #[command(long_about = BENCH)]
     Bench(BenchArgs),
     /// Print a completion script for a shell
+    #[command(long_about = COMPLETIONS)]
     Completions(CompletionsArgs),
 }
 
@@ -69,7 +76,7 @@ pub(crate) struct Common {
 
 #[derive(Args, Clone, Copy, Debug)]
 pub(crate) struct ThreadArgs {
-    /// Threads to use [default: one per core]. Results do not depend on it
+    /// Threads of runs [default: one per core]; results do not depend on it
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
 }
@@ -137,7 +144,6 @@ Then:
 A program saved without weights becomes a stripped engine.";
 
 #[derive(Args, Debug)]
-#[command(long_about = COMPILE)]
 pub(crate) struct CompileArgs {
     /// The program, as torch.export.save wrote it
     #[arg(value_name = "MODEL.pt2")]
@@ -173,7 +179,6 @@ program's. Outputs become out/output_0.npy, out/output_1.npy, ...: all of them, 
 numpy has no bf16: it is read and written as f32.";
 
 #[derive(Args, Debug)]
-#[command(long_about = RUN)]
 pub(crate) struct RunArgs {
     /// The engine
     #[arg(value_name = "MODEL.rgf")]
@@ -201,7 +206,6 @@ The result is bit for bit what compiling with the new weights gives. Every key m
 shaped ones are listed all at once, and then nothing is written. Tensors that are the same as before cost no work.";
 
 #[derive(Args, Debug)]
-#[command(long_about = REFIT)]
 pub(crate) struct RefitArgs {
     /// The engine
     #[arg(value_name = "MODEL.rgf")]
@@ -235,7 +239,6 @@ const BIND: &str = "Give a stripped engine its weights. Needs the engine file an
 A stripped engine can be bound any number of times, to different weights, unless it was compiled with --identical.";
 
 #[derive(Args, Debug)]
-#[command(long_about = BIND)]
 pub(crate) struct BindArgs {
     /// The stripped engine
     #[arg(value_name = "STRIPPED.rgf")]
@@ -261,7 +264,8 @@ pub(crate) struct BindArgs {
     pub(crate) common: Common,
 }
 
-const INSPECT: &str = "Show what an engine takes, holds and does. Nothing is run, and the engine may be one for another \
+const INSPECT: &str =
+    "Show what an engine takes, holds and does. Nothing is run, and the engine may be one for another \
 machine.
 
   regraft inspect model.rgf              inputs, outputs, sizes, mode, target
@@ -271,7 +275,6 @@ machine.
   regraft inspect model.rgf --plan       the plan as text";
 
 #[derive(Args, Debug)]
-#[command(long_about = INSPECT)]
 pub(crate) struct InspectArgs {
     /// The engine
     #[arg(value_name = "MODEL.rgf")]
@@ -304,7 +307,6 @@ memory in use already: no refit can be faster than about that. --against runs bo
 that a machine that slows down slows down both.";
 
 #[derive(Args, Debug)]
-#[command(long_about = BENCH)]
 pub(crate) struct BenchArgs {
     /// The engine
     #[arg(value_name = "MODEL.rgf")]
@@ -337,7 +339,6 @@ const COMPLETIONS: &str = "Print a completion script for a shell.
   regraft completions fish > ~/.config/fish/completions/regraft.fish";
 
 #[derive(Args, Debug)]
-#[command(long_about = COMPLETIONS)]
 pub(crate) struct CompletionsArgs {
     /// The shell
     pub(crate) shell: Shell,

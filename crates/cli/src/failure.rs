@@ -186,7 +186,8 @@ mod tests {
 
     #[test]
     fn a_text_is_taken_apart() {
-        let failure = Failure::from_text("a.rgf: a.rgf: 2 ops\n  aten.foo    2×, first in x\n  aten.b\n  help: upgrade");
+        let failure =
+            Failure::from_text("a.rgf: a.rgf: 2 ops\n  aten.foo    2×, first in x\n  aten.b\n  help: upgrade");
         assert_eq!(failure.message, "a.rgf: 2 ops");
         assert_eq!(failure.problems[0], ("aten.foo".into(), "2×, first in x".into()));
         assert_eq!(failure.problems[1], ("aten.b".into(), String::new()));

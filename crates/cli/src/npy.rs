@@ -116,7 +116,11 @@ pub(crate) fn write(file: &mut AtomicFile, tensor: &Tensor) -> io::Result<()> {
     }
 }
 
-fn extend<T: npyz::AutoSerialize + Copy>(file: &mut AtomicFile, shape: &[usize], values: Option<&[T]>) -> io::Result<()> {
+fn extend<T: npyz::AutoSerialize + Copy>(
+    file: &mut AtomicFile,
+    shape: &[usize],
+    values: Option<&[T]>,
+) -> io::Result<()> {
     let values = values.ok_or_else(|| io::Error::other("the elements have another type"))?;
     let shape: Vec<u64> = shape.iter().map(|&d| d as u64).collect();
     let mut writer = npyz::WriteOptions::new().default_dtype().shape(&shape).writer(file).begin_nd()?;

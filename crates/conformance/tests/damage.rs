@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use proptest::prelude::*;
+use proptest::{prelude::*, strategy::ValueTree};
 use regraft::{Engine, Model};
 use regraft_backend_cpu::Isa;
 use regraft_conformance::{Case, assert_same, backend, frozen};

@@ -143,7 +143,8 @@ fn random_inputs(graph: &Graph, symbols: &[i64], limit: i64) -> Result<Vec<Tenso
         let ty = graph.ty(input.value);
         let shape: Option<Vec<usize>> =
             ty.shape.iter().map(|d| d.eval(symbols).ok().and_then(|v| usize::try_from(v).ok())).collect();
-        let shape = shape.ok_or_else(|| Failure::new(format!("input {}: {ty} has no size for these dims", input.name)))?;
+        let shape =
+            shape.ok_or_else(|| Failure::new(format!("input {}: {ty} has no size for these dims", input.name)))?;
         let count: usize = shape.iter().product();
         inputs.push(if ty.dtype == DType::Bool || (ty.dtype.is_int() && input.name.contains("mask")) {
             Tensor::from_i64(ty.dtype, &shape, &vec![1; count])
@@ -333,7 +334,10 @@ fn phases_json(times: &PhaseTimes) -> Value {
 fn weights(model: &Model, step: f64) -> StateDict {
     let Some(generation) = model.generation() else { return StateDict::new() };
     let infos = model.refit_map().sources.iter();
-    infos.zip(&generation.sources).filter_map(|(info, tensor)| Some((info.name.clone(), moved(tensor.as_ref()?, step)))).collect()
+    infos
+        .zip(&generation.sources)
+        .filter_map(|(info, tensor)| Some((info.name.clone(), moved(tensor.as_ref()?, step))))
+        .collect()
 }
 
 /// Variances stay positive, and zeros do not stay zero.

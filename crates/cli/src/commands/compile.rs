@@ -1,8 +1,4 @@
-use std::{
-    fs,
-    path::Path,
-    time::Instant,
-};
+use std::{fs, path::Path, time::Instant};
 
 use regraft::{
     AtomicFile, CompileOptions, Compiled, Mode, Observer,
@@ -162,7 +158,8 @@ impl<'a> Stages<'a> {
         names.extend(["lower", "plan", "recipes"]);
         let mut seen = std::collections::HashSet::new();
         names.retain(|name| seen.insert(*name));
-        Err(Failure::usage(format!("--dump {unknown}: there is no such stage")).help(format!("one of {}", names.join(", "))))
+        Err(Failure::usage(format!("--dump {unknown}: there is no such stage"))
+            .help(format!("one of {}", names.join(", "))))
     }
 
     fn print(&self, out: &mut Output) {

@@ -1,9 +1,7 @@
 use regraft::{Engine, Mode, ir::text};
 use serde_json::{Value, json};
 
-use super::{
-    file_size, histogram, inputs, named_types, outputs, path_json, read_engine, tell_engine_facts,
-};
+use super::{file_size, histogram, inputs, named_types, outputs, path_json, read_engine, tell_engine_facts};
 use crate::{
     args::InspectArgs,
     failure::Failure,

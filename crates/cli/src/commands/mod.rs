@@ -133,8 +133,10 @@ fn histogram<'a>(names: impl Iterator<Item = &'a str>, shown: usize) -> String {
     counts.sort_by_key(|&(name, n)| (std::cmp::Reverse(n), name));
     let others: usize = counts.iter().skip(shown).map(|(_, n)| n).sum();
     let mut parts: Vec<String> = counts.iter().take(shown).map(|(name, n)| format!("{n} {name}")).collect();
-    if others > 0 {
-        parts.push(format!("{others} others"));
+    match others {
+        0 => {}
+        1 => parts.push("1 other".into()),
+        n => parts.push(format!("{n} others")),
     }
     parts.join(", ")
 }

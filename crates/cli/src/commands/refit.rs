@@ -20,7 +20,9 @@ pub(super) fn run(args: &RefitArgs, out: &mut Output) -> Result<(), Failure> {
         }
         Mode::Stripped => {
             let help = format!("regraft bind {} --weights MODEL.safetensors -o BOUND.rgf", args.engine.display());
-            return Err(Failure::new("the engine is stripped: it has no weights to change").about(&args.engine).help(help));
+            return Err(Failure::new("the engine is stripped: it has no weights to change")
+                .about(&args.engine)
+                .help(help));
         }
     }
     let options = RefitOptions { partial: args.partial, reject_non_finite: args.reject_non_finite };

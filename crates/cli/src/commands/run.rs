@@ -21,7 +21,8 @@ use crate::{
 pub(super) fn run(args: &RunArgs, out: &mut Output) -> Result<(), Failure> {
     let model = load(&args.engine, args.threads.get(), out)?;
     if model.generation().is_none() {
-        let help = format!("bind it first: regraft bind {} --weights MODEL.safetensors -o BOUND.rgf", args.engine.display());
+        let help =
+            format!("bind it first: regraft bind {} --weights MODEL.safetensors -o BOUND.rgf", args.engine.display());
         return Err(Failure::new("the engine is stripped: it has no weights yet").about(&args.engine).help(help));
     }
     let graph = &model.plan().graph;
@@ -121,9 +122,9 @@ fn make_directory(directory: &Path) -> Result<bool, Failure> {
     }
     match fs::create_dir(directory) {
         Ok(()) => Ok(true),
-        Err(error) => {
-            Err(Failure::new(format!("could not make the directory: {error}")).about(directory).help("create its parent first"))
-        }
+        Err(error) => Err(Failure::new(format!("could not make the directory: {error}"))
+            .about(directory)
+            .help("create its parent first")),
     }
 }
 

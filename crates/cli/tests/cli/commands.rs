@@ -199,7 +199,9 @@ fn a_directory_that_does_not_exist_is_refused_before_any_work() {
 #[test]
 fn usage_errors_and_help_have_their_exit_codes() {
     let sandbox = Sandbox::new();
-    for args in [&["compile"][..], &["frobnicate"], &["bench", "a.rgf", "--runs", "0"], &["bench", "a.rgf", "--dims", "s0"]] {
+    for args in
+        [&["compile"][..], &["frobnicate"], &["bench", "a.rgf", "--runs", "0"], &["bench", "a.rgf", "--dims", "s0"]]
+    {
         assert_eq!(sandbox.call(args).status.code(), Some(2), "{args:?}");
     }
     for command in ["compile", "run", "refit", "bind", "inspect", "bench", "completions"] {

@@ -3,6 +3,7 @@
 use std::fs;
 
 use serde_json::Value;
+
 use crate::support::{Array, Arrays, Fixture, Sandbox, assert_close};
 
 const MODELS: [&str; 5] = ["conv_bn", "linear", "embedding", "tiny_bert", "tiny_resnet"];
@@ -114,10 +115,10 @@ fn r_11_all_problems_are_listed_and_nothing_is_changed() {
     for part in [
         "4 of ",
         "nothing was changed",
-        "conv.weight      missing in bad.safetensors",
-        "conv.wieght      unknown; did you mean conv.weight?",
-        "bn.bias          expected f32[6], found f32[7]",
-        "bn.running_var   expected f32[6], found i64[6]",
+        "conv.weight     missing in bad.safetensors",
+        "conv.wieght     unknown; did you mean conv.weight?",
+        "bn.bias         expected f32[6], found f32[7]",
+        "bn.running_var  expected f32[6], found i64[6]",
     ] {
         assert!(error.contains(part), "`{part}` is not in {error}");
     }

@@ -159,7 +159,14 @@ impl Sandbox {
 
     /// Compiles to `name`.
     pub(crate) fn compile(&self, fixture: &Fixture, name: &str, mode: &str) -> String {
-        self.ok(&["compile".as_ref(), fixture.program.as_os_str(), "-o".as_ref(), name.as_ref(), "--mode".as_ref(), mode.as_ref()])
+        self.ok(&[
+            "compile".as_ref(),
+            fixture.program.as_os_str(),
+            "-o".as_ref(),
+            name.as_ref(),
+            "--mode".as_ref(),
+            mode.as_ref(),
+        ])
     }
 
     /// Runs an engine on arrays in the program's order.

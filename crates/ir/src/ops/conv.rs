@@ -156,7 +156,7 @@ impl OpDef for Conv {
         let x = operands.get(0);
         let w = kernel_sizes(operands.get(1))?;
         let channels = &x.shape[self.layout.channel_axis(x.rank())];
-        if differ(channels, &Dim::from(w[1] * self.groups)) || w[0] % self.groups != 0 {
+        if differ(channels, &Dim::from(w[1].saturating_mul(self.groups))) || w[0] % self.groups != 0 {
             let why = format!("{channels} channels in {} groups, weight {}", self.groups, operands.get(1));
             return Err(OpError::Shape(why));
         }
@@ -252,11 +252,12 @@ impl OpDef for ConvTranspose {
             let why = format!("{} channels in {} groups, weight {}", x.shape[1], self.groups, operands.get(1));
             return Err(OpError::Shape(why));
         }
-        let channels = Dim::from(w[1] * self.groups);
+        let channels = Dim::from(w[1].saturating_mul(self.groups));
         operands.expect_shape(2, std::slice::from_ref(&channels))?;
         let mut shape = vec![x.shape[0].clone(), channels];
         for (i, size) in x.shape[2..].iter().enumerate() {
-            let span = (self.dilation[i] * (w[i + 2] - 1) + self.output_padding[i] + 1) as i64;
+            let span = self.dilation[i].saturating_mul(w[i + 2] - 1).min(1 << 62) + self.output_padding[i] + 1;
+            let span = span as i64;
             let grown = &(size - &Dim::new(1)) * &Dim::from(self.stride[i]);
             shape.push(&grown + &Dim::new(span - 2 * self.padding[i] as i64));
         }
