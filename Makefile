@@ -16,14 +16,14 @@ setup: ## install the regraft command, and a Python environment with PyTorch to 
 	@echo "== installing the regraft command"
 	$(CARGO) install --locked --path crates/cli
 	@echo "== making the Python environment"
-	@python=$$(scripts/python-env.sh | tee /dev/stderr | tail -n 1); \
+	@python=$$(scripts/python-env.sh | tee >(cat >&2) | tail -n 1); \
 	echo "== done: \`regraft --help\`, and export programs with $$python"
 
 demo: ## sentence embeddings: compile, bind, run, refit, refit back; no PyTorch needed
 	@echo "== building the demo"
 	$(CARGO) build --release --locked -p regraft-demo
 	@echo "== fetching trained weights (once)"
-	@model=$$(demo/fetch.sh | tee /dev/stderr | tail -n 1); \
+	@model=$$(demo/fetch.sh | tee >(cat >&2) | tail -n 1); \
 	echo "== running"; \
 	"$(TARGET)/release/regraft-demo" demo "$$model"
 
@@ -43,7 +43,7 @@ test-rust: ## tests in Rust: units, conformance fixtures, command line
 
 test-python: build ## tests against PyTorch on whole models
 	@echo "== testing against PyTorch"
-	@python=$$(scripts/python-env.sh | tee /dev/stderr | tail -n 1); \
+	@python=$$(scripts/python-env.sh | tee >(cat >&2) | tail -n 1); \
 	REGRAFT_BIN="$(TARGET)/release/regraft" "$$python" -m pytest -q tests
 
 bless: ## rewrite the golden files of the passes; look at the diff before committing

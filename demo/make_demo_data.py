@@ -89,7 +89,7 @@ def main() -> None:
 
     inputs = tokenize(SENTENCES)
     trained = answers(model, inputs)
-    model.load_state_dict(exchange_layers(dict(model.state_dict())))
+    model.load_state_dict(exchange_layers({k: v.clone() for k, v in model.state_dict().items()}))
     expected = {
         "sentences": SENTENCES,
         **{name: tensor.tolist() for name, tensor in inputs.items()},

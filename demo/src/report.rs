@@ -27,8 +27,14 @@ impl Report {
         self.errors.push((what.to_owned(), error, about.to_owned()));
     }
 
-    pub(crate) fn worst_error(&self) -> f64 {
-        self.errors.iter().fold(0.0, |worst, (_, error, _)| worst.max(*error))
+    /// The errors above `tolerance`, in words.
+    pub(crate) fn larger_than(&self, tolerance: f64) -> Vec<String> {
+        let too_large = self.errors.iter().filter(|(_, error, _)| error.is_nan() || *error > tolerance);
+        too_large
+            .map(|(what, error, about)| {
+                format!("{what}: {about} differ from PyTorch's by {error:.1e}, more than {tolerance:e}")
+            })
+            .collect()
     }
 
     pub(crate) fn print(&self) {

@@ -1,8 +1,8 @@
 //! The CPU as a [`Backend`].
 
 use regraft_backend::{
-    Backend, BackendError, Candidate, Kernel, KernelId, Operand, OperandType, PackFormat, PieceData, Problem, SlotLayout,
-    Target,
+    Backend, BackendError, Candidate, Kernel, KernelId, Operand, OperandType, PackFormat, PieceData, Problem,
+    SlotLayout, Target,
 };
 use regraft_ir::{Op, TensorType};
 use regraft_tensor::DType;
@@ -39,10 +39,7 @@ impl CpuBackend {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         // A machine that cannot start threads still runs, on the calling one.
         let pool = |count| Threads::new(count).unwrap_or_else(|_| Threads::single());
-        CpuBackend {
-            cx: Cx { isa: isa.verified(), threads: pool(threads.unwrap_or(cores)) },
-            staging: pool(cores),
-        }
+        CpuBackend { cx: Cx { isa: isa.verified(), threads: pool(threads.unwrap_or(cores)) }, staging: pool(cores) }
     }
 }
 
@@ -78,12 +75,7 @@ impl Backend for CpuBackend {
         }
     }
 
-    fn pack(
-        &self,
-        layout: &SlotLayout,
-        matrices: &[Vec<PieceData<'_>>],
-        out: &mut [u8],
-    ) -> Result<(), BackendError> {
+    fn pack(&self, layout: &SlotLayout, matrices: &[Vec<PieceData<'_>>], out: &mut [u8]) -> Result<(), BackendError> {
         let refuse = |why: &str| Err(BackendError::Pack { format: layout.format, why: why.to_owned() });
         let (PackFormat::PanelsF32 { nr }, [lead @ .., k, n]) = (layout.format, layout.shape.as_slice()) else {
             return refuse("only matrices are packed");

@@ -26,4 +26,3 @@ pub mod threads;
 pub use backend::CpuBackend;
 pub use simd::Isa;
 pub use threads::Threads;
-

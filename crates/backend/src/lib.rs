@@ -228,12 +228,7 @@ pub trait Backend: Send + Sync {
     ///
     /// # Errors
     /// When the pieces do not make up the slot.
-    fn pack(
-        &self,
-        layout: &SlotLayout,
-        matrices: &[Vec<PieceData<'_>>],
-        out: &mut [u8],
-    ) -> Result<(), BackendError>;
+    fn pack(&self, layout: &SlotLayout, matrices: &[Vec<PieceData<'_>>], out: &mut [u8]) -> Result<(), BackendError>;
 
     /// Calls `task` with every number below `count`, on the threads of refits.
     fn for_each_staged(&self, count: usize, task: &(dyn Fn(usize) + Sync));

@@ -301,7 +301,7 @@ const BENCH: &str = "Measure an engine on random inputs.
   regraft bench model.rgf --dims s0=1,s1=128 --runs 200
   regraft bench refittable.rgf --against frozen.rgf
 
-Latency is that of one run at the sizes that the engine was tuned for, or at --dims. The refit changes every float \
+Latency is that of one run at the sizes that the program was exported with, or at --dims. The refit changes every float \
 tensor, so that every slot is made anew; right after each refit the same bytes are copied on the same threads, into \
 memory in use already: no refit can be faster than about that. --against runs both engines by turns (A B B A), so \
 that a machine that slows down slows down both.";

@@ -198,7 +198,9 @@ pub(crate) fn count(n: usize, what: &str) -> String {
 /// A panic is a bug of ours: say so in a few words.
 pub(crate) fn report_bug(info: &PanicHookInfo<'_>) {
     let place = info.location().map(|l| format!(" at {}:{}", short(l.file()), l.line())).unwrap_or_default();
-    let what = info.payload_as_str().unwrap_or("no message");
+    let payload = info.payload();
+    let text = payload.downcast_ref::<String>().map(String::as_str);
+    let what = text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("no message");
     let _ = writeln!(
         io::stderr(),
         "error: this is a bug in regraft {}: {what}{place}\n  help: please report it with the command line; no file was \

@@ -32,7 +32,8 @@ fn check(case: &Case) {
     let model = case.model(case.compile());
     check_outputs(&model, case, "");
     let first = calls(&model, case);
-    let report = model.refit(&case.weights_b(), RefitOptions::default()).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+    let report =
+        model.refit(&case.weights_b(), RefitOptions::default()).unwrap_or_else(|e| panic!("{}: {e}", case.name));
     assert_eq!(report.recomputed_slots.len() + report.shared_slots.len(), model.plan().slots.len());
     check_outputs(&model, case, "_b");
 

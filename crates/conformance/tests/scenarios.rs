@@ -85,10 +85,14 @@ fn r_10_a_partial_update_changes_only_its_keys() {
     let model = case.model(case.compile());
     let (b, map) = (case.weights_b(), model.refit_map().clone());
     let name = "encoder.layer.1.output.dense.weight";
-    let name = map.sources.iter().map(|s| s.name.as_str()).find(|n| n.ends_with(name)).expect("it has the layer").to_owned();
+    let name =
+        map.sources.iter().map(|s| s.name.as_str()).find(|n| n.ends_with(name)).expect("it has the layer").to_owned();
     let change = one(&name, b.get(&name).expect("B has all keys").clone());
     let missing = problems(model.refit(&change, FULL));
-    assert!(missing.iter().all(|p| matches!(p, Problem::Missing { .. })) && missing.len() > 10, "a full refit asks for all");
+    assert!(
+        missing.iter().all(|p| matches!(p, Problem::Missing { .. })) && missing.len() > 10,
+        "a full refit asks for all"
+    );
     let before = model.generation().unwrap();
     let report = model.refit(&change, PARTIAL).unwrap();
     assert_eq!(report.applied, [name.clone()]);

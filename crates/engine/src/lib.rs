@@ -1,8 +1,8 @@
 //! The compiled artifact: plan, refit map and weights, and the `.rgf` file that holds them.
 #![forbid(unsafe_code)]
 
-pub mod atomic_file;
 mod artifact;
+pub mod atomic_file;
 pub mod container;
 mod engine;
 mod error;

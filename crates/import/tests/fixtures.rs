@@ -101,8 +101,7 @@ fn check(path: &Path) -> Result<usize, Box<dyn Error>> {
             if set == "2" && inputs.is_empty() {
                 continue;
             }
-            let mut states: Vec<Tensor> =
-                graph.states.iter().map(|s| sources[s.init as usize].clone()).collect();
+            let mut states: Vec<Tensor> = graph.states.iter().map(|s| sources[s.init as usize].clone()).collect();
             for call in 1.. {
                 let expected = match call {
                     1 => numbered(&data, &format!("expected{set}{suffix}")),

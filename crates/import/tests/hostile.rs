@@ -26,8 +26,7 @@ impl Random {
     }
 
     fn int(&mut self) -> i64 {
-        const ODD: [i64; 14] =
-            [0, 1, -1, 2, -2, 3, 7, 64, 1 << 20, 1 << 31, 1 << 53, i64::MAX, i64::MIN, i64::MAX / 4];
+        const ODD: [i64; 14] = [0, 1, -1, 2, -2, 3, 7, 64, 1 << 20, 1 << 31, 1 << 53, i64::MAX, i64::MIN, i64::MAX / 4];
         ODD[self.below(ODD.len())]
     }
 }
@@ -38,7 +37,10 @@ fn change(archive: &mut Pt2Archive, random: &mut Random) {
     if random.below(4) == 0 {
         if let Some(meta) = graph.tensor_values.get_mut(&names[random.below(names.len())]) {
             match random.below(4) {
-                0 => meta.dtype = [ScalarType::Long, ScalarType::Half, ScalarType::Bool, ScalarType::Byte][random.below(4)],
+                0 => {
+                    meta.dtype =
+                        [ScalarType::Long, ScalarType::Half, ScalarType::Bool, ScalarType::Byte][random.below(4)]
+                }
                 1 => meta.sizes.push(SymInt::Int(random.int())),
                 2 => drop(meta.sizes.pop()),
                 _ => {

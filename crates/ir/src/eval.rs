@@ -60,7 +60,8 @@ pub fn run(graph: &Graph, given: Bindings<'_>) -> Result<Results, EvalError> {
     for node in graph.nodes() {
         let at = |error| EvalError::Node { op: node.op.name(), scope: node.scope.to_string(), error: Box::new(error) };
         let op = node.op.bind(&symbols).map_err(|e| at(e.into()))?;
-        let inputs: Vec<Option<Tensor>> = node.inputs.iter().map(|v| v.and_then(|v| values[v.0 as usize].clone())).collect();
+        let inputs: Vec<Option<Tensor>> =
+            node.inputs.iter().map(|v| v.and_then(|v| values[v.0 as usize].clone())).collect();
         let outputs = op.eval(&inputs.iter().map(Option::as_ref).collect::<Vec<_>>()).map_err(at)?;
         for (&v, tensor) in node.outputs.iter().zip(outputs) {
             values[v.0 as usize] = Some(tensor);
@@ -92,10 +93,7 @@ pub fn bind_symbols(graph: &Graph, inputs: &[Tensor]) -> Result<Vec<i64>, EvalEr
 ///
 /// # Errors
 /// As [`bind_symbols`].
-pub fn bind_symbols_to(
-    graph: &Graph,
-    inputs: &[(regraft_tensor::DType, &[usize])],
-) -> Result<Vec<i64>, EvalError> {
+pub fn bind_symbols_to(graph: &Graph, inputs: &[(regraft_tensor::DType, &[usize])]) -> Result<Vec<i64>, EvalError> {
     if inputs.len() != graph.inputs.len() {
         let names: Vec<_> = graph.inputs.iter().map(|i| i.name.as_str()).collect();
         return Err(EvalError::Input {

@@ -231,9 +231,8 @@ impl Graph {
         let op = op.into();
         let inputs: Vec<_> = inputs.into_iter().collect();
         let types: Vec<_> = inputs.iter().map(|v| v.map(|v| self.ty(v))).collect();
-        let outputs = op
-            .infer(&types)
-            .map_err(|error| IrErrorKind::Node { op: op.name(), scope: scope.to_string(), error })?;
+        let outputs =
+            op.infer(&types).map_err(|error| IrErrorKind::Node { op: op.name(), scope: scope.to_string(), error })?;
         Ok(self.add_typed(op, inputs, outputs, scope))
     }
 

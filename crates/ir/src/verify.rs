@@ -20,7 +20,12 @@ impl Graph {
         leaves.for_each(|v| defined[v.0 as usize] = true);
         for node in self.nodes() {
             if let Some(v) = node.inputs.iter().flatten().find(|v| !defined[v.0 as usize]) {
-                return Err(malformed(format!("{} at `{}` uses %{} before it is made", node.op.name(), node.scope, v.0)));
+                return Err(malformed(format!(
+                    "{} at `{}` uses %{} before it is made",
+                    node.op.name(),
+                    node.scope,
+                    v.0
+                )));
             }
             self.check_node(node)?;
             node.outputs.iter().for_each(|v| defined[v.0 as usize] = true);
@@ -88,10 +93,8 @@ impl Graph {
     fn check_node(&self, node: &Node) -> Result<(), IrError> {
         let scope = || node.scope.to_string();
         let types: Vec<_> = node.inputs.iter().map(|v| v.map(|v| self.ty(v))).collect();
-        let computed = node
-            .op
-            .infer(&types)
-            .map_err(|error| IrErrorKind::Node { op: node.op.name(), scope: scope(), error })?;
+        let computed =
+            node.op.infer(&types).map_err(|error| IrErrorKind::Node { op: node.op.name(), scope: scope(), error })?;
         if computed.len() != node.outputs.len() {
             return Err(malformed(format!("{} at `{}` has {} results", node.op.name(), scope(), node.outputs.len())));
         }
@@ -101,7 +104,11 @@ impl Graph {
             let fits = computed.dtype == declared.dtype
                 && computed.rank() == declared.rank()
                 && broadcast(&computed.shape, &declared.shape).is_ok()
-                && computed.shape.iter().zip(&declared.shape).all(|(a, b)| a.is(1) == b.is(1) || a.as_const().is_none() || b.as_const().is_none());
+                && computed
+                    .shape
+                    .iter()
+                    .zip(&declared.shape)
+                    .all(|(a, b)| a.is(1) == b.is(1) || a.as_const().is_none() || b.as_const().is_none());
             if !fits {
                 return Err(IrErrorKind::Type { op: node.op.name(), scope: scope(), computed, declared }.into());
             }

@@ -61,10 +61,12 @@ impl Model {
         let pool = Arc::new(SlotPool::default());
         let slots = match (mode, slots) {
             // Copied, so that slots lie in memory of the same kind whatever the mode: huge pages, no page cache.
-            (Mode::Frozen, Some(slots)) => Some(
-                slots.iter().map(|s| pool.slot(AlignedVec::copy_of(s.bytes()))).collect(),
-            ),
-            (Mode::Frozen, None) => return Err(EngineErrorKind::Malformed("a frozen engine without slots".into()).into()),
+            (Mode::Frozen, Some(slots)) => {
+                Some(slots.iter().map(|s| pool.slot(AlignedVec::copy_of(s.bytes()))).collect())
+            }
+            (Mode::Frozen, None) => {
+                return Err(EngineErrorKind::Malformed("a frozen engine without slots".into()).into());
+            }
             (Mode::Stripped, _) => None,
             (Mode::Refittable, _) => Some(refit::make_all(&program.parts(), &sources, &pool)?),
         };

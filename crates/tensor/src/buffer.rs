@@ -10,61 +10,16 @@ use crate::MappedFile;
 struct Line([u8; 64]);
 
 /// Growable zero-initialised bytes that start on a 64-byte boundary.
-///
-/// Large ones lie in pages of their own, huge ones where the system grants them: touching fresh weights costs one page fault
-/// per 2 MiB instead of one per 4 KiB, which is most of the time of a first refit.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct AlignedVec {
-    memory: Memory,
+    lines: Vec<Line>,
     len: usize,
-}
-
-enum Memory {
-    Lines(Vec<Line>),
-    Pages(memmap2::MmapMut),
-}
-
-impl Default for Memory {
-    fn default() -> Self {
-        Memory::Lines(Vec::new())
-    }
-}
-
-impl Memory {
-    /// From this size on pages of their own pay.
-    const PAGES_FROM: usize = 1 << 20;
-
-    fn zeroed(len: usize) -> Memory {
-        if len >= Self::PAGES_FROM
-            && let Ok(pages) = memmap2::MmapMut::map_anon(len.div_ceil(64) * 64)
-        {
-            #[cfg(target_os = "linux")]
-            // Advice that a kernel without huge pages declines.
-            let _ = pages.advise(memmap2::Advice::HugePage);
-            return Memory::Pages(pages);
-        }
-        Memory::Lines(bytemuck::zeroed_vec(len.div_ceil(64)))
-    }
-
-    fn bytes(&self) -> &[u8] {
-        match self {
-            Memory::Lines(lines) => bytemuck::cast_slice(lines),
-            Memory::Pages(pages) => pages,
-        }
-    }
-
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        match self {
-            Memory::Lines(lines) => bytemuck::cast_slice_mut(lines),
-            Memory::Pages(pages) => pages,
-        }
-    }
 }
 
 impl AlignedVec {
     /// `len` zero bytes.
     pub fn zeroed(len: usize) -> Self {
-        AlignedVec { memory: Memory::zeroed(len), len }
+        AlignedVec { lines: bytemuck::zeroed_vec(len.div_ceil(64)), len }
     }
 
     /// A copy of `bytes`.
@@ -81,8 +36,9 @@ impl AlignedVec {
 
     /// Makes the length `len`; contents are unspecified (old bytes or zeros) afterwards. Never shrinks its memory.
     pub fn resize(&mut self, len: usize) {
-        if len > self.capacity() {
-            self.memory = Memory::zeroed(len);
+        let lines = len.div_ceil(64);
+        if lines > self.lines.len() {
+            self.lines = bytemuck::zeroed_vec(lines);
         }
         self.len = len;
     }
@@ -99,17 +55,17 @@ impl AlignedVec {
 
     /// Bytes of memory held, which `resize` can use without allocating.
     pub fn capacity(&self) -> usize {
-        self.memory.bytes().len()
+        self.lines.len() * 64
     }
 
     /// The bytes.
     pub fn bytes(&self) -> &[u8] {
-        &self.memory.bytes()[..self.len]
+        &bytemuck::cast_slice(&self.lines)[..self.len]
     }
 
     /// The bytes, to be written.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.memory.bytes_mut()[..self.len]
+        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
     }
 }
 

@@ -59,8 +59,9 @@ impl MappedFile {
     /// Whether the file still has the length and the time of change that it had when it was mapped. One that was replaced
     /// by renaming another over it is intact: the mapping keeps the old file alive.
     pub fn is_intact(&self) -> bool {
-        self.inner.file.metadata().is_ok_and(|now| {
-            now.len() == self.inner.map.len() as u64 && now.modified().ok() == self.inner.modified
-        })
+        self.inner
+            .file
+            .metadata()
+            .is_ok_and(|now| now.len() == self.inner.map.len() as u64 && now.modified().ok() == self.inner.modified)
     }
 }

@@ -321,8 +321,7 @@ fn merge(axis: &[Part]) -> Vec<Part> {
     for part in axis.iter().filter(|p| p.size != 1) {
         match merged.last_mut() {
             Some(last)
-                if last.stride == part.stride * part.size
-                    && last.scale_stride == part.scale_stride * part.size =>
+                if last.stride == part.stride * part.size && last.scale_stride == part.scale_stride * part.size =>
             {
                 *last = Part { size: last.size * part.size, ..*part };
             }
@@ -365,14 +364,7 @@ mod tests {
              output %3 = \"w\"",
             PANELS,
         );
-        let piece = |source, n_len| Piece {
-            source,
-            offset: 0,
-            k_dims: vec![(4, 1)],
-            n_len,
-            n_stride: 4,
-            scale: None,
-        };
+        let piece = |source, n_len| Piece { source, offset: 0, k_dims: vec![(4, 1)], n_len, n_stride: 4, scale: None };
         let Some(GatherPlan::Panels { matrices, scales }) = plan else { panic!("one pass") };
         assert_eq!(matrices, [[piece(0, 6), piece(1, 2)]]);
         assert!(scales.is_empty());

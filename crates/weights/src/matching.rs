@@ -3,8 +3,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use regraft_tensor::{DType, Tensor};
 use rayon::prelude::*;
+use regraft_tensor::{DType, Tensor};
 
 use crate::{Digest, Problem, RefitMap, SourceInfo, StateDict};
 

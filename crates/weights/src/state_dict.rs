@@ -81,12 +81,17 @@ impl StateDict {
         let bytes = file.bytes();
         let parsed = SafeTensors::deserialize(bytes).map_err(|e| {
             let zip = bytes.starts_with(b"PK");
-            let advice = if zip { "; it looks like a zip archive (.pt or .pt2): save the state dict as .safetensors" } else { "" };
+            let advice = if zip {
+                "; it looks like a zip archive (.pt or .pt2): save the state dict as .safetensors"
+            } else {
+                ""
+            };
             file_error(path, format!("no valid safetensors file ({e}){advice}"))
         })?;
         for (name, view) in parsed.iter() {
-            let dtype = dtype_of(view.dtype())
-                .ok_or_else(|| file_error(path, format!("`{name}` has dtype {:?}, which is not supported", view.dtype())))?;
+            let dtype = dtype_of(view.dtype()).ok_or_else(|| {
+                file_error(path, format!("`{name}` has dtype {:?}, which is not supported", view.dtype()))
+            })?;
             let start = view.data().as_ptr().addr() - bytes.as_ptr().addr();
             let buffer = Buffer::mapped(&file, start..start + view.data().len());
             let tensor = buffer.and_then(|b| Tensor::new(dtype, view.shape().to_vec(), b).ok());

@@ -76,8 +76,7 @@ impl Kernel for Prepared {
         let tensor = |i: usize, strides: HeadStrides| HeadTensor { data: elements(read(inputs, i)), strides };
         let mask = self.mask.map(|(dtype, strides)| {
             let bytes = read(inputs, 3);
-            let values =
-                if dtype == DType::Bool { MaskValues::Keep(bytes) } else { MaskValues::Add(elements(bytes)) };
+            let values = if dtype == DType::Bool { MaskValues::Keep(bytes) } else { MaskValues::Add(elements(bytes)) };
             Mask { values, strides }
         });
         let (head, seq) = match self.op.out {

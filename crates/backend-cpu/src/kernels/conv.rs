@@ -18,9 +18,7 @@ use regraft_tensor::{DType, Dim};
 use super::{
     Cx, Family,
     linear::activation,
-    support::{
-        all_are, elements, elements_mut, expect_packed, expect_plain, operand, optional_f32, read, unsupported,
-    },
+    support::{all_are, elements, elements_mut, expect_packed, expect_plain, operand, optional_f32, read, unsupported},
 };
 use crate::{
     gemm::{Conv2d, Epilogue, GemmArgs, Residual, Rows, conv2d_offsets, gemm, panel_width},

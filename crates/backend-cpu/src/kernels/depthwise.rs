@@ -14,7 +14,10 @@ use super::{
     Cx, Family,
     conv::geometry,
     linear::activation,
-    support::{all_are, elements, elements_mut, expect_packed, expect_plain, operand, optional, optional_f32, read, unsupported},
+    support::{
+        all_are, elements, elements_mut, expect_packed, expect_plain, operand, optional, optional_f32, read,
+        unsupported,
+    },
 };
 use crate::{
     gemm::Conv2d,

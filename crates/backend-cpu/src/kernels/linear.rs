@@ -12,8 +12,8 @@ use regraft_tensor::DType;
 use super::{
     Cx, Family,
     support::{
-        all_are, elements, elements_mut, expect_packed, expect_plain, operand, optional, optional_f32, read, uniform_rows,
-        unsupported,
+        all_are, elements, elements_mut, expect_packed, expect_plain, operand, optional, optional_f32, read,
+        uniform_rows, unsupported,
     },
 };
 use crate::{

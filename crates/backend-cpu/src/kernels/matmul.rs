@@ -124,7 +124,15 @@ fn uniform(items: &[Item]) -> Option<(usize, usize)> {
 }
 
 impl Prepared {
-    fn multiply(&self, batches: usize, steps: (usize, usize), a: &[f32], b: &[f32], bias: Option<&[f32]>, c: &mut [f32]) {
+    fn multiply(
+        &self,
+        batches: usize,
+        steps: (usize, usize),
+        a: &[f32],
+        b: &[f32],
+        bias: Option<&[f32]>,
+        c: &mut [f32],
+    ) {
         let args = MatmulArgs {
             batches,
             m: self.m,

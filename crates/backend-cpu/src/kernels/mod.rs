@@ -75,8 +75,7 @@ pub(crate) fn reads_strided(kernel: &KernelId, op: &Op, index: usize, operand: &
 pub(crate) fn prepare(cx: &Cx, problem: &Problem<'_>) -> Result<Box<dyn Kernel>, BackendError> {
     let family = family(problem.kernel).ok_or_else(|| BackendError::UnknownKernel(problem.kernel.clone()))?;
     // Whatever the plan's file says: the op must take these operands and give these results.
-    let inputs: Vec<_> =
-        problem.inputs.iter().map(|o| o.map(|o| TensorType::of_sizes(o.dtype, o.shape))).collect();
+    let inputs: Vec<_> = problem.inputs.iter().map(|o| o.map(|o| TensorType::of_sizes(o.dtype, o.shape))).collect();
     let inferred = problem
         .op
         .infer(&inputs.iter().map(Option::as_ref).collect::<Vec<_>>())

@@ -1,10 +1,7 @@
 //! Pooling of channels-last images.
 
 use regraft_backend::{BackendError, Candidate, Kernel, KernelError, Operand, OperandType, Problem};
-use regraft_ir::{
-    Op, TensorType,
-    ops::SpatialLayout,
-};
+use regraft_ir::{Op, TensorType, ops::SpatialLayout};
 use regraft_tensor::DType;
 
 use super::{

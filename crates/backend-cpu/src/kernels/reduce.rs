@@ -1,10 +1,7 @@
 //! Reductions over neighbouring axes.
 
 use regraft_backend::{BackendError, Candidate, Kernel, KernelError, Operand, OperandType, Problem};
-use regraft_ir::{
-    Op, TensorType,
-    ops::ReduceFn,
-};
+use regraft_ir::{Op, TensorType, ops::ReduceFn};
 use regraft_tensor::DType;
 
 use super::{

@@ -15,7 +15,12 @@ pub(super) fn all_are(inputs: &[Option<OperandType<'_>>], dtype: DType) -> bool 
 
 /// The required operand at `index`.
 pub(super) fn operand<'a>(problem: &Problem<'a>, index: usize) -> Result<Operand<'a>, BackendError> {
-    problem.inputs.get(index).copied().flatten().ok_or_else(|| unsupported(problem, format!("operand {index} is missing")))
+    problem
+        .inputs
+        .get(index)
+        .copied()
+        .flatten()
+        .ok_or_else(|| unsupported(problem, format!("operand {index} is missing")))
 }
 
 /// The optional operand at `index`.
@@ -50,7 +55,6 @@ pub(super) fn expect_packed(
         None => Err(unsupported(problem, format!("operand {index} is no slot"))),
     }
 }
-
 
 /// The rows of an operand over its last axis: how many, and the one distance between them; `None` when the last axis is
 /// not contiguous or the rows are not equally far apart.

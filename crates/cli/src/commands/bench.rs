@@ -97,7 +97,7 @@ fn same_interface(model: &Model, other: &Model, path: &std::path::Path) -> Resul
 
 // ------------------------------------------------------------------------------------------------------------- inputs
 
-/// The size of every symbol: what was asked for, else what the engine was tuned for.
+/// The size of every symbol: what was asked for, else what the program was exported with.
 fn sizes(graph: &Graph, asked: &[(String, i64)]) -> Result<Vec<i64>, Failure> {
     let mut sizes: Vec<i64> = graph.symbols.iter().map(|s| s.opt).collect();
     for (name, size) in asked {

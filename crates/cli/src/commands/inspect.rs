@@ -37,7 +37,10 @@ fn tell(args: &InspectArgs, engine: &Engine, out: &mut Output) {
     out.line("engine", format!("{}, {}{identical}, {}", args.engine.display(), engine.mode, output::bytes(size)));
     out.line("target", engine.target.to_string());
     for (i, symbol) in graph.symbols.iter().enumerate() {
-        out.line("dim", format!("s{i} in {}..={} (tuned for {})", symbol.range.min, symbol.range.max, symbol.opt));
+        out.line(
+            "dim",
+            format!("s{i} in {}..={} (kernels chosen for {})", symbol.range.min, symbol.range.max, symbol.opt),
+        );
     }
     for input in inputs(graph) {
         out.line("input", named_types(std::iter::once(input)));

@@ -1,5 +1,8 @@
 //! The `regraft` command, driven as a user drives it.
 
+#[cfg(test)]
 mod commands;
+#[cfg(test)]
 mod scenarios;
+#[cfg(test)]
 mod support;

@@ -43,11 +43,7 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    fn plan(
-        &mut self,
-        split: &split::Split,
-        choices: Vec<select::Choice>,
-    ) -> Result<Vec<KernelId>, CompileError> {
+    fn plan(&mut self, split: &split::Split, choices: Vec<select::Choice>) -> Result<Vec<KernelId>, CompileError> {
         let graph = &split.graph;
         let mut values = vec![None; graph.value_count()];
         for input in &graph.inputs {

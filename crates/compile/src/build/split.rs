@@ -87,7 +87,8 @@ impl Splitter<'_> {
 
 /// The recipe of a known value followed by `prepare`, and the index in the program of each of its sources.
 pub(crate) fn recipe(lowered: &Graph, value: ValueId, prepare: &[Op]) -> Result<(Graph, Vec<u32>), IrError> {
-    let mut copier = Copier { lowered, graph: Graph::new(""), sources: Vec::new(), values: vec![None; lowered.value_count()] };
+    let mut copier =
+        Copier { lowered, graph: Graph::new(""), sources: Vec::new(), values: vec![None; lowered.value_count()] };
     let mut value = copier.copy(value)?;
     for op in prepare {
         value = copier.graph.add1(op.clone(), &[value], &"".into())?;
@@ -125,7 +126,8 @@ impl Copier<'_> {
                     let open: Vec<_> =
                         node.inputs.iter().flatten().filter(|v| self.values[v.0 as usize].is_none()).collect();
                     if open.is_empty() {
-                        let inputs: Vec<_> = node.inputs.iter().map(|v| v.and_then(|v| self.values[v.0 as usize])).collect();
+                        let inputs: Vec<_> =
+                            node.inputs.iter().map(|v| v.and_then(|v| self.values[v.0 as usize])).collect();
                         let outputs = self.graph.add(node.op.clone(), inputs, &node.scope)?;
                         for (from, to) in node.outputs.iter().zip(outputs) {
                             self.values[from.0 as usize] = Some(to);

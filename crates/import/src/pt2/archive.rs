@@ -27,8 +27,7 @@ const RATIO_FREE: u64 = 1 << 20;
 const MAX_ENTRIES: usize = 1 << 20;
 
 const DAMAGED: &str = "the file is truncated or damaged: copy it or save it again";
-const SAVE_AGAIN: &str =
-    "load it with torch.export.load and save it with torch.export.save of torch 2.9 or newer";
+const SAVE_AGAIN: &str = "load it with torch.export.load and save it with torch.export.save of torch 2.9 or newer";
 
 /// A `.pt2` file whose zip structure is sound: entries are inside the file, do not overlap, have one name each, and
 /// their local headers agree with the central directory.
@@ -74,31 +73,20 @@ impl Archive {
     pub fn open(path: &Path) -> Result<Self, ImportError> {
         let file = MappedFile::open(path).map_err(|e| ImportError::new(path, e.into()))?;
         let bad = |problem: String, help: &str| {
-            ImportError::new(
-                path,
-                ImportErrorKind::Archive { entry: String::new(), problem, help: help.to_owned() },
-            )
+            ImportError::new(path, ImportErrorKind::Archive { entry: String::new(), problem, help: help.to_owned() })
         };
         let config = Config { archive_offset: ArchiveOffset::Known(0) };
-        let mut zip =
-            ZipArchive::with_config(config, Cursor::new(Bytes(file.clone()))).map_err(|e| {
-                if file.bytes().starts_with(b"PK") {
-                    bad(format!("its zip directory cannot be read: {e}"), DAMAGED)
-                } else {
-                    bad(
-                        format!("it is no zip file: {e}"),
-                        "expected a .pt2 file written by torch.export.save",
-                    )
-                }
-            })?;
+        let mut zip = ZipArchive::with_config(config, Cursor::new(Bytes(file.clone()))).map_err(|e| {
+            if file.bytes().starts_with(b"PK") {
+                bad(format!("its zip directory cannot be read: {e}"), DAMAGED)
+            } else {
+                bad(format!("it is no zip file: {e}"), "expected a .pt2 file written by torch.export.save")
+            }
+        })?;
         if zip.len() > MAX_ENTRIES {
-            return Err(bad(
-                format!("it has {} entries, more than {MAX_ENTRIES}", zip.len()),
-                DAMAGED,
-            ));
+            return Err(bad(format!("it has {} entries, more than {MAX_ENTRIES}", zip.len()), DAMAGED));
         }
-        zip.validate_header_consistency()
-            .map_err(|e| bad(format!("its zip directory is not sound: {e}"), DAMAGED))?;
+        zip.validate_header_consistency().map_err(|e| bad(format!("its zip directory is not sound: {e}"), DAMAGED))?;
 
         let mut named = Vec::with_capacity(zip.len());
         for index in 0..zip.len() {
@@ -114,13 +102,9 @@ impl Archive {
             let data = entry
                 .data_start()
                 .and_then(|start| Some((start, start.checked_add(entry.compressed_size())?)))
-                .and_then(|(start, end)| {
-                    Some(usize::try_from(start).ok()?..usize::try_from(end).ok()?)
-                })
+                .and_then(|(start, end)| Some(usize::try_from(start).ok()?..usize::try_from(end).ok()?))
                 .filter(|range| file.bytes().get(range.clone()).is_some())
-                .ok_or_else(|| {
-                    bad(format!("entry {name} reaches beyond the end of the file"), DAMAGED)
-                })?;
+                .ok_or_else(|| bad(format!("entry {name} reaches beyond the end of the file"), DAMAGED))?;
             let entry = Entry {
                 index,
                 data,
@@ -133,10 +117,8 @@ impl Archive {
         }
         let root = root_folder(path, named.iter().map(|(name, _)| name.as_str()))?;
         let prefix = format!("{root}/");
-        let entries = named
-            .into_iter()
-            .filter_map(|(name, e)| Some((name.strip_prefix(&prefix)?.to_owned(), e)))
-            .collect();
+        let entries =
+            named.into_iter().filter_map(|(name, e)| Some((name.strip_prefix(&prefix)?.to_owned(), e))).collect();
         let archive = Archive { path: path.to_path_buf(), file, zip, root, entries };
         archive.check_marks()?;
         Ok(archive)
@@ -222,10 +204,7 @@ impl Archive {
 
     /// Bytes of memory that reading the entry takes.
     pub(crate) fn memory_for(&self, name: &str) -> u64 {
-        self.entries
-            .get(name)
-            .filter(|e| e.method != CompressionMethod::Stored)
-            .map_or(0, |e| e.size)
+        self.entries.get(name).filter(|e| e.method != CompressionMethod::Stored).map_or(0, |e| e.size)
     }
 
     /// Where the bytes of a stored entry stand, checked.
@@ -237,8 +216,7 @@ impl Archive {
             CompressionMethod::Stored => {}
             CompressionMethod::Deflated => return Ok(None),
             method => {
-                let problem =
-                    format!("expected stored or deflated bytes, found compression {method}");
+                let problem = format!("expected stored or deflated bytes, found compression {method}");
                 return Err(self.error(name, problem, SAVE_AGAIN));
             }
         }
@@ -260,9 +238,7 @@ impl Archive {
                 SAVE_AGAIN,
             ));
         }
-        let damaged = |e: &dyn std::fmt::Display| {
-            self.error(name, format!("it cannot be decompressed: {e}"), DAMAGED)
-        };
+        let damaged = |e: &dyn std::fmt::Display| self.error(name, format!("it cannot be decompressed: {e}"), DAMAGED);
         let size = usize::try_from(entry.size).map_err(|e| damaged(&e))?;
         // Cloning shares the directory and the mapping.
         let mut zip = self.zip.clone();
@@ -281,8 +257,7 @@ impl Archive {
         if found == entry.crc {
             return Ok(());
         }
-        let problem =
-            format!("its bytes have changed: expected CRC-32 {:08x}, found {found:08x}", entry.crc);
+        let problem = format!("its bytes have changed: expected CRC-32 {:08x}, found {found:08x}", entry.crc);
         Err(self.error(name, problem, DAMAGED))
     }
 
@@ -290,22 +265,16 @@ impl Archive {
     fn check_marks(&self) -> Result<(), ImportError> {
         let mark = |name: &str| -> Result<Option<String>, ImportError> {
             match self.size(name) {
-                Some(size) if size > 64 => Err(self.error(
-                    name,
-                    format!("expected a short mark, found {size} bytes"),
-                    DAMAGED,
-                )),
+                Some(size) if size > 64 => {
+                    Err(self.error(name, format!("expected a short mark, found {size} bytes"), DAMAGED))
+                }
                 _ => Ok(self.text(name)?.map(|b| String::from_utf8_lossy(&b).trim().to_owned())),
             }
         };
         match mark("archive_format")?.as_deref() {
             Some("pt2") => {}
             Some(other) => {
-                return Err(self.error(
-                    "archive_format",
-                    format!("expected `pt2`, found `{other}`"),
-                    SAVE_AGAIN,
-                ));
+                return Err(self.error("archive_format", format!("expected `pt2`, found `{other}`"), SAVE_AGAIN));
             }
             None if self.names().any(|n| n == "data.pkl") => {
                 return Err(self.error(
@@ -321,9 +290,7 @@ impl Archive {
         if version.parse() != Ok(ARCHIVE_VERSION) {
             return Err(self.error(
                 "archive_version",
-                format!(
-                    "found version `{version}`, supported is {ARCHIVE_VERSION} (torch 2.9 to 2.15)"
-                ),
+                format!("found version `{version}`, supported is {ARCHIVE_VERSION} (torch 2.9 to 2.15)"),
                 "save the program with a torch of that range, or use a newer Regraft",
             ));
         }
@@ -349,10 +316,7 @@ impl Archive {
 }
 
 /// The one folder of an archive that holds a program.
-fn root_folder<'a>(
-    path: &Path,
-    names: impl Iterator<Item = &'a str> + Clone,
-) -> Result<String, ImportError> {
+fn root_folder<'a>(path: &Path, names: impl Iterator<Item = &'a str> + Clone) -> Result<String, ImportError> {
     let error = |kind: fn(String, String) -> ImportErrorKind, what: String, help: &str| {
         ImportError::new(path, kind(what, help.to_owned()))
     };
@@ -361,37 +325,25 @@ fn root_folder<'a>(
     let roots: BTreeSet<&str> = names
         .clone()
         .filter_map(|name| name.split_once('/'))
-        .filter(|(_, inner)| {
-            matches!(*inner, "archive_format" | "data.pkl") || inner.starts_with("models/")
-        })
+        .filter(|(_, inner)| matches!(*inner, "archive_format" | "data.pkl") || inner.starts_with("models/"))
         .map(|(root, _)| root)
         .collect();
     let mut roots = roots.into_iter();
     match (roots.next(), roots.next()) {
         (Some(root), None) if !root.is_empty() => Ok(root.to_owned()),
-        (Some(a), Some(b)) => Err(error(
-            archive,
-            format!("expected one folder with a program, found `{a}` and `{b}`"),
+        (Some(a), Some(b)) => {
+            Err(error(archive, format!("expected one folder with a program, found `{a}` and `{b}`"), SAVE_AGAIN))
+        }
+        _ if names.clone().any(|n| n.rsplit('/').next() == Some("serialized_exported_program.json")) => Err(error(
+            old,
+            "the layout of torch 2.7 and before (serialized_exported_program.json)".to_owned(),
             SAVE_AGAIN,
         )),
-        _ if names
-            .clone()
-            .any(|n| n.rsplit('/').next() == Some("serialized_exported_program.json")) =>
-        {
-            Err(error(
-                old,
-                "the layout of torch 2.7 and before (serialized_exported_program.json)".to_owned(),
-                SAVE_AGAIN,
-            ))
-        }
         _ => {
             let found: Vec<&str> = names.take(5).collect();
             Err(error(
                 archive,
-                format!(
-                    "expected a folder with `archive_format` and `models/`, found {}",
-                    list(&found)
-                ),
+                format!("expected a folder with `archive_format` and `models/`, found {}", list(&found)),
                 SAVE_AGAIN,
             ))
         }

@@ -120,9 +120,9 @@ impl<'p> Cx<'_, 'p> {
 
     /// The argument called `name`, unless it is left out or `None`.
     pub(crate) fn arg(&self, name: &str) -> Option<&'p Argument> {
-        self.node.input(name).filter(|a| {
-            !matches!(a, Argument::None | Argument::OptionalTensor(OptionalTensorArgument::None))
-        })
+        self.node
+            .input(name)
+            .filter(|a| !matches!(a, Argument::None | Argument::OptionalTensor(OptionalTensorArgument::None)))
     }
 
     fn required(&self, name: &str) -> Res<&'p Argument> {
@@ -166,7 +166,9 @@ impl<'p> Cx<'_, 'p> {
                     out.push(match t {
                         OptionalTensorArgument::Tensor(t) => Some(self.t.read(&t.name, &self.scope)?),
                         OptionalTensorArgument::None => None,
-                        OptionalTensorArgument::Unknown(tag) => return wrong(format!("`{name}` has an unknown `{tag}`")),
+                        OptionalTensorArgument::Unknown(tag) => {
+                            return wrong(format!("`{name}` has an unknown `{tag}`"));
+                        }
                     });
                 }
             }
@@ -178,7 +180,9 @@ impl<'p> Cx<'_, 'p> {
 
     pub(crate) fn tensors(&mut self, name: &str) -> Res<Vec<ValueId>> {
         let list = self.optional_tensors(name)?;
-        list.into_iter().map(|v| v.map_or_else(|| wrong(format!("`{name}` has a None among its tensors")), Ok)).collect()
+        list.into_iter()
+            .map(|v| v.map_or_else(|| wrong(format!("`{name}` has a None among its tensors")), Ok))
+            .collect()
     }
 
     /// A tensor or a number, as operands of arithmetic are.
@@ -224,10 +228,7 @@ impl<'p> Cx<'_, 'p> {
             None => Ok(None),
             Some(number) => match number.as_f64() {
                 Some(v) => Ok(Some(v)),
-                None => unsupported(
-                    format!("an argument `{name}` that depends on sizes"),
-                    "make the dimension static",
-                ),
+                None => unsupported(format!("an argument `{name}` that depends on sizes"), "make the dimension static"),
             },
         }
     }
@@ -337,7 +338,9 @@ impl<'p> Cx<'_, 'p> {
             None => Ok(None),
             Some(Argument::ScalarType(t)) => match t.dtype() {
                 Some(d) => Ok(Some(d)),
-                None => unsupported(format!("the dtype {t:?}"), "convert the model to another dtype before exporting it"),
+                None => {
+                    unsupported(format!("the dtype {t:?}"), "convert the model to another dtype before exporting it")
+                }
             },
             Some(Argument::Int(_)) => wrong(format!("expected a dtype as `{name}`, found an integer")),
             Some(other) => expected(name, "a dtype", other),
@@ -579,7 +582,12 @@ pub(crate) fn row_major(sizes: &[Dim], strides: &[Dim]) -> bool {
 
 fn fixed(name: &str, dim: &Dim) -> Res<i64> {
     dim.as_const().map_or_else(
-        || unsupported(format!("an argument `{name}` that depends on sizes ({dim})"), "export this dimension as a static one"),
+        || {
+            unsupported(
+                format!("an argument `{name}` that depends on sizes ({dim})"),
+                "export this dimension as a static one",
+            )
+        },
         Ok,
     )
 }

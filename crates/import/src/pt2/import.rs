@@ -286,7 +286,9 @@ impl<'p> Translator<'p> {
                 }
                 OutputSpec::BufferMutation(b) => {
                     let Some(&cell) = self.buffers.get(b.buffer_name.as_str()) else {
-                        return Err(archive.schema_error(&*b.buffer_name, "it is written, but the program has no such buffer"));
+                        return Err(
+                            archive.schema_error(&*b.buffer_name, "it is written, but the program has no such buffer")
+                        );
                     };
                     let value = self.read(&b.arg.name, &scope).map_err(fail)?;
                     mutated.push((cell, value));
@@ -317,7 +319,9 @@ impl<'p> Translator<'p> {
         }
         // Programs as exported write to buffers in place and do not list them.
         for cell in 0..self.cells.len() {
-            let Some((c, s)) = self.cells.get(cell).and_then(|c| Some((c, self.storages.get(c.storage)?))) else { continue };
+            let Some((c, s)) = self.cells.get(cell).and_then(|c| Some((c, self.storages.get(c.storage)?))) else {
+                continue;
+            };
             let Origin::Source(source, _) = s.origin else { continue };
             if s.base != cell || s.version == 0 {
                 continue;
@@ -333,7 +337,8 @@ impl<'p> Translator<'p> {
         for (cell, next) in mutated {
             let Some(storage) = self.cells.get(cell).and_then(|c| self.storages.get(c.storage)) else { continue };
             let Origin::Source(source, _) = storage.origin else { continue };
-            let Some(Some((name, init))) = self.graph.sources.get(source as usize).map(|s| Some((s.name.clone(), s.value)))
+            let Some(Some((name, init))) =
+                self.graph.sources.get(source as usize).map(|s| Some((s.name.clone(), s.value)))
             else {
                 continue;
             };
@@ -635,7 +640,8 @@ impl<'p> Translator<'p> {
     }
 
     pub(crate) fn add(&mut self, op: Op, inputs: Vec<Option<ValueId>>, scope: &Arc<str>) -> Res<Vec<ValueId>> {
-        let constant = inputs.iter().flatten().next().is_some() && inputs.iter().flatten().all(|v| self.is_constant(*v));
+        let constant =
+            inputs.iter().flatten().next().is_some() && inputs.iter().flatten().all(|v| self.is_constant(*v));
         let outputs = self.graph.add(op, inputs, scope)?;
         for v in &outputs {
             self.mark(*v, constant);
@@ -733,9 +739,13 @@ impl<'p> Translator<'p> {
                         }
                         Ok(())
                     }
-                    Sharing::Same | Sharing::View => cx.bind(&names, vec![Some(value)], |t, _, v| t.view_of(of, v, true)),
+                    Sharing::Same | Sharing::View => {
+                        cx.bind(&names, vec![Some(value)], |t, _, v| t.view_of(of, v, true))
+                    }
                     Sharing::Unclear => cx.bind(&names, vec![Some(value)], |t, _, v| t.view_of(of, v, false)),
-                    Sharing::None => cx.bind(&names, vec![Some(value)], |t, _, v| Ok(t.new_storage(v, Origin::Computed))),
+                    Sharing::None => {
+                        cx.bind(&names, vec![Some(value)], |t, _, v| Ok(t.new_storage(v, Origin::Computed)))
+                    }
                 }
             }
             Handler::Views(f) => {
@@ -905,7 +915,9 @@ impl<'p> Cx<'_, 'p> {
         let old = self.t.read_cell(cell, &scope)?;
         let ty = self.ty(old).clone();
         let value = self.cast(value, ty.dtype)?;
-        let value = if self.ty(value).rank() == ty.rank() && self.ty(value).shape.iter().zip(&ty.shape).all(|(a, b)| same(a, b)) {
+        let value = if self.ty(value).rank() == ty.rank()
+            && self.ty(value).shape.iter().zip(&ty.shape).all(|(a, b)| same(a, b))
+        {
             value
         } else {
             self.emit(Expand { shape: ty.shape.clone() }, &[value])?
@@ -929,10 +941,13 @@ impl<'p> Cx<'_, 'p> {
 
     /// Whether the program lays its first argument out in memory as a dense row-major tensor at the start of its storage.
     pub(crate) fn first_is_row_major(&self) -> bool {
-        let dims = |list: &[schema::SymInt]| list.iter().map(|d| self.t.archive.symbols.dim(d).ok()).collect::<Option<Vec<_>>>();
+        let dims = |list: &[schema::SymInt]| {
+            list.iter().map(|d| self.t.archive.symbols.dim(d).ok()).collect::<Option<Vec<_>>>()
+        };
         self.first_name().ok().and_then(|f| self.t.meta(f)).is_some_and(|meta| {
             let parts = dims(&meta.sizes).zip(dims(&meta.strides));
-            meta.storage_offset == schema::SymInt::Int(0) && parts.is_some_and(|(sizes, strides)| row_major(&sizes, &strides))
+            meta.storage_offset == schema::SymInt::Int(0)
+                && parts.is_some_and(|(sizes, strides)| row_major(&sizes, &strides))
         })
     }
 
@@ -940,10 +955,13 @@ impl<'p> Cx<'_, 'p> {
     fn sharing(&self, names: &[&'p str]) -> Sharing {
         let metas = self.first_name().ok().and_then(|f| self.t.meta(f)).zip(names.first().and_then(|n| self.t.meta(n)));
         let Some((from, to)) = metas else { return Sharing::Unclear };
-        if from.dtype != to.dtype || from.device != to.device || matches!(self.arg("copy"), Some(Argument::Bool(true))) {
+        if from.dtype != to.dtype || from.device != to.device || matches!(self.arg("copy"), Some(Argument::Bool(true)))
+        {
             return Sharing::None;
         }
-        let dims = |list: &[schema::SymInt]| list.iter().map(|d| self.t.archive.symbols.dim(d).ok()).collect::<Option<Vec<_>>>();
+        let dims = |list: &[schema::SymInt]| {
+            list.iter().map(|d| self.t.archive.symbols.dim(d).ok()).collect::<Option<Vec<_>>>()
+        };
         let (Some(sizes), Some(strides)) = (dims(&from.sizes), dims(&from.strides)) else { return Sharing::Unclear };
         let (Some(to_sizes), Some(to_strides)) = (dims(&to.sizes), dims(&to.strides)) else { return Sharing::Unclear };
         if sizes.len() != strides.len() {

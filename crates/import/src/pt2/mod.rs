@@ -83,8 +83,7 @@ impl Pt2Archive {
     /// The inputs that the caller gives, or gave as constants, with their names: `(name, spec)` in order.
     pub fn user_inputs(&self) -> impl Iterator<Item = (&str, &InputSpec)> {
         let specs = self.program.graph_module.signature.input_specs.iter();
-        let user = specs
-            .filter(|spec| matches!(spec, InputSpec::UserInput(_) | InputSpec::ConstantInput(_)));
+        let user = specs.filter(|spec| matches!(spec, InputSpec::UserInput(_) | InputSpec::ConstantInput(_)));
         self.call.input_names.iter().map(String::as_str).zip(user)
     }
 
@@ -102,14 +101,12 @@ impl Pt2Archive {
                 ImportErrorKind::Unsupported {
                     at: name.to_owned(),
                     what: format!("the dtype {:?}", meta.dtype),
-                    help: "convert the model to a dtype that Regraft has before exporting it"
-                        .to_owned(),
+                    help: "convert the model to a dtype that Regraft has before exporting it".to_owned(),
                 },
             )
         })?;
         let shape = meta.sizes.iter().map(|size| self.symbols.dim(size)).collect::<Result<_, _>>();
-        let shape = shape
-            .map_err(|p| symbol_error(&self.path, SymbolProblem { at: name.to_owned(), ..p }))?;
+        let shape = shape.map_err(|p| symbol_error(&self.path, SymbolProblem { at: name.to_owned(), ..p }))?;
         Ok(TensorType { dtype, shape })
     }
 
@@ -121,9 +118,7 @@ impl Pt2Archive {
         let Some(value) = graph.sym_int_values.get(name) else {
             return Err(self.schema_error(name, "the graph has no symbolic integer of this name"));
         };
-        self.symbols
-            .dim(value)
-            .map_err(|p| symbol_error(&self.path, SymbolProblem { at: name.to_owned(), ..p }))
+        self.symbols.dim(value).map_err(|p| symbol_error(&self.path, SymbolProblem { at: name.to_owned(), ..p }))
     }
 
     /// An error about the program at the node or value `at`.
@@ -138,9 +133,7 @@ fn read_program(archive: &Archive, entry: &str) -> Result<ExportedProgram, Impor
     struct Version {
         schema_version: SchemaVersion,
     }
-    let text = archive
-        .text(entry)?
-        .ok_or_else(|| archive.error(entry, "it is missing", "save the program again"))?;
+    let text = archive.text(entry)?.ok_or_else(|| archive.error(entry, "it is missing", "save the program again"))?;
     let program = schema::from_json::<ExportedProgram>(&text);
     // A program of another version most likely does not parse; the version is then the better message.
     let version = match &program {
@@ -156,17 +149,11 @@ fn read_program(archive: &Archive, entry: &str) -> Result<ExportedProgram, Impor
         let kind = ImportErrorKind::Schema { entry, at, problem, help: help.to_owned() };
         return Err(ImportError::new(archive.path(), kind));
     }
-    program.map_err(|p| {
-        ImportError::new(archive.path(), schema_kind(archive.full_name(entry), p.at, p.problem))
-    })
+    program.map_err(|p| ImportError::new(archive.path(), schema_kind(archive.full_name(entry), p.at, p.problem)))
 }
 
 /// The signature has one line for every input and output of the graph.
-fn check_signature(
-    archive: &Archive,
-    entry: &str,
-    program: &ExportedProgram,
-) -> Result<(), ImportError> {
+fn check_signature(archive: &Archive, entry: &str, program: &ExportedProgram) -> Result<(), ImportError> {
     let module = &program.graph_module;
     let error = |at: String, problem: String| {
         Err(ImportError::new(archive.path(), schema_kind(archive.full_name(entry), at, problem)))
@@ -180,14 +167,11 @@ fn check_signature(
             return error(format!("graph_module.signature.{what}_specs"), problem);
         }
     }
-    for (i, (spec, value)) in
-        module.signature.input_specs.iter().zip(&module.graph.inputs).enumerate()
-    {
+    for (i, (spec, value)) in module.signature.input_specs.iter().zip(&module.graph.inputs).enumerate() {
         if let (Some(name), Some(input)) = (spec.graph_name(), value.first_name())
             && name != input
         {
-            let problem =
-                format!("expected `{input}`, the name of that graph input, found `{name}`");
+            let problem = format!("expected `{input}`, the name of that graph input, found `{name}`");
             return error(format!("graph_module.signature.input_specs[{i}]"), problem);
         }
     }
@@ -200,8 +184,7 @@ fn schema_kind(entry: String, at: String, problem: String) -> ImportErrorKind {
 }
 
 fn symbol_error(path: &Path, SymbolProblem { at, expr, why }: SymbolProblem) -> ImportError {
-    let help =
-        "make this dimension static, or compute it with +, -, *, //, %, min and max".to_owned();
+    let help = "make this dimension static, or compute it with +, -, *, //, %, min and max".to_owned();
     ImportError::new(path, ImportErrorKind::Symbol { at, expr, problem: why, help })
 }
 

@@ -207,8 +207,7 @@ pub struct Metadata {
 impl Metadata {
     /// The innermost module's path; empty for the root or when unknown.
     pub fn module_path(&self) -> String {
-        let innermost =
-            split_outside_brackets(&self.nn_module_stack, ';').pop().unwrap_or_default();
+        let innermost = split_outside_brackets(&self.nn_module_stack, ';').pop().unwrap_or_default();
         let path = split_outside_brackets(innermost, ',').get(1).copied().unwrap_or_default();
         if path.starts_with("_empty_nn_module_stack") {
             return String::new();
@@ -216,10 +215,7 @@ impl Metadata {
         // Programs traced by TorchDynamo spell `L['self'].layers['0']`, those of today `layers.0`.
         let path = ["L['self']", "L__self__", "self"]
             .iter()
-            .find_map(|root| {
-                path.strip_prefix(root)
-                    .filter(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
-            })
+            .find_map(|root| path.strip_prefix(root).filter(|rest| rest.is_empty() || rest.starts_with(['.', '['])))
             .unwrap_or(path);
         let path = path.replace("['", ".").replace("']", "").replace("[\"", ".").replace("\"]", "");
         path.trim_matches('.').to_owned()
@@ -999,9 +995,7 @@ fn bound<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::E
 }
 
 /// A map with its order, which has every key once.
-fn ordered_map<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
-    deserializer: D,
-) -> Result<Vec<(String, T)>, D::Error> {
+fn ordered_map<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Vec<(String, T)>, D::Error> {
     struct Ordered<T>(PhantomData<T>);
     impl<'de, T: Deserialize<'de>> Visitor<'de> for Ordered<T> {
         type Value = Vec<(String, T)>;
@@ -1035,21 +1029,12 @@ pub(crate) fn from_json<T: DeserializeOwned>(text: &[u8]) -> Result<T, JsonProbl
         let lines = error.line().saturating_sub(1);
         let line_start = match lines {
             0 => 0,
-            n => text
-                .iter()
-                .enumerate()
-                .filter(|(_, b)| **b == b'\n')
-                .nth(n - 1)
-                .map_or(0, |(at, _)| at + 1),
+            n => text.iter().enumerate().filter(|(_, b)| **b == b'\n').nth(n - 1).map_or(0, |(at, _)| at + 1),
         };
         let offset = line_start.saturating_add(error.column()).min(text.len());
-        let near: Vec<char> =
-            String::from_utf8_lossy(&text[offset.saturating_sub(40)..offset]).chars().collect();
+        let near: Vec<char> = String::from_utf8_lossy(&text[offset.saturating_sub(40)..offset]).chars().collect();
         let near: String = near.iter().collect::<String>().replace('\n', " ");
-        JsonProblem {
-            at: json_path(&text[..offset]),
-            problem: format!("{error} (after `{}`)", near.trim()),
-        }
+        JsonProblem { at: json_path(&text[..offset]), problem: format!("{error} (after `{}`)", near.trim()) }
     })
 }
 
@@ -1124,11 +1109,7 @@ mod tests {
         assert_eq!(read(r#"{"as_floats": [1, 2.5]}"#), Ok(Argument::Floats(vec![1.0, 2.5])));
         assert_eq!(read(r#"{"as_new": {"x": [1]}}"#), Ok(Argument::Unknown("as_new".to_owned())));
         assert!(read::<Argument>(r#"{}"#).expect_err("empty").contains("one tag"));
-        assert!(
-            read::<Argument>(r#"{"as_int": 1, "as_bool": true}"#)
-                .expect_err("two")
-                .contains("`as_bool`")
-        );
+        assert!(read::<Argument>(r#"{"as_int": 1, "as_bool": true}"#).expect_err("two").contains("`as_bool`"));
         assert!(read::<Argument>(r#"{"as_float": "x"}"#).is_err());
     }
 
@@ -1145,18 +1126,13 @@ mod tests {
     fn bounds_saturate_and_open() {
         let read = |text: &str| read::<RangeConstraint>(text).map(|r| (r.min_val, r.max_val));
         assert_eq!(read(r#"{"min_val": 2, "max_val": null}"#), Ok((Some(2), None)));
-        assert_eq!(
-            read(r#"{"min_val": -1, "max_val": 99999999999999999999999}"#),
-            Ok((Some(-1), Some(i64::MAX)))
-        );
+        assert_eq!(read(r#"{"min_val": -1, "max_val": 99999999999999999999999}"#), Ok((Some(-1), Some(i64::MAX))));
         assert_eq!(read(r#"{"max_val": "Infinity"}"#), Ok((None, None)));
     }
 
     #[test]
     fn module_paths() {
-        let path = |stack: &str| {
-            Metadata { nn_module_stack: stack.to_owned(), ..Metadata::default() }.module_path()
-        };
+        let path = |stack: &str| Metadata { nn_module_stack: stack.to_owned(), ..Metadata::default() }.module_path();
         assert_eq!(path(""), "");
         assert_eq!(path("L__self__,,a.B"), "");
         assert_eq!(path("L__self__,,a.B;L__self___layers,layers.0,torch.nn.Linear"), "layers.0");

@@ -40,16 +40,11 @@ impl TreeSpec {
     ///
     /// # Errors
     /// Says what is wrong with the text.
-    pub fn parse(
-        text: &str,
-        namedtuples: &BTreeMap<String, NamedTupleDef>,
-    ) -> Result<TreeSpec, String> {
+    pub fn parse(text: &str, namedtuples: &BTreeMap<String, NamedTupleDef>) -> Result<TreeSpec, String> {
         // Nesting is limited by the JSON reader.
         match serde_json::from_str(text).map_err(|e| e.to_string())? {
             Value::Array(parts) => match parts.as_slice() {
-                [Value::Number(one), tree] if one.as_u64() == Some(1) => {
-                    Self::of_json(tree, namedtuples)
-                }
+                [Value::Number(one), tree] if one.as_u64() == Some(1) => Self::of_json(tree, namedtuples),
                 [protocol, _] => Err(format!("expected protocol 1, found {protocol}")),
                 _ => Err(format!("expected a protocol and a tree, found {} parts", parts.len())),
             },
@@ -57,25 +52,18 @@ impl TreeSpec {
         }
     }
 
-    fn of_json(
-        tree: &Value,
-        namedtuples: &BTreeMap<String, NamedTupleDef>,
-    ) -> Result<TreeSpec, String> {
+    fn of_json(tree: &Value, namedtuples: &BTreeMap<String, NamedTupleDef>) -> Result<TreeSpec, String> {
         let children = match tree.get("children_spec") {
-            Some(Value::Array(children)) => children
-                .iter()
-                .map(|c| Self::of_json(c, namedtuples))
-                .collect::<Result<Vec<_>, _>>()?,
+            Some(Value::Array(children)) => {
+                children.iter().map(|c| Self::of_json(c, namedtuples)).collect::<Result<Vec<_>, _>>()?
+            }
             _ => return Err("expected `children_spec`".to_owned()),
         };
         let type_name = match tree.get("type") {
             Some(Value::Null) if children.is_empty() => return Ok(TreeSpec::Leaf),
             Some(Value::String(name)) => name.as_str(),
             other => {
-                return Err(format!(
-                    "expected the name of a type, found {}",
-                    other.unwrap_or(&Value::Null)
-                ));
+                return Err(format!("expected the name of a type, found {}", other.unwrap_or(&Value::Null)));
             }
         };
         // The context of most types is JSON in a text.
@@ -84,61 +72,38 @@ impl TreeSpec {
             Value::String(text) => serde_json::from_str(text).unwrap_or_else(|_| raw.clone()),
             _ => raw.clone(),
         };
-        let named = |names: Vec<String>, children: Vec<TreeSpec>| {
-            names.into_iter().zip(children).collect::<Vec<_>>()
-        };
+        let named = |names: Vec<String>, children: Vec<TreeSpec>| names.into_iter().zip(children).collect::<Vec<_>>();
         Ok(match type_name {
             "builtins.tuple" | "torch.Size" => TreeSpec::Tuple(children),
-            "builtins.list"
-            | "collections.deque"
-            | "torch.fx.immutable_collections.immutable_list" => TreeSpec::List(children),
+            "builtins.list" | "collections.deque" | "torch.fx.immutable_collections.immutable_list" => {
+                TreeSpec::List(children)
+            }
             "builtins.NoneType" if children.is_empty() => TreeSpec::None,
-            "builtins.dict"
-            | "collections.OrderedDict"
-            | "torch.fx.immutable_collections.immutable_dict" => {
+            "builtins.dict" | "collections.OrderedDict" | "torch.fx.immutable_collections.immutable_dict" => {
                 match keys(&context, children.len()) {
                     Some(names) => TreeSpec::Dict(named(names, children)),
                     None => {
-                        return Err(format!(
-                            "expected {} keys of a dict, found {context}",
-                            children.len()
-                        ));
+                        return Err(format!("expected {} keys of a dict, found {context}", children.len()));
                     }
                 }
             }
-            "collections.defaultdict" => {
-                match context.get("dict_context").and_then(|c| keys(c, children.len())) {
-                    Some(names) => TreeSpec::Dict(named(names, children)),
-                    None => {
-                        return Err(format!(
-                            "expected {} keys of a dict, found {context}",
-                            children.len()
-                        ));
-                    }
+            "collections.defaultdict" => match context.get("dict_context").and_then(|c| keys(c, children.len())) {
+                Some(names) => TreeSpec::Dict(named(names, children)),
+                None => {
+                    return Err(format!("expected {} keys of a dict, found {context}", children.len()));
                 }
-            }
+            },
             "collections.namedtuple" => {
                 let class = raw.as_str().unwrap_or(type_name).to_owned();
-                let fields = namedtuples
-                    .get(&class)
-                    .map(|def| &def.field_names)
-                    .filter(|f| f.len() == children.len());
+                let fields = namedtuples.get(&class).map(|def| &def.field_names).filter(|f| f.len() == children.len());
                 match fields {
-                    Some(names) => {
-                        TreeSpec::Named { fields: named(names.clone(), children), type_name: class }
-                    }
+                    Some(names) => TreeSpec::Named { fields: named(names.clone(), children), type_name: class },
                     None => TreeSpec::Other { type_name: class, children },
                 }
             }
             // Data classes keep their field names and those of absent fields; the outputs of Transformers, their keys.
-            _ => match keys(
-                context.get(0).filter(|c| c.is_array()).unwrap_or(&context),
-                children.len(),
-            ) {
-                Some(names) => TreeSpec::Named {
-                    fields: named(names, children),
-                    type_name: type_name.to_owned(),
-                },
+            _ => match keys(context.get(0).filter(|c| c.is_array()).unwrap_or(&context), children.len()) {
+                Some(names) => TreeSpec::Named { fields: named(names, children), type_name: type_name.to_owned() },
                 None => TreeSpec::Other { type_name: type_name.to_owned(), children },
             },
         })
@@ -155,9 +120,7 @@ impl TreeSpec {
         match self {
             TreeSpec::Leaf => paths.push(path.clone()),
             TreeSpec::None => {}
-            TreeSpec::Tuple(children)
-            | TreeSpec::List(children)
-            | TreeSpec::Other { children, .. } => {
+            TreeSpec::Tuple(children) | TreeSpec::List(children) | TreeSpec::Other { children, .. } => {
                 for (i, child) in children.iter().enumerate() {
                     path.push(i.to_string());
                     child.add_paths(path, paths);
@@ -178,11 +141,7 @@ impl TreeSpec {
 /// The list of `count` keys in a context.
 fn keys(context: &Value, count: usize) -> Option<Vec<String>> {
     let list = context.as_array().filter(|list| list.len() == count)?;
-    Some(
-        list.iter()
-            .map(|key| key.as_str().map_or_else(|| key.to_string(), str::to_owned))
-            .collect(),
-    )
+    Some(list.iter().map(|key| key.as_str().map_or_else(|| key.to_string(), str::to_owned)).collect())
 }
 
 /// How the program is called: the structure of its arguments and results, and a name for each flattened value.
@@ -202,11 +161,8 @@ impl CallSpec {
     /// The call of `program`. Never fails: what is not understood keeps the names of the graph.
     pub fn of(program: &ExportedProgram) -> CallSpec {
         let module = &program.graph_module;
-        let root = module
-            .module_call_graph
-            .iter()
-            .find(|entry| entry.fqn.is_empty())
-            .and_then(|e| e.signature.as_ref());
+        let root =
+            module.module_call_graph.iter().find(|entry| entry.fqn.is_empty()).and_then(|e| e.signature.as_ref());
         let parse = |text: &str| TreeSpec::parse(text, &module.treespec_namedtuple_fields).ok();
         let inputs = root.and_then(|s| parse(&s.in_spec));
         let outputs = root.and_then(|s| parse(&s.out_spec));
@@ -226,8 +182,7 @@ impl CallSpec {
             .and_then(|names| distinct(names, graph_inputs.len()))
             .unwrap_or(graph_inputs);
 
-        let is_output =
-            |spec: &&OutputSpec| matches!(spec, OutputSpec::UserOutput(_) | OutputSpec::Loss(_));
+        let is_output = |spec: &&OutputSpec| matches!(spec, OutputSpec::UserOutput(_) | OutputSpec::Loss(_));
         let output_count = module.signature.output_specs.iter().filter(is_output).count();
         let output_names = outputs
             .as_ref()
@@ -237,11 +192,7 @@ impl CallSpec {
     }
 }
 
-fn input_names(
-    spec: &TreeSpec,
-    arg_names: &[String],
-    graph_names: &[String],
-) -> Option<Vec<String>> {
+fn input_names(spec: &TreeSpec, arg_names: &[String], graph_names: &[String]) -> Option<Vec<String>> {
     let TreeSpec::Tuple(parts) = spec else { return None };
     let [TreeSpec::Tuple(args), TreeSpec::Dict(kwargs)] = parts.as_slice() else { return None };
     let mut names: Vec<String> = Vec::with_capacity(graph_names.len());
@@ -266,8 +217,7 @@ fn input_names(
 
 fn output_names(spec: &TreeSpec) -> Vec<String> {
     let mut paths = spec.paths();
-    let by_position =
-        matches!(spec, TreeSpec::Tuple(_) | TreeSpec::List(_) | TreeSpec::Other { .. });
+    let by_position = matches!(spec, TreeSpec::Tuple(_) | TreeSpec::List(_) | TreeSpec::Other { .. });
     for path in &mut paths {
         match path.first_mut() {
             None => path.push("output".to_owned()),
@@ -295,10 +245,7 @@ mod tests {
 
     fn tree(type_name: &str, context: &str, children: &[String]) -> String {
         let context = Value::String(context.to_owned());
-        format!(
-            r#"{{"type": "{type_name}", "context": {context}, "children_spec": [{}]}}"#,
-            children.join(", ")
-        )
+        format!(r#"{{"type": "{type_name}", "context": {context}, "children_spec": [{}]}}"#, children.join(", "))
     }
 
     fn parse(tree: &str) -> Result<TreeSpec, String> {
@@ -309,20 +256,12 @@ mod tests {
     #[test]
     fn inputs_are_named_by_argument_and_path() {
         let leaf = || LEAF.to_owned();
-        let dict = tree(
-            "builtins.dict",
-            r#"["u", 3]"#,
-            &[leaf(), tree("builtins.list", "null", &[leaf(), leaf()])],
-        );
-        let args = tree(
-            "builtins.tuple",
-            "null",
-            &[leaf(), dict, tree("collections.namedtuple", "Pair", &[leaf(), leaf()])],
-        );
+        let dict = tree("builtins.dict", r#"["u", 3]"#, &[leaf(), tree("builtins.list", "null", &[leaf(), leaf()])]);
+        let args =
+            tree("builtins.tuple", "null", &[leaf(), dict, tree("collections.namedtuple", "Pair", &[leaf(), leaf()])]);
         let kwargs = tree("builtins.dict", r#"["mask"]"#, &[leaf()]);
         let spec = parse(&tree("builtins.tuple", "null", &[args, kwargs])).expect("a spec");
-        let graph: Vec<String> =
-            ["x", "d_u", "d_3_0", "d_3_1", "p_a", "p_b", "mask"].map(str::to_owned).to_vec();
+        let graph: Vec<String> = ["x", "d_u", "d_3_0", "d_3_1", "p_a", "p_b", "mask"].map(str::to_owned).to_vec();
         let expected = ["x", "d.u", "d.3.0", "d.3.1", "p.a", "p.b", "mask"];
         let given: Vec<String> = ["x", "d", "p", "mask"].map(str::to_owned).to_vec();
         assert_eq!(input_names(&spec, &given, &graph).expect("names"), expected);
@@ -344,31 +283,18 @@ mod tests {
             ("transformers.modeling_outputs.BaseModelOutput", r#"["y", "z"]"#),
             ("my.DataClass", r#"[["y", "z"], ["absent"]]"#),
         ] {
-            assert_eq!(
-                names(&tree(class, context, &two)),
-                Ok(vec!["y".to_owned(), "z".to_owned()]),
-                "{class}"
-            );
+            assert_eq!(names(&tree(class, context, &two)), Ok(vec!["y".to_owned(), "z".to_owned()]), "{class}");
         }
-        assert_eq!(
-            names(&tree("my.Opaque", "{}", &two)),
-            Ok(vec!["output_0".to_owned(), "output_1".to_owned()])
-        );
+        assert_eq!(names(&tree("my.Opaque", "{}", &two)), Ok(vec!["output_0".to_owned(), "output_1".to_owned()]));
     }
 
     #[test]
     fn malformed_specs_are_refused() {
-        for text in
-            ["", "[]", "[2, {}]", "[1, {}]", "[1, 3]", r#"[1, {"type": 3, "children_spec": []}]"#]
-        {
+        for text in ["", "[]", "[2, {}]", "[1, {}]", "[1, 3]", r#"[1, {"type": 3, "children_spec": []}]"#] {
             assert!(TreeSpec::parse(text, &BTreeMap::new()).is_err(), "{text}");
         }
-        assert!(
-            parse(&tree("builtins.dict", r#"["only"]"#, &[LEAF.to_owned(), LEAF.to_owned()]))
-                .is_err()
-        );
-        let deep =
-            r#"{"type": "builtins.list", "context": "null", "children_spec": ["#.repeat(10_000);
+        assert!(parse(&tree("builtins.dict", r#"["only"]"#, &[LEAF.to_owned(), LEAF.to_owned()])).is_err());
+        let deep = r#"{"type": "builtins.list", "context": "null", "children_spec": ["#.repeat(10_000);
         assert!(parse(&deep).is_err());
     }
 }

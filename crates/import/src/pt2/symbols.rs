@@ -59,18 +59,12 @@ impl SymbolTable {
         for info in &mut table.symbols {
             let Some(constraint) = program.range_constraints.get(&info.name) else { continue };
             let clamp = |v: Option<i64>, open| v.map_or(open, |v| v.clamp(-UNBOUNDED, UNBOUNDED));
-            info.range = Range {
-                min: clamp(constraint.min_val, -UNBOUNDED),
-                max: clamp(constraint.max_val, UNBOUNDED),
-            };
+            info.range =
+                Range { min: clamp(constraint.min_val, -UNBOUNDED), max: clamp(constraint.max_val, UNBOUNDED) };
             let Range { min, max } = info.range;
             if min > max {
                 let why = format!("has no value: its range is {min} to {max}");
-                return Err(SymbolProblem {
-                    at: "range_constraints".to_owned(),
-                    expr: info.name.clone(),
-                    why,
-                });
+                return Err(SymbolProblem { at: "range_constraints".to_owned(), expr: info.name.clone(), why });
             }
             info.opt = info.opt.filter(|opt| (min..=max).contains(opt));
         }
@@ -110,11 +104,8 @@ impl SymbolTable {
 
     fn intern(&mut self, at: &str, size: &SymInt) -> Result<(), SymbolProblem> {
         let SymInt::Expr(sym) = size else { return Ok(()) };
-        let expr = parse(&sym.expr_str).map_err(|why| SymbolProblem {
-            at: at.to_owned(),
-            expr: sym.expr_str.clone(),
-            why,
-        })?;
+        let expr =
+            parse(&sym.expr_str).map_err(|why| SymbolProblem { at: at.to_owned(), expr: sym.expr_str.clone(), why })?;
         expr.for_each_symbol(&mut |name, nonnegative| {
             if !self.index.contains_key(name) {
                 // Every symbol takes several bytes of a text of at most 512 MiB.
@@ -130,8 +121,7 @@ impl SymbolTable {
             }
         });
         if let (Some((name, _)), Some(SymExprHint::Int(hint))) = (expr.as_symbol(), &sym.hint)
-            && let Some(info) =
-                self.index.get(name).and_then(|s| self.symbols.get_mut(s.0 as usize))
+            && let Some(info) = self.index.get(name).and_then(|s| self.symbols.get_mut(s.0 as usize))
         {
             info.opt.get_or_insert(*hint);
         }
@@ -189,10 +179,11 @@ impl SymbolTable {
     /// # Errors
     /// As [`SymbolTable::dim`].
     pub fn parse(&self, text: &str) -> Result<Dim, SymbolProblem> {
-        parse(text)
-            .and_then(|expr| self.value(&expr))
-            .and_then(Ratio::whole)
-            .map_err(|why| SymbolProblem { at: String::new(), expr: text.to_owned(), why })
+        parse(text).and_then(|expr| self.value(&expr)).and_then(Ratio::whole).map_err(|why| SymbolProblem {
+            at: String::new(),
+            expr: text.to_owned(),
+            why,
+        })
     }
 
     /// The value of an expression; recursion is bounded by the parser.
@@ -207,20 +198,14 @@ impl SymbolTable {
         };
         match (name, args) {
             ("Symbol", [Expr::Text(name), ..]) => {
-                let symbol = self
-                    .get(name)
-                    .ok_or_else(|| format!("has the symbol `{name}`, which no size defines"))?;
+                let symbol = self.get(name).ok_or_else(|| format!("has the symbol `{name}`, which no size defines"))?;
                 Ratio::of(Dim::sym(symbol))
             }
             ("Integer", [Expr::Number(text)]) => number(text).and_then(Ratio::of),
             ("Float", [Expr::Text(text), ..]) => float(text),
             ("Rational", [a, b]) => self.value(a)?.div(self.value(b)?),
-            ("Add", args) => {
-                args.iter().try_fold(Ratio::of(Dim::new(0))?, |sum, a| sum.add(self.value(a)?))
-            }
-            ("Mul", args) => args
-                .iter()
-                .try_fold(Ratio::of(Dim::new(1))?, |product, a| product.mul(self.value(a)?)),
+            ("Add", args) => args.iter().try_fold(Ratio::of(Dim::new(0))?, |sum, a| sum.add(self.value(a)?)),
+            ("Mul", args) => args.iter().try_fold(Ratio::of(Dim::new(1))?, |product, a| product.mul(self.value(a)?)),
             ("Pow" | "PowByNatural", [base, exponent]) => {
                 let exponent = self.whole(exponent)?.as_const().filter(|e| (-8..=16).contains(e));
                 let exponent = exponent.ok_or("has a power whose exponent is no small constant")?;
@@ -231,9 +216,7 @@ impl SymbolTable {
                 }
                 if exponent < 0 { Ratio::of(Dim::new(1))?.div(power) } else { Ok(power) }
             }
-            ("FloorDiv" | "CleanDiv" | "IntDiv", [a, b]) => {
-                self.value(a)?.div(self.value(b)?)?.floor()
-            }
+            ("FloorDiv" | "CleanDiv" | "IntDiv", [a, b]) => self.value(a)?.div(self.value(b)?)?.floor(),
             ("IntTrueDiv" | "FloatTrueDiv", [a, b]) => self.value(a)?.div(self.value(b)?),
             ("Mod" | "PythonMod", [a, b]) => {
                 let (a, b) = (self.whole(a)?, self.whole(b)?);
@@ -271,10 +254,7 @@ impl SymbolTable {
                 }
                 a.floor()
             }
-            (name, args) => Err(format!(
-                "has `{name}` with {} arguments, which has no integer form here",
-                args.len()
-            )),
+            (name, args) => Err(format!("has `{name}` with {} arguments, which has no integer form here", args.len())),
         }
     }
 
@@ -331,11 +311,7 @@ impl Ratio {
     }
 
     fn whole(self) -> Result<Dim, String> {
-        if self.den.is(1) {
-            Ok(self.num)
-        } else {
-            Err(format!("is no integer: ({})/({})", self.num, self.den))
-        }
+        if self.den.is(1) { Ok(self.num) } else { Err(format!("is no integer: ({})/({})", self.num, self.den)) }
     }
 
     fn floor(self) -> Result<Ratio, String> {
@@ -374,12 +350,7 @@ fn product(a: &Dim, b: &Dim) -> Result<Dim, String> {
 /// The expression, unless its numbers or its length are beyond what any shape needs.
 fn checked(dim: Dim) -> Result<Dim, String> {
     let (terms, constant) = dim.parts();
-    if terms
-        .iter()
-        .map(|(_, c)| c)
-        .chain([&constant])
-        .any(|c| c.unsigned_abs() > MAX_NUMBER.unsigned_abs())
-    {
+    if terms.iter().map(|(_, c)| c).chain([&constant]).any(|c| c.unsigned_abs() > MAX_NUMBER.unsigned_abs()) {
         return Err("has numbers beyond 2^53".to_owned());
     }
     if parts(&dim) > MAX_PARTS {
@@ -393,9 +364,7 @@ fn parts(dim: &Dim) -> usize {
     let (terms, _) = dim.parts();
     let atom = |atom: &Atom| match atom {
         Atom::Sym(_) => 1,
-        Atom::FloorDiv(a, b) | Atom::Mod(a, b) | Atom::Max(a, b) | Atom::Min(a, b) => {
-            1 + parts(a) + parts(b)
-        }
+        Atom::FloorDiv(a, b) | Atom::Mod(a, b) | Atom::Max(a, b) | Atom::Min(a, b) => 1 + parts(a) + parts(b),
     };
     1 + terms.iter().map(|(atoms, _)| 1 + atoms.iter().map(atom).sum::<usize>()).sum::<usize>()
 }
@@ -410,15 +379,13 @@ fn gcd(a: i64, b: i64) -> i64 {
 }
 
 fn number(text: &str) -> Result<Dim, String> {
-    let value: i64 =
-        text.parse().map_err(|_| format!("has the number {text}, which is no 64-bit integer"))?;
+    let value: i64 = text.parse().map_err(|_| format!("has the number {text}, which is no 64-bit integer"))?;
     checked(Dim::new(value))
 }
 
 /// A float that is a whole number of 1024ths, as scale factors are; multiplying by it rounds nothing.
 fn float(text: &str) -> Result<Ratio, String> {
-    let value: f64 =
-        text.parse().map_err(|_| format!("has the float '{text}', which is no number"))?;
+    let value: f64 = text.parse().map_err(|_| format!("has the float '{text}', which is no number"))?;
     let scaled = value * 1024.0;
     if scaled.fract() != 0.0 || scaled.abs() > 1e12 {
         return Err(format!("has the float {text}, which is no short binary fraction"));
@@ -441,11 +408,8 @@ impl Expr {
         match self {
             Expr::Call { name, args, keywords } if name == "Symbol" => match args.as_slice() {
                 [Expr::Text(symbol)] => {
-                    let says = |key: &str| {
-                        keywords
-                            .iter()
-                            .any(|(k, v)| k == key && *v == Expr::Name("True".to_owned()))
-                    };
+                    let says =
+                        |key: &str| keywords.iter().any(|(k, v)| k == key && *v == Expr::Name("True".to_owned()));
                     Some((symbol, says("positive") || says("nonnegative")))
                 }
                 _ => None,
@@ -525,18 +489,14 @@ impl<'a> Parser<'a> {
                 }
             }
             Some(c) if c.is_ascii_alphabetic() || c == '_' => {
-                let name = self
-                    .take_while(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_'))
-                    .to_owned();
+                let name = self.take_while(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_')).to_owned();
                 if !self.eat('(') {
                     return Ok(Expr::Name(name));
                 }
                 let (mut args, mut keywords) = (Vec::new(), Vec::new());
                 while !self.eat(')') {
                     match self.expr(depth + 1)? {
-                        Expr::Name(key) if self.eat('=') => {
-                            keywords.push((key, self.expr(depth + 1)?))
-                        }
+                        Expr::Name(key) if self.eat('=') => keywords.push((key, self.expr(depth + 1)?)),
                         arg => args.push(arg),
                     }
                     if !self.eat(',') && self.peek() != Some(')') {

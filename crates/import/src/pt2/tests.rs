@@ -54,9 +54,9 @@ fn f32s(values: &[f32]) -> Vec<u8> {
 
 fn program() -> Value {
     let leaf = json!({ "type": null, "context": null, "children_spec": [] });
-    let tuple = |children: Vec<Value>| json!({ "type": "builtins.tuple", "context": "null", "children_spec": children });
-    let kwargs =
-        json!({ "type": "builtins.dict", "context": "[\"flag\"]", "children_spec": [leaf] });
+    let tuple =
+        |children: Vec<Value>| json!({ "type": "builtins.tuple", "context": "null", "children_spec": children });
+    let kwargs = json!({ "type": "builtins.dict", "context": "[\"flag\"]", "children_spec": [leaf] });
     let in_spec = json!([1, tuple(vec![tuple(vec![leaf.clone()]), kwargs])]).to_string();
     let out_spec = json!([1, leaf]).to_string();
     let parameter = |arg: &str, name: &str| json!({ "parameter": { "arg": { "name": arg }, "parameter_name": name } });
@@ -112,8 +112,7 @@ impl Files {
             "tied": payload("weight_0", true, fixed(7, &[2, 3], &[3, 1], 0)),
             "mask": payload("weight_1", false, fixed(12, &[2], &[1], 1)),
         } });
-        let constants =
-            json!({ "config": { "np": payload("tensor_0", false, fixed(5, &[], &[], 0)) } });
+        let constants = json!({ "config": { "np": payload("tensor_0", false, fixed(5, &[], &[], 0)) } });
         let entries = [
             ("net/data/weights/weight_0", f32s(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0])),
             ("net/data/weights/weight_1", vec![0, 1, 0]),
@@ -144,8 +143,7 @@ impl Files {
 
     /// With a JSON entry changed by `f`.
     fn edit(self, name: &str, f: impl FnOnce(&mut Value)) -> Files {
-        let (_, bytes) =
-            self.entries.iter().find(|(n, _)| n == name).expect("an entry of this name");
+        let (_, bytes) = self.entries.iter().find(|(n, _)| n == name).expect("an entry of this name");
         let mut value = serde_json::from_slice(bytes).expect("JSON");
         f(&mut value);
         self.with(name, value.to_string())
@@ -197,9 +195,7 @@ fn same(a: &Pt2Archive, b: &Pt2Archive) -> bool {
             (None, None) => true,
             _ => false,
         };
-        values
-            && (&a.name, a.origin, a.is_param, &a.alias_of)
-                == (&b.name, b.origin, b.is_param, &b.alias_of)
+        values && (&a.name, a.origin, a.is_param, &a.alias_of) == (&b.name, b.origin, b.is_param, &b.alias_of)
     });
     weights
         && a.weights.len() == b.weights.len()
@@ -209,10 +205,7 @@ fn same(a: &Pt2Archive, b: &Pt2Archive) -> bool {
 #[test]
 fn a_good_archive_opens() {
     let archive = Files::good().open().expect("a good archive");
-    assert_eq!(
-        (archive.model.as_str(), archive.program.torch_version.as_str()),
-        ("model", "2.15.0")
-    );
+    assert_eq!((archive.model.as_str(), archive.program.torch_version.as_str()), ("model", "2.15.0"));
     let linear = &archive.graph().nodes[0];
     assert_eq!((linear.label(), linear.module_path()), ("linear", "layers.0.fc".to_owned()));
     assert_eq!(linear.input("weight").and_then(|w| w.first_name()), Some("p_a"));
@@ -220,10 +213,7 @@ fn a_good_archive_opens() {
     let x = archive.tensor_type(archive.graph(), "x").expect("a type");
     assert_eq!(x, TensorType { dtype: DType::F32, shape: vec![Dim::sym(Symbol(0)), Dim::new(3)] });
     let s77 = &archive.symbols.iter().as_slice()[0];
-    assert_eq!(
-        (s77.name.as_str(), s77.opt, s77.range.min, s77.range.max),
-        ("s77", Some(4), 2, symbols::UNBOUNDED)
-    );
+    assert_eq!((s77.name.as_str(), s77.opt, s77.range.min, s77.range.max), ("s77", Some(4), 2, symbols::UNBOUNDED));
     assert!(archive.tensor_type(archive.graph(), "nothing").is_err());
 
     let inputs: Vec<_> = archive.user_inputs().map(|(name, _)| name).collect();
@@ -232,27 +222,20 @@ fn a_good_archive_opens() {
         matches!(archive.user_inputs().nth(1), Some((_, InputSpec::ConstantInput(c))) if c.value == ConstantValue::Bool(true))
     );
     assert_eq!(archive.call.output_names, ["output"]);
-    assert!(matches!(
-        archive.program.graph_module.signature.output_specs[0],
-        OutputSpec::UserOutput(_)
-    ));
+    assert!(matches!(archive.program.graph_module.signature.output_specs[0], OutputSpec::UserOutput(_)));
 }
 
 #[test]
 fn weights_are_mapped_gathered_and_tied() {
     let archive = Files::good().open().expect("a good archive");
-    let tensor =
-        |name: &str| archive.weights.get(name).and_then(|w| w.tensor.clone()).expect("a value");
+    let tensor = |name: &str| archive.weights.get(name).and_then(|w| w.tensor.clone()).expect("a value");
     assert!(matches!(tensor("a").buffer(), Buffer::Mapped(..)));
     assert_eq!(tensor("a").to_f64_vec(), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
     assert_eq!(tensor("t").to_f64_vec(), [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]);
     assert!(matches!(tensor("mask").buffer(), Buffer::Mapped(..)));
     assert_eq!((tensor("mask").dtype(), tensor("mask").to_i64_vec()), (DType::Bool, vec![1, 0]));
     assert_eq!(tensor("np").to_i64_vec(), [42]);
-    assert_eq!(
-        archive.weights.get("np").map(|w| (w.origin, w.is_param)),
-        Some((Origin::Constant, false))
-    );
+    assert_eq!(archive.weights.get("np").map(|w| (w.origin, w.is_param)), Some((Origin::Constant, false)));
     assert!(tensor("a").buffer().same_memory(tensor("tied").buffer()));
     assert_eq!(archive.weights.aliases().collect::<Vec<_>>(), [("tied", "a")]);
     assert!(!archive.weights.is_stripped());
@@ -263,12 +246,7 @@ fn compressed_archives_are_read_into_memory() {
     let deflated = Files { method: CompressionMethod::Deflated, ..Files::good() };
     let archive = deflated.open().expect("a compressed archive");
     assert!(same(&archive, &Files::good().open().expect("a good archive")));
-    assert!(
-        archive
-            .weights
-            .iter()
-            .all(|w| matches!(w.tensor.as_ref().map(|t| t.buffer()), Some(Buffer::Owned(_))))
-    );
+    assert!(archive.weights.iter().all(|w| matches!(w.tensor.as_ref().map(|t| t.buffer()), Some(Buffer::Owned(_)))));
 }
 
 #[test]
@@ -276,21 +254,13 @@ fn programs_without_weights_keep_their_types() {
     for files in [
         Files::good().without("weight_").without("tensor_0"),
         Files::good().without("data/"),
-        Files::good()
-            .with("net/data/weights/weight_0", "")
-            .with("net/data/weights/weight_1", "")
-            .without("tensor_0"),
+        Files::good().with("net/data/weights/weight_0", "").with("net/data/weights/weight_1", "").without("tensor_0"),
     ] {
         let archive = files.open().expect("a program without weights");
         assert!(archive.weights.is_stripped());
-        let types: Vec<_> = archive
-            .weights
-            .iter()
-            .map(|w| (w.name.as_str(), w.dtype, w.shape.as_slice()))
-            .collect();
+        let types: Vec<_> = archive.weights.iter().map(|w| (w.name.as_str(), w.dtype, w.shape.as_slice())).collect();
         assert!(
-            types.contains(&("a", DType::F32, &[2, 3]))
-                && types.contains(&("mask", DType::Bool, &[2])),
+            types.contains(&("a", DType::F32, &[2, 3])) && types.contains(&("mask", DType::Bool, &[2])),
             "{types:?}"
         );
         assert_eq!(types.len(), 5);
@@ -304,19 +274,13 @@ fn programs_without_weights_keep_their_types() {
 #[test]
 fn empty_tensors_need_no_bytes() {
     let files = Files::good()
-        .edit_weight("mask", |w| {
-            *w = payload("weight_1", false, fixed(12, &[0, 1 << 40, 1 << 40], &[1, 1, 1], 0))
-        })
+        .edit_weight("mask", |w| *w = payload("weight_1", false, fixed(12, &[0, 1 << 40, 1 << 40], &[1, 1, 1], 0)))
         .edit_program(|p| {
-            p["graph_module"]["graph"]["tensor_values"]["b_mask"] =
-                fixed(12, &[0, 1 << 40, 1 << 40], &[1, 1, 1], 0);
+            p["graph_module"]["graph"]["tensor_values"]["b_mask"] = fixed(12, &[0, 1 << 40, 1 << 40], &[1, 1, 1], 0);
         })
         .without("weight_1");
     let archive = files.open().expect("an empty tensor");
-    assert_eq!(
-        archive.weights.get("mask").and_then(|w| w.tensor.as_ref()).map(|t| t.numel()),
-        Some(0)
-    );
+    assert_eq!(archive.weights.get("mask").and_then(|w| w.tensor.as_ref()).map(|t| t.numel()), Some(0));
 }
 
 #[test]
@@ -338,18 +302,10 @@ fn wrong_weights_are_refused_by_name() {
     config("a")(fixed(7, &[1 << 40, 1 << 40], &[0, 0], 0)).refused("too large for memory");
     config("a")(fixed(29, &[2, 3], &[3, 1], 0)).refused("its dtype is Float8E4M3Fn");
     config("a")(meta(7, &[sym("s77", 4), size(3)], &[3, 1], 0)).refused("its shape is symbolic");
-    Files::good()
-        .edit_weight("a", |w| w["tensor_meta"]["layout"] = json!(1))
-        .refused("its layout is SparseCoo");
-    Files::good()
-        .edit_weight("a", |w| w["use_pickle"] = json!(true))
-        .refused("a tensor subclass in a pickle");
-    Files::good()
-        .edit_weight("a", |w| w["path_name"] = json!("../x"))
-        .refused("expected the name of an entry");
-    Files::good()
-        .with("net/data/weights/weight_1", [0, 2, 0])
-        .refused("mask  a bool is 0 or 1, found the byte 2");
+    Files::good().edit_weight("a", |w| w["tensor_meta"]["layout"] = json!(1)).refused("its layout is SparseCoo");
+    Files::good().edit_weight("a", |w| w["use_pickle"] = json!(true)).refused("a tensor subclass in a pickle");
+    Files::good().edit_weight("a", |w| w["path_name"] = json!("../x")).refused("expected the name of an entry");
+    Files::good().with("net/data/weights/weight_1", [0, 2, 0]).refused("mask  a bool is 0 or 1, found the byte 2");
     Files::good()
         .edit("net/data/weights/model_weights_config.json", |c| {
             c["config"].as_object_mut().map(|c| c.remove("tied"));
@@ -382,10 +338,7 @@ fn what_is_no_supported_archive_is_refused_with_advice() {
     Files::good().without("archive_format").refused("net/archive_format: it is missing");
     Files::good().with("net/byteorder", "big").refused("little-endian machine");
     Files::good().without("models/").refused("expected an exported program, found none");
-    Files::good()
-        .without("models/")
-        .with("net/data/aotinductor/model/a.so", "")
-        .refused("AOTInductor");
+    Files::good().without("models/").with("net/data/aotinductor/model/a.so", "").refused("AOTInductor");
     Files::good().with("other/models/model.json", "{}").refused("found `net` and `other`");
     Files::good().with("net/data/weights/model.pt", "pickle").refused("weights in a pickle");
     Files::good().with("net/models/second.json", "{}").open().expect("`model` is chosen");
@@ -403,12 +356,7 @@ fn what_is_no_supported_archive_is_refused_with_advice() {
     files(&[]).refused("found nothing");
     assert!(open(b"").is_err());
     assert!(open(b"not a zip file").expect_err("no zip").contains("it is no zip file"));
-    assert!(
-        Pt2Archive::open("/nowhere/x.pt2")
-            .expect_err("no file")
-            .to_string()
-            .starts_with("/nowhere/x.pt2: ")
-    );
+    assert!(Pt2Archive::open("/nowhere/x.pt2").expect_err("no file").to_string().starts_with("/nowhere/x.pt2: "));
 }
 
 #[test]
@@ -421,9 +369,7 @@ fn wrong_programs_are_refused_with_their_place() {
         .edit_program(|p| *p = json!({ "schema_version": { "major": 9, "minor": 0 } }))
         .refused("found version 9.0, supported is 8");
     Files::good()
-        .edit_program(|p| {
-            p["graph_module"]["graph"]["nodes"][0]["inputs"][1]["arg"] = json!({ "as_int": "x" })
-        })
+        .edit_program(|p| p["graph_module"]["graph"]["nodes"][0]["inputs"][1]["arg"] = json!({ "as_int": "x" }))
         .refused("net/models/model.json: graph_module.graph.nodes[0].inputs[1].arg.as_int: ");
     Files::good()
         .edit_program(|p| p["graph_module"]["signature"]["output_specs"] = json!([]))
@@ -440,8 +386,7 @@ fn wrong_programs_are_refused_with_their_place() {
             p["graph_module"]["graph"]["tensor_values"]["x"]["sizes"][0] = size;
         })
         .refused("x: `Symbol('s1'` cannot be read");
-    let graph =
-        r#"{"nodes": [{"target": "cond", "inputs": [{"arg": {"as_graph": {"name": "g", "graph": "#;
+    let graph = r#"{"nodes": [{"target": "cond", "inputs": [{"arg": {"as_graph": {"name": "g", "graph": "#;
     let deep = format!(r#"{{"graph_module": {{"graph": {}"#, graph.repeat(1000));
     Files::good().with("net/models/model.json", deep).refused("recursion limit");
 }
@@ -475,11 +420,7 @@ fn flip(good: &[u8], original: &Pt2Archive, bit: usize) {
     let mut bytes = good.to_vec();
     bytes[bit / 8] ^= 1 << (bit % 8);
     if let Ok(archive) = open(&bytes) {
-        assert!(
-            same(&archive, original),
-            "bit {bit} of byte {} changes the program unnoticed",
-            bit / 8
-        );
+        assert!(same(&archive, original), "bit {bit} of byte {} changes the program unnoticed", bit / 8);
     }
 }
 
@@ -491,9 +432,7 @@ fn a_flipped_bit_in_the_directory_changes_nothing_unnoticed() {
         for byte in directory..good.len() {
             flip(&good, &original, byte * 8 + byte % 8);
         }
-        for header in
-            good.windows(4).enumerate().filter(|(_, w)| *w == b"PK\x03\x04").map(|(at, _)| at)
-        {
+        for header in good.windows(4).enumerate().filter(|(_, w)| *w == b"PK\x03\x04").map(|(at, _)| at) {
             for byte in header..header + 30 {
                 flip(&good, &original, byte * 8 + byte % 8);
             }

@@ -101,22 +101,10 @@ impl Weights {
     ///
     /// # Errors
     /// All weights that are missing, damaged, or not as the program expects.
-    pub fn load(
-        archive: &Archive,
-        model: &str,
-        program: &ExportedProgram,
-    ) -> Result<Weights, ImportError> {
-        let state = read_config(
-            archive,
-            "data/weights/",
-            model,
-            &["weights_config", "model_param_config"],
-        )?;
+    pub fn load(archive: &Archive, model: &str, program: &ExportedProgram) -> Result<Weights, ImportError> {
+        let state = read_config(archive, "data/weights/", model, &["weights_config", "model_param_config"])?;
         let constants = read_config(archive, "data/constants/", model, &["constants_config"])?;
-        let configs = [
-            (Origin::State, "data/weights/", &state),
-            (Origin::Constant, "data/constants/", &constants),
-        ];
+        let configs = [(Origin::State, "data/weights/", &state), (Origin::Constant, "data/constants/", &constants)];
 
         let mut problems = Vec::new();
         let mut plan = Vec::new();
@@ -134,10 +122,8 @@ impl Weights {
 
         let needed: u64 = held.iter().map(|entry| archive.memory_for(entry)).sum();
         budget(archive, needed)?;
-        let buffers: BTreeMap<&str, Buffer> = held
-            .par_iter()
-            .map(|entry| Ok((*entry, archive.buffer(entry)?)))
-            .collect::<Result<_, ImportError>>()?;
+        let buffers: BTreeMap<&str, Buffer> =
+            held.par_iter().map(|entry| Ok((*entry, archive.buffer(entry)?))).collect::<Result<_, ImportError>>()?;
 
         let mut first: HashMap<(&str, DType, &[usize], &[usize], usize), usize> = HashMap::new();
         let first: Vec<usize> = plan
@@ -151,8 +137,7 @@ impl Weights {
                 _ => i,
             })
             .collect();
-        let copied =
-            plan.iter().zip(0..).filter(|(p, i)| first.get(*i) == Some(i) && !p.is_contiguous());
+        let copied = plan.iter().zip(0..).filter(|(p, i)| first.get(*i) == Some(i) && !p.is_contiguous());
         let copied = copied.fold(needed, |sum, (p, _)| sum.saturating_add(p.bytes() as u64));
         budget(archive, copied)?;
 
@@ -162,9 +147,7 @@ impl Weights {
             .map(|(i, p)| match p.entry.as_deref().and_then(|entry| buffers.get(entry)) {
                 _ if first.get(i) != Some(&i) => Ok(None),
                 Some(buffer) => p.tensor(buffer).map(Some),
-                None if p.shape.contains(&0) => {
-                    Tensor::zeros(p.dtype, &p.shape).map(Some).map_err(|e| e.to_string())
-                }
+                None if p.shape.contains(&0) => Tensor::zeros(p.dtype, &p.shape).map(Some).map_err(|e| e.to_string()),
                 None => Ok(None),
             })
             .collect();
@@ -175,9 +158,7 @@ impl Weights {
             let position = weights.list.len();
             let original = weights.list.get(first);
             let (tensor, alias_of) = match (tensor, original) {
-                (Ok(None), Some(original)) => {
-                    (original.tensor.clone(), Some(original.name.clone()))
-                }
+                (Ok(None), Some(original)) => (original.tensor.clone(), Some(original.name.clone())),
                 (Ok(tensor), _) => (tensor, None),
                 (Err(problem), _) => {
                     problems.push(WeightProblem { name: p.name.to_owned(), problem });
@@ -189,15 +170,7 @@ impl Weights {
                 problems.push(WeightProblem { name: p.name.to_owned(), problem });
             }
             let Planned { name, origin, is_param, dtype, shape, .. } = p;
-            weights.list.push(Weight {
-                name: name.to_owned(),
-                dtype,
-                shape,
-                tensor,
-                origin,
-                is_param,
-                alias_of,
-            });
+            weights.list.push(Weight { name: name.to_owned(), dtype, shape, tensor, origin, is_param, alias_of });
         }
         fail(archive, problems)?;
         Ok(weights)
@@ -253,10 +226,9 @@ impl Planned<'_> {
 fn slice(buffer: &Buffer, range: std::ops::Range<usize>) -> Option<Buffer> {
     let bytes = buffer.bytes().get(range.clone())?;
     Some(match buffer {
-        Buffer::Mapped(file, outer) => Buffer::mapped(
-            file,
-            outer.start.checked_add(range.start)?..outer.start.checked_add(range.end)?,
-        )?,
+        Buffer::Mapped(file, outer) => {
+            Buffer::mapped(file, outer.start.checked_add(range.start)?..outer.start.checked_add(range.end)?)?
+        }
         whole if range == (0..buffer.len()) => whole.clone(),
         Buffer::Owned(_) => AlignedVec::copy_of(bytes).into(),
     })
@@ -271,42 +243,28 @@ fn read_config(
     let legacy = format!("{folder}{model}.pt");
     if archive.size(&legacy).is_some() {
         let help = "load it with torch.export.load and save it with torch.export.save of torch 2.9 or newer";
-        return Err(archive.error(
-            &legacy,
-            "weights in a pickle, as torch 2.8 wrote them, are not read",
-            help,
-        ));
+        return Err(archive.error(&legacy, "weights in a pickle, as torch 2.8 wrote them, are not read", help));
     }
     for suffix in suffixes {
         let name = format!("{folder}{model}_{suffix}.json");
         if let Some(text) = archive.text(&name)? {
-            return schema::from_json(&text).map(Some).map_err(|p| {
-                ImportError::new(
-                    archive.path(),
-                    schema_kind(archive.full_name(&name), p.at, p.problem),
-                )
-            });
+            return schema::from_json(&text)
+                .map(Some)
+                .map_err(|p| ImportError::new(archive.path(), schema_kind(archive.full_name(&name), p.at, p.problem)));
         }
     }
     Ok(None)
 }
 
 /// One line of a configuration; `None` for an object that is no tensor.
-fn planned<'a>(
-    name: &'a str,
-    meta: &PayloadMeta,
-    origin: Origin,
-    folder: &str,
-) -> Result<Option<Planned<'a>>, String> {
+fn planned<'a>(name: &'a str, meta: &PayloadMeta, origin: Origin, folder: &str) -> Result<Option<Planned<'a>>, String> {
     let Some(tensor) = &meta.tensor_meta else {
-        return if meta.use_pickle {
-            Ok(None)
-        } else {
-            Err("its configuration has no `tensor_meta`".to_owned())
-        };
+        return if meta.use_pickle { Ok(None) } else { Err("its configuration has no `tensor_meta`".to_owned()) };
     };
     if meta.use_pickle {
-        return Err("it is a tensor subclass in a pickle, which is not read: export the model with plain tensors".to_owned());
+        return Err(
+            "it is a tensor subclass in a pickle, which is not read: export the model with plain tensors".to_owned()
+        );
     }
     if meta.path_name.is_empty() || meta.path_name.contains('/') {
         return Err(format!("expected the name of an entry, found `{}`", meta.path_name));
@@ -325,28 +283,17 @@ fn planned<'a>(
     };
     // The stride of an axis of size 1 says nothing, and views that differ in it alone are equal.
     let strides = tensor.strides.iter().zip(&shape);
-    let strides =
-        strides.map(|(stride, &size)| if size == 1 { Ok(0) } else { natural(stride, "stride") });
+    let strides = strides.map(|(stride, &size)| if size == 1 { Ok(0) } else { natural(stride, "stride") });
     let strides = strides.collect::<Result<_, _>>()?;
     let offset = natural(&tensor.storage_offset, "storage offset")?;
     let entry = Some(format!("{folder}{}", meta.path_name));
-    Ok(Some(Planned {
-        name,
-        origin,
-        is_param: meta.is_param,
-        dtype,
-        shape,
-        strides,
-        offset,
-        entry,
-    }))
+    Ok(Some(Planned { name, origin, is_param: meta.is_param, dtype, shape, strides, offset, entry }))
 }
 
 fn dtype_and_shape(meta: &TensorMeta) -> Result<(DType, Vec<usize>), String> {
     let supported = || DType::ALL.map(DType::name).join(", ");
     let dtype = meta.dtype.dtype();
-    let dtype = dtype
-        .ok_or_else(|| format!("its dtype is {:?}, supported are {}", meta.dtype, supported()))?;
+    let dtype = dtype.ok_or_else(|| format!("its dtype is {:?}, supported are {}", meta.dtype, supported()))?;
     if meta.sizes.len() > MAX_RANK {
         return Err(format!("it has {} axes, supported are {MAX_RANK}", meta.sizes.len()));
     }
@@ -368,15 +315,13 @@ fn check_signature<'a>(
     problems: &mut Vec<WeightProblem>,
 ) {
     let failed: BTreeSet<String> = problems.iter().map(|p| p.name.clone()).collect();
-    let mut by_name: HashMap<&str, usize> =
-        plan.iter().enumerate().map(|(i, p)| (p.name, i)).collect();
+    let mut by_name: HashMap<&str, usize> = plan.iter().enumerate().map(|(i, p)| (p.name, i)).collect();
     for spec in &program.graph_module.signature.input_specs {
         let (Some(name), Some(graph_name)) = (spec.source(), spec.graph_name()) else { continue };
         if failed.contains(name) {
             continue;
         }
-        let mut problem =
-            |problem: String| problems.push(WeightProblem { name: name.to_owned(), problem });
+        let mut problem = |problem: String| problems.push(WeightProblem { name: name.to_owned(), problem });
         let Some(meta) = program.graph_module.graph.tensor_values.get(graph_name) else {
             problem(format!("the graph has no tensor `{graph_name}`"));
             continue;
@@ -396,17 +341,11 @@ fn check_signature<'a>(
         match by_name.get(name).and_then(|i| plan.get(*i)) {
             Some(p) if (p.dtype, &p.shape) != (dtype, &shape) => {
                 let expected = format!("{dtype}{shape:?}");
-                problem(format!(
-                    "the graph has {expected}, the configuration of the weights {}{:?}",
-                    p.dtype, p.shape
-                ));
+                problem(format!("the graph has {expected}, the configuration of the weights {}{:?}", p.dtype, p.shape));
             }
             Some(_) => {}
             None if has_config[usize::from(origin == Origin::Constant)] => {
-                problem(
-                    "the program uses it, the configuration of the weights does not list it"
-                        .to_owned(),
-                );
+                problem("the program uses it, the configuration of the weights does not list it".to_owned());
             }
             None => {
                 let is_param = matches!(spec, InputSpec::Parameter(_));
@@ -419,11 +358,7 @@ fn check_signature<'a>(
 }
 
 /// The entries that hold values. Those of one origin are all there, or none is: a program without weights.
-fn payloads<'p>(
-    archive: &Archive,
-    plan: &'p [Planned<'_>],
-    problems: &mut Vec<WeightProblem>,
-) -> Vec<&'p str> {
+fn payloads<'p>(archive: &Archive, plan: &'p [Planned<'_>], problems: &mut Vec<WeightProblem>) -> Vec<&'p str> {
     let mut held = BTreeSet::new();
     for origin in [Origin::State, Origin::Constant] {
         let of_origin = plan.iter().filter(|p| p.origin == origin && !p.shape.contains(&0));
@@ -434,10 +369,7 @@ fn payloads<'p>(
         if !present.is_empty() {
             problems.extend(absent.iter().map(|(p, entry)| WeightProblem {
                 name: p.name.to_owned(),
-                problem: format!(
-                    "{} is missing or empty, while others are there",
-                    archive.full_name(entry)
-                ),
+                problem: format!("{} is missing or empty, while others are there", archive.full_name(entry)),
             }));
         }
         held.extend(present.into_iter().map(|(_, entry)| entry));
@@ -450,14 +382,9 @@ fn budget(archive: &Archive, needed: u64) -> Result<(), ImportError> {
     if needed <= allowed {
         return Ok(());
     }
-    let problem = format!(
-        "its weights unfold to {needed} bytes, more than the {allowed} that a file of this size may need"
-    );
-    Err(archive.error(
-        "data/",
-        problem,
-        "save the weights uncompressed and without broadcast views",
-    ))
+    let problem =
+        format!("its weights unfold to {needed} bytes, more than the {allowed} that a file of this size may need");
+    Err(archive.error("data/", problem, "save the weights uncompressed and without broadcast views"))
 }
 
 fn fail(archive: &Archive, problems: Vec<WeightProblem>) -> Result<(), ImportError> {

@@ -210,13 +210,7 @@ impl OpDef for Conv {
 
 impl Conv {
     /// For each tap the offset of the element it reads for the output at `pixel`; `None` in the padding.
-    fn tap_offsets(
-        &self,
-        pixel: &[usize],
-        kernel: &[usize],
-        sizes: &[usize],
-        strides: &[usize],
-    ) -> Vec<Option<usize>> {
+    fn tap_offsets(&self, pixel: &[usize], kernel: &[usize], sizes: &[usize], strides: &[usize]) -> Vec<Option<usize>> {
         let tap = |tap: Vec<usize>| {
             let mut offset = 0;
             for (i, t) in tap.into_iter().enumerate() {

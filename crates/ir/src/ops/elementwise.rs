@@ -76,7 +76,13 @@ impl UnaryFn {
         match self {
             UnaryFn::Neg => -x,
             UnaryFn::Abs => x.abs(),
-            UnaryFn::Sign => if x == 0.0 || x.is_nan() { x } else { x.signum() },
+            UnaryFn::Sign => {
+                if x == 0.0 || x.is_nan() {
+                    x
+                } else {
+                    x.signum()
+                }
+            }
             UnaryFn::Not => f64::from(x == 0.0),
             UnaryFn::Exp => x.exp(),
             UnaryFn::Log => x.ln(),
@@ -90,9 +96,27 @@ impl UnaryFn {
             UnaryFn::Tanh => x.tanh(),
             UnaryFn::Erf => erf(x),
             UnaryFn::Sigmoid => 1.0 / (1.0 + (-x).exp()),
-            UnaryFn::Softplus => if x > 20.0 { x } else { x.exp().ln_1p() },
-            UnaryFn::Relu => if x.is_nan() { x } else { x.max(0.0) },
-            UnaryFn::Relu6 => if x.is_nan() { x } else { x.clamp(0.0, 6.0) },
+            UnaryFn::Softplus => {
+                if x > 20.0 {
+                    x
+                } else {
+                    x.exp().ln_1p()
+                }
+            }
+            UnaryFn::Relu => {
+                if x.is_nan() {
+                    x
+                } else {
+                    x.max(0.0)
+                }
+            }
+            UnaryFn::Relu6 => {
+                if x.is_nan() {
+                    x
+                } else {
+                    x.clamp(0.0, 6.0)
+                }
+            }
             UnaryFn::Gelu => 0.5 * x * (1.0 + erf(x * std::f64::consts::FRAC_1_SQRT_2)),
             UnaryFn::GeluTanh => {
                 let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
@@ -201,8 +225,20 @@ impl BinaryFn {
                 if r != 0.0 && (r < 0.0) != (b < 0.0) { r + b } else { r }
             }
             BinaryFn::Pow => a.powf(b),
-            BinaryFn::Max => if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) },
-            BinaryFn::Min => if a.is_nan() || b.is_nan() { f64::NAN } else { a.min(b) },
+            BinaryFn::Max => {
+                if a.is_nan() || b.is_nan() {
+                    f64::NAN
+                } else {
+                    a.max(b)
+                }
+            }
+            BinaryFn::Min => {
+                if a.is_nan() || b.is_nan() {
+                    f64::NAN
+                } else {
+                    a.min(b)
+                }
+            }
             BinaryFn::And => f64::from(a != 0.0 && b != 0.0),
             BinaryFn::Or => f64::from(a != 0.0 || b != 0.0),
             BinaryFn::Xor => f64::from((a != 0.0) != (b != 0.0)),
@@ -215,7 +251,13 @@ impl BinaryFn {
             BinaryFn::Add => a.wrapping_add(b),
             BinaryFn::Sub => a.wrapping_sub(b),
             BinaryFn::Mul => a.wrapping_mul(b),
-            BinaryFn::Div | BinaryFn::TruncDiv => if b == 0 { 0 } else { a.wrapping_div(b) },
+            BinaryFn::Div | BinaryFn::TruncDiv => {
+                if b == 0 {
+                    0
+                } else {
+                    a.wrapping_div(b)
+                }
+            }
             BinaryFn::FloorDiv => {
                 if b == 0 {
                     return 0;

@@ -10,11 +10,7 @@ use super::{
     elementwise::{BinaryFn, CompareFn, UnaryFn},
     support::{broadcast_types, sizes},
 };
-use crate::{
-    EvalError, OpError, Scalar, TensorType,
-    attr::AttrValue,
-    attrs, plain_attr,
-};
+use crate::{EvalError, OpError, Scalar, TensorType, attr::AttrValue, attrs, plain_attr};
 
 /// What one step of a [`Fused`] op computes.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

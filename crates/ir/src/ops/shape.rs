@@ -285,7 +285,15 @@ impl Pad {
         let index = match self.mode {
             PadMode::Constant => index,
             PadMode::Replicate => index.clamp(0, last),
-            PadMode::Reflect => if index < 0 { -index } else if index > last { 2 * last - index } else { index },
+            PadMode::Reflect => {
+                if index < 0 {
+                    -index
+                } else if index > last {
+                    2 * last - index
+                } else {
+                    index
+                }
+            }
         };
         (0..=last).contains(&index).then_some(index as usize)
     }

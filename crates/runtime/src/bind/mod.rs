@@ -87,7 +87,8 @@ impl BoundPlan {
             }
         }
         let last = plan.graph.nodes().len();
-        let outputs = plan.graph.outputs.iter().map(|o| binder.leaving(o.value, last)).collect::<Result<Vec<_>, _>>()?;
+        let outputs =
+            plan.graph.outputs.iter().map(|o| binder.leaving(o.value, last)).collect::<Result<Vec<_>, _>>()?;
         let next_states =
             plan.graph.states.iter().map(|s| binder.leaving(s.next, last)).collect::<Result<Vec<_>, _>>()?;
         let Binder { steps, buffers, .. } = binder;
@@ -189,11 +190,11 @@ impl Binder<'_> {
                 None => None,
             });
         }
-        let inputs: Vec<_> = node.inputs.iter().zip(&views).map(|(v, view)| Some(self.problem_operand((*v)?, view.as_ref()?))).collect();
+        let inputs: Vec<_> =
+            node.inputs.iter().zip(&views).map(|(v, view)| Some(self.problem_operand((*v)?, view.as_ref()?))).collect();
         let shapes = node.outputs.iter().map(|&v| self.sizes(v)).collect::<Result<Vec<_>, _>>()?;
-        let outputs: Vec<_> = (node.outputs.iter().zip(&shapes))
-            .map(|(&v, shape)| ResultType { dtype: self.dtype(v), shape })
-            .collect();
+        let outputs: Vec<_> =
+            (node.outputs.iter().zip(&shapes)).map(|(&v, shape)| ResultType { dtype: self.dtype(v), shape }).collect();
         let problem = Problem { kernel, op: &op, inputs: &inputs, outputs: &outputs };
         let prepared: Box<dyn Kernel> = if kernel.0 == KernelId::REFERENCE {
             Box::new(ReferenceKernel::new(&problem))

@@ -60,10 +60,8 @@ pub(crate) fn stage(
     let map = parts.map;
     let mut report = RefitReport::default();
     // Without a generation to start from there is nothing to keep: everything must be given.
-    let matching = MatchOptions {
-        partial: options.partial && base.is_some(),
-        reject_non_finite: options.reject_non_finite,
-    };
+    let matching =
+        MatchOptions { partial: options.partial && base.is_some(), reject_non_finite: options.reject_non_finite };
     let (matched, times) = match_sources(map, weights, parts.identical, matching)
         .map_err(|problems| RuntimeErrorKind::fit(problems, map.sources.len()))?;
     report.phases_ms.set(Phase::Match, times.matching);
@@ -173,9 +171,8 @@ fn compare(
     let differs: Vec<std::sync::atomic::AtomicBool> = given.iter().map(|_| true.into()).collect();
     parts.backend.for_each_staged(given.len(), &|i| {
         let (&index, new) = given[i];
-        let same = base.sources[index]
-            .as_ref()
-            .is_some_and(|old| old.buffer().changed_file().is_none() && old.bit_equal(new));
+        let same =
+            base.sources[index].as_ref().is_some_and(|old| old.buffer().changed_file().is_none() && old.bit_equal(new));
         differs[i].store(!same, std::sync::atomic::Ordering::Relaxed);
     });
     let differing = given.iter().zip(differs).filter(|(_, differs)| differs.load(std::sync::atomic::Ordering::Relaxed));

@@ -212,7 +212,9 @@ impl Registers {
         debug_assert!(index < program.operands);
         let register = program.registers[index];
         match register.bank {
-            Bank::F32 => gather(super::super::support::elements(bytes), start, stride, self.floats.out(register, len).1),
+            Bank::F32 => {
+                gather(super::super::support::elements(bytes), start, stride, self.floats.out(register, len).1)
+            }
             Bank::I64 => gather(super::super::support::elements(bytes), start, stride, self.ints.out(register, len).1),
             Bank::Bool => gather(bytes, start, stride, self.bools.out(register, len).1),
         }

@@ -75,7 +75,10 @@ proptest! {
 
 #[test]
 fn masks_are_computed_in_their_own_dtypes() {
-    let (i, j) = (Tensor::from_slice(&[1, 300], &(0..300i64).collect::<Vec<_>>()), Tensor::from_slice(&[5, 1], &[0i64, 10, 299, -1, 300]));
+    let (i, j) = (
+        Tensor::from_slice(&[1, 300], &(0..300i64).collect::<Vec<_>>()),
+        Tensor::from_slice(&[5, 1], &[0i64, 10, 299, -1, 300]),
+    );
     let steps = vec![
         step(FusedFn::Compare(CompareFn::Le), &[0, 1]),
         step(FusedFn::Literal(Scalar::Float(0.0), DType::F32), &[]),

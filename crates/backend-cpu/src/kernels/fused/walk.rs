@@ -12,7 +12,8 @@ pub(super) struct Walk {
 impl Walk {
     /// A walk over `shape` for operands of given shapes and strides that broadcast to it.
     pub(super) fn new(shape: &[usize], operands: &[(&[usize], &[usize])]) -> Self {
-        let aligned: Vec<Vec<usize>> = operands.iter().map(|(from, strides)| align(shape.len(), from, strides)).collect();
+        let aligned: Vec<Vec<usize>> =
+            operands.iter().map(|(from, strides)| align(shape.len(), from, strides)).collect();
         // Neighbouring axes become one where all operands step over them evenly.
         let mut axes: Vec<(usize, Vec<usize>)> = Vec::new();
         for (axis, &size) in shape.iter().enumerate() {

@@ -68,7 +68,8 @@ fn elu_of(cx: &mut Cx<'_, '_>, x: ValueId, alpha: f64, scale: f64, input_scale: 
 
 pub(super) fn elu(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let x = cx.tensor("self")?;
-    let (alpha, scale, input) = (cx.float_or("alpha", 1.0)?, cx.float_or("scale", 1.0)?, cx.float_or("input_scale", 1.0)?);
+    let (alpha, scale, input) =
+        (cx.float_or("alpha", 1.0)?, cx.float_or("scale", 1.0)?, cx.float_or("input_scale", 1.0)?);
     elu_of(cx, x, alpha, scale, input)
 }
 

@@ -84,7 +84,12 @@ pub(super) fn sdpa(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
                         cx.reshape(mask, [&[n][..], &tail[..]].concat())?
                     }
                 }
-                _ => return unsupported(format!("an attention mask with {m} axes for operands with {rank}"), "expand the mask"),
+                _ => {
+                    return unsupported(
+                        format!("an attention mask with {m} axes for operands with {rank}"),
+                        "expand the mask",
+                    );
+                }
             })
         }
     };

@@ -1,7 +1,7 @@
 //! Convolutions over one to three spatial axes.
 
-use regraft_ir::ops::{Activation, Conv, ConvTranspose, Pad, PadMode, SpatialLayout};
 use regraft_ir::Scalar;
+use regraft_ir::ops::{Activation, Conv, ConvTranspose, Pad, PadMode, SpatialLayout};
 
 use crate::pt2::{
     args::{Cx, Res, ValueId, wrong},

@@ -41,7 +41,8 @@ pub(super) fn einsum(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
         // Without an output: the hidden axes, then the labels that occur once, in the order of the alphabet.
         None => {
             let all: Vec<char> = operands.iter().flat_map(|o| o.labels.iter().copied()).collect();
-            let mut once: Vec<char> = all.iter().copied().filter(|c| all.iter().filter(|d| *d == c).count() == 1).collect();
+            let mut once: Vec<char> =
+                all.iter().copied().filter(|c| all.iter().filter(|d| *d == c).count() == 1).collect();
             once.retain(|c| *c < HIDDEN);
             once.sort_unstable();
             once.dedup();

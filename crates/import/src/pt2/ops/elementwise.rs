@@ -7,7 +7,7 @@ use crate::pt2::args::{Cx, Number, Operand, Res, ValueId, unsupported, wrong};
 
 /// The dtype that holds values of both.
 pub(super) fn promote(a: DType, b: DType) -> DType {
-    use DType::{BF16, Bool, F16, F32, I16, I8, U8};
+    use DType::{BF16, Bool, F16, F32, I8, I16, U8};
     match (a, b) {
         _ if a == b => a,
         (Bool, other) | (other, Bool) => other,
@@ -97,11 +97,8 @@ pub(super) fn binary(cx: &mut Cx<'_, '_>, f: BinaryFn) -> Res<ValueId> {
 fn sum(cx: &mut Cx<'_, '_>, f: BinaryFn, a: Operand, b: Operand) -> Res<ValueId> {
     let dtype = result_type(cx, &[&a, &b])?;
     let alpha = cx.number_or("alpha", Number::Int(1))?;
-    let b = if alpha.is(1.0) {
-        b
-    } else {
-        Operand::Tensor(apply(cx, BinaryFn::Mul, &b, &Operand::Number(alpha), dtype)?)
-    };
+    let b =
+        if alpha.is(1.0) { b } else { Operand::Tensor(apply(cx, BinaryFn::Mul, &b, &Operand::Number(alpha), dtype)?) };
     apply(cx, f, &a, &b, dtype)
 }
 
@@ -322,10 +319,9 @@ pub(super) fn nan_to_num(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     }
     let greatest = greatest(dtype);
     let mut out = x;
-    for (f, bound, name, default) in [
-        (CompareFn::Eq, f64::INFINITY, "posinf", greatest),
-        (CompareFn::Eq, f64::NEG_INFINITY, "neginf", -greatest),
-    ] {
+    for (f, bound, name, default) in
+        [(CompareFn::Eq, f64::INFINITY, "posinf", greatest), (CompareFn::Eq, f64::NEG_INFINITY, "neginf", -greatest)]
+    {
         let bound = cx.float(bound, dtype)?;
         let hit = cx.emit(Compare { f }, &[x, bound])?;
         let with = cx.float_or(name, default)?;

@@ -145,7 +145,8 @@ pub(super) fn one_hot(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     if classes < 0 {
         return unsupported("one_hot() without a number of classes", "give num_classes");
     }
-    let row = cx.emit(Iota { len: Dim::new(classes), start: Dim::new(0), step: Dim::new(1), dtype: DType::I64 }, &[])?;
+    let row =
+        cx.emit(Iota { len: Dim::new(classes), start: Dim::new(0), step: Dim::new(1), dtype: DType::I64 }, &[])?;
     let ids = cx.cast(ids, DType::I64)?;
     let ids = cx.unsqueeze(ids, cx.rank(ids))?;
     let hot = cx.emit(Compare { f: CompareFn::Eq }, &[ids, row])?;

@@ -267,7 +267,15 @@ const ATEN: &[(&str, Handler)] = &[
     ("_native_batch_norm_legit.default", Many(norm::native_batch_norm)),
     ("_native_batch_norm_legit.no_stats", Many(norm::batch_norm_no_stats)),
     ("_native_batch_norm_legit_no_training.default", Many(norm::native_batch_norm)),
-    ("_batch_norm_no_update.default", Many(|cx| norm::native_batch_norm(cx).map(|mut v| { v.push(None); v }))),
+    (
+        "_batch_norm_no_update.default",
+        Many(|cx| {
+            norm::native_batch_norm(cx).map(|mut v| {
+                v.push(None);
+                v
+            })
+        }),
+    ),
     ("instance_norm.default", One(norm::instance_norm)),
     ("group_norm.default", One(norm::group_norm)),
     ("native_group_norm.default", Many(norm::native_group_norm)),

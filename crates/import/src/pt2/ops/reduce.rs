@@ -1,6 +1,8 @@
 //! Reductions.
 
-use regraft_ir::ops::{ArgReduce, ArgReduceFn, BinaryFn, Compare, CompareFn, Cumsum, Reduce, ReduceFn, SizeOf, UnaryFn};
+use regraft_ir::ops::{
+    ArgReduce, ArgReduceFn, BinaryFn, Compare, CompareFn, Cumsum, Reduce, ReduceFn, SizeOf, UnaryFn,
+};
 use regraft_tensor::{DType, Dim};
 
 use super::elementwise::to_float;

@@ -71,7 +71,14 @@ fn image(cx: &Cx<'_, '_>, x: ValueId) -> Res<(Vec<Dim>, Dim, Dim, Dim)> {
     }
 }
 
-fn shuffled(cx: &mut Cx<'_, '_>, x: ValueId, lead: &[Dim], from: Vec<Dim>, perm: &[usize], to: Vec<Dim>) -> Res<ValueId> {
+fn shuffled(
+    cx: &mut Cx<'_, '_>,
+    x: ValueId,
+    lead: &[Dim],
+    from: Vec<Dim>,
+    perm: &[usize],
+    to: Vec<Dim>,
+) -> Res<ValueId> {
     let split = cx.reshape(x, [lead, &from[..]].concat())?;
     let n = lead.len();
     let moved = cx.permute(split, (0..n).chain(perm.iter().map(|p| p + n)).collect())?;

@@ -43,7 +43,8 @@ pub(super) fn flatten(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     if rank == 0 {
         return cx.reshape(x, vec![Dim::new(1)]);
     }
-    let (Some(before), Some(inner), Some(after)) = (shape.get(..start), shape.get(start..=end), shape.get(end + 1..)) else {
+    let (Some(before), Some(inner), Some(after)) = (shape.get(..start), shape.get(start..=end), shape.get(end + 1..))
+    else {
         return wrong(format!("axes {start} to {end} of a tensor with {rank} axes"));
     };
     let joined = inner.iter().fold(Dim::new(1), |n, d| &n * d);
@@ -116,7 +117,8 @@ pub(super) fn permute(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
 pub(super) fn movedim(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let x = cx.tensor("self")?;
     let rank = cx.rank(x);
-    let axes = |cx: &Cx<'_, '_>, name: &str| cx.ints(name)?.into_iter().map(|a| cx.axis(a, rank)).collect::<Res<Vec<_>>>();
+    let axes =
+        |cx: &Cx<'_, '_>, name: &str| cx.ints(name)?.into_iter().map(|a| cx.axis(a, rank)).collect::<Res<Vec<_>>>();
     let (from, to) = (axes(cx, "source")?, axes(cx, "destination")?);
     let mut slots: Vec<Option<usize>> = vec![None; rank];
     for (f, t) in from.iter().zip(&to) {
@@ -380,7 +382,9 @@ pub(super) fn split(cx: &mut Cx<'_, '_>) -> Res<Vec<ValueId>> {
     }
     let per = cx.dims("split_size")?;
     match per.as_slice() {
-        [per] if cx.node.target.contains("split.Tensor") || cx.node.target.contains("_copy") => equal_parts(cx, x, axis, per),
+        [per] if cx.node.target.contains("split.Tensor") || cx.node.target.contains("_copy") => {
+            equal_parts(cx, x, axis, per)
+        }
         lengths => parts(cx, x, axis, lengths),
     }
 }
@@ -448,7 +452,8 @@ pub(super) fn stack(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
 
 pub(super) fn hstack(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let list = cx.tensors("tensors")?;
-    let list = list.into_iter().map(|v| if cx.rank(v) == 0 { cx.unsqueeze(v, 0) } else { Ok(v) }).collect::<Res<Vec<_>>>()?;
+    let list =
+        list.into_iter().map(|v| if cx.rank(v) == 0 { cx.unsqueeze(v, 0) } else { Ok(v) }).collect::<Res<Vec<_>>>()?;
     let axis = usize::from(list.first().is_some_and(|v| cx.rank(*v) > 1));
     join(cx, list, axis)
 }
@@ -547,7 +552,11 @@ fn rolled(cx: &mut Cx<'_, '_>, x: ValueId, axis: usize, shift: i64) -> Res<Value
         Some(0) => return Ok(x),
         Some(n) => Dim::new((-i128::from(shift)).rem_euclid(i128::from(n)) as i64),
         None if cx.bounds(&size).min >= shift.saturating_abs() => {
-            if shift > 0 { &size - &Dim::new(shift) } else { Dim::new(-shift) }
+            if shift > 0 {
+                &size - &Dim::new(shift)
+            } else {
+                Dim::new(-shift)
+            }
         }
         None => Dim::new(shift.saturating_neg()).modulo(&size),
     };
