@@ -14,12 +14,11 @@ fn main() -> ExitCode {
             Ok(imported) => {
                 let report = imported.report;
                 println!(
-                    "{arg}: {} nodes, now {}; {} sources, {:.1} MB; {} unused; {:.0} ms",
+                    "{arg}: {} nodes, now {}; {} sources, {:.1} MB; {:.0} ms",
                     report.nodes,
                     imported.graph.nodes().len(),
                     report.sources,
                     report.bytes as f64 / 1e6,
-                    imported.unused_sources.len(),
                     start.elapsed().as_secs_f64() * 1e3,
                 );
                 if text {

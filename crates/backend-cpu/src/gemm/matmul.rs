@@ -25,11 +25,6 @@ impl<'a> DynamicB<'a> {
     }
 }
 
-/// Packs a right operand for [`gemm`](super::gemm()); `out` is [`panels_len`]`(k, n, panel_width(isa))` floats.
-pub fn pack_dynamic(threads: &Threads, isa: Isa, b: DynamicB<'_>, k: usize, n: usize, out: &mut [f32]) {
-    pack_panels(threads, isa, &[b.view(0, k, n)], panel_width(isa), out);
-}
-
 /// A batch of products `C[i] = epilogue(A[i] · B[i])`. A batch stride of 0 shares one operand.
 #[derive(Debug)]
 pub struct MatmulArgs<'a> {

@@ -24,7 +24,7 @@ pub use conv::{Conv2d, conv2d_offsets};
 pub use driver::{GemmArgs, gemm};
 pub(crate) use driver::{Panels, multiply_block};
 pub use epilogue::{Epilogue, Residual};
-pub use matmul::{DynamicB, MatmulArgs, matmul, pack_dynamic};
+pub use matmul::{DynamicB, MatmulArgs, matmul};
 pub use micro::panel_width;
 pub(crate) use operand::Operand;
 pub use operand::Rows;

@@ -5,7 +5,6 @@ use super::window::Taps;
 use crate::{
     Isa, Threads,
     gemm::Conv2d,
-    pack::SourceElement,
     simd::{Activation, Fma, simd_fn},
 };
 
@@ -17,29 +16,6 @@ pub fn tap_stride(channels: usize) -> usize {
     channels.next_multiple_of(CHANNELS)
 }
 
-/// Packs a depthwise weight `[channels, 1, kh, kw]` as `[kh * kw][channels padded to 32]`, each channel times its `scale`.
-///
-/// # Panics
-///
-/// If a slice has the wrong length.
-pub fn pack_depthwise<T: SourceElement>(
-    weight: &[T],
-    channels: usize,
-    taps: usize,
-    scale: Option<&[f32]>,
-    out: &mut [f32],
-) {
-    assert_eq!(weight.len(), channels * taps);
-    assert_eq!(out.len(), taps * tap_stride(channels));
-    assert!(scale.is_none_or(|s| s.len() == channels));
-    for (tap, out) in out.chunks_exact_mut(tap_stride(channels).max(1)).enumerate() {
-        for (c, out) in out.iter_mut().enumerate() {
-            let value = |c: usize| weight[c * taps + tap].to_f32() * scale.map_or(1.0, |s| s[c]);
-            *out = if c < channels { value(c) } else { 0.0 };
-        }
-    }
-}
-
 /// A depthwise convolution over a channels-last image.
 #[derive(Clone, Copy, Debug)]
 pub struct DepthwiseArgs<'a> {
@@ -49,7 +25,7 @@ pub struct DepthwiseArgs<'a> {
     pub channels: usize,
     /// The input, `[batch, height, width, channels]`.
     pub image: &'a [f32],
-    /// The weights, from [`pack_depthwise`].
+    /// The weights, `[kh * kw, channels]`, rows [`tap_stride`] apart and padded with zeros.
     pub weight: &'a [f32],
     /// One addend for each channel.
     pub bias: Option<&'a [f32]>,
@@ -126,6 +102,19 @@ mod tests {
 
     use super::*;
     use crate::nn::testing::{assert_close, numbers, on_every_isa};
+
+    /// `[channels, 1, kh, kw]` as the kernel wants it, each channel times its scale.
+    fn pack_depthwise(weight: &[f32], channels: usize, taps: usize, scale: Option<&[f32]>, out: &mut [f32]) {
+        assert_eq!(weight.len(), channels * taps);
+        assert_eq!(out.len(), taps * tap_stride(channels));
+        assert!(scale.is_none_or(|s| s.len() == channels));
+        for (tap, out) in out.chunks_exact_mut(tap_stride(channels).max(1)).enumerate() {
+            for (c, out) in out.iter_mut().enumerate() {
+                let value = |c: usize| weight[c * taps + tap] * scale.map_or(1.0, |s| s[c]);
+                *out = if c < channels { value(c) } else { 0.0 };
+            }
+        }
+    }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(30))]

@@ -1,10 +1,9 @@
-//! Pooling over channels-last images: maximum, average, and the average of a whole image.
+//! Pooling over channels-last images: maximum and average.
 
 use super::window::Taps;
 use crate::{
     Isa, Threads,
     gemm::Conv2d,
-    nn::reduce::{Reduction, reduce},
     simd::{lanes, simd_fn},
 };
 
@@ -40,21 +39,6 @@ pub fn pool(
     threads.for_each_chunk(out, conv.output[1] * channels, |row, out| {
         pool_row(isa, pooling, conv, (channels, image), row, out);
     });
-}
-
-/// The average of every channel over all positions of an image: `[batch, positions, channels]` to `[batch, channels]`.
-///
-/// # Panics
-///
-/// If a slice has the wrong length.
-pub fn global_average(
-    threads: &Threads,
-    isa: Isa,
-    image: &[f32],
-    [batch, positions, channels]: [usize; 3],
-    out: &mut [f32],
-) {
-    reduce(threads, isa, Reduction::Mean, image, [batch, positions, channels], out);
 }
 
 simd_fn! {
@@ -151,20 +135,5 @@ mod tests {
                 }
             });
         }
-    }
-
-    #[test]
-    fn the_average_of_an_image() {
-        let image = numbers(2 * 49 * 70, 1);
-        on_every_isa(
-            140,
-            |threads, isa, out| global_average(threads, isa, &image, [2, 49, 70], out),
-            |out| {
-                for (at, got) in out.iter().enumerate() {
-                    let pixels = (0..49).map(|p| f64::from(image[(at / 70 * 49 + p) * 70 + at % 70]));
-                    assert_close(*got, pixels.sum::<f64>() / 49.0, 1e-6);
-                }
-            },
-        );
     }
 }

@@ -1,0 +1,111 @@
+//! What is known of values and sizes.
+
+use regraft_ir::TensorType;
+use regraft_tensor::{DType, Dim, Range};
+
+use super::{Cx, Res, ValueId, unsupported};
+
+/// `INT64_MAX` and its like: what slices use for "to the end".
+const FAR: i64 = i64::MAX / 4;
+
+impl Cx<'_, '_> {
+    pub(crate) fn ty(&self, v: ValueId) -> &TensorType {
+        self.t.graph.ty(v)
+    }
+
+    pub(crate) fn shape(&self, v: ValueId) -> Vec<Dim> {
+        self.ty(v).shape.clone()
+    }
+
+    pub(crate) fn rank(&self, v: ValueId) -> usize {
+        self.ty(v).rank()
+    }
+
+    pub(crate) fn dtype_of(&self, v: ValueId) -> DType {
+        self.ty(v).dtype
+    }
+
+    /// The size of an axis, when it is known.
+    pub(crate) fn size(&self, v: ValueId, axis: usize) -> Res<usize> {
+        let dim = self.ty(v).shape.get(axis).cloned().unwrap_or(Dim::new(1));
+        dim.as_usize().map_or_else(
+            || unsupported(format!("a dynamic size {dim} of axis {axis}"), "export this dimension as a static one"),
+            Ok,
+        )
+    }
+
+    /// The program's type of result `i`.
+    pub(crate) fn result(&self, i: usize) -> Option<&TensorType> {
+        self.results.get(i).and_then(Option::as_ref)
+    }
+
+    /// The program's dtype of the first result.
+    pub(crate) fn result_dtype(&self) -> Option<DType> {
+        self.result(0).map(|t| t.dtype)
+    }
+
+    /// `shape`, with every size that the program spells in a simpler way taken from its type of result `i`.
+    pub(crate) fn refine(&self, i: usize, shape: Vec<Dim>) -> Vec<Dim> {
+        match self.result(i) {
+            Some(t) if t.rank() == shape.len() => shape.iter().zip(&t.shape).map(|(a, b)| simpler(a, b)).collect(),
+            _ => shape,
+        }
+    }
+
+    pub(crate) fn bounds(&self, dim: &Dim) -> Range {
+        dim.bounds(&self.t.ranges)
+    }
+
+    /// Whether `a ≤ b` for all sizes that the program allows.
+    pub(crate) fn surely_le(&self, a: &Dim, b: &Dim) -> bool {
+        self.bounds(&(b - a)).min >= 0
+    }
+
+    /// Whether the value is computed from sources alone.
+    pub(crate) fn is_constant(&self, v: ValueId) -> bool {
+        self.t.is_constant(v)
+    }
+
+    /// An index as Python takes it (negative from the end, anything beyond is the end), within `0..=size`.
+    pub(crate) fn clamp_index(&self, index: &Dim, size: &Dim) -> Dim {
+        if index.as_const().is_some_and(|v| v >= FAR) {
+            return size.clone();
+        }
+        let range = self.bounds(index);
+        // An index whose sign depends on sizes is taken as what it was when the program was exported.
+        let index = if range.max < 0 || (range.min < 0 && self.t.example(index).is_some_and(|v| v < 0)) {
+            let sum = index + size;
+            if self.bounds(&sum).min >= 0 { sum } else { sum.max_of(&Dim::new(0)) }
+        } else {
+            index.clone()
+        };
+        if self.surely_le(&index, size) {
+            index
+        } else if self.surely_le(size, &index) {
+            size.clone()
+        } else {
+            index.min_of(size)
+        }
+    }
+}
+
+/// The simpler of two spellings of one size.
+pub(crate) fn simpler(a: &Dim, b: &Dim) -> Dim {
+    let weight = |d: &Dim| match (d.as_const(), d.as_symbol()) {
+        (Some(_), _) => 0,
+        (_, Some(_)) => 1,
+        _ => 1 + d.to_string().len(),
+    };
+    if a == b || weight(a) <= weight(b) { a.clone() } else { b.clone() }
+}
+
+/// Whether these are the strides of a dense row-major tensor; those of axes of size 1 say nothing.
+pub(crate) fn row_major(sizes: &[Dim], strides: &[Dim]) -> bool {
+    let mut expected = Dim::new(1);
+    sizes.len() == strides.len()
+        && sizes.iter().zip(strides).rev().all(|(size, stride)| {
+            let fits = size.is(1) || *stride == expected;
+            expected = &expected * size;
+            fits
+        })
+}

@@ -1,0 +1,108 @@
+//! Writes in place.
+
+use std::sync::Arc;
+
+use regraft_ir::{
+    Op, ValueId,
+    ops::{Concat, Expand, Permute, Reshape, Slice},
+};
+use regraft_tensor::Dim;
+
+use super::{Bound, Translator};
+use crate::pt2::args::{Cx, DECOMPOSE, Res, unsupported};
+
+impl Translator<'_> {
+    /// The base after `value` was written to what `chain` shows of it.
+    pub(super) fn write_through(
+        &mut self,
+        chain: &[Op],
+        base: ValueId,
+        value: ValueId,
+        scope: &Arc<str>,
+    ) -> Res<ValueId> {
+        let mut steps = vec![base];
+        for op in chain {
+            let last = *steps.last().unwrap_or(&base);
+            steps.push(self.add_one(op.clone(), &[last], scope)?);
+        }
+        let mut new = value;
+        for (op, &from) in chain.iter().zip(&steps).rev() {
+            let ty = self.graph.ty(from).clone();
+            new = match op {
+                Op::Reshape(_) => self.add_one(Reshape { shape: ty.shape }.into(), &[new], scope)?,
+                Op::Permute(p) => self.add_one(Permute { perm: inverse(&p.perm) }.into(), &[new], scope)?,
+                Op::Slice(s) if s.step == 1 => self.put_slice(s, from, new, scope)?,
+                _ => return unsupported("writing in place to a view that skips or repeats elements", DECOMPOSE),
+            };
+        }
+        Ok(new)
+    }
+
+    /// `from`, with `new` in place of what `slice` shows of it.
+    fn put_slice(&mut self, slice: &Slice, from: ValueId, new: ValueId, scope: &Arc<str>) -> Res<ValueId> {
+        let axis = slice.axis;
+        let size = self.graph.ty(from).shape.get(axis).cloned().unwrap_or(Dim::new(1));
+        let mut parts = Vec::new();
+        if !slice.start.is(0) {
+            let before = Slice { axis, start: Dim::new(0), end: slice.start.clone(), step: 1 };
+            parts.push(self.add_one(before.into(), &[from], scope)?);
+        }
+        parts.push(new);
+        if slice.end != size {
+            let after = Slice { axis, start: slice.end.clone(), end: size, step: 1 };
+            parts.push(self.add_one(after.into(), &[from], scope)?);
+        }
+        match parts.as_slice() {
+            [one] => Ok(*one),
+            parts => self.add_one(Concat { axis }.into(), parts, scope),
+        }
+    }
+}
+
+impl<'p> Cx<'_, 'p> {
+    /// Ends an in-place op: `value` becomes what its first argument holds, and its results are that tensor.
+    pub(super) fn write_back(&mut self, value: ValueId, names: &[&'p str]) -> Res<()> {
+        let (cell, scope) = (self.first_cell()?, self.scope.clone());
+        let old = self.t.read_cell(cell, &scope)?;
+        let ty = self.ty(old).clone();
+        let value = self.cast(value, ty.dtype)?;
+        let value = if self.ty(value).rank() == ty.rank()
+            && self.ty(value).shape.iter().zip(&ty.shape).all(|(a, b)| same(a, b))
+        {
+            value
+        } else {
+            self.emit(Expand { shape: ty.shape.clone() }, &[value])?
+        };
+        if self.t.graph.producer(value).is_some() && self.ty(value).shape != ty.shape {
+            self.t.graph.set_type(value, ty);
+        }
+        self.t.write(cell, value, &scope)?;
+        for name in names {
+            self.t.env.insert(name, Bound::Tensor(cell));
+        }
+        Ok(())
+    }
+
+    /// After `x.unsqueeze_(0)` the name of `x` means the result.
+    pub(super) fn rename_first(&mut self, names: &[&'p str]) {
+        if let (Ok(first), Some(bound)) = (self.first_name(), names.first().and_then(|n| self.t.env.get(n)).cloned()) {
+            self.t.env.insert(first, bound);
+        }
+    }
+}
+
+/// The permutation that undoes `perm`.
+fn inverse(perm: &[usize]) -> Vec<usize> {
+    let mut inverse = vec![0; perm.len()];
+    for (i, &axis) in perm.iter().enumerate() {
+        if let Some(slot) = inverse.get_mut(axis) {
+            *slot = i;
+        }
+    }
+    inverse
+}
+
+/// Whether two sizes are the same or may be; what is known to differ is expanded.
+fn same(a: &Dim, b: &Dim) -> bool {
+    a == b || (!a.is(1) && !matches!((a.as_const(), b.as_const()), (Some(_), Some(_))))
+}

@@ -1,0 +1,74 @@
+//! Calls of inner graphs.
+
+use super::{Bound, Translator};
+use crate::pt2::{
+    args::{Res, unsupported, wrong},
+    schema::{Argument, NamedArgument, Node},
+};
+
+/// Inner graphs may hold inner graphs, but not this deep.
+const MAX_NESTING: usize = 32;
+
+impl<'p> Translator<'p> {
+    /// A call of an inner graph that runs as if it stood here.
+    pub(super) fn inline(&mut self, node: &'p Node, names: &[&'p str], depth: usize) -> Res<()> {
+        if depth >= MAX_NESTING {
+            return unsupported(format!("inner graphs nested deeper than {MAX_NESTING}"), "simplify the model");
+        }
+        let Some(at) = node.inputs.iter().position(|i| matches!(i.arg, Argument::Graph(_))) else {
+            return wrong("expected an inner graph among the arguments");
+        };
+        let (before, rest) = node.inputs.split_at(at);
+        check_autocast(node, before)?;
+        let Some((Argument::Graph(inner), operands)) = rest.split_first().map(|(g, o)| (&g.arg, o)) else {
+            return wrong("expected an inner graph among the arguments");
+        };
+        let flat = self
+            .bound_in(operands.iter().map(|i| &i.arg))
+            .or_else(|name| wrong(format!("it reads `{name}`, which nothing before it makes")))?;
+        let params: Vec<&'p str> = inner.graph.inputs.iter().filter_map(Argument::first_name).collect();
+        if params.len() != flat.len() {
+            return wrong(format!("its inner graph takes {} values, found {}", params.len(), flat.len()));
+        }
+        let outer = std::mem::take(&mut self.env);
+        self.env = params.into_iter().zip(flat).collect();
+        self.nodes(&inner.graph, depth + 1)?;
+        let results = self.bound_in(inner.graph.outputs.iter());
+        self.env = outer;
+        let results = results.or_else(|name| wrong(format!("its inner graph gives `{name}`, which nothing makes")))?;
+        if names.len() != results.len() {
+            return wrong(format!("its inner graph gives {} values, {} are expected", results.len(), names.len()));
+        }
+        self.env.extend(names.iter().copied().zip(results));
+        Ok(())
+    }
+
+    /// What the names in `args` stand for, or the last name of the first argument with one that stands for nothing.
+    fn bound_in<'a>(&self, args: impl Iterator<Item = &'a Argument>) -> Result<Vec<Bound>, &'a str> {
+        let mut flat = Vec::new();
+        for arg in args {
+            let mut missing = None;
+            arg.for_each_name(&mut |name| match self.env.get(name) {
+                Some(bound) => flat.push(bound.clone()),
+                None => missing = Some(name),
+            });
+            if let Some(name) = missing {
+                return Err(name);
+            }
+        }
+        Ok(flat)
+    }
+}
+
+/// Refuses inner graphs that run under autocast.
+fn check_autocast(node: &Node, before: &[NamedArgument]) -> Res<()> {
+    // The first condition says whether it is enabled, the second is about its cache.
+    let enabled = before.iter().find_map(|i| match i.arg {
+        Argument::Bool(enabled) => Some(enabled),
+        _ => None,
+    });
+    if node.target.ends_with("wrap_with_autocast") && enabled == Some(true) {
+        return unsupported("autocast", "convert the model to the wanted dtype before exporting it");
+    }
+    Ok(())
+}
