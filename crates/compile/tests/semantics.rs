@@ -53,7 +53,7 @@ impl Random {
         let count = shape.iter().product();
         let unit = |bits: u64| (bits >> 11) as f64 / (1u64 << 53) as f64;
         let value = |bits: u64| match dtype {
-            DType::Bool => f64::from(bits % 3 != 0),
+            DType::Bool => f64::from(!bits.is_multiple_of(3)),
             d if d.is_float() && positive => unit(bits) + 0.5,
             d if d.is_float() => unit(bits) * 8.0 - 4.0,
             _ => (bits % 7) as f64 - 3.0,
@@ -165,7 +165,7 @@ fn random_node(graph: &mut Graph, random: &mut Random, values: &[ValueId], x: Va
             let mut left: usize = shape.iter().product();
             let mut to = Vec::new();
             while left > 1 {
-                let divisors: Vec<usize> = (2..=left).filter(|d| left % d == 0).collect();
+                let divisors: Vec<usize> = (2..=left).filter(|d| left.is_multiple_of(*d)).collect();
                 let d = divisors[random.below(divisors.len())];
                 to.push(d);
                 left /= d;
@@ -178,7 +178,7 @@ fn random_node(graph: &mut Graph, random: &mut Random, values: &[ValueId], x: Va
         4 if rank > 1 => {
             // One axis split, or merged with the next.
             let mut to = shape.clone();
-            if shape[axis] % 2 == 0 {
+            if shape[axis].is_multiple_of(2) {
                 to[axis] = 2;
                 to.insert(axis + 1, shape[axis] / 2);
             } else if axis + 1 < rank {

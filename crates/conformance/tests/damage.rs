@@ -1,5 +1,7 @@
 //! Damaged files are refused with an error, never with a panic, and never give other numbers.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use std::{
     fs,
     panic::{AssertUnwindSafe, catch_unwind},

@@ -95,9 +95,9 @@ fn r_10_a_partial_update_changes_only_its_keys() {
     );
     let before = model.generation().unwrap();
     let report = model.refit(&change, PARTIAL).unwrap();
-    assert_eq!(report.applied, [name.clone()]);
+    assert_eq!(report.applied, std::slice::from_ref(&name));
     assert_eq!(report.recomputed_slots.len(), 1);
-    assert_eq!(report.recomputed_slots[0].sources, [name.clone()]);
+    assert_eq!(report.recomputed_slots[0].sources, std::slice::from_ref(&name));
     let after = model.generation().unwrap();
     let shared = before.slots.iter().zip(&after.slots).filter(|(a, b)| std::sync::Arc::ptr_eq(a, b)).count();
     assert_eq!(shared, model.plan().slots.len() - 1, "every other buffer is shared");

@@ -19,7 +19,7 @@ pub struct EngineError {
 pub enum EngineErrorKind {
     /// The file as such is broken or foreign.
     #[error(transparent)]
-    Container(#[from] ContainerError),
+    Container(Box<ContainerError>),
     /// The contents do not fit together.
     #[error("the engine is malformed: {0}; compile the model again")]
     Malformed(String),
@@ -27,9 +27,9 @@ pub enum EngineErrorKind {
     #[error("the engine was built for {expected}, this machine offers {found}; compile the model for this machine")]
     Target {
         /// What the engine needs.
-        expected: Target,
+        expected: Box<Target>,
         /// What is here.
-        found: Target,
+        found: Box<Target>,
     },
 }
 
@@ -38,5 +38,11 @@ fn text(path: &Path, kind: &EngineErrorKind) -> String {
         // Names the file itself.
         EngineErrorKind::Container(error) => error.to_string(),
         EngineErrorKind::Malformed(_) | EngineErrorKind::Target { .. } => format!("{}: {kind}", path.display()),
+    }
+}
+
+impl From<ContainerError> for EngineErrorKind {
+    fn from(error: ContainerError) -> Self {
+        EngineErrorKind::Container(Box::new(error))
     }
 }

@@ -53,7 +53,11 @@ impl Model {
     /// When the engine was built for another machine, is malformed, or a recipe fails.
     pub fn new(engine: Engine, backend: Arc<dyn Backend>) -> Result<Model, RuntimeError> {
         if !backend.runs(&engine.target) {
-            return Err(EngineErrorKind::Target { expected: engine.target, found: backend.target() }.into());
+            return Err(EngineErrorKind::Target {
+                expected: Box::new(engine.target),
+                found: Box::new(backend.target()),
+            }
+            .into());
         }
         engine.plan.check()?;
         let Engine { mode, target, plan, refit_map, identical, sources, slots } = engine;

@@ -1,4 +1,4 @@
-//! The text form of a program: [`print`] and [`parse`] are each other's inverse.
+//! The text form of a program: [`print()`] and [`parse()`] are each other's inverse.
 //!
 //! ```text
 //! program "mlp" {

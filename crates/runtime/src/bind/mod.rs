@@ -185,10 +185,7 @@ impl Binder<'_> {
         let kernel = &self.plan.kernels[index];
         let mut views = Vec::with_capacity(node.inputs.len());
         for (i, input) in node.inputs.iter().enumerate() {
-            views.push(match input {
-                Some(v) => Some(self.operand(*v, index, i, kernel, &op)),
-                None => None,
-            });
+            views.push(input.map(|v| self.operand(v, index, i, kernel, &op)));
         }
         let inputs: Vec<_> =
             node.inputs.iter().zip(&views).map(|(v, view)| Some(self.problem_operand((*v)?, view.as_ref()?))).collect();

@@ -82,7 +82,7 @@ impl View {
             if left.0 == 1 {
                 left = merged.pop()?;
             }
-            if left.0 % shape[axis] != 0 {
+            if !left.0.is_multiple_of(shape[axis]) {
                 return None;
             }
             strides[axis] = left.1;
