@@ -63,7 +63,7 @@ lint: ## formatting, clippy, documentation, crate dependencies
 	@echo "== Python"
 	@ruff=$$(command -v ruff || ls $${REGRAFT_CACHE_DIR:-$${XDG_CACHE_HOME:-$$HOME/.cache}/regraft}/venv-*/bin/ruff 2>/dev/null | head -n 1 || true); \
 	if [[ -n "$$ruff" ]]; then \
-		"$$ruff" check tests demo scripts && "$$ruff" format --check tests demo scripts; \
+		"$$ruff" check bench demo tests && "$$ruff" format --check bench demo tests; \
 	else \
 		echo "no ruff here: Python files are not checked"; \
 	fi

@@ -74,7 +74,7 @@ fn run(demo: &Path, files: &Path) -> Res<Vec<String>> {
     let options = CompileOptions { mode: Mode::Stripped, identical: false, threads: Threads::Auto };
     let compiled = regraft::compile(&demo.join("minilm.pt2"), &options, &mut ())?;
     let nodes = compiled.engine.plan.graph.nodes().len();
-    report.time("compile", start, &format!("{} nodes become {nodes} kernels; no weights yet", compiled.nodes));
+    report.time("compile", start, &format!("{} nodes become {nodes} in the plan; no weights yet", compiled.nodes));
     let model = Model::new(compiled.engine, regraft::cpu(Threads::Auto))?;
 
     let start = Instant::now();

@@ -26,7 +26,8 @@ pub struct CpuBackend {
 }
 
 impl CpuBackend {
-    /// The best instruction set of this machine, with `threads` threads for runs; `None` for one per core.
+    /// The best instruction set of this machine, with `threads` threads for runs and as many for refits; `None` for one per
+    /// core.
     pub fn new(threads: Option<usize>) -> Self {
         CpuBackend::with_isa(Isa::detect(), threads)
     }
@@ -39,7 +40,8 @@ impl CpuBackend {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         // A machine that cannot start threads still runs, on the calling one.
         let pool = |count| Threads::new(count).unwrap_or_else(|_| Threads::single());
-        CpuBackend { cx: Cx { isa: isa.verified(), threads: pool(threads.unwrap_or(cores)) }, staging: pool(cores) }
+        let count = threads.unwrap_or(cores);
+        CpuBackend { cx: Cx { isa: isa.verified(), threads: pool(count) }, staging: pool(count) }
     }
 }
 

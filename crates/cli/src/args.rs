@@ -76,7 +76,7 @@ pub(crate) struct Common {
 
 #[derive(Args, Clone, Copy, Debug)]
 pub(crate) struct ThreadArgs {
-    /// Threads of runs [default: one per core]; results do not depend on it
+    /// Threads of runs, and as many of refits [default: one per core]; results do not depend on it
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
 }
@@ -203,7 +203,7 @@ const REFIT: &str = "Give an engine new weights, without compiling, and write th
   regraft refit model.rgf --weights tuned.safetensors -o model.rgf                in place
 
 The result is bit for bit what compiling with the new weights gives. Every key must fit: missing, unknown and wrongly \
-shaped ones are listed all at once, and then nothing is written. Tensors that are the same as before cost no work.";
+shaped ones are listed all at once, and then nothing is written. A tensor that is the same as before costs one comparison.";
 
 #[derive(Args, Debug)]
 pub(crate) struct RefitArgs {

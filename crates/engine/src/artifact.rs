@@ -29,6 +29,9 @@ const RECIPES: SectionKind = SectionKind { id: 3, name: "recipes", class: Sectio
 const SOURCES: SectionKind = SectionKind { id: 4, name: "sources", class: SectionClass::Weights };
 const SLOTS: SectionKind = SectionKind { id: 5, name: "slots", class: SectionClass::Weights };
 
+/// The version of Regraft: kernels are named by ids of one version.
+const PRODUCT: &str = env!("CARGO_PKG_VERSION");
+
 /// The current version of engine files.
 static FORMAT: Format = Format { version: 1, sections: &[ABOUT, PLAN, RECIPES, SOURCES, SLOTS] };
 
@@ -92,7 +95,7 @@ impl Engine {
             text_len: text.len(),
         };
         About {
-            product: env!("CARGO_PKG_VERSION").to_owned(),
+            product: PRODUCT.to_owned(),
             target: self.target.clone(),
             mode: self.mode,
             kernels: self.plan.kernels.clone(),
@@ -138,16 +141,23 @@ impl Reader<'_> {
         let about = self.section(ABOUT)?;
         let about: About =
             serde_json::from_slice(about.bytes()).map_err(|e| self.malformed(format!("section `about`: {e}")))?;
+        if about.product != PRODUCT {
+            return Err(error(self.path, EngineErrorKind::Product { expected: PRODUCT, found: about.product }));
+        }
         let graph = self.graph("plan", self.section(PLAN)?.bytes())?;
         let plan = Plan { graph, kernels: about.kernels, slots: about.layouts };
         plan.check().map_err(|kind| error(self.path, kind))?;
-        let refit_map = self.refit_map(about.sources, about.recipes, &plan)?;
+        let refit_map = self.refit_map(about.mode, about.sources, about.recipes, &plan)?;
         let sources = self.sources(&refit_map, &about.source_offsets)?;
         let slots = about.slot_offsets.map(|offsets| self.slots(&plan, &offsets)).transpose()?;
         let wrong_digests = about.identical.as_ref().is_some_and(|d| d.len() != refit_map.sources.len());
         let unready = match about.mode {
             Mode::Frozen => slots.is_none(),
-            Mode::Refittable => sources.iter().any(Option::is_none),
+            // What no slot is made of may be absent.
+            Mode::Refittable => {
+                let used = refit_map.slots_by_source();
+                used.iter().zip(&sources).any(|(slots, tensor)| !slots.is_empty() && tensor.is_none())
+            }
             Mode::Stripped => false,
         };
         if wrong_digests || unready {
@@ -171,6 +181,7 @@ impl Reader<'_> {
 
     fn refit_map(
         &self,
+        mode: Mode,
         sources: Vec<SourceInfo>,
         recipes: Vec<AboutRecipe>,
         plan: &Plan,
@@ -179,8 +190,11 @@ impl Reader<'_> {
             Tensor::byte_len(source.dtype, &source.shape)
                 .map_err(|e| self.malformed(format!("source {}: {e}", source.name)))?;
         }
-        if !recipes.is_empty() && recipes.len() != plan.slots.len() {
+        if mode != Mode::Frozen && recipes.len() != plan.slots.len() {
             return Err(self.malformed(format!("{} recipes for {} slots", recipes.len(), plan.slots.len())));
+        }
+        if mode == Mode::Frozen && !recipes.is_empty() {
+            return Err(self.malformed("a frozen engine with recipes"));
         }
         let section = self.section(RECIPES)?;
         let mut rest = section.bytes();
@@ -214,7 +228,8 @@ impl Reader<'_> {
                     .get(index as usize)
                     .is_some_and(|info| info.dtype == ty.dtype && ty.sizes().as_ref() == Some(&info.shape))
             });
-        let closed = graph.inputs.is_empty() && graph.states.is_empty() && graph.outputs.len() == 1;
+        let closed =
+            graph.inputs.is_empty() && graph.states.is_empty() && graph.symbols.is_empty() && graph.outputs.len() == 1;
         let layout = &plan.slots[slot];
         let yields = closed && {
             let ty = graph.ty(graph.outputs[0].value);

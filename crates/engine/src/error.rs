@@ -23,6 +23,14 @@ pub enum EngineErrorKind {
     /// The contents do not fit together.
     #[error("the engine is malformed: {0}; compile the model again")]
     Malformed(String),
+    /// Another version of Regraft wrote the engine.
+    #[error("the engine was written by Regraft {found}, this is {expected}; compile the model again")]
+    Product {
+        /// This version.
+        expected: &'static str,
+        /// The version that wrote it.
+        found: String,
+    },
     /// The engine was built for another machine.
     #[error("the engine was built for {expected}, this machine offers {found}; compile the model for this machine")]
     Target {
@@ -37,7 +45,9 @@ fn text(path: &Path, kind: &EngineErrorKind) -> String {
     match kind {
         // Names the file itself.
         EngineErrorKind::Container(error) => error.to_string(),
-        EngineErrorKind::Malformed(_) | EngineErrorKind::Target { .. } => format!("{}: {kind}", path.display()),
+        EngineErrorKind::Malformed(_) | EngineErrorKind::Product { .. } | EngineErrorKind::Target { .. } => {
+            format!("{}: {kind}", path.display())
+        }
     }
 }
 

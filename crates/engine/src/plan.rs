@@ -1,5 +1,5 @@
 use regraft_backend::{KernelId, PackFormat, SlotLayout};
-use regraft_ir::{Graph, ValueId};
+use regraft_ir::{Graph, Op, ValueId};
 
 use crate::EngineErrorKind;
 
@@ -50,6 +50,12 @@ impl Plan {
             let ty = self.graph.ty(slot.value);
             if layout.format.byte_len(ty.dtype, &layout.shape).is_none() {
                 return malformed(format!("slot {}: {} does not lie as {}", slot.name, ty, layout.format));
+            }
+        }
+        let views = |op: &Op| matches!(op, Op::Reshape(_) | Op::Permute(_) | Op::Expand(_) | Op::Slice(_));
+        for (node, kernel) in self.graph.nodes().iter().zip(&self.kernels) {
+            if kernel.0 == KernelId::VIEW && !views(&node.op) {
+                return malformed(format!("{} at `{}` is no view", node.op.name(), node.scope));
             }
         }
         self.check_plain_reads()

@@ -54,7 +54,7 @@ pub struct CompileOptions {
     pub mode: Mode,
     /// Bind the engine to the weights it is built with: it takes no others.
     pub identical: bool,
-    /// Threads of the packing that a frozen engine needs.
+    /// Threads that make the slots of a frozen engine.
     pub threads: Threads,
 }
 

@@ -47,6 +47,16 @@ pub enum RuntimeErrorKind {
         #[source]
         error: BackendError,
     },
+    /// The sizes of the inputs do not work out for a node.
+    #[error("{op} at `{scope}` does not take these sizes: {why}")]
+    Sizes {
+        /// Name of the op.
+        op: &'static str,
+        /// Module path in the original model.
+        scope: String,
+        /// What does not work out.
+        why: String,
+    },
     /// The weights do not fit.
     #[error(transparent)]
     Weights(#[from] WeightsErrorKind),
@@ -67,8 +77,8 @@ pub enum RuntimeErrorKind {
     /// A frozen engine was given new weights.
     #[error("the engine is frozen: it holds no recipes, so its weights cannot change; compile with --mode refittable")]
     Frozen,
-    /// A staged generation was made from one that no longer serves.
-    #[error("the model was refitted since this generation was staged; stage it again")]
+    /// A staged generation was made from another one than serves.
+    #[error("the generation was not staged from the one that serves now; stage it again on this model")]
     Stale,
     /// A result is too large for memory.
     #[error("{what} is too large for memory")]

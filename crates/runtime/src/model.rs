@@ -11,7 +11,10 @@ use regraft_tensor::{AlignedVec, Tensor};
 use regraft_weights::{Digest, Generation, Phase, RefitMap, RefitReport, SlotPool, StateDict};
 
 use crate::{
-    RefitOptions, RuntimeError, RuntimeErrorKind, Session, Staged, bind::BoundPlan, refit, session::BoundCache,
+    RefitOptions, RuntimeError, RuntimeErrorKind, Session, Staged,
+    bind::BoundPlan,
+    refit,
+    session::{BoundCache, Scratch},
 };
 
 /// An engine with a serving generation: what runs, and what is refitted.
@@ -41,9 +44,10 @@ struct Shared {
     /// Sources that an unbound stripped engine brings itself.
     carried: Vec<Option<Tensor>>,
     pool: Arc<SlotPool>,
-    sessions: Mutex<Vec<Session>>,
-    /// Held from the choice of a base generation to its publication.
-    refit: Mutex<()>,
+    /// Scratch memory of past runs, for the next ones.
+    scratch: Mutex<Vec<Scratch>>,
+    /// Held while a generation is published; nothing else happens meanwhile.
+    publish: Mutex<()>,
 }
 
 impl Model {
@@ -123,7 +127,7 @@ impl Model {
 
     /// Scratch memory and state of a new sequence of runs.
     pub fn session(&self) -> Session {
-        Session::new(self.clone())
+        Session::new(self.clone(), Scratch::default())
     }
 
     /// Runs the program once, with fresh state, in scratch memory that is kept for the next call.
@@ -131,11 +135,10 @@ impl Model {
     /// # Errors
     /// As [`Session::run`].
     pub fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, RuntimeError> {
-        let kept = lock(&self.shared.sessions).pop();
-        let mut session = kept.unwrap_or_else(|| self.session());
-        session.reset_state();
+        let scratch = lock(&self.shared.scratch).pop().unwrap_or_default();
+        let mut session = Session::new(self.clone(), scratch);
         let outputs = session.run(inputs);
-        lock(&self.shared.sessions).push(session);
+        lock(&self.shared.scratch).push(session.into_scratch());
         outputs
     }
 
@@ -157,32 +160,40 @@ impl Model {
     /// # Errors
     /// [`RuntimeErrorKind::Stale`] when the model was refitted since.
     pub fn publish(&self, staged: Staged) -> Result<RefitReport, RuntimeError> {
-        let _guard = lock(&self.shared.refit);
-        self.publish_locked(staged)
-    }
-
-    fn publish_locked(&self, mut staged: Staged) -> Result<RefitReport, RuntimeError> {
+        let Staged { generation, base, mut report } = staged;
         let start = Instant::now();
-        let base = self.generation().map(|g| g.id);
-        if base != staged.base {
+        let guard = lock(&self.shared.publish);
+        let serving = self.generation();
+        let same = match (&serving, &base) {
+            (Some(serving), Some(base)) => Arc::ptr_eq(serving, base),
+            // Nothing serves yet: what was staged must at least be of this program.
+            (None, None) => generation.slots.len() == self.plan().slots.len(),
+            _ => false,
+        };
+        if !same {
             return Err(RuntimeErrorKind::Stale.into());
         }
-        let before = self.shared.serving.swap(Some(Arc::new(staged.generation)));
-        staged.report.phases_ms.set(Phase::Publish, start.elapsed());
+        self.shared.serving.store(Some(Arc::new(generation)));
+        drop(guard);
+        report.phases_ms.set(Phase::Publish, start.elapsed());
         let start = Instant::now();
-        drop(before);
-        staged.report.phases_ms.set(Phase::Retire, start.elapsed());
-        Ok(staged.report)
+        drop((serving, base));
+        report.phases_ms.set(Phase::Retire, start.elapsed());
+        Ok(report)
     }
 
-    /// Stages and publishes: all or nothing.
+    /// Stages and publishes: all or nothing. When another refit comes first, this one is staged again on top of it.
     ///
     /// # Errors
     /// As [`Model::stage`].
     pub fn refit(&self, weights: &StateDict, options: RefitOptions) -> Result<RefitReport, RuntimeError> {
-        let _guard = lock(&self.shared.refit);
-        let staged = self.stage(weights, options)?;
-        self.publish_locked(staged)
+        loop {
+            let published = self.publish(self.stage(weights, options)?);
+            match published {
+                Err(error) if matches!(error.kind(), RuntimeErrorKind::Stale) => {}
+                outcome => return outcome,
+            }
+        }
     }
 
     /// The engine with the serving generation's weights, to be saved as `mode`.
@@ -253,8 +264,8 @@ impl Shared {
             serving: ArcSwapOption::from(serving),
             carried,
             pool,
-            sessions: Mutex::default(),
-            refit: Mutex::default(),
+            scratch: Mutex::default(),
+            publish: Mutex::default(),
         }
     }
 }

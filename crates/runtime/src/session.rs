@@ -9,19 +9,27 @@ use crate::{
     bind::{BoundPlan, Leaving, Place, Read, Step, Work},
 };
 
+/// The buffers of a session; their contents mean nothing between runs.
+pub(crate) type Scratch = Vec<AlignedVec>;
+
 /// The scratch memory of a sequence of runs, and the state that the program keeps between them.
 ///
 /// A session belongs to one thread at a time; a model may have many. State starts from the generation that serves at the
 /// first run and is the session's own from then on.
 pub struct Session {
     model: Model,
-    buffers: Vec<AlignedVec>,
+    buffers: Scratch,
     states: Option<Vec<Tensor>>,
 }
 
 impl Session {
-    pub(crate) fn new(model: Model) -> Self {
-        Session { model, buffers: Vec::new(), states: None }
+    pub(crate) fn new(model: Model, scratch: Scratch) -> Self {
+        Session { model, buffers: scratch, states: None }
+    }
+
+    /// The scratch memory, for another session.
+    pub(crate) fn into_scratch(self) -> Scratch {
+        self.buffers
     }
 
     /// Runs the program; outputs come in the program's order. The whole run sees one generation.

@@ -7,9 +7,10 @@ pub fn numel(shape: &[usize]) -> Option<usize> {
 
 /// Row-major strides in elements.
 pub fn contiguous_strides(shape: &[usize]) -> Vec<usize> {
-    let mut strides = vec![1; shape.len()];
+    let mut strides = vec![1usize; shape.len()];
     for i in (1..shape.len()).rev() {
-        strides[i - 1] = strides[i] * shape[i];
+        // Saturates only where a size of 0 makes the value empty: nothing is read through these strides.
+        strides[i - 1] = strides[i].saturating_mul(shape[i]);
     }
     strides
 }

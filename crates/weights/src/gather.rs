@@ -83,6 +83,9 @@ struct StridedView {
     axes: Vec<Axis>,
 }
 
+/// More matrices than this, as no convolution has groups, are left to the evaluator.
+const MAX_MATRICES: usize = 1 << 16;
+
 /// Views joined along an axis.
 #[derive(Clone, Debug)]
 struct View {
@@ -261,9 +264,17 @@ impl View {
         if rank < 2 || (self.parts.len() > 1 && self.axis != rank - 1) {
             return None;
         }
+        let dtype = |view: &StridedView| graph.ty(graph.sources[view.source as usize].value).dtype;
+        let empty = |view: &StridedView| view.axes.iter().flatten().any(|part| part.size == 0);
+        if self.parts.iter().any(|view| dtype(view) != dtype(&self.parts[0]) || empty(view)) {
+            return None;
+        }
         let mut scales: Vec<ValueId> = Vec::new();
         let lead: Vec<Vec<Part>> = self.parts.iter().map(|p| p.axes[..rank - 2].concat()).collect();
         let count: usize = lead[0].iter().map(|p| p.size).product();
+        if count > MAX_MATRICES {
+            return None;
+        }
         let mut matrices = vec![Vec::new(); count];
         for (view, lead) in self.parts.iter().zip(&lead) {
             let scale = view.scale.map(|by| match scales.iter().position(|&s| s == by) {
@@ -396,6 +407,17 @@ mod tests {
         let body = "source %0 : f32[4, 4] = \"w\" (parameter)
              %1 = unary %0 {f = exp} : f32[4, 4]
              output %1 = \"w\"";
+        assert!(compile(body, PANELS).is_none());
+    }
+
+    #[test]
+    fn sources_of_two_dtypes_are_left_to_the_evaluator() {
+        let body = "source %0 : f32[4, 4] = \"q\" (parameter)
+             source %1 : f16[4, 4] = \"k\" (parameter)
+             %2 = cast %1 {dtype = f32} : f32[4, 4]
+             %3 = concat %0, %2 {axis = 0} : f32[8, 4]
+             %4 = permute %3 {perm = [1, 0]} : f32[4, 8]
+             output %4 = \"w\"";
         assert!(compile(body, PANELS).is_none());
     }
 }

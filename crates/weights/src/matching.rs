@@ -33,7 +33,7 @@ pub struct MatchTimes {
 /// the source's dtype.
 ///
 /// # Errors
-/// All problems at once; what the engine expects comes in its own order, unknown names at the end.
+/// All problems at once: missing names, then what does not fit, each in the engine's order, then unknown names, then values.
 pub fn match_sources(
     map: &RefitMap,
     weights: &StateDict,
@@ -68,9 +68,8 @@ pub fn match_sources(
     let start = Instant::now();
     problems.extend(given.iter().filter_map(|(&i, (_, tensor))| mismatch(&map.sources[i], tensor)));
     problems.extend(unknown);
-    if problems.is_empty() {
-        problems.extend(check_values(map, &given, digests, options));
-    }
+    given.retain(|&i, (_, tensor)| mismatch(&map.sources[i], tensor).is_none());
+    problems.extend(check_values(map, &given, digests, options));
     if !problems.is_empty() {
         return Err(problems);
     }

@@ -11,7 +11,7 @@ use regraft_tensor::DType;
 
 use super::{
     Cx, Family,
-    support::{elements, elements_mut, expect_plain, operand, optional, read, unsupported},
+    support::{elements, elements_mut, expect_f32, expect_plain, operand, optional, read, unsupported},
 };
 use crate::nn::attention::{AttentionArgs, HeadStrides, HeadTensor, Mask, MaskValues, attention};
 
@@ -47,6 +47,10 @@ struct Prepared {
 fn prepare(cx: &Cx, problem: &Problem<'_>) -> Result<Box<dyn Kernel>, BackendError> {
     let Op::Attention(op) = problem.op else { return Err(unsupported(problem, "it is no attention")) };
     expect_plain(problem, 0..4)?;
+    expect_f32(problem, 0..3)?;
+    if optional(problem, 3).is_some_and(|m| !matches!(m.dtype, DType::F32 | DType::Bool)) {
+        return Err(unsupported(problem, "a mask is f32 or bool"));
+    }
     let head = |index: usize| {
         let o = operand(problem, index)?;
         let whole = reads_strided(problem.op, index, &o);

@@ -18,7 +18,10 @@ use regraft_tensor::{DType, Dim};
 use super::{
     Cx, Family,
     linear::activation,
-    support::{all_are, elements, elements_mut, expect_packed, expect_plain, operand, optional_f32, read, unsupported},
+    support::{
+        all_are, elements, elements_mut, expect_f32, expect_packed, expect_plain, operand, optional_f32, read,
+        unsupported,
+    },
 };
 use crate::{
     gemm::{Conv2d, Epilogue, GemmArgs, Residual, Rows, conv2d_offsets, gemm, panel_width},
@@ -132,6 +135,7 @@ fn prepare(cx: &Cx, problem: &Problem<'_>) -> Result<Box<dyn Kernel>, BackendErr
     let matrix = if op.groups == 1 { vec![k, columns] } else { vec![op.groups, k, columns] };
     expect_packed(problem, 1, format, &matrix)?;
     expect_plain(problem, [0, 2, 3])?;
+    expect_f32(problem, 0..4)?;
     let panels = crate::pack::panels_len(k, columns, panel_width(cx.isa));
     let windows = if problem.kernel.0 == IM2COL {
         if op.groups != 1 {

@@ -15,8 +15,8 @@ use super::{
     conv::geometry,
     linear::activation,
     support::{
-        all_are, elements, elements_mut, expect_packed, expect_plain, operand, optional, optional_f32, read,
-        unsupported,
+        all_are, elements, elements_mut, expect_f32, expect_packed, expect_plain, operand, optional, optional_f32,
+        read, unsupported,
     },
 };
 use crate::{
@@ -76,6 +76,7 @@ fn prepare(cx: &Cx, problem: &Problem<'_>) -> Result<Box<dyn Kernel>, BackendErr
     let (channels, taps) = (w.shape[0], w.shape[2..].iter().product());
     expect_packed(problem, 1, PackFormat::Plain, &[taps, tap_stride(channels)])?;
     expect_plain(problem, [0, 2])?;
+    expect_f32(problem, 0..3)?;
     let geometry = geometry(op, x.shape, &w.shape[2..], problem.outputs[0].shape);
     Ok(Box::new(Prepared { cx: cx.clone(), op: op.clone(), geometry, channels }))
 }

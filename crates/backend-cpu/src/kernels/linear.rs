@@ -12,8 +12,8 @@ use regraft_tensor::DType;
 use super::{
     Cx, Family,
     support::{
-        all_are, elements, elements_mut, expect_packed, expect_plain, operand, optional, optional_f32, read,
-        uniform_rows, unsupported,
+        all_are, elements, elements_mut, expect_f32, expect_packed, expect_plain, operand, optional, optional_f32,
+        read, uniform_rows, unsupported,
     },
 };
 use crate::{
@@ -74,6 +74,7 @@ fn prepare(cx: &Cx, problem: &Problem<'_>) -> Result<Box<dyn Kernel>, BackendErr
     let (n, k) = (w.shape[0], w.shape[1]);
     expect_packed(problem, 1, PackFormat::PanelsF32 { nr: panel_width(cx.isa) }, &[k, n])?;
     expect_plain(problem, [0, 2, 3])?;
+    expect_f32(problem, 0..4)?;
     let strided = || unsupported(problem, "rows are not equally far apart");
     let (m, lda) = uniform_rows(&x).ok_or_else(strided)?;
     let residual_ld = match optional(problem, 3) {

@@ -10,7 +10,8 @@ use super::{
     Cx, Family,
     linear::activation,
     support::{
-        all_are, elements, elements_mut, expect_plain, operand, optional, optional_f32, read, uniform_rows, unsupported,
+        all_are, elements, elements_mut, expect_f32, expect_plain, operand, optional, optional_f32, read, uniform_rows,
+        unsupported,
     },
 };
 use crate::gemm::{DynamicB, Epilogue, MatmulArgs, matmul};
@@ -67,6 +68,7 @@ struct Prepared {
 
 fn prepare(cx: &Cx, problem: &Problem<'_>) -> Result<Box<dyn Kernel>, BackendError> {
     expect_plain(problem, 0..problem.inputs.len())?;
+    expect_f32(problem, 0..problem.inputs.len())?;
     let (a, b) = (operand(problem, 0)?, operand(problem, 1)?);
     match problem.op {
         Op::Matmul(op) => {

@@ -6,7 +6,9 @@ use regraft_tensor::DType;
 
 use super::{
     Cx, Family,
-    support::{all_are, elements, elements_mut, expect_plain, operand, optional, optional_f32, read, unsupported},
+    support::{
+        all_are, elements, elements_mut, expect_f32, expect_plain, operand, optional, optional_f32, read, unsupported,
+    },
 };
 use crate::nn::norm::{GroupNorm, RowNorm, group_norm, layer_norm, rms_norm};
 
@@ -50,6 +52,7 @@ struct Prepared {
 
 fn prepare(cx: &Cx, problem: &Problem<'_>) -> Result<Box<dyn Kernel>, BackendError> {
     expect_plain(problem, 0..problem.inputs.len())?;
+    expect_f32(problem, 0..problem.inputs.len())?;
     let x = operand(problem, 0)?;
     let rank = x.shape.len();
     let trailing = |axes: usize| x.shape[rank - axes..].iter().product();

@@ -6,7 +6,7 @@ use regraft_tensor::DType;
 
 use super::{
     Cx, Family,
-    support::{all_are, elements, elements_mut, expect_plain, operand, read, unsupported},
+    support::{all_are, elements, elements_mut, expect_f32, expect_plain, operand, read, unsupported},
 };
 use crate::{
     gemm::Conv2d,
@@ -70,6 +70,7 @@ enum Prepared {
 
 fn prepare(cx: &Cx, problem: &Problem<'_>) -> Result<Box<dyn Kernel>, BackendError> {
     expect_plain(problem, [0])?;
+    expect_f32(problem, [0])?;
     let (x, out, cx) = (operand(problem, 0)?.shape, problem.outputs[0].shape, cx.clone());
     if let Op::AdaptiveAvgPool(op) = problem.op
         && op.size.iter().all(|&s| s == 1)

@@ -6,7 +6,7 @@ use regraft_tensor::DType;
 
 use super::{
     Cx, Family,
-    support::{all_are, elements, elements_mut, expect_plain, operand, read, unsupported},
+    support::{all_are, elements, elements_mut, expect_f32, expect_plain, operand, read, unsupported},
 };
 use crate::nn::reduce::{Reduction, reduce};
 
@@ -49,6 +49,7 @@ struct Prepared {
 
 fn prepare(cx: &Cx, problem: &Problem<'_>) -> Result<Box<dyn Kernel>, BackendError> {
     expect_plain(problem, [0])?;
+    expect_f32(problem, [0])?;
     let shape = operand(problem, 0)?.shape;
     let (reduction, axes) = match problem.op {
         Op::Reduce(op) if neighbouring(&op.axes) => (reduction(op.f), &op.axes),

@@ -6,7 +6,7 @@ use regraft_tensor::DType;
 
 use super::{
     Cx, Family,
-    support::{all_are, elements, elements_mut, expect_plain, operand, read, unsupported},
+    support::{all_are, elements, elements_mut, expect_f32, expect_plain, operand, read, unsupported},
 };
 use crate::nn::softmax::{log_softmax, softmax};
 
@@ -36,6 +36,7 @@ struct Prepared {
 fn prepare(cx: &Cx, problem: &Problem<'_>) -> Result<Box<dyn Kernel>, BackendError> {
     let shape = operand(problem, 0)?.shape;
     expect_plain(problem, [0])?;
+    expect_f32(problem, [0])?;
     match problem.op {
         Op::Softmax(op) if op.axis + 1 == shape.len() => {
             Ok(Box::new(Prepared { cx: cx.clone(), cols: shape[op.axis], log: op.log }))

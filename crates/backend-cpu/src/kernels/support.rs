@@ -39,6 +39,15 @@ pub(super) fn expect_plain(problem: &Problem<'_>, plain: impl IntoIterator<Item 
     Ok(())
 }
 
+/// Refuses when an operand that is there, or a result, is not f32: what routines of f32 are told must be true.
+pub(super) fn expect_f32(problem: &Problem<'_>, operands: impl IntoIterator<Item = usize>) -> Result<(), BackendError> {
+    let other = |i: usize| optional(problem, i).is_some_and(|o| o.dtype != DType::F32);
+    if operands.into_iter().any(other) || problem.outputs.iter().any(|o| o.dtype != DType::F32) {
+        return Err(unsupported(problem, "it computes in f32"));
+    }
+    Ok(())
+}
+
 /// Refuses when operand `index` is no slot with this format and shape.
 pub(super) fn expect_packed(
     problem: &Problem<'_>,

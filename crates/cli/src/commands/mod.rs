@@ -121,6 +121,7 @@ fn phases(times: &regraft::PhaseTimes) -> String {
         ("compare", times.compare),
         ("stage", times.stage),
         ("publish", times.publish),
+        ("retire", times.retire),
     ];
     phases.map(|(name, ms)| format!("{name} {}", output::milliseconds(ms))).join(", ")
 }

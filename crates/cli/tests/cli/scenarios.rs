@@ -1,4 +1,4 @@
-//! Scenarios of the documentation, driven through the command line: every step is a process of its own.
+//! Scenarios of `docs/scenarios.md`, driven through the command line: every step is a process of its own.
 
 use std::fs;
 

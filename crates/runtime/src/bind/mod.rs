@@ -6,7 +6,7 @@ mod view;
 
 use regraft_backend::{Backend, Kernel, KernelId, Operand, Problem, ResultType};
 use regraft_engine::Plan;
-use regraft_ir::{Def, Node, ValueId};
+use regraft_ir::{Def, Node, Op, TensorType, ValueId};
 use regraft_tensor::{DType, Tensor};
 
 use self::{reference::ReferenceKernel, view::View};
@@ -164,6 +164,7 @@ impl Binder<'_> {
         let op = self.bind_op(node)?;
         let from = self.view(node.input(0)).clone();
         let shape = self.sizes(node.output())?;
+        self.check_view(node, &op, &from, &shape)?;
         let view = match from.apply(&op, &shape) {
             Some(view) => view,
             None => {
@@ -175,9 +176,25 @@ impl Binder<'_> {
         Ok(())
     }
 
-    fn bind_op(&self, node: &Node) -> Result<regraft_ir::Op, RuntimeError> {
-        let too_large = |_| RuntimeErrorKind::TooLarge { what: format!("{} at `{}`", node.op.name(), node.scope) };
-        Ok(node.op.bind(self.symbols).map_err(too_large)?)
+    /// Symbolic sizes that inference let through must work out at these ones.
+    fn check_view(&self, node: &Node, op: &Op, from: &View, shape: &[usize]) -> Result<(), RuntimeError> {
+        let refuse = |why: String| RuntimeErrorKind::Sizes { op: op.name(), scope: node.scope.to_string(), why };
+        let operand = TensorType::of_sizes(from.dtype, &from.shape);
+        let computed = op.infer(&[Some(&operand)]).map_err(|e| refuse(e.to_string()))?;
+        let declared = TensorType::of_sizes(self.dtype(node.output()), shape);
+        if computed != [declared.clone()] {
+            return Err(refuse(format!("{operand} gives {computed:?}, not {declared}")).into());
+        }
+        Ok(())
+    }
+
+    fn bind_op(&self, node: &Node) -> Result<Op, RuntimeError> {
+        let refuse = |e: regraft_tensor::TensorError| RuntimeErrorKind::Sizes {
+            op: node.op.name(),
+            scope: node.scope.to_string(),
+            why: e.to_string(),
+        };
+        Ok(node.op.bind(self.symbols).map_err(refuse)?)
     }
 
     fn kernel_node(&mut self, index: usize, node: &Node) -> Result<(), RuntimeError> {
@@ -212,7 +229,7 @@ impl Binder<'_> {
     }
 
     /// The operand as the kernel can read it: as it is, or copied to row-major first.
-    fn operand(&mut self, value: ValueId, node: usize, index: usize, kernel: &KernelId, op: &regraft_ir::Op) -> View {
+    fn operand(&mut self, value: ValueId, node: usize, index: usize, kernel: &KernelId, op: &Op) -> View {
         let view = self.view(value).clone();
         if view.is_contiguous() {
             return view;

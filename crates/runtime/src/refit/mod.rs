@@ -1,4 +1,4 @@
-//! A refit: match → check → compare → stage → publish. Everything is checked before anything is computed.
+//! A refit: match → check → compare → stage → publish → retire. Everything is checked before anything is computed.
 
 mod stage;
 
@@ -28,8 +28,8 @@ pub struct RefitOptions {
 #[derive(Debug)]
 pub struct Staged {
     pub(crate) generation: Generation,
-    /// The generation it was made from.
-    pub(crate) base: Option<u64>,
+    /// The generation it was made from; keeps it apart from any other, whatever their numbers.
+    pub(crate) base: Option<Arc<Generation>>,
     pub(crate) report: RefitReport,
 }
 
@@ -92,8 +92,7 @@ pub(crate) fn stage(
     };
     report.phases_ms.set(Phase::Stage, start.elapsed());
     fill(&mut report, parts, &matched, &changed, &stale);
-    let base = base.map(|g| g.id);
-    let id = base.map_or(0, |id| id + 1);
+    let id = base.as_ref().map_or(0, |base| base.id + 1);
     Ok(Staged { generation: Generation { id, slots, sources }, base, report })
 }
 

@@ -94,6 +94,7 @@ fn run_recipe(
         None => {
             let value = evaluate(&recipe.graph, sources)?;
             match layout.format {
+                PackFormat::Plain if value.bytes().len() != out.len() => Err("the value does not fill the slot".into()),
                 PackFormat::Plain => {
                     parts.backend.copy_staged(value.bytes(), out);
                     Ok(())
@@ -113,7 +114,9 @@ fn copy(parts: &Parts<'_>, runs: &[(u32, usize, usize)], sources: &[Tensor], out
     for &(source, start, len) in runs {
         let tensor = &sources[source as usize];
         let size = tensor.dtype().size();
-        let from = tensor.bytes().get(start * size..(start + len) * size).ok_or("a run lies outside of its source")?;
+        let outside = "a run lies outside of its source";
+        let first = start.checked_mul(size).ok_or(outside)?;
+        let from = tensor.bytes().get(first..first.saturating_add(len.saturating_mul(size))).ok_or(outside)?;
         let (to, after) = rest.split_at_mut_checked(from.len()).ok_or("the runs are longer than the slot")?;
         parts.backend.copy_staged(from, to);
         rest = after;
