@@ -1,5 +1,5 @@
 use regraft_backend::{KernelId, PackFormat, SlotLayout};
-use regraft_ir::{Graph, Op, ValueId};
+use regraft_ir::{Graph, ValueId};
 
 use crate::EngineErrorKind;
 
@@ -52,9 +52,8 @@ impl Plan {
                 return malformed(format!("slot {}: {} does not lie as {}", slot.name, ty, layout.format));
             }
         }
-        let views = |op: &Op| matches!(op, Op::Reshape(_) | Op::Permute(_) | Op::Expand(_) | Op::Slice(_));
         for (node, kernel) in self.graph.nodes().iter().zip(&self.kernels) {
-            if kernel.0 == KernelId::VIEW && !views(&node.op) {
+            if kernel.0 == KernelId::VIEW && !node.op.is_view() {
                 return malformed(format!("{} at `{}` is no view", node.op.name(), node.scope));
             }
         }

@@ -49,7 +49,7 @@ pub(crate) fn select(split: &Split, backend: &dyn Backend) -> Vec<Choice> {
 }
 
 fn choose(graph: &Graph, node: &Node, backend: &dyn Backend) -> Choice {
-    if is_view(&node.op) {
+    if node.op.is_view() {
         return Candidate::plain(KernelId::VIEW).into();
     }
     let operand = |v| OperandType { ty: graph.ty(v), known: graph.source_of(v).is_some() };
@@ -57,9 +57,4 @@ fn choose(graph: &Graph, node: &Node, backend: &dyn Backend) -> Choice {
     let outputs: Vec<_> = node.outputs.iter().map(|&v| graph.ty(v)).collect();
     let best = backend.candidates(&node.op, &inputs, &outputs).into_iter().next();
     best.unwrap_or_else(|| Candidate::plain(KernelId::REFERENCE)).into()
-}
-
-/// Ops whose result is another view of their operand.
-fn is_view(op: &Op) -> bool {
-    matches!(op, Op::Reshape(_) | Op::Permute(_) | Op::Expand(_) | Op::Slice(_))
 }

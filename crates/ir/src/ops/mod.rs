@@ -139,6 +139,13 @@ macro_rules! define_ops {
     };
 }
 
+impl Op {
+    /// Whether the result is another view of the operand's memory: the same elements, found by other strides.
+    pub const fn is_view(&self) -> bool {
+        matches!(self, Op::Reshape(_) | Op::Permute(_) | Op::Expand(_) | Op::Slice(_))
+    }
+}
+
 define_ops! {
     /// A function of one value, element by element.
     Unary = "unary",
