@@ -100,7 +100,7 @@ def find_binary() -> Path:
     if named and not binary.is_file():
         pytest.fail(f"REGRAFT_BIN is {named}, which does not exist")
     if not binary.is_file():
-        pytest.skip("no regraft command: run `cargo build --release` or set REGRAFT_BIN")
+        pytest.fail("no regraft command: run `cargo build --release` or set REGRAFT_BIN")
     return binary.resolve()
 
 

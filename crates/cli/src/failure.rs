@@ -178,7 +178,7 @@ macro_rules! from_errors {
         }
     )*};
 }
-from_errors!(regraft::RuntimeError, regraft::WeightsError, regraft::WriteError, regraft_import::ImportError);
+from_errors!(regraft::RuntimeError, regraft::WeightsError, regraft::WriteError);
 
 #[cfg(test)]
 mod tests {

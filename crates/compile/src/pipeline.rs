@@ -21,6 +21,8 @@ pub struct Options {
 
 /// Something to look at between the stages.
 pub trait Observer {
+    /// The program as it was imported.
+    fn imported(&mut self, _graph: &Graph) {}
     /// The program after a pass.
     fn pass(&mut self, _name: &'static str, _graph: &Graph) {}
     /// The plan and the recipes.
@@ -41,6 +43,7 @@ pub fn compile(
     options: Options,
     observer: &mut dyn Observer,
 ) -> Result<Engine, CompileError> {
+    observer.imported(&graph);
     lower::lower(&mut graph, |name, graph| observer.pass(name, graph))?;
     let built = build::build(&graph, backend)?;
     observer.built(&built);

@@ -6,15 +6,15 @@ use serde::{Deserialize, Serialize};
 use crate::{IrError, IrErrorKind, Op, TensorType};
 
 /// A value of a [`Graph`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ValueId(pub u32);
 
 /// A node of a [`Graph`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NodeId(pub u32);
 
 /// Where a value comes from; the index points into the graph's list of that kind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Def {
     /// An input given at each run.
     Input(u32),
@@ -27,7 +27,7 @@ pub enum Def {
 }
 
 /// A value with its type.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug)]
 pub struct Value {
     /// Its type.
     pub ty: TensorType,
@@ -36,7 +36,7 @@ pub struct Value {
 }
 
 /// An input of the program, in the program's order.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug)]
 pub struct Input {
     /// The name under which a caller gives it.
     pub name: String,
@@ -79,7 +79,7 @@ impl SourceKind {
 }
 
 /// A named tensor of the original model.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug)]
 pub struct Source {
     /// Fully qualified name, as `state_dict()` spells it.
     pub name: String,
@@ -92,7 +92,7 @@ pub struct Source {
 }
 
 /// A buffer that the program mutates: kept per session, starting from a source.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug)]
 pub struct State {
     /// Fully qualified name of the buffer.
     pub name: String,
@@ -105,7 +105,7 @@ pub struct State {
 }
 
 /// An output of the program.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug)]
 pub struct Output {
     /// Its name.
     pub name: String,
@@ -114,7 +114,7 @@ pub struct Output {
 }
 
 /// What is known about a symbol.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SymbolInfo {
     /// The values it may take.
     pub range: Range,
@@ -123,7 +123,7 @@ pub struct SymbolInfo {
 }
 
 /// One operation applied to values.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug)]
 pub struct Node {
     /// The operation with its attributes.
     pub op: Op,
@@ -156,7 +156,7 @@ impl Node {
 }
 
 /// A program in SSA form. Nodes stand in an order in which every operand comes before its use.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default)]
 pub struct Graph {
     /// Name of the program.
     pub name: String,

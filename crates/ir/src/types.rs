@@ -1,10 +1,9 @@
 use std::fmt;
 
 use regraft_tensor::{DType, Dim};
-use serde::{Deserialize, Serialize};
 
 /// The type of a value: dtype and symbolic shape, written `f32[s0, 768]`.
-#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct TensorType {
     /// Element type.
     pub dtype: DType,
@@ -59,7 +58,7 @@ impl fmt::Debug for TensorType {
 }
 
 /// A literal number of a program.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Scalar {
     /// A floating-point literal.
     Float(f64),

@@ -3,16 +3,14 @@ use std::{
     ops::{Add, Mul, Neg, Sub},
 };
 
-use serde::{Deserialize, Serialize};
-
 use crate::{ErrorKind, TensorError};
 
 /// A symbol of a program, by its index in the program's table; written `s0`, `s1`, ...
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Symbol(pub u32);
 
 /// An inclusive range of values of a symbol or an expression.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Range {
     /// Least value.
     pub min: i64,
@@ -21,7 +19,7 @@ pub struct Range {
 }
 
 /// What a product is made of, besides its coefficient.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Atom {
     /// A symbol.
     Sym(Symbol),
@@ -39,7 +37,7 @@ pub enum Atom {
 ///
 /// Kept as a sum of products in one canonical order, so that equal polynomials are equal values:
 /// `(s0 + 1)*2 == s0*2 + 2`. Quotients, remainders, `max` and `min` are opaque atoms with canonical operands.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Dim {
     terms: Vec<(Vec<Atom>, i64)>,
     constant: i64,

@@ -20,10 +20,6 @@ pub(super) fn run(args: &CompileArgs, out: &mut Output) -> Result<(), Failure> {
         out.lines_aside();
     }
     let mut stages = Stages::new(args);
-    if stages.wants("imported") {
-        let program = regraft_import::import_pt2(&args.program)?;
-        stages.add("imported", text::print(&program.graph));
-    }
     let mode = args.mode.unwrap_or(ModeArg::Refittable).into();
     let options = CompileOptions { mode, identical: args.identical, threads: args.threads.get() };
     let compiled = {
@@ -191,6 +187,12 @@ impl<'a> Stages<'a> {
 }
 
 impl Observer for Stages<'_> {
+    fn imported(&mut self, graph: &Graph) {
+        if self.wants("imported") {
+            self.add("imported", text::print(graph));
+        }
+    }
+
     fn pass(&mut self, name: &'static str, graph: &Graph) {
         self.passes.push((name, graph.nodes().len(), self.start.elapsed().as_secs_f64() * 1e3));
         if self.wants(name) {

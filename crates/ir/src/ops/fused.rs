@@ -3,7 +3,6 @@
 use std::fmt::Write;
 
 use regraft_tensor::{DType, Tensor};
-use serde::{Deserialize, Serialize};
 
 use super::{
     Binary, Cast, Compare, Full, Op, OpDef, Operands, Select, Unary,
@@ -13,7 +12,7 @@ use super::{
 use crate::{EvalError, OpError, Scalar, TensorType, attr::AttrValue, attrs, plain_attr};
 
 /// What one step of a [`Fused`] op computes.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum FusedFn {
     /// A function of one argument.
     Unary(UnaryFn),
@@ -30,7 +29,7 @@ pub enum FusedFn {
 }
 
 /// One step of a [`Fused`] op.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct FusedStep {
     /// What it computes.
     pub f: FusedFn,

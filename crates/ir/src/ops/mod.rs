@@ -20,7 +20,6 @@ mod softmax;
 mod support;
 
 use regraft_tensor::{Tensor, TensorError};
-use serde::{Deserialize, Serialize};
 
 pub use self::{
     attention::{Attention, HeadsLayout},
@@ -67,7 +66,7 @@ pub trait OpDef: Attrs {
 macro_rules! define_ops {
     ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
         /// An operation with its attributes.
-        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[derive(Clone, Debug, PartialEq)]
         pub enum Op { $($(#[$doc])* $variant($variant),)* }
 
         $(impl From<$variant> for Op {

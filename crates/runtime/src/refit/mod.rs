@@ -2,7 +2,14 @@
 
 mod stage;
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
 
 use regraft_backend::Backend;
 use regraft_engine::Plan;
@@ -67,7 +74,7 @@ pub(crate) fn stage(
     report.phases_ms.set(Phase::Match, times.matching);
     let start = Instant::now();
     let before: &[Option<Tensor>] = base.as_ref().map_or(carried, |g| &g.sources);
-    let affected = affected_slots(map, &matched, base.is_none());
+    let affected = affected_slots(map, base.is_none(), |s| matched.contains_key(&s));
     check_siblings(map, &matched, before, &affected)?;
     report.phases_ms.set(Phase::Check, times.check + start.elapsed());
 
@@ -80,7 +87,7 @@ pub(crate) fn stage(
     for (&index, tensor) in matched.iter().filter(|(i, _)| changed.contains(i)) {
         sources[index] = Some(tensor.clone());
     }
-    let stale = affected_slots(map, &changed, base.is_none());
+    let stale = affected_slots(map, base.is_none(), |s| changed.contains(&s));
     let slots = match &base {
         Some(base) => {
             let fresh = stage::make(parts, &sources, &stale, pool)?;
@@ -96,26 +103,9 @@ pub(crate) fn stage(
     Ok(Staged { generation: Generation { id, slots, sources }, base, report })
 }
 
-/// A set of sources, or a map from them.
-trait Sources {
-    fn has(&self, index: usize) -> bool;
-}
-
-impl Sources for BTreeMap<usize, Tensor> {
-    fn has(&self, index: usize) -> bool {
-        self.contains_key(&index)
-    }
-}
-
-impl Sources for std::collections::BTreeSet<usize> {
-    fn has(&self, index: usize) -> bool {
-        self.contains(&index)
-    }
-}
-
-/// The slots that depend on any of `sources`, or all of them.
-fn affected_slots(map: &RefitMap, sources: &impl Sources, all: bool) -> Vec<usize> {
-    let depends = |slot: &usize| map.recipes[*slot].sources.iter().any(|&s| sources.has(s as usize));
+/// All slots, or those that depend on a source that `given` names.
+fn affected_slots(map: &RefitMap, all: bool, given: impl Fn(usize) -> bool) -> Vec<usize> {
+    let depends = |slot: &usize| map.recipes[*slot].sources.iter().any(|&s| given(s as usize));
     (0..map.recipes.len()).filter(|slot| all || depends(slot)).collect()
 }
 
@@ -141,10 +131,11 @@ fn check_siblings(
             problems.extend(problem.map(|p| (source, p)));
         }
     }
-    if problems.is_empty() {
-        return Ok(());
-    }
-    Err(RuntimeErrorKind::fit(problems.into_values().collect(), map.sources.len()).into())
+    none_of(problems.into_values().collect(), map)
+}
+
+fn none_of(problems: Vec<Problem>, map: &RefitMap) -> Result<(), RuntimeError> {
+    if problems.is_empty() { Ok(()) } else { Err(RuntimeErrorKind::fit(problems, map.sources.len()).into()) }
 }
 
 /// Refuses when a file that a generation's sources are mapped from has changed.
@@ -155,26 +146,22 @@ pub(crate) fn check_intact(map: &RefitMap, generation: &Generation) -> Result<()
             Some(Problem::FileChanged { name: info.name.clone(), path })
         })
         .collect();
-    if problems.is_empty() { Ok(()) } else { Err(RuntimeErrorKind::fit(problems, map.sources.len()).into()) }
+    none_of(problems, map)
 }
 
 /// The given sources that differ from the serving generation's, bit for bit. One that differs costs hardly any time; one
 /// that does not costs one pass, and saves staging its slots.
-fn compare(
-    parts: &Parts<'_>,
-    given: &BTreeMap<usize, Tensor>,
-    base: Option<&Generation>,
-) -> std::collections::BTreeSet<usize> {
+fn compare(parts: &Parts<'_>, given: &BTreeMap<usize, Tensor>, base: Option<&Generation>) -> BTreeSet<usize> {
     let Some(base) = base else { return given.keys().copied().collect() };
     let given: Vec<(&usize, &Tensor)> = given.iter().collect();
-    let differs: Vec<std::sync::atomic::AtomicBool> = given.iter().map(|_| true.into()).collect();
+    let differs: Vec<AtomicBool> = given.iter().map(|_| true.into()).collect();
     parts.backend.for_each_staged(given.len(), &|i| {
         let (&index, new) = given[i];
         let same =
             base.sources[index].as_ref().is_some_and(|old| old.buffer().changed_file().is_none() && old.bit_equal(new));
-        differs[i].store(!same, std::sync::atomic::Ordering::Relaxed);
+        differs[i].store(!same, Ordering::Relaxed);
     });
-    let differing = given.iter().zip(differs).filter(|(_, differs)| differs.load(std::sync::atomic::Ordering::Relaxed));
+    let differing = given.iter().zip(differs).filter(|(_, differs)| differs.load(Ordering::Relaxed));
     differing.map(|((index, _), _)| **index).collect()
 }
 
@@ -182,7 +169,7 @@ fn fill(
     report: &mut RefitReport,
     parts: &Parts<'_>,
     given: &BTreeMap<usize, Tensor>,
-    changed: &std::collections::BTreeSet<usize>,
+    changed: &BTreeSet<usize>,
     stale: &[usize],
 ) {
     let map = parts.map;
