@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes (once) the Python environment of the tests, fixtures and demo data: PyTorch on the CPU,
-# torchvision, transformers, pytest. It lives in the user's cache directory, about 4.5 GB, under a name
+# torchvision, transformers, peft, diffusers, pytest. It lives in the user's cache directory, about 4.5 GB, under a name
 # that holds a hash of the requirement files, so a changed list makes a new environment.
 #
 #     python=$(scripts/python-env.sh | tail -n 1)
@@ -75,7 +75,9 @@ pip_install --no-deps -r "$requirements/no-deps.txt"
 echo "checking imports"
 "$venv/bin/python" -W ignore - <<'PY'
 import torch, torchvision, transformers
-from transformers import BertModel, GPT2LMHeadModel  # noqa: F401  (loaded lazily: ask for them)
+from diffusers import UNet2DConditionModel  # noqa: F401  (loaded lazily: ask for it)
+from peft import get_peft_model  # noqa: F401
+from transformers import BertModel, GPT2LMHeadModel  # noqa: F401
 
 print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, transformers {transformers.__version__}")
 PY

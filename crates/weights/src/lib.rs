@@ -5,10 +5,12 @@
 //! - [`PackFormat`]: the layout that a kernel wants a slot in;
 //! - [`StateDict`]: named tensors from files or memory;
 //! - [`match_sources`]: everything that can be wrong with a refit, found before anything is computed;
+//! - [`adapter`]: updates of sources that are applied on the way to the slots;
 //! - [`Generation`]: an immutable set of slots that shares what did not change with others;
 //! - [`RefitReport`]: what a refit did, and where the time went.
 #![forbid(unsafe_code)]
 
+pub mod adapter;
 mod digest;
 mod error;
 mod format;

@@ -1,0 +1,97 @@
+//! Adapters: updates of sources that are applied on the way to the slots, always from the pristine sources.
+//!
+//! Every kind of adapter file comes down to a few forms of [`Update`], each over a source seen as a matrix: rows are its first
+//! axis, columns all others, row-major. Factors that a file stores in other orders (embeddings, transposed weights,
+//! convolutions with a middle factor) are brought into this form when the file is read.
+
+use regraft_tensor::Tensor;
+
+/// An adapter that was matched to the sources of one engine.
+#[derive(Clone, Debug)]
+pub struct Adapter {
+    /// What reports call it.
+    pub name: String,
+    /// What it does, at most one update per source, in the order of sources.
+    pub layers: Vec<AdapterLayer>,
+}
+
+/// The update of one source.
+#[derive(Clone, Debug)]
+pub struct AdapterLayer {
+    /// Index of the source in the [`RefitMap`](crate::RefitMap).
+    pub source: usize,
+    /// What is added to it.
+    pub update: Update,
+}
+
+/// What is added to a source `W`, seen as a matrix of `rows x cols`. All tensors are f32 matrices. `scale` is the file's own
+/// factor, such as `alpha / rank`; the caller's scale multiplies it.
+#[derive(Clone, Debug)]
+pub enum Update {
+    /// LoRA: `scale * up @ down`.
+    LowRank {
+        /// The factors.
+        factors: Factors,
+        /// The file's factor.
+        scale: f64,
+        /// DoRA: the updated matrix is scaled to these norms.
+        magnitude: Option<Magnitude>,
+    },
+    /// LoHa: `scale * (first.up @ first.down) * (second.up @ second.down)`, the outer product by element.
+    Hadamard {
+        /// The first product.
+        first: Factors,
+        /// The second product.
+        second: Factors,
+        /// The file's factor.
+        scale: f64,
+        /// DoRA: the updated matrix is scaled to these norms.
+        magnitude: Option<Magnitude>,
+    },
+    /// LoKr: `scale * kron(left, right)`: element `[i, j]` is `left[i / c, j / d] * right[i % c, j % d]` with `right` of
+    /// `c x d`.
+    Kronecker {
+        /// The outer factor.
+        left: Tensor,
+        /// The inner factor.
+        right: Tensor,
+        /// The file's factor.
+        scale: f64,
+        /// DoRA: the updated matrix is scaled to these norms.
+        magnitude: Option<Magnitude>,
+    },
+    /// A full-weight delta: `scale * delta`.
+    Full {
+        /// `rows x cols`.
+        delta: Tensor,
+        /// The file's factor.
+        scale: f64,
+    },
+}
+
+/// `up @ down`, of `rows x rank` and `rank x cols`.
+#[derive(Clone, Debug)]
+pub struct Factors {
+    /// `rows x rank`.
+    pub up: Tensor,
+    /// `rank x cols`.
+    pub down: Tensor,
+}
+
+/// DoRA's magnitudes: `W' = magnitude * (W + delta) / norm(W + delta)`, with the norm taken along `axis`.
+#[derive(Clone, Debug)]
+pub struct Magnitude {
+    /// What has a norm of its own.
+    pub axis: MagnitudeAxis,
+    /// One norm per row or column, f32.
+    pub values: Tensor,
+}
+
+/// What has a norm of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MagnitudeAxis {
+    /// Each row.
+    Rows,
+    /// Each column.
+    Columns,
+}
