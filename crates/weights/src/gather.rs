@@ -49,6 +49,23 @@ pub struct Piece {
     pub scale: Option<(u32, usize)>,
 }
 
+impl Piece {
+    /// Whether packing meets whole stretches of rows of a source whose rows hold `cols` elements, so that adapters can be
+    /// applied tile by tile on the way: either `k` or `n` runs inside a row, and the other one from row to row.
+    pub fn tiles(&self, cols: usize) -> bool {
+        if cols == 0 {
+            return false;
+        }
+        let start = self.offset % cols;
+        let steps_of_rows = |stride: usize| stride.is_multiple_of(cols);
+        if self.n_stride == 1 {
+            return self.k_dims.iter().all(|d| steps_of_rows(d.1)) && start + self.n_len <= cols;
+        }
+        let reach: usize = self.k_dims.iter().map(|(size, stride)| size.saturating_sub(1) * stride).sum();
+        (self.n_len == 1 || steps_of_rows(self.n_stride)) && start + reach < cols
+    }
+}
+
 impl GatherPlan {
     /// Compiles a recipe's graph, or `None` when it does more than move and scale.
     pub fn compile(graph: &Graph, format: PackFormat) -> Option<GatherPlan> {

@@ -4,7 +4,15 @@
 //! axis, columns all others, row-major. Factors that a file stores in other orders (embeddings, transposed weights,
 //! convolutions with a middle factor) are brought into this form when the file is read.
 
+mod overlay;
+mod set;
+
 use regraft_tensor::Tensor;
+
+pub use self::{
+    overlay::{Delta, LowRank, Matrix, Norms, Overlay, Term},
+    set::AdapterSet,
+};
 
 /// An adapter that was matched to the sources of one engine.
 #[derive(Clone, Debug)]
