@@ -79,7 +79,7 @@ fn run(demo: &Path, files: &Path) -> Res<Vec<String>> {
 
     let start = Instant::now();
     let trained = known(&model, StateDict::open(&files.join("model.safetensors"))?);
-    let bound = model.refit(&trained, RefitOptions::default())?;
+    let bound = model.refit(&trained, &RefitOptions::default())?;
     let slots = bound.recomputed_slots.len();
     report.time("bind", start, &format!("{} tensors become {slots} slots, {}", trained.len(), mb(bound.bytes)));
 
@@ -98,10 +98,10 @@ fn run(demo: &Path, files: &Path) -> Res<Vec<String>> {
     compare("Trained weights", &first, &expected.trained, &mut report);
 
     let exchanged = exchange_layers(&trained, 2, 3);
-    let there = model.refit(&exchanged, RefitOptions::default())?;
+    let there = model.refit(&exchanged, &RefitOptions::default())?;
     compare(&format!("Refitted: {}", expected.change), &embed(&model, &inputs)?, &expected.changed, &mut report);
 
-    model.refit(&trained, RefitOptions::default())?;
+    model.refit(&trained, &RefitOptions::default())?;
     let same = embed(&model, &inputs)?.bit_equal(&first);
     println!(
         "\nRefitted back: the embeddings are {}",
@@ -211,7 +211,7 @@ fn refit_times(
     for _ in 0..ROUNDS {
         for weights in [changed, trained] {
             let start = Instant::now();
-            model.refit(weights, RefitOptions::default())?;
+            model.refit(weights, &RefitOptions::default())?;
             refits.push(ms(start));
             let generation = model.generation().ok_or("the model has no weights")?;
             let backend = model.backend();

@@ -2,17 +2,17 @@
 
 use regraft_backend::{
     Backend, BackendError, Candidate, Kernel, KernelId, Operand, OperandType, PackFormat, PieceData, Problem,
-    SlotLayout, Target,
+    SlotLayout, Target, adapter::Overlay,
 };
 use regraft_ir::{Op, TensorType};
-use regraft_tensor::DType;
+use regraft_tensor::{DType, Tensor};
 
 use crate::{
     Isa, Threads,
     gemm::panel_width,
     kernels::{self, Cx},
     nn::transpose::copy_strided,
-    pack::{MatrixView, SourceElement, pack_panels, panels_len},
+    pack::{MatrixView, SourceElement, fill_norms, for_float, merge, pack_panels, panels_len},
 };
 
 /// Bytes that one task copies.
@@ -100,6 +100,35 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
+    fn merge(&self, overlay: &Overlay, source: &Tensor, first: usize, out: &mut [u8]) -> Result<(), BackendError> {
+        let size = source.dtype().size();
+        let last = first.checked_add(out.len() / size).filter(|_| out.len().is_multiple_of(size));
+        if source.dtype() != overlay.dtype {
+            return Err(BackendError::Merge("the source is of another dtype"));
+        }
+        if source.numel() != overlay.rows * overlay.cols || last.is_none_or(|last| last > source.numel()) {
+            return Err(BackendError::Merge("the source is of another size"));
+        }
+        let (threads, isa) = (&self.staging, self.cx.isa);
+        let merged = for_float!(source.dtype(), T => {
+            let data = bytemuck::try_cast_slice::<u8, T>(source.bytes()).ok();
+            let out = bytemuck::try_cast_slice_mut::<u8, T>(out).ok();
+            data.zip(out).map(|(data, out)| merge(threads, isa, overlay, data, first, out))
+        });
+        merged.flatten().ok_or(BackendError::Merge("the source is of no float type"))
+    }
+
+    fn fill_norms(&self, overlay: &mut Overlay, source: &Tensor) -> Result<(), BackendError> {
+        if source.numel() != overlay.rows * overlay.cols {
+            return Err(BackendError::Merge("the source is of another size"));
+        }
+        let (threads, isa) = (&self.staging, self.cx.isa);
+        let filled = for_float!(source.dtype(), T => {
+            bytemuck::try_cast_slice(source.bytes()).ok().map(|data: &[T]| fill_norms(threads, isa, overlay, data))
+        });
+        filled.flatten().ok_or(BackendError::Merge("the source is of no float type"))
+    }
+
     fn for_each_staged(&self, count: usize, task: &(dyn Fn(usize) + Sync)) {
         self.staging.for_each(count, task);
     }
@@ -128,13 +157,7 @@ impl CpuBackend {
         if pieces.iter().any(|p| p.dtype != dtype) {
             return None;
         }
-        match dtype {
-            DType::F32 => self.pack_elements::<f32>(pieces, nr, out),
-            DType::F64 => self.pack_elements::<f64>(pieces, nr, out),
-            DType::F16 => self.pack_elements::<half::f16>(pieces, nr, out),
-            DType::BF16 => self.pack_elements::<half::bf16>(pieces, nr, out),
-            DType::I64 | DType::I32 | DType::I16 | DType::I8 | DType::U8 | DType::Bool => None,
-        }
+        for_float!(dtype, T => self.pack_elements::<T>(pieces, nr, out)).flatten()
     }
 
     fn pack_elements<T: SourceElement + bytemuck::Pod>(
@@ -170,6 +193,7 @@ fn view<'a, T: bytemuck::Pod>(piece: &PieceData<'a>) -> Option<MatrixView<'a, T>
         n_len: piece.n_len,
         n_stride: piece.n_stride,
         scale: piece.scale,
+        overlay: piece.overlay,
     })
 }
 

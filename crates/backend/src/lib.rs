@@ -7,8 +7,9 @@
 use std::fmt;
 
 use regraft_ir::{Op, TensorType};
-use regraft_tensor::DType;
-pub use regraft_weights::PackFormat;
+use regraft_tensor::{DType, Tensor};
+use regraft_weights::adapter::Overlay;
+pub use regraft_weights::{PackFormat, adapter};
 use serde::{Deserialize, Serialize};
 
 /// The machine that an engine is built for.
@@ -157,6 +158,9 @@ pub struct PieceData<'a> {
     pub n_stride: usize,
     /// Factor per column.
     pub scale: Option<&'a [f32]>,
+    /// What adapters do to the source before it is packed; see [`regraft_weights::Piece::tiles`] for when that is possible
+    /// here.
+    pub overlay: Option<&'a Overlay>,
 }
 
 /// An error of a run.
@@ -191,6 +195,9 @@ pub enum BackendError {
         /// What does not fit.
         why: String,
     },
+    /// Adapters cannot be applied to a source.
+    #[error("cannot apply adapters: {0}")]
+    Merge(&'static str),
     /// A slot cannot be packed.
     #[error("cannot pack as {format}: {why}")]
     Pack {
@@ -229,6 +236,19 @@ pub trait Backend: Send + Sync {
     /// # Errors
     /// When the pieces do not make up the slot.
     fn pack(&self, layout: &SlotLayout, matrices: &[Vec<PieceData<'_>>], out: &mut [u8]) -> Result<(), BackendError>;
+
+    /// Writes a part of `source` with `overlay` applied, in the source's dtype, starting at element `first`; on the threads
+    /// of refits.
+    ///
+    /// # Errors
+    /// When the source is of no float type or another size, or the part reaches beyond it.
+    fn merge(&self, overlay: &Overlay, source: &Tensor, first: usize, out: &mut [u8]) -> Result<(), BackendError>;
+
+    /// Fills in the factors of the overlay's terms that have norms, from `source`; on the threads of refits.
+    ///
+    /// # Errors
+    /// When the source is of no float type or another size.
+    fn fill_norms(&self, overlay: &mut Overlay, source: &Tensor) -> Result<(), BackendError>;
 
     /// Calls `task` with every number below `count`, on the threads of refits.
     fn for_each_staged(&self, count: usize, task: &(dyn Fn(usize) + Sync));

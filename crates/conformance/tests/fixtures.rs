@@ -33,7 +33,7 @@ fn check(case: &Case) {
     check_outputs(&model, case, "");
     let first = calls(&model, case);
     let report =
-        model.refit(&case.weights_b(), RefitOptions::default()).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+        model.refit(&case.weights_b(), &RefitOptions::default()).unwrap_or_else(|e| panic!("{}: {e}", case.name));
     assert_eq!(report.recomputed_slots.len() + report.shared_slots.len(), model.plan().slots.len());
     check_outputs(&model, case, "_b");
 
@@ -49,9 +49,9 @@ fn check(case: &Case) {
     let generation = original.generation().expect("it is refittable");
     let weights: StateDict = (original.refit_map().sources.iter().zip(&generation.sources))
         .filter(|(info, _)| info.kind.in_state_dict())
-        .map(|(info, tensor)| (info.name.clone(), tensor.clone().expect("it holds its sources")))
+        .map(|(info, tensor)| (info.name.clone(), tensor.converted().expect("it holds its sources")))
         .collect();
-    model.refit(&weights, RefitOptions::default()).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+    model.refit(&weights, &RefitOptions::default()).unwrap_or_else(|e| panic!("{}: {e}", case.name));
     for (again, first) in calls(&model, case).iter().zip(&first) {
         assert_same(&format!("{}, back to A", case.name), again, first);
     }
@@ -81,7 +81,7 @@ fn every_fixture_survives_a_file_in_every_mode() {
             .map(|(info, tensor)| (info.name.clone(), tensor.clone().unwrap()))
             .collect();
         let stripped = case.model(through_a_file(&engine.clone().stripped(), folder.path()));
-        stripped.refit(&weights, RefitOptions::default()).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+        stripped.refit(&weights, &RefitOptions::default()).unwrap_or_else(|e| panic!("{}: {e}", case.name));
         check("stripped and bound", stripped);
     }
 }

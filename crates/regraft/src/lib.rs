@@ -7,7 +7,7 @@
 //! let model = Model::new(compiled.engine, regraft::cpu(Threads::Auto))?;
 //! # let x = regraft::Tensor::from_slice(&[1], &[0f32]);
 //! let before = model.run(&[x.clone()])?;
-//! let report = model.refit(&StateDict::open("tuned.safetensors".as_ref())?, RefitOptions::default())?;
+//! let report = model.refit(&StateDict::open("tuned.safetensors".as_ref())?, &RefitOptions::default())?;
 //! println!("{} slots in {:.1} ms", report.recomputed_slots.len(), report.phases_ms.total());
 //! let after = model.run(&[x])?;
 //! regraft::save(&model, Mode::Refittable, "tuned.rgf".as_ref())?;
@@ -28,11 +28,15 @@ pub use regraft_engine::{
     atomic_file::{AtomicFile, WriteError},
 };
 pub use regraft_ir as ir;
-pub use regraft_runtime::{Model, RefitOptions, RuntimeError, RuntimeErrorKind, Session, Staged};
+pub use regraft_runtime::{
+    Adapters, Changed, Model, RefitObserver, RefitOptions, RuntimeError, RuntimeErrorKind, Session, Staged,
+    VariantMemory, Variants, publish_together,
+};
 pub use regraft_tensor::{DType, Tensor};
 pub use regraft_weights::{
-    Digest, PhaseTimes, Problem, Recipe, RefitMap, RefitReport, SlotReport, SourceInfo, StateDict, WeightsError,
-    WeightsErrorKind,
+    AdapterReport, Digest, Generation, Phase, PhaseTimes, PoolMemory, Problem, Recipe, RefitMap, RefitReport,
+    SlotReport, SourceContent, SourceInfo, StateDict, WeightsError, WeightsErrorKind,
+    adapter::{self, Adapter, AdapterSet},
 };
 
 pub use self::error::Error;

@@ -1,7 +1,7 @@
 use regraft_backend::{BackendError, KernelError};
 use regraft_engine::EngineErrorKind;
 use regraft_ir::EvalError;
-use regraft_weights::{Problem, WeightsErrorKind};
+use regraft_weights::{OverLimit, Problem, WeightsErrorKind};
 
 /// An error of a model or a run.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +77,29 @@ pub enum RuntimeErrorKind {
     /// A frozen engine was given new weights.
     #[error("the engine is frozen: it holds no recipes, so its weights cannot change; compile with --mode refittable")]
     Frozen,
+    /// A source cannot be read or adapted.
+    #[error("source {name}: {why}")]
+    Source {
+        /// Its name.
+        name: String,
+        /// What happened.
+        why: String,
+    },
+    /// New slots do not fit into the memory limit; nothing was computed.
+    #[error("a refit does not fit into the memory limit: {0}; raise the limit, remove variants, or refit exclusively")]
+    Memory(OverLimit),
+    /// A run came while the weights were changed in place.
+    #[error("the weights are being changed in place; run again when that is done")]
+    ChangingInPlace,
+    /// There is no generation to go back to.
+    #[error("there is no generation to go back to; keep the previous one from the next refit on (set_keep_previous)")]
+    NoPrevious,
+    /// Two adapters of one name were given.
+    #[error("two adapters are called `{0}`; give each its own name")]
+    AdapterTwice(String),
+    /// A variant is of another engine.
+    #[error("`{0}` is of another engine: a variant must be a fork of its model")]
+    ForeignVariant(String),
     /// A staged generation was made from another one than serves.
     #[error("the generation was not staged from the one that serves now; stage it again on this model")]
     Stale,

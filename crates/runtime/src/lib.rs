@@ -3,16 +3,24 @@
 //! - [`Model`]: an engine with a serving generation;
 //! - [`Session`]: the scratch memory and the state of one sequence of runs;
 //! - `bind/`: the plan at known sizes: kernels, views, memory;
-//! - `refit/`: match, check, compare, stage, publish.
+//! - `refit/`: match, check, compare, stage;
+//! - `serving`: publish, roll back, retire, checked under a model checker;
+//! - [`Adapters`], [`Variants`]: what serves besides the plain weights.
 #![forbid(unsafe_code)]
 
+mod adapters;
 mod bind;
 mod error;
 mod model;
 mod refit;
+mod serving;
 mod session;
+mod sync;
+mod variants;
 
+pub use adapters::Adapters;
 pub use error::{RuntimeError, RuntimeErrorKind};
 pub use model::Model;
-pub use refit::{RefitOptions, Staged};
+pub use refit::{Changed, RefitObserver, RefitOptions, Staged, publish_together};
 pub use session::Session;
+pub use variants::{VariantMemory, Variants};

@@ -1,20 +1,22 @@
 use std::{
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    sync::{Arc, Mutex as StdMutex, PoisonError},
 };
 
-use arc_swap::ArcSwapOption;
 use regraft_backend::Backend;
 use regraft_engine::{Engine, EngineErrorKind, Mode, Plan};
 use regraft_tensor::{AlignedVec, Tensor};
-use regraft_weights::{Digest, Generation, Phase, RefitMap, RefitReport, SlotPool, StateDict};
+use regraft_weights::{
+    Digest, Generation, PoolMemory, RefitMap, RefitReport, SlotPool, SourceContent, StateDict, adapter::AdapterSet,
+};
 
 use crate::{
-    RefitOptions, RuntimeError, RuntimeErrorKind, Session, Staged,
+    Adapters, RefitObserver, RefitOptions, RuntimeError, RuntimeErrorKind, Session, Staged, Variants,
     bind::BoundPlan,
-    refit,
+    refit::{self, Request},
+    serving::{NoPrevious, Serving},
     session::{BoundCache, Scratch},
+    sync::{AtomicBool, Ordering},
 };
 
 /// An engine with a serving generation: what runs, and what is refitted.
@@ -24,30 +26,30 @@ use crate::{
 /// refit never blocks a run, and a run never blocks a refit.
 #[derive(Clone)]
 pub struct Model {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
 }
 
 /// What never changes, shared by forks.
-struct Program {
+pub(crate) struct Program {
     mode: Mode,
     target: regraft_backend::Target,
     plan: Plan,
     refit_map: RefitMap,
     identical: Option<Vec<Digest>>,
     backend: Arc<dyn Backend>,
-    bound: Mutex<BoundCache>,
-}
-
-struct Shared {
-    program: Arc<Program>,
-    serving: ArcSwapOption<Generation>,
+    bound: StdMutex<BoundCache>,
     /// Sources that an unbound stripped engine brings itself.
-    carried: Vec<Option<Tensor>>,
+    carried: Vec<Arc<SourceContent>>,
     pool: Arc<SlotPool>,
     /// Scratch memory of past runs, for the next ones.
-    scratch: Mutex<Vec<Scratch>>,
-    /// Held while a generation is published; nothing else happens meanwhile.
-    publish: Mutex<()>,
+    scratch: StdMutex<Vec<Scratch>>,
+}
+
+pub(crate) struct Shared {
+    pub(crate) program: Arc<Program>,
+    pub(crate) serving: Serving<Generation>,
+    pub(crate) variants: Variants,
+    keep_previous: AtomicBool,
 }
 
 impl Model {
@@ -65,34 +67,47 @@ impl Model {
         }
         engine.plan.check()?;
         let Engine { mode, target, plan, refit_map, identical, sources, slots } = engine;
-        let program = Program { mode, target, plan, refit_map, identical, backend, bound: Mutex::default() };
-        let pool = Arc::new(SlotPool::default());
+        let carried = refit_map.sources.iter().zip(sources);
+        let carried = carried.map(|(info, tensor)| Arc::new(SourceContent::new(info.dtype, tensor))).collect();
+        let program = Program {
+            mode,
+            target,
+            plan,
+            refit_map,
+            identical,
+            backend,
+            bound: StdMutex::default(),
+            carried,
+            pool: Arc::default(),
+            scratch: StdMutex::default(),
+        };
+        let pool = &program.pool;
         let slots = match (mode, slots) {
             // Copied, so that slots lie in memory of the same kind whatever the mode: huge pages, no page cache.
-            (Mode::Frozen, Some(slots)) => {
-                Some(slots.iter().map(|s| pool.slot(AlignedVec::copy_of(s.bytes()))).collect())
-            }
+            (Mode::Frozen, Some(slots)) => Some(slots.iter().map(|s| Arc::new(pool.copy_of(s.bytes()))).collect()),
             (Mode::Frozen, None) => {
                 return Err(EngineErrorKind::Malformed("a frozen engine without slots".into()).into());
             }
             (Mode::Stripped, _) => None,
-            (Mode::Refittable, _) => Some(refit::make_all(&program.parts(), &sources, &pool)?),
+            (Mode::Refittable, _) => {
+                let all: Vec<usize> = (0..program.refit_map.recipes.len()).collect();
+                let none = AdapterSet::default();
+                Some(refit::make(&program.parts(), &program.carried, &none, &all, pool, &())?.slots)
+            }
         };
-        let serving = slots.map(|slots| Arc::new(Generation { id: 0, slots, sources: sources.clone() }));
-        Ok(Model { shared: Arc::new(Shared::new(Arc::new(program), serving, sources, pool)) })
+        let first = slots.map(|slots| {
+            let sources = program.carried.clone();
+            Arc::new(Generation { id: 0, slots, sources, adapters: Arc::default() })
+        });
+        Ok(Model { shared: Arc::new(Shared::new(Arc::new(program), first)) })
     }
 
-    /// Another model that starts with the same generation: it shares the engine and every slot that neither changes.
+    /// Another model that starts with the same generation: it shares the engine, memory for slots and scratch, and every
+    /// slot that neither changes. It starts without variants.
     pub fn fork(&self) -> Model {
-        let shared = &self.shared;
-        Model {
-            shared: Arc::new(Shared::new(
-                shared.program.clone(),
-                self.generation(),
-                shared.carried.clone(),
-                shared.pool.clone(),
-            )),
-        }
+        let fork = Shared::new(self.shared.program.clone(), self.generation());
+        fork.keep_previous.store(self.shared.keep_previous.load(Ordering::SeqCst), Ordering::SeqCst);
+        Model { shared: Arc::new(fork) }
     }
 
     /// What the engine held when it was loaded; a bound stripped engine stays [`Mode::Stripped`] here.
@@ -112,17 +127,58 @@ impl Model {
 
     /// The serving generation; `None` for a stripped engine that is not bound.
     pub fn generation(&self) -> Option<Arc<Generation>> {
-        self.shared.serving.load_full()
-    }
-
-    /// The pool that memory of retired slots waits in.
-    pub fn pool(&self) -> &Arc<SlotPool> {
-        &self.shared.pool
+        self.shared.serving.load()
     }
 
     /// The backend.
     pub fn backend(&self) -> &Arc<dyn Backend> {
         &self.shared.program.backend
+    }
+
+    /// The adapters of the serving generation, and how to change them.
+    pub fn adapters(&self) -> Adapters<'_> {
+        Adapters::new(self)
+    }
+
+    /// Named models that share this one's engine, chosen per run.
+    pub fn variants(&self) -> &Variants {
+        &self.shared.variants
+    }
+
+    /// Memory of slots, of this model and all its forks and variants.
+    pub fn slot_memory(&self) -> PoolMemory {
+        self.pool().memory()
+    }
+
+    /// Sets the most bytes that slots may take, of this model and all its forks and variants. A stage that does not fit is
+    /// refused before anything is computed. A refit needs room for the slots that it makes anew beside those that serve;
+    /// see [`Model::refit_exclusive`] for machines that do not have it.
+    pub fn set_memory_limit(&self, limit: Option<usize>) {
+        self.pool().set_limit(limit);
+    }
+
+    /// Gives memory of retired slots, which waits for the next refit, back to the system.
+    pub fn trim(&self) {
+        self.pool().trim();
+        lock(&self.shared.program.scratch).clear();
+    }
+
+    /// Whether publishing keeps the generation before, for [`Model::roll_back`]. Off at first: it holds the memory of all
+    /// slots that differ.
+    pub fn set_keep_previous(&self, keep: bool) {
+        self.shared.keep_previous.store(keep, Ordering::SeqCst);
+    }
+
+    pub(crate) fn keeps_previous(&self) -> bool {
+        self.shared.keep_previous.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn pool(&self) -> &Arc<SlotPool> {
+        &self.shared.program.pool
+    }
+
+    pub(crate) fn is_of_one_program(&self, other: &Model) -> bool {
+        Arc::ptr_eq(&self.shared.program, &other.shared.program)
     }
 
     /// Scratch memory and state of a new sequence of runs.
@@ -135,71 +191,110 @@ impl Model {
     /// # Errors
     /// As [`Session::run`].
     pub fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, RuntimeError> {
-        let scratch = lock(&self.shared.scratch).pop().unwrap_or_default();
+        let generation = self.pin()?;
+        self.run_on(&generation, inputs)
+    }
+
+    /// Runs the program once on a generation of it, whether it serves or not.
+    pub(crate) fn run_on(&self, generation: &Generation, inputs: &[Tensor]) -> Result<Vec<Tensor>, RuntimeError> {
+        let cache = &self.shared.program.scratch;
+        let scratch = lock(cache).pop().unwrap_or_default();
         let mut session = Session::new(self.clone(), scratch);
-        let outputs = session.run(inputs);
-        lock(&self.shared.scratch).push(session.into_scratch());
+        let outputs = session.run_on(generation, inputs);
+        lock(cache).push(session.into_scratch());
         outputs
+    }
+
+    /// The serving generation for a run, which holds it to its end.
+    pub(crate) fn pin(&self) -> Result<Arc<Generation>, RuntimeError> {
+        let serving = &self.shared.serving;
+        serving.load().ok_or_else(|| match serving.is_changing_in_place() {
+            true => RuntimeErrorKind::ChangingInPlace.into(),
+            false => RuntimeErrorKind::NotBound.into(),
+        })
     }
 
     /// Checks `weights` and computes a new generation from them, which does not serve yet.
     ///
     /// # Errors
     /// Every reason why they do not fit, at once; the serving generation is untouched.
-    pub fn stage(&self, weights: &StateDict, options: RefitOptions) -> Result<Staged, RuntimeError> {
-        if self.mode() == Mode::Frozen {
-            return Err(RuntimeErrorKind::Frozen.into());
-        }
-        let base = self.generation();
-        let program = &self.shared.program;
-        refit::stage(&program.parts(), &self.shared.pool, base, &self.shared.carried, weights, options)
+    pub fn stage(&self, weights: &StateDict, options: &RefitOptions) -> Result<Staged, RuntimeError> {
+        self.stage_observed(weights, options, &())
     }
 
-    /// Makes a staged generation the serving one, in one atomic step. Runs under way finish with the one they began with.
+    /// As [`Model::stage`], with someone who watches.
     ///
     /// # Errors
-    /// [`RuntimeErrorKind::Stale`] when the model was refitted since.
-    pub fn publish(&self, staged: Staged) -> Result<RefitReport, RuntimeError> {
-        let Staged { generation, base, mut report } = staged;
-        let start = Instant::now();
-        let guard = lock(&self.shared.publish);
-        let serving = self.generation();
-        let same = match (&serving, &base) {
-            (Some(serving), Some(base)) => Arc::ptr_eq(serving, base),
-            // Nothing serves yet: what was staged must at least be of this program.
-            (None, None) => generation.slots.len() == self.plan().slots.len(),
-            _ => false,
-        };
-        if !same {
-            return Err(RuntimeErrorKind::Stale.into());
-        }
-        self.shared.serving.store(Some(Arc::new(generation)));
-        drop(guard);
-        report.phases_ms.set(Phase::Publish, start.elapsed());
-        let start = Instant::now();
-        drop((serving, base));
-        report.phases_ms.set(Phase::Retire, start.elapsed());
-        Ok(report)
+    /// As [`Model::stage`].
+    pub fn stage_observed(
+        &self,
+        weights: &StateDict,
+        options: &RefitOptions,
+        observer: &dyn RefitObserver,
+    ) -> Result<Staged, RuntimeError> {
+        self.stage_request(&Request { weights: Some((weights, options)), adapters: None, observer })
+    }
+
+    pub(crate) fn stage_request(&self, request: &Request<'_>) -> Result<Staged, RuntimeError> {
+        self.check_refittable()?;
+        let (base, program) = (self.generation(), &self.shared.program);
+        let (parts, mut report) = (program.parts(), RefitReport::default());
+        let change = refit::check(&parts, base.as_deref(), &program.carried, request, &mut report)?;
+        let generation = refit::compute(&parts, &program.pool, base.as_deref(), change, request.observer, &mut report)?;
+        Ok(Staged { model: self.clone(), generation: Arc::new(generation), base, report })
+    }
+
+    pub(crate) fn check_refittable(&self) -> Result<(), RuntimeError> {
+        if self.mode() == Mode::Frozen { Err(RuntimeErrorKind::Frozen.into()) } else { Ok(()) }
     }
 
     /// Stages and publishes: all or nothing. When another refit comes first, this one is staged again on top of it.
     ///
     /// # Errors
     /// As [`Model::stage`].
-    pub fn refit(&self, weights: &StateDict, options: RefitOptions) -> Result<RefitReport, RuntimeError> {
+    pub fn refit(&self, weights: &StateDict, options: &RefitOptions) -> Result<RefitReport, RuntimeError> {
+        self.refit_request(&Request { weights: Some((weights, options)), adapters: None, observer: &() })
+    }
+
+    pub(crate) fn refit_request(&self, request: &Request<'_>) -> Result<RefitReport, RuntimeError> {
         loop {
-            let published = self.publish(self.stage(weights, options)?);
-            match published {
+            match self.stage_request(request)?.publish() {
                 Err(error) if matches!(error.kind(), RuntimeErrorKind::Stale) => {}
                 outcome => return outcome,
             }
         }
     }
 
-    /// The engine with the serving generation's weights, to be saved as `mode`.
+    /// Publishes the generation before the serving one again, which becomes the one before.
     ///
     /// # Errors
-    /// When there are no weights yet, or the engine is frozen and cannot become anything else.
+    /// [`RuntimeErrorKind::NoPrevious`] when none was kept.
+    pub fn roll_back(&self) -> Result<(), RuntimeError> {
+        self.shared.serving.roll_back().map_err(|NoPrevious| RuntimeErrorKind::NoPrevious.into())
+    }
+
+    /// Lets go of the tensors that the serving generation was made of, and keeps their digests. Later refits must bring
+    /// every source of a slot that they change, and saving as a refittable engine is no longer possible.
+    ///
+    /// # Errors
+    /// [`RuntimeErrorKind::NotBound`] when nothing serves, [`RuntimeErrorKind::Stale`] when a refit came between.
+    pub fn release_sources(&self) -> Result<(), RuntimeError> {
+        let base = self.pin()?;
+        let sources = base.sources.iter().map(|s| Arc::new(s.released())).collect();
+        let generation = Generation { sources, ..Generation::clone(&base) };
+        let staged = Staged {
+            model: self.clone(),
+            generation: Arc::new(generation),
+            base: Some(base),
+            report: RefitReport::default(),
+        };
+        staged.publish().map(drop)
+    }
+
+    /// The engine with the serving generation's weights, to be saved as `mode`. Adapters become part of the weights.
+    ///
+    /// # Errors
+    /// When there are no weights yet, the engine is frozen and cannot become anything else, or sources were released.
     pub fn to_engine(&self, mode: Mode) -> Result<Engine, RuntimeError> {
         let program = &self.shared.program;
         if program.mode == Mode::Frozen && mode != Mode::Frozen {
@@ -211,20 +306,19 @@ impl Model {
             plan: program.plan.clone(),
             refit_map: program.refit_map.clone(),
             identical: program.identical.clone(),
-            sources: self.shared.carried.clone(),
+            sources: program.carried.iter().map(|s| s.converted()).collect(),
             slots: None,
         };
         if mode == Mode::Stripped {
             return Ok(engine.stripped());
         }
-        let generation = self.generation().ok_or(RuntimeErrorKind::NotBound)?;
+        let generation = self.pin()?;
         if mode == Mode::Frozen {
             engine.slots = Some(generation.slots.iter().map(|s| AlignedVec::copy_of(s.bytes()).into()).collect());
             engine.sources = vec![None; engine.refit_map.sources.len()];
             engine.refit_map.recipes.clear();
         } else {
-            refit::check_intact(&engine.refit_map, &generation)?;
-            engine.sources.clone_from(&generation.sources);
+            engine.sources = refit::merged_sources(&program.parts(), &generation)?;
         }
         Ok(engine)
     }
@@ -242,7 +336,7 @@ impl Model {
 }
 
 impl Program {
-    fn parts(&self) -> refit::Parts<'_> {
+    pub(crate) fn parts(&self) -> refit::Parts<'_> {
         refit::Parts {
             plan: &self.plan,
             map: &self.refit_map,
@@ -250,22 +344,19 @@ impl Program {
             backend: &*self.backend,
         }
     }
+
+    pub(crate) fn carried(&self) -> &[Arc<SourceContent>] {
+        &self.carried
+    }
 }
 
 impl Shared {
-    fn new(
-        program: Arc<Program>,
-        serving: Option<Arc<Generation>>,
-        carried: Vec<Option<Tensor>>,
-        pool: Arc<SlotPool>,
-    ) -> Self {
+    fn new(program: Arc<Program>, first: Option<Arc<Generation>>) -> Self {
         Shared {
             program,
-            serving: ArcSwapOption::from(serving),
-            carried,
-            pool,
-            scratch: Mutex::default(),
-            publish: Mutex::default(),
+            serving: Serving::new(first),
+            variants: Variants::default(),
+            keep_previous: AtomicBool::new(false),
         }
     }
 }
@@ -285,6 +376,6 @@ impl fmt::Debug for Model {
 }
 
 /// The data behind these locks is whole after any panic: lists that are pushed to and popped from.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+fn lock<T>(mutex: &StdMutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -37,14 +37,18 @@ impl Session {
     /// # Errors
     /// When an input has the wrong type, an index is out of range, or the engine has no weights yet.
     pub fn run(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, RuntimeError> {
-        let generation = self.model.generation().ok_or(RuntimeErrorKind::NotBound)?;
+        let generation = self.model.pin()?;
+        self.run_on(&generation, inputs)
+    }
+
+    pub(crate) fn run_on(&mut self, generation: &Generation, inputs: &[Tensor]) -> Result<Vec<Tensor>, RuntimeError> {
         let graph = &self.model.plan().graph;
         let shapes: Vec<_> = inputs.iter().map(|t| (t.dtype(), t.shape())).collect();
         let symbols = bind_symbols_to(graph, &shapes).map_err(RuntimeErrorKind::Input)?;
         let inputs: Vec<Tensor> = inputs.iter().map(Tensor::aligned).collect();
         let bound = self.model.bound(&symbols)?;
         if self.states.is_none() {
-            self.states = Some(self.first_states(&generation));
+            self.states = Some(self.first_states(generation));
         }
         self.buffers.resize_with(bound.buffers.len().max(self.buffers.len()), AlignedVec::default);
         for (buffer, &bytes) in self.buffers.iter_mut().zip(&bound.buffers) {
@@ -52,7 +56,7 @@ impl Session {
         }
         let model = self.model.clone();
         let mut result = Ok(Vec::new());
-        model.backend().enter(&mut || result = self.steps(&bound, &generation, &inputs));
+        model.backend().enter(&mut || result = self.steps(&bound, generation, &inputs));
         result
     }
 

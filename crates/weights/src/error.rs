@@ -54,6 +54,16 @@ pub enum Problem {
         /// The slot that needs it.
         slot: String,
     },
+    /// Named as changed, and not among what was given.
+    NotGiven {
+        /// The name.
+        name: String,
+    },
+    /// The tensor was let go, and a file is to hold it.
+    Released {
+        /// Name of the source.
+        name: String,
+    },
     /// The file that the engine took this source from was changed in place, and the refit does not bring it.
     FileChanged {
         /// Name of the source.
@@ -74,6 +84,8 @@ impl Problem {
             | Problem::TiedDiffer { name, .. }
             | Problem::NotIdentical { name }
             | Problem::SiblingMissing { name, .. }
+            | Problem::NotGiven { name }
+            | Problem::Released { name }
             | Problem::FileChanged { name, .. } => name,
         }
     }
@@ -91,6 +103,8 @@ impl Problem {
             Problem::SiblingMissing { slot, .. } => {
                 format!("needed for slot {slot}, and the engine keeps no copy of it")
             }
+            Problem::NotGiven { .. } => "named as changed, but not given, or no source of the engine".into(),
+            Problem::Released { .. } => "was released: the model keeps its digest only".into(),
             Problem::FileChanged { path, .. } => {
                 format!("was read from {}, which has changed since; give this source too", path.display())
             }

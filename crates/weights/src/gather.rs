@@ -27,9 +27,18 @@ pub enum GatherPlan {
     Panels {
         /// For each matrix the pieces that make it up, side by side along `n`.
         matrices: Vec<Vec<Piece>>,
-        /// Programs over the recipe's sources, each computing a small vector that scales columns.
-        scales: Vec<Graph>,
+        /// Each computes a small vector that scales columns.
+        scales: Vec<Program>,
     },
+}
+
+/// A part of a recipe that is computed, not moved.
+#[derive(Clone, Debug)]
+pub struct Program {
+    /// Computes its one output.
+    pub graph: Graph,
+    /// For each source of `graph` its index in the recipe.
+    pub sources: Vec<u32>,
 }
 
 /// Some columns of a packed matrix as a strided view of a source.
@@ -305,18 +314,18 @@ impl View {
                 matrix.push(view.piece(at, scale.map(|s| (s, scale_at)))?);
             }
         }
-        let scales = scales.into_iter().map(|v| program_of(graph, v)).collect::<Option<_>>()?;
+        let scales = scales.into_iter().map(|v| Program::of(graph, v)).collect::<Option<_>>()?;
         Some(GatherPlan::Panels { matrices, scales })
     }
 }
 
-/// The part of `graph` that computes `value`, over the same sources.
-fn program_of(graph: &Graph, value: ValueId) -> Option<Graph> {
-    let mut program = graph.clone();
-    program.outputs.clear();
-    program.add_output("scale", value);
-    program.compact().ok()?;
-    Some(program)
+impl Program {
+    /// The part of `graph` that computes `value`.
+    fn of(graph: &Graph, value: ValueId) -> Option<Program> {
+        let regraft_ir::Part { mut graph, value, sources } = graph.part(value).ok()?;
+        graph.add_output("scale", value);
+        Some(Program { graph, sources })
+    }
 }
 
 impl StridedView {

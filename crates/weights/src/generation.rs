@@ -1,81 +1,84 @@
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, OnceLock};
 
-use regraft_tensor::{AlignedVec, Tensor};
+use regraft_tensor::{DType, Tensor};
 
-/// One slot's bytes in their pack format. When the last generation that holds it lets go, its memory goes back to the
-/// pool it came from.
-#[derive(Debug)]
-pub struct Slot {
-    data: AlignedVec,
-    pool: Weak<SlotPool>,
-}
+use crate::{Digest, Slot, adapter::AdapterSet};
 
-impl Slot {
-    /// The bytes.
-    pub fn bytes(&self) -> &[u8] {
-        self.data.bytes()
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        if let Some(pool) = self.pool.upgrade() {
-            pool.give_back(std::mem::take(&mut self.data));
-        }
-    }
-}
-
-/// Memory of retired slots, kept for the next refit: fresh pages cost more than packing into them.
-#[derive(Debug, Default)]
-pub struct SlotPool {
-    free: Mutex<Vec<AlignedVec>>,
-}
-
-impl SlotPool {
-    /// A buffer of `len` bytes; contents are unspecified.
-    pub fn take(&self, len: usize) -> AlignedVec {
-        let mut free = self.lock();
-        // Slots of one engine come back in the sizes they are asked for again.
-        let fit = free.iter().position(|v| v.capacity() == len.div_ceil(64) * 64);
-        let reused = fit.map(|at| free.swap_remove(at));
-        drop(free);
-        match reused {
-            Some(mut data) => {
-                data.resize(len);
-                data
-            }
-            None => AlignedVec::zeroed(len),
-        }
-    }
-
-    /// A slot of `data` that comes back to this pool.
-    pub fn slot(self: &Arc<Self>, data: AlignedVec) -> Arc<Slot> {
-        Arc::new(Slot { data, pool: Arc::downgrade(self) })
-    }
-
-    /// Bytes of memory that wait for reuse.
-    pub fn free_bytes(&self) -> usize {
-        self.lock().iter().map(AlignedVec::capacity).sum()
-    }
-
-    /// Takes back memory that was not made a slot after all, or that a slot gave up.
-    pub fn give_back(&self, data: AlignedVec) {
-        self.lock().push(data);
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<AlignedVec>> {
-        // A list of buffers is whole after any panic.
-        self.free.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-}
-
-/// An immutable set of slots with the sources they were made of. Cloning shares everything.
+/// An immutable set of slots, with what they were made of. Cloning shares everything.
 #[derive(Clone, Debug)]
 pub struct Generation {
     /// Number of this generation: counts up with each refit of a model.
     pub id: u64,
     /// One buffer per slot.
     pub slots: Vec<Arc<Slot>>,
-    /// The source tensors, where they are at hand: `None` in engines that keep no sources.
-    pub sources: Vec<Option<Tensor>>,
+    /// The pristine sources: adapters are not in them.
+    pub sources: Vec<Arc<SourceContent>>,
+    /// The adapters that were applied to the sources on the way to the slots.
+    pub adapters: Arc<AdapterSet>,
+}
+
+/// What a generation knows of a source: the tensor, its digest, or nothing.
+///
+/// The tensor may be a float of another width than the engine's source: it is kept as it was given, and what counts is its
+/// value in the engine's dtype.
+#[derive(Debug)]
+pub struct SourceContent {
+    tensor: Option<Tensor>,
+    dtype: DType,
+    digest: OnceLock<Digest>,
+}
+
+impl SourceContent {
+    /// A source of `dtype` whose tensor is kept, where there is one.
+    pub fn new(dtype: DType, tensor: Option<Tensor>) -> Self {
+        SourceContent { tensor, dtype, digest: OnceLock::new() }
+    }
+
+    /// The tensor as it was given, unless it was released or never given.
+    pub fn tensor(&self) -> Option<&Tensor> {
+        self.tensor.as_ref()
+    }
+
+    /// The tensor in the engine's dtype.
+    pub fn converted(&self) -> Option<Tensor> {
+        self.tensor.as_ref().map(|tensor| tensor.cast(self.dtype))
+    }
+
+    /// The digest of the content: computed when it is first asked for. `None` when nothing is known, or the file that the
+    /// tensor was mapped from has changed since.
+    pub fn digest(&self) -> Option<Digest> {
+        if let Some(digest) = self.digest.get() {
+            return Some(*digest);
+        }
+        self.intact()?;
+        let tensor = self.converted()?;
+        Some(*self.digest.get_or_init(|| Digest::of(&tensor)))
+    }
+
+    /// Whether `given` is this content, bit for bit in the engine's dtype. A tensor that is at hand is compared, which ends
+    /// at the first difference; otherwise digests are.
+    pub fn is(&self, given: &Tensor) -> bool {
+        if self.tensor.is_none() {
+            return self.digest.get().is_some_and(|digest| *digest == Digest::of(&given.cast(self.dtype)));
+        }
+        match self.intact() {
+            Some(tensor) if tensor.dtype() == given.dtype() => tensor.bit_equal(given),
+            Some(tensor) => tensor.cast(self.dtype).bit_equal(&given.cast(self.dtype)),
+            None => false,
+        }
+    }
+
+    /// The same content, with no more than its digest kept.
+    pub fn released(&self) -> SourceContent {
+        SourceContent {
+            tensor: None,
+            dtype: self.dtype,
+            digest: self.digest().map_or_else(OnceLock::new, OnceLock::from),
+        }
+    }
+
+    /// The tensor, unless its file has changed.
+    fn intact(&self) -> Option<&Tensor> {
+        self.tensor.as_ref().filter(|tensor| tensor.buffer().changed_file().is_none())
+    }
 }

@@ -1,7 +1,4 @@
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::collections::BTreeMap;
 
 use rayon::prelude::*;
 use regraft_tensor::{DType, Tensor};
@@ -17,65 +14,65 @@ pub struct MatchOptions {
     pub reject_non_finite: bool,
 }
 
-/// Given tensors by source index, in the engine's dtypes.
+/// Given tensors by source index, as they were given: see [`SourceContent`](crate::SourceContent) for dtypes.
 pub type Matched = BTreeMap<usize, Tensor>;
 
-/// How long it took to match names and to check what they stand for.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct MatchTimes {
-    /// Matching names.
-    pub matching: Duration,
-    /// Checking shapes, dtypes and values, and converting floats of another width.
-    pub check: Duration,
+/// Given tensors whose names were matched to sources, not checked yet.
+#[derive(Debug)]
+pub struct Names<'a> {
+    given: BTreeMap<usize, (&'a str, &'a Tensor)>,
+    missing: Vec<Problem>,
+    unknown: Vec<Problem>,
 }
 
-/// Matches `weights` to the sources of `map` and checks shapes, dtypes and values. Floats of another width are converted to
-/// the source's dtype.
-///
-/// # Errors
-/// All problems at once: missing names, then what does not fit, each in the engine's order, then unknown names, then values.
-pub fn match_sources(
-    map: &RefitMap,
-    weights: &StateDict,
-    digests: Option<&[Digest]>,
-    options: MatchOptions,
-) -> Result<(Matched, MatchTimes), Vec<Problem>> {
-    let start = Instant::now();
-    let mut problems = Vec::new();
+/// Matches the names of `weights` to the sources of `map`. What does not match is reported by [`Names::check`], together
+/// with all other problems.
+pub fn match_names<'a>(map: &'a RefitMap, weights: &'a StateDict, options: MatchOptions) -> Names<'a> {
+    let mut missing = Vec::new();
     // A state dict may leave out what the program never reads, such as `num_batches_tracked`.
     let used: Vec<bool> = map.slots_by_source().iter().map(|slots| !slots.is_empty()).collect();
     let mut given: BTreeMap<usize, (&str, &Tensor)> = BTreeMap::new();
     for (index, source) in map.sources.iter().enumerate() {
-        let mut names = std::iter::once(&source.name).chain(&source.aliases).filter_map(|n| {
-            let tensor = weights.get(n)?;
-            Some((n.as_str(), tensor))
-        });
+        let mut names =
+            std::iter::once(&source.name).chain(&source.aliases).filter_map(|n| Some((n.as_str(), weights.get(n)?)));
         match names.next() {
             Some((name, tensor)) => {
                 if let Some((alias, _)) = names.find(|(_, other)| !other.bit_equal(tensor)) {
-                    problems.push(Problem::TiedDiffer { name: name.into(), alias: alias.into() });
+                    missing.push(Problem::TiedDiffer { name: name.into(), alias: alias.into() });
                 }
                 given.insert(index, (name, tensor));
             }
             None if source.kind.in_state_dict() && !options.partial && used[index] => {
-                problems.push(Problem::Missing { name: source.name.clone() });
+                missing.push(Problem::Missing { name: source.name.clone() });
             }
             None => {}
         }
     }
-    let unknown = unknown_names(map, weights);
-    let matching = start.elapsed();
-    let start = Instant::now();
-    problems.extend(given.iter().filter_map(|(&i, (_, tensor))| mismatch(&map.sources[i], tensor)));
-    problems.extend(unknown);
-    given.retain(|&i, (_, tensor)| mismatch(&map.sources[i], tensor).is_none());
-    problems.extend(check_values(map, &given, digests, options));
-    if !problems.is_empty() {
-        return Err(problems);
+    Names { given, missing, unknown: unknown_names(map, weights) }
+}
+
+impl Names<'_> {
+    /// Checks shapes, dtypes and values. Floats of another width fit: they are converted on the way to the slots.
+    ///
+    /// # Errors
+    /// All problems at once: missing names, then what does not fit, each in the engine's order, then unknown names, then
+    /// values.
+    pub fn check(
+        self,
+        map: &RefitMap,
+        digests: Option<&[Digest]>,
+        options: MatchOptions,
+    ) -> Result<Matched, Vec<Problem>> {
+        let Names { mut given, missing: mut problems, unknown } = self;
+        problems.extend(given.iter().filter_map(|(&i, (_, tensor))| mismatch(&map.sources[i], tensor)));
+        problems.extend(unknown);
+        given.retain(|&i, (_, tensor)| mismatch(&map.sources[i], tensor).is_none());
+        problems.extend(check_values(map, &given, digests, options));
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        Ok(given.into_iter().map(|(i, (_, tensor))| (i, tensor.clone())).collect())
     }
-    let convert = |(i, (_, tensor)): (usize, (&str, &Tensor))| (i, tensor.cast(map.sources[i].dtype));
-    let matched = given.into_par_iter().map(convert).collect();
-    Ok((matched, MatchTimes { matching, check: start.elapsed() }))
 }
 
 fn mismatch(source: &SourceInfo, tensor: &Tensor) -> Option<Problem> {
@@ -181,12 +178,16 @@ mod tests {
         RefitMap { sources, recipes: vec![Recipe::new("fc.weight", graph, vec![0], PackFormat::Plain)] }
     }
 
+    fn check(weights: &StateDict, options: MatchOptions) -> Result<Matched, Vec<Problem>> {
+        match_names(&map(), weights, options).check(&map(), None, options)
+    }
+
     #[test]
     fn all_problems_are_listed_at_once() {
         let mut weights = StateDict::new();
         weights.insert("fc.wieght", Tensor::from_slice(&[2, 3], &[0f32; 6]));
         weights.insert("fc.bias", Tensor::from_slice(&[3], &[0f32; 3]));
-        let problems = match_sources(&map(), &weights, None, MatchOptions::default()).expect_err("nothing fits");
+        let problems = check(&weights, MatchOptions::default()).expect_err("nothing fits");
         let lines: Vec<String> = problems.iter().map(|p| format!("{}: {}", p.name(), p.what())).collect();
         assert_eq!(
             lines,
@@ -199,11 +200,12 @@ mod tests {
     }
 
     #[test]
-    fn floats_of_another_width_are_converted() {
+    fn floats_of_another_width_fit() {
         let mut weights = StateDict::new();
         weights.insert("fc.bias", Tensor::from_f64(DType::BF16, &[2], &[1.5, -2.0]));
         let options = MatchOptions { partial: true, ..MatchOptions::default() };
-        let (matched, _) = match_sources(&map(), &weights, None, options).expect("fits");
-        assert_eq!(matched[&1].as_slice::<f32>(), Some(&[1.5, -2.0][..]));
+        assert_eq!(check(&weights, options).expect("fits")[&1].dtype(), DType::BF16);
+        weights.insert("fc.bias", Tensor::from_i64(DType::I64, &[2], &[1, 2]));
+        assert!(check(&weights, options).is_err());
     }
 }

@@ -3,14 +3,14 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 /// A phase of a refit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
     /// Names are matched.
     Match,
     /// Shapes, dtypes, values by policy and guards are checked.
     Check,
-    /// Given sources are compared with the ones of the serving generation.
+    /// What really differs is found: given sources are compared with the ones of the serving generation.
     Compare,
     /// Recipes run into fresh buffers.
     Stage,
@@ -29,12 +29,23 @@ pub struct SlotReport {
     pub sources: Vec<String>,
     /// Bytes written.
     pub bytes: usize,
-    /// Whether its recipe ran as one pass over memory.
+    /// Whether its recipe ran as one pass over memory; otherwise the reference evaluator ran it, node by node.
     pub one_pass: bool,
 }
 
+/// An adapter that the new generation has.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AdapterReport {
+    /// Its name.
+    pub name: String,
+    /// Its scale.
+    pub scale: f64,
+    /// Number of sources that it touches.
+    pub layers: usize,
+}
+
 /// What a refit did, and where the time went.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RefitReport {
     /// Sources that were given and differ from before.
     pub applied: Vec<String>,
@@ -42,6 +53,10 @@ pub struct RefitReport {
     pub unchanged: Vec<String>,
     /// Sources that were not given and kept (partial refit, or held by no state dict).
     pub kept: Vec<String>,
+    /// Adapters of the new generation.
+    pub adapters: Vec<AdapterReport>,
+    /// Sources that other adapters, or the same ones with other scales, are applied to than before.
+    pub adapted: Vec<String>,
     /// Slots computed anew.
     pub recomputed_slots: Vec<SlotReport>,
     /// Slots shared with the generation before.
@@ -77,16 +92,16 @@ pub struct PhaseTimes {
 }
 
 impl PhaseTimes {
-    /// Records the time of a phase.
-    pub fn set(&mut self, phase: Phase, time: Duration) {
+    /// Adds to the time of a phase.
+    pub fn add(&mut self, phase: Phase, time: Duration) {
         let ms = time.as_secs_f64() * 1e3;
         match phase {
-            Phase::Match => self.matching = ms,
-            Phase::Check => self.check = ms,
-            Phase::Compare => self.compare = ms,
-            Phase::Stage => self.stage = ms,
-            Phase::Publish => self.publish = ms,
-            Phase::Retire => self.retire = ms,
+            Phase::Match => self.matching += ms,
+            Phase::Check => self.check += ms,
+            Phase::Compare => self.compare += ms,
+            Phase::Stage => self.stage += ms,
+            Phase::Publish => self.publish += ms,
+            Phase::Retire => self.retire += ms,
         }
     }
 

@@ -21,7 +21,15 @@ pub struct DynamicB<'a> {
 impl<'a> DynamicB<'a> {
     fn view(&self, offset: usize, k: usize, n: usize) -> MatrixView<'a> {
         let (k_stride, n_stride) = if self.transposed { (1, self.ld) } else { (self.ld, 1) };
-        MatrixView { data: self.data, offset, k_dims: vec![(k, k_stride)], n_len: n, n_stride, scale: None }
+        MatrixView {
+            data: self.data,
+            offset,
+            k_dims: vec![(k, k_stride)],
+            n_len: n,
+            n_stride,
+            scale: None,
+            overlay: None,
+        }
     }
 }
 

@@ -141,7 +141,15 @@ impl AttentionArgs<'_> {
     /// Packs `Kᵀ` and `V` of one key head.
     fn pack_head(&self, isa: Isa, index: usize, k_out: &mut [f32], v_out: &mut [f32]) {
         let (batch, head) = (index / self.kv_heads, index % self.kv_heads);
-        let view = |data, k_dims, n_len, n_stride| MatrixView { data, offset: 0, k_dims, n_len, n_stride, scale: None };
+        let view = |data, k_dims, n_len, n_stride| MatrixView {
+            data,
+            offset: 0,
+            k_dims,
+            n_len,
+            n_stride,
+            scale: None,
+            overlay: None,
+        };
         let k = view(self.k.head(batch, head), vec![(self.head_dim, 1)], self.kv_len, self.k.strides.seq);
         let v = view(self.v.head(batch, head), vec![(self.kv_len, self.v.strides.seq)], self.value_dim, 1);
         pack_panels(&Threads::single(), isa, &[k], panel_width(isa), k_out);

@@ -2,7 +2,12 @@
 
 use std::ops::Range;
 
-use super::view::{MatrixView, SourceElement};
+use super::{
+    overlay::{Lines, TILE_COLS, TILE_ROWS, merge_tile},
+    view::{MatrixView, SourceElement},
+};
+use regraft_backend::adapter::Overlay;
+
 use crate::{
     Isa, Threads,
     simd::{Strip, copy_lines_streaming, transpose_strip},
@@ -126,6 +131,9 @@ impl<T: SourceElement> Packer<'_, T> {
 
     /// The columns stand side by side in the source: copies of short rows.
     fn along_n(&self, view: &MatrixView<'_, T>, strip: &Columns, order: &[(usize, usize)], panel: &mut [f32]) {
+        if let Some(overlay) = view.overlay {
+            return self.along_n_overlaid(view, overlay, strip, order, panel);
+        }
         let width = strip.columns.len();
         let first = view.offset + strip.columns.start;
         let scale = view.scale.map(|s| &s[strip.columns.clone()]);
@@ -144,8 +152,86 @@ impl<T: SourceElement> Packer<'_, T> {
         }
     }
 
+    /// Rows of `K` are rows of the source: tiles of 16 of them, each as wide as the strip.
+    fn along_n_overlaid(
+        &self,
+        view: &MatrixView<'_, T>,
+        overlay: &Overlay,
+        strip: &Columns,
+        order: &[(usize, usize)],
+        panel: &mut [f32],
+    ) {
+        let first = view.offset + strip.columns.start;
+        let mut tile = [[0.0; TILE_COLS]; TILE_ROWS];
+        for part in strip.columns.clone().step_by(TILE_COLS) {
+            let width = TILE_COLS.min(strip.columns.end - part);
+            let (lane, scale) = (strip.lane + part - strip.columns.start, view.scale.map(|s| &s[part..part + width]));
+            let from = first + part - strip.columns.start;
+            for steps in order.chunks(TILE_ROWS) {
+                let rows: [usize; TILE_ROWS] =
+                    std::array::from_fn(|i| steps.get(i).map_or(0, |(at, _)| (from + at) / overlay.cols));
+                let lines = Lines { rows: &rows[..steps.len()], col: from % overlay.cols, len: width };
+                merge_tile(self.isa, overlay, view.data, lines, &mut tile);
+                for (line, (_, k)) in tile.iter().zip(steps) {
+                    let to = &mut panel[k * self.nr + lane..][..width];
+                    match scale {
+                        None => to.copy_from_slice(&line[..width]),
+                        Some(s) => to.iter_mut().zip(line).zip(s).for_each(|((y, x), s)| *y = x * s),
+                    }
+                }
+            }
+        }
+    }
+
+    /// At most 16 columns, each in a row of the source: tiles of those rows, which are packed in place of the source.
+    fn along_k_overlaid(
+        &self,
+        view: &MatrixView<'_, T>,
+        overlay: &Overlay,
+        strip: &Columns,
+        order: &[(usize, usize)],
+        panel: &mut [f32],
+    ) {
+        let first = view.offset + strip.columns.start * view.n_stride;
+        let rows: [usize; TILE_ROWS] = std::array::from_fn(|i| (first + i * view.n_stride) / overlay.cols);
+        let width = strip.columns.len();
+        let mut tile = [[0.0; TILE_COLS]; TILE_ROWS];
+        for run in order.chunk_by(|a, b| a.0 + 1 == b.0) {
+            for steps in run.chunks(TILE_COLS) {
+                let lines = Lines { rows: &rows[..width], col: (first + steps[0].0) % overlay.cols, len: steps.len() };
+                merge_tile(self.isa, overlay, view.data, lines, &mut tile);
+                let merged = MatrixView {
+                    data: tile.as_flattened(),
+                    offset: 0,
+                    k_dims: vec![],
+                    n_len: width,
+                    n_stride: TILE_COLS,
+                    scale: view.scale.map(|s| &s[strip.columns.clone()]),
+                    overlay: None,
+                };
+                let mut inside = [(0, 0); TILE_COLS];
+                inside.iter_mut().zip(steps).enumerate().for_each(|(j, (to, (_, k)))| *to = (j, *k));
+                let columns = Columns { columns: 0..width, lane: strip.lane };
+                self.columns(&merged, &columns, &inside[..steps.len()], panel);
+            }
+        }
+    }
+
     /// At most 16 columns of any stride: where `K` is contiguous it is transposed in registers, the rest goes by element.
     fn along_k(&self, view: &MatrixView<'_, T>, strip: &Columns, order: &[(usize, usize)], panel: &mut [f32]) {
+        if let Some(overlay) = view.overlay {
+            return self.along_k_overlaid(view, overlay, strip, order, panel);
+        }
+        self.columns(view, strip, order, panel);
+    }
+
+    fn columns<E: SourceElement>(
+        &self,
+        view: &MatrixView<'_, E>,
+        strip: &Columns,
+        order: &[(usize, usize)],
+        panel: &mut [f32],
+    ) {
         let width = strip.columns.len();
         for run in order.chunk_by(|a, b| a.0 + 1 == b.0) {
             let whole = if width == LANES { run.len() / LANES * LANES } else { 0 };
@@ -157,11 +243,17 @@ impl<T: SourceElement> Packer<'_, T> {
         }
     }
 
-    fn transpose(&self, view: &MatrixView<'_, T>, strip: &Columns, steps: &[(usize, usize)], panel: &mut [f32]) {
+    fn transpose<E: SourceElement>(
+        &self,
+        view: &MatrixView<'_, E>,
+        strip: &Columns,
+        steps: &[(usize, usize)],
+        panel: &mut [f32],
+    ) {
         let scale: Option<&[f32; LANES]> = view.scale.and_then(|s| s[strip.columns.start..].first_chunk());
         let data = &view.data[view.offset + strip.columns.start * view.n_stride..];
         let (dst, line_stride) = (&mut panel[strip.lane..], self.nr);
-        if let Some(src) = T::as_f32(data) {
+        if let Some(src) = E::as_f32(data) {
             let strip = Strip { src, row_stride: view.n_stride, scale, dst, line_stride, stream: self.stream };
             return transpose_strip(self.isa, strip, steps);
         }
@@ -184,7 +276,13 @@ impl<T: SourceElement> Packer<'_, T> {
         }
     }
 
-    fn by_element(&self, view: &MatrixView<'_, T>, strip: &Columns, steps: &[(usize, usize)], panel: &mut [f32]) {
+    fn by_element<E: SourceElement>(
+        &self,
+        view: &MatrixView<'_, E>,
+        strip: &Columns,
+        steps: &[(usize, usize)],
+        panel: &mut [f32],
+    ) {
         for (i, n) in strip.columns.clone().enumerate() {
             let first = view.offset + n * view.n_stride;
             for (at, k) in steps {

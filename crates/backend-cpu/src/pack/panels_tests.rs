@@ -74,7 +74,7 @@ proptest! {
     #[test]
     fn any_strides(n in 1usize..40, k in 1usize..40, n_stride in 0usize..5, k_stride in 0usize..5, offset in 0usize..9) {
         let data = numbers(offset + n * n_stride + k * k_stride + 1);
-        let view = MatrixView { data: &data, offset, k_dims: vec![(k, k_stride)], n_len: n, n_stride, scale: None };
+        let view = MatrixView { data: &data, offset, k_dims: vec![(k, k_stride)], n_len: n, n_stride, scale: None, overlay: None };
         check(&[view]);
     }
 

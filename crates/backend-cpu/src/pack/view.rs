@@ -1,13 +1,17 @@
 //! Where the elements of a matrix that is to be packed come from.
 
 use half::{bf16, f16};
+use regraft_backend::adapter::Overlay;
 
 use crate::simd::math;
 
 /// An element type that weights may have; packing converts to `f32` on the way.
-pub trait SourceElement: Copy + Sync {
+pub trait SourceElement: Copy + Send + Sync {
     /// The value as `f32`, rounded to nearest where it does not fit.
     fn to_f32(self) -> f32;
+
+    /// The nearest value to an `f32`.
+    fn from_f32(value: f32) -> Self;
 
     /// The same slice, if it already is `f32`.
     fn as_f32(_slice: &[Self]) -> Option<&[f32]> {
@@ -21,6 +25,11 @@ impl SourceElement for f32 {
         self
     }
 
+    #[inline(always)]
+    fn from_f32(value: f32) -> Self {
+        value
+    }
+
     fn as_f32(slice: &[f32]) -> Option<&[f32]> {
         Some(slice)
     }
@@ -31,12 +40,22 @@ impl SourceElement for f64 {
     fn to_f32(self) -> f32 {
         self as f32
     }
+
+    #[inline(always)]
+    fn from_f32(value: f32) -> Self {
+        value.into()
+    }
 }
 
 impl SourceElement for f16 {
     #[inline(always)]
     fn to_f32(self) -> f32 {
         math::f16_to_f32(self.to_bits())
+    }
+
+    #[inline(always)]
+    fn from_f32(value: f32) -> Self {
+        f16::from_f32(value)
     }
 }
 
@@ -45,7 +64,43 @@ impl SourceElement for bf16 {
     fn to_f32(self) -> f32 {
         math::bf16_to_f32(self.to_bits())
     }
+
+    #[inline(always)]
+    fn from_f32(value: f32) -> Self {
+        bf16::from_f32(value)
+    }
 }
+
+/// Runs `$body` with `$T` as the element type of a float dtype; `None` for other dtypes.
+macro_rules! for_float {
+    ($dtype:expr, $T:ident => $body:expr) => {
+        match $dtype {
+            regraft_tensor::DType::F32 => {
+                type $T = f32;
+                Some($body)
+            }
+            regraft_tensor::DType::F64 => {
+                type $T = f64;
+                Some($body)
+            }
+            regraft_tensor::DType::F16 => {
+                type $T = half::f16;
+                Some($body)
+            }
+            regraft_tensor::DType::BF16 => {
+                type $T = half::bf16;
+                Some($body)
+            }
+            regraft_tensor::DType::I64
+            | regraft_tensor::DType::I32
+            | regraft_tensor::DType::I16
+            | regraft_tensor::DType::I8
+            | regraft_tensor::DType::U8
+            | regraft_tensor::DType::Bool => None,
+        }
+    };
+}
+pub(crate) use for_float;
 
 /// A logical matrix `[K, N]` gathered from a strided tensor: element `(k, n)` is
 /// `data[offset + (k's offset) + n * n_stride] * scale[n]`, where `k` runs over `k_dims` in row-major order.
@@ -63,23 +118,26 @@ pub struct MatrixView<'a, T = f32> {
     pub n_stride: usize,
     /// A factor for each column.
     pub scale: Option<&'a [f32]>,
+    /// What adapters do to the tensor. Only where [`Overlay::cols`] divides the view into whole tiles, see
+    /// [`regraft_backend::PieceData::overlay`].
+    pub overlay: Option<&'a Overlay>,
 }
 
 impl<'a, T> MatrixView<'a, T> {
     /// The weight of a linear layer, `[n, k]`: the product is `x · Wᵀ`.
     pub fn linear(data: &'a [T], n: usize, k: usize) -> Self {
-        MatrixView { data, offset: 0, k_dims: vec![(k, 1)], n_len: n, n_stride: k, scale: None }
+        MatrixView { data, offset: 0, k_dims: vec![(k, 1)], n_len: n, n_stride: k, scale: None, overlay: None }
     }
 
     /// A matrix that is stored as `[k, n]`.
     pub fn row_major(data: &'a [T], k: usize, n: usize) -> Self {
-        MatrixView { data, offset: 0, k_dims: vec![(k, n)], n_len: n, n_stride: 1, scale: None }
+        MatrixView { data, offset: 0, k_dims: vec![(k, n)], n_len: n, n_stride: 1, scale: None, overlay: None }
     }
 
     /// The weight of a convolution, `[oc, ic, kh, kw]`, with `K` in the order `(kh, kw, ic)` that channels-last taps have.
     pub fn conv2d(data: &'a [T], [oc, ic, kh, kw]: [usize; 4]) -> Self {
         let k_dims = vec![(kh, kw), (kw, 1), (ic, kh * kw)];
-        MatrixView { data, offset: 0, k_dims, n_len: oc, n_stride: ic * kh * kw, scale: None }
+        MatrixView { data, offset: 0, k_dims, n_len: oc, n_stride: ic * kh * kw, scale: None, overlay: None }
     }
 
     /// The same with a factor for each column.

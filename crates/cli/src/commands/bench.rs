@@ -294,7 +294,7 @@ fn refits(model: &Model, out: &mut Output) -> Result<(), Failure> {
         let busy = out.rounds("refit", REFITS + WARM_UP);
         for round in 0..REFITS + WARM_UP {
             let weights = if round % 2 == 0 { &other } else { &one };
-            let report = model.refit(weights, RefitOptions::default())?;
+            let report = model.refit(weights, &RefitOptions::default())?;
             let copy = copier.copy(model);
             if round >= WARM_UP {
                 totals.push(report.phases_ms.total());
@@ -336,7 +336,7 @@ fn weights(model: &Model, step: f64) -> StateDict {
     let infos = model.refit_map().sources.iter();
     infos
         .zip(&generation.sources)
-        .filter_map(|(info, tensor)| Some((info.name.clone(), moved(tensor.as_ref()?, step))))
+        .filter_map(|(info, tensor)| Some((info.name.clone(), moved(tensor.tensor()?, step))))
         .collect()
 }
 

@@ -20,10 +20,10 @@ pub(super) fn run(args: &BindArgs, out: &mut Output) -> Result<(), Failure> {
         };
         return Err(failure.about(&args.engine).help(help));
     }
-    let options = RefitOptions { partial: false, reject_non_finite: args.reject_non_finite };
+    let options = RefitOptions { reject_non_finite: args.reject_non_finite, ..RefitOptions::default() };
     let report = {
         let _busy = out.busy("binding");
-        model.refit(&weights, options).map_err(|e| about_weights(e.into(), &args.weights))?
+        model.refit(&weights, &options).map_err(|e| about_weights(e.into(), &args.weights))?
     };
     let with_report = args.report.as_deref().map(|path| (path, &report));
     let mode = Mode::from(args.mode);

@@ -25,10 +25,11 @@ pub(super) fn run(args: &RefitArgs, out: &mut Output) -> Result<(), Failure> {
                 .help(help));
         }
     }
-    let options = RefitOptions { partial: args.partial, reject_non_finite: args.reject_non_finite };
+    let options =
+        RefitOptions { partial: args.partial, reject_non_finite: args.reject_non_finite, ..RefitOptions::default() };
     let report = {
         let _busy = out.busy("refitting");
-        model.refit(&weights, options).map_err(|e| about_weights(e.into(), &args.weights))?
+        model.refit(&weights, &options).map_err(|e| about_weights(e.into(), &args.weights))?
     };
     let with_report = args.report.as_deref().map(|path| (path, &report));
     let written = save(&model, Mode::Refittable, &args.output, with_report, out)?;

@@ -1,6 +1,6 @@
 //! Binding-time separation: what is known from sources goes into recipes, the rest is the plan.
 
-use regraft_ir::{Def, Graph, IrError, Op, SourceKind, ValueId};
+use regraft_ir::{Graph, IrError, Op, Part, SourceKind, ValueId};
 
 use crate::lower::known::known_values;
 
@@ -87,58 +87,10 @@ impl Splitter<'_> {
 
 /// The recipe of a known value followed by `prepare`, and the index in the program of each of its sources.
 pub(crate) fn recipe(lowered: &Graph, value: ValueId, prepare: &[Op]) -> Result<(Graph, Vec<u32>), IrError> {
-    let mut copier =
-        Copier { lowered, graph: Graph::new(""), sources: Vec::new(), values: vec![None; lowered.value_count()] };
-    let mut value = copier.copy(value)?;
+    let Part { mut graph, mut value, sources } = lowered.part(value)?;
     for op in prepare {
-        value = copier.graph.add1(op.clone(), &[value], &"".into())?;
+        value = graph.add1(op.clone(), &[value], &"".into())?;
     }
-    copier.graph.add_output("slot", value);
-    Ok((copier.graph, copier.sources))
-}
-
-struct Copier<'a> {
-    lowered: &'a Graph,
-    graph: Graph,
-    sources: Vec<u32>,
-    values: Vec<Option<ValueId>>,
-}
-
-impl Copier<'_> {
-    /// Copies `value` and all that it is made from. Known chains are as deep as the program's constant parts, so this
-    /// walks with a stack of its own.
-    fn copy(&mut self, value: ValueId) -> Result<ValueId, IrError> {
-        let mut stack = vec![value];
-        while let Some(&at) = stack.last() {
-            if self.values[at.0 as usize].is_some() {
-                stack.pop();
-                continue;
-            }
-            match self.lowered.value(at).def {
-                Def::Source(index) => {
-                    let source = &self.lowered.sources[index as usize];
-                    self.sources.push(index);
-                    let copy = self.graph.add_source(&source.name, source.kind, self.lowered.ty(at).clone());
-                    self.values[at.0 as usize] = Some(copy);
-                }
-                Def::Node(id, _) => {
-                    let node = self.lowered.node(id);
-                    let open: Vec<_> =
-                        node.inputs.iter().flatten().filter(|v| self.values[v.0 as usize].is_none()).collect();
-                    if open.is_empty() {
-                        let inputs: Vec<_> =
-                            node.inputs.iter().map(|v| v.and_then(|v| self.values[v.0 as usize])).collect();
-                        let outputs = self.graph.add(node.op.clone(), inputs, &node.scope)?;
-                        for (from, to) in node.outputs.iter().zip(outputs) {
-                            self.values[from.0 as usize] = Some(to);
-                        }
-                    } else {
-                        stack.extend(open);
-                    }
-                }
-                Def::Input(_) | Def::State(_) => unreachable!("a known value depends on no input and no state"),
-            }
-        }
-        Ok(self.values[value.0 as usize].expect("just copied"))
-    }
+    graph.add_output("slot", value);
+    Ok((graph, sources))
 }

@@ -1,51 +1,29 @@
 //! A refit: match → check → compare → stage → publish → retire. Everything is checked before anything is computed.
 
+mod compare;
+mod options;
+mod phases;
+mod recipe;
 mod stage;
+mod staged;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Instant,
+    sync::Arc,
 };
 
 use regraft_backend::Backend;
 use regraft_engine::Plan;
 use regraft_tensor::Tensor;
 use regraft_weights::{
-    Digest, Generation, MatchOptions, Phase, Problem, RefitMap, RefitReport, Slot, SlotPool, SlotReport, StateDict,
-    match_sources,
+    AdapterReport, Digest, Generation, MatchOptions, Matched, Phase, Problem, RefitMap, RefitReport, SlotPool,
+    SlotReport, SourceContent, StateDict, adapter::AdapterSet, match_names,
 };
 
-pub(crate) use self::stage::make_all;
+pub use self::options::{Changed, RefitObserver, RefitOptions};
+pub use self::staged::{Staged, publish_together};
+pub(crate) use self::{phases::phase, stage::make};
 use crate::{RuntimeError, RuntimeErrorKind};
-
-/// What a refit asks of the weights it is given.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RefitOptions {
-    /// Take the keys that are there and keep the other sources; otherwise all must be given.
-    pub partial: bool,
-    /// Refuse infinite values and NaN.
-    pub reject_non_finite: bool,
-}
-
-/// A generation that is ready to serve and does not yet.
-#[derive(Debug)]
-pub struct Staged {
-    pub(crate) generation: Generation,
-    /// The generation it was made from; keeps it apart from any other, whatever their numbers.
-    pub(crate) base: Option<Arc<Generation>>,
-    pub(crate) report: RefitReport,
-}
-
-impl Staged {
-    /// What staging did; the publish phase is not in it yet.
-    pub fn report(&self) -> &RefitReport {
-        &self.report
-    }
-}
 
 /// The parts of a program that a refit works with.
 #[derive(Clone, Copy)]
@@ -56,56 +34,99 @@ pub(crate) struct Parts<'a> {
     pub(crate) backend: &'a dyn Backend,
 }
 
-pub(crate) fn stage(
+/// What is to change.
+pub(crate) struct Request<'a> {
+    /// Weights, with what is asked of them.
+    pub(crate) weights: Option<(&'a StateDict, &'a RefitOptions)>,
+    /// The adapters from now on; otherwise those of the generation that serves.
+    pub(crate) adapters: Option<AdapterSet>,
+    pub(crate) observer: &'a dyn RefitObserver,
+}
+
+/// A change that was checked and not computed yet.
+pub(crate) struct Change {
+    /// Sources of the new generation.
+    pub(crate) sources: Vec<Arc<SourceContent>>,
+    pub(crate) adapters: Arc<AdapterSet>,
+    /// The slots to make anew.
+    pub(crate) stale: Vec<usize>,
+}
+
+/// Checks a request against what serves. Nothing is computed, and nothing changes, if it does not fit.
+pub(crate) fn check(
     parts: &Parts<'_>,
-    pool: &Arc<SlotPool>,
-    base: Option<Arc<Generation>>,
-    carried: &[Option<Tensor>],
+    base: Option<&Generation>,
+    carried: &[Arc<SourceContent>],
+    request: &Request<'_>,
+    report: &mut RefitReport,
+) -> Result<Change, RuntimeError> {
+    let before: &[Arc<SourceContent>] = base.map_or(carried, |g| &g.sources);
+    let matched = match request.weights {
+        Some((weights, options)) => given(parts, base, weights, options, request.observer, report)?,
+        None => Matched::new(),
+    };
+    let none = Arc::new(AdapterSet::default());
+    let adapters_before = base.map_or(&none, |g| &g.adapters);
+    let adapters = request.adapters.clone().map_or_else(|| adapters_before.clone(), Arc::new);
+    let adapted: BTreeSet<usize> = adapters.differing_sources(adapters_before).into_iter().collect();
+    let affected = |s: usize| matched.contains_key(&s) || adapted.contains(&s);
+    phase(Phase::Check, report, request.observer, |_| {
+        check_siblings(parts.map, &matched, before, &slots_of(parts.map, base.is_none(), affected))
+    })?;
+    let changed = phase(Phase::Compare, report, request.observer, |_| {
+        let options = request.weights.map(|(_, options)| &options.changed);
+        compare::changed(parts, &matched, base, options.unwrap_or(&Changed::All))
+    });
+    let mut sources = before.to_vec();
+    for (&index, tensor) in matched.iter().filter(|(i, _)| changed.contains(i)) {
+        sources[index] = Arc::new(SourceContent::new(parts.map.sources[index].dtype, Some(tensor.clone())));
+    }
+    let stale = slots_of(parts.map, base.is_none(), |s| changed.contains(&s) || adapted.contains(&s));
+    fill_sources(report, parts.map, &matched, &changed);
+    fill_adapters(report, parts.map, &adapters, &adapted);
+    Ok(Change { sources, adapters, stale })
+}
+
+/// The given tensors by source, without those that the caller says have not changed.
+fn given(
+    parts: &Parts<'_>,
+    base: Option<&Generation>,
     weights: &StateDict,
-    options: RefitOptions,
-) -> Result<Staged, RuntimeError> {
+    options: &RefitOptions,
+    observer: &dyn RefitObserver,
+    report: &mut RefitReport,
+) -> Result<Matched, RuntimeError> {
     let map = parts.map;
-    let mut report = RefitReport::default();
     // Without a generation to start from there is nothing to keep: everything must be given.
     let matching =
         MatchOptions { partial: options.partial && base.is_some(), reject_non_finite: options.reject_non_finite };
-    let (matched, times) = match_sources(map, weights, parts.identical, matching)
-        .map_err(|problems| RuntimeErrorKind::fit(problems, map.sources.len()))?;
-    report.phases_ms.set(Phase::Match, times.matching);
-    let start = Instant::now();
-    let before: &[Option<Tensor>] = base.as_ref().map_or(carried, |g| &g.sources);
-    let affected = affected_slots(map, base.is_none(), |s| matched.contains_key(&s));
-    check_siblings(map, &matched, before, &affected)?;
-    report.phases_ms.set(Phase::Check, times.check + start.elapsed());
-
-    let start = Instant::now();
-    let changed = compare(parts, &matched, base.as_deref());
-    report.phases_ms.set(Phase::Compare, start.elapsed());
-
-    let start = Instant::now();
-    let mut sources = before.to_vec();
-    for (&index, tensor) in matched.iter().filter(|(i, _)| changed.contains(i)) {
-        sources[index] = Some(tensor.clone());
-    }
-    let stale = affected_slots(map, base.is_none(), |s| changed.contains(&s));
-    let slots = match &base {
-        Some(base) => {
-            let fresh = stage::make(parts, &sources, &stale, pool)?;
-            let mut slots = base.slots.clone();
-            stale.iter().zip(fresh).for_each(|(&slot, data)| slots[slot] = data);
-            slots
+    let names = phase(Phase::Match, report, observer, |_| match_names(map, weights, matching));
+    let matched = phase(Phase::Check, report, observer, |_| {
+        let mut problems = Vec::new();
+        let matched = names.check(map, parts.identical, matching).unwrap_or_else(|found| {
+            problems = found;
+            Matched::new()
+        });
+        if let Changed::Keys(keys) = &options.changed {
+            let known = map.by_name();
+            let unknown = keys.iter().filter(|key| !known.contains_key(key.as_str()) || weights.get(key).is_none());
+            problems.extend(unknown.map(|key| Problem::NotGiven { name: key.clone() }));
         }
-        None => make_all(parts, &sources, pool)?,
+        none_of(problems, map).map(|()| matched)
+    })?;
+    let named = |index: usize, keys: &BTreeSet<String>| {
+        let source = &map.sources[index];
+        std::iter::once(&source.name).chain(&source.aliases).any(|name| keys.contains(name))
     };
-    report.phases_ms.set(Phase::Stage, start.elapsed());
-    fill(&mut report, parts, &matched, &changed, &stale);
-    let id = base.as_ref().map_or(0, |base| base.id + 1);
-    Ok(Staged { generation: Generation { id, slots, sources }, base, report })
+    Ok(match &options.changed {
+        Changed::Keys(keys) if base.is_some() => matched.into_iter().filter(|(i, _)| named(*i, keys)).collect(),
+        _ => matched,
+    })
 }
 
-/// All slots, or those that depend on a source that `given` names.
-fn affected_slots(map: &RefitMap, all: bool, given: impl Fn(usize) -> bool) -> Vec<usize> {
-    let depends = |slot: &usize| map.recipes[*slot].sources.iter().any(|&s| given(s as usize));
+/// All slots, or those that depend on a source that `chosen` names.
+fn slots_of(map: &RefitMap, all: bool, chosen: impl Fn(usize) -> bool) -> Vec<usize> {
+    let depends = |slot: &usize| map.recipes[*slot].sources.iter().any(|&s| chosen(s as usize));
     (0..map.recipes.len()).filter(|slot| all || depends(slot)).collect()
 }
 
@@ -113,7 +134,7 @@ fn affected_slots(map: &RefitMap, all: bool, given: impl Fn(usize) -> bool) -> V
 fn check_siblings(
     map: &RefitMap,
     given: &BTreeMap<usize, Tensor>,
-    before: &[Option<Tensor>],
+    before: &[Arc<SourceContent>],
     affected: &[usize],
 ) -> Result<(), RuntimeError> {
     let mut problems: BTreeMap<usize, Problem> = BTreeMap::new();
@@ -121,7 +142,7 @@ fn check_siblings(
         let recipe = &map.recipes[slot];
         for source in recipe.sources.iter().map(|&s| s as usize).filter(|s| !given.contains_key(s)) {
             let name = || map.sources[source].name.clone();
-            let problem = match &before[source] {
+            let problem = match before[source].tensor() {
                 None => Some(Problem::SiblingMissing { name: name(), slot: recipe.slot.clone() }),
                 Some(tensor) => tensor
                     .buffer()
@@ -138,45 +159,63 @@ fn none_of(problems: Vec<Problem>, map: &RefitMap) -> Result<(), RuntimeError> {
     if problems.is_empty() { Ok(()) } else { Err(RuntimeErrorKind::fit(problems, map.sources.len()).into()) }
 }
 
-/// Refuses when a file that a generation's sources are mapped from has changed.
-pub(crate) fn check_intact(map: &RefitMap, generation: &Generation) -> Result<(), RuntimeError> {
-    let problems: Vec<_> = (map.sources.iter().zip(&generation.sources))
-        .filter_map(|(info, tensor)| {
-            let path = tensor.as_ref()?.buffer().changed_file()?.to_path_buf();
-            Some(Problem::FileChanged { name: info.name.clone(), path })
-        })
-        .collect();
-    none_of(problems, map)
+/// A generation's sources in the engine's dtypes with its adapters applied: what an engine file holds.
+pub(crate) fn merged_sources(parts: &Parts<'_>, generation: &Generation) -> Result<Vec<Option<Tensor>>, RuntimeError> {
+    let used: Vec<bool> = parts.map.slots_by_source().iter().map(|slots| !slots.is_empty()).collect();
+    let mut problems = Vec::new();
+    for (index, content) in generation.sources.iter().enumerate() {
+        let name = || parts.map.sources[index].name.clone();
+        match content.tensor().map(|t| t.buffer().changed_file()) {
+            Some(Some(path)) => problems.push(Problem::FileChanged { name: name(), path: path.to_path_buf() }),
+            None if used[index] => problems.push(Problem::Released { name: name() }),
+            _ => {}
+        }
+    }
+    none_of(problems, parts.map)?;
+    let tensor = |(index, content): (usize, &Arc<SourceContent>)| match content.converted() {
+        Some(tensor) => recipe::merged(parts, index, &tensor, &generation.adapters).map(Some),
+        None => Ok(None),
+    };
+    generation.sources.iter().enumerate().map(tensor).collect()
 }
 
-/// The given sources that differ from the serving generation's, bit for bit. One that differs costs hardly any time; one
-/// that does not costs one pass, and saves staging its slots.
-fn compare(parts: &Parts<'_>, given: &BTreeMap<usize, Tensor>, base: Option<&Generation>) -> BTreeSet<usize> {
-    let Some(base) = base else { return given.keys().copied().collect() };
-    let given: Vec<(&usize, &Tensor)> = given.iter().collect();
-    let differs: Vec<AtomicBool> = given.iter().map(|_| true.into()).collect();
-    parts.backend.for_each_staged(given.len(), &|i| {
-        let (&index, new) = given[i];
-        let same =
-            base.sources[index].as_ref().is_some_and(|old| old.buffer().changed_file().is_none() && old.bit_equal(new));
-        differs[i].store(!same, Ordering::Relaxed);
-    });
-    let differing = given.iter().zip(differs).filter(|(_, differs)| differs.load(Ordering::Relaxed));
-    differing.map(|((index, _), _)| **index).collect()
-}
-
-fn fill(
-    report: &mut RefitReport,
+/// Computes the slots of a checked change.
+pub(crate) fn compute(
     parts: &Parts<'_>,
-    given: &BTreeMap<usize, Tensor>,
-    changed: &BTreeSet<usize>,
-    stale: &[usize],
-) {
-    let map = parts.map;
+    pool: &Arc<SlotPool>,
+    base: Option<&Generation>,
+    change: Change,
+    observer: &dyn RefitObserver,
+    report: &mut RefitReport,
+) -> Result<Generation, RuntimeError> {
+    let Change { sources, adapters, stale } = change;
+    let made = phase(Phase::Stage, report, observer, |_| make(parts, &sources, &adapters, &stale, pool, observer))?;
+    fill_slots(report, parts, &stale, &made.evaluated);
+    let mut fresh = stale.iter().zip(made.slots).peekable();
+    let slot = |index: usize| match fresh.next_if(|(stale, _)| **stale == index) {
+        Some((_, slot)) => slot,
+        None => base.expect("without a base all slots are stale").slots[index].clone(),
+    };
+    let slots = (0..parts.plan.slots.len()).map(slot).collect();
+    Ok(Generation { id: base.map_or(0, |base| base.id + 1), slots, sources, adapters })
+}
+
+fn fill_sources(report: &mut RefitReport, map: &RefitMap, matched: &Matched, changed: &BTreeSet<usize>) {
     let name = |index: usize| map.sources[index].name.clone();
     report.applied = changed.iter().map(|&i| name(i)).collect();
-    report.unchanged = given.keys().filter(|i| !changed.contains(i)).map(|&i| name(i)).collect();
-    report.kept = (0..map.sources.len()).filter(|i| !given.contains_key(i)).map(name).collect();
+    report.unchanged = matched.keys().filter(|i| !changed.contains(i)).map(|&i| name(i)).collect();
+    report.kept = (0..map.sources.len()).filter(|i| !matched.contains_key(i)).map(name).collect();
+}
+
+fn fill_adapters(report: &mut RefitReport, map: &RefitMap, adapters: &AdapterSet, adapted: &BTreeSet<usize>) {
+    report.adapted = adapted.iter().map(|&i| map.sources[i].name.clone()).collect();
+    report.adapters = (adapters.iter())
+        .map(|(adapter, scale)| AdapterReport { name: adapter.name.clone(), scale, layers: adapter.layers.len() })
+        .collect();
+}
+
+fn fill_slots(report: &mut RefitReport, parts: &Parts<'_>, stale: &[usize], evaluated: &BTreeSet<usize>) {
+    let map = parts.map;
     let mut next = stale.iter().peekable();
     for (slot, recipe) in map.recipes.iter().enumerate() {
         if next.next_if_eq(&&slot).is_none() {
@@ -185,13 +224,10 @@ fn fill(
         }
         report.recomputed_slots.push(SlotReport {
             name: recipe.slot.clone(),
-            sources: recipe.sources.iter().map(|&s| name(s as usize)).collect(),
+            sources: recipe.sources.iter().map(|&s| map.sources[s as usize].name.clone()).collect(),
             bytes: parts.plan.slot_bytes(slot),
-            one_pass: recipe.gather.is_some(),
+            one_pass: !evaluated.contains(&slot),
         });
     }
     report.bytes = report.recomputed_slots.iter().map(|s| s.bytes).sum();
 }
-
-/// Slots in the order asked for.
-pub(crate) type Slots = Vec<Arc<Slot>>;

@@ -5,6 +5,7 @@
 //! convolutions with a middle factor) are brought into this form when the file is read.
 
 mod overlay;
+mod reference;
 mod set;
 
 use regraft_tensor::Tensor;

@@ -1,6 +1,6 @@
 //! What all active adapters together do to one source, ready to be computed tile by tile.
 
-use regraft_tensor::Tensor;
+use regraft_tensor::{DType, Tensor};
 
 use super::{Factors, MagnitudeAxis, Update};
 
@@ -8,6 +8,8 @@ use super::{Factors, MagnitudeAxis, Update};
 /// rounded to the source's dtype last, so that what a slot is made of is exactly what a merged checkpoint would hold.
 #[derive(Clone, Debug)]
 pub struct Overlay {
+    /// The source's dtype in the engine, which `W'` is rounded to.
+    pub dtype: DType,
     /// Size of the source's first axis.
     pub rows: usize,
     /// Product of its other sizes.
@@ -80,11 +82,11 @@ pub struct Norms {
 }
 
 impl Overlay {
-    /// The overlay of these updates with the caller's scales, in this order, on a source of `shape`.
+    /// The overlay of these updates with the caller's scales, in this order, on a source of this dtype and shape.
     ///
     /// # Panics
     /// When the updates are not of the source's size, which reading an adapter rules out.
-    pub fn new(shape: &[usize], updates: &[(&Update, f64)]) -> Overlay {
+    pub fn new(dtype: DType, shape: &[usize], updates: &[(&Update, f64)]) -> Overlay {
         let rows = shape.first().copied().unwrap_or(1);
         let cols = shape.iter().skip(1).product();
         let (mut plain, mut terms): (Vec<LowRank>, Vec<Term>) = (Vec::new(), Vec::new());
@@ -98,7 +100,7 @@ impl Overlay {
             terms.insert(0, Term { delta: Delta::LowRank(low_rank), norms: None });
         }
         terms.iter().for_each(|term| term.check(rows, cols));
-        Overlay { rows, cols, terms }
+        Overlay { dtype, rows, cols, terms }
     }
 
     /// Whether factors must be filled in before use.

@@ -1,6 +1,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{Adapter, Overlay, Update};
+use crate::SourceInfo;
 
 /// The adapters of a generation with their scales. What they do does not depend on the order they are given in: they are
 /// applied in the order of their names.
@@ -45,15 +46,15 @@ impl AdapterSet {
         differing
     }
 
-    /// The overlay on `source`, of this shape; `None` where no adapter touches it.
-    pub fn overlay(&self, source: usize, shape: &[usize]) -> Option<Overlay> {
+    /// The overlay on source number `source`; `None` where no adapter touches it.
+    pub fn overlay(&self, source: usize, info: &SourceInfo) -> Option<Overlay> {
         let updates: Vec<(&Update, f64)> = (self.adapters.iter())
             .flat_map(|(adapter, scale)| {
                 let layers = adapter.layers.iter().filter(move |layer| layer.source == source);
                 layers.map(|layer| (&layer.update, *scale))
             })
             .collect();
-        (!updates.is_empty()).then(|| Overlay::new(shape, &updates))
+        (!updates.is_empty()).then(|| Overlay::new(info.dtype, &info.shape, &updates))
     }
 
     /// Adapters are told apart as objects: comparing factors would cost more than applying them again.

@@ -1,0 +1,41 @@
+use std::collections::BTreeSet;
+
+use regraft_weights::Phase;
+
+/// What a refit asks of the weights it is given.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RefitOptions {
+    /// Take the keys that are there and keep the other sources; otherwise all must be given.
+    pub partial: bool,
+    /// Refuse infinite values and NaN.
+    pub reject_non_finite: bool,
+    /// Which of the given sources differ from what serves.
+    pub changed: Changed,
+}
+
+/// Which of the given sources are new, and so which slots are made anew.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Changed {
+    /// Find out. A tensor that is the same as before costs one comparison and saves making its slots.
+    #[default]
+    Detect,
+    /// These names are, whatever they hold; the other given ones are not looked at, and what serves is kept for them.
+    Keys(BTreeSet<String>),
+    /// All are.
+    All,
+}
+
+/// Sees a refit advance. All methods do nothing unless implemented; `()` sees nothing.
+pub trait RefitObserver: Sync {
+    /// A phase begins.
+    fn phase(&self, phase: Phase) {
+        let _ = phase;
+    }
+
+    /// `done` of `total` bytes of slots are made. Called from several threads, after each slot.
+    fn staged(&self, done: usize, total: usize) {
+        let _ = (done, total);
+    }
+}
+
+impl RefitObserver for () {}

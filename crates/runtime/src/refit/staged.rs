@@ -1,0 +1,132 @@
+use std::{sync::Arc, thread, time::Duration};
+
+use regraft_weights::{Generation, Phase, RefitReport, StateDict};
+
+use super::{Request, check, compute, phase};
+use crate::{
+    Model, RefitOptions, RuntimeError, RuntimeErrorKind,
+    serving::{Next, Retired, Serving, Stale},
+};
+
+/// A generation that is ready to serve and does not yet. Dropping it changes nothing.
+#[derive(Debug)]
+pub struct Staged {
+    pub(crate) model: Model,
+    pub(crate) generation: Arc<Generation>,
+    /// The generation it was made from; keeps it apart from any other, whatever their numbers.
+    pub(crate) base: Option<Arc<Generation>>,
+    pub(crate) report: RefitReport,
+}
+
+impl Staged {
+    /// What staging did; the publish phase is not in it yet.
+    pub fn report(&self) -> &RefitReport {
+        &self.report
+    }
+
+    /// The generation.
+    pub fn generation(&self) -> &Arc<Generation> {
+        &self.generation
+    }
+
+    /// The model that it was staged on.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Makes it the serving generation of the model that it was staged on, in one atomic step. Runs under way finish with
+    /// the one they began with.
+    ///
+    /// # Errors
+    /// [`RuntimeErrorKind::Stale`] when the model was refitted since.
+    pub fn publish(self) -> Result<RefitReport, RuntimeError> {
+        let Staged { model, generation, base, mut report } = self;
+        let next = Next { base, generation, keep_base: model.keeps_previous() };
+        let retired = phase(Phase::Publish, &mut report, &(), |_| model.shared.serving.publish(next));
+        let retired = retired.map_err(|Stale| RuntimeErrorKind::Stale)?;
+        phase(Phase::Retire, &mut report, &(), |_| drop(retired));
+        Ok(report)
+    }
+}
+
+/// Publishes what was staged on several models: on all of them, or on none when one was refitted since. For a fleet that
+/// changes together; each model changes in one step, one right after the other.
+///
+/// # Errors
+/// [`RuntimeErrorKind::Stale`] when one was refitted since, or two were staged on one model.
+pub fn publish_together(all: Vec<Staged>) -> Result<Vec<RefitReport>, RuntimeError> {
+    let mut reports: Vec<RefitReport> = all.iter().map(|s| s.report.clone()).collect();
+    let models: Vec<Model> = all.iter().map(|s| s.model.clone()).collect();
+    let next = |s: Staged| Next { base: s.base, generation: s.generation, keep_base: s.model.keeps_previous() };
+    let nexts = models.iter().zip(all).map(|(model, staged)| (&model.shared.serving, next(staged))).collect();
+    let mut all_of_them = RefitReport::default();
+    let retired = phase(Phase::Publish, &mut all_of_them, &(), |_| Serving::publish_together(nexts));
+    let retired: Vec<Retired<Generation>> = retired.map_err(|Stale| RuntimeErrorKind::Stale)?;
+    phase(Phase::Retire, &mut all_of_them, &(), |_| drop(retired));
+    for report in &mut reports {
+        report.phases_ms.publish = all_of_them.phases_ms.publish;
+        report.phases_ms.retire = all_of_them.phases_ms.retire;
+    }
+    Ok(reports)
+}
+
+impl Model {
+    /// Refits in the memory of the serving generation, for machines that cannot hold two: the slots that change are given
+    /// up before they are made anew. **Not atomic under load**: runs under way are waited for, and until the refit is done
+    /// new runs fail with [`RuntimeErrorKind::ChangingInPlace`]. Everything is checked before anything is given up; when
+    /// computing fails all the same, the old slots are made again from the old sources, or, where these were released, the
+    /// model is left without weights.
+    ///
+    /// Generations that others hold ([`Model::generation`], forks, variants) keep their slots; the generation before the
+    /// serving one is let go.
+    ///
+    /// # Errors
+    /// As [`Model::stage`].
+    pub fn refit_exclusive(&self, weights: &StateDict, options: &RefitOptions) -> Result<RefitReport, RuntimeError> {
+        self.check_refittable()?;
+        let request = Request { weights: Some((weights, options)), adapters: None, observer: &() };
+        let base = self.pin()?;
+        let (program, mut report) = (&self.shared.program, RefitReport::default());
+        let parts = program.parts();
+        let change = check(&parts, Some(&base), program.carried(), &request, &mut report)?;
+        let place = self.shared.serving.take_out(&base).map_err(|Stale| RuntimeErrorKind::Stale)?;
+        let stale = change.stale.clone();
+        let mut kept = alone(base);
+        // Their memory is in the pool now, and is what the new slots are made in.
+        let empty = self.pool().reserve(&[0]).map_err(RuntimeErrorKind::Memory)?.pop().map(Arc::new);
+        let empty = empty.expect("as many slots as were asked for");
+        stale.iter().for_each(|&slot| kept.slots[slot] = empty.clone());
+        let made = compute(&parts, self.pool(), Some(&kept), change, request.observer, &mut report);
+        match made {
+            Ok(generation) => {
+                phase(Phase::Publish, &mut report, &(), |_| place.finish(Arc::new(generation)));
+                Ok(report)
+            }
+            Err(error) => {
+                let back = super::make(&parts, &kept.sources, &kept.adapters, &stale, self.pool(), &());
+                if let Ok(made) = back {
+                    stale.iter().zip(made.slots).for_each(|(&slot, data)| kept.slots[slot] = data);
+                    place.finish(Arc::new(kept));
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+/// The generation once no run holds it any more, or, when someone else keeps it for longer than runs take, a copy that
+/// shares its slots.
+fn alone(mut generation: Arc<Generation>) -> Generation {
+    const PATIENCE: Duration = Duration::from_secs(10);
+    const STEP: Duration = Duration::from_micros(50);
+    let mut waited = Duration::ZERO;
+    loop {
+        match Arc::try_unwrap(generation) {
+            Ok(generation) => return generation,
+            Err(shared) if waited >= PATIENCE => return Generation::clone(&shared),
+            Err(shared) => generation = shared,
+        }
+        thread::sleep(STEP);
+        waited += STEP;
+    }
+}
