@@ -56,6 +56,7 @@ struct AboutRecipe {
     slot: String,
     sources: Vec<u32>,
     format: PackFormat,
+    layout_ops: usize,
     /// Bytes of the graph's text.
     text_len: usize,
 }
@@ -92,6 +93,7 @@ impl Engine {
             slot: r.slot.clone(),
             sources: r.sources.clone(),
             format: r.format,
+            layout_ops: r.layout_ops,
             text_len: text.len(),
         };
         About {
@@ -206,7 +208,7 @@ impl Reader<'_> {
             rest = after;
             let graph = self.graph(&what, text)?;
             self.check_recipe(&what, &graph, &about, &sources, plan, slot)?;
-            made.push(Recipe::new(about.slot, graph, about.sources, about.format));
+            made.push(Recipe::new(about.slot, graph, about.sources, about.format, about.layout_ops));
         }
         Ok(RefitMap { sources, recipes: made })
     }

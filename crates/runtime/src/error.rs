@@ -1,3 +1,4 @@
+use crate::Difference;
 use regraft_backend::{BackendError, KernelError};
 use regraft_engine::EngineErrorKind;
 use regraft_ir::EvalError;
@@ -94,6 +95,9 @@ pub enum RuntimeErrorKind {
     /// There is no generation to go back to.
     #[error("there is no generation to go back to; keep the previous one from the next refit on (set_keep_previous)")]
     NoPrevious,
+    /// A staged generation does not compute what the reference evaluator does.
+    #[error("verification failed, nothing was published: {0}")]
+    Differs(Difference),
     /// Two adapters of one name were given.
     #[error("two adapters are called `{0}`; give each its own name")]
     AdapterTwice(String),

@@ -17,6 +17,7 @@ mod serving;
 mod session;
 mod sync;
 mod variants;
+mod verify;
 
 pub use adapters::Adapters;
 pub use error::{RuntimeError, RuntimeErrorKind};
@@ -24,3 +25,4 @@ pub use model::Model;
 pub use refit::{Changed, RefitObserver, RefitOptions, Staged, publish_together};
 pub use session::Session;
 pub use variants::{VariantMemory, Variants};
+pub use verify::{Difference, Verification};

@@ -195,7 +195,7 @@ fn a_refit_in_place_waits_for_nobody_and_is_seen_whole() {
             })
         };
         let base = serving.load().expect("something serves");
-        let place = serving.take_out(&base).ok().expect("nothing else changes it");
+        let Ok(place) = serving.take_out(&base) else { panic!("nothing else changes it") };
         drop(base);
         place.finish(generation(&pool, 1));
         runner.join().expect("it saw one generation or none");

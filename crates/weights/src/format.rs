@@ -1,6 +1,6 @@
 use std::fmt;
 
-use regraft_tensor::DType;
+use regraft_tensor::{AlignedVec, DType, Tensor};
 use serde::{Deserialize, Serialize};
 
 /// The layout of a slot in memory, as the chosen kernel wants it.
@@ -30,6 +30,27 @@ impl PackFormat {
                 regraft_tensor::numel(lead)?.checked_mul(panels)?.checked_mul(4)
             }
         }
+    }
+
+    /// The row-major value of a slot: the definition of the format. `None` when the bytes are not a slot of this dtype and
+    /// shape.
+    pub fn unpack(self, dtype: DType, shape: &[usize], bytes: &[u8]) -> Option<Tensor> {
+        if self.byte_len(dtype, shape)? != bytes.len() {
+            return None;
+        }
+        let data = match (self, shape) {
+            (PackFormat::PanelsF32 { nr }, [lead @ .., k, n]) => {
+                let matrix = n.div_ceil(nr) * nr * k;
+                let place = |e: usize| {
+                    let (at, row, column) = (e / (k * n), e / n % k, e % n);
+                    4 * (at * matrix + column / nr * nr * k + row * nr + column % nr)
+                };
+                let elements = regraft_tensor::numel(lead)? * k * n;
+                (0..elements).flat_map(|e| &bytes[place(e)..][..4]).copied().collect::<Vec<u8>>()
+            }
+            _ => bytes.to_vec(),
+        };
+        Tensor::new(dtype, shape.to_vec(), AlignedVec::copy_of(&data).into()).ok()
     }
 }
 

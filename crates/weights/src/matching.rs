@@ -175,7 +175,7 @@ mod tests {
             output %0 = \"slot\"
         }";
         let graph = regraft_ir::text::parse(program).expect("a program");
-        RefitMap { sources, recipes: vec![Recipe::new("fc.weight", graph, vec![0], PackFormat::Plain)] }
+        RefitMap { sources, recipes: vec![Recipe::new("fc.weight", graph, vec![0], PackFormat::Plain, 0)] }
     }
 
     fn check(weights: &StateDict, options: MatchOptions) -> Result<Matched, Vec<Problem>> {

@@ -1,6 +1,6 @@
 use std::fmt;
 
-use regraft_ir::{Graph, text};
+use regraft_ir::{Def, Graph, ValueId, text};
 use regraft_tensor::DType;
 
 use crate::{GatherPlan, PackFormat};
@@ -16,15 +16,32 @@ pub struct Recipe {
     pub sources: Vec<u32>,
     /// The layout in memory.
     pub format: PackFormat,
+    /// How many ops at the end of `graph` only arrange the value for its layout, such as a transpose: the value that the
+    /// plan's op sees is the one before them.
+    pub layout_ops: usize,
     /// The recipe as one pass over memory, when it is of that form.
     pub gather: Option<GatherPlan>,
 }
 
 impl Recipe {
     /// A recipe; compiles it to one pass over memory where that is possible.
-    pub fn new(slot: impl Into<String>, graph: Graph, sources: Vec<u32>, format: PackFormat) -> Self {
+    pub fn new(
+        slot: impl Into<String>,
+        graph: Graph,
+        sources: Vec<u32>,
+        format: PackFormat,
+        layout_ops: usize,
+    ) -> Self {
         let gather = GatherPlan::compile(&graph, format);
-        Recipe { slot: slot.into(), graph, sources, format, gather }
+        Recipe { slot: slot.into(), graph, sources, format, layout_ops, gather }
+    }
+
+    /// The value that the plan's op sees; `None` when `layout_ops` counts ops that are not there.
+    pub fn value(&self) -> Option<ValueId> {
+        (0..self.layout_ops).try_fold(self.graph.outputs[0].value, |value, _| match self.graph.value(value).def {
+            Def::Node(id, 0) => *self.graph.node(id).inputs.first()?,
+            _ => None,
+        })
     }
 
     /// Element type of the slot.

@@ -146,7 +146,7 @@ fn check<T: SourceElement + Default>(isa: Isa, dtype: DType, shape: [usize; 4], 
         let (mut want, mut got) = (vec![0.0; len], vec![f32::NAN; len]);
         for threads in [1, 2] {
             let threads = Threads::new(threads).unwrap();
-            pack_panels(&threads, isa, &[plain.clone()], 32, &mut want);
+            pack_panels(&threads, isa, std::slice::from_ref(&plain), 32, &mut want);
             pack_panels(&threads, isa, &[MatrixView { overlay: Some(&overlay), ..view.clone() }], 32, &mut got);
             assert!(want == got, "{isa}, {shape:?}");
         }

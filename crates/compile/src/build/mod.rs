@@ -102,7 +102,7 @@ impl Builder<'_> {
         let shape = packed.sizes().ok_or_else(too_large)?;
         layout.format.byte_len(packed.dtype, &shape).ok_or_else(too_large)?;
         self.slots.push(SlotLayout { shape, format: layout.format });
-        self.recipes.push(Recipe::new(&name, graph, sources, layout.format));
+        self.recipes.push(Recipe::new(&name, graph, sources, layout.format, layout.prepare.len()));
         Ok(self.plan.add_source(name, SourceKind::Constant, ty))
     }
 }

@@ -1,0 +1,188 @@
+//! Verification of a staged generation against the reference evaluator: slot by slot, then whole runs.
+
+use std::{collections::HashSet, fmt};
+
+use regraft_ir::{Graph, ValueId, eval};
+use regraft_tensor::Tensor;
+use regraft_weights::{Generation, Recipe};
+use serde::Serialize;
+
+use crate::{RuntimeError, RuntimeErrorKind, Staged};
+
+/// Largest difference of a slot's elements, relative to the largest element: adapters add up in f32.
+const SLOT_TOLERANCE: f64 = 1e-5;
+
+/// Largest difference of an output's elements, relative to the largest element: sums are in another order.
+const OUTPUT_TOLERANCE: f64 = 1e-4;
+
+/// What a verification looked at.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Verification {
+    /// Slots that were made again by the reference evaluator: all that the refit made anew.
+    pub slots: usize,
+    /// Outputs of runs that were compared.
+    pub outputs: usize,
+    /// The largest difference of outputs, relative to the largest element.
+    pub largest_difference: f64,
+}
+
+/// The first difference that a verification found.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Difference {
+    /// A slot.
+    Slot {
+        /// Its name.
+        name: String,
+        /// How much it differs, relative to its largest element.
+        by: f64,
+    },
+    /// An output of a run, although all slots are right.
+    Output {
+        /// Which set of inputs.
+        run: usize,
+        /// Name of the output.
+        name: String,
+        /// How much it differs, relative to its largest element.
+        by: f64,
+    },
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Difference::Slot { name, by } => {
+                write!(f, "slot {name} differs from what its recipe gives, by {by:.1e} of its largest element")
+            }
+            Difference::Output { run, name, by } => write!(
+                f,
+                "output {name} of sample {run} differs from the reference evaluator's, by {by:.1e} of its largest element"
+            ),
+        }
+    }
+}
+
+impl Staged {
+    /// Makes every slot that the refit made anew a second time, by the reference evaluator, and runs each sample of
+    /// `inputs` through the staged generation and through the reference evaluator. Takes as long as that takes: the
+    /// evaluator computes in f64 and spares nothing.
+    ///
+    /// # Errors
+    /// [`RuntimeErrorKind::Differs`] naming the first slot that differs, or else the first output.
+    pub fn verify(&self, samples: &[Vec<Tensor>]) -> Result<Verification, RuntimeError> {
+        let reference = Reference { staged: self };
+        let slots = reference.slots()?;
+        let mut found = Verification { slots: self.report.recomputed_slots.len(), outputs: 0, largest_difference: 0.0 };
+        for (run, inputs) in samples.iter().enumerate() {
+            let outputs = self.model().run_on(self.generation(), inputs)?;
+            let expected = reference.run(&slots, inputs)?;
+            for ((got, want), output) in outputs.iter().zip(&expected).zip(&self.model().plan().graph.outputs) {
+                let by = difference(got, want);
+                if by > OUTPUT_TOLERANCE {
+                    let name = output.name.clone();
+                    return Err(RuntimeErrorKind::Differs(Difference::Output { run, name, by }).into());
+                }
+                found.outputs += 1;
+                found.largest_difference = found.largest_difference.max(by);
+            }
+        }
+        Ok(found)
+    }
+}
+
+struct Reference<'a> {
+    staged: &'a Staged,
+}
+
+impl Reference<'_> {
+    fn generation(&self) -> &Generation {
+        self.staged.generation()
+    }
+
+    /// The value of every slot as the plan's ops see it; those made anew are compared with what was staged.
+    fn slots(&self) -> Result<Vec<Tensor>, RuntimeError> {
+        let recomputed: HashSet<&str> = self.staged.report().recomputed_slots.iter().map(|s| s.name.as_str()).collect();
+        let model = self.staged.model();
+        let mut values = Vec::with_capacity(model.plan().slots.len());
+        for (slot, recipe) in model.refit_map().recipes.iter().enumerate() {
+            let sources = recipe.sources.iter().map(|&s| self.source(s as usize)).collect::<Result<Vec<_>, _>>()?;
+            let (packed, value) = both_values(recipe, &sources)?;
+            if recomputed.contains(recipe.slot.as_str()) {
+                let layout = &model.plan().slots[slot];
+                let bytes = self.generation().slots[slot].bytes();
+                let staged = layout.format.unpack(recipe.dtype(), &layout.shape, bytes);
+                let by = staged.map_or(f64::INFINITY, |staged| difference(&staged, &packed));
+                if by > SLOT_TOLERANCE {
+                    let name = recipe.slot.clone();
+                    return Err(RuntimeErrorKind::Differs(Difference::Slot { name, by }).into());
+                }
+            }
+            values.push(value);
+        }
+        Ok(values)
+    }
+
+    /// A source in the engine's dtype with adapters applied by their definition.
+    fn source(&self, index: usize) -> Result<Tensor, RuntimeError> {
+        let name = || self.staged.model().refit_map().sources[index].name.clone();
+        let tensor = self.generation().sources[index]
+            .converted()
+            .ok_or_else(|| RuntimeErrorKind::Source { name: name(), why: "its tensor is not at hand".into() })?;
+        let layers = self.generation().adapters.iter().flat_map(|(adapter, scale)| {
+            adapter.layers.iter().filter(|layer| layer.source == index).map(move |layer| (&layer.update, scale))
+        });
+        let pristine = tensor.to_f64_vec();
+        let mut values: Option<Vec<f64>> = None;
+        for (update, scale) in layers {
+            let updated = update.reference(&tensor.cast(regraft_tensor::DType::F64), scale).to_f64_vec();
+            let values = values.get_or_insert_with(|| pristine.clone());
+            for ((value, updated), pristine) in values.iter_mut().zip(updated).zip(&pristine) {
+                *value += updated - pristine;
+            }
+        }
+        Ok(values.map_or(tensor.clone(), |values| Tensor::from_f64(tensor.dtype(), tensor.shape(), &values)))
+    }
+
+    fn run(&self, slots: &[Tensor], inputs: &[Tensor]) -> Result<Vec<Tensor>, RuntimeError> {
+        let graph = &self.staged.model().plan().graph;
+        let states: Vec<Tensor> = graph.states.iter().map(|s| slots[s.init as usize].clone()).collect();
+        evaluate(graph, inputs, slots, &states).map_err(|why| failed("the plan", why))
+    }
+}
+
+/// A recipe's value as it is packed, and as the plan's op sees it.
+fn both_values(recipe: &Recipe, sources: &[Tensor]) -> Result<(Tensor, Tensor), RuntimeError> {
+    let seen = recipe.value().ok_or_else(|| failed(&recipe.slot, "its last ops are not there".into()))?;
+    let value_of = |value: ValueId| {
+        let mut graph = recipe.graph.clone();
+        graph.outputs[0].value = value;
+        let mut outputs = evaluate(&graph, &[], sources, &[])?;
+        outputs.pop().ok_or_else(|| "the recipe yields nothing".to_owned())
+    };
+    let packed = value_of(recipe.graph.outputs[0].value).map_err(|why| failed(&recipe.slot, why))?;
+    let value = value_of(seen).map_err(|why| failed(&recipe.slot, why))?;
+    Ok((packed, value))
+}
+
+fn evaluate(graph: &Graph, inputs: &[Tensor], sources: &[Tensor], states: &[Tensor]) -> Result<Vec<Tensor>, String> {
+    let given = eval::Bindings { inputs, sources, states };
+    Ok(eval::run(graph, given).map_err(|e| e.to_string())?.outputs)
+}
+
+fn failed(what: &str, why: String) -> RuntimeError {
+    RuntimeErrorKind::Recipe { slot: what.to_owned(), why }.into()
+}
+
+/// The largest difference of two tensors, relative to the largest element of `want`; infinite when they cannot be compared.
+fn difference(got: &Tensor, want: &Tensor) -> f64 {
+    if got.shape() != want.shape() || got.dtype() != want.dtype() {
+        return f64::INFINITY;
+    }
+    let (got, want) = (got.to_f64_vec(), want.to_f64_vec());
+    let largest = want.iter().filter(|v| v.is_finite()).fold(0.0, |m: f64, v| m.max(v.abs()));
+    let apart = |(a, b): (&f64, &f64)| match a == b || (a.is_nan() && b.is_nan()) {
+        true => 0.0,
+        false if a.is_finite() && b.is_finite() => (a - b).abs() / largest.max(f64::MIN_POSITIVE),
+        false => f64::INFINITY,
+    };
+    got.iter().zip(&want).map(apart).fold(0.0, f64::max)
+}
