@@ -3,15 +3,28 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::missing_panics_doc, reason = "a test suite speaks by panicking")]
 
+mod spoiled;
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use regraft::{Engine, Mode, Model, StateDict, Tensor};
+use regraft::{
+    Changed, Engine, Mode, Model, Problem, RefitOptions, RefitReport, RuntimeError, RuntimeErrorKind, StateDict,
+    Tensor, WeightsErrorKind,
+};
 use regraft_backend_cpu::{CpuBackend, Isa};
 use serde::Deserialize;
+
+pub use self::spoiled::Spoiled;
+
+/// All keys must be given.
+pub const FULL: RefitOptions = RefitOptions { partial: false, reject_non_finite: false, changed: Changed::Detect };
+
+/// Some keys may be given.
+pub const PARTIAL: RefitOptions = RefitOptions { partial: true, ..FULL };
 
 /// A program with its tensors.
 #[derive(Clone, Debug)]
@@ -140,4 +153,26 @@ pub fn through_a_file(engine: &Engine, folder: &Path) -> Engine {
 /// The model as a frozen engine.
 pub fn frozen(model: &Model) -> Engine {
     model.to_engine(Mode::Frozen).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// The problems of weights that do not fit.
+pub fn problems(result: Result<RefitReport, RuntimeError>) -> Vec<Problem> {
+    let error = result.expect_err("the weights do not fit");
+    match error.kind() {
+        RuntimeErrorKind::Weights(WeightsErrorKind::Fit { problems, .. }) => problems.clone(),
+        other => panic!("{other}"),
+    }
+}
+
+/// A state dict of one tensor.
+pub fn one(name: &str, tensor: Tensor) -> StateDict {
+    StateDict::from_iter([(name.to_owned(), tensor)])
+}
+
+/// The state dict of the weights that an engine holds.
+pub fn own_weights(engine: &Engine) -> StateDict {
+    (engine.refit_map.sources.iter().zip(&engine.sources))
+        .filter(|(info, _)| info.kind.in_state_dict())
+        .map(|(info, tensor)| (info.name.clone(), tensor.clone().expect("the engine holds its sources")))
+        .collect()
 }

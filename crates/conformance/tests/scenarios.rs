@@ -1,33 +1,11 @@
 //! Behaviours of one compiled model under refit. Test names carry the id of the scenario in `docs/scenarios.md`.
 
-use regraft::{
-    Changed, DType, Engine, Mode, Model, Problem, RefitOptions, RuntimeErrorKind, StateDict, Tensor, WeightsErrorKind,
-};
+use regraft::{DType, Mode, Model, Problem, RefitOptions, RuntimeErrorKind, StateDict, Tensor};
 use regraft_backend_cpu::Isa;
-use regraft_conformance::{Case, assert_close, assert_same, assert_same_slots, backend, frozen, through_a_file};
-
-const FULL: RefitOptions = RefitOptions { partial: false, reject_non_finite: false, changed: Changed::Detect };
-const PARTIAL: RefitOptions = RefitOptions { partial: true, ..FULL };
-
-fn problems(result: Result<regraft::RefitReport, regraft::RuntimeError>) -> Vec<Problem> {
-    let error = result.expect_err("the weights do not fit");
-    match error.kind() {
-        RuntimeErrorKind::Weights(WeightsErrorKind::Fit { problems, .. }) => problems.clone(),
-        other => panic!("{other}"),
-    }
-}
-
-fn one(name: &str, tensor: Tensor) -> StateDict {
-    StateDict::from_iter([(name.to_owned(), tensor)])
-}
-
-/// The state dict of the weights that an engine holds.
-fn own_weights(engine: &Engine) -> StateDict {
-    (engine.refit_map.sources.iter().zip(&engine.sources))
-        .filter(|(info, _)| info.kind.in_state_dict())
-        .map(|(info, tensor)| (info.name.clone(), tensor.clone().expect("the engine holds its sources")))
-        .collect()
-}
+use regraft_conformance::{
+    Case, FULL, PARTIAL, assert_close, assert_same, assert_same_slots, backend, frozen, one, own_weights, problems,
+    through_a_file,
+};
 
 #[test]
 fn r_4_each_batch_norm_tensor_changes_alone() {
