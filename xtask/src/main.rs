@@ -13,7 +13,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("backend-cpu", &["tensor", "ir", "backend"]),
     ("engine", &["tensor", "ir", "weights", "backend"]),
     ("runtime", &["tensor", "ir", "weights", "backend", "engine"]),
-    ("import", &["tensor", "ir"]),
+    ("import", &["tensor", "ir", "weights"]),
     ("compile", &["tensor", "ir", "weights", "backend", "engine"]),
 ];
 

@@ -19,6 +19,13 @@ impl Digest {
         hasher.update_rayon(tensor.bytes());
         Digest(*hasher.finalize().as_bytes())
     }
+
+    /// The digest of some bytes.
+    pub fn of_bytes(bytes: &[u8]) -> Digest {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_rayon(bytes);
+        Digest(*hasher.finalize().as_bytes())
+    }
 }
 
 impl fmt::Display for Digest {

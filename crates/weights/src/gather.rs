@@ -13,7 +13,7 @@ use regraft_ir::{
 };
 use regraft_tensor::DType;
 
-use crate::PackFormat;
+use crate::{PackFormat, VectorPlan};
 
 /// A recipe as one pass over memory.
 #[derive(Clone, Debug)]
@@ -23,6 +23,8 @@ pub enum GatherPlan {
         /// The runs: source index in the recipe, first element, number of elements.
         runs: Vec<(u32, usize, usize)>,
     },
+    /// A plain f32 slot: a small vector that is computed.
+    Vector(Program),
     /// Packed panels.
     Panels {
         /// For each matrix the pieces that make it up, side by side along `n`.
@@ -39,6 +41,8 @@ pub struct Program {
     pub graph: Graph,
     /// For each source of `graph` its index in the recipe.
     pub sources: Vec<u32>,
+    /// The same as a chain over vectors, when it is one.
+    pub vector: Option<VectorPlan>,
 }
 
 /// Some columns of a packed matrix as a strided view of a source.
@@ -80,10 +84,14 @@ impl GatherPlan {
     pub fn compile(graph: &Graph, format: PackFormat) -> Option<GatherPlan> {
         let out = graph.outputs[0].value;
         let mut views = Views { graph, known: HashMap::new() };
-        let view = views.view(out, 0)?;
-        match format {
-            PackFormat::Plain => view.into_copy(graph, graph.ty(out).dtype),
-            PackFormat::PanelsF32 { .. } => view.into_panels(graph),
+        match (format, views.view(out, 0)) {
+            (PackFormat::Plain, Some(view)) => view.into_copy(graph, graph.ty(out).dtype),
+            (PackFormat::PanelsF32 { .. }, Some(view)) => view.into_panels(graph),
+            (PackFormat::Plain, None) => {
+                let program = Program::of(graph, out)?;
+                program.vector.is_some().then_some(GatherPlan::Vector(program))
+            }
+            (PackFormat::PanelsF32 { .. }, None) => None,
         }
     }
 }
@@ -324,7 +332,8 @@ impl Program {
     fn of(graph: &Graph, value: ValueId) -> Option<Program> {
         let regraft_ir::Part { mut graph, value, sources } = graph.part(value).ok()?;
         graph.add_output("scale", value);
-        Some(Program { graph, sources })
+        let vector = VectorPlan::compile(&graph, value);
+        Some(Program { graph, sources, vector })
     }
 }
 

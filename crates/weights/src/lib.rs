@@ -1,9 +1,9 @@
 //! Weights as first-class citizens: sources, recipes that make slots of them, and generations of slots.
 //!
 //! - [`SourceInfo`], [`RefitMap`], [`Recipe`]: which slot is computed from which sources, and how;
-//! - [`GatherPlan`]: a recipe compiled to one pass over memory;
+//! - [`GatherPlan`], [`VectorPlan`]: a recipe compiled to one pass over memory;
 //! - [`PackFormat`]: the layout that a kernel wants a slot in;
-//! - [`StateDict`]: named tensors from files or memory;
+//! - [`StateDict`]: named tensors from files or memory; [`files`]: the formats;
 //! - [`match_names`], [`Names::check`]: everything that can be wrong with a refit, found before anything is computed;
 //! - [`adapter`]: updates of sources that are applied on the way to the slots;
 //! - [`Generation`]: an immutable set of slots that shares what did not change with others;
@@ -13,6 +13,7 @@
 pub mod adapter;
 mod digest;
 mod error;
+pub mod files;
 mod format;
 mod gather;
 mod generation;
@@ -22,6 +23,7 @@ mod recipe;
 mod refit_map;
 mod report;
 mod state_dict;
+mod vector;
 
 pub use digest::Digest;
 pub use error::{Problem, WeightsError, WeightsErrorKind};
@@ -34,3 +36,4 @@ pub use recipe::Recipe;
 pub use refit_map::{RefitMap, SourceInfo};
 pub use report::{AdapterReport, Phase, PhaseTimes, RefitReport, SlotReport};
 pub use state_dict::StateDict;
+pub use vector::VectorPlan;

@@ -8,6 +8,8 @@
 //! - [`spec`]: names for the flattened inputs and outputs;
 //! - [`weights`]: parameters, buffers and constants as tensors over the mapped file;
 //! - [`import`]: the translation of the program into a graph of the IR.
+//!
+//! [`read_pt2_weights`] reads the state dict alone.
 
 pub mod archive;
 mod args;
@@ -21,6 +23,7 @@ pub mod weights;
 use std::path::{Path, PathBuf};
 
 use regraft_tensor::{DType, Dim};
+use regraft_weights::StateDict;
 use serde::Deserialize;
 
 use crate::{ImportError, ImportErrorKind};
@@ -65,10 +68,7 @@ impl Pt2Archive {
     pub fn open(path: impl AsRef<Path>) -> Result<Self, ImportError> {
         let path = path.as_ref();
         let archive = Archive::open(path)?;
-        let model = archive.model_name()?.to_owned();
-        let entry = format!("models/{model}.json");
-        let program = read_program(&archive, &entry)?;
-        check_signature(&archive, &entry, &program)?;
+        let (model, program) = read_model(&archive)?;
         let symbols = SymbolTable::collect(&program).map_err(|p| symbol_error(path, p))?;
         let call = CallSpec::of(&program);
         let weights = Weights::load(&archive, &model, &program)?;
@@ -126,6 +126,29 @@ impl Pt2Archive {
         let entry = format!("models/{}.json", self.model);
         ImportError::new(&self.path, schema_kind(entry, at.into(), problem.into()))
     }
+}
+
+/// Reads the tensors of the state dict in the `.pt2` file at `path`: parameters and persistent buffers by their fully
+/// qualified names, tied ones under each of their names. What the program does with them does not matter.
+///
+/// # Errors
+/// When the file is damaged or malformed, or was saved without its weights.
+pub fn read_pt2_weights(path: impl AsRef<Path>) -> Result<StateDict, ImportError> {
+    let path = path.as_ref();
+    let archive = Archive::open(path)?;
+    let (model, program) = read_model(&archive)?;
+    Weights::load(&archive, &model, &program)?
+        .into_state_dict()
+        .map_err(|missing| ImportError::new(path, ImportErrorKind::Weights(missing)))
+}
+
+/// The name of the model in the archive, and its program.
+fn read_model(archive: &Archive) -> Result<(String, ExportedProgram), ImportError> {
+    let model = archive.model_name()?.to_owned();
+    let entry = format!("models/{model}.json");
+    let program = read_program(archive, &entry)?;
+    check_signature(archive, &entry, &program)?;
+    Ok((model, program))
 }
 
 fn read_program(archive: &Archive, entry: &str) -> Result<ExportedProgram, ImportError> {

@@ -160,7 +160,8 @@ impl Files {
     fn bytes(&self) -> Vec<u8> {
         let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
         for (name, bytes) in &self.entries {
-            let options = SimpleFileOptions::default().compression_method(self.method);
+            // As PyTorch places its entries.
+            let options = SimpleFileOptions::default().compression_method(self.method).with_alignment(64);
             zip.start_file(name.as_str(), options).expect("a new entry");
             zip.write_all(bytes).expect("a write to memory");
         }
@@ -239,6 +240,29 @@ fn weights_are_mapped_gathered_and_tied() {
     assert!(tensor("a").buffer().same_memory(tensor("tied").buffer()));
     assert_eq!(archive.weights.aliases().collect::<Vec<_>>(), [("tied", "a")]);
     assert!(!archive.weights.is_stripped());
+}
+
+#[test]
+fn the_state_dict_is_read_alone() {
+    let file = tempfile::NamedTempFile::new().expect("a temporary file");
+    let read = |files: Files| {
+        std::fs::write(file.path(), files.bytes()).expect("a write");
+        read_pt2_weights(file.path()).map_err(|e| e.to_string())
+    };
+    // Symbols and calls are those of the program, and do not matter.
+    let files = Files::good()
+        .edit_program(|p| p["range_constraints"]["s77"] = json!({ "min_val": 5, "max_val": 4 }))
+        .edit_program(|p| p["graph_module"]["graph"]["nodes"][0]["target"] = json!("my.own.op"));
+    let dict = read(files).expect("a state dict");
+    assert_eq!(dict.iter().map(|(name, _)| name).collect::<Vec<_>>(), ["a", "mask", "t", "tied"]);
+    let tensor = |name: &str| dict.get(name).expect("a tensor");
+    assert_eq!(tensor("t").to_f64_vec(), [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]);
+    assert!(tensor("a").buffer().same_memory(tensor("tied").buffer()));
+
+    let error = read(Files::good().without("weight_")).expect_err("no weights");
+    assert!(error.contains("4 weights cannot be used") && error.contains("saved without its value"), "{error}");
+    let error = read(Files::good().with("net/data/weights/weight_1", [0, 2, 0])).expect_err("a damaged weight");
+    assert!(error.contains("mask  a bool is 0 or 1"), "{error}");
 }
 
 #[test]

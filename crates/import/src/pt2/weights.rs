@@ -3,7 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use rayon::prelude::*;
-use regraft_tensor::{AlignedVec, Buffer, DType, Tensor, gather_strided, numel};
+use regraft_tensor::{Buffer, DType, Tensor};
+use regraft_weights::{
+    StateDict,
+    files::{View, check_memory},
+};
 
 use super::{
     archive::Archive,
@@ -14,8 +18,6 @@ use crate::{ImportError, ImportErrorKind, WeightProblem};
 
 /// More axes than any tensor has.
 const MAX_RANK: usize = 64;
-/// Memory that decompressed and gathered weights may take beside four times the length of the file.
-const FREE_MEMORY: u64 = 1 << 30;
 
 /// Where the archive keeps a weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -57,11 +59,7 @@ struct Planned<'a> {
     name: &'a str,
     origin: Origin,
     is_param: bool,
-    dtype: DType,
-    shape: Vec<usize>,
-    /// In elements; of no meaning where the shape has one element or none.
-    strides: Vec<usize>,
-    offset: usize,
+    view: View,
     /// The entry of the archive; `None` when the archive has no configuration.
     entry: Option<String>,
 }
@@ -97,6 +95,21 @@ impl Weights {
         self.list.iter().filter_map(|w| Some((w.name.as_str(), w.alias_of.as_deref()?)))
     }
 
+    /// The tensors that `state_dict()` has; those without a value when there are such.
+    pub(super) fn into_state_dict(self) -> Result<StateDict, Vec<WeightProblem>> {
+        let (mut dict, mut missing) = (StateDict::new(), Vec::new());
+        for weight in self.list.into_iter().filter(|w| w.origin == Origin::State) {
+            match weight.tensor {
+                Some(tensor) => dict.insert(weight.name, tensor),
+                None => missing.push(WeightProblem {
+                    name: weight.name,
+                    problem: "the file was saved without its value".to_owned(),
+                }),
+            }
+        }
+        if missing.is_empty() { Ok(dict) } else { Err(missing) }
+    }
+
     /// The weights of `model`, checked against the signature of its program.
     ///
     /// # Errors
@@ -104,54 +117,13 @@ impl Weights {
     pub fn load(archive: &Archive, model: &str, program: &ExportedProgram) -> Result<Weights, ImportError> {
         let state = read_config(archive, "data/weights/", model, &["weights_config", "model_param_config"])?;
         let constants = read_config(archive, "data/constants/", model, &["constants_config"])?;
-        let configs = [(Origin::State, "data/weights/", &state), (Origin::Constant, "data/constants/", &constants)];
-
         let mut problems = Vec::new();
-        let mut plan = Vec::new();
-        for (origin, folder, config) in configs {
-            for (name, meta) in config.iter().flat_map(|c| &c.config) {
-                match planned(name, meta, origin, folder) {
-                    Ok(planned) => plan.extend(planned),
-                    Err(problem) => problems.push(WeightProblem { name: name.clone(), problem }),
-                }
-            }
-        }
-        check_signature(program, [state.is_some(), constants.is_some()], &mut plan, &mut problems);
+        let plan = plan(program, [state.as_ref(), constants.as_ref()], &mut problems);
         let held = payloads(archive, &plan, &mut problems);
         fail(archive, problems)?;
 
-        let needed: u64 = held.iter().map(|entry| archive.memory_for(entry)).sum();
-        budget(archive, needed)?;
-        let buffers: BTreeMap<&str, Buffer> =
-            held.par_iter().map(|entry| Ok((*entry, archive.buffer(entry)?))).collect::<Result<_, ImportError>>()?;
-
-        let mut first: HashMap<(&str, DType, &[usize], &[usize], usize), usize> = HashMap::new();
-        let first: Vec<usize> = plan
-            .iter()
-            .enumerate()
-            .map(|(i, p)| match p.entry.as_deref() {
-                // Views without elements share nothing.
-                Some(entry) if !p.shape.contains(&0) => {
-                    *first.entry((entry, p.dtype, &p.shape, &p.strides, p.offset)).or_insert(i)
-                }
-                _ => i,
-            })
-            .collect();
-        let copied = plan.iter().zip(0..).filter(|(p, i)| first.get(*i) == Some(i) && !p.is_contiguous());
-        let copied = copied.fold(needed, |sum, (p, _)| sum.saturating_add(p.bytes() as u64));
-        budget(archive, copied)?;
-
-        let tensors: Vec<Result<Option<Tensor>, String>> = plan
-            .par_iter()
-            .enumerate()
-            .map(|(i, p)| match p.entry.as_deref().and_then(|entry| buffers.get(entry)) {
-                _ if first.get(i) != Some(&i) => Ok(None),
-                Some(buffer) => p.tensor(buffer).map(Some),
-                None if p.shape.contains(&0) => Tensor::zeros(p.dtype, &p.shape).map(Some).map_err(|e| e.to_string()),
-                None => Ok(None),
-            })
-            .collect();
-
+        let first = first_views(&plan);
+        let tensors = tensors(archive, &plan, &held, &first)?;
         let mut weights = Weights::default();
         let mut problems = Vec::new();
         for ((p, tensor), first) in plan.into_iter().zip(tensors).zip(first) {
@@ -169,7 +141,7 @@ impl Weights {
                 let problem = "it is among the weights and among the constants".to_owned();
                 problems.push(WeightProblem { name: p.name.to_owned(), problem });
             }
-            let Planned { name, origin, is_param, dtype, shape, .. } = p;
+            let Planned { name, origin, is_param, view: View { dtype, shape, .. }, .. } = p;
             weights.list.push(Weight { name: name.to_owned(), dtype, shape, tensor, origin, is_param, alias_of });
         }
         fail(archive, problems)?;
@@ -177,61 +149,66 @@ impl Weights {
     }
 }
 
-impl Planned<'_> {
-    fn bytes(&self) -> usize {
-        numel(&self.shape).and_then(|n| n.checked_mul(self.dtype.size())).unwrap_or(usize::MAX)
-    }
-
-    fn is_contiguous(&self) -> bool {
-        let mut expected = 1usize;
-        self.shape.contains(&0)
-            || self.shape.iter().zip(&self.strides).rev().all(|(&size, &stride)| {
-                let fits = size == 1 || stride == expected;
-                expected = expected.saturating_mul(size);
-                fits
-            })
-    }
-
-    /// The view of the entry `storage`.
-    fn tensor(&self, storage: &Buffer) -> Result<Tensor, String> {
-        let size = self.dtype.size();
-        let len = Tensor::byte_len(self.dtype, &self.shape).map_err(|e| e.to_string())?;
-        let buffer = if self.is_contiguous() {
-            let start = if len == 0 { Some(0) } else { self.offset.checked_mul(size) };
-            let range = start.and_then(|start| Some(start..start.checked_add(len)?));
-            range.and_then(|range| slice(storage, range)).ok_or_else(|| {
-                format!(
-                    "{}{:?} at element {} needs {len} bytes from there, its entry has {} in all",
-                    self.dtype,
-                    self.shape,
-                    self.offset,
-                    storage.len()
-                )
-            })?
-        } else {
-            gather_strided(storage.bytes(), size, &self.shape, &self.strides, self.offset)
-                .map(|bytes| AlignedVec::copy_of(&bytes).into())
-                .map_err(|e| e.to_string())?
-        };
-        if self.dtype == DType::Bool
-            && let Some(byte) = buffer.bytes().iter().find(|b| **b > 1)
-        {
-            return Err(format!("a bool is 0 or 1, found the byte {byte}"));
+/// What is to be read, by the configurations of state and constants and the signature of the program.
+fn plan<'a>(
+    program: &'a ExportedProgram,
+    configs: [Option<&'a PayloadConfig>; 2],
+    problems: &mut Vec<WeightProblem>,
+) -> Vec<Planned<'a>> {
+    let mut plan = Vec::new();
+    let origins = [(Origin::State, "data/weights/"), (Origin::Constant, "data/constants/")];
+    for ((origin, folder), config) in origins.into_iter().zip(configs) {
+        for (name, meta) in config.iter().flat_map(|c| &c.config) {
+            match planned(name, meta, origin, folder) {
+                Ok(planned) => plan.extend(planned),
+                Err(problem) => problems.push(WeightProblem { name: name.clone(), problem }),
+            }
         }
-        Tensor::new(self.dtype, self.shape.clone(), buffer).map_err(|e| e.to_string())
     }
+    check_signature(program, configs.map(|c| c.is_some()), &mut plan, problems);
+    plan
 }
 
-/// A part of a buffer: shared when it is mapped or the whole, copied otherwise.
-fn slice(buffer: &Buffer, range: std::ops::Range<usize>) -> Option<Buffer> {
-    let bytes = buffer.bytes().get(range.clone())?;
-    Some(match buffer {
-        Buffer::Mapped(file, outer) => {
-            Buffer::mapped(file, outer.start.checked_add(range.start)?..outer.start.checked_add(range.end)?)?
+/// The value of each weight that is the `first` of its kind, from the entries `held`.
+fn tensors(
+    archive: &Archive,
+    plan: &[Planned<'_>],
+    held: &[&str],
+    first: &[usize],
+) -> Result<Vec<Result<Option<Tensor>, String>>, ImportError> {
+    let unpacked = held.iter().fold(0u64, |sum, entry| sum.saturating_add(archive.memory_for(entry)));
+    budget(archive, unpacked)?;
+    let buffer = |entry: &&'_ str| Ok(((*entry).to_owned(), archive.buffer(entry)?));
+    let buffers: BTreeMap<String, Buffer> = held.par_iter().map(buffer).collect::<Result<_, ImportError>>()?;
+
+    let storage = |p: &Planned<'_>| p.entry.as_deref().and_then(|entry| buffers.get(entry));
+    let firsts = plan.iter().zip(0..).filter(|(_, i)| first.get(*i) == Some(i));
+    let copied = firsts.filter_map(|(p, _)| Some(p.view.memory(storage(p)?)));
+    budget(archive, copied.fold(unpacked, u64::saturating_add))?;
+
+    let tensor = |(i, p): (usize, &Planned<'_>)| match storage(p) {
+        _ if first.get(i) != Some(&i) => Ok(None),
+        Some(storage) => p.view.tensor(storage).map(Some),
+        None if p.view.shape.contains(&0) => {
+            Tensor::zeros(p.view.dtype, &p.view.shape).map(Some).map_err(|e| e.to_string())
         }
-        whole if range == (0..buffer.len()) => whole.clone(),
-        Buffer::Owned(_) => AlignedVec::copy_of(bytes).into(),
-    })
+        None => Ok(None),
+    };
+    Ok(plan.par_iter().enumerate().map(tensor).collect())
+}
+
+/// The position of the first weight that is the same memory seen the same way as each.
+fn first_views(plan: &[Planned<'_>]) -> Vec<usize> {
+    let mut first: HashMap<(&str, &View), usize> = HashMap::new();
+    let position = |(i, p)| {
+        let Planned { view, entry, .. }: &Planned<'_> = p;
+        match entry.as_deref() {
+            // Views without elements share nothing.
+            Some(entry) if !view.shape.contains(&0) => *first.entry((entry, view)).or_insert(i),
+            _ => i,
+        }
+    };
+    plan.iter().enumerate().map(position).collect()
 }
 
 fn read_config(
@@ -287,7 +264,8 @@ fn planned<'a>(name: &'a str, meta: &PayloadMeta, origin: Origin, folder: &str) 
     let strides = strides.collect::<Result<_, _>>()?;
     let offset = natural(&tensor.storage_offset, "storage offset")?;
     let entry = Some(format!("{folder}{}", meta.path_name));
-    Ok(Some(Planned { name, origin, is_param: meta.is_param, dtype, shape, strides, offset, entry }))
+    let view = View { dtype, shape, strides, offset };
+    Ok(Some(Planned { name, origin, is_param: meta.is_param, view, entry }))
 }
 
 fn dtype_and_shape(meta: &TensorMeta) -> Result<(DType, Vec<usize>), String> {
@@ -339,9 +317,9 @@ fn check_signature<'a>(
             _ => Origin::Constant,
         };
         match by_name.get(name).and_then(|i| plan.get(*i)) {
-            Some(p) if (p.dtype, &p.shape) != (dtype, &shape) => {
-                let expected = format!("{dtype}{shape:?}");
-                problem(format!("the graph has {expected}, the configuration of the weights {}{:?}", p.dtype, p.shape));
+            Some(Planned { view, .. }) if (view.dtype, &view.shape) != (dtype, &shape) => {
+                let found = format!("{}{:?}", view.dtype, view.shape);
+                problem(format!("the graph has {dtype}{shape:?}, the configuration of the weights {found}"));
             }
             Some(_) => {}
             None if has_config[usize::from(origin == Origin::Constant)] => {
@@ -350,8 +328,7 @@ fn check_signature<'a>(
             None => {
                 let is_param = matches!(spec, InputSpec::Parameter(_));
                 by_name.insert(name, plan.len());
-                let (strides, offset, entry) = (Vec::new(), 0, None);
-                plan.push(Planned { name, origin, is_param, dtype, shape, strides, offset, entry });
+                plan.push(Planned { name, origin, is_param, view: View::dense(dtype, shape), entry: None });
             }
         }
     }
@@ -361,7 +338,7 @@ fn check_signature<'a>(
 fn payloads<'p>(archive: &Archive, plan: &'p [Planned<'_>], problems: &mut Vec<WeightProblem>) -> Vec<&'p str> {
     let mut held = BTreeSet::new();
     for origin in [Origin::State, Origin::Constant] {
-        let of_origin = plan.iter().filter(|p| p.origin == origin && !p.shape.contains(&0));
+        let of_origin = plan.iter().filter(|p| p.origin == origin && !p.view.shape.contains(&0));
         let of_origin = of_origin.filter_map(|p| Some((p, p.entry.as_deref()?)));
         // An entry without bytes is what saving a fake tensor leaves.
         let (present, absent): (Vec<_>, Vec<_>) =
@@ -378,13 +355,8 @@ fn payloads<'p>(archive: &Archive, plan: &'p [Planned<'_>], problems: &mut Vec<W
 }
 
 fn budget(archive: &Archive, needed: u64) -> Result<(), ImportError> {
-    let allowed = archive.file_len().saturating_mul(4).saturating_add(FREE_MEMORY);
-    if needed <= allowed {
-        return Ok(());
-    }
-    let problem =
-        format!("its weights unfold to {needed} bytes, more than the {allowed} that a file of this size may need");
-    Err(archive.error("data/", problem, "save the weights uncompressed and without broadcast views"))
+    let refused = |e| archive.error("data/", e, "save the weights uncompressed and without broadcast views");
+    check_memory(needed, archive.file_len()).map_err(refused)
 }
 
 fn fail(archive: &Archive, problems: Vec<WeightProblem>) -> Result<(), ImportError> {

@@ -1000,6 +1000,24 @@ def pool_indices(self, x):
     return F.max_pool1d(x, 2, return_indices=True)
 
 
+@case(
+    "weight_norms",
+    r(4, 3),
+    r(4, 3),
+    V=nn.Parameter(r(2, 3, 4)),
+    G=nn.Parameter(r(2, 1, 1)),
+    H=nn.Parameter(r(1, 1, 4)),
+)
+def weight_norms(self, x, y):
+    return (
+        torch._weight_norm(self.V, self.G),
+        torch._weight_norm(self.V, self.H, 2),
+        torch._weight_norm(self.V, self.G[0, 0, 0], -1),
+        torch._weight_norm(x, y[:, :1]),
+        torch.vdot(x[0], y[1]),
+    )
+
+
 def main(wanted):
     for name, parts in CASES.items():
         if not wanted or name in wanted:

@@ -93,7 +93,9 @@ pub(super) fn mv(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
 }
 
 pub(super) fn dot(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
-    let (a, b) = (cx.tensor("self")?, cx.tensor("tensor")?);
+    // `vdot`, which conjugates complex numbers, calls it `other`.
+    let b = if cx.has("tensor") { "tensor" } else { "other" };
+    let (a, b) = (cx.tensor("self")?, cx.tensor(b)?);
     product(cx, a, b)
 }
 

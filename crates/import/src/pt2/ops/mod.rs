@@ -247,6 +247,7 @@ const ATEN: &[(&str, Handler)] = &[
     ("__matmul__.default", One(linear::matmul)),
     ("mv.default", One(linear::mv)),
     ("dot.default", One(linear::dot)),
+    ("vdot.default", One(linear::dot)),
     ("outer.default", One(linear::outer)),
     ("einsum.default", One(einsum::einsum)),
     // Convolutions.
@@ -282,6 +283,7 @@ const ATEN: &[(&str, Handler)] = &[
     ("layer_norm.default", One(norm::layer_norm)),
     ("native_layer_norm.default", Many(|cx| Ok(vec![Some(norm::layer_norm(cx)?), None, None]))),
     ("rms_norm.default", One(norm::rms_norm)),
+    ("_weight_norm.default", One(norm::weight_norm)),
     ("_fused_rms_norm.default", Many(|cx| Ok(vec![Some(norm::rms_norm(cx)?), None]))),
     ("linalg_vector_norm.default", One(reduce::vector_norm)),
     ("norm.Scalar", One(reduce::vector_norm)),

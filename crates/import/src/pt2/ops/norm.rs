@@ -3,6 +3,7 @@
 use regraft_ir::ops::{BatchNorm, BinaryFn, GroupNorm, LayerNorm, RmsNorm, SpatialLayout};
 use regraft_tensor::{DType, Dim};
 
+use super::reduce;
 use crate::pt2::args::{Cx, Res, ValueId, unsupported, wrong};
 
 fn batch(cx: &mut Cx<'_, '_>, training: bool) -> Res<ValueId> {
@@ -108,4 +109,18 @@ pub(super) fn rms_norm(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     };
     let eps = cx.float_or("eps", default)?;
     cx.emit_opt(RmsNorm { axes, eps }, vec![Some(x), weight])
+}
+
+/// `v · g / ‖v‖`: a weight by its direction and its length, which is one for each index of an axis or, for -1, of all.
+pub(super) fn weight_norm(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let (v, g) = (cx.tensor("v")?, cx.tensor("g")?);
+    let rank = cx.rank(v);
+    let kept = match cx.int_or("dim", 0)? {
+        -1 => None,
+        dim => Some(cx.axis(dim, rank)?),
+    };
+    let axes: Vec<usize> = (0..rank).filter(|axis| Some(*axis) != kept).collect();
+    let norms = reduce::euclidean(cx, v, &axes, true)?;
+    let factors = cx.binary(BinaryFn::Div, g, norms)?;
+    cx.binary(BinaryFn::Mul, v, factors)
 }

@@ -162,6 +162,13 @@ pub(super) fn std_mean(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<ValueId>>> {
     Ok(vec![Some(cx.unary(UnaryFn::Sqrt, var)?), Some(mean)])
 }
 
+/// `√Σ x²`.
+pub(super) fn euclidean(cx: &mut Cx<'_, '_>, x: ValueId, axes: &[usize], keep: bool) -> Res<ValueId> {
+    let squares = cx.binary(BinaryFn::Mul, x, x)?;
+    let sum = reduce(cx, ReduceFn::Sum, squares, axes, keep)?;
+    cx.unary(UnaryFn::Sqrt, sum)
+}
+
 /// `(Σ |x|^p)^(1/p)`.
 pub(super) fn vector_norm(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let (mut x, axes, keep) = arguments(cx)?;
@@ -173,9 +180,7 @@ pub(super) fn vector_norm(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let dtype = to_float(cx.dtype_of(x));
     x = cx.cast(x, dtype)?;
     if p == 2.0 {
-        let squares = cx.binary(BinaryFn::Mul, x, x)?;
-        let sum = reduce(cx, ReduceFn::Sum, squares, &axes, keep)?;
-        return cx.unary(UnaryFn::Sqrt, sum);
+        return euclidean(cx, x, &axes, keep);
     }
     let size = cx.unary(UnaryFn::Abs, x)?;
     if p == 1.0 {

@@ -1,0 +1,176 @@
+//! Readers of weight files: which format a file has, and the tensors in it.
+//!
+//! [`StateDict::open`](crate::StateDict::open) reads every format but exported programs, which the importer reads with
+//! the [`Archive`] and the [`View`] of this module. Every byte of a file is hostile until checked; nothing is executed,
+//! and memory stays in proportion to the file.
+//!
+//! ```no_run
+//! use regraft_weights::StateDict;
+//!
+//! let dict = StateDict::open("pytorch_model.bin".as_ref())?;
+//! for (name, tensor) in dict.iter() {
+//!     println!("{name}: {}{:?}", tensor.dtype(), tensor.shape());
+//! }
+//! # Ok::<(), regraft_weights::WeightsError>(())
+//! ```
+
+mod archive;
+mod index;
+mod onnx;
+mod safetensors;
+mod torch;
+mod view;
+
+use std::{fmt, path::Path};
+
+use regraft_tensor::{ErrorKind, MappedFile};
+
+pub use self::{
+    archive::{Archive, ArchiveError},
+    view::{View, check_memory},
+};
+use crate::{StateDict, WeightsError, WeightsErrorKind};
+
+/// What a weight file is; its content tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Format {
+    /// `.safetensors`.
+    Safetensors,
+    /// `.pt`, `.pth` or `.bin`: a zip file as `torch.save` writes it.
+    Torch,
+    /// `.pt2`: a program as `torch.export.save` writes it.
+    ExportedProgram,
+    /// `.onnx`.
+    Onnx,
+}
+
+impl Format {
+    fn of(file: &MappedFile) -> Result<Self, FileProblem> {
+        match file.bytes() {
+            // Eight bytes with the length of the header, then the header: JSON. The length may spell anything, `PK` too.
+            [_, _, _, _, _, _, _, _, b'{', ..] => Ok(Format::Safetensors),
+            [b'P', b'K', ..] => {
+                let archive = Archive::new(file.clone())?;
+                Ok(if archive.names().any(is_of_program) { Format::ExportedProgram } else { Format::Torch })
+            }
+            // The version of the format is a model's first field.
+            [0x08, ..] => Ok(Format::Onnx),
+            other => Err(unknown(other)),
+        }
+    }
+}
+
+/// Whether only archives of `torch.export.save` have an entry of this name; the last is of PyTorch 2.7 and before.
+fn is_of_program(name: &str) -> bool {
+    let inner = name.split_once('/').map_or("", |(_, inner)| inner);
+    inner.starts_with("models/")
+        || inner == "archive_format"
+        || name.rsplit('/').next() == Some("serialized_exported_program.json")
+}
+
+/// Whether the file at `path` is a program as `torch.export.save` writes it (`.pt2`), whose weights the importer reads.
+pub fn is_exported_program(path: &Path) -> bool {
+    MappedFile::open(path).is_ok_and(|file| matches!(Format::of(&file), Ok(Format::ExportedProgram)))
+}
+
+/// Why a file is none that Regraft reads.
+fn unknown(bytes: &[u8]) -> FileProblem {
+    match bytes {
+        [] => FileProblem::new("it is empty", "copy it or save it again"),
+        // The opcode of a pickle's protocol.
+        [0x80, 0..=5, ..] => FileProblem::new(
+            "it is a bare pickle, which torch.save wrote before version 1.6",
+            "load it with PyTorch, and save its state_dict with torch.save or as .safetensors",
+        ),
+        [b'v', b'e', b'r', b's', b'i', b'o', b'n', b' ', rest @ ..] if rest.starts_with(b"https://git-lfs") => {
+            FileProblem::new("it is a pointer of Git LFS, not the file itself", "fetch the file with `git lfs pull`")
+        }
+        _ => FileProblem::new(
+            "it is no weight file: it begins like none of the known formats",
+            "known are .safetensors, .pt, .pth and .bin of torch.save, .pt2, .onnx, and an index.json of shards",
+        ),
+    }
+}
+
+/// Reads the tensors of the file at `path`, or of the shards that it names, into `dict`.
+pub(crate) fn read(path: &Path, dict: &mut StateDict) -> Result<(), WeightsError> {
+    if path.extension().is_none_or(|e| e != "json") {
+        return read_one(path, dict);
+    }
+    for (shard, tensors) in index::shards(path).map_err(|p| p.of_file(path))? {
+        let mut held = StateDict::new();
+        read_one(&shard, &mut held)?;
+        if let Some(missing) = tensors.iter().find(|name| held.get(name).is_none()) {
+            let problem = format!("the index says that it holds `{missing}`, which it does not");
+            return Err(FileProblem::new(problem, "fetch the shards and their index again").of_file(&shard));
+        }
+        dict.append(held);
+    }
+    Ok(())
+}
+
+fn read_one(path: &Path, dict: &mut StateDict) -> Result<(), WeightsError> {
+    let file = map(path)?;
+    let result = Format::of(&file).and_then(|format| match format {
+        Format::Safetensors => safetensors::read(&file, dict),
+        Format::Torch => torch::read(&file, dict),
+        Format::Onnx => onnx::read(&file, dict),
+        Format::ExportedProgram => Err(FileProblem::new(
+            "it is an exported program",
+            "the importer reads its weights: use regraft::open_weights, or save the state_dict as .safetensors",
+        )),
+    });
+    result.map_err(|p| p.of_file(path))
+}
+
+fn map(path: &Path) -> Result<MappedFile, WeightsError> {
+    MappedFile::open(path).map_err(|e| match e.kind() {
+        ErrorKind::Io { error, .. } => {
+            WeightsErrorKind::File { path: path.to_path_buf(), why: error.to_string() }.into()
+        }
+        _ => WeightsErrorKind::File { path: path.to_path_buf(), why: e.to_string() }.into(),
+    })
+}
+
+/// What is wrong with a file, and what to do about it.
+#[derive(Debug)]
+struct FileProblem {
+    what: String,
+    help: String,
+}
+
+impl FileProblem {
+    fn new(what: impl Into<String>, help: &str) -> Self {
+        FileProblem { what: what.into(), help: help.to_owned() }
+    }
+
+    /// A problem of the tensor called `name`.
+    fn tensor(name: &str, what: impl fmt::Display) -> Self {
+        FileProblem::new(format!("`{name}`: {what}"), "the file is damaged: copy it or save it again")
+    }
+
+    /// The tensor called `name` has a dtype that Regraft has not.
+    fn dtype(name: &str, dtype: &str) -> Self {
+        FileProblem::new(
+            format!("`{name}` has dtype {dtype}, which is not supported"),
+            "convert it to f64, f32, f16, bf16, an integer of at most 64 bits, u8 or bool",
+        )
+    }
+
+    /// The same, said of the tensor called `name`.
+    fn about(self, name: &str) -> Self {
+        FileProblem { what: format!("`{name}`: {}", self.what), help: self.help }
+    }
+
+    fn of_file(self, path: &Path) -> WeightsError {
+        let FileProblem { what, help } = self;
+        WeightsErrorKind::File { path: path.to_path_buf(), why: format!("{what}\n  help: {help}") }.into()
+    }
+}
+
+impl From<ArchiveError> for FileProblem {
+    fn from(e: ArchiveError) -> Self {
+        let what = if e.entry.is_empty() { e.problem } else { format!("{}: {}", e.entry, e.problem) };
+        FileProblem { what, help: e.help }
+    }
+}
