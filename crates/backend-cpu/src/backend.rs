@@ -9,10 +9,9 @@ use regraft_tensor::{DType, Tensor};
 
 use crate::{
     Isa, Threads,
-    gemm::panel_width,
     kernels::{self, Cx},
     nn::transpose::copy_strided,
-    pack::{MatrixView, SourceElement, fill_norms, for_float, merge, pack_panels, panels_len},
+    pack::{LANES, MatrixView, SourceElement, fill_norms, for_float, merge, pack_panels, panels_len},
 };
 
 /// Bytes that one task copies.
@@ -82,8 +81,8 @@ impl Backend for CpuBackend {
         let (PackFormat::PanelsF32 { nr }, [lead @ .., k, n]) = (layout.format, layout.shape.as_slice()) else {
             return refuse("only matrices are packed");
         };
-        if nr != panel_width(self.cx.isa) {
-            return refuse("the panels have another width than the kernels of this machine");
+        if nr == 0 || !nr.is_multiple_of(LANES) {
+            return refuse("the panels are not of whole cache lines");
         }
         let each = panels_len(*k, *n, nr);
         let Ok(out) = bytemuck::try_cast_slice_mut::<u8, f32>(out) else { return refuse("the slot is not aligned") };

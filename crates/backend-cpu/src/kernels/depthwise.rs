@@ -5,9 +5,8 @@ use regraft_backend::{
 };
 use regraft_ir::{
     Op, TensorType,
-    ops::{Pad, PadMode, Permute, Reshape, SpatialLayout},
+    ops::{Conv, Permute, Reshape, SpatialLayout},
 };
-use regraft_ir::{Scalar, ops::Conv};
 use regraft_tensor::{DType, Dim};
 
 use super::{
@@ -41,19 +40,19 @@ fn candidates(_: &Cx, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorT
     if !w.known || residual || !all_are(inputs, DType::F32) || !is_depthwise(op, &weight, x.ty.rank()) {
         return Vec::new();
     }
-    let layout = WeightLayout { operand: 1, prepare: taps_of(&weight), format: PackFormat::Plain };
+    let layout = WeightLayout { operand: 1, prepare: taps_of(&weight), format: format(weight[0]) };
     vec![Candidate { kernel: KernelId::new(TAPS), weights: vec![layout] }]
 }
 
-/// The ops that make `[taps, channels]`, rows padded to whole vectors, of a weight `[channels, 1, kernel...]`.
+/// The ops that make `[taps, channels]` of a weight `[channels, 1, kernel...]`.
 fn taps_of(weight: &[usize]) -> Vec<Op> {
     let (channels, taps) = (weight[0], weight[2..].iter().product::<usize>());
-    let pad = (tap_stride(channels) - channels) as i64;
-    vec![
-        Reshape { shape: vec![Dim::from(channels), Dim::from(taps)] }.into(),
-        Permute { perm: vec![1, 0] }.into(),
-        Pad { before: vec![0, 0], after: vec![0, pad], value: Scalar::Float(0.0), mode: PadMode::Constant }.into(),
-    ]
+    vec![Reshape { shape: vec![Dim::from(channels), Dim::from(taps)] }.into(), Permute { perm: vec![1, 0] }.into()]
+}
+
+/// One panel: all channels of a tap side by side, padded to whole vectors.
+fn format(channels: usize) -> PackFormat {
+    PackFormat::PanelsF32 { nr: tap_stride(channels) }
 }
 
 fn reads_strided(_: &Op, _: usize, _: &Operand<'_>) -> bool {
@@ -74,7 +73,7 @@ fn prepare(cx: &Cx, problem: &Problem<'_>) -> Result<Box<dyn Kernel>, BackendErr
         return Err(unsupported(problem, "it is not depthwise"));
     }
     let (channels, taps) = (w.shape[0], w.shape[2..].iter().product());
-    expect_packed(problem, 1, PackFormat::Plain, &[taps, tap_stride(channels)])?;
+    expect_packed(problem, 1, format(channels), &[taps, channels])?;
     expect_plain(problem, [0, 2])?;
     expect_f32(problem, 0..3)?;
     let geometry = geometry(op, x.shape, &w.shape[2..], problem.outputs[0].shape);

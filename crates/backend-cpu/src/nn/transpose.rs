@@ -112,7 +112,15 @@ fn transpose<T: Pod>(isa: Isa, src: &[T], dst: &mut [T], row: Dim, col: Dim, ste
         (rows, cols) = (steps.len(), col.size / BLOCK * BLOCK);
         for c in (0..cols).step_by(BLOCK) {
             let (src, dst) = (&src[c * col.src..], &mut dst[c..]);
-            let strip = Strip { src, row_stride: col.src, scale: None, dst, line_stride: row.dst, stream: false };
+            let strip = Strip {
+                src,
+                row_stride: col.src,
+                product: None,
+                scale: None,
+                dst,
+                line_stride: row.dst,
+                stream: false,
+            };
             transpose_strip(isa, strip, steps);
         }
     }

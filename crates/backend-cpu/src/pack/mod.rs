@@ -9,6 +9,7 @@ mod panels;
 mod view;
 
 pub(crate) use overlay::{fill_norms, merge};
+pub(crate) use panels::LANES;
 pub use panels::{pack_panels, panels_len};
 pub(crate) use view::for_float;
 pub use view::{MatrixView, SourceElement};

@@ -8,7 +8,10 @@ use regraft_backend::adapter::{Delta, LowRank, MagnitudeAxis, Norms, Overlay, Te
 use regraft_tensor::DType;
 
 use super::SourceElement;
-use crate::{Isa, Threads, simd::simd_fn};
+use crate::{
+    Isa, Threads,
+    simd::{Fma, prefetch, simd_fn},
+};
 
 /// Lines of a tile.
 pub(super) const TILE_ROWS: usize = 16;
@@ -32,21 +35,35 @@ pub(super) struct Lines<'a> {
 
 /// Computes lines of `W'` into the first lines of `out`. `data` is the whole source `W`.
 pub(super) fn merge_tile<T: SourceElement>(isa: Isa, overlay: &Overlay, data: &[T], lines: Lines<'_>, out: &mut Tile) {
-    load(overlay.cols, data, lines, out);
-    let mut sum = [[0.0; TILE_COLS]; TILE_ROWS];
-    for term in &overlay.terms {
-        match (&term.delta, &term.norms) {
-            (Delta::LowRank(product), None) => multiply(isa, product, overlay.cols, lines, &mut sum),
-            _ => add_term(isa, overlay.cols, term, out, lines, &mut sum),
+    let cols = overlay.cols;
+    match (overlay.plain(), T::as_f32(data)) {
+        // `W` is added while the product is in registers.
+        (Some(product), Some(data)) => {
+            for row in lines.rows {
+                prefetch(&data[row * cols + lines.col..][..lines.len]);
+            }
+            multiply(isa, product, Some(data), cols, lines, out);
         }
-    }
-    for (out, sum) in out.iter_mut().zip(&sum).take(lines.rows.len()) {
-        out[..lines.len].iter_mut().zip(sum).for_each(|(w, d)| *w += d);
+        _ => {
+            let mut sum = [[0.0; TILE_COLS]; TILE_ROWS];
+            load(cols, data, lines, out);
+            overlay.terms.iter().for_each(|term| add_term(isa, cols, term, out, lines, &mut sum));
+            for (out, sum) in out.iter_mut().zip(&sum).take(lines.rows.len()) {
+                out[..lines.len].iter_mut().zip(sum).for_each(|(w, d)| *w += d);
+            }
+        }
     }
     match overlay.dtype {
         DType::F16 => round::<f16>(lines, out),
         DType::BF16 => round::<bf16>(lines, out),
         _ => {}
+    }
+}
+
+fn load<T: SourceElement>(cols: usize, data: &[T], lines: Lines<'_>, out: &mut Tile) {
+    for (out, row) in out.iter_mut().zip(lines.rows) {
+        let from = &data[row * cols + lines.col..][..lines.len];
+        out.iter_mut().zip(from).for_each(|(y, x)| *y = x.to_f32());
     }
 }
 
@@ -57,17 +74,7 @@ fn round<T: SourceElement>(lines: Lines<'_>, tile: &mut Tile) {
     }
 }
 
-fn load<T: SourceElement>(cols: usize, data: &[T], lines: Lines<'_>, out: &mut Tile) {
-    for (out, row) in out.iter_mut().zip(lines.rows) {
-        let from = &data[row * cols + lines.col..][..lines.len];
-        match T::as_f32(from) {
-            Some(from) => out[..lines.len].copy_from_slice(from),
-            None => out.iter_mut().zip(from).for_each(|(y, x)| *y = x.to_f32()),
-        }
-    }
-}
-
-/// Adds any term to `sum`; `base` is `W`.
+/// Adds a term to `sum`; `base` is `W`.
 fn add_term(isa: Isa, cols: usize, term: &Term, base: &Tile, lines: Lines<'_>, sum: &mut Tile) {
     let mut delta = [[0.0; TILE_COLS]; TILE_ROWS];
     delta_tile(isa, cols, &term.delta, lines, &mut delta);
@@ -87,13 +94,14 @@ fn add_term(isa: Isa, cols: usize, term: &Term, base: &Tile, lines: Lines<'_>, s
     }
 }
 
+/// Writes the lines of a delta.
 fn delta_tile(isa: Isa, cols: usize, delta: &Delta, lines: Lines<'_>, out: &mut Tile) {
     match delta {
-        Delta::LowRank(product) => multiply(isa, product, cols, lines, out),
+        Delta::LowRank(product) => multiply(isa, product, None, cols, lines, out),
         Delta::Hadamard(first, second) => {
             let mut other = [[0.0; TILE_COLS]; TILE_ROWS];
-            multiply(isa, first, cols, lines, out);
-            multiply(isa, second, cols, lines, &mut other);
+            multiply(isa, first, None, cols, lines, out);
+            multiply(isa, second, None, cols, lines, &mut other);
             out.iter_mut().flatten().zip(other.iter().flatten()).for_each(|(x, y)| *x *= y);
         }
         Delta::Kronecker { left, right } => {
@@ -122,59 +130,60 @@ const WIDE: usize = 32;
 /// Rows that are computed together: with [`WIDE`], as many independent sums as hide the latency of a multiply-add.
 const TALL: usize = 4;
 
-fn multiply(isa: Isa, product: &LowRank, cols: usize, lines: Lines<'_>, sum: &mut Tile) {
-    for (rows, sum) in lines.rows.chunks(TALL).zip(sum.chunks_mut(TALL)) {
-        // A last group of fewer rows computes its first row more than once.
-        let ups = std::array::from_fn(|i| {
-            let row = rows.get(i).copied().unwrap_or(rows[0]);
-            &product.up[row * product.rank..][..product.rank]
-        });
-        let mut at = 0;
-        while at < lines.len {
-            let width = WIDE.min(lines.len - at);
-            let mut block = [[0.0; WIDE]; TALL];
-            let down = &product.down[lines.col + at..];
-            if width == WIDE {
-                multiply_wide(isa, ups, down, cols, &mut block);
-            } else {
-                multiply_narrow(isa, ups, down, cols, width, &mut block);
+/// [`TALL`] rows of a product, [`WIDE`] columns of each; the sums stay in registers.
+#[inline(always)]
+fn block<F: Fma>(ups: [&[f32]; TALL], down: &[f32], cols: usize) -> [[f32; WIDE]; TALL] {
+    let mut sums = [[0.0; WIDE]; TALL];
+    let rank = ups[0].len();
+    let ups = ups.map(|up| &up[..rank]);
+    for r in 0..rank {
+        let Some(line) = down[r * cols..].first_chunk::<WIDE>() else { break };
+        for (sums, up) in sums.iter_mut().zip(&ups) {
+            let by = up[r];
+            for (sum, x) in sums.iter_mut().zip(line) {
+                *sum = F::mul_add(by, *x, *sum);
             }
-            for (sum, block) in sum.iter_mut().zip(&block).take(rows.len()) {
-                sum[at..at + width].iter_mut().zip(block).for_each(|(s, b)| *s += b);
+        }
+    }
+    sums
+}
+
+simd_fn! {
+    /// Writes `W + up @ down`, or the product alone where no `W` is given, to the lines of `out`.
+    fn multiply<F>(product: &LowRank, source: Option<&[f32]>, cols: usize, lines: Lines<'_>, out: &mut Tile) {
+        let rank = product.rank;
+        let up_of = |row: usize| &product.up[row * rank..][..rank];
+        let whole = lines.len / WIDE * WIDE;
+        // Columns outside, rows inside: the block of `down` stays in the first-level cache.
+        for at in (0..whole).step_by(WIDE) {
+            for (rows, out) in lines.rows.chunks(TALL).zip(out.chunks_mut(TALL)) {
+                // A last group of fewer rows computes its first row more than once.
+                let ups: [&[f32]; TALL] = std::array::from_fn(|i| up_of(rows.get(i).copied().unwrap_or(rows[0])));
+                let sums = block::<F>(ups, &product.down[lines.col + at..], cols);
+                for ((out, sums), row) in out.iter_mut().zip(&sums).zip(rows) {
+                    write(source.map(|w| &w[row * cols + lines.col + at..][..WIDE]), sums, &mut out[at..at + WIDE]);
+                }
             }
-            at += width;
+        }
+        for (row, out) in lines.rows.iter().zip(out.iter_mut()) {
+            let (out, up) = (&mut out[whole..lines.len], up_of(*row));
+            let mut sums = [0.0; WIDE];
+            let sums = &mut sums[..out.len()];
+            for (by, down) in up.iter().zip(product.down.chunks_exact(cols)) {
+                let down = &down[lines.col + whole..][..out.len()];
+                sums.iter_mut().zip(down).for_each(|(sum, x)| *sum = F::mul_add(*by, *x, *sum));
+            }
+            write(source.map(|w| &w[row * cols + lines.col + whole..][..out.len()]), sums, out);
         }
     }
 }
 
-simd_fn! {
-    fn multiply_wide<F>(ups: [&[f32]; TALL], down: &[f32], cols: usize, out: &mut [[f32; WIDE]; TALL]) {
-        let mut sums = [[0.0; WIDE]; TALL];
-        let rank = ups[0].len();
-        let ups = ups.map(|up| &up[..rank]);
-        for r in 0..rank {
-            let Some(line) = down[r * cols..].first_chunk::<WIDE>() else { return };
-            for (sums, up) in sums.iter_mut().zip(&ups) {
-                let by = up[r];
-                for (sum, x) in sums.iter_mut().zip(line) {
-                    *sum = F::mul_add(by, *x, *sum);
-                }
-            }
-        }
-        *out = sums;
-    }
-}
-
-simd_fn! {
-    fn multiply_narrow<F>(ups: [&[f32]; TALL], down: &[f32], cols: usize, width: usize, out: &mut [[f32; WIDE]; TALL]) {
-        for r in 0..ups[0].len() {
-            let line = &down[r * cols..][..width];
-            for (sums, up) in out.iter_mut().zip(&ups) {
-                for (sum, x) in sums.iter_mut().zip(line) {
-                    *sum = F::mul_add(up[r], *x, *sum);
-                }
-            }
-        }
+/// `W + sums`, or the sums alone.
+#[inline(always)]
+fn write(source: Option<&[f32]>, sums: &[f32], out: &mut [f32]) {
+    match source {
+        Some(source) => out.iter_mut().zip(source).zip(sums).for_each(|((y, w), d)| *y = w + d),
+        None => out.copy_from_slice(sums),
     }
 }
 

@@ -10,11 +10,11 @@ use regraft_backend::adapter::Overlay;
 
 use crate::{
     Isa, Threads,
-    simd::{Strip, copy_lines_streaming, transpose_strip},
+    simd::{Product, Strip, copy_lines_streaming, transpose_strip},
 };
 
 /// Lanes that are moved together: one cache line of floats.
-const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
 
 /// Panels that one task packs when rows of the source are contiguous along `N`: together they read whole stretches of a row.
 const PANELS_PER_TASK: usize = 8;
@@ -183,7 +183,7 @@ impl<T: SourceElement> Packer<'_, T> {
         }
     }
 
-    /// At most 16 columns, each in a row of the source: tiles of those rows, which are packed in place of the source.
+    /// At most 16 columns, each in a row of the source.
     fn along_k_overlaid(
         &self,
         view: &MatrixView<'_, T>,
@@ -194,27 +194,57 @@ impl<T: SourceElement> Packer<'_, T> {
     ) {
         let first = view.offset + strip.columns.start * view.n_stride;
         let rows: [usize; TILE_ROWS] = std::array::from_fn(|i| (first + i * view.n_stride) / overlay.cols);
-        let width = strip.columns.len();
-        let mut tile = [[0.0; TILE_COLS]; TILE_ROWS];
+        let rows = &rows[..strip.columns.len()];
         for run in order.chunk_by(|a, b| a.0 + 1 == b.0) {
-            for steps in run.chunks(TILE_COLS) {
-                let lines = Lines { rows: &rows[..width], col: (first + steps[0].0) % overlay.cols, len: steps.len() };
-                merge_tile(self.isa, overlay, view.data, lines, &mut tile);
-                let merged = MatrixView {
-                    data: tile.as_flattened(),
-                    offset: 0,
-                    k_dims: vec![],
-                    n_len: width,
-                    n_stride: TILE_COLS,
-                    scale: view.scale.map(|s| &s[strip.columns.clone()]),
-                    overlay: None,
-                };
-                let mut inside = [(0, 0); TILE_COLS];
-                inside.iter_mut().zip(steps).enumerate().for_each(|(j, (to, (_, k)))| *to = (j, *k));
-                let columns = Columns { columns: 0..width, lane: strip.lane };
-                self.columns(&merged, &columns, &inside[..steps.len()], panel);
+            let product = overlay.plain().filter(|_| rows.len() == LANES);
+            let rest = match (product, T::as_f32(view.data)) {
+                (Some(product), Some(data)) => {
+                    let (blocks, rest) = run.split_at(run.len() / LANES * LANES);
+                    let up: Vec<[f32; LANES]> = (0..product.rank)
+                        .map(|r| std::array::from_fn(|i| product.up[rows[i] * product.rank + r]))
+                        .collect();
+                    let down = &product.down[first % overlay.cols..];
+                    let product = Product { up: &up, down, cols: overlay.cols };
+                    let scale = view.scale.and_then(|s| s[strip.columns.start..].first_chunk());
+                    let (src, row_stride) = (&data[first..], view.n_stride);
+                    let (dst, line_stride, stream) = (&mut panel[strip.lane..], self.nr, self.stream);
+                    let strip = Strip { src, row_stride, product: Some(product), scale, dst, line_stride, stream };
+                    transpose_strip(self.isa, strip, blocks);
+                    rest
+                }
+                _ => run,
+            };
+            for steps in rest.chunks(TILE_COLS) {
+                self.tile_along_k(view, overlay, (rows, first), (strip, steps), panel);
             }
         }
+    }
+
+    /// A tile of rows of the source, which is packed in place of the source.
+    fn tile_along_k(
+        &self,
+        view: &MatrixView<'_, T>,
+        overlay: &Overlay,
+        (rows, first): (&[usize], usize),
+        (strip, steps): (&Columns, &[(usize, usize)]),
+        panel: &mut [f32],
+    ) {
+        let mut tile = [[0.0; TILE_COLS]; TILE_ROWS];
+        let lines = Lines { rows, col: (first + steps[0].0) % overlay.cols, len: steps.len() };
+        merge_tile(self.isa, overlay, view.data, lines, &mut tile);
+        let merged = MatrixView {
+            data: tile.as_flattened(),
+            offset: 0,
+            k_dims: vec![],
+            n_len: rows.len(),
+            n_stride: TILE_COLS,
+            scale: view.scale.map(|s| &s[strip.columns.clone()]),
+            overlay: None,
+        };
+        let mut inside = [(0, 0); TILE_COLS];
+        inside.iter_mut().zip(steps).enumerate().for_each(|(j, (to, (_, k)))| *to = (j, *k));
+        let columns = Columns { columns: 0..rows.len(), lane: strip.lane };
+        self.columns(&merged, &columns, &inside[..steps.len()], panel);
     }
 
     /// At most 16 columns of any stride: where `K` is contiguous it is transposed in registers, the rest goes by element.
@@ -254,7 +284,8 @@ impl<T: SourceElement> Packer<'_, T> {
         let data = &view.data[view.offset + strip.columns.start * view.n_stride..];
         let (dst, line_stride) = (&mut panel[strip.lane..], self.nr);
         if let Some(src) = E::as_f32(data) {
-            let strip = Strip { src, row_stride: view.n_stride, scale, dst, line_stride, stream: self.stream };
+            let strip =
+                Strip { src, row_stride: view.n_stride, product: None, scale, dst, line_stride, stream: self.stream };
             return transpose_strip(self.isa, strip, steps);
         }
         for steps in steps.chunks(LANES) {
@@ -267,6 +298,7 @@ impl<T: SourceElement> Packer<'_, T> {
             let strip = Strip {
                 src: rows.as_flattened(),
                 row_stride: LANES,
+                product: None,
                 scale,
                 dst: &mut *dst,
                 line_stride,

@@ -12,7 +12,20 @@ use std::{fmt, sync::OnceLock};
 pub use activation::Activation;
 pub(crate) use dispatch::simd_fn;
 pub use dispatch::{Fma, Fused, Unfused};
-pub(crate) use transpose::{Strip, copy_lines_streaming, transpose_strip};
+pub(crate) use transpose::{Product, Strip, copy_lines_streaming, transpose_strip};
+
+/// Tells the caches that `data` will be read soon.
+#[inline]
+pub(crate) fn prefetch(data: &[f32]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in data.chunks(16) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch has no effect but on time, whatever the address; SSE is part of x86-64.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = data;
+}
 
 /// An instruction set that routines are compiled for. Later ones contain earlier ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -8,6 +8,8 @@ pub(crate) struct Strip<'a> {
     pub(crate) src: &'a [f32],
     /// Distance between the 16 rows.
     pub(crate) row_stride: usize,
+    /// What is added to the elements, before they are scaled.
+    pub(crate) product: Option<Product<'a>>,
     /// A factor for each row.
     pub(crate) scale: Option<&'a [f32; 16]>,
     /// Line `l` is the 16 floats at `dst[l * line_stride]`.
@@ -16,6 +18,18 @@ pub(crate) struct Strip<'a> {
     pub(crate) line_stride: usize,
     /// Write past the caches: right for an output larger than they are, which then need not be read before it is written.
     pub(crate) stream: bool,
+}
+
+/// A product of two thin matrices, in the place of the 16 rows: element `j` of row `i` is the sum of
+/// `up[r][i] * down[r * cols + j]` over `r`, in that order.
+#[derive(Clone, Copy)]
+pub(crate) struct Product<'a> {
+    /// For each step of the rank the factors of the 16 rows.
+    pub(crate) up: &'a [[f32; 16]],
+    /// For each step of the rank a row of `cols` factors.
+    pub(crate) down: &'a [f32],
+    /// Distance between the rows of `down`.
+    pub(crate) cols: usize,
 }
 
 /// Writes element `j` of all 16 rows to line `l` for every step `(j, l)`. The `j` must count upwards by one, and there must be
@@ -31,6 +45,7 @@ pub(crate) fn transpose_strip(isa: Isa, strip: Strip<'_>, steps: &[(usize, usize
     };
     assert!(15 * strip.row_stride + last < strip.src.len());
     assert!(line * strip.line_stride + 16 <= strip.dst.len());
+    assert!(strip.product.is_none_or(|p| p.up.len().saturating_sub(1) * p.cols + last < p.down.len()));
     match isa.verified() {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => {
@@ -40,7 +55,7 @@ pub(crate) fn transpose_strip(isa: Isa, strip: Strip<'_>, steps: &[(usize, usize
         }
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => {
-            // SAFETY: as above, with AVX2.
+            // SAFETY: as above, with AVX2 and FMA.
             unsafe { x86::avx2(strip, steps) }
         }
         _ => portable(strip, steps),
@@ -89,6 +104,16 @@ fn portable(strip: Strip<'_>, steps: &[(usize, usize)]) {
             let row: &[f32] = &strip.src[i * strip.row_stride + block[0].0..][..16];
             lines.iter_mut().zip(row).for_each(|(line, x)| line[i] = *x);
         }
+        if let Some(product) = strip.product {
+            for (line, (j, _)) in lines.iter_mut().zip(block) {
+                let down = product.down.iter().skip(*j).step_by(product.cols);
+                let mut sums = [0.0; 16];
+                for (up, by) in product.up.iter().zip(down) {
+                    sums.iter_mut().zip(up).for_each(|(sum, up)| *sum += up * by);
+                }
+                line.iter_mut().zip(sums).for_each(|(x, sum)| *x += sum);
+            }
+        }
         for (line, (_, l)) in lines.iter_mut().zip(block) {
             if let Some(scale) = strip.scale {
                 line.iter_mut().zip(scale).for_each(|(x, s)| *x *= s);
@@ -102,7 +127,7 @@ fn portable(strip: Strip<'_>, steps: &[(usize, usize)]) {
 mod x86 {
     use std::{arch::x86_64::*, array};
 
-    use super::Strip;
+    use super::{Product, Strip};
 
     /// Floats of a row that are read in one go. Rows are often a power of two apart, so that lines of different rows evict
     /// each other from the first-level cache; reading a stretch of one row at a time uses each line up at once.
@@ -112,20 +137,28 @@ mod x86 {
     #[repr(C, align(64))]
     struct Stretches([[f32; STRETCH]; 16]);
 
+    /// A product for each step of a stretch.
+    #[repr(C, align(64))]
+    struct Sums([[f32; 16]; STRETCH]);
+
     /// Whether every line may be written with streaming stores, which want whole aligned cache lines.
     fn streams(strip: &Strip<'_>) -> bool {
         strip.stream && strip.dst.as_ptr().addr().is_multiple_of(64) && strip.line_stride.is_multiple_of(16)
     }
 
-    /// Copies steps `steps` of the 16 rows next to each other and warns the cache of those that follow.
+    /// Copies stretch `at` of the 16 rows next to each other and warns the cache of the one that follows: the next one of
+    /// these rows or, after the last, the first one of the 16 rows after them, which are mostly packed next.
     #[inline(always)]
-    fn gather(strip: &Strip<'_>, steps: &[(usize, usize)], stretches: &mut Stretches) {
-        let first = steps[0].0;
+    fn gather(strip: &Strip<'_>, steps: &[(usize, usize)], at: usize, stretches: &mut Stretches) {
+        let here = &steps[at..steps.len().min(at + STRETCH)];
+        let first = here[0].0;
+        let next = steps.get(at + STRETCH).map_or(16 * strip.row_stride + steps[0].0, |(j, _)| *j);
         for (i, stretch) in stretches.0.iter_mut().enumerate() {
-            let row = &strip.src[i * strip.row_stride + first..][..steps.len()];
-            for ahead in (STRETCH..2 * STRETCH).step_by(16) {
+            let row = &strip.src[i * strip.row_stride + first..][..here.len()];
+            let ahead = strip.src.as_ptr().wrapping_add(i * strip.row_stride + next);
+            for line in (0..STRETCH).step_by(16) {
                 // SAFETY: prefetching has no effect but on caches, whatever the address.
-                unsafe { _mm_prefetch::<_MM_HINT_T1>(row.as_ptr().wrapping_add(ahead).cast()) };
+                unsafe { _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(line).cast()) };
             }
             for (to, from) in stretch.chunks_exact_mut(16).zip(row.chunks_exact(16)) {
                 to.copy_from_slice(from);
@@ -163,13 +196,21 @@ mod x86 {
         let stream = streams(&strip);
         // SAFETY: an array of 16 floats.
         let scale = strip.scale.map(|s| unsafe { _mm512_loadu_ps(s.as_ptr()) });
-        let mut stretches = Stretches([[0.0; STRETCH]; 16]);
-        for steps in steps.chunks(STRETCH) {
-            gather(&strip, steps, &mut stretches);
+        let (mut stretches, mut sums) = (Stretches([[0.0; STRETCH]; 16]), Sums([[0.0; 16]; STRETCH]));
+        for at in (0..steps.len()).step_by(STRETCH) {
+            gather(&strip, steps, at, &mut stretches);
+            let steps = &steps[at..steps.len().min(at + STRETCH)];
+            if let Some(product) = &strip.product {
+                // SAFETY: the columns of these steps are in `down` by contract.
+                unsafe { sums512(product, steps[0].0, &mut sums.0[..steps.len()]) };
+            }
             for (b, block) in steps.chunks_exact(16).enumerate() {
                 // SAFETY: block `b` lies within a stretch, since there are at most `STRETCH` steps.
                 let rows = array::from_fn(|i| unsafe { _mm512_load_ps(stretches.0[i].as_ptr().add(16 * b)) });
-                for (line, (_, l)) in transpose16(rows).into_iter().zip(block) {
+                for ((line, sum), (_, l)) in transpose16(rows).into_iter().zip(&sums.0[16 * b..]).zip(block) {
+                    // SAFETY: a sum is an aligned line of 16 floats.
+                    let plus = |line| unsafe { _mm512_add_ps(line, _mm512_load_ps(sum.as_ptr())) };
+                    let line = if strip.product.is_some() { plus(line) } else { line };
                     let line = scale.map_or(line, |s| _mm512_mul_ps(line, s));
                     let to = strip.dst.as_mut_ptr().wrapping_add(l * strip.line_stride);
                     // SAFETY: line `l` is in bounds by contract, and aligned if `stream`.
@@ -178,6 +219,34 @@ mod x86 {
             }
         }
         fence();
+    }
+
+    /// Writes elements `first ..` of a product, one line for each; eight at a time, as many independent sums as hide the
+    /// latency of a multiply-add.
+    ///
+    /// # Safety
+    ///
+    /// Needs AVX-512F; every row of `down` must reach beyond `first` by a multiple of 8 lines, which there are.
+    #[target_feature(enable = "avx512f")]
+    unsafe fn sums512(product: &Product<'_>, first: usize, lines: &mut [[f32; 16]]) {
+        for (group, lines) in lines.chunks_exact_mut(8).enumerate() {
+            let mut sums = [_mm512_setzero_ps(); 8];
+            let mut down = product.down.as_ptr().wrapping_add(first + 8 * group);
+            for up in product.up {
+                // SAFETY: an array of 16 floats.
+                let up = unsafe { _mm512_loadu_ps(up.as_ptr()) };
+                for (j, sum) in sums.iter_mut().enumerate() {
+                    // SAFETY: in bounds by contract.
+                    let by = _mm512_set1_ps(unsafe { *down.add(j) });
+                    *sum = _mm512_fmadd_ps(up, by, *sum);
+                }
+                down = down.wrapping_add(product.cols);
+            }
+            for (line, sum) in lines.iter_mut().zip(sums) {
+                // SAFETY: an array of 16 floats.
+                unsafe { _mm512_storeu_ps(line.as_mut_ptr(), sum) };
+            }
+        }
     }
 
     #[inline]
@@ -213,15 +282,20 @@ mod x86 {
 
     /// # Safety
     ///
-    /// Needs AVX2 and what [`transpose_strip`](super::transpose_strip) asserts.
-    #[target_feature(enable = "avx2")]
+    /// Needs AVX2 with FMA and what [`transpose_strip`](super::transpose_strip) asserts.
+    #[target_feature(enable = "avx2,fma")]
     pub(super) unsafe fn avx2(strip: Strip<'_>, steps: &[(usize, usize)]) {
         let stream = streams(&strip);
         // SAFETY: an array of 16 floats, read in halves.
         let scale = strip.scale.map(|s| unsafe { [_mm256_loadu_ps(s.as_ptr()), _mm256_loadu_ps(s.as_ptr().add(8))] });
-        let mut stretches = Stretches([[0.0; STRETCH]; 16]);
-        for steps in steps.chunks(STRETCH) {
-            gather(&strip, steps, &mut stretches);
+        let (mut stretches, mut sums) = (Stretches([[0.0; STRETCH]; 16]), Sums([[0.0; 16]; STRETCH]));
+        for at in (0..steps.len()).step_by(STRETCH) {
+            gather(&strip, steps, at, &mut stretches);
+            let steps = &steps[at..steps.len().min(at + STRETCH)];
+            if let Some(product) = &strip.product {
+                // SAFETY: the columns of these steps are in `down` by contract.
+                unsafe { sums256(product, steps[0].0, &mut sums.0[..steps.len()]) };
+            }
             for (b, block) in steps.chunks_exact(8).enumerate() {
                 let [left, right]: [[__m256; 8]; 2] = array::from_fn(|h| {
                     // SAFETY: block `b` lies within a stretch, since there are at most `STRETCH` steps.
@@ -230,6 +304,10 @@ mod x86 {
                 });
                 for (j, (_, l)) in block.iter().enumerate() {
                     for (h, half) in [left[j], right[j]].into_iter().enumerate() {
+                        let sum = &sums.0[8 * b + j][8 * h..];
+                        // SAFETY: half of a sum is 8 aligned floats.
+                        let plus = |half| unsafe { _mm256_add_ps(half, _mm256_load_ps(sum.as_ptr())) };
+                        let half = if strip.product.is_some() { plus(half) } else { half };
                         let half = scale.map_or(half, |s| _mm256_mul_ps(half, s[h]));
                         let to = strip.dst.as_mut_ptr().wrapping_add(l * strip.line_stride + 8 * h);
                         // SAFETY: line `l` is in bounds by contract, and aligned if `stream`.
@@ -239,6 +317,36 @@ mod x86 {
             }
         }
         fence();
+    }
+
+    /// As [`sums512`], four at a time in two halves.
+    ///
+    /// # Safety
+    ///
+    /// Needs AVX2 with FMA; every row of `down` must reach beyond `first` by a multiple of 4 lines, which there are.
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn sums256(product: &Product<'_>, first: usize, lines: &mut [[f32; 16]]) {
+        for (group, lines) in lines.chunks_exact_mut(4).enumerate() {
+            let mut sums = [[_mm256_setzero_ps(); 2]; 4];
+            let mut down = product.down.as_ptr().wrapping_add(first + 4 * group);
+            for up in product.up {
+                // SAFETY: an array of 16 floats, read in halves.
+                let up = unsafe { [_mm256_loadu_ps(up.as_ptr()), _mm256_loadu_ps(up.as_ptr().add(8))] };
+                for (j, sums) in sums.iter_mut().enumerate() {
+                    // SAFETY: in bounds by contract.
+                    let by = _mm256_set1_ps(unsafe { *down.add(j) });
+                    *sums = [_mm256_fmadd_ps(up[0], by, sums[0]), _mm256_fmadd_ps(up[1], by, sums[1])];
+                }
+                down = down.wrapping_add(product.cols);
+            }
+            for (line, [left, right]) in lines.iter_mut().zip(sums) {
+                // SAFETY: an array of 16 floats, written in halves.
+                unsafe {
+                    _mm256_storeu_ps(line.as_mut_ptr(), left);
+                    _mm256_storeu_ps(line.as_mut_ptr().add(8), right);
+                }
+            }
+        }
     }
 
     #[inline]
@@ -285,18 +393,21 @@ mod tests {
     fn every_isa_transposes() {
         let steps: Vec<(usize, usize)> = (0..32).map(|i| (3 + i, i * 5 % 32)).collect();
         let factors: [f32; 16] = std::array::from_fn(|i| i as f32 + 1.0);
+        let up: [[f32; 16]; 3] = std::array::from_fn(|r| std::array::from_fn(|i| (r * 16 + i) as f32));
+        let down: [f32; 3 * 40] = std::array::from_fn(|i| (i % 7) as f32 - 3.0);
+        let sum = |i: usize, j: usize| (0..3).map(|r| up[r][i] * down[r * 40 + j]).sum::<f32>();
         for (isa, row_stride) in Isa::available().into_iter().flat_map(|isa| [(isa, 16), (isa, 35), (isa, 0)]) {
-            for (scale, line_stride, stream) in [(None, 20, false), (Some(&factors), 20, true), (None, 32, true)] {
+            let cases = [(None, 20, false), (Some(&factors), 20, true), (None, 32, true)];
+            for ((scale, line_stride, stream), adds) in cases.into_iter().flat_map(|c| [(c, false), (c, true)]) {
                 let src: Vec<f32> = (0..15 * row_stride + 35).map(|i| i as f32).collect();
                 let mut dst = vec![0.0; 32 * line_stride];
-                transpose_strip(
-                    isa,
-                    Strip { src: &src, row_stride, scale, dst: &mut dst, line_stride, stream },
-                    &steps,
-                );
+                let product = adds.then_some(Product { up: &up, down: &down, cols: 40 });
+                let strip = Strip { src: &src, row_stride, product, scale, dst: &mut dst, line_stride, stream };
+                transpose_strip(isa, strip, &steps);
                 for (j, l) in &steps {
                     for i in 0..16 {
-                        let want = src[i * row_stride + j] * scale.map_or(1.0, |s| s[i]);
+                        let added = if adds { sum(i, *j) } else { 0.0 };
+                        let want = (src[i * row_stride + j] + added) * scale.map_or(1.0, |s| s[i]);
                         assert_eq!(dst[l * line_stride + i], want, "{isa} stride {row_stride} at {i}, {j}");
                     }
                 }
