@@ -93,7 +93,7 @@ fn unknown_names(map: &RefitMap, weights: &StateDict) -> Vec<Problem> {
 }
 
 /// The known name nearest to `name`, if it is near enough to be meant.
-fn suggestion<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
+pub(crate) fn suggestion<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
     let near = |other: &&str| other.len().abs_diff(name.len()) <= 4;
     known
         .filter(near)

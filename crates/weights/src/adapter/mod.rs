@@ -4,14 +4,26 @@
 //! axis, columns all others, row-major. Factors that a file stores in other orders (embeddings, transposed weights,
 //! convolutions with a middle factor) are brought into this form when the file is read.
 
+mod component;
+mod config;
+mod dialect;
+mod layer;
+mod matrix;
+mod metadata;
 mod overlay;
+mod problem;
+mod read;
 mod reference;
+mod resolve;
 mod set;
 
 use regraft_tensor::Tensor;
 
+pub(crate) use self::problem::message;
 pub use self::{
+    config::{AdapterConfig, Patterns},
     overlay::{Delta, LowRank, Matrix, Norms, Overlay, Term},
+    problem::AdapterProblem,
     set::AdapterSet,
 };
 
@@ -22,6 +34,15 @@ pub struct Adapter {
     pub name: String,
     /// What it does, at most one update per source, in the order of sources.
     pub layers: Vec<AdapterLayer>,
+    /// Keys of its file that are about other models of a pipeline, such as a text encoder.
+    pub elsewhere: Vec<String>,
+}
+
+impl Adapter {
+    /// An adapter made in memory, by sources of the engine that it is for.
+    pub fn new(name: impl Into<String>, layers: Vec<AdapterLayer>) -> Self {
+        Adapter { name: name.into(), layers, elsewhere: Vec::new() }
+    }
 }
 
 /// The update of one source.

@@ -103,6 +103,14 @@ impl Overlay {
         Overlay { dtype, rows, cols, terms }
     }
 
+    /// The product that is all there is to add, without rounding: what nearly all adapters come down to.
+    pub fn plain(&self) -> Option<&LowRank> {
+        match self.terms.as_slice() {
+            [Term { delta: Delta::LowRank(product), norms: None }] if self.dtype == DType::F32 => Some(product),
+            _ => None,
+        }
+    }
+
     /// Whether factors must be filled in before use.
     pub fn has_norms(&self) -> bool {
         self.terms.iter().any(|t| t.norms.is_some())

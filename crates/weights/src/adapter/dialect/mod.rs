@@ -1,0 +1,198 @@
+//! How the files of different tools name the tensors of an adapter.
+
+mod diffusers;
+mod kohya;
+mod ldm;
+mod peft;
+
+pub(super) use ldm::LdmNames;
+
+/// Components of pipelines, as keys name them.
+pub(super) const COMPONENTS: [&str; 6] =
+    ["unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "diffusion_model"];
+
+/// What one tensor is in the update of a module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Part {
+    /// LoRA: the factor next to the input, `[r, in, ...]`.
+    Down,
+    /// LoRA: the factor next to the output, `[out, r, ...]`.
+    Up,
+    /// LoCon: the kernel between factors without one, `[r, r, kh, kw]`.
+    Mid,
+    /// LoRA: what is added to the bias.
+    UpBias,
+    /// LoRA of an embedding, `[r, num]`.
+    EmbeddingDown,
+    /// LoRA of an embedding, `[dim, r]`.
+    EmbeddingUp,
+    /// PEFT's magnitudes: one per output.
+    Magnitude,
+    /// LyCORIS's magnitudes: one per output or one per input, by shape.
+    DoraScale,
+    /// The scale is this over the rank.
+    Alpha,
+    /// LoHa.
+    HadaW1A,
+    /// LoHa.
+    HadaW1B,
+    /// LoHa.
+    HadaW2A,
+    /// LoHa.
+    HadaW2B,
+    /// LoHa: the kernel of the first product.
+    HadaT1,
+    /// LoHa: the kernel of the second product.
+    HadaT2,
+    /// LoKr: the outer factor.
+    LokrW1,
+    /// LoKr: the outer factor is a product.
+    LokrW1A,
+    /// LoKr: the outer factor is a product.
+    LokrW1B,
+    /// LoKr: the inner factor.
+    LokrW2,
+    /// LoKr: the inner factor is a product.
+    LokrW2A,
+    /// LoKr: the inner factor is a product.
+    LokrW2B,
+    /// LoKr: the kernel of the inner factor.
+    LokrT2,
+    /// What is added to the weight.
+    Diff,
+    /// What is added to the bias.
+    DiffBias,
+}
+
+impl Part {
+    /// What messages call it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Part::Down => "lora_A (or lora_down)",
+            Part::Up => "lora_B (or lora_up)",
+            Part::Mid => "lora_mid",
+            Part::UpBias => "lora_B.bias",
+            Part::EmbeddingDown => "lora_embedding_A",
+            Part::EmbeddingUp => "lora_embedding_B",
+            Part::Magnitude => "lora_magnitude_vector",
+            Part::DoraScale => "dora_scale",
+            Part::Alpha => "alpha",
+            Part::HadaW1A => "hada_w1_a",
+            Part::HadaW1B => "hada_w1_b",
+            Part::HadaW2A => "hada_w2_a",
+            Part::HadaW2B => "hada_w2_b",
+            Part::HadaT1 => "hada_t1",
+            Part::HadaT2 => "hada_t2",
+            Part::LokrW1 => "lokr_w1",
+            Part::LokrW1A => "lokr_w1_a",
+            Part::LokrW1B => "lokr_w1_b",
+            Part::LokrW2 => "lokr_w2",
+            Part::LokrW2A => "lokr_w2_a",
+            Part::LokrW2B => "lokr_w2_b",
+            Part::LokrT2 => "lokr_t2",
+            Part::Diff => "diff",
+            Part::DiffBias => "diff_b",
+        }
+    }
+
+    /// The parts of LoHa and LoKr, which all dialects name alike.
+    fn of_lycoris(name: &str) -> Option<Part> {
+        Some(match name {
+            "hada_w1_a" => Part::HadaW1A,
+            "hada_w1_b" => Part::HadaW1B,
+            "hada_w2_a" => Part::HadaW2A,
+            "hada_w2_b" => Part::HadaW2B,
+            "hada_t1" => Part::HadaT1,
+            "hada_t2" => Part::HadaT2,
+            "lokr_w1" => Part::LokrW1,
+            "lokr_w1_a" => Part::LokrW1A,
+            "lokr_w1_b" => Part::LokrW1B,
+            "lokr_w2" => Part::LokrW2,
+            "lokr_w2_a" => Part::LokrW2A,
+            "lokr_w2_b" => Part::LokrW2B,
+            "lokr_t2" => Part::LokrT2,
+            _ => return None,
+        })
+    }
+}
+
+/// The module that a key is about, as its dialect names it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct ModuleName {
+    /// Its component in a pipeline, when the key says.
+    pub(super) component: Option<&'static str>,
+    /// Its name in the component.
+    pub(super) path: String,
+    /// Whether underscores stand for dots, too.
+    pub(super) flat: bool,
+}
+
+impl ModuleName {
+    /// What stands between the segments of its path.
+    pub(super) fn separator(&self) -> char {
+        if self.flat { '_' } else { '.' }
+    }
+
+    /// A dotted name, whose component is taken off.
+    fn dotted(path: &str) -> ModuleName {
+        let split = path.split_once('.');
+        let component = split.and_then(|(first, _)| COMPONENTS.into_iter().find(|c| *c == first));
+        let path = match (component, split) {
+            (Some(_), Some((_, rest))) => rest,
+            _ => path,
+        };
+        ModuleName { component, path: path.into(), flat: false }
+    }
+}
+
+/// A key, taken apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Key {
+    /// A part of a module's update.
+    Part(ModuleName, Part),
+    /// A form that is known and cannot be applied: why.
+    Refused(&'static str),
+    /// A form of no dialect.
+    Unknown,
+}
+
+/// Who named the keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Dialect {
+    /// PEFT's `save_pretrained`.
+    Peft,
+    /// diffusers' `save_lora_weights` and its older forms; also PEFT's names without their first segments.
+    Diffusers,
+    /// kohya's scripts, LyCORIS and ComfyUI.
+    Kohya,
+}
+
+impl Dialect {
+    /// The dialect of most keys. Keys of another one do not match then, and are reported.
+    pub(super) fn of<'a>(keys: impl Iterator<Item = &'a str>) -> Dialect {
+        let (mut peft, mut kohya, mut all) = (0, 0, 0);
+        for key in keys {
+            peft += usize::from(peft::is(key));
+            kohya += usize::from(kohya::is(key));
+            all += 1;
+        }
+        let diffusers = all - peft - kohya;
+        match () {
+            () if peft > 0 && peft >= kohya && peft >= diffusers => Dialect::Peft,
+            () if kohya > 0 && kohya >= diffusers => Dialect::Kohya,
+            () => Dialect::Diffusers,
+        }
+    }
+
+    /// Takes a key apart.
+    pub(super) fn read(self, key: &str) -> Key {
+        let mixed = "named in another dialect than most keys: give one adapter at a time";
+        match self {
+            Dialect::Peft if peft::is(key) => peft::read(key),
+            Dialect::Kohya if kohya::is(key) => kohya::read(key),
+            Dialect::Diffusers if !peft::is(key) && !kohya::is(key) => diffusers::read(key),
+            _ if peft::is(key) || kohya::is(key) || diffusers::read(key) != Key::Unknown => Key::Refused(mixed),
+            _ => Key::Unknown,
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! `base_model.model.<module>.lora_A.weight`: what PEFT's `save_pretrained` writes.
+
+use super::{Key, ModuleName, Part};
+
+const PREFIX: &str = "base_model.model.";
+
+/// Whether a key is PEFT's.
+pub(super) fn is(key: &str) -> bool {
+    key.starts_with(PREFIX)
+}
+
+/// Takes a key apart.
+pub(super) fn read(key: &str) -> Key {
+    let name = key.strip_prefix(PREFIX).unwrap_or(key);
+    match split(name) {
+        Some((path, _)) if path.ends_with(".base_layer.out_proj") => {
+            let why = "the output of a MultiheadAttention, which PEFT applies twice: merge the adapter with PEFT and \
+                       give the weights with --weights";
+            Key::Refused(why)
+        }
+        // PEFT puts no component in front: the path is the module's name in the model that was trained.
+        Some((path, part)) => Key::Part(ModuleName { component: None, path: path.into(), flat: false }, part),
+        None => refused(name).map_or(Key::Unknown, Key::Refused),
+    }
+}
+
+/// Parts a name at the segment that says what the tensor is: `fc.lora_A.default.weight` is `fc` and the down factor. The
+/// name of the adapter is not in files of newer versions.
+pub(super) fn split(name: &str) -> Option<(&str, Part)> {
+    let (mut rest, mut after) = (name, Vec::new());
+    // Behind the segment come at most an adapter's name and `weight` or `bias`.
+    for _ in 0..3 {
+        let (path, segment) = rest.rsplit_once('.')?;
+        if let Some(part) = part(segment, &after) {
+            return Some((path, part));
+        }
+        after.insert(0, segment);
+        rest = path;
+    }
+    None
+}
+
+fn part(segment: &str, after: &[&str]) -> Option<Part> {
+    let is_bias = after.last() == Some(&"bias");
+    let part = match segment {
+        "lora_B" if is_bias => return Some(Part::UpBias),
+        "lora_A" => Part::Down,
+        "lora_B" => Part::Up,
+        "lora_embedding_A" => Part::EmbeddingDown,
+        "lora_embedding_B" => Part::EmbeddingUp,
+        "lora_magnitude_vector" => Part::Magnitude,
+        _ => Part::of_lycoris(segment)?,
+    };
+    let known = matches!(after, [] | [_] | [_, "weight"]) && !is_bias;
+    known.then_some(part)
+}
+
+/// Keys that PEFT writes and that are no updates.
+fn refused(name: &str) -> Option<&'static str> {
+    let has = |segment: &str| name.split('.').any(|s| s == segment);
+    if has("base_layer") {
+        return Some(
+            "a copy of the base weight that PEFT saves beside a trained embedding: \
+             save with save_embedding_layers=False, or give the weight with --weights",
+        );
+    }
+    if ["trainable_tokens_delta", "trainable_tokens_index", "token_adapter"].into_iter().any(has) {
+        return Some("trained tokens: merge them into the embedding and give it with --weights");
+    }
+    if name.contains("lora_E") || name.contains("ranknum") {
+        return Some("AdaLoRA: convert it to plain LoRA");
+    }
+    let whole = name.ends_with(".weight") || name.ends_with(".bias");
+    whole.then_some("a whole tensor (modules_to_save or a trained bias), not an update: give it with --weights")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn part_of(key: &str) -> Option<(String, Part)> {
+        match read(key) {
+            Key::Part(module, part) => Some((module.path, part)),
+            Key::Refused(_) | Key::Unknown => None,
+        }
+    }
+
+    #[test]
+    fn parts_with_and_without_the_name_of_an_adapter() {
+        let expected = |path: &str, part| Some((path.to_owned(), part));
+        for (key, part) in [
+            ("base_model.model.a.fc.lora_A.weight", Part::Down),
+            ("base_model.model.a.fc.lora_A.default.weight", Part::Down),
+            ("base_model.model.a.fc.lora_B.weight", Part::Up),
+            ("base_model.model.a.fc.lora_B.bias", Part::UpBias),
+            ("base_model.model.a.fc.lora_B.default.bias", Part::UpBias),
+            ("base_model.model.a.fc.lora_embedding_A", Part::EmbeddingDown),
+            ("base_model.model.a.fc.lora_embedding_B.default", Part::EmbeddingUp),
+            ("base_model.model.a.fc.lora_magnitude_vector", Part::Magnitude),
+            ("base_model.model.a.fc.lora_magnitude_vector.default.weight", Part::Magnitude),
+            ("base_model.model.a.fc.hada_w1_a", Part::HadaW1A),
+            ("base_model.model.a.fc.lokr_t2.default", Part::LokrT2),
+        ] {
+            assert_eq!(part_of(key), expected("a.fc", part), "{key}");
+        }
+        assert_eq!(part_of("base_model.model.a.fc.lora_A.default.bias"), None);
+    }
+
+    #[test]
+    fn whole_tensors_are_refused_with_advice() {
+        for key in ["classifier.weight", "wte.base_layer.weight", "fc.bias", "attn.base_layer.out_proj.lora_A.weight"] {
+            let Key::Refused(why) = read(&format!("base_model.model.{key}")) else { panic!("{key} is no update") };
+            assert!(why.contains("--weights"), "{why}");
+        }
+        assert_eq!(read("base_model.model.fc.prompt"), Key::Unknown);
+    }
+}

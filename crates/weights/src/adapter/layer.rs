@@ -1,0 +1,368 @@
+//! From the tensors of one module to the updates of its sources.
+
+use std::collections::BTreeMap;
+
+use regraft_tensor::Tensor;
+
+use super::{
+    AdapterLayer, AdapterProblem, Factors, Magnitude, MagnitudeAxis, Update, config::Scaling, dialect::Part, matrix,
+    resolve::Target,
+};
+use crate::SourceInfo;
+
+/// The tensors of one module by what they are, each with its key.
+pub(super) type Parts<'a> = BTreeMap<Part, (&'a str, &'a Tensor)>;
+
+/// The tensors of one module's update.
+pub(super) struct Layer<'a> {
+    pub(super) parts: Parts<'a>,
+    pub(super) scaling: Scaling,
+    /// How a square weight is stored; the shape of others tells.
+    pub(super) orientation: Orientation,
+    /// The configuration says that there are magnitudes.
+    pub(super) dora: bool,
+    /// The configuration is one of PEFT's.
+    pub(super) from_peft: bool,
+}
+
+/// How a linear layer stores its weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Orientation {
+    /// `[out, in]`.
+    Straight,
+    /// `[in, out]`, as GPT-2 has it.
+    Crossed,
+    Unknown,
+}
+
+type Outcome<T> = Result<T, AdapterProblem>;
+
+/// A weight as updates see it.
+#[derive(Clone, Copy)]
+struct Weight<'a> {
+    info: &'a SourceInfo,
+    rows: usize,
+    cols: usize,
+}
+
+/// Factors that were read, and how they lie in the weight.
+struct Product {
+    factors: Factors,
+    rank: usize,
+    /// What has a norm of its own, in DoRA as PEFT does it: outputs.
+    outputs: MagnitudeAxis,
+}
+
+impl<'a> Layer<'a> {
+    /// The updates of the module's weight and bias.
+    pub(super) fn updates(&self, target: Target, sources: &[SourceInfo]) -> Outcome<Vec<AdapterLayer>> {
+        let mut layers = Vec::new();
+        let weight_part = self.parts.keys().find(|part| !matches!(part, Part::DiffBias | Part::UpBias | Part::Alpha));
+        if let Some(part) = weight_part {
+            let key = self.parts[part].0;
+            let source = target.weight.ok_or_else(|| unsupported(key, "the module has no weight of its own"))?;
+            let info = &sources[source];
+            if !info.dtype.is_float() || info.shape.is_empty() {
+                return Err(unsupported(key, &format!("the weight is {}, which takes no adapters", info.type_text())));
+            }
+            let (rows, cols) = (info.shape[0], info.shape[1..].iter().product());
+            if rows == 0 || cols == 0 {
+                return Err(unsupported(key, "the weight is empty"));
+            }
+            layers.push(AdapterLayer { source, update: self.weight(Weight { info, rows, cols })? });
+        }
+        layers.extend(self.bias(target, sources)?);
+        match self.parts.values().next() {
+            // An alpha alone scales nothing.
+            Some((key, _)) if layers.is_empty() => Err(incomplete(key, "factor")),
+            _ => Ok(layers),
+        }
+    }
+
+    fn weight(&self, weight: Weight<'_>) -> Outcome<Update> {
+        let has = |parts: &[Part]| parts.iter().any(|part| self.parts.contains_key(part));
+        if has(FULL) {
+            return self.only(FULL).and_then(|()| self.full(weight));
+        }
+        if has(LOHA) {
+            return self.only(LOHA).and_then(|()| self.hadamard(weight));
+        }
+        if has(LOKR) {
+            return self.only(LOKR).and_then(|()| self.kronecker(weight));
+        }
+        let product = match has(EMBEDDING) {
+            true => self.only(EMBEDDING).and_then(|()| self.embedding(weight))?,
+            false => self.low_rank(weight)?,
+        };
+        let scale = self.scale(product.rank)?;
+        let magnitude = self.magnitude(weight, product.outputs)?;
+        if self.dora && magnitude.is_none() {
+            let key = self.parts.values().next().map_or("", |(key, _)| *key);
+            return Err(incomplete(key, Part::Magnitude.name()));
+        }
+        Ok(Update::LowRank { factors: product.factors, scale, magnitude })
+    }
+
+    /// Checks that there are no parts of other kinds, which would be left out.
+    fn only(&self, kind: &[Part]) -> Outcome<()> {
+        let others = [FULL, LOHA, LOKR, EMBEDDING, LORA].into_iter().filter(|other| *other != kind);
+        match others.flatten().find_map(|part| self.given(*part)) {
+            Some((key, _)) => Err(unsupported(key, "the file has an update of another kind for the same module")),
+            None => Ok(()),
+        }
+    }
+
+    /// `up` of `[out, r, ...]` and `down` of `[r, in, ...]`, with a kernel between them in LoCon.
+    fn low_rank(&self, weight: Weight<'_>) -> Outcome<Product> {
+        let ((down_key, down), (up_key, up)) = (self.part(Part::Down, Part::Up)?, self.part(Part::Up, Part::Down)?);
+        let rank = rank_of(down_key, down, weight)?;
+        let up = matrix::flat(up_key, up, up.shape().first().copied().unwrap_or(0))?;
+        let (rows, cols) = (weight.rows, weight.cols);
+        if let Some((key, kernel)) = self.given(Part::Mid) {
+            let down = matrix::tucker(key, kernel, (down_key, down), (rows, cols))?;
+            let up = matrix::expect(up_key, up, [rows, down.shape()[0]])?;
+            return Ok(Product { factors: Factors { up, down }, rank, outputs: MagnitudeAxis::Rows });
+        }
+        let down = matrix::flat(down_key, down, rank)?;
+        if self.orientation(weight.info) == Some(Orientation::Unknown) {
+            let why = "the weight is square, and whether it is stored as [in, out] cannot be told: \
+                       merge this layer with the tool that made it";
+            return Err(unsupported(down_key, why));
+        }
+        if self.orientation(weight.info) == Some(Orientation::Crossed) {
+            let up = matrix::expect(up_key, up, [cols, rank])?;
+            let factors = Factors { up: matrix::transposed(&down), down: matrix::transposed(&up) };
+            return Ok(Product { factors, rank, outputs: MagnitudeAxis::Columns });
+        }
+        let groups = down.shape()[1] / cols;
+        if groups > 1 && groups * cols == down.shape()[1] && groups * up.shape()[1] == rank {
+            let why =
+                "LoRA of a grouped convolution cannot be merged into its weight: each output depends on all inputs";
+            return Err(unsupported(down_key, why));
+        }
+        let factors = Factors {
+            up: matrix::expect(up_key, up, [rows, rank])?,
+            down: matrix::expect(down_key, down, [rank, cols])?,
+        };
+        Ok(Product { factors, rank, outputs: MagnitudeAxis::Rows })
+    }
+
+    /// How the weight of a linear layer is stored, by the factors' shapes; `None` when they do not tell or do not fit.
+    pub(super) fn orientation(&self, info: &SourceInfo) -> Option<Orientation> {
+        let ([rows, cols], (_, down), (_, up)) =
+            (info.shape.as_slice(), self.given(Part::Down)?, self.given(Part::Up)?)
+        else {
+            return None;
+        };
+        let (rank, outputs) = (*down.shape().first()?, *up.shape().first()?);
+        let inputs = down.numel().checked_div(rank)?;
+        match ((outputs, inputs) == (*rows, *cols), (outputs, inputs) == (*cols, *rows)) {
+            (true, true) => Some(self.orientation),
+            (true, false) => Some(Orientation::Straight),
+            (false, true) => Some(Orientation::Crossed),
+            (false, false) => None,
+        }
+    }
+
+    /// `A` of `[r, num]` and `B` of `[dim, r]` over a weight `[num, dim]`: the delta is `(B @ A)` transposed.
+    fn embedding(&self, weight: Weight<'_>) -> Outcome<Product> {
+        let (down_key, down) = self.part(Part::EmbeddingDown, Part::EmbeddingUp)?;
+        let (up_key, up) = self.part(Part::EmbeddingUp, Part::EmbeddingDown)?;
+        let rank = rank_of(down_key, down, weight)?;
+        let down = matrix::expect(down_key, matrix::flat(down_key, down, rank)?, [rank, weight.rows])?;
+        let up = matrix::flat(up_key, up, up.shape().first().copied().unwrap_or(0))?;
+        let up = matrix::expect(up_key, up, [weight.cols, rank])?;
+        let factors = Factors { up: matrix::transposed(&down), down: matrix::transposed(&up) };
+        Ok(Product { factors, rank, outputs: MagnitudeAxis::Columns })
+    }
+
+    fn hadamard(&self, weight: Weight<'_>) -> Outcome<Update> {
+        let first = self.hadamard_factors(weight, [Part::HadaW1A, Part::HadaW1B, Part::HadaT1])?;
+        let second = self.hadamard_factors(weight, [Part::HadaW2A, Part::HadaW2B, Part::HadaT2])?;
+        let scale = self.scale(first.rank)?;
+        let magnitude = self.magnitude(weight, MagnitudeAxis::Rows)?;
+        Ok(Update::Hadamard { first: first.factors, second: second.factors, scale, magnitude })
+    }
+
+    /// `a` of `[out, r]` and `b` of `[r, in]`, or with a kernel `a` of `[r, out]`.
+    fn hadamard_factors(&self, weight: Weight<'_>, [a, b, kernel]: [Part; 3]) -> Outcome<Product> {
+        let ((up_key, up), (down_key, down)) = (self.part(a, b)?, self.part(b, a)?);
+        let rank = rank_of(down_key, down, weight)?;
+        let rows_of_up = up.shape().first().copied().unwrap_or(0);
+        let up = matrix::flat(up_key, up, rows_of_up)?;
+        let (up, down) = match self.given(kernel) {
+            Some((key, kernel)) => {
+                (matrix::transposed(&up), matrix::tucker(key, kernel, (down_key, down), (weight.rows, weight.cols))?)
+            }
+            None => (up, matrix::flat(down_key, down, rank)?),
+        };
+        let inner = down.shape()[0];
+        let factors = Factors {
+            up: matrix::expect(up_key, up, [weight.rows, inner])?,
+            down: matrix::expect(down_key, down, [inner, weight.cols])?,
+        };
+        Ok(Product { factors, rank, outputs: MagnitudeAxis::Rows })
+    }
+
+    /// Each factor as it is, or as a product; the inner one perhaps with a kernel.
+    fn kronecker(&self, weight: Weight<'_>) -> Outcome<Update> {
+        let (left_key, left) = match self.given(Part::LokrW1) {
+            Some((key, left)) => (key, matrix::flat(key, left, left.shape().first().copied().unwrap_or(0))?),
+            None => self.multiplied(weight, Part::LokrW1A, Part::LokrW1B)?,
+        };
+        let across = weight.rows.checked_div(left.shape()[0]).unwrap_or(0);
+        let along = weight.cols.checked_div(left.shape()[1]).unwrap_or(0);
+        let (right_key, right) = match (self.given(Part::LokrW2), self.given(Part::LokrT2)) {
+            (Some((key, right)), _) => (key, matrix::flat(key, right, right.shape().first().copied().unwrap_or(0))?),
+            (None, None) => self.multiplied(weight, Part::LokrW2A, Part::LokrW2B)?,
+            (None, Some((key, kernel))) => {
+                let (up_key, up) = self.part(Part::LokrW2A, Part::LokrW2B)?;
+                let up = matrix::flat(up_key, up, up.shape().first().copied().unwrap_or(0))?;
+                let down = matrix::tucker(key, kernel, self.part(Part::LokrW2B, Part::LokrW2A)?, (weight.rows, along))?;
+                (up_key, matrix::product(up_key, &matrix::transposed(&up), &down, weight.rows * weight.cols)?)
+            }
+        };
+        if left.shape()[0] * across != weight.rows || left.shape()[1] * along != weight.cols {
+            let whole = format!("a factor of {}", weight.info.type_text());
+            return Err(shape(left_key, &whole, &left));
+        }
+        let right = matrix::expect(right_key, right, [across, along])?;
+        let taps = self.given(Part::LokrW2).map_or(0, |(_, right)| right.shape().len());
+        if self.from_peft && taps == 3 && weight.info.shape.len() == 3 && left.numel() > 1 {
+            let why =
+                "PEFT multiplies the whole lokr_w2 of a Conv1d in an order of its own: merge this layer with PEFT";
+            return Err(unsupported(right_key, why));
+        }
+        Ok(Update::Kronecker {
+            left,
+            right,
+            scale: self.kronecker_scale()?,
+            magnitude: self.magnitude(weight, MagnitudeAxis::Rows)?,
+        })
+    }
+
+    fn multiplied(&self, weight: Weight<'_>, a: Part, b: Part) -> Outcome<(&'a str, Tensor)> {
+        let ((up_key, up), (down_key, down)) = (self.part(a, b)?, self.part(b, a)?);
+        let up = matrix::flat(up_key, up, up.shape().first().copied().unwrap_or(0))?;
+        let down = matrix::flat(down_key, down, down.shape().first().copied().unwrap_or(0))?;
+        Ok((up_key, matrix::product(up_key, &up, &down, weight.rows * weight.cols)?))
+    }
+
+    /// PEFT divides by the rank that was asked for, LyCORIS by that of the factors: where both are whole there is none.
+    fn kronecker_scale(&self) -> Outcome<f64> {
+        let factor = |part| self.given(part).and_then(|(_, t)| t.shape().first().copied());
+        match self.scaling.rank.or_else(|| factor(Part::LokrW1B).or_else(|| factor(Part::LokrW2B))) {
+            Some(rank) if rank > 0 => self.scale(rank),
+            _ => Ok(1.0),
+        }
+    }
+
+    fn full(&self, weight: Weight<'_>) -> Outcome<Update> {
+        let (key, delta) = self.part(Part::Diff, Part::Diff)?;
+        let delta = matrix::flat(key, delta, weight.rows)?;
+        Ok(Update::Full { delta: matrix::expect(key, delta, [weight.rows, weight.cols])?, scale: 1.0 })
+    }
+
+    fn bias(&self, target: Target, sources: &[SourceInfo]) -> Outcome<Vec<AdapterLayer>> {
+        let given = [Part::DiffBias, Part::UpBias].into_iter().filter_map(|part| Some((part, self.given(part)?)));
+        let mut layers: Vec<AdapterLayer> = Vec::new();
+        for (part, (key, delta)) in given {
+            let source = target.bias.ok_or_else(|| unsupported(key, "the module has no bias"))?;
+            let info = &sources[source];
+            if !info.dtype.is_float() {
+                return Err(unsupported(key, &format!("the bias is {}, which takes no adapters", info.type_text())));
+            }
+            let rows = info.shape.iter().product();
+            let delta = matrix::expect(key, matrix::flat(key, delta, rows)?, [rows, 1])?;
+            let scale = match part {
+                Part::UpBias => {
+                    let (_, down) = self.part(Part::Down, Part::UpBias)?;
+                    self.scale(down.shape().first().copied().unwrap_or(1).max(1))?
+                }
+                _ => 1.0,
+            };
+            if !layers.is_empty() {
+                return Err(AdapterProblem::Twice { key: key.into(), other: self.parts[&Part::DiffBias].0.into() });
+            }
+            layers.push(AdapterLayer { source, update: Update::Full { delta, scale } });
+        }
+        Ok(layers)
+    }
+
+    /// The file's alpha over the rank, or what the configuration says.
+    fn scale(&self, rank: usize) -> Outcome<f64> {
+        let Some((key, alpha)) = self.given(Part::Alpha) else { return Ok(self.scaling.factor(rank)) };
+        let values = if alpha.numel() == 1 { alpha.to_f64_vec() } else { Vec::new() };
+        match values.as_slice() {
+            [alpha] if alpha.is_finite() => Ok(Scaling { alpha: Some(*alpha), ..self.scaling }.factor(rank)),
+            _ => Err(shape(key, "one finite number", alpha)),
+        }
+    }
+
+    /// DoRA's norms; `outputs` is what PEFT's are of.
+    fn magnitude(&self, weight: Weight<'_>, outputs: MagnitudeAxis) -> Outcome<Option<Magnitude>> {
+        if let Some((key, values)) = self.given(Part::Magnitude) {
+            return Ok(Some(Magnitude { axis: outputs, values: norms(key, values, weight, outputs)? }));
+        }
+        let Some((key, values)) = self.given(Part::DoraScale) else { return Ok(None) };
+        // `[out, 1, ...]` are norms of outputs, `[1, in, ...]` of inputs: one per column only where there is no kernel.
+        let per_row = values.shape().first() == Some(&weight.rows) && values.numel() == weight.rows;
+        let axis = if per_row { MagnitudeAxis::Rows } else { MagnitudeAxis::Columns };
+        if !per_row && values.numel() != weight.cols && weight.info.shape.len() > 2 {
+            return Err(unsupported(key, "norms over the inputs of a convolution with a kernel are not supported"));
+        }
+        Ok(Some(Magnitude { axis, values: norms(key, values, weight, axis)? }))
+    }
+
+    fn given(&self, part: Part) -> Option<(&'a str, &'a Tensor)> {
+        self.parts.get(&part).copied()
+    }
+
+    /// A part that must be there because `other` is.
+    fn part(&self, part: Part, other: Part) -> Outcome<(&'a str, &'a Tensor)> {
+        self.given(part).ok_or_else(|| {
+            let there = self.given(other).or_else(|| self.parts.values().next().copied());
+            incomplete(there.map_or("", |(key, _)| key), part.name())
+        })
+    }
+}
+
+const FULL: &[Part] = &[Part::Diff];
+const LORA: &[Part] = &[Part::Down, Part::Up, Part::Mid];
+const EMBEDDING: &[Part] = &[Part::EmbeddingDown, Part::EmbeddingUp];
+const LOHA: &[Part] = &[Part::HadaW1A, Part::HadaW1B, Part::HadaW2A, Part::HadaW2B, Part::HadaT1, Part::HadaT2];
+const LOKR: &[Part] =
+    &[Part::LokrW1, Part::LokrW1A, Part::LokrW1B, Part::LokrW2, Part::LokrW2A, Part::LokrW2B, Part::LokrT2];
+
+/// The rank of a factor `[r, ...]`.
+fn rank_of(key: &str, down: &Tensor, weight: Weight<'_>) -> Outcome<usize> {
+    match down.shape() {
+        [rank, _, ..] if *rank > 0 && *rank <= 4 * weight.rows.max(weight.cols) => Ok(*rank),
+        _ => Err(shape(key, &format!("a rank that makes sense for {}", weight.info.type_text()), down)),
+    }
+}
+
+fn norms(key: &str, values: &Tensor, weight: Weight<'_>, axis: MagnitudeAxis) -> Outcome<Tensor> {
+    let wanted = match axis {
+        MagnitudeAxis::Rows => weight.rows,
+        MagnitudeAxis::Columns => weight.cols,
+    };
+    let norms = matrix::flat(key, values, values.numel().max(1))?;
+    match values.numel() == wanted {
+        true => Ok(norms),
+        false => Err(shape(key, &format!("{wanted} norms"), values)),
+    }
+}
+
+fn incomplete(key: &str, missing: &str) -> AdapterProblem {
+    AdapterProblem::Incomplete { key: key.into(), missing: missing.into() }
+}
+
+fn unsupported(key: &str, why: &str) -> AdapterProblem {
+    AdapterProblem::Unsupported { key: key.into(), why: why.into() }
+}
+
+pub(super) fn shape(key: &str, expected: &str, found: &Tensor) -> AdapterProblem {
+    let found = format!("{}{:?}", found.dtype(), found.shape());
+    AdapterProblem::Shape { key: key.into(), expected: expected.into(), found }
+}

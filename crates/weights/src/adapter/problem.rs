@@ -1,0 +1,112 @@
+use std::{collections::BTreeSet, fmt::Write};
+
+use serde::{Deserialize, Serialize};
+
+/// One reason why an adapter does not fit an engine. Written as a line of a list: the adapter's key, then what is wrong
+/// with it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "problem", rename_all = "snake_case")]
+pub enum AdapterProblem {
+    /// No source of the engine is what the key is about, or the key is of no known form.
+    Unmatched {
+        /// The key.
+        key: String,
+        /// A source of the engine with a similar name.
+        suggestion: Option<String>,
+    },
+    /// The key needs another one beside it.
+    Incomplete {
+        /// The key.
+        key: String,
+        /// What is not there.
+        missing: String,
+    },
+    /// The tensor is not of the size that the source, or the rest of the layer, asks for.
+    Shape {
+        /// The key.
+        key: String,
+        /// The shape that would fit.
+        expected: String,
+        /// The shape that was given.
+        found: String,
+    },
+    /// Something that Regraft knows and cannot apply.
+    Unsupported {
+        /// The key.
+        key: String,
+        /// What it is, and what to do.
+        why: String,
+    },
+    /// Two updates of one source.
+    Twice {
+        /// The key.
+        key: String,
+        /// A key of the other update.
+        other: String,
+    },
+    /// Several sources are what the key may be about.
+    Ambiguous {
+        /// The key.
+        key: String,
+        /// The modules that it may mean.
+        candidates: Vec<String>,
+    },
+    /// The adapter's configuration asks for something that Regraft cannot apply.
+    Config {
+        /// The field.
+        field: String,
+        /// What is wrong with it, and what to do.
+        why: String,
+    },
+    /// There are no tensors.
+    Empty,
+}
+
+impl AdapterProblem {
+    /// The key or the field of the configuration that it is about; empty when it is about the whole adapter.
+    pub fn key(&self) -> &str {
+        match self {
+            AdapterProblem::Unmatched { key, .. }
+            | AdapterProblem::Incomplete { key, .. }
+            | AdapterProblem::Shape { key, .. }
+            | AdapterProblem::Unsupported { key, .. }
+            | AdapterProblem::Twice { key, .. }
+            | AdapterProblem::Ambiguous { key, .. } => key,
+            AdapterProblem::Config { field, .. } => field,
+            AdapterProblem::Empty => "",
+        }
+    }
+
+    /// What is wrong, in words.
+    pub fn what(&self) -> String {
+        match self {
+            AdapterProblem::Unmatched { suggestion: Some(s), .. } => format!("matches no source; did you mean {s}?"),
+            AdapterProblem::Unmatched { suggestion: None, .. } => "matches no source".into(),
+            AdapterProblem::Incomplete { missing, .. } => format!("has no {missing} beside it"),
+            AdapterProblem::Shape { expected, found, .. } => format!("expected {expected}, found {found}"),
+            AdapterProblem::Unsupported { why, .. } | AdapterProblem::Config { why, .. } => why.clone(),
+            AdapterProblem::Twice { other, .. } => format!("updates the same source as {other}"),
+            AdapterProblem::Ambiguous { candidates, .. } => format!("may mean {}", candidates.join(" or ")),
+            AdapterProblem::Empty => "there are no tensors in it".into(),
+        }
+    }
+}
+
+/// The message of an adapter with these problems, `keys` of it in all.
+pub(crate) fn message(adapter: &str, problems: &[AdapterProblem], keys: usize) -> String {
+    let about_keys = problems.iter().filter(|p| !matches!(p, AdapterProblem::Config { .. } | AdapterProblem::Empty));
+    let count = about_keys.map(AdapterProblem::key).collect::<BTreeSet<_>>().len();
+    let mut text = match count {
+        0 => format!("{adapter}: cannot be applied; nothing was changed"),
+        1 => format!("{adapter}: 1 of {keys} keys does not fit; nothing was changed"),
+        _ => format!("{adapter}: {count} of {keys} keys do not fit; nothing was changed"),
+    };
+    let width = problems.iter().map(|p| p.key().len()).max().unwrap_or(0).min(60);
+    for problem in problems {
+        let (key, what) = (problem.key(), problem.what());
+        let gap = if width == 0 { "" } else { "  " };
+        // Writing to a string cannot fail.
+        let _ = write!(text, "\n  {key:width$}{gap}{what}");
+    }
+    text
+}

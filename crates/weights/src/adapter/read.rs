@@ -1,0 +1,151 @@
+//! Adapter files: which tensors they have, and which sources of an engine these are about.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    Adapter, AdapterConfig, AdapterLayer, AdapterProblem,
+    component::Component,
+    dialect::{Dialect, Key, ModuleName},
+    layer::Parts,
+    metadata::Configs,
+    resolve::Modules,
+};
+use crate::{RefitMap, StateDict, WeightsError, WeightsErrorKind};
+
+/// The configuration in a folder that PEFT wrote.
+const PEFT_CONFIG: &str = "adapter_config.json";
+/// The weights in such a folder.
+const PEFT_WEIGHTS: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"];
+/// The weights in a folder that diffusers wrote: they bring their own configuration.
+const DIFFUSERS_WEIGHTS: [&str; 2] = ["pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin"];
+
+impl Adapter {
+    /// Reads an adapter for an engine with these sources: a file (`.safetensors`, `.pt`, `.bin`) in the namings of PEFT,
+    /// diffusers or kohya's scripts, or a folder that PEFT's `save_pretrained` or diffusers wrote. Its name is the file's or
+    /// the folder's.
+    ///
+    /// Kinds: LoRA of linear layers, convolutions and embeddings, rsLoRA, DoRA, LoHa, LoKr, full deltas.
+    ///
+    /// # Errors
+    /// When a file cannot be read, or [`WeightsErrorKind::Adapter`] with everything that does not fit.
+    pub fn open(path: &Path, map: &RefitMap) -> Result<Adapter, WeightsError> {
+        let (weights, config) = files_of(path);
+        let config = match config {
+            Some(path) => read_config(&path)?,
+            None => AdapterConfig::default(),
+        };
+        let stem = if path.is_dir() { path.file_name() } else { path.file_stem() };
+        let name = stem.map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned());
+        Adapter::from_state_dict(&name, &StateDict::open(&weights)?, &config, map)
+    }
+
+    /// As [`Adapter::open`], from tensors that were read already. `config` holds where the tensors' metadata do not say
+    /// otherwise.
+    ///
+    /// # Errors
+    /// As [`Adapter::open`].
+    pub fn from_state_dict(
+        name: &str,
+        weights: &StateDict,
+        config: &AdapterConfig,
+        map: &RefitMap,
+    ) -> Result<Adapter, WeightsError> {
+        let mut problems = Vec::new();
+        let (layers, elsewhere) = read(weights, config, map, &mut problems);
+        if problems.is_empty() {
+            return Ok(Adapter { name: name.into(), layers, elsewhere });
+        }
+        Err(WeightsErrorKind::Adapter { adapter: name.into(), problems, keys: weights.len() }.into())
+    }
+}
+
+/// The file of weights, and the one with its configuration.
+fn files_of(path: &Path) -> (PathBuf, Option<PathBuf>) {
+    let weights = if path.is_dir() {
+        let known = PEFT_WEIGHTS.iter().chain(&DIFFUSERS_WEIGHTS).map(|name| path.join(name));
+        known.clone().find(|file| file.exists()).unwrap_or_else(|| path.join(PEFT_WEIGHTS[0]))
+    } else {
+        path.to_owned()
+    };
+    // A file of this name without its configuration has no scale: that it cannot be read is the error.
+    let is_pefts = weights.file_name().is_some_and(|name| PEFT_WEIGHTS.iter().any(|known| name == *known));
+    let config = is_pefts.then(|| weights.with_file_name(PEFT_CONFIG));
+    (weights, config)
+}
+
+fn read_config(path: &Path) -> Result<AdapterConfig, WeightsError> {
+    let failed = |why: String| WeightsErrorKind::File { path: path.into(), why };
+    let help = "help: the scale of a file that PEFT wrote stands in the configuration beside it: bring both";
+    let text = std::fs::read_to_string(path).map_err(|e| failed(format!("{e}\n  {help}")))?;
+    Ok(serde_json::from_str(&text)
+        .map_err(|e| failed(format!("no valid configuration of an adapter: {e}\n  help: save the adapter again")))?)
+}
+
+/// The layers, and the keys that are about other models of a pipeline.
+fn read(
+    weights: &StateDict,
+    config: &AdapterConfig,
+    map: &RefitMap,
+    problems: &mut Vec<AdapterProblem>,
+) -> (Vec<AdapterLayer>, Vec<String>) {
+    if weights.is_empty() {
+        problems.push(AdapterProblem::Empty);
+    }
+    let configs = Configs::new(weights, config, problems);
+    let parts = take_apart(weights, problems);
+    let mut components: BTreeMap<_, BTreeMap<&ModuleName, &Parts<'_>>> = BTreeMap::new();
+    for (module, parts) in &parts {
+        components.entry(module.component).or_default().insert(module, parts);
+    }
+    let modules = Modules::new(map);
+    let components: Vec<Component<'_>> = (components.into_iter())
+        .map(|(name, parts)| Component::new(&modules, &map.sources, configs.of(name), &parts))
+        .collect();
+    let fitting: Vec<Option<&str>> = components.iter().filter(|c| c.problems.is_empty()).map(|c| c.name).collect();
+    let mut elsewhere = Vec::new();
+    let mut layers: BTreeMap<usize, (AdapterLayer, &str)> = BTreeMap::new();
+    for component in components {
+        if is_elsewhere(&component, &fitting) {
+            elsewhere.extend(component.keys.into_iter().map(str::to_owned));
+            continue;
+        }
+        problems.extend(component.problems);
+        for (layer, key) in component.layers {
+            if let Some((_, other)) = layers.get(&layer.source) {
+                problems.push(AdapterProblem::Twice { key: key.into(), other: (*other).into() });
+            }
+            layers.insert(layer.source, (layer, key));
+        }
+    }
+    (layers.into_values().map(|(layer, _)| layer).collect(), elsewhere)
+}
+
+/// Whether a component is about another model than the engine's, given which components fit. Files for a pipeline bring
+/// parts for several models, and its text encoders name their modules alike: which one the engine is, shapes tell.
+fn is_elsewhere(component: &Component<'_>, fitting: &[Option<&str>]) -> bool {
+    let is_text_encoder = |name: Option<&str>| name.is_some_and(|name| name.starts_with("text_encoder"));
+    let alike = |other: &Option<&str>| is_text_encoder(component.name) && is_text_encoder(*other);
+    let fits = component.problems.is_empty();
+    !fits && component.name.is_some() && fitting.iter().any(|other| !component.found || alike(other))
+}
+
+/// The tensors of each module.
+fn take_apart<'w>(weights: &'w StateDict, problems: &mut Vec<AdapterProblem>) -> BTreeMap<ModuleName, Parts<'w>> {
+    let dialect = Dialect::of(weights.iter().map(|(key, _)| key));
+    let mut parts: BTreeMap<ModuleName, Parts<'w>> = BTreeMap::new();
+    for (key, tensor) in weights.iter() {
+        match dialect.read(key) {
+            Key::Part(module, part) => {
+                if let Some((other, _)) = parts.entry(module).or_default().insert(part, (key, tensor)) {
+                    problems.push(AdapterProblem::Twice { key: key.into(), other: other.into() });
+                }
+            }
+            Key::Refused(why) => problems.push(AdapterProblem::Unsupported { key: key.into(), why: why.into() }),
+            Key::Unknown => problems.push(AdapterProblem::Unmatched { key: key.into(), suggestion: None }),
+        }
+    }
+    parts
+}

@@ -1,0 +1,75 @@
+//! Adapter files: how they name things, what they hold, and what is wrong with them.
+
+mod hostile;
+mod kinds;
+mod names;
+mod peft;
+mod problems;
+
+use std::path::{Path, PathBuf};
+
+use regraft_ir::SourceKind;
+use regraft_tensor::{DType, Tensor};
+use regraft_weights::{
+    RefitMap, SourceInfo, StateDict, WeightsErrorKind,
+    adapter::{Adapter, AdapterConfig, Update},
+};
+
+/// A file that stands beside these tests.
+fn beside(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/adapters").join(name)
+}
+
+/// An engine with these sources.
+fn map<'a>(sources: impl IntoIterator<Item = (&'a str, &'a [usize])>) -> RefitMap {
+    let source = |(name, shape): (&str, &[usize])| SourceInfo {
+        name: name.into(),
+        aliases: vec![],
+        kind: SourceKind::Parameter,
+        dtype: DType::F32,
+        shape: shape.to_vec(),
+    };
+    RefitMap { sources: sources.into_iter().map(source).collect(), recipes: vec![] }
+}
+
+/// Some numbers in the order of memory; each `seed` has its own.
+fn numbers(shape: &[usize], seed: usize) -> Tensor {
+    let len = shape.iter().product();
+    let values: Vec<f32> = (0..len).map(|i| ((i + 31 * seed) * 7919 % 97) as f32 / 64.0 - 0.75).collect();
+    Tensor::from_slice(shape, &values)
+}
+
+fn scalar(value: f32) -> Tensor {
+    Tensor::from_slice(&[], &[value])
+}
+
+/// An adapter with these tensors, each with its own numbers.
+fn dict<'a>(entries: impl IntoIterator<Item = (&'a str, &'a [usize])>) -> StateDict {
+    let tensors = entries.into_iter().enumerate();
+    tensors.map(|(seed, (key, shape))| (key.to_owned(), numbers(shape, seed))).collect()
+}
+
+fn config(json: &str) -> AdapterConfig {
+    serde_json::from_str(json).expect("a configuration")
+}
+
+/// Reads an adapter that fits.
+fn read(weights: &StateDict, map: &RefitMap) -> Adapter {
+    Adapter::from_state_dict("a", weights, &AdapterConfig::default(), map).expect("an adapter that fits")
+}
+
+/// Reads an adapter that does not fit: `key: what` for each problem.
+fn problems_with(weights: &StateDict, config: &AdapterConfig, map: &RefitMap) -> Vec<String> {
+    let error = Adapter::from_state_dict("a", weights, config, map).expect_err("an adapter that does not fit");
+    let WeightsErrorKind::Adapter { problems, .. } = error.kind() else { panic!("{error}") };
+    problems.iter().map(|p| format!("{}: {}", p.key(), p.what())).collect()
+}
+
+fn problems(weights: &StateDict, map: &RefitMap) -> Vec<String> {
+    problems_with(weights, &AdapterConfig::default(), map)
+}
+
+/// The updates with the names of their sources.
+fn updates<'a>(adapter: &'a Adapter, map: &'a RefitMap) -> Vec<(&'a str, &'a Update)> {
+    adapter.layers.iter().map(|layer| (map.sources[layer.source].name.as_str(), &layer.update)).collect()
+}

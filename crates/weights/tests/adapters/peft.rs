@@ -1,0 +1,56 @@
+//! Adapters that PEFT wrote, against what PEFT merges them to: `peft/generate.py` made both.
+
+use regraft_tensor::Tensor;
+use regraft_weights::{StateDict, adapter::Adapter};
+
+use crate::{beside, map};
+
+/// The largest difference over the largest value.
+fn difference(ours: &Tensor, expected: &Tensor) -> f64 {
+    let (ours, expected) = (ours.to_f64_vec(), expected.to_f64_vec());
+    let largest = expected.iter().fold(0f64, |m, v| m.max(v.abs()));
+    ours.iter().zip(&expected).fold(0f64, |m, (a, b)| m.max((a - b).abs())) / largest
+}
+
+fn check(case: &str) {
+    let folder = beside("peft").join(case);
+    let base = StateDict::open(&beside("peft/base.safetensors")).expect("base weights");
+    let merged = StateDict::open(&folder.join("merged.safetensors")).expect("merged weights");
+    let map = map(base.iter().map(|(name, tensor)| (name, tensor.shape())));
+    let adapter = Adapter::open(&folder, &map).expect("an adapter that fits");
+    assert_eq!(adapter.name, case);
+    let mut names = Vec::new();
+    for layer in &adapter.layers {
+        let name = &map.sources[layer.source].name;
+        let source = base.get(name).expect("a source");
+        let expected = merged.get(name).unwrap_or_else(|| panic!("{case}: PEFT does not change {name}"));
+        let off = difference(&layer.update.reference(source, 1.0), expected);
+        assert!(off < 1e-6, "{case}: {name} is off by {off:.1e}");
+        names.push(name.as_str());
+    }
+    assert_eq!(names, merged.iter().map(|(name, _)| name).collect::<Vec<_>>(), "{case}");
+}
+
+macro_rules! cases {
+    ($($case:ident),*) => {
+        $(#[test]
+        fn $case() {
+            check(stringify!($case));
+        })*
+    };
+}
+
+cases!(
+    lora,
+    lora_patterns,
+    lora_bias,
+    lora_transposed,
+    dora,
+    dora_embedding,
+    dora_transposed,
+    loha,
+    loha_effective,
+    lokr,
+    lokr_effective,
+    lokr_whole
+);
