@@ -29,12 +29,12 @@ pub use regraft_engine::{
 };
 pub use regraft_ir as ir;
 pub use regraft_runtime::{
-    Adapters, Changed, Model, RefitObserver, RefitOptions, RuntimeError, RuntimeErrorKind, Session, Staged,
+    Adapters, Changed, Model, Refit, RefitObserver, RefitOptions, RuntimeError, RuntimeErrorKind, Session, Staged,
     VariantMemory, Variants, publish_together,
 };
 pub use regraft_tensor::{DType, Tensor};
 pub use regraft_weights::{
-    AdapterReport, Digest, Generation, Phase, PhaseTimes, PoolMemory, Problem, Recipe, RefitMap, RefitReport,
+    AdapterReport, Digest, Generation, Phase, PhaseTimes, PoolMemory, Problem, Recipe, RefitMap, RefitReport, Slot,
     SlotReport, SourceContent, SourceInfo, StateDict, WeightsError, WeightsErrorKind,
     adapter::{self, Adapter, AdapterSet},
 };
@@ -111,6 +111,24 @@ pub fn compile(program: &Path, options: &CompileOptions, observer: &mut dyn Obse
         Mode::Frozen => Model::new(engine, backend)?.to_engine(Mode::Frozen)?,
     };
     Ok(Compiled { engine, nodes, import_seconds, build_seconds: start.elapsed().as_secs_f64() })
+}
+
+/// Reads weights from a file, whose content tells the format:
+///
+/// - `.safetensors`;
+/// - a state dict of `torch.save` (`.pt`, `.pth`, `.bin`), or a checkpoint that has one under `state_dict`,
+///   `model_state_dict` or `model`; nothing in it is executed;
+/// - the state dict of an exported program (`.pt2`), whatever the program does;
+/// - the initialisers of an `.onnx`;
+/// - the `.index.json` that names the shards of a model, beside it.
+///
+/// # Errors
+/// When the file cannot be read, is of no such format, is damaged or holds a dtype that Regraft does not know.
+pub fn open_weights(path: &Path) -> Result<StateDict, Error> {
+    if regraft_weights::files::is_exported_program(path) {
+        return Ok(regraft_import::read_pt2_weights(path)?);
+    }
+    Ok(StateDict::open(path)?)
 }
 
 /// Loads an engine file for the CPU of this machine.

@@ -1,11 +1,8 @@
 use std::sync::Arc;
 
-use regraft_weights::{
-    RefitReport,
-    adapter::{Adapter, AdapterSet},
-};
+use regraft_weights::{RefitReport, adapter::Adapter};
 
-use crate::{Model, RefitObserver, RuntimeError, RuntimeErrorKind, Staged, refit::Request};
+use crate::{Model, Refit, RuntimeError};
 
 /// The adapters of a model: see [`Model::adapters`].
 ///
@@ -27,13 +24,14 @@ impl<'a> Adapters<'a> {
         generation.iter().flat_map(|g| g.adapters.iter()).map(|(adapter, scale)| (adapter.clone(), scale)).collect()
     }
 
-    /// Serves these adapters, with these scales, and no others. The order does not matter.
+    /// Serves these adapters, with these scales, and no others. The order does not matter. [`Refit`] does the same in steps,
+    /// or together with new weights.
     ///
     /// # Errors
     /// When two have one name, the engine is frozen or not bound, or the sources of a layer are not at hand; nothing has
     /// changed then.
     pub fn set(&self, adapters: &[(Arc<Adapter>, f64)]) -> Result<RefitReport, RuntimeError> {
-        self.model.refit_request(&self.request(adapters, &())?)
+        Refit::new().adapters(adapters)?.run(self.model)
     }
 
     /// Serves no adapters.
@@ -42,28 +40,5 @@ impl<'a> Adapters<'a> {
     /// As [`Adapters::set`].
     pub fn clear(&self) -> Result<RefitReport, RuntimeError> {
         self.set(&[])
-    }
-
-    /// Computes what [`Adapters::set`] would serve, to be published later.
-    ///
-    /// # Errors
-    /// As [`Adapters::set`].
-    pub fn stage(
-        &self,
-        adapters: &[(Arc<Adapter>, f64)],
-        observer: &dyn RefitObserver,
-    ) -> Result<Staged, RuntimeError> {
-        self.model.stage_request(&self.request(adapters, observer)?)
-    }
-
-    fn request<'r>(
-        &self,
-        adapters: &[(Arc<Adapter>, f64)],
-        observer: &'r dyn RefitObserver,
-    ) -> Result<Request<'r>, RuntimeError> {
-        self.model.check_refittable()?;
-        self.model.pin()?;
-        let adapters = AdapterSet::new(adapters.iter().cloned()).map_err(RuntimeErrorKind::AdapterTwice)?;
-        Ok(Request { weights: None, adapters: Some(adapters), observer })
     }
 }

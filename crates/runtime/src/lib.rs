@@ -22,7 +22,7 @@ mod verify;
 pub use adapters::Adapters;
 pub use error::{RuntimeError, RuntimeErrorKind};
 pub use model::Model;
-pub use refit::{Changed, RefitObserver, RefitOptions, Staged, publish_together};
+pub use refit::{Changed, Refit, RefitObserver, RefitOptions, Staged, publish_together};
 pub use session::Session;
 pub use variants::{VariantMemory, Variants};
 pub use verify::{Difference, Verification};

@@ -11,10 +11,10 @@ use regraft_weights::{
 };
 
 use crate::{
-    Adapters, RefitObserver, RefitOptions, RuntimeError, RuntimeErrorKind, Session, Staged, Variants,
+    Adapters, Refit, RefitOptions, RuntimeError, RuntimeErrorKind, Session, Staged, Variants,
     bind::BoundPlan,
-    refit::{self, Request},
-    serving::{NoPrevious, Serving},
+    refit,
+    serving::{Empty, NoPrevious, Serving},
     session::{BoundCache, Scratch},
     sync::{AtomicBool, Ordering},
 };
@@ -207,10 +207,9 @@ impl Model {
 
     /// The serving generation for a run, which holds it to its end.
     pub(crate) fn pin(&self) -> Result<Arc<Generation>, RuntimeError> {
-        let serving = &self.shared.serving;
-        serving.load().ok_or_else(|| match serving.is_changing_in_place() {
-            true => RuntimeErrorKind::ChangingInPlace.into(),
-            false => RuntimeErrorKind::NotBound.into(),
+        self.shared.serving.pin().map_err(|empty| match empty {
+            Empty::ChangingInPlace => RuntimeErrorKind::ChangingInPlace.into(),
+            Empty::NotBound => RuntimeErrorKind::NotBound.into(),
         })
     }
 
@@ -219,28 +218,16 @@ impl Model {
     /// # Errors
     /// Every reason why they do not fit, at once; the serving generation is untouched.
     pub fn stage(&self, weights: &StateDict, options: &RefitOptions) -> Result<Staged, RuntimeError> {
-        self.stage_observed(weights, options, &())
+        Refit::new().weights(weights, options).stage(self)
     }
 
-    /// As [`Model::stage`], with someone who watches.
-    ///
-    /// # Errors
-    /// As [`Model::stage`].
-    pub fn stage_observed(
-        &self,
-        weights: &StateDict,
-        options: &RefitOptions,
-        observer: &dyn RefitObserver,
-    ) -> Result<Staged, RuntimeError> {
-        self.stage_request(&Request { weights: Some((weights, options)), adapters: None, observer })
-    }
-
-    pub(crate) fn stage_request(&self, request: &Request<'_>) -> Result<Staged, RuntimeError> {
+    pub(crate) fn stage_refit(&self, refit: &Refit<'_>) -> Result<Staged, RuntimeError> {
         self.check_refittable()?;
-        let (base, program) = (self.generation(), &self.shared.program);
+        let program = &self.shared.program;
+        let base = if refit.weights.is_none() { Some(self.pin()?) } else { self.generation() };
         let (parts, mut report) = (program.parts(), RefitReport::default());
-        let change = refit::check(&parts, base.as_deref(), &program.carried, request, &mut report)?;
-        let generation = refit::compute(&parts, &program.pool, base.as_deref(), change, request.observer, &mut report)?;
+        let change = refit::check(&parts, base.as_deref(), &program.carried, refit, &mut report)?;
+        let generation = refit::compute(&parts, &program.pool, base.as_deref(), change, refit.observer, &mut report)?;
         Ok(Staged { model: self.clone(), generation: Arc::new(generation), base, report })
     }
 
@@ -253,16 +240,7 @@ impl Model {
     /// # Errors
     /// As [`Model::stage`].
     pub fn refit(&self, weights: &StateDict, options: &RefitOptions) -> Result<RefitReport, RuntimeError> {
-        self.refit_request(&Request { weights: Some((weights, options)), adapters: None, observer: &() })
-    }
-
-    pub(crate) fn refit_request(&self, request: &Request<'_>) -> Result<RefitReport, RuntimeError> {
-        loop {
-            match self.stage_request(request)?.publish() {
-                Err(error) if matches!(error.kind(), RuntimeErrorKind::Stale) => {}
-                outcome => return outcome,
-            }
-        }
+        Refit::new().weights(weights, options).run(self)
     }
 
     /// Publishes the generation before the serving one again, which becomes the one before.

@@ -5,14 +5,14 @@
 
 use std::sync::Arc;
 
-use crate::sync::{ArcCell, AtomicBool, Mutex, MutexGuard, Ordering, lock};
+use crate::sync::{ArcCell, AtomicUsize, Mutex, MutexGuard, Ordering, lock};
 
 /// The serving generation of a model, and the one before where it is kept.
 pub(crate) struct Serving<T> {
     current: ArcCell<T>,
     previous: Mutex<Option<Arc<T>>>,
-    /// Whether `current` is empty because a refit in place is under way.
-    in_place: AtomicBool,
+    /// Counts beginnings and ends of refits in place: while it is odd, `current` is empty because of one.
+    in_place: AtomicUsize,
 }
 
 /// A generation to be published in place of the one it was made from.
@@ -28,13 +28,22 @@ pub(crate) struct Next<T> {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Stale;
 
+/// Why nothing serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Empty {
+    /// Nothing does until weights are bound.
+    NotBound,
+    /// Nothing does until a refit in place is done.
+    ChangingInPlace,
+}
+
 /// There is no generation to go back to.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct NoPrevious;
 
 impl<T> Serving<T> {
     pub(crate) fn new(first: Option<Arc<T>>) -> Self {
-        Serving { current: ArcCell::new(first), previous: Mutex::new(None), in_place: AtomicBool::new(false) }
+        Serving { current: ArcCell::new(first), previous: Mutex::new(None), in_place: AtomicUsize::new(0) }
     }
 
     /// What a run that starts now sees from start to end.
@@ -42,9 +51,14 @@ impl<T> Serving<T> {
         self.current.load()
     }
 
-    /// Whether nothing serves only until a refit in place is done.
-    pub(crate) fn is_changing_in_place(&self) -> bool {
-        self.in_place.load(Ordering::SeqCst)
+    /// As [`Serving::load`], and why nothing serves where nothing does.
+    pub(crate) fn pin(&self) -> Result<Arc<T>, Empty> {
+        let before = self.in_place.load(Ordering::SeqCst);
+        self.load().ok_or_else(|| {
+            // A refit in place may have begun or ended since the count was read.
+            let unchanged = before == self.in_place.load(Ordering::SeqCst);
+            if unchanged && before.is_multiple_of(2) { Empty::NotBound } else { Empty::ChangingInPlace }
+        })
     }
 
     /// Replaces what serves. What nothing needs any more is returned, so that the caller drops it outside of all locks.
@@ -85,7 +99,7 @@ impl<T> Serving<T> {
     pub(crate) fn take_out(&self, base: &Arc<T>) -> Result<InPlace<'_, T>, Stale> {
         let mut previous = lock(&self.previous);
         self.check(Some(base))?;
-        self.in_place.store(true, Ordering::SeqCst);
+        self.in_place.fetch_add(1, Ordering::SeqCst);
         *previous = None;
         drop(self.current.swap(None));
         Ok(InPlace { serving: self, _previous: previous })
@@ -128,7 +142,7 @@ impl<T> InPlace<'_, T> {
 
 impl<T> Drop for InPlace<'_, T> {
     fn drop(&mut self) {
-        self.serving.in_place.store(false, Ordering::SeqCst);
+        self.serving.in_place.fetch_add(1, Ordering::SeqCst);
     }
 }
 

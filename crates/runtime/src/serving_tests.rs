@@ -184,14 +184,14 @@ fn v_3_models_are_published_together_or_not_at_all() {
 #[test]
 fn a_refit_in_place_waits_for_nobody_and_is_seen_whole() {
     check(|| {
+        assert_eq!(Serving::<Marked>::new(None).pin().err(), Some(Empty::NotBound));
         let pool = Arc::new(Pool::default());
         let serving = Arc::new(Serving::new(Some(generation(&pool, 0))));
         let runner = {
             let serving = serving.clone();
-            thread::spawn(move || match serving.load() {
-                Some(generation) => assert!(run(&generation) < 2),
-                // What a run reports when it meets an empty place.
-                None => drop(serving.is_changing_in_place()),
+            thread::spawn(move || match serving.pin() {
+                Ok(generation) => assert!(run(&generation) < 2),
+                Err(empty) => assert_eq!(empty, Empty::ChangingInPlace, "even when it is done by now"),
             })
         };
         let base = serving.load().expect("something serves");
@@ -199,7 +199,6 @@ fn a_refit_in_place_waits_for_nobody_and_is_seen_whole() {
         drop(base);
         place.finish(generation(&pool, 1));
         runner.join().expect("it saw one generation or none");
-        assert_eq!(run(&serving.load().expect("it is back")), 1);
-        assert!(!serving.is_changing_in_place());
+        assert_eq!(run(&serving.pin().expect("it is back")), 1);
     });
 }

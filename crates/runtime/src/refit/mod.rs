@@ -4,6 +4,7 @@ mod compare;
 mod options;
 mod phases;
 mod recipe;
+mod request;
 mod stage;
 mod staged;
 
@@ -21,6 +22,7 @@ use regraft_weights::{
 };
 
 pub use self::options::{Changed, RefitObserver, RefitOptions};
+pub use self::request::Refit;
 pub use self::staged::{Staged, publish_together};
 pub(crate) use self::{phases::phase, stage::make};
 use crate::{RuntimeError, RuntimeErrorKind};
@@ -32,15 +34,6 @@ pub(crate) struct Parts<'a> {
     pub(crate) map: &'a RefitMap,
     pub(crate) identical: Option<&'a [Digest]>,
     pub(crate) backend: &'a dyn Backend,
-}
-
-/// What is to change.
-pub(crate) struct Request<'a> {
-    /// Weights, with what is asked of them.
-    pub(crate) weights: Option<(&'a StateDict, &'a RefitOptions)>,
-    /// The adapters from now on; otherwise those of the generation that serves.
-    pub(crate) adapters: Option<AdapterSet>,
-    pub(crate) observer: &'a dyn RefitObserver,
 }
 
 /// A change that was checked and not computed yet.
@@ -57,7 +50,7 @@ pub(crate) fn check(
     parts: &Parts<'_>,
     base: Option<&Generation>,
     carried: &[Arc<SourceContent>],
-    request: &Request<'_>,
+    request: &Refit<'_>,
     report: &mut RefitReport,
 ) -> Result<Change, RuntimeError> {
     let before: &[Arc<SourceContent>] = base.map_or(carried, |g| &g.sources);

@@ -49,6 +49,7 @@ pub(super) fn is_one_pass(
     let Some(given) = given.collect::<Option<Vec<_>>>() else { return false };
     match &recipe.gather {
         Some(GatherPlan::Copy { .. }) => given.iter().all(|g| g.tensor.dtype() == g.dtype),
+        Some(GatherPlan::Vector(_)) => true,
         Some(GatherPlan::Panels { matrices, .. }) => !given.iter().zip(merge_first(matrices, &given)).any(|(_, m)| m),
         None => false,
     }
@@ -81,6 +82,7 @@ fn run_recipe(
 ) -> Result<(), String> {
     match &recipe.gather {
         Some(GatherPlan::Copy { runs }) => copy(parts, runs, given, out),
+        Some(GatherPlan::Vector(program)) => pack_value(parts, layout, &compute(parts, program, given)?, out),
         Some(GatherPlan::Panels { matrices, scales }) => pack(parts, layout, matrices, scales, given, out),
         None => {
             let tensors = given.iter().map(|g| whole(parts, g)).collect::<Result<Vec<_>, _>>()?;
@@ -162,12 +164,7 @@ fn pack(
     given: &[Given<'_>],
     out: &mut [u8],
 ) -> Result<(), String> {
-    let scale = |program: &Program| {
-        let sources =
-            program.sources.iter().map(|&s| whole(parts, &given[s as usize])).collect::<Result<Vec<_>, _>>()?;
-        evaluate(&program.graph, &sources)
-    };
-    let scales = scales.iter().map(scale).collect::<Result<Vec<_>, _>>()?;
+    let scales = scales.iter().map(|program| compute(parts, program, given)).collect::<Result<Vec<_>, _>>()?;
     let tensors = (given.iter().zip(merge_first(matrices, given)))
         .map(|(g, first)| if first { whole(parts, g).map(|t| (t, None)) } else { Ok((g.tensor.clone(), g.overlay)) })
         .collect::<Result<Vec<_>, _>>()?;
@@ -192,6 +189,16 @@ fn merge_first(matrices: &[Vec<Piece>], given: &[Given<'_>]) -> Vec<bool> {
         of(source).next().is_some() && ((converted && !on_the_way) || !tiled)
     };
     given.iter().enumerate().map(first).collect()
+}
+
+/// The value of a part of a recipe.
+fn compute(parts: &Parts<'_>, program: &Program, given: &[Given<'_>]) -> Result<Tensor, String> {
+    let sources = program.sources.iter().map(|&s| whole(parts, &given[s as usize])).collect::<Result<Vec<_>, _>>()?;
+    let floats = sources.iter().map(Tensor::as_slice::<f32>).collect::<Option<Vec<_>>>();
+    match program.vector.as_ref().zip(floats).and_then(|(vector, floats)| vector.run(&floats)) {
+        Some(values) => Ok(Tensor::from_slice(&[values.len()], &values)),
+        None => evaluate(&program.graph, &sources),
+    }
 }
 
 fn evaluate(graph: &Graph, sources: &[Tensor]) -> Result<Tensor, String> {

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
 };
@@ -71,9 +71,12 @@ fn overlays(
     }
     let used: BTreeSet<usize> =
         which.iter().flat_map(|&slot| &parts.map.recipes[slot].sources).map(|&s| s as usize).collect();
-    let overlay = |source: usize| {
-        let tensor = || sources[source].converted().ok_or_else(|| recipe::missing(parts, source));
-        Ok(recipe::overlay(parts, source, adapters, tensor)?.map(|overlay| (source, overlay)))
-    };
-    used.into_iter().filter_map(|source| overlay(source).transpose()).collect()
+    let used: Vec<usize> = used.into_iter().collect();
+    let made: Vec<OnceLock<Result<Option<Overlay>, RuntimeError>>> = used.iter().map(|_| OnceLock::new()).collect();
+    parts.backend.for_each_staged(used.len(), &|i| {
+        let tensor = || sources[used[i]].converted().ok_or_else(|| recipe::missing(parts, used[i]));
+        made[i].get_or_init(|| recipe::overlay(parts, used[i], adapters, tensor));
+    });
+    let made = used.iter().zip(made).filter_map(|(source, made)| Some((*source, made.into_inner()?.transpose()?)));
+    made.map(|(source, overlay)| Ok((source, overlay?))).collect()
 }

@@ -2,7 +2,7 @@ use std::{sync::Arc, thread, time::Duration};
 
 use regraft_weights::{Generation, Phase, RefitReport, StateDict};
 
-use super::{Request, check, compute, phase};
+use super::{Refit, check, compute, phase};
 use crate::{
     Model, RefitOptions, RuntimeError, RuntimeErrorKind,
     serving::{Next, Retired, Serving, Stale},
@@ -84,25 +84,33 @@ impl Model {
     /// As [`Model::stage`].
     pub fn refit_exclusive(&self, weights: &StateDict, options: &RefitOptions) -> Result<RefitReport, RuntimeError> {
         self.check_refittable()?;
-        let request = Request { weights: Some((weights, options)), adapters: None, observer: &() };
+        let refit = Refit::new().weights(weights, options);
         let base = self.pin()?;
         let (program, mut report) = (&self.shared.program, RefitReport::default());
         let parts = program.parts();
-        let change = check(&parts, Some(&base), program.carried(), &request, &mut report)?;
-        let place = self.shared.serving.take_out(&base).map_err(|Stale| RuntimeErrorKind::Stale)?;
-        let stale = change.stale.clone();
-        let mut kept = alone(base);
-        // Their memory is in the pool now, and is what the new slots are made in.
+        let change = check(&parts, Some(&base), program.carried(), &refit, &mut report)?;
+        // Refused when the slots in use are over the limit already: neither new slots nor the old ones would fit again.
         let empty = self.pool().reserve(&[0]).map_err(RuntimeErrorKind::Memory)?.pop().map(Arc::new);
         let empty = empty.expect("as many slots as were asked for");
+        let place = self.shared.serving.take_out(&base).map_err(|Stale| RuntimeErrorKind::Stale)?;
+        let stale = change.stale.clone();
+        let (mut kept, held) = match alone(base) {
+            Ok(base) => (base, None),
+            Err(base) => (Generation::clone(&base), Some(base)),
+        };
+        // Their memory is in the pool now, and is what the new slots are made in.
         stale.iter().for_each(|&slot| kept.slots[slot] = empty.clone());
-        let made = compute(&parts, self.pool(), Some(&kept), change, request.observer, &mut report);
+        let made = compute(&parts, self.pool(), Some(&kept), change, refit.observer, &mut report);
         match made {
             Ok(generation) => {
                 phase(Phase::Publish, &mut report, &(), |_| place.finish(Arc::new(generation)));
                 Ok(report)
             }
             Err(error) => {
+                if let Some(held) = held {
+                    place.finish(held);
+                    return Err(error);
+                }
                 let back = super::make(&parts, &kept.sources, &kept.adapters, &stale, self.pool(), &());
                 if let Ok(made) = back {
                     stale.iter().zip(made.slots).for_each(|(&slot, data)| kept.slots[slot] = data);
@@ -114,16 +122,15 @@ impl Model {
     }
 }
 
-/// The generation once no run holds it any more, or, when someone else keeps it for longer than runs take, a copy that
-/// shares its slots.
-fn alone(mut generation: Arc<Generation>) -> Generation {
+/// The generation once no run holds it any more, or what was given when someone else keeps it for longer than runs take.
+fn alone(mut generation: Arc<Generation>) -> Result<Generation, Arc<Generation>> {
     const PATIENCE: Duration = Duration::from_secs(10);
     const STEP: Duration = Duration::from_micros(50);
     let mut waited = Duration::ZERO;
     loop {
         match Arc::try_unwrap(generation) {
-            Ok(generation) => return generation,
-            Err(shared) if waited >= PATIENCE => return Generation::clone(&shared),
+            Ok(generation) => return Ok(generation),
+            Err(shared) if waited >= PATIENCE => return Err(shared),
             Err(shared) => generation = shared,
         }
         thread::sleep(STEP);

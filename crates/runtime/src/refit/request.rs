@@ -1,0 +1,85 @@
+use std::sync::Arc;
+
+use regraft_weights::{
+    RefitReport, StateDict,
+    adapter::{Adapter, AdapterSet},
+};
+
+use super::{RefitObserver, RefitOptions};
+use crate::{Model, RuntimeError, RuntimeErrorKind, Staged};
+
+/// A refit put together: new weights, other adapters, or both in one step, with someone who watches.
+///
+/// ```no_run
+/// # use std::sync::Arc;
+/// # use regraft_runtime::{Model, Refit, RefitOptions};
+/// # use regraft_weights::{StateDict, adapter::Adapter};
+/// # fn f(model: &Model, weights: &StateDict, style: Arc<Adapter>) -> Result<(), regraft_runtime::RuntimeError> {
+/// let staged = Refit::new()
+///     .weights(weights, &RefitOptions::default())
+///     .adapters(&[(style, 0.7)])?
+///     .stage(model)?;
+/// staged.publish()?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Refit<'a> {
+    pub(crate) weights: Option<(&'a StateDict, &'a RefitOptions)>,
+    /// The adapters from now on; otherwise those of the generation that serves.
+    pub(crate) adapters: Option<AdapterSet>,
+    pub(crate) observer: &'a dyn RefitObserver,
+}
+
+impl<'a> Refit<'a> {
+    /// Changes nothing.
+    pub fn new() -> Self {
+        Refit { weights: None, adapters: None, observer: &() }
+    }
+
+    /// Brings weights.
+    pub fn weights(self, weights: &'a StateDict, options: &'a RefitOptions) -> Self {
+        Refit { weights: Some((weights, options)), ..self }
+    }
+
+    /// Serves these adapters, with these scales, and no others. The order does not matter.
+    ///
+    /// # Errors
+    /// [`RuntimeErrorKind::AdapterTwice`] when two have one name.
+    pub fn adapters(self, adapters: &[(Arc<Adapter>, f64)]) -> Result<Self, RuntimeError> {
+        let adapters = AdapterSet::new(adapters.iter().cloned()).map_err(RuntimeErrorKind::AdapterTwice)?;
+        Ok(Refit { adapters: Some(adapters), ..self })
+    }
+
+    /// Tells `observer` how it goes.
+    pub fn observe(self, observer: &'a dyn RefitObserver) -> Self {
+        Refit { observer, ..self }
+    }
+
+    /// Checks everything and computes a new generation, which does not serve yet.
+    ///
+    /// # Errors
+    /// Every reason why the weights do not fit, at once; the serving generation is untouched.
+    pub fn stage(&self, model: &Model) -> Result<Staged, RuntimeError> {
+        model.stage_refit(self)
+    }
+
+    /// Stages and publishes: all or nothing. When another refit comes first, this one is staged again on top of it.
+    ///
+    /// # Errors
+    /// As [`Refit::stage`].
+    pub fn run(&self, model: &Model) -> Result<RefitReport, RuntimeError> {
+        loop {
+            match self.stage(model)?.publish() {
+                Err(error) if matches!(error.kind(), RuntimeErrorKind::Stale) => {}
+                outcome => return outcome,
+            }
+        }
+    }
+}
+
+impl Default for Refit<'_> {
+    fn default() -> Self {
+        Refit::new()
+    }
+}
