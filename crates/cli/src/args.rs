@@ -38,6 +38,9 @@ pub(crate) enum Command {
     /// Give a stripped engine its weights
     #[command(long_about = BIND)]
     Bind(BindArgs),
+    /// List what differs between two engines: sources and slots
+    #[command(long_about = DIFF)]
+    Diff(DiffArgs),
     /// Show what an engine takes, holds and does; runs nothing
     #[command(long_about = INSPECT)]
     Inspect(InspectArgs),
@@ -57,6 +60,7 @@ impl Command {
             Command::Run(a) => a.common,
             Command::Refit(a) => a.common,
             Command::Bind(a) => a.common,
+            Command::Diff(a) => a.common,
             Command::Inspect(a) => a.common,
             Command::Bench(a) => a.common,
             Command::Completions(_) => Common::default(),
@@ -195,40 +199,62 @@ pub(crate) struct RunArgs {
     pub(crate) common: Common,
 }
 
-const REFIT: &str = "Give an engine new weights, without compiling, and write the result.
+const REFIT: &str = "Give an engine new weights, adapters, or both, without compiling, and write the result.
 
   regraft refit model.rgf --weights tuned.safetensors -o tuned.rgf
   regraft refit model.rgf --weights model.safetensors.index.json -o tuned.rgf     sharded
   regraft refit model.rgf --weights head.safetensors --partial -o tuned.rgf       only some keys
   regraft refit model.rgf --weights tuned.safetensors -o model.rgf                in place
+  regraft refit model.rgf --adapter style.safetensors:0.7 --adapter detail.safetensors:0.3 -o styled.rgf
+  regraft refit model.rgf --weights tuned.safetensors --verify inputs.npz -o tuned.rgf
 
 The result is bit for bit what compiling with the new weights gives. Every key must fit: missing, unknown and wrongly \
-shaped ones are listed all at once, and then nothing is written. A tensor that is the same as before costs one comparison.";
+shaped ones are listed all at once, and then nothing is written. A tensor that is the same as before costs one comparison.
+
+Weights are read from .safetensors, their .index.json, .pt2, .pt and .bin state dicts, and .onnx. Adapters (LoRA, DoRA, \
+LoHa, LoKr, full deltas) are read in the namings of PEFT (also its folders), diffusers and kohya; they become part of the \
+weights of the engine that is written, computed from the weights of the one that is read.";
 
 #[derive(Args, Debug)]
 pub(crate) struct RefitArgs {
     /// The engine
     #[arg(value_name = "MODEL.rgf")]
     pub(crate) engine: PathBuf,
-    /// New weights: .safetensors, or .safetensors.index.json for shards
-    #[arg(short, long, value_name = "WEIGHTS.safetensors")]
-    pub(crate) weights: PathBuf,
+    /// New weights: .safetensors, .safetensors.index.json, .pt2, .pt, .bin or .onnx
+    #[arg(short, long, value_name = "WEIGHTS", required_unless_present = "adapter")]
+    pub(crate) weights: Option<PathBuf>,
+    /// An adapter with its scale [default: 1]; may be given several times, in any order
+    #[arg(short, long, value_name = "FILE[:SCALE]", value_parser = adapter)]
+    pub(crate) adapter: Vec<(PathBuf, f64)>,
     /// The engine to write; may be the same file
     #[arg(short, long, value_name = "NEW.rgf")]
     pub(crate) output: PathBuf,
     /// Write what was done to this file, as JSON
     #[arg(long, value_name = "REPORT.json")]
     pub(crate) report: Option<PathBuf>,
+    /// Run these inputs through the new engine and through the reference evaluator, and write nothing if they differ; an
+    /// .npz with an array per input, by name or in the program's order (slow: seconds to minutes)
+    #[arg(long, value_name = "INPUTS.npz")]
+    pub(crate) verify: Vec<PathBuf>,
     /// Take the keys that are there and keep the other weights
-    #[arg(long)]
+    #[arg(long, requires = "weights")]
     pub(crate) partial: bool,
     /// Refuse infinite values and NaN
-    #[arg(long)]
+    #[arg(long, requires = "weights")]
     pub(crate) reject_non_finite: bool,
     #[command(flatten)]
     pub(crate) threads: ThreadArgs,
     #[command(flatten)]
     pub(crate) common: Common,
+}
+
+fn adapter(text: &str) -> Result<(PathBuf, f64), String> {
+    let scaled = text.rsplit_once(':').and_then(|(path, scale)| Some((path, scale.parse::<f64>().ok()?)));
+    match scaled {
+        Some((_, scale)) if !scale.is_finite() => Err("a scale must be a finite number".into()),
+        Some((path, scale)) => Ok((path.into(), scale)),
+        None => Ok((text.into(), 1.0)),
+    }
 }
 
 const BIND: &str = "Give a stripped engine its weights. Needs the engine file and the weights file, nothing else.
@@ -243,8 +269,8 @@ pub(crate) struct BindArgs {
     /// The stripped engine
     #[arg(value_name = "STRIPPED.rgf")]
     pub(crate) engine: PathBuf,
-    /// The weights: .safetensors, or .safetensors.index.json for shards
-    #[arg(short, long, value_name = "WEIGHTS.safetensors")]
+    /// The weights: .safetensors, .safetensors.index.json, .pt2, .pt, .bin or .onnx
+    #[arg(short, long, value_name = "WEIGHTS")]
     pub(crate) weights: PathBuf,
     /// The engine to write
     #[arg(short, long, value_name = "BOUND.rgf")]
@@ -258,6 +284,27 @@ pub(crate) struct BindArgs {
     /// Refuse infinite values and NaN
     #[arg(long)]
     pub(crate) reject_non_finite: bool,
+    #[command(flatten)]
+    pub(crate) threads: ThreadArgs,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+const DIFF: &str = "List the sources and slots that differ between two engines, by name.
+
+  regraft diff model.rgf tuned.rgf
+  regraft diff model.rgf tuned.rgf --json
+
+Sources are compared by their digests, slots byte by byte. A stripped engine has neither: its sources are compared by type.";
+
+#[derive(Args, Debug)]
+pub(crate) struct DiffArgs {
+    /// An engine
+    #[arg(value_name = "A.rgf")]
+    pub(crate) a: PathBuf,
+    /// Another one
+    #[arg(value_name = "B.rgf")]
+    pub(crate) b: PathBuf,
     #[command(flatten)]
     pub(crate) threads: ThreadArgs,
     #[command(flatten)]
@@ -353,6 +400,13 @@ mod tests {
     #[test]
     fn the_definition_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_scale_follows_the_last_colon() {
+        assert_eq!(adapter("a.safetensors:0.7"), Ok(("a.safetensors".into(), 0.7)));
+        assert_eq!(adapter("C:a.safetensors"), Ok(("C:a.safetensors".into(), 1.0)));
+        assert!(adapter("a.safetensors:inf").is_err());
     }
 
     #[test]

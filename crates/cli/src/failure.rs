@@ -164,6 +164,11 @@ impl From<regraft::Error> for Failure {
         };
         match weights {
             Some(WeightsErrorKind::Fit { problems, sources }) => Failure::from_problems(problems, *sources),
+            Some(WeightsErrorKind::Adapter { problems, .. }) => {
+                let text = error.to_string();
+                let failure = Failure::new(text.lines().next().unwrap_or_default());
+                problems.iter().fold(failure, |f, p| f.problem(p.key(), p.what()))
+            }
             _ => Failure::from_text(&error.to_string()),
         }
     }

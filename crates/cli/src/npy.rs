@@ -1,4 +1,4 @@
-//! Tensors in `.npy` files, as `numpy.save` writes them.
+//! Tensors in `.npy` and `.npz` files, as `numpy.save` and `numpy.savez` write them.
 
 use std::{
     fs::File,
@@ -12,25 +12,52 @@ use regraft::{AtomicFile, DType, Tensor};
 
 use crate::failure::Failure;
 
+/// Deflate spends at least a bit and a half on 258 bytes.
+const DEFLATE_MAX_RATIO: u64 = 1032;
+
 /// Reads the array at `path`.
 pub(crate) fn read(path: &Path) -> Result<Tensor, Failure> {
+    let failed = |e: io::Error| Failure::new(e.to_string()).about(path);
+    let file = File::open(path).map_err(failed)?;
+    let len = file.metadata().map_err(failed)?.len();
+    array(BufReader::new(file), len).map_err(|failure| failure.about(path))
+}
+
+/// Reads the named arrays of an `.npz` file, as `numpy.savez` writes it.
+pub(crate) fn read_npz(path: &Path) -> Result<Vec<(String, Tensor)>, Failure> {
     let failed = |why: String| Failure::new(why).about(path);
     let file = File::open(path).map_err(|e| failed(e.to_string()))?;
-    let len = file.metadata().map_err(|e| failed(e.to_string()))?.len();
-    let npy = NpyFile::new(BufReader::new(file))
-        .map_err(|e| failed(format!("no valid .npy file: {e}")).help("save the array with numpy.save"))?;
+    let mut archive = zip::ZipArchive::new(BufReader::new(file))
+        .map_err(|e| failed(format!("no valid .npz file: {e}")).help("save the arrays with numpy.savez"))?;
+    let mut arrays = Vec::with_capacity(archive.len());
+    for index in 0..archive.len() {
+        let entry = archive.by_index(index).map_err(|e| failed(e.to_string()))?;
+        let name = entry.name().map_err(|e| failed(e.to_string()))?.into_owned();
+        let name = name.strip_suffix(".npy").unwrap_or(&name).to_owned();
+        // An entry is read no further than its header says, and that may say no more than deflate can unfold to.
+        let size = entry.size().min(entry.compressed_size().saturating_mul(DEFLATE_MAX_RATIO));
+        let tensor = array(entry.take(size), size).map_err(|failure| failure.about(&path.join(&name)))?;
+        arrays.push((name, tensor));
+    }
+    Ok(arrays)
+}
+
+/// Reads an array from at most `len` bytes.
+fn array(from: impl Read, len: u64) -> Result<Tensor, Failure> {
+    let npy = NpyFile::new(from)
+        .map_err(|e| Failure::new(format!("no valid .npy file: {e}")).help("save the array with numpy.save"))?;
     let dtype = dtype_of(&npy.dtype()).ok_or_else(|| {
-        failed(format!("arrays of dtype {} are not supported", npy.dtype().descr()))
+        Failure::new(format!("arrays of dtype {} are not supported", npy.dtype().descr()))
             .help("convert it, such as with array.astype(\"float32\")")
     })?;
     let shape: Option<Vec<usize>> = npy.shape().iter().map(|&d| usize::try_from(d).ok()).collect();
     // A header can claim any shape; what is allocated is bounded by what the file holds.
     let needed = shape.as_deref().and_then(|s| Tensor::byte_len(dtype, s).ok()).filter(|&n| n as u64 <= len);
     let (Some(shape), Some(_)) = (shape, needed) else {
-        return Err(failed(format!("the file is cut short: its header says {dtype}{:?}", npy.shape()))
+        return Err(Failure::new(format!("the file is cut short: its header says {dtype}{:?}", npy.shape()))
             .help("save the array again, or copy the file again if it was transferred"));
     };
-    elements(npy, dtype, &shape).map_err(|e| failed(format!("could not read the array: {e}")))
+    elements(npy, dtype, &shape).map_err(|e| Failure::new(format!("could not read the array: {e}")))
 }
 
 fn dtype_of(dtype: &NpyDType) -> Option<DType> {

@@ -148,6 +148,11 @@ impl Busy {
     pub(crate) fn step(&self) {
         self.0.inc(1);
     }
+
+    /// Says what goes on now.
+    pub(crate) fn message(&self, what: impl Into<Cow<'static, str>>) {
+        self.0.set_message(what);
+    }
 }
 
 impl Drop for Busy {

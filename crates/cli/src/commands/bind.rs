@@ -1,4 +1,4 @@
-use regraft::{Mode, RefitOptions, StateDict};
+use regraft::{Mode, RefitOptions};
 
 use super::{about_weights, check_writable, load, path_json, save, tell_refit};
 use crate::{
@@ -10,7 +10,7 @@ use crate::{
 pub(super) fn run(args: &BindArgs, out: &mut Output) -> Result<(), Failure> {
     check_writable(&args.output)?;
     args.report.as_deref().map_or(Ok(()), check_writable)?;
-    let weights = StateDict::open(&args.weights)?;
+    let weights = regraft::open_weights(&args.weights)?;
     let model = load(&args.engine, args.threads.get(), out)?;
     if model.mode() != Mode::Stripped {
         let failure = Failure::new(format!("the engine is {}: it has its weights already", model.mode()));

@@ -4,9 +4,11 @@ mod bench;
 mod bind;
 mod compile;
 mod completions;
+mod diff;
 mod inspect;
 mod refit;
 mod run;
+mod samples;
 
 use std::{collections::BTreeMap, fs, io::Write, path::Path};
 
@@ -29,6 +31,7 @@ pub(crate) fn run(command: &Command, out: &mut Output) -> Result<(), Failure> {
         Command::Run(args) => run::run(args, out),
         Command::Refit(args) => refit::run(args, out),
         Command::Bind(args) => bind::run(args, out),
+        Command::Diff(args) => diff::run(args, out),
         Command::Inspect(args) => inspect::run(args, out),
         Command::Bench(args) => bench::run(args, out),
         Command::Completions(args) => completions::run(args, out),
@@ -96,6 +99,10 @@ fn tell_refit(report: &RefitReport, sources: usize, out: &mut Output) {
         }
     }
     out.line("matched", matched);
+    if !report.adapters.is_empty() {
+        let adapters: Vec<String> = report.adapters.iter().map(|a| format!("{} ×{}", a.name, a.scale)).collect();
+        out.line("adapted", format!("{} with {}", output::count(report.adapted.len(), "source"), adapters.join(", ")));
+    }
     let shared = match report.shared_slots.len() {
         0 => String::new(),
         n => format!("; {n} shared"),

@@ -1,41 +1,106 @@
-use regraft::{Mode, RefitOptions, StateDict};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
-use super::{about_weights, check_writable, load, path_json, save, tell_refit};
+use regraft::{Adapter, Mode, Model, Phase, Refit, RefitObserver, RefitOptions, Staged};
+
+use super::{about_weights, check_writable, load, path_json, samples, save, tell_refit};
 use crate::{
     args::RefitArgs,
     failure::Failure,
-    output::{self, Output},
+    output::{self, Busy, Output},
 };
 
 pub(super) fn run(args: &RefitArgs, out: &mut Output) -> Result<(), Failure> {
     check_writable(&args.output)?;
     args.report.as_deref().map_or(Ok(()), check_writable)?;
-    let weights = StateDict::open(&args.weights)?;
+    let weights = args.weights.as_deref().map(regraft::open_weights).transpose()?;
     let model = load(&args.engine, args.threads.get(), out)?;
-    match model.mode() {
-        Mode::Refittable => {}
-        Mode::Frozen => {
-            let why = "the engine is frozen: it holds no recipes, so its weights cannot change";
-            return Err(Failure::new(why).about(&args.engine).help("compile the program with --mode refittable"));
-        }
-        Mode::Stripped => {
-            let help = format!("regraft bind {} --weights MODEL.safetensors -o BOUND.rgf", args.engine.display());
-            return Err(Failure::new("the engine is stripped: it has no weights to change")
-                .about(&args.engine)
-                .help(help));
-        }
+    check_mode(&model, &args.engine)?;
+    let adapters = open_adapters(&args.adapter, &model)?;
+    for (adapter, _) in adapters.iter().filter(|(adapter, _)| !adapter.elsewhere.is_empty()) {
+        let (count, first) = (adapter.elsewhere.len(), &adapter.elsewhere[0]);
+        out.note(format!("{}: {count} keys are about other models of a pipeline, such as {first}", adapter.name));
     }
+    let samples = args.verify.iter().map(|path| samples::read(path, &model.plan().graph));
+    let samples = samples.collect::<Result<Vec<_>, _>>()?;
     let options =
         RefitOptions { partial: args.partial, reject_non_finite: args.reject_non_finite, ..RefitOptions::default() };
-    let report = {
-        let _busy = out.busy("refitting");
-        model.refit(&weights, &options).map_err(|e| about_weights(e.into(), &args.weights))?
+    let staged = {
+        let watcher = Watcher(out.busy("refitting"));
+        let mut refit = Refit::new().adapters(&adapters)?.observe(&watcher);
+        if let Some(weights) = &weights {
+            refit = refit.weights(weights, &options);
+        }
+        let about = args.weights.as_deref().unwrap_or(&args.engine);
+        refit.stage(&model).map_err(|e| about_weights(e.into(), about))?
     };
+    if !samples.is_empty() {
+        verify(&staged, &samples, out)?;
+    }
+    let report = staged.publish()?;
     let with_report = args.report.as_deref().map(|path| (path, &report));
     let written = save(&model, Mode::Refittable, &args.output, with_report, out)?;
     tell_refit(&report, model.refit_map().sources.len(), out);
     out.line("wrote", format!("{}, {}", args.output.display(), output::bytes(written)));
     out.fact("engine", path_json(&args.output));
     out.fact("bytes", written);
+    Ok(())
+}
+
+fn check_mode(model: &Model, engine: &Path) -> Result<(), Failure> {
+    match model.mode() {
+        Mode::Refittable => Ok(()),
+        Mode::Frozen => {
+            let why = "the engine is frozen: it holds no recipes, so its weights cannot change";
+            Err(Failure::new(why).about(engine).help("compile the program with --mode refittable"))
+        }
+        Mode::Stripped => {
+            let help = format!("regraft bind {} --weights MODEL.safetensors -o BOUND.rgf", engine.display());
+            Err(Failure::new("the engine is stripped: it has no weights to change").about(engine).help(help))
+        }
+    }
+}
+
+/// Reads the adapters; two files of one name are told apart by their paths.
+fn open_adapters(given: &[(PathBuf, f64)], model: &Model) -> Result<Vec<(Arc<Adapter>, f64)>, Failure> {
+    let open = |(path, scale): &(PathBuf, f64)| {
+        let mut adapter = Adapter::open(path, model.refit_map())?;
+        if given.iter().filter(|(other, _)| other.file_name() == path.file_name()).count() > 1 {
+            adapter.name = path.display().to_string();
+        }
+        Ok((Arc::new(adapter), *scale))
+    };
+    given.iter().map(open).collect()
+}
+
+/// Shows how far a refit is, on a terminal.
+struct Watcher(Busy);
+
+impl RefitObserver for Watcher {
+    fn phase(&self, phase: Phase) {
+        self.0.message(match phase {
+            Phase::Match | Phase::Check => "checking the weights",
+            Phase::Compare => "comparing with what serves",
+            Phase::Stage => "making slots",
+            Phase::Publish | Phase::Retire => "publishing",
+        });
+    }
+
+    fn staged(&self, done: usize, total: usize) {
+        let (done, total) = (output::bytes(done as u64), output::bytes(total as u64));
+        self.0.message(format!("making slots: {done} of {total}"));
+    }
+}
+
+fn verify(staged: &Staged, samples: &[Vec<regraft::Tensor>], out: &mut Output) -> Result<(), Failure> {
+    let found = {
+        let _busy = out.busy("verifying");
+        staged.verify(samples)?
+    };
+    let (slots, outputs) = (output::count(found.slots, "slot"), output::count(found.outputs, "output"));
+    out.line("verified", format!("{slots}, {outputs}, largest difference {:.1e}", found.largest_difference));
+    out.fact("verification", serde_json::to_value(&found).unwrap_or_default());
     Ok(())
 }

@@ -98,7 +98,7 @@ fn read(files: &[PathBuf], graph: &Graph) -> Result<Vec<Tensor>, Failure> {
 }
 
 /// Whether dtype, rank and known sizes are right; symbols are bound by the run.
-fn fits(tensor: &Tensor, ty: &TensorType) -> bool {
+pub(super) fn fits(tensor: &Tensor, ty: &TensorType) -> bool {
     tensor.dtype() == ty.dtype
         && tensor.shape().len() == ty.rank()
         && ty.shape.iter().zip(tensor.shape()).all(|(d, &size)| d.as_usize().is_none_or(|d| d == size))

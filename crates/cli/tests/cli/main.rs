@@ -1,6 +1,8 @@
 //! The `regraft` command, driven as a user drives it.
 
 #[cfg(test)]
+mod adapters;
+#[cfg(test)]
 mod commands;
 #[cfg(test)]
 mod scenarios;
