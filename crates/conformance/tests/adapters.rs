@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use regraft::{
-    DType, Mode, Model, Tensor,
+    DType, Mode, Model, Refit, Tensor,
     adapter::{Adapter, AdapterLayer, Factors, Magnitude, MagnitudeAxis, Update},
 };
 use regraft_backend_cpu::Isa;
@@ -83,7 +83,7 @@ fn adapter(
         AdapterLayer { source, update: update(rows, cols, number) }
     };
     let layers = wide.enumerate().filter(|(number, _)| which(*number)).map(layer).collect();
-    Arc::new(Adapter { name: name.into(), layers })
+    Arc::new(Adapter::new(name, layers))
 }
 
 fn everywhere(model: &Model, name: &str, update: impl Fn(usize, usize, usize) -> Update) -> Arc<Adapter> {
@@ -151,6 +151,17 @@ fn a_2_a_thousand_cycles_end_with_the_bits_of_the_first_day_and_flat_memory() {
 }
 
 #[test]
+fn r_16_adapters_in_half_precision_are_verified() {
+    let case = Case::open("dtypes");
+    let model = case.model(case.compile());
+    for scale in [0.3, 0.7, 1.0] {
+        let adapter = everywhere(&model, "a", |rows, cols, seed| lora(rows, cols, 4, seed + 11));
+        let staged = Refit::new().adapters(&[(adapter, scale)]).unwrap().stage(&model).unwrap();
+        assert!(staged.verify(&[case.tensors("input")]).unwrap().slots > 0);
+    }
+}
+
+#[test]
 fn a_3_the_order_of_adapters_does_not_matter() {
     let case = Case::open("tiny_bert");
     let (one_way, other_way) = (case.model(case.compile()), case.model(case.compile()));
@@ -187,7 +198,7 @@ fn a_6_only_slots_of_touched_layers_are_made_anew() {
     let layers = (sources.iter().enumerate().filter(|(_, s)| query(s)))
         .map(|(source, s)| AdapterLayer { source, update: lora(s.shape[0], s.shape[1], 4, source) })
         .collect();
-    let adapter = Arc::new(Adapter { name: "q".into(), layers });
+    let adapter = Arc::new(Adapter::new("q", layers));
     let report = model.adapters().set(&[(adapter.clone(), 1.0)]).unwrap();
     let touched: Vec<usize> = sources.iter().enumerate().filter(|(_, s)| query(s)).map(|(i, _)| i).collect();
     let by_source = model.refit_map().slots_by_source();
@@ -217,7 +228,7 @@ fn a_7_adapters_reach_weights_that_are_fused_with_others() {
             })
             .collect();
         assert!(!layers.is_empty(), "{name} has {part}");
-        let report = model.adapters().set(&[(Arc::new(Adapter { name: part.into(), layers }), 2.0)]).unwrap();
+        let report = model.adapters().set(&[(Arc::new(Adapter::new(part, layers)), 2.0)]).unwrap();
         assert!(report.recomputed_slots.iter().any(|slot| slot.sources.len() > 1 || name == "mha"), "{name}: fused");
         let merged = own_weights(&model.to_engine(Mode::Refittable).unwrap());
         assert_same_slots(name, &model, &case.model(case.compile_with(&merged, Isa::detect())));

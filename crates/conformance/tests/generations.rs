@@ -10,7 +10,7 @@ use std::{
 };
 
 use regraft::{
-    Changed, Model, Problem, RefitObserver, RefitOptions, RuntimeErrorKind, StateDict, Tensor, publish_together,
+    Changed, Model, Problem, Refit, RefitObserver, RefitOptions, RuntimeErrorKind, StateDict, Tensor, publish_together,
 };
 use regraft_backend_cpu::Isa;
 use regraft_conformance::{
@@ -160,8 +160,8 @@ fn r_17_updates_far_below_any_tolerance_arrive() {
 
 /// What a refit leaves behind when it fails: nothing.
 fn assert_untouched(what: &str, model: &Model, inputs: &[Tensor], before: &[Tensor], in_use: usize) {
-    assert_same(what, &model.run(inputs).unwrap(), before);
-    assert_eq!(model.generation().unwrap().id, 0, "{what}");
+    assert_same(what, &model.run(inputs).expect("it runs as before"), before);
+    assert_eq!(model.generation().map(|g| g.id), Some(0), "{what}");
     assert_eq!(model.slot_memory().in_use, in_use, "{what}: no buffer leaks");
 }
 
@@ -262,6 +262,28 @@ fn a_refit_in_place_that_fails_goes_back() {
 }
 
 #[test]
+fn a_refit_in_place_that_the_limit_refuses_changes_nothing() {
+    let case = Case::open("tiny_bert");
+    let model = case.model(case.compile());
+    let (inputs, b) = (case.tensors("input"), case.weights_b());
+    let before = model.run(&inputs).unwrap();
+    let in_use = model.slot_memory().in_use;
+    let refused = |what: &str| {
+        let error = model.refit_exclusive(&b, &FULL).expect_err(what);
+        assert!(matches!(error.kind(), RuntimeErrorKind::Memory(_)), "{what}: {error}");
+        assert_untouched(what, &model, &inputs, &before, in_use);
+    };
+    model.set_memory_limit(Some(in_use / 2));
+    refused("a limit below what is in use");
+    // Someone else holds the generation, so that its memory does not come free.
+    model.set_memory_limit(Some(in_use + in_use / 2));
+    let held = model.generation();
+    refused("slots that are held");
+    drop(held);
+    model.refit_exclusive(&b, &FULL).unwrap();
+}
+
+#[test]
 fn the_caller_may_say_what_changed() {
     let case = Case::open("tiny_bert");
     let engine = case.compile();
@@ -308,7 +330,7 @@ struct Watcher {
 
 impl RefitObserver for Watcher {
     fn phase(&self, phase: regraft::Phase) {
-        self.phases.lock().unwrap().push(phase);
+        self.phases.lock().expect("nobody panics").push(phase);
     }
 
     fn staged(&self, done: usize, total: usize) {
@@ -323,7 +345,7 @@ fn an_observer_sees_every_phase_and_all_bytes() {
     let case = Case::open("tiny_bert");
     let model = case.model(case.compile());
     let watcher = Watcher::default();
-    let staged = model.stage_observed(&case.weights_b(), &FULL, &watcher).unwrap();
+    let staged = Refit::new().weights(&case.weights_b(), &FULL).observe(&watcher).stage(&model).unwrap();
     assert_eq!(*watcher.phases.lock().unwrap(), [Match, Check, Check, Compare, Stage]);
     assert_eq!(watcher.bytes.load(Ordering::Relaxed) as usize, staged.report().bytes);
 }
