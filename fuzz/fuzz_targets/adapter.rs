@@ -1,0 +1,380 @@
+//! Tensors under the keys of adapters with a configuration, read for a small engine. Layers that are read must fit it.
+
+#![no_main]
+
+use std::sync::LazyLock;
+
+use arbitrary::Arbitrary;
+use libfuzzer_sys::fuzz_target;
+use regraft_ir::SourceKind;
+use regraft_tensor::{AlignedVec, Buffer, DType, Tensor};
+use regraft_weights::{
+    RefitMap, SourceInfo, StateDict,
+    adapter::{Adapter, AdapterConfig, Overlay, Patterns},
+};
+use serde_json::{Value, json};
+
+/// The sources of the engine. Some names are those of a UNet, which adapters name in a second way.
+const SOURCES: [(&str, &[usize], DType); 15] = [
+    ("fc.weight", &[10, 12], DType::F32),
+    ("fc.bias", &[10], DType::F32),
+    ("square.weight", &[8, 8], DType::BF16),
+    ("conv.weight", &[6, 4, 3, 3], DType::F32),
+    ("conv.bias", &[6], DType::F16),
+    ("conv1.weight", &[6, 4, 3], DType::F32),
+    ("point.weight", &[4, 6, 1, 1], DType::F32),
+    ("emb.weight", &[9, 7], DType::F32),
+    ("ids.weight", &[4], DType::I64),
+    ("none.weight", &[0, 4], DType::F32),
+    ("one.weight", &[], DType::F32),
+    ("layers.0.fc.weight", &[6, 10], DType::F32),
+    ("layers.1.fc.weight", &[6, 10], DType::F32),
+    ("down_blocks.0.resnets.0.conv1.weight", &[4, 4, 3, 3], DType::F32),
+    ("down_blocks.1.attentions.0.proj_in.weight", &[4, 4], DType::F32),
+];
+
+const PREFIXES: [&str; 12] = [
+    "",
+    "base_model.model.",
+    "base_model.model.unet.",
+    "unet.",
+    "text_encoder.",
+    "transformer.",
+    "diffusion_model.",
+    "lora_unet_",
+    "lora_te_",
+    "lora_te2_",
+    "lycoris_",
+    "pipe.unet.",
+];
+
+/// Modules as adapters name them.
+const MODULES: [&str; 21] = [
+    "fc",
+    "square",
+    "conv",
+    "conv1",
+    "point",
+    "emb",
+    "ids",
+    "none",
+    "one",
+    "layers.0.fc",
+    "layers.1.fc",
+    "layers_0_fc",
+    "down_blocks.0.resnets.0.conv1",
+    "down_blocks_0_resnets_0_conv1",
+    "down_blocks_1_attentions_0_proj_in",
+    "input_blocks_1_0_in_layers_2",
+    "input_blocks_3_1_proj_in",
+    "output_blocks_2_1_proj_in",
+    "middle_block_0_skip_connection",
+    "nowhere",
+    "",
+];
+
+const PARTS: [&str; 36] = [
+    "lora_A.weight",
+    "lora_B.weight",
+    "lora_A.default.weight",
+    "lora_B.default.weight",
+    "lora_A",
+    "lora_B",
+    "lora_B.bias",
+    "lora_embedding_A",
+    "lora_embedding_B",
+    "lora_magnitude_vector",
+    "lora_magnitude_vector.weight",
+    "lora_down.weight",
+    "lora_up.weight",
+    "lora_mid.weight",
+    "lora.down.weight",
+    "lora.up.weight",
+    "lora_linear_layer.down.weight",
+    "processor.to_q_lora.down.weight",
+    "alpha",
+    "dora_scale",
+    "diff",
+    "diff_b",
+    "hada_w1_a",
+    "hada_w1_b",
+    "hada_t1",
+    "hada_w2_a",
+    "hada_w2_b",
+    "hada_t2",
+    "lokr_w1",
+    "lokr_w1_a",
+    "lokr_w1_b",
+    "lokr_w2",
+    "lokr_w2_a",
+    "lokr_w2_b",
+    "lokr_t2",
+    "weight",
+];
+
+/// Sizes of the sources above, their divisors, and sizes that only fit beside a zero.
+const SIZES: [usize; 18] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 36, 40, 1 << 31, 1 << 40, 1 << 62, usize::MAX];
+
+const DTYPES: [DType; 6] = [DType::F32, DType::F16, DType::BF16, DType::F64, DType::I64, DType::Bool];
+
+#[derive(Arbitrary, Debug)]
+struct Input {
+    prefix: u8,
+    layers: Vec<LayerOf>,
+    tensors: Vec<TensorOf>,
+    config: Config,
+    /// Metadata of diffusers: fields of components, or any text.
+    components: Vec<(u8, u8, ValueOf)>,
+    metadata: Option<String>,
+}
+
+/// An update of one module whose shapes fit.
+#[derive(Arbitrary, Debug)]
+struct LayerOf {
+    source: u8,
+    kind: u8,
+    rank: u8,
+    dtype: u8,
+    magnitude: bool,
+}
+
+/// One tensor under any key and with any shape.
+#[derive(Arbitrary, Debug)]
+struct TensorOf {
+    other_prefix: Option<u8>,
+    module: u8,
+    other_module: Option<String>,
+    part: u8,
+    other_part: Option<String>,
+    shape: Vec<u8>,
+    dtype: u8,
+    bits: u8,
+}
+
+#[derive(Arbitrary, Debug)]
+enum Config {
+    Fields {
+        kind: u8,
+        r: Option<usize>,
+        lora_alpha: Option<f64>,
+        alpha: Option<f64>,
+        use_rslora: bool,
+        use_dora: bool,
+        fan_in_fan_out: bool,
+        ranks: Vec<(u8, usize)>,
+        alphas: Vec<(u8, f64)>,
+        pattern: Option<String>,
+    },
+    /// An `adapter_config.json` with fields that PEFT knows.
+    Values(Vec<(u8, ValueOf)>),
+    /// The text of an `adapter_config.json`.
+    Text(String),
+}
+
+#[derive(Arbitrary, Debug)]
+enum ValueOf {
+    Null,
+    Bool(bool),
+    Integer(i64),
+    Float(f64),
+    Text(String),
+    Empty,
+    Pattern(Vec<(u8, i64)>),
+}
+
+/// Fields of an `adapter_config.json`.
+const FIELDS: [&str; 16] = [
+    "peft_type",
+    "r",
+    "lora_alpha",
+    "alpha",
+    "use_rslora",
+    "use_dora",
+    "fan_in_fan_out",
+    "rank_pattern",
+    "alpha_pattern",
+    "alora_invocation_tokens",
+    "layer_replication",
+    "use_qalora",
+    "init_lora_weights",
+    "target_modules",
+    "lora_bias",
+    "modules_to_save",
+];
+
+impl ValueOf {
+    fn json(self) -> Value {
+        match self {
+            ValueOf::Null => Value::Null,
+            ValueOf::Bool(value) => value.into(),
+            ValueOf::Integer(value) => value.into(),
+            ValueOf::Float(value) => value.into(),
+            ValueOf::Text(value) => value.into(),
+            ValueOf::Empty => Value::Array(vec![]),
+            ValueOf::Pattern(fields) => {
+                fields.into_iter().map(|(module, value)| (pick(&MODULES, module).to_owned(), value)).collect()
+            }
+        }
+    }
+}
+
+static ENGINE: LazyLock<RefitMap> = LazyLock::new(|| {
+    let source = |(name, shape, dtype): (&str, &[usize], DType)| SourceInfo {
+        name: name.into(),
+        aliases: vec![],
+        kind: SourceKind::Parameter,
+        dtype,
+        shape: shape.to_vec(),
+    };
+    RefitMap { sources: SOURCES.into_iter().map(source).collect(), recipes: vec![] }
+});
+
+fn pick<T: Copy>(from: &[T], index: u8) -> T {
+    from[usize::from(index) % from.len()]
+}
+
+/// A tensor whose bytes are all `bits`; `None` where no file could hold it.
+fn tensor(dtype: DType, shape: &[usize], bits: u8) -> Option<Tensor> {
+    let len = Tensor::byte_len(dtype, shape).ok().filter(|len| *len <= 1 << 16)?;
+    let bits = if dtype == DType::Bool { bits & 1 } else { bits };
+    Tensor::new(dtype, shape.to_vec(), Buffer::from(AlignedVec::copy_of(&vec![bits; len]))).ok()
+}
+
+impl LayerOf {
+    /// The parts and shapes of the update.
+    fn parts(&self) -> (&'static str, Vec<(&'static str, Vec<usize>)>) {
+        let (name, shape, _) = pick(&SOURCES, self.source);
+        let module = name.rsplit_once('.').map_or("", |(module, _)| module);
+        let rank = usize::from(self.rank % 9);
+        let (rows, cols) = (shape.first().copied().unwrap_or(1), shape.iter().skip(1).product::<usize>());
+        let inputs = shape.get(1).copied().unwrap_or(1);
+        let taps = shape.get(2..).unwrap_or_default();
+        let of = |first: usize, second: usize, rest: &[usize]| [&[first, second], rest].concat();
+        let half = |size: usize| if size.is_multiple_of(2) { (2, size / 2) } else { (1, size) };
+        let ((a, c), (b, d)) = (half(rows), half(inputs));
+        let mut parts = match self.kind % 10 {
+            0 => vec![("lora_A.weight", of(rank, inputs, taps)), ("lora_B.weight", vec![rows, rank])],
+            1 => vec![("lora_down.weight", of(rank, inputs, taps)), ("lora_up.weight", vec![rows, rank])],
+            2 => vec![
+                ("lora_down.weight", vec![rank, inputs]),
+                ("lora_mid.weight", of(rank, rank, taps)),
+                ("lora_up.weight", vec![rows, rank]),
+            ],
+            3 => vec![("lora_embedding_A", vec![rank, rows]), ("lora_embedding_B", vec![cols, rank])],
+            4 => vec![
+                ("hada_w1_a", vec![rows, rank]),
+                ("hada_w1_b", vec![rank, cols]),
+                ("hada_w2_a", vec![rows, rank]),
+                ("hada_w2_b", vec![rank, cols]),
+            ],
+            5 => vec![
+                ("hada_t1", of(rank, rank, taps)),
+                ("hada_w1_a", vec![rank, rows]),
+                ("hada_w1_b", vec![rank, inputs]),
+                ("hada_t2", of(rank, rank, taps)),
+                ("hada_w2_a", vec![rank, rows]),
+                ("hada_w2_b", vec![rank, inputs]),
+            ],
+            6 => vec![("lokr_w1", vec![a, b]), ("lokr_w2", of(c, d, taps))],
+            7 => vec![
+                ("lokr_w1_a", vec![a, rank]),
+                ("lokr_w1_b", vec![rank, b]),
+                ("lokr_t2", of(rank, rank, taps)),
+                ("lokr_w2_a", vec![rank, c]),
+                ("lokr_w2_b", vec![rank, d]),
+            ],
+            8 => vec![("diff", shape.to_vec()), ("diff_b", vec![rows])],
+            _ => vec![("lora_A.weight", vec![rank, rows]), ("lora_B.weight", vec![cols, rank])],
+        };
+        if self.magnitude {
+            parts.push(if self.kind.is_multiple_of(2) {
+                ("lora_magnitude_vector", vec![rows])
+            } else {
+                ("dora_scale", vec![1, cols])
+            });
+        }
+        (module, parts)
+    }
+}
+
+impl Config {
+    fn read(self) -> AdapterConfig {
+        match self {
+            Config::Text(text) => serde_json::from_str(&text).unwrap_or_default(),
+            Config::Values(fields) => {
+                let fields = fields.into_iter().map(|(field, value)| (pick(&FIELDS, field).to_owned(), value.json()));
+                serde_json::from_value(fields.collect()).unwrap_or_default()
+            }
+            Config::Fields {
+                kind,
+                r,
+                lora_alpha,
+                alpha,
+                use_rslora,
+                use_dora,
+                fan_in_fan_out,
+                ranks,
+                alphas,
+                pattern,
+            } => {
+                let peft_type = pick(&[None, Some("LORA"), Some("LOHA"), Some("LOKR"), Some("IA3")], kind);
+                let mut alphas: Vec<_> = alphas.into_iter().map(|(m, v)| (pick(&MODULES, m).to_owned(), v)).collect();
+                alphas.extend(pattern.map(|pattern| (pattern, 2.0)));
+                AdapterConfig {
+                    peft_type: peft_type.map(str::to_owned),
+                    r,
+                    lora_alpha,
+                    alpha,
+                    use_rslora,
+                    use_dora,
+                    fan_in_fan_out,
+                    rank_pattern: Patterns(
+                        ranks.into_iter().map(|(m, v)| (format!("^{}", pick(&MODULES, m)), v)).collect(),
+                    ),
+                    alpha_pattern: Patterns(alphas),
+                    ..AdapterConfig::default()
+                }
+            }
+        }
+    }
+}
+
+fuzz_target!(|input: Input| {
+    let config = input.config.read();
+    let prefix = pick(&PREFIXES, input.prefix);
+    let mut dict = StateDict::new();
+    for layer in &input.layers {
+        let (module, parts) = layer.parts();
+        let module = if prefix.ends_with('_') { module.replace('.', "_") } else { module.to_owned() };
+        for (part, shape) in parts {
+            if let Some(tensor) = tensor(pick(&DTYPES[..4], layer.dtype), &shape, 0x3c) {
+                dict.insert(format!("{prefix}{module}.{part}"), tensor);
+            }
+        }
+    }
+    for given in &input.tensors {
+        let prefix = given.other_prefix.map_or(prefix, |prefix| pick(&PREFIXES, prefix));
+        let module = given.other_module.as_deref().unwrap_or(pick(&MODULES, given.module));
+        let part = given.other_part.as_deref().unwrap_or(pick(&PARTS, given.part));
+        let shape: Vec<usize> = given.shape.iter().take(6).map(|size| pick(&SIZES, *size)).collect();
+        if let Some(tensor) = tensor(pick(&DTYPES, given.dtype), &shape, given.bits) {
+            dict.insert(format!("{prefix}{module}.{part}"), tensor);
+        }
+    }
+    let component = |(component, field, value): (u8, u8, ValueOf)| {
+        let component = pick(&["unet", "text_encoder", "text_encoder_2", "transformer", "x"], component);
+        (format!("{component}.{}", pick(&FIELDS, field)), value.json())
+    };
+    let components: Value = input.components.into_iter().map(component).collect();
+    let metadata = input.metadata.or_else(|| (components != json!({})).then(|| components.to_string()));
+    dict.add_metadata(metadata.map(|text| ("lora_adapter_metadata".to_owned(), text)));
+    match Adapter::from_state_dict("x", &dict, &config, &ENGINE) {
+        Ok(adapter) => {
+            for layer in &adapter.layers {
+                let info = &ENGINE.sources[layer.source];
+                std::hint::black_box(Overlay::new(info.dtype, &info.shape, &[(&layer.update, 0.5)]));
+            }
+        }
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+});

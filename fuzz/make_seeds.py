@@ -1,0 +1,125 @@
+"""Makes the seeds of the fuzz targets out of the files of the tests, and a few by hand.
+
+    python3 fuzz/make_seeds.py
+
+Python alone is enough. Files in seeds/ that are not made here came out of fuzzing.
+"""
+
+import struct
+import zipfile
+from pathlib import Path
+
+FUZZ = Path(__file__).resolve().parent
+FILES = FUZZ.parent / "crates/weights/tests/files"
+ADAPTERS = FUZZ.parent / "crates/weights/tests/adapters"
+FIXTURES = FUZZ.parent / "crates/conformance/fixtures"
+
+
+def write(target: str, name: str, content: bytes) -> None:
+    folder = FUZZ / "seeds" / target
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(content)
+
+
+def varint(value: int) -> bytes:
+    content = b""
+    while value > 0x7F:
+        content += bytes([value & 0x7F | 0x80])
+        value >>= 7
+    return content + bytes([value])
+
+
+def number(field: int, value: int) -> bytes:
+    return varint(field << 3) + varint(value & (1 << 64) - 1)
+
+
+def message(field: int, content: bytes) -> bytes:
+    return varint(field << 3 | 2) + varint(len(content)) + content
+
+
+def initializer(dtype: int, dims: list[int], values: bytes) -> bytes:
+    shape = b"".join(number(1, dim) for dim in dims)
+    return shape + number(2, dtype) + values + message(8, b"w")
+
+
+def external(**entries: str) -> bytes:
+    pairs = (message(1, key.encode()) + message(2, value.encode()) for key, value in entries.items())
+    return b"".join(message(13, pair) for pair in pairs) + number(14, 1)
+
+
+def onnx() -> None:
+    floats = struct.pack("<2f", 1.5, -2.0)
+    initializers = {
+        "raw": initializer(1, [2, 1], message(9, floats)),
+        "floats": initializer(1, [2], message(4, floats)),
+        "unpacked": initializer(1, [1], varint(4 << 3 | 5) + floats[:4]),
+        "i8": initializer(3, [2], message(5, varint(127) + varint(-128 & (1 << 64) - 1))),
+        "i64": initializer(7, [2], message(7, varint(1 << 40) + varint(7))),
+        "f64": initializer(11, [1], message(10, struct.pack("<d", 0.1))),
+        "bf16": initializer(16, [2], message(5, varint(0x3FC0) + varint(0xC000))),
+        "bool": initializer(9, [2], message(9, b"\1\0")),
+        "u64": initializer(13, [1], message(11, varint(1))),
+        "empty": initializer(1, [0, 3], b""),
+        "external": initializer(1, [4], external(location="x.bin", offset="16", length="16")),
+        "negative": initializer(1, [-2], b""),
+        "segment": initializer(1, [1], message(3, number(1, 0)) + message(9, floats[:4])),
+    }
+    for name, content in initializers.items():
+        write("onnx", name, b"\2" + content)
+    graph = message(1, message(4, b"Gemm")) + message(2, b"graph") + message(5, initializers["raw"])
+    write("onnx", "graph", b"\1" + graph)
+    model = message(2, b"by hand") + message(7, graph) + message(8, number(2, 17))
+    write("onnx", "model", b"\0" + model)
+    write("weights", "model.onnx", b"\x08\x08" + model)
+
+
+def safetensors() -> None:
+    metadata = b'{"__metadata__":{"format":"pt"},"w":{"dtype":"BF16","shape":[2,2],"data_offsets":[0,8]}}'
+    dtypes = b'{"a":{"dtype":"I64","shape":[],"data_offsets":[0,8]},"b":{"dtype":"BOOL","shape":[1],"data_offsets":[8,9]}}'
+    files = {
+        "metadata": struct.pack("<Q", len(metadata)) + metadata + bytes(8),
+        "dtypes": struct.pack("<Q", len(dtypes)) + dtypes + bytes(9),
+        "base": (ADAPTERS / "base.safetensors").read_bytes(),
+        "lokr": (ADAPTERS / "lokr/adapter_model.safetensors").read_bytes(),
+    }
+    for name, content in files.items():
+        (length,) = struct.unpack("<Q", content[:8])
+        header, data = content[8 : 8 + length], content[8 + length :]
+        write("safetensors", name, header[1:] + b"\0" + data)
+        write("weights", f"{name}.safetensors", content)
+    write("weights", "index.json", b'{"metadata":{"total_size":8},"weight_map":{"w":"x.safetensors"}}')
+
+
+def torch() -> None:
+    for path in sorted(FILES.glob("*.p*t*")):
+        write("weights", path.name, path.read_bytes())
+        with zipfile.ZipFile(path) as archive:
+            pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+            for name in pickles:
+                write("pickle", path.stem, archive.read(name))
+    write("weights", "embedding.pt2", (FIXTURES / "embedding.pt2").read_bytes())
+    tensor = (
+        b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
+        b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x10tQK\x00K\x02K\x03\x86K\x03K\x01\x86\x89}tR"
+    )
+    write("pickle", "tensor", b"\x80\x02}X\x01\x00\x00\x00w" + tensor + b"s.")
+    write("pickle", "nested", b"\x80\x02}X\x05\x00\x00\x00modelq\x00}X\x01\x00\x00\x00w" + tensor + b"sh\x00K\x01us.")
+
+
+def edits() -> None:
+    """Inputs of the targets that take theirs apart: bytes that say which file, and few edits."""
+    for file in range(13):
+        write("pt2", f"file{file:02}", bytes([file]) + bytes(range(1, 64)) * 2)
+        write("pt2", f"plain{file:02}", bytes([file]))
+    for prefix in range(12):
+        kinds = b"".join(bytes([1, source, prefix + source, 3, 0, 0]) for source in range(10))
+        write("adapter", f"prefix{prefix:02}", bytes([prefix]) + kinds + bytes(24))
+    # As long as inputs should become.
+    write("adapter", "long", bytes([1, 1, 4, 2, 4, 0, 0, 0]) + bytes(range(256)) * 2)
+    write("pt2", "long", bytes([2, 1, 40, 0]) + bytes(range(256)) * 2)
+
+
+onnx()
+safetensors()
+torch()
+edits()

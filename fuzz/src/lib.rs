@@ -1,0 +1,65 @@
+//! What the fuzz targets share: files that live in memory, and archives with right checksums around wrong contents.
+
+use std::{
+    fs,
+    io::{Cursor, Write as _},
+    path::{Path, PathBuf},
+    sync::LazyLock,
+};
+
+use regraft_weights::StateDict;
+use zip::{ZipWriter, write::SimpleFileOptions};
+
+/// The folder of this process's files: in memory where the system has such a place.
+static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
+    let memory = Path::new("/dev/shm");
+    let base = if memory.is_dir() { memory.to_path_buf() } else { std::env::temp_dir() };
+    let folder = base.join(format!("regraft-fuzz-{}", std::process::id()));
+    fs::create_dir_all(&folder).expect("a folder for the files");
+    // What indexes of shards and ONNX models may point to.
+    fs::write(folder.join("x.bin"), [7; 64]).expect("a file of bytes");
+    let header = br#"{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
+    let shard = [&(header.len() as u64).to_le_bytes()[..], header, &[0; 8]].concat();
+    fs::write(folder.join("x.safetensors"), shard).expect("a shard");
+    folder
+});
+
+/// Writes a file called `name` with these bytes; each call replaces the one before.
+pub fn file(name: &str, bytes: &[u8]) -> PathBuf {
+    let path = FOLDER.join(name);
+    fs::write(&path, bytes).expect("a write to memory");
+    path
+}
+
+/// A zip file of these entries, stored.
+pub fn zipped<'a>(entries: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> Vec<u8> {
+    let options = SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+    let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
+    for (name, bytes) in entries {
+        zip.start_file(name, options).expect("a new entry");
+        zip.write_all(bytes).expect("a write to memory");
+    }
+    zip.finish().expect("a directory").into_inner()
+}
+
+/// Opens a file called `name` with these bytes and reads what it holds.
+pub fn open(name: &str, bytes: &[u8]) {
+    match StateDict::open(&file(name, bytes)) {
+        Ok(dict) => read_all(&dict),
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+}
+
+/// Reads every byte of every tensor.
+pub fn read_all(dict: &StateDict) {
+    let mut sum = 0u64;
+    for (name, tensor) in dict.iter() {
+        let bytes = tensor.bytes();
+        assert_eq!(bytes.len(), tensor.numel() * tensor.dtype().size(), "{name}");
+        sum = bytes.iter().fold(sum, |sum, byte| sum.wrapping_add(u64::from(*byte)));
+        if tensor.numel() < 4096 {
+            assert_eq!(tensor.to_f64_vec().len(), tensor.numel(), "{name}");
+        }
+    }
+    std::hint::black_box(sum);
+}
