@@ -7,7 +7,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help setup demo build test test-rust test-python bless lint
+.PHONY: help setup demo build test test-rust test-python race fuzz bless lint
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -45,6 +45,16 @@ test-python: build ## tests against PyTorch on whole models
 	@echo "== testing against PyTorch"
 	@python=$$(scripts/python-env.sh | tee >(cat >&2) | tail -n 1); \
 	REGRAFT_BIN="$(TARGET)/release/regraft" "$$python" -m pytest -q tests
+
+race: ## runs, refits and variants on real threads under ThreadSanitizer
+	@echo "== looking for races"
+	REGRAFT_STRESS=400 scripts/race.sh
+
+fuzz: ## each fuzz target for a minute; see fuzz/README.md
+	@echo "== fuzzing"
+	@for target in pickle adapter onnx safetensors pt2 weights; do \
+		echo "== $$target"; scripts/fuzz.sh "$$target" 60; \
+	done
 
 bless: ## rewrite the golden files of the passes; look at the diff before committing
 	@echo "== rewriting golden files"
