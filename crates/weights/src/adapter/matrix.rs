@@ -6,15 +6,14 @@ use super::{AdapterProblem, layer::shape};
 
 type Outcome<T> = Result<T, AdapterProblem>;
 
-/// The tensor in f32 as `rows` and all else. One at an odd place in memory is copied.
+/// The tensor in f32 as `rows` and all else: a copy, so that writing over its file later changes no adapter.
 pub(super) fn flat(key: &str, tensor: &Tensor, rows: usize) -> Outcome<Tensor> {
     if !tensor.dtype().is_float() {
         return Err(shape(key, "floats", tensor));
     }
     match tensor.numel().checked_div(rows) {
         Some(cols) if rows * cols == tensor.numel() && cols > 0 => {
-            let matrix = tensor.cast(DType::F32).aligned().reshape(&[rows, cols]);
-            Ok(matrix.expect("as many elements as before"))
+            Ok(Tensor::from_slice(&[rows, cols], floats(&tensor.cast(DType::F32).aligned())))
         }
         _ => Err(shape(key, &format!("a matrix of {rows} rows"), tensor)),
     }
