@@ -6,8 +6,11 @@ use serde_json::json;
 use super::read_engine;
 use crate::{args::DiffArgs, failure::Failure, output::Output};
 
+/// The type of a source or slot, and the digest of its content where there is one.
+type Held = (String, Option<Digest>);
+
 /// A name with what it is in both engines; `None` where it is not.
-type Difference = (String, Option<String>, Option<String>);
+type Difference = (String, Option<Held>, Option<Held>);
 
 pub(super) fn run(args: &DiffArgs, out: &mut Output) -> Result<(), Failure> {
     let (a, b) = (read_engine(&args.a)?, read_engine(&args.b)?);
@@ -38,30 +41,32 @@ pub(super) fn run(args: &DiffArgs, out: &mut Output) -> Result<(), Failure> {
 }
 
 /// Type and content of each source. Where an engine holds no tensor the type alone is known.
-fn sources(engine: &Engine) -> BTreeMap<String, String> {
-    let text = |(info, tensor): (&regraft::SourceInfo, &Option<regraft::Tensor>)| {
-        let content = tensor.as_ref().map(|t| format!(" {}", short(Digest::of(t)))).unwrap_or_default();
-        (info.name.clone(), format!("{}{content}", info.type_text()))
+fn sources(engine: &Engine) -> BTreeMap<String, Held> {
+    let held = |(info, tensor): (&regraft::SourceInfo, &Option<regraft::Tensor>)| {
+        (info.name.clone(), (info.type_text(), tensor.as_ref().map(Digest::of)))
     };
-    engine.refit_map.sources.iter().zip(&engine.sources).map(text).collect()
+    engine.refit_map.sources.iter().zip(&engine.sources).map(held).collect()
 }
 
-fn slots(model: &Model) -> BTreeMap<String, String> {
+fn slots(model: &Model) -> BTreeMap<String, Held> {
     let Some(generation) = model.generation() else { return BTreeMap::new() };
-    let text = |(index, slot): (usize, &std::sync::Arc<regraft::Slot>)| {
+    let held = |(index, slot): (usize, &std::sync::Arc<regraft::Slot>)| {
         let layout = &model.plan().slots[index];
-        let content = short(Digest::of_bytes(slot.bytes()));
-        (model.plan().slot_name(index).to_owned(), format!("{}{:?} {content}", layout.format, layout.shape))
+        let ty = format!("{}{:?}", layout.format, layout.shape);
+        (model.plan().slot_name(index).to_owned(), (ty, Some(Digest::of_bytes(slot.bytes()))))
     };
-    generation.slots.iter().enumerate().map(text).collect()
+    generation.slots.iter().enumerate().map(held).collect()
 }
 
-/// Enough of a digest to tell two tensors apart by eye.
-fn short(digest: Digest) -> String {
-    digest.to_string().chars().take(12).collect()
+/// The type, and enough of the digest to tell two tensors apart by eye.
+fn text((ty, digest): &Held) -> String {
+    match digest {
+        Some(digest) => format!("{ty} {}", digest.to_string().chars().take(12).collect::<String>()),
+        None => ty.clone(),
+    }
 }
 
-fn differing(a: &BTreeMap<String, String>, b: &BTreeMap<String, String>) -> Vec<Difference> {
+fn differing(a: &BTreeMap<String, Held>, b: &BTreeMap<String, Held>) -> Vec<Difference> {
     let names: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
     names
         .into_iter()
@@ -72,11 +77,15 @@ fn differing(a: &BTreeMap<String, String>, b: &BTreeMap<String, String>) -> Vec<
 
 fn tell(what: &'static str, differing: &[Difference], total: usize, out: &mut Output) {
     out.line(what, format!("{} of {total} differ", differing.len()));
-    let text = |side: &Option<String>| side.clone().unwrap_or_else(|| "-".into());
+    let told: Vec<[Option<String>; 2]> =
+        differing.iter().map(|(_, a, b)| [a, b].map(|side| side.as_ref().map(text))).collect();
     if !differing.is_empty() {
-        let rows: Vec<_> = differing.iter().map(|(name, a, b)| vec![name.clone(), text(a), text(b)]).collect();
+        let cell = |side: &Option<String>| side.clone().unwrap_or_else(|| "-".into());
+        let row = |((name, ..), [a, b]): (&Difference, &[Option<String>; 2])| vec![name.clone(), cell(a), cell(b)];
+        let rows: Vec<_> = differing.iter().zip(&told).map(row).collect();
         out.table(&[what, "in A", "in B"], &rows);
     }
-    let facts: Vec<_> = differing.iter().map(|(name, a, b)| json!({"name": name, "a": a, "b": b})).collect();
+    let fact = |((name, ..), [a, b]): (&Difference, &[Option<String>; 2])| json!({"name": name, "a": a, "b": b});
+    let facts: Vec<_> = differing.iter().zip(&told).map(fact).collect();
     out.fact(what, json!({"total": total, "differing": facts}));
 }
