@@ -49,6 +49,10 @@ impl Backend for CpuBackend {
         Target { backend: "cpu".into(), arch: std::env::consts::ARCH.into(), level: self.cx.isa.name().into() }
     }
 
+    fn processor(&self) -> String {
+        processor().unwrap_or_else(|| std::env::consts::ARCH.to_owned())
+    }
+
     fn runs(&self, target: &Target) -> bool {
         // A lower level would run too, but by other kernels than its slots are packed for.
         *target == self.target()
@@ -169,6 +173,13 @@ impl CpuBackend {
         pack_panels(&self.staging, self.cx.isa, &views, nr, out);
         Some(())
     }
+}
+
+/// The name of the first processor, where the system tells it.
+fn processor() -> Option<String> {
+    let info = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = info.lines().find(|line| line.starts_with("model name"))?;
+    Some(line.split_once(':')?.1.trim().to_owned())
 }
 
 fn copy<T: bytemuck::Pod + Send + Sync>(

@@ -1,10 +1,14 @@
 //! What the command line may say. The texts here are what `--help` teaches.
 
+mod tune;
+
 use std::{num::NonZeroUsize, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use regraft::{Mode, Threads};
+
+pub(crate) use self::tune::TuneFlags;
 
 const ABOUT: &str = "Compile a trained network once, and change its weights ever after at the speed of memory.
 
@@ -142,6 +146,10 @@ Then:
   regraft compile model.pt2 -o plan.rgf --mode stripped    no weights inside; see `regraft bind`
   regraft compile model.pt2 -o plan.rgf --mode stripped --identical
                                                            binds to these weights and no others
+  regraft compile model.pt2 -o model.rgf --tune fast --save-tune-records tuned.json
+                                                           measures kernels on this machine
+  regraft compile model.pt2 -o model.rgf --tune-records tuned.json
+                                                           the same engine, byte for byte
   regraft compile model.pt2 --dump plan                    shows what a run will execute
   regraft compile model.pt2 --dump-dir stages              one text file per stage and pass
 
@@ -161,6 +169,8 @@ pub(crate) struct CompileArgs {
     /// Take no weights but those of the program
     #[arg(long)]
     pub(crate) identical: bool,
+    #[command(flatten)]
+    pub(crate) tune: TuneFlags,
     /// Print the program as text after a stage: imported, lower, plan, recipes, or the name of a pass
     #[arg(long, value_name = "STAGE", value_delimiter = ',')]
     pub(crate) dump: Vec<String>,

@@ -18,11 +18,15 @@
 #![forbid(unsafe_code)]
 
 mod error;
+mod tune;
 
 use std::{path::Path, sync::Arc, time::Instant};
 
 use regraft_backend_cpu::CpuBackend;
-pub use regraft_compile::pipeline::Observer;
+pub use regraft_compile::{
+    pipeline::Observer,
+    tune::{Records, RecordsError, TuneMode, TuneReport},
+};
 pub use regraft_engine::{
     Engine, Mode, Plan,
     atomic_file::{AtomicFile, WriteError},
@@ -39,7 +43,7 @@ pub use regraft_weights::{
     adapter::{self, Adapter, AdapterSet},
 };
 
-pub use self::error::Error;
+pub use self::{error::Error, tune::Tune};
 
 /// How many threads a run may use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,19 +56,21 @@ pub enum Threads {
 }
 
 /// What to compile to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct CompileOptions {
     /// What the engine holds.
     pub mode: Mode,
     /// Bind the engine to the weights it is built with: it takes no others.
     pub identical: bool,
-    /// Threads that make the slots of a frozen engine.
+    /// Threads that make the slots of a frozen engine, and of the runs that tuning measures.
     pub threads: Threads,
+    /// How to choose between kernels.
+    pub tune: Tune,
 }
 
 impl Default for CompileOptions {
     fn default() -> Self {
-        CompileOptions { mode: Mode::Refittable, identical: false, threads: Threads::Auto }
+        CompileOptions { mode: Mode::Refittable, identical: false, threads: Threads::Auto, tune: Tune::default() }
     }
 }
 
@@ -79,6 +85,12 @@ pub struct Compiled {
     pub import_seconds: f64,
     /// Seconds of lowering and building.
     pub build_seconds: f64,
+    /// The choices between kernels; pinned, they give the same engine again.
+    pub records: Records,
+    /// How the choices were made.
+    pub tune_report: TuneReport,
+    /// What was wrong with the tuning cache. It is no error: the engine is as good, but was or will be measured again.
+    pub tune_warnings: Vec<String>,
 }
 
 /// The CPU of this machine.
@@ -102,15 +114,20 @@ pub fn compile(program: &Path, options: &CompileOptions, observer: &mut dyn Obse
     let start = Instant::now();
     let nodes = imported.graph.nodes().len();
     let backend = cpu(options.threads);
-    let build = regraft_compile::pipeline::Options { identical: options.identical };
-    let engine = regraft_compile::pipeline::compile(imported.graph, &imported.weights, &*backend, build, observer)?;
+    let (output, tune_warnings) = tune::tuned(&options.tune, &*backend, |tuning| {
+        let build = regraft_compile::pipeline::Options { identical: options.identical, tuning };
+        regraft_compile::pipeline::compile(imported.graph, &imported.weights, &*backend, build, observer)
+    })?;
+    let engine = output.engine;
     let engine = match options.mode {
         _ if engine.mode == Mode::Stripped => engine,
         Mode::Refittable => engine,
         Mode::Stripped => engine.stripped(),
         Mode::Frozen => Model::new(engine, backend)?.to_engine(Mode::Frozen)?,
     };
-    Ok(Compiled { engine, nodes, import_seconds, build_seconds: start.elapsed().as_secs_f64() })
+    let build_seconds = start.elapsed().as_secs_f64();
+    let (records, tune_report) = (output.records, output.tune_report);
+    Ok(Compiled { engine, nodes, import_seconds, build_seconds, records, tune_report, tune_warnings })
 }
 
 /// Reads weights from a file, whose content tells the format:

@@ -6,7 +6,9 @@ use regraft::{
 };
 use serde_json::Value;
 
-use super::{check_writable, file_size, histogram, inputs, named_types, path_json, tell_engine_facts, write_engine};
+use super::{
+    check_writable, file_size, histogram, inputs, named_types, path_json, tell_engine_facts, tune, write_engine,
+};
 use crate::{
     args::{CompileArgs, ModeArg},
     failure::Failure,
@@ -21,7 +23,8 @@ pub(super) fn run(args: &CompileArgs, out: &mut Output) -> Result<(), Failure> {
     }
     let mut stages = Stages::new(args);
     let mode = args.mode.unwrap_or(ModeArg::Refittable).into();
-    let options = CompileOptions { mode, identical: args.identical, threads: args.threads.get() };
+    let tune = tune::options(&args.tune)?;
+    let options = CompileOptions { mode, identical: args.identical, threads: args.threads.get(), tune };
     let compiled = {
         let _busy = out.busy(format!("compiling {}", args.program.display()));
         regraft::compile(&args.program, &options, &mut stages)?
@@ -30,6 +33,7 @@ pub(super) fn run(args: &CompileArgs, out: &mut Output) -> Result<(), Failure> {
     stages.add_engine(&compiled);
     stages.check_names(&args.dump)?;
     tell(args, &compiled, &stages, out);
+    tune::tell(&args.tune, &options.tune, &compiled, out)?;
     match (&args.dump_dir, to_stdout) {
         (Some(directory), _) => stages.write(directory, out)?,
         (None, true) => stages.print(out),

@@ -9,6 +9,7 @@ mod inspect;
 mod refit;
 mod run;
 mod samples;
+mod tune;
 
 use std::{collections::BTreeMap, fs, io::Write, path::Path};
 

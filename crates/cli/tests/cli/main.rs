@@ -8,3 +8,5 @@ mod commands;
 mod scenarios;
 #[cfg(test)]
 mod support;
+#[cfg(test)]
+mod tuning;
