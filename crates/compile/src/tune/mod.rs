@@ -155,8 +155,8 @@ impl<'a> Tuner<'a> {
         let choice = measure::fastest(&measured);
         let named = candidates.iter().map(CandidateName::of).zip(measured);
         let measured = named.filter_map(|(candidate, timing)| {
-            let measure::Timing { median_ns, runs } = timing?;
-            Some(Measurement { candidate, median_ns, runs })
+            let measure::Timing { median_ns, fastest_ns, runs } = timing?;
+            Some(Measurement { candidate, median_ns, fastest_ns, runs })
         });
         let choice_name = CandidateName::of(&candidates[choice]);
         Ok((Record { mode: self.tuning.mode, choice: choice_name, measured: measured.collect() }, choice))

@@ -68,6 +68,8 @@ pub struct Measurement {
     pub candidate: CandidateName,
     /// Median time of a run, in nanoseconds.
     pub median_ns: u64,
+    /// The fastest, in nanoseconds.
+    pub fastest_ns: u64,
     /// Runs measured.
     pub runs: u64,
 }
