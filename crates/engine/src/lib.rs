@@ -3,6 +3,7 @@
 
 mod artifact;
 pub mod atomic_file;
+pub mod cache;
 pub mod container;
 mod engine;
 mod error;
