@@ -71,7 +71,7 @@ fn run(demo: &Path, files: &Path) -> Res<Vec<String>> {
     let mut report = Report::default();
 
     let start = Instant::now();
-    let options = CompileOptions { mode: Mode::Stripped, identical: false, threads: Threads::Auto };
+    let options = CompileOptions { mode: Mode::Stripped, ..CompileOptions::default() };
     let compiled = regraft::compile(&demo.join("minilm.pt2"), &options, &mut ())?;
     let nodes = compiled.engine.plan.graph.nodes().len();
     report.time("compile", start, &format!("{} nodes become {nodes} in the plan; no weights yet", compiled.nodes));

@@ -1,7 +1,7 @@
 //! Compile a trained network once, and let its weights change for ever after.
 //!
 //! ```no_run
-//! use regraft::{CompileOptions, Mode, Model, RefitOptions, StateDict, Threads};
+//! use regraft::{CompileOptions, KeepSources, Mode, Model, RefitOptions, StateDict, Threads};
 //!
 //! let compiled = regraft::compile("model.pt2".as_ref(), &CompileOptions::default(), &mut ())?;
 //! let model = Model::new(compiled.engine, regraft::cpu(Threads::Auto))?;
@@ -10,22 +10,25 @@
 //! let report = model.refit(&StateDict::open("tuned.safetensors".as_ref())?, &RefitOptions::default())?;
 //! println!("{} slots in {:.1} ms", report.recomputed_slots.len(), report.phases_ms.total());
 //! let after = model.run(&[x])?;
-//! regraft::save(&model, Mode::Refittable, "tuned.rgf".as_ref())?;
+//! regraft::save(&model, Mode::Refittable, KeepSources::Embedded, "tuned.rgf".as_ref())?;
 //! # Ok::<(), regraft::Error>(())
 //! ```
 //!
 //! This crate is the stable face of Regraft; the crates below it may change with every version.
 #![forbid(unsafe_code)]
 
+mod cached;
+mod compile;
 mod error;
 
-use std::{path::Path, sync::Arc, time::Instant};
+use std::{path::Path, sync::Arc};
 
 use regraft_backend_cpu::CpuBackend;
 pub use regraft_compile::pipeline::Observer;
 pub use regraft_engine::{
-    Engine, Mode, Plan,
+    Engine, EngineErrorKind, KeepSources, Kept, ManifestEntry, Mode, Plan,
     atomic_file::{AtomicFile, WriteError},
+    cache,
 };
 pub use regraft_ir as ir;
 pub use regraft_runtime::{
@@ -39,7 +42,11 @@ pub use regraft_weights::{
     adapter::{self, Adapter, AdapterSet},
 };
 
-pub use self::error::Error;
+pub use self::{
+    cached::{CacheUse, cache_folder, disk_cache},
+    compile::{CompileOptions, Compiled, compile},
+    error::Error,
+};
 
 /// How many threads a run may use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,66 +58,12 @@ pub enum Threads {
     Count(usize),
 }
 
-/// What to compile to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CompileOptions {
-    /// What the engine holds.
-    pub mode: Mode,
-    /// Bind the engine to the weights it is built with: it takes no others.
-    pub identical: bool,
-    /// Threads that make the slots of a frozen engine.
-    pub threads: Threads,
-}
-
-impl Default for CompileOptions {
-    fn default() -> Self {
-        CompileOptions { mode: Mode::Refittable, identical: false, threads: Threads::Auto }
-    }
-}
-
-/// A compiled program, with what compiling found out.
-#[derive(Clone, Debug)]
-pub struct Compiled {
-    /// The engine. Stripped, whatever was asked for, when the program's file holds no weights.
-    pub engine: Engine,
-    /// Nodes of the imported program.
-    pub nodes: usize,
-    /// Seconds of the import.
-    pub import_seconds: f64,
-    /// Seconds of lowering and building.
-    pub build_seconds: f64,
-}
-
 /// The CPU of this machine.
 pub fn cpu(threads: Threads) -> Arc<dyn regraft_backend::Backend> {
     Arc::new(match threads {
         Threads::Auto => CpuBackend::new(None),
         Threads::Count(n) => CpuBackend::new(Some(n)),
     })
-}
-
-/// Compiles a `.pt2` program, as `torch.export.save` writes it, for the CPU of this machine. `observer` sees the program
-/// between the stages; `&mut ()` looks away.
-///
-/// # Errors
-/// When the file is no valid program, uses ops that are not supported (all are listed), or weights that it should hold
-/// are missing for the mode asked for.
-pub fn compile(program: &Path, options: &CompileOptions, observer: &mut dyn Observer) -> Result<Compiled, Error> {
-    let start = Instant::now();
-    let imported = regraft_import::import_pt2(program)?;
-    let import_seconds = start.elapsed().as_secs_f64();
-    let start = Instant::now();
-    let nodes = imported.graph.nodes().len();
-    let backend = cpu(options.threads);
-    let build = regraft_compile::pipeline::Options { identical: options.identical };
-    let engine = regraft_compile::pipeline::compile(imported.graph, &imported.weights, &*backend, build, observer)?;
-    let engine = match options.mode {
-        _ if engine.mode == Mode::Stripped => engine,
-        Mode::Refittable => engine,
-        Mode::Stripped => engine.stripped(),
-        Mode::Frozen => Model::new(engine, backend)?.to_engine(Mode::Frozen)?,
-    };
-    Ok(Compiled { engine, nodes, import_seconds, build_seconds: start.elapsed().as_secs_f64() })
 }
 
 /// Reads weights from a file, whose content tells the format:
@@ -131,18 +84,28 @@ pub fn open_weights(path: &Path) -> Result<StateDict, Error> {
     Ok(StateDict::open(path)?)
 }
 
-/// Loads an engine file for the CPU of this machine.
+/// Loads an engine file for the CPU of this machine. Weights are mapped; that they are undamaged is found out beside
+/// everything else, and the first run or refit waits for it (see [`Model::check_file`]).
 ///
 /// # Errors
 /// When the file is damaged, of another version, or built for another machine.
 pub fn load(engine: &Path, threads: Threads) -> Result<Model, Error> {
-    Ok(Model::new(Engine::read(engine)?, cpu(threads))?)
+    model(Engine::open(engine)?, cpu(threads))
 }
 
-/// Saves a model's engine with its serving weights. Returns the bytes written.
+/// A model of `engine` that finds sources kept by reference in every weight file that [`open_weights`] reads.
+///
+/// # Errors
+/// When the engine was built for another machine or is malformed.
+pub fn model(engine: Engine, backend: Arc<dyn regraft_backend::Backend>) -> Result<Model, Error> {
+    Ok(Model::with_reader(engine, backend, Arc::new(|path: &Path| Ok(open_weights(path)?)))?)
+}
+
+/// Saves a model's engine with its serving weights; `keep` says how a refittable engine keeps its sources. Returns the
+/// bytes written.
 ///
 /// # Errors
 /// When there are no weights yet, the mode does not fit, or the file cannot be written; what was there is kept then.
-pub fn save(model: &Model, mode: Mode, path: &Path) -> Result<u64, Error> {
-    Ok(model.to_engine(mode)?.write(path)?)
+pub fn save(model: &Model, mode: Mode, keep: KeepSources, path: &Path) -> Result<u64, Error> {
+    Ok(model.to_engine(mode, keep)?.write(path)?)
 }

@@ -94,11 +94,13 @@ impl Fixture {
 /// A folder in which the command is called.
 pub(crate) struct Sandbox {
     pub(crate) dir: TempDir,
+    /// The user's cache, beside the folder.
+    pub(crate) cache: TempDir,
 }
 
 impl Sandbox {
     pub(crate) fn new() -> Sandbox {
-        Sandbox { dir: tempfile::tempdir().unwrap() }
+        Sandbox { dir: tempfile::tempdir().unwrap(), cache: tempfile::tempdir().unwrap() }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -126,7 +128,7 @@ impl Sandbox {
 
     pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_regraft"));
-        command.current_dir(self.dir.path());
+        command.current_dir(self.dir.path()).env("REGRAFT_CACHE_DIR", self.cache.path());
         command
     }
 

@@ -1,25 +1,22 @@
 use std::{fmt, str::FromStr};
 
-/// The key of an entry: a BLAKE3 digest of everything that an engine is built from but its names and weights. Written as
-/// 64 hexadecimal digits.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct CacheKey([u8; 32]);
+use regraft_weights::{Digest, NoDigest};
+
+/// The key of an entry: a digest of everything that an engine is built from but its names and weights. Written as 64
+/// hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct CacheKey(Digest);
 
 impl CacheKey {
-    /// A key of these bytes.
-    pub fn from_bytes(bytes: [u8; 32]) -> Self {
-        CacheKey(bytes)
-    }
-
     /// The bytes.
     pub fn as_bytes(&self) -> &[u8; 32] {
-        &self.0
+        self.0.as_bytes()
     }
 }
 
 impl fmt::Display for CacheKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        self.0.fmt(f)
     }
 }
 
@@ -29,26 +26,11 @@ impl fmt::Debug for CacheKey {
     }
 }
 
-/// A text is no cache key: 64 lower-case hexadecimal digits are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("expected 64 lower-case hexadecimal digits")]
-pub struct NoKey;
-
 impl FromStr for CacheKey {
-    type Err = NoKey;
+    type Err = NoDigest;
 
-    fn from_str(text: &str) -> Result<Self, NoKey> {
-        let digit = |c: u8| match c {
-            b'0'..=b'9' => Ok(c - b'0'),
-            b'a'..=b'f' => Ok(c - b'a' + 10),
-            _ => Err(NoKey),
-        };
-        let text: &[u8; 64] = text.as_bytes().try_into().map_err(|_| NoKey)?;
-        let mut bytes = [0; 32];
-        for (byte, pair) in bytes.iter_mut().zip(text.chunks_exact(2)) {
-            *byte = digit(pair[0])? << 4 | digit(pair[1])?;
-        }
-        Ok(CacheKey(bytes))
+    fn from_str(text: &str) -> Result<Self, NoDigest> {
+        text.parse().map(CacheKey)
     }
 }
 
@@ -81,7 +63,7 @@ impl KeyHasher {
                 hasher.update(bytes);
             }
         }
-        CacheKey(*hasher.finalize().as_bytes())
+        CacheKey(Digest::from_bytes(*hasher.finalize().as_bytes()))
     }
 }
 
@@ -94,7 +76,7 @@ mod tests {
         let key = KeyHasher::new().part("a", "1").finish();
         assert_eq!(key.to_string().parse(), Ok(key));
         for text in ["", "zz", &"A".repeat(64), &format!("{key}0")] {
-            assert_eq!(text.parse::<CacheKey>(), Err(NoKey), "{text}");
+            assert_eq!(text.parse::<CacheKey>(), Err(NoDigest), "{text}");
         }
     }
 

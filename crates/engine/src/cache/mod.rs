@@ -1,10 +1,14 @@
 //! The engine cache: stripped engines by what they were built from.
 //!
-//! An [`EngineCache`] stores bytes by key, wherever it likes.
+//! An [`EngineCache`] stores bytes by key, wherever it likes. What the bytes are worth is decided by [`load`], which reads
+//! them as hostile as any engine file: a damaged entry is a miss with a warning, never a wrong engine.
 //!
 //! - [`CacheKey`]: a digest of the canonical program, options, target, tuning records and product version;
-//! - [`EngineCache`]: what a cache does.
+//! - [`EngineCache`]: what a cache does;
+//! - [`DiskCache`]: entries as files, shared by processes.
 
+mod disk;
+mod entry;
 mod error;
 mod key;
 
@@ -13,8 +17,10 @@ use std::{any::Any, fmt};
 use regraft_tensor::Buffer;
 
 pub use self::{
+    disk::{DiskCache, DiskEntry, Usage},
+    entry::{Loaded, load, store},
     error::CacheError,
-    key::{CacheKey, KeyHasher, NoKey},
+    key::{CacheKey, KeyHasher},
 };
 
 /// A place for stripped engines. Entries are immutable bytes that a cache need not understand.
