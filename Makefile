@@ -7,10 +7,10 @@ SHELL := /bin/bash
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help setup demo build test test-rust test-python race fuzz bless lint
+.PHONY: help setup demo build test test-rust test-python test-s3 race fuzz bless lint
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 
 setup: ## install the regraft command, and a Python environment with PyTorch to export programs with
 	@echo "== installing the regraft command"
@@ -45,6 +45,10 @@ test-python: build ## tests against PyTorch on whole models
 	@echo "== testing against PyTorch"
 	@python=$$(scripts/python-env.sh | tee >(cat >&2) | tail -n 1); \
 	REGRAFT_BIN="$(TARGET)/release/regraft" "$$python" -m pytest -q tests
+
+test-s3: ## the object cache against a server that speaks S3, on this machine
+	@echo "== testing the object cache"
+	@CARGO="$(CARGO)" scripts/s3-test.sh
 
 race: ## runs, refits and variants on real threads under ThreadSanitizer
 	@echo "== looking for races"

@@ -12,6 +12,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("backend", &["tensor", "ir", "weights"]),
     ("backend-cpu", &["tensor", "ir", "backend"]),
     ("engine", &["tensor", "ir", "weights", "backend"]),
+    ("object-cache", &["tensor", "engine"]),
     ("runtime", &["tensor", "ir", "weights", "backend", "engine"]),
     ("import", &["tensor", "ir", "weights"]),
     ("compile", &["tensor", "ir", "weights", "backend", "engine"]),

@@ -46,7 +46,12 @@ impl CpuBackend {
 
 impl Backend for CpuBackend {
     fn target(&self) -> Target {
-        Target { backend: "cpu".into(), arch: std::env::consts::ARCH.into(), level: self.cx.isa.name().into() }
+        Target {
+            backend: "cpu".into(),
+            arch: std::env::consts::ARCH.into(),
+            level: self.cx.isa.name().into(),
+            features: self.cx.isa.features().iter().map(|&feature| feature.into()).collect(),
+        }
     }
 
     fn processor(&self) -> String {
@@ -54,8 +59,10 @@ impl Backend for CpuBackend {
     }
 
     fn runs(&self, target: &Target) -> bool {
+        let own = self.target();
         // A lower level would run too, but by other kernels than its slots are packed for.
-        *target == self.target()
+        let level = (&target.backend, &target.arch, &target.level) == (&own.backend, &own.arch, &own.level);
+        level && target.missing_on(&own).is_empty()
     }
 
     fn candidates(&self, op: &Op, inputs: &[Option<OperandType<'_>>], outputs: &[&TensorType]) -> Vec<Candidate> {

@@ -19,8 +19,18 @@ pub struct Target {
     pub backend: String,
     /// Architecture: `x86_64`.
     pub arch: String,
-    /// Instruction-set level that kernels and packed formats need: `avx512`.
+    /// Instruction-set level that kernels are chosen and weights are packed for: `avx512`.
     pub level: String,
+    /// Features of the processor that the level's kernels use, such as `avx512bw`, in order.
+    #[serde(default)]
+    pub features: Vec<String>,
+}
+
+impl Target {
+    /// The features that this target needs and `machine` does not have.
+    pub fn missing_on<'a>(&'a self, machine: &Target) -> Vec<&'a str> {
+        self.features.iter().filter(|feature| !machine.features.contains(feature)).map(String::as_str).collect()
+    }
 }
 
 impl fmt::Display for Target {

@@ -1,14 +1,20 @@
 //! What the command line may say. The texts here are what `--help` teaches.
 
+mod cache;
+mod distribute;
 mod tune;
 
 use std::{num::NonZeroUsize, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use regraft::{Mode, Threads};
+use regraft::{KeepSources, Mode, Threads};
 
-pub(crate) use self::tune::TuneFlags;
+pub(crate) use self::{
+    cache::{CacheAction, CacheArgs, CacheFlags, size as cache_size},
+    distribute::{CheckArgs, StripArgs},
+    tune::TuneFlags,
+};
 
 const ABOUT: &str = "Compile a trained network once, and change its weights ever after at the speed of memory.
 
@@ -42,6 +48,12 @@ pub(crate) enum Command {
     /// Give a stripped engine its weights
     #[command(long_about = BIND)]
     Bind(BindArgs),
+    /// Take the weights out of an engine
+    #[command(long_about = distribute::STRIP)]
+    Strip(StripArgs),
+    /// Compare a weight file with what an engine takes; loads neither
+    #[command(long_about = distribute::CHECK)]
+    Check(CheckArgs),
     /// List what differs between two engines: sources and slots
     #[command(long_about = DIFF)]
     Diff(DiffArgs),
@@ -51,6 +63,9 @@ pub(crate) enum Command {
     /// Measure latency, refit time and a plain copy of the same bytes
     #[command(long_about = BENCH)]
     Bench(BenchArgs),
+    /// Look at the engine cache, and keep it small and sound
+    #[command(long_about = cache::CACHE)]
+    Cache(CacheArgs),
     /// Print a completion script for a shell
     #[command(long_about = COMPLETIONS)]
     Completions(CompletionsArgs),
@@ -64,9 +79,12 @@ impl Command {
             Command::Run(a) => a.common,
             Command::Refit(a) => a.common,
             Command::Bind(a) => a.common,
+            Command::Strip(a) => a.common,
+            Command::Check(a) => a.common,
             Command::Diff(a) => a.common,
             Command::Inspect(a) => a.common,
             Command::Bench(a) => a.common,
+            Command::Cache(a) => a.common,
             Command::Completions(_) => Common::default(),
         }
     }
@@ -98,7 +116,7 @@ impl ThreadArgs {
 /// What an engine file holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ModeArg {
-    /// Plan, recipes and weights: takes new weights
+    /// Plan, recipes and weights: takes new weights; see --keep-sources
     Refittable,
     /// Plan and packed weights: loads fastest, never changes
     Frozen,
@@ -134,6 +152,30 @@ impl From<BoundModeArg> for Mode {
     }
 }
 
+/// Where a refittable engine has the sources of its slots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KeepSourcesArg {
+    /// In the engine; slots are made when it is loaded
+    Embedded,
+    /// In the engine, beside its slots: twice the size, loads by mapping alone
+    Prepacked,
+    /// In the weight files they come from, by path and digest; the engine has the slots
+    Reference,
+    /// Nowhere; a refit must bring every source of each slot that it changes
+    None,
+}
+
+impl From<KeepSourcesArg> for KeepSources {
+    fn from(keep: KeepSourcesArg) -> Self {
+        match keep {
+            KeepSourcesArg::Embedded => KeepSources::Embedded,
+            KeepSourcesArg::Prepacked => KeepSources::Prepacked,
+            KeepSourcesArg::Reference => KeepSources::Reference,
+            KeepSourcesArg::None => KeepSources::None,
+        }
+    }
+}
+
 const COMPILE: &str = "Compile an exported program (.pt2) to an engine (.rgf) for the CPU of this machine.
 
 In Python:
@@ -146,6 +188,8 @@ Then:
   regraft compile model.pt2 -o plan.rgf --mode stripped    no weights inside; see `regraft bind`
   regraft compile model.pt2 -o plan.rgf --mode stripped --identical
                                                            binds to these weights and no others
+  regraft compile model.pt2 -o model.rgf --keep-sources prepacked
+                                                           twice the size, loads by mapping alone
   regraft compile model.pt2 -o model.rgf --tune fast --save-tune-records tuned.json
                                                            measures kernels on this machine
   regraft compile model.pt2 -o model.rgf --tune-records tuned.json
@@ -153,7 +197,9 @@ Then:
   regraft compile model.pt2 --dump plan                    shows what a run will execute
   regraft compile model.pt2 --dump-dir stages              one text file per stage and pass
 
-A program saved without weights becomes a stripped engine.";
+A program saved without weights becomes a stripped engine.
+
+Engines are kept in a cache without their weights, and found again by the program without its names and weights: `regraft help cache`.";
 
 #[derive(Args, Debug)]
 pub(crate) struct CompileArgs {
@@ -166,9 +212,14 @@ pub(crate) struct CompileArgs {
     /// What the engine holds [default: refittable]
     #[arg(long, value_enum)]
     pub(crate) mode: Option<ModeArg>,
+    /// Where a refittable engine has its sources [default: embedded]
+    #[arg(long, value_enum, value_name = "WHERE")]
+    pub(crate) keep_sources: Option<KeepSourcesArg>,
     /// Take no weights but those of the program
     #[arg(long)]
     pub(crate) identical: bool,
+    #[command(flatten)]
+    pub(crate) cache: CacheFlags,
     #[command(flatten)]
     pub(crate) tune: TuneFlags,
     /// Print the program as text after a stage: imported, lower, plan, recipes, or the name of a pass
@@ -239,6 +290,9 @@ pub(crate) struct RefitArgs {
     /// The engine to write; may be the same file
     #[arg(short, long, value_name = "NEW.rgf")]
     pub(crate) output: PathBuf,
+    /// Where the new engine has its sources [default: as the old one]
+    #[arg(long, value_enum, value_name = "WHERE")]
+    pub(crate) keep_sources: Option<KeepSourcesArg>,
     /// Write what was done to this file, as JSON
     #[arg(long, value_name = "REPORT.json")]
     pub(crate) report: Option<PathBuf>,
@@ -288,6 +342,9 @@ pub(crate) struct BindArgs {
     /// What the bound engine holds
     #[arg(long, value_enum, default_value = "refittable")]
     pub(crate) mode: BoundModeArg,
+    /// Where a refittable engine has its sources [default: embedded]
+    #[arg(long, value_enum, value_name = "WHERE")]
+    pub(crate) keep_sources: Option<KeepSourcesArg>,
     /// Write what was done to this file, as JSON
     #[arg(long, value_name = "REPORT.json")]
     pub(crate) report: Option<PathBuf>,
@@ -329,6 +386,7 @@ machine.
   regraft inspect model.rgf --kernels    one line per node of the plan
   regraft inspect model.rgf --sources    the tensors that a refit takes
   regraft inspect model.rgf --slots      the weight buffers, and the sources that each is made from
+  regraft inspect model.rgf --manifest   the sources with their digests, and where each is kept
   regraft inspect model.rgf --plan       the plan as text";
 
 #[derive(Args, Debug)]
@@ -345,6 +403,9 @@ pub(crate) struct InspectArgs {
     /// List the slots: name, format, shape, bytes, sources
     #[arg(long)]
     pub(crate) slots: bool,
+    /// List the weights manifest: name, type, digest, where it is kept
+    #[arg(long)]
+    pub(crate) manifest: bool,
     /// Print the plan as text
     #[arg(long)]
     pub(crate) plan: bool,

@@ -76,9 +76,15 @@ impl Failure {
     }
 
     fn from_problems(problems: &[Problem], sources: usize) -> Self {
+        let mut failure = Failure::misfit(problems, sources);
+        failure.message.push_str("; nothing was changed");
+        failure
+    }
+
+    /// Weights that do not fit an engine, where nothing was to be changed.
+    pub(crate) fn misfit(problems: &[Problem], sources: usize) -> Self {
         let verb = if problems.len() == 1 { "does" } else { "do" };
-        let mut failure =
-            Failure::new(format!("{} of {sources} sources {verb} not fit; nothing was changed", problems.len()));
+        let mut failure = Failure::new(format!("{} of {sources} sources {verb} not fit", problems.len()));
         failure.problems = problems.iter().map(|p| (p.name().to_owned(), p.what())).collect();
         failure.help = help_for(problems).map(str::to_owned);
         failure
@@ -184,6 +190,12 @@ macro_rules! from_errors {
     )*};
 }
 from_errors!(regraft::RuntimeError, regraft::WeightsError, regraft::WriteError);
+
+impl From<regraft::cache::CacheError> for Failure {
+    fn from(error: regraft::cache::CacheError) -> Self {
+        Failure::from_text(&error.to_string()).help("give another folder with --cache-dir, or set REGRAFT_CACHE_DIR")
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -200,6 +200,22 @@ pub(crate) fn count(n: usize, what: &str) -> String {
     if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
 }
 
+/// `1 engine`, `2 engines`, `no engines`
+pub(crate) fn engines(n: usize) -> String {
+    if n == 0 { "no engines".into() } else { count(n, "engine") }
+}
+
+/// `3 minutes ago`
+pub(crate) fn ago(seconds: u64) -> String {
+    let (n, unit) = match seconds {
+        0..60 => return "just now".into(),
+        60..3_600 => (seconds / 60, "minute"),
+        3_600..86_400 => (seconds / 3_600, "hour"),
+        _ => (seconds / 86_400, "day"),
+    };
+    format!("{} ago", count(n as usize, unit))
+}
+
 /// A panic is a bug of ours: say so in a few words.
 pub(crate) fn report_bug(info: &PanicHookInfo<'_>) {
     let place = info.location().map(|l| format!(" at {}:{}", short(l.file()), l.line())).unwrap_or_default();
@@ -230,6 +246,10 @@ mod tests {
         assert_eq!(milliseconds(0.0853), "85 µs");
         assert_eq!(milliseconds(63.14), "63.14 ms");
         assert_eq!(milliseconds(1240.0), "1.24 s");
+        assert_eq!(
+            [ago(59), ago(60), ago(7_200), ago(90_000)],
+            ["just now", "1 minute ago", "2 hours ago", "1 day ago"]
+        );
         assert_eq!(count(1, "slot") + ", " + &count(2, "node"), "1 slot, 2 nodes");
     }
 

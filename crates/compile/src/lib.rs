@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod build;
+pub mod canonical;
 mod error;
 pub mod lower;
 pub mod pipeline;

@@ -4,7 +4,6 @@ use regraft_backend::Backend;
 use regraft_engine::{Engine, Mode};
 use regraft_ir::Graph;
 use regraft_tensor::Tensor;
-use regraft_weights::Digest;
 
 use crate::{
     CompileError,
@@ -63,18 +62,19 @@ pub fn compile(
     let built = build::build(&graph, backend, &mut tuner)?;
     let (records, tune_report) = tuner.finish();
     observer.built(&built);
-    let sources = weights.to_vec();
-    let complete = sources.iter().all(Option::is_some);
-    let identical = (options.identical && complete).then(|| sources.iter().flatten().map(Digest::of).collect());
+    let count = built.refit_map.sources.len();
     let engine = Engine {
-        mode: Mode::Refittable,
+        mode: Mode::Stripped,
         target: backend.target(),
         plan: built.plan,
         refit_map: built.refit_map,
-        identical,
-        sources,
+        identical: false,
+        digests: vec![None; count],
+        sources: vec![None; count],
+        files: vec![None; count],
         slots: None,
+        unverified: None,
     };
-    let engine = if complete { engine } else { engine.stripped() };
+    let engine = engine.with_weights(weights.to_vec(), options.identical);
     Ok(Output { engine, records, tune_report })
 }

@@ -12,8 +12,8 @@ use std::{
 };
 
 use regraft::{
-    Changed, Engine, Mode, Model, Problem, RefitOptions, RefitReport, RuntimeError, RuntimeErrorKind, StateDict,
-    Tensor, WeightsErrorKind,
+    Changed, Engine, KeepSources, Mode, Model, Problem, RefitOptions, RefitReport, RuntimeError, RuntimeErrorKind,
+    StateDict, Tensor, WeightsErrorKind,
 };
 use regraft_backend_cpu::{CpuBackend, Isa};
 use regraft_compile::{
@@ -161,7 +161,7 @@ pub fn through_a_file(engine: &Engine, folder: &Path) -> Engine {
 
 /// The model as a frozen engine.
 pub fn frozen(model: &Model) -> Engine {
-    model.to_engine(Mode::Frozen).unwrap_or_else(|e| panic!("{e}"))
+    model.to_engine(Mode::Frozen, KeepSources::default()).unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// The problems of weights that do not fit.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use regraft::{
-    DType, Mode, Model, Refit, Tensor,
+    DType, KeepSources, Mode, Model, Refit, Tensor,
     adapter::{Adapter, AdapterLayer, Factors, Magnitude, MagnitudeAxis, Update},
 };
 use regraft_backend_cpu::Isa;
@@ -103,7 +103,7 @@ fn a_1_adapters_give_what_a_build_with_merged_weights_gives() {
         assert_eq!(report.adapters[0].layers, adapter.layers.len());
         assert!(report.applied.is_empty() && !report.adapted.is_empty(), "{name}: the weights themselves stay");
 
-        let engine = model.to_engine(Mode::Refittable).unwrap();
+        let engine = model.to_engine(Mode::Refittable, KeepSources::default()).unwrap();
         for layer in &adapter.layers {
             let pristine = model.generation().unwrap().sources[layer.source].converted().unwrap();
             let want = layer.update.reference(&pristine.cast(DType::F64), 0.7);
@@ -230,7 +230,7 @@ fn a_7_adapters_reach_weights_that_are_fused_with_others() {
         assert!(!layers.is_empty(), "{name} has {part}");
         let report = model.adapters().set(&[(Arc::new(Adapter::new(part, layers)), 2.0)]).unwrap();
         assert!(report.recomputed_slots.iter().any(|slot| slot.sources.len() > 1 || name == "mha"), "{name}: fused");
-        let merged = own_weights(&model.to_engine(Mode::Refittable).unwrap());
+        let merged = own_weights(&model.to_engine(Mode::Refittable, KeepSources::default()).unwrap());
         assert_same_slots(name, &model, &case.model(case.compile_with(&merged, Isa::detect())));
     }
 }

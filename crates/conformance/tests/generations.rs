@@ -317,7 +317,10 @@ fn released_sources_are_told_apart_by_their_digests() {
     let b = case.weights_b();
     let missing = problems(model.refit(&one("conv.weight", b.get("conv.weight").unwrap().clone()), &PARTIAL));
     assert!(missing.iter().any(|p| matches!(p, Problem::SiblingMissing { .. })), "{missing:?}");
-    assert!(model.to_engine(regraft::Mode::Refittable).is_err(), "there is nothing to save");
+    assert!(
+        model.to_engine(regraft::Mode::Refittable, regraft::KeepSources::default()).is_err(),
+        "there is nothing to save"
+    );
     model.refit(&b, &FULL).unwrap();
     assert_close("B", &model.run(&case.tensors("input")).unwrap(), &case.tensors("expected_b"));
 }

@@ -1,6 +1,6 @@
 //! Behaviours of one compiled model under refit. Test names carry the id of the scenario in `docs/scenarios.md`.
 
-use regraft::{DType, Mode, Model, Problem, RefitOptions, RuntimeErrorKind, StateDict, Tensor};
+use regraft::{DType, KeepSources, Mode, Model, Problem, RefitOptions, RuntimeErrorKind, StateDict, Tensor};
 use regraft_backend_cpu::Isa;
 use regraft_conformance::{
     Case, FULL, PARTIAL, assert_close, assert_same, assert_same_slots, backend, frozen, one, own_weights, problems,
@@ -171,7 +171,8 @@ fn r_15_saved_and_loaded_engines_go_on_being_refitted() {
     let inputs = case.tensors("input");
     let loaded = case.model(through_a_file(&case.compile(), folder.path()));
     loaded.refit(&case.weights_b(), &FULL).unwrap();
-    let again = case.model(through_a_file(&loaded.to_engine(Mode::Refittable).unwrap(), folder.path()));
+    let again =
+        case.model(through_a_file(&loaded.to_engine(Mode::Refittable, KeepSources::default()).unwrap(), folder.path()));
     assert_same("after a second file", &again.run(&inputs).unwrap(), &loaded.run(&inputs).unwrap());
     assert_close("after a second file", &again.run(&inputs).unwrap(), &case.tensors("expected_b"));
     again.refit(&own_weights(&case.compile()), &FULL).unwrap();
@@ -348,7 +349,8 @@ fn a_checkpoint_without_unread_buffers_binds_and_survives_a_file() {
         .collect();
     let bound = case.model(case.compile().stripped());
     bound.refit(&read, &FULL).unwrap();
-    let loaded = case.model(through_a_file(&bound.to_engine(Mode::Refittable).unwrap(), folder.path()));
+    let loaded =
+        case.model(through_a_file(&bound.to_engine(Mode::Refittable, KeepSources::default()).unwrap(), folder.path()));
     assert_close("bound", &loaded.run(&case.tensors("input")).unwrap(), &case.tensors("expected_b"));
 }
 

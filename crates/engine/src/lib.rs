@@ -3,11 +3,15 @@
 
 mod artifact;
 pub mod atomic_file;
+pub mod cache;
 pub mod container;
 mod engine;
 mod error;
+mod manifest;
 mod plan;
 
-pub use engine::{Engine, Mode};
+pub use artifact::Unverified;
+pub use engine::{Engine, KeepSources, Mode};
 pub use error::{EngineError, EngineErrorKind};
+pub use manifest::{Kept, ManifestEntry};
 pub use plan::Plan;

@@ -20,6 +20,13 @@ pub struct Tune {
     pub cache_dir: Option<PathBuf>,
 }
 
+impl Tune {
+    /// Whether problems that are new are measured.
+    pub(crate) fn measures(&self) -> bool {
+        self.mode != TuneMode::Off && self.pinned.is_none()
+    }
+}
+
 /// Calls `build` with what is known, and stores what it measured. Also returns what was wrong with the tuning cache: no
 /// error, the engine is as good, but was or will be measured again.
 pub(crate) fn tuned(
@@ -27,8 +34,7 @@ pub(crate) fn tuned(
     backend: &dyn Backend,
     build: impl FnOnce(Tuning<'_>) -> Result<Output, CompileError>,
 ) -> Result<(Output, Vec<String>), CompileError> {
-    let measures = tune.mode != TuneMode::Off && tune.pinned.is_none();
-    let cache = tune.cache_dir.as_ref().filter(|_| measures).map(TuneCache::new);
+    let cache = tune.cache_dir.as_ref().filter(|_| tune.measures()).map(TuneCache::new);
     let (known, damage) = cache.as_ref().map(|cache| cache.load(backend)).unzip();
     let output = build(Tuning { mode: tune.mode, pinned: tune.pinned.as_deref(), known: known.as_ref() })?;
     let mut warnings: Vec<String> = damage.flatten().iter().map(ToString::to_string).collect();

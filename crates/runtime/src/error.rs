@@ -72,6 +72,9 @@ pub enum RuntimeErrorKind {
     /// The engine does not fit this machine or itself.
     #[error(transparent)]
     Engine(#[from] EngineErrorKind),
+    /// The weights in the engine's file are not those that were written; nothing was computed from them.
+    #[error("{0}")]
+    DamagedFile(String),
     /// A stripped engine was run.
     #[error("the engine is stripped: it has no weights yet; bind it to a weights file first (regraft bind)")]
     NotBound,

@@ -1,21 +1,21 @@
 use std::{
     fmt,
-    sync::{Arc, Mutex as StdMutex, PoisonError},
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use regraft_backend::Backend;
-use regraft_engine::{Engine, EngineErrorKind, Mode, Plan};
-use regraft_tensor::{AlignedVec, Tensor};
-use regraft_weights::{
-    Digest, Generation, PoolMemory, RefitMap, RefitReport, SlotPool, SourceContent, StateDict, adapter::AdapterSet,
-};
+use regraft_engine::{Engine, KeepSources, Mode, Plan};
+use regraft_tensor::Tensor;
+use regraft_weights::{Generation, PoolMemory, RefitMap, RefitReport, SlotPool, StateDict};
 
 use crate::{
     Adapters, Refit, RefitOptions, RuntimeError, RuntimeErrorKind, Session, Staged, Variants,
     bind::BoundPlan,
+    program::{Program, WeightReader},
     refit,
     serving::{Empty, NoPrevious, Serving},
-    session::{BoundCache, Scratch},
+    session::Scratch,
     sync::{AtomicBool, Ordering},
 };
 
@@ -29,22 +29,6 @@ pub struct Model {
     pub(crate) shared: Arc<Shared>,
 }
 
-/// What never changes, shared by forks.
-pub(crate) struct Program {
-    mode: Mode,
-    target: regraft_backend::Target,
-    plan: Plan,
-    refit_map: RefitMap,
-    identical: Option<Vec<Digest>>,
-    backend: Arc<dyn Backend>,
-    bound: StdMutex<BoundCache>,
-    /// Sources that an unbound stripped engine brings itself.
-    carried: Vec<Arc<SourceContent>>,
-    pool: Arc<SlotPool>,
-    /// Scratch memory of past runs, for the next ones.
-    scratch: StdMutex<Vec<Scratch>>,
-}
-
 pub(crate) struct Shared {
     pub(crate) program: Arc<Program>,
     pub(crate) serving: Serving<Generation>,
@@ -53,53 +37,34 @@ pub(crate) struct Shared {
 }
 
 impl Model {
-    /// A model of `engine` on `backend`. A refittable engine's slots are made here, at the speed of a refit.
+    /// A model of `engine` on `backend`. Slots that the engine does not bring are made here, at the speed of a refit.
+    ///
+    /// The weights of an engine that [`Engine::open`] gave are compared with their digests beside this and after it; the
+    /// first run or refit waits for the result, and so does [`Model::check_file`].
     ///
     /// # Errors
     /// When the engine was built for another machine, is malformed, or a recipe fails.
     pub fn new(engine: Engine, backend: Arc<dyn Backend>) -> Result<Model, RuntimeError> {
-        if !backend.runs(&engine.target) {
-            return Err(EngineErrorKind::Target {
-                expected: Box::new(engine.target),
-                found: Box::new(backend.target()),
-            }
-            .into());
-        }
-        engine.plan.check()?;
-        let Engine { mode, target, plan, refit_map, identical, sources, slots } = engine;
-        let carried = refit_map.sources.iter().zip(sources);
-        let carried = carried.map(|(info, tensor)| Arc::new(SourceContent::new(info.dtype, tensor))).collect();
-        let program = Program {
-            mode,
-            target,
-            plan,
-            refit_map,
-            identical,
-            backend,
-            bound: StdMutex::default(),
-            carried,
-            pool: Arc::default(),
-            scratch: StdMutex::default(),
-        };
-        let pool = &program.pool;
-        let slots = match (mode, slots) {
-            // Copied, so that slots lie in memory of the same kind whatever the mode: huge pages, no page cache.
-            (Mode::Frozen, Some(slots)) => Some(slots.iter().map(|s| Arc::new(pool.copy_of(s.bytes()))).collect()),
-            (Mode::Frozen, None) => {
-                return Err(EngineErrorKind::Malformed("a frozen engine without slots".into()).into());
-            }
-            (Mode::Stripped, _) => None,
-            (Mode::Refittable, _) => {
-                let all: Vec<usize> = (0..program.refit_map.recipes.len()).collect();
-                let none = AdapterSet::default();
-                Some(refit::make(&program.parts(), &program.carried, &none, &all, pool, &())?.slots)
-            }
-        };
-        let first = slots.map(|slots| {
-            let sources = program.carried.clone();
-            Arc::new(Generation { id: 0, slots, sources, adapters: Arc::default() })
-        });
+        Model::with_reader(engine, backend, Arc::new(|path: &Path| Ok(StateDict::open(path)?)))
+    }
+
+    /// [`Model::new`] with another reader for the weight files that sources are kept in by
+    /// [reference](KeepSources::Reference).
+    ///
+    /// # Errors
+    /// As [`Model::new`].
+    pub fn with_reader(engine: Engine, backend: Arc<dyn Backend>, reader: WeightReader) -> Result<Model, RuntimeError> {
+        let (program, slots) = Program::new(engine, backend, reader)?;
+        let first = program.first_generation(slots)?.map(Arc::new);
         Ok(Model { shared: Arc::new(Shared::new(Arc::new(program), first)) })
+    }
+
+    /// Waits until the weights of the engine's file were compared with their digests.
+    ///
+    /// # Errors
+    /// [`RuntimeErrorKind::DamagedFile`].
+    pub fn check_file(&self) -> Result<(), RuntimeError> {
+        self.shared.program.file_check.wait()
     }
 
     /// Another model that starts with the same generation: it shares the engine, memory for slots and scratch, and every
@@ -125,7 +90,13 @@ impl Model {
         &self.shared.program.refit_map
     }
 
-    /// The serving generation; `None` for a stripped engine that is not bound.
+    /// How the engine kept its sources when it was loaded.
+    pub fn keep_sources(&self) -> KeepSources {
+        self.shared.program.keep_sources
+    }
+
+    /// The serving generation; `None` for a stripped engine that is not bound. See [`Model::check_file`] before its bytes
+    /// are used for anything.
     pub fn generation(&self) -> Option<Arc<Generation>> {
         self.shared.serving.load()
     }
@@ -207,6 +178,7 @@ impl Model {
 
     /// The serving generation for a run, which holds it to its end.
     pub(crate) fn pin(&self) -> Result<Arc<Generation>, RuntimeError> {
+        self.check_file()?;
         self.shared.serving.pin().map_err(|empty| match empty {
             Empty::ChangingInPlace => RuntimeErrorKind::ChangingInPlace.into(),
             Empty::NotBound => RuntimeErrorKind::NotBound.into(),
@@ -223,6 +195,7 @@ impl Model {
 
     pub(crate) fn stage_refit(&self, refit: &Refit<'_>) -> Result<Staged, RuntimeError> {
         self.check_refittable()?;
+        self.check_file()?;
         let program = &self.shared.program;
         let base = if refit.weights.is_none() { Some(self.pin()?) } else { self.generation() };
         let (parts, mut report) = (program.parts(), RefitReport::default());
@@ -269,38 +242,6 @@ impl Model {
         staged.publish().map(drop)
     }
 
-    /// The engine with the serving generation's weights, to be saved as `mode`. Adapters become part of the weights.
-    ///
-    /// # Errors
-    /// When there are no weights yet, the engine is frozen and cannot become anything else, or sources were released.
-    pub fn to_engine(&self, mode: Mode) -> Result<Engine, RuntimeError> {
-        let program = &self.shared.program;
-        if program.mode == Mode::Frozen && mode != Mode::Frozen {
-            return Err(RuntimeErrorKind::Frozen.into());
-        }
-        let mut engine = Engine {
-            mode,
-            target: program.target.clone(),
-            plan: program.plan.clone(),
-            refit_map: program.refit_map.clone(),
-            identical: program.identical.clone(),
-            sources: program.carried.iter().map(|s| s.converted()).collect(),
-            slots: None,
-        };
-        if mode == Mode::Stripped {
-            return Ok(engine.stripped());
-        }
-        let generation = self.pin()?;
-        if mode == Mode::Frozen {
-            engine.slots = Some(generation.slots.iter().map(|s| AlignedVec::copy_of(s.bytes()).into()).collect());
-            engine.sources = vec![None; engine.refit_map.sources.len()];
-            engine.refit_map.recipes.clear();
-        } else {
-            engine.sources = refit::merged_sources(&program.parts(), &generation)?;
-        }
-        Ok(engine)
-    }
-
     /// The plan bound to these sizes.
     pub(crate) fn bound(&self, symbols: &[i64]) -> Result<Arc<BoundPlan>, RuntimeError> {
         let program = &self.shared.program;
@@ -310,21 +251,6 @@ impl Model {
         let plan = Arc::new(BoundPlan::new(&program.plan, symbols, &*program.backend)?);
         lock(&program.bound).insert(symbols, plan.clone());
         Ok(plan)
-    }
-}
-
-impl Program {
-    pub(crate) fn parts(&self) -> refit::Parts<'_> {
-        refit::Parts {
-            plan: &self.plan,
-            map: &self.refit_map,
-            identical: self.identical.as_deref(),
-            backend: &*self.backend,
-        }
-    }
-
-    pub(crate) fn carried(&self) -> &[Arc<SourceContent>] {
-        &self.carried
     }
 }
 
@@ -354,6 +280,6 @@ impl fmt::Debug for Model {
 }
 
 /// The data behind these locks is whole after any panic: lists that are pushed to and popped from.
-fn lock<T>(mutex: &StdMutex<T>) -> std::sync::MutexGuard<'_, T> {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

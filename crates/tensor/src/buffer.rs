@@ -118,6 +118,14 @@ impl Buffer {
         self.len() == 0
     }
 
+    /// The file behind mapped bytes.
+    pub fn file(&self) -> Option<&std::path::Path> {
+        match self {
+            Buffer::Mapped(file, _) => Some(file.path()),
+            Buffer::Owned(_) => None,
+        }
+    }
+
     /// The file behind mapped bytes, when it was changed since.
     pub fn changed_file(&self) -> Option<&std::path::Path> {
         match self {
@@ -129,6 +137,13 @@ impl Buffer {
     /// Whether both are the same memory, so that their contents need no comparison.
     pub fn same_memory(&self, other: &Buffer) -> bool {
         std::ptr::eq(self.bytes(), other.bytes())
+    }
+}
+
+impl From<MappedFile> for Buffer {
+    fn from(file: MappedFile) -> Self {
+        let all = 0..file.bytes().len();
+        Buffer::Mapped(file, all)
     }
 }
 

@@ -1,11 +1,17 @@
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 use regraft_tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-/// A BLAKE3 digest of a tensor's dtype, shape and bytes.
+/// A BLAKE3 digest of a tensor's dtype, shape and bytes. Written as 64 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub struct Digest([u8; 32]);
+
+/// A text is no digest: 64 lower-case hexadecimal digits are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected 64 lower-case hexadecimal digits")]
+pub struct NoDigest;
 
 impl Digest {
     /// The digest of `tensor`. Large tensors are hashed by several threads.
@@ -26,6 +32,48 @@ impl Digest {
         hasher.update_rayon(bytes);
         Digest(*hasher.finalize().as_bytes())
     }
+
+    /// A digest of these bytes.
+    pub fn from_bytes(bytes: [u8; 32]) -> Digest {
+        Digest(bytes)
+    }
+
+    /// The bytes.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl FromStr for Digest {
+    type Err = NoDigest;
+
+    fn from_str(text: &str) -> Result<Self, NoDigest> {
+        let digit = |c: u8| match c {
+            b'0'..=b'9' => Ok(c - b'0'),
+            b'a'..=b'f' => Ok(c - b'a' + 10),
+            _ => Err(NoDigest),
+        };
+        let text: &[u8; 64] = text.as_bytes().try_into().map_err(|_| NoDigest)?;
+        let mut bytes = [0; 32];
+        for (byte, pair) in bytes.iter_mut().zip(text.chunks_exact(2)) {
+            *byte = digit(pair[0])? << 4 | digit(pair[1])?;
+        }
+        Ok(Digest(bytes))
+    }
+}
+
+impl From<Digest> for String {
+    fn from(digest: Digest) -> String {
+        digest.to_string()
+    }
+}
+
+impl TryFrom<String> for Digest {
+    type Error = NoDigest;
+
+    fn try_from(text: String) -> Result<Self, NoDigest> {
+        text.parse()
+    }
 }
 
 impl fmt::Display for Digest {
@@ -37,5 +85,19 @@ impl fmt::Display for Digest {
 impl fmt::Debug for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{self}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_digest_is_written_and_read() {
+        let digest = Digest::of_bytes(b"weights");
+        assert_eq!(digest.to_string().parse(), Ok(digest));
+        for text in ["", "zz", &"A".repeat(64), &format!("{digest}0")] {
+            assert_eq!(text.parse::<Digest>(), Err(NoDigest), "{text}");
+        }
     }
 }

@@ -73,6 +73,16 @@ pub enum Problem {
         /// The file.
         path: PathBuf,
     },
+    /// The engine keeps this source in a weight file, by reference, and it cannot be had from there; the refit does not
+    /// bring it.
+    NotInFile {
+        /// Name of the source.
+        name: String,
+        /// The file.
+        path: PathBuf,
+        /// Why it cannot be had.
+        why: String,
+    },
 }
 
 impl Problem {
@@ -88,7 +98,8 @@ impl Problem {
             | Problem::SiblingMissing { name, .. }
             | Problem::NotGiven { name }
             | Problem::Released { name }
-            | Problem::FileChanged { name, .. } => name,
+            | Problem::FileChanged { name, .. }
+            | Problem::NotInFile { name, .. } => name,
         }
     }
 
@@ -109,6 +120,9 @@ impl Problem {
             Problem::Released { .. } => "was released: the model keeps its digest only".into(),
             Problem::FileChanged { path, .. } => {
                 format!("was read from {}, which has changed since; give this source too", path.display())
+            }
+            Problem::NotInFile { path, why, .. } => {
+                format!("is kept in {}, which {why}; give this source too", path.display())
             }
         }
     }

@@ -1,4 +1,7 @@
-use std::sync::{Arc, OnceLock};
+use std::{
+    path::Path,
+    sync::{Arc, OnceLock},
+};
 
 use regraft_tensor::{DType, Tensor};
 
@@ -17,7 +20,7 @@ pub struct Generation {
     pub adapters: Arc<AdapterSet>,
 }
 
-/// What a generation knows of a source: the tensor, its digest, or nothing.
+/// What a generation knows of a source: the tensor, its digest with or without a file that holds it, or nothing.
 ///
 /// The tensor may be a float of another width than the engine's source: it is kept as it was given, and what counts is its
 /// value in the engine's dtype.
@@ -26,12 +29,23 @@ pub struct SourceContent {
     tensor: Option<Tensor>,
     dtype: DType,
     digest: OnceLock<Digest>,
+    file: Option<Arc<Path>>,
 }
 
 impl SourceContent {
     /// A source of `dtype` whose tensor is kept, where there is one.
     pub fn new(dtype: DType, tensor: Option<Tensor>) -> Self {
-        SourceContent { tensor, dtype, digest: OnceLock::new() }
+        SourceContent { tensor, dtype, digest: OnceLock::new(), file: None }
+    }
+
+    /// A source of `dtype` that is known by its digest, and kept in `file` where there is one.
+    pub fn known(dtype: DType, digest: Option<Digest>, file: Option<Arc<Path>>) -> Self {
+        SourceContent { tensor: None, dtype, digest: digest.map_or_else(OnceLock::new, OnceLock::from), file }
+    }
+
+    /// The weight file that holds it, when the tensor is not at hand and is kept by reference.
+    pub fn file(&self) -> Option<&Arc<Path>> {
+        self.file.as_ref()
     }
 
     /// The tensor as it was given, unless it was released or never given.
@@ -70,11 +84,7 @@ impl SourceContent {
 
     /// The same content, with no more than its digest kept.
     pub fn released(&self) -> SourceContent {
-        SourceContent {
-            tensor: None,
-            dtype: self.dtype,
-            digest: self.digest().map_or_else(OnceLock::new, OnceLock::from),
-        }
+        SourceContent::known(self.dtype, self.digest(), None)
     }
 
     /// The tensor, unless its file has changed.

@@ -25,7 +25,7 @@ mod report;
 mod state_dict;
 mod vector;
 
-pub use digest::Digest;
+pub use digest::{Digest, NoDigest};
 pub use error::{Problem, WeightsError, WeightsErrorKind};
 pub use format::PackFormat;
 pub use gather::{GatherPlan, Piece, Program};

@@ -52,7 +52,8 @@ pub fn match_names<'a>(map: &'a RefitMap, weights: &'a StateDict, options: Match
 }
 
 impl Names<'_> {
-    /// Checks shapes, dtypes and values. Floats of another width fit: they are converted on the way to the slots.
+    /// Checks shapes, dtypes and values, and contents where a digest is given. Floats of another width fit: they are
+    /// converted on the way to the slots.
     ///
     /// # Errors
     /// All problems at once: missing names, then what does not fit, each in the engine's order, then unknown names, then
@@ -60,7 +61,7 @@ impl Names<'_> {
     pub fn check(
         self,
         map: &RefitMap,
-        digests: Option<&[Digest]>,
+        digests: Option<&[Option<Digest>]>,
         options: MatchOptions,
     ) -> Result<Matched, Vec<Problem>> {
         let Names { mut given, missing: mut problems, unknown } = self;
@@ -125,7 +126,7 @@ fn edit_distance(a: &str, b: &str) -> usize {
 fn check_values(
     map: &RefitMap,
     given: &BTreeMap<usize, (&str, &Tensor)>,
-    digests: Option<&[Digest]>,
+    digests: Option<&[Option<Digest>]>,
     options: MatchOptions,
 ) -> Vec<Problem> {
     let check = |(&index, &(name, tensor)): (&usize, &(&str, &Tensor))| {
@@ -133,9 +134,9 @@ fn check_values(
         if count > 0 {
             return Some(Problem::NonFinite { name: name.into(), count });
         }
-        let expected = digests.and_then(|d| d.get(index))?;
+        let expected = (*digests?.get(index)?)?;
         let found = Digest::of(&tensor.cast(map.sources[index].dtype));
-        (found != *expected).then(|| Problem::NotIdentical { name: name.into() })
+        (found != expected).then(|| Problem::NotIdentical { name: name.into() })
     };
     given.par_iter().filter_map(check).collect()
 }

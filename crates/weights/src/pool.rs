@@ -1,33 +1,62 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use regraft_tensor::AlignedVec;
+use regraft_tensor::{AlignedVec, Buffer};
 
 /// One slot's bytes in their pack format. When the last generation that holds it lets go, its memory goes back to the
 /// pool it came from.
 #[derive(Debug)]
-pub struct Slot {
-    data: AlignedVec,
-    len: usize,
-    pool: Arc<SlotPool>,
+pub struct Slot(Memory);
+
+#[derive(Debug)]
+enum Memory {
+    Pooled {
+        data: AlignedVec,
+        len: usize,
+        pool: Arc<SlotPool>,
+    },
+    /// Of an engine file: shared with the page cache, and no pool's.
+    Mapped(Buffer),
 }
 
 impl Slot {
+    /// A slot that lies in an engine file, whose memory no pool counts.
+    pub fn mapped(buffer: Buffer) -> Slot {
+        Slot(Memory::Mapped(buffer))
+    }
+
+    fn pooled(data: AlignedVec, len: usize, pool: &Arc<SlotPool>) -> Slot {
+        Slot(Memory::Pooled { data, len, pool: pool.clone() })
+    }
+
     /// The bytes.
     pub fn bytes(&self) -> &[u8] {
-        self.data.bytes()
+        match &self.0 {
+            Memory::Pooled { data, .. } => data.bytes(),
+            Memory::Mapped(buffer) => buffer.bytes(),
+        }
     }
 
     /// The bytes of a slot that no generation holds yet; contents are unspecified. Memory that the pool had none of is
     /// allocated by the first call, on the thread that fills it.
+    ///
+    /// # Panics
+    /// When the slot lies in a file: such are made full, and never written.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        self.data.resize(self.len);
-        self.data.bytes_mut()
+        match &mut self.0 {
+            Memory::Pooled { data, len, .. } => {
+                data.resize(*len);
+                data.bytes_mut()
+            }
+            Memory::Mapped(_) => panic!("a slot of a file is not written"),
+        }
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.pool.give_back(std::mem::take(&mut self.data), self.len);
+        if let Memory::Pooled { data, len, pool } = &mut self.0 {
+            pool.give_back(std::mem::take(data), *len);
+        }
     }
 }
 
@@ -93,18 +122,14 @@ impl SlotPool {
         state.in_use += needed;
         debug_assert!(reused <= needed);
         drop(state);
-        let slot = |(data, len): (Option<AlignedVec>, &usize)| Slot {
-            data: data.unwrap_or_default(),
-            len: *len,
-            pool: self.clone(),
-        };
+        let slot = |(data, len): (Option<AlignedVec>, &usize)| Slot::pooled(data.unwrap_or_default(), *len, self);
         Ok(found.into_iter().zip(lens).map(slot).collect())
     }
 
     /// A slot that holds a copy of `bytes`, whatever the limit.
     pub fn copy_of(self: &Arc<Self>, bytes: &[u8]) -> Slot {
         self.lock().in_use += footprint(bytes.len());
-        Slot { data: AlignedVec::copy_of(bytes), len: bytes.len(), pool: self.clone() }
+        Slot::pooled(AlignedVec::copy_of(bytes), bytes.len(), self)
     }
 
     /// Sets the most bytes that slots, in use and waiting for reuse, may take from now on. What is in use already stays.

@@ -62,6 +62,15 @@ impl Isa {
         }
     }
 
+    /// The processor features that code for this instruction set is compiled with, in order.
+    pub fn features(self) -> &'static [&'static str] {
+        match self {
+            Isa::Portable => &[],
+            Isa::Avx2 => &["avx2", "fma"],
+            Isa::Avx512 => &["avx2", "avx512bw", "avx512dq", "avx512f", "avx512vl", "fma"],
+        }
+    }
+
     /// `self`, known to run here: the one gate in front of every `target_feature` call.
     ///
     /// # Panics

@@ -1,4 +1,4 @@
-use regraft::{Mode, RefitOptions};
+use regraft::{KeepSources, Mode, RefitOptions};
 
 use super::{about_weights, check_writable, load, path_json, save, tell_refit};
 use crate::{
@@ -27,7 +27,8 @@ pub(super) fn run(args: &BindArgs, out: &mut Output) -> Result<(), Failure> {
     };
     let with_report = args.report.as_deref().map(|path| (path, &report));
     let mode = Mode::from(args.mode);
-    let written = save(&model, mode, &args.output, with_report, out)?;
+    let keep = args.keep_sources.map_or(KeepSources::default(), KeepSources::from);
+    let written = save(&model, (mode, keep), &args.output, with_report, out)?;
     tell_refit(&report, model.refit_map().sources.len(), out);
     out.line("wrote", format!("{}, {mode}, {}", args.output.display(), output::bytes(written)));
     out.fact("engine", path_json(&args.output));

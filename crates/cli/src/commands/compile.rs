@@ -1,13 +1,13 @@
 use std::{fs, path::Path, time::Instant};
 
 use regraft::{
-    AtomicFile, CompileOptions, Compiled, Mode, Observer,
+    AtomicFile, CacheUse, CompileOptions, Compiled, KeepSources, Mode, Observer,
     ir::{Graph, text},
 };
 use serde_json::Value;
 
 use super::{
-    check_writable, file_size, histogram, inputs, named_types, path_json, tell_engine_facts, tune, write_engine,
+    cache, check_writable, file_size, histogram, inputs, named_types, path_json, tell_engine_facts, tune, write_engine,
 };
 use crate::{
     args::{CompileArgs, ModeArg},
@@ -23,8 +23,19 @@ pub(super) fn run(args: &CompileArgs, out: &mut Output) -> Result<(), Failure> {
     }
     let mut stages = Stages::new(args);
     let mode = args.mode.unwrap_or(ModeArg::Refittable).into();
-    let tune = tune::options(&args.tune)?;
-    let options = CompileOptions { mode, identical: args.identical, threads: args.threads.get(), tune };
+    // Stages and records are seen only by building.
+    let builds = !args.dump.is_empty() || args.dump_dir.is_some() || args.tune.save_tune_records.is_some();
+    let options = CompileOptions {
+        mode,
+        keep_sources: args.keep_sources.map_or(KeepSources::default(), KeepSources::from),
+        identical: args.identical,
+        threads: args.threads.get(),
+        tune: tune::options(args)?,
+        cache: if builds { None } else { cache::for_compile(&args.cache, out)? },
+    };
+    if args.keep_sources.is_some() && mode != Mode::Refittable {
+        return Err(Failure::usage("--keep-sources is about refittable engines; the others keep no sources"));
+    }
     let compiled = {
         let _busy = out.busy(format!("compiling {}", args.program.display()));
         regraft::compile(&args.program, &options, &mut stages)?
@@ -33,7 +44,7 @@ pub(super) fn run(args: &CompileArgs, out: &mut Output) -> Result<(), Failure> {
     stages.add_engine(&compiled);
     stages.check_names(&args.dump)?;
     tell(args, &compiled, &stages, out);
-    tune::tell(&args.tune, &options.tune, &compiled, out)?;
+    tune::tell(args, &options.tune, &compiled, out)?;
     match (&args.dump_dir, to_stdout) {
         (Some(directory), _) => stages.write(directory, out)?,
         (None, true) => stages.print(out),
@@ -59,7 +70,7 @@ fn check_mode(args: &CompileArgs, compiled: &Compiled) -> Result<(), Failure> {
     match args.mode {
         Some(ModeArg::Refittable) if engine.mode == Mode::Stripped => Err(no_weights("--mode refittable")),
         Some(ModeArg::Frozen) if engine.mode == Mode::Stripped => Err(no_weights("--mode frozen")),
-        _ if args.identical && engine.identical.is_none() => Err(no_weights("--identical")),
+        _ if args.identical && !engine.identical => Err(no_weights("--identical")),
         _ => Ok(()),
     }
 }
@@ -91,9 +102,14 @@ fn tell(args: &CompileArgs, compiled: &Compiled, stages: &Stages<'_>, out: &mut 
     let unused = if unused == 0 { String::new() } else { format!(", {unused} of them not needed") };
     let slots = output::count(engine.plan.slots.len(), "slot");
     out.line("split", format!("{slots}, {}, from {sources}{unused}", output::bytes(engine.slot_bytes() as u64)));
-    let identical = if engine.identical.is_some() { ", identical" } else { "" };
+    let identical = if engine.identical { ", identical" } else { "" };
     let seconds = output::milliseconds((compiled.import_seconds + compiled.build_seconds) * 1e3);
-    out.line("built", format!("{}{identical} for {} in {seconds}", engine.mode, engine.target));
+    let built = format!("{}{identical} for {} in {seconds}", engine.mode, engine.target);
+    match &compiled.cache {
+        CacheUse::Hit { .. } => out.line("cached", format!("{built}: the engine was in the cache")),
+        CacheUse::Off | CacheUse::Built { .. } => out.line("built", built),
+    }
+    tell_cache(&compiled.cache, out);
     if args.mode.is_none() && engine.mode == Mode::Stripped {
         out.note("the program was saved without weights, so the engine is stripped; regraft bind gives it weights");
     }
@@ -103,6 +119,22 @@ fn tell(args: &CompileArgs, compiled: &Compiled, stages: &Stages<'_>, out: &mut 
     out.fact("program_nodes", compiled.nodes);
     out.fact("import_seconds", compiled.import_seconds);
     out.fact("build_seconds", compiled.build_seconds);
+}
+
+fn tell_cache(cache: &CacheUse, out: &mut Output) {
+    let (name, key) = match cache {
+        CacheUse::Off => ("off", None),
+        CacheUse::Hit { key } => ("hit", Some(key)),
+        CacheUse::Built { key, stored, warnings } => {
+            warnings.iter().for_each(|warning| out.note(warning));
+            (if *stored { "stored" } else { "not_stored" }, Some(key))
+        }
+    };
+    if let Some(key) = key {
+        out.detail("key", key.to_string());
+        out.fact("cache_key", key.to_string());
+    }
+    out.fact("cache", name);
 }
 
 /// The texts of the stages that were asked for, in order, and a line per pass.

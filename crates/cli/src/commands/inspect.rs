@@ -1,7 +1,7 @@
-use regraft::{Engine, Mode, ir::text};
+use regraft::{Engine, Kept, ManifestEntry, Mode, ir::text};
 use serde_json::{Value, json};
 
-use super::{file_size, histogram, inputs, named_types, outputs, path_json, read_engine, tell_engine_facts};
+use super::{file_size, histogram, inputs, named_types, open_engine, outputs, path_json, tell_engine_facts};
 use crate::{
     args::InspectArgs,
     failure::Failure,
@@ -9,7 +9,7 @@ use crate::{
 };
 
 pub(super) fn run(args: &InspectArgs, out: &mut Output) -> Result<(), Failure> {
-    let engine = read_engine(&args.engine)?;
+    let engine = open_engine(&args.engine)?;
     tell(args, &engine, out);
     if args.kernels {
         kernels(&engine, out);
@@ -19,6 +19,9 @@ pub(super) fn run(args: &InspectArgs, out: &mut Output) -> Result<(), Failure> {
     }
     if args.slots {
         slots(&engine, out);
+    }
+    if args.manifest {
+        manifest(&engine, out);
     }
     if args.plan {
         let plan = text::print(&engine.plan.graph);
@@ -33,7 +36,7 @@ pub(super) fn run(args: &InspectArgs, out: &mut Output) -> Result<(), Failure> {
 fn tell(args: &InspectArgs, engine: &Engine, out: &mut Output) {
     let (graph, map) = (&engine.plan.graph, &engine.refit_map);
     let size = file_size(&args.engine);
-    let identical = if engine.identical.is_some() { ", identical" } else { "" };
+    let identical = if engine.identical { ", identical" } else { "" };
     out.line("engine", format!("{}, {}{identical}, {}", args.engine.display(), engine.mode, output::bytes(size)));
     out.line("target", engine.target.to_string());
     for (i, symbol) in graph.symbols.iter().enumerate() {
@@ -56,7 +59,15 @@ fn tell(args: &InspectArgs, engine: &Engine, out: &mut Output) {
     let count = output::count(map.sources.len(), "source");
     let kinds = if kinds.is_empty() { String::new() } else { format!(" ({kinds})") };
     let total = output::bytes(engine.source_bytes() as u64);
-    out.line("sources", format!("{count}{kinds}, {total}; {} of them in the file", output::bytes(held as u64)));
+    let mut sources = format!("{count}{kinds}, {total}; {} of them in the file", output::bytes(held as u64));
+    let mut files: Vec<_> = engine.files.iter().flatten().map(|file| file.display().to_string()).collect();
+    files.sort();
+    files.dedup();
+    if !files.is_empty() {
+        let referenced = output::count(engine.files.iter().flatten().count(), "source");
+        sources.push_str(&format!(", {referenced} in {}", files.join(", ")));
+    }
+    out.line("sources", sources);
     let formats: Vec<String> = engine.plan.slots.iter().map(|l| l.format.to_string()).collect();
     let formats = histogram(formats.iter().map(String::as_str), 4);
     let slots = output::count(engine.plan.slots.len(), "slot");
@@ -126,6 +137,27 @@ fn sources(engine: &Engine, out: &mut Output) {
     }
     out.table(&["source", "kind", "type", "bytes", "slots"], &rows);
     out.fact("source_list", facts);
+}
+
+fn manifest(engine: &Engine, out: &mut Output) {
+    let mut rows = Vec::new();
+    let mut facts: Vec<Value> = Vec::new();
+    for ManifestEntry { info, digest, kept } in engine.manifest() {
+        let digest = digest.map(|digest| digest.to_string());
+        let (kept, file) = match kept {
+            Kept::Embedded => ("engine".to_owned(), None),
+            Kept::File(file) => (file.display().to_string(), Some(path_json(file))),
+            Kept::Nowhere => ("nowhere".to_owned(), None),
+        };
+        facts.push(json!({
+            "name": info.name, "aliases": info.aliases, "dtype": info.dtype.name(), "shape": info.shape,
+            "digest": digest, "in_engine": kept == "engine", "file": file,
+        }));
+        let short = digest.map_or_else(|| "unknown".to_owned(), |digest| digest[..12].to_owned());
+        rows.push(vec![info.name.clone(), info.type_text(), short, kept]);
+    }
+    out.table(&["source", "type", "digest", "kept in"], &rows);
+    out.fact("manifest", facts);
 }
 
 fn slots(engine: &Engine, out: &mut Output) {

@@ -2,6 +2,8 @@
 
 mod bench;
 mod bind;
+mod cache;
+mod check;
 mod compile;
 mod completions;
 mod diff;
@@ -9,12 +11,13 @@ mod inspect;
 mod refit;
 mod run;
 mod samples;
+mod strip;
 mod tune;
 
 use std::{collections::BTreeMap, fs, io::Write, path::Path};
 
 use regraft::{
-    AtomicFile, Engine, Mode, Model, RefitReport, Threads,
+    AtomicFile, Engine, KeepSources, Mode, Model, RefitReport, Threads,
     ir::{Graph, TensorType},
 };
 use serde_json::{Value, json};
@@ -32,23 +35,32 @@ pub(crate) fn run(command: &Command, out: &mut Output) -> Result<(), Failure> {
         Command::Run(args) => run::run(args, out),
         Command::Refit(args) => refit::run(args, out),
         Command::Bind(args) => bind::run(args, out),
+        Command::Strip(args) => strip::run(args, out),
+        Command::Check(args) => check::run(args, out),
         Command::Diff(args) => diff::run(args, out),
         Command::Inspect(args) => inspect::run(args, out),
         Command::Bench(args) => bench::run(args, out),
+        Command::Cache(args) => cache::run(args, out),
         Command::Completions(args) => completions::run(args, out),
     }
 }
 
-/// Reads an engine file.
+/// Reads an engine file, every byte of it.
 fn read_engine(path: &Path) -> Result<Engine, Failure> {
     Engine::read(path).map_err(|e| Failure::from(regraft::Error::from(e)).about(path))
+}
+
+/// Opens an engine file without reading its weights.
+fn open_engine(path: &Path) -> Result<Engine, Failure> {
+    Engine::open(path).map_err(|e| Failure::from(regraft::Error::from(e)).about(path))
 }
 
 /// Loads an engine for this machine.
 fn load(path: &Path, threads: Threads, out: &Output) -> Result<Model, Failure> {
     let _busy = out.busy(format!("loading {}", path.display()));
-    let engine = read_engine(path)?;
-    Model::new(engine, regraft::cpu(threads)).map_err(|e| Failure::from(e).about(path))
+    let model = regraft::model(open_engine(path)?, regraft::cpu(threads)).map_err(|e| Failure::from(e).about(path))?;
+    model.check_file().map_err(|e| Failure::from(e).about(path))?;
+    Ok(model)
 }
 
 /// Fails now when `path` cannot be written, rather than after all the work.
@@ -65,13 +77,13 @@ fn write_engine(engine: &Engine, path: &Path, out: &Output) -> Result<u64, Failu
 /// Saves a model with its report: both files or, when anything fails before the end, none.
 fn save(
     model: &Model,
-    mode: Mode,
+    (mode, keep): (Mode, KeepSources),
     path: &Path,
     report: Option<(&Path, &RefitReport)>,
     out: &Output,
 ) -> Result<u64, Failure> {
     let report = report.map(|(path, report)| begin_report(path, report)).transpose()?;
-    let written = write_engine(&model.to_engine(mode)?, path, out)?;
+    let written = write_engine(&model.to_engine(mode, keep)?, path, out)?;
     report.map(AtomicFile::commit).transpose()?;
     Ok(written)
 }
@@ -181,8 +193,14 @@ fn tell_engine_facts(engine: &Engine, out: &mut Output) {
         .collect();
     out.fact("mode", engine.mode.to_string());
     let target = &engine.target;
-    out.fact("target", json!({"backend": target.backend, "arch": target.arch, "level": target.level}));
-    out.fact("identical", engine.identical.is_some());
+    out.fact(
+        "target",
+        json!({"backend": target.backend, "arch": target.arch, "level": target.level, "features": target.features}),
+    );
+    out.fact("identical", engine.identical);
+    if engine.mode == Mode::Refittable {
+        out.fact("keep_sources", engine.keep_sources().name());
+    }
     out.fact("dims", dims);
     out.fact("inputs", inputs(graph).map(type_json).collect::<Vec<_>>());
     out.fact("outputs", outputs(graph).map(type_json).collect::<Vec<_>>());

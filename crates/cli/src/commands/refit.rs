@@ -3,7 +3,7 @@ use std::{
     sync::Arc,
 };
 
-use regraft::{Adapter, Mode, Model, Phase, Refit, RefitObserver, RefitOptions, Staged};
+use regraft::{Adapter, KeepSources, Mode, Model, Phase, Refit, RefitObserver, RefitOptions, Staged};
 
 use super::{about_weights, check_writable, load, path_json, samples, save, tell_refit};
 use crate::{
@@ -41,7 +41,8 @@ pub(super) fn run(args: &RefitArgs, out: &mut Output) -> Result<(), Failure> {
     }
     let report = staged.publish()?;
     let with_report = args.report.as_deref().map(|path| (path, &report));
-    let written = save(&model, Mode::Refittable, &args.output, with_report, out)?;
+    let keep = args.keep_sources.map_or(model.keep_sources(), KeepSources::from);
+    let written = save(&model, (Mode::Refittable, keep), &args.output, with_report, out)?;
     tell_refit(&report, model.refit_map().sources.len(), out);
     out.line("wrote", format!("{}, {}", args.output.display(), output::bytes(written)));
     out.fact("engine", path_json(&args.output));

@@ -1,41 +1,38 @@
 //! What `compile` does about tuning.
 
-use std::{env, path::PathBuf, sync::Arc};
+use std::sync::Arc;
 
-use regraft::{Compiled, Records, Tune, TuneMode};
+use regraft::{CacheUse, Compiled, Records, Tune, TuneMode};
 use serde_json::json;
 
 use super::{check_writable, path_json};
 use crate::{
-    args::TuneFlags,
+    args::CompileArgs,
     failure::Failure,
     output::{self, Output},
 };
 
 /// What the flags ask for. What is measured is kept for other builds of the user.
-pub(super) fn options(flags: &TuneFlags) -> Result<Tune, Failure> {
+pub(super) fn options(args: &CompileArgs) -> Result<Tune, Failure> {
+    let flags = &args.tune;
     flags.save_tune_records.as_deref().map_or(Ok(()), check_writable)?;
     let pinned = match &flags.tune_records {
         Some(path) => Some(Arc::new(Records::open(path).map_err(regraft::Error::from)?)),
         None => None,
     };
-    let cache_dir = cache_folder().map(|folder| folder.join("tuning"));
+    let folder = if args.cache.no_cache { None } else { args.cache.cache_dir.clone().or_else(regraft::cache_folder) };
+    let cache_dir = folder.map(|folder| folder.join("tuning"));
     Ok(Tune { mode: flags.tune.unwrap_or_default().into(), pinned, cache_dir })
 }
 
-/// `REGRAFT_CACHE_DIR`, otherwise `regraft` in the user's cache folder; `None` when the environment names neither.
-fn cache_folder() -> Option<PathBuf> {
-    let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let of_user = || set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));
-    set("REGRAFT_CACHE_DIR").or_else(|| of_user().map(|folder| folder.join("regraft")))
-}
-
 /// Says how kernels were chosen, and saves the records where that is asked for.
-pub(super) fn tell(flags: &TuneFlags, tune: &Tune, compiled: &Compiled, out: &mut Output) -> Result<(), Failure> {
+pub(super) fn tell(args: &CompileArgs, tune: &Tune, compiled: &Compiled, out: &mut Output) -> Result<(), Failure> {
     compiled.tune_warnings.iter().for_each(|warning| out.note(warning));
     let report = &compiled.tune_report;
     let problems = |count| output::count(count, "problem");
-    if tune.pinned.is_some() {
+    if matches!(compiled.cache, CacheUse::Hit { .. }) {
+        // The same choices were made when it was built.
+    } else if tune.pinned.is_some() {
         let missing = match report.unpinned_missing {
             0 => String::new(),
             missing => format!(", {missing} not in the records"),
@@ -55,12 +52,12 @@ pub(super) fn tell(flags: &TuneFlags, tune: &Tune, compiled: &Compiled, out: &mu
             "pinned": report.pinned,
             "unpinned_missing": report.unpinned_missing,
             "seconds": report.seconds,
-            "records": compiled.records.digest().to_string(),
+            "records": compiled.records.as_ref().map(|records| records.digest().to_string()),
         }),
     );
-    if let Some(path) = &flags.save_tune_records {
-        compiled.records.save(path)?;
-        out.line("saved", format!("{}, {}", path.display(), problems(compiled.records.len())));
+    if let (Some(path), Some(records)) = (&args.tune.save_tune_records, &compiled.records) {
+        records.save(path)?;
+        out.line("saved", format!("{}, {}", path.display(), problems(records.len())));
         out.fact("tune_records", path_json(path));
     }
     Ok(())

@@ -25,12 +25,12 @@ pub enum ContainerErrorKind {
         help: &'static str,
     },
     /// The file was written by another version of Regraft.
-    #[error("expected format version {supported}, found {found}\n  help: {}", version_help(*found, *supported))]
+    #[error("expected format version {}, found {found}\n  help: {}", one_of(supported), version_help(*found, supported))]
     Version {
         /// Version of the file.
         found: u32,
-        /// Version that is read here.
-        supported: u32,
+        /// Versions that are read here, oldest first.
+        supported: Vec<u32>,
     },
     /// The file is shorter than it was when it was written.
     #[error("the file is cut short: expected {expected} bytes, found {found}\n  help: {COPY_AGAIN}")]
@@ -68,8 +68,12 @@ pub enum ContainerErrorKind {
 
 const COPY_AGAIN: &str = "copy the file again; if the original is damaged too, compile the model again";
 
-fn version_help(found: u32, supported: u32) -> &'static str {
-    if found > supported {
+fn one_of(versions: &[u32]) -> String {
+    versions.iter().map(u32::to_string).collect::<Vec<_>>().join(" or ")
+}
+
+fn version_help(found: u32, supported: &[u32]) -> &'static str {
+    if supported.iter().all(|&version| found > version) {
         "a newer Regraft wrote the file; upgrade this one, or compile the model again with it"
     } else {
         "an older Regraft wrote the file; compile the model again with this one"

@@ -32,6 +32,8 @@ pub(super) struct Entry {
 /// The checked table of a file.
 #[derive(Clone, Debug)]
 pub(super) struct Table {
+    /// Version of the format.
+    pub(super) version: u32,
     pub(super) entries: Vec<Entry>,
     /// Digest of header and table, and so of everything in the file.
     pub(super) digest: Digest,
@@ -89,17 +91,18 @@ pub(super) fn digest_of(bytes: &[u8]) -> Digest {
     *hasher.finalize().as_bytes()
 }
 
-/// Reads header and section table of `file` and checks everything in the file but the digests of the sections.
-pub(super) fn parse(file: &[u8], format: &Format) -> Result<Table, Kind> {
-    let header = parse_header(file, format)?;
+/// Reads header and section table of `file`, which is of one of `formats`, and checks everything in the file but the
+/// digests of the sections.
+pub(super) fn parse(file: &[u8], formats: &[&Format]) -> Result<Table, Kind> {
+    let (header, format) = parse_header(file, formats)?;
     let table = checked_table(file, &header, format)?;
     check_length(file, header.file_len)?;
     let entries = parse_entries(table, format)?;
     check_layout(file, &header, &entries)?;
-    Ok(Table { entries, digest: header.digest })
+    Ok(Table { version: format.version, entries, digest: header.digest })
 }
 
-fn parse_header(file: &[u8], format: &Format) -> Result<Header, Kind> {
+fn parse_header<'f>(file: &[u8], formats: &[&'f Format]) -> Result<(Header, &'f Format), Kind> {
     if !file.starts_with(&MAGIC) {
         return Err(sniff::other_file(file));
     }
@@ -107,14 +110,16 @@ fn parse_header(file: &[u8], format: &Format) -> Result<Header, Kind> {
         return Err(Kind::Truncated { expected: HEADER_LEN as u64, found: file.len() as u64 });
     };
     let version = fields.u32();
-    if version != format.version {
-        return Err(Kind::Version { found: version, supported: format.version });
-    }
+    let Some(format) = formats.iter().find(|format| format.version == version) else {
+        let supported = formats.iter().map(|format| format.version).collect();
+        return Err(Kind::Version { found: version, supported });
+    };
     let flags = fields.u32();
     if flags != 0 {
         return Err(Kind::corrupt("header", format!("expected no flags, found {flags:#x}")));
     }
-    Ok(Header { file_len: fields.u64(), sections: fields.u32(), table_end: fields.u32(), digest: fields.digest() })
+    let (file_len, sections, table_end) = (fields.u64(), fields.u32(), fields.u32());
+    Ok((Header { file_len, sections, table_end, digest: fields.digest() }, format))
 }
 
 /// The entries of the section table as bytes, once the digest has shown that header and table are sound.

@@ -39,10 +39,10 @@ pub use error::{ContainerError, ContainerErrorKind};
 pub use read::{Container, SectionInfo, Verify};
 pub use write::ContainerWriter;
 
-/// A version of a container's content: which sections there are.
+/// A version of a container's content: which sections there are. A reader takes a list of them, oldest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Format {
-    /// Version; a file of another one is refused.
+    /// Version.
     pub version: u32,
     /// The kinds of section that this version has. Each stands in a file at most once.
     pub sections: &'static [SectionKind],

@@ -18,15 +18,15 @@ pub enum Verify {
     #[default]
     All,
     /// Everything but the sections of [`SectionClass::Weights`], which stay unread; damage there goes unnoticed until
-    /// [`Container::verify_section`] is asked. For files that were verified before and that nobody writes to.
+    /// [`Container::verify_weights`] is asked.
     Metadata,
 }
 
-/// A container mapped into memory, of which everything has been checked but what [`Verify`] leaves out.
+/// A container in memory, mostly mapped, of which everything has been checked but what [`Verify`] leaves out.
 #[derive(Debug, Clone)]
 pub struct Container {
     path: PathBuf,
-    file: MappedFile,
+    file: Buffer,
     table: Table,
 }
 
@@ -44,22 +44,33 @@ pub struct SectionInfo {
 }
 
 impl Container {
-    /// Maps the file at `path` and checks it.
+    /// Maps the file at `path`, which is of one of `formats`, and checks it.
     ///
     /// # Errors
     /// When the file cannot be read, is no container, is one of another version, or is damaged.
-    pub fn open(path: impl AsRef<Path>, format: &Format, verify: Verify) -> Result<Self, ContainerError> {
+    pub fn open(path: impl AsRef<Path>, formats: &[&Format], verify: Verify) -> Result<Self, ContainerError> {
         let path = path.as_ref();
-        Self::open_checked(path, format, verify).map_err(|kind| ContainerError::new(path, kind))
+        let file = map(path).map_err(|kind| ContainerError::new(path, kind))?;
+        Self::from_buffer(path, file, formats, verify)
     }
 
-    fn open_checked(path: &Path, format: &Format, verify: Verify) -> Result<Self, Kind> {
-        let file = map(path)?;
-        let table = layout::parse(file.bytes(), format)?;
+    /// A container in memory; `name` is what errors call it.
+    ///
+    /// # Errors
+    /// As [`Container::open`].
+    pub fn from_buffer(
+        name: impl AsRef<Path>,
+        file: Buffer,
+        formats: &[&Format],
+        verify: Verify,
+    ) -> Result<Self, ContainerError> {
+        let path = name.as_ref();
+        let error = |kind| ContainerError::new(path, kind);
+        let table = layout::parse(file.bytes(), formats).map_err(error)?;
         let container = Container { path: path.to_path_buf(), file, table };
         for entry in &container.table.entries {
             if verify == Verify::All || entry.kind.class == SectionClass::Metadata {
-                entry.verify(container.file.bytes())?;
+                entry.verify(container.file.bytes()).map_err(error)?;
             }
         }
         Ok(container)
@@ -68,6 +79,11 @@ impl Container {
     /// The file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Version of its format.
+    pub fn version(&self) -> u32 {
+        self.table.version
     }
 
     /// A digest of the whole content: it covers the digest of each section.
@@ -90,16 +106,17 @@ impl Container {
 
     /// The bytes of a section if the file has it.
     pub fn optional_section(&self, kind: SectionKind) -> Option<Buffer> {
-        Buffer::mapped(&self.file, self.entry(kind)?.range()?)
+        self.file.slice(self.entry(kind)?.range()?)
     }
 
-    /// Compares a section with its digest, which [`Verify::Metadata`] leaves out for weights.
+    /// Compares the sections of [`SectionClass::Weights`] with their digests, which [`Verify::Metadata`] leaves out.
     ///
     /// # Errors
-    /// When the section is damaged or missing.
-    pub fn verify_section(&self, kind: SectionKind) -> Result<(), ContainerError> {
-        let entry = self.entry(kind).ok_or_else(|| self.missing(kind))?;
-        entry.verify(self.file.bytes()).map_err(|kind| ContainerError::new(&self.path, kind))
+    /// When one is damaged.
+    pub fn verify_weights(&self) -> Result<(), ContainerError> {
+        let weights = self.table.entries.iter().filter(|entry| entry.kind.class == SectionClass::Weights);
+        let mut found = weights.map(|entry| entry.verify(self.file.bytes()));
+        found.try_for_each(|found| found.map_err(|kind| ContainerError::new(&self.path, kind)))
     }
 
     fn entry(&self, kind: SectionKind) -> Option<&Entry> {
@@ -112,7 +129,7 @@ impl Container {
 }
 
 /// Maps a regular file. Anything else is refused before it is opened: opening a pipe waits for its writer.
-fn map(path: &Path) -> Result<MappedFile, Kind> {
+fn map(path: &Path) -> Result<Buffer, Kind> {
     let found = fs::metadata(path).map_err(Kind::reading)?;
     if found.is_dir() {
         return Err(sniff::directory());
@@ -120,7 +137,7 @@ fn map(path: &Path) -> Result<MappedFile, Kind> {
     if !found.is_file() {
         return Err(sniff::special_file());
     }
-    MappedFile::open(path).map_err(|error| Kind::reading(system_error(&error)))
+    MappedFile::open(path).map(Buffer::from).map_err(|error| Kind::reading(system_error(&error)))
 }
 
 /// The error of the system in `error`, which names the file a second time otherwise.

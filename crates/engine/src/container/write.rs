@@ -1,5 +1,5 @@
 use std::{
-    io::{self, Seek, SeekFrom, Write},
+    io::{self, Cursor, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
 
@@ -12,14 +12,15 @@ use crate::atomic_file::AtomicFile;
 /// Bytes that are hashed and then written while they are in the cache.
 const PIECE: usize = 4 << 20;
 
-/// Writes a container, section after section, under a temporary name; [`ContainerWriter::finish`] puts it in its place.
+/// Writes a container, section after section: to a file under a temporary name that [`ContainerWriter::finish`] puts in its
+/// place, or to memory.
 ///
 /// Dropping the writer, or any error, removes the temporary file and leaves what was at the path before.
 #[derive(Debug)]
-pub struct ContainerWriter {
+pub struct ContainerWriter<W = AtomicFile> {
     path: PathBuf,
     /// `None` after an error.
-    encoder: Option<Encoder<AtomicFile>>,
+    encoder: Option<Encoder<W>>,
 }
 
 impl ContainerWriter {
@@ -30,7 +31,42 @@ impl ContainerWriter {
     pub fn create(path: impl AsRef<Path>, format: &'static Format) -> Result<Self, ContainerError> {
         let path = path.as_ref().to_path_buf();
         let file = AtomicFile::create(&path)?;
-        match Encoder::new(file, format) {
+        Self::new(path, file, format)
+    }
+
+    /// Writes the header, brings everything to the disk, and the file to its place. Returns its length in bytes.
+    ///
+    /// # Errors
+    /// When it cannot be written; the temporary file is gone then.
+    pub fn finish(mut self) -> Result<u64, ContainerError> {
+        let (file, len) = self.take()?.finish().map_err(|kind| ContainerError::new(&self.path, kind))?;
+        file.commit()?;
+        Ok(len)
+    }
+}
+
+impl ContainerWriter<Cursor<Vec<u8>>> {
+    /// Begins a container in memory; `name` is what errors call it.
+    ///
+    /// # Errors
+    /// None in practice: memory takes what it is given.
+    pub fn in_memory(name: impl AsRef<Path>, format: &'static Format) -> Result<Self, ContainerError> {
+        Self::new(name.as_ref().to_path_buf(), Cursor::default(), format)
+    }
+
+    /// Writes the header, and returns the bytes of the container.
+    ///
+    /// # Errors
+    /// After an error of a section.
+    pub fn into_bytes(mut self) -> Result<Vec<u8>, ContainerError> {
+        let (bytes, _) = self.take()?.finish().map_err(|kind| ContainerError::new(&self.path, kind))?;
+        Ok(bytes.into_inner())
+    }
+}
+
+impl<W: Write + Seek> ContainerWriter<W> {
+    fn new(path: PathBuf, out: W, format: &'static Format) -> Result<Self, ContainerError> {
+        match Encoder::new(out, format) {
             Ok(encoder) => Ok(ContainerWriter { path, encoder: Some(encoder) }),
             Err(kind) => Err(ContainerError::new(path, kind)),
         }
@@ -67,17 +103,7 @@ impl ContainerWriter {
         Ok(offsets)
     }
 
-    /// Writes the header, brings everything to the disk, and the file to its place. Returns its length in bytes.
-    ///
-    /// # Errors
-    /// When it cannot be written; the temporary file is gone then.
-    pub fn finish(mut self) -> Result<u64, ContainerError> {
-        let (file, len) = self.take()?.finish().map_err(|kind| ContainerError::new(&self.path, kind))?;
-        file.commit()?;
-        Ok(len)
-    }
-
-    fn take(&mut self) -> Result<Encoder<AtomicFile>, ContainerError> {
+    fn take(&mut self) -> Result<Encoder<W>, ContainerError> {
         let failed = || Kind::writing("go on writing the file", io::Error::other("an earlier section failed"));
         self.encoder.take().ok_or_else(|| ContainerError::new(&self.path, failed()))
     }

@@ -1,5 +1,6 @@
 //! A refit: match → check → compare → stage → publish → retire. Everything is checked before anything is computed.
 
+mod at_hand;
 mod compare;
 mod options;
 mod phases;
@@ -24,16 +25,21 @@ use regraft_weights::{
 pub use self::options::{Changed, RefitObserver, RefitOptions};
 pub use self::request::Refit;
 pub use self::staged::{Staged, publish_together};
-pub(crate) use self::{phases::phase, stage::make};
-use crate::{RuntimeError, RuntimeErrorKind};
+pub(crate) use self::{
+    at_hand::{at_hand, named},
+    phases::phase,
+    stage::make,
+};
+use crate::{RuntimeError, RuntimeErrorKind, program::WeightReader};
 
 /// The parts of a program that a refit works with.
 #[derive(Clone, Copy)]
 pub(crate) struct Parts<'a> {
     pub(crate) plan: &'a Plan,
     pub(crate) map: &'a RefitMap,
-    pub(crate) identical: Option<&'a [Digest]>,
+    pub(crate) identical: Option<&'a [Option<Digest>]>,
     pub(crate) backend: &'a dyn Backend,
+    pub(crate) reader: &'a WeightReader,
 }
 
 /// A change that was checked and not computed yet.
@@ -53,7 +59,7 @@ pub(crate) fn check(
     request: &Refit<'_>,
     report: &mut RefitReport,
 ) -> Result<Change, RuntimeError> {
-    let before: &[Arc<SourceContent>] = base.map_or(carried, |g| &g.sources);
+    let mut before = base.map_or(carried, |g| &g.sources).to_vec();
     let matched = match request.weights {
         Some((weights, options)) => given(parts, base, weights, options, request.observer, report)?,
         None => Matched::new(),
@@ -64,13 +70,15 @@ pub(crate) fn check(
     let adapted: BTreeSet<usize> = adapters.differing_sources(adapters_before).into_iter().collect();
     let affected = |s: usize| matched.contains_key(&s) || adapted.contains(&s);
     phase(Phase::Check, report, request.observer, |_| {
-        check_siblings(parts.map, &matched, before, &slots_of(parts.map, base.is_none(), affected))
+        let affected = slots_of(parts.map, base.is_none(), affected);
+        before = at_hand(parts, &before, &siblings(parts.map, &matched, &affected))?;
+        check_siblings(parts.map, &matched, &before, &affected)
     })?;
     let changed = phase(Phase::Compare, report, request.observer, |_| {
         let options = request.weights.map(|(_, options)| &options.changed);
         compare::changed(parts, &matched, base, options.unwrap_or(&Changed::All))
     });
-    let mut sources = before.to_vec();
+    let mut sources = before;
     for (&index, tensor) in matched.iter().filter(|(i, _)| changed.contains(i)) {
         sources[index] = Arc::new(SourceContent::new(parts.map.sources[index].dtype, Some(tensor.clone())));
     }
@@ -123,6 +131,12 @@ fn slots_of(map: &RefitMap, all: bool, chosen: impl Fn(usize) -> bool) -> Vec<us
     (0..map.recipes.len()).filter(|slot| all || depends(slot)).collect()
 }
 
+/// The sources of these slots that were not given.
+fn siblings(map: &RefitMap, given: &Matched, slots: &[usize]) -> BTreeSet<usize> {
+    let sources = slots.iter().flat_map(|&slot| &map.recipes[slot].sources).map(|&source| source as usize);
+    sources.filter(|source| !given.contains_key(source)).collect()
+}
+
 /// A slot made from several sources needs all of them when one changes.
 fn check_siblings(
     map: &RefitMap,
@@ -152,11 +166,18 @@ fn none_of(problems: Vec<Problem>, map: &RefitMap) -> Result<(), RuntimeError> {
     if problems.is_empty() { Ok(()) } else { Err(RuntimeErrorKind::fit(problems, map.sources.len()).into()) }
 }
 
-/// A generation's sources in the engine's dtypes with its adapters applied: what an engine file holds.
-pub(crate) fn merged_sources(parts: &Parts<'_>, generation: &Generation) -> Result<Vec<Option<Tensor>>, RuntimeError> {
+/// Those of a generation's sources that are `wanted`, in the engine's dtypes with its adapters applied: what an engine file
+/// holds.
+pub(crate) fn merged_sources(
+    parts: &Parts<'_>,
+    generation: &Generation,
+    wanted: impl Fn(usize) -> bool,
+) -> Result<Vec<Option<Tensor>>, RuntimeError> {
     let used: Vec<bool> = parts.map.slots_by_source().iter().map(|slots| !slots.is_empty()).collect();
+    let wanted: BTreeSet<usize> = (0..generation.sources.len()).filter(|&index| wanted(index)).collect();
+    let sources = at_hand(parts, &generation.sources, &wanted)?;
     let mut problems = Vec::new();
-    for (index, content) in generation.sources.iter().enumerate() {
+    for (index, content) in wanted.iter().map(|&index| (index, &sources[index])) {
         let name = || parts.map.sources[index].name.clone();
         match content.tensor().map(|t| t.buffer().changed_file()) {
             Some(Some(path)) => problems.push(Problem::FileChanged { name: name(), path: path.to_path_buf() }),
@@ -166,10 +187,12 @@ pub(crate) fn merged_sources(parts: &Parts<'_>, generation: &Generation) -> Resu
     }
     none_of(problems, parts.map)?;
     let tensor = |(index, content): (usize, &Arc<SourceContent>)| match content.converted() {
-        Some(tensor) => recipe::merged(parts, index, &tensor, &generation.adapters).map(Some),
-        None => Ok(None),
+        Some(tensor) if wanted.contains(&index) => {
+            recipe::merged(parts, index, &tensor, &generation.adapters).map(Some)
+        }
+        _ => Ok(None),
     };
-    generation.sources.iter().enumerate().map(tensor).collect()
+    sources.iter().enumerate().map(tensor).collect()
 }
 
 /// Computes the slots of a checked change.

@@ -84,11 +84,12 @@ impl Model {
     /// As [`Model::stage`].
     pub fn refit_exclusive(&self, weights: &StateDict, options: &RefitOptions) -> Result<RefitReport, RuntimeError> {
         self.check_refittable()?;
+        self.check_file()?;
         let refit = Refit::new().weights(weights, options);
         let base = self.pin()?;
         let (program, mut report) = (&self.shared.program, RefitReport::default());
         let parts = program.parts();
-        let change = check(&parts, Some(&base), program.carried(), &refit, &mut report)?;
+        let change = check(&parts, Some(&base), &program.carried, &refit, &mut report)?;
         // Refused when the slots in use are over the limit already: neither new slots nor the old ones would fit again.
         let empty = self.pool().reserve(&[0]).map_err(RuntimeErrorKind::Memory)?.pop().map(Arc::new);
         let empty = empty.expect("as many slots as were asked for");

@@ -1,0 +1,87 @@
+//! The engine cache: the flags of `compile`, and the command `cache`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use super::Common;
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct CacheFlags {
+    /// Where engines are cached [default: REGRAFT_CACHE_DIR, or regraft in the user's cache folder]
+    #[arg(long, value_name = "DIR", conflicts_with = "no_cache")]
+    pub(crate) cache_dir: Option<PathBuf>,
+    /// Build the engine anew, and store it nowhere else
+    #[arg(long)]
+    pub(crate) no_cache: bool,
+}
+
+pub(super) const CACHE: &str = "Look at the engine cache, and keep it small and sound.
+
+  regraft cache ls                  the engines, the one used last first
+  regraft cache info                where it is, how many, how large
+  regraft cache gc --limit 200MB    removes those not used for longest
+  regraft cache verify              reads all, removes damaged ones
+  regraft cache clear               removes all
+
+`regraft compile` stores each engine that it builds, without its weights, and takes it from there when the same program \
+comes again: with other weights, under other names, in another file. Programs are the same when their operations, \
+attributes, operand order, shapes, ranges and dtypes are; target, tuning and the version of Regraft count too.
+
+The cache is in engines/ below --cache-dir, REGRAFT_CACHE_DIR, or regraft in the user's cache folder. All its files together \
+take at most REGRAFT_CACHE_LIMIT [default: 1GB]; those not used for longest go first. Any number of processes may share it.";
+
+#[derive(Args, Debug)]
+pub(crate) struct CacheArgs {
+    #[command(subcommand)]
+    pub(crate) action: CacheAction,
+    /// Where engines are cached [default: REGRAFT_CACHE_DIR, or regraft in the user's cache folder]
+    #[arg(long, value_name = "DIR", global = true)]
+    pub(crate) cache_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CacheAction {
+    /// List the engines, the one used last first
+    Ls,
+    /// Say where the cache is, how many engines it has and how large it is
+    Info,
+    /// Remove what killed processes left, and engines not used for longest until the rest fits
+    Gc {
+        /// The most that all files may take, such as 200MB [default: the limit of the cache]
+        #[arg(long, value_name = "SIZE", value_parser = size)]
+        limit: Option<u64>,
+    },
+    /// Remove all engines
+    Clear,
+    /// Read all engines, and remove those that are damaged
+    Verify,
+}
+
+/// `200MB`, `1.5GB` or a number of bytes.
+pub(crate) fn size(text: &str) -> Result<u64, String> {
+    let units = [("kB", 1e3), ("KB", 1e3), ("MB", 1e6), ("GB", 1e9), ("TB", 1e12), ("B", 1.0), ("", 1.0)];
+    let parsed = units.iter().find_map(|(unit, factor)| {
+        let number: f64 = text.strip_suffix(unit)?.trim().parse().ok()?;
+        (number.is_finite() && number >= 0.0).then_some((number * factor) as u64)
+    });
+    parsed.ok_or_else(|| "expected a size such as 200MB, 1.5GB or a number of bytes".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::size;
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(size("200MB"), Ok(200_000_000));
+        assert_eq!(size("1.5 GB"), Ok(1_500_000_000));
+        assert_eq!(size("17"), Ok(17));
+        assert_eq!(size("0"), Ok(0));
+        for text in ["", "MB", "-1", "1MiB", "inf", "NaNkB"] {
+            assert!(size(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! From a program's file to an engine.
+
+use std::{path::Path, sync::Arc, time::Instant};
+
+use regraft_backend::Backend;
+use regraft_compile::{
+    pipeline::{self, Observer},
+    tune::{Records, TuneReport},
+};
+use regraft_engine::{Engine, KeepSources, Mode, cache::EngineCache};
+use regraft_import::Imported;
+
+use crate::{
+    Error, Threads,
+    cached::{self, CacheUse},
+    cpu, model,
+    tune::{Tune, tuned},
+};
+
+/// What to compile to.
+#[derive(Clone, Debug)]
+pub struct CompileOptions {
+    /// What the engine holds.
+    pub mode: Mode,
+    /// How a refittable engine keeps its sources.
+    pub keep_sources: KeepSources,
+    /// Bind the engine to the weights it is built with: it takes no others.
+    pub identical: bool,
+    /// Threads that make the slots of an engine that holds them, and of the runs that tuning measures.
+    pub threads: Threads,
+    /// How to choose between kernels.
+    pub tune: Tune,
+    /// Where to look for an engine of the same program, whatever its names and weights, and to store one that was built.
+    /// Builds that measure kernels do not use it: what they measure is kept below [`Tune::cache_dir`].
+    pub cache: Option<Arc<dyn EngineCache>>,
+}
+
+impl Default for CompileOptions {
+    fn default() -> Self {
+        CompileOptions {
+            mode: Mode::Refittable,
+            keep_sources: KeepSources::Embedded,
+            identical: false,
+            threads: Threads::Auto,
+            tune: Tune::default(),
+            cache: None,
+        }
+    }
+}
+
+/// A compiled program, with what compiling found out.
+#[derive(Clone, Debug)]
+pub struct Compiled {
+    /// The engine. Stripped, whatever was asked for, when the program's file holds no weights.
+    pub engine: Engine,
+    /// Nodes of the imported program.
+    pub nodes: usize,
+    /// Seconds of the import.
+    pub import_seconds: f64,
+    /// Seconds of lowering and building, or of taking the engine from the cache.
+    pub build_seconds: f64,
+    /// What the cache did.
+    pub cache: CacheUse,
+    /// The choices between kernels; pinned, they give the same engine again. `None` when the engine came from the cache.
+    pub records: Option<Records>,
+    /// How the choices were made.
+    pub tune_report: TuneReport,
+    /// What was wrong with the tuning cache. It is no error: the engine is as good, but was or will be measured again.
+    pub tune_warnings: Vec<String>,
+}
+
+/// Compiles a `.pt2` program, as `torch.export.save` writes it, for the CPU of this machine. `observer` sees the program
+/// between the stages, unless the engine comes from the cache; `&mut ()` looks away.
+///
+/// # Errors
+/// When the file is no valid program, uses ops that are not supported (all are listed), or weights that it should hold
+/// are missing for the mode asked for. A cache that fails is no error: what happened is in [`Compiled::cache`].
+pub fn compile(program: &Path, options: &CompileOptions, observer: &mut dyn Observer) -> Result<Compiled, Error> {
+    let start = Instant::now();
+    let imported = regraft_import::import_pt2(program)?;
+    let import_seconds = start.elapsed().as_secs_f64();
+    let start = Instant::now();
+    let nodes = imported.graph.nodes().len();
+    let backend = cpu(options.threads);
+    let (Built { engine, records, tune_report, tune_warnings }, cache) = match &options.cache {
+        Some(cache) if !options.tune.measures() => cached::build(cache, imported, options, &*backend, observer)?,
+        _ => (build(imported, options, &*backend, observer)?, CacheUse::Off),
+    };
+    let engine = match options.mode {
+        _ if engine.mode == Mode::Stripped => engine,
+        Mode::Stripped => engine.stripped(),
+        Mode::Refittable if options.keep_sources == KeepSources::Embedded => engine,
+        Mode::Frozen | Mode::Refittable => model(engine, backend)?.to_engine(options.mode, options.keep_sources)?,
+    };
+    let build_seconds = start.elapsed().as_secs_f64();
+    Ok(Compiled { engine, nodes, import_seconds, build_seconds, cache, records, tune_report, tune_warnings })
+}
+
+/// An engine with how its kernels were chosen, as in [`Compiled`].
+pub(crate) struct Built {
+    pub(crate) engine: Engine,
+    pub(crate) records: Option<Records>,
+    pub(crate) tune_report: TuneReport,
+    pub(crate) tune_warnings: Vec<String>,
+}
+
+/// Builds the engine with the weights of the program.
+pub(crate) fn build(
+    imported: Imported,
+    options: &CompileOptions,
+    backend: &dyn Backend,
+    observer: &mut dyn Observer,
+) -> Result<Built, Error> {
+    let (output, tune_warnings) = tuned(&options.tune, backend, |tuning| {
+        let build = pipeline::Options { identical: options.identical, tuning };
+        pipeline::compile(imported.graph, &imported.weights, backend, build, observer)
+    })?;
+    let pipeline::Output { engine, records, tune_report } = output;
+    Ok(Built { engine, records: Some(records), tune_report, tune_warnings })
+}

@@ -1,0 +1,113 @@
+//! What never changes of a model, shared by its forks, and the first generation that an engine gives.
+
+use std::{
+    error::Error,
+    path::Path,
+    sync::{Arc, Mutex},
+};
+
+use regraft_backend::{Backend, Target};
+use regraft_engine::{Engine, EngineErrorKind, KeepSources, Mode, Plan};
+use regraft_tensor::{Buffer, Tensor};
+use regraft_weights::{Digest, Generation, RefitMap, Slot, SlotPool, SourceContent, StateDict, adapter::AdapterSet};
+
+use crate::{
+    RuntimeError,
+    file_check::FileCheck,
+    refit,
+    session::{BoundCache, Scratch},
+};
+
+/// Reads a weight file: how a model finds sources that its engine keeps by reference.
+pub type WeightReader = Arc<dyn Fn(&Path) -> Result<StateDict, Box<dyn Error + Send + Sync>> + Send + Sync>;
+
+pub(crate) struct Program {
+    pub(crate) mode: Mode,
+    pub(crate) target: Target,
+    pub(crate) plan: Plan,
+    pub(crate) refit_map: RefitMap,
+    /// The digest of each source of an identical engine.
+    pub(crate) identical: Option<Vec<Option<Digest>>>,
+    pub(crate) keep_sources: KeepSources,
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) bound: Mutex<BoundCache>,
+    /// What the engine brings of each source.
+    pub(crate) carried: Vec<Arc<SourceContent>>,
+    pub(crate) pool: Arc<SlotPool>,
+    /// Scratch memory of past runs, for the next ones.
+    pub(crate) scratch: Mutex<Vec<Scratch>>,
+    pub(crate) reader: WeightReader,
+    pub(crate) file_check: FileCheck,
+}
+
+impl Program {
+    /// The program of `engine`, with the slots that the engine brings.
+    pub(crate) fn new(
+        engine: Engine,
+        backend: Arc<dyn Backend>,
+        reader: WeightReader,
+    ) -> Result<(Program, Option<Vec<Buffer>>), RuntimeError> {
+        if !backend.runs(&engine.target) {
+            let (expected, found) = (Box::new(engine.target), Box::new(backend.target()));
+            return Err(EngineErrorKind::Target { expected, found }.into());
+        }
+        engine.plan.check()?;
+        let keep_sources = engine.keep_sources();
+        let Engine { mode, target, plan, refit_map, identical, digests, sources, files, slots, unverified } = engine;
+        let identical = identical.then(|| digests.clone());
+        // The digest of a tensor at hand is computed when it is asked for: what a file says of it may be wrong.
+        let content = |(i, tensor): (usize, Option<Tensor>)| match (tensor, mode) {
+            (Some(tensor), _) => SourceContent::new(refit_map.sources[i].dtype, Some(tensor)),
+            // Which weights a stripped engine was made from says nothing of those that it will get.
+            (None, Mode::Stripped) => SourceContent::new(refit_map.sources[i].dtype, None),
+            (None, Mode::Frozen | Mode::Refittable) => {
+                SourceContent::known(refit_map.sources[i].dtype, digests[i], files[i].clone())
+            }
+        };
+        let carried = sources.into_iter().enumerate().map(|source| Arc::new(content(source))).collect();
+        let program = Program {
+            mode,
+            target,
+            plan,
+            identical,
+            keep_sources,
+            backend,
+            bound: Mutex::default(),
+            carried,
+            pool: Arc::default(),
+            scratch: Mutex::default(),
+            reader,
+            refit_map,
+            file_check: FileCheck::start(unverified),
+        };
+        Ok((program, slots))
+    }
+
+    /// The generation that the engine itself gives: none when it is stripped.
+    pub(crate) fn first_generation(&self, slots: Option<Vec<Buffer>>) -> Result<Option<Generation>, RuntimeError> {
+        let slots = match (self.mode, slots) {
+            (Mode::Stripped, _) => return Ok(None),
+            // Copied, so that slots lie in memory of the same kind whatever the mode: huge pages, no page cache.
+            (Mode::Frozen, Some(slots)) => slots.iter().map(|s| Arc::new(self.pool.copy_of(s.bytes()))).collect(),
+            (Mode::Frozen, None) => {
+                return Err(EngineErrorKind::Malformed("a frozen engine without slots".into()).into());
+            }
+            (Mode::Refittable, Some(slots)) => slots.into_iter().map(|s| Arc::new(Slot::mapped(s))).collect(),
+            (Mode::Refittable, None) => {
+                let all: Vec<usize> = (0..self.refit_map.recipes.len()).collect();
+                refit::make(&self.parts(), &self.carried, &AdapterSet::default(), &all, &self.pool, &())?.slots
+            }
+        };
+        Ok(Some(Generation { id: 0, slots, sources: self.carried.clone(), adapters: Arc::default() }))
+    }
+
+    pub(crate) fn parts(&self) -> refit::Parts<'_> {
+        refit::Parts {
+            plan: &self.plan,
+            map: &self.refit_map,
+            identical: self.identical.as_deref(),
+            backend: &*self.backend,
+            reader: &self.reader,
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! Sources that a generation knows by digest and file, brought to hand for those that need the tensor.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    sync::Arc,
+};
+
+use regraft_tensor::Tensor;
+use regraft_weights::{Digest, Problem, SourceContent, SourceInfo, StateDict};
+
+use super::{Parts, none_of};
+use crate::RuntimeError;
+
+/// `sources`, with the tensors of those in `needed` that are kept in a weight file read from there and compared with their
+/// digests.
+///
+/// # Errors
+/// Every source that its file does not give.
+pub(crate) fn at_hand(
+    parts: &Parts<'_>,
+    sources: &[Arc<SourceContent>],
+    needed: &BTreeSet<usize>,
+) -> Result<Vec<Arc<SourceContent>>, RuntimeError> {
+    let mut all = sources.to_vec();
+    let mut files: BTreeMap<&Arc<Path>, Result<StateDict, String>> = BTreeMap::new();
+    let mut problems = Vec::new();
+    for &index in needed {
+        let (info, content) = (&parts.map.sources[index], &sources[index]);
+        let Some(path) = content.file() else { continue };
+        let file = files.entry(path).or_insert_with(|| (parts.reader)(path).map_err(|e| cannot_be_read(&*e)));
+        let found = file.as_ref().map_err(String::clone).and_then(|weights| find(info, weights, content.digest()));
+        match found {
+            Ok(tensor) => all[index] = Arc::new(SourceContent::new(info.dtype, Some(tensor.clone()))),
+            Err(why) => problems.push(Problem::NotInFile { name: info.name.clone(), path: path.to_path_buf(), why }),
+        }
+    }
+    none_of(problems, parts.map)?;
+    Ok(all)
+}
+
+/// The tensor of a source in the weights of a file, under any of its names.
+pub(crate) fn named<'a>(info: &SourceInfo, weights: &'a StateDict) -> Option<&'a Tensor> {
+    std::iter::once(&info.name).chain(&info.aliases).find_map(|name| weights.get(name))
+}
+
+fn find<'a>(info: &SourceInfo, weights: &'a StateDict, digest: Option<Digest>) -> Result<&'a Tensor, String> {
+    let tensor = named(info, weights).ok_or("no longer has it")?;
+    let fits = tensor.shape() == info.shape && tensor.dtype().same_class(info.dtype);
+    if fits && digest == Some(Digest::of(&tensor.cast(info.dtype))) { Ok(tensor) } else { Err("has changed".into()) }
+}
+
+fn cannot_be_read(error: &dyn std::error::Error) -> String {
+    let text = error.to_string();
+    format!("cannot be read ({})", text.lines().next().unwrap_or_default())
+}

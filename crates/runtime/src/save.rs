@@ -1,0 +1,125 @@
+//! From a model back to an engine, to be written to a file.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    sync::Arc,
+};
+
+use regraft_engine::{Engine, KeepSources, Mode};
+use regraft_tensor::{AlignedVec, Tensor};
+use regraft_weights::{Digest, Generation, StateDict};
+
+use crate::{Model, RuntimeError, RuntimeErrorKind, refit};
+
+impl Model {
+    /// The engine with the serving generation's weights, to be saved as `mode`. Adapters become part of the weights. How a
+    /// refittable engine keeps its sources is `keep`'s to say; the other modes keep none.
+    ///
+    /// By [reference](KeepSources::Reference) are kept the sources that were read from weight files and that no adapter
+    /// changes; the engine holds the others.
+    ///
+    /// # Errors
+    /// When there are no weights yet, the engine is frozen and cannot become anything else, the file that the weights came
+    /// from is damaged, or sources that the engine is to hold were released.
+    pub fn to_engine(&self, mode: Mode, keep: KeepSources) -> Result<Engine, RuntimeError> {
+        let program = &self.shared.program;
+        if program.mode == Mode::Frozen && mode != Mode::Frozen {
+            return Err(RuntimeErrorKind::Frozen.into());
+        }
+        program.file_check.wait()?;
+        let count = program.refit_map.sources.len();
+        let mut engine = Engine {
+            mode,
+            target: program.target.clone(),
+            plan: program.plan.clone(),
+            refit_map: program.refit_map.clone(),
+            identical: program.identical.is_some(),
+            digests: program.identical.clone().unwrap_or_else(|| vec![None; count]),
+            sources: program.carried.iter().map(|s| s.converted()).collect(),
+            files: vec![None; count],
+            slots: None,
+            unverified: None,
+        };
+        if mode == Mode::Stripped {
+            return Ok(engine.stripped());
+        }
+        let generation = self.pin()?;
+        if mode == Mode::Frozen || keep != KeepSources::Embedded {
+            engine.slots = Some(generation.slots.iter().map(|s| AlignedVec::copy_of(s.bytes()).into()).collect());
+        }
+        match (mode, keep) {
+            (Mode::Frozen, _) => {
+                self.fill_digests(&mut engine, &generation)?;
+                engine.sources = vec![None; count];
+                engine.refit_map.recipes.clear();
+            }
+            (_, KeepSources::Embedded | KeepSources::Prepacked) => {
+                engine.sources = refit::merged_sources(&program.parts(), &generation, |_| true)?;
+            }
+            (_, KeepSources::Reference) => self.fill_references(&mut engine, &generation)?,
+            (_, KeepSources::None) => {
+                self.fill_digests(&mut engine, &generation)?;
+                // No state dict brings these to a later refit.
+                for (info, source) in engine.refit_map.sources.iter().zip(&mut engine.sources) {
+                    if info.kind.in_state_dict() {
+                        *source = None;
+                    }
+                }
+            }
+        }
+        Ok(engine)
+    }
+
+    /// The digests of the generation's sources with its adapters applied, as far as they can be known.
+    fn fill_digests(&self, engine: &mut Engine, generation: &Generation) -> Result<(), RuntimeError> {
+        let adapted = adapted(generation);
+        let merged = refit::merged_sources(&self.shared.program.parts(), generation, |i| adapted.contains(&i))?;
+        for (i, (digest, content)) in engine.digests.iter_mut().zip(&generation.sources).enumerate() {
+            *digest = if adapted.contains(&i) { merged[i].as_ref().map(Digest::of) } else { content.digest() };
+        }
+        Ok(())
+    }
+
+    fn fill_references(&self, engine: &mut Engine, generation: &Generation) -> Result<(), RuntimeError> {
+        let adapted = adapted(generation);
+        let mut weights = WeightFiles { model: self, open: BTreeMap::new() };
+        engine.files = (0..generation.sources.len())
+            .map(|i| if adapted.contains(&i) { None } else { weights.file_of(generation, i) })
+            .collect();
+        let files = &engine.files;
+        engine.sources = refit::merged_sources(&self.shared.program.parts(), generation, |i| files[i].is_none())?;
+        for (i, digest) in engine.digests.iter_mut().enumerate().filter(|(i, _)| files[*i].is_some()) {
+            *digest = generation.sources[i].digest();
+        }
+        Ok(())
+    }
+}
+
+fn adapted(generation: &Generation) -> BTreeSet<usize> {
+    generation.adapters.differing_sources(&Default::default()).into_iter().collect()
+}
+
+/// Weight files by path, each opened once.
+struct WeightFiles<'a> {
+    model: &'a Model,
+    open: BTreeMap<Arc<Path>, Option<StateDict>>,
+}
+
+impl WeightFiles<'_> {
+    /// The weight file that gives source `index` of `generation` when it is read again.
+    fn file_of(&mut self, generation: &Generation, index: usize) -> Option<Arc<Path>> {
+        let content = &generation.sources[index];
+        if let Some(file) = content.file() {
+            return Some(file.clone());
+        }
+        let tensor = content.tensor()?;
+        let path: Arc<Path> = tensor.buffer().file()?.into();
+        let program = &self.model.shared.program;
+        let read = || (program.reader)(&path).ok();
+        let weights = self.open.entry(path.clone()).or_insert_with(read).as_ref()?;
+        let again: &Tensor = refit::named(&program.refit_map.sources[index], weights)?;
+        // A file that holds the bytes, such as data beside an `.onnx`, is not always one that can be opened by itself.
+        (again.dtype() == tensor.dtype() && again.bit_equal(tensor)).then_some(path)
+    }
+}
