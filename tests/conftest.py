@@ -50,6 +50,7 @@ class Cli:
             text=True,
             timeout=TIMEOUT_SECONDS,
             check=False,
+            env=os.environ | {"REGRAFT_CACHE_DIR": str(self.folder / "cache")},
         )
         if done.returncode != 0:
             words = " ".join(map(str, arguments))

@@ -93,10 +93,10 @@ impl Command {
 #[derive(Args, Clone, Copy, Debug, Default)]
 pub(crate) struct Common {
     /// Print one JSON object with the same facts
-    #[arg(long)]
+    #[arg(long, global = true)]
     pub(crate) json: bool,
     /// Print more; errors list every problem, however many
-    #[arg(short, long, action = clap::ArgAction::Count)]
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
 }
 

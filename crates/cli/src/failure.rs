@@ -76,17 +76,18 @@ impl Failure {
     }
 
     fn from_problems(problems: &[Problem], sources: usize) -> Self {
-        let mut failure = Failure::misfit(problems, sources);
-        failure.message.push_str("; nothing was changed");
-        failure
+        let failure = Failure::misfit(problems, sources);
+        Failure {
+            message: format!("{}; nothing was changed", failure.message),
+            help: help_for(problems).map(str::to_owned),
+            ..failure
+        }
     }
 
-    /// Weights that do not fit an engine, where nothing was to be changed.
+    /// Weights that do not fit an engine that was not to be changed.
     pub(crate) fn misfit(problems: &[Problem], sources: usize) -> Self {
-        let verb = if problems.len() == 1 { "does" } else { "do" };
-        let mut failure = Failure::new(format!("{} of {sources} sources {verb} not fit", problems.len()));
+        let mut failure = Failure::new(regraft::misfit_summary(problems, sources));
         failure.problems = problems.iter().map(|p| (p.name().to_owned(), p.what())).collect();
-        failure.help = help_for(problems).map(str::to_owned);
         failure
     }
 

@@ -1,6 +1,12 @@
 //! What holds whatever candidates are chosen: builds with the same records are the same, and law 1.
 
-use regraft::{Engine, Model, Records, StateDict, TuneMode, ir::text};
+use std::sync::Arc;
+
+use regraft::{
+    CacheUse, CompileOptions, Compiled, Engine, Model, Records, StateDict, Tune, TuneMode,
+    cache::{DiskCache, EngineCache},
+    ir::text,
+};
 use regraft_backend_cpu::Isa;
 use regraft_compile::{
     CompileError,
@@ -87,6 +93,35 @@ fn every_candidate_is_right_and_refits_to_the_bits_of_a_cold_build() {
     {
         assert!(kernels.contains(kernel), "{kernels:?}");
     }
+}
+
+#[test]
+fn the_engine_cache_tells_records_apart_and_keeps_nothing_measured() {
+    let (case, folder) = (Case::open("linear"), tempfile::tempdir().expect("a folder"));
+    let cache: Arc<dyn EngineCache> = Arc::new(DiskCache::new(folder.path().join("engines"), 1 << 20));
+    let compile = |tune: Tune| {
+        let options = CompileOptions { tune, cache: Some(cache.clone()), ..CompileOptions::default() };
+        regraft::compile(&case.program(), &options, &mut ()).unwrap_or_else(|e| panic!("{e}"))
+    };
+    let is_hit = |compiled: &Compiled| matches!(compiled.cache, CacheUse::Hit { .. });
+    let first = compile(Tune::default());
+    let records = first.records.as_ref().expect("it was built");
+    assert!(compile(Tune::default()).records.is_none(), "nothing was chosen");
+    let (problem, _) = records.iter().next().expect("a problem");
+    let last = offered(&case, Isa::detect(), records, problem).pop().expect("a candidate");
+    let pinned = Arc::new(choosing(records, problem, &last));
+    let pin = || compile(Tune { pinned: Some(pinned.clone()), ..Tune::default() });
+    let (built, found) = (pin(), pin());
+    assert!(!is_hit(&built) && is_hit(&found));
+    assert_eq!(decided(&built.engine), decided(&found.engine));
+    assert_ne!(decided(&built.engine), decided(&first.engine));
+    // Measured choices are kept as such, and the engine is built from them.
+    let fast = || compile(Tune { mode: TuneMode::Fast, cache_dir: Some(folder.path().join("tuning")), pinned: None });
+    let (measured, reused) = (fast(), fast());
+    assert_eq!((measured.tune_report.measured, measured.tune_report.reused), (1, 0));
+    assert_eq!((reused.tune_report.measured, reused.tune_report.reused), (0, 1));
+    assert!(matches!(reused.cache, CacheUse::Off) && reused.tune_warnings.is_empty());
+    assert_eq!(decided(&measured.engine), decided(&reused.engine));
 }
 
 #[test]

@@ -10,10 +10,10 @@ use regraft_engine::cache::{CacheKey, EngineCache, Put};
 use regraft_object_cache::{MAX_ENTRY, ObjectCache};
 use url::Url;
 
-const KEY: [u8; 32] = [0xab; 32];
+const KEY: &str = "abababababababababababababababababababababababababababababababab";
 
 fn key() -> CacheKey {
-    CacheKey::from_bytes(KEY)
+    KEY.parse().expect("a key")
 }
 
 fn cache_in(folder: &Path) -> ObjectCache {
@@ -32,7 +32,7 @@ fn get(cache: &ObjectCache) -> Option<Vec<u8>> {
 }
 
 fn stores_replaces_and_removes(cache: &ObjectCache) {
-    let other = CacheKey::from_bytes([0; 32]);
+    let other: CacheKey = "0".repeat(64).parse().expect("a key");
     assert_eq!(get(cache), None);
     for entry in [&b"one"[..], b"", b"another"] {
         assert_eq!(cache.put(&key(), entry).expect("the place can be written"), Put::Stored);

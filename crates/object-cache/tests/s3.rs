@@ -12,7 +12,7 @@ use regraft_engine::cache::{CacheError, CacheKey, EngineCache, Put};
 use regraft_object_cache::ObjectCache;
 
 fn key(byte: u8) -> CacheKey {
-    CacheKey::from_bytes([byte; 32])
+    format!("{byte:02x}").repeat(32).parse().expect("a key")
 }
 
 /// The cache at an address with everything that it needs to know, whatever the environment says.

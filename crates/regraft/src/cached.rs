@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use regraft_backend::Backend;
+use regraft_backend::{Backend, Target};
 use regraft_compile::{canonical::Canonical, pipeline::Observer, tune::TuneReport};
 use regraft_engine::{
     Engine, Mode,
@@ -70,7 +70,7 @@ pub(crate) fn build(
 ) -> Result<(Built, CacheUse), Error> {
     let Imported { graph, weights, .. } = imported;
     let canonical = Canonical::of(graph);
-    let key = key(&canonical, &options.tune, backend);
+    let key = key(&canonical, &backend.target(), &options.tune, env!("CARGO_PKG_VERSION"));
     let mut lookup = Lookup { cache: &**cache, key, canonical: &canonical, backend, warnings: Vec::new() };
     let mut claim = None;
     let mut found = lookup.find();
@@ -98,14 +98,15 @@ pub(crate) fn build(
     Ok((Built { engine, ..built }, cache_use))
 }
 
-/// Everything that decides what is built. Identical engines are built alike: only what they accept differs.
-fn key(canonical: &Canonical, tune: &Tune, backend: &dyn Backend) -> CacheKey {
-    let target = backend.target();
+/// Everything that decides what is built. Identical engines are built like others: only what they accept differs. Nothing is
+/// measured here: records that are pinned decide, or the order of the backend.
+fn key(canonical: &Canonical, target: &Target, tune: &Tune, product: &str) -> CacheKey {
+    let tuning = tune.pinned.as_ref().map_or_else(|| "off".to_owned(), |pinned| pinned.digest().to_string());
     KeyHasher::new()
         .part("program", canonical.text())
         .part("target", format!("{target} {}", target.features.join(" ")))
-        .part("tuning", tune.pinned.as_ref().map_or_else(|| "off".to_owned(), |pinned| pinned.digest().to_string()))
-        .part("product", env!("CARGO_PKG_VERSION"))
+        .part("tuning", tuning)
+        .part("product", product)
         .finish()
 }
 
@@ -150,6 +151,99 @@ impl Lookup<'_> {
                 false
             }
             None => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use regraft_compile::tune::{CandidateName, Record, Records, TuneMode};
+    use regraft_ir::text;
+
+    use super::*;
+
+    fn target() -> Target {
+        let features = vec!["avx2".into(), "fma".into()];
+        Target { backend: "cpu".into(), arch: "x86_64".into(), level: "avx2+fma".into(), features }
+    }
+
+    fn key_of(program: &str) -> CacheKey {
+        let graph = text::parse(program).unwrap_or_else(|e| panic!("{e}\n{program}"));
+        key(&Canonical::of(graph), &target(), &Tune::default(), "1.0.0")
+    }
+
+    const PROGRAM: &str = r#"program "net" {
+  dims   s0 in 1..=8 (opt 2)
+  input  %0 : f32[s0, 4] = "x"
+  input  %1 : f32[s0, 4] = "y"
+  source %2 : f32[4] = "bias" (parameter)
+  %3 = binary %0, %1 {f = sub} : f32[s0, 4]  // net.difference
+  %4 = binary %3, %2 {f = add} : f32[s0, 4]  // net.add
+  %5 = softmax %4 {axis = 1} : f32[s0, 4]  // net.softmax
+  output %5 = "probabilities"
+}
+"#;
+
+    #[test]
+    fn c_1_names_do_not_count() {
+        let renamed = [
+            ("\"net\"", "\"other\""),
+            ("\"x\"", "\"first\""),
+            ("\"bias\" (parameter)", "\"module.bias\" (parameter, \"module.tied\")"),
+            ("net.difference", "module.0"),
+            ("net.softmax", "module.2"),
+            ("\"probabilities\"", "\"out\""),
+        ];
+        let other = renamed.iter().fold(PROGRAM.to_owned(), |text, (from, to)| {
+            assert!(text.contains(from), "{from}");
+            text.replace(from, to)
+        });
+        assert_eq!(key_of(PROGRAM), key_of(&other));
+    }
+
+    #[test]
+    fn c_2_what_decides_the_code_counts() {
+        let changes: [&[(&str, &str)]; 8] = [
+            &[("axis = 1", "axis = 0")],
+            &[("{axis = 1}", "{axis = 1, log = true}")],
+            &[("binary %0, %1 {f = sub}", "binary %1, %0 {f = sub}")],
+            &[("f = sub", "f = mul")],
+            &[("f32[s0, 4]", "f32[s0, 5]"), ("f32[4]", "f32[5]")],
+            &[("f32", "f64")],
+            &[("1..=8", "1..=9")],
+            &[("(opt 2)", "(opt 4)")],
+        ];
+        let mut keys = vec![key_of(PROGRAM)];
+        for change in changes {
+            let changed = change.iter().fold(PROGRAM.to_owned(), |text, (from, to)| text.replace(from, to));
+            keys.push(key_of(&changed));
+        }
+        keys.push(key_of(&PROGRAM.replace("(parameter)", "(buffer_non_persistent)")));
+        let canonical = Canonical::of(text::parse(PROGRAM).unwrap());
+        let off = Tune::default();
+        keys.push(key(&canonical, &target(), &off, "1.0.1"));
+        keys.push(key(&canonical, &Target { level: "avx512".into(), ..target() }, &off, "1.0.0"));
+        keys.push(key(&canonical, &Target { features: vec!["avx2".into()], ..target() }, &off, "1.0.0"));
+        keys.push(key(&canonical, &Target { backend: "cuda".into(), ..target() }, &off, "1.0.0"));
+        let mut records = Records::of(&regraft_backend_cpu::CpuBackend::new(Some(1)));
+        for choice in ["first()", "second()"] {
+            let record = Record { mode: TuneMode::Off, choice: CandidateName(choice.into()), measured: Vec::new() };
+            records.insert("softmax", record);
+            let tune = Tune { pinned: Some(Arc::new(records.clone())), ..Tune::default() };
+            keys.push(key(&canonical, &target(), &tune, "1.0.0"));
+        }
+        for (i, a) in keys.iter().enumerate() {
+            assert!(!keys[..i].contains(a), "change {i} does not count");
+        }
+    }
+
+    #[test]
+    fn the_cache_folder_is_the_users_unless_it_is_set() {
+        // Tests run in one environment: only what it says can be looked at.
+        let folder = cache_folder();
+        match env::var_os("REGRAFT_CACHE_DIR").filter(|value| !value.is_empty()) {
+            Some(set) => assert_eq!(folder, Some(PathBuf::from(set))),
+            None => assert!(folder.is_none_or(|folder| folder.ends_with("regraft"))),
         }
     }
 }

@@ -35,6 +35,8 @@ pub use regraft_engine::{
     cache,
 };
 pub use regraft_ir as ir;
+#[cfg(feature = "object-cache")]
+pub use regraft_object_cache::ObjectCache;
 pub use regraft_runtime::{
     Adapters, Changed, Model, Refit, RefitObserver, RefitOptions, RuntimeError, RuntimeErrorKind, Session, Staged,
     VariantMemory, Variants, publish_together,
@@ -44,6 +46,7 @@ pub use regraft_weights::{
     AdapterReport, Digest, Generation, Phase, PhaseTimes, PoolMemory, Problem, Recipe, RefitMap, RefitReport, Slot,
     SlotReport, SourceContent, SourceInfo, StateDict, WeightsError, WeightsErrorKind,
     adapter::{self, Adapter, AdapterSet},
+    misfit_summary,
 };
 
 pub use self::{

@@ -177,18 +177,22 @@ pub enum WeightsErrorKind {
     },
 }
 
-fn fit_message(problems: &[Problem], sources: usize) -> String {
+/// How many sources of how many do not fit, and how many names are unknown, in words.
+pub fn misfit_summary(problems: &[Problem], sources: usize) -> String {
     let is_unknown = |p: &&Problem| matches!(p, Problem::Unknown { .. });
     let unknown = problems.iter().filter(is_unknown).count();
     let known = problems.iter().filter(|p| !is_unknown(p)).map(Problem::name).collect::<BTreeSet<_>>().len();
     let known_text = format!("{known} of {sources} sources {} not fit", if known == 1 { "does" } else { "do" });
     let unknown_text = format!("{unknown} {} unknown", if unknown == 1 { "name is" } else { "names are" });
-    let mut text = match (known, unknown) {
+    match (known, unknown) {
         (_, 0) => known_text,
         (0, _) => unknown_text,
         _ => format!("{known_text}, {unknown_text}"),
-    };
-    text.push_str("; nothing was changed");
+    }
+}
+
+fn fit_message(problems: &[Problem], sources: usize) -> String {
+    let mut text = format!("{}; nothing was changed", misfit_summary(problems, sources));
     let width = problems.iter().map(|p| p.name().len()).max().unwrap_or(0).min(60);
     for problem in problems {
         text.push_str(&format!("\n  {:width$}  {}", problem.name(), problem.what()));

@@ -26,7 +26,7 @@ mod state_dict;
 mod vector;
 
 pub use digest::{Digest, NoDigest};
-pub use error::{Problem, WeightsError, WeightsErrorKind};
+pub use error::{Problem, WeightsError, WeightsErrorKind, misfit_summary};
 pub use format::PackFormat;
 pub use gather::{GatherPlan, Piece, Program};
 pub use generation::{Generation, SourceContent};

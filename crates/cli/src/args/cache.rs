@@ -11,6 +11,10 @@ pub(crate) struct CacheFlags {
     /// Where engines are cached [default: REGRAFT_CACHE_DIR, or regraft in the user's cache folder]
     #[arg(long, value_name = "DIR", conflicts_with = "no_cache")]
     pub(crate) cache_dir: Option<PathBuf>,
+    /// A cache in object storage instead: s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX
+    #[cfg(feature = "object-cache")]
+    #[arg(long, value_name = "URL", conflicts_with_all = ["cache_dir", "no_cache"])]
+    pub(crate) cache_url: Option<String>,
     /// Build the engine anew, and store it nowhere else
     #[arg(long)]
     pub(crate) no_cache: bool,

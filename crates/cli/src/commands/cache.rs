@@ -35,6 +35,10 @@ pub(super) fn for_compile(flags: &CacheFlags, out: &mut Output) -> Result<Option
     if flags.no_cache {
         return Ok(None);
     }
+    #[cfg(feature = "object-cache")]
+    if let Some(url) = &flags.cache_url {
+        return Ok(Some(Arc::new(regraft::ObjectCache::open(url)?)));
+    }
     let cache = disk_cache(flags.cache_dir.as_deref())?;
     if cache.is_none() {
         out.note("there is no cache folder: neither REGRAFT_CACHE_DIR nor HOME is set; the engine is not cached");

@@ -21,16 +21,17 @@ pub(super) fn run(args: &CheckArgs, out: &mut Output) -> Result<(), Failure> {
         let _busy = out.busy("comparing");
         engine.check(&weights, args.same)
     };
+    let takes = engine.refit_map.sources.iter().filter(|source| source.kind.in_state_dict()).count();
     let given = found.map_err(|problems| about_weights(Failure::misfit(&problems, sources), &args.weights))?;
     let compared = args.same || engine.identical;
     let same = if compared { ", the same as those that the engine was made with" } else { "" };
-    out.line("fits", format!("{given} of {}{same}", output::count(sources, "source")));
+    out.line("fits", format!("{given} of {}{same}", output::count(takes, "source")));
     if engine.mode == Mode::Frozen {
         out.note("the engine is frozen: it takes no weights, whatever fits");
     }
     out.fact("fits", true);
     out.fact("given", given);
-    out.fact("sources", sources);
+    out.fact("sources", takes);
     out.fact("contents_compared", compared);
     Ok(())
 }

@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod adapters;
 #[cfg(test)]
+mod cache;
+#[cfg(test)]
 mod commands;
 #[cfg(test)]
 mod scenarios;

@@ -113,7 +113,7 @@ fn r_11_all_problems_are_listed_and_nothing_is_changed() {
     let args = ["refit", "a.rgf", "--weights", "bad.safetensors", "-o", "out.rgf", "--report", "report.json"];
     let error = sandbox.fails(&args, 1);
     for part in [
-        "4 of ",
+        "3 of 6 sources do not fit, 1 name is unknown",
         "nothing was changed",
         "conv.weight     missing in bad.safetensors",
         "conv.wieght     unknown; did you mean conv.weight?",

@@ -159,6 +159,13 @@ impl Sandbox {
         text
     }
 
+    /// Calls a command whose arguments are no good; gives what the parser says.
+    pub(crate) fn fails_usage(&self, args: &[&str]) -> String {
+        let output = self.call(args);
+        assert_eq!(output.status.code(), Some(2));
+        String::from_utf8(output.stderr).unwrap()
+    }
+
     /// Compiles to `name`.
     pub(crate) fn compile(&self, fixture: &Fixture, name: &str, mode: &str) -> String {
         self.ok(&[
