@@ -26,8 +26,8 @@ const COLD: usize = 32 << 20;
 /// What operands and results may take at most; larger problems are not measured.
 const MOST: usize = 4 << 30;
 
-/// A fast measurement gives up candidates that are slower than the fastest by this.
-const HOPELESS: f64 = 1.5;
+/// A fast measurement gives up candidates that are slower than the fastest by this; by less a busy machine may be to blame.
+const HOPELESS: f64 = 2.5;
 
 /// Rounds that are made though time is up, if it is not twice up.
 const FEW_ROUNDS: usize = 3;
