@@ -1,4 +1,4 @@
-//! GFLOP/s of the matrix product with `B` packed ahead.
+//! GFLOP/s of the matrix product with `B` packed ahead, for each width of panels.
 //!
 //! `cargo run --release -p regraft-backend-cpu --example gemm_speed`
 
@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use regraft_backend_cpu::{
     Isa, Threads,
-    gemm::{Epilogue, GemmArgs, Rows, gemm, panel_width},
+    gemm::{Epilogue, GemmArgs, Rows, gemm, panel_widths},
     pack::panels_len,
 };
 
@@ -32,8 +32,8 @@ fn buffer(len: usize) -> Vec<Line> {
 }
 
 /// GFLOP/s of the best run within about a quarter of a second.
-fn measure(threads: &Threads, isa: Isa, (m, k, n): (usize, usize, usize)) -> f64 {
-    let (a, b, mut c) = (buffer(m * k), buffer(panels_len(k, n, panel_width(isa))), buffer(m * n));
+fn measure(threads: &Threads, isa: Isa, nr: usize, (m, k, n): (usize, usize, usize)) -> f64 {
+    let (a, b, mut c) = (buffer(m * k), buffer(panels_len(k, n, nr)), buffer(m * n));
     let (a, b) = (bytemuck::cast_slice(&a), bytemuck::cast_slice(&b));
     let bias = vec![1.0; n];
     threads.install(|| {
@@ -43,7 +43,7 @@ fn measure(threads: &Threads, isa: Isa, (m, k, n): (usize, usize, usize)) -> f64
             let start = Instant::now();
             let c = bytemuck::cast_slice_mut(&mut c);
             let rows = Rows::Strided { lda: k };
-            gemm(threads, isa, GemmArgs { m, n, k_tap: k, taps: 1, a, rows, b, c, ldc: n, epilogue });
+            gemm(threads, isa, GemmArgs { m, n, k_tap: k, taps: 1, a, rows, b, nr, c, ldc: n, epilogue });
             best = best.min(start.elapsed().as_secs_f64());
         }
         (2 * m * n * k) as f64 / best / 1e9
@@ -54,10 +54,10 @@ fn main() {
     let header: Vec<String> = SHAPES.iter().map(|(m, k, n)| format!("{m},{k},{n}")).collect();
     println!("{:<20}{}", "GFLOP/s (m,k,n)", header.iter().map(|h| format!("{h:>14}")).collect::<String>());
     for isa in Isa::available() {
-        for count in [1, 2] {
+        for (nr, count) in panel_widths(isa).flat_map(|nr| [(nr, 1), (nr, 2)]) {
             let threads = Threads::new(count).expect("threads");
-            let row = SHAPES.map(|shape| format!("{:>14.1}", measure(&threads, isa, shape)));
-            println!("{:<20}{}", format!("{isa}, {count} thread(s)"), row.concat());
+            let row = SHAPES.map(|shape| format!("{:>14.1}", measure(&threads, isa, nr, shape)));
+            println!("{:<20}{}", format!("{isa} n{nr}, {count} thr"), row.concat());
         }
     }
 }

@@ -54,6 +54,10 @@ impl Backend for CpuBackend {
         }
     }
 
+    fn processor(&self) -> String {
+        processor().unwrap_or_else(|| std::env::consts::ARCH.to_owned())
+    }
+
     fn runs(&self, target: &Target) -> bool {
         let own = self.target();
         // A lower level would run too, but by other kernels than its slots are packed for.
@@ -176,6 +180,13 @@ impl CpuBackend {
         pack_panels(&self.staging, self.cx.isa, &views, nr, out);
         Some(())
     }
+}
+
+/// The name of the first processor, where the system tells it.
+fn processor() -> Option<String> {
+    let info = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = info.lines().find(|line| line.starts_with("model name"))?;
+    Some(line.split_once(':')?.1.trim().to_owned())
 }
 
 fn copy<T: bytemuck::Pod + Send + Sync>(

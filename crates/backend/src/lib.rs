@@ -223,6 +223,9 @@ pub trait Backend: Send + Sync {
     /// What engines built for this backend need.
     fn target(&self) -> Target;
 
+    /// The processor that runs kernels, as its maker calls it: what times of kernels depend on besides the target.
+    fn processor(&self) -> String;
+
     /// Whether an engine built for `target` runs here.
     fn runs(&self, target: &Target) -> bool;
 

@@ -2,6 +2,7 @@
 
 mod cache;
 mod distribute;
+mod tune;
 
 use std::{num::NonZeroUsize, path::PathBuf};
 
@@ -12,6 +13,7 @@ use regraft::{KeepSources, Mode, Threads};
 pub(crate) use self::{
     cache::{CacheAction, CacheArgs, CacheFlags, size as cache_size},
     distribute::{CheckArgs, StripArgs},
+    tune::TuneFlags,
 };
 
 const ABOUT: &str = "Compile a trained network once, and change its weights ever after at the speed of memory.
@@ -188,6 +190,10 @@ Then:
                                                            binds to these weights and no others
   regraft compile model.pt2 -o model.rgf --keep-sources prepacked
                                                            twice the size, loads by mapping alone
+  regraft compile model.pt2 -o model.rgf --tune fast --save-tune-records tuned.json
+                                                           measures kernels on this machine
+  regraft compile model.pt2 -o model.rgf --tune-records tuned.json
+                                                           the same engine, byte for byte
   regraft compile model.pt2 --dump plan                    shows what a run will execute
   regraft compile model.pt2 --dump-dir stages              one text file per stage and pass
 
@@ -214,6 +220,8 @@ pub(crate) struct CompileArgs {
     pub(crate) identical: bool,
     #[command(flatten)]
     pub(crate) cache: CacheFlags,
+    #[command(flatten)]
+    pub(crate) tune: TuneFlags,
     /// Print the program as text after a stage: imported, lower, plan, recipes, or the name of a pass
     #[arg(long, value_name = "STAGE", value_delimiter = ',')]
     pub(crate) dump: Vec<String>,

@@ -1,5 +1,7 @@
 use regraft_ir::IrError;
 
+use crate::tune::TuneError;
+
 /// An error of compilation. The program is valid when it comes here, so these are limits or faults of the compiler.
 #[derive(Debug, thiserror::Error)]
 pub enum CompileError {
@@ -15,6 +17,9 @@ pub enum CompileError {
     /// The program is not well-formed, or a recipe could not be written.
     #[error(transparent)]
     Ir(#[from] IrError),
+    /// Pinned tuning records do not fit.
+    #[error(transparent)]
+    Tune(#[from] TuneError),
     /// A slot or a source does not fit in memory.
     #[error("{what} is too large for memory")]
     TooLarge {

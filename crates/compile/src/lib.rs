@@ -1,5 +1,5 @@
 //! From an imported program to an engine: `lower` (passes), then `build` (split by binding time, choose kernels, write
-//! recipes).
+//! recipes). Between kernels that can run the same node, `tune` chooses.
 //!
 //! See [`pipeline::compile`] for the stages in order.
 #![forbid(unsafe_code)]
@@ -9,5 +9,6 @@ pub mod canonical;
 mod error;
 pub mod lower;
 pub mod pipeline;
+pub mod tune;
 
 pub use error::CompileError;

@@ -9,13 +9,27 @@ use crate::{
     CompileError,
     build::{self, Built},
     lower,
+    tune::{Records, TuneReport, Tuner, Tuning},
 };
 
 /// What to compile to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Options {
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Options<'a> {
     /// Bind the engine to the weights it is built with.
     pub identical: bool,
+    /// How to choose between kernels.
+    pub tuning: Tuning<'a>,
+}
+
+/// What compiling gives.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// The engine.
+    pub engine: Engine,
+    /// The choices between kernels of this build: pinned, they give the same plan again.
+    pub records: Records,
+    /// How the choices were made.
+    pub tune_report: TuneReport,
 }
 
 /// Something to look at between the stages.
@@ -34,17 +48,19 @@ impl Observer for () {}
 /// is not at hand. `weights[i]` belongs to source `i` of `graph`.
 ///
 /// # Errors
-/// [`CompileError`]; the program itself was checked when it was imported.
+/// [`CompileError`]; the program itself was checked when it was imported. Pinned tuning records must fit.
 pub fn compile(
     mut graph: Graph,
     weights: &[Option<Tensor>],
     backend: &dyn Backend,
-    options: Options,
+    options: Options<'_>,
     observer: &mut dyn Observer,
-) -> Result<Engine, CompileError> {
+) -> Result<Output, CompileError> {
     observer.imported(&graph);
     lower::lower(&mut graph, |name, graph| observer.pass(name, graph))?;
-    let built = build::build(&graph, backend)?;
+    let mut tuner = Tuner::new(backend, options.tuning)?;
+    let built = build::build(&graph, backend, &mut tuner)?;
+    let (records, tune_report) = tuner.finish();
     observer.built(&built);
     let count = built.refit_map.sources.len();
     let engine = Engine {
@@ -59,5 +75,6 @@ pub fn compile(
         slots: None,
         unverified: None,
     };
-    Ok(engine.with_weights(weights.to_vec(), options.identical))
+    let engine = engine.with_weights(weights.to_vec(), options.identical);
+    Ok(Output { engine, records, tune_report })
 }

@@ -16,6 +16,10 @@ use regraft::{
     StateDict, Tensor, WeightsErrorKind,
 };
 use regraft_backend_cpu::{CpuBackend, Isa};
+use regraft_compile::{
+    pipeline::{Options, Output},
+    tune::Tuning,
+};
 use serde::Deserialize;
 
 pub use self::spoiled::Spoiled;
@@ -81,6 +85,11 @@ impl Case {
 
     /// Compiles the program with weights of its own replaced by `weights`, for an instruction set.
     pub fn compile_with(&self, weights: &StateDict, isa: Isa) -> Engine {
+        self.compile_tuned(weights, isa, Tuning::default()).engine
+    }
+
+    /// As [`Case::compile_with`], with kernels chosen by `tuning`.
+    pub fn compile_tuned(&self, weights: &StateDict, isa: Isa, tuning: Tuning<'_>) -> Output {
         let imported = regraft_import::import_pt2(self.program()).unwrap_or_else(|e| panic!("{}: {e}", self.name));
         let mut tensors = imported.weights;
         for (source, tensor) in imported.graph.sources.iter().zip(&mut tensors) {
@@ -90,7 +99,7 @@ impl Case {
                 *tensor = Some(given.cast(dtype));
             }
         }
-        let options = regraft_compile::pipeline::Options::default();
+        let options = Options { identical: false, tuning };
         regraft_compile::pipeline::compile(imported.graph, &tensors, &*backend(isa), options, &mut ())
             .unwrap_or_else(|e| panic!("{}: {e}", self.name))
     }

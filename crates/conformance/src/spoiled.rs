@@ -94,6 +94,10 @@ impl Backend for Spoiled {
         self.inner.target()
     }
 
+    fn processor(&self) -> String {
+        self.inner.processor()
+    }
+
     fn runs(&self, target: &Target) -> bool {
         self.inner.runs(target)
     }

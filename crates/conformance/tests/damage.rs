@@ -57,9 +57,9 @@ fn outputs(program: &Path, case: &Case) -> Option<Vec<regraft::Tensor>> {
     let imported = regraft_import::import_pt2(program).ok()?;
     let options = regraft_compile::pipeline::Options::default();
     let backend = backend(Isa::detect());
-    let engine =
+    let output =
         regraft_compile::pipeline::compile(imported.graph, &imported.weights, &*backend, options, &mut ()).ok()?;
-    Model::new(engine, backend).ok()?.run(&case.tensors("input")).ok()
+    Model::new(output.engine, backend).ok()?.run(&case.tensors("input")).ok()
 }
 
 #[test]

@@ -198,10 +198,11 @@ fn s_2_a_stripped_engine_is_bound_from_two_files_alone() {
 fn s_3_an_identical_engine_takes_only_its_own_weights() {
     let (case, folder) = (Case::open("linear"), tempfile::tempdir().unwrap());
     let imported = regraft_import::import_pt2(case.program()).unwrap();
-    let options = regraft_compile::pipeline::Options { identical: true };
+    let options = regraft_compile::pipeline::Options { identical: true, ..Default::default() };
     let backend = backend(Isa::detect());
-    let engine =
+    let output =
         regraft_compile::pipeline::compile(imported.graph, &imported.weights, &*backend, options, &mut ()).unwrap();
+    let engine = output.engine;
     let own = own_weights(&engine);
     let stripped = through_a_file(&engine.stripped(), folder.path());
     let model = Model::new(stripped, backend).unwrap();
@@ -364,8 +365,8 @@ fn sizes_that_do_not_work_out_are_an_error() {
     let graph = regraft::ir::text::parse(program).unwrap();
     let backend = backend(Isa::detect());
     let options = regraft_compile::pipeline::Options::default();
-    let engine = regraft_compile::pipeline::compile(graph, &[], &*backend, options, &mut ()).unwrap();
-    let model = Model::new(engine, backend).unwrap();
+    let output = regraft_compile::pipeline::compile(graph, &[], &*backend, options, &mut ()).unwrap();
+    let model = Model::new(output.engine, backend).unwrap();
     let input = |rows: usize| Tensor::from_slice(&[rows, 6], &vec![1f32; rows * 6]);
     assert_eq!(model.run(&[input(4)]).unwrap()[0].shape(), [2, 2, 6]);
     let error = model.run(&[input(3)]).expect_err("three rows are no pairs");

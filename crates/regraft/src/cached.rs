@@ -14,7 +14,7 @@ use regraft_engine::{
 };
 use regraft_import::Imported;
 
-use crate::{CompileOptions, Error, compile};
+use crate::{CompileOptions, Error, Tuned, compile};
 
 /// What a cache did for a compilation. A cache that fails costs time, and nothing else.
 #[derive(Clone, Debug, Default)]
@@ -64,10 +64,10 @@ pub(crate) fn build(
     options: &CompileOptions,
     backend: &dyn Backend,
     observer: &mut dyn Observer,
-) -> Result<(Engine, CacheUse), Error> {
+) -> Result<(Engine, Option<Tuned>, CacheUse), Error> {
     let Imported { graph, weights, .. } = imported;
     let canonical = Canonical::of(graph);
-    let key = key(&canonical, &backend.target(), env!("CARGO_PKG_VERSION"));
+    let key = key(&canonical, &options.tune.key(backend), &backend.target(), env!("CARGO_PKG_VERSION"));
     let mut lookup = Lookup { cache: &**cache, key, canonical: &canonical, backend, warnings: Vec::new() };
     let mut claim = None;
     let mut found = lookup.find();
@@ -76,25 +76,26 @@ pub(crate) fn build(
         // Somebody else may have built it while we waited.
         found = lookup.find();
     }
-    let (mut engine, cache_use) = match found {
-        Some(engine) => (engine, CacheUse::Hit { key }),
+    let (mut engine, tuned, cache_use) = match found {
+        Some(engine) => (engine, None, CacheUse::Hit { key }),
         None => {
             let bare = Imported { graph: canonical.graph.clone(), weights: vec![None; weights.len()], ..imported };
-            let engine = compile::build(bare, options, backend, observer)?;
+            let (engine, tuned) = compile::build(bare, options, backend, observer)?;
             let stored = lookup.tried(cache::store(&**cache, &key, &engine));
             let stored = lookup.is_stored(stored);
-            (engine, CacheUse::Built { key, stored, warnings: lookup.warnings })
+            (engine, Some(tuned), CacheUse::Built { key, stored, warnings: lookup.warnings })
         }
     };
     drop(claim);
     canonical.name(&mut engine);
-    Ok((engine.with_weights(weights, options.identical), cache_use))
+    Ok((engine.with_weights(weights, options.identical), tuned, cache_use))
 }
 
 /// Everything that decides what is built. Identical engines are built like others: only what they accept differs.
-fn key(canonical: &Canonical, target: &Target, product: &str) -> CacheKey {
+fn key(canonical: &Canonical, tuning: &str, target: &Target, product: &str) -> CacheKey {
     KeyHasher::new()
         .part("program", canonical.text())
+        .part("tuning", tuning)
         .part("target", format!("{target} {}", target.features.join(" ")))
         .part("product", product)
         .finish()
@@ -158,7 +159,7 @@ mod tests {
 
     fn key_of(program: &str) -> CacheKey {
         let graph = text::parse(program).unwrap_or_else(|e| panic!("{e}\n{program}"));
-        key(&Canonical::of(graph), &target(), "1.0.0")
+        key(&Canonical::of(graph), "off", &target(), "1.0.0")
     }
 
     const PROGRAM: &str = r#"program "net" {
@@ -209,10 +210,11 @@ mod tests {
         }
         keys.push(key_of(&PROGRAM.replace("(parameter)", "(buffer_non_persistent)")));
         let canonical = Canonical::of(text::parse(PROGRAM).unwrap());
-        keys.push(key(&canonical, &target(), "1.0.1"));
-        keys.push(key(&canonical, &Target { level: "avx512".into(), ..target() }, "1.0.0"));
-        keys.push(key(&canonical, &Target { features: vec!["avx2".into()], ..target() }, "1.0.0"));
-        keys.push(key(&canonical, &Target { backend: "cuda".into(), ..target() }, "1.0.0"));
+        keys.push(key(&canonical, "pinned 1234", &target(), "1.0.0"));
+        keys.push(key(&canonical, "off", &target(), "1.0.1"));
+        keys.push(key(&canonical, "off", &Target { level: "avx512".into(), ..target() }, "1.0.0"));
+        keys.push(key(&canonical, "off", &Target { features: vec!["avx2".into()], ..target() }, "1.0.0"));
+        keys.push(key(&canonical, "off", &Target { backend: "cuda".into(), ..target() }, "1.0.0"));
         for (i, a) in keys.iter().enumerate() {
             assert!(!keys[..i].contains(a), "change {i} does not count");
         }

@@ -8,9 +8,9 @@ use regraft_engine::{Engine, KeepSources, Mode, cache::EngineCache};
 use regraft_import::Imported;
 
 use crate::{
-    Error, Threads,
+    Error, Threads, Tune, Tuned,
     cached::{self, CacheUse},
-    cpu, model,
+    cpu, model, tune,
 };
 
 /// What to compile to.
@@ -22,8 +22,10 @@ pub struct CompileOptions {
     pub keep_sources: KeepSources,
     /// Bind the engine to the weights it is built with: it takes no others.
     pub identical: bool,
-    /// Threads that make the slots of an engine that holds them.
+    /// Threads that make the slots of an engine that holds them, and of the runs that tuning measures.
     pub threads: Threads,
+    /// How to choose between kernels.
+    pub tune: Tune,
     /// Where to look for an engine of the same program, whatever its names and weights, and to store one that was built.
     pub cache: Option<Arc<dyn EngineCache>>,
 }
@@ -35,6 +37,7 @@ impl Default for CompileOptions {
             keep_sources: KeepSources::Embedded,
             identical: false,
             threads: Threads::Auto,
+            tune: Tune::default(),
             cache: None,
         }
     }
@@ -53,6 +56,8 @@ pub struct Compiled {
     pub build_seconds: f64,
     /// What the cache did.
     pub cache: CacheUse,
+    /// How kernels were chosen; `None` when the engine came from the cache.
+    pub tuned: Option<Tuned>,
 }
 
 /// Compiles a `.pt2` program, as `torch.export.save` writes it, for the CPU of this machine. `observer` sees the program
@@ -68,9 +73,12 @@ pub fn compile(program: &Path, options: &CompileOptions, observer: &mut dyn Obse
     let start = Instant::now();
     let nodes = imported.graph.nodes().len();
     let backend = cpu(options.threads);
-    let (engine, cache) = match &options.cache {
+    let (engine, tuned, cache) = match &options.cache {
         Some(cache) => cached::build(cache, imported, options, &*backend, observer)?,
-        None => (build(imported, options, &*backend, observer)?, CacheUse::Off),
+        None => {
+            let (engine, tuned) = build(imported, options, &*backend, observer)?;
+            (engine, Some(tuned), CacheUse::Off)
+        }
     };
     let engine = match options.mode {
         _ if engine.mode == Mode::Stripped => engine,
@@ -78,7 +86,8 @@ pub fn compile(program: &Path, options: &CompileOptions, observer: &mut dyn Obse
         Mode::Refittable if options.keep_sources == KeepSources::Embedded => engine,
         Mode::Frozen | Mode::Refittable => model(engine, backend)?.to_engine(options.mode, options.keep_sources)?,
     };
-    Ok(Compiled { engine, nodes, import_seconds, build_seconds: start.elapsed().as_secs_f64(), cache })
+    let build_seconds = start.elapsed().as_secs_f64();
+    Ok(Compiled { engine, nodes, import_seconds, build_seconds, cache, tuned })
 }
 
 /// Builds the engine with the weights of the program.
@@ -87,7 +96,9 @@ pub(crate) fn build(
     options: &CompileOptions,
     backend: &dyn Backend,
     observer: &mut dyn Observer,
-) -> Result<Engine, Error> {
-    let build = pipeline::Options { identical: options.identical };
-    Ok(pipeline::compile(imported.graph, &imported.weights, backend, build, observer)?)
+) -> Result<(Engine, Tuned), Error> {
+    Ok(tune::tuned(&options.tune, backend, |tuning| {
+        let build = pipeline::Options { identical: options.identical, tuning };
+        pipeline::compile(imported.graph, &imported.weights, backend, build, observer)
+    })?)
 }

@@ -17,6 +17,9 @@ pub enum Error {
     /// A run or a refit failed.
     #[error(transparent)]
     Runtime(#[from] regraft_runtime::RuntimeError),
+    /// A file of tuning records could not be read.
+    #[error(transparent)]
+    Records(#[from] regraft_compile::tune::RecordsError),
     /// A file could not be written.
     #[error(transparent)]
     Write(#[from] regraft_engine::atomic_file::WriteError),

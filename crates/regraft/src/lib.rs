@@ -20,11 +20,15 @@
 mod cached;
 mod compile;
 mod error;
+mod tune;
 
 use std::{path::Path, sync::Arc};
 
 use regraft_backend_cpu::CpuBackend;
-pub use regraft_compile::pipeline::Observer;
+pub use regraft_compile::{
+    pipeline::Observer,
+    tune::{Records, RecordsError, TuneMode, TuneReport},
+};
 pub use regraft_engine::{
     Engine, EngineErrorKind, KeepSources, Kept, ManifestEntry, Mode, Plan,
     atomic_file::{AtomicFile, WriteError},
@@ -49,6 +53,7 @@ pub use self::{
     cached::{CacheUse, cache_folder, disk_cache},
     compile::{CompileOptions, Compiled, compile},
     error::Error,
+    tune::{Tune, Tuned},
 };
 
 /// How many threads a run may use.

@@ -48,8 +48,10 @@ pub struct GemmArgs<'a> {
     pub a: &'a [f32],
     /// Where the rows of `A` are.
     pub rows: Rows<'a>,
-    /// `B[k, n]` as `panels_f32<nr>` with `nr` = [`panel_width`](super::panel_width).
+    /// `B[k, n]` as `panels_f32<nr>`.
     pub b: &'a [f32],
+    /// Columns of a panel of `B`: one of [`panel_widths`](super::panel_widths).
+    pub nr: usize,
     /// `C`; element `(i, j)` is `c[i * ldc + j]`.
     pub c: &'a mut [f32],
     /// Distance between rows of `C`.
@@ -62,20 +64,19 @@ pub struct GemmArgs<'a> {
 ///
 /// # Panics
 ///
-/// If a slice is too short for its shape or `isa` is not available.
+/// If a slice is too short for its shape, `isa` is not available or has no kernel for panels of `nr` columns.
 pub fn gemm(threads: &Threads, isa: Isa, args: GemmArgs<'_>) {
-    let GemmArgs { m, n, k_tap, taps, a, rows, b, c, ldc, epilogue } = args;
+    let GemmArgs { m, n, k_tap, taps, a, rows, b, nr, c, ldc, epilogue } = args;
     let a = Operand::new(a, rows, m, taps, k_tap);
-    let b = Panels::new(isa, b, taps * k_tap, n);
+    let b = Panels::new(nr, b, taps * k_tap, n);
     epilogue.check(m, n);
-    let (tile_rows, tile_cols) = block_shape(isa, threads.count(), m, n, taps * k_tap);
+    let (tile_rows, tile_cols) = block_shape(&Kernel::of(isa, nr), threads.count(), m, n, taps * k_tap);
     let grid = TileGrid { outer: &[], rows: m, cols: n, row_stride: ldc, tile_rows, tile_cols };
     threads.for_each_tile(c, &grid, |at, tile| multiply_block(isa, &a, at.row, &b, at.col, tile, &epilogue));
 }
 
 /// Rows and columns of the part of `C` that one task computes.
-pub(super) fn block_shape(isa: Isa, threads: usize, m: usize, n: usize, k: usize) -> (usize, usize) {
-    let kernel = Kernel::of(isa);
+pub(super) fn block_shape(kernel: &Kernel, threads: usize, m: usize, n: usize, k: usize) -> (usize, usize) {
     let rows =
         (A_BLOCK / k.clamp(1, K_BLOCK)).next_multiple_of(kernel.mr).clamp(4 * kernel.mr, 32 * kernel.mr).min(m.max(1));
     let panels = n.div_ceil(kernel.nr).max(1);
@@ -96,9 +97,8 @@ pub(crate) struct Panels<'a> {
 }
 
 impl<'a> Panels<'a> {
-    /// `panels_f32<nr>[k, n]` with the `nr` of `isa`.
-    pub(crate) fn new(isa: Isa, data: &'a [f32], k: usize, n: usize) -> Self {
-        let nr = super::panel_width(isa);
+    /// `panels_f32<nr>[k, n]`.
+    pub(crate) fn new(nr: usize, data: &'a [f32], k: usize, n: usize) -> Self {
         assert!(panels_len(k, n, nr) <= data.len(), "B is too short for {n} columns of {k}");
         Panels { data, k, nr, panel_stride: k * nr }
     }
@@ -126,8 +126,8 @@ pub(crate) fn multiply_block(
     mut c: TileMut<'_, f32>,
     epilogue: &Epilogue<'_>,
 ) {
-    let kernel = Kernel::of(isa);
-    assert!(col.is_multiple_of(kernel.nr) && b.nr == kernel.nr && a.taps() * a.k_tap() == b.k);
+    let kernel = Kernel::of(isa, b.nr);
+    assert!(col.is_multiple_of(kernel.nr) && a.taps() * a.k_tap() == b.k);
     let (rows, cols) = (c.rows(), c.cols());
     let gather = cols >= GATHER_FROM * kernel.nr && a.rows_collide();
     for block in a.k_blocks(K_BLOCK) {

@@ -1,6 +1,6 @@
 //! Products of two activations: `B` is packed into scratch on the way, batch by batch.
 
-use super::{Epilogue, Operand, Panels, Rows, driver::block_shape, multiply_block, panel_width};
+use super::{Epilogue, Operand, Panels, Rows, driver::block_shape, micro::Kernel, multiply_block, panel_width};
 use crate::{
     Isa, Threads,
     pack::{MatrixView, pack_panels, panels_len},
@@ -93,11 +93,12 @@ pub fn matmul(threads: &Threads, isa: Isa, args: MatmulArgs<'_>, scratch: &mut [
     });
     let operands: Vec<Operand<'_>> =
         (0..batches).map(|i| Operand::new(&a[(i * a_batch).min(a.len())..], Rows::Strided { lda }, m, 1, k)).collect();
-    let (tile_rows, _) = block_shape(isa, 1, m, n, k);
+    let nr = panel_width(isa);
+    let (tile_rows, _) = block_shape(&Kernel::of(isa, nr), 1, m, n, k);
     let grid = TileGrid { outer: &[(batches, c_batch)], rows: m, cols: n, row_stride: ldc, tile_rows, tile_cols: n };
     threads.for_each_tile(c, &grid, |at, tile| {
         let packed = if b_batch == 0 { 0 } else { at.matrix };
-        let panels = Panels::new(isa, &scratch[packed * each..][..each], k, n);
+        let panels = Panels::new(nr, &scratch[packed * each..][..each], k, n);
         multiply_block(isa, &operands[at.matrix], at.row, &panels, at.col, tile, &epilogue);
     });
 }

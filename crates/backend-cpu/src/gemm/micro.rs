@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{Isa, threads::TileMut};
 
-/// A kernel for one instruction set.
+/// A kernel for one instruction set and one width of panels.
 #[derive(Clone, Copy)]
 pub(super) struct Kernel {
     /// The most rows of a tile.
@@ -35,15 +35,24 @@ pub(super) struct Job<'a> {
 }
 
 impl Kernel {
-    /// The kernel for `isa`, which this processor must have.
-    pub(super) fn of(isa: Isa) -> Kernel {
-        match isa.verified() {
+    /// The kernels for `isa`, the one for general use first.
+    fn all(isa: Isa) -> &'static [Kernel] {
+        match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => super::micro_avx512::KERNEL,
+            Isa::Avx512 => super::micro_avx512::KERNELS,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => super::micro_avx2::KERNEL,
-            _ => micro_portable::KERNEL,
+            Isa::Avx2 => super::micro_avx2::KERNELS,
+            _ => micro_portable::KERNELS,
         }
+    }
+
+    /// The kernel for `isa`, which this processor must have, and panels of `nr` columns.
+    ///
+    /// # Panics
+    /// When `nr` is not one of [`panel_widths`].
+    pub(super) fn of(isa: Isa, nr: usize) -> Kernel {
+        let found = Kernel::all(isa.verified()).iter().find(|k| k.nr == nr);
+        *found.unwrap_or_else(|| panic!("no kernel of {isa} takes panels of {nr} columns"))
     }
 }
 
@@ -53,9 +62,15 @@ pub(super) const LINE: usize = 16;
 /// Steps of `k` between two prefetches.
 pub(super) const CHUNK: usize = 4;
 
-/// The `nr` of the panels that [`gemm`](super::gemm()) wants on `isa`.
+/// The `nr` of the panels that [`gemm`](super::gemm()) takes on `isa`, the one for general use first. Results are the same,
+/// bit for bit, whichever is used.
+pub fn panel_widths(isa: Isa) -> impl Iterator<Item = usize> {
+    Kernel::all(isa).iter().map(|k| k.nr)
+}
+
+/// The `nr` of panels for general use on `isa`.
 pub fn panel_width(isa: Isa) -> usize {
-    if isa == Isa::Avx512 { 32 } else { 16 }
+    Kernel::all(isa)[0].nr
 }
 
 impl Job<'_> {
@@ -75,14 +90,25 @@ impl Job<'_> {
     }
 }
 
-/// Calls `$tile::<ROWS>` for the number of rows at hand.
-macro_rules! for_rows {
-    ($rows:expr, $tile:ident $args:tt, [$($n:literal)*]) => {
-        match $rows {
-            0 => {}
-            $($n => $tile::<$n> $args,)*
-            rows => unreachable!("a tile of {rows} rows"),
+/// The kernel of `$tile::<VECTORS, ROWS>` for panels of `$vectors` vectors of `$lanes` floats and as many rows as are listed:
+/// `1 2 3 ...`. `$tile` needs the instruction set `$isa`, `ROWS` rows in its tile and what [`Job::check`] asserts.
+macro_rules! kernel {
+    ($isa:expr, $tile:ident, $lanes:literal, $vectors:literal, [$($rows:literal)*]) => {{
+        const KERNEL: Kernel = Kernel { mr: [$($rows),*].len(), nr: $lanes * $vectors, run };
+        fn run(job: &Job<'_>, c: TileMut<'_, f32>) {
+            job.check(&KERNEL, &c);
+            $isa.verified();
+            // SAFETY: `verified` has found the instruction set here; `check` has found what the tile wants.
+            unsafe {
+                match c.rows() {
+                    0 => {}
+                    $($rows => $tile::<$vectors, $rows>(job, c),)*
+                    rows => unreachable!("a tile of {rows} rows"),
+                }
+            }
         }
-    };
+        KERNEL
+    }};
 }
-pub(super) use for_rows;
+#[cfg(target_arch = "x86_64")]
+pub(super) use kernel;

@@ -1,34 +1,32 @@
-//! The AVX2 micro-kernel: 6 x 16, twelve accumulators, two vectors of `B`, one broadcast of `A`.
+//! The AVX2 micro-kernels: 6 x 16 and 3 x 32. Both have twelve accumulators in the sixteen registers; the wide one keeps the
+//! arithmetic units busier when there are few rows.
 #![allow(unsafe_code)]
 
 use std::{arch::x86_64::*, array};
 
-use super::micro::{CHUNK, Job, Kernel, LINE, for_rows};
+use super::micro::{CHUNK, Job, Kernel, LINE, kernel};
 use crate::{Isa, threads::TileMut};
 
-const NR: usize = 16;
+/// Floats of a vector.
+const LANES: usize = 8;
 
-pub(super) const KERNEL: Kernel = Kernel { mr: 6, nr: NR, run };
-
-fn run(job: &Job<'_>, c: TileMut<'_, f32>) {
-    job.check(&KERNEL, &c);
-    Isa::Avx2.verified();
-    // SAFETY: `verified` has found AVX2 and FMA here; `check` has found what `tile` wants.
-    unsafe { for_rows!(c.rows(), tile(job, c), [1 2 3 4 5 6]) }
-}
+pub(super) const KERNELS: &[Kernel] =
+    &[kernel!(Isa::Avx2, tile, 8, 2, [1 2 3 4 5 6]), kernel!(Isa::Avx2, tile, 8, 4, [1 2 3])];
 
 /// # Safety
 ///
 /// Needs AVX2 and FMA, `MR` rows in `c`, and what `job.check` asserts.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn tile<const MR: usize>(job: &Job<'_>, mut c: TileMut<'_, f32>) {
-    let mut acc = [[_mm256_setzero_ps(); 2]; MR];
+unsafe fn tile<const VECTORS: usize, const MR: usize>(job: &Job<'_>, mut c: TileMut<'_, f32>) {
+    let mut acc = [[_mm256_setzero_ps(); VECTORS]; MR];
     if job.accumulate {
         for (r, acc) in acc.iter_mut().enumerate() {
-            let mut line = [0f32; NR];
-            line[..c.cols()].copy_from_slice(c.row(r));
-            // SAFETY: `line` is 16 floats.
-            *acc = unsafe { [_mm256_loadu_ps(line.as_ptr()), _mm256_loadu_ps(line.as_ptr().add(8))] };
+            let mut line = [[0f32; LANES]; VECTORS];
+            line.as_flattened_mut()[..c.cols()].copy_from_slice(c.row(r));
+            for (acc, part) in acc.iter_mut().zip(&line) {
+                // SAFETY: each part of the line is a vector.
+                *acc = unsafe { _mm256_loadu_ps(part.as_ptr()) };
+            }
         }
     }
     let (a, mut b) = (job.a, job.panel.as_ptr());
@@ -43,28 +41,45 @@ unsafe fn tile<const MR: usize>(job: &Job<'_>, mut c: TileMut<'_, f32>) {
             for k in chunk..job.block.k.end.min(chunk + CHUNK) {
                 // SAFETY: the panel holds a step for each `k` of each tap of the block; a tap holds `k_tap` floats.
                 unsafe {
-                    let (b0, b1) = (_mm256_loadu_ps(b), _mm256_loadu_ps(b.add(8)));
-                    b = b.add(NR);
-                    for r in 0..MR {
-                        let x = _mm256_broadcast_ss(&*rows[r].add(k));
-                        acc[r][0] = _mm256_fmadd_ps(x, b0, acc[r][0]);
-                        acc[r][1] = _mm256_fmadd_ps(x, b1, acc[r][1]);
+                    // The accumulators leave four registers: of the step's vectors and the rows' floats the fewer are held.
+                    if MR < VECTORS {
+                        let mut xs = [_mm256_setzero_ps(); MR];
+                        for (x, row) in xs.iter_mut().zip(&rows) {
+                            *x = _mm256_broadcast_ss(&*row.add(k));
+                        }
+                        for v in 0..VECTORS {
+                            let step = _mm256_loadu_ps(b.add(LANES * v));
+                            for (acc, x) in acc.iter_mut().zip(&xs) {
+                                acc[v] = _mm256_fmadd_ps(*x, step, acc[v]);
+                            }
+                        }
+                    } else {
+                        let mut step = [_mm256_setzero_ps(); VECTORS];
+                        for (v, step) in step.iter_mut().enumerate() {
+                            *step = _mm256_loadu_ps(b.add(LANES * v));
+                        }
+                        for (acc, row) in acc.iter_mut().zip(&rows) {
+                            let x = _mm256_broadcast_ss(&*row.add(k));
+                            for (acc, step) in acc.iter_mut().zip(&step) {
+                                *acc = _mm256_fmadd_ps(x, *step, *acc);
+                            }
+                        }
                     }
+                    b = b.add(LANES * VECTORS);
                 }
             }
         }
     }
     for (r, acc) in acc.iter().enumerate() {
-        let mut line = [0f32; NR];
-        // SAFETY: `line` is 16 floats.
-        unsafe {
-            _mm256_storeu_ps(line.as_mut_ptr(), acc[0]);
-            _mm256_storeu_ps(line.as_mut_ptr().add(8), acc[1]);
+        let mut line = [[0f32; LANES]; VECTORS];
+        for (part, acc) in line.iter_mut().zip(acc) {
+            // SAFETY: each part of the line is a vector.
+            unsafe { _mm256_storeu_ps(part.as_mut_ptr(), *acc) };
         }
         let row = c.row(r);
-        match row.first_chunk_mut::<NR>() {
-            Some(row) => *row = line,
-            None => row.copy_from_slice(&line[..row.len()]),
+        match row.as_chunks_mut::<LANES>() {
+            (parts, []) if parts.len() == VECTORS => parts.copy_from_slice(&line),
+            _ => row.copy_from_slice(&line.as_flattened()[..row.len()]),
         }
     }
 }

@@ -1,37 +1,38 @@
-//! The AVX-512 micro-kernel: 12 x 32, 24 accumulators, two vectors of `B`, `A` broadcast from memory.
+//! The AVX-512 micro-kernels: 12 x 32, 6 x 64, 8 x 48 and 24 x 16. All have 24 accumulators in the 32 registers, a vector of `B` for
+//! each 16 columns, and `A` broadcast from memory. The wide ones keep the arithmetic units busier when there are few rows, and
+//! fetch less of `A`; the narrow ones waste less of a last panel and fetch less of `B`.
 #![allow(unsafe_code)]
 
 use std::{arch::x86_64::*, array};
 
-use super::micro::{CHUNK, Job, Kernel, LINE, for_rows};
+use super::micro::{CHUNK, Job, Kernel, LINE, kernel};
 use crate::{Isa, threads::TileMut};
 
-const NR: usize = 32;
+/// Floats of a vector.
+const LANES: usize = 16;
 
-pub(super) const KERNEL: Kernel = Kernel { mr: 12, nr: NR, run };
-
-fn run(job: &Job<'_>, c: TileMut<'_, f32>) {
-    job.check(&KERNEL, &c);
-    Isa::Avx512.verified();
-    // SAFETY: `verified` has found AVX-512 here; `check` has found what `tile` wants.
-    unsafe { for_rows!(c.rows(), tile(job, c), [1 2 3 4 5 6 7 8 9 10 11 12]) }
-}
+pub(super) const KERNELS: &[Kernel] = &[
+    kernel!(Isa::Avx512, tile, 16, 2, [1 2 3 4 5 6 7 8 9 10 11 12]),
+    kernel!(Isa::Avx512, tile, 16, 4, [1 2 3 4 5 6]),
+    kernel!(Isa::Avx512, tile, 16, 3, [1 2 3 4 5 6 7 8]),
+    kernel!(Isa::Avx512, tile, 16, 1, [1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24]),
+];
 
 /// # Safety
 ///
 /// Needs AVX-512F, `MR` rows in `c`, and what `job.check` asserts.
 #[target_feature(enable = "avx512f")]
-unsafe fn tile<const MR: usize>(job: &Job<'_>, mut c: TileMut<'_, f32>) {
-    let mask = u32::MAX.unbounded_shr((NR - c.cols()) as u32);
-    let mut acc = [[_mm512_setzero_ps(); 2]; MR];
+unsafe fn tile<const VECTORS: usize, const MR: usize>(job: &Job<'_>, mut c: TileMut<'_, f32>) {
+    let mask = u64::MAX.unbounded_shr((u64::BITS as usize - c.cols()) as u32);
+    let masks: [u16; VECTORS] = array::from_fn(|v| (mask >> (LANES * v)) as u16);
+    let mut acc = [[_mm512_setzero_ps(); VECTORS]; MR];
     if job.accumulate {
         for (r, acc) in acc.iter_mut().enumerate() {
             let row = c.row(r).as_ptr();
-            // SAFETY: the mask has a bit for each float of the row, and masked-out lanes are not touched.
-            *acc = unsafe {
-                let high = row.wrapping_add(16);
-                [_mm512_maskz_loadu_ps(mask as u16, row), _mm512_maskz_loadu_ps((mask >> 16) as u16, high)]
-            };
+            for (v, acc) in acc.iter_mut().enumerate() {
+                // SAFETY: the masks have a bit for each float of the row, and masked-out lanes are not touched.
+                *acc = unsafe { _mm512_maskz_loadu_ps(masks[v], row.wrapping_add(LANES * v)) };
+            }
         }
     }
     let (a, mut b) = (job.a, job.panel.as_ptr());
@@ -46,12 +47,16 @@ unsafe fn tile<const MR: usize>(job: &Job<'_>, mut c: TileMut<'_, f32>) {
             for k in chunk..job.block.k.end.min(chunk + CHUNK) {
                 // SAFETY: the panel holds a step for each `k` of each tap of the block; a tap holds `k_tap` floats.
                 unsafe {
-                    let (b0, b1) = (_mm512_loadu_ps(b), _mm512_loadu_ps(b.add(16)));
-                    b = b.add(NR);
+                    let mut step = [_mm512_setzero_ps(); VECTORS];
+                    for (v, step) in step.iter_mut().enumerate() {
+                        *step = _mm512_loadu_ps(b.add(LANES * v));
+                    }
+                    b = b.add(LANES * VECTORS);
                     for r in 0..MR {
                         let x = _mm512_set1_ps(*rows[r].add(k));
-                        acc[r][0] = _mm512_fmadd_ps(x, b0, acc[r][0]);
-                        acc[r][1] = _mm512_fmadd_ps(x, b1, acc[r][1]);
+                        for v in 0..VECTORS {
+                            acc[r][v] = _mm512_fmadd_ps(x, step[v], acc[r][v]);
+                        }
                     }
                 }
             }
@@ -59,10 +64,9 @@ unsafe fn tile<const MR: usize>(job: &Job<'_>, mut c: TileMut<'_, f32>) {
     }
     for (r, acc) in acc.iter().enumerate() {
         let row = c.row(r).as_mut_ptr();
-        // SAFETY: the mask has a bit for each float of the row, and masked-out lanes are not touched.
-        unsafe {
-            _mm512_mask_storeu_ps(row, mask as u16, acc[0]);
-            _mm512_mask_storeu_ps(row.wrapping_add(16), (mask >> 16) as u16, acc[1]);
+        for (v, acc) in acc.iter().enumerate() {
+            // SAFETY: the masks have a bit for each float of the row, and masked-out lanes are not touched.
+            unsafe { _mm512_mask_storeu_ps(row.wrapping_add(LANES * v), masks[v], *acc) };
         }
     }
 }

@@ -3,16 +3,26 @@
 
 use std::array;
 
-use super::micro::{Job, Kernel, for_rows};
+use super::micro::{Job, Kernel};
 use crate::threads::TileMut;
 
 const NR: usize = 16;
 
-pub(super) const KERNEL: Kernel = Kernel { mr: 4, nr: NR, run };
+const KERNEL: Kernel = Kernel { mr: 4, nr: NR, run };
+
+/// One: the width makes no difference to it.
+pub(super) const KERNELS: &[Kernel] = &[KERNEL];
 
 fn run(job: &Job<'_>, c: TileMut<'_, f32>) {
     job.check(&KERNEL, &c);
-    for_rows!(c.rows(), tile(job, c), [1 2 3 4]);
+    match c.rows() {
+        0 => {}
+        1 => tile::<1>(job, c),
+        2 => tile::<2>(job, c),
+        3 => tile::<3>(job, c),
+        4 => tile::<4>(job, c),
+        rows => unreachable!("a tile of {rows} rows"),
+    }
 }
 
 /// Columns that are computed together: with four rows, as many accumulators as half the registers of SSE2 or NEON.

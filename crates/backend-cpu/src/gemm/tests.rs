@@ -15,22 +15,30 @@ fn close(got: f32, want: f64, k: usize) -> bool {
     (f64::from(got) - want).abs() <= 1e-6 * (k as f64 + 10.0) + 1e-5 * want.abs()
 }
 
-/// Runs `product` for every instruction set with one and two threads, which must agree bit for bit.
-fn on_every_isa(c_len: usize, product: impl Fn(&Threads, Isa, &mut [f32]), check: impl Fn(&[f32])) {
+fn same_bits(a: &[f32], b: &[f32]) -> bool {
+    a.iter().zip(b).all(|(x, y)| x.to_bits() == y.to_bits())
+}
+
+/// Runs `product` for every instruction set and width of panels, with one and two threads: those of one instruction set must
+/// agree bit for bit.
+fn on_every_kernel(c_len: usize, product: impl Fn(&Threads, Isa, usize, &mut [f32]), check: impl Fn(&[f32])) {
     for isa in Isa::available() {
-        let [one, two] = [1, 2].map(|count| {
+        let run = |nr: usize, count: usize| {
             let mut c = vec![f32::NAN; c_len];
-            product(&Threads::new(count).unwrap(), isa, &mut c);
+            product(&Threads::new(count).unwrap(), isa, nr, &mut c);
             c
-        });
-        assert!(one.iter().zip(&two).all(|(x, y)| x.to_bits() == y.to_bits()), "{isa}: threads disagree");
-        check(&one);
+        };
+        let first = run(panel_width(isa), 1);
+        check(&first);
+        for (nr, count) in panel_widths(isa).flat_map(|nr| [(nr, 1), (nr, 2)]) {
+            assert!(same_bits(&first, &run(nr, count)), "{isa} n{nr}, {count} threads: other bits");
+        }
     }
 }
 
-fn packed(isa: Isa, view: MatrixView<'_>) -> Vec<f32> {
-    let mut out = vec![0.0; panels_len(view.k_len(), view.n_len, panel_width(isa))];
-    pack_panels(&Threads::single(), isa, &[view], panel_width(isa), &mut out);
+fn packed(isa: Isa, nr: usize, view: MatrixView<'_>) -> Vec<f32> {
+    let mut out = vec![0.0; panels_len(view.k_len(), view.n_len, nr)];
+    pack_panels(&Threads::single(), isa, &[view], nr, &mut out);
     out
 }
 
@@ -59,10 +67,10 @@ proptest! {
             activation,
             act_before_residual,
         };
-        on_every_isa(m * ldc, |threads, isa, c| {
-            let b = packed(isa, MatrixView::linear(&w, n, k));
+        on_every_kernel(m * ldc, |threads, isa, nr, c| {
+            let b = packed(isa, nr, MatrixView::linear(&w, n, k));
             let rows = Rows::Strided { lda };
-            gemm(threads, isa, GemmArgs { m, n, k_tap: k, taps: 1, a: &a, rows, b: &b, c, ldc, epilogue });
+            gemm(threads, isa, GemmArgs { m, n, k_tap: k, taps: 1, a: &a, rows, b: &b, nr, c, ldc, epilogue });
         }, |c| {
             for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
                 let dot: f64 = (0..k).map(|t| f64::from(a[i * lda + t]) * f64::from(w[j * k + t])).sum();
@@ -97,11 +105,11 @@ proptest! {
         let (image, weight) = (numbers(batch * h * w * ic, 5), numbers(oc * ic * kernel * kernel, 6));
         let mut offsets = vec![0; conv.pixels() * conv.taps()];
         conv2d_offsets(&conv, ic, &mut offsets);
-        on_every_isa(conv.pixels() * oc, |threads, isa, c| {
-            let b = packed(isa, MatrixView::conv2d(&weight, [oc, ic, kernel, kernel]));
+        on_every_kernel(conv.pixels() * oc, |threads, isa, nr, c| {
+            let b = packed(isa, nr, MatrixView::conv2d(&weight, [oc, ic, kernel, kernel]));
             gemm(threads, isa, GemmArgs {
                 m: conv.pixels(), n: oc, k_tap: ic, taps: conv.taps(), a: &image,
-                rows: Rows::Indirect { offsets: &offsets }, b: &b, c, ldc: oc, epilogue: Epilogue::default(),
+                rows: Rows::Indirect { offsets: &offsets }, b: &b, nr, c, ldc: oc, epilogue: Epilogue::default(),
             });
         }, |c| {
             for (i, got) in c.iter().enumerate() {
@@ -128,7 +136,7 @@ proptest! {
     ) {
         let (a, b) = (numbers(batches * m * k, 7), numbers(batches * n * k, 8));
         let (ld, b_batch) = (if transposed { k } else { n }, if shared { 0 } else { n * k });
-        on_every_isa(batches * m * n, |threads, isa, c| {
+        on_every_kernel(batches * m * n, |threads, isa, _, c| {
             let args = MatmulArgs {
                 batches, m, n, k, a: &a, lda: k, a_batch: m * k, b: DynamicB { data: &b, ld, transposed }, b_batch,
                 c, ldc: n, c_batch: m * n, epilogue: Epilogue::default(),
@@ -151,12 +159,12 @@ proptest! {
 fn rows_do_not_depend_on_the_batch() {
     let (m, n, k) = (150, 330, 257);
     let (a, w) = (numbers(m * k, 1), numbers(n * k, 2));
-    for isa in Isa::available() {
-        let b = packed(isa, MatrixView::linear(&w, n, k));
+    for (isa, nr) in Isa::available().into_iter().flat_map(|isa| panel_widths(isa).map(move |nr| (isa, nr))) {
+        let b = packed(isa, nr, MatrixView::linear(&w, n, k));
         let product = |threads: &Threads, a: &[f32], m: usize| {
             let mut c = vec![0.0; m * n];
             let (rows, epilogue) = (Rows::Strided { lda: k }, Epilogue::default());
-            gemm(threads, isa, GemmArgs { m, n, k_tap: k, taps: 1, a, rows, b: &b, c: &mut c, ldc: n, epilogue });
+            gemm(threads, isa, GemmArgs { m, n, k_tap: k, taps: 1, a, rows, b: &b, nr, c: &mut c, ldc: n, epilogue });
             c
         };
         let all = product(&Threads::new(2).unwrap(), &a, m);
@@ -164,6 +172,15 @@ fn rows_do_not_depend_on_the_batch() {
             assert_eq!(all[i * n..(i + 1) * n], product(&Threads::single(), &a[i * k..(i + 1) * k], 1));
         }
     }
+}
+
+#[test]
+#[should_panic(expected = "no kernel of portable takes panels of 48 columns")]
+fn a_width_without_a_kernel_is_refused() {
+    let (rows, epilogue) = (Rows::Strided { lda: 1 }, Epilogue::default());
+    let (a, b, c) = (&[0.0], &[0.0; 48], &mut [0.0]);
+    let args = GemmArgs { m: 1, n: 1, k_tap: 1, taps: 1, a, rows, b, nr: 48, c, ldc: 1, epilogue };
+    gemm(&Threads::single(), Isa::Portable, args);
 }
 
 #[test]

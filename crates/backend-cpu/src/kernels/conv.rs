@@ -1,8 +1,8 @@
 //! Convolutions of channels-last images as matrix products, the weight packed ahead.
 //!
 //! A pixel's window is a row of the left matrix, found through offsets (`conv.panels`); a 1×1 window at stride 1 is the
-//! pixel itself. Where channels are so few that a tap is too short for the micro-kernel, windows are written out first
-//! (`conv.im2col`). The weight's rows run over `(ky, kx, channel)` either way.
+//! pixel itself. Or windows are written out first (`conv.im2col`), which pays where channels are so few that a tap is too short
+//! for the micro-kernel. The weight's rows run over `(ky, kx, channel)` either way.
 
 use std::cell::Cell;
 
@@ -19,19 +19,19 @@ use super::{
     Cx, Family,
     linear::activation,
     support::{
-        all_are, elements, elements_mut, expect_f32, expect_packed, expect_plain, operand, optional_f32, read,
+        all_are, elements, elements_mut, expect_f32, expect_panels, expect_plain, operand, optional_f32, read,
         unsupported,
     },
 };
 use crate::{
-    gemm::{Conv2d, Epilogue, GemmArgs, Residual, Rows, conv2d_offsets, gemm, panel_width},
+    gemm::{Conv2d, Epilogue, GemmArgs, Residual, Rows, conv2d_offsets, gemm, panel_widths},
     nn::im2col::im2col,
 };
 
 const PANELS: &str = "conv.panels";
 const IM2COL: &str = "conv.im2col";
 
-/// Below this many channels windows are written out.
+/// Below this many channels windows are written out unless tuning says otherwise.
 const FEW_CHANNELS: usize = 8;
 
 /// Pixels that one product should at least have; small images are taken together.
@@ -53,10 +53,16 @@ fn candidates(cx: &Cx, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&Tensor
         return Vec::new();
     }
     let taps: usize = weight[2..].iter().product();
-    let few = op.groups == 1 && taps > 1 && weight[1] < FEW_CHANNELS;
-    let format = PackFormat::PanelsF32 { nr: panel_width(cx.isa) };
-    let layout = WeightLayout { operand: 1, prepare: matrix_of(&weight, op.groups), format };
-    vec![Candidate { kernel: KernelId::new(if few { IM2COL } else { PANELS }), weights: vec![layout] }]
+    let kernels: &[&str] = match op.groups == 1 && taps > 1 {
+        false => &[PANELS],
+        true if weight[1] < FEW_CHANNELS => &[IM2COL, PANELS],
+        true => &[PANELS, IM2COL],
+    };
+    let packed = |kernel: &str, nr| {
+        let (prepare, format) = (matrix_of(&weight, op.groups), PackFormat::PanelsF32 { nr });
+        Candidate { kernel: KernelId::new(kernel), weights: vec![WeightLayout { operand: 1, prepare, format }] }
+    };
+    kernels.iter().flat_map(|kernel| panel_widths(cx.isa).map(|nr| packed(kernel, nr))).collect()
 }
 
 /// The ops that make `[groups?, taps·channels, out/groups]` of a weight `[out, channels, kernel...]`.
@@ -119,6 +125,8 @@ struct Prepared {
     channels: (usize, usize),
     /// Floats of one group's panels.
     panels: usize,
+    /// Columns of a panel.
+    nr: usize,
     windows: Windows,
 }
 
@@ -131,12 +139,11 @@ fn prepare(cx: &Cx, problem: &Problem<'_>) -> Result<Box<dyn Kernel>, BackendErr
     let geometry = geometry(op, x.shape, &w.shape[2..], out);
     let (channels, columns) = (w.shape[1] * op.groups, w.shape[0] / op.groups);
     let k = geometry.taps() * w.shape[1];
-    let format = PackFormat::PanelsF32 { nr: panel_width(cx.isa) };
     let matrix = if op.groups == 1 { vec![k, columns] } else { vec![op.groups, k, columns] };
-    expect_packed(problem, 1, format, &matrix)?;
+    let nr = expect_panels(problem, cx.isa, 1, &matrix)?;
     expect_plain(problem, [0, 2, 3])?;
     expect_f32(problem, 0..4)?;
-    let panels = crate::pack::panels_len(k, columns, panel_width(cx.isa));
+    let panels = crate::pack::panels_len(k, columns, nr);
     let windows = if problem.kernel.0 == IM2COL {
         if op.groups != 1 {
             return Err(unsupported(problem, "windows of groups are not written out"));
@@ -146,7 +153,7 @@ fn prepare(cx: &Cx, problem: &Problem<'_>) -> Result<Box<dyn Kernel>, BackendErr
         windows(&geometry, channels).ok_or_else(|| unsupported(problem, "the image is too large"))?
     };
     let channels = (channels, w.shape[0]);
-    Ok(Box::new(Prepared { cx: cx.clone(), op: op.clone(), geometry, channels, panels, windows }))
+    Ok(Box::new(Prepared { cx: cx.clone(), op: op.clone(), geometry, channels, panels, nr, windows }))
 }
 
 fn windows(geometry: &Conv2d, channels: usize) -> Option<Windows> {
@@ -193,6 +200,7 @@ impl Prepared {
                 a: &part.a[group * group_in..],
                 rows: part.rows,
                 b: &elements(read(inputs, 1))[group * self.panels..][..self.panels],
+                nr: self.nr,
                 c: &mut out[start + first..],
                 ldc: columns,
                 epilogue: Epilogue {

@@ -12,12 +12,12 @@ use regraft_tensor::DType;
 use super::{
     Cx, Family,
     support::{
-        all_are, elements, elements_mut, expect_f32, expect_packed, expect_plain, operand, optional, optional_f32,
+        all_are, elements, elements_mut, expect_f32, expect_panels, expect_plain, operand, optional, optional_f32,
         read, uniform_rows, unsupported,
     },
 };
 use crate::{
-    gemm::{Epilogue, GemmArgs, Residual, Rows, gemm, panel_width},
+    gemm::{Epilogue, GemmArgs, Residual, Rows, gemm, panel_widths},
     simd::Activation,
 };
 
@@ -30,12 +30,12 @@ fn candidates(cx: &Cx, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&Tensor
     if !all_are(inputs, DType::F32) || !inputs[1].is_some_and(|w| w.known) {
         return Vec::new();
     }
-    let layout = WeightLayout {
-        operand: 1,
-        prepare: vec![Permute { perm: vec![1, 0] }.into()],
-        format: PackFormat::PanelsF32 { nr: panel_width(cx.isa) },
+    let packed = |nr| {
+        let prepare = vec![Permute { perm: vec![1, 0] }.into()];
+        let layout = WeightLayout { operand: 1, prepare, format: PackFormat::PanelsF32 { nr } };
+        Candidate { kernel: KernelId::new(PANELS), weights: vec![layout] }
     };
-    vec![Candidate { kernel: KernelId::new(PANELS), weights: vec![layout] }]
+    panel_widths(cx.isa).map(packed).collect()
 }
 
 fn reads_strided(_: &Op, index: usize, operand: &Operand<'_>) -> bool {
@@ -64,6 +64,8 @@ struct Prepared {
     m: usize,
     n: usize,
     k: usize,
+    /// Columns of a panel of the weight.
+    nr: usize,
     lda: usize,
     residual_ld: usize,
 }
@@ -72,7 +74,7 @@ fn prepare(cx: &Cx, problem: &Problem<'_>) -> Result<Box<dyn Kernel>, BackendErr
     let Op::Linear(op) = problem.op else { return Err(unsupported(problem, "it is no linear")) };
     let (x, w) = (operand(problem, 0)?, operand(problem, 1)?);
     let (n, k) = (w.shape[0], w.shape[1]);
-    expect_packed(problem, 1, PackFormat::PanelsF32 { nr: panel_width(cx.isa) }, &[k, n])?;
+    let nr = expect_panels(problem, cx.isa, 1, &[k, n])?;
     expect_plain(problem, [0, 2, 3])?;
     expect_f32(problem, 0..4)?;
     let strided = || unsupported(problem, "rows are not equally far apart");
@@ -81,7 +83,7 @@ fn prepare(cx: &Cx, problem: &Problem<'_>) -> Result<Box<dyn Kernel>, BackendErr
         Some(residual) => uniform_rows(&residual).ok_or_else(strided)?.1,
         None => n,
     };
-    Ok(Box::new(Prepared { cx: cx.clone(), op: op.clone(), m, n, k, lda, residual_ld }))
+    Ok(Box::new(Prepared { cx: cx.clone(), op: op.clone(), m, n, k, nr, lda, residual_ld }))
 }
 
 impl Kernel for Prepared {
@@ -94,6 +96,7 @@ impl Kernel for Prepared {
             a: elements(read(inputs, 0)),
             rows: Rows::Strided { lda: self.lda },
             b: elements(read(inputs, 1)),
+            nr: self.nr,
             c: elements_mut(outputs[0]),
             ldc: self.n,
             epilogue: Epilogue {

@@ -1,8 +1,10 @@
 //! What kernel files share.
 
 use bytemuck::Pod;
-use regraft_backend::{BackendError, Operand, OperandType, PackFormat, Problem};
+use regraft_backend::{BackendError, Operand, OperandType, PackFormat, Problem, SlotLayout};
 use regraft_tensor::DType;
+
+use crate::{Isa, gemm::panel_widths};
 
 pub(super) fn unsupported(problem: &Problem<'_>, why: impl Into<String>) -> BackendError {
     BackendError::Unsupported { kernel: problem.kernel.clone(), op: problem.op.name(), why: why.into() }
@@ -57,11 +59,39 @@ pub(super) fn expect_packed(
 ) -> Result<(), BackendError> {
     match operand(problem, index)?.slot {
         Some(slot) if slot.format == format && slot.shape == shape => Ok(()),
+        slot => Err(packed_otherwise(problem, index, &format!("{format}{shape:?}"), slot)),
+    }
+}
+
+/// The panel width of operand `index`. Refuses when that is no slot of this shape in panels of a width that `isa` has a
+/// kernel for.
+pub(super) fn expect_panels(
+    problem: &Problem<'_>,
+    isa: Isa,
+    index: usize,
+    shape: &[usize],
+) -> Result<usize, BackendError> {
+    match operand(problem, index)?.slot {
+        Some(SlotLayout { shape: found, format: PackFormat::PanelsF32 { nr } })
+            if found == shape && panel_widths(isa).any(|width| width == *nr) =>
+        {
+            Ok(*nr)
+        }
+        slot => {
+            let widths: Vec<String> = panel_widths(isa).map(|nr| format!("n{nr}")).collect();
+            let wanted = format!("panels_f32<{}>{shape:?}", widths.join(" or "));
+            Err(packed_otherwise(problem, index, &wanted, slot))
+        }
+    }
+}
+
+fn packed_otherwise(problem: &Problem<'_>, index: usize, wanted: &str, slot: Option<&SlotLayout>) -> BackendError {
+    match slot {
         Some(slot) => {
             let found = format!("{}{:?}", slot.format, slot.shape);
-            Err(unsupported(problem, format!("operand {index} must be {format}{shape:?}, found {found}")))
+            unsupported(problem, format!("operand {index} must be {wanted}, found {found}"))
         }
-        None => Err(unsupported(problem, format!("operand {index} is no slot"))),
+        None => unsupported(problem, format!("operand {index} is no slot")),
     }
 }
 

@@ -205,13 +205,13 @@ pub fn attention(threads: &Threads, isa: Isa, args: &AttentionArgs<'_>, out: &mu
     if args.kv_len == 0 {
         return threads.for_each_tile(out, &grid, |_, mut tile| (0..tile.rows()).for_each(|r| tile.row(r).fill(0.0)));
     }
-    let group = args.heads / args.kv_heads;
+    let (group, nr) = (args.heads / args.kv_heads, panel_width(isa));
     let mut scores: Vec<&mut [f32]> = scores.chunks_exact_mut(s.rows * s.score_stride).take(threads.count()).collect();
     threads.for_each_tile_with(&mut scores, out, &grid, |scores, at, tile| {
         let kv = at.matrix / args.heads * args.kv_heads + at.matrix % args.heads / group;
         let (k, v) = packed[kv * (s.k_len + s.v_len)..][..s.k_len + s.v_len].split_at(s.k_len);
-        let k = Panels::new(isa, k, args.head_dim, args.kv_len);
-        let v = Panels::new(isa, v, args.kv_len, args.value_dim);
+        let k = Panels::new(nr, k, args.head_dim, args.kv_len);
+        let v = Panels::new(nr, v, args.kv_len, args.value_dim);
         attend(isa, args, at, (k, v), (scores, s.score_stride), tile);
     });
 }

@@ -28,7 +28,7 @@ fn naive<T: SourceElement>(pieces: &[MatrixView<'_, T>], nr: usize) -> Vec<f32> 
 }
 
 fn check<T: SourceElement>(pieces: &[MatrixView<'_, T>]) {
-    for nr in [16, 32] {
+    for nr in [16, 32, 48, 64] {
         let want = naive(pieces, nr);
         for isa in Isa::available() {
             for count in [1, 2] {

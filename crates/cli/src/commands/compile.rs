@@ -7,7 +7,7 @@ use regraft::{
 use serde_json::Value;
 
 use super::{
-    cache, check_writable, file_size, histogram, inputs, named_types, path_json, tell_engine_facts, write_engine,
+    cache, check_writable, file_size, histogram, inputs, named_types, path_json, tell_engine_facts, tune, write_engine,
 };
 use crate::{
     args::{CompileArgs, ModeArg},
@@ -23,14 +23,15 @@ pub(super) fn run(args: &CompileArgs, out: &mut Output) -> Result<(), Failure> {
     }
     let mut stages = Stages::new(args);
     let mode = args.mode.unwrap_or(ModeArg::Refittable).into();
-    // Stages are seen only by building.
-    let dumps = !args.dump.is_empty() || args.dump_dir.is_some();
+    // Stages and records are there only when the engine is built.
+    let builds = !args.dump.is_empty() || args.dump_dir.is_some() || args.tune.save_tune_records.is_some();
     let options = CompileOptions {
         mode,
         keep_sources: args.keep_sources.map_or(KeepSources::default(), KeepSources::from),
         identical: args.identical,
         threads: args.threads.get(),
-        cache: if dumps { None } else { cache::for_compile(&args.cache, out)? },
+        tune: tune::options(&args.tune, &args.cache)?,
+        cache: if builds { None } else { cache::for_compile(&args.cache, out)? },
     };
     if args.keep_sources.is_some() && mode != Mode::Refittable {
         return Err(Failure::usage("--keep-sources is about refittable engines; the others keep no sources"));
@@ -43,6 +44,9 @@ pub(super) fn run(args: &CompileArgs, out: &mut Output) -> Result<(), Failure> {
     stages.add_engine(&compiled);
     stages.check_names(&args.dump)?;
     tell(args, &compiled, &stages, out);
+    if let Some(tuned) = &compiled.tuned {
+        tune::tell(&args.tune, &options.tune, tuned, out)?;
+    }
     match (&args.dump_dir, to_stdout) {
         (Some(directory), _) => stages.write(directory, out)?,
         (None, true) => stages.print(out),

@@ -12,6 +12,7 @@ mod refit;
 mod run;
 mod samples;
 mod strip;
+mod tune;
 
 use std::{collections::BTreeMap, fs, io::Write, path::Path};
 

@@ -10,3 +10,5 @@ mod commands;
 mod scenarios;
 #[cfg(test)]
 mod support;
+#[cfg(test)]
+mod tuning;

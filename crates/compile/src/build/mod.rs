@@ -8,7 +8,7 @@ use regraft_engine::Plan;
 use regraft_ir::{Graph, SourceKind, TensorType};
 use regraft_weights::{Recipe, RefitMap, SourceInfo};
 
-use crate::CompileError;
+use crate::{CompileError, tune::Tuner};
 
 /// A plan with the recipes of its slots.
 #[derive(Clone, Debug)]
@@ -19,13 +19,13 @@ pub struct Built {
     pub refit_map: RefitMap,
 }
 
-/// Builds a plan for `backend` from a lowered program.
+/// Builds a plan for `backend` from a lowered program; `tuner` chooses between kernels.
 ///
 /// # Errors
-/// When a recipe cannot be written or a slot does not fit in memory.
-pub fn build(lowered: &Graph, backend: &dyn Backend) -> Result<Built, CompileError> {
+/// When a recipe cannot be written, a slot does not fit in memory, or pinned tuning records do not fit.
+pub fn build(lowered: &Graph, backend: &dyn Backend, tuner: &mut Tuner<'_>) -> Result<Built, CompileError> {
     let split = split::split(lowered)?;
-    let choices = select::select(&split, backend);
+    let choices = select::select(&split, backend, tuner)?;
     let mut builder = Builder { lowered, plan: Graph::new(&lowered.name), slots: Vec::new(), recipes: Vec::new() };
     builder.plan.symbols.clone_from(&lowered.symbols);
     let kernels = builder.plan(&split, choices)?;

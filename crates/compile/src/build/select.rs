@@ -4,6 +4,7 @@ use regraft_backend::{Backend, Candidate, KernelId, OperandType, PackFormat};
 use regraft_ir::{Graph, Node, Op};
 
 use super::split::Split;
+use crate::tune::{TuneError, Tuner};
 
 /// How a slot is made from a known value.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,18 +44,18 @@ impl From<Candidate> for Choice {
     }
 }
 
-/// One choice per node of the plan: the backend's best candidate, or the reference evaluator.
-pub(crate) fn select(split: &Split, backend: &dyn Backend) -> Vec<Choice> {
-    split.graph.nodes().iter().map(|node| choose(&split.graph, node, backend)).collect()
+/// One choice per node of the plan: the backend's candidate that the tuner takes, or the reference evaluator.
+pub(crate) fn select(split: &Split, backend: &dyn Backend, tuner: &mut Tuner<'_>) -> Result<Vec<Choice>, TuneError> {
+    split.graph.nodes().iter().map(|node| choose(&split.graph, node, backend, tuner)).collect()
 }
 
-fn choose(graph: &Graph, node: &Node, backend: &dyn Backend) -> Choice {
+fn choose(graph: &Graph, node: &Node, backend: &dyn Backend, tuner: &mut Tuner<'_>) -> Result<Choice, TuneError> {
     if node.op.is_view() {
-        return Candidate::plain(KernelId::VIEW).into();
+        return Ok(Candidate::plain(KernelId::VIEW).into());
     }
     let operand = |v| OperandType { ty: graph.ty(v), known: graph.source_of(v).is_some() };
     let inputs: Vec<_> = node.inputs.iter().map(|v| v.map(operand)).collect();
     let outputs: Vec<_> = node.outputs.iter().map(|&v| graph.ty(v)).collect();
-    let best = backend.candidates(&node.op, &inputs, &outputs).into_iter().next();
-    best.unwrap_or_else(|| Candidate::plain(KernelId::REFERENCE)).into()
+    let best = tuner.choose(graph, node, backend.candidates(&node.op, &inputs, &outputs))?;
+    Ok(best.unwrap_or_else(|| Candidate::plain(KernelId::REFERENCE)).into())
 }

@@ -1,0 +1,323 @@
+//! Measures the candidates of a problem against each other.
+//!
+//! Weights come from memory in a model, because every layer has its own; here each run reads the next part of a pool that is
+//! larger than caches. Candidates take turns, there and back again (A B C C B A), so that a machine that grows slower for a
+//! while is unfair to none.
+
+use std::time::{Duration, Instant};
+
+use regraft_backend::{Backend, Candidate, Kernel, Operand, Problem, ResultType, SlotLayout};
+use regraft_ir::TensorType;
+use regraft_tensor::{AlignedVec, DType, Tensor, contiguous_strides};
+use regraft_weights::PackFormat;
+
+use super::{
+    TuneMode,
+    problem::{NodeProblem, ProblemOperand},
+};
+
+/// A candidate must be this much faster than the backend's first one, in the median and at its best: less is noise, and
+/// choices should be stable.
+const MARGIN: f64 = 0.98;
+
+/// Bytes of the pool that weights are read from: more than the share that a core has of the last cache.
+const COLD: usize = 32 << 20;
+
+/// What operands and results may take at most; larger problems are not measured.
+const MOST: usize = 4 << 30;
+
+/// A fast measurement gives up candidates that are slower than the fastest by this.
+const HOPELESS: f64 = 1.5;
+
+/// Runs that tell how long a candidate takes.
+const ESTIMATES: usize = 3;
+
+/// A sample takes at least so long: several runs where one is shorter, which clocks and wake-ups would blur.
+const SAMPLE: Duration = Duration::from_micros(50);
+
+/// More rounds than this make no median better.
+const ROUNDS: usize = 200;
+
+/// How fast a candidate was.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Timing {
+    /// Median of the samples, in nanoseconds for one run.
+    pub(super) median_ns: u64,
+    /// The fastest sample, likewise.
+    pub(super) fastest_ns: u64,
+    /// Runs in all samples.
+    pub(super) runs: u64,
+}
+
+/// The candidate to take: the fastest of those that are faster than the first by more than noise, or the first. What else
+/// the machine does only ever adds to a time, so that of the fastest samples says most.
+pub(super) fn fastest(timings: &[Option<Timing>]) -> usize {
+    let Some(Some(first)) = timings.first() else { return 0 };
+    let clearly = |ns: u64, than: u64| (ns as f64) < than as f64 * MARGIN;
+    let faster = |t: &Timing| clearly(t.median_ns, first.median_ns) && clearly(t.fastest_ns, first.fastest_ns);
+    let candidates = timings.iter().enumerate().filter_map(|(i, t)| Some((i, t.filter(faster)?.fastest_ns)));
+    candidates.min_by_key(|(_, ns)| *ns).map_or(0, |(i, _)| i)
+}
+
+/// The timings of `candidates`, `None` for those that do not take the problem; `None` for all when it is too large to measure
+/// or the first candidate does not take it.
+pub(super) fn measure(
+    backend: &dyn Backend,
+    problem: &NodeProblem,
+    candidates: &[Candidate],
+    mode: TuneMode,
+) -> Option<Vec<Option<Timing>>> {
+    let mut data = Data::new(problem, candidates)?;
+    let mut runs: Vec<Runs> = Vec::new();
+    for (index, candidate) in candidates.iter().enumerate() {
+        // A candidate that does not take these sizes is no choice for them.
+        if let Some((kernel, weights)) = prepare(backend, problem, candidate) {
+            runs.push(Runs { index, kernel, weights, repeat: 1, samples: Vec::new() });
+        }
+    }
+    if runs.first().is_none_or(|first| first.index != 0) {
+        return None;
+    }
+    let mut measured = Some(());
+    backend.enter(&mut || measured = take_turns(&mut runs, &mut data, mode));
+    measured?;
+    let mut timings = vec![None; candidates.len()];
+    for run in runs {
+        let index = run.index;
+        timings[index] = run.timing();
+    }
+    Some(timings)
+}
+
+/// A candidate's kernel, and what was measured of it.
+struct Runs {
+    index: usize,
+    kernel: Box<dyn Kernel>,
+    /// Bytes of each operand that is read from the pool.
+    weights: Vec<Option<usize>>,
+    /// Runs in a sample.
+    repeat: u32,
+    /// Nanoseconds of a run.
+    samples: Vec<u64>,
+}
+
+impl Runs {
+    fn timing(mut self) -> Option<Timing> {
+        self.samples.sort_unstable();
+        let (fastest_ns, median_ns) = (*self.samples.first()?, self.samples[(self.samples.len() - 1) / 2]);
+        Some(Timing { median_ns, fastest_ns, runs: self.samples.len() as u64 * u64::from(self.repeat) })
+    }
+
+    /// Time of a run, the mean of a sample; `None` when the kernel refuses the values.
+    fn sample(&self, data: &mut Data) -> Option<Duration> {
+        let start = Instant::now();
+        for _ in 0..self.repeat {
+            data.run(&*self.kernel, &self.weights)?;
+        }
+        Some(start.elapsed() / self.repeat)
+    }
+}
+
+/// Runs all in turns until time is up; `None` when a kernel refuses.
+fn take_turns(runs: &mut Vec<Runs>, data: &mut Data, mode: TuneMode) -> Option<()> {
+    let budget = if mode == TuneMode::Full { Duration::from_secs(3) } else { Duration::from_millis(300) };
+    let start = Instant::now();
+    // The first run of each finds its memory; the best of the next says how long a run is.
+    let mut estimates = Vec::new();
+    for run in &mut *runs {
+        run.sample(data)?;
+        let mut estimate = Duration::MAX;
+        for _ in 0..ESTIMATES {
+            estimate = estimate.min(run.sample(data)?.max(Duration::from_nanos(1)));
+        }
+        run.repeat = SAMPLE.as_nanos().div_ceil(estimate.as_nanos()).clamp(1, 1000) as u32;
+        estimates.push(estimate);
+    }
+    if mode != TuneMode::Full {
+        let best = estimates.iter().min()?.mul_f64(HOPELESS);
+        let mut estimates = estimates.into_iter();
+        runs.retain(|run| estimates.next().is_some_and(|e| e <= best) || run.index == 0);
+    }
+    for round in 0..ROUNDS {
+        if round > 0 && start.elapsed() >= budget {
+            break;
+        }
+        for turn in (0..runs.len()).chain((0..runs.len()).rev()) {
+            let time = runs[turn].sample(data)?;
+            runs[turn].samples.push(time.as_nanos() as u64);
+        }
+    }
+    Some(())
+}
+
+/// The candidate's kernel, and the bytes of each operand that comes from the pool.
+fn prepare(
+    backend: &dyn Backend,
+    problem: &NodeProblem,
+    candidate: &Candidate,
+) -> Option<(Box<dyn Kernel>, Vec<Option<usize>>)> {
+    let slots = problem.inputs.iter().enumerate().map(|(i, operand)| match operand {
+        Some(operand) if operand.known => slot(operand, i, candidate).map(Some),
+        _ => Some(None),
+    });
+    let slots: Vec<Option<SlotLayout>> = slots.collect::<Option<_>>()?;
+    let strides: Vec<Vec<usize>> =
+        problem.inputs.iter().map(|o| o.as_ref().map_or_else(Vec::new, |o| contiguous_strides(&o.shape))).collect();
+    let operand = |i: usize| {
+        let o = problem.inputs[i].as_ref()?;
+        Some(Operand { dtype: o.dtype, shape: &o.shape, strides: &strides[i], slot: slots[i].as_ref() })
+    };
+    let inputs: Vec<Option<Operand<'_>>> = (0..problem.inputs.len()).map(operand).collect();
+    let outputs: Vec<_> = problem.outputs.iter().map(|(dtype, shape)| ResultType { dtype: *dtype, shape }).collect();
+    let bound = Problem { kernel: &candidate.kernel, op: &problem.op, inputs: &inputs, outputs: &outputs };
+    let kernel = backend.prepare(&bound).ok()?;
+    let bytes = problem.inputs.iter().zip(&slots).map(|(operand, slot)| {
+        let (operand, slot) = (operand.as_ref()?, slot.as_ref()?);
+        slot.format.byte_len(operand.dtype, &slot.shape).filter(|_| operand.dtype == DType::F32)
+    });
+    Some((kernel, bytes.collect()))
+}
+
+/// How operand `index` lies as the candidate wants it.
+fn slot(operand: &ProblemOperand, index: usize, candidate: &Candidate) -> Option<SlotLayout> {
+    let Some(wanted) = candidate.weights.iter().find(|w| w.operand == index) else {
+        return Some(SlotLayout { shape: operand.shape.clone(), format: PackFormat::Plain });
+    };
+    let mut ty = TensorType::of_sizes(operand.dtype, &operand.shape);
+    for op in &wanted.prepare {
+        ty = op.infer(&[Some(&ty)]).ok()?.into_iter().next()?;
+    }
+    let shape = ty.sizes()?;
+    wanted.format.byte_len(operand.dtype, &shape)?;
+    Some(SlotLayout { shape, format: wanted.format })
+}
+
+/// Operands and results of a problem. Times do not depend on values, so these are any that are in range.
+struct Data {
+    /// Operands that are not read from the pool.
+    operands: Vec<Option<AlignedVec>>,
+    /// Floats that weights are read from, whatever their format.
+    pool: AlignedVec,
+    /// Where the next weight starts.
+    at: usize,
+    results: Vec<AlignedVec>,
+}
+
+impl Data {
+    /// `None` when there is too much of it.
+    fn new(problem: &NodeProblem, candidates: &[Candidate]) -> Option<Data> {
+        let bytes = |dtype, shape: &[usize]| Tensor::byte_len(dtype, shape).ok();
+        let largest = candidates.iter().map(|c| pooled(problem, c)).collect::<Option<Vec<_>>>()?.into_iter().max()?;
+        let mut total = largest;
+        let operands = problem.inputs.iter().flatten().map(|o| bytes(o.dtype, &o.shape));
+        for size in operands.chain(problem.outputs.iter().map(|(dtype, shape)| bytes(*dtype, shape))) {
+            total = total.checked_add(size?)?;
+        }
+        if total > MOST {
+            return None;
+        }
+        let operand = |o: &Option<ProblemOperand>| {
+            let o = o.as_ref().filter(|o| !(o.known && o.dtype == DType::F32))?;
+            Some(filled(o.dtype, bytes(o.dtype, &o.shape)?))
+        };
+        let results = problem.outputs.iter().map(|(dtype, shape)| Some(AlignedVec::zeroed(bytes(*dtype, shape)?)));
+        Some(Data {
+            operands: problem.inputs.iter().map(operand).collect(),
+            pool: filled(DType::F32, largest.max(COLD)),
+            at: 0,
+            results: results.collect::<Option<_>>()?,
+        })
+    }
+
+    /// Runs a kernel once; operand `i` comes from the pool where `weights[i]` says how many bytes it has.
+    fn run(&mut self, kernel: &dyn Kernel, weights: &[Option<usize>]) -> Option<()> {
+        let all: usize = weights.iter().flatten().map(|bytes| lines(*bytes)).sum();
+        if self.at + all > self.pool.len() {
+            self.at = 0;
+        }
+        let mut inputs = Vec::with_capacity(weights.len());
+        for (bytes, operand) in weights.iter().zip(&self.operands) {
+            inputs.push(match bytes {
+                Some(bytes) => {
+                    let start = self.at;
+                    self.at += lines(*bytes);
+                    Some(&self.pool.bytes()[start..start + bytes])
+                }
+                None => operand.as_ref().map(AlignedVec::bytes),
+            });
+        }
+        let mut outputs: Vec<&mut [u8]> = self.results.iter_mut().map(AlignedVec::bytes_mut).collect();
+        kernel.run(&inputs, &mut outputs).ok()
+    }
+}
+
+/// Bytes of the pool that a candidate reads in a run.
+fn pooled(problem: &NodeProblem, candidate: &Candidate) -> Option<usize> {
+    let mut sum = 0usize;
+    for (index, operand) in problem.inputs.iter().enumerate() {
+        let Some(operand) = operand.as_ref().filter(|o| o.known && o.dtype == DType::F32) else { continue };
+        let slot = slot(operand, index, candidate)?;
+        sum = sum.checked_add(lines(slot.format.byte_len(operand.dtype, &slot.shape)?))?;
+    }
+    Some(sum)
+}
+
+/// Bytes rounded up to cache lines, where slots start.
+fn lines(bytes: usize) -> usize {
+    bytes.next_multiple_of(64)
+}
+
+/// Values of `dtype`: floats between a quarter and a half with either sign, which neither overflow nor vanish; other numbers
+/// are zero, which is an index of any axis.
+fn filled(dtype: DType, bytes: usize) -> AlignedVec {
+    let mut data = AlignedVec::zeroed(bytes);
+    if dtype.is_float() {
+        // The sign is the top bit of the last byte; what is below it is the exponent of numbers from 1/4 to 1/2.
+        let size = dtype.size();
+        let top: &[u8] = match dtype {
+            DType::F64 => &[0xd0, 0x3f],
+            DType::F16 => &[0x34],
+            _ => &[0x80, 0x3e],
+        };
+        let mut state = 0x9e37_79b9_7f4a_7c15u64;
+        for element in data.bytes_mut().chunks_exact_mut(size) {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let random = (state >> 16).to_le_bytes();
+            let (low, high) = element.split_at_mut(size - top.len());
+            low.copy_from_slice(&random[..low.len()]);
+            high.copy_from_slice(top);
+            high[top.len() - 1] |= random[5] & 0x80;
+        }
+    }
+    data
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn timing(median_ns: u64) -> Option<Timing> {
+        Some(Timing { median_ns, fastest_ns: median_ns - 100, runs: 9 })
+    }
+
+    #[test]
+    fn the_first_candidate_stays_unless_another_is_clearly_faster() {
+        assert_eq!(fastest(&[timing(1000), timing(985), timing(990)]), 0);
+        assert_eq!(fastest(&[timing(1000), timing(970), timing(960), None]), 2);
+        assert_eq!(fastest(&[timing(1000), None, None]), 0);
+        assert_eq!(fastest(&[timing(1000)]), 0);
+        let disturbed = Timing { median_ns: 1500, fastest_ns: 900, runs: 9 };
+        assert_eq!(fastest(&[Some(disturbed), timing(1000)]), 0, "at its best the first is as fast");
+    }
+
+    #[test]
+    fn values_are_finite_and_indices_in_range() {
+        for dtype in [DType::F32, DType::F64, DType::F16, DType::BF16] {
+            let data = filled(dtype, 4096 * dtype.size());
+            let values = Tensor::new(dtype, vec![4096], data.into()).unwrap().to_f64_vec();
+            assert!(values.iter().all(|v| (0.25..0.5).contains(&v.abs())), "{dtype}");
+            assert!(values.iter().any(|v| *v < 0.0) && values.iter().any(|v| *v > 0.0), "{dtype}");
+        }
+        assert!(filled(DType::I64, 80).bytes().iter().all(|b| *b == 0));
+    }
+}

@@ -1,0 +1,107 @@
+//! What holds whatever candidates are chosen: builds with the same records are the same, and law 1.
+
+use regraft::{Engine, Model, Records, StateDict, TuneMode, ir::text};
+use regraft_backend_cpu::Isa;
+use regraft_compile::{
+    CompileError,
+    pipeline::{Options, Output},
+    tune::{CandidateName, TuneError, Tuning},
+};
+use regraft_conformance::{Case, FULL, assert_close, assert_same, assert_same_slots, backend, through_a_file};
+
+fn pinned<'a>(records: &'a Records) -> Tuning<'a> {
+    Tuning { pinned: Some(records), ..Tuning::default() }
+}
+
+/// All that a build decides, as text.
+fn decided(engine: &Engine) -> String {
+    let recipes: Vec<String> = engine.refit_map.recipes.iter().map(ToString::to_string).collect();
+    let plan = &engine.plan;
+    format!("{}\n{:?}\n{:?}\n{}", text::print(&plan.graph), plan.kernels, plan.slots, recipes.join("\n"))
+}
+
+/// The records with another choice for a problem.
+fn choosing(records: &Records, problem: &str, choice: &CandidateName) -> Records {
+    let mut changed = records.clone();
+    let record = records.get(problem).expect("it is one of them").clone();
+    changed.insert(problem, regraft_compile::tune::Record { choice: choice.clone(), ..record });
+    changed
+}
+
+/// What may be chosen for a problem: an error for what may not be lists it.
+fn offered(case: &Case, isa: Isa, records: &Records, problem: &str) -> Vec<CandidateName> {
+    let wrong = choosing(records, problem, &CandidateName("nothing()".into()));
+    let imported = regraft_import::import_pt2(case.program()).expect("a fixture");
+    let options = Options { tuning: pinned(&wrong), ..Options::default() };
+    let error = regraft_compile::pipeline::compile(imported.graph, &imported.weights, &*backend(isa), options, &mut ())
+        .expect_err("nothing of this name is offered");
+    match error {
+        CompileError::Tune(TuneError::PinnedCandidate { offered, .. }) => offered,
+        other => panic!("{other}"),
+    }
+}
+
+fn build(case: &Case, weights: &StateDict, isa: Isa, records: &Records) -> Output {
+    let output = case.compile_tuned(weights, isa, pinned(records));
+    assert_eq!(output.tune_report.unpinned_missing, 0);
+    assert_eq!(output.records, *records);
+    output
+}
+
+fn check(case: &Case, isa: Isa, records: &Records) {
+    let what = format!("{} with {:?}", case.name, records.iter().map(|(_, r)| &r.choice.0).collect::<Vec<_>>());
+    let engine = build(case, &StateDict::new(), isa, records).engine;
+    let again = build(case, &StateDict::new(), isa, records).engine;
+    assert_eq!(decided(&engine), decided(&again), "{what}");
+
+    let inputs = case.tensors("input");
+    let run = |model: &Model| model.run(&inputs).unwrap_or_else(|e| panic!("{what}: {e}"));
+    let model = Model::new(engine, backend(isa)).unwrap_or_else(|e| panic!("{what}: {e}"));
+    assert_close(&what, &run(&model), &case.tensors("expected"));
+    model.refit(&case.weights_b(), &FULL).unwrap_or_else(|e| panic!("{what}: {e}"));
+    assert_close(&what, &run(&model), &case.tensors("expected_b"));
+    let built = build(case, &case.weights_b(), isa, records).engine;
+    let built = Model::new(built, backend(isa)).unwrap_or_else(|e| panic!("{what}: {e}"));
+    assert_same_slots(&what, &model, &built);
+    assert_same(&what, &run(&model), &run(&built));
+}
+
+#[test]
+fn every_candidate_is_right_and_refits_to_the_bits_of_a_cold_build() {
+    let mut kernels = std::collections::BTreeSet::new();
+    for name in ["linear", "conv_bn_relu_residual", "conv_grouped", "conv1x1", "conv1d", "conv_depthwise_bn_hardswish"]
+    {
+        let case = Case::open(name);
+        for isa in Isa::available() {
+            let records = case.compile_tuned(&StateDict::new(), isa, Tuning::default()).records;
+            for (problem, _) in records.iter() {
+                for choice in offered(&case, isa, &records, problem) {
+                    check(&case, isa, &choosing(&records, problem, &choice));
+                    kernels.insert(choice.0);
+                }
+            }
+        }
+    }
+    for kernel in
+        ["conv.im2col(1: panels_f32<n16>)", "conv.panels(1: panels_f32<n16>)", "linear.panels(1: panels_f32<n16>)"]
+    {
+        assert!(kernels.contains(kernel), "{kernels:?}");
+    }
+}
+
+#[test]
+fn tuned_engines_are_the_same_again_through_files() {
+    for name in ["tiny_bert", "tiny_resnet"] {
+        let (case, folder) = (Case::open(name), tempfile::tempdir().unwrap());
+        let tuned =
+            case.compile_tuned(&StateDict::new(), Isa::detect(), Tuning { mode: TuneMode::Fast, ..Tuning::default() });
+        assert_eq!(tuned.tune_report.measured, tuned.records.len());
+        let path = folder.path().join("records.json");
+        tuned.records.save(&path).unwrap();
+        let records = Records::open(&path).unwrap();
+        assert_eq!(records.digest(), tuned.records.digest());
+        check(&case, Isa::detect(), &records);
+        let again = build(&case, &StateDict::new(), Isa::detect(), &records).engine;
+        assert_eq!(decided(&through_a_file(&again, folder.path())), decided(&tuned.engine), "{name}");
+    }
+}
