@@ -29,8 +29,8 @@ const MOST: usize = 4 << 30;
 /// A fast measurement gives up candidates that are slower than the fastest by this.
 const HOPELESS: f64 = 1.5;
 
-/// Runs that tell how long a candidate takes.
-const ESTIMATES: usize = 3;
+/// Rounds that are made though time is up, if it is not twice up.
+const FEW_ROUNDS: usize = 3;
 
 /// A sample takes at least so long: several runs where one is shorter, which clocks and wake-ups would blur.
 const SAMPLE: Duration = Duration::from_micros(50);
@@ -72,7 +72,7 @@ pub(super) fn measure(
     for (index, candidate) in candidates.iter().enumerate() {
         // A candidate that does not take these sizes is no choice for them.
         if let Some((kernel, weights)) = prepare(backend, problem, candidate) {
-            runs.push(Runs { index, kernel, weights, repeat: 1, samples: Vec::new() });
+            runs.push(Runs { index, kernel, weights, repeat: 1, samples: Vec::new(), given_up: false });
         }
     }
     if runs.first().is_none_or(|first| first.index != 0) {
@@ -99,6 +99,8 @@ struct Runs {
     repeat: u32,
     /// Nanoseconds of a run.
     samples: Vec<u64>,
+    /// Whether it is so slow that more samples are a waste.
+    given_up: bool,
 }
 
 impl Runs {
@@ -106,6 +108,14 @@ impl Runs {
         self.samples.sort_unstable();
         let (fastest_ns, median_ns) = (*self.samples.first()?, self.samples[(self.samples.len() - 1) / 2]);
         Some(Timing { median_ns, fastest_ns, runs: self.samples.len() as u64 * u64::from(self.repeat) })
+    }
+
+    /// Runs until memory is found and caches are as they will be, and finds how many runs make a sample.
+    fn warm_up(&mut self, data: &mut Data) -> Option<()> {
+        let first = self.sample(data)?;
+        let estimate = if first < Duration::from_millis(1) { self.sample(data)? } else { first };
+        self.repeat = SAMPLE.as_nanos().div_ceil(estimate.as_nanos().max(1)).clamp(1, 1000) as u32;
+        Some(())
     }
 
     /// Time of a run, the mean of a sample; `None` when the kernel refuses the values.
@@ -119,35 +129,38 @@ impl Runs {
 }
 
 /// Runs all in turns until time is up; `None` when a kernel refuses.
-fn take_turns(runs: &mut Vec<Runs>, data: &mut Data, mode: TuneMode) -> Option<()> {
+fn take_turns(runs: &mut [Runs], data: &mut Data, mode: TuneMode) -> Option<()> {
     let budget = if mode == TuneMode::Full { Duration::from_secs(3) } else { Duration::from_millis(300) };
     let start = Instant::now();
-    // The first run of each finds its memory; the best of the next says how long a run is.
-    let mut estimates = Vec::new();
     for run in &mut *runs {
-        run.sample(data)?;
-        let mut estimate = Duration::MAX;
-        for _ in 0..ESTIMATES {
-            estimate = estimate.min(run.sample(data)?.max(Duration::from_nanos(1)));
-        }
-        run.repeat = SAMPLE.as_nanos().div_ceil(estimate.as_nanos()).clamp(1, 1000) as u32;
-        estimates.push(estimate);
-    }
-    if mode != TuneMode::Full {
-        let best = estimates.iter().min()?.mul_f64(HOPELESS);
-        let mut estimates = estimates.into_iter();
-        runs.retain(|run| estimates.next().is_some_and(|e| e <= best) || run.index == 0);
+        run.warm_up(data)?;
     }
     for round in 0..ROUNDS {
-        if round > 0 && start.elapsed() >= budget {
+        // A few rounds are worth waiting for, but not for long.
+        let most = if round < FEW_ROUNDS { 2 * budget } else { budget };
+        if round > 0 && start.elapsed() >= most {
             break;
         }
         for turn in (0..runs.len()).chain((0..runs.len()).rev()) {
-            let time = runs[turn].sample(data)?;
-            runs[turn].samples.push(time.as_nanos() as u64);
+            if !runs[turn].given_up {
+                let time = runs[turn].sample(data)?;
+                runs[turn].samples.push(time.as_nanos() as u64);
+            }
+        }
+        if mode != TuneMode::Full {
+            give_up_hopeless(runs);
         }
     }
     Some(())
+}
+
+/// Ends the measuring of those that are far behind. The first candidate stays, to be compared with.
+fn give_up_hopeless(runs: &mut [Runs]) {
+    let fastest = |run: &Runs| run.samples.iter().min().copied().unwrap_or(u64::MAX);
+    let best = runs.iter().map(fastest).min().unwrap_or(u64::MAX);
+    for run in runs.iter_mut().filter(|run| run.index != 0) {
+        run.given_up |= fastest(run) as f64 > best as f64 * HOPELESS;
+    }
 }
 
 /// The candidate's kernel, and the bytes of each operand that comes from the pool.
