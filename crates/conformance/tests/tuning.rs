@@ -96,32 +96,34 @@ fn every_candidate_is_right_and_refits_to_the_bits_of_a_cold_build() {
 }
 
 #[test]
-fn the_engine_cache_tells_records_apart_and_keeps_nothing_measured() {
+fn the_engine_cache_tells_records_apart() {
     let (case, folder) = (Case::open("linear"), tempfile::tempdir().expect("a folder"));
     let cache: Arc<dyn EngineCache> = Arc::new(DiskCache::new(folder.path().join("engines"), 1 << 20));
-    let compile = |tune: Tune| {
-        let options = CompileOptions { tune, cache: Some(cache.clone()), ..CompileOptions::default() };
+    let compile = |tune: Tune, cache: Option<&Arc<dyn EngineCache>>| {
+        let options = CompileOptions { tune, cache: cache.cloned(), ..CompileOptions::default() };
         regraft::compile(&case.program(), &options, &mut ()).unwrap_or_else(|e| panic!("{e}"))
     };
     let is_hit = |compiled: &Compiled| matches!(compiled.cache, CacheUse::Hit { .. });
-    let first = compile(Tune::default());
-    let records = first.records.as_ref().expect("it was built");
-    assert!(compile(Tune::default()).records.is_none(), "nothing was chosen");
+    let first = compile(Tune::default(), Some(&cache));
+    let records = &first.tuned.as_ref().expect("it was built").records;
+    assert!(compile(Tune::default(), Some(&cache)).tuned.is_none(), "nothing was chosen");
     let (problem, _) = records.iter().next().expect("a problem");
     let last = offered(&case, Isa::detect(), records, problem).pop().expect("a candidate");
-    let pinned = Arc::new(choosing(records, problem, &last));
-    let pin = || compile(Tune { pinned: Some(pinned.clone()), ..Tune::default() });
-    let (built, found) = (pin(), pin());
+    let pinned = Tune { pinned: Some(Arc::new(choosing(records, problem, &last))), ..Tune::default() };
+    let (built, found) = (compile(pinned.clone(), Some(&cache)), compile(pinned, Some(&cache)));
     assert!(!is_hit(&built) && is_hit(&found));
     assert_eq!(decided(&built.engine), decided(&found.engine));
     assert_ne!(decided(&built.engine), decided(&first.engine));
-    // Measured choices are kept as such, and the engine is built from them.
-    let fast = || compile(Tune { mode: TuneMode::Fast, cache_dir: Some(folder.path().join("tuning")), pinned: None });
-    let (measured, reused) = (fast(), fast());
-    assert_eq!((measured.tune_report.measured, measured.tune_report.reused), (1, 0));
-    assert_eq!((reused.tune_report.measured, reused.tune_report.reused), (0, 1));
-    assert!(matches!(reused.cache, CacheUse::Off) && reused.tune_warnings.is_empty());
-    assert_eq!(decided(&measured.engine), decided(&reused.engine));
+    let fast = Tune { mode: TuneMode::Fast, cache_dir: Some(folder.path().join("tuning")), pinned: None };
+    let (measured, found) = (compile(fast.clone(), Some(&cache)), compile(fast.clone(), Some(&cache)));
+    assert!(!is_hit(&measured) && is_hit(&found));
+    assert_eq!(decided(&measured.engine), decided(&found.engine));
+    // Without the engine, what was measured is still known.
+    let again = compile(fast, None);
+    let report =
+        |compiled: &Compiled| compiled.tuned.as_ref().map(|tuned| (tuned.report.measured, tuned.report.reused));
+    assert_eq!((report(&measured), report(&again)), (Some((1, 0)), Some((0, 1))));
+    assert_eq!(decided(&measured.engine), decided(&again.engine));
 }
 
 #[test]

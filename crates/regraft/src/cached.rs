@@ -7,17 +7,14 @@ use std::{
 };
 
 use regraft_backend::{Backend, Target};
-use regraft_compile::{canonical::Canonical, pipeline::Observer, tune::TuneReport};
+use regraft_compile::{canonical::Canonical, pipeline::Observer};
 use regraft_engine::{
     Engine, Mode,
     cache::{self, CacheError, CacheKey, DiskCache, EngineCache, KeyHasher, Loaded, Put},
 };
 use regraft_import::Imported;
 
-use crate::{
-    CompileOptions, Error, Tune,
-    compile::{self, Built},
-};
+use crate::{CompileOptions, Error, Tuned, compile};
 
 /// What a cache did for a compilation. A cache that fails costs time, and nothing else.
 #[derive(Clone, Debug, Default)]
@@ -67,10 +64,10 @@ pub(crate) fn build(
     options: &CompileOptions,
     backend: &dyn Backend,
     observer: &mut dyn Observer,
-) -> Result<(Built, CacheUse), Error> {
+) -> Result<(Engine, Option<Tuned>, CacheUse), Error> {
     let Imported { graph, weights, .. } = imported;
     let canonical = Canonical::of(graph);
-    let key = key(&canonical, &backend.target(), &options.tune, env!("CARGO_PKG_VERSION"));
+    let key = key(&canonical, &options.tune.key(backend), &backend.target(), env!("CARGO_PKG_VERSION"));
     let mut lookup = Lookup { cache: &**cache, key, canonical: &canonical, backend, warnings: Vec::new() };
     let mut claim = None;
     let mut found = lookup.find();
@@ -79,33 +76,27 @@ pub(crate) fn build(
         // Somebody else may have built it while we waited.
         found = lookup.find();
     }
-    let (mut built, cache_use) = match found {
-        Some(engine) => {
-            let (records, tune_report, tune_warnings) = (None, TuneReport::default(), Vec::new());
-            (Built { engine, records, tune_report, tune_warnings }, CacheUse::Hit { key })
-        }
+    let (mut engine, tuned, cache_use) = match found {
+        Some(engine) => (engine, None, CacheUse::Hit { key }),
         None => {
             let bare = Imported { graph: canonical.graph.clone(), weights: vec![None; weights.len()], ..imported };
-            let built = compile::build(bare, options, backend, observer)?;
-            let stored = lookup.tried(cache::store(&**cache, &key, &built.engine));
+            let (engine, tuned) = compile::build(bare, options, backend, observer)?;
+            let stored = lookup.tried(cache::store(&**cache, &key, &engine));
             let stored = lookup.is_stored(stored);
-            (built, CacheUse::Built { key, stored, warnings: lookup.warnings })
+            (engine, Some(tuned), CacheUse::Built { key, stored, warnings: lookup.warnings })
         }
     };
     drop(claim);
-    canonical.name(&mut built.engine);
-    let engine = built.engine.with_weights(weights, options.identical);
-    Ok((Built { engine, ..built }, cache_use))
+    canonical.name(&mut engine);
+    Ok((engine.with_weights(weights, options.identical), tuned, cache_use))
 }
 
-/// Everything that decides what is built. Identical engines are built like others: only what they accept differs. Nothing is
-/// measured here: records that are pinned decide, or the order of the backend.
-fn key(canonical: &Canonical, target: &Target, tune: &Tune, product: &str) -> CacheKey {
-    let tuning = tune.pinned.as_ref().map_or_else(|| "off".to_owned(), |pinned| pinned.digest().to_string());
+/// Everything that decides what is built. Identical engines are built like others: only what they accept differs.
+fn key(canonical: &Canonical, tuning: &str, target: &Target, product: &str) -> CacheKey {
     KeyHasher::new()
         .part("program", canonical.text())
-        .part("target", format!("{target} {}", target.features.join(" ")))
         .part("tuning", tuning)
+        .part("target", format!("{target} {}", target.features.join(" ")))
         .part("product", product)
         .finish()
 }
@@ -157,7 +148,6 @@ impl Lookup<'_> {
 
 #[cfg(test)]
 mod tests {
-    use regraft_compile::tune::{CandidateName, Record, Records, TuneMode};
     use regraft_ir::text;
 
     use super::*;
@@ -169,7 +159,7 @@ mod tests {
 
     fn key_of(program: &str) -> CacheKey {
         let graph = text::parse(program).unwrap_or_else(|e| panic!("{e}\n{program}"));
-        key(&Canonical::of(graph), &target(), &Tune::default(), "1.0.0")
+        key(&Canonical::of(graph), "off", &target(), "1.0.0")
     }
 
     const PROGRAM: &str = r#"program "net" {
@@ -220,18 +210,11 @@ mod tests {
         }
         keys.push(key_of(&PROGRAM.replace("(parameter)", "(buffer_non_persistent)")));
         let canonical = Canonical::of(text::parse(PROGRAM).unwrap());
-        let off = Tune::default();
-        keys.push(key(&canonical, &target(), &off, "1.0.1"));
-        keys.push(key(&canonical, &Target { level: "avx512".into(), ..target() }, &off, "1.0.0"));
-        keys.push(key(&canonical, &Target { features: vec!["avx2".into()], ..target() }, &off, "1.0.0"));
-        keys.push(key(&canonical, &Target { backend: "cuda".into(), ..target() }, &off, "1.0.0"));
-        let mut records = Records::of(&regraft_backend_cpu::CpuBackend::new(Some(1)));
-        for choice in ["first()", "second()"] {
-            let record = Record { mode: TuneMode::Off, choice: CandidateName(choice.into()), measured: Vec::new() };
-            records.insert("softmax", record);
-            let tune = Tune { pinned: Some(Arc::new(records.clone())), ..Tune::default() };
-            keys.push(key(&canonical, &target(), &tune, "1.0.0"));
-        }
+        keys.push(key(&canonical, "pinned 1234", &target(), "1.0.0"));
+        keys.push(key(&canonical, "off", &target(), "1.0.1"));
+        keys.push(key(&canonical, "off", &Target { level: "avx512".into(), ..target() }, "1.0.0"));
+        keys.push(key(&canonical, "off", &Target { features: vec!["avx2".into()], ..target() }, "1.0.0"));
+        keys.push(key(&canonical, "off", &Target { backend: "cuda".into(), ..target() }, "1.0.0"));
         for (i, a) in keys.iter().enumerate() {
             assert!(!keys[..i].contains(a), "change {i} does not count");
         }

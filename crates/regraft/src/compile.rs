@@ -3,18 +3,14 @@
 use std::{path::Path, sync::Arc, time::Instant};
 
 use regraft_backend::Backend;
-use regraft_compile::{
-    pipeline::{self, Observer},
-    tune::{Records, TuneReport},
-};
+use regraft_compile::pipeline::{self, Observer};
 use regraft_engine::{Engine, KeepSources, Mode, cache::EngineCache};
 use regraft_import::Imported;
 
 use crate::{
-    Error, Threads,
+    Error, Threads, Tune, Tuned,
     cached::{self, CacheUse},
-    cpu, model,
-    tune::{Tune, tuned},
+    cpu, model, tune,
 };
 
 /// What to compile to.
@@ -31,7 +27,6 @@ pub struct CompileOptions {
     /// How to choose between kernels.
     pub tune: Tune,
     /// Where to look for an engine of the same program, whatever its names and weights, and to store one that was built.
-    /// Builds that measure kernels do not use it: what they measure is kept below [`Tune::cache_dir`].
     pub cache: Option<Arc<dyn EngineCache>>,
 }
 
@@ -61,12 +56,8 @@ pub struct Compiled {
     pub build_seconds: f64,
     /// What the cache did.
     pub cache: CacheUse,
-    /// The choices between kernels; pinned, they give the same engine again. `None` when the engine came from the cache.
-    pub records: Option<Records>,
-    /// How the choices were made.
-    pub tune_report: TuneReport,
-    /// What was wrong with the tuning cache. It is no error: the engine is as good, but was or will be measured again.
-    pub tune_warnings: Vec<String>,
+    /// How kernels were chosen; `None` when the engine came from the cache.
+    pub tuned: Option<Tuned>,
 }
 
 /// Compiles a `.pt2` program, as `torch.export.save` writes it, for the CPU of this machine. `observer` sees the program
@@ -82,9 +73,12 @@ pub fn compile(program: &Path, options: &CompileOptions, observer: &mut dyn Obse
     let start = Instant::now();
     let nodes = imported.graph.nodes().len();
     let backend = cpu(options.threads);
-    let (Built { engine, records, tune_report, tune_warnings }, cache) = match &options.cache {
-        Some(cache) if !options.tune.measures() => cached::build(cache, imported, options, &*backend, observer)?,
-        _ => (build(imported, options, &*backend, observer)?, CacheUse::Off),
+    let (engine, tuned, cache) = match &options.cache {
+        Some(cache) => cached::build(cache, imported, options, &*backend, observer)?,
+        None => {
+            let (engine, tuned) = build(imported, options, &*backend, observer)?;
+            (engine, Some(tuned), CacheUse::Off)
+        }
     };
     let engine = match options.mode {
         _ if engine.mode == Mode::Stripped => engine,
@@ -93,15 +87,7 @@ pub fn compile(program: &Path, options: &CompileOptions, observer: &mut dyn Obse
         Mode::Frozen | Mode::Refittable => model(engine, backend)?.to_engine(options.mode, options.keep_sources)?,
     };
     let build_seconds = start.elapsed().as_secs_f64();
-    Ok(Compiled { engine, nodes, import_seconds, build_seconds, cache, records, tune_report, tune_warnings })
-}
-
-/// An engine with how its kernels were chosen, as in [`Compiled`].
-pub(crate) struct Built {
-    pub(crate) engine: Engine,
-    pub(crate) records: Option<Records>,
-    pub(crate) tune_report: TuneReport,
-    pub(crate) tune_warnings: Vec<String>,
+    Ok(Compiled { engine, nodes, import_seconds, build_seconds, cache, tuned })
 }
 
 /// Builds the engine with the weights of the program.
@@ -110,11 +96,9 @@ pub(crate) fn build(
     options: &CompileOptions,
     backend: &dyn Backend,
     observer: &mut dyn Observer,
-) -> Result<Built, Error> {
-    let (output, tune_warnings) = tuned(&options.tune, backend, |tuning| {
+) -> Result<(Engine, Tuned), Error> {
+    Ok(tune::tuned(&options.tune, backend, |tuning| {
         let build = pipeline::Options { identical: options.identical, tuning };
         pipeline::compile(imported.graph, &imported.weights, backend, build, observer)
-    })?;
-    let pipeline::Output { engine, records, tune_report } = output;
-    Ok(Built { engine, records: Some(records), tune_report, tune_warnings })
+    })?)
 }

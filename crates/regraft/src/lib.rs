@@ -53,7 +53,7 @@ pub use self::{
     cached::{CacheUse, cache_folder, disk_cache},
     compile::{CompileOptions, Compiled, compile},
     error::Error,
-    tune::Tune,
+    tune::{Tune, Tuned},
 };
 
 /// How many threads a run may use.

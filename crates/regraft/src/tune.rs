@@ -6,8 +6,9 @@ use regraft_backend::Backend;
 use regraft_compile::{
     CompileError,
     pipeline::Output,
-    tune::{Records, TuneCache, TuneMode, Tuning},
+    tune::{Records, TuneCache, TuneMode, TuneReport, Tuning},
 };
+use regraft_engine::Engine;
 
 /// How to choose between kernels that compute the same. The default is the order that they are known to be best in.
 #[derive(Clone, Debug, Default)]
@@ -20,26 +21,43 @@ pub struct Tune {
     pub cache_dir: Option<PathBuf>,
 }
 
-impl Tune {
-    /// Whether problems that are new are measured.
-    pub(crate) fn measures(&self) -> bool {
-        self.mode != TuneMode::Off && self.pinned.is_none()
-    }
+/// How the kernels of a build were chosen.
+#[derive(Clone, Debug)]
+pub struct Tuned {
+    /// The choices; pinned, they give the same engine again.
+    pub records: Records,
+    /// How they were made.
+    pub report: TuneReport,
+    /// What was wrong with the tuning cache. It is no error: the engine is as good, but was or will be measured again.
+    pub warnings: Vec<String>,
 }
 
-/// Calls `build` with what is known, and stores what it measured. Also returns what was wrong with the tuning cache: no
-/// error, the engine is as good, but was or will be measured again.
+/// Calls `build` with what is known, and stores what it measured.
 pub(crate) fn tuned(
     tune: &Tune,
     backend: &dyn Backend,
     build: impl FnOnce(Tuning<'_>) -> Result<Output, CompileError>,
-) -> Result<(Output, Vec<String>), CompileError> {
-    let cache = tune.cache_dir.as_ref().filter(|_| tune.measures()).map(TuneCache::new);
+) -> Result<(Engine, Tuned), CompileError> {
+    let measures = tune.mode != TuneMode::Off && tune.pinned.is_none();
+    let cache = tune.cache_dir.as_ref().filter(|_| measures).map(TuneCache::new);
     let (known, damage) = cache.as_ref().map(|cache| cache.load(backend)).unzip();
-    let output = build(Tuning { mode: tune.mode, pinned: tune.pinned.as_deref(), known: known.as_ref() })?;
+    let Output { engine, records, tune_report: report } =
+        build(Tuning { mode: tune.mode, pinned: tune.pinned.as_deref(), known: known.as_ref() })?;
     let mut warnings: Vec<String> = damage.flatten().iter().map(ToString::to_string).collect();
-    if let Some(cache) = cache.filter(|_| output.tune_report.measured > 0) {
-        warnings.extend(cache.store(&output.records).err().map(|e| e.to_string()));
+    if let Some(cache) = cache.filter(|_| report.measured > 0) {
+        warnings.extend(cache.store(&records).err().map(|e| e.to_string()));
     }
-    Ok((output, warnings))
+    Ok((engine, Tuned { records, report, warnings }))
+}
+
+impl Tune {
+    /// What of this decides the engine: pinned records alone, or how and where problems are measured. Two engines that were
+    /// measured alike may differ, and either is as good as the other.
+    pub(crate) fn key(&self, backend: &dyn Backend) -> String {
+        match (&self.pinned, self.mode) {
+            (Some(records), _) => format!("pinned {}", records.digest()),
+            (None, TuneMode::Off) => "off".into(),
+            (None, mode) => format!("{mode:?} on {:?}", Records::of(backend).machine()),
+        }
+    }
 }

@@ -23,14 +23,14 @@ pub(super) fn run(args: &CompileArgs, out: &mut Output) -> Result<(), Failure> {
     }
     let mut stages = Stages::new(args);
     let mode = args.mode.unwrap_or(ModeArg::Refittable).into();
-    // Stages and records are seen only by building.
+    // Stages and records are there only when the engine is built.
     let builds = !args.dump.is_empty() || args.dump_dir.is_some() || args.tune.save_tune_records.is_some();
     let options = CompileOptions {
         mode,
         keep_sources: args.keep_sources.map_or(KeepSources::default(), KeepSources::from),
         identical: args.identical,
         threads: args.threads.get(),
-        tune: tune::options(args)?,
+        tune: tune::options(&args.tune, &args.cache)?,
         cache: if builds { None } else { cache::for_compile(&args.cache, out)? },
     };
     if args.keep_sources.is_some() && mode != Mode::Refittable {
@@ -44,7 +44,9 @@ pub(super) fn run(args: &CompileArgs, out: &mut Output) -> Result<(), Failure> {
     stages.add_engine(&compiled);
     stages.check_names(&args.dump)?;
     tell(args, &compiled, &stages, out);
-    tune::tell(args, &options.tune, &compiled, out)?;
+    if let Some(tuned) = &compiled.tuned {
+        tune::tell(&args.tune, &options.tune, tuned, out)?;
+    }
     match (&args.dump_dir, to_stdout) {
         (Some(directory), _) => stages.write(directory, out)?,
         (None, true) => stages.print(out),

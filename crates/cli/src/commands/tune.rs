@@ -2,37 +2,34 @@
 
 use std::sync::Arc;
 
-use regraft::{CacheUse, Compiled, Records, Tune, TuneMode};
+use regraft::{Records, Tune, TuneMode, Tuned};
 use serde_json::json;
 
 use super::{check_writable, path_json};
 use crate::{
-    args::CompileArgs,
+    args::{CacheFlags, TuneFlags},
     failure::Failure,
     output::{self, Output},
 };
 
 /// What the flags ask for. What is measured is kept for other builds of the user.
-pub(super) fn options(args: &CompileArgs) -> Result<Tune, Failure> {
-    let flags = &args.tune;
+pub(super) fn options(flags: &TuneFlags, cache: &CacheFlags) -> Result<Tune, Failure> {
     flags.save_tune_records.as_deref().map_or(Ok(()), check_writable)?;
     let pinned = match &flags.tune_records {
         Some(path) => Some(Arc::new(Records::open(path).map_err(regraft::Error::from)?)),
         None => None,
     };
-    let folder = if args.cache.no_cache { None } else { args.cache.cache_dir.clone().or_else(regraft::cache_folder) };
+    let folder = cache.cache_dir.clone().or_else(regraft::cache_folder).filter(|_| !cache.no_cache);
     let cache_dir = folder.map(|folder| folder.join("tuning"));
     Ok(Tune { mode: flags.tune.unwrap_or_default().into(), pinned, cache_dir })
 }
 
 /// Says how kernels were chosen, and saves the records where that is asked for.
-pub(super) fn tell(args: &CompileArgs, tune: &Tune, compiled: &Compiled, out: &mut Output) -> Result<(), Failure> {
-    compiled.tune_warnings.iter().for_each(|warning| out.note(warning));
-    let report = &compiled.tune_report;
+pub(super) fn tell(flags: &TuneFlags, tune: &Tune, tuned: &Tuned, out: &mut Output) -> Result<(), Failure> {
+    tuned.warnings.iter().for_each(|warning| out.note(warning));
+    let report = &tuned.report;
     let problems = |count| output::count(count, "problem");
-    if matches!(compiled.cache, CacheUse::Hit { .. }) {
-        // The same choices were made when it was built.
-    } else if tune.pinned.is_some() {
+    if tune.pinned.is_some() {
         let missing = match report.unpinned_missing {
             0 => String::new(),
             missing => format!(", {missing} not in the records"),
@@ -52,12 +49,12 @@ pub(super) fn tell(args: &CompileArgs, tune: &Tune, compiled: &Compiled, out: &m
             "pinned": report.pinned,
             "unpinned_missing": report.unpinned_missing,
             "seconds": report.seconds,
-            "records": compiled.records.as_ref().map(|records| records.digest().to_string()),
+            "records": tuned.records.digest().to_string(),
         }),
     );
-    if let (Some(path), Some(records)) = (&args.tune.save_tune_records, &compiled.records) {
-        records.save(path)?;
-        out.line("saved", format!("{}, {}", path.display(), problems(records.len())));
+    if let Some(path) = &flags.save_tune_records {
+        tuned.records.save(path)?;
+        out.line("saved", format!("{}, {}", path.display(), problems(tuned.records.len())));
         out.fact("tune_records", path_json(path));
     }
     Ok(())
