@@ -47,6 +47,8 @@ test-python: build ## tests against PyTorch on whole models
 	REGRAFT_BIN="$(TARGET)/release/regraft" "$$python" -m pytest -q tests
 
 test-s3: ## the object cache against a server that speaks S3, on this machine
+	@echo "== building the command with the object cache"
+	$(CARGO) clippy --locked -p regraft-cli --features object-cache -- -D warnings
 	@echo "== testing the object cache"
 	@CARGO="$(CARGO)" scripts/s3-test.sh
 

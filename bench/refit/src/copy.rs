@@ -3,13 +3,13 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use regraft::Model;
+use regraft::{AlignedVec, Model};
 
 use crate::times::time;
 
 /// Copies some slots of the serving generation into memory that is in use already, on the threads of refits.
 pub(crate) struct Copier {
-    slots: Vec<(usize, Mutex<Vec<u8>>)>,
+    slots: Vec<(usize, Mutex<AlignedVec>)>,
 }
 
 impl Copier {
@@ -17,8 +17,7 @@ impl Copier {
     pub(crate) fn new(model: &Model, names: &BTreeSet<String>) -> Self {
         let plan = model.plan();
         let chosen = (0..plan.slots.len()).filter(|&slot| names.contains(plan.slot_name(slot)));
-        // Ones, so that every page is touched here.
-        let mut slots: Vec<_> = chosen.map(|slot| (slot, Mutex::new(vec![1; plan.slot_bytes(slot)]))).collect();
+        let mut slots: Vec<_> = chosen.map(|slot| (slot, Mutex::new(in_use(plan.slot_bytes(slot))))).collect();
         // The largest first, as refits do.
         slots.sort_by_key(|(slot, _)| std::cmp::Reverse(plan.slot_bytes(*slot)));
         Copier { slots }
@@ -32,9 +31,17 @@ impl Copier {
             backend.for_each_staged(self.slots.len(), &|task| {
                 let (slot, to) = &self.slots[task];
                 let mut to = to.lock().unwrap_or_else(PoisonError::into_inner);
-                backend.copy_staged(generation.slots[*slot].bytes(), &mut to);
+                backend.copy_staged(generation.slots[*slot].bytes(), to.bytes_mut());
             });
         };
         time(work).0
     }
+}
+
+/// Memory like that of slots, every page of it touched.
+fn in_use(bytes: usize) -> AlignedVec {
+    let mut memory = AlignedVec::default();
+    memory.resize_to_stay(bytes);
+    memory.bytes_mut().fill(1);
+    memory
 }

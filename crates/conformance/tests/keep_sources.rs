@@ -194,7 +194,7 @@ fn adapters_become_part_of_what_is_kept() {
 
 #[test]
 fn damaged_weights_of_an_opened_engine_are_refused_before_they_are_used() {
-    for keep in [KeepSources::Embedded, KeepSources::Prepacked, KeepSources::None] {
+    for keep in [KeepSources::Embedded, KeepSources::None] {
         let (case, folder) = (Case::open("mlp_gelu"), tempfile::tempdir().unwrap());
         saved(&case, keep, folder.path());
         let path = folder.path().join("engine.rgf");
@@ -212,6 +212,25 @@ fn damaged_weights_of_an_opened_engine_are_refused_before_they_are_used() {
         assert!(model.refit(&case.weights_b(), &FULL).is_err());
         assert!(model.to_engine(Mode::Refittable, KeepSources::Embedded).is_err());
     }
+}
+
+#[test]
+fn runs_of_a_prepacked_engine_need_its_slots_and_refits_its_sources() {
+    let (case, folder) = (Case::open("mlp_gelu"), tempfile::tempdir().unwrap());
+    saved(&case, KeepSources::Prepacked, folder.path());
+    let path = folder.path().join("engine.rgf");
+    let mut bytes = fs::read(&path).unwrap();
+    // Sources come before slots, on a page of their own.
+    bytes[4096 + 20] ^= 1;
+    let damaged = folder.path().join("damaged.rgf");
+    fs::write(&damaged, bytes).unwrap();
+    let model = open(&damaged);
+    let plain = case.model(case.compile());
+    let inputs = case.tensors("input");
+    assert_same("its slots are sound", &model.run(&inputs).unwrap(), &plain.run(&inputs).unwrap());
+    let error = model.refit(&case.weights_b(), &FULL).unwrap_err().to_string();
+    assert!(error.contains("section `sources`"), "{error}");
+    assert!(model.check_file().is_err());
 }
 
 #[test]

@@ -10,31 +10,59 @@ use regraft_engine::Unverified;
 
 use crate::{RuntimeError, RuntimeErrorKind};
 
-/// What is wrong with the file, once it is known.
-type Outcome = Arc<OnceLock<Result<(), String>>>;
+/// A comparison to be made, under way or done; none where weights were compared before.
+#[derive(Clone, Debug)]
+pub(crate) struct FileCheck(Option<Arc<Check>>);
 
-/// A comparison under way or done.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct FileCheck(Option<Outcome>);
+#[derive(Debug)]
+struct Check {
+    weights: Unverified,
+    /// Of what runs read: it is compared first.
+    for_runs: Outcome,
+    all: Outcome,
+}
+
+/// What is wrong, once it is known.
+type Outcome = OnceLock<Result<(), String>>;
 
 impl FileCheck {
-    /// Begins to compare; there is nothing to wait for when the weights were compared before.
-    pub(crate) fn start(unverified: Option<Unverified>) -> FileCheck {
-        let Some(unverified) = unverified else { return FileCheck(None) };
-        let outcome = Outcome::default();
-        let (other, weights) = (outcome.clone(), unverified.clone());
-        let check = move || other.get_or_init(|| weights.verify().map_err(|e| e.to_string())).is_ok();
-        if thread::Builder::new().name("regraft-check".into()).spawn(check).is_err() {
-            outcome.get_or_init(|| unverified.verify().map_err(|e| e.to_string()));
-        }
-        FileCheck(Some(outcome))
+    pub(crate) fn of(unverified: Option<Unverified>) -> FileCheck {
+        let check = |weights| Check { weights, for_runs: Outcome::new(), all: Outcome::new() };
+        FileCheck(unverified.map(|weights| Arc::new(check(weights))))
     }
 
-    /// Waits for the result.
-    pub(crate) fn wait(&self) -> Result<(), RuntimeError> {
-        match self.0.as_ref().map(|outcome| outcome.wait()) {
-            None | Some(Ok(())) => Ok(()),
-            Some(Err(why)) => Err(RuntimeErrorKind::DamagedFile(why.clone()).into()),
-        }
+    /// Begins to compare, on a thread of its own.
+    pub(crate) fn start(&self) {
+        let Some(check) = self.0.clone() else { return };
+        // Without a thread, whoever waits does it.
+        let _ = thread::Builder::new().name("regraft-check".into()).spawn(move || {
+            // Once what runs read has been compared the rest is in no hurry, but refits are quicker for it.
+            check.for_runs().is_ok() && check.all().is_ok()
+        });
     }
+
+    /// Waits until what runs read was compared.
+    pub(crate) fn wait_for_runs(&self) -> Result<(), RuntimeError> {
+        self.0.as_ref().map_or(Ok(()), |check| error(check.for_runs()))
+    }
+
+    /// Waits until everything was compared.
+    pub(crate) fn wait(&self) -> Result<(), RuntimeError> {
+        self.0.as_ref().map_or(Ok(()), |check| error(check.for_runs()).and_then(|()| error(check.all())))
+    }
+}
+
+impl Check {
+    fn for_runs(&self) -> &Result<(), String> {
+        self.for_runs.get_or_init(|| self.weights.verify_for_runs().map_err(|e| e.to_string()))
+    }
+
+    /// Asks for [`Check::for_runs`] first.
+    fn all(&self) -> &Result<(), String> {
+        self.all.get_or_init(|| self.weights.verify_rest().map_err(|e| e.to_string()))
+    }
+}
+
+fn error(outcome: &Result<(), String>) -> Result<(), RuntimeError> {
+    outcome.clone().map_err(|why| RuntimeErrorKind::DamagedFile(why).into())
 }

@@ -39,8 +39,8 @@ pub(crate) struct Shared {
 impl Model {
     /// A model of `engine` on `backend`. Slots that the engine does not bring are made here, at the speed of a refit.
     ///
-    /// The weights of an engine that [`Engine::open`] gave are compared with their digests beside this and after it; the
-    /// first run or refit waits for the result, and so does [`Model::check_file`].
+    /// The weights of an engine that [`Engine::open`] gave are compared with their digests after this, in the background: the
+    /// first run waits for those that it reads, the first refit and [`Model::check_file`] for all.
     ///
     /// # Errors
     /// When the engine was built for another machine, is malformed, or a recipe fails.
@@ -56,6 +56,8 @@ impl Model {
     pub fn with_reader(engine: Engine, backend: Arc<dyn Backend>, reader: WeightReader) -> Result<Model, RuntimeError> {
         let (program, slots) = Program::new(engine, backend, reader)?;
         let first = program.first_generation(slots)?.map(Arc::new);
+        // Not before: it would take the cores and the memory that slots are made with.
+        program.file_check.start();
         Ok(Model { shared: Arc::new(Shared::new(Arc::new(program), first)) })
     }
 
@@ -178,7 +180,7 @@ impl Model {
 
     /// The serving generation for a run, which holds it to its end.
     pub(crate) fn pin(&self) -> Result<Arc<Generation>, RuntimeError> {
-        self.check_file()?;
+        self.shared.program.file_check.wait_for_runs()?;
         self.shared.serving.pin().map_err(|empty| match empty {
             Empty::ChangingInPlace => RuntimeErrorKind::ChangingInPlace.into(),
             Empty::NotBound => RuntimeErrorKind::NotBound.into(),
@@ -230,6 +232,7 @@ impl Model {
     /// # Errors
     /// [`RuntimeErrorKind::NotBound`] when nothing serves, [`RuntimeErrorKind::Stale`] when a refit came between.
     pub fn release_sources(&self) -> Result<(), RuntimeError> {
+        self.check_file()?;
         let base = self.pin()?;
         let sources = base.sources.iter().map(|s| Arc::new(s.released())).collect();
         let generation = Generation { sources, ..Generation::clone(&base) };

@@ -12,7 +12,7 @@ use regraft_tensor::{Buffer, Tensor};
 use regraft_weights::{Digest, Generation, RefitMap, Slot, SlotPool, SourceContent, StateDict, adapter::AdapterSet};
 
 use crate::{
-    RuntimeError,
+    RuntimeError, RuntimeErrorKind,
     file_check::FileCheck,
     refit,
     session::{BoundCache, Scratch},
@@ -78,7 +78,7 @@ impl Program {
             scratch: Mutex::default(),
             reader,
             refit_map,
-            file_check: FileCheck::start(unverified),
+            file_check: FileCheck::of(unverified),
         };
         Ok((program, slots))
     }
@@ -87,8 +87,8 @@ impl Program {
     pub(crate) fn first_generation(&self, slots: Option<Vec<Buffer>>) -> Result<Option<Generation>, RuntimeError> {
         let slots = match (self.mode, slots) {
             (Mode::Stripped, _) => return Ok(None),
-            // Copied, so that slots lie in memory of the same kind whatever the mode: huge pages, no page cache.
-            (Mode::Frozen, Some(slots)) => slots.iter().map(|s| Arc::new(self.pool.copy_of(s.bytes()))).collect(),
+            // Copied, so that they lie in memory like that of a refittable engine's: huge pages, no page cache.
+            (Mode::Frozen, Some(slots)) => self.copies(&slots)?,
             (Mode::Frozen, None) => {
                 return Err(EngineErrorKind::Malformed("a frozen engine without slots".into()).into());
             }
@@ -99,6 +99,17 @@ impl Program {
             }
         };
         Ok(Some(Generation { id: 0, slots, sources: self.carried.clone(), adapters: Arc::default() }))
+    }
+
+    /// Slots with these contents.
+    fn copies(&self, contents: &[Buffer]) -> Result<Vec<Arc<Slot>>, RuntimeError> {
+        let lens: Vec<usize> = contents.iter().map(Buffer::len).collect();
+        let slots = self.pool.reserve(&lens).map_err(RuntimeErrorKind::Memory)?;
+        let copied = slots.into_iter().zip(contents).map(|(mut slot, content)| {
+            self.backend.copy_staged(content.bytes(), slot.bytes_mut());
+            Arc::new(slot)
+        });
+        Ok(copied.collect())
     }
 
     pub(crate) fn parts(&self) -> refit::Parts<'_> {

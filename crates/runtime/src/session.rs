@@ -52,7 +52,7 @@ impl Session {
         }
         self.buffers.resize_with(bound.buffers.len().max(self.buffers.len()), AlignedVec::default);
         for (buffer, &bytes) in self.buffers.iter_mut().zip(&bound.buffers) {
-            buffer.resize(bytes.max(buffer.len()));
+            buffer.resize_to_stay(bytes.max(buffer.len()));
         }
         let model = self.model.clone();
         let mut result = Ok(Vec::new());

@@ -1,6 +1,7 @@
 use std::{fmt, ops::Range, sync::Arc};
 
 use bytemuck::{Pod, Zeroable};
+use memmap2::MmapMut;
 
 use crate::MappedFile;
 
@@ -9,17 +10,26 @@ use crate::MappedFile;
 #[repr(C, align(64))]
 struct Line([u8; 64]);
 
+/// From this size on memory that stays is asked for in huge pages.
+const HUGE_FROM: usize = 1 << 20;
+
 /// Growable zero-initialised bytes that start on a 64-byte boundary.
-#[derive(Clone, Default)]
+#[derive(Default)]
 pub struct AlignedVec {
-    lines: Vec<Line>,
+    memory: Memory,
     len: usize,
+}
+
+enum Memory {
+    Heap(Vec<Line>),
+    /// Pages of our own, with how many lines of them are ours to use.
+    Pages(MmapMut, usize),
 }
 
 impl AlignedVec {
     /// `len` zero bytes.
     pub fn zeroed(len: usize) -> Self {
-        AlignedVec { lines: bytemuck::zeroed_vec(len.div_ceil(64)), len }
+        AlignedVec { memory: Memory::Heap(bytemuck::zeroed_vec(len.div_ceil(64))), len }
     }
 
     /// A copy of `bytes`.
@@ -37,10 +47,22 @@ impl AlignedVec {
     /// Makes the length `len`; contents are unspecified (old bytes or zeros) afterwards. Never shrinks its memory.
     pub fn resize(&mut self, len: usize) {
         let lines = len.div_ceil(64);
-        if lines > self.lines.len() {
-            self.lines = bytemuck::zeroed_vec(lines);
+        if lines * 64 > self.capacity() {
+            self.memory = Memory::Heap(bytemuck::zeroed_vec(lines));
         }
         self.len = len;
+    }
+
+    /// [`AlignedVec::resize`] for memory that stays: large memory is in huge pages where the system has them. Bringing it
+    /// into use then costs a fraction, and so does finding it.
+    pub fn resize_to_stay(&mut self, len: usize) {
+        let lines = len.div_ceil(64);
+        if lines * 64 > self.capacity() && lines * 64 >= HUGE_FROM {
+            let pages = MmapMut::map_anon(lines * 64).map(|pages| huge(pages, lines));
+            // Where no pages are to be had the heap has to do.
+            self.memory = pages.unwrap_or_else(|_| Memory::Heap(bytemuck::zeroed_vec(lines)));
+        }
+        self.resize(len);
     }
 
     /// Length in bytes.
@@ -55,17 +77,45 @@ impl AlignedVec {
 
     /// Bytes of memory held, which `resize` can use without allocating.
     pub fn capacity(&self) -> usize {
-        self.lines.len() * 64
+        match &self.memory {
+            Memory::Heap(lines) => lines.len() * 64,
+            Memory::Pages(_, lines) => lines * 64,
+        }
     }
 
     /// The bytes.
     pub fn bytes(&self) -> &[u8] {
-        &bytemuck::cast_slice(&self.lines)[..self.len]
+        match &self.memory {
+            Memory::Heap(lines) => &bytemuck::cast_slice(lines)[..self.len],
+            Memory::Pages(pages, _) => &pages[..self.len],
+        }
     }
 
     /// The bytes, to be written.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
+        match &mut self.memory {
+            Memory::Heap(lines) => &mut bytemuck::cast_slice_mut(lines)[..self.len],
+            Memory::Pages(pages, _) => &mut pages[..self.len],
+        }
+    }
+}
+
+fn huge(pages: MmapMut, lines: usize) -> Memory {
+    // Advice: a system that does not take it gives small pages.
+    #[cfg(target_os = "linux")]
+    let _ = pages.advise(memmap2::Advice::HugePage);
+    Memory::Pages(pages, lines)
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Memory::Heap(Vec::new())
+    }
+}
+
+impl Clone for AlignedVec {
+    fn clone(&self) -> Self {
+        AlignedVec::copy_of(self.bytes())
     }
 }
 

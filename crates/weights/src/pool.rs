@@ -44,7 +44,7 @@ impl Slot {
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         match &mut self.0 {
             Memory::Pooled { data, len, .. } => {
-                data.resize(*len);
+                data.resize_to_stay(*len);
                 data.bytes_mut()
             }
             Memory::Mapped(_) => panic!("a slot of a file is not written"),
@@ -124,12 +124,6 @@ impl SlotPool {
         drop(state);
         let slot = |(data, len): (Option<AlignedVec>, &usize)| Slot::pooled(data.unwrap_or_default(), *len, self);
         Ok(found.into_iter().zip(lens).map(slot).collect())
-    }
-
-    /// A slot that holds a copy of `bytes`, whatever the limit.
-    pub fn copy_of(self: &Arc<Self>, bytes: &[u8]) -> Slot {
-        self.lock().in_use += footprint(bytes.len());
-        Slot::pooled(AlignedVec::copy_of(bytes), bytes.len(), self)
     }
 
     /// Sets the most bytes that slots, in use and waiting for reuse, may take from now on. What is in use already stays.

@@ -4,7 +4,8 @@ use std::{
 };
 
 use regraft::{
-    DType, Mode, Model, PhaseTimes, RefitOptions, RuntimeError, RuntimeErrorKind, StateDict, Tensor, ir::Graph,
+    AlignedVec, DType, Mode, Model, PhaseTimes, RefitOptions, RuntimeError, RuntimeErrorKind, StateDict, Tensor,
+    ir::Graph,
 };
 use serde_json::{Value, json};
 
@@ -351,7 +352,7 @@ fn moved(tensor: &Tensor, step: f64) -> Tensor {
 
 /// Copies the slots of the serving generation into memory that is in use already, on the threads of refits.
 struct Copier {
-    to: Vec<Mutex<Vec<u8>>>,
+    to: Vec<Mutex<AlignedVec>>,
     /// The largest first, as refits do.
     order: Vec<usize>,
 }
@@ -362,8 +363,7 @@ impl Copier {
         let sizes: Vec<usize> = (0..plan.slots.len()).map(|slot| plan.slot_bytes(slot)).collect();
         let mut order: Vec<usize> = (0..sizes.len()).collect();
         order.sort_by_key(|&slot| std::cmp::Reverse(sizes[slot]));
-        // Ones, so that every page is touched here.
-        Copier { to: sizes.into_iter().map(|n| Mutex::new(vec![1; n])).collect(), order }
+        Copier { to: sizes.into_iter().map(|n| Mutex::new(in_use(n))).collect(), order }
     }
 
     /// Milliseconds of one copy.
@@ -374,10 +374,18 @@ impl Copier {
         backend.for_each_staged(self.order.len(), &|task| {
             let slot = self.order[task];
             let mut to = self.to[slot].lock().unwrap_or_else(PoisonError::into_inner);
-            backend.copy_staged(generation.slots[slot].bytes(), &mut to);
+            backend.copy_staged(generation.slots[slot].bytes(), to.bytes_mut());
         });
         start.elapsed().as_secs_f64() * 1e3
     }
+}
+
+/// Memory like that of slots, every page of it touched.
+fn in_use(bytes: usize) -> AlignedVec {
+    let mut memory = AlignedVec::default();
+    memory.resize_to_stay(bytes);
+    memory.bytes_mut().fill(1);
+    memory
 }
 
 #[cfg(test)]

@@ -51,12 +51,25 @@ const READ: [&Format; 2] = [&BEFORE, &FORMAT];
 pub struct Unverified(Arc<Container>);
 
 impl Unverified {
-    /// Compares them: one pass over all weights of the file, on the shared threads of the process.
+    /// Compares what runs read: the packed slots, or the sources where slots are made of them. One pass over these bytes, on
+    /// the shared threads of the process.
     ///
     /// # Errors
     /// When they are damaged.
-    pub fn verify(&self) -> Result<(), EngineErrorKind> {
-        Ok(self.0.verify_weights()?)
+    pub fn verify_for_runs(&self) -> Result<(), EngineErrorKind> {
+        let has_slots = self.0.optional_section(SLOTS).is_some();
+        Ok(self.0.verify_section(if has_slots { SLOTS } else { SOURCES })?)
+    }
+
+    /// Compares what [`Unverified::verify_for_runs`] leaves out: sources beside packed slots.
+    ///
+    /// # Errors
+    /// When they are damaged.
+    pub fn verify_rest(&self) -> Result<(), EngineErrorKind> {
+        match self.0.optional_section(SLOTS) {
+            Some(_) => Ok(self.0.verify_section(SOURCES)?),
+            None => Ok(()),
+        }
     }
 }
 
