@@ -1,0 +1,118 @@
+//! Changes to the text of programs that leave it words and numbers.
+
+use std::{ops::Range, sync::LazyLock};
+
+use crate::random::Random;
+
+/// Numbers at which sizes, ranks and sums go wrong.
+pub const NUMBERS: [i64; 20] = [
+    0,
+    1,
+    -1,
+    2,
+    -2,
+    3,
+    7,
+    16,
+    31,
+    64,
+    1 << 20,
+    1 << 31,
+    1 << 32,
+    1 << 53,
+    1 << 61,
+    i64::MAX,
+    i64::MIN,
+    i64::MAX / 4,
+    i64::MAX / 2 + 1,
+    -(1 << 31),
+];
+
+/// Words of programs.
+static WORDS: LazyLock<Vec<&str>> = LazyLock::new(|| {
+    let lines = include_str!("../dicts/ir_text.dict").lines();
+    lines.filter_map(|line| line.strip_prefix('"')?.strip_suffix('"')).collect()
+});
+
+/// One of the words of programs.
+pub fn word(random: &mut Random) -> &'static str {
+    random.pick(&WORDS).copied().unwrap_or_default()
+}
+
+/// Changes a token or a line of `content`, one to four times; false when it is no text.
+pub fn mutate(content: &mut Vec<u8>, random: &mut Random) -> bool {
+    let Ok(text) = std::str::from_utf8(content) else { return false };
+    let mut text = text.to_owned();
+    for _ in 0..=random.below(4) {
+        if random.below(4) == 0 { change_lines(&mut text, random) } else { change_token(&mut text, random) }
+    }
+    *content = text.into_bytes();
+    true
+}
+
+/// Gives one number another value wherever it stands in `texts`, so that sizes go on to fit each other.
+pub fn replace_everywhere(texts: &mut [&mut Vec<u8>], random: &mut Random) -> bool {
+    let is_number = |token: &&str| token.parse::<i64>().is_ok();
+    let all = texts.iter().filter_map(|text| std::str::from_utf8(text).ok());
+    let numbers: Vec<&str> = all.flat_map(|text| tokens(text).map(|at| &text[at])).filter(is_number).collect();
+    let Some(old) = random.pick(&numbers).map(|&old| old.to_owned()) else { return false };
+    let new = number(&numbers, &old, random);
+    for content in texts {
+        let Ok(text) = std::str::from_utf8(content) else { continue };
+        let found: Vec<_> = tokens(text).filter(|at| text[at.clone()] == old).collect();
+        let mut text = text.to_owned();
+        found.into_iter().rev().for_each(|at| text.replace_range(at, &new));
+        **content = text.into_bytes();
+    }
+    true
+}
+
+fn number(numbers: &[&str], old: &str, random: &mut Random) -> String {
+    match random.below(4) {
+        0 => NUMBERS[random.below(NUMBERS.len())].to_string(),
+        1 => old.parse::<i64>().unwrap_or(0).wrapping_add(random.below(9) as i64 - 4).to_string(),
+        2 => random.below(64).to_string(),
+        _ => random.pick(numbers).copied().unwrap_or("0").to_owned(),
+    }
+}
+
+fn change_token(text: &mut String, random: &mut Random) {
+    let places: Vec<Range<usize>> = tokens(text).collect();
+    let Some(place) = random.pick(&places).cloned() else { return };
+    let old = &text[place.clone()];
+    let is_number = |token: &str| token.starts_with(|c: char| c.is_ascii_digit());
+    let alike: Vec<&str> =
+        places.iter().map(|at| &text[at.clone()]).filter(|t| is_number(t) == is_number(old)).collect();
+    let new = match random.below(8) {
+        0 => String::new(),
+        1 => format!("{old}, {}", random.pick(&alike).copied().unwrap_or_default()),
+        _ if is_number(old) => number(&alike, old, random),
+        2..5 => random.pick(&alike).copied().unwrap_or_default().to_owned(),
+        _ => word(random).to_owned(),
+    };
+    text.replace_range(place, &new);
+}
+
+fn change_lines(text: &mut String, random: &mut Random) {
+    let mut lines: Vec<&str> = text.lines().collect();
+    let (at, other) = (random.below(lines.len()), random.below(lines.len()));
+    match random.below(3) {
+        _ if lines.is_empty() => return,
+        0 => drop(lines.remove(at)),
+        1 => lines.insert(at, lines[other]),
+        _ => lines.swap(at, other),
+    }
+    *text = lines.join("\n") + "\n";
+}
+
+/// Words and numbers: what is made of letters, digits, `_` and `.`.
+fn tokens(text: &str) -> impl Iterator<Item = Range<usize>> {
+    let part = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.');
+    let bytes = text.as_bytes();
+    let mut end = 0;
+    std::iter::from_fn(move || {
+        let start = end + bytes[end..].iter().position(part)?;
+        end = bytes[start..].iter().position(|byte| !part(byte)).map_or(bytes.len(), |len| start + len);
+        Some(start..end)
+    })
+}
