@@ -5,6 +5,7 @@
 Needs nothing but Python; engines are made with the command. Files in seeds/ that are not made here came out of fuzzing.
 """
 
+import json
 import os
 import re
 import shutil
@@ -207,11 +208,59 @@ def engines() -> None:
             write("cache_entry", path.stem, parts(content))
 
 
+def unpacked(program: str) -> bytes:
+    """An engine of a program, which has no weights and evaluates every op."""
+    sources = re.findall(r'^ +source %\d+ : (\w+)\[(.*?)\] = "(.*?)"', program, re.M)
+    texts = [f'program "" {{\n  source %0 : {dtype}[{shape}] = "{name}" (parameter)\n  output %0 = "slot"\n}}\n'
+             for dtype, shape, name in sources]  # fmt: skip
+    about = {
+        "kernels": ["reference"] * len(re.findall(r"^ +%\d+.* = ", program, re.M)),
+        "layouts": [],
+        "sources": [],
+        "recipes": [],
+        "identical": False,
+        "weights": [{}] * len(sources),
+        "files": [],
+        "slot_offsets": None,
+    }
+    for index, ((dtype, sizes, name), text) in enumerate(zip(sources, texts)):
+        shape = [int(size) for size in sizes.split(",") if size]
+        about["layouts"].append({"shape": shape, "format": "Plain"})
+        kind = {"name": name, "aliases": [], "kind": "Parameter"}
+        about["sources"].append({**kind, "dtype": dtype.upper() if dtype != "bool" else "Bool", "shape": shape})
+        recipe = {"slot": name, "sources": [index], "format": "Plain", "layout_ops": 0, "text_len": len(text)}
+        about["recipes"].append(recipe)
+    compat = {
+        "product": "any",
+        "target": {"backend": "cpu", "arch": "any", "level": "any"},
+        "mode": "stripped" if sources else "refittable",
+    }
+    content = {"compat": dumps(compat), "about": dumps(about), "plan": program, "recipes": "".join(texts)}
+    return b"\0" + "".join(f"\n====={name}\n{text}" for name, text in content.items()).encode()
+
+
+def dumps(value: dict) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+# Sizes that inference cannot tell to be wrong.
+SIZES = """program "sizes" {
+  dims   s0 in 1..=8 (opt 3)
+  input  %0 : f32[s0, 4] = "x"
+  %1 = softmax %0 {axis = 1} : f32[s0 + 1, 4]
+  output %1 = "y"
+}
+"""
+
+
 def programs() -> None:
     for path in sorted(PASSES.rglob("*.txt")):
-        found = re.search(r"^program .*?^}", path.read_text(), re.M | re.S)
+        found = re.search(r"^program .*?^}\n", path.read_text(), re.M | re.S)
         if found and len(found[0]) < 800:
             write("ir_text", path.stem, found[0].encode())
+        if found and len(found[0]) < 500:
+            write("engine_sealed", f"program-{path.stem}", unpacked(found[0]))
+    write("engine_sealed", "sizes", unpacked(SIZES))
 
 
 onnx()

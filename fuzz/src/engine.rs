@@ -95,6 +95,8 @@ pub fn mutated(input: &[u8], seed: u32, most: usize) -> Option<Vec<u8>> {
     let mut parts = Parts::of(input);
     let done = match random.below(4) {
         0 => {
+            // Larger tensors want more room.
+            parts.settings |= (random.below(2) as u8) << 3;
             let mut texts: Vec<_> = parts.contents_mut().collect();
             text::replace_everywhere(&mut texts, &mut random)
         }
@@ -111,6 +113,11 @@ pub fn mutated(input: &[u8], seed: u32, most: usize) -> Option<Vec<u8>> {
         parts.settings = random.below(256) as u8;
     }
     if random.below(8) != 0 {
+        for name in ["plan", "recipes"] {
+            if let Some(part) = parts.get_mut(name) {
+                text::fit_types(part, &mut random);
+            }
+        }
         fit_recipes(&mut parts);
     }
     let joined = parts.join();
@@ -120,13 +127,13 @@ pub fn mutated(input: &[u8], seed: u32, most: usize) -> Option<Vec<u8>> {
 /// Makes the lengths of the recipes' texts right again.
 fn fit_recipes(parts: &mut Parts) {
     let Some(Ok(recipes)) = parts.get("recipes").map(std::str::from_utf8) else { return };
-    let starts: Vec<usize> = recipes.match_indices("program \"").map(|(at, _)| at).chain([recipes.len()]).collect();
+    let lens: Vec<usize> = text::programs(recipes).map(str::len).collect();
     let Some(about) = parts.get_mut("about") else { return };
     let Ok(mut value) = serde_json::from_slice::<Value>(about) else { return };
     let Some(recipes) = value.get_mut("recipes").and_then(Value::as_array_mut) else { return };
-    for (recipe, text) in recipes.iter_mut().zip(starts.windows(2)) {
+    for (recipe, right) in recipes.iter_mut().zip(lens) {
         if let Some(len) = recipe.get_mut("text_len") {
-            *len = (text[1] - text[0]).into();
+            *len = right.into();
         }
     }
     *about = value.to_string().into_bytes();
@@ -200,7 +207,8 @@ pub fn run(mut engine: Engine, settings: u8) {
         }
     }
     if let Ok(saved) = model.to_engine(model.mode(), model.keep_sources()) {
-        examine(&saved);
+        let bytes = saved.to_bytes().expect("a model can be saved");
+        assert!(read(&bytes).is_some(), "what was saved can be read");
     }
 }
 

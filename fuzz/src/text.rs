@@ -2,6 +2,8 @@
 
 use std::{ops::Range, sync::LazyLock};
 
+use regraft_ir::{IrErrorKind, text};
+
 use crate::random::Random;
 
 /// Numbers at which sizes, ranks and sums go wrong.
@@ -28,6 +30,9 @@ pub const NUMBERS: [i64; 20] = [
     -(1 << 31),
 ];
 
+/// What makes another size of a size.
+const EXPRESSIONS: [&str; 8] = [" + 1", " - 1", "*2", "//2", " % 3", "*s0", " + s0", "//s0"];
+
 /// Words of programs.
 static WORDS: LazyLock<Vec<&str>> = LazyLock::new(|| {
     let lines = include_str!("../dicts/ir_text.dict").lines();
@@ -39,15 +44,46 @@ pub fn word(random: &mut Random) -> &'static str {
     random.pick(&WORDS).copied().unwrap_or_default()
 }
 
-/// Changes a token or a line of `content`, one to four times; false when it is no text.
+/// Changes a token or a line of `content`, one to three times; false when it is no text.
 pub fn mutate(content: &mut Vec<u8>, random: &mut Random) -> bool {
     let Ok(text) = std::str::from_utf8(content) else { return false };
     let mut text = text.to_owned();
-    for _ in 0..=random.below(4) {
+    for _ in 0..=random.below(3) * random.below(2) {
         if random.below(4) == 0 { change_lines(&mut text, random) } else { change_token(&mut text, random) }
     }
     *content = text.into_bytes();
     true
+}
+
+/// The programs that `text` consists of.
+pub fn programs(text: &str) -> impl Iterator<Item = &str> {
+    let starts = text.match_indices("program \"").map(|(at, _)| at);
+    let ends = starts.clone().skip(1).chain([text.len()]);
+    starts.zip(ends).map(|(start, end)| &text[start..end])
+}
+
+/// Declares results as the types that they have, as far as that can be told.
+pub fn fit_types(content: &mut Vec<u8>, random: &mut Random) {
+    let Ok(all) = std::str::from_utf8(content) else { return };
+    let Some(start) = all.find("program \"") else { return };
+    let fitted = programs(all).map(|program| with_fitting_types(program, random));
+    *content = [all[..start].to_owned()].into_iter().chain(fitted).collect::<String>().into_bytes();
+}
+
+fn with_fitting_types(program: &str, random: &mut Random) -> String {
+    let mut program = program.to_owned();
+    for _ in 0..16 {
+        let Err(error) = text::parse(&program) else { break };
+        let IrErrorKind::Type { op, computed, declared, .. } = error.kind() else { break };
+        // The error does not say which node it is.
+        let (op, declared) = (format!("= {op} "), format!(": {declared}"));
+        let alike: Vec<_> = program.match_indices(&declared).map(|(at, _)| at).collect();
+        let line = |at: usize| program[..at].rsplit('\n').next().unwrap_or_default();
+        let places: Vec<_> = alike.into_iter().filter(|at| line(*at).contains(&op)).collect();
+        let Some(&place) = random.pick(&places) else { break };
+        program.replace_range(place..place + declared.len(), &format!(": {computed}"));
+    }
+    program
 }
 
 /// Gives one number another value wherever it stands in `texts`, so that sizes go on to fit each other.
@@ -86,8 +122,9 @@ fn change_token(text: &mut String, random: &mut Random) {
     let new = match random.below(8) {
         0 => String::new(),
         1 => format!("{old}, {}", random.pick(&alike).copied().unwrap_or_default()),
+        2 => format!("{old}{}", random.pick(&EXPRESSIONS).copied().unwrap_or_default()),
         _ if is_number(old) => number(&alike, old, random),
-        2..5 => random.pick(&alike).copied().unwrap_or_default().to_owned(),
+        3..6 => random.pick(&alike).copied().unwrap_or_default().to_owned(),
         _ => word(random).to_owned(),
     };
     text.replace_range(place, &new);
