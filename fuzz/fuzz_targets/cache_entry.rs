@@ -73,7 +73,7 @@ fuzz_target!(|input: &[u8]| {
 });
 
 fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
-    if !seed.is_multiple_of(4)
+    if !seed.is_multiple_of(16)
         && let Some(mutated) = engine::mutated(&data[..size], seed, max_size)
     {
         data[..mutated.len()].copy_from_slice(&mutated);

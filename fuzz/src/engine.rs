@@ -172,7 +172,8 @@ pub fn examine(engine: &Engine) {
 
 /// One per instruction set, the best first.
 static BACKENDS: LazyLock<Vec<Arc<CpuBackend>>> = LazyLock::new(|| {
-    let mut all: Vec<_> = Isa::available().into_iter().map(|isa| Arc::new(CpuBackend::with_isa(isa, Some(1)))).collect();
+    let mut all: Vec<_> =
+        Isa::available().into_iter().map(|isa| Arc::new(CpuBackend::with_isa(isa, Some(1)))).collect();
     let best = CpuBackend::new(Some(1)).target();
     all.sort_by_key(|backend| backend.target() != best);
     all
@@ -181,8 +182,8 @@ static BACKENDS: LazyLock<Vec<Arc<CpuBackend>>> = LazyLock::new(|| {
 /// More bytes than the values of any seed have; more than that would only take time.
 const MOST_BYTES: usize = 256 << 10;
 
-/// Makes a model of `engine` on the backend that the settings choose (bits 1 and 2), gives it weights of zeros, runs it, and
-/// saves it. Any of these may be refused.
+/// Makes a model of `engine` on the backend that the settings choose (bits 1 and 2), runs it, gives it weights of zeros,
+/// runs it again, and saves it. Any of these may be refused.
 pub fn run(mut engine: Engine, settings: u8) {
     let backend = &BACKENDS[usize::from(settings >> 1 & 3) % BACKENDS.len()];
     engine.target = backend.target();

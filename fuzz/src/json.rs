@@ -4,7 +4,7 @@ use serde_json::{Number, Value};
 
 use crate::{
     random::Random,
-    text::{NUMBERS, word},
+    text::{NUMBERS, kernel},
 };
 
 /// Changes a place or three of `content`; false when it is no object or list.
@@ -14,11 +14,13 @@ pub fn mutate(content: &mut Vec<u8>, random: &mut Random) -> bool {
     if !value.is_object() && !value.is_array() {
         return false;
     }
-    for _ in 0..=random.below(3) {
+    for _ in 0..=random.below(3) * random.below(2) {
         let count = nodes(&value);
         let other = nth(&mut value, &mut random.below(count)).cloned().unwrap_or(Value::Null);
+        // Another kind of value is refused at once: most often it stays the same.
+        let keep_kind = random.below(8) != 0;
         if let Some(place) = nth(&mut value, &mut random.below(count)) {
-            change(place, other, random);
+            change(place, other, keep_kind, random);
         }
     }
     *content = value.to_string().into_bytes();
@@ -26,38 +28,37 @@ pub fn mutate(content: &mut Vec<u8>, random: &mut Random) -> bool {
 }
 
 /// Another number or word, a value of elsewhere, something taken away or doubled.
-fn change(place: &mut Value, other: Value, random: &mut Random) {
+fn change(place: &mut Value, other: Value, keep_kind: bool, random: &mut Random) {
     match place {
-        Value::Number(number) => {
+        Value::Number(number) if keep_kind => {
             let (old, by) = (number.as_i64().unwrap_or(0), random.below(9) as i64 - 4);
-            let odd = NUMBERS[random.below(NUMBERS.len())];
-            *place = match random.below(4) {
-                0 => Value::Number(Number::from(odd)),
-                1 => Value::Number(Number::from(old.wrapping_add(by))),
-                _ if other.is_number() => other,
-                _ => Value::Number(Number::from(random.below(64))),
+            let new = match random.below(4) {
+                0 => NUMBERS[random.below(NUMBERS.len())],
+                1 => old.saturating_add(by),
+                2 => other.as_i64().unwrap_or(old / 2),
+                _ => random.below(64) as i64,
             };
+            *place = Value::Number(Number::from(new));
         }
-        Value::Bool(value) => *value = !*value,
-        Value::String(text) => match other {
+        Value::Bool(value) if keep_kind => *value = !*value,
+        Value::String(text) if keep_kind => match other {
             Value::String(other) => *text = other,
-            _ => *text = word(random).to_owned(),
+            _ => *text = kernel(random).to_owned(),
         },
-        Value::Array(items) if random.below(2) == 0 && !items.is_empty() => {
-            let at = random.below(items.len());
-            match random.below(4) {
+        Value::Array(items) if keep_kind && !items.is_empty() => {
+            let (at, from) = (random.below(items.len()), random.below(items.len()));
+            match random.below(3) {
                 0 => drop(items.remove(at)),
-                1 => items.push(other),
-                2 => items.insert(at, items[at].clone()),
-                _ => items.swap(at, 0),
+                1 => items.insert(at, items[from].clone()),
+                _ => items.swap(at, from),
             }
         }
-        Value::Object(fields) if random.below(3) == 0 && !fields.is_empty() => {
-            let key = fields.keys().nth(random.below(fields.len())).cloned().unwrap_or_default();
-            if random.below(2) == 0 {
-                fields.remove(&key);
-            } else {
-                fields.insert(key, other);
+        Value::Object(fields) if keep_kind && !fields.is_empty() => {
+            let mut keys: Vec<_> = fields.keys().cloned().collect();
+            let (key, from) = (keys.swap_remove(random.below(keys.len())), random.pick(&keys));
+            match from.and_then(|from| fields.get(from)).cloned() {
+                Some(value) if random.below(4) == 0 => drop(fields.insert(key, value)),
+                _ => drop(fields.remove(&key)),
             }
         }
         _ => *place = other,

@@ -39,9 +39,10 @@ static WORDS: LazyLock<Vec<&str>> = LazyLock::new(|| {
     lines.filter_map(|line| line.strip_prefix('"')?.strip_suffix('"')).collect()
 });
 
-/// One of the words of programs.
-pub fn word(random: &mut Random) -> &'static str {
-    random.pick(&WORDS).copied().unwrap_or_default()
+/// The name of a kernel.
+pub fn kernel(random: &mut Random) -> &'static str {
+    let kernels: Vec<&str> = WORDS.iter().copied().filter(|w| w.contains('.') || *w == "view").collect();
+    random.pick(&kernels).copied().unwrap_or_default()
 }
 
 /// Changes a token or a line of `content`, one to three times; false when it is no text.
@@ -115,17 +116,24 @@ fn number(numbers: &[&str], old: &str, random: &mut Random) -> String {
 fn change_token(text: &mut String, random: &mut Random) {
     let places: Vec<Range<usize>> = tokens(text).collect();
     let Some(place) = random.pick(&places).cloned() else { return };
-    let old = &text[place.clone()];
-    let is_number = |token: &str| token.starts_with(|c: char| c.is_ascii_digit());
+    // Numbers of values, other numbers, words.
+    let kind = |at: &Range<usize>| {
+        let is_value = text[..at.start].ends_with('%');
+        (is_value, text[at.clone()].starts_with(|c: char| c.is_ascii_digit()))
+    };
+    let (is_value, is_number) = kind(&place);
     let alike: Vec<&str> =
-        places.iter().map(|at| &text[at.clone()]).filter(|t| is_number(t) == is_number(old)).collect();
-    let new = match random.below(8) {
+        places.iter().filter(|at| kind(at) == (is_value, is_number)).map(|at| &text[at.clone()]).collect();
+    let other = random.pick(&alike).copied().unwrap_or_default().to_owned();
+    let old = &text[place.clone()];
+    let new = match random.below(16) {
         0 => String::new(),
-        1 => format!("{old}, {}", random.pick(&alike).copied().unwrap_or_default()),
-        2 => format!("{old}{}", random.pick(&EXPRESSIONS).copied().unwrap_or_default()),
-        _ if is_number(old) => number(&alike, old, random),
-        3..6 => random.pick(&alike).copied().unwrap_or_default().to_owned(),
-        _ => word(random).to_owned(),
+        1 if is_value => format!("{old}, %{other}"),
+        1 => format!("{old}, {other}"),
+        2 | 3 if !is_value => format!("{old}{}", random.pick(&EXPRESSIONS).copied().unwrap_or_default()),
+        4..8 if !is_number => random.pick(&WORDS).copied().unwrap_or_default().to_owned(),
+        _ if is_number && !is_value => number(&alike, old, random),
+        _ => other,
     };
     text.replace_range(place, &new);
 }
