@@ -11,7 +11,7 @@ use regraft_engine::{
     Engine, Mode, Plan,
     container::{ContainerWriter, Format, SectionClass, SectionKind},
 };
-use regraft_ir::{Graph, ValueId};
+use regraft_ir::{Graph, ValueId, eval::bind_symbols};
 use regraft_runtime::{Model, RefitOptions};
 use regraft_tensor::{AlignedVec, Buffer, Tensor};
 use regraft_weights::{RefitMap, StateDict};
@@ -224,7 +224,11 @@ fn small(engine: &Engine) -> Option<(Vec<Tensor>, StateDict)> {
         return None;
     }
     let input = |input: &regraft_ir::Input| zeros(graph, input.value, &symbols);
-    let inputs = graph.inputs.iter().map(input).collect::<Option<_>>()?;
+    let inputs = graph.inputs.iter().map(input).collect::<Option<Vec<Tensor>>>()?;
+    // Symbols that no input shows get other values than above.
+    if bind_symbols(graph, &inputs).is_ok_and(|symbols| bytes_of(graph, &symbols) > MOST_BYTES) {
+        return None;
+    }
     let mut weights = StateDict::new();
     for source in &engine.refit_map.sources {
         weights.insert(source.name.clone(), Tensor::zeros(source.dtype, &source.shape).ok()?);
