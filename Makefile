@@ -58,7 +58,7 @@ race: ## runs, refits and variants on real threads under ThreadSanitizer
 
 fuzz: ## each fuzz target for a minute; see fuzz/README.md
 	@echo "== fuzzing"
-	@for target in pickle adapter onnx safetensors pt2 weights; do \
+	@for target in pickle adapter onnx safetensors pt2 weights engine engine_sealed cache_entry ir_text; do \
 		echo "== $$target"; scripts/fuzz.sh "$$target" 60; \
 	done
 

@@ -1,18 +1,63 @@
 """Makes the seeds of the fuzz targets out of the files of the tests, and a few by hand.
 
-    python3 fuzz/make_seeds.py
+    REGRAFT=target/release/regraft python3 fuzz/make_seeds.py
 
-Python alone is enough. Files in seeds/ that are not made here came out of fuzzing.
+Needs nothing but Python; engines are made with the command. Files in seeds/ that are not made here came out of fuzzing.
 """
 
+import json
+import os
+import re
+import shutil
 import struct
+import subprocess
+import tempfile
 import zipfile
 from pathlib import Path
 
 FUZZ = Path(__file__).resolve().parent
 FILES = FUZZ.parent / "crates/weights/tests/files"
-ADAPTERS = FUZZ.parent / "crates/weights/tests/adapters"
+ADAPTERS = FUZZ.parent / "crates/weights/tests/adapters/peft"
 FIXTURES = FUZZ.parent / "crates/conformance/fixtures"
+PASSES = FUZZ.parent / "crates/compile/tests/passes"
+REGRAFT = Path(os.environ.get("REGRAFT", FUZZ.parent / "target/release/regraft")).absolute()
+
+# What compile is asked for, by name of the seed.
+MODES = {
+    "refittable": [],
+    "prepacked": ["--keep-sources", "prepacked"],
+    "reference": ["--keep-sources", "reference"],
+    "none": ["--keep-sources", "none"],
+    "frozen": ["--mode", "frozen"],
+    "stripped": ["--mode", "stripped"],
+    "identical": ["--mode", "stripped", "--identical"],
+}
+# Fixtures in all modes, and in one: they differ in kernels.
+EVERY_MODE = ["linear", "embedding"]
+REFITTABLE = [
+    "attention_block",
+    "conv1d",
+    "conv_bn",
+    "conv_depthwise_bn_hardswish",
+    "conv_grouped",
+    "conv_transpose",
+    "dtypes",
+    "elementwise",
+    "group_norm",
+    "layer_norm",
+    "lstm_state",
+    "mlp_gelu",
+    "mutated_buffer",
+    "pooling",
+    "rms_norm",
+    "slices",
+    "tied",
+    "two_layouts",
+    "upsample",
+]
+FROZEN = ["conv_bn", "tied"]
+ENTRIES = ["linear", "embedding", "conv_bn", "tied", "lstm_state", "mlp_gelu", "mutated_buffer"]
+SECTIONS = {1: "about", 2: "plan", 3: "recipes", 4: "sources", 5: "slots", 6: "compat", 7: "key"}
 
 
 def write(target: str, name: str, content: bytes) -> None:
@@ -119,7 +164,108 @@ def edits() -> None:
     write("pt2", "long", bytes([2, 1, 40, 0]) + bytes(range(256)) * 2)
 
 
+def engine(name: str, mode: str, folder: Path) -> bytes:
+    shutil.copy(FIXTURES / f"{name}.pt2", folder)
+    command = [REGRAFT, "compile", f"{name}.pt2", "-o", "model.rgf", "--no-cache", *MODES[mode]]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    return (folder / "model.rgf").read_bytes()
+
+
+def parts(container: bytes, settings: int = 0) -> bytes:
+    """The input of a target that seals it; see `Parts` in src/parts.rs."""
+    (version,) = struct.unpack_from("<I", container, 8)
+    (count,) = struct.unpack_from("<I", container, 24)
+    content = bytes([settings | (version == 1)])
+    for entry in range(count):
+        kind, _, offset, length = struct.unpack_from("<IIQQ", container, 64 + 56 * entry)
+        section = container[offset : offset + length]
+        section = re.sub(rb'"product":"[^"]*"', b'"product":"any"', section, count=1)
+        content += b"\n=====" + SECTIONS[kind].encode() + b"\n" + section
+    return content
+
+
+def engines() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        wanted = [(name, mode) for name in EVERY_MODE for mode in MODES]
+        wanted += [(name, "refittable") for name in REFITTABLE] + [(name, "frozen") for name in FROZEN]
+        for name, mode in wanted:
+            content = engine(name, mode, folder)
+            write("engine_sealed", f"{name}-{mode}", parts(content))
+            if name == "embedding" and mode in ("refittable", "frozen", "reference", "identical"):
+                write("engine", f"{name}-{mode}", content)
+        for name in ENTRIES:
+            write("cache_entry", name, parts(engine(name, "stripped", folder)))
+        entry = engine("linear", "stripped", folder)
+        for settings in (4, 5, 6, 7):
+            write("cache_entry", f"linear-{settings}", parts(entry, settings << 4))
+        write("cache_entry", "linear-whole", bytes([7 << 4]) + entry)
+    for path in sorted((FIXTURES / "engines").glob("*.rgf")):
+        content = path.read_bytes()
+        write("engine_sealed", path.stem, parts(content))
+        if "stripped" in path.stem:
+            write("engine", path.stem, content)
+            write("cache_entry", path.stem, parts(content))
+
+
+def unpacked(program: str) -> bytes:
+    """An engine of a program, which has no weights and evaluates every op."""
+    sources = re.findall(r'^ +source %\d+ : (\w+)\[(.*?)\] = "(.*?)"', program, re.M)
+    texts = [f'program "" {{\n  source %0 : {dtype}[{shape}] = "{name}" (parameter)\n  output %0 = "slot"\n}}\n'
+             for dtype, shape, name in sources]  # fmt: skip
+    about = {
+        "kernels": ["reference"] * len(re.findall(r"^ +%\d+.* = ", program, re.M)),
+        "layouts": [],
+        "sources": [],
+        "recipes": [],
+        "identical": False,
+        "weights": [{}] * len(sources),
+        "files": [],
+        "slot_offsets": None,
+    }
+    for index, ((dtype, sizes, name), text) in enumerate(zip(sources, texts)):
+        shape = [int(size) for size in sizes.split(",") if size]
+        about["layouts"].append({"shape": shape, "format": "Plain"})
+        kind = {"name": name, "aliases": [], "kind": "Parameter"}
+        about["sources"].append({**kind, "dtype": dtype.upper() if dtype != "bool" else "Bool", "shape": shape})
+        recipe = {"slot": name, "sources": [index], "format": "Plain", "layout_ops": 0, "text_len": len(text)}
+        about["recipes"].append(recipe)
+    compat = {
+        "product": "any",
+        "target": {"backend": "cpu", "arch": "any", "level": "any"},
+        "mode": "stripped" if sources else "refittable",
+    }
+    content = {"compat": dumps(compat), "about": dumps(about), "plan": program, "recipes": "".join(texts)}
+    return b"\0" + "".join(f"\n====={name}\n{text}" for name, text in content.items()).encode()
+
+
+def dumps(value: dict) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+# Sizes that inference cannot tell to be wrong.
+SIZES = """program "sizes" {
+  dims   s0 in 1..=8 (opt 3)
+  input  %0 : f32[s0, 4] = "x"
+  %1 = softmax %0 {axis = 1} : f32[s0 + 1, 4]
+  output %1 = "y"
+}
+"""
+
+
+def programs() -> None:
+    for path in sorted(PASSES.rglob("*.txt")):
+        found = re.search(r"^program .*?^}\n", path.read_text(), re.M | re.S)
+        if found and len(found[0]) < 800:
+            write("ir_text", path.stem, found[0].encode())
+        if found and len(found[0]) < 500:
+            write("engine_sealed", f"program-{path.stem}", unpacked(found[0]))
+    write("engine_sealed", "sizes", unpacked(SIZES))
+
+
 onnx()
 safetensors()
 torch()
 edits()
+engines()
+programs()

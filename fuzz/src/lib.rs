@@ -1,4 +1,11 @@
-//! What the fuzz targets share: files that live in memory, and archives with right checksums around wrong contents.
+//! What the fuzz targets share: files that live in memory, archives and engine files with right checksums around wrong
+//! contents, and changes that leave JSON and programs readable.
+
+pub mod engine;
+mod json;
+mod parts;
+mod random;
+mod text;
 
 use std::{
     fs,
@@ -9,6 +16,8 @@ use std::{
 
 use regraft_weights::StateDict;
 use zip::{ZipWriter, write::SimpleFileOptions};
+
+pub use self::parts::Parts;
 
 /// The folder of this process's files: in memory where the system has such a place.
 static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
@@ -40,6 +49,12 @@ pub fn zipped<'a>(entries: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> Vec
         zip.write_all(bytes).expect("a write to memory");
     }
     zip.finish().expect("a directory").into_inner()
+}
+
+/// The text of a program with changes that leave it words. `None` when it is none, or longer than `most` then.
+pub fn mutated_text(input: &[u8], seed: u32, most: usize) -> Option<Vec<u8>> {
+    let mut text = input.to_vec();
+    (text::mutate(&mut text, &mut random::Random::new(seed)) && text.len() <= most).then_some(text)
 }
 
 /// Opens a file called `name` with these bytes and reads what it holds.

@@ -1,6 +1,9 @@
 //! Behaviours of one compiled model under refit. Test names carry the id of the scenario in `docs/scenarios.md`.
 
-use regraft::{DType, KeepSources, Mode, Model, Problem, RefitOptions, RuntimeErrorKind, StateDict, Tensor};
+use regraft::{
+    DType, Engine, KeepSources, Mode, Model, Plan, Problem, RefitMap, RefitOptions, RuntimeErrorKind, StateDict, Tensor,
+};
+use regraft_backend::{Backend as _, KernelId};
 use regraft_backend_cpu::Isa;
 use regraft_conformance::{
     Case, FULL, PARTIAL, assert_close, assert_same, assert_same_slots, backend, frozen, one, own_weights, problems,
@@ -371,4 +374,33 @@ fn sizes_that_do_not_work_out_are_an_error() {
     assert_eq!(model.run(&[input(4)]).unwrap()[0].shape(), [2, 2, 6]);
     let error = model.run(&[input(3)]).expect_err("three rows are no pairs");
     assert!(matches!(error.kind(), RuntimeErrorKind::Sizes { op: "reshape", .. }), "{error}");
+}
+
+#[test]
+fn results_that_are_declared_with_other_sizes_are_an_error() {
+    let program = "program \"rows\" {
+        dims s0 in 1..=8 (opt 4)
+        input %0 : f32[s0, 6] = \"x\"
+        %1 = softmax %0 {axis = 1} : f32[s0 + 1, 6]
+        output %1 = \"y\"
+    }";
+    let backend = backend(Isa::detect());
+    for kernel in ["reference", "softmax.rows"] {
+        let graph = regraft::ir::text::parse(program).unwrap();
+        let engine = Engine {
+            mode: Mode::Refittable,
+            target: backend.target(),
+            plan: Plan { graph, kernels: vec![KernelId::new(kernel)], slots: vec![] },
+            refit_map: RefitMap::default(),
+            identical: false,
+            digests: vec![],
+            sources: vec![],
+            files: vec![],
+            slots: None,
+            unverified: None,
+        };
+        let model = Model::new(engine, backend.clone()).unwrap();
+        let error = model.run(&[Tensor::from_slice(&[2, 6], &[1f32; 12])]).expect_err("two rows are not three");
+        assert!(matches!(error.kind(), RuntimeErrorKind::Sizes { op: "softmax", .. }), "{kernel}: {error}");
+    }
 }

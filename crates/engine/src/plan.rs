@@ -46,11 +46,16 @@ impl Plan {
         if self.slots.len() != self.graph.sources.len() {
             return malformed(format!("{} layouts for {} slots", self.slots.len(), self.graph.sources.len()));
         }
+        let mut bytes = Some(0usize);
         for (slot, layout) in self.graph.sources.iter().zip(&self.slots) {
             let ty = self.graph.ty(slot.value);
-            if layout.format.byte_len(ty.dtype, &layout.shape).is_none() {
+            let Some(len) = layout.format.byte_len(ty.dtype, &layout.shape) else {
                 return malformed(format!("slot {}: {} does not lie as {}", slot.name, ty, layout.format));
-            }
+            };
+            bytes = bytes.and_then(|sum| sum.checked_add(len));
+        }
+        if bytes.is_none_or(|sum| isize::try_from(sum).is_err()) {
+            return malformed("its slots are larger than any memory".to_owned());
         }
         for (node, kernel) in self.graph.nodes().iter().zip(&self.kernels) {
             if kernel.0 == KernelId::VIEW && !node.op.is_view() {

@@ -107,9 +107,14 @@ impl Reader<'_> {
         recipes: Vec<AboutRecipe>,
         plan: &Plan,
     ) -> Result<RefitMap, EngineError> {
+        let mut bytes = Some(0usize);
         for source in &sources {
-            Tensor::byte_len(source.dtype, &source.shape)
+            let len = Tensor::byte_len(source.dtype, &source.shape)
                 .map_err(|e| self.malformed(format!("source {}: {e}", source.name)))?;
+            bytes = bytes.and_then(|sum| sum.checked_add(len));
+        }
+        if bytes.is_none_or(|sum| isize::try_from(sum).is_err()) {
+            return Err(self.malformed("its sources are larger than any memory"));
         }
         if mode != Mode::Frozen && recipes.len() != plan.slots.len() {
             return Err(self.malformed(format!("{} recipes for {} slots", recipes.len(), plan.slots.len())));

@@ -164,7 +164,7 @@ impl Binder<'_> {
         let op = self.bind_op(node)?;
         let from = self.view(node.input(0)).clone();
         let shape = self.sizes(node.output())?;
-        self.check_view(node, &op, &from, &shape)?;
+        self.check_types(node, &op, &[Some(&from)], std::slice::from_ref(&shape))?;
         let view = match from.apply(&op, &shape) {
             Some(view) => view,
             None => {
@@ -177,13 +177,23 @@ impl Binder<'_> {
     }
 
     /// Symbolic sizes that inference let through must work out at these ones.
-    fn check_view(&self, node: &Node, op: &Op, from: &View, shape: &[usize]) -> Result<(), RuntimeError> {
+    fn check_types(
+        &self,
+        node: &Node,
+        op: &Op,
+        operands: &[Option<&View>],
+        shapes: &[Vec<usize>],
+    ) -> Result<(), RuntimeError> {
         let refuse = |why: String| RuntimeErrorKind::Sizes { op: op.name(), scope: node.scope.to_string(), why };
-        let operand = TensorType::of_sizes(from.dtype, &from.shape);
-        let computed = op.infer(&[Some(&operand)]).map_err(|e| refuse(e.to_string()))?;
-        let declared = TensorType::of_sizes(self.dtype(node.output()), shape);
-        if computed != [declared.clone()] {
-            return Err(refuse(format!("{operand} gives {computed:?}, not {declared}")).into());
+        let operands: Vec<_> =
+            operands.iter().map(|view| view.map(|view| TensorType::of_sizes(view.dtype, &view.shape))).collect();
+        let types: Vec<_> = operands.iter().map(Option::as_ref).collect();
+        let computed = op.infer(&types).map_err(|e| refuse(e.to_string()))?;
+        let declared: Vec<_> =
+            node.outputs.iter().zip(shapes).map(|(&v, shape)| TensorType::of_sizes(self.dtype(v), shape)).collect();
+        if computed != declared {
+            let operands: Vec<_> = operands.iter().flatten().collect();
+            return Err(refuse(format!("{operands:?} give {computed:?}, not {declared:?}")).into());
         }
         Ok(())
     }
@@ -200,13 +210,15 @@ impl Binder<'_> {
     fn kernel_node(&mut self, index: usize, node: &Node) -> Result<(), RuntimeError> {
         let op = self.bind_op(node)?;
         let kernel = &self.plan.kernels[index];
+        let shapes = node.outputs.iter().map(|&v| self.sizes(v)).collect::<Result<Vec<_>, _>>()?;
+        let operands: Vec<_> = node.inputs.iter().map(|input| input.map(|v| self.view(v))).collect();
+        self.check_types(node, &op, &operands, &shapes)?;
         let mut views = Vec::with_capacity(node.inputs.len());
         for (i, input) in node.inputs.iter().enumerate() {
             views.push(input.map(|v| self.operand(v, index, i, kernel, &op)));
         }
         let inputs: Vec<_> =
             node.inputs.iter().zip(&views).map(|(v, view)| Some(self.problem_operand((*v)?, view.as_ref()?))).collect();
-        let shapes = node.outputs.iter().map(|&v| self.sizes(v)).collect::<Result<Vec<_>, _>>()?;
         let outputs: Vec<_> =
             (node.outputs.iter().zip(&shapes)).map(|(&v, shape)| ResultType { dtype: self.dtype(v), shape }).collect();
         let problem = Problem { kernel, op: &op, inputs: &inputs, outputs: &outputs };

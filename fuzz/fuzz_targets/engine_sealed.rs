@@ -1,0 +1,25 @@
+//! Engine files with right digests: the input holds the sections. What is read must be sound, and runs if it is small.
+//! Nothing that is refused is kept, so that what follows it is looked at; `cache_entry` looks at how files are refused.
+
+#![no_main]
+
+use libfuzzer_sys::{Corpus, fuzz_mutator, fuzz_target, fuzzer_mutate};
+use regraft_fuzz::{Parts, engine};
+
+fuzz_target!(|input: &[u8]| -> Corpus {
+    let parts = Parts::of(input);
+    let Some(found) = engine::read(&engine::sealed(&parts, None)) else { return Corpus::Reject };
+    engine::examine(&found);
+    engine::run(found, parts.settings);
+    Corpus::Keep
+});
+
+fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
+    if !seed.is_multiple_of(16)
+        && let Some(mutated) = engine::mutated(&data[..size], seed, max_size)
+    {
+        data[..mutated.len()].copy_from_slice(&mutated);
+        return mutated.len();
+    }
+    fuzzer_mutate(data, size, max_size)
+});
