@@ -1,7 +1,7 @@
 //! The stages in order: lower, split, select, write the recipes.
 
 use regraft_backend::Backend;
-use regraft_engine::{Engine, Mode};
+use regraft_engine::Engine;
 use regraft_ir::Graph;
 use regraft_tensor::Tensor;
 
@@ -62,19 +62,7 @@ pub fn compile(
     let built = build::build(&graph, backend, &mut tuner)?;
     let (records, tune_report) = tuner.finish();
     observer.built(&built);
-    let count = built.refit_map.sources.len();
-    let engine = Engine {
-        mode: Mode::Stripped,
-        target: backend.target(),
-        plan: built.plan,
-        refit_map: built.refit_map,
-        identical: false,
-        digests: vec![None; count],
-        sources: vec![None; count],
-        files: vec![None; count],
-        slots: None,
-        unverified: None,
-    };
+    let engine = Engine::new(backend.target(), built.plan, built.refit_map);
     let engine = engine.with_weights(weights.to_vec(), options.identical);
     Ok(Output { engine, records, tune_report })
 }

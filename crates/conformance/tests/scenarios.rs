@@ -387,18 +387,8 @@ fn results_that_are_declared_with_other_sizes_are_an_error() {
     let backend = backend(Isa::detect());
     for kernel in ["reference", "softmax.rows"] {
         let graph = regraft::ir::text::parse(program).unwrap();
-        let engine = Engine {
-            mode: Mode::Refittable,
-            target: backend.target(),
-            plan: Plan { graph, kernels: vec![KernelId::new(kernel)], slots: vec![] },
-            refit_map: RefitMap::default(),
-            identical: false,
-            digests: vec![],
-            sources: vec![],
-            files: vec![],
-            slots: None,
-            unverified: None,
-        };
+        let plan = Plan { graph, kernels: vec![KernelId::new(kernel)], slots: vec![] };
+        let engine = Engine { mode: Mode::Refittable, ..Engine::new(backend.target(), plan, RefitMap::default()) };
         let model = Model::new(engine, backend.clone()).unwrap();
         let error = model.run(&[Tensor::from_slice(&[2, 6], &[1f32; 12])]).expect_err("two rows are not three");
         assert!(matches!(error.kind(), RuntimeErrorKind::Sizes { op: "softmax", .. }), "{kernel}: {error}");

@@ -86,6 +86,23 @@ pub struct Engine {
 }
 
 impl Engine {
+    /// A stripped engine.
+    pub fn new(target: Target, plan: Plan, refit_map: RefitMap) -> Engine {
+        let count = refit_map.sources.len();
+        Engine {
+            mode: Mode::Stripped,
+            target,
+            plan,
+            refit_map,
+            identical: false,
+            digests: vec![None; count],
+            sources: vec![None; count],
+            files: vec![None; count],
+            slots: None,
+            unverified: None,
+        }
+    }
+
     /// Bytes of all slots.
     pub fn slot_bytes(&self) -> usize {
         (0..self.plan.slots.len()).map(|i| self.plan.slot_bytes(i)).sum()

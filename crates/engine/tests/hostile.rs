@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use regraft_backend::{PackFormat, SlotLayout, Target};
-use regraft_engine::{Engine, EngineErrorKind, Mode, Plan};
+use regraft_engine::{Engine, EngineErrorKind, Plan};
 use regraft_ir::{Graph, SourceKind, TensorType};
 use regraft_tensor::{AlignedVec, Buffer, DType};
 use regraft_weights::{Recipe, RefitMap, SourceInfo};
@@ -26,18 +26,8 @@ fn engine(count: usize, len: usize) -> Engine {
         let (aliases, kind) = (vec![], SourceKind::Parameter);
         map.sources.push(SourceInfo { name, aliases, kind, dtype: DType::F32, shape: vec![len] });
     }
-    Engine {
-        mode: Mode::Stripped,
-        target: Target { backend: "cpu".into(), arch: "any".into(), level: "any".into(), features: vec![] },
-        plan,
-        refit_map: map,
-        identical: false,
-        digests: vec![None; count],
-        sources: vec![None; count],
-        files: vec![None; count],
-        slots: None,
-        unverified: None,
-    }
+    let target = Target { backend: "cpu".into(), arch: "any".into(), level: "any".into(), features: vec![] };
+    Engine::new(target, plan, map)
 }
 
 /// Why the file of `engine` is refused.
