@@ -130,7 +130,7 @@ impl Dim {
             ([(atoms, c)], 0) => (atoms.as_slice(), *c),
             _ => return self.div_by_sum(divisor),
         };
-        if c == 0 || self.constant % c != 0 || (!atoms.is_empty() && self.constant != 0) {
+        if !divides(c, self.constant) || (!atoms.is_empty() && self.constant != 0) {
             return None;
         }
         let mut terms = Vec::with_capacity(self.terms.len());
@@ -140,7 +140,7 @@ impl Dim {
                 let at = rest.iter().position(|a| a == atom)?;
                 rest.remove(at);
             }
-            if coefficient % c != 0 {
+            if !divides(c, *coefficient) {
                 return None;
             }
             terms.push((rest, coefficient / c));
@@ -149,7 +149,7 @@ impl Dim {
         let constant = if atoms.is_empty() { self.constant / c } else { 0 };
         let ones: i64 = terms.iter().filter(|(t, _)| t.is_empty()).map(|(_, c)| c).sum();
         terms.retain(|(t, _)| !t.is_empty());
-        Some(Dim::from_terms(terms, constant + ones))
+        Some(Dim::from_terms(terms, constant.saturating_add(ones)))
     }
 
     /// Division by a sum, tried for quotients that are one product: `(s0+1)*s1*4 / (s0+1)`.
@@ -164,7 +164,7 @@ impl Dim {
                 }
                 None => false,
             });
-            if fits && coefficient % c == 0 {
+            if fits && divides(*c, *coefficient) {
                 let quotient = if rest.is_empty() {
                     Dim::new(coefficient / c)
                 } else {
@@ -183,7 +183,7 @@ impl Dim {
         if let (Some(a), Some(b)) = (self.as_const(), divisor.as_const())
             && b != 0
         {
-            return Dim::new(a - b * floor_div(a, b));
+            return Dim::new(floor_mod(a, b));
         }
         if self.exact_div(divisor).is_some() {
             return Dim::new(0);
@@ -234,7 +234,7 @@ impl Dim {
                         if a == i64::MIN && b == -1 {
                             return Err(OVERFLOW);
                         }
-                        if is_div { floor_div(a, b) } else { a - b * floor_div(a, b) }
+                        if is_div { floor_div(a, b) } else { floor_mod(a, b) }
                     }
                     Atom::Max(a, b) => a.try_eval(symbols)?.max(b.try_eval(symbols)?),
                     Atom::Min(a, b) => a.try_eval(symbols)?.min(b.try_eval(symbols)?),
@@ -339,6 +339,22 @@ fn floor_div(a: i64, b: i64) -> i64 {
     if a.wrapping_rem(b) != 0 && (a < 0) != (b < 0) { q - 1 } else { q }
 }
 
+fn floor_mod(a: i64, b: i64) -> i64 {
+    let r = a.wrapping_rem(b);
+    if r != 0 && (r < 0) != (b < 0) { r + b } else { r }
+}
+
+/// Whether `value / by` is an integer of 64 bits.
+fn divides(by: i64, value: i64) -> bool {
+    value.checked_rem(by) == Some(0)
+}
+
+/// `value` as numbers that can be read: the least one is a sum, as there is no positive number of its digits.
+fn written(value: i64) -> impl Iterator<Item = i64> {
+    let (first, rest) = if value == i64::MIN { (-i64::MAX, Some(-1)) } else { (value, None) };
+    std::iter::once(first).chain(rest)
+}
+
 impl From<i64> for Dim {
     fn from(v: i64) -> Self {
         Dim::new(v)
@@ -412,8 +428,9 @@ impl fmt::Display for Atom {
 impl fmt::Display for Dim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut first = true;
-        for (atoms, coefficient) in &self.terms {
-            match (first, *coefficient < 0) {
+        let terms = self.terms.iter().flat_map(|(atoms, coefficient)| written(*coefficient).map(move |c| (atoms, c)));
+        for (atoms, coefficient) in terms {
+            match (first, coefficient < 0) {
                 (true, true) => f.write_str("-")?,
                 (true, false) => {}
                 (false, true) => f.write_str(" - ")?,
@@ -436,12 +453,16 @@ impl fmt::Display for Dim {
                 write!(f, "*{}", coefficient.unsigned_abs())?;
             }
         }
-        match self.constant {
-            c if first => write!(f, "{c}"),
-            0 => Ok(()),
-            c if c < 0 => write!(f, " - {}", c.unsigned_abs()),
-            c => write!(f, " + {c}"),
+        for constant in written(self.constant) {
+            match constant {
+                c if first => write!(f, "{c}")?,
+                0 => {}
+                c if c < 0 => write!(f, " - {}", c.unsigned_abs())?,
+                c => write!(f, " + {c}")?,
+            }
+            first = false;
         }
+        Ok(())
     }
 }
 

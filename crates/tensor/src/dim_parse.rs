@@ -142,6 +142,26 @@ mod tests {
     }
 
     #[test]
+    fn the_least_number_is_a_number() {
+        let least = dim("0 - 9223372036854775807 - 1");
+        assert_eq!(least, Dim::new(i64::MIN));
+        let coefficient = &least * &dim("s0");
+        let both = &coefficient + &least;
+        for d in [&least, &coefficient, &both, &(&dim("s1") + &both)] {
+            assert_eq!(dim(&d.to_string()), *d, "{d}");
+            // The quotient is no number of 64 bits: it stays as it is.
+            assert_eq!(d.exact_div(&Dim::new(-1)), None, "{d}");
+            assert_eq!(d.exact_div(&dim("s2 - s0")), None, "{d}");
+        }
+        assert_eq!(least.modulo(&Dim::new(-1)), Dim::new(0));
+        assert_eq!(least.modulo(&Dim::new(i64::MAX)), Dim::new(i64::MAX - 1));
+        assert_eq!(dim("s0%s1").eval(&[i64::MIN, i64::MAX]).ok(), Some(i64::MAX - 1));
+        for (a, b, rest) in [(7, 3, 1), (-7, 3, 2), (7, -3, -2), (-7, -3, -1), (-6, 3, 0), (6, -3, 0)] {
+            assert_eq!(Dim::new(a).modulo(&Dim::new(b)), Dim::new(rest), "{a} % {b}");
+        }
+    }
+
+    #[test]
     fn bounds_follow_ranges() {
         let ranges = [Range { min: 1, max: 64 }, Range { min: 2, max: 512 }];
         assert_eq!(dim("s0*2 + 1").bounds(&ranges), Range { min: 3, max: 129 });

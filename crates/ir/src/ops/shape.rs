@@ -269,7 +269,7 @@ impl OpDef for Pad {
         let mut bytes = Vec::with_capacity(count * x.dtype().size());
         for at in 0..count {
             let source = (0..shape.len()).try_fold(0, |sum, i| {
-                let index = (at / out_strides[i] % shape[i]) as i64 - self.before[i];
+                let index = ((at / out_strides[i] % shape[i]) as i64).saturating_sub(self.before[i]);
                 self.source_index(index, x.shape()[i]).map(|index| sum + index * strides[i])
             });
             let size = x.dtype().size();
