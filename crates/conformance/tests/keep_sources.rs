@@ -120,7 +120,11 @@ fn sources_kept_by_reference_are_found_beside_the_engine() {
 fn a_weight_file_that_is_gone_or_changed_is_told_by_name() {
     let case = Case::open("conv_bn");
     let part = one("bn.weight", case.weights_b().get("bn.weight").unwrap().clone());
-    let spoil: [(&str, fn(&Path)); 3] = [
+    let spoil: [(&str, fn(&Path)); 4] = [
+        ("cannot be read (it is no regular file)", |path| {
+            fs::remove_file(path).unwrap();
+            fs::create_dir(path).unwrap();
+        }),
         ("cannot be read", |path| fs::remove_file(path).unwrap()),
         ("cannot be read", |path| fs::write(path, b"something else").unwrap()),
         ("has changed", |path| {

@@ -16,6 +16,9 @@ pub enum PackFormat {
     },
 }
 
+/// The most columns that padding may add to a matrix. Whoever writes an engine file could otherwise ask for any memory.
+const MOST_PADDING: usize = 64;
+
 impl PackFormat {
     /// Bytes of a slot of this dtype and shape; `None` on overflow or when the format does not take the shape.
     pub fn byte_len(self, dtype: DType, shape: &[usize]) -> Option<usize> {
@@ -26,8 +29,8 @@ impl PackFormat {
                 if dtype != DType::F32 || nr == 0 {
                     return None;
                 }
-                let panels = n.div_ceil(nr).checked_mul(nr)?.checked_mul(*k)?;
-                regraft_tensor::numel(lead)?.checked_mul(panels)?.checked_mul(4)
+                let columns = n.div_ceil(nr).checked_mul(nr).filter(|columns| columns - n < MOST_PADDING)?;
+                regraft_tensor::numel(lead)?.checked_mul(columns)?.checked_mul(*k)?.checked_mul(4)
             }
         }
     }
@@ -60,5 +63,20 @@ impl fmt::Display for PackFormat {
             PackFormat::Plain => f.write_str("plain"),
             PackFormat::PanelsF32 { nr } => write!(f, "panels_f32<n{nr}>"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn padding_has_bounds() {
+        let bytes = |nr, shape: &[usize]| PackFormat::PanelsF32 { nr }.byte_len(DType::F32, shape);
+        assert_eq!(bytes(64, &[3, 1]), Some(4 * 3 * 64));
+        assert_eq!(bytes(1008, &[9, 1000]), Some(4 * 9 * 1008), "depthwise weights are one panel");
+        assert_eq!(bytes(1 << 40, &[3, 1]), None);
+        assert_eq!(bytes(usize::MAX, &[3, 2]), None);
+        assert_eq!(bytes(0, &[3, 2]), None);
     }
 }

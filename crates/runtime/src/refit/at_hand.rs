@@ -2,6 +2,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    error::Error,
+    fs,
     path::Path,
     sync::Arc,
 };
@@ -28,7 +30,7 @@ pub(crate) fn at_hand(
     for &index in needed {
         let (info, content) = (&parts.map.sources[index], &sources[index]);
         let Some(path) = content.file() else { continue };
-        let file = files.entry(path).or_insert_with(|| (parts.reader)(path).map_err(|e| cannot_be_read(&*e)));
+        let file = files.entry(path).or_insert_with(|| open(parts, path).map_err(|e| cannot_be_read(&*e)));
         let found = file.as_ref().map_err(String::clone).and_then(|weights| find(info, weights, content.digest()));
         match found {
             Ok(tensor) => all[index] = Arc::new(SourceContent::new(info.dtype, Some(tensor.clone()))),
@@ -50,7 +52,15 @@ fn find<'a>(info: &SourceInfo, weights: &'a StateDict, digest: Option<Digest>) -
     if fits && digest == Some(Digest::of(&tensor.cast(info.dtype))) { Ok(tensor) } else { Err("has changed".into()) }
 }
 
-fn cannot_be_read(error: &dyn std::error::Error) -> String {
+/// Opens a weight file that an engine names. Opening anything but a regular file may wait for ever, or do something.
+fn open(parts: &Parts<'_>, path: &Path) -> Result<StateDict, Box<dyn Error + Send + Sync>> {
+    if !fs::metadata(path)?.is_file() {
+        return Err("it is no regular file".into());
+    }
+    (parts.reader)(path)
+}
+
+fn cannot_be_read(error: &dyn Error) -> String {
     let text = error.to_string();
     format!("cannot be read ({})", text.lines().next().unwrap_or_default())
 }
