@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use regraft::{CompileOptions, DType, Engine, KeepSources, Mode, Model, RefitOptions, StateDict, Tensor, Threads};
+use regraft::{CompileOptions, DType, Engine, KeepSources, Mode, RefitOptions, StateDict, Tensor, Threads};
 use serde_json::{Value, json};
 
 use crate::{Result, median, megabytes, timed};
@@ -55,7 +55,7 @@ pub(crate) fn measure(program: &Path, folder: &Path, rounds: usize) -> Result<Ve
 /// One engine for each way to keep sources, and a frozen one.
 fn write_engines(program: &Path, folder: &Path) -> Result<Vec<(&'static str, std::path::PathBuf)>> {
     let compiled = regraft::compile(program, &CompileOptions::default(), &mut ())?;
-    let model = Model::new(compiled.engine, regraft::cpu(Threads::Auto))?;
+    let model = regraft::model(compiled.engine, regraft::cpu(Threads::Auto))?;
     let mut engines = Vec::new();
     for keep in KeepSources::ALL {
         let path = folder.join(format!("{}.rgf", keep.name()));
