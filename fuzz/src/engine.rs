@@ -46,18 +46,7 @@ const ANY_PRODUCT: &[u8] = br#""product":"any""#;
 
 /// `"product":"0.1.0"`, as this version writes it.
 static PRODUCT: LazyLock<Vec<u8>> = LazyLock::new(|| {
-    let none = Engine {
-        mode: Mode::Stripped,
-        target: BACKENDS[0].target(),
-        plan: Plan::default(),
-        refit_map: RefitMap::default(),
-        identical: false,
-        digests: vec![],
-        sources: vec![],
-        files: vec![],
-        slots: None,
-        unverified: None,
-    };
+    let none = Engine::new(BACKENDS[0].target(), Plan::default(), RefitMap::default());
     let bytes = none.to_bytes().expect("an engine of nothing");
     let start = find(&bytes, br#""product":""#).expect("the version");
     let end = start + bytes[start..].iter().position(|byte| *byte == b',').expect("the target after it");
