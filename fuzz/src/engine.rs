@@ -8,7 +8,7 @@ use std::{
 use regraft_backend::Backend;
 use regraft_backend_cpu::{CpuBackend, Isa};
 use regraft_engine::{
-    Engine, Mode, Plan,
+    Engine, Plan,
     container::{ContainerWriter, Format, SectionClass, SectionKind},
 };
 use regraft_ir::{Graph, ValueId, eval::bind_symbols};
