@@ -10,7 +10,7 @@ use regraft_backend::{Backend, Target};
 use regraft_compile::{canonical::Canonical, pipeline::Observer};
 use regraft_engine::{
     Engine, Mode,
-    cache::{self, CacheError, CacheKey, DiskCache, EngineCache, KeyHasher, Loaded, Put},
+    cache::{self, CacheError, CacheKey, Claim, DiskCache, EngineCache, KeyHasher, Loaded, Put},
 };
 use regraft_import::Imported;
 
@@ -73,8 +73,10 @@ pub(crate) fn build(
     let mut found = lookup.find();
     if found.is_none() {
         claim = lookup.tried(cache.claim(&key));
-        // Somebody else may have built it while we waited.
-        found = lookup.find();
+        // Somebody else may have built it while we waited, if we waited.
+        if claim.as_ref().is_some_and(Claim::is_held) {
+            found = lookup.find();
+        }
     }
     let (mut engine, tuned, cache_use) = match found {
         Some(engine) => (engine, None, CacheUse::Hit { key }),

@@ -78,6 +78,11 @@ impl Claim {
         Claim(Some(Box::new(held)))
     }
 
+    /// Whether it keeps others waiting.
+    pub fn is_held(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// A claim that keeps nobody waiting.
     pub fn none() -> Self {
         Claim(None)
@@ -86,6 +91,6 @@ impl Claim {
 
 impl fmt::Debug for Claim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.0.is_some() { "Claim(held)" } else { "Claim(none)" })
+        f.write_str(if self.is_held() { "Claim(held)" } else { "Claim(none)" })
     }
 }
