@@ -100,6 +100,25 @@ fn without_sources_a_refit_must_bring_the_siblings_by_name() {
 }
 
 #[test]
+fn constants_that_a_refit_changed_are_kept_as_they_are_now() {
+    let (case, folder) = (Case::open("constants"), tempfile::tempdir().unwrap());
+    let model = case.model(case.compile());
+    let sources = &model.refit_map().sources;
+    let index = sources.iter().position(|s| !s.kind.in_state_dict() && s.dtype == regraft::DType::F32).unwrap();
+    let before = model.generation().unwrap().sources[index].converted().unwrap();
+    let values: Vec<f32> = before.to_f64_vec().iter().map(|v| (v + 1.0) as f32).collect();
+    let after = Tensor::from_slice(before.shape(), &values);
+    model.refit(&one(&sources[index].name, after.clone()), &PARTIAL).unwrap();
+    let path = folder.path().join("engine.rgf");
+    regraft::save(&model, Mode::Refittable, KeepSources::None, &path).unwrap();
+    assert!(Engine::read(&path).unwrap().sources[index].as_ref().unwrap().bit_equal(&after));
+    assert_same_slots("constants", &open(&path), &model);
+    model.release_sources().unwrap();
+    regraft::save(&model, Mode::Refittable, KeepSources::None, &path).unwrap();
+    assert!(Engine::read(&path).unwrap().sources[index].is_none(), "it is neither at hand nor the engine's own");
+}
+
+#[test]
 fn sources_kept_by_reference_are_found_beside_the_engine() {
     let (case, folder) = (Case::open("conv_bn"), tempfile::tempdir().unwrap());
     saved(&case, KeepSources::Reference, folder.path());

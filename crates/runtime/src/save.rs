@@ -60,12 +60,7 @@ impl Model {
             (_, KeepSources::Reference) => self.fill_references(&mut engine, &generation)?,
             (_, KeepSources::None) => {
                 self.fill_digests(&mut engine, &generation)?;
-                // No state dict brings these to a later refit.
-                for (info, source) in engine.refit_map.sources.iter().zip(&mut engine.sources) {
-                    if info.kind.in_state_dict() {
-                        *source = None;
-                    }
-                }
+                self.keep_what_no_state_dict_brings(&mut engine, &generation);
             }
         }
         Ok(engine)
@@ -79,6 +74,16 @@ impl Model {
             *digest = if adapted.contains(&i) { merged[i].as_ref().map(Digest::of) } else { content.digest() };
         }
         Ok(())
+    }
+
+    /// The generation's, which a refit may have changed; released ones are the engine's own where those are still the same.
+    fn keep_what_no_state_dict_brings(&self, engine: &mut Engine, generation: &Generation) {
+        let carried = &self.shared.program.carried;
+        for (i, info) in engine.refit_map.sources.iter().enumerate() {
+            let content = &generation.sources[i];
+            let own = || carried[i].converted().filter(|own| content.is(own));
+            engine.sources[i] = if info.kind.in_state_dict() { None } else { content.converted().or_else(own) };
+        }
     }
 
     fn fill_references(&self, engine: &mut Engine, generation: &Generation) -> Result<(), RuntimeError> {
