@@ -65,9 +65,7 @@ impl Engine {
 
     /// What a state dict lacks, when there are no recipes that say what is needed.
     fn missing(&self, weights: &StateDict) -> Vec<Problem> {
-        let given = |info: &SourceInfo| {
-            std::iter::once(&info.name).chain(&info.aliases).any(|name| weights.get(name).is_some())
-        };
+        let given = |info: &SourceInfo| info.names().any(|name| weights.get(name).is_some());
         let missing = self.refit_map.sources.iter().filter(|info| info.kind.in_state_dict() && !given(info));
         missing.map(|info| Problem::Missing { name: info.name.clone() }).collect()
     }

@@ -1,7 +1,7 @@
 use std::{error::Error, fmt, future::Future, sync::Arc, time::Duration};
 
 use object_store::{ObjectStore, ObjectStoreExt, path::Path};
-use regraft_engine::cache::{CacheError, CacheKey, EngineCache, Put};
+use regraft_engine::cache::{CacheError, CacheKey, EngineCache, MAX_ENTRY, Put};
 use regraft_tensor::{AlignedVec, Buffer};
 
 use crate::{
@@ -9,9 +9,6 @@ use crate::{
     error::RequestError,
     worker::Worker,
 };
-
-/// The largest entry that is stored or read, in bytes: 1 GiB. An engine without its weights is far smaller.
-pub const MAX_ENTRY: u64 = 1 << 30;
 
 /// An engine cache in a bucket or a folder; see the [crate's documentation](crate).
 ///

@@ -103,7 +103,7 @@ mod limits {
 
     use object_store::{BackoffConfig, ClientConfigKey, RetryConfig};
 
-    use crate::cache::{MAX_ENTRY, patience};
+    use crate::{MAX_ENTRY, cache::patience};
 
     /// The last try begins within five seconds and connects within three more, before [`patience`] ends.
     pub(super) fn retries() -> RetryConfig {

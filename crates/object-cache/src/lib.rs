@@ -49,4 +49,5 @@ mod connect;
 mod error;
 mod worker;
 
-pub use cache::{MAX_ENTRY, ObjectCache};
+pub use cache::ObjectCache;
+pub use regraft_engine::cache::MAX_ENTRY;

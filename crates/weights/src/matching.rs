@@ -33,8 +33,7 @@ pub fn match_names<'a>(map: &'a RefitMap, weights: &'a StateDict, options: Match
     let used: Vec<bool> = map.slots_by_source().iter().map(|slots| !slots.is_empty()).collect();
     let mut given: BTreeMap<usize, (&str, &Tensor)> = BTreeMap::new();
     for (index, source) in map.sources.iter().enumerate() {
-        let mut names =
-            std::iter::once(&source.name).chain(&source.aliases).filter_map(|n| Some((n.as_str(), weights.get(n)?)));
+        let mut names = source.names().filter_map(|n| Some((n, weights.get(n)?)));
         match names.next() {
             Some((name, tensor)) => {
                 if let Some((alias, _)) = names.find(|(_, other)| !other.bit_equal(tensor)) {

@@ -36,6 +36,11 @@ impl SourceInfo {
         }
     }
 
+    /// Its name, then its other names.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(&self.name).chain(&self.aliases).map(String::as_str)
+    }
+
     /// Bytes of the tensor.
     pub fn byte_len(&self) -> usize {
         self.shape.iter().product::<usize>() * self.dtype.size()
@@ -70,8 +75,6 @@ impl RefitMap {
 
     /// The index of the source with each name, aliases included.
     pub fn by_name(&self) -> HashMap<&str, usize> {
-        (self.sources.iter().enumerate())
-            .flat_map(|(i, s)| std::iter::once(&s.name).chain(&s.aliases).map(move |n| (n.as_str(), i)))
-            .collect()
+        (self.sources.iter().enumerate()).flat_map(|(i, s)| s.names().map(move |n| (n, i))).collect()
     }
 }

@@ -121,7 +121,7 @@ fn sources(engine: &Engine, out: &mut Output) {
     for (i, source) in map.sources.iter().enumerate() {
         let slots: Vec<&str> = by_source[i].iter().map(|&slot| engine.plan.slot_name(slot)).collect();
         let shown = if frozen { "unknown: the engine is frozen".to_owned() } else { slots.join(", ") };
-        let names: Vec<&str> = std::iter::once(&source.name).chain(&source.aliases).map(String::as_str).collect();
+        let names: Vec<&str> = source.names().collect();
         rows.push(vec![
             names.join(" = "),
             source.kind.name().to_owned(),

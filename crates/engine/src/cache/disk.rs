@@ -13,11 +13,8 @@ use std::{
 use regraft_tensor::{AlignedVec, Buffer};
 
 use self::files::{Entries, TempFile, remove};
-use super::{CacheError, CacheKey, Claim, EngineCache, Put};
+use super::{CacheError, CacheKey, Claim, EngineCache, MAX_ENTRY, Put};
 use crate::Engine;
-
-/// An entry larger than this is not read: engines without weights are far smaller.
-const LARGEST: u64 = 1 << 30;
 
 /// Stripped engines as files of one folder, shared by any number of processes.
 ///
@@ -206,10 +203,10 @@ fn read(path: &Path) -> io::Result<Option<Buffer>> {
         Err(error) => return Err(error),
     };
     let len = file.metadata()?.len();
-    if len > LARGEST {
+    if len > MAX_ENTRY {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, "the entry is larger than any engine without weights"));
     }
     let mut bytes = Vec::with_capacity(len as usize);
-    file.take(LARGEST).read_to_end(&mut bytes)?;
+    file.take(MAX_ENTRY).read_to_end(&mut bytes)?;
     Ok(Some(AlignedVec::copy_of(&bytes).into()))
 }

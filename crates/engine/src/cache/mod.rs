@@ -23,6 +23,9 @@ pub use self::{
     key::{CacheKey, KeyHasher},
 };
 
+/// The largest entry that is read, in bytes: 1 GiB. An engine without its weights is far smaller.
+pub const MAX_ENTRY: u64 = 1 << 30;
+
 /// A place for stripped engines. Entries are immutable bytes that a cache need not understand.
 ///
 /// A cache is shared by threads, and most are by processes too: a reader of a key that is being written sees the old entry,

@@ -43,7 +43,7 @@ pub(crate) fn at_hand(
 
 /// The tensor of a source in the weights of a file, under any of its names.
 pub(crate) fn named<'a>(info: &SourceInfo, weights: &'a StateDict) -> Option<&'a Tensor> {
-    std::iter::once(&info.name).chain(&info.aliases).find_map(|name| weights.get(name))
+    info.names().find_map(|name| weights.get(name))
 }
 
 fn find<'a>(info: &SourceInfo, weights: &'a StateDict, digest: Option<Digest>) -> Result<&'a Tensor, String> {

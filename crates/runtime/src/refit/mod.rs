@@ -115,10 +115,7 @@ fn given(
         }
         none_of(problems, map).map(|()| matched)
     })?;
-    let named = |index: usize, keys: &BTreeSet<String>| {
-        let source = &map.sources[index];
-        std::iter::once(&source.name).chain(&source.aliases).any(|name| keys.contains(name))
-    };
+    let named = |index: usize, keys: &BTreeSet<String>| map.sources[index].names().any(|name| keys.contains(name));
     Ok(match &options.changed {
         Changed::Keys(keys) if base.is_some() => matched.into_iter().filter(|(i, _)| named(*i, keys)).collect(),
         _ => matched,
