@@ -6,8 +6,8 @@
     y = compiled(*inputs)
     compiled.refit(tuned_model.state_dict())  # a few milliseconds; the next call has the new weights
 
-``import regraft`` needs NumPy only: :class:`Model` loads, runs and refits engine files. Everything that takes PyTorch modules
-imports PyTorch when it is first used.
+``import regraft`` needs NumPy only: :class:`Model` loads, runs and refits engine files. Everything that takes
+PyTorch modules imports PyTorch when it is first used.
 """
 
 from __future__ import annotations

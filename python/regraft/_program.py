@@ -26,6 +26,7 @@ def import_program(program: ExportedProgram) -> _regraft.Program:
 
     Raises:
         CompileError: with everything that has no translation.
+
     """
     archive = io.BytesIO()
     torch.export.save(_without_weights(program), archive)
@@ -39,11 +40,14 @@ def tensors_of(program: ExportedProgram) -> dict[str, torch.Tensor]:
 
 
 def digest_of(program: ExportedProgram) -> str:
-    """A digest of what ``program`` computes: operators, operands and literals, but no names, sizes or weights. Two exports of
-    one model have the same; a model with another literal (``x * 0.5``, ``x * 0.7``) has another.
+    """A digest of what ``program`` computes: operators, operands and literals, but no names, sizes or
+    weights. Two exports of one model have the same; a model with another literal (``x * 0.5``, ``x * 0.7``)
+    has another.
     """
     numbers = {node: index for index, node in enumerate(program.graph.nodes)}
-    names = {spec.arg.name: spec.target for spec in program.graph_signature.input_specs if spec.kind in _WEIGHTS}
+    names = {
+        spec.arg.name: spec.target for spec in program.graph_signature.input_specs if spec.kind in _WEIGHTS
+    }
     hasher = hashlib.sha256()
     for node in program.graph.nodes:
         args = torch.fx.map_arg((node.args, node.kwargs), lambda arg: f"%{numbers[arg]}")
@@ -86,7 +90,11 @@ class _StandIns:
         key = self._identity(name, value)
         if key not in self._made:
             memory = torch.zeros(1, dtype=value.dtype)
-            self._made[key] = memory.as_strided(value.shape, (0,) * value.dim()) if value.numel() else memory[:0].reshape(value.shape)
+            self._made[key] = (
+                memory.as_strided(value.shape, (0,) * value.dim())
+                if value.numel()
+                else memory[:0].reshape(value.shape)
+            )
         stand_in = self._made[key]
         if isinstance(value, torch.nn.Parameter):
             return torch.nn.Parameter(stand_in, requires_grad=False)

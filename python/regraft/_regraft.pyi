@@ -1,10 +1,10 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from os import PathLike
-from typing import Any, TypedDict, TypeVar, final, overload
+from typing import Any, TypeAlias, TypedDict, TypeVar, final, overload
 
 T = TypeVar("T")
 TensorLike = Any
-Weights = Mapping[str, TensorLike] | StateDict
+Weights: TypeAlias = "Mapping[str, TensorLike] | StateDict"
 
 __version__: str
 

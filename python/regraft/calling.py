@@ -32,7 +32,7 @@ _REGISTERING = ("transformers", "diffusers")
 class Constant:
     """An argument or result that is not a tensor: it is the same at each call."""
 
-    value: None | bool | int | float | str
+    value: bool | int | float | str | None
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,14 @@ class CallingConvention:
 
         Raises:
             CompileError: when an argument or a result is neither a tensor nor a constant.
+
         """
         signature = program.graph_signature
         in_spec, out_spec = program.call_spec.in_spec, program.call_spec.out_spec
         if in_spec is None or out_spec is None:
-            raise CompileError("the program does not say how it is called: export it with torch.export.export")
+            raise CompileError(
+                "the program does not say how it is called: export it with torch.export.export"
+            )
         user_inputs = [spec.arg for spec in signature.input_specs if spec.kind == InputKind.USER_INPUT]
         user_outputs = [spec.arg for spec in signature.output_specs if spec.kind == OutputKind.USER_OUTPUT]
         for spec in signature.output_specs:
@@ -83,8 +86,10 @@ class CallingConvention:
         """The tensors of a call, in order.
 
         Raises:
-            InputError: when the call has another structure or another constant than the program was compiled for.
+            InputError: when the call has another structure or another constant than the program was compiled
+            for.
             GradientError: when gradients are asked for.
+
         """
         if not kwargs and len(args) == len(self.inputs) and self._is_plain:
             leaves: Sequence[Any] = args
@@ -96,8 +101,8 @@ class CallingConvention:
             if constant is None:
                 if grad and getattr(leaf, "requires_grad", False):
                     raise GradientError(
-                        f"input {name} requires a gradient, and engines compute none: call under torch.no_grad(), "
-                        "give it detached, or let regraft.MutableModule go through PyTorch"
+                        f"input {name} requires a gradient, and engines compute none: call under "
+                        "torch.no_grad(), give it detached, or let regraft.MutableModule go through PyTorch"
                     )
                 tensors.append(leaf)
             elif not _same(leaf, constant.value):
@@ -156,9 +161,13 @@ class CallingConvention:
 
         Raises:
             CompileError: when a class among the arguments or results is not registered under a name.
+
         """
         try:
-            specs = {"in_spec": pytree.treespec_dumps(self.in_spec), "out_spec": pytree.treespec_dumps(self.out_spec)}
+            specs = {
+                "in_spec": pytree.treespec_dumps(self.in_spec),
+                "out_spec": pytree.treespec_dumps(self.out_spec),
+            }
         except Exception as error:
             raise CompileError(
                 f"the structure of arguments and results cannot be saved: {error}\n"
@@ -168,11 +177,18 @@ class CallingConvention:
         def plain(leaves: tuple[Constant | None, ...]) -> list[Any]:
             return [None if leaf is None else {"value": leaf.value} for leaf in leaves]
 
-        return {**specs, "inputs": plain(self.inputs), "outputs": plain(self.outputs), "names": list(self.names)}
+        return {
+            **specs,
+            "inputs": plain(self.inputs),
+            "outputs": plain(self.outputs),
+            "names": list(self.names),
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> CallingConvention:
-        """The inverse of :meth:`to_json`. Classes are looked up among those that are registered, nothing is executed."""
+        """The inverse of :meth:`to_json`. Classes are looked up among those that are registered, nothing is
+        executed.
+        """
         for package in _REGISTERING:
             if any(f'"{package}.' in data[key] for key in ("in_spec", "out_spec")):
                 _register_outputs(package, data)
@@ -197,7 +213,9 @@ def _register_outputs(package: str, data: Mapping[str, Any]) -> None:
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise CompileError(f"results are classes of {module}, which cannot be imported: {error}") from error
+            raise CompileError(
+                f"results are classes of {module}, which cannot be imported: {error}"
+            ) from error
 
 
 def _leaf(arg: Any, what: str) -> Constant | None:
@@ -208,7 +226,9 @@ def _leaf(arg: Any, what: str) -> Constant | None:
     if isinstance(arg, (SymIntArgument, SymFloatArgument, SymBoolArgument)):
         reason = f"{what} {arg.name} is a number that may change from call to call"
         help = "make it a tensor, or give it as a constant (without a dynamic shape)"
-        raise CompileError(f"{reason}, which is not supported\n  help: {help}", (Unsupported(arg.name, "", reason),))
+        raise CompileError(
+            f"{reason}, which is not supported\n  help: {help}", (Unsupported(arg.name, "", reason),)
+        )
     raise CompileError(f"{what} {arg} is neither a tensor nor a constant, which is not supported")
 
 

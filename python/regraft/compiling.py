@@ -14,7 +14,7 @@ from regraft._program import digest_of, tensors_of
 from regraft.calling import CallingConvention
 from regraft.errors import CompileError
 from regraft.module import Compiled, Module, Serving
-from regraft.partition import PartitionReport, Partitioned, partition
+from regraft.partition import Partitioned, PartitionReport, partition
 from regraft.progress import Progress
 
 __all__ = ["compile", "dry_run"]
@@ -45,20 +45,23 @@ def compile(
     What Regraft has no translation for stays in PyTorch; :meth:`Module.report` says what.
 
     Args:
-        program_or_module: an exported program, or a module, which is exported with ``inputs``. Modules are compiled as they
+        program_or_module: an exported program, or a module, which is exported with ``inputs``. Modules are
+            compiled as they
             are: call ``.eval()`` first.
         inputs: positional arguments of one call, to export a module with.
         kwarg_inputs: keyword arguments of that call.
         dynamic_shapes: which sizes may change from call to call, as ``torch.export.export`` takes it.
-        make_refittable: whether the weights can be replaced; it costs no speed. Otherwise the engines hold less.
+        make_refittable: whether the weights can be replaced; it costs no speed. Otherwise the engines hold
+            less.
         strip_engine_weights: leave the weights out: the module runs after a refit with all of them.
         refit_identical_engine_weights: bind the engines to the weights of the program: they take no others.
-        keep_sources: how :func:`regraft.save` stores what slots are made of: ``embedded``, ``prepacked`` (loads by mapping
-            alone, larger), ``reference`` (by path of the weight file), ``none`` (a refit must bring what shares a slot).
-        engine_cache: a :class:`DiskCache`, or an object with ``get(key)``, ``put(key, entry)`` and ``remove(key)``; an engine
-            of the same program, whatever its weights, is taken from there.
-        tune: choose kernels by measuring them: ``fast`` about 0.3 s, ``full`` about 3 s for each problem. Measurements are
-            kept with the cache.
+        keep_sources: how :func:`regraft.save` stores what slots are made of: ``embedded``, ``prepacked``
+            (loads by mapping alone, larger), ``reference`` (by path of the weight file), ``none`` (a refit
+            must bring what shares a slot).
+        engine_cache: a :class:`DiskCache`, or an object with ``get(key)``, ``put(key, entry)`` and
+            ``remove(key)``; an engine of the same program, whatever its weights, is taken from there.
+        tune: choose kernels by measuring them: ``fast`` about 0.3 s, ``full`` about 3 s for each problem.
+            Measurements are kept with the cache.
         threads: threads of a run; by default one per core.
         require_full_compilation: raise instead of leaving parts to PyTorch.
         min_block_size: parts of fewer nodes are left to PyTorch.
@@ -72,9 +75,12 @@ def compile(
         >>> compiled = regraft.compile(net, (torch.randn(2, 8),))
         >>> compiled(torch.randn(2, 8)).shape
         torch.Size([2, 16])
+
     """
     if strip_engine_weights and not make_refittable:
-        raise CompileError("strip_engine_weights: a stripped engine is refitted to get weights: keep make_refittable=True")
+        raise CompileError(
+            "strip_engine_weights: a stripped engine is refitted to get weights: keep make_refittable=True"
+        )
     settings = {
         "make_refittable": make_refittable,
         "strip_engine_weights": strip_engine_weights,
@@ -137,10 +143,12 @@ def dry_run(
     min_block_size: int = 5,
     torch_executed_ops: Collection[str] = (),
 ) -> PartitionReport:
-    """What :func:`compile` would make of the nodes of a program: engines, and what stays in PyTorch, with the reasons.
+    """What :func:`compile` would make of the nodes of a program: engines, and what stays in PyTorch, with the
+    reasons.
 
     Raises:
         CompileError: as :func:`compile`.
+
     """
     program = exported(program_or_module, inputs, kwarg_inputs, dynamic_shapes)
     return partition(
@@ -157,13 +165,17 @@ def exported(
     """The program itself, or the export of the module."""
     if isinstance(program_or_module, ExportedProgram):
         if dynamic_shapes is not None:
-            raise CompileError("dynamic_shapes: an exported program has its ranges already: export it with them")
+            raise CompileError(
+                "dynamic_shapes: an exported program has its ranges already: export it with them"
+            )
         return program_or_module
     if not isinstance(program_or_module, torch.nn.Module):
         found = type(program_or_module).__name__
         raise CompileError(f"expected an ExportedProgram or a torch.nn.Module, found {found}")
     if inputs is None and kwarg_inputs is None:
-        raise CompileError("a module is exported with the arguments of one call: give inputs= or kwarg_inputs=")
+        raise CompileError(
+            "a module is exported with the arguments of one call: give inputs= or kwarg_inputs="
+        )
     try:
         with torch.no_grad(), _quiet():
             return torch.export.export(

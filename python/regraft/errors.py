@@ -35,7 +35,9 @@ class RegraftError(Exception):
 
 
 class CompileError(RegraftError):
-    """A program cannot be compiled; ``unsupported`` lists the parts that stand in the way, as far as they are known."""
+    """A program cannot be compiled; ``unsupported`` lists the parts that stand in the way, as far as they are
+    known.
+    """
 
     def __init__(self, message: str, unsupported: tuple[tuple[str, str, str], ...] = ()) -> None:
         super().__init__(message)

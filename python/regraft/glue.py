@@ -69,6 +69,7 @@ class Glue:
         self._call = torch.fx.GraphModule(torch.nn.Module(), graph)
 
     def __call__(self, serving: Serving, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Runs the graph on the tensors of a call; mutated buffers get their new values."""
         kept = serving.kept
         results = self._call(serving, *(kept[name] for name in self.weights), *inputs)
         for name, value in zip(self.mutated, results, strict=False):
@@ -79,19 +80,27 @@ class Glue:
         """The graph as JSON holds it."""
         numbers = {node: index for index, node in enumerate(self.graph.nodes)}
         nodes = [
-            {"op": node.op, "name": node.name, "target": _target_name(node), "args": _encode((node.args, node.kwargs), numbers)}
+            {
+                "op": node.op,
+                "name": node.name,
+                "target": _target_name(node),
+                "args": _encode((node.args, node.kwargs), numbers),
+            }
             for node in self.graph.nodes
         ]
         return {"nodes": nodes, "weights": list(self.weights), "mutated": list(self.mutated)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Glue:
-        """The inverse of :meth:`to_json`; operators are looked up among those of PyTorch, nothing is executed.
+        """The inverse of :meth:`to_json`; operators are looked up among those of PyTorch, nothing is
+        executed.
 
         Raises:
             EngineFileError: when the file names anything else.
+
         """
-        graph, made = torch.fx.Graph(), []
+        graph = torch.fx.Graph()
+        made: list[torch.fx.Node] = []
         for item in data["nodes"]:
             args, kwargs = _decode(item["args"], made)
             if item["op"] == "placeholder":

@@ -61,9 +61,13 @@ class Serving:
     """For engines that keep state between calls, what keeps it."""
 
     @classmethod
-    def of(cls, models: Sequence[_regraft.Model], kept: Mapping[str, torch.Tensor], stateful: Sequence[bool]) -> Serving:
+    def of(
+        cls, models: Sequence[_regraft.Model], kept: Mapping[str, torch.Tensor], stateful: Sequence[bool]
+    ) -> Serving:
         """The first of a module."""
-        sessions = tuple(m.session() if has_state else None for m, has_state in zip(models, stateful, strict=True))
+        sessions = tuple(
+            m.session() if has_state else None for m, has_state in zip(models, stateful, strict=True)
+        )
         return cls(tuple(models), kept, sessions)
 
     def run_engine(self, index: int, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -80,14 +84,15 @@ class Serving:
 class Module(torch.nn.Module):
     """A compiled module: called as the module that it was made from, with weights that can be replaced.
 
-    :func:`regraft.compile` makes it. Calls may come from many threads, also while the weights are replaced: each sees the
-    weights of one moment. Results require no gradient.
+    :func:`regraft.compile` makes it. Calls may come from many threads, also while the weights are replaced:
+    each sees the weights of one moment. Results require no gradient.
 
     Example:
         >>> compiled = regraft.compile(model, (x,))  # doctest: +SKIP
         >>> y = compiled(x)  # doctest: +SKIP
         >>> compiled.refit(tuned.state_dict())  # doctest: +SKIP
         regraft.RefitReport(62 of 62 sources changed, 21 slots made anew, 46.7 MB in 3.9 ms)
+
     """
 
     def __init__(self, compiled: Compiled, serving: Serving) -> None:
@@ -104,6 +109,7 @@ class Module(torch.nn.Module):
             InputError: when the inputs do not fit the program.
             NotBoundError: when a stripped module was given no weights yet.
             GradientError: when an input requires a gradient and gradients are on.
+
         """
         compiled, serving = self._compiled, self._serving
         tensors = compiled.convention.flatten(args, kwargs)
@@ -125,14 +131,16 @@ class Module(torch.nn.Module):
         """Replaces weights, all or nothing, while calls go on.
 
         Args:
-            weights: tensors by the names of ``state_dict()``, or a weight file (safetensors, ``.pt``, ``.bin``, ``.pt2``,
-                ONNX, or the index of shards). Tensors are read during the call only.
+            weights: tensors by the names of ``state_dict()``, or a weight file (safetensors, ``.pt``,
+                ``.bin``, ``.pt2``, ONNX, or the index of shards). Tensors are read during the call only.
             partial: take the names that are there and keep the other weights; otherwise all must be given.
-            changed: names that are new (``"all"``: all of them); the others are not looked at. By default found out.
-            adapters: the adapters from now on with their scales, made by :meth:`adapter`; by default those that serve.
+            changed: names that are new (``"all"``: all of them); the others are not looked at. By default
+                found out.
+            adapters: the adapters from now on with their scales, made by :meth:`adapter`; by default those
+                that serve.
             reject_non_finite: refuse infinities and NaN.
-            verify: inputs of one call; what the refit makes is compared with the reference evaluator on them first. For
-                modules of one engine.
+            verify: inputs of one call; what the refit makes is compared with the reference evaluator on them
+                first. For modules of one engine.
             observer: called with ``(phase, bytes done, bytes in all)`` as the refit advances.
 
         Returns:
@@ -142,6 +150,7 @@ class Module(torch.nn.Module):
             WeightsError: with everything that does not fit; nothing is changed then.
             FrozenError: when the module was compiled with ``make_refittable=False``.
             VerificationError: when verification found a difference; nothing is changed then.
+
         """
         with self._refitting:
             serving, report = self._refitted(
@@ -163,20 +172,24 @@ class Module(torch.nn.Module):
     def adapter(
         self, name: str, weights: Mapping[str, Any] | str | PathLike[str], config: str | None = None
     ) -> _regraft.Adapter:
-        """Reads an adapter (LoRA, rsLoRA, DoRA, LoHa, LoKr, full deltas) for this module, without applying it.
+        """Reads an adapter (LoRA, rsLoRA, DoRA, LoHa, LoKr, full deltas) for this module, without applying
+        it.
 
         Args:
             name: what reports call it.
-            weights: a file or folder that PEFT, diffusers or kohya's scripts wrote, or tensors by their names.
+            weights: a file or folder that PEFT, diffusers or kohya's scripts wrote, or tensors by their
+                names.
             config: the text of PEFT's ``adapter_config.json``, for tensors.
 
         Raises:
             WeightsError: with every key that matches no weight. Also for a module of several engines.
+
         """
         if len(self.models) != 1 or self._compiled.glue is not None:
             raise WeightsError(
-                f"{name}: adapters are read for modules of one engine, this one has {len(self.models)} and parts in PyTorch\n"
-                "  help: give the merged weights to refit(), or compile with require_full_compilation=True to see what hinders"
+                f"{name}: adapters are read for modules of one engine, this one has {len(self.models)} "
+                "and parts in PyTorch\n"
+                "  help: give the merged weights to refit(); report() says what stays in PyTorch"
             )
         return self.models[0].adapter(name, weights, config)
 
@@ -213,8 +226,10 @@ class Module(torch.nn.Module):
         return self._compiled.report
 
     def memory(self) -> dict[str, int]:
-        """Bytes of slots: ``slots`` of this module, of which ``private`` ones are shared with no fork; ``in_use`` of this module
-        and all its forks together; ``free`` ones that wait for the next refit; ``kept`` of the parts in PyTorch."""
+        """Bytes of slots: ``slots`` of this module, of which ``private`` ones are shared with no fork;
+        ``in_use`` of this module and all its forks together; ``free`` ones that wait for the next refit;
+        ``kept`` of the parts in PyTorch.
+        """
         facts = [model.memory() for model in self.models]
         return {
             "slots": sum(fact["slots"] for fact in facts),
@@ -246,7 +261,9 @@ class Module(torch.nn.Module):
     def train(self, mode: bool = True) -> Module:
         """Engines are for inference: only ``mode=False`` is possible."""
         if mode:
-            raise FrozenError("a compiled module cannot be trained: train the original, then refit; or use MutableModule")
+            raise FrozenError(
+                "a compiled module cannot be trained: train the original, then refit; or use MutableModule"
+            )
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Module:
@@ -255,12 +272,16 @@ class Module(torch.nn.Module):
         return copy
 
     def __reduce__(self) -> Any:
-        raise TypeError("a compiled module cannot be pickled: use regraft.save(module, folder) and regraft.load(folder)")
+        raise TypeError(
+            "a compiled module cannot be pickled: use regraft.save(module, folder) and regraft.load(folder)"
+        )
 
     def _refitted(self, weights: Any, *, partial: bool, **options: Any) -> tuple[Serving, RefitReport]:
         """What serves after a refit, and its report; nothing serves yet."""
         if self._compiled.mode == "frozen":
-            raise FrozenError("the module is frozen, so its weights cannot change: compile it with make_refittable=True")
+            raise FrozenError(
+                "the module is frozen, so its weights cannot change: compile it with make_refittable=True"
+            )
         if weights is not None and not isinstance(weights, (Mapping, _regraft.StateDict)):
             weights = _regraft.StateDict.open(weights)
         if weights is None and not all(model.is_bound for model in self.models):
@@ -268,16 +289,21 @@ class Module(torch.nn.Module):
         serving = self._serving
         models = tuple(model.fork() for model in serving.models)
         sessions = tuple(
-            None if session is None else model.session() for session, model in zip(serving.sessions, models, strict=True)
+            None if session is None else model.session()
+            for session, model in zip(serving.sessions, models, strict=True)
         )
         if self._compiled.glue is None:
             given = self._read_by(models[0], weights)
             report = RefitReport.from_json([models[0].refit(given, partial=partial, **options)])
             return Serving(models, serving.kept, sessions), report
         if options.pop("verify", None) is not None:
-            raise VerificationError("verify: the reference evaluator runs modules of one engine; this one has parts in PyTorch")
+            raise VerificationError(
+                "verify: the reference evaluator runs modules of one engine; this one has parts in PyTorch"
+            )
         if options.get("adapters"):
-            raise WeightsError("adapters are for modules of one engine; this one has parts in PyTorch: give merged weights")
+            raise WeightsError(
+                "adapters are for modules of one engine; this one has parts in PyTorch: give merged weights"
+            )
         return self._refitted_parts(models, sessions, weights, partial=partial, **options)
 
     def _read_by(self, model: _regraft.Model, weights: Any) -> Any:
@@ -285,15 +311,27 @@ class Module(torch.nn.Module):
         if weights is None or self._compiled.sources.keys() <= self._names(model):
             return weights
         known = self._names(model)
-        idle = {name for name in weights.keys() if name in self._compiled.sources and name not in known}
-        return _only(weights, [name for name in weights.keys() if name not in idle]) if idle else weights
+        idle = {
+            name for name in map(str, weights.keys()) if name in self._compiled.sources and name not in known
+        }
+        return (
+            _only(weights, [name for name in map(str, weights.keys()) if name not in idle])
+            if idle
+            else weights
+        )
 
     @staticmethod
     def _names(model: _regraft.Model) -> set[str]:
         return {name for source in model.sources for name in (source.name, *source.aliases)}
 
     def _refitted_parts(
-        self, models: tuple[_regraft.Model, ...], sessions: Any, weights: Any, *, partial: bool, **options: Any
+        self,
+        models: tuple[_regraft.Model, ...],
+        sessions: Any,
+        weights: Any,
+        *,
+        partial: bool,
+        **options: Any,
     ) -> tuple[Serving, RefitReport]:
         kept, problems, reports = dict(self._serving.kept), [], []
         given = set(weights.keys()) if weights is not None else set()
@@ -302,7 +340,9 @@ class Module(torch.nn.Module):
         for model in models:
             names = self._names(model)
             mine = None if weights is None else _only(weights, sorted(given & names))
-            mine_changed = changed if changed is None or isinstance(changed, str) else [n for n in changed if n in names]
+            mine_changed = (
+                changed if changed is None or isinstance(changed, str) else [n for n in changed if n in names]
+            )
             try:
                 reports.append(model.refit(mine, partial=partial, changed=mine_changed, **options))
             except WeightsError as error:
@@ -332,10 +372,8 @@ def _only(weights: Any, names: list[str]) -> Any:
 def _as_torch(value: Any) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
         return value
-    return torch.from_dlpack(value)
+    return torch.utils.dlpack.from_dlpack(value)
 
 
 def _type(value: torch.Tensor) -> str:
     return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
-
-

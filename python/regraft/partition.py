@@ -64,15 +64,21 @@ class PartitionReport:
         total = sum(sum(operators.values()) for operators in self.engines)
         count = len(self.engines)
         lines = [
-            f"{total} nodes in {count} engine{'' if count == 1 else 's'}, {len(self.in_pytorch)} nodes in PyTorch"
+            f"{total} nodes in {count} engine{'' if count == 1 else 's'}, "
+            f"{len(self.in_pytorch)} nodes in PyTorch"
         ]
         for index, operators in enumerate(self.engines):
             most = sorted(operators.items(), key=lambda item: -item[1])
             shown = ", ".join(f"{number} {name.removeprefix('aten.')}" for name, number in most[:5])
             rest = sum(number for _, number in most[5:])
-            lines.append(f"  engine {index}: {sum(operators.values())} nodes ({shown}{f', {rest} others' if rest else ''})")
+            lines.append(
+                f"  engine {index}: {sum(operators.values())} nodes "
+                f"({shown}{f', {rest} others' if rest else ''})"
+            )
         for (op, reason), number in Counter((part.op, part.reason) for part in self.in_pytorch).items():
-            lines.append(f"  PyTorch: {number} {op.removeprefix('torch.ops.').removeprefix('aten.')}: {reason}")
+            lines.append(
+                f"  PyTorch: {number} {op.removeprefix('torch.ops.').removeprefix('aten.')}: {reason}"
+            )
         return "\n".join(lines)
 
 
@@ -92,7 +98,9 @@ def partition(
     """Cuts ``program`` into parts that Regraft compiles and parts that stay in PyTorch.
 
     Raises:
-        CompileError: when not everything can be compiled and ``allow_torch`` is false, or when nothing can be cut.
+        CompileError: when not everything can be compiled and ``allow_torch`` is false, or when nothing can be
+        cut.
+
     """
     left_to_torch = {_full_name(op) for op in torch_executed_ops}
     uses = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
@@ -106,7 +114,9 @@ def partition(
             raise whole
     elif not allow_torch:
         names = ", ".join(sorted(left_to_torch & uses))
-        raise CompileError(f"require_full_compilation and torch_executed_ops contradict each other: the program uses {names}")
+        raise CompileError(
+            f"require_full_compilation and torch_executed_ops contradict each other: the program uses {names}"
+        )
     return _Cutter(_functional(program), min_block_size, left_to_torch).cut()
 
 
@@ -129,10 +139,12 @@ def _region(imported: _regraft.Program, nodes: Iterable[torch.fx.Node]) -> Regio
 def _functional(program: ExportedProgram) -> ExportedProgram:
     """``program`` without writes in place, which could cross the cuts."""
     try:
-        return program.run_decompositions({})
+        functional: ExportedProgram = program.run_decompositions({})
+        return functional
     except Exception as error:
         raise CompileError(
-            f"the program cannot be cut into parts: PyTorch does not express it without writes in place: {error}"
+            "the program cannot be cut into parts: PyTorch does not express it without writes in place: "
+            f"{error}"
         ) from error
 
 
@@ -150,7 +162,9 @@ class _Cutter(OperatorSupportBase):
         self.refused: dict[str, Unsupported] = {}
         """Nodes that turned out not to be supported, by name."""
         mutations = (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION)
-        self.mutated = [s.target for s in program.graph_signature.output_specs if s.kind in mutations and s.target]
+        self.mutated = [
+            s.target for s in program.graph_signature.output_specs if s.kind in mutations and s.target
+        ]
         # What the program writes to is no source of an engine: its parts take it as an input.
         self.weights = {
             name: (target, kind) for name, target, kind in weight_specs(program) if target not in self.mutated
@@ -193,7 +207,9 @@ class _Cutter(OperatorSupportBase):
                     regions.append(extracted)
             if not again:
                 return self.assemble(regions, small)
-        raise CompileError("no cut of the program was found: leave operators to PyTorch with torch_executed_ops")
+        raise CompileError(
+            "no cut of the program was found: leave operators to PyTorch with torch_executed_ops"
+        )
 
     def propose(self) -> list[list[torch.fx.Node]]:
         partitioner = CapabilityBasedPartitioner(
@@ -232,7 +248,11 @@ class _Cutter(OperatorSupportBase):
         taken = {name for region in regions for name in region.region.nodes}
         in_pytorch = []
         for node in self.program.graph.nodes:
-            if node.op == "call_function" and node.name not in taken and isinstance(node.target, torch._ops.OpOverload):
+            if (
+                node.op == "call_function"
+                and node.name not in taken
+                and isinstance(node.target, torch._ops.OpOverload)
+            ):
                 reason = small.get(node.name) or self.reason(node)
                 in_pytorch.append(reason or Unsupported(node.name, str(node.target), "it lies between parts"))
         report = PartitionReport(tuple(r.region.operators for r in regions), tuple(in_pytorch))
@@ -256,7 +276,10 @@ class _Copier:
     """Copies nodes of a program into a program of their own."""
 
     def __init__(
-        self, program: ExportedProgram, nodes: Sequence[torch.fx.Node], weights: dict[str, tuple[str, InputKind]]
+        self,
+        program: ExportedProgram,
+        nodes: Sequence[torch.fx.Node],
+        weights: dict[str, tuple[str, InputKind]],
     ) -> None:
         self.program = program
         self.nodes = nodes
@@ -265,7 +288,9 @@ class _Copier:
         used = dict.fromkeys(arg for node in nodes for arg in node.all_input_nodes if arg not in inside)
         self.weight_nodes = [arg for arg in used if arg.name in weights]
         self.inputs = [arg for arg in used if arg.name not in weights and _makes_tensors(arg)]
-        self.outputs = [node for node in nodes if any(user not in inside for user in node.users) and _is_tensor(node)]
+        self.outputs = [
+            node for node in nodes if any(user not in inside for user in node.users) and _is_tensor(node)
+        ]
         self.graph = torch.fx.Graph()
         self.copies: dict[torch.fx.Node, torch.fx.Node] = {}
 
@@ -313,7 +338,11 @@ class _Copier:
         found = None
         for source in self.inputs:
             for axis, size in enumerate(source.meta["val"].shape):
-                if isinstance(size, torch.SymInt) and isinstance(wanted, torch.SymInt) and size.node.expr == wanted.node.expr:
+                if (
+                    isinstance(size, torch.SymInt)
+                    and isinstance(wanted, torch.SymInt)
+                    and size.node.expr == wanted.node.expr
+                ):
                     found = self.graph.call_function(torch.ops.aten.sym_size.int, (self.copies[source], axis))
         if found is None:
             if node.op != "call_function" or _makes_tensors(node):
@@ -346,7 +375,9 @@ def _glue(program: ExportedProgram, regions: Sequence[_Extracted], mutated: Sequ
     # Weights of PyTorch's parts first, then the tensors of the call.
     placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
     outside = [n for n in placeholders if n.name in weights and any(user not in inside for user in n.users)]
-    outside += [n for n in placeholders if n.name in weights and weights[n.name] in mutated and n not in outside]
+    outside += [
+        n for n in placeholders if n.name in weights and weights[n.name] in mutated and n not in outside
+    ]
     tensors = [node for node in placeholders if node.name not in weights and _is_tensor(node)]
     for node in [*outside, *tensors]:
         copies[node] = graph.placeholder(node.name)
@@ -356,14 +387,22 @@ def _glue(program: ExportedProgram, regions: Sequence[_Extracted], mutated: Sequ
             copies[item] = graph.node_copy(item, copies.__getitem__)
         else:
             index, region = item
-            call = graph.call_function(run_engine, (serving, index, *(copies[node] for node in region.inputs)))
+            call = graph.call_function(
+                run_engine, (serving, index, *(copies[node] for node in region.inputs))
+            )
             for position, node in enumerate(region.outputs):
                 copies[node] = graph.call_function(operator.getitem, (call, position))
     results = program.graph.output_node().args[0]
     assert isinstance(results, (tuple, list))
     specs = program.graph_signature.output_specs
     is_tensor = [isinstance(spec.arg, TensorArgument) for spec in specs]
-    graph.output([copies[r] for r, tensor in zip(results, is_tensor, strict=True) if tensor and isinstance(r, torch.fx.Node)])
+    graph.output(
+        [
+            copies[r]
+            for r, tensor in zip(results, is_tensor, strict=True)
+            if tensor and isinstance(r, torch.fx.Node)
+        ]
+    )
     graph.eliminate_dead_code()
     graph.lint()
     return Glue(graph, [weights[node.name] for node in outside], mutated)
@@ -394,6 +433,9 @@ def _in_order(
             else:
                 blocked.append(item)
         if len(blocked) == len(waiting):
-            raise CompileError("the parts of the program depend on each other: leave operators to PyTorch with torch_executed_ops")
+            raise CompileError(
+                "the parts of the program depend on each other: leave operators to PyTorch with "
+                "torch_executed_ops"
+            )
         waiting = blocked
     return order

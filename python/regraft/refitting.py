@@ -23,7 +23,12 @@ _TOLERANCE = 1e-4
 
 def refit_module_weights(
     compiled_module: Module,
-    new_weight_module: ExportedProgram | torch.nn.Module | Mapping[str, Any] | _regraft.StateDict | str | PathLike[str],
+    new_weight_module: ExportedProgram
+    | torch.nn.Module
+    | Mapping[str, Any]
+    | _regraft.StateDict
+    | str
+    | PathLike[str],
     arg_inputs: Sequence[Any] | None = None,
     kwarg_inputs: Mapping[str, Any] | None = None,
     verify_output: bool = False,
@@ -33,14 +38,14 @@ def refit_module_weights(
 
     Args:
         compiled_module: what :func:`regraft.compile` made.
-        new_weight_module: an exported program or module of the same architecture, a state dict, or a weight file
-            (safetensors, ``.pt``, ``.bin``, ``.pt2``, ONNX, or the index of shards).
+        new_weight_module: an exported program or module of the same architecture, a state dict, or a weight
+            file (safetensors, ``.pt``, ``.bin``, ``.pt2``, ONNX, or the index of shards).
         arg_inputs: positional arguments of one call, for ``verify_output``.
         kwarg_inputs: keyword arguments of that call.
-        verify_output: compare the results of that call with PyTorch's (of a program or module) or the reference evaluator's
-            (of weights alone) before anything is changed.
-        in_place: change ``compiled_module`` itself; otherwise it keeps its weights, and the module returned shares all memory
-            that is the same.
+        verify_output: compare the results of that call with PyTorch's (of a program or module) or the
+            reference evaluator's (of weights alone) before anything is changed.
+        in_place: change ``compiled_module`` itself; otherwise it keeps its weights, and the module returned
+            shares all memory that is the same.
 
     Returns:
         The module with the new weights: ``compiled_module`` itself when ``in_place``.
@@ -48,6 +53,7 @@ def refit_module_weights(
     Raises:
         WeightsError: with everything that does not fit; nothing is changed then.
         VerificationError: when the results differ; nothing is changed then.
+
     """
     weights = weights_of(new_weight_module)
     if isinstance(new_weight_module, ExportedProgram):
@@ -75,12 +81,15 @@ def weights_of(source: Any) -> Mapping[str, Any] | _regraft.StateDict:
 
     Raises:
         WeightsError: when it has none, or the file cannot be read.
+
     """
     if isinstance(source, ExportedProgram):
-        constants = {name: value for name, value in source.constants.items() if isinstance(value, torch.Tensor)}
+        constants = {
+            name: value for name, value in source.constants.items() if isinstance(value, torch.Tensor)
+        }
         return {**source.state_dict, **constants}
     if isinstance(source, torch.nn.Module):
-        named = dict(source.named_parameters(remove_duplicate=False))
+        named: dict[str, torch.Tensor] = dict(source.named_parameters(remove_duplicate=False))
         named.update(source.named_buffers(remove_duplicate=False))
         return named
     if isinstance(source, (Mapping, _regraft.StateDict)):
@@ -88,7 +97,9 @@ def weights_of(source: Any) -> Mapping[str, Any] | _regraft.StateDict:
     if isinstance(source, (str, PathLike)):
         return _regraft.StateDict.open(source)
     found = type(source).__name__
-    raise WeightsError(f"expected an exported program, a module, a state dict or a weight file, found {found}")
+    raise WeightsError(
+        f"expected an exported program, a module, a state dict or a weight file, found {found}"
+    )
 
 
 def _check_same_program(module: Module, program: ExportedProgram) -> None:
@@ -111,6 +122,6 @@ def _verify(module: Module, reference: Any, args: tuple[Any, ...], kwargs: dict[
             # Written so that a NaN on one side is a difference.
             if not difference <= _TOLERANCE * largest and not torch.equal(a, b):
                 raise VerificationError(
-                    f"output {index} differs from PyTorch's by {difference:.1e}, its largest element is {largest:.1e}; "
-                    "nothing was changed"
+                    f"output {index} differs from PyTorch's by {difference:.1e}, its largest element is "
+                    f"{largest:.1e}; nothing was changed"
                 )

@@ -82,6 +82,6 @@ class RefitReport:
     def __repr__(self) -> str:
         slots = len(self.recomputed_slots)
         return (
-            f"regraft.RefitReport({len(self.applied)} of {len(self.applied) + len(self.unchanged)} sources changed, "
-            f"{slots} slots made anew, {self.bytes / 1e6:.1f} MB in {self.milliseconds:.1f} ms)"
+            f"regraft.RefitReport({len(self.applied)} of {len(self.applied) + len(self.unchanged)} sources "
+            f"changed, {slots} slots made anew, {self.bytes / 1e6:.1f} MB in {self.milliseconds:.1f} ms)"
         )

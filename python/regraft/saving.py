@@ -31,6 +31,7 @@ def save(module: Module, path: str | os.PathLike[str], *, strip: bool = False) -
 
     Raises:
         EngineFileError: when the folder cannot be written, or is something else. What was there is kept then.
+
     """
     from regraft.module import Module
 
@@ -53,11 +54,12 @@ def save(module: Module, path: str | os.PathLike[str], *, strip: bool = False) -
 
 
 def load(path: str | os.PathLike[str], *, threads: int | None = None) -> Any:
-    """Loads what :func:`save` wrote as a :class:`Module`, or an engine file (``.rgf``) as a :class:`Model`, which needs no
-    PyTorch. Nothing in the files is executed.
+    """Loads what :func:`save` wrote as a :class:`Module`, or an engine file (``.rgf``) as a :class:`Model`,
+    which needs no PyTorch. Nothing in the files is executed.
 
     Raises:
         EngineFileError: when a file is damaged, of another version, or built for another machine.
+
     """
     source = Path(path)
     if source.is_dir():
@@ -69,7 +71,9 @@ def _write(module: Module, folder: Path, strip: bool) -> None:
     import torch
 
     compiled, serving = module._compiled, module._serving
-    mode = "stripped" if strip or module.mode == "stripped" else compiled.mode.replace("stripped", "refittable")
+    mode = (
+        "stripped" if strip or module.mode == "stripped" else compiled.mode.replace("stripped", "refittable")
+    )
     for index, model in enumerate(serving.models):
         model.save(folder / f"{index}.rgf", mode, compiled.keep_sources)
     description = {
@@ -112,7 +116,9 @@ def _module(folder: Path, description: dict[str, Any], threads: int | None) -> M
     from regraft.partition import PartitionReport
 
     if description["format"] != _FORMAT:
-        raise EngineFileError(f"{folder}: format {description['format']}, this version reads {_FORMAT}: save it again")
+        raise EngineFileError(
+            f"{folder}: format {description['format']}, this version reads {_FORMAT}: save it again"
+        )
     glue = None if description["glue"] is None else Glue.from_json(description["glue"])
     kept = {}
     if glue is not None:
@@ -121,7 +127,9 @@ def _module(folder: Path, description: dict[str, Any], threads: int | None) -> M
     compiled = Compiled(
         convention=CallingConvention.from_json(description["convention"]),
         glue=glue,
-        report=PartitionReport(tuple(report["engines"]), tuple(Unsupported(*part) for part in report["in_pytorch"])),
+        report=PartitionReport(
+            tuple(report["engines"]), tuple(Unsupported(*part) for part in report["in_pytorch"])
+        ),
         sources=description["sources"],
         digest=description["digest"],
         mode=description["mode"],
@@ -129,5 +137,7 @@ def _module(folder: Path, description: dict[str, Any], threads: int | None) -> M
         cache=(),
         settings=description["settings"],
     )
-    models = [_regraft.Model.load(folder / f"{index}.rgf", threads) for index in range(description["engines"])]
+    models = [
+        _regraft.Model.load(folder / f"{index}.rgf", threads) for index in range(description["engines"])
+    ]
     return Module(compiled, Serving.of(models, kept, description["stateful"]))
