@@ -120,10 +120,9 @@ def partition(
     again = _whole(functional)
     if isinstance(again, Partitioned):
         return again
-    cut = _Cutter(functional, min_block_size, left_to_torch).cut()
     if not allow_torch:
-        raise _not_whole(cut.report)
-    return cut
+        raise _not_whole(_Cutter(functional, 1, left_to_torch).cut().report)
+    return _Cutter(functional, min_block_size, left_to_torch).cut()
 
 
 def _not_whole(report: PartitionReport) -> CompileError:
@@ -155,10 +154,9 @@ def _functional(program: ExportedProgram) -> ExportedProgram:
 
     Operators that have no translation are expressed by others where PyTorch knows how.
     """
+    known: Any = torch.export.default_decompositions()
     table = {
-        op: decomposition
-        for op, decomposition in torch.export.default_decompositions().items()
-        if not _regraft.is_known(f"torch.ops.{op}")
+        op: decomposition for op, decomposition in known.items() if not _regraft.is_known(f"torch.ops.{op}")
     }
     try:
         functional: ExportedProgram = program.run_decompositions(table)
