@@ -6,18 +6,22 @@ SHELL := /bin/bash
 
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
+# Makes the Python environment if there is none and leaves its folder of commands in the shell variable `bin`; what is
+# said on the way goes to stderr.
+PYTHON_ENV = python=$$(scripts/python-env.sh | tee >(cat >&2) | tail -n 1); bin=$$(dirname "$$python")
 
-.PHONY: help setup demo build test test-rust test-python test-s3 race fuzz bless lint
+.PHONY: help setup demo build python test test-rust test-python test-s3 race fuzz bless format lint
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 
-setup: ## install the regraft command, and a Python environment with PyTorch to export programs with
+setup: ## install the regraft command, and a Python environment with PyTorch and the package regraft
 	@echo "== installing the regraft command"
 	$(CARGO) install --locked --path crates/cli
-	@echo "== making the Python environment"
-	@python=$$(scripts/python-env.sh | tee >(cat >&2) | tail -n 1); \
-	echo "== done: \`regraft --help\`, and export programs with $$python"
+	@echo "== making the Python environment, and installing the package into it"
+	@$(PYTHON_ENV); \
+	PATH="$$bin:$$PATH" "$$python" -m pip install --quiet --no-deps --no-build-isolation .; \
+	echo "== done: \`regraft --help\`, and \`import regraft\` with $$python"
 
 demo: ## sentence embeddings: compile, bind, run, refit, refit back; no PyTorch needed
 	@echo "== building the demo"
@@ -31,6 +35,14 @@ build: ## build the command, optimised
 	@echo "== building"
 	$(CARGO) build --release --locked -p regraft-cli
 
+python: ## build the wheel of the Python package, and unpack it to target/python for PYTHONPATH
+	@echo "== building the Python package"
+	@$(PYTHON_ENV); \
+	rm -rf "$(TARGET)/wheels"; \
+	"$$bin/maturin" build --release --locked --interpreter "$$python" --out "$(TARGET)/wheels"; \
+	"$$python" -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+		--target "$(TARGET)/python" "$(TARGET)"/wheels/regraft-*.whl
+
 test: test-rust test-python ## all tests
 
 test-rust: ## tests in Rust: units, conformance fixtures, command line
@@ -41,10 +53,10 @@ test-rust: ## tests in Rust: units, conformance fixtures, command line
 		$(CARGO) test --workspace --locked; \
 	fi
 
-test-python: build ## tests against PyTorch on whole models
+test-python: build python ## tests of the command and of the Python package against PyTorch
 	@echo "== testing against PyTorch"
-	@python=$$(scripts/python-env.sh | tee >(cat >&2) | tail -n 1); \
-	REGRAFT_BIN="$(TARGET)/release/regraft" "$$python" -m pytest -q tests
+	@$(PYTHON_ENV); \
+	REGRAFT_BIN="$(TARGET)/release/regraft" PYTHONPATH="$(abspath $(TARGET))/python" "$$python" -m pytest -q tests
 
 test-s3: ## the object cache against a server that speaks S3, on this machine
 	@echo "== building the command with the object cache"
@@ -67,7 +79,12 @@ bless: ## rewrite the golden files of the passes; look at the diff before commit
 	REGRAFT_BLESS=1 $(CARGO) test --locked -p regraft-compile --test passes
 	@git --no-pager diff --stat -- crates/compile/tests/passes
 
-lint: ## formatting, clippy, documentation, crate dependencies
+format: ## format the files in Rust and Python
+	$(CARGO) fmt --all
+	@$(PYTHON_ENV); \
+	"$$bin/ruff" format .; "$$bin/ruff" check --fix --select I .
+
+lint: ## formatting, clippy, documentation, crate dependencies, types
 	@echo "== formatting"
 	$(CARGO) fmt --all --check
 	@echo "== clippy"
@@ -77,9 +94,5 @@ lint: ## formatting, clippy, documentation, crate dependencies
 	@echo "== crate dependencies"
 	$(CARGO) run --quiet --locked -p xtask -- check
 	@echo "== Python"
-	@ruff=$$(command -v ruff || ls $${REGRAFT_CACHE_DIR:-$${XDG_CACHE_HOME:-$$HOME/.cache}/regraft}/venv-*/bin/ruff 2>/dev/null | head -n 1 || true); \
-	if [[ -n "$$ruff" ]]; then \
-		"$$ruff" check bench demo tests && "$$ruff" format --check bench demo tests; \
-	else \
-		echo "no ruff here: Python files are not checked"; \
-	fi
+	@$(PYTHON_ENV); \
+	"$$bin/ruff" check .; "$$bin/ruff" format --check .; "$$bin/mypy"

@@ -2,7 +2,8 @@
 
     PYTHON bench/figures.py            # with the environment of scripts/python-env.sh and a release build
 
-Latency of the refittable and the frozen engine is measured by turns in one run; refits and copies of the same bytes too.
+Latency of the refittable and the frozen engine is measured by turns in one run; refits and copies of the same
+bytes too.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ def measure(name: str, folder: Path) -> dict:
 
 
 def main() -> None:
-    print("| model | inputs | compile | latency | refittable ÷ frozen | weights | refit of all | copy | refit ÷ copy |")
+    print(
+        "| model | inputs | compile | latency | refittable ÷ frozen "
+        "| weights | refit of all | copy | refit ÷ copy |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     for name in sys.argv[1:] or ZOO:
         with tempfile.TemporaryDirectory() as folder:

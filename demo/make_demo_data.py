@@ -23,8 +23,9 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path += [str(ROOT / "tests"), str(ROOT / "crates/conformance/fixtures")]
 
-from models import ZOO, build_minilm, minilm_directory  # noqa: E402
 from pt2_archive import shrink  # noqa: E402
+
+from models import ZOO, build_minilm, minilm_directory  # noqa: E402
 
 HERE = Path(__file__).parent
 EXCHANGED = (2, 3)

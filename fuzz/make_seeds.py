@@ -2,7 +2,8 @@
 
     REGRAFT=target/release/regraft python3 fuzz/make_seeds.py
 
-Needs nothing but Python; engines are made with the command. Files in seeds/ that are not made here came out of fuzzing.
+Needs nothing but Python; engines are made with the command. Files in seeds/ that are not made here came
+out of fuzzing.
 """
 
 import json
@@ -120,7 +121,10 @@ def onnx() -> None:
 
 def safetensors() -> None:
     metadata = b'{"__metadata__":{"format":"pt"},"w":{"dtype":"BF16","shape":[2,2],"data_offsets":[0,8]}}'
-    dtypes = b'{"a":{"dtype":"I64","shape":[],"data_offsets":[0,8]},"b":{"dtype":"BOOL","shape":[1],"data_offsets":[8,9]}}'
+    dtypes = (
+        b'{"a":{"dtype":"I64","shape":[],"data_offsets":[0,8]},'
+        b'"b":{"dtype":"BOOL","shape":[1],"data_offsets":[8,9]}}'
+    )
     files = {
         "metadata": struct.pack("<Q", len(metadata)) + metadata + bytes(8),
         "dtypes": struct.pack("<Q", len(dtypes)) + dtypes + bytes(9),
@@ -148,7 +152,11 @@ def torch() -> None:
         b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x10tQK\x00K\x02K\x03\x86K\x03K\x01\x86\x89}tR"
     )
     write("pickle", "tensor", b"\x80\x02}X\x01\x00\x00\x00w" + tensor + b"s.")
-    write("pickle", "nested", b"\x80\x02}X\x05\x00\x00\x00modelq\x00}X\x01\x00\x00\x00w" + tensor + b"sh\x00K\x01us.")
+    write(
+        "pickle",
+        "nested",
+        b"\x80\x02}X\x05\x00\x00\x00modelq\x00}X\x01\x00\x00\x00w" + tensor + b"sh\x00K\x01us.",
+    )
 
 
 def edits() -> None:
@@ -211,8 +219,10 @@ def engines() -> None:
 def unpacked(program: str) -> bytes:
     """An engine of a program, which has no weights and evaluates every op."""
     sources = re.findall(r'^ +source %\d+ : (\w+)\[(.*?)\] = "(.*?)"', program, re.M)
-    texts = [f'program "" {{\n  source %0 : {dtype}[{shape}] = "{name}" (parameter)\n  output %0 = "slot"\n}}\n'
-             for dtype, shape, name in sources]  # fmt: skip
+    texts = [
+        f'program "" {{\n  source %0 : {dtype}[{shape}] = "{name}" (parameter)\n  output %0 = "slot"\n}}\n'
+        for dtype, shape, name in sources
+    ]
     about = {
         "kernels": ["reference"] * len(re.findall(r"^ +%\d+.* = ", program, re.M)),
         "layouts": [],
@@ -223,11 +233,13 @@ def unpacked(program: str) -> bytes:
         "files": [],
         "slot_offsets": None,
     }
-    for index, ((dtype, sizes, name), text) in enumerate(zip(sources, texts)):
+    for index, ((dtype, sizes, name), text) in enumerate(zip(sources, texts, strict=True)):
         shape = [int(size) for size in sizes.split(",") if size]
         about["layouts"].append({"shape": shape, "format": "Plain"})
         kind = {"name": name, "aliases": [], "kind": "Parameter"}
-        about["sources"].append({**kind, "dtype": dtype.upper() if dtype != "bool" else "Bool", "shape": shape})
+        about["sources"].append(
+            {**kind, "dtype": dtype.upper() if dtype != "bool" else "Bool", "shape": shape}
+        )
         recipe = {"slot": name, "sources": [index], "format": "Plain", "layout_ops": 0, "text_len": len(text)}
         about["recipes"].append(recipe)
     compat = {

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Makes (once) the Python environment of the tests, fixtures and demo data: PyTorch on the CPU,
-# torchvision, transformers, peft, diffusers, pytest. It lives in the user's cache directory, about 4.5 GB, under a name
-# that holds a hash of the requirement files, so a changed list makes a new environment.
+# Makes (once) the Python environment of builds, checks, tests, fixtures and demo data: PyTorch on the CPU,
+# torchvision, transformers, peft, diffusers, pytest, maturin, ruff, mypy. It lives in the user's cache directory, about
+# 4.5 GB, under a name that holds a hash of the requirement files, so a changed list makes a new environment.
 #
 #     python=$(scripts/python-env.sh | tail -n 1)
 #

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from exporting import ROOT
 
 # Nothing that a test runs may outlive it by much: a hanging command fails the test.

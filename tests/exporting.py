@@ -117,8 +117,9 @@ def exports_directory() -> Path:
 
 def export_into(folder: Path, name: str) -> None:
     import torch
-    from models import ZOO
     from safetensors.torch import save_file
+
+    from models import ZOO
 
     entry = ZOO[name]
     numbered = enumerate(entry.input_sets)

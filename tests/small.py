@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+
 from comparing import assert_close, assert_same, same
 from conftest import Cli
-from torch import Tensor, nn
 
 # Builds the model with weights number 0 or 1.
 Build = Callable[[int], nn.Module]
@@ -53,7 +54,9 @@ def save_state(cli: Cli, state: Mapping[str, object], ending: str = ".pt") -> Pa
 
 
 def assert_refits(cli: Cli, build: Build, inputs: Inputs, *, decompose: bool = False) -> Path:
-    """Law 1 of one model: built with A and refitted to B, it is what is built with B. Gives the refitted engine.
+    """Law 1 of one model: built with A and refitted to B, it is what is built with B.
+
+    Gives the refitted engine.
 
     The weights come as `torch.save` writes the state dict, with all its strides and shared storages.
     """

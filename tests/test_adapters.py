@@ -1,6 +1,7 @@
-"""Adapters (A): what `regraft refit --adapter` makes of the files of PEFT, diffusers and kohya, against PyTorch.
+"""Adapters (A): what `regraft refit --adapter` makes of the files of PEFT, diffusers and kohya.
 
-Adapters become part of the weights of the engine that is written.
+
+The answers are compared with PyTorch's. Adapters become part of the weights of the engine that is written.
 """
 
 from __future__ import annotations
@@ -14,12 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from comparing import assert_close, assert_same, same
-from conftest import Cli, CommandFailed
 from diffusers import UNet2DConditionModel
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.utils import convert_state_dict_to_kohya
-from models import randomise_
 from peft import (
     LoHaConfig,
     LoKrConfig,
@@ -32,8 +30,12 @@ from peft import (
 )
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
-from small import Inputs, answers, arrays, compile_model, numbers, save_state, seeded
 from torch import Tensor, nn
+
+from comparing import assert_close, assert_same, same
+from conftest import Cli, CommandFailed
+from models import randomise_
+from small import Inputs, answers, arrays, compile_model, numbers, save_state, seeded
 
 ADAPTER_PARTS = ("lora_", "hada_", "lokr_")
 
@@ -404,7 +406,7 @@ def test_a_5_namings_of_one_adapter(cli: Cli) -> None:
 
 
 def test_a_5_kohya_names_of_the_original_blocks(cli: Cli) -> None:
-    """`input_blocks_3_1` for `down_blocks_1_attentions_0`, as in files for the original code of Stable Diffusion."""
+    """`input_blocks_3_1` for `down_blocks_1_attentions_0`, as in files for Stable Diffusion's own code."""
     blocks = {
         "down_blocks_1_attentions_0": "input_blocks_3_1",
         "mid_block_attentions_0": "middle_block_1",
@@ -472,7 +474,7 @@ def test_a_5_unknown_keys_are_listed(cli: Cli) -> None:
 
 
 def test_a_5_every_problem_is_listed(cli: Cli) -> None:
-    """A factor without the other, one of a wrong shape, and a module that is not there: all in one message."""
+    """A factor without the other, one of a wrong shape, and a module that is not there: one message."""
     base = seeded(Net, 0)
     engine = compile_model(cli, base, TOKENS)
     folder = saved(cli, adapted(base, KINDS["lora_linear"]))
@@ -629,7 +631,7 @@ def test_r_16_inputs_that_do_not_fit(cli: Cli) -> None:
     state = save_state(cli, seeded(Net, 1).state_dict())
     wrong = npz(cli, {"tokns": TOKENS[0].numpy()})
     output = cli.path("unverified", ".rgf")
-    with pytest.raises(CommandFailed, match="exit status 1\n(.|\n)*tokens *missing(.|\n)*tokns *unknown"):
+    with pytest.raises(CommandFailed, match=r"exit status 1\n(.|\n)*tokens *missing(.|\n)*tokns *unknown"):
         cli.call("refit", engine, "--weights", state, "--verify", wrong, "-o", output)
     assert not output.exists()
 

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from comparing import assert_close
-from conftest import Cli
 from torch import nn
 from torch.export import Dim, export, save
+
+from comparing import assert_close
+from conftest import Cli
 
 
 def compile_to(cli: Cli, program: Path, *options: str) -> dict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from comparing import assert_close, assert_same, same
 from conftest import Cli
 from exporting import exported
@@ -16,7 +17,7 @@ FORMS = [
 ]
 
 
-@pytest.mark.parametrize("name, decomposed", FORMS)
+@pytest.mark.parametrize(("name", "decomposed"), FORMS)
 def test_outputs_and_law_1(cli: Cli, name: str, decomposed: bool) -> None:
     model = exported(name)
     # Shapes are lowered the same way in both forms: two sets are enough for the second one.

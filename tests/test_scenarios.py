@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from comparing import assert_close, assert_same
 from conftest import Cli, CommandFailed
 from exporting import Arrays, Exported, exported, save_arrays
@@ -100,6 +101,7 @@ def assert_only_depends_on(slots: list[dict], source: str) -> None:
 
 def test_r_14_dynamic_batch_and_sequence(cli: Cli) -> None:
     import torch
+
     from exporting import SEEDS
     from models import build_minilm, masked_tokens
 

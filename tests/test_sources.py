@@ -1,4 +1,4 @@
-"""Where new weights come from (R-9), and what programs make of tensors that are no plain parameters (R-6, R-8)."""
+"""Where new weights come from (R-9), and tensors that are no plain parameters (R-6, R-8)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
 from comparing import assert_close, assert_same, same
 from conftest import Cli, CommandFailed
-from safetensors.torch import save_file
 from small import (
     Inputs,
     answers,
@@ -23,7 +25,6 @@ from small import (
     save_state,
     seeded,
 )
-from torch import Tensor, nn
 
 State = Mapping[str, Tensor]
 
@@ -218,7 +219,7 @@ def test_r_9_a_shard_that_is_not_there(cli: Cli) -> None:
     engine = compile_model(cli, seeded(Net, 0), TOKENS)
     index = sharded_safetensors(cli, model)
     (index.parent / "model-2-of-2.safetensors").unlink()
-    with pytest.raises(CommandFailed, match="exit status 1\n(.|\n)*model-2-of-2.safetensors"):
+    with pytest.raises(CommandFailed, match=r"exit status 1\n(.|\n)*model-2-of-2.safetensors"):
         cli.refit(engine, index)
 
 
@@ -359,8 +360,8 @@ def test_r_6_constants(cli: Cli, name: str) -> None:
 
 
 def test_r_6_complex_rotary_table_is_refused(cli: Cli) -> None:
-    """There are no complex numbers: said when the program is compiled, by the name of the tensor or operator."""
-    with pytest.raises(CommandFailed, match="exit status 1\n(.|\n)*(complex|table)"):
+    """There are no complex numbers: said at compile time, with the name of tensor or operator."""
+    with pytest.raises(CommandFailed, match=r"exit status 1\n(.|\n)*(complex|table)"):
         compile_model(cli, seeded(ComplexRotary, 0), (numbers(2, 6, 16),))
 
 
@@ -518,7 +519,7 @@ def test_r_8_float32_weights_from_narrower_and_wider_files(cli: Cli) -> None:
         assert_same(outputs, cli.run(compile_model(cli, model, TOKENS), arrays(TOKENS)))
 
 
-# ------------------------------------------------------- R-6: weights that the program computes from parameters
+# ----------------------------------------------------- R-6: weights that the program computes from parameters
 
 
 PARAMETRISED: dict[str, tuple[Callable[[], nn.Module], Inputs]] = {
@@ -597,11 +598,11 @@ def test_r_6_parametrised_weights(cli: Cli, name: str, decompose: bool) -> None:
     assert_refits(cli, lambda seed: seeded(build, seed), inputs, decompose=decompose)
 
 
-# --------------------------------------------------- R-7: one tensor under several names and in several places
+# ------------------------------------------------- R-7: one tensor under several names and in several places
 
 
 class Tied(nn.Module):
-    """An output layer that is the embedding; a weight in two layouts; parts of one tensor in different ops."""
+    """An output layer that is the embedding; a weight in two layouts; parts of a tensor in several ops."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -634,7 +635,7 @@ def test_r_7_either_name_of_a_tied_weight(cli: Cli) -> None:
         assert_same(cli.run(refitted, arrays(TOKENS)), wanted)
     # Two names that are one tensor cannot have two values.
     untied = dict(second.state_dict()) | {"head.weight": torch.randn(12, 8)}
-    with pytest.raises(CommandFailed, match="exit status 1\n(.|\n)*head.weight"):
+    with pytest.raises(CommandFailed, match=r"exit status 1\n(.|\n)*head.weight"):
         cli.refit(engine, save_state(cli, untied))
 
 

@@ -2,8 +2,8 @@
 
     PYTHON bench/refit/export.py FOLDER            # with the environment of scripts/python-env.sh
 
-ResNet-50, BERT-base and ViT-B/16 with random weights, and a UNet of the shape of Stable Diffusion 1.5 with half the channels
-(215 million parameters), as diffusers builds it.
+ResNet-50, BERT-base and ViT-B/16 with random weights, and a UNet of the shape of Stable Diffusion 1.5 with
+half the channels (215 million parameters), as diffusers builds it.
 """
 
 from __future__ import annotations

@@ -14,6 +14,6 @@ pub mod pt2;
 
 pub use error::{ImportError, ImportErrorKind, UnknownOp, WeightProblem};
 pub use pt2::{
-    import::{ImportReport, Imported, import_program, import_pt2},
+    import::{ImportReport, Imported, import_program, import_pt2, import_pt2_program, is_known},
     read_pt2_weights,
 };

@@ -50,7 +50,7 @@ pub struct Compiled {
     pub engine: Engine,
     /// Nodes of the imported program.
     pub nodes: usize,
-    /// Seconds of the import.
+    /// Seconds of the import, where it was part of compiling.
     pub import_seconds: f64,
     /// Seconds of lowering and building, or of taking the engine from the cache.
     pub build_seconds: f64,
@@ -70,6 +70,18 @@ pub fn compile(program: &Path, options: &CompileOptions, observer: &mut dyn Obse
     let start = Instant::now();
     let imported = regraft_import::import_pt2(program)?;
     let import_seconds = start.elapsed().as_secs_f64();
+    Ok(Compiled { import_seconds, ..compile_imported(imported, options, observer)? })
+}
+
+/// [`compile`] from a program that was imported already; its weights may be absent.
+///
+/// # Errors
+/// As [`compile`], of a program that was read.
+pub fn compile_imported(
+    imported: Imported,
+    options: &CompileOptions,
+    observer: &mut dyn Observer,
+) -> Result<Compiled, Error> {
     let start = Instant::now();
     let nodes = imported.graph.nodes().len();
     let backend = cpu(options.threads);
@@ -87,7 +99,7 @@ pub fn compile(program: &Path, options: &CompileOptions, observer: &mut dyn Obse
         Mode::Frozen | Mode::Refittable => model(engine, backend)?.to_engine(options.mode, options.keep_sources)?,
     };
     let build_seconds = start.elapsed().as_secs_f64();
-    Ok(Compiled { engine, nodes, import_seconds, build_seconds, cache, tuned })
+    Ok(Compiled { engine, nodes, import_seconds: 0.0, build_seconds, cache, tuned })
 }
 
 /// Builds the engine with the weights of the program.

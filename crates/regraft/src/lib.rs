@@ -34,6 +34,7 @@ pub use regraft_engine::{
     atomic_file::{AtomicFile, WriteError},
     cache,
 };
+pub use regraft_import as import;
 pub use regraft_ir as ir;
 #[cfg(feature = "object-cache")]
 pub use regraft_object_cache::ObjectCache;
@@ -41,7 +42,7 @@ pub use regraft_runtime::{
     Adapters, Changed, Model, Refit, RefitObserver, RefitOptions, RuntimeError, RuntimeErrorKind, Session, Staged,
     VariantMemory, Variants, publish_together,
 };
-pub use regraft_tensor::{AlignedVec, DType, Tensor};
+pub use regraft_tensor::{AlignedVec, Buffer, DType, Tensor, TensorError};
 pub use regraft_weights::{
     AdapterReport, Digest, Generation, Phase, PhaseTimes, PoolMemory, Problem, Recipe, RefitMap, RefitReport, Slot,
     SlotReport, SourceContent, SourceInfo, StateDict, WeightsError, WeightsErrorKind,
@@ -51,7 +52,7 @@ pub use regraft_weights::{
 
 pub use self::{
     cached::{CacheUse, cache_folder, disk_cache},
-    compile::{CompileOptions, Compiled, compile},
+    compile::{CompileOptions, Compiled, compile, compile_imported},
     error::Error,
     tune::{Tune, Tuned},
 };

@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use bytemuck::Pod;
 use half::{bf16, f16};
 
@@ -118,6 +120,14 @@ impl Tensor {
     /// The buffer under the tensor.
     pub fn buffer(&self) -> &Buffer {
         &self.data
+    }
+
+    /// The bytes in memory that nobody else has: taken over where no other tensor shares them, otherwise copied.
+    pub fn into_owned(self) -> AlignedVec {
+        match self.data {
+            Buffer::Owned(data) => Arc::unwrap_or_clone(data),
+            other => AlignedVec::copy_of(other.bytes()),
+        }
     }
 
     /// The bytes, row-major, native byte order.

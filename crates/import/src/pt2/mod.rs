@@ -31,7 +31,7 @@ use archive::Archive;
 use schema::{ExportedProgram, Graph, InputSpec, SchemaVersion};
 use spec::CallSpec;
 use symbols::{SymbolProblem, SymbolTable};
-use weights::Weights;
+use weights::{Values, Weights};
 
 /// A checked and typed `.pt2` archive.
 #[derive(Debug)]
@@ -66,12 +66,24 @@ impl Pt2Archive {
     /// When the file is no sound archive of a supported version, when the program does not follow its schema, or when
     /// weights are missing or damaged.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, ImportError> {
-        let path = path.as_ref();
+        Pt2Archive::read(path.as_ref(), Values::Read)
+    }
+
+    /// [`Pt2Archive::open`] without the values of the weights: what the archive holds of them is not looked at. Which of them
+    /// are tied is known.
+    ///
+    /// # Errors
+    /// As [`Pt2Archive::open`].
+    pub fn open_program(path: impl AsRef<Path>) -> Result<Self, ImportError> {
+        Pt2Archive::read(path.as_ref(), Values::Skip)
+    }
+
+    fn read(path: &Path, values: Values) -> Result<Self, ImportError> {
         let archive = Archive::open(path)?;
         let (model, program) = read_model(&archive)?;
         let symbols = SymbolTable::collect(&program).map_err(|p| symbol_error(path, p))?;
         let call = CallSpec::of(&program);
-        let weights = Weights::load(&archive, &model, &program)?;
+        let weights = Weights::load(&archive, &model, &program, values)?;
         Ok(Pt2Archive { path: path.to_path_buf(), model, program, symbols, call, weights })
     }
 
@@ -137,7 +149,7 @@ pub fn read_pt2_weights(path: impl AsRef<Path>) -> Result<StateDict, ImportError
     let path = path.as_ref();
     let archive = Archive::open(path)?;
     let (model, program) = read_model(&archive)?;
-    Weights::load(&archive, &model, &program)?
+    Weights::load(&archive, &model, &program, Values::Read)?
         .into_state_dict()
         .map_err(|missing| ImportError::new(path, ImportErrorKind::Weights(missing)))
 }

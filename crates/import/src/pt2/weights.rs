@@ -28,6 +28,15 @@ pub enum Origin {
     Constant,
 }
 
+/// Whether the values of weights are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Values {
+    /// They are.
+    Read,
+    /// Names, types and ties will do.
+    Skip,
+}
+
 /// A parameter, buffer or tensor constant.
 #[derive(Clone, Debug)]
 pub struct Weight {
@@ -114,12 +123,20 @@ impl Weights {
     ///
     /// # Errors
     /// All weights that are missing, damaged, or not as the program expects.
-    pub fn load(archive: &Archive, model: &str, program: &ExportedProgram) -> Result<Weights, ImportError> {
+    pub fn load(
+        archive: &Archive,
+        model: &str,
+        program: &ExportedProgram,
+        values: Values,
+    ) -> Result<Weights, ImportError> {
         let state = read_config(archive, "data/weights/", model, &["weights_config", "model_param_config"])?;
         let constants = read_config(archive, "data/constants/", model, &["constants_config"])?;
         let mut problems = Vec::new();
         let plan = plan(program, [state.as_ref(), constants.as_ref()], &mut problems);
-        let held = payloads(archive, &plan, &mut problems);
+        let held = match values {
+            Values::Read => payloads(archive, &plan, &mut problems),
+            Values::Skip => Vec::new(),
+        };
         fail(archive, problems)?;
 
         let first = first_views(&plan);

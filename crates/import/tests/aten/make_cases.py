@@ -2,9 +2,9 @@
 
     $(scripts/python-env.sh | tail -n 1) crates/import/tests/aten/make_cases.py [NAME...]
 
-A case gives `NAME.pt2` as exported, `NAME_decomp.pt2` after `run_decompositions()`, and `NAME.safetensors` with inputs
-and PyTorch's answers (`input.N`, `expected.N`; `input2.N`, `expected2.N` for other sizes; `expected_call2.N` and on for
-programs with state). `refused/NAME.pt2` are programs that the importer refuses.
+A case gives `NAME.pt2` as exported, `NAME_decomp.pt2` after `run_decompositions()`, and `NAME.safetensors`
+with inputs and PyTorch's answers (`input.N`, `expected.N`; `input2.N`, `expected2.N` for other sizes;
+`expected_call2.N` and on for programs with state). `refused/NAME.pt2` are programs that the importer refuses.
 """
 
 import copy
@@ -120,7 +120,7 @@ def write(name, model, inputs, dynamic, second, decompose):
 @torch.no_grad()
 def rotation(self, x):
     pos = torch.arange(x.shape[1])[None].float()
-    with torch.autocast(device_type='cpu', enabled=False):
+    with torch.autocast(device_type="cpu", enabled=False):
         f = (self.inv[None, :, None].float() @ pos[:, None, :]).transpose(1, 2)
         e = torch.cat([f, f], -1)
         return (e.cos(), e.sin())
@@ -153,16 +153,16 @@ def promo(self, x, i, b, h):
         h * x[0, 0],
         torch.rsub(i, 3.5),
         i.pow(2),
-        i ** 0.5,
+        i**0.5,
         x.pow(3),
-        2 ** x,
+        2**x,
         torch.true_divide(i, 2),
         i // 2,
         i % 3,
         x % 0.7,
         torch.fmod(x, 0.7),
         x // 0.5,
-        torch.div(x, 0.3, rounding_mode='trunc'),
+        torch.div(x, 0.3, rounding_mode="trunc"),
     )
 
 
@@ -186,7 +186,7 @@ def acts(self, x):
         F.logsigmoid(x),
         F.glu(x),
         F.gelu(x),
-        F.gelu(x, approximate='tanh'),
+        F.gelu(x, approximate="tanh"),
         F.hardswish(x),
         F.hardsigmoid(x),
         F.silu(x),
@@ -257,7 +257,7 @@ def clampw(self, x, i):
         torch.where(x > 0, 1.0, x),
         torch.where(x > 0, i, x),
         torch.where(x > 0, 1, 2),
-        x.masked_fill(x > 0, float('-inf')),
+        x.masked_fill(x > 0, float("-inf")),
         x.masked_fill(x > 0, x.mean()),
         i.masked_fill(x > 0, 7),
         torch.maximum(x, i),
@@ -317,17 +317,17 @@ def matmul(self, a, b, v, w, c, d):
 )
 def einsum(self, a, b, c):
     return (
-        torch.einsum('bij,bjk->bik', a, b),
-        torch.einsum('bij,bjk', a, b),
-        torch.einsum('bij->bji', a),
-        torch.einsum('bij->b', a),
-        torch.einsum('...ij,...jk->...ik', a, b),
-        torch.einsum('bij,bkj->bik', a, c),
-        torch.einsum('bhqd,bhkd->bhqk', a[:, None], c[:, None]),
-        torch.einsum('i,j->ij', a[0, 0], b[0, 0]),
-        torch.einsum('bij,jk->bik', a, self.W),
-        torch.einsum('bij,bjk,kl->bil', a, b, torch.ones(6, 2)),
-        torch.einsum('bnd,md->bnm', a, self.W.t()),
+        torch.einsum("bij,bjk->bik", a, b),
+        torch.einsum("bij,bjk", a, b),
+        torch.einsum("bij->bji", a),
+        torch.einsum("bij->b", a),
+        torch.einsum("...ij,...jk->...ik", a, b),
+        torch.einsum("bij,bkj->bik", a, c),
+        torch.einsum("bhqd,bhkd->bhqk", a[:, None], c[:, None]),
+        torch.einsum("i,j->ij", a[0, 0], b[0, 0]),
+        torch.einsum("bij,jk->bik", a, self.W),
+        torch.einsum("bij,bjk,kl->bil", a, b, torch.ones(6, 2)),
+        torch.einsum("bnd,md->bnm", a, self.W.t()),
     )
 
 
@@ -337,11 +337,11 @@ def einsum(self, a, b, c):
     r(2, 4, 11),
     r(2, 4, 5, 5, 5),
     c1=nn.Conv1d(4, 6, 3, stride=2, padding=1),
-    c1s=nn.Conv1d(4, 6, 4, padding='same', dilation=2),
+    c1s=nn.Conv1d(4, 6, 4, padding="same", dilation=2),
     c2=nn.Conv2d(4, 6, (3, 2), stride=(2, 1), padding=(1, 0), groups=2),
-    c2s=nn.Conv2d(4, 6, (4, 3), padding='same'),
-    c2v=nn.Conv2d(4, 2, 3, padding='valid'),
-    c2r=nn.Conv2d(4, 2, 3, padding=1, padding_mode='reflect'),
+    c2s=nn.Conv2d(4, 6, (4, 3), padding="same"),
+    c2v=nn.Conv2d(4, 2, 3, padding="valid"),
+    c2r=nn.Conv2d(4, 2, 3, padding=1, padding_mode="reflect"),
     c3=nn.Conv3d(4, 2, 3, padding=1),
     t1=nn.ConvTranspose1d(4, 3, 3, stride=2, padding=1, output_padding=1),
     t2=nn.ConvTranspose2d(4, 6, 3, stride=2, dilation=2, groups=2),
@@ -472,8 +472,8 @@ def index(self, x, i, j):
 @case(
     "ebag",
     ii(10, 4, 3),
-    b=nn.EmbeddingBag(10, 5, mode='sum'),
-    m=nn.EmbeddingBag(10, 5, mode='mean'),
+    b=nn.EmbeddingBag(10, 5, mode="sum"),
+    m=nn.EmbeddingBag(10, 5, mode="mean"),
 )
 def ebag(self, i):
     return (
@@ -542,18 +542,18 @@ def resizes(self, x, y, z):
     return (
         F.interpolate(x, scale_factor=2),
         F.interpolate(x, size=(7, 9)),
-        F.interpolate(x, scale_factor=2, mode='bilinear'),
-        F.interpolate(x, size=(9, 11), mode='bilinear', align_corners=True),
-        F.interpolate(x, scale_factor=1.7, mode='bilinear'),
-        F.interpolate(x, scale_factor=0.6, mode='nearest'),
+        F.interpolate(x, scale_factor=2, mode="bilinear"),
+        F.interpolate(x, size=(9, 11), mode="bilinear", align_corners=True),
+        F.interpolate(x, scale_factor=1.7, mode="bilinear"),
+        F.interpolate(x, scale_factor=0.6, mode="nearest"),
         F.interpolate(y, scale_factor=2),
-        F.interpolate(y, scale_factor=2, mode='linear'),
-        F.interpolate(z, scale_factor=2, mode='trilinear'),
+        F.interpolate(y, scale_factor=2, mode="linear"),
+        F.interpolate(z, scale_factor=2, mode="trilinear"),
         F.interpolate(z, scale_factor=2),
         F.pixel_shuffle(x, 2),
         F.pixel_unshuffle(x[..., :4, :4], 2),
         F.channel_shuffle(x, 2),
-        F.interpolate(x, scale_factor=1.7, mode='bilinear', recompute_scale_factor=True),
+        F.interpolate(x, scale_factor=1.7, mode="bilinear", recompute_scale_factor=True),
     )
 
 
@@ -566,9 +566,9 @@ def resizes(self, x, y, z):
 def resizes_core(self, x, y, z):
     return (
         F.interpolate(x, scale_factor=2),
-        F.interpolate(x, scale_factor=2, mode='bilinear'),
+        F.interpolate(x, scale_factor=2, mode="bilinear"),
         F.pixel_shuffle(x, 2),
-        F.interpolate(x, size=(9, 11), mode='bilinear', align_corners=True),
+        F.interpolate(x, size=(9, 11), mode="bilinear", align_corners=True),
     )
 
 
@@ -613,7 +613,7 @@ def reduces(self, x, i, b):
         x.norm(dim=1),
         x.norm(p=1, dim=1),
         torch.linalg.vector_norm(x, 3, dim=1),
-        x.norm(p=float('inf')),
+        x.norm(p=float("inf")),
         x.cumsum(1),
         i.cumsum(0),
         b.cumsum(1),
@@ -668,8 +668,8 @@ def shapes(self, x, y):
         x.narrow(2, 1, 2),
         x.select(1, -1),
         x.ravel(),
-        torch.meshgrid(x[0, 0], y[0, :, 0], indexing='ij'),
-        torch.meshgrid(x[0, 0], y[0, :, 0], indexing='xy'),
+        torch.meshgrid(x[0, 0], y[0, :, 0], indexing="ij"),
+        torch.meshgrid(x[0, 0], y[0, :, 0], indexing="xy"),
         x.swapaxes(0, 1),
         x.view_as(y),
         torch.broadcast_tensors(x, y[:1]),
@@ -686,9 +686,9 @@ def borders(self, x, b):
         F.pad(x, (1, 2)),
         F.pad(x, (1, 2, 0, 1), value=3.0),
         F.pad(x, (-1, 1)),
-        F.pad(x, (1, 1, 2, 1), mode='reflect'),
-        F.pad(x, (1, 1, 2, 1), mode='replicate'),
-        F.pad(x[0], (2, 1), mode='reflect'),
+        F.pad(x, (1, 1, 2, 1), mode="reflect"),
+        F.pad(x, (1, 1, 2, 1), mode="replicate"),
+        F.pad(x[0], (2, 1), mode="reflect"),
         x.flip(-1),
         x.flip((0, 2)),
         x.roll(1, 2),
@@ -881,7 +881,7 @@ def dyn_conv(self, x):
         F.interpolate(self.c(x), scale_factor=2),
         F.max_pool2d(x, 2),
         F.adaptive_avg_pool2d(x, 1),
-        F.interpolate(x, size=(x.shape[2] * 2, x.shape[3] * 2), mode='bilinear'),
+        F.interpolate(x, size=(x.shape[2] * 2, x.shape[3] * 2), mode="bilinear"),
         F.avg_pool2d(x, 3, 2, 1),
         F.interpolate(F.max_pool2d(x, 2), size=x.shape[2:]),
     )
@@ -916,9 +916,13 @@ def sym_out(self, x):
         x,
     )
 
+
 @case(
     "lstms",
-    r(2, 6, 5), r(6, 2, 5), r(2, 2, 3), r(2, 2, 3),
+    r(2, 6, 5),
+    r(6, 2, 5),
+    r(2, 2, 3),
+    r(2, 2, 3),
     a=nn.LSTM(5, 4, num_layers=2, bidirectional=True, batch_first=True),
     b=nn.LSTM(5, 3),
     c=nn.LSTM(5, 3, bias=False, bidirectional=True),
@@ -931,7 +935,9 @@ def lstms(self, x, y, h, c):
     "transformer",
     r(2, 5, 16),
     encoder=nn.TransformerEncoder(
-        nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=True), 2, enable_nested_tensor=False
+        nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=True),
+        2,
+        enable_nested_tensor=False,
     ),
     attention=nn.MultiheadAttention(16, 4),
 )

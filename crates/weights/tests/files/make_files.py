@@ -2,7 +2,8 @@
 
     python make_files.py
 
-Needs PyTorch. `expected` of the tests says what stands in them; the evil pickle would create a file if it were loaded.
+Needs PyTorch. `expected` of the tests says what stands in them; the evil pickle would create a file if it
+were loaded.
 """
 
 import io

@@ -65,6 +65,20 @@ pub fn import_pt2(path: impl AsRef<Path>) -> Result<Imported, ImportError> {
     import_program(&Pt2Archive::open(path)?)
 }
 
+/// [`import_pt2`] without the values of the weights: all of [`Imported::weights`] are `None`, but for those without elements.
+///
+/// # Errors
+/// As [`import_pt2`].
+pub fn import_pt2_program(path: impl AsRef<Path>) -> Result<Imported, ImportError> {
+    import_program(&Pt2Archive::open_program(path)?)
+}
+
+/// Whether there is a translation of the operator called `target`, such as `torch.ops.aten.linear.default`. What it is given
+/// may still be refused.
+pub fn is_known(target: &str) -> bool {
+    ops::find(target).is_some()
+}
+
 /// Translates the program of an archive.
 ///
 /// # Errors

@@ -1,5 +1,6 @@
-"""Writes the adapters of this folder with PEFT, and what it merges them to: run it with `peft`, `transformers` and
-`safetensors` at hand to renew them. Each folder is one that `save_pretrained` wrote, with `merged.safetensors` beside."""
+"""Writes the adapters of this folder with PEFT, and what it merges them to: run it with `peft`,
+`transformers` and `safetensors` at hand to renew them. Each folder is one that `save_pretrained` wrote, with
+`merged.safetensors` beside."""
 
 import json
 import pathlib
@@ -72,7 +73,9 @@ CASES = {
         r=1, alpha=3, use_effective_conv2d=True, decompose_both=True, target_modules=[*LINEAR, *CONVS]
     ),
     # Without `line`: PEFT pads the factors of a Conv1d on the wrong side.
-    "lokr_whole": LoKrConfig(r=8, alpha=3, rank_pattern={"wide": 6}, target_modules=[*LINEAR, "conv", "point"]),
+    "lokr_whole": LoKrConfig(
+        r=8, alpha=3, rank_pattern={"wide": 6}, target_modules=[*LINEAR, "conv", "point"]
+    ),
 }
 
 

@@ -1,0 +1,49 @@
+//! Outputs: memory of Regraft's that Python owns.
+
+use pyo3::{prelude::*, types::PyDict};
+use regraft::Tensor;
+
+use crate::dlpack;
+
+/// A dense array in memory of its own. NumPy, PyTorch and everything else that speaks DLPack take it over without a copy:
+/// `numpy.from_dlpack(array)`.
+#[pyclass(frozen, module = "regraft")]
+pub(crate) struct Array(pub(crate) Tensor);
+
+#[pymethods]
+impl Array {
+    /// Element type: `f32`, `f16`, `bf16`, `f64`, `i64`, `i32`, `i16`, `i8`, `u8` or `bool`.
+    #[getter]
+    fn dtype(&self) -> &'static str {
+        self.0.dtype().name()
+    }
+
+    #[getter]
+    fn shape<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, pyo3::types::PyTuple>> {
+        pyo3::types::PyTuple::new(py, self.0.shape())
+    }
+
+    #[getter]
+    fn nbytes(&self) -> usize {
+        self.0.bytes().len()
+    }
+
+    #[pyo3(signature = (**options))]
+    fn __dlpack__<'py>(&self, py: Python<'py>, options: Option<&Bound<'py, PyDict>>) -> PyResult<Bound<'py, PyAny>> {
+        let version = options.map(|o| o.get_item("max_version")).transpose()?.flatten();
+        let version: Option<(u32, u32)> = version.map(|v| v.extract()).transpose()?.flatten();
+        match version {
+            Some((major, _)) if major >= 1 => dlpack::versioned_capsule(py, self.0.clone()),
+            _ => dlpack::capsule(py, self.0.clone()),
+        }
+    }
+
+    /// The CPU.
+    fn __dlpack_device__(&self) -> (i32, i32) {
+        dlpack::CPU
+    }
+
+    fn __repr__(&self) -> String {
+        format!("regraft.Array({}{:?})", self.0.dtype(), self.0.shape())
+    }
+}

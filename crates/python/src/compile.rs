@@ -1,0 +1,116 @@
+//! From a program and its weights to a model.
+
+use pyo3::{
+    prelude::*,
+    types::{PyDict, PyTuple},
+};
+use regraft::{CacheUse, Changed, CompileOptions, Engine, KeepSources, Mode, RefitOptions, Tune, TuneMode};
+
+use crate::{
+    cache::cache_of,
+    error::{Class, IntoPyErr},
+    model::{self, Model},
+    program::Program,
+    weights::state_dict_of,
+};
+
+/// Compiles a program for the CPU of this machine and gives it weights, where there are any: one for each source of the
+/// program. Returns the model, and what compiling found out.
+#[pyfunction]
+#[pyo3(signature = (program, weights, *, mode="refittable", identical=false, threads=None, tune="off", cache=None))]
+pub(crate) fn compile<'py>(
+    py: Python<'py>,
+    program: &Program,
+    weights: Option<&Bound<'py, PyAny>>,
+    mode: &str,
+    identical: bool,
+    threads: Option<usize>,
+    tune: &str,
+    cache: Option<&Bound<'py, PyAny>>,
+) -> PyResult<Bound<'py, PyTuple>> {
+    let mode = model::mode_of(mode)?;
+    let weights = weights.map(state_dict_of).transpose()?;
+    let threads = model::threads_of(threads)?;
+    let cache_dir = regraft::cache_folder().filter(|_| cache.is_some()).map(|folder| folder.join("tuning"));
+    let options = CompileOptions {
+        mode: Mode::Stripped,
+        identical,
+        threads,
+        tune: Tune { mode: tune_of(tune)?, pinned: None, cache_dir },
+        cache: cache.map(cache_of),
+        ..CompileOptions::default()
+    };
+    let imported = program.0.clone();
+    let (model, compiled) = py
+        .detach(|| -> Result<_, regraft::Error> {
+            let compiled = regraft::compile_imported(imported, &options, &mut ())?;
+            let engine = compiled.engine.clone();
+            let model = match &weights {
+                Some(weights) => bound(engine, weights, mode, &options)?,
+                None => regraft::model(engine, regraft::cpu(threads))?,
+            };
+            Ok((model, compiled))
+        })
+        .map_err(IntoPyErr::into_py)?;
+    let facts = PyDict::new(py);
+    facts.set_item("nodes", compiled.nodes)?;
+    facts.set_item("build_seconds", compiled.build_seconds)?;
+    let mut warnings = compiled.tuned.map_or_else(Vec::new, |tuned| tuned.warnings);
+    let (cache, key) = match compiled.cache {
+        CacheUse::Off => ("off", None),
+        CacheUse::Hit { key } => ("hit", Some(key.to_string())),
+        CacheUse::Built { key, warnings: of_cache, .. } => {
+            warnings.extend(of_cache);
+            ("built", Some(key.to_string()))
+        }
+    };
+    facts.set_item("cache", cache)?;
+    facts.set_item("key", key)?;
+    facts.set_item("warnings", warnings)?;
+    PyTuple::new(py, [Bound::new(py, Model(model))?.into_any(), facts.into_any()])
+}
+
+/// The model of an engine with weights. They come by a refit, which keeps no memory of others.
+fn bound(
+    engine: Engine,
+    weights: &regraft::StateDict,
+    mode: Mode,
+    options: &CompileOptions,
+) -> Result<regraft::Model, regraft::Error> {
+    let infos = &engine.refit_map.sources;
+    let of_source = |info: &regraft::SourceInfo| info.names().find_map(|name| weights.get(name).cloned());
+    let values = infos.iter().map(|info| {
+        let tensor = of_source(info)?;
+        // No state dict brings these again: the engine holds them.
+        if info.kind.in_state_dict() { Some(tensor) } else { Some(owned(&tensor)) }
+    });
+    let values = values.collect();
+    let names: Vec<String> =
+        infos.iter().filter(|i| i.kind.in_state_dict()).flat_map(|i| i.names().map(String::from)).collect();
+    let given = names.into_iter().filter_map(|name| Some((name.clone(), weights.get(&name)?.clone()))).collect();
+    let backend = regraft::cpu(options.threads);
+    let engine = engine.with_weights(values, options.identical).stripped();
+    let model = regraft::model(engine, backend.clone())?;
+    if mode == Mode::Stripped {
+        return Ok(model);
+    }
+    model.refit(&given, &RefitOptions { changed: Changed::All, ..RefitOptions::default() })?;
+    match mode {
+        Mode::Frozen => regraft::model(model.to_engine(Mode::Frozen, KeepSources::None)?, backend),
+        _ => Ok(model),
+    }
+}
+
+fn owned(tensor: &regraft::Tensor) -> regraft::Tensor {
+    let bytes = tensor.clone().into_owned();
+    regraft::Tensor::new(tensor.dtype(), tensor.shape().to_vec(), bytes.into()).expect("as many bytes as before")
+}
+
+fn tune_of(name: &str) -> PyResult<TuneMode> {
+    match name {
+        "off" => Ok(TuneMode::Off),
+        "fast" => Ok(TuneMode::Fast),
+        "full" => Ok(TuneMode::Full),
+        other => Err(Class::Compile.error(format!("tune: expected 'off', 'fast' or 'full', found '{other}'"))),
+    }
+}

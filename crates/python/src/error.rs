@@ -1,0 +1,115 @@
+//! From errors of Regraft to the exceptions of `regraft.errors`.
+
+use pyo3::{prelude::*, types::PyTuple};
+use regraft::{
+    Error, RuntimeErrorKind,
+    import::{ImportError, ImportErrorKind},
+};
+
+/// A class of `regraft.errors`.
+#[derive(Clone, Copy)]
+pub(crate) enum Class {
+    Compile,
+    Weights,
+    Input,
+    NotBound,
+    Frozen,
+    EngineFile,
+    Verification,
+    Stale,
+    Regraft,
+}
+
+impl Class {
+    fn name(self) -> &'static str {
+        match self {
+            Class::Compile => "CompileError",
+            Class::Weights => "WeightsError",
+            Class::Input => "InputError",
+            Class::NotBound => "NotBoundError",
+            Class::Frozen => "FrozenError",
+            Class::EngineFile => "EngineFileError",
+            Class::Verification => "VerificationError",
+            Class::Stale => "StaleError",
+            Class::Regraft => "RegraftError",
+        }
+    }
+
+    /// An exception of this class.
+    pub(crate) fn error(self, message: impl Into<String>) -> PyErr {
+        let message = message.into();
+        Python::attach(|py| self.build(py, (message,)).unwrap_or_else(|failed| failed))
+    }
+
+    fn build<'py>(self, py: Python<'py>, args: impl pyo3::call::PyCallArgs<'py>) -> PyResult<PyErr> {
+        let class = py.import("regraft.errors")?.getattr(self.name())?;
+        Ok(PyErr::from_value(class.call1(args)?))
+    }
+}
+
+/// What any error of Regraft is in Python.
+pub(crate) trait IntoPyErr {
+    /// The exception.
+    fn into_py(self) -> PyErr;
+}
+
+impl<E: Into<Error>> IntoPyErr for E {
+    fn into_py(self) -> PyErr {
+        let error = self.into();
+        match &error {
+            Error::Import(error) => import_error(error),
+            Error::Compile(_) | Error::Records(_) => Class::Compile.error(error.to_string()),
+            Error::Weights(_) => Class::Weights.error(error.to_string()),
+            Error::Engine(_) | Error::Write(_) => Class::EngineFile.error(error.to_string()),
+            Error::Runtime(runtime) => class_of(runtime.kind()).error(error.to_string()),
+            _ => Class::Regraft.error(error.to_string()),
+        }
+    }
+}
+
+fn class_of(kind: &RuntimeErrorKind) -> Class {
+    match kind {
+        RuntimeErrorKind::Input(_) | RuntimeErrorKind::Node { .. } | RuntimeErrorKind::Sizes { .. } => Class::Input,
+        RuntimeErrorKind::Weights(_) | RuntimeErrorKind::Source { .. } | RuntimeErrorKind::AdapterTwice(_) => {
+            Class::Weights
+        }
+        RuntimeErrorKind::Engine(_) | RuntimeErrorKind::DamagedFile(_) => Class::EngineFile,
+        RuntimeErrorKind::NotBound => Class::NotBound,
+        RuntimeErrorKind::Frozen => Class::Frozen,
+        RuntimeErrorKind::Differs(_) => Class::Verification,
+        RuntimeErrorKind::Stale => Class::Stale,
+        _ => Class::Regraft,
+    }
+}
+
+/// `CompileError(message, unsupported)`, where `unsupported` lists `(node, operator, reason)`: the node is empty where all
+/// nodes of the operator are meant, the operator where the node is meant whatever it is.
+fn import_error(error: &ImportError) -> PyErr {
+    // The file is one that this module made for the occasion: its name says nothing.
+    let message = error.kind().to_string();
+    let unsupported: Vec<(String, String, String)> = match error.kind() {
+        ImportErrorKind::UnknownOps(ops) => {
+            ops.iter().map(|op| (String::new(), op.target.clone(), "the operator has no translation".into())).collect()
+        }
+        ImportErrorKind::Unsupported { at, what, .. } => vec![at_node(at, format!("{what} is not supported"))],
+        ImportErrorKind::Schema { at, problem, .. } => vec![at_node(at, problem.clone())],
+        ImportErrorKind::Symbol { at, expr, problem, .. } => vec![at_node(at, format!("`{expr}` {problem}"))],
+        _ => Vec::new(),
+    };
+    Python::attach(|py| {
+        let list = PyTuple::new(py, unsupported)?;
+        Class::Compile.build(py, (message, list))
+    })
+    .unwrap_or_else(|failed| failed)
+}
+
+/// Places read `node`, or `node (operator in module)`.
+fn at_node(at: &str, reason: String) -> (String, String, String) {
+    match at.split_once(" (") {
+        Some((node, rest)) => {
+            let op = rest.trim_end_matches(')').split(" in ").next().unwrap_or_default();
+            (node.to_owned(), op.to_owned(), reason)
+        }
+        None => (at.to_owned(), String::new(), reason),
+    }
+}

@@ -1,0 +1,40 @@
+//! The native module `regraft._regraft`: what the Python package needs of Regraft, and no more. `_regraft.pyi` in the package
+//! has its types; the package gives them their meaning.
+//!
+//! Everything that takes longer than a few microseconds runs without the interpreter's lock. Errors are the exceptions of
+//! `regraft.errors`.
+//!
+//! `unsafe` is confined to [`memory`], which passes the memory of tensors in, and [`dlpack`], which passes it out.
+#![deny(unsafe_op_in_unsafe_fn)]
+#![deny(unsafe_code)]
+
+mod array;
+mod cache;
+mod compile;
+mod dlpack;
+mod error;
+mod memory;
+mod model;
+mod program;
+mod refit;
+mod weights;
+
+use pyo3::prelude::*;
+
+#[pymodule]
+mod _regraft {
+    #[pymodule_export]
+    use crate::{
+        array::Array,
+        cache::DiskCache,
+        compile::compile,
+        model::{Model, Session},
+        program::{Program, SourceInfo, is_known},
+        refit::{Adapter, Staged, publish_together},
+        weights::StateDict,
+    };
+
+    #[pymodule_export]
+    #[allow(non_upper_case_globals)]
+    const __version__: &str = env!("CARGO_PKG_VERSION");
+}

@@ -1,0 +1,204 @@
+//! Inputs: the memory of tensors of PyTorch, NumPy and others, read where it is.
+#![allow(unsafe_code)]
+
+use std::sync::Arc;
+
+use pyo3::{
+    prelude::*,
+    sync::PyOnceLock,
+    types::{PyDict, PyTuple},
+};
+use regraft::{AlignedVec, DType, Tensor};
+
+use crate::{array::Array, error::Class};
+
+/// A tensor over the memory of a `torch.Tensor`, a `numpy.ndarray` or anything with `__dlpack__`, which it keeps alive. What
+/// is not dense is made dense first. Nobody may write to it while a call uses it; see [`borrow`].
+pub(crate) fn tensor_of(object: &Bound<'_, PyAny>) -> PyResult<Tensor> {
+    if let Some(torch) = Torch::loaded(object.py())?
+        && object.is_instance(torch.tensor.bind(object.py()))?
+    {
+        return torch.tensor_of(object);
+    }
+    if let Ok(array) = object.cast::<Array>() {
+        return Ok(array.get().0.clone());
+    }
+    let numpy = Numpy::get(object.py())?;
+    if object.is_instance(numpy.array.bind(object.py()))? {
+        return numpy.tensor_of(object);
+    }
+    if object.hasattr(pyo3::intern!(object.py(), "__dlpack__"))? {
+        return numpy.tensor_of(&numpy.from_dlpack.bind(object.py()).call1((object,))?);
+    }
+    if object.hasattr(pyo3::intern!(object.py(), "__float__"))? {
+        return numpy.tensor_of(&numpy.as_array.bind(object.py()).call1((object,))?);
+    }
+    let found = object.get_type().qualname()?;
+    Err(Class::Input.error(format!("expected a tensor (PyTorch, NumPy or DLPack), found {found}")))
+}
+
+/// Tensors of a sequence.
+pub(crate) fn tensors_of(objects: &Bound<'_, PyAny>) -> PyResult<Vec<Tensor>> {
+    objects.try_iter()?.map(|object| tensor_of(&object?)).collect()
+}
+
+/// What this module needs of PyTorch, once somebody has imported it.
+struct Torch {
+    tensor: Py<PyAny>,
+    strided: Py<PyAny>,
+    dispatch: Py<PyAny>,
+    dtypes: Vec<(Py<PyAny>, DType)>,
+}
+
+impl Torch {
+    fn loaded(py: Python<'_>) -> PyResult<Option<&'static Torch>> {
+        static TORCH: PyOnceLock<Torch> = PyOnceLock::new();
+        if let Some(torch) = TORCH.get(py) {
+            return Ok(Some(torch));
+        }
+        let modules = py.import("sys")?.getattr("modules")?.cast_into::<PyDict>()?;
+        let Some(module) = modules.get_item("torch")? else { return Ok(None) };
+        // Half-way through being imported it has no tensors yet, and nobody can have made one.
+        if !module.hasattr("Tensor")? || !module.hasattr("strided")? {
+            return Ok(None);
+        }
+        TORCH.get_or_try_init(py, || Torch::new(&module)).map(Some)
+    }
+
+    fn new(module: &Bound<'_, PyAny>) -> PyResult<Torch> {
+        let names = [
+            ("float32", DType::F32),
+            ("int64", DType::I64),
+            ("bool", DType::Bool),
+            ("float16", DType::F16),
+            ("bfloat16", DType::BF16),
+            ("float64", DType::F64),
+            ("int32", DType::I32),
+            ("int16", DType::I16),
+            ("int8", DType::I8),
+            ("uint8", DType::U8),
+        ];
+        let dtypes = names.into_iter().map(|(name, dtype)| Ok((module.getattr(name)?.unbind(), dtype)));
+        let tensor = module.getattr("Tensor")?;
+        Ok(Torch {
+            dispatch: tensor.getattr("__torch_dispatch__")?.unbind(),
+            tensor: tensor.unbind(),
+            strided: module.getattr("strided")?.unbind(),
+            dtypes: dtypes.collect::<PyResult<_>>()?,
+        })
+    }
+
+    fn tensor_of(&self, object: &Bound<'_, PyAny>) -> PyResult<Tensor> {
+        let py = object.py();
+        let class = object.get_type();
+        // A subclass that intercepts operators, such as a fake or a distributed tensor, has no memory that means anything.
+        if !class.is(&self.tensor) && !class.getattr(pyo3::intern!(py, "__torch_dispatch__"))?.is(&self.dispatch) {
+            let found = class.qualname()?;
+            return Err(Class::Input.error(format!("expected a plain tensor, found a {found}: give its values")));
+        }
+        if !object.getattr(pyo3::intern!(py, "is_cpu"))?.is_truthy()? {
+            let device = object.getattr(pyo3::intern!(py, "device"))?;
+            return Err(
+                Class::Input.error(format!("expected a tensor on the CPU, found one on {device}: move it (.cpu())"))
+            );
+        }
+        if !object.getattr(pyo3::intern!(py, "layout"))?.is(&self.strided) {
+            let layout = object.getattr(pyo3::intern!(py, "layout"))?;
+            return Err(Class::Input.error(format!("expected a dense tensor, found one of {layout}: make it dense")));
+        }
+        let dtype = object.getattr(pyo3::intern!(py, "dtype"))?;
+        let Some((_, dtype)) = self.dtypes.iter().find(|(known, _)| dtype.is(known)) else {
+            return Err(Class::Input.error(format!("tensors of {dtype} are not supported: convert it")));
+        };
+        let is_dense = object.call_method0(pyo3::intern!(py, "is_contiguous"))?.is_truthy()?;
+        let is_negated = object.call_method0(pyo3::intern!(py, "is_neg"))?.is_truthy()?;
+        let object = match (is_dense, is_negated) {
+            (true, false) => object.clone(),
+            // Without a record for gradients.
+            _ => (object.call_method0(pyo3::intern!(py, "detach"))?.call_method0(pyo3::intern!(py, "resolve_neg"))?)
+                .call_method0(pyo3::intern!(py, "contiguous"))?,
+        };
+        let shape: Vec<usize> = object.getattr(pyo3::intern!(py, "shape"))?.cast::<PyTuple>()?.extract()?;
+        let address: usize = object.call_method0(pyo3::intern!(py, "data_ptr"))?.extract()?;
+        // SAFETY: PyTorch says that a dense CPU tensor of this dtype and shape begins there, and it is kept alive.
+        unsafe { borrow(*dtype, shape, address, &object) }
+    }
+}
+
+/// What this module needs of NumPy.
+struct Numpy {
+    array: Py<PyAny>,
+    from_dlpack: Py<PyAny>,
+    as_array: Py<PyAny>,
+    make_dense: Py<PyAny>,
+}
+
+impl Numpy {
+    fn get(py: Python<'_>) -> PyResult<&'static Numpy> {
+        static NUMPY: PyOnceLock<Numpy> = PyOnceLock::new();
+        NUMPY.get_or_try_init(py, || {
+            let module = py.import("numpy")?;
+            Ok(Numpy {
+                array: module.getattr("ndarray")?.unbind(),
+                from_dlpack: module.getattr("from_dlpack")?.unbind(),
+                as_array: module.getattr("asarray")?.unbind(),
+                make_dense: module.getattr("ascontiguousarray")?.unbind(),
+            })
+        })
+    }
+
+    fn tensor_of(&self, object: &Bound<'_, PyAny>) -> PyResult<Tensor> {
+        let py = object.py();
+        let interface = || Ok::<_, PyErr>(object.getattr("__array_interface__")?.cast_into::<PyDict>()?);
+        let found = interface()?;
+        let dtype_name: String = object.getattr("dtype")?.getattr("name")?.extract()?;
+        let is_native: bool = object.getattr("dtype")?.getattr("isnative")?.extract()?;
+        let Some(dtype) = dtype_of_numpy(&dtype_name).filter(|_| is_native) else {
+            return Err(Class::Input.error(format!("arrays of {dtype_name} are not supported: convert it")));
+        };
+        // Dense arrays have no strides in their interface.
+        if found.get_item("strides")?.is_some_and(|strides| !strides.is_none()) {
+            let shape = object.getattr("shape")?;
+            let dense = self.make_dense.bind(py).call1((object,))?;
+            // An array without axes becomes one of one axis there.
+            return self.tensor_of(&dense.call_method1("reshape", (shape,))?);
+        }
+        let shape: Vec<usize> = object.getattr("shape")?.extract()?;
+        let (address, _): (usize, bool) =
+            found.get_item("data")?.ok_or_else(|| Class::Input.error("an array without data"))?.extract()?;
+        // SAFETY: NumPy says that a dense array of this dtype and shape begins there, and it is kept alive.
+        unsafe { borrow(dtype, shape, address, object) }
+    }
+}
+
+fn dtype_of_numpy(name: &str) -> Option<DType> {
+    Some(match name {
+        "float32" => DType::F32,
+        "int64" => DType::I64,
+        "bool" => DType::Bool,
+        "float16" => DType::F16,
+        "bfloat16" => DType::BF16,
+        "float64" => DType::F64,
+        "int32" => DType::I32,
+        "int16" => DType::I16,
+        "int8" => DType::I8,
+        "uint8" => DType::U8,
+        _ => return None,
+    })
+}
+
+/// # Safety
+/// A dense array of `dtype` and `shape` begins at `address` and lives as long as `owner`. Calls that are given the tensor
+/// read it without the interpreter's lock: as with PyTorch's own operators, a thread that writes to it meanwhile makes
+/// their results meaningless.
+unsafe fn borrow(dtype: DType, shape: Vec<usize>, address: usize, owner: &Bound<'_, PyAny>) -> PyResult<Tensor> {
+    let failed = |error: regraft::TensorError| Class::Input.error(error.to_string());
+    let len = Tensor::byte_len(dtype, &shape).map_err(failed)?;
+    if len == 0 {
+        return Tensor::zeros(dtype, &shape).map_err(failed);
+    }
+    let _ = Arc::new(owner.clone().unbind());
+    // SAFETY: the caller's promise.
+    let bytes = unsafe { std::slice::from_raw_parts(address as *const u8, len) };
+    Tensor::new(dtype, shape, AlignedVec::copy_of(bytes).into()).map_err(failed)
+}

@@ -1,0 +1,349 @@
+//! Models: what runs, and what is refitted.
+
+use std::{path::PathBuf, sync::Mutex};
+
+use pyo3::{
+    prelude::*,
+    types::{PyBytes, PyDict, PyList},
+};
+use regraft::{AlignedVec, Engine, KeepSources, Mode, Tensor, Threads};
+
+use crate::{
+    array::Array,
+    dlpack,
+    error::{Class, IntoPyErr},
+    memory::tensors_of,
+    program::SourceInfo,
+    refit::{Adapter, Order, Staged},
+};
+
+/// An engine with a serving generation. It may be run and refitted from many threads at once: a run sees one generation from
+/// start to end, a refit never blocks a run, and a run never blocks a refit.
+#[pyclass(frozen, module = "regraft")]
+pub(crate) struct Model(pub(crate) regraft::Model);
+
+#[pymethods]
+impl Model {
+    /// Loads an engine file (`.rgf`). Weights are mapped; slots are made where the file has none.
+    #[staticmethod]
+    #[pyo3(signature = (path, threads=None))]
+    fn load(py: Python<'_>, path: PathBuf, threads: Option<usize>) -> PyResult<Model> {
+        let threads = threads_of(threads)?;
+        py.detach(|| regraft::load(&path, threads)).map(Model).map_err(IntoPyErr::into_py)
+    }
+
+    /// Reads an engine from the bytes of a file.
+    #[staticmethod]
+    #[pyo3(signature = (data, threads=None))]
+    fn from_bytes(py: Python<'_>, data: &[u8], threads: Option<usize>) -> PyResult<Model> {
+        let threads = threads_of(threads)?;
+        py.detach(|| {
+            let engine = Engine::from_bytes("engine".as_ref(), AlignedVec::copy_of(data).into())?;
+            regraft::model(engine, regraft::cpu(threads))
+        })
+        .map(Model)
+        .map_err(IntoPyErr::into_py)
+    }
+
+    /// Runs the program once, with fresh state. `wrap` makes of each DLPack capsule what is returned; without it outputs are
+    /// arrays.
+    #[pyo3(signature = (inputs, wrap=None))]
+    fn run<'py>(
+        &self,
+        py: Python<'py>,
+        inputs: &Bound<'py, PyAny>,
+        wrap: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let inputs = tensors_of(inputs)?;
+        let outputs = py.detach(|| self.0.run(&inputs)).map_err(IntoPyErr::into_py)?;
+        wrapped(py, outputs, wrap)
+    }
+
+    /// A sequence of runs that keeps the program's state.
+    fn session(&self) -> Session {
+        Session(Mutex::new(self.0.session()))
+    }
+
+    /// Checks weights, adapters or both, computes the slots that they change and publishes them in one step: all or nothing.
+    /// Returns the report as JSON.
+    #[pyo3(signature = (weights=None, *, partial=false, reject_non_finite=false, changed=None, adapters=None, verify=None, observer=None))]
+    fn refit(
+        &self,
+        py: Python<'_>,
+        weights: Option<&Bound<'_, PyAny>>,
+        partial: bool,
+        reject_non_finite: bool,
+        changed: Option<&Bound<'_, PyAny>>,
+        adapters: Option<&Bound<'_, PyAny>>,
+        verify: Option<&Bound<'_, PyAny>>,
+        observer: Option<Py<PyAny>>,
+    ) -> PyResult<String> {
+        let order = Order::new(weights, partial, reject_non_finite, changed, adapters, verify, observer)?;
+        py.detach(|| order.run(&self.0))
+    }
+
+    /// As `refit`, without publishing.
+    #[pyo3(signature = (weights=None, *, partial=false, reject_non_finite=false, changed=None, adapters=None, verify=None, observer=None))]
+    fn stage(
+        &self,
+        py: Python<'_>,
+        weights: Option<&Bound<'_, PyAny>>,
+        partial: bool,
+        reject_non_finite: bool,
+        changed: Option<&Bound<'_, PyAny>>,
+        adapters: Option<&Bound<'_, PyAny>>,
+        verify: Option<&Bound<'_, PyAny>>,
+        observer: Option<Py<PyAny>>,
+    ) -> PyResult<Staged> {
+        let order = Order::new(weights, partial, reject_non_finite, changed, adapters, verify, observer)?;
+        py.detach(|| order.stage(&self.0)).map(Staged::new)
+    }
+
+    /// An adapter for this engine: from a file or folder, or from tensors by the names that PEFT, diffusers or kohya's scripts
+    /// give them; `config` is the text of PEFT's `adapter_config.json`.
+    #[pyo3(signature = (name, weights, config=None))]
+    fn adapter(
+        &self,
+        py: Python<'_>,
+        name: &str,
+        weights: &Bound<'_, PyAny>,
+        config: Option<&str>,
+    ) -> PyResult<Adapter> {
+        Adapter::new(py, &self.0, name, weights, config)
+    }
+
+    /// Another model that starts with the same generation and shares the engine and every slot that neither changes.
+    fn fork(&self) -> Model {
+        Model(self.0.fork())
+    }
+
+    /// `refittable`, `stripped` or `frozen`: what the engine held when it was made.
+    #[getter]
+    fn mode(&self) -> String {
+        self.0.mode().to_string()
+    }
+
+    /// Whether it has weights.
+    #[getter]
+    fn is_bound(&self) -> bool {
+        self.0.generation().is_some()
+    }
+
+    /// Number of the serving generation.
+    #[getter]
+    fn generation(&self) -> Option<u64> {
+        self.0.generation().map(|generation| generation.id)
+    }
+
+    /// `(name, type)` of each input.
+    #[getter]
+    fn inputs(&self) -> Vec<(String, String)> {
+        let graph = &self.0.plan().graph;
+        graph.inputs.iter().map(|input| (input.name.clone(), graph.ty(input.value).to_string())).collect()
+    }
+
+    /// `(name, type)` of each output.
+    #[getter]
+    fn outputs(&self) -> Vec<(String, String)> {
+        let graph = &self.0.plan().graph;
+        graph.outputs.iter().map(|output| (output.name.clone(), graph.ty(output.value).to_string())).collect()
+    }
+
+    /// What a state dict must bring.
+    #[getter]
+    fn sources(&self) -> Vec<SourceInfo> {
+        self.0.refit_map().sources.iter().map(SourceInfo::from).collect()
+    }
+
+    /// `(name, bytes, names of its sources)` of each slot; a frozen engine does not know the sources.
+    #[getter]
+    fn slots(&self) -> Vec<(String, usize, Vec<String>)> {
+        let (plan, map) = (self.0.plan(), self.0.refit_map());
+        let sources = |slot: usize| {
+            let recipe = map.recipes.get(slot)?;
+            Some(recipe.sources.iter().map(|&source| map.sources[source as usize].name.clone()).collect())
+        };
+        let slot = |i| (plan.slot_name(i).to_owned(), plan.slot_bytes(i), sources(i).unwrap_or_default());
+        (0..plan.slots.len()).map(slot).collect()
+    }
+
+    /// A copy of a slot as the kernels read it: its bytes.
+    fn slot_bytes(&self, name: &str) -> PyResult<Array> {
+        let plan = self.0.plan();
+        let at = (0..plan.slots.len()).find(|&slot| plan.slot_name(slot) == name);
+        let at = at.ok_or_else(|| Class::Regraft.error(format!("there is no slot {name}")))?;
+        self.0.check_file().map_err(IntoPyErr::into_py)?;
+        let generation = self.0.generation().ok_or_else(|| Class::NotBound.error("the engine has no weights yet"))?;
+        let bytes = generation.slots[at].bytes();
+        Ok(Array(Tensor::from_slice(&[bytes.len()], bytes)))
+    }
+
+    /// Weights of the serving generation as they were given, without adapters; `None` where they were let go.
+    fn source(&self, name: &str) -> PyResult<Option<Array>> {
+        let infos = &self.0.refit_map().sources;
+        let at = infos.iter().position(|info| info.names().any(|other| other == name));
+        let at = at.ok_or_else(|| Class::Weights.error(format!("there is no source {name}")))?;
+        self.0.check_file().map_err(IntoPyErr::into_py)?;
+        let generation = self.0.generation().ok_or_else(|| Class::NotBound.error("the engine has no weights yet"))?;
+        Ok(generation.sources[at].converted().map(Array))
+    }
+
+    /// `(name, scale)` of each adapter of the serving generation.
+    #[getter]
+    fn adapters(&self) -> Vec<(String, f64)> {
+        self.0.adapters().active().into_iter().map(|(adapter, scale)| (adapter.name.clone(), scale)).collect()
+    }
+
+    /// Instruction set and backend that it was built for.
+    #[getter]
+    fn target(&self) -> String {
+        self.0.backend().target().to_string()
+    }
+
+    /// Bytes of slots: of this model and all its forks together, of this generation, and of those that this generation shares
+    /// with nobody.
+    fn memory<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let (memory, facts) = (self.0.slot_memory(), PyDict::new(py));
+        let generation = self.0.generation();
+        let slots = generation.iter().flat_map(|generation| &generation.slots);
+        let (mut all, mut private) = (0, 0);
+        for slot in slots {
+            all += slot.bytes().len();
+            // Two: the serving generation's, and none of another's.
+            private += if std::sync::Arc::strong_count(slot) == 1 { slot.bytes().len() } else { 0 };
+        }
+        facts.set_item("in_use", memory.in_use)?;
+        facts.set_item("free", memory.free)?;
+        facts.set_item("limit", memory.limit)?;
+        facts.set_item("slots", all)?;
+        facts.set_item("private", private)?;
+        Ok(facts)
+    }
+
+    /// Sets the most bytes that slots may take, of this model and all its forks.
+    #[pyo3(signature = (limit))]
+    fn set_memory_limit(&self, limit: Option<usize>) {
+        self.0.set_memory_limit(limit);
+    }
+
+    /// Gives memory that waits for the next refit back to the system.
+    fn trim(&self) {
+        self.0.trim();
+    }
+
+    /// Whether publishing keeps the generation before, for `roll_back`.
+    fn keep_previous(&self, keep: bool) {
+        self.0.set_keep_previous(keep);
+    }
+
+    /// Publishes the generation before the serving one again.
+    fn roll_back(&self) -> PyResult<()> {
+        self.0.roll_back().map_err(IntoPyErr::into_py)
+    }
+
+    /// Writes the engine with its serving weights to a file; returns its size in bytes.
+    #[pyo3(signature = (path, mode="refittable", keep_sources="embedded"))]
+    fn save(&self, py: Python<'_>, path: PathBuf, mode: &str, keep_sources: &str) -> PyResult<u64> {
+        let (mode, keep) = (mode_of(mode)?, keep_of(keep_sources)?);
+        py.detach(|| regraft::save(&self.0, mode, keep, &path)).map_err(IntoPyErr::into_py)
+    }
+
+    /// The bytes of such a file.
+    #[pyo3(signature = (mode="refittable", keep_sources="embedded"))]
+    fn to_bytes<'py>(&self, py: Python<'py>, mode: &str, keep_sources: &str) -> PyResult<Bound<'py, PyBytes>> {
+        let (mode, keep) = (mode_of(mode)?, keep_of(keep_sources)?);
+        let bytes = py.detach(|| -> Result<_, regraft::Error> { Ok(self.0.to_engine(mode, keep)?.to_bytes()?) });
+        Ok(PyBytes::new(py, &bytes.map_err(IntoPyErr::into_py)?))
+    }
+
+    fn __repr__(&self) -> String {
+        let (map, plan) = (self.0.refit_map(), self.0.plan());
+        let bytes: usize = (0..plan.slots.len()).map(|slot| plan.slot_bytes(slot)).sum();
+        let bound = if self.is_bound() { "" } else { ", no weights yet" };
+        format!(
+            "regraft.Model({}, {} sources, {} slots, {:.1} MB, {}{bound})",
+            self.0.mode(),
+            map.sources.len(),
+            plan.slots.len(),
+            bytes as f64 / 1e6,
+            self.target()
+        )
+    }
+}
+
+/// A sequence of runs with its own state and scratch memory.
+#[pyclass(frozen, module = "regraft")]
+pub(crate) struct Session(Mutex<regraft::Session>);
+
+#[pymethods]
+impl Session {
+    /// Runs the program with the state that the run before left.
+    #[pyo3(signature = (inputs, wrap=None))]
+    fn run<'py>(
+        &self,
+        py: Python<'py>,
+        inputs: &Bound<'py, PyAny>,
+        wrap: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let inputs = tensors_of(inputs)?;
+        let outputs = py.detach(|| self.lock().run(&inputs)).map_err(IntoPyErr::into_py)?;
+        wrapped(py, outputs, wrap)
+    }
+
+    /// Forgets the state.
+    fn reset(&self, py: Python<'_>) {
+        py.detach(|| self.lock().reset_state());
+    }
+}
+
+impl Session {
+    /// A session is whole after any panic: the state of a failed run is the one before.
+    fn lock(&self) -> std::sync::MutexGuard<'_, regraft::Session> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+fn wrapped<'py>(
+    py: Python<'py>,
+    outputs: Vec<Tensor>,
+    wrap: Option<&Bound<'py, PyAny>>,
+) -> PyResult<Bound<'py, PyList>> {
+    let list = PyList::empty(py);
+    for output in outputs {
+        match wrap {
+            Some(wrap) => list.append(wrap.call1((dlpack::capsule(py, output)?,))?)?,
+            None => list.append(Bound::new(py, Array(output))?)?,
+        }
+    }
+    Ok(list)
+}
+
+pub(crate) fn threads_of(threads: Option<usize>) -> PyResult<Threads> {
+    match threads {
+        None => Ok(Threads::Auto),
+        Some(0) => Err(Class::Regraft.error("threads: expected at least 1, found 0")),
+        Some(n) => Ok(Threads::Count(n)),
+    }
+}
+
+pub(crate) fn mode_of(name: &str) -> PyResult<Mode> {
+    match name {
+        "refittable" => Ok(Mode::Refittable),
+        "stripped" => Ok(Mode::Stripped),
+        "frozen" => Ok(Mode::Frozen),
+        other => {
+            Err(Class::Regraft.error(format!("mode: expected 'refittable', 'stripped' or 'frozen', found '{other}'")))
+        }
+    }
+}
+
+fn keep_of(name: &str) -> PyResult<KeepSources> {
+    match name {
+        "embedded" => Ok(KeepSources::Embedded),
+        "prepacked" => Ok(KeepSources::Prepacked),
+        "reference" => Ok(KeepSources::Reference),
+        "none" => Ok(KeepSources::None),
+        other => Err(Class::Regraft
+            .error(format!("keep_sources: expected 'embedded', 'prepacked', 'reference' or 'none', found '{other}'"))),
+    }
+}

@@ -1,0 +1,101 @@
+//! Imported programs.
+
+use std::{io::Write as _, path::PathBuf};
+
+use pyo3::prelude::*;
+use regraft::import::{self, Imported};
+
+use crate::error::{Class, IntoPyErr};
+
+/// A program on its way to an engine, without the values of its weights.
+#[pyclass(frozen, module = "regraft")]
+pub(crate) struct Program(pub(crate) Imported);
+
+/// A named tensor that a program or an engine reads.
+#[pyclass(frozen, get_all, module = "regraft")]
+pub(crate) struct SourceInfo {
+    /// Fully qualified name, as `state_dict()` spells it.
+    name: String,
+    /// Its other names, where it is tied.
+    aliases: Vec<String>,
+    /// Element type.
+    dtype: &'static str,
+    /// Sizes.
+    shape: Vec<usize>,
+    /// `parameter`, `buffer`, `buffer_non_persistent` or `constant`.
+    kind: &'static str,
+}
+
+#[pymethods]
+impl SourceInfo {
+    fn __repr__(&self) -> String {
+        format!("{} : {}{:?} ({})", self.name, self.dtype, self.shape, self.kind)
+    }
+}
+
+impl From<&regraft::SourceInfo> for SourceInfo {
+    fn from(info: &regraft::SourceInfo) -> Self {
+        SourceInfo {
+            name: info.name.clone(),
+            aliases: info.aliases.clone(),
+            dtype: info.dtype.name(),
+            shape: info.shape.clone(),
+            kind: info.kind.name(),
+        }
+    }
+}
+
+#[pymethods]
+impl Program {
+    /// Reads the program of a `.pt2` file.
+    #[staticmethod]
+    fn from_pt2(py: Python<'_>, path: PathBuf) -> PyResult<Program> {
+        py.detach(|| import::import_pt2_program(path)).map(Program).map_err(IntoPyErr::into_py)
+    }
+
+    /// Reads the program in the bytes of a `.pt2` file.
+    #[staticmethod]
+    fn from_bytes(py: Python<'_>, data: &[u8]) -> PyResult<Program> {
+        let failed =
+            |error: std::io::Error| Class::Compile.error(format!("a temporary file cannot be written: {error}"));
+        let mut file = tempfile::NamedTempFile::new().map_err(failed)?;
+        file.write_all(data).and_then(|()| file.flush()).map_err(failed)?;
+        Program::from_pt2(py, file.path().into())
+    }
+
+    /// Weights that the program reads.
+    #[getter]
+    fn sources(&self) -> Vec<SourceInfo> {
+        let graph = &self.0.graph;
+        graph.sources.iter().map(|s| (&regraft::SourceInfo::new(s, graph.ty(s.value))).into()).collect()
+    }
+
+    /// Names of the inputs, in order.
+    #[getter]
+    fn inputs(&self) -> Vec<String> {
+        self.0.call.input_names.clone()
+    }
+
+    /// Names of the outputs, in order.
+    #[getter]
+    fn outputs(&self) -> Vec<String> {
+        self.0.call.output_names.clone()
+    }
+
+    /// Whether it keeps state between runs.
+    #[getter]
+    fn has_state(&self) -> bool {
+        !self.0.graph.states.is_empty()
+    }
+
+    fn __repr__(&self) -> String {
+        let report = &self.0.report;
+        format!("regraft.Program({} nodes, {} sources)", report.nodes, report.sources)
+    }
+}
+
+/// Whether there is a translation of an operator, such as `torch.ops.aten.linear.default`.
+#[pyfunction]
+pub(crate) fn is_known(operator: &str) -> bool {
+    import::is_known(operator)
+}

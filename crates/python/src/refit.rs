@@ -1,0 +1,218 @@
+//! Refits: what is asked for, adapters, and staged generations.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex},
+};
+
+use pyo3::{prelude::*, types::PyString};
+use regraft::{
+    Changed, Phase, Refit, RefitObserver, RefitOptions, RefitReport, RuntimeError, RuntimeErrorKind, StateDict, Tensor,
+    adapter::{self, AdapterConfig},
+};
+
+use crate::{
+    error::{Class, IntoPyErr},
+    memory::tensors_of,
+    weights::state_dict_of,
+};
+
+/// An adapter that was matched to the sources of an engine.
+#[pyclass(frozen, module = "regraft")]
+pub(crate) struct Adapter(Arc<adapter::Adapter>);
+
+impl Adapter {
+    pub(crate) fn new(
+        py: Python<'_>,
+        model: &regraft::Model,
+        name: &str,
+        weights: &Bound<'_, PyAny>,
+        config: Option<&str>,
+    ) -> PyResult<Adapter> {
+        let map = model.refit_map();
+        let is_path = weights.is_instance_of::<PyString>() || weights.hasattr("__fspath__")?;
+        let adapter = if is_path {
+            let path: PathBuf = weights.extract()?;
+            py.detach(|| adapter::Adapter::open(&path, map))
+                .map(|found| adapter::Adapter { name: name.into(), ..found })
+        } else {
+            let config = config.map(serde_json::from_str).transpose();
+            let config: Option<AdapterConfig> = config.map_err(|error| {
+                Class::Weights.error(format!("{name}: no valid configuration of an adapter: {error}"))
+            })?;
+            let weights = state_dict_of(weights)?;
+            py.detach(|| adapter::Adapter::from_state_dict(name, &weights, &config.unwrap_or_default(), map))
+        };
+        Ok(Adapter(Arc::new(adapter.map_err(IntoPyErr::into_py)?)))
+    }
+}
+
+#[pymethods]
+impl Adapter {
+    /// What reports call it.
+    #[getter]
+    fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// Number of sources that it changes.
+    #[getter]
+    fn layers(&self) -> usize {
+        self.0.layers.len()
+    }
+
+    /// Keys of its file that are about other models of a pipeline, such as a text encoder.
+    #[getter]
+    fn elsewhere(&self) -> Vec<String> {
+        self.0.elsewhere.clone()
+    }
+
+    fn __repr__(&self) -> String {
+        format!("regraft.Adapter('{}', {} layers)", self.0.name, self.0.layers.len())
+    }
+}
+
+/// What a refit is asked to do.
+pub(crate) struct Order {
+    weights: Option<StateDict>,
+    options: RefitOptions,
+    adapters: Option<Vec<(Arc<adapter::Adapter>, f64)>>,
+    samples: Option<Vec<Vec<Tensor>>>,
+    observer: Option<Observer>,
+}
+
+impl Order {
+    pub(crate) fn new(
+        weights: Option<&Bound<'_, PyAny>>,
+        partial: bool,
+        reject_non_finite: bool,
+        changed: Option<&Bound<'_, PyAny>>,
+        adapters: Option<&Bound<'_, PyAny>>,
+        verify: Option<&Bound<'_, PyAny>>,
+        observer: Option<Py<PyAny>>,
+    ) -> PyResult<Order> {
+        let changed = match changed {
+            None => Changed::Detect,
+            Some(all) if all.is_instance_of::<PyString>() => match all.extract::<String>()?.as_str() {
+                "all" => Changed::All,
+                other => return Err(Class::Weights.error(format!("changed: expected 'all' or names, found '{other}'"))),
+            },
+            Some(names) => Changed::Keys(names.try_iter()?.map(|name| name?.extract()).collect::<PyResult<_>>()?),
+        };
+        let adapter = |item: PyResult<Bound<'_, PyAny>>| {
+            let (adapter, scale): (PyRef<'_, Adapter>, f64) = item?.extract()?;
+            Ok((adapter.0.clone(), scale))
+        };
+        let adapters = adapters.map(|list| list.try_iter()?.map(adapter).collect::<PyResult<_>>()).transpose()?;
+        // One sample: the inputs of one run.
+        let samples = verify.map(|inputs| Ok::<_, PyErr>(vec![tensors_of(inputs)?])).transpose()?;
+        Ok(Order {
+            weights: weights.map(state_dict_of).transpose()?,
+            options: RefitOptions { partial, reject_non_finite, changed },
+            adapters,
+            samples,
+            observer: observer.map(Observer),
+        })
+    }
+
+    /// Computes the new generation, and verifies it where that is asked for.
+    pub(crate) fn stage(&self, model: &regraft::Model) -> PyResult<regraft::Staged> {
+        let staged = self.refit().and_then(|refit| refit.stage(model)).map_err(IntoPyErr::into_py)?;
+        if let Some(samples) = &self.samples {
+            staged.verify(samples).map_err(IntoPyErr::into_py)?;
+        }
+        Ok(staged)
+    }
+
+    /// Stages and publishes; when another refit comes first, again on top of it.
+    pub(crate) fn run(&self, model: &regraft::Model) -> PyResult<String> {
+        loop {
+            match self.stage(model)?.publish() {
+                Err(error) if matches!(error.kind(), RuntimeErrorKind::Stale) => {}
+                outcome => return outcome.map_err(IntoPyErr::into_py).map(|report| json(&report)),
+            }
+        }
+    }
+
+    fn refit(&self) -> Result<Refit<'_>, RuntimeError> {
+        let mut refit = Refit::new();
+        if let Some(weights) = &self.weights {
+            refit = refit.weights(weights, &self.options);
+        }
+        if let Some(adapters) = &self.adapters {
+            refit = refit.adapters(adapters)?;
+        }
+        Ok(match &self.observer {
+            Some(observer) => refit.observe(observer),
+            None => refit,
+        })
+    }
+}
+
+fn json(report: &RefitReport) -> String {
+    serde_json::to_string(report).expect("a report is made of names and numbers")
+}
+
+/// A generation that is ready to serve and does not yet.
+#[pyclass(frozen, module = "regraft")]
+pub(crate) struct Staged(Mutex<Option<regraft::Staged>>);
+
+impl Staged {
+    pub(crate) fn new(staged: regraft::Staged) -> Staged {
+        Staged(Mutex::new(Some(staged)))
+    }
+
+    fn take(&self) -> PyResult<regraft::Staged> {
+        let staged = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        staged.ok_or_else(|| Class::Stale.error("it was published already: stage it again"))
+    }
+}
+
+#[pymethods]
+impl Staged {
+    /// Makes it the serving generation, in one atomic step. Returns the report as JSON.
+    fn publish(&self, py: Python<'_>) -> PyResult<String> {
+        let staged = self.take()?;
+        py.detach(|| staged.publish()).map_err(IntoPyErr::into_py).map(|report| json(&report))
+    }
+}
+
+/// Publishes what was staged on several models: on all of them, or on none. Returns a report for each.
+#[pyfunction]
+pub(crate) fn publish_together(py: Python<'_>, staged: Vec<PyRef<'_, Staged>>) -> PyResult<Vec<String>> {
+    let staged = staged.iter().map(|staged| staged.take()).collect::<PyResult<Vec<_>>>()?;
+    let reports = py.detach(|| regraft::publish_together(staged)).map_err(IntoPyErr::into_py)?;
+    Ok(reports.iter().map(json).collect())
+}
+
+/// A callable `(phase, done, total)` of Python; bytes are zero where a phase begins.
+struct Observer(Py<PyAny>);
+
+impl Observer {
+    fn tell(&self, phase: &str, done: usize, total: usize) {
+        Python::attach(|py| {
+            if let Err(error) = self.0.call1(py, (phase, done, total)) {
+                // Watching must not decide what happens.
+                error.write_unraisable(py, Some(self.0.bind(py)));
+            }
+        });
+    }
+}
+
+impl RefitObserver for Observer {
+    fn phase(&self, phase: Phase) {
+        let name = match phase {
+            Phase::Match => "match",
+            Phase::Check => "check",
+            Phase::Compare => "compare",
+            Phase::Stage => "stage",
+            Phase::Publish => "publish",
+            Phase::Retire => "retire",
+        };
+        self.tell(name, 0, 0);
+    }
+
+    fn staged(&self, done: usize, total: usize) {
+        self.tell("stage", done, total);
+    }
+}

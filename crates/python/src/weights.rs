@@ -1,0 +1,66 @@
+//! Named tensors: mappings of Python, and weight files.
+
+use std::path::PathBuf;
+
+use pyo3::prelude::*;
+
+use crate::{
+    error::{Class, IntoPyErr},
+    memory,
+};
+
+/// Weights read from a file, mapped where they are stored as they are: `.safetensors`, a state dict that `torch.save` wrote
+/// (`.pt`, `.pth`, `.bin`; nothing in it is executed), `.pt2`, the initialisers of an `.onnx`, or the `.index.json` of shards.
+#[pyclass(frozen, module = "regraft")]
+pub(crate) struct StateDict(pub(crate) regraft::StateDict);
+
+#[pymethods]
+impl StateDict {
+    #[staticmethod]
+    fn open(py: Python<'_>, path: PathBuf) -> PyResult<StateDict> {
+        py.detach(|| regraft::open_weights(&path)).map(StateDict).map_err(IntoPyErr::into_py)
+    }
+
+    /// Names, in their order.
+    fn keys(&self) -> Vec<&str> {
+        self.0.iter().map(|(name, _)| name).collect()
+    }
+
+    fn __len__(&self) -> usize {
+        self.0.len()
+    }
+
+    fn __contains__(&self, name: &str) -> bool {
+        self.0.get(name).is_some()
+    }
+
+    fn __getitem__(&self, name: &str) -> PyResult<crate::array::Array> {
+        let tensor = self.0.get(name).ok_or_else(|| pyo3::exceptions::PyKeyError::new_err(name.to_owned()))?;
+        Ok(crate::array::Array(tensor.clone()))
+    }
+
+    /// The tensors called `names`; those that are not there are left out.
+    fn only(&self, names: Vec<String>) -> StateDict {
+        let tensors = names.into_iter().filter_map(|name| self.0.get(&name).cloned().map(|tensor| (name, tensor)));
+        StateDict(tensors.collect())
+    }
+
+    fn __repr__(&self) -> String {
+        format!("regraft.StateDict({} tensors, {:.1} MB)", self.0.len(), self.0.byte_len() as f64 / 1e6)
+    }
+}
+
+/// The tensors of a `StateDict` or of a mapping from names to tensors.
+pub(crate) fn state_dict_of(object: &Bound<'_, PyAny>) -> PyResult<regraft::StateDict> {
+    if let Ok(dict) = object.cast::<StateDict>() {
+        return Ok(dict.get().0.clone());
+    }
+    let mut weights = regraft::StateDict::new();
+    for item in object.call_method0("items")?.try_iter()? {
+        let (name, value): (String, Bound<'_, PyAny>) = item?.extract()?;
+        let tensor = memory::tensor_of(&value);
+        let tensor = tensor.map_err(|error| Class::Weights.error(format!("{name}: {}", error.value(object.py()))))?;
+        weights.insert(name, tensor);
+    }
+    Ok(weights)
+}

@@ -1,0 +1,92 @@
+"""Regraft compiles a trained network once and lets its weights change for ever after.
+
+.. code-block:: python
+
+    compiled = regraft.compile(torch.export.export(model, inputs))
+    y = compiled(*inputs)
+    compiled.refit(tuned_model.state_dict())  # a few milliseconds; the next call has the new weights
+
+``import regraft`` needs NumPy only: :class:`Model` loads, runs and refits engine files. Everything that takes
+PyTorch modules imports PyTorch when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from regraft._regraft import Adapter, Array, DiskCache, Model, Session, StateDict, __version__
+from regraft.errors import (
+    CompileError,
+    EngineFileError,
+    FrozenError,
+    GradientError,
+    InputError,
+    NotBoundError,
+    RegraftError,
+    StaleError,
+    Unsupported,
+    VerificationError,
+    WeightsError,
+)
+from regraft.report import RefitReport
+from regraft.saving import load, save
+
+if TYPE_CHECKING:
+    from regraft.compiling import compile, dry_run
+    from regraft.module import Module
+    from regraft.mutable import MutableModule
+    from regraft.partition import PartitionReport
+    from regraft.refitting import refit_module_weights
+
+__all__ = [
+    "Adapter",
+    "Array",
+    "CompileError",
+    "DiskCache",
+    "EngineFileError",
+    "FrozenError",
+    "GradientError",
+    "InputError",
+    "Model",
+    "Module",
+    "MutableModule",
+    "NotBoundError",
+    "PartitionReport",
+    "RefitReport",
+    "RegraftError",
+    "Session",
+    "StaleError",
+    "StateDict",
+    "Unsupported",
+    "VerificationError",
+    "WeightsError",
+    "__version__",
+    "compile",
+    "dry_run",
+    "load",
+    "refit_module_weights",
+    "save",
+]
+
+# Where the names are that need PyTorch.
+_WITH_TORCH = {
+    "Module": "regraft.module",
+    "MutableModule": "regraft.mutable",
+    "PartitionReport": "regraft.partition",
+    "compile": "regraft.compiling",
+    "dry_run": "regraft.compiling",
+    "refit_module_weights": "regraft.refitting",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WITH_TORCH:
+        raise AttributeError(f"module 'regraft' has no attribute '{name}'")
+    value = getattr(importlib.import_module(_WITH_TORCH[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,119 @@
+"""From an exported program of PyTorch to one of Regraft."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import io
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+
+from regraft import _regraft
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+__all__ = ["digest_of", "import_program", "tensors_of"]
+
+_WEIGHTS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+
+
+def import_program(program: ExportedProgram) -> _regraft.Program:
+    """Translates ``program``. The values of its weights are not looked at.
+
+    Raises:
+        CompileError: with everything that has no translation.
+
+    """
+    archive = io.BytesIO()
+    torch.export.save(_without_weights(program), archive)
+    return _regraft.Program.from_bytes(archive.getvalue())
+
+
+def tensors_of(program: ExportedProgram) -> dict[str, torch.Tensor]:
+    """Parameters, buffers and lifted constants of ``program`` by their fully qualified names."""
+    named: dict[str, Any] = {**program.state_dict, **program.constants}
+    return {name: value for name, value in named.items() if isinstance(value, torch.Tensor)}
+
+
+def digest_of(program: ExportedProgram) -> str:
+    """A digest of what ``program`` computes: operators, operands and literals, but no names, sizes or
+    weights. Two exports of one model have the same; a model with another literal (``x * 0.5``, ``x * 0.7``)
+    has another.
+    """
+    numbers = {node: index for index, node in enumerate(program.graph.nodes)}
+    names = {
+        spec.arg.name: spec.target for spec in program.graph_signature.input_specs if spec.kind in _WEIGHTS
+    }
+    hasher = hashlib.sha256()
+    for node in program.graph.nodes:
+        args = torch.fx.map_arg((node.args, node.kwargs), lambda arg: f"%{numbers[arg]}")
+        source = names.get(node.name, "") if node.op == "placeholder" else ""
+        operation = node.op if node.op in ("placeholder", "output") else str(node.target)
+        hasher.update(f"{operation} {source} {_literals(args)}\n".encode())
+    return hasher.hexdigest()
+
+
+def _literals(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_literals(item)}" for key, item in sorted(value.items())) + "}"
+    if isinstance(value, (tuple, list)):
+        return "[" + ",".join(map(_literals, value)) + "]"
+    return repr(value)
+
+
+def _without_weights(program: ExportedProgram) -> ExportedProgram:
+    """``program`` with weights of the same types that take no memory; tied ones stay tied."""
+    bare = copy.copy(program)
+    stand_ins = _StandIns()
+    bare._state_dict = stand_ins.for_all(program.state_dict)
+    bare._constants = stand_ins.for_all(program.constants)
+    bare._example_inputs = None
+    return bare
+
+
+class _StandIns:
+    """One element of memory for each weight, seen with the weight's shape."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[Any, ...], torch.Tensor] = {}
+
+    def for_all(self, weights: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: self._of(name, value) for name, value in weights.items()}
+
+    def _of(self, name: str, value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        key = self._identity(name, value)
+        if key not in self._made:
+            memory = torch.zeros(1, dtype=value.dtype)
+            self._made[key] = (
+                memory.as_strided(value.shape, (0,) * value.dim())
+                if value.numel()
+                else memory[:0].reshape(value.shape)
+            )
+        stand_in = self._made[key]
+        if isinstance(value, torch.nn.Parameter):
+            return torch.nn.Parameter(stand_in, requires_grad=False)
+        return stand_in
+
+    @staticmethod
+    def _identity(name: str, value: torch.Tensor) -> tuple[Any, ...]:
+        """Equal for weights that are the same memory seen the same way."""
+        if value.numel() == 0 or value.device.type == "meta" or _is_fake(value):
+            return (name,)
+        return (value.data_ptr(), value.dtype, value.shape, value.stride())
+
+
+def _is_fake(value: torch.Tensor) -> bool:
+    return isinstance(value, torch._subclasses.FakeTensor)
+
+
+def weight_specs(program: ExportedProgram) -> Iterable[tuple[str, str, InputKind]]:
+    """``(name in the graph, fully qualified name, kind)`` of each weight that the graph takes."""
+    for spec in program.graph_signature.input_specs:
+        if spec.kind in _WEIGHTS and spec.target is not None:
+            yield spec.arg.name, spec.target, spec.kind

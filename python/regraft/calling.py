@@ -1,0 +1,251 @@
+"""How a module is called: the structure of its arguments and results."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch.export import ExportedProgram
+from torch.export.graph_signature import (
+    ConstantArgument,
+    InputKind,
+    OutputKind,
+    SymBoolArgument,
+    SymFloatArgument,
+    SymIntArgument,
+    TensorArgument,
+)
+
+from regraft.errors import CompileError, GradientError, InputError, Unsupported
+
+__all__ = ["CallingConvention", "Constant"]
+
+# Packages whose modules return data classes that they register themselves when they are imported.
+_REGISTERING = ("transformers", "diffusers")
+
+
+@dataclass(frozen=True)
+class Constant:
+    """An argument or result that is not a tensor: it is the same at each call."""
+
+    value: bool | int | float | str | None
+
+
+@dataclass(frozen=True)
+class CallingConvention:
+    """The structure of arguments and results, and which of their leaves are tensors.
+
+    A leaf that is no tensor was compiled in: a call must bring the same value.
+    """
+
+    in_spec: pytree.TreeSpec
+    out_spec: pytree.TreeSpec
+    inputs: tuple[Constant | None, ...]
+    """For each leaf of the arguments its constant, ``None`` for a tensor."""
+    outputs: tuple[Constant | None, ...]
+    """For each leaf of the results its constant, ``None`` for a tensor."""
+    names: tuple[str, ...]
+    """A name for each leaf of the arguments, for messages."""
+
+    @classmethod
+    def of(cls, program: ExportedProgram) -> CallingConvention:
+        """The convention of ``program``.
+
+        Raises:
+            CompileError: when an argument or a result is neither a tensor nor a constant.
+
+        """
+        signature = program.graph_signature
+        in_spec, out_spec = program.call_spec.in_spec, program.call_spec.out_spec
+        if in_spec is None or out_spec is None:
+            raise CompileError(
+                "the program does not say how it is called: export it with torch.export.export"
+            )
+        user_inputs = [spec.arg for spec in signature.input_specs if spec.kind == InputKind.USER_INPUT]
+        user_outputs = [spec.arg for spec in signature.output_specs if spec.kind == OutputKind.USER_OUTPUT]
+        for spec in signature.output_specs:
+            if spec.kind == OutputKind.USER_INPUT_MUTATION:
+                reason = f"the program writes to its input {spec.target}"
+                raise CompileError(
+                    f"{reason}\n  help: return the new value instead", ((spec.arg.name, "", reason),)
+                )
+        inputs = tuple(_leaf(arg, "input") for arg in user_inputs)
+        return cls(
+            in_spec=in_spec,
+            out_spec=out_spec,
+            inputs=inputs,
+            outputs=tuple(_leaf(arg, "output") for arg in user_outputs),
+            names=tuple(arg.name for arg in user_inputs),
+        )
+
+    def flatten(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+        """The tensors of a call, in order.
+
+        Raises:
+            InputError: when the call has another structure or another constant than the program was compiled
+            for.
+            GradientError: when gradients are asked for.
+
+        """
+        if not kwargs and len(args) == len(self.inputs) and self._is_plain:
+            leaves: Sequence[Any] = args
+        else:
+            leaves = self._leaves(args, kwargs)
+        grad = torch.is_grad_enabled()
+        tensors = []
+        for leaf, constant, name in zip(leaves, self.inputs, self.names, strict=True):
+            if constant is None:
+                if grad and getattr(leaf, "requires_grad", False):
+                    raise GradientError(
+                        f"input {name} requires a gradient, and engines compute none: call under "
+                        "torch.no_grad(), give it detached, or let regraft.MutableModule go through PyTorch"
+                    )
+                tensors.append(leaf)
+            elif not _same(leaf, constant.value):
+                raise InputError(
+                    f"input {name}: the program was compiled for {constant.value!r}, found {_short(leaf)}: "
+                    "compile it for this value"
+                )
+        return tensors
+
+    def unflatten(self, tensors: Sequence[Any]) -> Any:
+        """The results of a call from its tensors."""
+        if self._returns_one:
+            return tensors[0]
+        values = iter(tensors)
+        leaves = [next(values) if constant is None else constant.value for constant in self.outputs]
+        return pytree.tree_unflatten(leaves, self.out_spec)
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether all arguments are positional tensors."""
+        cached = self.__dict__.get("_plain")
+        if cached is None:
+            count = len(self.inputs)
+            plain = pytree.tree_flatten((tuple(range(count)), {}))[1]
+            cached = plain == self.in_spec and all(constant is None for constant in self.inputs)
+            self.__dict__["_plain"] = cached
+        return bool(cached)
+
+    @property
+    def _returns_one(self) -> bool:
+        cached = self.__dict__.get("_one")
+        if cached is None:
+            cached = self.out_spec.is_leaf() and self.outputs == (None,)
+            self.__dict__["_one"] = cached
+        return bool(cached)
+
+    def _leaves(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+        args_spec, kwargs_spec = self.in_spec.children()
+        names = list(kwargs_spec.context)
+        ordered = {name: kwargs[name] for name in names if name in kwargs}
+        ordered.update(kwargs)
+        leaves, spec = pytree.tree_flatten((tuple(args), ordered))
+        if spec != self.in_spec:
+            raise InputError(
+                "the call has another structure than the program was compiled for\n"
+                f"  expected {_call(args_spec.num_children, names)}, found {_call(len(args), list(kwargs))}\n"
+                "  help: compile the module with such a call"
+                if _call(args_spec.num_children, names) != _call(len(args), list(kwargs))
+                else "an argument has another structure than the program was compiled for\n"
+                f"  expected {self.in_spec}\n  found    {spec}\n  help: compile the module with such a call"
+            )
+        return leaves
+
+    def to_json(self) -> dict[str, Any]:
+        """The convention as JSON holds it.
+
+        Raises:
+            CompileError: when a class among the arguments or results is not registered under a name.
+
+        """
+        try:
+            specs = {
+                "in_spec": pytree.treespec_dumps(self.in_spec),
+                "out_spec": pytree.treespec_dumps(self.out_spec),
+            }
+        except Exception as error:
+            raise CompileError(
+                f"the structure of arguments and results cannot be saved: {error}\n"
+                "  help: register the class with torch.utils._pytree under a serialized_type_name"
+            ) from error
+
+        def plain(leaves: tuple[Constant | None, ...]) -> list[Any]:
+            return [None if leaf is None else {"value": leaf.value} for leaf in leaves]
+
+        return {
+            **specs,
+            "inputs": plain(self.inputs),
+            "outputs": plain(self.outputs),
+            "names": list(self.names),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> CallingConvention:
+        """The inverse of :meth:`to_json`. Classes are looked up among those that are registered, nothing is
+        executed.
+        """
+        for package in _REGISTERING:
+            if any(f'"{package}.' in data[key] for key in ("in_spec", "out_spec")):
+                _register_outputs(package, data)
+
+        def leaves(items: Sequence[Any]) -> tuple[Constant | None, ...]:
+            return tuple(None if item is None else Constant(item["value"]) for item in items)
+
+        return cls(
+            in_spec=pytree.treespec_loads(data["in_spec"]),
+            out_spec=pytree.treespec_loads(data["out_spec"]),
+            inputs=leaves(data["inputs"]),
+            outputs=leaves(data["outputs"]),
+            names=tuple(data["names"]),
+        )
+
+
+def _register_outputs(package: str, data: Mapping[str, Any]) -> None:
+    """Imports the modules of an installed, known package that register the classes named in ``data``."""
+    import re
+
+    for module in set(re.findall(rf'"({package}(?:\.\w+)+)\.\w+"', data["in_spec"] + data["out_spec"])):
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise CompileError(
+                f"results are classes of {module}, which cannot be imported: {error}"
+            ) from error
+
+
+def _leaf(arg: Any, what: str) -> Constant | None:
+    if isinstance(arg, TensorArgument):
+        return None
+    if isinstance(arg, ConstantArgument):
+        return Constant(arg.value)
+    if isinstance(arg, (SymIntArgument, SymFloatArgument, SymBoolArgument)):
+        reason = f"{what} {arg.name} is a number that may change from call to call"
+        help = "make it a tensor, or give it as a constant (without a dynamic shape)"
+        raise CompileError(
+            f"{reason}, which is not supported\n  help: {help}", (Unsupported(arg.name, "", reason),)
+        )
+    raise CompileError(f"{what} {arg} is neither a tensor nor a constant, which is not supported")
+
+
+def _same(given: Any, compiled: Any) -> bool:
+    # 1, 1.0 and True are equal, and not the same to a program.
+    return type(given) is type(compiled) and bool(given == compiled)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"a tensor {value.dtype}{list(value.shape)}"
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _call(positional: int, keywords: Sequence[str]) -> str:
+    parts = [f"{positional} positional argument{'' if positional == 1 else 's'}"]
+    if keywords:
+        parts.append("keywords " + ", ".join(sorted(keywords)))
+    return " and ".join(parts)

@@ -1,0 +1,127 @@
+"""Weights of one module into the engines of another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from regraft import _regraft
+from regraft._program import digest_of
+from regraft.errors import VerificationError, WeightsError
+from regraft.module import Module
+from regraft.progress import Progress
+
+__all__ = ["refit_module_weights", "weights_of"]
+
+# Largest difference of an output from PyTorch's, relative to its largest element.
+_TOLERANCE = 1e-4
+
+
+def refit_module_weights(
+    compiled_module: Module,
+    new_weight_module: ExportedProgram
+    | torch.nn.Module
+    | Mapping[str, Any]
+    | _regraft.StateDict
+    | str
+    | PathLike[str],
+    arg_inputs: Sequence[Any] | None = None,
+    kwarg_inputs: Mapping[str, Any] | None = None,
+    verify_output: bool = False,
+    in_place: bool = False,
+) -> Module:
+    """Gives a compiled module the weights of another module. Nothing is traced or compiled again.
+
+    Args:
+        compiled_module: what :func:`regraft.compile` made.
+        new_weight_module: an exported program or module of the same architecture, a state dict, or a weight
+            file (safetensors, ``.pt``, ``.bin``, ``.pt2``, ONNX, or the index of shards).
+        arg_inputs: positional arguments of one call, for ``verify_output``.
+        kwarg_inputs: keyword arguments of that call.
+        verify_output: compare the results of that call with PyTorch's (of a program or module) or the
+            reference evaluator's (of weights alone) before anything is changed.
+        in_place: change ``compiled_module`` itself; otherwise it keeps its weights, and the module returned
+            shares all memory that is the same.
+
+    Returns:
+        The module with the new weights: ``compiled_module`` itself when ``in_place``.
+
+    Raises:
+        WeightsError: with everything that does not fit; nothing is changed then.
+        VerificationError: when the results differ; nothing is changed then.
+
+    """
+    weights = weights_of(new_weight_module)
+    if isinstance(new_weight_module, ExportedProgram):
+        _check_same_program(compiled_module, new_weight_module)
+    staged = compiled_module.fork()
+    with Progress("refit") as progress:
+        samples = None
+        if verify_output:
+            args, kwargs = tuple(arg_inputs or ()), dict(kwarg_inputs or {})
+            if not isinstance(new_weight_module, (ExportedProgram, torch.nn.Module)):
+                samples = staged._compiled.convention.flatten(args, kwargs)
+        report = staged.refit(weights, verify=samples, observer=progress.observer)
+        if verify_output and samples is None:
+            _verify(staged, new_weight_module, args, kwargs)
+        progress.finish(repr(report))
+    if not in_place:
+        return staged
+    with compiled_module._refitting:
+        compiled_module._serving = staged._serving
+    return compiled_module
+
+
+def weights_of(source: Any) -> Mapping[str, Any] | _regraft.StateDict:
+    """Tensors by name of anything that has weights.
+
+    Raises:
+        WeightsError: when it has none, or the file cannot be read.
+
+    """
+    if isinstance(source, ExportedProgram):
+        constants = {
+            name: value for name, value in source.constants.items() if isinstance(value, torch.Tensor)
+        }
+        return {**source.state_dict, **constants}
+    if isinstance(source, torch.nn.Module):
+        named: dict[str, torch.Tensor] = dict(source.named_parameters(remove_duplicate=False))
+        named.update(source.named_buffers(remove_duplicate=False))
+        return named
+    if isinstance(source, (Mapping, _regraft.StateDict)):
+        return source
+    if isinstance(source, (str, PathLike)):
+        return _regraft.StateDict.open(source)
+    found = type(source).__name__
+    raise WeightsError(
+        f"expected an exported program, a module, a state dict or a weight file, found {found}"
+    )
+
+
+def _check_same_program(module: Module, program: ExportedProgram) -> None:
+    if digest_of(program) != module._compiled.digest:
+        raise WeightsError(
+            "the new program computes something else than the compiled one: operators or literals differ\n"
+            "  help: compile it; or, when only its weights are wanted, give its state_dict"
+        )
+
+
+def _verify(module: Module, reference: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    callable_reference = reference.module() if isinstance(reference, ExportedProgram) else reference
+    with torch.no_grad():
+        expected = torch.utils._pytree.tree_leaves(callable_reference(*args, **kwargs))
+        found = torch.utils._pytree.tree_leaves(module(*args, **kwargs))
+    for index, (a, b) in enumerate(zip(expected, found, strict=True)):
+        if isinstance(a, torch.Tensor):
+            largest = a.abs().max().item() if a.numel() else 0.0
+            difference = (a.double() - b.double()).abs().max().item() if a.numel() else 0.0
+            # Written so that a NaN on one side is a difference.
+            if not difference <= _TOLERANCE * largest and not torch.equal(a, b):
+                raise VerificationError(
+                    f"output {index} differs from PyTorch's by {difference:.1e}, its largest element is "
+                    f"{largest:.1e}; nothing was changed"
+                )

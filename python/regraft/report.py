@@ -1,0 +1,87 @@
+"""What a refit did, and where the time went."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["RefitReport"]
+
+
+@dataclass(frozen=True)
+class RefitReport:
+    """A refit of one module.
+
+    >>> report = compiled.refit(model.state_dict())  # doctest: +SKIP
+    >>> report.milliseconds, len(report.recomputed_slots)  # doctest: +SKIP
+    """
+
+    applied: tuple[str, ...] = ()
+    """Sources that were given and differ from before."""
+    unchanged: tuple[str, ...] = ()
+    """Sources that were given and are the same as before, bit for bit."""
+    kept: tuple[str, ...] = ()
+    """Sources that were not given and kept."""
+    adapted: tuple[str, ...] = ()
+    """Sources that other adapters are applied to than before, or the same ones with other scales."""
+    adapters: tuple[tuple[str, float], ...] = ()
+    """Name and scale of each adapter that serves now."""
+    recomputed_slots: tuple[str, ...] = ()
+    """Slots that were made anew."""
+    shared_slots: tuple[str, ...] = ()
+    """Slots that are shared with the generation before."""
+    bytes: int = 0
+    """Bytes of the slots that were made anew."""
+    phases: dict[str, float] = field(default_factory=dict)
+    """Milliseconds of each phase: match, check, compare, stage, publish, retire."""
+
+    @property
+    def milliseconds(self) -> float:
+        """Milliseconds of all phases together."""
+        return sum(self.phases.values())
+
+    @classmethod
+    def from_json(cls, texts: Iterable[str]) -> RefitReport:
+        """The report of a refit of several engines, from the native report of each."""
+        reports: list[dict[str, Any]] = [json.loads(text) for text in texts]
+
+        def names(key: str) -> tuple[str, ...]:
+            # A source that two engines read is one source.
+            return tuple(dict.fromkeys(name for report in reports for name in report[key]))
+
+        applied = names("applied")
+        phases: dict[str, float] = {}
+        for report in reports:
+            for phase, time in report["phases_ms"].items():
+                phases[phase] = phases.get(phase, 0.0) + time
+        return cls(
+            applied=applied,
+            unchanged=tuple(name for name in names("unchanged") if name not in set(applied)),
+            kept=names("kept"),
+            adapted=names("adapted"),
+            adapters=tuple(
+                dict.fromkeys((a["name"], a["scale"]) for report in reports for a in report["adapters"])
+            ),
+            recomputed_slots=tuple(s["name"] for report in reports for s in report["recomputed_slots"]),
+            shared_slots=tuple(name for report in reports for name in report["shared_slots"]),
+            bytes=sum(report["bytes"] for report in reports),
+            phases=phases,
+        )
+
+    def plot(self) -> Figure:
+        """A picture of the phases, with their milliseconds (needs the extra ``plot``: matplotlib)."""
+        from regraft.plotting import plot_phases
+
+        return plot_phases(self)
+
+    def __repr__(self) -> str:
+        slots = len(self.recomputed_slots)
+        return (
+            f"regraft.RefitReport({len(self.applied)} of {len(self.applied) + len(self.unchanged)} sources "
+            f"changed, {slots} slots made anew, {self.bytes / 1e6:.1f} MB in {self.milliseconds:.1f} ms)"
+        )

@@ -1,0 +1,143 @@
+"""Compiled modules as folders, and engine files."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from regraft import _regraft
+from regraft.errors import EngineFileError
+
+if TYPE_CHECKING:
+    from regraft.module import Module
+
+__all__ = ["load", "save"]
+
+_FORMAT = 1
+_DESCRIPTION = "module.json"
+_KEPT = "kept.pt"
+
+
+def save(module: Module, path: str | os.PathLike[str], *, strip: bool = False) -> None:
+    """Saves a compiled module as a folder: one engine file for each engine, and a description in JSON.
+
+    Args:
+        module: what :func:`regraft.compile` made.
+        path: the folder. It is replaced when it is one that ``save`` made.
+        strip: leave the weights out: the module that is loaded runs after a refit with all of them.
+
+    Raises:
+        EngineFileError: when the folder cannot be written, or is something else. What was there is kept then.
+
+    """
+    from regraft.module import Module
+
+    if not isinstance(module, Module):
+        raise EngineFileError(f"expected a module that regraft.compile made, found {type(module).__name__}")
+    target = Path(path)
+    if target.exists() and not (target / _DESCRIPTION).is_file():
+        raise EngineFileError(f"{target}: it exists and is no saved module: choose another place")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
+            made = Path(folder) / target.name
+            made.mkdir()
+            _write(module, made, strip)
+            if target.exists():
+                target.rename(Path(folder) / "before")
+            made.rename(target)
+    except OSError as error:
+        raise EngineFileError(f"{target}: it cannot be written: {error}") from error
+
+
+def load(path: str | os.PathLike[str], *, threads: int | None = None) -> Any:
+    """Loads what :func:`save` wrote as a :class:`Module`, or an engine file (``.rgf``) as a :class:`Model`,
+    which needs no PyTorch. Nothing in the files is executed.
+
+    Raises:
+        EngineFileError: when a file is damaged, of another version, or built for another machine.
+
+    """
+    source = Path(path)
+    if source.is_dir():
+        return _read(source, threads)
+    return _regraft.Model.load(source, threads)
+
+
+def _write(module: Module, folder: Path, strip: bool) -> None:
+    import torch
+
+    compiled, serving = module._compiled, module._serving
+    mode = (
+        "stripped" if strip or module.mode == "stripped" else compiled.mode.replace("stripped", "refittable")
+    )
+    for index, model in enumerate(serving.models):
+        model.save(folder / f"{index}.rgf", mode, compiled.keep_sources)
+    description = {
+        "format": _FORMAT,
+        "version": _regraft.__version__,
+        "mode": mode,
+        "keep_sources": compiled.keep_sources,
+        "digest": compiled.digest,
+        "sources": dict(compiled.sources),
+        "convention": compiled.convention.to_json(),
+        "engines": len(serving.models),
+        "stateful": [session is not None for session in serving.sessions],
+        "report": {
+            "engines": list(compiled.report.engines),
+            "in_pytorch": [list(part) for part in compiled.report.in_pytorch],
+        },
+        "settings": dict(compiled.settings),
+        "glue": None if compiled.glue is None else compiled.glue.to_json(),
+    }
+    (folder / _DESCRIPTION).write_text(json.dumps(description, indent=1))
+    if compiled.glue is not None:
+        torch.save(dict(serving.kept), folder / _KEPT)
+
+
+def _read(folder: Path, threads: int | None) -> Module:
+    try:
+        description = json.loads((folder / _DESCRIPTION).read_text())
+        return _module(folder, description, threads)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise EngineFileError(f"{folder}: no saved module, or a damaged one: {error}") from error
+
+
+def _module(folder: Path, description: dict[str, Any], threads: int | None) -> Module:
+    import torch
+
+    from regraft.calling import CallingConvention
+    from regraft.errors import Unsupported
+    from regraft.glue import Glue
+    from regraft.module import Compiled, Module, Serving
+    from regraft.partition import PartitionReport
+
+    if description["format"] != _FORMAT:
+        raise EngineFileError(
+            f"{folder}: format {description['format']}, this version reads {_FORMAT}: save it again"
+        )
+    glue = None if description["glue"] is None else Glue.from_json(description["glue"])
+    kept = {}
+    if glue is not None:
+        kept = torch.load(folder / _KEPT, map_location="cpu", weights_only=True)
+    report = description["report"]
+    compiled = Compiled(
+        convention=CallingConvention.from_json(description["convention"]),
+        glue=glue,
+        report=PartitionReport(
+            tuple(report["engines"]), tuple(Unsupported(*part) for part in report["in_pytorch"])
+        ),
+        sources=description["sources"],
+        digest=description["digest"],
+        mode=description["mode"],
+        keep_sources=description["keep_sources"],
+        cache=(),
+        settings=description["settings"],
+    )
+    models = [
+        _regraft.Model.load(folder / f"{index}.rgf", threads) for index in range(description["engines"])
+    ]
+    return Module(compiled, Serving.of(models, kept, description["stateful"]))
