@@ -58,7 +58,7 @@ class Size:
 
     name: str
     least: int
-    most: int
+    most: int | None
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,8 @@ def _fits(want: Leaf, found: Leaf, sizes: dict[str, int]) -> bool:
         return False
     for expected, size in zip(want[1], found[1], strict=True):
         if isinstance(expected, Size):
-            if not expected.least <= size <= expected.most or sizes.setdefault(expected.name, size) != size:
+            in_range = expected.least <= size and (expected.most is None or size <= expected.most)
+            if not in_range or sizes.setdefault(expected.name, size) != size:
                 return False
         elif expected != size:
             return False
@@ -138,10 +139,14 @@ class Ranges:
         leaves = []
         for key, axes in zip(call.key, kept, strict=True):
             if axes:
-                shape = tuple(Size(axes[i].__name__, axes[i].min, axes[i].max) if i in axes else s for i, s in enumerate(key[1]))
-                key = (key[0], shape)
+                key = (key[0], tuple(_size(axes[i]) if i in axes else size for i, size in enumerate(key[1])))
             leaves.append(key)
         return Takes(call.spec, tuple(leaves)), kept
+
+
+def _size(dim: Any) -> Size:
+    # Without a limit the largest is a symbol.
+    return Size(dim.__name__, int(dim.min), int(dim.max) if isinstance(dim.max, int) else None)
 
 
 def _collect(value: Any, shapes: Any, where: str, found: list[dict[int, Any]]) -> None:
@@ -175,7 +180,7 @@ def _axes(value: torch.Tensor, shapes: Any, where: str) -> dict[int, Any]:
         raise _mismatch(where, "a mapping from axes to torch.export.Dim", shapes)
     axes = {axis + value.dim() if axis < 0 else axis: dim for axis, dim in (shapes or {}).items() if dim is not None}
     for axis, dim in axes.items():
-        if not all(hasattr(dim, name) for name in ("min", "max", "__name__")):
+        if not all(hasattr(dim, name) for name in ("min", "max", "__name__")) or hasattr(dim, "root"):
             raise _mismatch(f"{where}, axis {axis}", 'a torch.export.Dim with its range, such as Dim("batch", min=1, max=64)', dim)
         if not 0 <= axis < value.dim():
             raise _mismatch(where, f"axes of a tensor of {value.dim()}", axis)

@@ -102,7 +102,7 @@ class MutableModule(nn.Module):
         _check(module, autograd, watch, settings)
         return _around(State(_original(module), autograd, watch, settings))
 
-    def __init__(self, module: nn.Module, **settings: Any) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         # All is done: the attributes are those of the module.
         pass
 
@@ -256,6 +256,9 @@ def _class_for(wrapped: type[nn.Module], names_of_wrapped: tuple[str, ...]) -> t
         namespace.update((name, _OfWrapped(name)) for name in names_of_wrapped)
         # With the signature of the original, which libraries look at.
         namespace["forward"] = functools.wraps(wrapped.forward)(MutableModule.forward)
+        # Code that makes another module of the class, after a look at its arguments, gets one of the wrapped class.
+        namespace["__init__"] = functools.wraps(wrapped.__init__)(MutableModule.__init__)
+        namespace["__new__"] = lambda cls, *args, **kwargs: wrapped(*args, **kwargs)
 
     import types
 

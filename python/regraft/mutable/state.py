@@ -88,6 +88,8 @@ class State:
         """One call: compiled, or by ``pytorch``."""
         # Programs are traced through PyTorch's operators, and so are modules under any mode that intercepts these.
         if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or self.module.training:
+            if self.module.training and not torch.is_grad_enabled():
+                self.warn("training", "PyTorch runs it, as it is in training mode: call eval() to run it compiled")
             return pytorch(*args, **kwargs)
         call = Call.of(args, kwargs)
         if torch.is_grad_enabled() and self._wants_gradients(call):
@@ -147,7 +149,9 @@ class State:
             self._mark([*self.tree.sources, *self.tree.tuners])
         if self.cannot_merge is not None:
             self.warn(self.cannot_merge, f"PyTorch runs it while such adapters are active: {self.cannot_merge}")
-        return self.tree.trains or self.cannot_merge is not None
+        if self.tree.trains is not None:
+            self.warn("training", f"PyTorch runs it, as {self.tree.trains} is in training mode: call eval() on the whole module")
+        return self.tree.trains is not None or self.cannot_merge is not None
 
     def look_closely(self) -> None:
         """Compares everything at the next call."""

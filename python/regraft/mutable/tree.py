@@ -38,6 +38,7 @@ _NOT_COMPARED = _REGISTRIES | {
     "_safe_fusing",
 }
 _VALUES = (int, float, complex, str, bytes, type(None), enum.Enum, torch.dtype, torch.device, torch.Size, type)
+_Dropout = nn.modules.dropout._DropoutNd
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)
 
 
@@ -52,7 +53,7 @@ class Tree:
         containers: Dicts and lists whose content decides what the module is.
         tensors: Every tensor once: those of ``sources`` and those of adapters.
         owners: For each of ``tensors`` the names of what changes with it: sources, or ``tuners``.
-        trains: Whether any part computes as in training.
+        trains: Name of the first part that computes as in training.
     """
 
     def __init__(self, root: nn.Module) -> None:
@@ -60,7 +61,7 @@ class Tree:
         self.sources: dict[str, torch.Tensor] = {}
         self.tuners: dict[str, nn.Module] = {}
         self.containers: list[dict[Any, Any] | list[Any]] = []
-        self.trains = False
+        self.trains: str | None = None
         self._walk(root, "", ())
         owners: dict[int, tuple[torch.Tensor, list[str]]] = {}
         for name, tensor in self.sources.items():
@@ -78,11 +79,9 @@ class Tree:
             inside = set(map(id, module.modules()))
             for part in found.modules():
                 if id(part) not in inside:
-                    self._watch(part)
-                    self.trains |= part.training and isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0
+                    self._watch(part, name, part.training and isinstance(part, _Dropout) and part.p > 0)
         self.layers[name] = module
-        self.trains |= module.training
-        self._watch(module)
+        self._watch(module, name, module.training and _depends_on_mode(module))
         prefix = f"{name}." if name else ""
         for registry in (module._parameters, module._buffers):
             self.sources.update((prefix + key, tensor) for key, tensor in registry.items() if tensor is not None)
@@ -94,7 +93,9 @@ class Tree:
             if child is not None and child not in above:
                 self._walk(child, prefix + key, (*above, module))
 
-    def _watch(self, module: nn.Module) -> None:
+    def _watch(self, module: nn.Module, name: str, trains: bool) -> None:
+        if trains and self.trains is None:
+            self.trains = name
         held = vars(module)
         self.containers.append(held)
         self.containers += [held[name] for name in ("_parameters", "_buffers", "_modules", *_HOOKS)]
@@ -107,6 +108,21 @@ class Tree:
     def _ties(self) -> Iterator[tuple[str, ...]]:
         tied = (tuple(name for name in names if name in self.sources) for names in self.owners)
         return (names for names in tied if len(names) > 1)
+
+
+def _depends_on_mode(module: nn.Module) -> bool:
+    """Whether training mode may change what it computes. New layers are in training mode, and mostly none is meant."""
+    if isinstance(module, _Dropout):
+        return module.p > 0
+    if isinstance(module, nn.RNNBase):
+        return module.dropout > 0
+    known = type(module).__module__.startswith("torch.nn.modules.")
+    return not known or isinstance(module, (nn.modules.batchnorm._NormBase, nn.RReLU, nn.MultiheadAttention)) or not _is_leaf(module)
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+    return not module._modules or isinstance(module, containers)
 
 
 def _facts(module: nn.Module) -> tuple[Any, ...]:
