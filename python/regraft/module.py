@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from regraft import _regraft
-from regraft.errors import FrozenError, NotBoundError, VerificationError, WeightsError
+from regraft.errors import FrozenError, WeightsError
 from regraft.report import RefitReport
 
 if TYPE_CHECKING:
@@ -75,10 +75,14 @@ class Serving:
         session = self.sessions[index]
         return (self.models[index] if session is None else session).run(inputs, _tensor_from)
 
-    def fork(self) -> Serving:
-        """Another that shares everything with this one until it is refitted; state begins anew."""
+    def fork(self, written: Collection[str]) -> Serving:
+        """Another that shares everything with this one until it is refitted, but what the program writes to.
+
+        Engines that keep state begin anew, from their weights.
+        """
         models = tuple(model.fork() for model in self.models)
-        return Serving.of(models, dict(self.kept), [session is not None for session in self.sessions])
+        kept = {name: value.clone() if name in written else value for name, value in self.kept.items()}
+        return Serving.of(models, kept, [session is not None for session in self.sessions])
 
 
 class Module(torch.nn.Module):
@@ -152,22 +156,37 @@ class Module(torch.nn.Module):
             VerificationError: when verification found a difference; nothing is changed then.
 
         """
-        with self._refitting:
-            serving, report = self._refitted(
-                weights,
-                partial=partial,
-                changed=changed,
-                adapters=adapters,
-                reject_non_finite=reject_non_finite,
-                verify=verify,
-                observer=observer,
+        if self._compiled.mode == "frozen":
+            raise FrozenError(
+                "the module is frozen, so its weights cannot change: compile it with make_refittable=True"
             )
-            self._serving = serving
+        if weights is not None and not isinstance(weights, (Mapping, _regraft.StateDict)):
+            weights = _regraft.StateDict.open(weights)
+        options: dict[str, Any] = {
+            "partial": partial,
+            "changed": changed,
+            "adapters": adapters,
+            "reject_non_finite": reject_non_finite,
+            "observer": observer,
+        }
+        if self._compiled.glue is None:
+            model = self.models[0]
+            return RefitReport.from_json(
+                [model.refit(self._read_by(model, weights), verify=verify, **options)]
+            )
+        if verify is not None or adapters:
+            what = "verify" if verify is not None else "adapters"
+            raise WeightsError(
+                f"{what}: for modules of one engine only, and this one has parts in PyTorch (see report())"
+            )
+        with self._refitting:
+            self._serving, report = self._refitted_parts(weights, **options)
         return report
 
     def fork(self) -> Module:
         """Another module that starts with the same weights and shares all memory that neither changes."""
-        return Module(self._compiled, self._serving.fork())
+        written = self._compiled.glue.mutated if self._compiled.glue is not None else ()
+        return Module(self._compiled, self._serving.fork(written))
 
     def adapter(
         self, name: str, weights: Mapping[str, Any] | str | PathLike[str], config: str | None = None
@@ -276,36 +295,6 @@ class Module(torch.nn.Module):
             "a compiled module cannot be pickled: use regraft.save(module, folder) and regraft.load(folder)"
         )
 
-    def _refitted(self, weights: Any, *, partial: bool, **options: Any) -> tuple[Serving, RefitReport]:
-        """What serves after a refit, and its report; nothing serves yet."""
-        if self._compiled.mode == "frozen":
-            raise FrozenError(
-                "the module is frozen, so its weights cannot change: compile it with make_refittable=True"
-            )
-        if weights is not None and not isinstance(weights, (Mapping, _regraft.StateDict)):
-            weights = _regraft.StateDict.open(weights)
-        if weights is None and not all(model.is_bound for model in self.models):
-            raise NotBoundError("the module has no weights yet: give it all of them")
-        serving = self._serving
-        models = tuple(model.fork() for model in serving.models)
-        sessions = tuple(
-            None if session is None else model.session()
-            for session, model in zip(serving.sessions, models, strict=True)
-        )
-        if self._compiled.glue is None:
-            given = self._read_by(models[0], weights)
-            report = RefitReport.from_json([models[0].refit(given, partial=partial, **options)])
-            return Serving(models, serving.kept, sessions), report
-        if options.pop("verify", None) is not None:
-            raise VerificationError(
-                "verify: the reference evaluator runs modules of one engine; this one has parts in PyTorch"
-            )
-        if options.get("adapters"):
-            raise WeightsError(
-                "adapters are for modules of one engine; this one has parts in PyTorch: give merged weights"
-            )
-        return self._refitted_parts(models, sessions, weights, partial=partial, **options)
-
     def _read_by(self, model: _regraft.Model, weights: Any) -> Any:
         """``weights`` without those that the program has and no engine reads, such as counters."""
         if weights is None or self._compiled.sources.keys() <= self._names(model):
@@ -325,18 +314,13 @@ class Module(torch.nn.Module):
         return {name for source in model.sources for name in (source.name, *source.aliases)}
 
     def _refitted_parts(
-        self,
-        models: tuple[_regraft.Model, ...],
-        sessions: Any,
-        weights: Any,
-        *,
-        partial: bool,
-        **options: Any,
+        self, weights: Any, *, partial: bool, changed: Any, **options: Any
     ) -> tuple[Serving, RefitReport]:
+        """What serves after a refit of all parts, and its report; nothing serves yet."""
+        models = tuple(model.fork() for model in self.models)
         kept, problems, reports = dict(self._serving.kept), [], []
         given = set(weights.keys()) if weights is not None else set()
         problems += [f"  {name}  unknown" for name in sorted(given - self._compiled.sources.keys())]
-        changed = options.pop("changed", None)
         for model in models:
             names = self._names(model)
             mine = None if weights is None else _only(weights, sorted(given & names))
@@ -360,7 +344,8 @@ class Module(torch.nn.Module):
         if problems:
             lines = "\n".join(dict.fromkeys(problems))
             raise WeightsError(f"{len(set(problems))} weights do not fit; nothing was changed\n{lines}")
-        return Serving(models, kept, sessions), RefitReport.from_json(reports)
+        # Parts of a program take the state as inputs: it is among what is kept.
+        return Serving.of(models, kept, [False] * len(models)), RefitReport.from_json(reports)
 
 
 def _only(weights: Any, names: list[str]) -> Any:

@@ -58,22 +58,19 @@ def refit_module_weights(
     weights = weights_of(new_weight_module)
     if isinstance(new_weight_module, ExportedProgram):
         _check_same_program(compiled_module, new_weight_module)
-    staged = compiled_module.fork()
+    args, kwargs = tuple(arg_inputs or ()), dict(kwarg_inputs or {})
+    target = compiled_module if in_place else compiled_module.fork()
     with Progress("refit") as progress:
         samples = None
-        if verify_output:
-            args, kwargs = tuple(arg_inputs or ()), dict(kwarg_inputs or {})
-            if not isinstance(new_weight_module, (ExportedProgram, torch.nn.Module)):
-                samples = staged._compiled.convention.flatten(args, kwargs)
-        report = staged.refit(weights, verify=samples, observer=progress.observer)
-        if verify_output and samples is None:
-            _verify(staged, new_weight_module, args, kwargs)
+        if verify_output and isinstance(new_weight_module, (ExportedProgram, torch.nn.Module)):
+            trial = compiled_module.fork()
+            trial.refit(weights)
+            _verify(trial, new_weight_module, args, kwargs)
+        elif verify_output:
+            samples = compiled_module._compiled.convention.flatten(args, kwargs)
+        report = target.refit(weights, verify=samples, observer=progress.observer)
         progress.finish(repr(report))
-    if not in_place:
-        return staged
-    with compiled_module._refitting:
-        compiled_module._serving = staged._serving
-    return compiled_module
+    return target
 
 
 def weights_of(source: Any) -> Mapping[str, Any] | _regraft.StateDict:

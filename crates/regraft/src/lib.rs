@@ -42,7 +42,7 @@ pub use regraft_runtime::{
     Adapters, Changed, Model, Refit, RefitObserver, RefitOptions, RuntimeError, RuntimeErrorKind, Session, Staged,
     VariantMemory, Variants, publish_together,
 };
-pub use regraft_tensor::{AlignedVec, Buffer, DType, Tensor, TensorError};
+pub use regraft_tensor::{AlignedVec, BorrowedBytes, Buffer, DType, Tensor, TensorError};
 pub use regraft_weights::{
     AdapterReport, Digest, Generation, Phase, PhaseTimes, PoolMemory, Problem, Recipe, RefitMap, RefitReport, Slot,
     SlotReport, SourceContent, SourceInfo, StateDict, WeightsError, WeightsErrorKind,
@@ -51,7 +51,7 @@ pub use regraft_weights::{
 };
 
 pub use self::{
-    cached::{CacheUse, cache_folder, disk_cache},
+    cached::{CacheUse, cache_folder, cache_limit, disk_cache, parse_size},
     compile::{CompileOptions, Compiled, compile, compile_imported},
     error::Error,
     tune::{Tune, Tuned},
