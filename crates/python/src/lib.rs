@@ -4,7 +4,8 @@
 //! Everything that takes longer than a few microseconds runs without the interpreter's lock. Errors are the exceptions of
 //! `regraft.errors`.
 //!
-//! `unsafe` is confined to [`memory`], which passes the memory of tensors in, and [`dlpack`], which passes it out.
+//! `unsafe` is confined to [`memory`], which passes the memory of tensors in, [`dlpack`], which passes it out, and [`watch`],
+//! which looks at it between calls.
 #![deny(unsafe_op_in_unsafe_fn)]
 #![deny(unsafe_code)]
 
@@ -17,6 +18,7 @@ mod memory;
 mod model;
 mod program;
 mod refit;
+mod watch;
 mod weights;
 
 use pyo3::prelude::*;
@@ -31,6 +33,7 @@ mod _regraft {
         model::{Model, Session},
         program::{Program, SourceInfo, is_known},
         refit::{Adapter, Staged, publish_together},
+        watch::Watch,
         weights::StateDict,
     };
 

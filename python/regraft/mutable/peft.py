@@ -1,0 +1,230 @@
+"""Layers that PEFT puts around others: what they are around, and what their adapters make of its weights.
+
+PyTorch and this module only: PEFT is used when somebody else has imported it.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["Overlay", "adds_nothing", "overlay", "plain", "settle", "shadow", "state"]
+
+
+def plain(module: nn.Module) -> nn.Module:
+    """``module``, or what is inside of it where it is a wrapper: a layer with adapters, a module that PEFT trains a copy of, or
+    a mutable module.
+    """
+    while True:
+        inner = getattr(type(module), "_regraft_original", None)
+        if inner is not None:
+            module = inner.__get__(module)
+        elif _is_tuner(module):
+            module = module.base_layer
+        elif _is("peft.utils.other", "ModulesToSaveWrapper", module):
+            module = _selected(module)
+        elif _is("peft.utils.other", "TrainableTokensWrapper", module):
+            module = module.token_adapter
+        else:
+            return module
+
+
+def _selected(wrapper: Any) -> nn.Module:
+    """The copy that is active, or the original."""
+    active = wrapper.active_adapters
+    if wrapper.disable_adapters or not active or any(name not in wrapper.modules_to_save for name in active):
+        return wrapper.original_module
+    return wrapper.modules_to_save[active[0]]
+
+
+def _is(module: str, name: str, value: Any) -> bool:
+    loaded = sys.modules.get(module)
+    return loaded is not None and isinstance(value, getattr(loaded, name, ()))
+
+
+def _is_tuner(module: nn.Module) -> bool:
+    return _is("peft.tuners.tuners_utils", "BaseTunerLayer", module) and "base_layer" in module._modules
+
+
+def _layers(wrapper: nn.Module) -> list[Any]:
+    """The layers with adapters in a wrapper, the innermost first."""
+    layers: list[Any] = []
+    module = wrapper
+    while True:
+        if _is("peft.utils.other", "TrainableTokensWrapper", module):
+            module = module.token_adapter
+        elif _is_tuner(module):
+            layers.insert(0, module)
+            module = module.base_layer
+        else:
+            return layers
+
+
+def shadow(root: nn.Module) -> nn.Module:
+    """The program's module: ``root`` with wrappers replaced by what is inside. Modules that have none below them are the same
+    objects; the others are copies that share everything but their children.
+    """
+    made: dict[int, nn.Module] = {}
+
+    def of(found: nn.Module) -> nn.Module:
+        if id(found) in made:
+            return made[id(found)]
+        module = plain(found)
+        made[id(found)] = module
+        children = {name: child and of(child) for name, child in module._modules.items()}
+        if any(child is not module._modules[name] for name, child in children.items()):
+            copied: nn.Module = object.__new__(type(module))
+            copied.__dict__.update(module.__dict__, _modules=children)
+            module = made[id(found)] = copied
+        return module
+
+    return of(root)
+
+
+def state(wrapper: nn.Module) -> tuple[Any, ...]:
+    """What decides which adapters count, and how much; equal as long as that does not change."""
+    return tuple(_layer_state(layer) for layer in _layers(wrapper))
+
+
+def _layer_state(layer: Any) -> tuple[Any, ...]:
+    active = _active(layer)
+    numbers = [
+        (name, adapter, values[adapter])
+        for name, values in vars(layer).items()
+        if type(values) is dict
+        for adapter in active
+        if isinstance(values.get(adapter), (bool, int, float, str))
+    ]
+    return type(layer), layer.disable_adapters, tuple(layer.merged_adapters), tuple(active), tuple(numbers)
+
+
+def _active(layer: Any) -> list[str]:
+    """Active adapters that the layer has, in their order."""
+    available = layer._get_available_adapters()
+    return [name for name in layer.active_adapters if name in available]
+
+
+def _added(layer: Any) -> list[str]:
+    """Adapters that a call adds to the layer's weights as they are."""
+    return [] if layer.disable_adapters or layer.merged else _active(layer)
+
+
+def adds_nothing(wrapper: nn.Module) -> bool:
+    """Whether the weights inside count as they are."""
+    return not any(_added(layer) for layer in _layers(wrapper))
+
+
+def settle(root: nn.Module) -> None:
+    """Takes merged adapters out of layers whose adapters are disabled, which PEFT does when such a layer is called."""
+    with torch.no_grad():
+        for module in root.modules():
+            if _is_tuner(module) and module.disable_adapters and module.merged:  # type: ignore[truthy-function]
+                module.unmerge()  # type: ignore[operator]
+
+
+@dataclass
+class Overlay:
+    """What adapters make of weights."""
+
+    native: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    """Factors by adapter, under the names of PEFT's files, with the scales of the layers in them."""
+    values: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Merged weights by the names of their sources, where the adapters are of other kinds."""
+
+
+class CannotMerge(Exception):
+    """A layer whose adapters are no change of its weights."""
+
+
+def overlay(tuners: Mapping[str, nn.Module], native: Collection[str], wanted: Iterable[str]) -> Overlay:
+    """What the active adapters of ``tuners`` make of the weights inside.
+
+    Args:
+        tuners: wrappers by the names of the layers inside.
+        native: sources that adapters may be given for.
+        wanted: names of layers whose merged weights are wanted.
+
+    Raises:
+        CannotMerge: when PEFT cannot merge a layer.
+    """
+    result, wanted = Overlay(), set(wanted)
+    # A wrapper inside of another is merged with it: what the outer one says comes last.
+    for name in sorted(tuners, key=len, reverse=True):
+        if adds_nothing(tuners[name]):
+            continue
+        layers = _layers(tuners[name])
+        if len(layers) == 1 and f"{name}.weight" in native and _is_native(layers[0]):
+            for adapter in _active(layers[0]):
+                result.native.setdefault(adapter, {}).update(_factors(layers[0], adapter, name))
+        elif name in wanted:
+            result.values.update(_merged(tuners[name], name))
+    return result
+
+
+def layers_with_values(tuners: Mapping[str, nn.Module], native: Collection[str]) -> set[str]:
+    """Names of layers whose weights :func:`overlay` gives merged."""
+    return {
+        name
+        for name, tuner in tuners.items()
+        if not adds_nothing(tuner)
+        and not (len(_layers(tuner)) == 1 and f"{name}.weight" in native and _is_native(_layers(tuner)[0]))
+    }
+
+
+def _is_native(layer: Any) -> bool:
+    """Whether Regraft merges its adapters itself: LoRA, rsLoRA and DoRA as PEFT defines them, on layers stored as usual."""
+    lora = sys.modules["peft.tuners.lora.layer"]
+    variants = sys.modules["peft.tuners.lora.variants"]
+    dora = {
+        lora.Linear: variants.DoraLinearVariant,
+        lora.Embedding: variants.DoraEmbeddingVariant,
+        lora.Conv1d: variants.DoraConv1dVariant,
+        lora.Conv2d: variants.DoraConv2dVariant,
+        lora.Conv3d: variants.DoraConv3dVariant,
+    }
+    if type(layer) not in dora or layer.quantization_backend is not None:
+        return False
+    base, active = layer.base_layer, _active(layer)
+    if getattr(layer, "fan_in_fan_out", False) or getattr(base, "groups", 1) != 1 or not base.weight.is_floating_point():
+        return False
+    if any(layer.lora_bias.get(name) for name in active):
+        return False
+    kinds = [layer.lora_variant.get(name) for name in active]
+    # DoRA after another adapter scales that one's result, too, which is no sum.
+    return kinds == [None] * len(kinds) or (len(kinds) == 1 and kinds[0] is dora[type(layer)])
+
+
+def _factors(layer: Any, adapter: str, name: str) -> dict[str, torch.Tensor]:
+    path = f"base_model.model.{name}"
+    if adapter in layer.lora_A:
+        down, up = (factor[adapter].weight.detach() for factor in (layer.lora_A, layer.lora_B))
+        names = (f"{path}.lora_A.weight", f"{path}.lora_B.weight")
+    else:
+        down, up = (factor[adapter].detach() for factor in (layer.lora_embedding_A, layer.lora_embedding_B))
+        names = (f"{path}.lora_embedding_A", f"{path}.lora_embedding_B")
+    factors = {names[0]: down, names[1]: up.float() * layer.scaling[adapter]}
+    if adapter in layer.lora_variant:
+        factors[f"{path}.lora_magnitude_vector"] = layer.lora_magnitude_vector[adapter].weight.detach()
+    return factors
+
+
+def _merged(wrapper: nn.Module, name: str) -> dict[str, torch.Tensor]:
+    """The weights inside with the adapters merged in, by PEFT itself, on a copy."""
+    copied = copy.deepcopy(wrapper)
+    try:
+        with torch.no_grad():
+            for layer in _layers(copied):
+                active = _added(layer)
+                if active:
+                    layer.merge(safe_merge=False, adapter_names=active)
+    except Exception as error:
+        raise CannotMerge(f"{name}: PEFT does not merge {type(wrapper).__name__}: {error}") from error
+    inside = shadow(copied)
+    named = (*inside.named_parameters(remove_duplicate=False), *inside.named_buffers(remove_duplicate=False))
+    return {f"{name}.{key}": value.detach() for key, value in named}

@@ -1,0 +1,176 @@
+"""Mutable modules as folders."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import nn
+
+import regraft
+from regraft.errors import CompileError, EngineFileError
+from regraft.mutable.inputs import Leaf, Ranges, Size, Takes
+from regraft.mutable.state import Entry, State
+from regraft.mutable.tree import plain_facts
+
+__all__ = ["load", "save"]
+
+_FORMAT = 1
+_DESCRIPTION = "mutable.json"
+
+
+def save(state: State, path: str | os.PathLike[str]) -> None:
+    """Writes the folder; one that is there is replaced when it is of this kind."""
+    target = Path(path)
+    if target.exists() and not (target / _DESCRIPTION).is_file():
+        raise EngineFileError(f"{target}: it exists and is no saved mutable module: choose another place")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
+            made = Path(folder) / target.name
+            made.mkdir()
+            with state.lock:
+                _write(state, made)
+            if target.exists():
+                target.rename(Path(folder) / "before")
+            made.rename(target)
+    except OSError as error:
+        raise EngineFileError(f"{target}: it cannot be written: {error}") from error
+
+
+def _write(state: State, folder: Path) -> None:
+    entries = []
+    for entry in state.entries:
+        try:
+            description = _entry_to_json(entry)
+            regraft.save(entry.compiled, folder / str(len(entries)))
+        except CompileError:
+            # Arguments or results of a class without a name in files: it is compiled again.
+            continue
+        entries.append(description)
+    description = {
+        "format": _FORMAT,
+        "version": regraft.__version__,
+        "autograd": state.autograd,
+        "watch": state.watch,
+        "settings": {
+            name: list(value) if isinstance(value, (set, frozenset, tuple)) else value
+            for name, value in state.settings.items()
+            # An object of this process.
+            if name != "engine_cache"
+        },
+        "ranges": {"args": _ranges_to_json(tuple(state.ranges.args)), "kwargs": _ranges_to_json(state.ranges.kwargs)},
+        "structure": _fingerprint(state),
+        "entries": entries,
+    }
+    (folder / _DESCRIPTION).write_text(json.dumps(description, indent=1))
+
+
+def load(path: str | os.PathLike[str], module: nn.Module) -> State:
+    """The state of a mutable module around ``module``."""
+    folder = Path(path)
+    try:
+        description = json.loads((folder / _DESCRIPTION).read_text())
+        if description["format"] != _FORMAT:
+            raise EngineFileError(f"{folder}: format {description['format']}, this version reads {_FORMAT}: save it again")
+        state = State(module, description["autograd"], description["watch"], description["settings"])
+        ranges = description["ranges"]
+        state.ranges = Ranges(_ranges_from_json(ranges["args"]), _ranges_from_json(ranges["kwargs"]))
+        is_same = description["structure"] == _fingerprint(state)
+        threads = state.settings.get("threads")
+        state.entries = [
+            _entry_from_json(entry, folder / str(index), state, is_same, threads)
+            for index, entry in enumerate(description["entries"])
+        ]
+    except EngineFileError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise EngineFileError(f"{folder}: no saved mutable module, or a damaged one: {error}") from error
+    # Every program from now on is one after the first.
+    state.compilations = min(1, len(state.entries))
+    return state
+
+
+def _fingerprint(state: State) -> str:
+    return hashlib.sha256(plain_facts(state.structure).encode()).hexdigest()
+
+
+def _entry_to_json(entry: Entry) -> dict[str, Any]:
+    takes = entry.takes
+    try:
+        spec = None if takes.spec is None else pytree.treespec_dumps(takes.spec)
+    except Exception as error:
+        raise CompileError(f"the structure of the arguments cannot be saved: {error}") from error
+    return {
+        "spec": spec,
+        "leaves": [_leaf_to_json(leaf) for leaf in takes.leaves],
+        "types": {name: [str(dtype), list(shape), first] for name, (dtype, shape, first) in entry.types.items()},
+    }
+
+
+def _entry_from_json(data: Mapping[str, Any], folder: Path, state: State, is_same: bool, threads: int | None) -> Entry:
+    types = {name: (_dtype(dtype), tuple(shape), first) for name, (dtype, shape, first) in data["types"].items()}
+    compiled = regraft.load(folder, threads=threads)
+    spec = None if data["spec"] is None else pytree.treespec_loads(data["spec"])
+    return Entry(
+        takes=Takes(spec, tuple(_leaf_from_json(leaf) for leaf in data["leaves"])),
+        compiled=compiled,
+        types=types,
+        pending=set(types),
+        stale_adapters=bool(state.tree.tuners) or any(model.adapters for model in compiled.models),
+        verified=is_same,
+    )
+
+
+def _leaf_to_json(leaf: Leaf) -> dict[str, Any]:
+    kind, value = leaf
+    if isinstance(kind, torch.dtype):
+        sizes = [[size.name, size.least, size.most] if isinstance(size, Size) else size for size in value]
+        return {"dtype": str(kind), "shape": sizes}
+    if kind not in _CONSTANTS.values():
+        raise CompileError(f"an argument is a {kind.__name__}, which cannot be saved")
+    return {"type": kind.__name__, "value": value}
+
+
+_CONSTANTS = {kind.__name__: kind for kind in (bool, int, float, str, type(None))}
+
+
+def _leaf_from_json(data: Mapping[str, Any]) -> Leaf:
+    if "dtype" in data:
+        return _dtype(data["dtype"]), tuple(Size(*s) if isinstance(s, list) else s for s in data["shape"])
+    return _CONSTANTS[data["type"]], data["value"]
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name.removeprefix("torch."))
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"{name} is no dtype")
+    return dtype
+
+
+def _ranges_to_json(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {"map": [[key, _ranges_to_json(part)] for key, part in value.items()]}
+    if isinstance(value, (list, tuple)):
+        return {"list": [_ranges_to_json(part) for part in value]}
+    if hasattr(value, "min"):
+        return {"dim": [value.__name__, int(value.min), int(value.max) if isinstance(value.max, int) else None]}
+    return None
+
+
+def _ranges_from_json(data: Any) -> Any:
+    if data is None:
+        return None
+    if "map" in data:
+        return {key: _ranges_from_json(part) for key, part in data["map"]}
+    if "list" in data:
+        return tuple(_ranges_from_json(part) for part in data["list"])
+    name, least, most = data["dim"]
+    return torch.export.Dim(name, min=least, max=most)

@@ -1,0 +1,318 @@
+"""What a mutable module knows: its programs, and which weights each still has to take in."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from regraft import _regraft
+from regraft._program import digest_of, tensors_of
+from regraft.compiling import compile, exported
+from regraft.errors import GradientError
+from regraft.module import Module
+from regraft.mutable import peft
+from regraft.mutable.inputs import Call, Ranges, Takes, for_export
+from regraft.mutable.tree import Tree, same_structure
+from regraft.mutable.watch import Watcher
+from regraft.report import RefitReport
+
+__all__ = ["Autograd", "Entry", "State", "WatchMode"]
+
+Autograd = Literal["pytorch", "raise", "ignore"]
+WatchMode = Literal["sampled", "full"]
+
+# Programs that are kept for other arguments.
+_MOST_ENTRIES = 8
+# Calls whose program is known without comparing.
+_MOST_CALLS = 256
+
+
+@dataclass
+class Entry:
+    """A compiled program, the calls that it takes, and what it lacks."""
+
+    takes: Takes
+    compiled: Module
+    types: dict[str, tuple[Any, ...]]
+    """Dtype and shape of each weight of the program."""
+    constants: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Weights that are no parameter, buffer or attribute of a module."""
+    pending: set[str] = field(default_factory=set)
+    """Sources that may differ from what serves."""
+    stale_adapters: bool = False
+    """Whether other adapters may be active than those that serve."""
+    verified: bool = True
+    """Whether the module is known to be this program still."""
+    adapters: dict[str, tuple[dict[str, torch.Tensor], _regraft.Adapter]] = field(default_factory=dict)
+    """Adapters that serve, with copies of what they were made of."""
+
+    @property
+    def native(self) -> Collection[str]:
+        """Sources that adapters may be given for."""
+        if len(self.compiled.models) != 1 or self.compiled._compiled.glue is not None:
+            return ()
+        return {name for source in self.compiled.models[0].sources for name in (source.name, *source.aliases)}
+
+
+class State:
+    """What stands behind a mutable module. ``module`` is the original, which shares all attributes with the mutable one."""
+
+    def __init__(self, module: nn.Module, autograd: Autograd, watch: WatchMode, settings: Mapping[str, Any]) -> None:
+        self.module = module
+        self.autograd = autograd
+        self.watch = watch
+        self.settings = dict(settings)
+        self.ranges = Ranges()
+        self.lock = threading.RLock()
+        self.entries: list[Entry] = []
+        """The last used one is the last."""
+        self.calls: dict[tuple[Any, ...], list[tuple[Call, Entry]]] = {}
+        """Entries of calls that were seen, without their arguments."""
+        self.refits = 0
+        self.compilations = 0
+        self.last_report: RefitReport | None = None
+        self.cannot_merge: str | None = None
+        """Why adapters are PyTorch's matter now."""
+        self.warned: set[str] = set()
+        self._look_closely = False
+        self._take_apart()
+
+    def run(self, pytorch: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """One call: compiled, or by ``pytorch``."""
+        # Programs are traced through PyTorch's operators, and so are modules under any mode that intercepts these.
+        if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or self.module.training:
+            if self.module.training and not torch.is_grad_enabled():
+                self.warn("training", "PyTorch runs it, as it is in training mode: call eval() to run it compiled")
+            return pytorch(*args, **kwargs)
+        call = Call.of(args, kwargs)
+        if torch.is_grad_enabled() and self._wants_gradients(call):
+            return pytorch(*args, **kwargs)
+        with self.lock:
+            entry = None if self._changed_to_pytorch() else self._entry_of(call)
+            # Which adapters PyTorch must compute shows when a program takes them in.
+            if entry is not None and not self._bring_up_to_date(entry):
+                entry = None
+        if entry is None:
+            return pytorch(*args, **kwargs)
+        if not torch.is_grad_enabled():
+            return entry.compiled(*args, **kwargs)
+        with torch.no_grad():
+            return entry.compiled(*args, **kwargs)
+
+    def _wants_gradients(self, call: Call) -> bool:
+        """Whether PyTorch runs the call for its gradients."""
+        if self.autograd == "ignore":
+            return False
+        by_input = any(tensor.requires_grad for tensor in call.tensors())
+        if not by_input and not any(tensor.requires_grad for tensor in self.tree.tensors):
+            return False
+        what = "an input requires" if by_input else "parameters require"
+        if self.autograd == "raise":
+            raise GradientError(
+                f"{type(self.module).__name__}: {what} a gradient, and engines compute none: call under torch.no_grad() or "
+                'torch.inference_mode(), or make the module with autograd="pytorch" or "ignore"'
+            )
+        self.warn(
+            "gradients",
+            f"{what} a gradient, so PyTorch runs this call of a module in eval mode. For the compiled one call under "
+            'torch.inference_mode() or torch.no_grad(), or use MutableModule(..., autograd="ignore")',
+        )
+        return True
+
+    def warn(self, about: str, message: str) -> None:
+        """Warns once about each thing."""
+        if about not in self.warned:
+            self.warned.add(about)
+            warnings.warn(f"regraft: {type(self.module).__name__}: {message}", stacklevel=5)
+
+    # What changed
+
+    def _changed_to_pytorch(self) -> bool:
+        """Looks at the module; whether its calls are PyTorch's matter as it is now."""
+        changes = self.watcher.look()
+        if changes is not None:
+            written = {name for index in changes.tensors for name in self.tree.owners[index]}
+            if changes.structure:
+                self._take_apart_again(written)
+            else:
+                self.watcher.rebase()
+                self._mark(written)
+        if self._look_closely or self.watch == "full":
+            self._look_closely = False
+            self._mark([*self.tree.sources, *self.tree.tuners])
+        if self.cannot_merge is not None:
+            self.warn(self.cannot_merge, f"PyTorch runs it while such adapters are active: {self.cannot_merge}")
+        if self.tree.trains is not None:
+            self.warn("training", f"PyTorch runs it, as {self.tree.trains} is in training mode: call eval() on the whole module")
+        return self.tree.trains is not None or self.cannot_merge is not None
+
+    def look_closely(self) -> None:
+        """Compares everything at the next call."""
+        self._look_closely = True
+
+    def _take_apart(self) -> None:
+        peft.settle(self.module)
+        self.tree = Tree(self.module)
+        self.structure = self.tree.structure()
+        self.tuner_states = {name: peft.state(tuner) for name, tuner in self.tree.tuners.items()}
+        self.watcher = Watcher(self.tree)
+
+    def _take_apart_again(self, written: set[str]) -> None:
+        tree, structure, states = self.tree, self.structure, self.tuner_states
+        self._take_apart()
+        same = same_structure(structure, self.structure)
+        self.cannot_merge = None
+        if not same:
+            for entry in self.entries:
+                entry.verified = False
+        new = {name for name, tensor in self.tree.sources.items() if tree.sources.get(name) is not tensor}
+        new |= {name for names in self._new_owners(tree) for name in names}
+        other = {name for name in states.keys() | self.tuner_states.keys() if states.get(name) != self.tuner_states.get(name)}
+        # Names that are no more are of a structure that is no more, or of adapters.
+        self._mark(written | new | other)
+
+    def _new_owners(self, before: Tree) -> Iterable[tuple[str, ...]]:
+        """What owns tensors that were not there before."""
+        known = set(map(id, before.tensors))
+        return (names for tensor, names in zip(self.tree.tensors, self.tree.owners, strict=True) if id(tensor) not in known)
+
+    def _mark(self, names: Collection[str]) -> None:
+        """Notes that these sources, or adapters of these layers, may have changed."""
+        sources = {name for name in names if name in self.tree.sources}
+        layers = {name for name in names if name not in self.tree.sources or name in self.tree.tuners}
+        if layers:
+            self.cannot_merge = None
+            within = tuple(f"{name}." if name else "" for name in layers)
+            sources |= {name for name in self.tree.sources if name.startswith(within)}
+        for entry in self.entries:
+            entry.pending |= sources
+            entry.stale_adapters |= bool(layers)
+
+    # Programs
+
+    def _entry_of(self, call: Call) -> Entry:
+        for seen, entry in self.calls.get(call.key, ()):
+            if seen.spec == call.spec and entry.verified:
+                self._use(entry)
+                return entry
+        fitting = [entry for entry in self.entries if entry.takes.fits(call)]
+        # A program with fixed sizes says less, and is quicker.
+        entry = next((entry for entry in fitting if entry.verified), None)
+        if entry is None:
+            entry = self._compiled(call, fitting)
+        self._use(entry)
+        self._remember(call, entry)
+        return entry
+
+    def _use(self, entry: Entry) -> None:
+        if self.entries[-1] is not entry:
+            self.entries = [other for other in self.entries if other is not entry] + [entry]
+
+    def _remember(self, call: Call, entry: Entry) -> None:
+        if len(self.calls) >= _MOST_CALLS:
+            self.calls.clear()
+        known = self.calls.setdefault(call.key, [])
+        known[:] = [(seen, other) for seen, other in known if seen.spec != call.spec]
+        known.append((Call((), {}, (), call.spec, call.key), entry))
+
+    def _compiled(self, call: Call, unverified: list[Entry]) -> Entry:
+        """The program for a call, compiled unless one of ``unverified`` is the same. Nothing changes when that fails."""
+        takes, dims = self.ranges.fitting(call)
+        program = self._exported(call, dims)
+        digest, types = digest_of(program), _types(program)
+        for entry in unverified:
+            if entry.compiled._compiled.digest == digest and entry.types == types and entry.takes == takes:
+                entry.verified, entry.constants = True, self._constants(program)
+                entry.pending |= types.keys()
+                entry.stale_adapters = True
+                return entry
+        entry = Entry(takes, compile(program, **self.settings), types, self._constants(program))
+        entry.stale_adapters = bool(self.tree.tuners)
+        entry.pending = {f"{name}.{key}" for name in self.tree.tuners for key, _ in self.tree.layers[name].named_parameters()}
+        self.compilations += 1
+        kept = [other for other in self.entries if not any(other is old for old in unverified)]
+        self.entries = [*kept[-(_MOST_ENTRIES - 1) :], entry]
+        self.calls.clear()
+        return entry
+
+    def _exported(self, call: Call, dims: list[dict[int, Any]]) -> ExportedProgram:
+        root = peft.shadow(self.module)
+        args, kwargs, shapes = for_export(root.forward, call, dims)
+        with torch.inference_mode(False):
+            return exported(root, args, kwargs, shapes)
+
+    def _constants(self, program: ExportedProgram) -> dict[str, torch.Tensor]:
+        return {name: tensor for name, tensor in tensors_of(program).items() if name not in self.tree.sources}
+
+    # Weights
+
+    def _bring_up_to_date(self, entry: Entry) -> bool:
+        """Refits a program with what is pending; ``False`` when PyTorch must compute the adapters."""
+        if not entry.pending and not entry.stale_adapters:
+            return True
+        known, native = entry.types.keys(), entry.native
+        try:
+            layers = peft.layers_with_values(self.tree.tuners, native)
+            wanted = {name for name in layers if any(source.startswith(f"{name}.") for source in entry.pending)}
+            overlay = peft.overlay(self.tree.tuners, native, wanted)
+        except peft.CannotMerge as error:
+            self.cannot_merge = str(error)
+            self.warn(self.cannot_merge, f"PyTorch runs it while such adapters are active: {error}")
+            return False
+        current = {**entry.constants, **self.tree.sources, **overlay.values}
+        weights = {name: current[name].detach() for name in sorted(entry.pending) if name in known and name in current}
+        adapters, serving = None, entry.adapters
+        if entry.stale_adapters:
+            serving = self._adapters(entry, overlay.native)
+            if {name: adapter for name, (_, adapter) in serving.items()} != {n: a for n, (_, a) in entry.adapters.items()}:
+                adapters = [(adapter, 1.0) for _, adapter in serving.values()]
+        if weights or adapters is not None:
+            differs = _kept_differ(entry.compiled, weights)
+            report = entry.compiled.refit(weights or None, partial=True, adapters=adapters)
+            if report.recomputed_slots or differs:
+                self.refits += 1
+                self.last_report = report
+        entry.pending, entry.stale_adapters, entry.adapters = set(), False, serving
+        return True
+
+    @staticmethod
+    def _adapters(
+        entry: Entry, wanted: Mapping[str, dict[str, torch.Tensor]]
+    ) -> dict[str, tuple[dict[str, torch.Tensor], _regraft.Adapter]]:
+        """Adapters of these factors: those that serve already where nothing differs."""
+        result = {}
+        for name, factors in wanted.items():
+            before = entry.adapters.get(name)
+            if before is None or not _equal(before[0], factors):
+                copies = {key: factor.clone() for key, factor in factors.items()}
+                before = copies, entry.compiled.adapter(name, copies)
+            result[name] = before
+        return result
+
+
+def _types(program: ExportedProgram) -> dict[str, tuple[Any, ...]]:
+    """Dtype and shape of each weight, and the first name of the same tensor."""
+    first: dict[int, str] = {}
+    return {
+        name: (tensor.dtype, tuple(tensor.shape), first.setdefault(id(tensor), name))
+        for name, tensor in tensors_of(program).items()
+    }
+
+
+def _equal(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(
+        value.dtype == other[key].dtype and torch.equal(value, other[key]) for key, value in one.items()
+    )
+
+
+def _kept_differ(compiled: Module, weights: Mapping[str, torch.Tensor]) -> bool:
+    """Whether a weight of a part in PyTorch differs, which reports do not say."""
+    kept = compiled._serving.kept
+    return any(name in kept and not torch.equal(kept[name], weights[name].to(kept[name].dtype)) for name in weights)

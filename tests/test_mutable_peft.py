@@ -1,0 +1,413 @@
+"""Adapters of PEFT and diffusers on a module that stays compiled: scenarios M-8 and M-9."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import regraft
+from mutable_checks import Counted, _few_threads, assert_agrees, compiled_result, never_compiles, pytorch_result
+from regraft import MutableModule
+
+peft = pytest.importorskip("peft")
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:No complete tensor found"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+
+class Net(nn.Module):
+    """One of each layer that adapters are for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(50, 16)
+        self.conv = nn.Conv1d(16, 24, 3, padding=1)
+        self.norm = nn.LayerNorm(24)
+        self.first = nn.Linear(24, 24)
+        self.last = nn.Linear(24, 8, bias=False)
+        self.config: dict[str, Any] = {}
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        y = self.conv(self.words(ids).transpose(1, 2)).transpose(1, 2)
+        return self.last(torch.relu(self.first(self.norm(y))))
+
+
+class Square(nn.Module):
+    """Layers that keep their width, in a sequence of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(x))
+
+
+def lora(**settings: Any) -> Any:
+    targets = settings.pop("target_modules", ["first", "last", "conv", "words"])
+    return peft.LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": targets, "init_lora_weights": False, **settings})
+
+
+@pytest.fixture
+def ids() -> torch.Tensor:
+    return torch.randint(0, 50, (2, 7), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def net() -> Net:
+    torch.manual_seed(0)
+    return Net().eval()
+
+
+@pytest.fixture
+def mutable(net: Net, ids: torch.Tensor) -> MutableModule:
+    mutable = MutableModule(net)
+    assert_agrees(mutable, ids)
+    return mutable
+
+
+def layers_of(module: nn.Module) -> Iterator[Any]:
+    return (m for m in module.modules() if isinstance(m, peft.tuners.tuners_utils.BaseTunerLayer))
+
+
+def test_m_8_adapters_come_and_go_without_a_compilation(mutable: MutableModule, ids: torch.Tensor) -> None:
+    plain = compiled_result(mutable, ids)[0]
+    model: Any = None
+
+    def wrap() -> None:
+        nonlocal model
+        model = peft.get_peft_model(mutable, lora(), adapter_name="a").eval()
+
+    never_compiles(mutable, wrap, ids)
+    with_a = compiled_result(mutable, ids)[0]
+    assert not torch.allclose(with_a, plain)
+    assert torch.equal(compiled_result(model, ids)[0], with_a), "the wrapper of PEFT calls the compiled module"
+    model.add_adapter("b", lora(r=2, use_rslora=True, target_modules=["first", "conv"]))
+    model.eval()
+    never_compiles(mutable, lambda: model.set_adapter("b"), ids)
+
+    def scale(adapter: str, factor: float) -> Callable[[], None]:
+        return lambda: [layer.set_scale(adapter, factor) for layer in layers_of(mutable)]
+
+    never_compiles(mutable, scale("b", 0.3), ids)
+    never_compiles(mutable, lambda: model.base_model.set_adapter(["a", "b"]), ids)
+    never_compiles(mutable, scale("a", 0.7), ids)
+    with model.disable_adapter():
+        never_compiles(mutable, lambda: None, ids)
+        assert torch.equal(compiled_result(mutable, ids)[0], plain), "the bits of the first day"
+    never_compiles(mutable, lambda: None, ids)
+    model.base_model.set_adapter(["b", "a"])
+    counted = Counted(mutable)
+    assert_agrees(mutable, ids)
+    assert counted() == (0, 0), "the order does not matter"
+    never_compiles(mutable, lambda: model.delete_adapter("b"), ids)
+    never_compiles(mutable, scale("a", 1.0), ids)
+    assert torch.equal(compiled_result(mutable, ids)[0], with_a)
+    # PyTorch's merging and unmerging is not exact.
+    never_compiles(mutable, lambda: model.merge_adapter(), ids)
+    never_compiles(mutable, lambda: model.unmerge_adapter(), ids)
+    counted = Counted(mutable)
+    merged = model.merge_and_unload()
+    assert merged is mutable and not list(layers_of(mutable))
+    assert_agrees(mutable, ids)
+    assert counted() == (1, 0)
+
+
+def test_m_8_unloading_leaves_the_bits_of_the_first_day(mutable: MutableModule, ids: torch.Tensor) -> None:
+    plain = compiled_result(mutable, ids)[0]
+    for _ in range(3):
+        model = peft.get_peft_model(mutable, lora())
+        assert_agrees(mutable, ids)
+        assert model.unload() is mutable
+        assert torch.equal(compiled_result(mutable, ids)[0], plain)
+    assert mutable.recompiles == 0
+
+
+def test_m_8_the_first_call_may_have_adapters(net: Net, ids: torch.Tensor) -> None:
+    model = peft.get_peft_model(net, lora()).eval()
+    mutable = MutableModule(model)
+    assert isinstance(mutable, peft.PeftModel)
+    assert_agrees(mutable, ids)
+    assert mutable.compiled is not None
+    assert not [name for name in mutable.compiled.sources if "lora" in name or "base_layer" in name]
+    with mutable.disable_adapter():
+        never_compiles(mutable, lambda: None, ids)
+    never_compiles(mutable, lambda: mutable.merge_adapter(), ids)
+    inner = MutableModule(net)
+    assert_agrees(inner, ids)
+    assert_agrees(MutableModule(peft.get_peft_model(inner, lora(), adapter_name="other").eval()), ids)
+
+
+def test_m_8_training_an_adapter_arrives_at_each_step(net: Net, ids: torch.Tensor) -> None:
+    model = peft.get_peft_model(net, lora(lora_dropout=0.1, init_lora_weights=True))
+    mutable = MutableModule(model)
+    optimiser = torch.optim.AdamW([p for p in mutable.parameters() if p.requires_grad], lr=1e-2)
+    mutable.eval()
+    assert_agrees(mutable, ids)
+    counted = Counted(mutable)
+    for _ in range(4):
+        mutable.train()
+        optimiser.zero_grad()
+        mutable(ids).square().sum().backward()
+        optimiser.step()
+        mutable.eval()
+        assert_agrees(mutable, ids)
+        assert counted() == (1, 0)
+    assert_agrees(mutable, ids)
+    mutable.requires_grad_(False)
+    assert_agrees(mutable, ids)
+    assert counted() == (0, 0)
+
+
+def test_m_8_dora_alone_and_with_others(mutable: MutableModule, ids: torch.Tensor) -> None:
+    model = peft.get_peft_model(mutable, lora(use_dora=True), adapter_name="dora").eval()
+    with torch.no_grad():
+        for layer in layers_of(mutable):
+            layer.lora_magnitude_vector["dora"].weight.mul_(1.3)
+    never_compiles(mutable, lambda: None, ids)
+    model.add_adapter("plain", lora())
+    model.eval()
+    never_compiles(mutable, lambda: model.base_model.set_adapter(["plain", "dora"]), ids)
+    never_compiles(mutable, lambda: model.base_model.set_adapter("plain"), ids)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(lambda: peft.LoHaConfig(r=4, alpha=4, target_modules=["first", "conv"], init_weights=False), id="loha"),
+        pytest.param(lambda: peft.LoKrConfig(r=4, alpha=4, target_modules=["first", "conv"], init_weights=False), id="lokr"),
+        pytest.param(lambda: peft.IA3Config(target_modules=["first", "last"], feedforward_modules=["last"], init_ia3_weights=False), id="ia3"),
+        pytest.param(lambda: peft.OFTConfig(r=4, oft_block_size=0, target_modules=["first"], init_weights=False), id="oft"),
+        pytest.param(lambda: peft.VeraConfig(r=4, target_modules=["first"], init_weights=False), id="vera"),
+        pytest.param(lambda: peft.LNTuningConfig(target_modules=["norm"]), id="ln_tuning"),
+        pytest.param(lambda: peft.TrainableTokensConfig(token_indices=list(range(25)), target_modules=["words"], init_weights=False), id="tokens"),
+        pytest.param(lambda: lora(lora_bias=True, target_modules=["first"]), id="lora_bias"),
+        pytest.param(lambda: lora(target_modules=["first"], modules_to_save=["last"]), id="modules_to_save"),
+        pytest.param(lambda: lora(target_modules=["first"], trainable_token_indices={"words": list(range(25))}), id="lora_tokens"),
+        pytest.param(lambda: lora(target_modules=["first"], bias="all"), id="lora_trains_biases"),
+    ],
+)
+def test_m_8_other_kinds_are_merged_by_peft(
+    mutable: MutableModule, ids: torch.Tensor, config: Callable[[], Any]
+) -> None:
+    plain = compiled_result(mutable, ids)[0]
+    model = peft.get_peft_model(mutable, config()).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and ("norm" in name or "modules_to_save" in name or "tokens" in name):
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    never_compiles(mutable, lambda: None, ids)
+    assert not torch.allclose(compiled_result(mutable, ids)[0], plain)
+    with model.disable_adapter():
+        never_compiles(mutable, lambda: None, ids)
+        assert torch.equal(compiled_result(mutable, ids)[0], plain) or "bias" in str(model.peft_config)
+    never_compiles(mutable, lambda: None, ids)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.mul_(1.01)
+    never_compiles(mutable, lambda: None, ids)
+
+
+def test_m_8_adapters_that_are_no_change_of_weights_run_in_pytorch() -> None:
+    class Grouped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(8, 8, 3, groups=2)
+            self.config: dict[str, Any] = {}
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(self.conv(x))
+
+    net, x = Grouped().eval(), torch.randn(1, 8, 5, 5)
+    mutable = MutableModule(net)
+    assert_agrees(mutable, x)
+    model = peft.get_peft_model(mutable, lora(target_modules=["conv"])).eval()
+    with pytest.warns(UserWarning, match="PyTorch runs it while such adapters are active"):
+        result = compiled_result(mutable, x)[0]
+    assert torch.equal(result, pytorch_result(net, x)[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compiled_result(mutable, x)
+        model.base_model.disable_adapter_layers()
+        assert_agrees(mutable, x)
+    counted = Counted(mutable)
+    model.unload()
+    net.conv.weight.data.mul_(2)
+    assert_agrees(mutable, x)
+    assert counted() == (1, 0)
+
+
+def test_m_8_merged_then_disabled_is_as_in_pytorch(mutable: MutableModule, ids: torch.Tensor) -> None:
+    model = peft.get_peft_model(mutable, lora()).eval()
+    never_compiles(mutable, lambda: None, ids)
+    model.merge_adapter()
+    model.base_model.disable_adapter_layers()
+    never_compiles(mutable, lambda: None, ids)
+    assert not any(layer.merged for layer in layers_of(mutable))
+
+
+def test_m_8_layers_of_gpt2_that_are_stored_transposed(ids: torch.Tensor) -> None:
+    from transformers.pytorch_utils import Conv1D
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = nn.Embedding(50, 16)
+            self.square, self.wide = Conv1D(16, 16), Conv1D(32, 16)
+            self.plain = nn.Linear(32, 16)
+            self.config: dict[str, Any] = {}
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.plain(torch.relu(self.wide(self.square(self.words(ids)))))
+
+    mutable = MutableModule(Net().eval())
+    assert_agrees(mutable, ids)
+    for fan_in_fan_out in (True, False):
+        config = lora(target_modules=["square", "wide", "plain"], fan_in_fan_out=fan_in_fan_out)
+        model = peft.get_peft_model(mutable, config).eval()
+        never_compiles(mutable, lambda: None, ids)
+        assert model.unload() is mutable
+
+
+def test_m_8_parts_in_pytorch_are_adapted_too() -> None:
+    net, x = Square().eval(), torch.randn(3, 16)
+    net.config = {}
+    mutable = MutableModule(net, torch_executed_ops=["aten.relu.default"], min_block_size=1)
+    assert_agrees(mutable, x)
+    assert mutable.compiled is not None and len(mutable.compiled.models) == 2
+    model = peft.get_peft_model(mutable, lora(target_modules=["body.0", "body.2"])).eval()
+    never_compiles(mutable, lambda: None, x)
+    assert model.unload() is mutable
+    never_compiles(mutable, lambda: None, x)
+
+
+def test_m_8_several_programs_and_a_saved_one(net: Net, ids: torch.Tensor, tmp_path: Path) -> None:
+    mutable = MutableModule(net)
+    other = ids[:1]
+    for inputs in (ids, other):
+        assert_agrees(mutable, inputs)
+    plain = compiled_result(mutable, ids)[0]
+    model = peft.get_peft_model(mutable, lora()).eval()
+    for inputs in (ids, other):
+        never_compiles(mutable, lambda: None, inputs)
+    MutableModule.save(mutable, tmp_path / "saved")
+    assert model.unload() is mutable
+    loaded = MutableModule.load(tmp_path / "saved", net)
+    for inputs in (ids, other):
+        assert_agrees(loaded, inputs)
+    assert loaded.recompiles == 0
+    assert torch.equal(compiled_result(loaded, ids)[0], plain)
+
+
+# M-9
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Any:
+    diffusers = pytest.importorskip("diffusers")
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        in_channels=4,
+        out_channels=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=2,
+    )
+    vae = diffusers.AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, down_block_types=("DownEncoderBlock2D",) * 2,
+                                  up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, sample_size=16)
+    text = CLIPTextModel(CLIPTextConfig(hidden_size=16, intermediate_size=32, num_attention_heads=2, num_hidden_layers=1, vocab_size=100))
+    pipe = diffusers.StableDiffusionPipeline(
+        unet=unet, vae=vae, text_encoder=text, tokenizer=None, scheduler=diffusers.DDIMScheduler(),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    for part in (unet, vae, text):
+        part.eval()
+    return pipe
+
+
+def make_lora(pipe: Any, folder: Path, name: str, rank: int, targets: list[str]) -> Path:
+    """A file as training scripts write it."""
+    from peft.utils import get_peft_model_state_dict
+
+    unet = type(pipe.unet).from_config(pipe.unet.config)
+    unet.add_adapter(peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, init_lora_weights=False))
+    state = get_peft_model_state_dict(unet)
+    pipe.save_lora_weights(folder / name, unet_lora_layers=state)
+    return folder / name
+
+
+def images(pipe: Any) -> torch.Tensor:
+    embeds = torch.randn(1, 77, 16, generator=torch.Generator().manual_seed(3))
+    with torch.inference_mode():
+        return pipe(
+            prompt_embeds=embeds, negative_prompt_embeds=-embeds, num_inference_steps=2, height=16, width=16,
+            output_type="latent", generator=torch.Generator().manual_seed(4),
+        ).images  # fmt: skip
+
+
+def test_m_9_loras_by_the_methods_of_the_pipeline(pipeline: Any, tmp_path: Path) -> None:
+    pipe = pipeline
+    original = pipe.unet
+    style = make_lora(pipe, tmp_path, "style", 4, ["to_q", "to_k", "to_v", "to_out.0"])
+    detail = make_lora(pipe, tmp_path, "detail", 2, ["conv1", "conv2", "proj_in", "ff.net.0.proj", "to_q"])
+    pipe.unet = MutableModule(pipe.unet)
+    counted = Counted(pipe.unet)
+
+    def step(change: Callable[[], Any], refits: int) -> torch.Tensor:
+        change()
+        found = images(pipe)
+        assert counted() == (refits, 0)
+        mutable, pipe.unet = pipe.unet, original
+        wanted = images(pipe)
+        pipe.unet = mutable
+        assert (found - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+        return found
+
+    plain = step(lambda: None, 0)
+    with_style = step(lambda: pipe.load_lora_weights(style, adapter_name="style"), 1)
+    assert not torch.allclose(with_style, plain, rtol=1e-3)
+    step(lambda: pipe.load_lora_weights(detail, adapter_name="detail"), 1)
+    step(lambda: pipe.set_adapters(["style", "detail"], adapter_weights=[0.3, 0.7]), 1)
+    step(lambda: pipe.set_adapters(["detail", "style"], adapter_weights=[0.5, {"unet": {"down": 0.2, "mid": 1.0, "up": 0.9}}]), 1)
+    assert torch.equal(step(pipe.disable_lora, 1), plain)
+    step(pipe.enable_lora, 1)
+    assert torch.equal(step(lambda: pipe.set_adapters("style"), 1), with_style)
+    step(lambda: pipe.fuse_lora(lora_scale=0.5), 1)
+    step(pipe.unfuse_lora, 1)
+    step(lambda: pipe.delete_adapters("detail"), 0)
+    pipe.unload_lora_weights()
+    unloaded = images(pipe)
+    # PyTorch's merging and unmerging is not exact.
+    assert (unloaded - plain).abs().max() <= 1e-4 * plain.abs().max()
+    assert counted() == (1, 0)
+    assert isinstance(pipe.unet, type(original)) and pipe.unet.recompiles == 0
+    pipe.unet = original
+
+
+def test_m_9_a_pipeline_with_a_mutable_part_is_saved(pipeline: Any, tmp_path: Path) -> None:
+    original = pipeline.unet
+    pipeline.unet = MutableModule(pipeline.unet)
+    pipeline.unet.save_pretrained(tmp_path / "unet")
+    again = type(pipeline.unet).from_pretrained(tmp_path / "unet")
+    assert type(again) is type(original)
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), original.parameters(), strict=True))
+    assert isinstance(pipeline.unet, regraft.MutableModule)
+    pipeline.unet = original
