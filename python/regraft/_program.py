@@ -52,9 +52,16 @@ def digest_of(program: ExportedProgram) -> str:
     for node in program.graph.nodes:
         args = torch.fx.map_arg((node.args, node.kwargs), lambda arg: f"%{numbers[arg]}")
         source = names.get(node.name, "") if node.op == "placeholder" else ""
-        operation = node.op if node.op in ("placeholder", "output") else str(node.target)
+        operation = node.op if node.op in ("placeholder", "output") else _operation(node.target)
         hasher.update(f"{operation} {source} {_literals(args)}\n".encode())
     return hasher.hexdigest()
+
+
+def _operation(target: Any) -> str:
+    if isinstance(target, (str, torch._ops.OpOverload)):
+        return str(target)
+    # The text of other functions has their address.
+    return str(getattr(target, "__name__", type(target).__name__))
 
 
 def _literals(value: Any) -> str:

@@ -76,7 +76,7 @@ class Serving:
         return (self.models[index] if session is None else session).run(inputs, _tensor_from)
 
     def fork(self, written: Collection[str]) -> Serving:
-        """Another that shares everything with this one until it is refitted, but for what the program writes to.
+        """Another that shares everything with this one until it is refitted, but what the program writes to.
 
         Engines that keep state begin anew, from their weights.
         """

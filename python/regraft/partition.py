@@ -103,21 +103,34 @@ def partition(
 
     """
     left_to_torch = {_full_name(op) for op in torch_executed_ops}
-    uses = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
-    if not left_to_torch & uses:
-        whole = _whole(program)
-        if isinstance(whole, Partitioned):
-            return whole
+    named = sorted(left_to_torch & {str(node.target) for node in program.graph.nodes})
+    if named:
         if not allow_torch:
-            raise whole
-        if not whole.unsupported:
-            raise whole
-    elif not allow_torch:
-        names = ", ".join(sorted(left_to_torch & uses))
-        raise CompileError(
-            f"require_full_compilation and torch_executed_ops contradict each other: the program uses {names}"
-        )
-    return _Cutter(_functional(program), min_block_size, left_to_torch).cut()
+            raise CompileError(
+                "require_full_compilation and torch_executed_ops contradict each other: "
+                f"the program uses {', '.join(named)}"
+            )
+        return _Cutter(_functional(program), min_block_size, left_to_torch).cut()
+    whole = _whole(program)
+    if isinstance(whole, Partitioned):
+        return whole
+    if not whole.unsupported:
+        raise whole
+    functional = _functional(program)
+    again = _whole(functional)
+    if isinstance(again, Partitioned):
+        return again
+    if not allow_torch:
+        raise _not_whole(_Cutter(functional, 1, left_to_torch).cut().report)
+    return _Cutter(functional, min_block_size, left_to_torch).cut()
+
+
+def _not_whole(report: PartitionReport) -> CompileError:
+    parts = report.in_pytorch
+    lines = [f"{len(parts)} node{'' if len(parts) == 1 else 's'} cannot be compiled"]
+    lines += [f"  {part.node}  {part.op.removeprefix('torch.ops.')}: {part.reason}" for part in parts]
+    lines.append("  help: without require_full_compilation they stay in PyTorch")
+    return CompileError("\n".join(lines), parts)
 
 
 def _whole(program: ExportedProgram) -> Partitioned | CompileError:
@@ -137,9 +150,16 @@ def _region(imported: _regraft.Program, nodes: Iterable[torch.fx.Node]) -> Regio
 
 
 def _functional(program: ExportedProgram) -> ExportedProgram:
-    """``program`` without writes in place, which could cross the cuts."""
+    """``program`` without writes in place, which could cross the cuts.
+
+    Operators that have no translation are expressed by others where PyTorch knows how.
+    """
+    known: Any = torch.export.default_decompositions()
+    table = {
+        op: decomposition for op, decomposition in known.items() if not _regraft.is_known(f"torch.ops.{op}")
+    }
     try:
-        functional: ExportedProgram = program.run_decompositions({})
+        functional: ExportedProgram = program.run_decompositions(table)
         return functional
     except Exception as error:
         raise CompileError(

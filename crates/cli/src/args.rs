@@ -11,7 +11,7 @@ use clap_complete::Shell;
 use regraft::{KeepSources, Mode, Threads};
 
 pub(crate) use self::{
-    cache::{CacheAction, CacheArgs, CacheFlags, size as cache_size},
+    cache::{CacheAction, CacheArgs, CacheFlags},
     distribute::{CheckArgs, StripArgs},
     tune::TuneFlags,
 };

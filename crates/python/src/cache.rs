@@ -10,9 +10,6 @@ use regraft::{
 
 use crate::error::Class;
 
-/// The most bytes that the disk cache takes unless told otherwise: 10 GB.
-const DEFAULT_LIMIT: u64 = 10_000_000_000;
-
 /// Engines as files of a folder, shared by all processes of the machine. Without a path: the folder that the command
 /// `regraft` uses (`REGRAFT_CACHE_DIR`, otherwise `regraft` in the user's cache folder).
 #[pyclass(frozen, module = "regraft")]
@@ -25,8 +22,9 @@ impl DiskCache {
     fn new(path: Option<PathBuf>, limit: Option<u64>) -> PyResult<DiskCache> {
         let none =
             || Class::Regraft.error("no folder for the engine cache is known: set REGRAFT_CACHE_DIR, or give a path");
+        let limit = limit.map_or_else(regraft::cache_limit, Ok).map_err(|why| Class::Regraft.error(why))?;
         let folder = path.or_else(regraft::cache_folder).ok_or_else(none)?;
-        Ok(DiskCache(regraft::disk_cache(&folder, limit.unwrap_or(DEFAULT_LIMIT))))
+        Ok(DiskCache(regraft::disk_cache(&folder, limit)))
     }
 
     fn __repr__(&self) -> String {

@@ -52,6 +52,32 @@ pub fn cache_folder() -> Option<PathBuf> {
     set("REGRAFT_CACHE_DIR").or_else(|| of_user().map(|folder| folder.join("regraft")))
 }
 
+/// The most bytes that the files of the disk cache may take together: `REGRAFT_CACHE_LIMIT`, otherwise
+/// [`DiskCache::DEFAULT_LIMIT`].
+///
+/// # Errors
+/// What is wrong with the variable.
+pub fn cache_limit() -> Result<u64, String> {
+    const LIMIT: &str = "REGRAFT_CACHE_LIMIT";
+    match env::var(LIMIT) {
+        Ok(text) if !text.is_empty() => parse_size(&text).map_err(|why| format!("{LIMIT}={text}: {why}")),
+        _ => Ok(DiskCache::DEFAULT_LIMIT),
+    }
+}
+
+/// Reads a number of bytes: `200MB`, `1.5GB` or plain digits.
+///
+/// # Errors
+/// What was expected.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    let units = [("kB", 1e3), ("KB", 1e3), ("MB", 1e6), ("GB", 1e9), ("TB", 1e12), ("B", 1.0), ("", 1.0)];
+    let parsed = units.iter().find_map(|(unit, factor)| {
+        let number: f64 = text.strip_suffix(unit)?.trim().parse().ok()?;
+        (number.is_finite() && number >= 0.0).then_some((number * factor) as u64)
+    });
+    parsed.ok_or_else(|| "expected a size such as 200MB, 1.5GB or a number of bytes".to_owned())
+}
+
 /// The engine cache below `folder`, as [`cache_folder`] gives it.
 pub fn disk_cache(folder: &Path, limit: u64) -> DiskCache {
     DiskCache::new(folder.join("engines"), limit)
@@ -219,6 +245,17 @@ mod tests {
         keys.push(key(&canonical, "off", &Target { backend: "cuda".into(), ..target() }, "1.0.0"));
         for (i, a) in keys.iter().enumerate() {
             assert!(!keys[..i].contains(a), "change {i} does not count");
+        }
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(parse_size("200MB"), Ok(200_000_000));
+        assert_eq!(parse_size("1.5 GB"), Ok(1_500_000_000));
+        assert_eq!(parse_size("17"), Ok(17));
+        assert_eq!(parse_size("0"), Ok(0));
+        for text in ["", "MB", "-1", "1MiB", "inf", "NaNkB"] {
+            assert!(parse_size(text).is_err(), "{text}");
         }
     }
 

@@ -51,7 +51,7 @@ pub use regraft_weights::{
 };
 
 pub use self::{
-    cached::{CacheUse, cache_folder, disk_cache},
+    cached::{CacheUse, cache_folder, cache_limit, disk_cache, parse_size},
     compile::{CompileOptions, Compiled, compile, compile_imported},
     error::Error,
     tune::{Tune, Tuned},

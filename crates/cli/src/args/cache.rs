@@ -55,37 +55,11 @@ pub(crate) enum CacheAction {
     /// Remove what killed processes left, and engines not used for longest until the rest fits
     Gc {
         /// The most that all files may take, such as 200MB [default: the limit of the cache]
-        #[arg(long, value_name = "SIZE", value_parser = size)]
+        #[arg(long, value_name = "SIZE", value_parser = regraft::parse_size)]
         limit: Option<u64>,
     },
     /// Remove all engines
     Clear,
     /// Read all engines, and remove those that are damaged
     Verify,
-}
-
-/// `200MB`, `1.5GB` or a number of bytes.
-pub(crate) fn size(text: &str) -> Result<u64, String> {
-    let units = [("kB", 1e3), ("KB", 1e3), ("MB", 1e6), ("GB", 1e9), ("TB", 1e12), ("B", 1.0), ("", 1.0)];
-    let parsed = units.iter().find_map(|(unit, factor)| {
-        let number: f64 = text.strip_suffix(unit)?.trim().parse().ok()?;
-        (number.is_finite() && number >= 0.0).then_some((number * factor) as u64)
-    });
-    parsed.ok_or_else(|| "expected a size such as 200MB, 1.5GB or a number of bytes".to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::size;
-
-    #[test]
-    fn sizes_have_units() {
-        assert_eq!(size("200MB"), Ok(200_000_000));
-        assert_eq!(size("1.5 GB"), Ok(1_500_000_000));
-        assert_eq!(size("17"), Ok(17));
-        assert_eq!(size("0"), Ok(0));
-        for text in ["", "MB", "-1", "1MiB", "inf", "NaNkB"] {
-            assert!(size(text).is_err(), "{text}");
-        }
-    }
 }

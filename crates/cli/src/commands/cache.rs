@@ -8,13 +8,10 @@ use serde_json::{Value, json};
 
 use super::{inputs, named_types, path_json};
 use crate::{
-    args::{CacheAction, CacheArgs, CacheFlags, cache_size},
+    args::{CacheAction, CacheArgs, CacheFlags},
     failure::Failure,
     output::{self, Output},
 };
-
-/// The environment variable with the size limit.
-const LIMIT: &str = "REGRAFT_CACHE_LIMIT";
 
 pub(super) fn run(args: &CacheArgs, out: &mut Output) -> Result<(), Failure> {
     let no_folder = || {
@@ -47,12 +44,7 @@ pub(super) fn for_compile(flags: &CacheFlags, out: &mut Output) -> Result<Option
 }
 
 fn disk_cache(folder: Option<&Path>) -> Result<Option<DiskCache>, Failure> {
-    let limit = match std::env::var(LIMIT) {
-        Ok(text) if !text.is_empty() => {
-            cache_size(&text).map_err(|why| Failure::usage(format!("{LIMIT}={text}: {why}")))?
-        }
-        _ => DiskCache::DEFAULT_LIMIT,
-    };
+    let limit = regraft::cache_limit().map_err(Failure::usage)?;
     let folder = folder.map(Path::to_path_buf).or_else(regraft::cache_folder);
     Ok(folder.map(|folder| regraft::disk_cache(&folder, limit)))
 }
@@ -96,7 +88,7 @@ fn info(cache: &DiskCache, out: &mut Output) -> Result<(), Failure> {
     let usage = cache.usage()?;
     out.line("cache", cache.root().display().to_string());
     out.line("holds", format!("{}, {}", output::engines(usage.entries), output::bytes(usage.bytes)));
-    out.line("limit", format!("{} ({LIMIT})", output::bytes(cache.limit())));
+    out.line("limit", format!("{} (REGRAFT_CACHE_LIMIT)", output::bytes(cache.limit())));
     out.fact("folder", path_json(cache.root()));
     out.fact("entries", usage.entries);
     out.fact("bytes", usage.bytes);
