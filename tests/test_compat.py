@@ -1,4 +1,4 @@
-"""Code for Torch-TensorRT on Regraft: only the import differs (S-5)."""
+"""Code for Torch-TensorRT on Regraft: only the import differs."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def compiled() -> Any:
     return torch_tensorrt.dynamo.compile(torch.export.export(net(0), tuple(INPUTS)), inputs=INPUTS)
 
 
-def test_s_5_the_lines_of_the_guide_run_unchanged() -> None:
+def test_the_lines_of_the_guide_run_unchanged() -> None:
     model, new_model, inputs, settings = net(0), net(1), tuple(INPUTS), {"min_block_size": 1}
 
     exp_program = torch.export.export(model, inputs)
@@ -84,7 +84,7 @@ def test_s_5_the_lines_of_the_guide_run_unchanged() -> None:
     assert torch.equal(mutable(*inputs), refitted(*inputs))
 
 
-def test_s_5_arguments_and_settings_come_in_each_form() -> None:
+def test_arguments_and_settings_come_in_each_form() -> None:
     program = torch.export.export(net(0), tuple(INPUTS))
     config = torch_tensorrt.dynamo.CompilationSettings(min_block_size=1, require_full_compilation=True)
     for arguments in (
@@ -108,7 +108,7 @@ def test_keywords_win_over_config() -> None:
         assert torch_tensorrt.dynamo.compile(program, config=config, **keyword).mode == "refittable"
 
 
-def test_s_5_weights_that_cannot_change_or_are_left_out() -> None:
+def test_weights_that_cannot_change_or_are_left_out() -> None:
     program, tuned = torch.export.export(net(0), tuple(INPUTS)), torch.export.export(net(1), tuple(INPUTS))
     frozen = torch_tensorrt.dynamo.compile(program, immutable_weights=True, strip_engine_weights=True)
     with pytest.raises(regraft.FrozenError):
@@ -128,7 +128,7 @@ def test_s_5_weights_that_cannot_change_or_are_left_out() -> None:
         torch_tensorrt.dynamo.compile(program, make_refittable=True, immutable_weights=True)
 
 
-def test_s_5_one_warning_names_all_settings_without_effect() -> None:
+def test_one_warning_names_all_settings_without_effect() -> None:
     program = torch.export.export(net(0), tuple(INPUTS))
     with pytest.warns(UserWarning, match="without effect") as caught:
         torch_tensorrt.dynamo.compile(
@@ -163,7 +163,7 @@ def test_no_warning_for_what_asks_for_nothing() -> None:
         )
 
 
-def test_s_5_unknown_settings_are_errors_with_a_suggestion() -> None:
+def test_unknown_settings_are_errors_with_a_suggestion() -> None:
     program = torch.export.export(net(0), tuple(INPUTS))
     with pytest.raises(TypeError, match=r"imutable_weights; did you mean immutable_weights\?\n.*nonsense$"):
         torch_tensorrt.dynamo.compile(program, imutable_weights=True, nonsense=3)
@@ -172,7 +172,7 @@ def test_s_5_unknown_settings_are_errors_with_a_suggestion() -> None:
 
 
 @pytest.mark.parametrize("ir", ["default", "dynamo"])
-def test_s_5_compile_takes_modules_and_specifications(ir: str) -> None:
+def test_compile_takes_modules_and_specifications(ir: str) -> None:
     spec = torch_tensorrt.Input(min_shape=(1, 3, 16, 16), opt_shape=(2, 3, 16, 16), max_shape=(8, 3, 16, 16))
     module = torch_tensorrt.compile(net(0), ir=ir, inputs=[spec], min_block_size=1)
     for batch in (1, 2, 5, 8):
@@ -249,7 +249,7 @@ def cached(module: Any) -> tuple[str, ...]:
     return module._compiled.cache
 
 
-def test_s_5_a_custom_engine_cache() -> None:
+def test_a_custom_engine_cache() -> None:
     cache = InMemory()
     program, tuned = torch.export.export(net(0), tuple(INPUTS)), torch.export.export(net(1), tuple(INPUTS))
     compile = torch_tensorrt.dynamo.compile
@@ -270,7 +270,7 @@ def test_s_5_a_custom_engine_cache() -> None:
         compile(program, **(both | {"custom_engine_cache": {}}))
 
 
-def test_s_5_the_engine_cache_on_disk(tmp_path: Path) -> None:
+def test_the_engine_cache_on_disk(tmp_path: Path) -> None:
     program = torch.export.export(net(0), tuple(INPUTS))
     settings = {
         "cache_built_engines": True,
@@ -284,7 +284,7 @@ def test_s_5_the_engine_cache_on_disk(tmp_path: Path) -> None:
         torch_tensorrt.dynamo.compile(program, **(settings | {"cache_built_engines": False}))
 
 
-def test_s_5_operators_that_run_in_pytorch() -> None:
+def test_operators_that_run_in_pytorch() -> None:
     program = torch.export.export(net(0), tuple(INPUTS))
     for op in (torch.ops.aten.relu.default, torch.ops.aten.relu, "torch.ops.aten.relu.default"):
         module = torch_tensorrt.dynamo.compile(program, torch_executed_ops={op}, min_block_size=1)
@@ -292,9 +292,7 @@ def test_s_5_operators_that_run_in_pytorch() -> None:
         close(module(*INPUTS), net(0)(*INPUTS))
 
 
-def test_s_5_a_dry_run_prints_and_compiles_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_dry_run_prints_and_compiles_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     program = torch.export.export(net(0), tuple(INPUTS))
     module = torch_tensorrt.dynamo.compile(program, dryrun=True)
     assert "engine" in capsys.readouterr().out
@@ -304,7 +302,7 @@ def test_s_5_a_dry_run_prints_and_compiles_nothing(
     assert "engine" in (tmp_path / "report.txt").read_text()
 
 
-def test_s_5_slots_as_arrays(compiled: Any) -> None:
+def test_slots_as_arrays(compiled: Any) -> None:
     mapping = torch_tensorrt.dynamo.construct_refit_mapping(compiled)
     sizes = {name: size for name, size, _ in compiled.models[0].slots}
     assert {name: array.nbytes for name, array in mapping.items()} == sizes
@@ -317,7 +315,7 @@ def test_s_5_slots_as_arrays(compiled: Any) -> None:
     assert not any(np.array_equal(changed[name], array) for name, array in mapping.items())
 
 
-def test_s_5_save_and_load(compiled: Any, tmp_path: Path) -> None:
+def test_save_and_load(compiled: Any, tmp_path: Path) -> None:
     torch_tensorrt.save(compiled, tmp_path / "compiled.ep", inputs=INPUTS)
     loaded = torch_tensorrt.load(tmp_path / "compiled.ep")
     assert torch.equal(loaded.module()(*INPUTS), compiled(*INPUTS))
@@ -327,7 +325,7 @@ def test_s_5_save_and_load(compiled: Any, tmp_path: Path) -> None:
         torch_tensorrt.save(compiled, tmp_path / "x.ts", output_format="torchscript")
 
 
-def test_s_5_a_mutable_module_follows_its_original(tmp_path: Path) -> None:
+def test_a_mutable_module_follows_its_original(tmp_path: Path) -> None:
     model = net(0)
     mutable = torch_tensorrt.MutableTorchTensorRTModule(model, immutable_weights=False, strict=False)
     batch = torch.export.Dim("batch", min=1, max=8)
