@@ -94,7 +94,7 @@ fn moved(model: &Model, chosen: impl Fn(&str) -> bool) -> Moved {
     let Some(generation) = model.generation() else { return Moved(StateDict::new()) };
     let infos = model.refit_map().sources.iter().zip(&generation.sources);
     let chosen = infos.filter(|(info, _)| chosen(&info.name));
-    Moved(chosen.filter_map(|(info, content)| Some((info.name.clone(), content.tensor()?.clone()))).collect())
+    Moved(chosen.filter_map(|(info, content)| Some((info.name.clone(), content.tensor()?))).collect())
         .map(|w| w * 1.01 + 1e-3)
 }
 

@@ -82,7 +82,7 @@ fn bound(
     let values = infos.iter().map(|info| {
         let tensor = of_source(info)?;
         // No state dict brings these again: the engine holds them.
-        if info.kind.in_state_dict() { Some(tensor) } else { Some(owned(&tensor)) }
+        if info.kind.in_state_dict() { Some(tensor) } else { Some(tensor.to_owned_memory()) }
     });
     let values = values.collect();
     let names: Vec<String> =
@@ -99,11 +99,6 @@ fn bound(
         Mode::Frozen => regraft::model(model.to_engine(Mode::Frozen, KeepSources::None)?, backend),
         _ => Ok(model),
     }
-}
-
-fn owned(tensor: &regraft::Tensor) -> regraft::Tensor {
-    let bytes = tensor.clone().into_owned();
-    regraft::Tensor::new(tensor.dtype(), tensor.shape().to_vec(), bytes.into()).expect("as many bytes as before")
 }
 
 fn tune_of(name: &str) -> PyResult<TuneMode> {

@@ -1,14 +1,17 @@
 //! Inputs: the memory of tensors of PyTorch, NumPy and others, read where it is.
 #![allow(unsafe_code)]
 
-use std::sync::Arc;
+use std::{
+    ptr::{self, NonNull},
+    sync::Arc,
+};
 
 use pyo3::{
     prelude::*,
     sync::PyOnceLock,
     types::{PyDict, PyTuple},
 };
-use regraft::{AlignedVec, DType, Tensor};
+use regraft::{BorrowedBytes, Buffer, DType, Tensor};
 
 use crate::{array::Array, error::Class};
 
@@ -197,8 +200,9 @@ unsafe fn borrow(dtype: DType, shape: Vec<usize>, address: usize, owner: &Bound<
     if len == 0 {
         return Tensor::zeros(dtype, &shape).map_err(failed);
     }
-    let _ = Arc::new(owner.clone().unbind());
-    // SAFETY: the caller's promise.
-    let bytes = unsafe { std::slice::from_raw_parts(address as *const u8, len) };
-    Tensor::new(dtype, shape, AlignedVec::copy_of(bytes).into()).map_err(failed)
+    let null = || Class::Input.error("a tensor without memory");
+    let start = NonNull::new(ptr::with_exposed_provenance_mut(address)).ok_or_else(null)?;
+    // SAFETY: the caller's promise; the owner is held.
+    let bytes = unsafe { BorrowedBytes::new(start, len, Arc::new(owner.clone().unbind())) };
+    Tensor::new(dtype, shape, Buffer::Borrowed(bytes)).map_err(failed)
 }

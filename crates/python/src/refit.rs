@@ -40,7 +40,11 @@ impl Adapter {
             let config: Option<AdapterConfig> = config.map_err(|error| {
                 Class::Weights.error(format!("{name}: no valid configuration of an adapter: {error}"))
             })?;
-            let weights = state_dict_of(weights)?;
+            // The adapter keeps its factors, and the caller may change his.
+            let weights: StateDict = state_dict_of(weights)?
+                .iter()
+                .map(|(key, tensor)| (key.to_owned(), tensor.to_owned_memory()))
+                .collect();
             py.detach(|| adapter::Adapter::from_state_dict(name, &weights, &config.unwrap_or_default(), map))
         };
         Ok(Adapter(Arc::new(adapter.map_err(IntoPyErr::into_py)?)))

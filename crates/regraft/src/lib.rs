@@ -42,7 +42,7 @@ pub use regraft_runtime::{
     Adapters, Changed, Model, Refit, RefitObserver, RefitOptions, RuntimeError, RuntimeErrorKind, Session, Staged,
     VariantMemory, Variants, publish_together,
 };
-pub use regraft_tensor::{AlignedVec, Buffer, DType, Tensor, TensorError};
+pub use regraft_tensor::{AlignedVec, BorrowedBytes, Buffer, DType, Tensor, TensorError};
 pub use regraft_weights::{
     AdapterReport, Digest, Generation, Phase, PhaseTimes, PoolMemory, Problem, Recipe, RefitMap, RefitReport, Slot,
     SlotReport, SourceContent, SourceInfo, StateDict, WeightsError, WeightsErrorKind,

@@ -57,7 +57,7 @@ impl Program {
         let identical = identical.then(|| digests.clone());
         // The digest of a tensor at hand is computed when it is asked for: what a file says of it may be wrong.
         let content = |(i, tensor): (usize, Option<Tensor>)| match (tensor, mode) {
-            (Some(tensor), _) => SourceContent::new(refit_map.sources[i].dtype, Some(tensor)),
+            (Some(tensor), _) => SourceContent::new(refit_map.sources[i].dtype, Some(tensor.to_owned_memory())),
             // Which weights a stripped engine was made from says nothing of those that it will get.
             (None, Mode::Stripped) => SourceContent::new(refit_map.sources[i].dtype, None),
             (None, Mode::Frozen | Mode::Refittable) => {
@@ -92,7 +92,9 @@ impl Program {
             (Mode::Frozen, None) => {
                 return Err(EngineErrorKind::Malformed("a frozen engine without slots".into()).into());
             }
-            (Mode::Refittable, Some(slots)) => slots.into_iter().map(|s| Arc::new(Slot::mapped(s))).collect(),
+            (Mode::Refittable, Some(slots)) => {
+                slots.into_iter().map(|s| Arc::new(Slot::mapped(s.to_owned_memory()))).collect()
+            }
             (Mode::Refittable, None) => {
                 let all: Vec<usize> = (0..self.refit_map.recipes.len()).collect();
                 refit::make(&self.parts(), &self.carried, &AdapterSet::default(), &all, &self.pool, &())?.slots

@@ -118,7 +118,7 @@ impl WeightFiles<'_> {
         if let Some(file) = content.file() {
             return Some(file.clone());
         }
-        let tensor = content.tensor()?;
+        let tensor = content.held()?;
         let path: Arc<Path> = tensor.buffer().file()?.into();
         let program = &self.model.shared.program;
         let read = || (program.reader)(&path).ok();

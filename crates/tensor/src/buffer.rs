@@ -3,7 +3,7 @@ use std::{fmt, ops::Range, sync::Arc};
 use bytemuck::{Pod, Zeroable};
 use memmap2::MmapMut;
 
-use crate::MappedFile;
+use crate::{BorrowedBytes, MappedFile};
 
 /// One cache line.
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -125,13 +125,15 @@ impl fmt::Debug for AlignedVec {
     }
 }
 
-/// Immutable shared bytes: owned and 64-byte aligned, or a range of a mapped file.
+/// Immutable shared bytes: owned and 64-byte aligned, a range of a mapped file, or borrowed for a call.
 #[derive(Clone, Debug)]
 pub enum Buffer {
     /// Bytes in memory of this process.
     Owned(Arc<AlignedVec>),
     /// A range of a mapped file.
     Mapped(MappedFile, Range<usize>),
+    /// Memory of someone else, who may write to it once the call that it was given to is over. Nothing keeps it.
+    Borrowed(BorrowedBytes),
 }
 
 impl Buffer {
@@ -147,6 +149,7 @@ impl Buffer {
         match self {
             Buffer::Owned(_) => Some(AlignedVec::copy_of(part).into()),
             Buffer::Mapped(file, whole) => Buffer::mapped(file, whole.start + range.start..whole.start + range.end),
+            Buffer::Borrowed(bytes) => bytes.slice(range).map(Buffer::Borrowed),
         }
     }
 
@@ -155,6 +158,7 @@ impl Buffer {
         match self {
             Buffer::Owned(v) => v.bytes(),
             Buffer::Mapped(file, range) => &file.bytes()[range.clone()],
+            Buffer::Borrowed(bytes) => bytes.bytes(),
         }
     }
 
@@ -172,7 +176,7 @@ impl Buffer {
     pub fn file(&self) -> Option<&std::path::Path> {
         match self {
             Buffer::Mapped(file, _) => Some(file.path()),
-            Buffer::Owned(_) => None,
+            Buffer::Owned(_) | Buffer::Borrowed(_) => None,
         }
     }
 
@@ -180,8 +184,18 @@ impl Buffer {
     pub fn changed_file(&self) -> Option<&std::path::Path> {
         match self {
             Buffer::Mapped(file, _) if !file.is_intact() => Some(file.path()),
-            Buffer::Mapped(..) | Buffer::Owned(_) => None,
+            Buffer::Mapped(..) | Buffer::Owned(_) | Buffer::Borrowed(_) => None,
         }
+    }
+
+    /// Whether the memory is someone else's, and may be written to after the call that it was given to.
+    pub fn is_borrowed(&self) -> bool {
+        matches!(self, Buffer::Borrowed(_))
+    }
+
+    /// The same bytes in memory that stays as it is: a copy of those that are borrowed.
+    pub fn to_owned_memory(&self) -> Buffer {
+        if self.is_borrowed() { AlignedVec::copy_of(self.bytes()).into() } else { self.clone() }
     }
 
     /// Whether both are the same memory, so that their contents need no comparison.

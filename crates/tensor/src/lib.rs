@@ -2,23 +2,29 @@
 //!
 //! - [`DType`] and [`Element`]: the element types and their Rust counterparts;
 //! - [`Dim`]: a dimension that is a constant, a symbol or an expression over symbols;
-//! - [`Buffer`]: immutable bytes, owned (64-byte aligned) or mapped from a file;
-//! - [`Tensor`]: a dense, row-major host tensor over a [`Buffer`].
+//! - [`Buffer`]: immutable bytes, owned (64-byte aligned), mapped from a file, or borrowed for a call;
+//! - [`Tensor`]: a dense, row-major host tensor over a [`Buffer`];
+//! - [`PerProcess`]: what a forked child must have of its own.
 #![deny(unsafe_op_in_unsafe_fn)]
+#![deny(unsafe_code)]
 
+mod borrowed;
 mod buffer;
 mod dim;
 mod dim_parse;
 mod dtype;
 mod error;
 mod mapped;
+mod per_process;
 mod strides;
 mod tensor;
 
+pub use borrowed::BorrowedBytes;
 pub use buffer::{AlignedVec, Buffer};
 pub use dim::{Atom, Dim, Range, Symbol};
 pub use dtype::{DType, Element};
 pub use error::{ErrorKind, TensorError};
 pub use mapped::MappedFile;
+pub use per_process::PerProcess;
 pub use strides::{contiguous_strides, for_each_index, gather_strided, numel};
 pub use tensor::Tensor;

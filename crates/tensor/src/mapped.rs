@@ -1,4 +1,5 @@
 //! The one place where files are mapped into memory.
+#![allow(unsafe_code)]
 
 use std::{
     fs::File,

@@ -151,6 +151,16 @@ impl Tensor {
         Tensor { data: AlignedVec::copy_of(self.bytes()).into(), ..self.clone() }
     }
 
+    /// Whether its memory is someone else's: see [`Buffer::is_borrowed`].
+    pub fn is_borrowed(&self) -> bool {
+        self.data.is_borrowed()
+    }
+
+    /// This tensor in memory that stays as it is: itself, or a copy when its memory is borrowed.
+    pub fn to_owned_memory(&self) -> Tensor {
+        Tensor { data: self.data.to_owned_memory(), ..self.clone() }
+    }
+
     /// All elements as f64.
     pub fn to_f64_vec(&self) -> Vec<f64> {
         match self.dtype {

@@ -5,7 +5,7 @@ use std::{
 
 use regraft_tensor::{DType, Tensor};
 
-use crate::{Digest, Slot, adapter::AdapterSet};
+use crate::{Digest, InSlot, Slot, adapter::AdapterSet};
 
 /// An immutable set of slots, with what they were made of. Cloning shares everything.
 #[derive(Clone, Debug)]
@@ -14,33 +14,51 @@ pub struct Generation {
     pub id: u64,
     /// One buffer per slot.
     pub slots: Vec<Arc<Slot>>,
-    /// The pristine sources: adapters are not in them.
+    /// The pristine sources: adapters are not in them. No memory of theirs is borrowed.
     pub sources: Vec<Arc<SourceContent>>,
     /// The adapters that were applied to the sources on the way to the slots.
     pub adapters: Arc<AdapterSet>,
 }
 
-/// What a generation knows of a source: the tensor, its digest with or without a file that holds it, or nothing.
+/// What a generation knows of a source: the tensor, the slot that it can be read back from, its digest with or without a
+/// file that holds it, or nothing.
 ///
 /// The tensor may be a float of another width than the engine's source: it is kept as it was given, and what counts is its
 /// value in the engine's dtype.
 #[derive(Debug)]
 pub struct SourceContent {
-    tensor: Option<Tensor>,
+    kept: Kept,
     dtype: DType,
     digest: OnceLock<Digest>,
     file: Option<Arc<Path>>,
 }
 
+#[derive(Debug)]
+enum Kept {
+    Nothing,
+    Tensor(Tensor),
+    InSlot(InSlot),
+}
+
 impl SourceContent {
     /// A source of `dtype` whose tensor is kept, where there is one.
     pub fn new(dtype: DType, tensor: Option<Tensor>) -> Self {
-        SourceContent { tensor, dtype, digest: OnceLock::new(), file: None }
+        SourceContent::of(dtype, tensor.map_or(Kept::Nothing, Kept::Tensor))
+    }
+
+    /// A source that is kept in a slot, in the engine's dtype.
+    pub fn in_slot(place: InSlot) -> Self {
+        SourceContent::of(place.dtype(), Kept::InSlot(place))
     }
 
     /// A source of `dtype` that is known by its digest, and kept in `file` where there is one.
     pub fn known(dtype: DType, digest: Option<Digest>, file: Option<Arc<Path>>) -> Self {
-        SourceContent { tensor: None, dtype, digest: digest.map_or_else(OnceLock::new, OnceLock::from), file }
+        let digest = digest.map_or_else(OnceLock::new, OnceLock::from);
+        SourceContent { digest, file, ..SourceContent::of(dtype, Kept::Nothing) }
+    }
+
+    fn of(dtype: DType, kept: Kept) -> Self {
+        SourceContent { kept, dtype, digest: OnceLock::new(), file: None }
     }
 
     /// The weight file that holds it, when the tensor is not at hand and is kept by reference.
@@ -48,14 +66,40 @@ impl SourceContent {
         self.file.as_ref()
     }
 
-    /// The tensor as it was given, unless it was released or never given.
-    pub fn tensor(&self) -> Option<&Tensor> {
-        self.tensor.as_ref()
+    /// The tensor as it was given, unless it was released or never given. One that is kept in a slot is read back from there
+    /// at each call: a pass over it, and a copy.
+    pub fn tensor(&self) -> Option<Tensor> {
+        match &self.kept {
+            Kept::Nothing => None,
+            Kept::Tensor(tensor) => Some(tensor.clone()),
+            Kept::InSlot(place) => Some(place.tensor()),
+        }
+    }
+
+    /// The tensor as it was given, when it is kept as such.
+    pub fn held(&self) -> Option<&Tensor> {
+        match &self.kept {
+            Kept::Tensor(tensor) => Some(tensor),
+            Kept::Nothing | Kept::InSlot(_) => None,
+        }
+    }
+
+    /// The slot that it is kept in, where it is.
+    pub fn slot(&self) -> Option<&Arc<Slot>> {
+        match &self.kept {
+            Kept::InSlot(place) => Some(place.slot()),
+            Kept::Nothing | Kept::Tensor(_) => None,
+        }
+    }
+
+    /// Whether [`SourceContent::tensor`] gives one.
+    pub fn is_at_hand(&self) -> bool {
+        !matches!(self.kept, Kept::Nothing)
     }
 
     /// The tensor in the engine's dtype.
     pub fn converted(&self) -> Option<Tensor> {
-        self.tensor.as_ref().map(|tensor| tensor.cast(self.dtype))
+        self.tensor().map(|tensor| tensor.cast(self.dtype))
     }
 
     /// The digest of the content: computed when it is first asked for. `None` when nothing is known, or the file that the
@@ -64,7 +108,9 @@ impl SourceContent {
         if let Some(digest) = self.digest.get() {
             return Some(*digest);
         }
-        self.intact()?;
+        if self.changed_file().is_some() {
+            return None;
+        }
         let tensor = self.converted()?;
         Some(*self.digest.get_or_init(|| Digest::of(&tensor)))
     }
@@ -72,13 +118,13 @@ impl SourceContent {
     /// Whether `given` is this content, bit for bit in the engine's dtype. A tensor that is at hand is compared, which ends
     /// at the first difference; otherwise digests are.
     pub fn is(&self, given: &Tensor) -> bool {
-        if self.tensor.is_none() {
-            return self.digest.get().is_some_and(|digest| *digest == Digest::of(&given.cast(self.dtype)));
-        }
-        match self.intact() {
-            Some(tensor) if tensor.dtype() == given.dtype() => tensor.bit_equal(given),
-            Some(tensor) => tensor.cast(self.dtype).bit_equal(&given.cast(self.dtype)),
-            None => false,
+        let in_engines_dtype = || given.cast(self.dtype);
+        match &self.kept {
+            Kept::Nothing => self.digest.get().is_some_and(|digest| *digest == Digest::of(&in_engines_dtype())),
+            Kept::InSlot(place) => place.is(&in_engines_dtype()),
+            Kept::Tensor(tensor) if tensor.buffer().changed_file().is_some() => false,
+            Kept::Tensor(tensor) if tensor.dtype() == given.dtype() => tensor.bit_equal(given),
+            Kept::Tensor(tensor) => tensor.cast(self.dtype).bit_equal(&in_engines_dtype()),
         }
     }
 
@@ -87,8 +133,8 @@ impl SourceContent {
         SourceContent::known(self.dtype, self.digest(), None)
     }
 
-    /// The tensor, unless its file has changed.
-    fn intact(&self) -> Option<&Tensor> {
-        self.tensor.as_ref().filter(|tensor| tensor.buffer().changed_file().is_none())
+    /// The file that the tensor is mapped from, when it was changed since.
+    pub fn changed_file(&self) -> Option<&Path> {
+        self.held()?.buffer().changed_file()
     }
 }

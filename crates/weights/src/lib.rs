@@ -7,6 +7,7 @@
 //! - [`match_names`], [`Names::check`]: everything that can be wrong with a refit, found before anything is computed;
 //! - [`adapter`]: updates of sources that are applied on the way to the slots;
 //! - [`Generation`]: an immutable set of slots that shares what did not change with others;
+//! - [`InSlot`]: a source that is kept in the slot that was made of it;
 //! - [`RefitReport`]: what a refit did, and where the time went.
 #![forbid(unsafe_code)]
 
@@ -17,6 +18,7 @@ pub mod files;
 mod format;
 mod gather;
 mod generation;
+mod in_slot;
 mod matching;
 mod pool;
 mod recipe;
@@ -30,6 +32,7 @@ pub use error::{Problem, WeightsError, WeightsErrorKind, misfit_summary};
 pub use format::PackFormat;
 pub use gather::{GatherPlan, Piece, Program};
 pub use generation::{Generation, SourceContent};
+pub use in_slot::InSlot;
 pub use matching::{MatchOptions, Matched, Names, match_names};
 pub use pool::{OverLimit, PoolMemory, Slot, SlotPool};
 pub use recipe::Recipe;

@@ -337,7 +337,7 @@ fn weights(model: &Model, step: f64) -> StateDict {
     let infos = model.refit_map().sources.iter();
     infos
         .zip(&generation.sources)
-        .filter_map(|(info, tensor)| Some((info.name.clone(), moved(tensor.tensor()?, step))))
+        .filter_map(|(info, tensor)| Some((info.name.clone(), moved(&tensor.tensor()?, step))))
         .collect()
 }
 

@@ -2,6 +2,7 @@
 
 mod at_hand;
 mod compare;
+mod keep;
 mod options;
 mod phases;
 mod recipe;
@@ -49,6 +50,23 @@ pub(crate) struct Change {
     pub(crate) adapters: Arc<AdapterSet>,
     /// The slots to make anew.
     pub(crate) stale: Vec<usize>,
+    /// Sources that are not kept as the tensors that they are now.
+    passing: BTreeSet<usize>,
+}
+
+impl Change {
+    /// Before the slots to make anew are given up: reads sources that `base` keeps in them back from there. Returns the
+    /// sources of `base` with those tensors, of which its slots can be made again.
+    pub(crate) fn free_slots_of(&mut self, parts: &Parts<'_>, base: &Generation) -> Vec<Arc<SourceContent>> {
+        let mut sources = base.sources.clone();
+        for source in keep::bring_out(parts, &mut sources, &self.stale) {
+            if Arc::ptr_eq(&self.sources[source], &base.sources[source]) {
+                self.sources[source] = sources[source].clone();
+                self.passing.insert(source);
+            }
+        }
+        sources
+    }
 }
 
 /// Checks a request against what serves. Nothing is computed, and nothing changes, if it does not fit.
@@ -79,13 +97,20 @@ pub(crate) fn check(
         compare::changed(parts, &matched, base, options.unwrap_or(&Changed::All))
     });
     let mut sources = before;
-    for (&index, tensor) in matched.iter().filter(|(i, _)| changed.contains(i)) {
-        sources[index] = Arc::new(SourceContent::new(parts.map.sources[index].dtype, Some(tensor.clone())));
+    let mut passing = BTreeSet::new();
+    for (&index, tensor) in &matched {
+        let dtype = parts.map.sources[index].dtype;
+        // One that is the same as what a slot keeps need not be read back from there.
+        let again = sources[index].slot().is_some() && tensor.dtype() == dtype;
+        if changed.contains(&index) || again {
+            passing.extend((again || tensor.is_borrowed()).then_some(index));
+            sources[index] = Arc::new(SourceContent::new(dtype, Some(tensor.clone())));
+        }
     }
     let stale = slots_of(parts.map, base.is_none(), |s| changed.contains(&s) || adapted.contains(&s));
     fill_sources(report, parts.map, &matched, &changed);
     fill_adapters(report, parts.map, &adapters, &adapted);
-    Ok(Change { sources, adapters, stale })
+    Ok(Change { sources, adapters, stale, passing })
 }
 
 /// The given tensors by source, without those that the caller says have not changed.
@@ -146,12 +171,10 @@ fn check_siblings(
         let recipe = &map.recipes[slot];
         for source in recipe.sources.iter().map(|&s| s as usize).filter(|s| !given.contains_key(s)) {
             let name = || map.sources[source].name.clone();
-            let problem = match before[source].tensor() {
+            let problem = match before[source].changed_file() {
+                Some(path) => Some(Problem::FileChanged { name: name(), path: path.to_path_buf() }),
+                None if before[source].is_at_hand() => None,
                 None => Some(Problem::SiblingMissing { name: name(), slot: recipe.slot.clone() }),
-                Some(tensor) => tensor
-                    .buffer()
-                    .changed_file()
-                    .map(|path| Problem::FileChanged { name: name(), path: path.to_path_buf() }),
             };
             problems.extend(problem.map(|p| (source, p)));
         }
@@ -176,18 +199,16 @@ pub(crate) fn merged_sources(
     let mut problems = Vec::new();
     for (index, content) in wanted.iter().map(|&index| (index, &sources[index])) {
         let name = || parts.map.sources[index].name.clone();
-        match content.tensor().map(|t| t.buffer().changed_file()) {
-            Some(Some(path)) => problems.push(Problem::FileChanged { name: name(), path: path.to_path_buf() }),
-            None if used[index] => problems.push(Problem::Released { name: name() }),
-            _ => {}
+        match content.changed_file() {
+            Some(path) => problems.push(Problem::FileChanged { name: name(), path: path.to_path_buf() }),
+            None if used[index] && !content.is_at_hand() => problems.push(Problem::Released { name: name() }),
+            None => {}
         }
     }
     none_of(problems, parts.map)?;
-    let tensor = |(index, content): (usize, &Arc<SourceContent>)| match content.converted() {
-        Some(tensor) if wanted.contains(&index) => {
-            recipe::merged(parts, index, &tensor, &generation.adapters).map(Some)
-        }
-        _ => Ok(None),
+    let tensor = |(index, content): (usize, &Arc<SourceContent>)| {
+        let tensor = wanted.contains(&index).then(|| content.converted()).flatten();
+        tensor.map(|tensor| recipe::merged(parts, index, &tensor, &generation.adapters)).transpose()
     };
     sources.iter().enumerate().map(tensor).collect()
 }
@@ -201,16 +222,25 @@ pub(crate) fn compute(
     observer: &dyn RefitObserver,
     report: &mut RefitReport,
 ) -> Result<Generation, RuntimeError> {
-    let Change { sources, adapters, stale } = change;
-    let made = phase(Phase::Stage, report, observer, |_| make(parts, &sources, &adapters, &stale, pool, observer))?;
-    fill_slots(report, parts, &stale, &made.evaluated);
-    let mut fresh = stale.iter().zip(made.slots).peekable();
-    let slot = |index: usize| match fresh.next_if(|(stale, _)| **stale == index) {
-        Some((_, slot)) => slot,
-        None => base.expect("without a base all slots are stale").slots[index].clone(),
-    };
-    let slots = (0..parts.plan.slots.len()).map(slot).collect();
-    Ok(Generation { id: base.map_or(0, |base| base.id + 1), slots, sources, adapters })
+    let stale = change.stale.clone();
+    let (generation, evaluated) = phase(Phase::Stage, report, observer, |_| {
+        let Change { mut sources, adapters, stale, mut passing } = change;
+        passing.extend(keep::bring_out(parts, &mut sources, &stale));
+        let made = make(parts, &sources, &adapters, &stale, pool, observer)?;
+        let mut fresh = stale.iter().zip(made.slots).peekable();
+        let slot = |index: usize| match fresh.next_if(|(stale, _)| **stale == index) {
+            Some((_, slot)) => slot,
+            None => base.expect("without a base all slots are stale").slots[index].clone(),
+        };
+        let slots: Vec<_> = (0..parts.plan.slots.len()).map(slot).collect();
+        keep::settle(parts, &mut sources, &passing, &slots, &adapters);
+        Ok::<_, RuntimeError>((
+            Generation { id: base.map_or(0, |base| base.id + 1), slots, sources, adapters },
+            made.evaluated,
+        ))
+    })?;
+    fill_slots(report, parts, &stale, &evaluated);
+    Ok(generation)
 }
 
 fn fill_sources(report: &mut RefitReport, map: &RefitMap, matched: &Matched, changed: &BTreeSet<usize>) {

@@ -61,7 +61,7 @@ fn given<'a>(
     sources: &'a [Arc<SourceContent>],
     overlays: &'a BTreeMap<usize, Overlay>,
 ) -> Option<Given<'a>> {
-    let tensor = sources[source].tensor()?;
+    let tensor = sources[source].held()?;
     Some(Given { tensor, dtype: parts.map.sources[source].dtype, overlay: overlays.get(&source) })
 }
 

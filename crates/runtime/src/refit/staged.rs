@@ -77,6 +77,9 @@ impl Model {
     /// computing fails all the same, the old slots are made again from the old sources, or, where these were released, the
     /// model is left without weights.
     ///
+    /// Sources that the serving generation keeps in the slots that are given up are copied to memory of their own first, for
+    /// as long as the refit takes: as much memory as a generation has that keeps its sources outside of slots.
+    ///
     /// Generations that others hold ([`Model::generation`], forks, variants) keep their slots; the generation before the
     /// serving one is let go.
     ///
@@ -89,16 +92,17 @@ impl Model {
         let base = self.pin()?;
         let (program, mut report) = (&self.shared.program, RefitReport::default());
         let parts = program.parts();
-        let change = check(&parts, Some(&base), &program.carried, &refit, &mut report)?;
+        let mut change = check(&parts, Some(&base), &program.carried, &refit, &mut report)?;
         // Refused when the slots in use are over the limit already: neither new slots nor the old ones would fit again.
         let empty = self.pool().reserve(&[0]).map_err(RuntimeErrorKind::Memory)?.pop().map(Arc::new);
         let empty = empty.expect("as many slots as were asked for");
         let place = self.shared.serving.take_out(&base).map_err(|Stale| RuntimeErrorKind::Stale)?;
-        let stale = change.stale.clone();
+        let (stale, sources) = (change.stale.clone(), change.free_slots_of(&parts, &base));
         let (mut kept, held) = match alone(base) {
             Ok(base) => (base, None),
             Err(base) => (Generation::clone(&base), Some(base)),
         };
+        kept.sources = sources;
         // Their memory is in the pool now, and is what the new slots are made in.
         stale.iter().for_each(|&slot| kept.slots[slot] = empty.clone());
         let made = compute(&parts, self.pool(), Some(&kept), change, refit.observer, &mut report);

@@ -27,7 +27,9 @@ impl View {
     /// Bytes of memory that the tensor takes, where it is not just a part of the storage.
     pub fn memory(&self, storage: &Buffer) -> u64 {
         let copied = match (self.place(storage.len()), storage) {
-            (Ok(Some(range)), Buffer::Mapped(..)) => !self.is_aligned(storage.bytes().get(range).unwrap_or_default()),
+            (Ok(Some(range)), Buffer::Mapped(..) | Buffer::Borrowed(_)) => {
+                !self.is_aligned(storage.bytes().get(range).unwrap_or_default())
+            }
             (Ok(Some(range)), Buffer::Owned(_)) => range != (0..storage.len()),
             (Ok(None), _) => true,
             // Refused before anything is allocated.

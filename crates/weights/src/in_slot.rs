@@ -1,0 +1,250 @@
+//! Sources that are kept where they are read: in the slot that was made of them.
+//!
+//! A recipe that only moves elements loses nothing, so the slot holds its sources too, in another order. What a generation
+//! then keeps of such a source is the slot and the way back, and no second copy.
+
+use std::{ops::ControlFlow, sync::Arc};
+
+use regraft_tensor::{AlignedVec, DType, Tensor};
+
+use crate::{GatherPlan, PackFormat, Piece, Recipe, Slot};
+
+/// A source all of whose elements lie in a slot, bit for bit.
+#[derive(Debug)]
+pub struct InSlot {
+    slot: Arc<Slot>,
+    dtype: DType,
+    shape: Vec<usize>,
+    places: Vec<Place>,
+}
+
+/// A part of the source, and where it lies.
+#[derive(Debug)]
+enum Place {
+    /// Elements in a row on both sides: the first in the source, the first in the slot, how many.
+    Run(usize, usize, usize),
+    /// Columns of a packed matrix.
+    Columns {
+        piece: Piece,
+        /// First element of the matrix in the slot.
+        matrix: usize,
+        /// First column in it.
+        column: usize,
+        nr: usize,
+    },
+}
+
+/// `len` elements that lie at equal distances on both sides.
+#[derive(Clone, Copy)]
+struct Strip {
+    source: usize,
+    source_step: usize,
+    slot: usize,
+    slot_step: usize,
+    len: usize,
+}
+
+/// Rows of a panel that are walked through together, so that they stay in the first-level cache.
+const ROWS: usize = 64;
+
+impl InSlot {
+    /// Source `source` of dtype `dtype` and this shape, when `recipe` moves all of it, and no more than moves it, into
+    /// `slot`, which it has made without adapters on that source and from a tensor of just that dtype.
+    pub fn find(recipe: &Recipe, source: u32, dtype: DType, shape: &[usize], slot: &Arc<Slot>) -> Option<InSlot> {
+        let numel = regraft_tensor::numel(shape).filter(|n| *n > 0)?;
+        let is_it = |local: u32| recipe.sources.get(local as usize) == Some(&source);
+        if recipe.dtype() != dtype || slot.bytes().len() != recipe.byte_len() {
+            return None;
+        }
+        let (places, covered) = match (recipe.gather.as_ref()?, recipe.format) {
+            (GatherPlan::Copy { runs }, PackFormat::Plain) => runs_of(runs, is_it),
+            (GatherPlan::Panels { matrices, .. }, PackFormat::PanelsF32 { nr }) => {
+                columns_of(matrices, recipe.shape().as_slice(), nr, is_it)?
+            }
+            _ => return None,
+        };
+        covers(covered, numel).then(|| InSlot { slot: slot.clone(), dtype, shape: shape.to_vec(), places })
+    }
+
+    /// The slot.
+    pub fn slot(&self) -> &Arc<Slot> {
+        &self.slot
+    }
+
+    /// Element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The tensor, in memory of its own: one pass over it.
+    pub fn tensor(&self) -> Tensor {
+        let mut data = AlignedVec::default();
+        data.resize_to_stay(Tensor::byte_len(self.dtype, &self.shape).expect("it was a tensor once"));
+        match self.dtype.size() {
+            1 => self.gather::<1>(data.bytes_mut()),
+            2 => self.gather::<2>(data.bytes_mut()),
+            4 => self.gather::<4>(data.bytes_mut()),
+            _ => self.gather::<8>(data.bytes_mut()),
+        }
+        Tensor::new(self.dtype, self.shape.clone(), data.into()).expect("as many bytes as the shape has")
+    }
+
+    /// Whether `given` is the same tensor, bit for bit; ends at the first difference.
+    pub fn is(&self, given: &Tensor) -> bool {
+        let same = || match self.dtype.size() {
+            1 => self.same::<1>(given.bytes()),
+            2 => self.same::<2>(given.bytes()),
+            4 => self.same::<4>(given.bytes()),
+            _ => self.same::<8>(given.bytes()),
+        };
+        given.dtype() == self.dtype && given.shape() == self.shape && same()
+    }
+
+    fn gather<const SIZE: usize>(&self, to: &mut [u8]) {
+        let (from, to) = (self.slot.bytes().as_chunks::<SIZE>().0, to.as_chunks_mut::<SIZE>().0);
+        let done = self.strips(&mut |s| {
+            match (s.source_step, s.slot_step) {
+                (1, 1) => to[s.source..][..s.len].copy_from_slice(&from[s.slot..][..s.len]),
+                _ => (0..s.len).for_each(|i| to[s.source + i * s.source_step] = from[s.slot + i * s.slot_step]),
+            }
+            ControlFlow::Continue(())
+        });
+        debug_assert!(done.is_continue());
+    }
+
+    fn same<const SIZE: usize>(&self, given: &[u8]) -> bool {
+        let (ours, given) = (self.slot.bytes().as_chunks::<SIZE>().0, given.as_chunks::<SIZE>().0);
+        let differs = self.strips(&mut |s| {
+            let same = match (s.source_step, s.slot_step) {
+                (1, 1) => given[s.source..][..s.len] == ours[s.slot..][..s.len],
+                _ => (0..s.len).all(|i| given[s.source + i * s.source_step] == ours[s.slot + i * s.slot_step]),
+            };
+            if same { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
+        differs.is_continue()
+    }
+
+    fn strips(&self, f: &mut impl FnMut(Strip) -> ControlFlow<()>) -> ControlFlow<()> {
+        self.places.iter().try_for_each(|place| match place {
+            Place::Run(source, slot, len) => {
+                f(Strip { source: *source, source_step: 1, slot: *slot, slot_step: 1, len: *len })
+            }
+            Place::Columns { piece, matrix, column, nr } => columns(piece, *matrix, *column, *nr, f),
+        })
+    }
+}
+
+/// The runs of one source, and the ranges of it that they cover.
+fn runs_of(runs: &[(u32, usize, usize)], is_it: impl Fn(u32) -> bool) -> (Vec<Place>, Vec<(usize, usize)>) {
+    let mut at = 0;
+    let (mut places, mut covered) = (Vec::new(), Vec::new());
+    for &(source, first, len) in runs {
+        if is_it(source) {
+            places.push(Place::Run(first, at, len));
+            covered.push((first, len));
+        }
+        at += len;
+    }
+    (places, covered)
+}
+
+/// The pieces of one source, and the ranges of it that they cover; `None` when one is scaled, or is no range.
+fn columns_of(
+    matrices: &[Vec<Piece>],
+    shape: &[usize],
+    nr: usize,
+    is_it: impl Fn(u32) -> bool,
+) -> Option<(Vec<Place>, Vec<(usize, usize)>)> {
+    let [.., k, n] = shape else { return None };
+    let each = n.div_ceil(nr) * nr * k;
+    let (mut places, mut covered) = (Vec::new(), Vec::new());
+    for (i, pieces) in matrices.iter().enumerate() {
+        let mut column = 0;
+        for piece in pieces {
+            if is_it(piece.source) {
+                covered.push((piece.offset, range_len(piece)?));
+                places.push(Place::Columns { piece: piece.clone(), matrix: i * each, column, nr });
+            }
+            column += piece.n_len;
+        }
+    }
+    Some((places, covered))
+}
+
+/// How many elements from its first one on a piece takes, when it takes each of them once and is not scaled.
+fn range_len(piece: &Piece) -> Option<usize> {
+    let mut dims: Vec<(usize, usize)> = piece.k_dims.clone();
+    dims.push((piece.n_len, piece.n_stride));
+    dims.retain(|(size, _)| *size != 1);
+    dims.sort_by_key(|(_, stride)| *stride);
+    let len = dims.iter().try_fold(1usize, |len, &(size, stride)| (stride == len).then(|| len * size))?;
+    piece.scale.is_none().then_some(len)
+}
+
+/// Whether these ranges, each a first element and a length, leave no gap below `numel`.
+fn covers(mut ranges: Vec<(usize, usize)>, numel: usize) -> bool {
+    ranges.sort_unstable();
+    let reach = ranges.iter().try_fold(0, |reach: usize, &(first, len)| {
+        (first <= reach && first + len <= numel).then(|| reach.max(first + len))
+    });
+    reach == Some(numel)
+}
+
+/// The strips of a piece: along the columns where these are neighbours in the source, else along the rows.
+fn columns(
+    piece: &Piece,
+    matrix: usize,
+    column: usize,
+    nr: usize,
+    f: &mut impl FnMut(Strip) -> ControlFlow<()>,
+) -> ControlFlow<()> {
+    let k: usize = piece.k_dims.iter().map(|d| d.0).product();
+    // A matrix without rows, or with one, may have no parts of a row index.
+    let (&(inner, step), outer) = piece.k_dims.split_last().unwrap_or((&(1, 1), &[]));
+    let mut first = 0;
+    while first < piece.n_len {
+        let at = column + first;
+        let width = (nr - at % nr).min(piece.n_len - first);
+        let panel = matrix + at / nr * nr * k + at % nr;
+        let source = piece.offset + first * piece.n_stride;
+        for (block, start) in outer_indices(outer).enumerate() {
+            for row in (0..inner).step_by(ROWS) {
+                let rows = ROWS.min(inner - row);
+                let (source, slot) = (source + start + row * step, panel + (block * inner + row) * nr);
+                let by_rows = piece.n_stride == 1 && width > 1;
+                let strip = |i: usize| match by_rows {
+                    true => Strip {
+                        source: source + i * step,
+                        source_step: 1,
+                        slot: slot + i * nr,
+                        slot_step: 1,
+                        len: width,
+                    },
+                    false => {
+                        let source = source + i * piece.n_stride;
+                        Strip { source, source_step: step, slot: slot + i, slot_step: nr, len: rows }
+                    }
+                };
+                (0..if by_rows { rows } else { width }).try_for_each(|i| f(strip(i)))?;
+            }
+        }
+        first += width;
+    }
+    ControlFlow::Continue(())
+}
+
+/// Offsets in the source of every index of the outer parts of a row index, in order.
+fn outer_indices(parts: &[(usize, usize)]) -> impl Iterator<Item = usize> {
+    let count: usize = parts.iter().map(|d| d.0).product();
+    (0..count).map(move |mut index| {
+        parts.iter().rev().fold(0, |at, &(size, stride)| {
+            let here = index % size;
+            index /= size;
+            at + here * stride
+        })
+    })
+}
+
+#[cfg(test)]
+#[path = "in_slot_tests.rs"]
+mod tests;
