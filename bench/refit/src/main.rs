@@ -6,10 +6,11 @@
 //! cargo run --release -p regraft-bench-refit -- MODELS [--json FILE]
 //! cargo run --release -p regraft-bench-refit -- MODELS --load bert_base
 //! ```
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod adapters;
 mod copy;
+mod lent;
 mod load;
 mod refits;
 mod times;

@@ -3,7 +3,7 @@ use std::{collections::BTreeSet, path::Path};
 use regraft::{CompileOptions, Model, RefitOptions, RefitReport, StateDict, Tensor, Threads};
 use serde::Serialize;
 
-use crate::{Result, adapters::lora, copy::Copier, times::median};
+use crate::{Result, adapters::lora, copy::Copier, lent::lent, times::median};
 
 /// Rounds before the ones that count: the first refits allocate.
 const WARM_UP: usize = 3;
@@ -29,7 +29,13 @@ pub(crate) struct Row {
 pub(crate) fn measure(program: &Path, rounds: usize) -> Result<Vec<Row>> {
     let compiled = regraft::compile(program, &CompileOptions::default(), &mut ())?;
     let model = Model::new(compiled.engine, regraft::cpu(Threads::Auto))?;
-    let mut rows = vec![full(&model, rounds)?, one_layer(&model, rounds)?];
+    let weights = [moved(&model, |_| true), moved(&model, |_| true).map(|w| w * 0.5)].map(|w| w.0);
+    let borrowed = [lent(&weights[0])?, lent(&weights[1])?];
+    let mut rows = vec![
+        full("all weights", &model, &weights, rounds)?,
+        full("all weights, lent", &model, &borrowed, rounds)?,
+        one_layer(&model, rounds)?,
+    ];
     let ((a, what), (b, _)) = (lora(&model, "a", 1), lora(&model, "b", 2));
     rows.push(alternate(&format!("{what}: swap"), &model, rounds, |round| {
         Ok(model.adapters().set(&[(if round % 2 == 0 { a.clone() } else { b.clone() }, 1.0)])?)
@@ -40,10 +46,10 @@ pub(crate) fn measure(program: &Path, rounds: usize) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-fn full(model: &Model, rounds: usize) -> Result<Row> {
-    let weights = [moved(model, |_| true), moved(model, |_| true).map(|w| w * 0.5)];
-    let weights = weights.map(|w| w.0);
-    alternate("all weights", model, rounds, |round| Ok(model.refit(&weights[round % 2], &RefitOptions::default())?))
+fn full(what: &str, model: &Model, weights: &[StateDict; 2], rounds: usize) -> Result<Row> {
+    // Whatever served before, the first refit changes everything.
+    model.refit(&weights[1], &RefitOptions::default())?;
+    alternate(what, model, rounds, |round| Ok(model.refit(&weights[round % 2], &RefitOptions::default())?))
 }
 
 /// The largest weight that is no embedding.

@@ -11,12 +11,14 @@ use std::{
     },
 };
 
-use rayon::prelude::*;
+use rayon::{ThreadPool, prelude::*};
+use regraft_tensor::PerProcess;
 
-/// The threads that a routine may use. Cheap to clone; clones share the threads.
+/// The threads that a routine may use. Cheap to clone; clones share the threads. A forked child starts as many of its own when
+/// it first needs them.
 #[derive(Clone, Debug)]
 pub struct Threads {
-    pool: Option<Arc<rayon::ThreadPool>>,
+    pool: Option<Arc<PerProcess<Option<ThreadPool>>>>,
     count: usize,
 }
 
@@ -31,12 +33,19 @@ impl Threads {
         if count <= 1 {
             return Ok(Threads::single());
         }
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(count)
-            .thread_name(|i| format!("regraft-{i}"))
-            .build()
-            .map_err(io::Error::other)?;
+        let (started, pool) = (start(count)?, PerProcess::new());
+        pool.get_or_init(|| Some(started));
         Ok(Threads { pool: Some(Arc::new(pool)), count })
+    }
+
+    /// The threads of this process; where they cannot be started, the calling one does everything.
+    fn pool(&self) -> Option<&ThreadPool> {
+        let pool = self.pool.as_ref()?;
+        match pool.get_inherited() {
+            // On one of its threads, which are of this process: spares asking the system which that is.
+            Some(Some(first)) if first.current_thread_index().is_some() => Some(first),
+            _ => pool.get_or_init(|| start(self.count).ok()).as_ref(),
+        }
     }
 
     /// How many threads there are.
@@ -46,7 +55,7 @@ impl Threads {
 
     /// Runs `f` on one of the threads, so that the routines it calls start without a hand-over each.
     pub fn install<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
-        match &self.pool {
+        match self.pool() {
             Some(pool) => pool.install(f),
             None => f(),
         }
@@ -67,8 +76,8 @@ impl Threads {
     /// If there are tasks but no state.
     pub fn for_each_with<S: Send>(&self, states: &mut [S], tasks: usize, task: impl Fn(&mut S, usize) + Sync) {
         let workers = states.len().min(self.count).min(tasks);
-        match &self.pool {
-            Some(pool) if workers > 1 => {
+        match if workers > 1 { self.pool() } else { None } {
+            Some(pool) => {
                 let next = AtomicUsize::new(0);
                 let work = |state: &mut S| {
                     while let Some(i) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|i| *i < tasks) {
@@ -77,8 +86,8 @@ impl Threads {
                 };
                 pool.install(|| states[..workers].par_iter_mut().with_max_len(1).for_each(work));
             }
-            _ if tasks > 0 => (0..tasks).for_each(|i| task(&mut states[0], i)),
-            _ => {}
+            None if tasks > 0 => (0..tasks).for_each(|i| task(&mut states[0], i)),
+            None => {}
         }
     }
 
@@ -127,6 +136,11 @@ impl Threads {
             task(state, at, unsafe { shared.tile(start, rows, cols, grid.row_stride) });
         });
     }
+}
+
+fn start(count: usize) -> io::Result<ThreadPool> {
+    let threads = rayon::ThreadPoolBuilder::new().num_threads(count).thread_name(|i| format!("regraft-{i}"));
+    threads.build().map_err(io::Error::other)
 }
 
 /// No routine uses more workers than this.

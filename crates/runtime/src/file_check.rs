@@ -1,12 +1,10 @@
 //! The weights of an engine file are compared with their digests beside everything else: whoever is about to use what was
 //! computed from them waits for the result first.
 
-use std::{
-    sync::{Arc, OnceLock},
-    thread,
-};
+use std::{sync::Arc, thread};
 
 use regraft_engine::Unverified;
+use regraft_tensor::PerProcess;
 
 use crate::{RuntimeError, RuntimeErrorKind};
 
@@ -22,8 +20,8 @@ struct Check {
     all: Outcome,
 }
 
-/// What is wrong, once it is known.
-type Outcome = OnceLock<Result<(), String>>;
+/// What is wrong, once it is known. A forked child, which has no such thread, compares what was not known by then.
+type Outcome = PerProcess<Result<(), String>>;
 
 impl FileCheck {
     pub(crate) fn of(unverified: Option<Unverified>) -> FileCheck {
@@ -54,12 +52,14 @@ impl FileCheck {
 
 impl Check {
     fn for_runs(&self) -> &Result<(), String> {
-        self.for_runs.get_or_init(|| self.weights.verify_for_runs().map_err(|e| e.to_string()))
+        let verify = || self.weights.verify_for_runs().map_err(|e| e.to_string());
+        self.for_runs.get_inherited().unwrap_or_else(|| self.for_runs.get_or_init(verify))
     }
 
     /// Asks for [`Check::for_runs`] first.
     fn all(&self) -> &Result<(), String> {
-        self.all.get_or_init(|| self.weights.verify_rest().map_err(|e| e.to_string()))
+        let verify = || self.weights.verify_rest().map_err(|e| e.to_string());
+        self.all.get_inherited().unwrap_or_else(|| self.all.get_or_init(verify))
     }
 }
 

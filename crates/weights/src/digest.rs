@@ -3,6 +3,8 @@ use std::{fmt, str::FromStr};
 use regraft_tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
+use crate::on_shared_threads;
+
 /// A BLAKE3 digest of a tensor's dtype, shape and bytes. Written as 64 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
@@ -22,14 +24,14 @@ impl Digest {
             hasher.update(&(*size as u64).to_le_bytes());
         }
         hasher.update(b"\0");
-        hasher.update_rayon(tensor.bytes());
+        on_shared_threads(|| _ = hasher.update_rayon(tensor.bytes()));
         Digest(*hasher.finalize().as_bytes())
     }
 
     /// The digest of some bytes.
     pub fn of_bytes(bytes: &[u8]) -> Digest {
         let mut hasher = blake3::Hasher::new();
-        hasher.update_rayon(bytes);
+        on_shared_threads(|| _ = hasher.update_rayon(bytes));
         Digest(*hasher.finalize().as_bytes())
     }
 

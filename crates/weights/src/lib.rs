@@ -24,6 +24,7 @@ mod pool;
 mod recipe;
 mod refit_map;
 mod report;
+mod shared_threads;
 mod state_dict;
 mod vector;
 
@@ -38,5 +39,6 @@ pub use pool::{OverLimit, PoolMemory, Slot, SlotPool};
 pub use recipe::Recipe;
 pub use refit_map::{RefitMap, SourceInfo};
 pub use report::{AdapterReport, Phase, PhaseTimes, RefitReport, SlotReport};
+pub use shared_threads::on_shared_threads;
 pub use state_dict::StateDict;
 pub use vector::VectorPlan;

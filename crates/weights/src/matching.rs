@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 use regraft_tensor::{DType, Tensor};
 
-use crate::{Digest, Problem, RefitMap, SourceInfo, StateDict};
+use crate::{Digest, Problem, RefitMap, SourceInfo, StateDict, on_shared_threads};
 
 /// What a refit asks of the weights it is given.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -137,7 +137,7 @@ fn check_values(
         let found = Digest::of(&tensor.cast(map.sources[index].dtype));
         (found != expected).then(|| Problem::NotIdentical { name: name.into() })
     };
-    given.par_iter().filter_map(check).collect()
+    on_shared_threads(|| given.par_iter().filter_map(check).collect())
 }
 
 fn non_finite(tensor: &Tensor) -> usize {

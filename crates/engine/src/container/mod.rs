@@ -35,6 +35,8 @@ mod sniff;
 mod tests;
 mod write;
 
+use regraft_weights::on_shared_threads;
+
 pub use error::{ContainerError, ContainerErrorKind};
 pub use read::{Container, SectionInfo, Verify};
 pub use write::ContainerWriter;
@@ -94,6 +96,6 @@ fn hash_into(hasher: &mut blake3::Hasher, bytes: &[u8]) {
     if bytes.len() < RAYON_FROM {
         hasher.update(bytes);
     } else {
-        hasher.update_rayon(bytes);
+        on_shared_threads(|| _ = hasher.update_rayon(bytes));
     }
 }

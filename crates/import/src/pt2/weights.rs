@@ -7,6 +7,7 @@ use regraft_tensor::{Buffer, DType, Tensor};
 use regraft_weights::{
     StateDict,
     files::{View, check_memory},
+    on_shared_threads,
 };
 
 use super::{
@@ -196,7 +197,8 @@ fn tensors(
     let unpacked = held.iter().fold(0u64, |sum, entry| sum.saturating_add(archive.memory_for(entry)));
     budget(archive, unpacked)?;
     let buffer = |entry: &&'_ str| Ok(((*entry).to_owned(), archive.buffer(entry)?));
-    let buffers: BTreeMap<String, Buffer> = held.par_iter().map(buffer).collect::<Result<_, ImportError>>()?;
+    let buffers: BTreeMap<String, Buffer> =
+        on_shared_threads(|| held.par_iter().map(buffer).collect::<Result<_, ImportError>>())?;
 
     let storage = |p: &Planned<'_>| p.entry.as_deref().and_then(|entry| buffers.get(entry));
     let firsts = plan.iter().zip(0..).filter(|(_, i)| first.get(*i) == Some(i));
@@ -211,7 +213,7 @@ fn tensors(
         }
         None => Ok(None),
     };
-    Ok(plan.par_iter().enumerate().map(tensor).collect())
+    Ok(on_shared_threads(|| plan.par_iter().enumerate().map(tensor).collect()))
 }
 
 /// The position of the first weight that is the same memory seen the same way as each.

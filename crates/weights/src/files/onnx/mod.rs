@@ -21,7 +21,7 @@ use self::{
     wire::{Field, Fields},
 };
 use super::{FileProblem, View, check_memory};
-use crate::StateDict;
+use crate::{StateDict, on_shared_threads};
 
 /// `ModelProto.graph`.
 const GRAPH: u64 = 7;
@@ -53,7 +53,7 @@ pub(super) fn read(file: &MappedFile, dict: &mut StateDict) -> Result<(), FilePr
         let tensor = tensor.and_then(|storage| initializer.view.tensor(&storage));
         Ok((name, tensor.map_err(|e| FileProblem::tensor(name, e))?))
     });
-    for (name, tensor) in tensors.collect::<Result<Vec<_>, FileProblem>>()? {
+    for (name, tensor) in on_shared_threads(|| tensors.collect::<Result<Vec<_>, FileProblem>>())? {
         dict.insert(name, tensor);
     }
     Ok(())

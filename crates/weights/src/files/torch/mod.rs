@@ -15,7 +15,7 @@ use regraft_tensor::{Buffer, MappedFile, Tensor};
 
 use self::value::{ObjectId, TensorRef};
 use super::{Archive, FileProblem, check_memory};
-use crate::StateDict;
+use crate::{StateDict, on_shared_threads};
 
 /// No pickle of a state dict is larger: a tensor takes about 150 bytes of it. What a hostile one of this size makes in
 /// memory is bounded too.
@@ -93,7 +93,8 @@ fn tensors(
         check_stored(archive, &entry)?;
         Ok(((*key).to_owned(), archive.buffer(&entry)?))
     };
-    let storages: BTreeMap<String, Buffer> = keys.par_iter().map(load).collect::<Result<_, FileProblem>>()?;
+    let storages: BTreeMap<String, Buffer> =
+        on_shared_threads(|| keys.par_iter().map(load).collect::<Result<_, FileProblem>>())?;
     let placed = wanted.into_iter().map(|(id, (name, tensor))| {
         let storage = storages.get(tensor.key).ok_or_else(|| FileProblem::tensor(name, "its storage is missing"))?;
         let expected = tensor.numel.checked_mul(tensor.view.dtype.size());
@@ -109,5 +110,5 @@ fn tensors(
     let make = |(id, name, view, storage): (ObjectId, &str, &super::View, &Buffer)| {
         Ok((id, view.tensor(storage).map_err(|e| FileProblem::tensor(name, e))?))
     };
-    placed.into_par_iter().map(make).collect()
+    on_shared_threads(|| placed.into_par_iter().map(make).collect())
 }

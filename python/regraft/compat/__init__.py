@@ -1,0 +1,1 @@
+"""Regraft under the names of other compilers."""

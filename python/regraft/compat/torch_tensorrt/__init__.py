@@ -1,0 +1,143 @@
+"""Torch-TensorRT's names over Regraft: code for it runs on the CPU once its import is changed.
+
+.. code-block:: python
+
+    import regraft.compat.torch_tensorrt as torch_tensorrt
+
+    trt_gm = torch_tensorrt.dynamo.compile(torch.export.export(model, inputs), inputs=inputs)
+
+What differs: engines can be refitted unless ``immutable_weights=True``; settings about GPUs and TensorRT have
+no effect, and one warning names those that were given; settings that neither library knows are errors.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+import regraft
+from regraft.compat.torch_tensorrt import dynamo
+from regraft.compat.torch_tensorrt.dynamo import MutableTorchTensorRTModule
+from regraft.compat.torch_tensorrt.enums import Device, DeviceType, EngineCapability, dtype, memory_format
+from regraft.compat.torch_tensorrt.input import Input
+from regraft.compat.torch_tensorrt.settings import CompilationSettings
+
+__all__ = [
+    "Device",
+    "DeviceType",
+    "EngineCapability",
+    "Input",
+    "LoadedProgram",
+    "MutableTorchTensorRTModule",
+    "compile",
+    "dtype",
+    "dynamo",
+    "load",
+    "memory_format",
+    "save",
+]
+
+
+def compile(
+    module: torch.nn.Module | ExportedProgram,
+    ir: str = "default",
+    inputs: Sequence[Any] | None = None,
+    arg_inputs: Sequence[Any] | None = None,
+    kwarg_inputs: Mapping[str, Any] | None = None,
+    config: CompilationSettings | Mapping[str, Any] | None = None,
+    strict: bool = False,
+    **settings: Any,
+) -> Callable[..., Any]:
+    """Compiles a module, or an exported program.
+
+    Args:
+        module: what to compile.
+        ir: ``"dynamo"`` (the default) compiles now; ``"torch_compile"`` gives ``torch.compile(module,
+            backend="regraft")``.
+        inputs: an example or an :class:`Input` for each positional argument.
+        arg_inputs: another name of ``inputs``.
+        kwarg_inputs: the same for keyword arguments.
+        config: settings, as an object or a mapping.
+        strict: how ``torch.export.export`` traces the module.
+        **settings: settings by keyword, which win over ``config``.
+
+    Returns:
+        A :class:`regraft.Module`; a module back in PyTorch for ``dryrun``; PyTorch's wrapper for
+        ``torch_compile``.
+
+    Raises:
+        TypeError: for a setting that does not exist, with the name that was probably meant.
+        ValueError: for an ``ir`` that Regraft has not, or contradicting settings.
+        regraft.CompileError: when the module cannot be compiled.
+    """
+    if ir == "torch_compile":
+        if isinstance(module, ExportedProgram):
+            raise ValueError('ir="torch_compile" takes a module, not an exported program')
+        return dynamo.torch_compile(module, config=config, **settings)
+    if ir not in ("default", "dynamo"):
+        raise ValueError(
+            f'ir={ir!r}: Regraft compiles exported programs: use ir="dynamo" or ir="torch_compile"'
+        )
+    if not isinstance(module, ExportedProgram):
+        module = dynamo.trace(module, inputs, arg_inputs=arg_inputs, kwarg_inputs=kwarg_inputs, strict=strict)
+        inputs = arg_inputs = kwarg_inputs = None
+    return dynamo.compile(
+        module, inputs, arg_inputs=arg_inputs, kwarg_inputs=kwarg_inputs, config=config, **settings
+    )
+
+
+@dataclass(frozen=True)
+class LoadedProgram:
+    """What :func:`load` read: call what :meth:`module` gives, as with an exported program."""
+
+    compiled: regraft.Module
+
+    def module(self) -> regraft.Module:
+        """The compiled module."""
+        return self.compiled
+
+
+def save(
+    module: regraft.Module | LoadedProgram | MutableTorchTensorRTModule,
+    file_path: str | os.PathLike[str],
+    *,
+    output_format: str = "exported_program",
+    inputs: Sequence[Any] | None = None,
+    arg_inputs: Sequence[Any] | None = None,
+    kwarg_inputs: Mapping[str, Any] | None = None,
+    retrace: bool = True,
+    pickle_protocol: int = 2,
+) -> None:
+    """Saves a compiled module as :func:`regraft.save` does: ``file_path`` becomes a folder.
+
+    Nothing is traced again, so example inputs, ``retrace`` and ``pickle_protocol`` change nothing.
+
+    Raises:
+        ValueError: for another ``output_format``.
+        regraft.EngineFileError: when it cannot be written.
+    """
+    if output_format != "exported_program":
+        raise ValueError(
+            f"output_format={output_format!r}: compiled modules are saved in Regraft's format: leave it out"
+        )
+    if isinstance(module, regraft.MutableModule):
+        MutableTorchTensorRTModule.save(module, file_path)
+    else:
+        regraft.save(module.compiled if isinstance(module, LoadedProgram) else module, file_path)
+
+
+def load(file_path: str | os.PathLike[str]) -> LoadedProgram:
+    """Loads what :func:`save` wrote. Nothing in the files is executed.
+
+    Example:
+        >>> model = load("compiled.ep").module()  # doctest: +SKIP
+
+    Raises:
+        regraft.EngineFileError: when it is damaged, of another version, or built for another machine.
+    """
+    return LoadedProgram(regraft.load(file_path))

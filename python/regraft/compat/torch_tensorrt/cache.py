@@ -1,0 +1,100 @@
+"""The engine cache under Torch-TensorRT's names."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from typing import Any
+
+import regraft
+
+__all__ = ["BaseEngineCache", "DiskEngineCache", "engine_cache_of"]
+
+
+class BaseEngineCache(ABC):
+    """What a cache of one's own is derived from: it stores bytes under a hash.
+
+    Entries hold no weights. The hash stands for everything that decides the code of an engine; an entry that
+    does not fit is found out and built anew.
+
+    Example:
+        >>> class InMemory(BaseEngineCache):
+        ...     def __init__(self):
+        ...         self.entries = {}
+        ...
+        ...     def save(self, hash, blob, *args, **kwargs):
+        ...         self.entries[hash] = blob
+        ...
+        ...     def load(self, hash, *args, **kwargs):
+        ...         return self.entries.get(hash)
+    """
+
+    @abstractmethod
+    def save(self, hash: str, blob: bytes, *args: Any, **kwargs: Any) -> None:
+        """Stores an entry."""
+
+    @abstractmethod
+    def load(self, hash: str, *args: Any, **kwargs: Any) -> bytes | None:
+        """The entry, or None when there is none."""
+
+    # What regraft.compile takes as engine_cache.
+
+    def get(self, key: str) -> bytes | None:
+        """The entry; an empty one counts as none."""
+        return self.load(key) or None
+
+    def put(self, key: str, entry: bytes) -> None:
+        """Stores an entry."""
+        self.save(key, entry)
+
+    def remove(self, key: str) -> None:
+        """Forgets an entry that does not fit. Torch-TensorRT's caches have no word for it: an empty one
+        takes its place.
+        """
+        self.save(key, b"")
+
+
+def DiskEngineCache(
+    engine_cache_dir: str | os.PathLike[str] | None = None, engine_cache_size: int | None = None
+) -> regraft.DiskCache:
+    """Regraft's cache on disk, which processes may share: its folder, and the most bytes that it may take."""
+    return regraft.DiskCache(engine_cache_dir, engine_cache_size)
+
+
+class _Limited:
+    """A cache that is only read, or only written."""
+
+    def __init__(self, cache: Any, stores: bool, reads: bool) -> None:
+        self.cache = cache
+        self.stores = stores
+        self.reads = reads
+
+    def get(self, key: str) -> bytes | None:
+        entry: bytes | None = self.cache.get(key) if self.reads else None
+        return entry
+
+    def put(self, key: str, entry: bytes) -> None:
+        if self.stores:
+            self.cache.put(key, entry)
+
+    def remove(self, key: str) -> None:
+        if self.stores:
+            self.cache.remove(key)
+
+
+def engine_cache_of(
+    custom: Any, *, folder: str | os.PathLike[str] | None, limit: int | None, stores: bool, reads: bool
+) -> Any:
+    """What :func:`regraft.compile` takes as ``engine_cache``; None when engines are neither stored nor
+    reused.
+    """
+    if not stores and not reads:
+        return None
+    if custom is None:
+        return DiskEngineCache(folder, limit)
+    missing = [name for name in ("get", "put", "remove") if not hasattr(custom, name)]
+    if missing and not isinstance(custom, regraft.DiskCache):
+        raise TypeError(f"custom_engine_cache: expected a BaseEngineCache, found {type(custom).__name__}")
+    if (stores and reads) or isinstance(custom, regraft.DiskCache):
+        return custom
+    return _Limited(custom, stores, reads)

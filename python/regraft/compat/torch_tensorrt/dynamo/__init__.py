@@ -1,0 +1,96 @@
+"""``torch_tensorrt.dynamo``: compile, refit and mutable modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+import regraft
+from regraft.compat.torch_tensorrt.cache import BaseEngineCache, DiskEngineCache
+from regraft.compat.torch_tensorrt.dynamo._mutable import MutableTorchTensorRTModule
+from regraft.compat.torch_tensorrt.dynamo._refit import construct_refit_mapping, refit_module_weights
+from regraft.compat.torch_tensorrt.dynamo._tracing import one_of, trace
+from regraft.compat.torch_tensorrt.settings import (
+    CompilationSettings,
+    gathered,
+    report_without_effect,
+    to_regraft,
+)
+
+__all__ = [
+    "BaseEngineCache",
+    "CompilationSettings",
+    "DiskEngineCache",
+    "MutableTorchTensorRTModule",
+    "compile",
+    "construct_refit_mapping",
+    "refit_module_weights",
+    "torch_compile",
+    "trace",
+]
+
+
+def compile(
+    exported_program: ExportedProgram | torch.nn.Module,
+    inputs: Sequence[Any] | None = None,
+    *,
+    arg_inputs: Sequence[Any] | None = None,
+    kwarg_inputs: Mapping[str, Any] | None = None,
+    config: CompilationSettings | Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> regraft.Module | torch.nn.Module:
+    """Compiles an exported program (or a module, which is exported first).
+
+    Args:
+        exported_program: what to compile. It knows its inputs: examples are needed for modules only.
+        inputs: an example or an :class:`Input` for each positional argument.
+        arg_inputs: another name of ``inputs``.
+        kwarg_inputs: the same for keyword arguments.
+        config: settings, as an object or a mapping.
+        **settings: settings by keyword, which win over ``config``: those of :class:`CompilationSettings`.
+
+    Returns:
+        The compiled module. For ``dryrun`` the program as a module of PyTorch: what would be compiled is
+        printed, or written to the file that ``dryrun`` names.
+
+    Raises:
+        TypeError: for a setting that does not exist, with the name that was probably meant.
+        ValueError: when settings, or ``inputs`` and ``arg_inputs``, contradict each other.
+        regraft.CompileError: when the program cannot be compiled.
+    """
+    chosen = gathered(config, settings)
+    given = one_of(inputs, arg_inputs)
+    report_without_effect(chosen)
+    if not isinstance(exported_program, ExportedProgram):
+        exported_program = trace(exported_program, given, kwarg_inputs=kwarg_inputs)
+    if chosen.dryrun:
+        return _dry_run(exported_program, chosen)
+    return regraft.compile(exported_program, **to_regraft(chosen))
+
+
+def torch_compile(
+    module: torch.nn.Module, *, config: CompilationSettings | Mapping[str, Any] | None = None, **settings: Any
+) -> Callable[..., Any]:
+    """``torch.compile`` with Regraft as the backend, and the same settings as :func:`compile`."""
+    chosen = gathered(config, settings)
+    report_without_effect(chosen)
+    compiled: Callable[..., Any] = torch.compile(module, backend="regraft", options=to_regraft(chosen))
+    return compiled
+
+
+def _dry_run(program: ExportedProgram, settings: CompilationSettings) -> torch.nn.Module:
+    wanted = to_regraft(settings)
+    report = str(
+        regraft.dry_run(
+            program, min_block_size=wanted["min_block_size"], torch_executed_ops=wanted["torch_executed_ops"]
+        )
+    )
+    if isinstance(settings.dryrun, str):
+        Path(settings.dryrun).write_text(report + "\n")
+    else:
+        print(report)
+    return program.module()

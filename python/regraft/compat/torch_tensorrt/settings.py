@@ -1,0 +1,230 @@
+"""The compilation settings of Torch-TensorRT: what each is here."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import warnings
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, fields
+from enum import Enum, auto
+from typing import Any
+
+import torch
+
+from regraft.compat.torch_tensorrt.cache import engine_cache_of
+from regraft.compat.torch_tensorrt.enums import EngineCapability, dtype
+
+__all__ = ["CompilationSettings", "Role", "gathered", "report_without_effect", "to_regraft"]
+
+
+class Role(Enum):
+    """What becomes of a setting."""
+
+    HONOURED = auto()
+    GPU = auto()
+    """About GPUs, TensorRT or the way Torch-TensorRT compiles: without effect."""
+    PRECISION = auto()
+    """About arithmetic in another precision: without effect, the model's own precision is kept."""
+    FORMER = auto()
+    """A former name of ``immutable_weights``, with the opposite meaning."""
+
+
+# Names that immutable_weights had, with the opposite meaning.
+_FORMER = frozenset({"make_refittable", "refit"})
+
+
+_HONOURED = {"role": Role.HONOURED}
+_GPU = {"role": Role.GPU}
+_PRECISION = {"role": Role.PRECISION}
+_FORMER_NAME = {"role": Role.FORMER}
+
+
+@dataclass(kw_only=True)
+class CompilationSettings:
+    """All settings, with Torch-TensorRT's defaults but for two.
+
+    ``immutable_weights`` is False: an engine that can be refitted is as fast here as one that cannot. The
+    engine cache is Regraft's own, with its limit, unless ``engine_cache_dir`` and ``engine_cache_size`` say
+    otherwise.
+    """
+
+    # What is compiled, and what stays in PyTorch.
+    min_block_size: int = field(default=5, metadata=_HONOURED)
+    torch_executed_ops: Collection[Any] = field(default=(), metadata=_HONOURED)
+    require_full_compilation: bool = field(default=False, metadata=_HONOURED)
+    dryrun: bool | str = field(default=False, metadata=_HONOURED)
+    # Levels up to 3 take kernels by rule, 4 and 5 measure them.
+    optimization_level: int | None = field(default=None, metadata=_HONOURED)
+    # What can be done with the weights.
+    immutable_weights: bool = field(default=False, metadata=_HONOURED)
+    strip_engine_weights: bool = field(default=False, metadata=_HONOURED)
+    refit_identical_engine_weights: bool = field(default=False, metadata=_HONOURED)
+    # The engine cache.
+    cache_built_engines: bool = field(default=False, metadata=_HONOURED)
+    reuse_cached_engines: bool = field(default=False, metadata=_HONOURED)
+    engine_cache_dir: str | os.PathLike[str] | None = field(default=None, metadata=_HONOURED)
+    engine_cache_size: int | None = field(default=None, metadata=_HONOURED)
+    custom_engine_cache: Any = field(default=None, metadata=_HONOURED)
+    # Former names.
+    make_refittable: bool | None = field(default=None, metadata=_FORMER_NAME)
+    refit: bool | None = field(default=None, metadata=_FORMER_NAME)
+
+    enabled_precisions: Collection[torch.dtype | dtype] = field(
+        default=(torch.float32, dtype.f32), metadata=_PRECISION
+    )
+    disable_tf32: bool = field(default=False, metadata=_GPU)
+    truncate_double: bool = field(default=False, metadata=_PRECISION)
+    truncate_long_and_double: bool = field(default=False, metadata=_PRECISION)
+    use_fp32_acc: bool = field(default=False, metadata=_PRECISION)
+    use_explicit_typing: bool = field(default=True, metadata=_GPU)
+    enable_autocast: bool = field(default=False, metadata=_PRECISION)
+    autocast_low_precision_type: torch.dtype | dtype | None = field(default=None, metadata=_PRECISION)
+    autocast_excluded_nodes: Collection[str] = field(default=(), metadata=_PRECISION)
+    autocast_excluded_ops: Collection[Any] = field(default=(), metadata=_PRECISION)
+    autocast_max_output_threshold: float = field(default=512, metadata=_PRECISION)
+    autocast_max_depth_of_reduction: int | None = field(default=None, metadata=_PRECISION)
+    autocast_calibration_dataloader: Any = field(default=None, metadata=_PRECISION)
+
+    device: Any = field(default=None, metadata=_GPU)
+    workspace_size: int = field(default=0, metadata=_GPU)
+    max_aux_streams: int | None = field(default=None, metadata=_GPU)
+    version_compatible: bool = field(default=False, metadata=_GPU)
+    hardware_compatible: bool = field(default=False, metadata=_GPU)
+    sparse_weights: bool = field(default=False, metadata=_GPU)
+    engine_capability: EngineCapability = field(default=EngineCapability.STANDARD, metadata=_GPU)
+    num_avg_timing_iters: int = field(default=1, metadata=_GPU)
+    timing_cache_path: str | None = field(default=None, metadata=_GPU)
+    tiling_optimization_level: str = field(default="none", metadata=_GPU)
+    l2_limit_for_tiling: int = field(default=-1, metadata=_GPU)
+    dla_sram_size: int = field(default=1048576, metadata=_GPU)
+    dla_local_dram_size: int = field(default=1073741824, metadata=_GPU)
+    dla_global_dram_size: int = field(default=536870912, metadata=_GPU)
+    lazy_engine_init: bool = field(default=False, metadata=_GPU)
+    enable_weight_streaming: bool = field(default=False, metadata=_GPU)
+    weight_streaming_budget: int | None = field(default=None, metadata=_GPU)
+    offload_module_to_cpu: bool = field(default=False, metadata=_GPU)
+    dynamically_allocate_resources: bool = field(default=False, metadata=_GPU)
+    enable_resource_partitioning: bool = field(default=False, metadata=_GPU)
+    cpu_memory_budget: int | None = field(default=None, metadata=_GPU)
+    enable_cross_compile_for_windows: bool = field(default=False, metadata=_GPU)
+    use_distributed_mode_trace: bool = field(default=False, metadata=_GPU)
+    use_python_runtime: bool | None = field(default=False, metadata=_GPU)
+    pass_through_build_failures: bool = field(default=False, metadata=_GPU)
+    allow_complex_guards_as_runtime_asserts: bool = field(default=False, metadata=_GPU)
+    prefer_deferred_runtime_asserts_over_guards: bool = field(default=False, metadata=_GPU)
+    use_fast_partitioner: bool = field(default=True, metadata=_GPU)
+    use_complex_decomposition: bool = field(default=True, metadata=_GPU)
+    enable_experimental_decompositions: bool = field(default=False, metadata=_GPU)
+    assume_dynamic_shape_support: bool = field(default=False, metadata=_GPU)
+    decompose_attention: bool = field(default=False, metadata=_GPU)
+    attn_bias_is_causal: bool = field(default=True, metadata=_GPU)
+    fallback_data_dependent_ops: bool = field(default=False, metadata=_GPU)
+    disabled_constant_fold_exclusions: Collection[str] = field(default=(), metadata=_GPU)
+    torch_executed_modules: Collection[str] = field(default=(), metadata=_GPU)
+    debug: bool = field(default=False, metadata=_GPU)
+
+    def __post_init__(self) -> None:
+        for former in _FORMER:
+            value = getattr(self, former)
+            if value is None:
+                continue
+            if value and self.immutable_weights:
+                raise ValueError(f"{former}=True contradicts immutable_weights=True")
+            self.immutable_weights = not value
+            setattr(self, former, None)
+        if self.immutable_weights and self.refit_identical_engine_weights:
+            raise ValueError("refit_identical_engine_weights=True needs immutable_weights=False")
+
+    def without_effect(self) -> dict[Role, list[str]]:
+        """Names of the settings that differ from their defaults and change nothing."""
+        found: dict[Role, list[str]] = {Role.GPU: [], Role.PRECISION: []}
+        for about in fields(self):
+            role = about.metadata["role"]
+            if role in found and _asks_for_something(getattr(self, about.name), about.default):
+                found[role].append(about.name)
+        if self.reuse_cached_engines and not self.cache_built_engines and self.custom_engine_cache is None:
+            found[Role.GPU].append(
+                "cache_built_engines=False (the cache on disk stores what it does not have)"
+            )
+        return found
+
+
+def gathered(
+    config: CompilationSettings | Mapping[str, Any] | None, settings: Mapping[str, Any]
+) -> CompilationSettings:
+    """The settings of ``config=`` and of keywords, which win.
+
+    Raises:
+        TypeError: with every name that is no setting.
+        ValueError: when settings contradict each other.
+    """
+    known = {about.name for about in fields(CompilationSettings)}
+    given = dict(vars(config)) if isinstance(config, CompilationSettings) else dict(config or {})
+    if not _FORMER.isdisjoint(settings):
+        given.pop("immutable_weights", None)
+    given.update(settings)
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        lines = []
+        for name in unknown:
+            near = difflib.get_close_matches(name, known, n=1)
+            lines.append(f"  {name}" + (f"; did you mean {near[0]}?" if near else ""))
+        raise TypeError("Torch-TensorRT has no such settings\n" + "\n".join(lines))
+    return CompilationSettings(**given)
+
+
+def report_without_effect(settings: CompilationSettings, stacklevel: int = 2) -> None:
+    """One warning that names all settings that were given and change nothing; none if there are none."""
+    found = settings.without_effect()
+    parts = []
+    if found[Role.GPU]:
+        parts.append(f"without effect on the CPU: {', '.join(found[Role.GPU])}")
+    if found[Role.PRECISION]:
+        parts.append(
+            f"weights and arithmetic keep the precision of the model, whatever these say: "
+            f"{', '.join(found[Role.PRECISION])}"
+        )
+    if parts:
+        warnings.warn(
+            "regraft.compat.torch_tensorrt: " + "; ".join(parts), UserWarning, stacklevel=stacklevel + 1
+        )
+
+
+def to_regraft(settings: CompilationSettings) -> dict[str, Any]:
+    """Keyword arguments of :func:`regraft.compile` that mean the same."""
+    level = settings.optimization_level or 0
+    return {
+        "make_refittable": not settings.immutable_weights,
+        # Torch-TensorRT ignores it for engines that cannot be refitted.
+        "strip_engine_weights": settings.strip_engine_weights and not settings.immutable_weights,
+        "refit_identical_engine_weights": settings.refit_identical_engine_weights,
+        "require_full_compilation": settings.require_full_compilation,
+        "min_block_size": settings.min_block_size,
+        "torch_executed_ops": [name for op in settings.torch_executed_ops for name in _names_of(op)],
+        "engine_cache": engine_cache_of(
+            settings.custom_engine_cache,
+            folder=settings.engine_cache_dir,
+            limit=settings.engine_cache_size,
+            stores=settings.cache_built_engines,
+            reads=settings.reuse_cached_engines,
+        ),
+        "tune": "full" if level >= 5 else "fast" if level == 4 else "off",
+    }
+
+
+def _names_of(op: Any) -> list[str]:
+    """``aten.relu.default`` for an operator or its name; all overloads of a packet."""
+    if isinstance(op, torch._ops.OpOverloadPacket):
+        overloads: list[str] = op.overloads()  # type: ignore[no-untyped-call]
+        return [f"{op}.{overload}" for overload in overloads]
+    return [str(op).removeprefix("torch.ops.")]
+
+
+def _asks_for_something(value: Any, default: Any) -> bool:
+    """Whether a setting that has no effect was set to anything that it would have had one with."""
+    if isinstance(value, Collection) and not isinstance(value, str):
+        return not set(value) <= set(default)
+    if isinstance(value, (torch.device, str)):
+        return str(value) not in ("cpu", str(default))
+    return value is not None and value != default

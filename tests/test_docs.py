@@ -1,0 +1,33 @@
+"""The Python of the documentation runs, in order, each document in one namespace and a folder of its own."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from exporting import ROOT
+
+DOCUMENTS = ("README.md", "docs/python.md")
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)
+
+
+def blocks(document: str) -> list[tuple[int, str]]:
+    """The Python blocks, each with the number of its first line."""
+    text = (ROOT / document).read_text()
+    return [(text[: found.start(1)].count("\n") + 1, found.group(1)) for found in BLOCK.finditer(text)]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_document(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("REGRAFT_CACHE_DIR", str(tmp_path / "cache"))
+    found = blocks(document)
+    assert found
+    namespace: dict[str, Any] = {"__name__": "document"}
+    for line, code in found:
+        # Line numbers of the document, for the message of a failure.
+        exec(compile("\n" * (line - 1) + code, str(ROOT / document), "exec"), namespace)

@@ -1,0 +1,44 @@
+"""The examples run, and say what they are there to show."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from exporting import ROOT
+
+EXPECTED = {
+    "ab_variants.py": [
+        "candidate: 1 weight differs, 1 slot made anew",
+        "served: 180 by control, 20 by candidate",
+        "control: as PyTorch",
+        "candidate: as PyTorch",
+    ],
+    "fine_tuning.py": ["60 refits", "as PyTorch at each step: True"],
+    "lora_hot_swap.py": ["the first and the last result are the same: True", "recompiles 0"],
+    "stripped_distribution.py": ["server: no weights yet", "server: class"],
+}
+
+
+def test_every_example_is_run() -> None:
+    assert {path.name for path in (ROOT / "examples").glob("*.py")} == set(EXPECTED)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_example(name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(ROOT / "examples" / name)],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for text in EXPECTED[name]:
+        assert text in done.stdout
+    assert "as PyTorch: False" not in done.stdout
+    # The class that PyTorch finds is the one that the server found.
+    classes = [line.rpartition(" ")[2] for line in done.stdout.splitlines() if ": class " in line]
+    assert len(set(classes)) <= 1
