@@ -249,7 +249,7 @@ def test_m_8_adapters_that_are_no_change_of_weights_run_in_pytorch() -> None:
     mutable = MutableModule(net)
     assert_agrees(mutable, x)
     model = peft.get_peft_model(mutable, lora(target_modules=["conv"])).eval()
-    with pytest.warns(UserWarning, match="PyTorch runs it while such adapters are active"):
+    with pytest.warns(UserWarning, match="PEFT does not merge Conv2d"):
         result = compiled_result(mutable, x)[0]
     assert torch.equal(result, pytorch_result(net, x)[0])
     with warnings.catch_warnings():
@@ -275,6 +275,11 @@ def test_m_8_adapters_by_sample_run_in_pytorch(net: Net, ids: torch.Tensor) -> N
             mixed[1], mutable(ids)[1]
         )
     assert mutable.recompiles == 0
+    inner = MutableModule(model.base_model.model)
+    model.base_model.model = inner
+    with torch.inference_mode(), pytest.warns(UserWarning, match="forward hooks"):
+        assert torch.equal(model(ids, adapter_names=["default", "__base__"]), mixed)
+    assert_agrees(inner, ids)
 
 
 def test_m_8_copies_keep_their_adapters(mutable: MutableModule, ids: torch.Tensor) -> None:

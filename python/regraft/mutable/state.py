@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from torch.export import ExportedProgram
 from regraft import _regraft
 from regraft._program import digest_of, tensors_of
 from regraft.compiling import compile, exported
-from regraft.errors import GradientError
+from regraft.errors import CompileError, GradientError
 from regraft.module import Module
 from regraft.mutable import peft
 from regraft.mutable.inputs import Call, Ranges, Takes, for_export
@@ -92,19 +93,13 @@ class State:
 
     def run(self, pytorch: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One call: compiled, or by ``pytorch``."""
-        # Programs are traced through PyTorch's operators, and so are modules under any mode that intercepts
-        # these.
-        if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or self.module.training:
-            if self.module.training and not torch.is_grad_enabled():
-                self.warn(
-                    "training", "PyTorch runs it, as it is in training mode: call eval() to run it compiled"
-                )
+        if self._is_pytorchs():
             return pytorch(*args, **kwargs)
-        original = kwargs
-        kwargs, scale = peft.scale_of_call(self.module, kwargs)
+        given = kwargs
+        kwargs, scale = peft.scale_of_call(self.module, given)
         call = Call.of(args, kwargs)
         if torch.is_grad_enabled() and self._wants_gradients(call):
-            return pytorch(*args, **original)
+            return pytorch(*args, **given)
         with self.lock:
             in_pytorch = self._changed_to_pytorch() or (self.tree.tuners and peft.mixes_adapters(kwargs))
             entry = None if in_pytorch else self._entry_of(call)
@@ -112,11 +107,23 @@ class State:
             if entry is not None and not self._bring_up_to_date(entry, scale):
                 entry = None
         if entry is None:
-            return pytorch(*args, **original)
+            return pytorch(*args, **given)
         if not torch.is_grad_enabled():
             return entry.compiled(*args, **kwargs)
         with torch.no_grad():
             return entry.compiled(*args, **kwargs)
+
+    def _is_pytorchs(self) -> bool:
+        """Whether calls are PyTorch's matter under what is set globally, or in training."""
+        if self.module.training:
+            if not torch.is_grad_enabled():
+                self.warn("training", "PyTorch runs it in training mode: call eval() to run it compiled")
+            return True
+        if torch.is_autocast_enabled("cpu"):
+            self.warn("autocast", "PyTorch runs it under autocast: give the module the dtype that is wanted")
+            return True
+        # Programs are traced through PyTorch's operators; and so it is under a mode that intercepts these.
+        return torch.compiler.is_compiling() or bool(torch._C._len_torch_dispatch_stack())
 
     def _wants_gradients(self, call: Call) -> bool:
         """Whether PyTorch runs the call for its gradients."""
@@ -160,16 +167,10 @@ class State:
         if self._look_closely or self.watch == "full":
             self._look_closely = False
             self._mark([*self.tree.sources, *self.tree.tuners])
-        if self.cannot_merge is not None:
-            self.warn(
-                self.cannot_merge, f"PyTorch runs it while such adapters are active: {self.cannot_merge}"
-            )
-        if self.tree.trains is not None:
-            self.warn(
-                "training",
-                f"PyTorch runs it, as {self.tree.trains} is in training mode: call eval() on the whole",
-            )
-        return self.tree.trains is not None or self.cannot_merge is not None
+        why = self.cannot_merge or self.tree.in_pytorch
+        if why is not None:
+            self.warn(why, f"PyTorch runs it: {why}")
+        return why is not None
 
     def look_closely(self) -> None:
         """Compares everything at the next call."""
@@ -278,7 +279,9 @@ class State:
                 entry.pending |= types.keys()
                 entry.stale_adapters = True
                 return entry
-        entry = Entry(takes, compile(program, **self.settings), types, self._constants(program))
+        with _with_help():
+            compiled = compile(program, **self.settings)
+        entry = Entry(takes, compiled, types, self._constants(program))
         entry.stale_adapters = bool(self.tree.tuners)
         entry.pending = self._sources_within(self.tree.tuners)
         self.compilations += 1
@@ -290,7 +293,7 @@ class State:
     def _exported(self, call: Call, dims: list[dict[int, Any]]) -> ExportedProgram:
         root = peft.shadow(self.module)
         args, kwargs, shapes = for_export(root.forward, call, dims)
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), _with_help():
             return exported(root, args, kwargs, shapes)
 
     def _constants(self, program: ExportedProgram) -> dict[str, torch.Tensor]:
@@ -316,7 +319,7 @@ class State:
             overlay = peft.overlay(self.tree.tuners, native, wanted, scale)
         except peft.CannotMerge as error:
             self.cannot_merge = str(error)
-            self.warn(self.cannot_merge, f"PyTorch runs it while such adapters are active: {error}")
+            self.warn(self.cannot_merge, f"PyTorch runs it: {error}")
             return False
         current = {**entry.constants, **self.tree.sources, **overlay.values}
         weights = {
@@ -355,6 +358,15 @@ class State:
         return result
 
 
+@contextlib.contextmanager
+def _with_help() -> Iterator[None]:
+    try:
+        yield
+    except CompileError as error:
+        help = "help: what served before still does; .module runs in PyTorch"
+        raise CompileError(f"{error}\n  {help}", error.unsupported) from error
+
+
 def _types(program: ExportedProgram) -> dict[str, tuple[Any, ...]]:
     """Dtype and shape of each weight, and the first name of the same tensor."""
     first: dict[int, str] = {}
@@ -365,14 +377,19 @@ def _types(program: ExportedProgram) -> dict[str, tuple[Any, ...]]:
 
 
 def _equal(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(
-        value.dtype == other[key].dtype and torch.equal(value, other[key]) for key, value in one.items()
-    )
+    return one.keys() == other.keys() and all(_same_bits(value, other[key]) for key, value in one.items())
+
+
+def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    return torch.equal(*(tensor.detach().reshape(-1).view(torch.uint8) for tensor in (one, other)))
 
 
 def _kept_differ(compiled: Module, weights: Mapping[str, torch.Tensor]) -> bool:
     """Whether a weight of a part in PyTorch differs, which reports do not say."""
     kept = compiled._serving.kept
     return any(
-        name in kept and not torch.equal(kept[name], weights[name].to(kept[name].dtype)) for name in weights
+        name in kept and not _same_bits(kept[name], value.to(kept[name].dtype))
+        for name, value in weights.items()
     )

@@ -66,7 +66,7 @@ class Tree:
         containers: Dicts and lists whose content decides what the module is.
         tensors: Every tensor once: those of ``sources`` and those of adapters.
         owners: For each of ``tensors`` the names of what changes with it: sources, or ``tuners``.
-        trains: Name of the first part that computes as in training.
+        in_pytorch: Why calls are PyTorch's matter, if they are.
 
     """
 
@@ -75,7 +75,7 @@ class Tree:
         self.sources: dict[str, torch.Tensor] = {}
         self.tuners: dict[str, nn.Module] = {}
         self.containers: list[dict[Any, Any] | list[Any]] = []
-        self.trains: str | None = None
+        self.in_pytorch: str | None = None
         self._walk(root, "", ())
         owners: dict[int, tuple[torch.Tensor, list[str]]] = {}
         for name, tensor in self.sources.items():
@@ -93,9 +93,15 @@ class Tree:
             inside = set(map(id, module.modules()))
             for part in found.modules():
                 if id(part) not in inside:
-                    self._watch(part, name, part.training and isinstance(part, _Dropout) and part.p > 0)
+                    self._watch(part)
+                    if isinstance(part, _Dropout) and part.training and part.p > 0:
+                        self._leave(f"adapters of {name} are in training mode: call eval() on the whole")
+                    if any(getattr(part, hooks) for hooks in _HOOKS):
+                        self._leave(f"adapters of {name} have forward hooks")
         self.layers[name] = module
-        self._watch(module, name, module.training and _depends_on_mode(module))
+        self._watch(module)
+        if module.training and _depends_on_mode(module):
+            self._leave(f"{name or 'it'} is in training mode: call eval() on the whole")
         prefix = f"{name}." if name else ""
         for registry in (module._parameters, module._buffers):
             self.sources.update(
@@ -110,9 +116,10 @@ class Tree:
             if child is not None and child not in above:
                 self._walk(child, prefix + key, (*above, module))
 
-    def _watch(self, module: nn.Module, name: str, trains: bool) -> None:
-        if trains and self.trains is None:
-            self.trains = name
+    def _leave(self, why: str) -> None:
+        self.in_pytorch = self.in_pytorch or why
+
+    def _watch(self, module: nn.Module) -> None:
         held = vars(module)
         self.containers.append(held)
         self.containers += [held[name] for name in ("_parameters", "_buffers", "_modules", *_HOOKS)]

@@ -49,7 +49,7 @@ class Watcher:
         self._native.watch_containers(tree.containers)
         # Tensors made in inference mode have no version counter.
         self._counted = [tensor for tensor in tree.tensors if not tensor.is_inference()]
-        self._in_memory = [tensor for tensor in tree.tensors if tensor.layout == torch.strided]
+        self._in_memory = [tensor for tensor in tree.tensors if _has_memory(tensor)]
         self._indices = {id(tensor): index for index, tensor in enumerate(tree.tensors)}
         self.rebase()
 
@@ -85,13 +85,16 @@ class Watcher:
         return Changes(bool(containers) or bool(moved), written)
 
 
+def _has_memory(tensor: torch.Tensor) -> bool:
+    """Whether it has an address: sparse tensors, and classes that consist of other tensors, have none."""
+    return (
+        tensor.layout == torch.strided and type(tensor).__torch_dispatch__ is torch.Tensor.__torch_dispatch__
+    )
+
+
 def _readable(tensor: torch.Tensor) -> int:
     """Bytes that a tensor spans in memory of the CPU."""
-    if (
-        tensor.device.type != "cpu"
-        or tensor.numel() == 0
-        or type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
-    ):
+    if tensor.device.type != "cpu" or tensor.numel() == 0:
         return 0
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return (last + 1) * tensor.element_size()
