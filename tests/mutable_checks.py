@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import pytest
 import torch
 import torch.utils._pytree as pytree
 
@@ -13,9 +13,11 @@ import regraft
 from comparing import assert_close
 
 
-@pytest.fixture(autouse=True)
-def _few_threads() -> Iterator[None]:
-    """PyTorch's threads wait for each other longer than these models run, where other processes want the cores, too."""
+@contextlib.contextmanager
+def few_threads() -> Iterator[None]:
+    """PyTorch's threads wait for each other longer than small models run, where other processes want the
+    cores, too.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -24,12 +26,18 @@ def _few_threads() -> Iterator[None]:
 
 def compiled_result(mutable: torch.nn.Module, *args: Any, **kwargs: Any) -> list[Any]:
     with torch.inference_mode():
-        return [leaf.clone() for leaf in pytree.tree_leaves(mutable(*args, **kwargs)) if isinstance(leaf, torch.Tensor)]
+        return [
+            leaf.clone()
+            for leaf in pytree.tree_leaves(mutable(*args, **kwargs))
+            if isinstance(leaf, torch.Tensor)
+        ]
 
 
 def pytorch_result(module: torch.nn.Module, *args: Any, **kwargs: Any) -> list[Any]:
     with torch.no_grad():
-        return [leaf for leaf in pytree.tree_leaves(module(*args, **kwargs)) if isinstance(leaf, torch.Tensor)]
+        return [
+            leaf for leaf in pytree.tree_leaves(module(*args, **kwargs)) if isinstance(leaf, torch.Tensor)
+        ]
 
 
 def assert_agrees(mutable: regraft.MutableModule, *args: Any, **kwargs: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,14 @@ import torch
 from torch import nn
 
 import regraft
-from mutable_checks import Counted, _few_threads, assert_agrees, compiled_result, never_compiles, pytorch_result
+from mutable_checks import (
+    Counted,
+    assert_agrees,
+    compiled_result,
+    few_threads,
+    never_compiles,
+    pytorch_result,
+)
 from regraft import MutableModule
 
 peft = pytest.importorskip("peft")
@@ -21,6 +29,12 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:No complete tensor found"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _few_threads() -> Iterator[None]:
+    with few_threads():
+        yield
 
 
 class Net(nn.Module):
@@ -54,7 +68,8 @@ class Square(nn.Module):
 
 def lora(**settings: Any) -> Any:
     targets = settings.pop("target_modules", ["first", "last", "conv", "words"])
-    return peft.LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": targets, "init_lora_weights": False, **settings})
+    defaults = {"r": 4, "lora_alpha": 8, "target_modules": targets, "init_lora_weights": False}
+    return peft.LoraConfig(**{**defaults, **settings})
 
 
 @pytest.fixture
@@ -90,7 +105,7 @@ def test_m_8_adapters_come_and_go_without_a_compilation(mutable: MutableModule, 
     never_compiles(mutable, wrap, ids)
     with_a = compiled_result(mutable, ids)[0]
     assert not torch.allclose(with_a, plain)
-    assert torch.equal(compiled_result(model, ids)[0], with_a), "the wrapper of PEFT calls the compiled module"
+    assert torch.equal(compiled_result(model, ids)[0], with_a), "PEFT calls the compiled module"
     model.add_adapter("b", lora(r=2, use_rslora=True, target_modules=["first", "conv"]))
     model.eval()
     never_compiles(mutable, lambda: model.set_adapter("b"), ids)
@@ -180,27 +195,29 @@ def test_m_8_dora_alone_and_with_others(mutable: MutableModule, ids: torch.Tenso
     never_compiles(mutable, lambda: model.base_model.set_adapter("plain"), ids)
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        pytest.param(lambda: peft.LoHaConfig(r=4, alpha=4, target_modules=["first", "conv"], init_weights=False), id="loha"),
-        pytest.param(lambda: peft.LoKrConfig(r=4, alpha=4, target_modules=["first", "conv"], init_weights=False), id="lokr"),
-        pytest.param(lambda: peft.IA3Config(target_modules=["first", "last"], feedforward_modules=["last"], init_ia3_weights=False), id="ia3"),
-        pytest.param(lambda: peft.OFTConfig(r=4, oft_block_size=0, target_modules=["first"], init_weights=False), id="oft"),
-        pytest.param(lambda: peft.VeraConfig(r=4, target_modules=["first"], init_weights=False), id="vera"),
-        pytest.param(lambda: peft.LNTuningConfig(target_modules=["norm"]), id="ln_tuning"),
-        pytest.param(lambda: peft.TrainableTokensConfig(token_indices=list(range(25)), target_modules=["words"], init_weights=False), id="tokens"),
-        pytest.param(lambda: lora(lora_bias=True, target_modules=["first"]), id="lora_bias"),
-        pytest.param(lambda: lora(target_modules=["first"], modules_to_save=["last"]), id="modules_to_save"),
-        pytest.param(lambda: lora(target_modules=["first"], trainable_token_indices={"words": list(range(25))}), id="lora_tokens"),
-        pytest.param(lambda: lora(target_modules=["first"], bias="all"), id="lora_trains_biases"),
-    ],
-)
-def test_m_8_other_kinds_are_merged_by_peft(
-    mutable: MutableModule, ids: torch.Tensor, config: Callable[[], Any]
-) -> None:
+KINDS: dict[str, Callable[[], Any]] = {
+    "loha": lambda: peft.LoHaConfig(r=4, alpha=4, target_modules=["first", "conv"], init_weights=False),
+    "lokr": lambda: peft.LoKrConfig(r=4, alpha=4, target_modules=["first", "conv"], init_weights=False),
+    "ia3": lambda: peft.IA3Config(
+        target_modules=["first", "last"], feedforward_modules=["last"], init_ia3_weights=False
+    ),
+    "oft": lambda: peft.OFTConfig(r=4, oft_block_size=0, target_modules=["first"], init_weights=False),
+    "vera": lambda: peft.VeraConfig(r=4, target_modules=["first"], init_weights=False),
+    "ln_tuning": lambda: peft.LNTuningConfig(target_modules=["norm"]),
+    "tokens": lambda: peft.TrainableTokensConfig(
+        token_indices=list(range(25)), target_modules=["words"], init_weights=False
+    ),
+    "lora_bias": lambda: lora(lora_bias=True, target_modules=["first"]),
+    "modules_to_save": lambda: lora(target_modules=["first"], modules_to_save=["last"]),
+    "lora_tokens": lambda: lora(target_modules=["first"], trainable_token_indices={"words": list(range(25))}),
+    "lora_trains_biases": lambda: lora(target_modules=["first"], bias="all"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_m_8_other_kinds_are_merged_by_peft(mutable: MutableModule, ids: torch.Tensor, kind: str) -> None:
     plain = compiled_result(mutable, ids)[0]
-    model = peft.get_peft_model(mutable, config()).eval()
+    model = peft.get_peft_model(mutable, KINDS[kind]()).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and ("norm" in name or "modules_to_save" in name or "tokens" in name):
@@ -232,7 +249,7 @@ def test_m_8_adapters_that_are_no_change_of_weights_run_in_pytorch() -> None:
     mutable = MutableModule(net)
     assert_agrees(mutable, x)
     model = peft.get_peft_model(mutable, lora(target_modules=["conv"])).eval()
-    with pytest.warns(UserWarning, match="PyTorch runs it while such adapters are active"):
+    with pytest.warns(UserWarning, match="PEFT does not merge Conv2d"):
         result = compiled_result(mutable, x)[0]
     assert torch.equal(result, pytorch_result(net, x)[0])
     with warnings.catch_warnings():
@@ -245,6 +262,38 @@ def test_m_8_adapters_that_are_no_change_of_weights_run_in_pytorch() -> None:
     net.conv.weight.data.mul_(2)
     assert_agrees(mutable, x)
     assert counted() == (1, 0)
+
+
+def test_m_8_adapters_by_sample_run_in_pytorch(net: Net, ids: torch.Tensor) -> None:
+    model = peft.get_peft_model(net, lora(target_modules=["first", "last"])).eval()
+    mutable = MutableModule(model)
+    assert_agrees(mutable, ids)
+    with torch.inference_mode():
+        mixed = mutable(ids, adapter_names=["default", "__base__"])
+        assert torch.equal(mixed, model(ids, adapter_names=["default", "__base__"]))
+        assert torch.allclose(mixed[0], mutable(ids)[0], atol=1e-5) and not torch.allclose(
+            mixed[1], mutable(ids)[1]
+        )
+    assert mutable.recompiles == 0
+    inner = MutableModule(model.base_model.model)
+    model.base_model.model = inner
+    with torch.inference_mode(), pytest.warns(UserWarning, match="forward hooks"):
+        assert torch.equal(model(ids, adapter_names=["default", "__base__"]), mixed)
+    assert_agrees(inner, ids)
+
+
+def test_m_8_copies_keep_their_adapters(mutable: MutableModule, ids: torch.Tensor) -> None:
+    model = peft.get_peft_model(mutable, lora()).eval()
+    assert_agrees(mutable, ids)
+    copied = copy.deepcopy(mutable)
+    model.merge_and_unload()
+    assert_agrees(copied, ids)
+    assert_agrees(mutable, ids)
+    counted = Counted(copied)
+    for layer in layers_of(copied):
+        layer.enable_adapters(False)
+    assert_agrees(copied, ids)
+    assert counted() == (1, 0) and copied.recompiles == 0
 
 
 def test_m_8_merged_then_disabled_is_as_in_pytorch(mutable: MutableModule, ids: torch.Tensor) -> None:
@@ -330,12 +379,25 @@ def pipeline() -> Any:
         cross_attention_dim=16,
         attention_head_dim=2,
     )
-    vae = diffusers.AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, down_block_types=("DownEncoderBlock2D",) * 2,
-                                  up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, sample_size=16)
-    text = CLIPTextModel(CLIPTextConfig(hidden_size=16, intermediate_size=32, num_attention_heads=2, num_hidden_layers=1, vocab_size=100))
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        sample_size=16,
+    )
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}
+    text = CLIPTextModel(CLIPTextConfig(**sizes, vocab_size=100))
     pipe = diffusers.StableDiffusionPipeline(
-        unet=unet, vae=vae, text_encoder=text, tokenizer=None, scheduler=diffusers.DDIMScheduler(),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        unet=unet,
+        vae=vae,
+        text_encoder=text,
+        tokenizer=None,
+        scheduler=diffusers.DDIMScheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )
     pipe.set_progress_bar_config(disable=True)
     for part in (unet, vae, text):
@@ -348,17 +410,18 @@ def make_lora(pipe: Any, folder: Path, name: str, rank: int, targets: list[str])
     from peft.utils import get_peft_model_state_dict
 
     unet = type(pipe.unet).from_config(pipe.unet.config)
-    unet.add_adapter(peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, init_lora_weights=False))
+    unet.add_adapter(lora(r=rank, lora_alpha=2 * rank, target_modules=targets))
     state = get_peft_model_state_dict(unet)
     pipe.save_lora_weights(folder / name, unet_lora_layers=state)
     return folder / name
 
 
-def images(pipe: Any) -> torch.Tensor:
+def images(pipe: Any, scale: float | None = None) -> torch.Tensor:
     embeds = torch.randn(1, 77, 16, generator=torch.Generator().manual_seed(3))
     with torch.inference_mode():
         return pipe(
             prompt_embeds=embeds, negative_prompt_embeds=-embeds, num_inference_steps=2, height=16, width=16,
+            cross_attention_kwargs=None if scale is None else {"scale": scale},
             output_type="latent", generator=torch.Generator().manual_seed(4),
         ).images  # fmt: skip
 
@@ -386,7 +449,8 @@ def test_m_9_loras_by_the_methods_of_the_pipeline(pipeline: Any, tmp_path: Path)
     assert not torch.allclose(with_style, plain, rtol=1e-3)
     step(lambda: pipe.load_lora_weights(detail, adapter_name="detail"), 1)
     step(lambda: pipe.set_adapters(["style", "detail"], adapter_weights=[0.3, 0.7]), 1)
-    step(lambda: pipe.set_adapters(["detail", "style"], adapter_weights=[0.5, {"unet": {"down": 0.2, "mid": 1.0, "up": 0.9}}]), 1)
+    by_block = {"unet": {"down": 0.2, "mid": 1.0, "up": 0.9}}
+    step(lambda: pipe.set_adapters(["detail", "style"], adapter_weights=[0.5, by_block]), 1)
     assert torch.equal(step(pipe.disable_lora, 1), plain)
     step(pipe.enable_lora, 1)
     assert torch.equal(step(lambda: pipe.set_adapters("style"), 1), with_style)
@@ -400,6 +464,22 @@ def test_m_9_loras_by_the_methods_of_the_pipeline(pipeline: Any, tmp_path: Path)
     assert counted() == (1, 0)
     assert isinstance(pipe.unet, type(original)) and pipe.unet.recompiles == 0
     pipe.unet = original
+
+
+def test_m_9_the_scale_of_a_call_refits(pipeline: Any, tmp_path: Path) -> None:
+    pipe, original = pipeline, pipeline.unet
+    file = make_lora(pipe, tmp_path, "style", 4, ["to_q", "conv1", "ff.net.2"])
+    pipe.load_lora_weights(file, adapter_name="style")
+    mutable = MutableModule(original)
+    counted = Counted(mutable)
+    for scale, expected in ((0.5, (1, 0)), (0.5, (0, 0)), (0.25, (1, 0)), (None, (1, 1)), (0.5, (1, 0))):
+        pipe.unet = mutable
+        found = images(pipe, scale)
+        assert counted() == expected
+        pipe.unet = original
+        wanted = images(pipe, scale)
+        assert (found - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+    pipe.unload_lora_weights()
 
 
 def test_m_9_a_pipeline_with_a_mutable_part_is_saved(pipeline: Any, tmp_path: Path) -> None:

@@ -96,16 +96,20 @@ def _fits(want: Leaf, found: Leaf, sizes: dict[str, int]) -> bool:
 
 @dataclass
 class Ranges:
-    """Sizes that may change, by the structure of the arguments, as ``set_expected_dynamic_shape_range`` takes them."""
+    """Sizes that may change, by the structure of the arguments, as ``set_expected_dynamic_shape_range`` takes
+    them.
+    """
 
     args: Sequence[Any] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def of(self, call: Call) -> list[dict[int, Any]]:
-        """For each leaf of ``call`` its axes with a ``torch.export.Dim``, whether or not the sizes are in its range.
+        """For each leaf of ``call`` its axes with a ``torch.export.Dim``, whether or not the sizes are in its
+        range.
 
         Raises:
             InputError: when the ranges are of another structure than the call.
+
         """
         found: list[dict[int, Any]] = []
         given = [*self.args, *[None] * (len(call.args) - len(self.args))]
@@ -121,27 +125,29 @@ class Ranges:
         return found
 
     def fitting(self, call: Call) -> tuple[Takes, list[dict[int, Any]]]:
-        """What a program for ``call`` takes: sizes outside of their range, and of different sizes under one name, are fixed.
-        And for each leaf the axes whose sizes may change.
+        """What a program for ``call`` takes: sizes outside of their range, and of different sizes under one
+        name, are fixed. And for each leaf the axes whose sizes may change.
         """
         dims = self.of(call)
         sizes: dict[str, set[int]] = {}
         for leaf, axes in zip(call.leaves, dims, strict=True):
             for axis, dim in axes.items():
                 sizes.setdefault(dim.__name__, set()).add(leaf.shape[axis])
-        fixed = {
-            dim.__name__
+        kept = [
+            {axis: dim for axis, dim in axes.items() if _may_change(dim, sizes[dim.__name__])}
             for axes in dims
-            for dim in axes.values()
-            if len(sizes[dim.__name__]) > 1 or not all(dim.min <= size <= dim.max for size in sizes[dim.__name__]) or dim.max < 2
-        }
-        kept = [{axis: dim for axis, dim in axes.items() if dim.__name__ not in fixed} for axes in dims]
+        ]
         leaves = []
         for key, axes in zip(call.key, kept, strict=True):
             if axes:
                 key = (key[0], tuple(_size(axes[i]) if i in axes else size for i, size in enumerate(key[1])))
             leaves.append(key)
         return Takes(call.spec, tuple(leaves)), kept
+
+
+def _may_change(dim: Any, sizes: set[int]) -> bool:
+    # PyTorch takes sizes of 0 and 1 for fixed.
+    return len(sizes) == 1 and bool(dim.max >= 2) and all(dim.min <= size <= dim.max for size in sizes)
 
 
 def _size(dim: Any) -> Size:
@@ -178,10 +184,12 @@ def _axes(value: torch.Tensor, shapes: Any, where: str) -> dict[int, Any]:
         shapes = dict(enumerate(shapes))
     if shapes is not None and not isinstance(shapes, Mapping):
         raise _mismatch(where, "a mapping from axes to torch.export.Dim", shapes)
-    axes = {axis + value.dim() if axis < 0 else axis: dim for axis, dim in (shapes or {}).items() if dim is not None}
+    given = {axis: dim for axis, dim in (shapes or {}).items() if dim is not None}
+    axes = {axis + value.dim() if axis < 0 else axis: dim for axis, dim in given.items()}
     for axis, dim in axes.items():
         if not all(hasattr(dim, name) for name in ("min", "max", "__name__")) or hasattr(dim, "root"):
-            raise _mismatch(f"{where}, axis {axis}", 'a torch.export.Dim with its range, such as Dim("batch", min=1, max=64)', dim)
+            expected = 'a torch.export.Dim with its range, such as Dim("batch", min=1, max=64)'
+            raise _mismatch(f"{where}, axis {axis}", expected, dim)
         if not 0 <= axis < value.dim():
             raise _mismatch(where, f"axes of a tensor of {value.dim()}", axis)
     return axes

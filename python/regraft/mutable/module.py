@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
+import types
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any, cast
 
-import torch
 from torch import nn
 
-from regraft.errors import CompileError
+from regraft.compiling import compile
+from regraft.errors import CompileError, EngineFileError
 from regraft.module import Module
 from regraft.mutable.inputs import Ranges
 from regraft.mutable.state import Autograd, State, WatchMode
@@ -19,7 +21,8 @@ from regraft.report import RefitReport
 
 __all__ = ["MutableModule"]
 
-# What a mutable module has besides what the wrapped one has. A name that the wrapped module has itself stays its own.
+# What a mutable module has besides what the wrapped one has. A name that the wrapped module has itself stays
+# its own.
 _OWN = (
     "compiled",
     "last_report",
@@ -42,27 +45,30 @@ class MutableModule(nn.Module):
         pipe.load_lora_weights("style.safetensors")  # the next call refits, in milliseconds
         pipe.unet.conv_in.weight.data.mul_(0.9)  # so does this
 
-    The object is of a subclass of the module's class and shares all its attributes: ``isinstance``, ``state_dict``,
-    ``named_parameters``, assignments and the methods of PEFT, diffusers and transformers work as on the module itself, and
-    changes through either are changes of both. Calls run compiled when the module is in eval mode and no gradients are asked
-    for. Then, at each call:
+    The object is of a subclass of the module's class and shares all its attributes: ``isinstance``,
+    ``state_dict``, ``named_parameters``, assignments and the methods of PEFT, diffusers and transformers work
+    as on the module itself, and changes through either are changes of both. Calls run compiled when the
+    module is in eval mode and no gradients are asked for. Then, at each call:
 
     - changed values of weights, buffers and adapters are refitted: only what differs, bit by bit;
-    - layers of PEFT are understood: adapters that are added, activated, scaled, merged, disabled or removed are refitted, from
-      the weights without adapters. Adapters that are no change of weights run in PyTorch, with a warning;
-    - another structure (modules, names, shapes, dtypes, plain attributes, forward hooks), or arguments that no program takes,
-      is exported and compiled, through ``engine_cache`` where that is given.
+    - layers of PEFT are understood: adapters that are added, activated, scaled, merged, disabled or removed
+      are refitted, from the weights without adapters. Adapters that are no change of weights run in PyTorch,
+      with a warning;
+    - another structure (modules, names, shapes, dtypes, plain attributes, forward hooks), or arguments that
+      no program takes, is exported and compiled, through ``engine_cache`` where that is given.
 
-    **What is noticed.** Always: which modules, parameters, buffers and tensors the module holds and in which memory they lie;
-    in-place operations, which PyTorch counts; attributes that are assigned, and changes of lists and dicts that are attributes
-    of modules. Writes that PyTorch does not count (``.data``, NumPy, raw pointers): when they change a bit of a sampled place.
-    Tensors of up to 512 bytes are sampled whole, of larger ones both ends and six lines of 64 bytes spread between, so that
-    writes of whole tensors are noticed and those of a few elements may not be: call :meth:`refresh` after them, or use
-    ``watch="full"``, which compares every weight at each call at the speed of memory. Never noticed: changes inside of objects
+    **What is noticed.** Always: which modules, parameters, buffers and tensors the module holds and in which
+    memory they lie; in-place operations, which PyTorch counts; attributes that are assigned, and changes of
+    lists and dicts that are attributes of modules. Writes that PyTorch does not count (``.data``, NumPy, raw
+    pointers): when they change a bit of a sampled place. Tensors of up to 512 bytes are sampled whole, of
+    larger ones both ends and six lines of 64 bytes spread between, so that writes of whole tensors are
+    noticed and those of a few elements may not be: call :meth:`refresh` after them, or use ``watch="full"``,
+    which compares every weight at each call at the speed of memory. Never noticed: changes inside of objects
     in attributes (a configuration), code, and globals.
 
-    **Gradients.** Engines compute none. In training mode PyTorch runs the module, and its gradients are PyTorch's. In eval mode
-    ``autograd`` decides what happens when gradients are on and an input or a parameter requires one.
+    **Gradients.** Engines compute none. In training mode PyTorch runs the module, and its gradients are
+    PyTorch's. In eval mode ``autograd`` decides what happens when gradients are on and an input or a
+    parameter requires one.
 
     Args:
         module: the module. Each shape of arguments is compiled when it comes first; eight programs are kept.
@@ -72,8 +78,8 @@ class MutableModule(nn.Module):
         settings: what :func:`regraft.compile` takes, except for inputs and modes that take no weights.
 
     Raises:
-        CompileError: when settings do not fit; and at a call that cannot be exported or compiled. What served before stays, and
-            :attr:`module` runs in PyTorch.
+        CompileError: when settings do not fit; and at a call that cannot be exported or compiled. What served
+            before stays, and :attr:`module` runs in PyTorch.
 
     Example:
         >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU()).eval()
@@ -85,13 +91,14 @@ class MutableModule(nn.Module):
         ...     y = mutable(torch.ones(2, 8))
         >>> mutable.refits, mutable.recompiles
         (1, 0)
+
     """
 
     __slots__ = ("_regraft_state",)
 
     _regraft_state: State
 
-    def __new__(
+    def __new__(  # noqa: D102
         cls,
         module: nn.Module,
         *,
@@ -106,7 +113,7 @@ class MutableModule(nn.Module):
         # All is done: the attributes are those of the module.
         pass
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
         state = _state_of(self)
         return state.run(state.module, args, kwargs)
 
@@ -146,25 +153,29 @@ class MutableModule(nn.Module):
         return _state_of(self).last_report
 
     def refresh(self) -> None:
-        """Compares every weight at the next call, so that each write before it arrives, however it was made."""
+        """Compares every weight at the next call: each write before it arrives, however it was made."""
         _state_of(self).look_closely()
 
     def set_expected_dynamic_shape_range(
         self, args_dynamic_shape: Sequence[Any] = (), kwargs_dynamic_shape: Mapping[str, Any] | None = None
     ) -> None:
-        """Says which sizes change from call to call, so that one program takes them all. Holds until it is called again.
+        """Says which sizes change from call to call, so that one program takes them all. Holds until it is
+        called again.
 
-        Arguments that are outside are compiled for on their own: what does not fit is fixed there, the rest stays variable.
+        Arguments that are outside are compiled for on their own: what does not fit is fixed there, the rest
+        stays variable.
 
         Args:
-            args_dynamic_shape: for each positional argument the axes whose size may change, ``{axis: torch.export.Dim}``;
-                ``None`` or ``{}`` for none. Lists, tuples and dicts of tensors: the same structure with such an entry in the
-                place of each tensor.
+            args_dynamic_shape: for each positional argument the axes whose size may change, ``{axis:
+                torch.export.Dim}``; ``None`` or ``{}`` for none. Lists, tuples and dicts of tensors: the same
+                structure with such an entry in the place of each tensor.
             kwargs_dynamic_shape: the same for keyword arguments, by name.
 
         Example:
             >>> batch = torch.export.Dim("batch", min=1, max=64)
-            >>> mutable.set_expected_dynamic_shape_range(({0: batch},), {"mask": {0: batch}})  # doctest: +SKIP
+            >>> mutable.set_expected_dynamic_shape_range(({0: batch},), {"mask": {0: batch}})  # doctest:
+            +SKIP
+
         """
         state = _state_of(self)
         with state.lock:
@@ -172,11 +183,12 @@ class MutableModule(nn.Module):
 
     @staticmethod
     def save(module: nn.Module, path: str | PathLike[str]) -> None:
-        """Saves a mutable module as a folder: settings and ranges as JSON, and its programs as :func:`regraft.save` does. The
-        module's code is not saved.
+        """Saves a mutable module as a folder: settings and ranges as JSON, and its programs as
+        :func:`regraft.save` does. The module's code is not saved.
 
         Raises:
             EngineFileError: when the folder cannot be written, or is something else.
+
         """
         from regraft.mutable.saving import save
 
@@ -184,25 +196,31 @@ class MutableModule(nn.Module):
 
     @staticmethod
     def load(path: str | PathLike[str], module: nn.Module) -> MutableModule:
-        """A mutable module around ``module`` with settings, ranges and programs from a folder. Nothing in the folder is executed.
+        """A mutable module around ``module`` with settings, ranges and programs from a folder. Nothing in the
+        folder is executed.
 
-        The weights are those of ``module``, which are refitted at the first call. Programs of another structure than
-        ``module``'s are compared with an export of it before they are used. Without the module's code, :func:`regraft.load`
-        opens each program on its own (``0``, ``1``, ... in the folder), with the weights that it was saved with.
+        The weights are those of ``module``, which are refitted at the first call. Before a program is used it
+        is compared with an export of ``module``, so that other code is noticed; one that is not the same is
+        compiled. Without the module's code, :func:`regraft.load` opens each program on its own (``0``, ``1``,
+        ... in the folder), with the weights that it was saved with.
 
         Raises:
             EngineFileError: when the folder is damaged, of another version, or built for another machine.
+
         """
         from regraft.mutable.saving import load
 
-        return _around(load(path, _original(module)))
+        state = load(path, _original(module))
+        try:
+            _check(state.module, state.autograd, state.watch, state.settings)
+        except CompileError as error:
+            raise EngineFileError(f"{path}: {error}") from error
+        return _around(state)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MutableModule:
         state = _state_of(self)
-        copied = State(copy.deepcopy(state.module, memo), state.autograd, state.watch, state.settings)
-        copied.ranges = state.ranges
-        result = memo[id(self)] = _around(copied)
-        return cast(MutableModule, result)
+        result = memo[id(self)] = _around(state.forked(copy.deepcopy(state.module, memo)))
+        return result
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError(
@@ -237,7 +255,8 @@ def _original(module: nn.Module) -> nn.Module:
 
 def _around(state: State) -> MutableModule:
     """The object that shares the attributes of the state's module."""
-    mutable = cast(MutableModule, object.__new__(_class_for(type(state.module), _own_names(state.module))))
+    made: Any = _class_for(type(state.module), _own_names(state.module))  # type: ignore[arg-type]
+    mutable = cast(MutableModule, object.__new__(made))
     object.__setattr__(mutable, "__dict__", state.module.__dict__)
     _slot.__set__(mutable, state)
     return mutable
@@ -247,20 +266,22 @@ def _own_names(module: nn.Module) -> tuple[str, ...]:
     return tuple(name for name in _OWN if hasattr(module, name))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _class_for(wrapped: type[nn.Module], names_of_wrapped: tuple[str, ...]) -> type[nn.Module]:
-    """The class of mutable modules around modules of a class. It has that one's name: libraries look things up by it."""
+    """The class of mutable modules around modules of a class. It has that one's name: libraries look things
+    up by it.
+    """
 
     def fill(namespace: dict[str, Any]) -> None:
-        namespace.update(__slots__=(), __module__=wrapped.__module__, __qualname__=wrapped.__qualname__, __doc__=wrapped.__doc__)
+        namespace.update(__slots__=(), __module__=wrapped.__module__, __qualname__=wrapped.__qualname__)
+        namespace["__doc__"] = wrapped.__doc__
         namespace.update((name, _OfWrapped(name)) for name in names_of_wrapped)
         # With the signature of the original, which libraries look at.
         namespace["forward"] = functools.wraps(wrapped.forward)(MutableModule.forward)
-        # Code that makes another module of the class, after a look at its arguments, gets one of the wrapped class.
+        # Code that makes another module of the class, after a look at its arguments, gets one of the wrapped
+        # class.
         namespace["__init__"] = functools.wraps(wrapped.__init__)(MutableModule.__init__)
         namespace["__new__"] = lambda cls, *args, **kwargs: wrapped(*args, **kwargs)
-
-    import types
 
     return types.new_class(wrapped.__name__, (MutableModule, wrapped), exec_body=fill)
 
@@ -280,23 +301,23 @@ class _OfWrapped:
 def _check(module: Any, autograd: str, watch: str, settings: Mapping[str, Any]) -> None:
     if not isinstance(module, nn.Module) or isinstance(module, Module):
         raise CompileError(f"expected a torch.nn.Module that PyTorch can run, found {type(module).__name__}")
-    for name, value, known in (
+    for name, value, choices in (
         ("autograd", autograd, ("pytorch", "raise", "ignore")),
         ("watch", watch, ("sampled", "full")),
     ):
-        if value not in known:
-            raise CompileError(f"{name}: expected one of {', '.join(known)}, found {value!r}")
-    import inspect
-
-    from regraft.compiling import compile
-
-    known_settings = set(inspect.signature(compile).parameters) - {
-        "program_or_module", "inputs", "kwarg_inputs", "dynamic_shapes"
-    }  # fmt: skip
-    unknown = sorted(settings.keys() - known_settings)
+        if value not in choices:
+            raise CompileError(f"{name}: expected one of {', '.join(choices)}, found {value!r}")
+    of_calls = {"program_or_module", "inputs", "kwarg_inputs", "dynamic_shapes"}
+    known = inspect.signature(compile).parameters.keys() - of_calls
+    unknown = sorted(settings.keys() - known)
     if unknown:
-        raise CompileError(f"unknown settings: {', '.join(unknown)}\n  help: there are {', '.join(sorted(known_settings))}")
+        there = ", ".join(sorted(known))
+        raise CompileError(f"unknown settings: {', '.join(unknown)}\n  help: there are {there}")
     if not settings.get("make_refittable", True) or settings.get("refit_identical_engine_weights"):
-        raise CompileError("a mutable module refits: leave make_refittable on and refit_identical_engine_weights off")
+        raise CompileError(
+            "a mutable module refits: leave make_refittable on and refit_identical_engine_weights off"
+        )
     if settings.get("strip_engine_weights"):
-        raise CompileError("a mutable module has its weights: leave strip_engine_weights off, save() can strip")
+        raise CompileError(
+            "a mutable module has its weights: leave strip_engine_weights off, save() can strip"
+        )

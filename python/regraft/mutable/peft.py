@@ -9,18 +9,30 @@ import copy
 import sys
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
-__all__ = ["Overlay", "adds_nothing", "overlay", "plain", "settle", "shadow", "state"]
+__all__ = [
+    "CannotMerge",
+    "Overlay",
+    "adds_nothing",
+    "layers_with_values",
+    "overlay",
+    "plain",
+    "scale_of_call",
+    "settle",
+    "shadow",
+    "state",
+]
 
 
-def plain(module: nn.Module) -> nn.Module:
-    """``module``, or what is inside of it where it is a wrapper: a layer with adapters, a module that PEFT trains a copy of, or
-    a mutable module.
+def plain(found: nn.Module) -> nn.Module:
+    """``found``, or what is inside of it where it is a wrapper: a layer with adapters, a module that PEFT
+    trains a copy of, or a mutable module.
     """
+    module: Any = found
     while True:
         inner = getattr(type(module), "_regraft_original", None)
         if inner is not None:
@@ -32,10 +44,10 @@ def plain(module: nn.Module) -> nn.Module:
         elif _is("peft.utils.other", "TrainableTokensWrapper", module):
             module = module.token_adapter
         else:
-            return module
+            return cast(nn.Module, module)
 
 
-def _selected(wrapper: Any) -> nn.Module:
+def _selected(wrapper: Any) -> Any:
     """The copy that is active, or the original."""
     active = wrapper.active_adapters
     if wrapper.disable_adapters or not active or any(name not in wrapper.modules_to_save for name in active):
@@ -55,7 +67,7 @@ def _is_tuner(module: nn.Module) -> bool:
 def _layers(wrapper: nn.Module) -> list[Any]:
     """The layers with adapters in a wrapper, the innermost first."""
     layers: list[Any] = []
-    module = wrapper
+    module: Any = wrapper
     while True:
         if _is("peft.utils.other", "TrainableTokensWrapper", module):
             module = module.token_adapter
@@ -67,8 +79,8 @@ def _layers(wrapper: nn.Module) -> list[Any]:
 
 
 def shadow(root: nn.Module) -> nn.Module:
-    """The program's module: ``root`` with wrappers replaced by what is inside. Modules that have none below them are the same
-    objects; the others are copies that share everything but their children.
+    """The program's module: ``root`` with wrappers replaced by what is inside. Modules that have none below
+    them are the same objects; the others are copies that share everything but their children.
     """
     made: dict[int, nn.Module] = {}
 
@@ -121,11 +133,32 @@ def adds_nothing(wrapper: nn.Module) -> bool:
 
 
 def settle(root: nn.Module) -> None:
-    """Takes merged adapters out of layers whose adapters are disabled, which PEFT does when such a layer is called."""
+    """Takes merged adapters out of layers whose adapters are disabled, which PEFT does when such a layer is
+    called.
+    """
     with torch.no_grad():
-        for module in root.modules():
-            if _is_tuner(module) and module.disable_adapters and module.merged:  # type: ignore[truthy-function]
-                module.unmerge()  # type: ignore[operator]
+        layers: Iterable[Any] = (module for module in root.modules() if _is_tuner(module))
+        for layer in layers:
+            if layer.disable_adapters and layer.merged:
+                layer.unmerge()
+
+
+def scale_of_call(module: nn.Module, kwargs: dict[str, Any]) -> tuple[dict[str, Any], float]:
+    """The factor that a call of a module of diffusers scales adapters with, and the arguments without it."""
+    for name in _SCALING & kwargs.keys():
+        scale = kwargs[name].get("scale") if isinstance(kwargs[name], dict) else None
+        if isinstance(scale, (int, float)) and _is("diffusers.loaders.peft", "PeftAdapterMixin", module):
+            return {**kwargs, name: {**kwargs[name], "scale": 1.0}}, float(scale)
+    return kwargs, 1.0
+
+
+# Arguments of diffusers whose entry "scale" is about adapters.
+_SCALING = frozenset(("attention_kwargs", "cross_attention_kwargs", "joint_attention_kwargs"))
+
+
+def mixes_adapters(kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call applies other adapters to each of its samples, which no weights do."""
+    return kwargs.get("adapter_names") is not None or kwargs.get("alora_offsets") is not None
 
 
 @dataclass
@@ -142,16 +175,20 @@ class CannotMerge(Exception):
     """A layer whose adapters are no change of its weights."""
 
 
-def overlay(tuners: Mapping[str, nn.Module], native: Collection[str], wanted: Iterable[str]) -> Overlay:
+def overlay(
+    tuners: Mapping[str, nn.Module], native: Collection[str], wanted: Iterable[str], scale: float
+) -> Overlay:
     """What the active adapters of ``tuners`` make of the weights inside.
 
     Args:
         tuners: wrappers by the names of the layers inside.
         native: sources that adapters may be given for.
         wanted: names of layers whose merged weights are wanted.
+        scale: what adapters are scaled with besides.
 
     Raises:
         CannotMerge: when PEFT cannot merge a layer.
+
     """
     result, wanted = Overlay(), set(wanted)
     # A wrapper inside of another is merged with it: what the outer one says comes last.
@@ -161,9 +198,9 @@ def overlay(tuners: Mapping[str, nn.Module], native: Collection[str], wanted: It
         layers = _layers(tuners[name])
         if len(layers) == 1 and f"{name}.weight" in native and _is_native(layers[0]):
             for adapter in _active(layers[0]):
-                result.native.setdefault(adapter, {}).update(_factors(layers[0], adapter, name))
+                result.native.setdefault(adapter, {}).update(_factors(layers[0], adapter, name, scale))
         elif name in wanted:
-            result.values.update(_merged(tuners[name], name))
+            result.values.update(_merged(tuners[name], name, scale))
     return result
 
 
@@ -178,7 +215,9 @@ def layers_with_values(tuners: Mapping[str, nn.Module], native: Collection[str])
 
 
 def _is_native(layer: Any) -> bool:
-    """Whether Regraft merges its adapters itself: LoRA, rsLoRA and DoRA as PEFT defines them, on layers stored as usual."""
+    """Whether Regraft merges its adapters itself: LoRA, rsLoRA and DoRA as PEFT defines them, on layers
+    stored as usual.
+    """
     lora = sys.modules["peft.tuners.lora.layer"]
     variants = sys.modules["peft.tuners.lora.variants"]
     dora = {
@@ -191,7 +230,11 @@ def _is_native(layer: Any) -> bool:
     if type(layer) not in dora or layer.quantization_backend is not None:
         return False
     base, active = layer.base_layer, _active(layer)
-    if getattr(layer, "fan_in_fan_out", False) or getattr(base, "groups", 1) != 1 or not base.weight.is_floating_point():
+    if (
+        getattr(layer, "fan_in_fan_out", False)
+        or getattr(base, "groups", 1) != 1
+        or not base.weight.is_floating_point()
+    ):
         return False
     if any(layer.lora_bias.get(name) for name in active):
         return False
@@ -200,7 +243,7 @@ def _is_native(layer: Any) -> bool:
     return kinds == [None] * len(kinds) or (len(kinds) == 1 and kinds[0] is dora[type(layer)])
 
 
-def _factors(layer: Any, adapter: str, name: str) -> dict[str, torch.Tensor]:
+def _factors(layer: Any, adapter: str, name: str, scale: float) -> dict[str, torch.Tensor]:
     path = f"base_model.model.{name}"
     if adapter in layer.lora_A:
         down, up = (factor[adapter].weight.detach() for factor in (layer.lora_A, layer.lora_B))
@@ -208,13 +251,15 @@ def _factors(layer: Any, adapter: str, name: str) -> dict[str, torch.Tensor]:
     else:
         down, up = (factor[adapter].detach() for factor in (layer.lora_embedding_A, layer.lora_embedding_B))
         names = (f"{path}.lora_embedding_A", f"{path}.lora_embedding_B")
-    factors = {names[0]: down, names[1]: up.float() * layer.scaling[adapter]}
+        # PEFT does not scale those of embeddings afterwards.
+        scale = 1.0
+    factors = {names[0]: down, names[1]: up.float() * (layer.scaling[adapter] * scale)}
     if adapter in layer.lora_variant:
         factors[f"{path}.lora_magnitude_vector"] = layer.lora_magnitude_vector[adapter].weight.detach()
     return factors
 
 
-def _merged(wrapper: nn.Module, name: str) -> dict[str, torch.Tensor]:
+def _merged(wrapper: nn.Module, name: str, scale: float) -> dict[str, torch.Tensor]:
     """The weights inside with the adapters merged in, by PEFT itself, on a copy."""
     copied = copy.deepcopy(wrapper)
     try:
@@ -222,6 +267,8 @@ def _merged(wrapper: nn.Module, name: str) -> dict[str, torch.Tensor]:
             for layer in _layers(copied):
                 active = _added(layer)
                 if active:
+                    if scale != 1.0:
+                        layer.scale_layer(scale)
                     layer.merge(safe_merge=False, adapter_names=active)
     except Exception as error:
         raise CannotMerge(f"{name}: PEFT does not merge {type(wrapper).__name__}: {error}") from error

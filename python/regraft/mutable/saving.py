@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import tempfile
@@ -18,7 +17,6 @@ import regraft
 from regraft.errors import CompileError, EngineFileError
 from regraft.mutable.inputs import Leaf, Ranges, Size, Takes
 from regraft.mutable.state import Entry, State
-from regraft.mutable.tree import plain_facts
 
 __all__ = ["load", "save"]
 
@@ -46,7 +44,7 @@ def save(state: State, path: str | os.PathLike[str]) -> None:
 
 
 def _write(state: State, folder: Path) -> None:
-    entries = []
+    entries: list[dict[str, Any]] = []
     for entry in state.entries:
         try:
             description = _entry_to_json(entry)
@@ -66,8 +64,10 @@ def _write(state: State, folder: Path) -> None:
             # An object of this process.
             if name != "engine_cache"
         },
-        "ranges": {"args": _ranges_to_json(tuple(state.ranges.args)), "kwargs": _ranges_to_json(state.ranges.kwargs)},
-        "structure": _fingerprint(state),
+        "ranges": {
+            "args": _ranges_to_json(tuple(state.ranges.args)),
+            "kwargs": _ranges_to_json(state.ranges.kwargs),
+        },
         "entries": entries,
     }
     (folder / _DESCRIPTION).write_text(json.dumps(description, indent=1))
@@ -79,27 +79,24 @@ def load(path: str | os.PathLike[str], module: nn.Module) -> State:
     try:
         description = json.loads((folder / _DESCRIPTION).read_text())
         if description["format"] != _FORMAT:
-            raise EngineFileError(f"{folder}: format {description['format']}, this version reads {_FORMAT}: save it again")
+            raise EngineFileError(
+                f"{folder}: format {description['format']}, this version reads {_FORMAT}: save it again"
+            )
         state = State(module, description["autograd"], description["watch"], description["settings"])
         ranges = description["ranges"]
         state.ranges = Ranges(_ranges_from_json(ranges["args"]), _ranges_from_json(ranges["kwargs"]))
-        is_same = description["structure"] == _fingerprint(state)
         threads = state.settings.get("threads")
         state.entries = [
-            _entry_from_json(entry, folder / str(index), state, is_same, threads)
+            _entry_from_json(entry, folder / str(index), state, threads)
             for index, entry in enumerate(description["entries"])
         ]
     except EngineFileError:
         raise
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise EngineFileError(f"{folder}: no saved mutable module, or a damaged one: {error}") from error
     # Every program from now on is one after the first.
     state.compilations = min(1, len(state.entries))
     return state
-
-
-def _fingerprint(state: State) -> str:
-    return hashlib.sha256(plain_facts(state.structure).encode()).hexdigest()
 
 
 def _entry_to_json(entry: Entry) -> dict[str, Any]:
@@ -111,12 +108,16 @@ def _entry_to_json(entry: Entry) -> dict[str, Any]:
     return {
         "spec": spec,
         "leaves": [_leaf_to_json(leaf) for leaf in takes.leaves],
-        "types": {name: [str(dtype), list(shape), first] for name, (dtype, shape, first) in entry.types.items()},
+        "types": {
+            name: [str(dtype), list(shape), first] for name, (dtype, shape, first) in entry.types.items()
+        },
     }
 
 
-def _entry_from_json(data: Mapping[str, Any], folder: Path, state: State, is_same: bool, threads: int | None) -> Entry:
-    types = {name: (_dtype(dtype), tuple(shape), first) for name, (dtype, shape, first) in data["types"].items()}
+def _entry_from_json(data: Mapping[str, Any], folder: Path, state: State, threads: int | None) -> Entry:
+    types = {
+        name: (_dtype(dtype), tuple(shape), first) for name, (dtype, shape, first) in data["types"].items()
+    }
     compiled = regraft.load(folder, threads=threads)
     spec = None if data["spec"] is None else pytree.treespec_loads(data["spec"])
     return Entry(
@@ -124,8 +125,9 @@ def _entry_from_json(data: Mapping[str, Any], folder: Path, state: State, is_sam
         compiled=compiled,
         types=types,
         pending=set(types),
-        stale_adapters=bool(state.tree.tuners) or any(model.adapters for model in compiled.models),
-        verified=is_same,
+        stale_adapters=bool(state.tree.tuners),
+        # Code is not saved: which program the module is, an export tells.
+        verified=False,
     )
 
 
@@ -161,7 +163,9 @@ def _ranges_to_json(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return {"list": [_ranges_to_json(part) for part in value]}
     if hasattr(value, "min"):
-        return {"dim": [value.__name__, int(value.min), int(value.max) if isinstance(value.max, int) else None]}
+        return {
+            "dim": [value.__name__, int(value.min), int(value.max) if isinstance(value.max, int) else None]
+        }
     return None
 
 

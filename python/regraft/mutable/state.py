@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -15,7 +16,7 @@ from torch.export import ExportedProgram
 from regraft import _regraft
 from regraft._program import digest_of, tensors_of
 from regraft.compiling import compile, exported
-from regraft.errors import GradientError
+from regraft.errors import CompileError, GradientError
 from regraft.module import Module
 from regraft.mutable import peft
 from regraft.mutable.inputs import Call, Ranges, Takes, for_export
@@ -48,6 +49,8 @@ class Entry:
     """Sources that may differ from what serves."""
     stale_adapters: bool = False
     """Whether other adapters may be active than those that serve."""
+    scale: float = 1.0
+    """What adapters are scaled with besides, by the call."""
     verified: bool = True
     """Whether the module is known to be this program still."""
     adapters: dict[str, tuple[dict[str, torch.Tensor], _regraft.Adapter]] = field(default_factory=dict)
@@ -62,9 +65,13 @@ class Entry:
 
 
 class State:
-    """What stands behind a mutable module. ``module`` is the original, which shares all attributes with the mutable one."""
+    """What stands behind a mutable module. ``module`` is the original, which shares all attributes with the
+    mutable one.
+    """
 
-    def __init__(self, module: nn.Module, autograd: Autograd, watch: WatchMode, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, module: nn.Module, autograd: Autograd, watch: WatchMode, settings: Mapping[str, Any]
+    ) -> None:
         self.module = module
         self.autograd = autograd
         self.watch = watch
@@ -86,25 +93,37 @@ class State:
 
     def run(self, pytorch: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One call: compiled, or by ``pytorch``."""
-        # Programs are traced through PyTorch's operators, and so are modules under any mode that intercepts these.
-        if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or self.module.training:
-            if self.module.training and not torch.is_grad_enabled():
-                self.warn("training", "PyTorch runs it, as it is in training mode: call eval() to run it compiled")
+        if self._is_pytorchs():
             return pytorch(*args, **kwargs)
+        given = kwargs
+        kwargs, scale = peft.scale_of_call(self.module, given)
         call = Call.of(args, kwargs)
         if torch.is_grad_enabled() and self._wants_gradients(call):
-            return pytorch(*args, **kwargs)
+            return pytorch(*args, **given)
         with self.lock:
-            entry = None if self._changed_to_pytorch() else self._entry_of(call)
+            in_pytorch = self._changed_to_pytorch() or (self.tree.tuners and peft.mixes_adapters(kwargs))
+            entry = None if in_pytorch else self._entry_of(call)
             # Which adapters PyTorch must compute shows when a program takes them in.
-            if entry is not None and not self._bring_up_to_date(entry):
+            if entry is not None and not self._bring_up_to_date(entry, scale):
                 entry = None
         if entry is None:
-            return pytorch(*args, **kwargs)
+            return pytorch(*args, **given)
         if not torch.is_grad_enabled():
             return entry.compiled(*args, **kwargs)
         with torch.no_grad():
             return entry.compiled(*args, **kwargs)
+
+    def _is_pytorchs(self) -> bool:
+        """Whether calls are PyTorch's matter under what is set globally, or in training."""
+        if self.module.training:
+            if not torch.is_grad_enabled():
+                self.warn("training", "PyTorch runs it in training mode: call eval() to run it compiled")
+            return True
+        if torch.is_autocast_enabled("cpu"):
+            self.warn("autocast", "PyTorch runs it under autocast: give the module the dtype that is wanted")
+            return True
+        # Programs are traced through PyTorch's operators; and so it is under a mode that intercepts these.
+        return torch.compiler.is_compiling() or bool(torch._C._len_torch_dispatch_stack())
 
     def _wants_gradients(self, call: Call) -> bool:
         """Whether PyTorch runs the call for its gradients."""
@@ -116,13 +135,14 @@ class State:
         what = "an input requires" if by_input else "parameters require"
         if self.autograd == "raise":
             raise GradientError(
-                f"{type(self.module).__name__}: {what} a gradient, and engines compute none: call under torch.no_grad() or "
-                'torch.inference_mode(), or make the module with autograd="pytorch" or "ignore"'
+                f"{type(self.module).__name__}: {what} a gradient, and engines compute none: call under "
+                'torch.no_grad() or torch.inference_mode(), or use autograd="pytorch" or "ignore"'
             )
         self.warn(
             "gradients",
-            f"{what} a gradient, so PyTorch runs this call of a module in eval mode. For the compiled one call under "
-            'torch.inference_mode() or torch.no_grad(), or use MutableModule(..., autograd="ignore")',
+            f"{what} a gradient, so PyTorch runs this call of a module in eval mode. For the compiled one "
+            "call under torch.inference_mode() or torch.no_grad(), or use "
+            'MutableModule(..., autograd="ignore")',
         )
         return True
 
@@ -147,11 +167,10 @@ class State:
         if self._look_closely or self.watch == "full":
             self._look_closely = False
             self._mark([*self.tree.sources, *self.tree.tuners])
-        if self.cannot_merge is not None:
-            self.warn(self.cannot_merge, f"PyTorch runs it while such adapters are active: {self.cannot_merge}")
-        if self.tree.trains is not None:
-            self.warn("training", f"PyTorch runs it, as {self.tree.trains} is in training mode: call eval() on the whole module")
-        return self.tree.trains is not None or self.cannot_merge is not None
+        why = self.cannot_merge or self.tree.in_pytorch
+        if why is not None:
+            self.warn(why, f"PyTorch runs it: {why}")
+        return why is not None
 
     def look_closely(self) -> None:
         """Compares everything at the next call."""
@@ -174,14 +193,22 @@ class State:
                 entry.verified = False
         new = {name for name, tensor in self.tree.sources.items() if tree.sources.get(name) is not tensor}
         new |= {name for names in self._new_owners(tree) for name in names}
-        other = {name for name in states.keys() | self.tuner_states.keys() if states.get(name) != self.tuner_states.get(name)}
+        other = {
+            name
+            for name in states.keys() | self.tuner_states.keys()
+            if states.get(name) != self.tuner_states.get(name)
+        }
         # Names that are no more are of a structure that is no more, or of adapters.
         self._mark(written | new | other)
 
     def _new_owners(self, before: Tree) -> Iterable[tuple[str, ...]]:
         """What owns tensors that were not there before."""
         known = set(map(id, before.tensors))
-        return (names for tensor, names in zip(self.tree.tensors, self.tree.owners, strict=True) if id(tensor) not in known)
+        return (
+            names
+            for tensor, names in zip(self.tree.tensors, self.tree.owners, strict=True)
+            if id(tensor) not in known
+        )
 
     def _mark(self, names: Collection[str]) -> None:
         """Notes that these sources, or adapters of these layers, may have changed."""
@@ -189,11 +216,31 @@ class State:
         layers = {name for name in names if name not in self.tree.sources or name in self.tree.tuners}
         if layers:
             self.cannot_merge = None
-            within = tuple(f"{name}." if name else "" for name in layers)
-            sources |= {name for name in self.tree.sources if name.startswith(within)}
+            sources |= self._sources_within(layers)
         for entry in self.entries:
             entry.pending |= sources
             entry.stale_adapters |= bool(layers)
+
+    def _sources_within(self, layers: Iterable[str]) -> set[str]:
+        within = tuple(f"{name}." if name else "" for name in layers)
+        return {name for name in self.tree.sources if name.startswith(within)}
+
+    def forked(self, module: nn.Module) -> State:
+        """The state of a copy of the module: its programs share what they can with these."""
+        with self.lock:
+            self._changed_to_pytorch()
+            state = State(module, self.autograd, self.watch, self.settings)
+            state.ranges, state.compilations = self.ranges, min(1, len(self.entries))
+            state.entries = [
+                replace(
+                    entry,
+                    compiled=entry.compiled.fork(),
+                    pending=set(entry.types),
+                    stale_adapters=bool(self.tree.tuners),
+                )
+                for entry in self.entries
+            ]
+            return state
 
     # Programs
 
@@ -203,10 +250,7 @@ class State:
                 self._use(entry)
                 return entry
         fitting = [entry for entry in self.entries if entry.takes.fits(call)]
-        # A program with fixed sizes says less, and is quicker.
-        entry = next((entry for entry in fitting if entry.verified), None)
-        if entry is None:
-            entry = self._compiled(call, fitting)
+        entry = next((entry for entry in fitting if entry.verified), None) or self._compiled(call, fitting)
         self._use(entry)
         self._remember(call, entry)
         return entry
@@ -223,7 +267,9 @@ class State:
         known.append((Call((), {}, (), call.spec, call.key), entry))
 
     def _compiled(self, call: Call, unverified: list[Entry]) -> Entry:
-        """The program for a call, compiled unless one of ``unverified`` is the same. Nothing changes when that fails."""
+        """The program for a call, compiled unless one of ``unverified`` is the same. Nothing changes when
+        that fails.
+        """
         takes, dims = self.ranges.fitting(call)
         program = self._exported(call, dims)
         digest, types = digest_of(program), _types(program)
@@ -233,9 +279,11 @@ class State:
                 entry.pending |= types.keys()
                 entry.stale_adapters = True
                 return entry
-        entry = Entry(takes, compile(program, **self.settings), types, self._constants(program))
+        with _with_help():
+            compiled = compile(program, **self.settings)
+        entry = Entry(takes, compiled, types, self._constants(program))
         entry.stale_adapters = bool(self.tree.tuners)
-        entry.pending = {f"{name}.{key}" for name in self.tree.tuners for key, _ in self.tree.layers[name].named_parameters()}
+        entry.pending = self._sources_within(self.tree.tuners)
         self.compilations += 1
         kept = [other for other in self.entries if not any(other is old for old in unverified)]
         self.entries = [*kept[-(_MOST_ENTRIES - 1) :], entry]
@@ -245,7 +293,7 @@ class State:
     def _exported(self, call: Call, dims: list[dict[int, Any]]) -> ExportedProgram:
         root = peft.shadow(self.module)
         args, kwargs, shapes = for_export(root.forward, call, dims)
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), _with_help():
             return exported(root, args, kwargs, shapes)
 
     def _constants(self, program: ExportedProgram) -> dict[str, torch.Tensor]:
@@ -253,25 +301,38 @@ class State:
 
     # Weights
 
-    def _bring_up_to_date(self, entry: Entry) -> bool:
-        """Refits a program with what is pending; ``False`` when PyTorch must compute the adapters."""
+    def _bring_up_to_date(self, entry: Entry, scale: float) -> bool:
+        """Refits a program with what is pending and adapters scaled with ``scale`` besides; ``False`` when
+        PyTorch must compute the adapters.
+        """
+        if self.tree.tuners and entry.scale != scale:
+            entry.pending |= self._sources_within(self.tree.tuners)
+            entry.stale_adapters = True
         if not entry.pending and not entry.stale_adapters:
             return True
         known, native = entry.types.keys(), entry.native
         try:
             layers = peft.layers_with_values(self.tree.tuners, native)
-            wanted = {name for name in layers if any(source.startswith(f"{name}.") for source in entry.pending)}
-            overlay = peft.overlay(self.tree.tuners, native, wanted)
+            wanted = {
+                name for name in layers if any(source.startswith(f"{name}.") for source in entry.pending)
+            }
+            overlay = peft.overlay(self.tree.tuners, native, wanted, scale)
         except peft.CannotMerge as error:
             self.cannot_merge = str(error)
-            self.warn(self.cannot_merge, f"PyTorch runs it while such adapters are active: {error}")
+            self.warn(self.cannot_merge, f"PyTorch runs it: {error}")
             return False
         current = {**entry.constants, **self.tree.sources, **overlay.values}
-        weights = {name: current[name].detach() for name in sorted(entry.pending) if name in known and name in current}
+        weights = {
+            name: current[name].detach()
+            for name in sorted(entry.pending)
+            if name in known and name in current
+        }
         adapters, serving = None, entry.adapters
         if entry.stale_adapters:
             serving = self._adapters(entry, overlay.native)
-            if {name: adapter for name, (_, adapter) in serving.items()} != {n: a for n, (_, a) in entry.adapters.items()}:
+            if {name: adapter for name, (_, adapter) in serving.items()} != {
+                n: a for n, (_, a) in entry.adapters.items()
+            }:
                 adapters = [(adapter, 1.0) for _, adapter in serving.values()]
         if weights or adapters is not None:
             differs = _kept_differ(entry.compiled, weights)
@@ -279,7 +340,7 @@ class State:
             if report.recomputed_slots or differs:
                 self.refits += 1
                 self.last_report = report
-        entry.pending, entry.stale_adapters, entry.adapters = set(), False, serving
+        entry.pending, entry.stale_adapters, entry.adapters, entry.scale = set(), False, serving, scale
         return True
 
     @staticmethod
@@ -297,6 +358,15 @@ class State:
         return result
 
 
+@contextlib.contextmanager
+def _with_help() -> Iterator[None]:
+    try:
+        yield
+    except CompileError as error:
+        help = "help: what served before still does; .module runs in PyTorch"
+        raise CompileError(f"{error}\n  {help}", error.unsupported) from error
+
+
 def _types(program: ExportedProgram) -> dict[str, tuple[Any, ...]]:
     """Dtype and shape of each weight, and the first name of the same tensor."""
     first: dict[int, str] = {}
@@ -307,12 +377,19 @@ def _types(program: ExportedProgram) -> dict[str, tuple[Any, ...]]:
 
 
 def _equal(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(
-        value.dtype == other[key].dtype and torch.equal(value, other[key]) for key, value in one.items()
-    )
+    return one.keys() == other.keys() and all(_same_bits(value, other[key]) for key, value in one.items())
+
+
+def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    return torch.equal(*(tensor.detach().reshape(-1).view(torch.uint8) for tensor in (one, other)))
 
 
 def _kept_differ(compiled: Module, weights: Mapping[str, torch.Tensor]) -> bool:
     """Whether a weight of a part in PyTorch differs, which reports do not say."""
     kept = compiled._serving.kept
-    return any(name in kept and not torch.equal(kept[name], weights[name].to(kept[name].dtype)) for name in weights)
+    return any(
+        name in kept and not _same_bits(kept[name], value.to(kept[name].dtype))
+        for name, value in weights.items()
+    )

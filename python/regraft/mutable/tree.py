@@ -1,10 +1,12 @@
-"""A tree of modules as the compiled program sees it: with the layers that PEFT put in replaced by what they are around."""
+"""A tree of modules as the compiled program sees it: with the layers that PEFT put in replaced by what they
+are around.
+"""
 
 from __future__ import annotations
 
 import enum
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,10 +14,10 @@ from torch import nn
 
 from regraft.mutable import peft
 
-__all__ = ["Tree", "plain_facts", "same_structure"]
+__all__ = ["Tree", "same_structure"]
 
-# What every module has and what says nothing about the program: registries, which are looked at by content; hooks of
-# gradients and of state dicts; and the mode, which is looked at on its own.
+# What every module has and what says nothing about the program: registries, which are looked at by content;
+# hooks of gradients and of state dicts; and the mode, which is looked at on its own.
 _REGISTRIES = frozenset(("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"))
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _NOT_COMPARED = _REGISTRIES | {
@@ -37,9 +39,20 @@ _NOT_COMPARED = _REGISTRIES | {
     "lora_scale",
     "_safe_fusing",
 }
-_VALUES = (int, float, complex, str, bytes, type(None), enum.Enum, torch.dtype, torch.device, torch.Size, type)
+_VALUES = (
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    type(None),
+    enum.Enum,
+    torch.dtype,
+    torch.device,
+    torch.Size,
+    type,
+)
 _Dropout = nn.modules.dropout._DropoutNd
-_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)
 
 
 class Tree:
@@ -47,13 +60,14 @@ class Tree:
 
     Attributes:
         layers: Every module by its name in the program.
-        sources: Parameters, buffers and tensors in plain attributes by their names in the program. A tensor with several names
-            is there under each.
+        sources: Parameters, buffers and tensors in plain attributes by their names in the program. A tensor
+            with several names is there under each.
         tuners: What PEFT put around a layer, by the layer's name: the outermost.
         containers: Dicts and lists whose content decides what the module is.
         tensors: Every tensor once: those of ``sources`` and those of adapters.
         owners: For each of ``tensors`` the names of what changes with it: sources, or ``tuners``.
-        trains: Name of the first part that computes as in training.
+        in_pytorch: Why calls are PyTorch's matter, if they are.
+
     """
 
     def __init__(self, root: nn.Module) -> None:
@@ -61,7 +75,7 @@ class Tree:
         self.sources: dict[str, torch.Tensor] = {}
         self.tuners: dict[str, nn.Module] = {}
         self.containers: list[dict[Any, Any] | list[Any]] = []
-        self.trains: str | None = None
+        self.in_pytorch: str | None = None
         self._walk(root, "", ())
         owners: dict[int, tuple[torch.Tensor, list[str]]] = {}
         for name, tensor in self.sources.items():
@@ -79,31 +93,46 @@ class Tree:
             inside = set(map(id, module.modules()))
             for part in found.modules():
                 if id(part) not in inside:
-                    self._watch(part, name, part.training and isinstance(part, _Dropout) and part.p > 0)
+                    self._watch(part)
+                    if isinstance(part, _Dropout) and part.training and part.p > 0:
+                        self._leave(f"adapters of {name} are in training mode: call eval() on the whole")
+                    if any(getattr(part, hooks) for hooks in _HOOKS):
+                        self._leave(f"adapters of {name} have forward hooks")
         self.layers[name] = module
-        self._watch(module, name, module.training and _depends_on_mode(module))
+        self._watch(module)
+        if module.training and _depends_on_mode(module):
+            self._leave(f"{name or 'it'} is in training mode: call eval() on the whole")
         prefix = f"{name}." if name else ""
         for registry in (module._parameters, module._buffers):
-            self.sources.update((prefix + key, tensor) for key, tensor in registry.items() if tensor is not None)
+            self.sources.update(
+                (prefix + key, tensor) for key, tensor in registry.items() if tensor is not None
+            )
         for key, value in module.__dict__.items():
             if isinstance(value, torch.Tensor):
                 self.sources[prefix + key] = value
         for key, child in module._modules.items():
-            # A module that holds one of those around it has no end, and no program either: exporting it says so.
+            # A module that holds one of those around it has no end, and no program either: exporting it says
+            # so.
             if child is not None and child not in above:
                 self._walk(child, prefix + key, (*above, module))
 
-    def _watch(self, module: nn.Module, name: str, trains: bool) -> None:
-        if trains and self.trains is None:
-            self.trains = name
+    def _leave(self, why: str) -> None:
+        self.in_pytorch = self.in_pytorch or why
+
+    def _watch(self, module: nn.Module) -> None:
         held = vars(module)
         self.containers.append(held)
         self.containers += [held[name] for name in ("_parameters", "_buffers", "_modules", *_HOOKS)]
-        self.containers += [v for name, v in held.items() if type(v) in (dict, list) and name not in _NOT_COMPARED]
+        self.containers += [
+            v for name, v in held.items() if type(v) in (dict, list) and name not in _NOT_COMPARED
+        ]
 
     def structure(self) -> dict[str, tuple[Any, ...]]:
         """What decides which program this is, besides the values of sources: see :func:`same_structure`."""
-        return {"": tuple(self._ties()), **{f".{name}": _facts(module) for name, module in self.layers.items()}}
+        return {
+            "": tuple(self._ties()),
+            **{f".{name}": _facts(module) for name, module in self.layers.items()},
+        }
 
     def _ties(self) -> Iterator[tuple[str, ...]]:
         tied = (tuple(name for name in names if name in self.sources) for names in self.owners)
@@ -111,18 +140,18 @@ class Tree:
 
 
 def _depends_on_mode(module: nn.Module) -> bool:
-    """Whether training mode may change what it computes. New layers are in training mode, and mostly none is meant."""
+    """Whether training mode may change what it computes. New layers are in training mode, and mostly none is
+    meant.
+    """
     if isinstance(module, _Dropout):
         return module.p > 0
     if isinstance(module, nn.RNNBase):
         return module.dropout > 0
-    known = type(module).__module__.startswith("torch.nn.modules.")
-    return not known or isinstance(module, (nn.modules.batchnorm._NormBase, nn.RReLU, nn.MultiheadAttention)) or not _is_leaf(module)
-
-
-def _is_leaf(module: nn.Module) -> bool:
-    containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
-    return not module._modules or isinstance(module, containers)
+    if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+        return False
+    if not type(module).__module__.startswith("torch.nn.modules.") or module._modules:
+        return True
+    return isinstance(module, (nn.modules.batchnorm._NormBase, nn.RReLU))
 
 
 def _facts(module: nn.Module) -> tuple[Any, ...]:
@@ -133,7 +162,8 @@ def _facts(module: nn.Module) -> tuple[Any, ...]:
         if tensor is not None
     }
     hooks = [hook for name in _HOOKS for hook in getattr(module, name).values()]
-    attributes = {name: _kept(value) for name, value in vars(module).items() if name not in _NOT_COMPARED and name not in _HOOKS}
+    ignored = _NOT_COMPARED.union(_HOOKS)
+    attributes = {name: _kept(value) for name, value in vars(module).items() if name not in ignored}
     return type(module), tensors, hooks, attributes
 
 
@@ -147,9 +177,9 @@ def _kept(value: Any) -> Any:
 
 
 def same_structure(one: dict[str, tuple[Any, ...]], other: dict[str, tuple[Any, ...]]) -> bool:
-    """Whether two trees are the same program: types of modules, shapes and dtypes of tensors and which of them are one, plain
-    attributes by value, other attributes and forward hooks by identity. ``False`` may be wrong; ``True`` is not, as far as
-    objects in attributes were not changed in place.
+    """Whether two trees are the same program: types of modules, shapes and dtypes of tensors and which of
+    them are one, plain attributes by value, other attributes and forward hooks by identity. ``False`` may be
+    wrong; ``True`` is not, as far as objects in attributes were not changed in place.
     """
     return _same(one, other)
 
@@ -164,37 +194,7 @@ def _same(one: Any, other: Any) -> bool:
     if isinstance(one, (list, tuple)):
         return len(one) == len(other) and all(map(_same, one, other))
     if isinstance(one, (set, frozenset)):
-        return one == other
+        return bool(one == other)
     if isinstance(one, types.MethodType):
-        return one.__func__ is other.__func__ and one.__self__ is other.__self__
+        return bool(one.__func__ is other.__func__ and one.__self__ is other.__self__)
     return isinstance(one, _VALUES) and bool(one == other)
-
-
-def plain_facts(structure: dict[str, tuple[Any, ...]]) -> str:
-    """``structure`` as a text that is the same in another process: objects are told by what they consist of."""
-    return _text(structure, 0)
-
-
-def _text(value: Any, depth: int) -> str:
-    if depth > 8:
-        return "…"
-    inner: Callable[[Any], str] = lambda part: _text(part, depth + 1)
-    if isinstance(value, type):
-        forward = getattr(value, "forward", None)
-        code = getattr(forward, "__code__", None)
-        return f"{value.__module__}.{value.__qualname__}" + (f"#{code.co_code.hex()}{code.co_names}" if code else "")
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{inner(key)}: {inner(part)}" for key, part in value.items()) + "}"
-    if isinstance(value, (list, tuple)):
-        return "(" + ", ".join(map(inner, value)) + ")"
-    if isinstance(value, (set, frozenset)):
-        return "{" + ", ".join(sorted(map(inner, value))) + "}"
-    if isinstance(value, _VALUES):
-        return repr(value)
-    if isinstance(value, _FUNCTIONS):
-        return f"{value.__module__}.{value.__qualname__}"
-    name = f"{type(value).__module__}.{type(value).__qualname__}"
-    if isinstance(value, nn.Module):
-        return name
-    parts = getattr(value, "__dict__", {})
-    return f"{name}{inner({key: part for key, part in parts.items() if not key.startswith('__')})}"

@@ -24,7 +24,9 @@ class Changes:
     """What a look found."""
 
     structure: bool
-    """Whether anything but the content of tensors changed: which objects modules hold, or how tensors lie in memory."""
+    """Whether anything but the content of tensors changed: which objects modules hold, or how tensors lie in
+    memory.
+    """
     tensors: Collection[int]
     """Indices of tensors of the tree that were written to, or are elsewhere."""
 
@@ -32,12 +34,14 @@ class Changes:
 class Watcher:
     """Looks at a tree that was taken apart once, again and again. What it finds is exact for:
 
-    - which modules, parameters, buffers, forward hooks and attributes modules hold, and what their dicts and lists hold;
+    - which modules, parameters, buffers, forward hooks and attributes modules hold, and what their dicts and
+      lists hold;
     - the version counter of each tensor, which every in-place operation and optimiser step increases;
     - the memory that each tensor is in, its number of elements and its strides.
 
-    Writes that bypass the version counter (through ``.data``, NumPy or raw pointers) are found when they change a bit of what
-    is sampled: tensors of up to 512 bytes are read whole, of larger ones both ends and six lines of 64 bytes between them.
+    Writes that bypass the version counter (through ``.data``, NumPy or raw pointers) are found when they
+    change a bit of what is sampled: tensors of up to 512 bytes are read whole, of larger ones both ends and
+    six lines of 64 bytes between them.
     """
 
     def __init__(self, tree: Tree) -> None:
@@ -45,7 +49,7 @@ class Watcher:
         self._native.watch_containers(tree.containers)
         # Tensors made in inference mode have no version counter.
         self._counted = [tensor for tensor in tree.tensors if not tensor.is_inference()]
-        self._in_memory = [tensor for tensor in tree.tensors if tensor.layout == torch.strided]
+        self._in_memory = [tensor for tensor in tree.tensors if _has_memory(tensor)]
         self._indices = {id(tensor): index for index, tensor in enumerate(tree.tensors)}
         self.rebase()
 
@@ -65,7 +69,11 @@ class Watcher:
         moved: set[int] = set()
         if strides != self._strides or sizes != self._sizes:
             layouts = zip(strides, sizes, self._strides, self._sizes, self._in_memory, strict=True)
-            moved = {self._indices[id(t)] for stride, size, old, count, t in layouts if stride != old or size != count}
+            moved = {
+                self._indices[id(t)]
+                for stride, size, old, count, t in layouts
+                if stride != old or size != count
+            }
             memory = []
         else:
             memory = self._native.changed_memory(list(map(_address, self._in_memory)))
@@ -77,9 +85,16 @@ class Watcher:
         return Changes(bool(containers) or bool(moved), written)
 
 
+def _has_memory(tensor: torch.Tensor) -> bool:
+    """Whether it has an address: sparse tensors, and classes that consist of other tensors, have none."""
+    return (
+        tensor.layout == torch.strided and type(tensor).__torch_dispatch__ is torch.Tensor.__torch_dispatch__
+    )
+
+
 def _readable(tensor: torch.Tensor) -> int:
     """Bytes that a tensor spans in memory of the CPU."""
-    if tensor.device.type != "cpu" or tensor.numel() == 0 or type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+    if tensor.device.type != "cpu" or tensor.numel() == 0:
         return 0
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return (last + 1) * tensor.element_size()
