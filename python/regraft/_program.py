@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import io
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,7 +30,10 @@ def import_program(program: ExportedProgram) -> _regraft.Program:
 
     """
     archive = io.BytesIO()
-    torch.export.save(_without_weights(program), archive)
+    with warnings.catch_warnings():
+        # It is said of every program without weights.
+        warnings.filterwarnings("ignore", message="No complete tensor found")
+        torch.export.save(_without_weights(program), archive)
     return _regraft.Program.from_bytes(archive.getvalue())
 
 
@@ -96,11 +100,11 @@ class _StandIns:
             return value
         key = self._identity(name, value)
         if key not in self._made:
-            memory = torch.zeros(1, dtype=value.dtype)
+            # Without elements it must own its memory: PyTorch cannot save a view of nothing.
             self._made[key] = (
-                memory.as_strided(value.shape, (0,) * value.dim())
+                torch.zeros(1, dtype=value.dtype).as_strided(value.shape, (0,) * value.dim())
                 if value.numel()
-                else memory[:0].reshape(value.shape)
+                else torch.empty(value.shape, dtype=value.dtype)
             )
         stand_in = self._made[key]
         if isinstance(value, torch.nn.Parameter):
