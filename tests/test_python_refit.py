@@ -723,9 +723,30 @@ def test_c_6_damaged_entries_of_a_cache_are_misses() -> None:
     places = np.random.default_rng(0).integers(0, len(entry), 12)
     for damaged in [b"", entry[: len(entry) // 2], *(flipped(entry, int(place)) for place in places)]:
         shelf.entries[key] = damaged
-        module = regraft.compile(net(1), TOKENS, engine_cache=shelf)
+        with pytest.warns(RuntimeWarning, match="built again"):
+            module = regraft.compile(net(1), TOKENS, engine_cache=shelf)
         assert_same(called(module, TOKENS), expected)
 
 
 def flipped(entry: bytes, place: int) -> bytes:
     return entry[:place] + bytes([entry[place] ^ 4]) + entry[place + 1 :]
+
+
+@pytest.mark.parametrize("failing", ["get", "put"])
+def test_c_7_a_failing_cache_object_is_a_warning(failing: str) -> None:
+    class Failing(Shelf):
+        def get(self, key: str) -> Any:
+            return 1 / 0 if failing == "get" else None
+
+        def put(self, key: str, entry: bytes) -> None:
+            raise OSError("the shelf is full")
+
+    with pytest.warns(RuntimeWarning, match="ZeroDivisionError" if failing == "get" else "full"):
+        module = regraft.compile(net(0), TOKENS, engine_cache=Failing())
+    assert_agrees(module, net(0), TOKENS)
+
+
+def test_c_7_what_is_no_cache_is_refused() -> None:
+    for cache in ("folder", object(), 7):
+        with pytest.raises(regraft.CompileError, match="get, put and remove"):
+            regraft.compile(net(0), TOKENS, engine_cache=cache)
