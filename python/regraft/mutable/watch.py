@@ -47,6 +47,7 @@ class Watcher:
     def __init__(self, tree: Tree) -> None:
         self._native = _regraft.Watch()
         self._native.watch_containers(tree.containers)
+        self._native.expect_tensors(tree.tensors)
         # Tensors made in inference mode have no version counter.
         self._counted = [tensor for tensor in tree.tensors if not tensor.is_inference()]
         self._in_memory = [tensor for tensor in tree.tensors if _has_memory(tensor)]
