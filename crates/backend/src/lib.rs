@@ -269,7 +269,8 @@ pub trait Backend: Send + Sync {
     /// Copies bytes, on the threads of refits.
     fn copy_staged(&self, from: &[u8], to: &mut [u8]);
 
-    /// Calls `run` inside the thread pool of runs, so that the kernels it runs do not pay for entering it.
+    /// Calls `run` inside the thread pool of runs, so that the kernels it runs do not pay for entering it. Kernels may be run
+    /// outside of it too.
     fn enter(&self, run: &mut (dyn FnMut() + Send));
 
     /// Threads of a run.

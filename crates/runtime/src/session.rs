@@ -54,6 +54,9 @@ impl Session {
         for (buffer, &bytes) in self.buffers.iter_mut().zip(&bound.buffers) {
             buffer.resize_to_stay(bytes.max(buffer.len()));
         }
+        if bound.is_small(&inputs) {
+            return self.steps(&bound, generation, &inputs);
+        }
         let model = self.model.clone();
         let mut result = Ok(Vec::new());
         model.backend().enter(&mut || result = self.steps(&bound, generation, &inputs));

@@ -65,9 +65,24 @@ pub(crate) struct BoundPlan {
     pub(crate) buffers: Vec<usize>,
     pub(crate) outputs: Vec<Leaving>,
     pub(crate) next_states: Vec<Leaving>,
+    /// Bytes of all slots.
+    slot_bytes: usize,
 }
 
+/// Work on no more than this is done before another thread has woken up.
+const SMALL_BYTES: usize = 64 << 10;
+
+/// With more steps, those that are split over threads all the same would each pay for a hand-over.
+const SMALL_STEPS: usize = 4;
+
 impl BoundPlan {
+    /// Whether a run on `inputs` is over sooner than handing it to other threads takes.
+    pub(crate) fn is_small(&self, inputs: &[Tensor]) -> bool {
+        let inputs: usize = inputs.iter().map(|input| input.bytes().len()).sum();
+        let bytes = self.buffers.iter().fold(self.slot_bytes.saturating_add(inputs), |sum, b| sum.saturating_add(*b));
+        self.steps.len() <= SMALL_STEPS && bytes <= SMALL_BYTES
+    }
+
     /// Binds `plan` to the values of its symbols.
     pub(crate) fn new(plan: &Plan, symbols: &[i64], backend: &dyn Backend) -> Result<BoundPlan, RuntimeError> {
         let mut binder = Binder {
@@ -92,7 +107,8 @@ impl BoundPlan {
         let next_states =
             plan.graph.states.iter().map(|s| binder.leaving(s.next, last)).collect::<Result<Vec<_>, _>>()?;
         let Binder { steps, buffers, .. } = binder;
-        Ok(memory::assign(BoundPlan { steps, buffers, outputs, next_states }))
+        let slot_bytes = (0..plan.slots.len()).map(|slot| plan.slot_bytes(slot)).fold(0, usize::saturating_add);
+        Ok(memory::assign(BoundPlan { steps, buffers, outputs, next_states, slot_bytes }))
     }
 }
 
