@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import inspect
 import json
 import pickle
 import threading
@@ -106,6 +107,7 @@ def test_m_1_is_the_module_in_every_other_way(net: Net, x: torch.Tensor) -> None
     mutable.train()
     assert net.note == "seen through both" and net.training
     assert mutable.module is net
+    assert inspect.signature(mutable.forward) == inspect.signature(net.forward)
     assert "MutableModule(Net, 1 program, 0 refits" in repr(mutable)
 
 

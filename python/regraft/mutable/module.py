@@ -66,6 +66,10 @@ class MutableModule(nn.Module):
     which compares every weight at each call at the speed of memory. Never noticed: changes inside of objects
     in attributes (a configuration), code, and globals.
 
+    **What compiled calls leave out.** What else ``forward`` and forward hooks do besides computing the result
+    (printing, counting, keeping activations) is done once, when the module is exported. Calls under autocast,
+    in a mode that intercepts PyTorch's operators, or while PyTorch compiles or exports run in PyTorch.
+
     **Gradients.** Engines compute none. In training mode PyTorch runs the module, and its gradients are
     PyTorch's. In eval mode ``autograd`` decides what happens when gradients are on and an input or a
     parameter requires one.
@@ -173,8 +177,8 @@ class MutableModule(nn.Module):
 
         Example:
             >>> batch = torch.export.Dim("batch", min=1, max=64)
-            >>> mutable.set_expected_dynamic_shape_range(({0: batch},), {"mask": {0: batch}})  # doctest:
-            +SKIP
+            >>> mutable = regraft.MutableModule(torch.nn.Linear(8, 4).eval())
+            >>> mutable.set_expected_dynamic_shape_range(({0: batch},))
 
         """
         state = _state_of(self)
@@ -266,7 +270,7 @@ def _own_names(module: nn.Module) -> tuple[str, ...]:
     return tuple(name for name in _OWN if hasattr(module, name))
 
 
-@functools.cache
+@functools.lru_cache(maxsize=64)
 def _class_for(wrapped: type[nn.Module], names_of_wrapped: tuple[str, ...]) -> type[nn.Module]:
     """The class of mutable modules around modules of a class. It has that one's name: libraries look things
     up by it.
