@@ -260,6 +260,34 @@ def test_m_3_every_way_to_change_a_weight_arrives(mutable: MutableModule, x: tor
     never_compiles(mutable, optimiser.step, x)
 
 
+def test_m_3_tensors_that_are_no_parameters_arrive(x: torch.Tensor) -> None:
+    class Tables(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = torch.randn(4)
+            self.several = [torch.randn(4), torch.randn(4)]
+            self.named = {"last": torch.randn(4)}
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * self.table + self.several[0] * self.several[1] - self.named["last"]
+
+    net = Tables().eval()
+    mutable = MutableModule(net)
+    assert_agrees(mutable, x)
+    never_compiles(mutable, lambda: net.table.mul_(2), x)
+    never_compiles(mutable, lambda: setattr(net, "table", torch.randn(4)), x)
+    never_compiles(mutable, lambda: net.several[1].mul_(2), x)
+    never_compiles(mutable, lambda: net.named["last"].data.add_(1), x)
+    never_compiles(mutable, lambda: net.several.__setitem__(0, torch.randn(4)), x)
+    never_compiles(mutable, lambda: net.several[0].numpy().fill(2), x)
+    copied = copy.deepcopy(mutable)
+    copied.several[0].mul_(3)
+    net.several[0].mul_(5)
+    for one in (copied, mutable):
+        assert_agrees(one, x)
+        assert one.recompiles == 0
+
+
 def test_m_3_a_transposed_view_of_the_same_memory_arrives() -> None:
     net, x = nn.Sequential(nn.Linear(8, 8)).eval(), torch.randn(2, 8)
     mutable = MutableModule(net)

@@ -57,14 +57,14 @@ class MutableModule(nn.Module):
     - another structure (modules, names, shapes, dtypes, plain attributes, forward hooks), or arguments that
       no program takes, is exported and compiled, through ``engine_cache`` where that is given.
 
-    **What is noticed.** Always: which modules, parameters, buffers and tensors the module holds and in which
-    memory they lie; in-place operations, which PyTorch counts; attributes that are assigned, and changes of
-    lists and dicts that are attributes of modules. Writes that PyTorch does not count (``.data``, NumPy, raw
-    pointers): when they change a bit of a sampled place. Tensors of up to 512 bytes are sampled whole, of
-    larger ones both ends and six lines of 64 bytes spread between, so that writes of whole tensors are
-    noticed and those of a few elements may not be: call :meth:`refresh` after them, or use ``watch="full"``,
-    which compares every weight at each call at the speed of memory. Never noticed: changes inside of objects
-    in attributes (a configuration), code, and globals.
+    **What is noticed.** Always: which modules, parameters, buffers and tensors the module holds, also in
+    lists and dicts, and in which memory they lie; in-place operations, which PyTorch counts; attributes that
+    are assigned, and changes of lists and dicts that are attributes of modules. Writes that PyTorch does not
+    count (``.data``, NumPy, raw pointers): when they change a bit of a sampled place. Tensors of up to 512
+    bytes are sampled whole, of larger ones both ends and six lines of 64 bytes spread between, so that writes
+    of whole tensors are noticed and those of a few elements may not be: call :meth:`refresh` after them, or
+    use ``watch="full"``, which compares every weight at each call at the speed of memory. Never noticed:
+    changes inside of objects in attributes (a configuration), code, and globals.
 
     **What compiled calls leave out.** What else ``forward`` and forward hooks do besides computing the result
     (printing, counting, keeping activations) is done once, when the module is exported. Calls under autocast,
