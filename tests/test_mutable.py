@@ -28,7 +28,7 @@ from mutable_checks import (
     never_compiles,
     pytorch_result,
 )
-from regraft import MutableModule
+from regraft import MutableModule, _regraft
 
 pytestmark = pytest.mark.filterwarnings("ignore:No complete tensor found")
 
@@ -286,6 +286,39 @@ def test_m_3_tensors_that_are_no_parameters_arrive(x: torch.Tensor) -> None:
     for one in (copied, mutable):
         assert_agrees(one, x)
         assert one.recompiles == 0
+
+
+@pytest.mark.parametrize("offset", [0, 1, 8, 60, 63])
+def test_m_3_small_memory_is_read_whole_and_large_at_its_ends(offset: int) -> None:
+    memory = torch.zeros(offset + 100_000, dtype=torch.uint8)
+    for size in (1, 7, 64, 65, 127, 128, 500, 512, 100_000):
+        part = memory[offset : offset + size]
+        watch = _regraft.Watch()
+        watch.watch_memory([part.data_ptr()], [size])
+        assert watch.changed_memory([part.data_ptr()]) == []
+        for at in range(size) if size <= 512 else (0, 1, 63, size - 64, size - 1):
+            part[at] ^= 1
+            assert watch.changed_memory([part.data_ptr()]) == [0], f"byte {at} of {size}"
+            part[at] ^= 1
+        memory[offset + size :] ^= 1
+        memory[:offset] ^= 1
+        assert watch.changed_memory([part.data_ptr()]) == [], "nothing outside is read"
+        assert watch.changed_memory([part.data_ptr() + 64]) == [0]
+
+
+def test_m_3_containers_are_compared_by_what_they_hold() -> None:
+    held: list[Any] = [{"a": 1, "b": [2]}, [], {}, ["x"]]
+    watch = _regraft.Watch()
+    watch.watch_containers(held)
+    assert watch.changed_containers() == []
+    held[0]["b"].append(3)
+    assert watch.changed_containers() == [], "shallow"
+    held[0]["c"] = held[0].pop("a")
+    held[1].append(None)
+    held[3][0] = "y"
+    assert watch.changed_containers() == [0, 1, 3]
+    with pytest.raises(TypeError, match="a dict or a list"):
+        watch.watch_containers([(1, 2)])
 
 
 def test_m_3_a_transposed_view_of_the_same_memory_arrives() -> None:

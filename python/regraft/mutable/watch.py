@@ -36,7 +36,8 @@ class Watcher:
 
     - which modules, parameters, buffers, forward hooks and attributes modules hold, and what their dicts and
       lists hold;
-    - the version counter of each tensor, which every in-place operation and optimiser step increases;
+    - the version counter of each tensor, which every in-place operation and optimiser step increases (tensors
+      made in inference mode have none: writes to them count as those below);
     - the memory that each tensor is in, its number of elements and its strides.
 
     Writes that bypass the version counter (through ``.data``, NumPy or raw pointers) are found when they
