@@ -259,10 +259,13 @@ impl Model {
     fn __repr__(&self) -> String {
         let (map, plan) = (self.0.refit_map(), self.0.plan());
         let bytes: usize = (0..plan.slots.len()).map(|slot| plan.slot_bytes(slot)).sum();
-        let bound = if self.is_bound() { "" } else { ", no weights yet" };
+        let (mode, bound) = match (self.0.mode(), self.is_bound()) {
+            (Mode::Stripped, true) => (Mode::Refittable, ""),
+            (mode, true) => (mode, ""),
+            (mode, false) => (mode, ", no weights yet"),
+        };
         format!(
-            "regraft.Model({}, {} sources, {} slots, {:.1} MB, {}{bound})",
-            self.0.mode(),
+            "regraft.Model({mode}, {} sources, {} slots, {:.1} MB, {}{bound})",
             map.sources.len(),
             plan.slots.len(),
             bytes as f64 / 1e6,

@@ -57,6 +57,12 @@ class Entry:
     """Adapters that serve, with copies of what they were made of."""
 
     @property
+    def writes(self) -> bool:
+        """Whether the program writes to buffers, which would be its own copies of them."""
+        glue = self.compiled._compiled.glue
+        return any(self.compiled._serving.sessions) or (glue is not None and bool(glue.mutated))
+
+    @property
     def native(self) -> Collection[str]:
         """Sources that adapters may be given for."""
         if len(self.compiled.models) != 1 or self.compiled._compiled.glue is not None:
@@ -103,6 +109,9 @@ class State:
         with self.lock:
             in_pytorch = self._changed_to_pytorch() or (self.tree.tuners and peft.mixes_adapters(kwargs))
             entry = None if in_pytorch else self._entry_of(call)
+            if entry is not None and entry.writes:
+                self.warn("writes", "PyTorch runs it, as it writes to its buffers")
+                entry = None
             # Which adapters PyTorch must compute shows when a program takes them in.
             if entry is not None and not self._bring_up_to_date(entry, scale):
                 entry = None
