@@ -318,9 +318,6 @@ def test_r_12_a_copy_shares_what_is_the_same(compiled: regraft.Module) -> None:
     assert before["in_use"] < memory["in_use"] < 1.1 * before["in_use"]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="`private` counts slots of a shared generation, and not slots that are their source"
-)
 def test_r_12_private_memory_of_a_copy(compiled: regraft.Module) -> None:
     assert compiled.fork().memory()["private"] == 0
     state = {name: value.clone() for name, value in net(0).state_dict().items()}

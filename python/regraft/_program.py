@@ -31,7 +31,7 @@ def import_program(program: ExportedProgram) -> _regraft.Program:
     """
     archive = io.BytesIO()
     with warnings.catch_warnings():
-        # It is said of every program without weights.
+        # About weights that do not fill their memory.
         warnings.filterwarnings("ignore", message="No complete tensor found")
         torch.export.save(_without_weights(program), archive)
     return _regraft.Program.from_bytes(archive.getvalue())
