@@ -3,8 +3,8 @@
     PYTHONPATH=target/python PYTHON bench/python/change_check.py
 
 With the environment of scripts/python-env.sh. `again` is one check after the other; `after a run` is one
-check after each run of the compiled module, whose weights have pushed everything else out of the caches. Then what
-it costs that something did change: the call that takes it in.
+check after each run of the compiled module, whose weights have pushed everything else out of the caches.
+Then what it costs that something did change: the call that takes it in.
 """
 
 from __future__ import annotations
