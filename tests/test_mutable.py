@@ -465,6 +465,7 @@ def test_m_6_ranges_of_another_structure_are_refused() -> None:
         (({"x": {0: size}, "other": {}},), "keys among"),
         (({"x": {0: 3}},), "torch.export.Dim"),
         (({"x": {2: size}},), "axes of a tensor of 2"),
+        (({"x": {"batch": size}},), "numbers of axes"),
         (({"x": {0: 2 * size}},), "torch.export.Dim"),
         (({"more": {0: size}},), "a sequence of 1"),
         (({}, {}, {}), "3 positional arguments"),
