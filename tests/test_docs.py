@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+# Registers the backend of torch.compile, also where the package is on the path without being installed.
+import regraft.dynamo  # noqa: F401
 from exporting import ROOT
 
 DOCUMENTS = ("README.md", "docs/python.md")
