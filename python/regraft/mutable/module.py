@@ -173,8 +173,8 @@ class MutableModule(nn.Module):
 
         Example:
             >>> batch = torch.export.Dim("batch", min=1, max=64)
-            >>> mutable.set_expected_dynamic_shape_range(({0: batch},), {"mask": {0: batch}})  # doctest:
-            +SKIP
+            >>> mutable = regraft.MutableModule(torch.nn.Linear(8, 2).eval())
+            >>> mutable.set_expected_dynamic_shape_range(({0: batch},))
 
         """
         state = _state_of(self)
