@@ -182,6 +182,17 @@ def test_compile_takes_modules_and_specifications(ir: str) -> None:
         module(torch.randn(9, 3, 16, 16))
 
 
+def test_torch_compile_keeps_weights_live() -> None:
+    model = net(0)
+    fast = torch_tensorrt.compile(model, ir="torch_compile", min_block_size=1)
+    with torch.no_grad():
+        close(fast(*INPUTS), model(*INPUTS))
+        model.load_state_dict(net(1).state_dict())
+        close(fast(*INPUTS), net(1)(*INPUTS))
+    with pytest.raises(ValueError, match="immutable_weights"):
+        torch_tensorrt.compile(model, ir="torch_compile", immutable_weights=True)
+
+
 def test_compile_of_other_forms_is_refused() -> None:
     with pytest.raises(ValueError, match='use ir="dynamo"'):
         torch_tensorrt.compile(net(0), ir="ts", inputs=INPUTS)

@@ -1,4 +1,5 @@
-"""What a call from Python costs on top of the run: a small module, called from Python and run by `regraft bench`.
+"""What a call from Python costs on top of the run: a small module, called from Python and run by `regraft
+bench`.
 
     make build python
     PYTHONPATH=target/python PYTHON bench/python/calls.py      # with the environment of scripts/python-env.sh

@@ -64,7 +64,9 @@ def main() -> None:
         folder = Path(name)
         exported("bert_base").archive(folder / "bert_base.pt2", "a")
         from_python(compiled, given)
-        rounds = [(from_python(compiled, given), from_rust(folder, folder / "figures.json")) for _ in range(ROUNDS)]
+        rounds = [
+            (from_python(compiled, given), from_rust(folder, folder / "figures.json")) for _ in range(ROUNDS)
+        ]
     python = statistics.median(time for times, _ in rounds for time in times)
     rust = statistics.median(time for _, time in rounds)
     print(f"from Python {python:.1f} ms, in Rust {rust:.1f} ms, ratio {python / rust:.2f}")

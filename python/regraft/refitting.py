@@ -68,8 +68,7 @@ def refit_module_weights(
             _verify(trial, new_weight_module, args, kwargs)
         elif verify_output:
             samples = compiled_module._compiled.convention.flatten(args, kwargs)
-        report = target.refit(weights, verify=samples, observer=progress.observer)
-        progress.finish(repr(report))
+        target.refit(weights, verify=samples, observer=progress.observer)
     return target
 
 

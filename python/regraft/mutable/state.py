@@ -20,7 +20,7 @@ from regraft.errors import CompileError, GradientError
 from regraft.module import Module
 from regraft.mutable import peft
 from regraft.mutable.inputs import Call, Ranges, Takes, for_export
-from regraft.mutable.tree import Tree, same_structure
+from regraft.mutable.tree import LOOSE, Tree, same_structure
 from regraft.mutable.watch import Watcher
 from regraft.report import RefitReport
 
@@ -44,7 +44,9 @@ class Entry:
     types: dict[str, tuple[Any, ...]]
     """Dtype and shape of each weight of the program."""
     constants: dict[str, torch.Tensor] = field(default_factory=dict)
-    """Weights that are no parameter, buffer or attribute of a module."""
+    """Weights that are no parameter, buffer or attribute of a module, as exporting found them: in the memory
+    that the module reads.
+    """
     pending: set[str] = field(default_factory=set)
     """Sources that may differ from what serves."""
     stale_adapters: bool = False
@@ -55,6 +57,12 @@ class Entry:
     """Whether the module is known to be this program still."""
     adapters: dict[str, tuple[dict[str, torch.Tensor], _regraft.Adapter]] = field(default_factory=dict)
     """Adapters that serve, with copies of what they were made of."""
+
+    @property
+    def writes(self) -> bool:
+        """Whether the program writes to buffers, which would be its own copies of them."""
+        glue = self.compiled._compiled.glue
+        return any(self.compiled._serving.sessions) or (glue is not None and bool(glue.mutated))
 
     @property
     def native(self) -> Collection[str]:
@@ -103,6 +111,9 @@ class State:
         with self.lock:
             in_pytorch = self._changed_to_pytorch() or (self.tree.tuners and peft.mixes_adapters(kwargs))
             entry = None if in_pytorch else self._entry_of(call)
+            if entry is not None and entry.writes:
+                self.warn("writes", "PyTorch runs it, as it writes to its buffers")
+                entry = None
             # Which adapters PyTorch must compute shows when a program takes them in.
             if entry is not None and not self._bring_up_to_date(entry, scale):
                 entry = None
@@ -166,7 +177,7 @@ class State:
                 self._mark(written)
         if self._look_closely or self.watch == "full":
             self._look_closely = False
-            self._mark([*self.tree.sources, *self.tree.tuners])
+            self._mark([*self.tree.sources, *self.tree.tuners, LOOSE])
         why = self.cannot_merge or self.tree.in_pytorch
         if why is not None:
             self.warn(why, f"PyTorch runs it: {why}")
@@ -213,12 +224,15 @@ class State:
     def _mark(self, names: Collection[str]) -> None:
         """Notes that these sources, or adapters of these layers, may have changed."""
         sources = {name for name in names if name in self.tree.sources}
-        layers = {name for name in names if name not in self.tree.sources or name in self.tree.tuners}
+        others = set(names) - {LOOSE}
+        layers = {name for name in others if name not in self.tree.sources or name in self.tree.tuners}
         if layers:
             self.cannot_merge = None
             sources |= self._sources_within(layers)
         for entry in self.entries:
             entry.pending |= sources
+            if LOOSE in names:
+                entry.pending |= entry.constants.keys()
             entry.stale_adapters |= bool(layers)
 
     def _sources_within(self, layers: Iterable[str]) -> set[str]:
@@ -237,6 +251,8 @@ class State:
                     compiled=entry.compiled.fork(),
                     pending=set(entry.types),
                     stale_adapters=bool(self.tree.tuners),
+                    # Which memory of the copy its constants are in, an export tells.
+                    verified=entry.verified and not entry.constants,
                 )
                 for entry in self.entries
             ]
