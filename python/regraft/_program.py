@@ -108,11 +108,11 @@ class _StandIns:
             return value
         key = _identity(name, value)
         if key not in self._made:
-            memory = torch.zeros(1, dtype=value.dtype)
+            # Without elements it must own its memory: PyTorch cannot save a view of nothing.
             self._made[key] = (
-                memory.as_strided(value.shape, (0,) * value.dim())
+                torch.zeros(1, dtype=value.dtype).as_strided(value.shape, (0,) * value.dim())
                 if value.numel()
-                else memory[:0].reshape(value.shape)
+                else torch.empty(value.shape, dtype=value.dtype)
             )
         stand_in = self._made[key]
         if isinstance(value, torch.nn.Parameter):
