@@ -232,6 +232,7 @@ def _check_cache(cache: Any) -> None:
 
 def _quiet() -> contextlib.AbstractContextManager[None]:
     """Without the notes of tracing that are about PyTorch's own code."""
+
     @contextlib.contextmanager
     def quiet() -> Any:
         with warnings.catch_warnings():

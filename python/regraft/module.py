@@ -378,13 +378,6 @@ class Module(torch.nn.Module):
             "a compiled module cannot be pickled: use regraft.save(module, folder) and regraft.load(folder)"
         )
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Not how engines get weights: use :meth:`refit`."""
-        raise WeightsError(
-            "a compiled module has no parameters of its own: give the state dict to refit(), with "
-            "partial=True where load_state_dict had strict=False"
-        )
-
     def _refitted_whole(self, weights: Any, *, verify: Any, **options: Any) -> RefitReport:
         """Refits the one engine of a module without parts in PyTorch."""
         model = self.models[0]
