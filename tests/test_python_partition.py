@@ -44,9 +44,14 @@ def three(seed: int) -> nn.Module:
     return seeded(Three, seed)
 
 
-@pytest.fixture
-def compiled() -> regraft.Module:
+@pytest.fixture(scope="module")
+def engines() -> regraft.Module:
     return regraft.compile(three(0), X, **SMALL)
+
+
+@pytest.fixture
+def compiled(engines: regraft.Module) -> regraft.Module:
+    return engines.fork()
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +69,7 @@ def test_r_5_weights_on_both_sides_of_the_cuts(compiled: regraft.Module) -> None
     assert_refits(three, X, **SMALL)
 
 
-@pytest.mark.parametrize(
-    "name", ["first.weight", "first.bias", "middle.weight", "last.bias", "scale", "shift"]
-)
+@pytest.mark.parametrize("name", ["first.weight", "middle.weight", "last.bias", "scale", "shift"])
 def test_r_5_each_weight_alone(name: str, compiled: regraft.Module) -> None:
     """In an engine before, between or after the cuts, and in the parts of PyTorch."""
     before = called(compiled, X)
@@ -307,14 +310,14 @@ def test_r_5_operators_left_to_pytorch(name: str) -> None:
 
 def test_r_5_small_parts_stay_in_pytorch() -> None:
     counts = {}
-    for least in (1, 3, 4, 100):
+    for least in (1, 4, 100):
         module = regraft.compile(three(0), X, min_block_size=least)
         counts[least] = len(module.models)
         assert_agrees(module, three(0), X)
         module.refit(three(1).state_dict())
         assert_agrees(module, three(1), X)
     assert counts[1] == 3 and counts[100] == 0
-    assert counts[1] >= counts[3] >= counts[4] >= counts[100]
+    assert counts[1] >= counts[4] >= counts[100]
 
 
 class Nothing(nn.Module):
@@ -326,10 +329,6 @@ class Nothing(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.special.bessel_j0(torch.logcumsumexp(x, 1))
-
-
-class OnlyPyTorch(Three):
-    """All operators left to PyTorch, and a result that depends on each weight."""
 
 
 def test_r_5_nothing_is_supported(tmp_path: Path) -> None:
@@ -456,22 +455,21 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.mark.parametrize("name", MODELS)
 def test_r_5_across_cuts(name: str, tmp_path: Path) -> None:
-    module = assert_refits(lambda seed: seeded(MODELS[name], seed), X, **SMALL)
+    module, fresh = assert_refits(lambda seed: seeded(MODELS[name], seed), X, **SMALL)
     assert module.report().in_pytorch and module.models
     before = called(module, X)
     regraft.save(module, tmp_path / "net")
     loaded = regraft.load(tmp_path / "net")
     assert_same(called(loaded, X), before)
-    model = seeded(MODELS[name], 1)
-    loaded.refit(model.state_dict())
-    assert_same(called(loaded, X), called(regraft.compile(model, X, **SMALL), X))
+    loaded.refit(seeded(MODELS[name], 1).state_dict())
+    assert_same(called(loaded, X), called(fresh, X))
     assert str(loaded.report()) == str(module.report())
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_r_5_every_part_left_to_pytorch(name: str) -> None:
     """Nothing but PyTorch between inputs and results: refits, and no memory that is shared with either."""
-    module = assert_refits(lambda seed: seeded(MODELS[name], seed), X, min_block_size=1000)
+    module, _ = assert_refits(lambda seed: seeded(MODELS[name], seed), X, min_block_size=1000)
     assert not module.models
     before = called(module, X)
     x = X[0].clone()
@@ -714,7 +712,7 @@ def test_r_5_a_language_model_with_one_foreign_operator(tmp_path: Path) -> None:
 
     def build(seed: int) -> nn.Module:
         config = BertConfig(
-            num_hidden_layers=2,
+            num_hidden_layers=1,
             hidden_size=32,
             num_attention_heads=2,
             intermediate_size=48,
@@ -729,7 +727,7 @@ def test_r_5_a_language_model_with_one_foreign_operator(tmp_path: Path) -> None:
         "input_ids": torch.tensor([[5, 17, 49, 3, 0, 0], [8, 2, 44, 9, 10, 1]]),
         "attention_mask": torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]]),
     }
-    module = assert_refits(build, (), kwargs=kwargs)
+    module, _ = assert_refits(build, (), kwargs=kwargs)
     assert len(module.models) == 2
     assert type(module(**kwargs)).__name__ == "BaseModelOutputWithPoolingAndCrossAttentions"
     regraft.save(module, tmp_path / "net")
