@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.export import Dim
 
 import regraft
 from mutable_checks import (
@@ -338,6 +339,52 @@ def test_m_8_parts_in_pytorch_are_adapted_too() -> None:
     never_compiles(mutable, lambda: None, x)
     assert model.unload() is mutable
     never_compiles(mutable, lambda: None, x)
+
+
+def test_m_8_the_methods_of_transformers() -> None:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
+    mutable = MutableModule(BertForSequenceClassification(BertConfig(**sizes, vocab_size=100)).eval())
+    batch, length = Dim("batch", min=1, max=8), Dim("length", min=2, max=64)
+    axes = {0: batch, 1: length}
+    mutable.set_expected_dynamic_shape_range((), {"input_ids": axes, "attention_mask": axes})
+
+    def agrees(rows: int, columns: int) -> None:
+        ids = torch.randint(0, 100, (rows, columns))
+        assert_agrees(mutable, input_ids=ids, attention_mask=torch.ones_like(ids))
+
+    counted = Counted(mutable)
+    agrees(2, 7)
+    agrees(1, 64)
+    assert counted() == (0, 0)
+    mutable.add_adapter(lora(target_modules=["query", "value"]), "a")
+    mutable.add_adapter(lora(target_modules=["query", "dense"]), "b")
+    mutable.eval()
+    for change in (
+        lambda: mutable.set_adapter("a"),
+        lambda: mutable.set_adapter(["a", "b"]),
+        mutable.disable_adapters,
+        mutable.enable_adapters,
+        lambda: mutable.delete_adapter("b"),
+    ):
+        change()
+        agrees(3, 5)
+        assert counted() == (1, 0)
+
+
+def test_m_8_swapping_keeps_memory_flat(mutable: MutableModule, ids: torch.Tensor) -> None:
+    model = peft.get_peft_model(mutable, lora(), adapter_name="one").eval()
+    model.add_adapter("two", lora())
+    expected = {}
+    for turn in range(200):
+        name = ("one", "two")[turn % 2]
+        model.set_adapter(name)
+        found = compiled_result(mutable, ids)[0]
+        assert torch.equal(expected.setdefault(name, found), found)
+        if turn == 20:
+            before = mutable.compiled.memory()
+    assert mutable.refits == 200 and mutable.compiled.memory() == before
 
 
 def test_m_8_several_programs_and_a_saved_one(net: Net, ids: torch.Tensor, tmp_path: Path) -> None:

@@ -183,6 +183,44 @@ class Module(torch.nn.Module):
             self._serving, report = self._refitted_parts(weights, **options)
         return report
 
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As :meth:`refit`, under PyTorch's name: ``strict=False`` keeps weights that are not given.
+
+        Raises:
+            WeightsError: as :meth:`refit`, also for unknown names when not ``strict``.
+        """
+        self.refit(state_dict, partial=not strict)
+        return torch.nn.modules.module._IncompatibleKeys([], [])
+
+    def state_dict(self, *, prefix: str = "") -> dict[str, torch.Tensor]:  # type: ignore[override]
+        """Copies of the weights that serve, without adapters, by the names of the original module.
+
+        Weights that the program never reads are not among them.
+
+        Raises:
+            FrozenError: when the module is frozen.
+            NotBoundError: when it has no weights yet.
+        """
+        if self._compiled.mode == "frozen":
+            raise FrozenError("the module is frozen: it holds no weights but those its kernels read")
+        found = {}
+        for name in self.sources:
+            value = self._weight(name)
+            if value is not None:
+                found[prefix + name] = value
+        return found
+
+    def _weight(self, name: str) -> torch.Tensor | None:
+        if name in self._serving.kept:
+            return self._serving.kept[name].clone()
+        for model in self.models:
+            array = model.source(name) if name in self._names(model) else None
+            if array is not None:
+                return torch.utils.dlpack.from_dlpack(array)
+        return None
+
     def fork(self) -> Module:
         """Another module that starts with the same weights and shares all memory that neither changes."""
         written = self._compiled.glue.mutated if self._compiled.glue is not None else ()

@@ -20,7 +20,7 @@ from regraft.errors import CompileError, GradientError
 from regraft.module import Module
 from regraft.mutable import peft
 from regraft.mutable.inputs import Call, Ranges, Takes, for_export
-from regraft.mutable.tree import Tree, same_structure
+from regraft.mutable.tree import LOOSE, Tree, same_structure
 from regraft.mutable.watch import Watcher
 from regraft.report import RefitReport
 
@@ -44,7 +44,9 @@ class Entry:
     types: dict[str, tuple[Any, ...]]
     """Dtype and shape of each weight of the program."""
     constants: dict[str, torch.Tensor] = field(default_factory=dict)
-    """Weights that are no parameter, buffer or attribute of a module."""
+    """Weights that are no parameter, buffer or attribute of a module, as exporting found them: in the memory
+    that the module reads.
+    """
     pending: set[str] = field(default_factory=set)
     """Sources that may differ from what serves."""
     stale_adapters: bool = False
@@ -175,7 +177,7 @@ class State:
                 self._mark(written)
         if self._look_closely or self.watch == "full":
             self._look_closely = False
-            self._mark([*self.tree.sources, *self.tree.tuners])
+            self._mark([*self.tree.sources, *self.tree.tuners, LOOSE])
         why = self.cannot_merge or self.tree.in_pytorch
         if why is not None:
             self.warn(why, f"PyTorch runs it: {why}")
@@ -222,12 +224,15 @@ class State:
     def _mark(self, names: Collection[str]) -> None:
         """Notes that these sources, or adapters of these layers, may have changed."""
         sources = {name for name in names if name in self.tree.sources}
-        layers = {name for name in names if name not in self.tree.sources or name in self.tree.tuners}
+        others = set(names) - {LOOSE}
+        layers = {name for name in others if name not in self.tree.sources or name in self.tree.tuners}
         if layers:
             self.cannot_merge = None
             sources |= self._sources_within(layers)
         for entry in self.entries:
             entry.pending |= sources
+            if LOOSE in names:
+                entry.pending |= entry.constants.keys()
             entry.stale_adapters |= bool(layers)
 
     def _sources_within(self, layers: Iterable[str]) -> set[str]:
@@ -246,6 +251,8 @@ class State:
                     compiled=entry.compiled.fork(),
                     pending=set(entry.types),
                     stale_adapters=bool(self.tree.tuners),
+                    # Which memory of the copy its constants are in, an export tells.
+                    verified=entry.verified and not entry.constants,
                 )
                 for entry in self.entries
             ]

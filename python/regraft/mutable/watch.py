@@ -36,7 +36,8 @@ class Watcher:
 
     - which modules, parameters, buffers, forward hooks and attributes modules hold, and what their dicts and
       lists hold;
-    - the version counter of each tensor, which every in-place operation and optimiser step increases;
+    - the version counter of each tensor, which every in-place operation and optimiser step increases (tensors
+      made in inference mode have none: writes to them count as those below);
     - the memory that each tensor is in, its number of elements and its strides.
 
     Writes that bypass the version counter (through ``.data``, NumPy or raw pointers) are found when they
@@ -47,6 +48,7 @@ class Watcher:
     def __init__(self, tree: Tree) -> None:
         self._native = _regraft.Watch()
         self._native.watch_containers(tree.containers)
+        self._native.expect_tensors(tree.tensors)
         # Tensors made in inference mode have no version counter.
         self._counted = [tensor for tensor in tree.tensors if not tensor.is_inference()]
         self._in_memory = [tensor for tensor in tree.tensors if _has_memory(tensor)]
