@@ -195,8 +195,12 @@ class State:
         self.watcher = Watcher(self.tree)
 
     def _take_apart_again(self, written: set[str]) -> None:
-        tree, structure, states = self.tree, self.structure, self.tuner_states
+        tree, structure, states, watcher = self.tree, self.structure, self.tuner_states, self.watcher
         self._take_apart()
+        # Another thread may have written to it meanwhile.
+        meanwhile = watcher.look()
+        if meanwhile is not None:
+            written = written.union(*(tree.owners[index] for index in meanwhile.tensors))
         same = same_structure(structure, self.structure)
         self.cannot_merge = None
         if not same:
@@ -236,8 +240,7 @@ class State:
             entry.stale_adapters |= bool(layers)
 
     def _sources_within(self, layers: Iterable[str]) -> set[str]:
-        within = tuple(f"{name}." if name else "" for name in layers)
-        return {name for name in self.tree.sources if name.startswith(within)}
+        return {name for layer in layers for name in filter(peft.is_within(layer), self.tree.sources)}
 
     def forked(self, module: nn.Module) -> State:
         """The state of a copy of the module: its programs share what they can with these."""
@@ -328,10 +331,9 @@ class State:
             return True
         known, native = entry.types.keys(), entry.native
         try:
+            peft.check_ties(self.tree.tuners, self.structure[""])
             layers = peft.layers_with_values(self.tree.tuners, native)
-            wanted = {
-                name for name in layers if any(source.startswith(f"{name}.") for source in entry.pending)
-            }
+            wanted = {name for name in layers if any(map(peft.is_within(name), entry.pending))}
             overlay = peft.overlay(self.tree.tuners, native, wanted, scale)
         except peft.CannotMerge as error:
             self.cannot_merge = str(error)
