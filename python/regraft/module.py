@@ -248,6 +248,8 @@ class Module(torch.nn.Module):
         """
         if self._compiled.mode == "frozen":
             raise FrozenError("the module is frozen: it holds no weights but those its kernels read")
+        if not self._serving.is_bound:
+            raise NotBoundError("the module is stripped: it has no weights yet")
         found = {}
         for name in self.sources:
             value = self._weight(name)
@@ -376,13 +378,6 @@ class Module(torch.nn.Module):
     def __reduce__(self) -> Any:
         raise TypeError(
             "a compiled module cannot be pickled: use regraft.save(module, folder) and regraft.load(folder)"
-        )
-
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Not how engines get weights: use :meth:`refit`."""
-        raise WeightsError(
-            "a compiled module has no parameters of its own: give the state dict to refit(), with "
-            "partial=True where load_state_dict had strict=False"
         )
 
     def _refitted_whole(self, weights: Any, *, verify: Any, **options: Any) -> RefitReport:
