@@ -46,10 +46,10 @@ def assert_agrees(module: nn.Module, model: nn.Module, inputs: tuple[Any, ...], 
 
 def assert_refits(
     build: Build, inputs: tuple[Any, ...], *, kwargs: Mapping[str, Any] | None = None, **settings: Any
-) -> regraft.Module:
+) -> tuple[regraft.Module, regraft.Module]:
     """Compiled with A and refitted to B a module is what is compiled from B, and back again what it was.
 
-    Returns the module with A's weights.
+    Returns the module with A's weights, and what was compiled from B.
     """
     first, second = build(0).eval(), build(1).eval()
     kwargs = kwargs or {}
@@ -67,4 +67,4 @@ def assert_refits(
     assert not same(before, after), "the weights of this test make no difference"
     module.refit(first.state_dict())
     assert_same(called(module, inputs, kwargs), before)
-    return module
+    return module, fresh
