@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -72,7 +73,10 @@ class Glue:
     def __call__(self, serving: Serving, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Runs the graph on the tensors of a call; mutated buffers get their new values."""
         kept = serving.kept
-        results = self._call(serving, *(kept[name] for name in self.weights), *inputs)
+        # The program has the types that it was exported with.
+        autocast = torch.is_autocast_enabled("cpu")
+        with torch.autocast("cpu", enabled=False) if autocast else contextlib.nullcontext():
+            results = self._call(serving, *(kept[name] for name in self.weights), *inputs)
         # What PyTorch's parts return may be memory of a weight, of an input or of another result, or see it.
         taken = {_memory(value) for value in (*kept.values(), *inputs)}
         count, owned = len(self.mutated), []

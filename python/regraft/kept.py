@@ -108,7 +108,8 @@ def plain_tensor(value: Any) -> torch.Tensor:
             raise InputError(f"expected a tensor on the CPU, found one on {value.device}: move it (.cpu())")
         if value.layout is not torch.strided:
             raise InputError(f"expected a dense tensor, found one of {value.layout}: make it dense")
-        return value.detach()
+        with torch._C.DisableTorchFunctionSubclass():
+            return value.detach().as_subclass(torch.Tensor)
     try:
         if isinstance(value, (np.ndarray, np.generic)) or (
             hasattr(value, "__float__") and not hasattr(value, "__dlpack__")

@@ -249,6 +249,8 @@ class Module(torch.nn.Module):
         """
         if self._compiled.mode == "frozen":
             raise FrozenError("the module is frozen: it holds no weights but those its kernels read")
+        if not self._serving.is_bound:
+            raise NotBoundError("the module is stripped: it has no weights yet")
         found = {}
         for name in self.sources:
             value = self._weight(name)

@@ -17,6 +17,7 @@ from regraft import _regraft
 from regraft._program import digest_of, tensors_of
 from regraft.compiling import compile, exported
 from regraft.errors import CompileError, GradientError
+from regraft.kept import same_bits
 from regraft.module import Module
 from regraft.mutable import peft
 from regraft.mutable.inputs import Call, Ranges, Takes, for_export
@@ -353,9 +354,9 @@ class State:
             }:
                 adapters = [(adapter, 1.0) for _, adapter in serving.values()]
         if weights or adapters is not None:
-            differs = _kept_differ(entry.compiled, weights)
             report = entry.compiled.refit(weights or None, partial=True, adapters=adapters)
-            if report.recomputed_slots or differs:
+            # Weights of parts in PyTorch have no slots.
+            if report.recomputed_slots or report.applied:
                 self.refits += 1
                 self.last_report = report
         entry.pending, entry.stale_adapters, entry.adapters, entry.scale = set(), False, serving, scale
@@ -395,19 +396,4 @@ def _types(program: ExportedProgram) -> dict[str, tuple[Any, ...]]:
 
 
 def _equal(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(_same_bits(value, other[key]) for key, value in one.items())
-
-
-def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
-    if one.dtype != other.dtype or one.shape != other.shape:
-        return False
-    return torch.equal(*(tensor.detach().reshape(-1).view(torch.uint8) for tensor in (one, other)))
-
-
-def _kept_differ(compiled: Module, weights: Mapping[str, torch.Tensor]) -> bool:
-    """Whether a weight of a part in PyTorch differs, which reports do not say."""
-    kept = compiled._serving.kept
-    return any(
-        name in kept and not _same_bits(kept[name], value.to(kept[name].dtype))
-        for name, value in weights.items()
-    )
+    return one.keys() == other.keys() and all(same_bits(value, other[key]) for key, value in one.items())
