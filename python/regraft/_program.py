@@ -112,7 +112,7 @@ class _StandIns:
             self._made[key] = (
                 memory.as_strided(value.shape, (0,) * value.dim())
                 if value.numel()
-                else memory[:0].reshape(value.shape)
+                else torch.empty(value.shape, dtype=value.dtype)
             )
         stand_in = self._made[key]
         if isinstance(value, torch.nn.Parameter):
