@@ -328,6 +328,18 @@ def test_m_3_a_transposed_view_of_the_same_memory_arrives() -> None:
     never_compiles(mutable, lambda: setattr(net[0].weight, "data", net[0].weight.data.t()), x)
 
 
+def test_m_3_one_tensor_moves_and_another_is_written_to() -> None:
+    net, x = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)).eval(), torch.randn(2, 8)
+    mutable = MutableModule(net)
+    assert_agrees(mutable, x)
+
+    def change() -> None:
+        net[0].weight.data = net[0].weight.data.t()
+        net[1].weight.data.mul_(2)
+
+    never_compiles(mutable, change, x)
+
+
 def test_m_3_only_what_changed_is_made_anew(mutable: MutableModule, x: torch.Tensor) -> None:
     never_compiles(mutable, lambda: mutable.fc.bias.data.add_(1), x)
     report = mutable.last_report
@@ -453,6 +465,7 @@ def test_m_6_ranges_of_another_structure_are_refused() -> None:
         (({"x": {0: size}, "other": {}},), "keys among"),
         (({"x": {0: 3}},), "torch.export.Dim"),
         (({"x": {2: size}},), "axes of a tensor of 2"),
+        (({"x": {"batch": size}},), "numbers of axes"),
         (({"x": {0: 2 * size}},), "torch.export.Dim"),
         (({"more": {0: size}},), "a sequence of 1"),
         (({}, {}, {}), "3 positional arguments"),

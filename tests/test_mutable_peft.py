@@ -297,6 +297,32 @@ def test_m_8_copies_keep_their_adapters(mutable: MutableModule, ids: torch.Tenso
     assert counted() == (1, 0) and copied.recompiles == 0
 
 
+def test_m_8_adapters_of_a_tied_weight_run_in_pytorch(ids: torch.Tensor) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.head = nn.Embedding(50, 16), nn.Linear(16, 50, bias=False)
+            self.head.weight = self.words.weight
+            self.config: dict[str, Any] = {}
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.head(self.words(ids))
+
+    mutable = MutableModule(Tied().eval())
+    assert_agrees(mutable, ids)
+    model = peft.get_peft_model(mutable, lora(target_modules=["head"])).eval()
+    with pytest.warns(UserWarning, match=r"head has adapters, and shares its weight with words\.weight"):
+        assert_agrees(mutable, ids)
+    never = Counted(mutable)
+    with model.disable_adapter():
+        assert_agrees(mutable, ids)
+    mutable.words.weight.data.mul_(2)
+    assert_agrees(mutable, ids)
+    assert model.unload() is mutable
+    assert_agrees(mutable, ids)
+    assert never() == (1, 0)
+
+
 def test_m_8_merged_then_disabled_is_as_in_pytorch(mutable: MutableModule, ids: torch.Tensor) -> None:
     model = peft.get_peft_model(mutable, lora()).eval()
     never_compiles(mutable, lambda: None, ids)
@@ -371,6 +397,15 @@ def test_m_8_the_methods_of_transformers() -> None:
         change()
         agrees(3, 5)
         assert counted() == (1, 0)
+
+
+def test_m_8_a_layer_on_its_own(net: Net) -> None:
+    peft.get_peft_model(net, lora(target_modules=["first"])).eval()
+    x, mutable = torch.randn(3, 24), MutableModule(net.first)
+    assert_agrees(mutable, x)
+    never_compiles(mutable, lambda: net.first.set_scale("default", 0.5), x)
+    never_compiles(mutable, lambda: net.first.lora_B["default"].weight.data.mul_(2), x)
+    never_compiles(mutable, lambda: net.first.base_layer.weight.data.mul_(2), x)
 
 
 def test_m_8_swapping_keeps_memory_flat(mutable: MutableModule, ids: torch.Tensor) -> None:

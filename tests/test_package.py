@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from importlib import resources
+from importlib import metadata, resources
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +44,17 @@ def test_every_public_name_is_there_and_documented() -> None:
         assert isinstance(value, str) or value.__doc__, name
     with pytest.raises(AttributeError, match="no attribute 'kompile'"):
         _ = regraft.kompile
+
+
+def test_torch_compile_finds_the_backend_of_an_installed_package() -> None:
+    try:
+        entries = metadata.distribution("regraft").entry_points
+    except metadata.PackageNotFoundError:
+        pytest.skip("the package is on the path, and not installed")
+    (entry,) = entries.select(group="torch_dynamo_backends")
+    assert (entry.name, entry.value) == ("regraft", "regraft.dynamo:regraft")
+    said = python("-c", "import torch; print(torch.compile(torch.relu, backend='regraft')(torch.ones(1)))")
+    assert said.strip() == "tensor([1.])"
 
 
 # As if PyTorch were not installed.

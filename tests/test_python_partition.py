@@ -1,589 +1,764 @@
-"""Modules cut into engines and parts in PyTorch: R-5, C-7, and what the report says."""
+"""Models cut into engines by what stays in PyTorch (R-5)."""
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.export import Dim
 
 import regraft
-from python_checks import (
-    Function,
-    agrees,
-    assert_refits,
-    bits,
-    changed,
-    numbers,
-    pytorch,
-    seeded,
-    uncompiled,
-)
+from comparing import assert_close, assert_same, same
+from module_checks import arrays_of, assert_agrees, assert_refits, called
+from small import numbers, seeded
 
-pytestmark = pytest.mark.filterwarnings("ignore:No complete tensor found")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
-X = numbers(4, 6)
-CUT: dict[str, Any] = {"min_block_size": 1}
+X = (numbers(5, 8),)
+SMALL = {"min_block_size": 1}
 
 
-class Cut(nn.Module):
-    """Three engines; PyTorch's parts read a parameter and buffers, one of which no state dict holds."""
+class Three(nn.Module):
+    """Three engines with two cuts; what lies in the second cut has weights of its own."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second, self.third = (nn.Linear(6, 6) for _ in range(3))
-        self.gain = nn.Parameter(torch.randn(6))
-        self.register_buffer("shift", torch.rand(6))
-        self.register_buffer("step", torch.full((6,), 0.25), persistent=False)
-        self.norm = nn.BatchNorm1d(6)
+        self.first, self.middle, self.last = nn.Linear(8, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.scale = nn.Parameter(torch.rand(6) + 0.5)
+        self.register_buffer("shift", torch.randn(6))
+        self.register_buffer("steps", torch.tensor(3))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = torch.relu(self.first(x))
-        y = uncompiled(self.gain) + uncompiled(y) + uncompiled(self.shift) * uncompiled(self.step)
-        y = self.norm(self.second(y)) + torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
-        y = uncompiled(y * 0.1)
-        return torch.softmax(self.third(y) * self.gain, -1)
+        x = torch.special.bessel_j0(torch.relu(self.first(x)))
+        x = torch.tanh(self.middle(x)) * 2
+        x = torch.logcumsumexp(x + self.shift, 1) + torch.special.bessel_j1(self.scale)
+        return self.last(torch.sigmoid(x))
 
 
-NAMES = set(Cut().state_dict())
+def three(seed: int) -> nn.Module:
+    return seeded(Three, seed)
 
 
-@functools.cache
-def original(seed: int) -> regraft.Module:
-    return regraft.compile(seeded(Cut, seed), (X,), **CUT)
+@pytest.fixture(scope="module")
+def engines() -> regraft.Module:
+    return regraft.compile(three(0), X, **SMALL)
 
 
-def fresh(seed: int = 0) -> regraft.Module:
-    """Compiled with the weights of that number; exporting it takes most of the time of these tests."""
-    return original(seed).fork()
+@pytest.fixture
+def compiled(engines: regraft.Module) -> regraft.Module:
+    return engines.fork()
 
 
-def test_r_5_weights_on_both_sides_of_the_cuts() -> None:
-    compiled = assert_refits(Cut, (X,), **CUT)
-    assert len(compiled.models) == 3 and set(compiled.sources) == NAMES
-    second = seeded(Cut, 1)
-    report = compiled.refit(second.state_dict())
-    given = NAMES - {"norm.num_batches_tracked"}
-    assert given - {"norm.running_mean", "norm.running_var", "norm.weight", "norm.bias"} <= set(
-        report.applied
-    )
-    again = compiled.refit(second.state_dict())
-    assert not again.applied and given <= set(again.unchanged)
+@pytest.fixture(scope="module")
+def wanted() -> list[np.ndarray]:
+    return called(regraft.compile(three(1), X, **SMALL), X)
 
 
-@pytest.mark.parametrize("name", sorted(NAMES))
-def test_r_5_each_weight_alone(name: str) -> None:
-    module, compiled = seeded(Cut), fresh()
-    other = {name: changed(module.state_dict())[name]}
-    before = bits(compiled(X))
-    report = compiled.refit(other, partial=True)
-    module.load_state_dict(other, strict=False)
-    agrees(compiled, module, X)
-    is_read = name != "norm.num_batches_tracked"
-    assert (bits(compiled(X)) != before) == is_read
-    assert (name in report.applied) == is_read and set(report.applied) <= {name}
+# ---------------------------------------------------------------------------------------------- weights
 
 
-def test_r_5_all_or_nothing() -> None:
-    """Whatever is wrong, wherever it is read: everything is listed and nothing changes."""
-    compiled = fresh()
-    before, other = bits(compiled(X)), dict(seeded(Cut, 1).state_dict())
-    wrong = other | {
-        "third.bias": torch.zeros(7),
-        "gain": torch.zeros(2),
-        "shift": torch.zeros(6, dtype=torch.int64),
-        "nonsense": torch.zeros(1),
-    }
-    del wrong["second.weight"]
-    with pytest.raises(regraft.WeightsError, match="nothing was changed") as caught:
-        compiled.refit(wrong)
-    text = str(caught.value)
-    for part in (
-        r"third.bias  expected f32[6], found f32[7]",
-        "gain  expected f32[6], found f32[2]",
-        "shift  expected f32[6], found i64[6]",
-        "nonsense  unknown",
-        "second.weight  missing",
-    ):
-        assert part in text, f"{part}\n{text}"
-    assert text.startswith("5 weights") and len(text.splitlines()) == 6
-    not_finite = torch.full((6,), float("nan"))
-    refusals: list[dict[str, Any]] = [
-        {"third.bias": torch.zeros(6).to_sparse()},
-        {"gain": torch.zeros(6).to_sparse()},
-        {"gain": torch.zeros(6, device="meta")},
-        {"gain": torch.zeros(6) + 1j},
-        {"gain": torch.ones(6, dtype=torch.bool)},
-        {"gain": [1.0] * 6},
-        {"gain": None},
-        {"third.bias": not_finite},
-        {"gain": not_finite},
-    ]
-    for refused in refusals:
-        for rest in (other, {"first.weight": other["first.weight"]}):
-            with pytest.raises(regraft.WeightsError):
-                compiled.refit(rest | refused, partial=True, reject_non_finite=True)
-            assert bits(compiled(X)) == before
-    with pytest.raises(regraft.WeightsError):
-        compiled.refit(7)  # type: ignore[arg-type]
-    assert bits(compiled(X)) == before
+def test_r_5_weights_on_both_sides_of_the_cuts(compiled: regraft.Module) -> None:
+    assert len(compiled.models) == 3
+    ops = {part.op for part in compiled.report().in_pytorch}
+    assert {"aten.special_bessel_j0.default", "aten.logcumsumexp.default"} <= ops
+    assert_refits(three, X, **SMALL)
 
 
-def test_r_5_given_tensors_are_read_during_the_call_only() -> None:
-    compiled = fresh()
-    given = {name: value.clone() for name, value in seeded(Cut, 1).state_dict().items()}
-    compiled.refit(given)
-    wanted = bits(compiled(X))
-    for value in given.values():
-        value.zero_()
-    assert bits(compiled(X)) == wanted and bits(compiled.fork()(X)) == wanted
-    compiled.refit({"third.bias": torch.ones(6)}, partial=True)
-    second = seeded(Cut, 1)
-    second.third.bias.data.fill_(1)
-    assert bits(compiled(X)) == bits(regraft.compile(second, (X,), **CUT)(X))
+@pytest.mark.parametrize("name", ["first.weight", "middle.weight", "last.bias", "scale", "shift"])
+def test_r_5_each_weight_alone(name: str, compiled: regraft.Module) -> None:
+    """In an engine before, between or after the cuts, and in the parts of PyTorch."""
+    before = called(compiled, X)
+    model = three(0)
+    value = three(1).state_dict()[name]
+    model.load_state_dict({**model.state_dict(), name: value})
+    report = compiled.refit({name: value}, partial=True)
+    assert_agrees(compiled, model, X)
+    assert_same(called(compiled, X), called(regraft.compile(model, X, **SMALL), X))
+    assert not same(called(compiled, X), before)
+    assert report.applied == (name,)
 
 
-def test_r_5_names_that_changed_are_believed() -> None:
-    compiled = fresh()
-    module, other = seeded(Cut), seeded(Cut, 1).state_dict()
-    names = ["gain", "second.bias"]
-    compiled.refit(other, changed=names)
-    module.load_state_dict({name: other[name] for name in names}, strict=False)
-    assert bits(compiled(X)) == bits(regraft.compile(module, (X,), **CUT)(X))
-    compiled.refit(other, changed="all")
-    assert bits(compiled(X)) == bits(fresh(1)(X))
+def test_r_5_all_or_nothing(compiled: regraft.Module) -> None:
+    """One weight that does not fit, in any of the parts, and nothing changes in any."""
+    before = called(compiled, X)
+    good = three(1).state_dict()
+    for name, value in good.items():
+        if name == "steps":
+            continue
+        for wrong in (
+            {**good, name: torch.zeros(*value.shape, 2)},
+            {**good, name: value.to(torch.int32)},
+            {**good, name: torch.zeros_like(value, device="meta")},
+            {n: v for n, v in good.items() if n != name},
+        ):
+            with pytest.raises(regraft.WeightsError, match=name.replace(".", r"\.")):
+                compiled.refit(wrong)
+            assert_same(called(compiled, X), before)
+        not_finite = {**good, name: value * float("nan")}
+        with pytest.raises(regraft.WeightsError, match=name.replace(".", r"\.")):
+            compiled.refit(not_finite, reject_non_finite=True)
+        assert_same(called(compiled, X), before)
+    with pytest.raises(regraft.WeightsError, match="haed"):
+        compiled.refit({**good, "haed": torch.zeros(2)})
+    assert_same(called(compiled, X), before)
 
 
-def test_r_5_weights_by_other_float_types() -> None:
-    other = {
-        name: t.double() if t.is_floating_point() else t for name, t in seeded(Cut, 1).state_dict().items()
-    }
-    compiled = fresh()
-    compiled.refit(other)
-    agrees(compiled, seeded(Cut, 1), X)
-    compiled.refit({name: value.numpy() for name, value in seeded(Cut).state_dict().items()})
-    agrees(compiled, seeded(Cut), X)
-
-
-def test_r_5_forks_are_independent() -> None:
-    first, second = seeded(Cut), seeded(Cut, 1)
-    compiled = fresh()
-    fork = compiled.fork()
-    a = bits(compiled(X))
-    assert bits(fork(X)) == a
-    fork.refit(second.state_dict())
-    b = bits(fork(X))
-    assert bits(compiled(X)) == a != b
-    compiled.refit({"gain": torch.ones(6)}, partial=True)
-    assert bits(fork(X)) == b
-    refitted = regraft.refit_module_weights(compiled, first)
-    assert bits(refitted(X)) == a and bits(fork(X)) == b
-
-
-def test_r_5_saved_and_loaded(tmp_path: Path) -> None:
-    compiled = fresh()
-    compiled.refit(seeded(Cut, 1).state_dict())
-    wanted = bits(compiled(X))
-    regraft.save(compiled, tmp_path / "saved")
-    loaded = regraft.load(tmp_path / "saved")
-    assert bits(loaded(X)) == wanted
-    assert str(loaded.report()) == str(compiled.report()) and loaded.sources == compiled.sources
-    with pytest.raises(regraft.InputError):
-        loaded(X[:2])
-    loaded.refit(seeded(Cut, 0).state_dict())
-    agrees(loaded, seeded(Cut, 0), X)
-    assert bits(compiled(X)) == wanted
-    regraft.save(loaded, tmp_path / "saved")
-    assert bits(regraft.load(tmp_path / "saved")(X)) == bits(loaded(X))
-
-
-def test_r_5_runs_see_one_set_of_weights() -> None:
-    """While another thread refits, each output is exactly A's or exactly B's."""
-    states = [seeded(Cut, seed).state_dict() for seed in (0, 1)]
-    compiled = fresh()
-    allowed = []
-    for state in states:
+def test_r_5_every_problem_of_every_part_at_once(compiled: regraft.Module) -> None:
+    state = dict(three(1).state_dict())
+    state["first.weight"] = torch.zeros(2, 2)
+    state["shift"] = torch.zeros(7)
+    state["stranger"] = torch.zeros(1)
+    del state["last.bias"], state["scale"]
+    with pytest.raises(regraft.WeightsError) as caught:
         compiled.refit(state)
-        allowed.append(bits(compiled(X)))
-    assert allowed[0] != allowed[1]
-    seen: list[Any] = []
-    stop = threading.Event()
+    for name in ("first.weight", "shift", "stranger", "last.bias", "scale"):
+        assert name in str(caught.value)
+
+
+def test_r_5_given_tensors_are_the_callers_again(
+    compiled: regraft.Module, wanted: list[np.ndarray], tmp_path: Path
+) -> None:
+    given = three(1).state_dict()
+    compiled.refit(given)
+    for value in given.values():
+        value.fill_(77)
+    assert_same(called(compiled, X), wanted)
+    source = three(0)
+    module = regraft.compile(source, X, **SMALL)
+    before = called(module, X)
+    with torch.no_grad():
+        for value in source.state_dict().values():
+            value.fill_(77)
+    assert_same(called(module, X), before)
+    given = {name: value.numpy().copy() for name, value in three(1).state_dict().items()}
+    module.refit(given)
+    for array in given.values():
+        array.fill(77)
+    assert_same(called(module, X), wanted)
+    regraft.save(module, tmp_path / "net")
+    assert_same(called(regraft.load(tmp_path / "net"), X), wanted)
+
+
+def test_r_5_from_every_source(compiled: regraft.Module, wanted: list[np.ndarray], tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file(three(1).state_dict(), tmp_path / "net.safetensors")
+    torch.save(three(1).state_dict(), tmp_path / "net.pt")
+    before = called(compiled, X)
+    for source in (
+        three(1),
+        torch.export.export(three(1), X),
+        tmp_path / "net.safetensors",
+        tmp_path / "net.pt",
+        {name: value.numpy() for name, value in three(1).state_dict().items()},
+        {
+            name: np.frombuffer(value.numpy().tobytes(), value.numpy().dtype).reshape(value.shape)
+            for name, value in three(1).state_dict().items()
+        },
+        {n: v.double() if v.is_floating_point() else v for n, v in three(1).state_dict().items()},
+    ):
+        refitted = regraft.refit_module_weights(compiled, source)
+        assert_same(called(refitted, X), wanted)
+        assert_same(called(compiled, X), before)
+
+
+def test_r_5_verified(compiled: regraft.Module, wanted: list[np.ndarray]) -> None:
+    found = regraft.refit_module_weights(compiled, three(1), arg_inputs=X, verify_output=True)
+    assert_same(called(found, X), wanted)
+
+    class Other(Three):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * 1.01
+
+    before = called(compiled, X)
+    with pytest.raises(regraft.VerificationError):
+        regraft.refit_module_weights(
+            compiled, seeded(Other, 1), arg_inputs=X, verify_output=True, in_place=True
+        )
+    assert_same(called(compiled, X), before)
+
+
+def test_r_5_forks(compiled: regraft.Module, wanted: list[np.ndarray]) -> None:
+    before = called(compiled, X)
+    fork = compiled.fork()
+    fork.refit(three(1).state_dict())
+    assert_same(called(compiled, X), before)
+    assert_same(called(fork, X), wanted)
+    compiled.refit({"scale": torch.ones(6)}, partial=True)
+    assert_same(called(fork, X), wanted)
+
+
+def test_r_5_a_stripped_module(wanted: list[np.ndarray]) -> None:
+    module = regraft.compile(three(0), X, strip_engine_weights=True, **SMALL)
+    with pytest.raises(regraft.NotBoundError):
+        module(*X)
+    with pytest.raises(regraft.WeightsError):
+        module.refit({"scale": torch.ones(6)}, partial=True)
+    with pytest.raises(regraft.NotBoundError):
+        module(*X)
+    module.refit(three(1).state_dict())
+    assert_same(called(module, X), wanted)
+
+
+def test_r_5_an_identical_module() -> None:
+    module = regraft.compile(three(0), X, refit_identical_engine_weights=True, **SMALL)
+    before = called(module, X)
+    module.refit(three(0).state_dict())
+    for name in ("first.weight", "scale", "shift"):
+        with pytest.raises(regraft.WeightsError, match=name.replace(".", r"\.")):
+            module.refit({**three(0).state_dict(), name: three(1).state_dict()[name]})
+        assert_same(called(module, X), before)
+
+
+def test_r_5_a_frozen_module() -> None:
+    module = regraft.compile(three(0), X, make_refittable=False, **SMALL)
+    assert_agrees(module, three(0), X)
+    for state in (three(1).state_dict(), {"scale": torch.ones(6)}):
+        with pytest.raises(regraft.FrozenError):
+            module.refit(state, partial=True)
+    assert_agrees(module, three(0), X)
+
+
+def test_r_17_a_step_far_below_any_tolerance_across_cuts(compiled: regraft.Module) -> None:
+    model = three(0)
+    model(*X).square().mean().backward()
+    old = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.optim.SGD(model.parameters(), lr=1e-7).step()
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, old[name])}
+    assert changed
+    assert set(compiled.refit(model.state_dict()).applied) == changed
+    assert_same(called(compiled, X), called(regraft.compile(model, X, **SMALL), X))
+
+
+# ------------------------------------------------------------------------------------------- threads
+
+
+def test_r_18_calls_during_refits_see_one_set_of_weights(
+    compiled: regraft.Module, wanted: list[np.ndarray]
+) -> None:
+    """Engines and parts in PyTorch change together: no call mixes them."""
+    states = [three(0).state_dict(), three(1).state_dict()]
+    expected = {array.tobytes() for array in (*called(compiled, X), *wanted)}
+    assert len(expected) == 2
+    found: set[bytes] = set()
+    failures: list[BaseException] = []
+    done = threading.Event()
 
     def call() -> None:
-        while not stop.is_set():
-            seen.append(bits(compiled(X)))
+        try:
+            while not done.is_set():
+                found.update(array.tobytes() for array in called(compiled, X))
+        except BaseException as error:
+            failures.append(error)
 
-    threads = [threading.Thread(target=call) for _ in range(2)]
+    threads = [threading.Thread(target=call) for _ in range(3)]
     for thread in threads:
         thread.start()
-    for number in range(150):
-        compiled.refit(states[number % 2])
-    stop.set()
+    for turn in range(200):
+        compiled.refit(states[(turn + 1) % 2])
+    done.set()
     for thread in threads:
-        thread.join()
-    assert len(seen) > 10 and all(found in allowed for found in seen)
-    assert bits(compiled(X)) == allowed[1]
+        thread.join(20)
+        assert not thread.is_alive()
+    assert not failures
+    assert found <= expected
 
 
-def test_r_5_identical_stripped_and_frozen(tmp_path: Path) -> None:
-    """The modes hold for the weights of PyTorch's parts as for those of engines."""
-    module, other = seeded(Cut), seeded(Cut, 1).state_dict()
-    state = dict(module.state_dict())
-
-    stripped = regraft.compile(module, (X,), strip_engine_weights=True, **CUT)
-    assert stripped.mode == "stripped"
-    regraft.save(stripped, tmp_path / "stripped")
-    for unbound in (stripped, regraft.load(tmp_path / "stripped"), stripped.fork()):
-        with pytest.raises(regraft.NotBoundError):
-            unbound(X)
-        with pytest.raises(regraft.WeightsError):
-            unbound.refit({"gain": torch.ones(6)}, partial=True)
-        unbound.refit(other)
-        agrees(unbound, seeded(Cut, 1), X)
-        assert unbound.mode == "refittable"
-    regraft.save(stripped, tmp_path / "without", strip=True)
-    kept = torch.load(tmp_path / "without" / "kept.pt", weights_only=True)
-    assert kept["gain"].is_meta and not kept["step"].is_meta
-    bound = regraft.load(tmp_path / "without")
-    bound.refit(other)
-    agrees(bound, seeded(Cut, 1), X)
-
-    for strip in (False, True):
-        identical = regraft.compile(
-            module, (X,), refit_identical_engine_weights=True, strip_engine_weights=strip, **CUT
-        )
-        for name in ("gain", "shift", "first.weight", "third.bias"):
-            with pytest.raises(regraft.WeightsError, match=f"{name}  differs"):
-                identical.refit(state | {name: other[name]})
-        identical.refit(state)
-        agrees(identical, module, X)
-
-    frozen = regraft.compile(module, (X,), make_refittable=False, **CUT)
-    agrees(frozen, module, X)
-    with pytest.raises(regraft.FrozenError):
-        frozen.refit(state)
+# -------------------------------------------------------------------------------------------- reports
 
 
-# ------------------------------------------------------------------------------------------ R-7 across cuts
+def test_r_5_all_that_must_stay_in_pytorch_is_listed() -> None:
+    with pytest.raises(regraft.CompileError) as caught:
+        regraft.compile(three(0), X, require_full_compilation=True)
+    ops = {part.op.removeprefix("torch.ops.") for part in caught.value.unsupported}
+    assert {"aten.special_bessel_j0.default", "aten.special_bessel_j1.default"} <= ops
+    assert "aten.logcumsumexp.default" in ops
+    for name in ("bessel_j0", "bessel_j1", "logcumsumexp"):
+        assert name in str(caught.value)
 
 
-class Tied(nn.Module):
-    """The output layer is the embedding, and PyTorch reads it in between."""
+def test_r_5_what_can_be_compiled_whole_is() -> None:
+    model = seeded(lambda: nn.Sequential(nn.Linear(8, 4), nn.ReLU()), 0)
+    module = regraft.compile(model, X, require_full_compilation=True)
+    assert module.report().is_whole and len(module.models) == 1
+    assert regraft.dry_run(model, X).is_whole
+
+
+def test_r_5_a_dry_run_says_what_is_compiled(compiled: regraft.Module) -> None:
+    report = regraft.dry_run(three(0), X, **SMALL)
+    assert report.engines == compiled.report().engines
+    assert report.in_pytorch == compiled.report().in_pytorch
+    assert "3 engines" in str(report) and "bessel_j0" in str(report)
+
+
+@pytest.mark.parametrize("name", ["aten.relu.default", "torch.ops.aten.relu.default", "aten.relu"])
+def test_r_5_operators_left_to_pytorch(name: str) -> None:
+    model = seeded(lambda: nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 3)), 0)
+    module = regraft.compile(model, X, torch_executed_ops=(name,), **SMALL)
+    [part] = [part for part in module.report().in_pytorch if "relu" in part.op]
+    assert "torch_executed_ops" in part.reason
+    assert len(module.models) == 2
+    assert_agrees(module, model, X)
+    with pytest.raises(regraft.CompileError, match="contradict"):
+        regraft.compile(model, X, torch_executed_ops=(name,), require_full_compilation=True)
+
+
+def test_r_5_small_parts_stay_in_pytorch() -> None:
+    counts = {}
+    for least in (1, 4, 100):
+        module = regraft.compile(three(0), X, min_block_size=least)
+        counts[least] = len(module.models)
+        assert_agrees(module, three(0), X)
+        module.refit(three(1).state_dict())
+        assert_agrees(module, three(1), X)
+    assert counts[1] == 3 and counts[100] == 0
+    assert counts[1] >= counts[4] >= counts[100]
+
+
+class Nothing(nn.Module):
+    """Not one operator that has a translation."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(12, 6)
-        self.head = nn.Linear(6, 12, bias=False)
-        self.head.weight = self.embedding.weight
+        self.offset = nn.Parameter(torch.rand(8))
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        y = uncompiled(torch.tanh(self.embedding(tokens)))
-        return self.head(torch.tanh(y)) + uncompiled(self.head.weight).mean(1)
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.special.bessel_j0(torch.logcumsumexp(x, 1))
 
 
-TOKENS = torch.tensor([[3, 0, 11], [1, 2, 3]])
+def test_r_5_nothing_is_supported(tmp_path: Path) -> None:
+    model = seeded(Nothing, 0)
+    module = regraft.compile(model, X)
+    assert len(module.models) == 0 and len(module.report().in_pytorch) == 2
+    assert_agrees(module, model, X)
+    assert "no engine" in repr(module)
+    assert module.memory()["slots"] == 0
+    module.refit(seeded(Nothing, 1).state_dict())
+    regraft.save(module, tmp_path / "net")
+    assert_agrees(regraft.load(tmp_path / "net"), model, X)
+    with pytest.raises(regraft.CompileError):
+        regraft.compile(model, X, require_full_compilation=True)
 
 
-def test_r_7_tied_weights_across_cuts(tmp_path: Path) -> None:
-    assert_refits(Tied, (TOKENS,), **CUT)
-    second = seeded(Tied, 1)
-    wanted = bits(regraft.compile(second, (TOKENS,), **CUT)(TOKENS))
-    compiled = regraft.compile(seeded(Tied), (TOKENS,), **CUT)
-    regraft.save(compiled, tmp_path / "saved")
-    value = second.head.weight.detach()
-    for names in (["embedding.weight"], ["head.weight"], ["embedding.weight", "head.weight"]):
-        for partial in (False, True):
-            for given in (compiled.fork(), regraft.load(tmp_path / "saved")):
-                given.refit({name: value.clone() for name in names}, partial=partial)
-                assert bits(given(TOKENS)) == wanted, names
-    compiled.refit({"head.weight": value}, partial=True, changed=["head.weight"])
-    assert bits(compiled(TOKENS)) == wanted
-    with pytest.raises(regraft.WeightsError, match=r"head\.weight"):
-        compiled.refit({"embedding.weight": value, "head.weight": value + 1})
-    assert bits(compiled(TOKENS)) == wanted
+# ------------------------------------------------------------------------------------ what crosses the cuts
 
 
-# ---------------------------------------------------------------------------------- what lies at a cut
+class Inplace(nn.Module):
+    """Writes in place before, at and after a cut, through views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        x.relu_()
+        x[:, 0] += 1
+        left = x[:, 1:3]
+        x = x + torch.special.bessel_j0(x)
+        left.mul_(2)
+        x.view(-1)[3:5].fill_(0.5)
+        y = torch.logcumsumexp(x, 1)
+        y.add_(left.sum())
+        return self.last(y.tanh_())
 
 
-def in_place(layer: Function, x: Tensor) -> tuple[Tensor, Tensor]:
-    y = layer.fc(x)
-    z = uncompiled(y)
-    z.add_(1)
-    z[:, 0] = 0
-    z = z.relu_()
-    z[1] += layer.w
-    return z * 2 + y, z
+class SplitAtCut(nn.Module):
+    """Operators of several results whose parts go to different sides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 12)
+        self.last = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        a, b, c = self.fc(x).split((4, 4, 4), 1)
+        b = torch.special.bessel_j0(b)
+        values, indices = torch.max(b, 1)
+        top, places = torch.topk(c, 2, 1)
+        u, v = torch.special.bessel_j1(top).unbind(1)
+        return self.last(a * b) + values[:, None], indices, places + 1, u * v, torch.relu(b).chunk(2, 1)[1]
 
 
-def several_outputs(layer: Function, x: Tensor) -> tuple[Tensor, ...]:
-    a, b = layer.fc(x).split(3, 1)
-    values, indices = torch.max(uncompiled(a), 1)
-    order = uncompiled(b).topk(2)[1]
-    top, at = layer.fc(x + values[:, None]).max(0)
-    return values, indices, order, uncompiled(top), at
+class FromPyTorch(nn.Module):
+    """An operator of several results that stays in PyTorch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.last = nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        x = torch.relu(self.fc(x))
+        values, indices = torch.cummax(x, 1)
+        fraction, exponent = torch.frexp(values + 1)
+        return self.last(values * fraction), indices, exponent.float() + 1
 
 
-def views(layer: Function, x: Tensor) -> tuple[Tensor, ...]:
-    y = uncompiled(layer.fc(x)).t()
-    z = torch.tanh(y[1:4]).t()
-    return z, uncompiled(z[:, ::2].unsqueeze(0)), y.reshape(-1)[3:9] * layer.w
+class TiedAcross(nn.Module):
+    """One weight in two engines and in the part between, under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 8, bias=False)
+        self.last.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        x = torch.special.bessel_j0(x) + torch.special.bessel_j1(self.last.weight)[0]
+        return torch.tanh(self.last(x))
 
 
-def half(layer: Function, x: Tensor) -> Tensor:
-    return uncompiled(layer.fc(x).half().float()).bfloat16() + layer.w.bfloat16()
+class Branches(nn.Module):
+    """A value that goes round a cut, and one that goes through two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 6), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        around = torch.sigmoid(x) * 3
+        through = torch.special.bessel_j0(x)
+        twice = torch.special.bessel_j1(torch.tanh(through) + around)
+        return self.last(twice + around) - through
 
 
-def scalars(layer: Function, x: Tensor) -> tuple[Tensor, Tensor]:
-    total = uncompiled(layer.fc(x)).sum()
-    return (total * layer.w).tanh(), uncompiled(total / x.shape[0])
+class ConstantsAtCuts(nn.Module):
+    """Weights that are results, constants, and parameters that only PyTorch reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 6)
+        self.table = nn.Parameter(torch.rand(6, 6))
+        self.register_buffer("dropped", torch.arange(6).float() / 5, persistent=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        steps = torch.special.bessel_j0(torch.arange(6) * 0.5)
+        x = torch.relu(self.fc(x)) * steps + self.dropped
+        return torch.special.bessel_j1(x) @ torch.special.bessel_j0(self.table), steps
 
 
-def integers(layer: Function, x: Tensor) -> tuple[Tensor, Tensor]:
-    rank = uncompiled(layer.fc(x)).argsort(1)
-    return torch.gather(layer.fc(x) * 2, 1, rank), rank > 2
-
-
-def twice(layer: Function, x: Tensor) -> tuple[Tensor, Tensor]:
-    y = uncompiled(layer.fc(x))
-    return y, y
-
-
-BETWEEN: dict[str, Callable[..., Any]] = {
-    function.__name__: function
-    for function in (in_place, several_outputs, views, half, scalars, integers, twice)
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "in_place": Inplace,
+    "split_at_a_cut": SplitAtCut,
+    "results_of_pytorch": FromPyTorch,
+    "tied": TiedAcross,
+    "branches": Branches,
+    "constants": ConstantsAtCuts,
 }
 
 
-@pytest.mark.parametrize("name", BETWEEN)
-def test_r_5_what_lies_at_a_cut(name: str) -> None:
-    compute = BETWEEN[name]
-    compiled = assert_refits(lambda: Function(compute), (X,), **CUT)
-    assert compiled.models and compiled.report().in_pytorch
-    x = numbers(4, 6, seed=3)
-    before = x.clone()
-    agrees(compiled, seeded(lambda: Function(compute)), x)
-    assert torch.equal(x, before)
+@pytest.mark.parametrize("name", MODELS)
+def test_r_5_across_cuts(name: str, tmp_path: Path) -> None:
+    module, fresh = assert_refits(lambda seed: seeded(MODELS[name], seed), X, **SMALL)
+    assert module.report().in_pytorch and module.models
+    before = called(module, X)
+    regraft.save(module, tmp_path / "net")
+    loaded = regraft.load(tmp_path / "net")
+    assert_same(called(loaded, X), before)
+    loaded.refit(seeded(MODELS[name], 1).state_dict())
+    assert_same(called(loaded, X), called(fresh, X))
+    assert str(loaded.report()) == str(module.report())
 
 
-def test_r_5_dynamic_sizes_across_cuts() -> None:
-    class Sized(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.fc, self.out = nn.Linear(6, 6), nn.Linear(6, 6)
+@pytest.mark.parametrize("name", MODELS)
+def test_r_5_every_part_left_to_pytorch(name: str) -> None:
+    """Nothing but PyTorch between inputs and results: refits, and no memory that is shared with either."""
+    module, _ = assert_refits(lambda seed: seeded(MODELS[name], seed), X, min_block_size=1000)
+    assert not module.models
+    before = called(module, X)
+    x = X[0].clone()
+    for _ in range(2):
+        for leaf in torch.utils._pytree.tree_leaves(module(x)):
+            leaf.fill_(7)
+    assert torch.equal(x, X[0])
+    assert_same(called(module, X), before)
 
-        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-            b, s, _ = x.shape
-            y = uncompiled(self.fc(x).reshape(b * s, 6))
-            z = self.out(y).view(b, s, 6) + torch.arange(s)[:, None] / (b + s)
-            return torch.cat((z, x), 1), uncompiled(z.transpose(0, 1).reshape(s, -1))
 
-    module = seeded(Sized)
-    axes = {0: Dim("b", min=1, max=5), 1: Dim("s", min=2, max=9)}
-    compiled = regraft.compile(module, (numbers(3, 4, 6),), dynamic_shapes={"x": axes}, **CUT)
-    for seed in (0, 1):
-        module = seeded(Sized, seed)
-        compiled.refit(module.state_dict())
-        for b, s in ((3, 4), (1, 2), (5, 9), (1, 9)):
-            agrees(compiled, module, numbers(b, s, 6, seed=b) * 0.2)
-    for b, s in ((0, 3), (6, 3), (2, 1), (2, 10)):
-        with pytest.raises(regraft.InputError):
-            compiled(numbers(b, s, 6))
+def test_r_7_either_name_of_a_weight_across_cuts() -> None:
+    """A partial refit by one of the names changes every use, and two values for one weight are refused."""
+    value = seeded(TiedAcross, 1).first.weight.detach()
+    for name in ("first.weight", "last.weight"):
+        model = seeded(TiedAcross, 0)
+        module = regraft.compile(model, X, **SMALL)
+        before = called(module, X)
+        model.load_state_dict({**model.state_dict(), "first.weight": value, "last.weight": value})
+        module.refit({name: value}, partial=True)
+        assert_agrees(module, model, X)
+        module.refit({n: v for n, v in seeded(TiedAcross, 0).state_dict().items() if n != name})
+        assert_same(called(module, X), before)
+        with pytest.raises(regraft.WeightsError, match=r"(first|last)\.weight"):
+            module.refit({**seeded(TiedAcross, 0).state_dict(), name: value})
+        assert_same(called(module, X), before)
+
+
+class ReturnsWhatItHas(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 6)
+        self.scale = nn.Parameter(torch.rand(6))
+        self.register_buffer("shift", torch.rand(6))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        y = torch.special.bessel_j0(self.fc(x))
+        return y, self.scale, self.shift.view(2, 3), x, x[1:], y, y.t(), self.fc.bias
+
+
+@pytest.mark.parametrize("least", [1, 1000])
+def test_r_5_results_are_the_callers(least: int) -> None:
+    """Weights, inputs and one another are not changed by who writes to a result."""
+    module = regraft.compile(seeded(ReturnsWhatItHas, 0), X, min_block_size=least)
+    before = called(module, X)
+    x = X[0].clone()
+    with torch.no_grad():
+        results = module(x)
+        kept = arrays_of(results)
+        for index, result in enumerate(results):
+            result.fill_(index + 7)
+            for other in range(index + 1, len(results)):
+                np.testing.assert_array_equal(results[other].numpy(), kept[other])
+    assert torch.equal(x, X[0])
+    assert_same(called(module, X), before)
+    assert not any(result.requires_grad for result in module(x))
+
+
+# --------------------------------------------------------------------------------------------- state
+
+
+class Counting(nn.Module):
+    """A buffer that is written to between two engines, and one that an engine's result goes to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.last = nn.Linear(8, 6), nn.Linear(6, 3)
+        self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("mean", torch.zeros(6))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = torch.relu(self.fc(x))
+        self.count.add_(1)
+        self.mean.mul_(0.5).add_(x.mean(0))
+        x = torch.special.bessel_j0(x + self.mean) / self.count
+        return self.last(x), self.mean
+
+
+def in_step(module: nn.Module, model: nn.Module, calls: int) -> None:
+    for turn in range(calls):
+        x = (numbers(5, 8, seed=turn),)
+        assert_close(called(module, x), called(model, x))
 
 
 def test_r_5_state_between_cuts() -> None:
-    """A buffer that is written to in PyTorch's part and read by the engines around it."""
-
-    class Remembering(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.fc = nn.Linear(6, 6)
-            self.register_buffer("last", torch.zeros(4, 6))
-
-        def forward(self, x: Tensor) -> Tensor:
-            y = uncompiled(self.fc(x) + self.last)
-            self.last.copy_(y)
-            return self.fc(y + self.last) + uncompiled(self.last.mean(0))
-
-    module = seeded(Remembering)
-    compiled = regraft.compile(module, (X * 0.1,), **CUT)
-    for seed in range(4):
-        agrees(compiled, module, numbers(4, 6, seed=seed) * 0.1)
-    other = {name: value for name, value in seeded(Remembering, 1).state_dict().items() if name != "last"}
-    compiled.refit(other, partial=True)
-    module.load_state_dict(other, strict=False)
-    agrees(compiled, module, X * 0.1)
+    model = seeded(Counting, 0)
+    module = regraft.compile(model, X, **SMALL)
+    in_step(module, model, 3)
+    module.reset_state()
+    in_step(module, seeded(Counting, 0), 3)
+    # A partial refit of other weights keeps the state, one of the buffer sets it.
+    model = seeded(Counting, 0)
+    module.reset_state()
+    in_step(module, model, 2)
+    with torch.no_grad():
+        model.fc.weight.mul_(0.5)
+    module.refit({"fc.weight": model.fc.weight}, partial=True)
+    in_step(module, model, 2)
+    model.load_state_dict({**model.state_dict(), "count": torch.tensor(5.0)})
+    module.refit({"count": torch.tensor(5.0)}, partial=True)
+    in_step(module, model, 2)
+    model = seeded(Counting, 1)
+    module.refit(model.state_dict())
+    in_step(module, model, 2)
 
 
-def test_r_5_nothing_is_supported() -> None:
-    class Strange(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.w = nn.Parameter(torch.rand(6))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return uncompiled(uncompiled(x) + uncompiled(self.w))
-
-    for settings in ({"min_block_size": 2}, {}):
-        compiled = assert_refits(Strange, (X,), **settings)
-        assert not compiled.models and len(compiled.report().in_pytorch) == 4
-        assert "0 engines" in repr(compiled) and compiled.memory()["kept"] == 24
-
-
-def test_r_5_adapters_and_verification_say_why_not() -> None:
-    compiled = fresh()
-    with pytest.raises(regraft.WeightsError, match="one engine"):
-        compiled.adapter("a", {"first.lora_A.weight": torch.zeros(2, 6)})
-    with pytest.raises(regraft.WeightsError, match="one engine"):
-        compiled.refit(seeded(Cut, 1).state_dict(), verify=[X])
-    agrees(compiled, seeded(Cut), X)
+def test_r_5_results_of_one_call_are_not_changed_by_the_next() -> None:
+    """The state is a result, too: a tensor of its own."""
+    module = regraft.compile(seeded(Counting, 0), X, **SMALL)
+    with torch.no_grad():
+        first = module(*X)
+        kept = arrays_of(first)
+        module(*X)
+        assert_same(arrays_of(first), kept)
+        first[1].fill_(100)
+    again = regraft.compile(seeded(Counting, 0), X, **SMALL)
+    called(again, X), called(again, X)
+    assert_same(called(module, X), called(again, X))
 
 
-# ---------------------------------------------------------------------------------- settings and the report
+def test_r_5_forks_and_files_have_a_state_of_their_own(tmp_path: Path) -> None:
+    module = regraft.compile(seeded(Counting, 0), X, **SMALL)
+    first = called(module, X)
+    fork = module.fork()
+    second = called(module, X)
+    assert not same(first, second)
+    found = called(fork, X)
+    assert same(found, first) or same(found, second)
+    third = called(module, X)
+    called(fork, X), called(fork, X)
+    regraft.save(module, tmp_path / "net")
+    fourth = called(module, X)
+    loaded = called(regraft.load(tmp_path / "net"), X)
+    assert same(loaded, first) or same(loaded, fourth)
+    assert not same(third, fourth)
 
 
-def test_full_compilation_lists_what_stands_in_the_way() -> None:
-    with pytest.raises(regraft.CompileError) as caught:
-        regraft.compile(seeded(Cut), (X,), require_full_compilation=True)
-    unsupported = caught.value.unsupported
-    assert len(unsupported) == 5
-    assert all("special_erfcx" in part.op and part.node and part.reason for part in unsupported)
-    for part in unsupported:
-        assert part.node in str(caught.value)
-    with pytest.raises(regraft.CompileError, match=r"contradict.*aten.linear"):
-        regraft.compile(
-            seeded(Cut), (X,), require_full_compilation=True, torch_executed_ops=["aten.linear.default"]
-        )
-    whole = seeded(lambda: Function(lambda layer, x: layer.fc(x)))
-    assert regraft.compile(whole, (X,), require_full_compilation=True).report().is_whole
+# ------------------------------------------------------------------------------------- changing sizes
 
 
-@pytest.mark.parametrize("op", ["aten.tanh.default", "aten.tanh", "torch.ops.aten.tanh.default"])
-def test_operators_left_to_pytorch(op: str) -> None:
-    module = seeded(lambda: Function(lambda layer, x: layer.fc(torch.tanh(layer.fc(x)))))
-    compiled = regraft.compile(module, (X,), torch_executed_ops=[op], min_block_size=1)
-    [part] = compiled.report().in_pytorch
-    assert part.op == "aten.tanh.default" and "torch_executed_ops" in part.reason
-    assert len(compiled.models) == 2
-    agrees(compiled, module, X)
-
-
-def test_smallest_part() -> None:
-    """Small parts are left to PyTorch; the report has every node once."""
-    module = seeded(Cut)
-    nodes = None
-    for size, engines in ((1, 3), (2, 3), (4, 1), (50, 0)):
-        report = regraft.dry_run(module, (X,), min_block_size=size)
-        found = sum(sum(engine.values()) for engine in report.engines) + len(report.in_pytorch)
-        nodes = nodes or found
-        assert (len(report.engines), found) == (engines, nodes), size
-        compiled = regraft.compile(module, (X,), min_block_size=size)
-        assert str(compiled.report()) == str(report)
-        agrees(compiled, module, X)
-    text = str(report)
-    assert "in PyTorch" in text and "special_erfcx" in text and "fewer than 50 nodes" in text
-    assert not report.is_whole and regraft.dry_run(nn.Linear(6, 6), (X,)).is_whole
-
-
-# ------------------------------------------------------------------------------------------ C-7: the cache
-
-
-class Cache:
-    """A user's cache."""
+class Sizes(nn.Module):
+    """Sizes that are computed on both sides of the cuts."""
 
     def __init__(self) -> None:
-        self.entries: dict[str, bytes] = {}
-        self.asked: list[str] = []
-
-    def get(self, key: str) -> bytes | None:
-        self.asked.append(key)
-        return self.entries.get(key)
-
-    def put(self, key: str, entry: bytes) -> None:
-        self.entries[key] = entry
-
-    def remove(self, key: str) -> None:
-        self.entries.pop(key, None)
-
-
-def test_c_7_each_engine_is_cached() -> None:
-    cache = Cache()
-    first = regraft.compile(seeded(Cut), (X,), engine_cache=cache, **CUT)
-    assert first._compiled.cache == ("built",) * 3 and len(cache.entries) == 3
-    assert len(cache.asked) == len(set(cache.asked)) == 3
-    second = regraft.compile(seeded(Cut, 1), (X,), engine_cache=cache, **CUT)
-    assert second._compiled.cache == ("hit",) * 3
-    agrees(first, seeded(Cut), X)
-    agrees(second, seeded(Cut, 1), X)
-    assert bits(second(X)) == bits(fresh(1)(X))
-    second.refit(seeded(Cut).state_dict())
-    assert bits(second(X)) == bits(first(X))
-
-
-def test_c_7_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The default folder is not touched when another is given."""
-    monkeypatch.setenv("REGRAFT_CACHE_DIR", str(tmp_path / "default"))
-    cache = regraft.DiskCache(tmp_path / "mine", limit=2**24)
-    for wanted in ("built", "hit"):
-        compiled = regraft.compile(seeded(Cut), (X,), engine_cache=cache, **CUT)
-        assert compiled._compiled.cache == (wanted,) * 3
-        agrees(compiled, seeded(Cut), X)
-    assert not (tmp_path / "default").exists()
-
-
-class Failing(Cache):
-    def get(self, key: str) -> bytes | None:
-        raise OSError("no connection")
-
-    def put(self, key: str, entry: bytes) -> None:
-        raise OSError("no connection")
-
-
-class Lying(Cache):
-    """Gives damaged entries, and entries of others."""
-
-    def __init__(self, damage: Callable[[bytes], Any]) -> None:
         super().__init__()
-        self.damage = damage
+        self.fc, self.last = nn.Linear(8, 6), nn.Linear(6, 3)
 
-    def get(self, key: str) -> Any:
-        entry = self.entries.get(key)
-        return None if entry is None else self.damage(entry)
-
-
-def test_c_6_caches_that_fail_or_lie() -> None:
-    """An engine is built anew; nothing wrong is ever computed."""
-    wanted = bits(fresh()(X))
-    assert bits(regraft.compile(seeded(Cut), (X,), engine_cache=Failing(), **CUT)(X)) == wanted
-
-    def flipped(entry: bytes) -> bytes:
-        middle = len(entry) // 2
-        return entry[:middle] + bytes([entry[middle] ^ 1]) + entry[middle + 1 :]
-
-    damages: list[Callable[[bytes], Any]] = [
-        flipped,
-        lambda entry: entry[:-1],
-        lambda entry: "text",
-    ]
-    for damage in damages:
-        cache = Lying(damage)
-        regraft.compile(seeded(Cut), (X,), engine_cache=cache, **CUT)
-        assert bits(regraft.compile(seeded(Cut), (X,), engine_cache=cache, **CUT)(X)) == wanted
-    swapped = Lying(lambda entry: entry)
-    regraft.compile(seeded(Cut), (X,), engine_cache=swapped, **CUT)
-    keys = list(swapped.entries)
-    swapped.entries = dict(zip(keys, [swapped.entries[key] for key in keys[1:] + keys[:1]], strict=True))
-    assert bits(regraft.compile(seeded(Cut), (X,), engine_cache=swapped, **CUT)(X)) == wanted
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        batch = x.shape[0]
+        x = torch.relu(self.fc(x)).reshape(-1, 3)
+        x = torch.special.bessel_j0(x).reshape(batch, 2, 3) / batch
+        x = torch.logcumsumexp(x.flatten(1), 0) + torch.arange(batch)[:, None]
+        return self.last(x).expand(2, batch, 3) * y.sum() / y.shape[0]
 
 
-def test_pytorch_is_what_is_compared_with() -> None:
-    """The module of these tests computes something that depends on all its parts."""
-    module = seeded(Cut)
-    wanted = pytorch(module, X)
-    assert wanted.std() > 0.01 and torch.isfinite(wanted).all()
+@pytest.mark.parametrize("least", [1, 1000])
+def test_r_14_dynamic_batch_across_cuts(least: int, tmp_path: Path) -> None:
+    batch = torch.export.Dim("batch", min=2, max=32)
+    other = torch.export.Dim("other", min=1, max=8)
+    model = seeded(Sizes, 0)
+    shapes: Any = ({0: batch}, {0: other})
+    example = (numbers(5, 8), numbers(3, 2))
+    module = regraft.compile(model, example, dynamic_shapes=shapes, min_block_size=least)
+    regraft.save(module, tmp_path / "net")
+    loaded = regraft.load(tmp_path / "net")
+    for turn in range(2):
+        for size, rows in ((5, 3), (2, 1), (32, 8), (7, 2)):
+            inputs = (numbers(size, 8, seed=size), numbers(rows, 2, seed=rows))
+            for one in (module, loaded):
+                assert_agrees(one, seeded(Sizes, turn), inputs)
+        for one in (module, loaded):
+            one.refit(seeded(Sizes, 1).state_dict())
+    for one in (module, loaded):
+        for wrong in (
+            (numbers(33, 8), numbers(3, 2)),
+            (numbers(1, 8), numbers(3, 2)),
+            (numbers(5, 8), numbers(9, 2)),
+            (numbers(5, 8), numbers(3, 3)),
+            (numbers(5, 8)[0], numbers(3, 2)),
+            (numbers(5, 8).double(), numbers(3, 2)),
+            (numbers(5, 8), numbers(3, 2).int()),
+        ):
+            with pytest.raises(regraft.InputError):
+                one(*wrong)
+
+
+class MeanByHand(nn.Module):
+    """The batch of the example is a number in the program."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.special.bessel_j0(x).sum(0) / x.shape[0]
+
+
+@pytest.mark.parametrize("least", [1, 1000])
+def test_r_5_inputs_of_pytorchs_parts_are_checked(least: int) -> None:
+    """PyTorch would take them, and divide by the wrong number."""
+    module = regraft.compile(seeded(MeanByHand, 0), X, min_block_size=least)
+    assert_agrees(module, MeanByHand(), X)
+    for wrong in (
+        numbers(4, 8),
+        numbers(5, 9),
+        numbers(1, 5, 8),
+        numbers(5, 8).double(),
+        numbers(5, 8).to_sparse(),
+        numbers(5, 8).to("meta"),
+        None,
+        "text",
+    ):
+        with pytest.raises(regraft.InputError):
+            module(wrong)
+    with pytest.raises(regraft.GradientError):
+        module(numbers(5, 8).requires_grad_())
+
+
+def test_r_5_two_sizes_that_must_be_the_same() -> None:
+    class Both(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            return torch.special.bessel_j0(x), torch.special.bessel_j1(y) * x.shape[0]
+
+    size = torch.export.Dim("size", min=2, max=9)
+    module = regraft.compile(
+        Both().eval(), (numbers(5, 8), numbers(5, 8)), dynamic_shapes=({0: size}, {0: size}), **SMALL
+    )
+    assert_agrees(module, Both(), (numbers(7, 8), numbers(7, 8)))
+    with pytest.raises(regraft.InputError):
+        module(numbers(7, 8), numbers(6, 8))
+
+
+# ------------------------------------------------------------------------------- real models and formats
+
+
+def test_r_5_a_language_model_with_one_foreign_operator(tmp_path: Path) -> None:
+    """Keyword arguments in, a data class out, engines on both sides of the foreign operator."""
+    from transformers import BertConfig, BertModel
+
+    from models import randomise_
+
+    class Foreign(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.special.bessel_j0(x)
+
+    def build(seed: int) -> nn.Module:
+        config = BertConfig(
+            num_hidden_layers=1,
+            hidden_size=32,
+            num_attention_heads=2,
+            intermediate_size=48,
+            vocab_size=50,
+            attn_implementation="sdpa",
+        )
+        model = BertModel(config)
+        model.encoder.layer[0].intermediate.intermediate_act_fn = Foreign()
+        return randomise_(model, seed)
+
+    kwargs = {
+        "input_ids": torch.tensor([[5, 17, 49, 3, 0, 0], [8, 2, 44, 9, 10, 1]]),
+        "attention_mask": torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]]),
+    }
+    module, _ = assert_refits(build, (), kwargs=kwargs)
+    assert len(module.models) == 2
+    assert type(module(**kwargs)).__name__ == "BaseModelOutputWithPoolingAndCrossAttentions"
+    regraft.save(module, tmp_path / "net")
+    assert_same(called(regraft.load(tmp_path / "net"), (), kwargs), called(module, (), kwargs))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_r_8_other_types_across_cuts(dtype: torch.dtype, tmp_path: Path) -> None:
+    class Cast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.last = nn.Linear(8, 6), nn.Linear(6, 3)
+            self.scale = nn.Parameter(torch.rand(6) + 0.5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.fc(x))
+            x = torch.special.bessel_j0(x.float()).to(x.dtype) * torch.logcumsumexp(self.scale, 0)
+            return self.last(x)
+
+    def build(seed: int) -> nn.Module:
+        return seeded(Cast, seed).to(dtype)
+
+    x = (X[0].to(dtype),)
+    module = regraft.compile(build(0), x, **SMALL)
+    before = called(module, x)
+    # Wider values are rounded once, as load_state_dict does.
+    module.refit({name: value.double() for name, value in build(1).state_dict().items()})
+    assert_same(called(module, x), called(regraft.compile(build(1), x, **SMALL), x))
+    rounding = max(16 * torch.finfo(dtype).eps, 1e-6)
+    torch.testing.assert_close(module(*x), build(1)(*x).detach(), rtol=rounding, atol=rounding)
+    regraft.save(module, tmp_path / "net")
+    assert_same(called(regraft.load(tmp_path / "net"), x), called(module, x))
+    module.refit(build(0).state_dict())
+    assert_same(called(module, x), before)

@@ -1,10 +1,10 @@
 """What it costs a mutable module to find out, at each call, that nothing changed: BERT-base, 199 parameters.
 
-    PYTHONPATH=target/python PYTHON bench/python/change_check.py      # with the environment of
-    scripts/python-env.sh
- `again` is one check after the other; `after a run` is one check after each run of the compiled module, whose
-weights have pushed everything else out of the caches. Then what it costs that something did change: the call
-that takes it in, less a call that takes nothing in.
+    PYTHONPATH=target/python PYTHON bench/python/change_check.py
+
+With the environment of scripts/python-env.sh. `again` is one check after the other; `after a run` is one
+check after each run of the compiled module, whose weights have pushed everything else out of the caches.
+Then what it costs that something did change: the call that takes it in.
 """
 
 from __future__ import annotations

@@ -108,9 +108,9 @@ class _StandIns:
             return value
         key = _identity(name, value)
         if key not in self._made:
-            memory = torch.zeros(1, dtype=value.dtype)
+            # Without elements it must own its memory: PyTorch cannot save a view of nothing.
             self._made[key] = (
-                memory.as_strided(value.shape, (0,) * value.dim())
+                torch.zeros(1, dtype=value.dtype).as_strided(value.shape, (0,) * value.dim())
                 if value.numel()
                 else torch.empty(value.shape, dtype=value.dtype)
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
@@ -73,6 +74,9 @@ def compile(
     Raises:
         CompileError: when the module cannot be exported, or a part cannot be compiled and must be.
 
+    Warns:
+        RuntimeWarning: when the cache fails or holds a damaged entry; the engine is built then.
+
     Example:
         >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU()).eval()
         >>> compiled = regraft.compile(net, (torch.randn(2, 8),))
@@ -84,6 +88,7 @@ def compile(
         raise CompileError(
             "strip_engine_weights: a stripped engine is refitted to get weights: keep make_refittable=True"
         )
+    _check_cache(engine_cache)
     settings = {
         "make_refittable": make_refittable,
         "strip_engine_weights": strip_engine_weights,
@@ -122,6 +127,8 @@ def compile(
             )
             models.append(model)
             cache.append(facts["cache"])
+            for text in facts["warnings"]:
+                warnings.warn(text, RuntimeWarning, stacklevel=2)
         kept = _kept(cut, weights)
         stateful = [region.program.has_state for region in cut.regions]
         compiled = Compiled(
@@ -213,9 +220,18 @@ def _argument_names(program_or_module: ExportedProgram | torch.nn.Module) -> lis
     return [parameter.name for parameter in parameters if parameter.kind in kinds]
 
 
+def _check_cache(cache: Any) -> None:
+    if cache is None or all(callable(getattr(cache, name, None)) for name in ("get", "put", "remove")):
+        return
+    if not isinstance(cache, _regraft.DiskCache):
+        raise CompileError(
+            "engine_cache: expected a DiskCache or an object with get, put and remove, "
+            f"found {type(cache).__name__}\n  help: give regraft.DiskCache(folder) for a folder"
+        )
+
+
 def _quiet() -> contextlib.AbstractContextManager[None]:
     """Without the notes of tracing that are about PyTorch's own code."""
-    import warnings
 
     @contextlib.contextmanager
     def quiet() -> Any:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from typing import Any
 
 import torch
@@ -56,7 +57,9 @@ def regraft(
     return _Graph(graph, settings)
 
 
-register_backend(compiler_fn=regraft, name="regraft")
+# PyTorch itself loads and registers the backend of an installed package, and takes no name twice.
+if not entry_points(group="torch_dynamo_backends", name="regraft"):
+    register_backend(compiler_fn=regraft, name="regraft")
 
 
 @dataclass(frozen=True)

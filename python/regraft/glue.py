@@ -77,12 +77,18 @@ class Glue:
         autocast = torch.is_autocast_enabled("cpu")
         with torch.autocast("cpu", enabled=False) if autocast else contextlib.nullcontext():
             results = self._call(serving, *(kept[name] for name in self.weights), *inputs)
-        # What PyTorch's parts return may be memory of a weight or of an input, or see it.
-        foreign = {_memory(value) for value in (*kept.values(), *inputs)}
-        results = [value.clone() if _memory(value) in foreign else value for value in results]
-        for name, value in zip(self.mutated, results, strict=False):
+        # What PyTorch's parts return may be memory of a weight, of an input or of another result, or see it.
+        taken = {_memory(value) for value in (*kept.values(), *inputs)}
+        count, owned = len(self.mutated), []
+        for index, value in enumerate(results):
+            memory = _memory(value)
+            owned.append(value.clone() if memory in taken else value)
+            # New values of buffers are copied: their memory is a result's when that has it, too.
+            if index >= count:
+                taken.add(memory)
+        for name, value in zip(self.mutated, owned, strict=False):
             kept[name].copy_(value)
-        return results[len(self.mutated) :]
+        return owned[count:]
 
     def fits(self, inputs: int, outputs: int, models: Sequence[Model]) -> bool:
         """Whether the graph takes so many tensors, gives so many results, and calls engines as they are."""
