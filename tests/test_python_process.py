@@ -1,14 +1,12 @@
-"""Compiled modules and their process: memory, exit, children, and folders that somebody else wrote."""
+"""The package in its process: memory, ends, forks, pickles, errors, hostile files."""
 
 from __future__ import annotations
 
 import copy
-import io
+import inspect
 import json
-import os
 import pickle
-import subprocess
-import sys
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,480 +16,417 @@ import torch
 from torch import Tensor, nn
 
 import regraft
-from comparing import assert_same
-from module_checks import called
-from small import numbers, seeded
+from python_checks import ROOT, Function, bits, numbers, python, seeded, succeeds, uncompiled
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.filterwarnings("ignore:No complete tensor found")
 
-X = (numbers(5, 8),)
+X = numbers(4, 6)
 
-# What every script begins with: a module large enough that its runs take more than one thread.
-PRELUDE = """
-import gc, os, signal, sys, threading, time
+# What the programs of other interpreters begin with.
+MODULE = """
+import gc, os, sys, threading, warnings
+warnings.simplefilter("ignore")
 import torch
-import regraft
 from torch import nn
+import regraft
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
-net = nn.Sequential(nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 256), nn.ReLU(), nn.Linear(256, 8)).eval()
-x = torch.randn(256, 256)
-compiled = regraft.compile(net, (x,), threads=2)
-wanted = compiled(x)
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return torch.relu(self.fc(x))
+
+def cut(module, x):
+    return torch.special.erfcx(module.fc(x))
+
+net = Net().eval()
+x = torch.randn(4, 6)
 """
 
 
-def run(script: str, folder: Path, *, prelude: str = PRELUDE, seconds: float = 60) -> str:
-    """Runs a script in a process of its own, which must end well; gives what it printed."""
-    path = folder / "script.py"
-    path.write_text(prelude + script)
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(path)],
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-        check=False,
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-    )
-    assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}{done.stderr}"
-    for word in ("panicked", "Fatal Python error", "Traceback", "terminate called"):
-        assert word not in done.stderr, done.stderr
-    return done.stdout
+def whole(layer: Function, x: Tensor) -> Tensor:
+    return torch.relu(layer.fc(x)) * layer.w
 
 
-# --------------------------------------------------------------------------------------------- memory
+def cut(layer: Function, x: Tensor) -> Tensor:
+    return layer.fc(uncompiled(layer.fc(x))) * layer.w
 
 
-def test_r_13_a_thousand_lives_in_flat_memory(tmp_path: Path) -> None:
-    """Compiled, called, forked, refitted, given an adapter, and deleted; with an engine and with a cut."""
-    script = """
-class Cut(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first, self.last = nn.Linear(64, 64), nn.Linear(64, 8)
+def compiled(compute: Callable[..., Any] = whole, **settings: Any) -> regraft.Module:
+    return regraft.compile(seeded(lambda: Function(compute)), (X,), min_block_size=1, **settings)
 
-    def forward(self, x):
-        return self.last(torch.special.bessel_j0(self.first(x)))
+
+# ---------------------------------------------------------------------------------------- memory and ends
+
+
+def test_r_13_a_thousand_modules_in_flat_memory() -> None:
+    """Compiled, called, refitted, forked and deleted."""
+    said = succeeds(
+        MODULE
+        + """
+program = torch.export.export(net, (x,))
+from regraft import _regraft
+from regraft._program import import_program, tensors_of
+
+state = {name: value + 1 for name, value in net.state_dict().items()}
+imported, weights = import_program(program), tensors_of(program)
 
 def resident():
     gc.collect()
-    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
-x = torch.randn(4, 64)
-whole = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 64)).eval()
-factors = {"2.lora_A.weight": torch.randn(2, 256), "2.lora_B.weight": torch.randn(64, 2)}
-programs = [(torch.export.export(model, (x,)), model.state_dict()) for model in (whole, Cut().eval())]
-sizes = {}
-for turn in range(1, 1001):
-    program, state = programs[turn % 50 == 0]
-    module = regraft.compile(program, min_block_size=1, threads=1)
-    module(x)
-    module.refit({name: value + 1 for name, value in state.items()})
-    if len(module.models) == 1 and not module.report().in_pytorch:
-        adapter = module.adapter("one", factors)
-        module.refit(adapters=[(adapter, 0.5)])
-    module.fork()(x)
+whole = regraft.compile(program, threads=1)
+for cycle in range(1000):
+    model, _ = _regraft.compile(imported, weights, threads=1)
+    model.run([x], torch._C._from_dlpack)
+    model.refit(state)
+    fork = model.fork()
+    fork.refit(dict(net.state_dict()))
+    whole.fork().refit(state)
     try:
-        module.refit({"nowhere": x})
+        model.refit({"nonsense": x})
     except regraft.WeightsError:
         pass
-    try:
-        module(x[:, 1:])
-    except regraft.InputError:
-        pass
-    del module
-    if turn in (200, 600, 1000):
-        sizes[turn] = resident()
-print((sizes[600] - sizes[200]) >> 10, (sizes[1000] - sizes[600]) >> 10)
+    if cycle == 200:
+        before = resident()
+print(resident() - before)
 """
-    early, late = map(int, run(script, tmp_path, seconds=120).split())
-    # 100 KB of weights in each life: 400 that leaked would be 40 MB.
-    assert late < 4096, f"grew by {early} KB, then by {late} KB"
-
-
-# ----------------------------------------------------------------------------------------------- exit
-
-
-# Compiling in such a thread is left out: PyTorch itself ends the process when one is in torch.export.save.
-ENDINGS = {
-    "threads_in_calls_and_refits": """
-states = [{name: value + turn for name, value in net.state_dict().items()} for turn in range(2)]
-
-def calls():
-    while True:
-        compiled(x)
-
-def refits():
-    while True:
-        for state in states:
-            compiled.refit(state, observer=lambda *facts: None)
-
-for work in (calls, calls, refits):
-    threading.Thread(target=work, daemon=True).start()
-time.sleep(0.2)
-""",
-    "a_thread_that_is_waited_for_and_a_cycle": """
-import atexit
-
-def calls(module):
-    for _ in range(50):
-        assert torch.equal(module(x), wanted)
-
-class Holder:
-    pass
-
-holder = Holder()
-holder.me, holder.module, holder.output = holder, compiled.fork(), compiled(x)
-del holder
-atexit.register(lambda: compiled(x))
-threading.Thread(target=calls, args=(compiled,)).start()
-""",
-}
-
-
-@pytest.mark.parametrize("ending", ENDINGS)
-def test_interpreter_exits_cleanly_with(ending: str, tmp_path: Path) -> None:
-    run(ENDINGS[ending], tmp_path)
-
-
-# ------------------------------------------------------------------------------------------- children
-
-
-def test_a_forked_child_uses_the_module(tmp_path: Path) -> None:
-    """Threads do not come along: the child must not wait for them. The parent's go on."""
-    script = """
-def child(work):
-    sys.stdout.flush()
-    pid = os.fork()
-    if pid == 0:
-        signal.alarm(20)
-        try:
-            work()
-        except BaseException as error:
-            print(repr(error), flush=True)
-            os._exit(1)
-        os._exit(0)
-    _, status = os.waitpid(pid, 0)
-    assert status == 0, status
-
-def calls():
-    assert torch.equal(compiled(x), wanted)
-    compiled.refit({name: value + 1 for name, value in net.state_dict().items()})
-    assert not torch.equal(compiled(x), wanted)
-    assert not torch.equal(compiled.fork()(x), wanted)
-
-def compiles():
-    again = regraft.compile(torch.export.export(net, (x,)), threads=2)
-    assert torch.equal(again(x), wanted)
-
-def loads():
-    regraft.save(compiled, "child")
-    assert torch.equal(regraft.load("child")(x), wanted)
-
-for work in (calls, compiles, loads, lambda: child(calls)):
-    child(work)
-    assert torch.equal(compiled(x), wanted)
-
-# While other threads of the parent are in the middle of calls.
-done = threading.Event()
-def busy():
-    while not done.is_set():
-        assert torch.equal(compiled(x), wanted)
-threads = [threading.Thread(target=busy) for _ in range(2)]
-for thread in threads:
-    thread.start()
-for _ in range(4):
-    child(calls)
-done.set()
-for thread in threads:
-    thread.join(20)
-    assert not thread.is_alive()
-print("well")
-"""
-    assert run(script, tmp_path).split() == ["well"]
-
-
-LOADERS = """
-import sys
-import torch
-import regraft
-from torch import nn
-from torch.utils.data import DataLoader, Dataset
-
-torch.set_num_threads(1)
-x = torch.ones(256, 256)
-
-class Scored(Dataset):
-    # Each item goes through a module: the parent's after a fork, or one that the worker loads.
-    def __init__(self, folder=None):
-        self.folder, self.module = folder, None
-
-    def __len__(self):
-        return 4
-
-    def __getitem__(self, index):
-        if self.folder is None:
-            return compiled(x + index)
-        self.module = self.module or regraft.load(self.folder)
-        return self.module(torch.full((256, 256), float(index)))
-
-def main():
-    global compiled
-    net = nn.Sequential(nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 8)).eval()
-    compiled = regraft.compile(net, (x,), threads=2)
-    wanted = compiled(x)
-    expected = torch.stack([compiled(x + index) for index in range(4)])
-    found = torch.cat(list(DataLoader(Scored(), batch_size=1, num_workers=2, multiprocessing_context="fork")))
-    assert torch.equal(found, expected)
-    regraft.save(compiled, "net")
-    expected = torch.stack([compiled(torch.full((256, 256), float(index))) for index in range(4)])
-    loader = DataLoader(Scored("net"), batch_size=1, num_workers=1, multiprocessing_context="spawn")
-    assert torch.equal(torch.cat(list(loader)), expected)
-    assert torch.equal(compiled(x), wanted)
-    print("well")
-
-if __name__ == "__main__":
-    main()
-"""
-
-
-def test_data_loaders_by_fork_and_spawn(tmp_path: Path) -> None:
-    assert run(LOADERS, tmp_path, prelude="", seconds=120).split() == ["well"]
-
-
-# ------------------------------------------------------------------------------------------- pickles
-
-
-class Cut(nn.Module):
-    """Two engines with an operator between that stays in PyTorch, and a weight there."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(8, 6), nn.Linear(6, 3)
-        self.scale = nn.Parameter(torch.rand(6) + 0.5)
-
-    def forward(self, x: Tensor, *, flag: bool = True) -> dict[str, Tensor]:
-        y = torch.special.bessel_j0(torch.relu(self.first(x))) * torch.special.bessel_j1(self.scale)
-        return {"y": self.last(torch.tanh(y))}
-
-
-@pytest.fixture(scope="module")
-def cut() -> regraft.Module:
-    return regraft.compile(seeded(Cut, 0), X, kwarg_inputs={"flag": True}, min_block_size=1)
-
-
-def test_pickling_is_refused_with_advice(cut: regraft.Module) -> None:
-    whole = regraft.compile(seeded(lambda: nn.Sequential(nn.Linear(8, 3)), 0), X)
-    for module in (cut, whole):
-        for attempt in (
-            lambda m: pickle.dumps(m),
-            lambda m: torch.save(m, io.BytesIO()),
-            lambda m: pickle.dumps({"deep": [m]}),
-            lambda m: pickle.dumps(m, protocol=2),
-            copy.copy,
-        ):
-            with pytest.raises(TypeError, match=r"regraft\.save"):
-                attempt(module)
-        for part in module.models:
-            with pytest.raises(TypeError):
-                pickle.dumps(part)
-
-
-# ----------------------------------------------------------------------------------- hostile folders
-
-
-@pytest.fixture(scope="module")
-def saved(cut: regraft.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("saved") / "net"
-    regraft.save(cut, folder)
-    return folder
-
-
-def hostile(saved: Path, folder: Path, edit: Callable[[dict[str, Any]], Any]) -> Path:
-    """A copy of a saved module with another description."""
-    import shutil
-
-    target = folder / "net"
-    shutil.copytree(saved, target)
-    description = json.loads((target / "module.json").read_text())
-    edit(description)
-    (target / "module.json").write_text(json.dumps(description))
-    return target
-
-
-def first_call(description: dict[str, Any]) -> dict[str, Any]:
-    nodes = description["glue"]["nodes"]
-    return next(n for n in nodes if n["op"] == "call_function" and n["target"].startswith("aten"))
-
-
-def with_target(target: str) -> Callable[[dict[str, Any]], Any]:
-    return lambda d: first_call(d).update(target=target)
-
-
-def without(key: str) -> Callable[[dict[str, Any]], Any]:
-    return lambda d: d.pop(key)
-
-
-def with_spec(kind: str, context: str) -> Callable[[dict[str, Any]], Any]:
-    """Results in a container of another type."""
-
-    def edit(description: dict[str, Any]) -> None:
-        version, spec = json.loads(description["convention"]["out_spec"])
-        spec["type"], spec["context"] = kind, context
-        description["convention"]["out_spec"] = json.dumps([version, spec])
-
-    return edit
-
-
-FACTORY = json.dumps(
-    {
-        "default_factory_module": "hostile_module",
-        "default_factory_name": "run",
-        "dict_context": '["y"]',
-    }
-)
-
-EDITS: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "other_format": lambda d: d.update(format=99),
-    "format_of_another_type": lambda d: d.update(format=[1]),
-    **{f"without_{key}": without(key) for key in ("glue", "convention", "engines", "sources", "report")},
-    "function_of_python": with_target("os.system"),
-    "builtin": with_target("eval"),
-    "attribute_path": with_target("aten.__class__.__init__"),
-    "dunder": with_target("aten.relu.__call__"),
-    "other_namespace": with_target("inductor.accumulate_grad_.default"),
-    "operator_of_files": with_target("aten.from_file.default"),
-    "operator_that_writes": with_target("aten.add_.Tensor"),
-    "operator_that_resizes": with_target("aten.resize_.default"),
-    "no_operator": with_target("aten.no_such_thing.default"),
-    "attribute_of_the_module": lambda d: first_call(d).update(op="get_attr", target="__class__"),
-    "call_of_a_method": lambda d: first_call(d).update(op="call_method", target="__reduce__"),
-    "call_of_a_module": lambda d: first_call(d).update(op="call_module", target="x"),
-    "nodes_that_are_not_there": lambda d: first_call(d).update(args=[[{"node": 9999}], {"map": {}}]),
-    "nodes_from_behind": lambda d: first_call(d).update(args=[[{"node": -1}], {"map": {}}]),
-    "operands_of_other_kinds": lambda d: first_call(d).update(args=[[{"pickle": "gASV"}], {"map": {}}]),
-    "dtypes_that_are_none": lambda d: first_call(d).update(args=[[{"dtype": "load"}], {"map": {}}]),
-    "an_engine_too_many": lambda d: d.update(engines=3, stateful=[False] * 3),
-    "an_engine_too_few": lambda d: d.update(engines=1, stateful=[False]),
-    "engines_by_the_million": lambda d: d.update(engines=10**12),
-    "negative_engines": lambda d: d.update(engines=-1),
-    "engines_elsewhere": lambda d: d.update(engines="../../etc"),
-    "no_container": lambda d: d.update(convention=7),
-    "unknown_class": with_spec("os.system", '"echo"'),
-    "factory_of_a_module": with_spec("collections.defaultdict", FACTORY),
-    "other_weights": lambda d: d["glue"].update(weights=["first.weight"]),
-    "other_mutations": lambda d: d["glue"].update(mutated=["scale"]),
-    "inputs_of_another_number": lambda d: d["convention"].update(inputs=[None] * 5),
-    "outputs_of_another_number": lambda d: d["convention"].update(outputs=[None] * 5),
-    "state_of_another_number": lambda d: d.update(stateful=[]),
-}
-
-
-@pytest.mark.parametrize("edit", EDITS)
-def test_hostile_descriptions(
-    edit: str, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Refused when they are read, and nothing that they name is imported or called."""
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    executed = tmp_path / "executed"
-    (tmp_path / "hostile_module.py").write_text(
-        f"open({str(executed)!r}, 'w')\ndef run(*args):\n    raise SystemExit\n"
     )
-    folder = hostile(saved, tmp_path, EDITS[edit])
-    try:
+    assert float(said) < 8, f"{said} MB more after 800 modules"
+
+
+def test_compiling_modules_leaves_nothing() -> None:
+    """With all that Python does around it; exports by PyTorch leave something themselves."""
+    said = succeeds(
+        MODULE
+        + """
+import weakref
+program = torch.export.export(net, (x,))
+seen = []
+for cycle in range(60):
+    module = regraft.compile(program, threads=1)
+    y = module(x)
+    module.refit(net.state_dict())
+    seen += [weakref.ref(module), weakref.ref(y)]
+    del module, y
+gc.collect()
+print(sum(ref() is not None for ref in seen))
+"""
+    )
+    assert said.strip() == "0"
+
+
+def test_interpreter_ends_cleanly_with_modules_and_threads() -> None:
+    succeeds(
+        MODULE
+        + """
+modules = [regraft.compile(net, (x,)), regraft.MutableModule(net)]
+net.forward = cut.__get__(net)
+modules.append(regraft.compile(net, (x,), min_block_size=1))
+with torch.no_grad():
+    held = [module(x) for module in modules]
+
+def forever():
+    while True:
+        modules[0](x)
+        modules[0].refit(net.state_dict())
+
+for _ in range(3):
+    threading.Thread(target=forever, daemon=True).start()
+import time
+time.sleep(0.5)
+class Late:
+    def __del__(self, modules=modules, x=x):
+        modules[0](x)
+late = Late()
+"""
+    )
+
+
+# -------------------------------------------------------------------------------------- other processes
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_data_loaders_beside_a_module(method: str, tmp_path: Path) -> None:
+    (tmp_path / "data.py").write_text(
+        "import torch\n\n\nclass Rows(torch.utils.data.Dataset):\n"
+        "    def __len__(self):\n        return 12\n\n"
+        "    def __getitem__(self, index):\n        return torch.full((6,), float(index))\n"
+    )
+    succeeds(
+        MODULE.replace("import gc", "import sys; sys.path.insert(0, sys.argv[1])\nimport gc")
+        + """
+from data import Rows
+if __name__ == "__main__":
+    module = regraft.compile(net, (x,))
+    module(x)
+    loader = torch.utils.data.DataLoader(
+        Rows(), batch_size=4, num_workers=2, multiprocessing_context=sys.argv[2]
+    )
+    for _ in range(2):
+        for batch in loader:
+            y = module(batch)
+            assert torch.allclose(y, net(batch).detach(), atol=1e-5)
+            module.refit(net.state_dict())
+""",
+        tmp_path,
+        method,
+    )
+
+
+def test_modules_work_in_a_forked_child() -> None:
+    """Also when the parent was computing in several threads at that moment."""
+    succeeds(
+        MODULE
+        + """
+big = nn.Sequential(nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 256)).eval()
+x = torch.randn(64, 256)
+module = regraft.compile(big, (x,), threads=2)
+wanted = module(x)
+stop = threading.Event()
+
+def busy():
+    while not stop.is_set():
+        module(x)
+
+thread = threading.Thread(target=busy)
+thread.start()
+for _ in range(5):
+    child = os.fork()
+    if child == 0:
+        import signal
+        signal.alarm(10)
+        same = torch.equal(module(x), wanted)
+        module.refit({name: value * 0 for name, value in big.state_dict().items()})
+        os._exit(0 if same and not module(x).any() else 3)
+    status = os.waitpid(child, 0)[1]
+    if status:
+        break
+stop.set()
+thread.join()
+assert status == 0, f"the child ended with {status}"
+assert torch.equal(module(x), wanted)
+"""
+    )
+
+
+def test_pickles_are_refused_with_advice() -> None:
+    module = compiled()
+    for what in (module, [module], nn.Sequential(module)):
+        with pytest.raises(TypeError, match=r"regraft\.save"):
+            pickle.dumps(what)
+    with pytest.raises(TypeError, match=r"regraft\.save"):
+        torch.save(module, "/dev/null")
+    for native in (*module.models, regraft.DiskCache, module.models[0].run([X])[0]):
+        if not isinstance(native, type):
+            with pytest.raises(TypeError, match="pickle"):
+                pickle.dumps(native)
+    assert bits(copy.deepcopy(module)(X)) == bits(module(X))
+    with pytest.raises(regraft.FrozenError):
+        module.train()
+
+
+# ------------------------------------------------------------------------------------------------ errors
+
+
+def test_every_error_is_documented_and_one_of_regraft() -> None:
+    errors = [
+        value
+        for name in regraft.__all__
+        if inspect.isclass(value := getattr(regraft, name)) and issubclass(value, BaseException)
+    ]
+    assert len(errors) >= 10 and regraft.RegraftError in errors
+    for error in errors:
+        assert issubclass(error, regraft.RegraftError) and issubclass(error, Exception), error
+        assert inspect.getdoc(error) and error.__module__.startswith("regraft"), error
+        assert error.__doc__ is not None, error
+    guide = (ROOT / "docs" / "python.md").read_text()
+    missing = [error.__name__ for error in errors if error.__name__ not in guide]
+    assert not missing, f"docs/python.md does not say what {', '.join(missing)} is"
+
+
+def test_no_error_is_a_panic() -> None:
+    """Nothing that is given leads to more than an exception of a documented class."""
+    code = (
+        MODULE
+        + """
+module = regraft.compile(net, (x,))
+[model] = module.models
+bad = [None, 0, -1, 1.5, "", "x", b"x", [], {}, (), object(), x, x[:0], x.to("meta"), [x] * 3, {"x": x}]
+calls = [
+    module, model.run, model.refit, model.stage, model.adapter, model.save, model.to_bytes,
+    model.set_memory_limit, model.keep_previous, model.slot_bytes, model.source, regraft.Model.load, regraft.Model.from_bytes,
+    regraft.StateDict.open, regraft.load, module.refit, module.adapter, model.session().run,
+    regraft._regraft.Program.from_bytes, regraft._regraft.publish_together, regraft._regraft.is_known,
+    lambda value: module.refit(net.state_dict(), changed=value),
+    lambda value: module.refit(net.state_dict(), adapters=value),
+    lambda value: module.refit(net.state_dict(), verify=value),
+    lambda value: module.refit({"fc.bias": value}, partial=True),
+    lambda value: module.refit({value: x} if isinstance(value, (str, bytes, int)) else value, partial=True),
+    lambda value: regraft.compile(net, (x,), threads=value) if not isinstance(value, (int, list)) else None,
+    lambda value: model.adapter("a", value, "{}"),
+    lambda value: model.adapter("a", {"fc.lora_A.weight": value, "fc.lora_B.weight": value}, '{"r": 2}'),
+]
+for call in calls:
+    for value in bad:
+        try:
+            call(value)
+        except (regraft.RegraftError, TypeError, ValueError, OverflowError, LookupError, OSError):
+            pass
+model.set_memory_limit(None)
+module.refit(net.state_dict())
+assert torch.allclose(module(x), net(x).detach(), atol=1e-5)
+"""
+    )
+    done = python("import os, tempfile; os.chdir(tempfile.mkdtemp())\n" + code)
+    assert "panicked" not in done.stderr and "PanicException" not in done.stderr, done.stderr
+    assert done.returncode == 0, done.stderr
+
+
+# --------------------------------------------------------------------------------------- hostile folders
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("saved")
+    found = {}
+    for name, compute in (("whole", whole), ("cut", cut)):
+        found[name] = folder / name
+        regraft.save(compiled(compute), found[name])
+    return found
+
+
+def load_changed(folder: Path, tmp_path: Path, change: Callable[[dict[str, Any]], Any]) -> Any:
+    """Loads and calls the module after its description was changed."""
+    target = tmp_path / "changed"
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(folder, target)
+    description = json.loads((target / "module.json").read_text())
+    description = change(description) or description
+    (target / "module.json").write_text(json.dumps(description))
+    return regraft.load(target)(X)
+
+
+def leaves_of(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(found for key, item in items for found in leaves_of(item, (*path, key)))]
+
+
+@pytest.mark.parametrize("form", ["whole", "cut"])
+def test_m_7_every_field_of_a_description(form: str, saved: dict[str, Path], tmp_path: Path) -> None:
+    """Whatever stands in a field: an error of a documented class, or a module that works as it should."""
+    folder = saved[form]
+    wanted = bits(regraft.load(folder)(X))
+    paths = leaves_of(json.loads((folder / "module.json").read_text()))
+    values = [None, -1, 10**9, "../../x", ["x"], {"node": 0}]
+    tried = 0
+    for number, path in enumerate(paths):
+        # All fields, and of the many values another one for each.
+        value = values[number % len(values)]
+
+        def change(description: dict[str, Any], path: Any = path, value: Any = value) -> Any:
+            if not path:
+                return value
+            at: Any = description
+            for key in path[:-1]:
+                at = at[key]
+            at[path[-1]] = value
+            return None
+
+        tried += 1
+        try:
+            found = load_changed(folder, tmp_path, change)
+        except regraft.RegraftError:
+            continue
+        # A field that says nothing about results, or where another value means the same.
+        if path and path[0] not in ("glue", "convention"):
+            assert bits(found) == wanted, path
+    assert tried > 60
+
+
+HOSTILE: dict[str, Any] = {
+    "no operator": "os.system",
+    "function of Python": "builtins.eval",
+    "namespace": "c10d.allreduce_.default",
+    "private": "aten.__class__.default",
+    "reads files": "aten.from_file.default",
+    "writes": "aten.add_.Tensor",
+    "writes out": "aten.add.out",
+    "memory": "aten.set_.source_Tensor",
+    "resizes": "aten.resize_.default",
+    "nothing": "",
+    "number": 3,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_m_7_operators_of_a_description(name: str, saved: dict[str, Path], tmp_path: Path) -> None:
+    def change(description: dict[str, Any]) -> None:
+        [node] = [n for n in description["glue"]["nodes"] if "special_erfcx" in n["target"]]
+        node["target"] = HOSTILE[name]
+
+    with pytest.raises(regraft.EngineFileError):
+        load_changed(saved["cut"], tmp_path, change)
+
+
+def test_m_7_damaged_folders(saved: dict[str, Path], tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "executed",))
+
+    folder = tmp_path / "damaged"
+
+    def refused(damage: Callable[[], Any], form: str = "cut") -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(saved[form], folder)
+        damage()
         with pytest.raises(regraft.EngineFileError):
             regraft.load(folder)
-    finally:
-        assert not executed.exists(), "it was executed"
-        sys.modules.pop("hostile_module", None)
 
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "7", '"text"', "{}", "[" * 100_000])
-def test_descriptions_that_are_none(text: str, saved: Path, tmp_path: Path) -> None:
-    folder = hostile(saved, tmp_path, lambda d: None)
-    (folder / "module.json").write_text(text)
-    with pytest.raises(regraft.EngineFileError):
-        regraft.load(folder)
-
-
-def test_a_description_in_other_bytes(saved: Path, tmp_path: Path) -> None:
-    folder = hostile(saved, tmp_path, lambda d: None)
-    (folder / "module.json").write_bytes(b"\xff\xfe\x00{}")
-    with pytest.raises(regraft.EngineFileError):
-        regraft.load(folder)
-
-
-def test_engines_and_weights_that_are_damaged(saved: Path, tmp_path: Path, cut: regraft.Module) -> None:
-    folder = hostile(saved, tmp_path, lambda d: None)
-    assert_same(called(regraft.load(folder), X, {"flag": True}), called(cut, X, {"flag": True}))
-    for name in ("0.rgf", "1.rgf", "kept.pt"):
-        whole = (folder / name).read_bytes()
-        for damaged in (b"", whole[:10], whole[: len(whole) // 2], whole[:-1], b"\x00" * len(whole)):
-            (folder / name).write_bytes(damaged)
-            with pytest.raises(regraft.EngineFileError):
-                regraft.load(folder)
-        (folder / name).unlink()
-        with pytest.raises(regraft.EngineFileError):
-            regraft.load(folder)
-        (folder / name).write_bytes(whole)
-    # Each of the other's place.
-    (folder / "0.rgf").rename(folder / "x")
-    (folder / "1.rgf").rename(folder / "0.rgf")
-    (folder / "x").rename(folder / "1.rgf")
-    try:
-        swapped = regraft.load(folder)
-    except regraft.EngineFileError:
-        return
-    with pytest.raises(regraft.RegraftError):
-        swapped(*X, flag=True)
-
-
-class Opens:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (self.path,)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        lambda path: {"scale": Opens(path)},
-        lambda path: {"scale": torch.ones(7)},
-        lambda path: {"scale": "text"},
-        lambda path: {},
-        lambda path: {"scale": torch.ones(6), "more": torch.ones(1)},
-        lambda path: [torch.ones(6)],
-        lambda path: {"scale": torch.ones(6).to_sparse()},
-        lambda path: {"scale": torch.ones(6, device="meta")},
-    ],
-    ids=["code", "shape", "text", "empty", "more", "list", "sparse", "meta"],
-)
-def test_hostile_weights_of_parts_in_pytorch(
-    content: Callable[[Path], Any], saved: Path, tmp_path: Path
-) -> None:
-    folder = hostile(saved, tmp_path, lambda d: None)
-    torch.save(content(tmp_path / "executed"), folder / "kept.pt")
-    with pytest.raises(regraft.RegraftError):
-        regraft.load(folder)(*X, flag=True)
+    engine = (saved["cut"] / "0.rgf").read_bytes()
+    for file in ("module.json", "0.rgf", "1.rgf", "kept.pt"):
+        refused(
+            (folder / file).unlink if (saved["cut"] / file).exists() else lambda: shutil.rmtree(folder / "x")
+        )
+        refused(lambda file=file: (folder / file).write_bytes(b""))
+        refused(lambda file=file: (folder / file).write_bytes(b"\x80\x04." * 9))
+    for size in (1, 8, 64, len(engine) // 2, len(engine) - 1):
+        refused(lambda size=size: (folder / "0.rgf").write_bytes(engine[:size]))
+    refused(lambda: (folder / "module.json").write_text("[" * 100_000))
+    refused(lambda: shutil.copy(saved["whole"] / "module.json", folder / "module.json"))
+    refused(lambda: shutil.copy(saved["cut"] / "module.json", folder / "module.json"), "whole")
+    refused(lambda: torch.save(Evil(), folder / "kept.pt"))
+    refused(lambda: torch.save({"w": Evil()}, folder / "kept.pt"))
+    refused(lambda: torch.save({"other": torch.ones(6)}, folder / "kept.pt"))
     assert not (tmp_path / "executed").exists()
-
-
-def test_folders_that_are_no_modules(tmp_path: Path, cut: regraft.Module) -> None:
-    (tmp_path / "text.rgf").write_text("no engine")
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "mine.txt").write_text("mine")
-    for name in ("text.rgf", "folder", "nowhere", "nowhere.rgf"):
+    for other in (tmp_path / "none", tmp_path / "none.rgf", tmp_path, Path("/dev/null")):
         with pytest.raises(regraft.EngineFileError):
-            regraft.load(tmp_path / name)
-    for name in ("text.rgf", "folder"):
-        with pytest.raises(regraft.EngineFileError, match="choose another place"):
-            regraft.save(cut, tmp_path / name)
-    assert (tmp_path / "folder" / "mine.txt").read_text() == "mine"
+            regraft.load(other)
+    state = tmp_path / "state.pt"
+    torch.save({"w": torch.ones(1)}, state)
     with pytest.raises(regraft.EngineFileError):
-        regraft.save(seeded(Cut, 0), tmp_path / "net")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "text.rgf"]
+        regraft.load(state)
+
+
+def test_m_7_places_that_are_something_else(saved: dict[str, Path], tmp_path: Path) -> None:
+    """Saving replaces saved modules, and nothing else."""
+    module = regraft.load(saved["cut"])
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "precious.txt").write_text("x")
+    (tmp_path / "file").write_text("x")
+    for place in ("folder", "file", "file/below"):
+        with pytest.raises(regraft.EngineFileError):
+            regraft.save(module, tmp_path / place)
+    assert (tmp_path / "folder" / "precious.txt").read_text() == "x"
+    assert (tmp_path / "file").read_text() == "x"
+    with pytest.raises(regraft.EngineFileError):
+        regraft.save(nn.Linear(2, 2), tmp_path / "new")  # type: ignore[arg-type]
+    for _ in range(2):
+        regraft.save(module, tmp_path / "new" / "deep")
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["deep"]
+    assert bits(regraft.load(tmp_path / "new" / "deep")(X)) == bits(module(X))
