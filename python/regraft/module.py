@@ -209,9 +209,6 @@ class Module(torch.nn.Module):
         elif weights is not None and not isinstance(weights, (Mapping, _regraft.StateDict)):
             found = type(weights).__name__
             raise WeightsError(f"expected a state dict or the path of a weight file, found {found}")
-        for adapter, scale in adapters or ():
-            if not math.isfinite(scale):
-                raise WeightsError(f"{adapter.name}: expected a finite scale, found {scale}")
         options: dict[str, Any] = {
             "partial": partial,
             "changed": changed,
@@ -478,7 +475,7 @@ def _scaled(adapters: Any) -> list[tuple[_regraft.Adapter, float]]:
                 "  help: read one with module.adapter(name, file), then give [(adapter, 1.0)]"
             )
         if not isinstance(pair[1], (int, float)) or not math.isfinite(pair[1]):
-            raise WeightsError(f"{pair[0].name}: expected a finite number for its scale, found {pair[1]!r}")
+            raise WeightsError(f"{pair[0].name}: expected a finite scale, found {pair[1]!r}")
     return [(adapter, float(scale)) for adapter, scale in pairs]
 
 
