@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from regraft._backend import announce
 from regraft._regraft import Adapter, Array, DiskCache, Model, Session, StateDict, __version__
 from regraft.errors import (
     CompileError,
@@ -68,6 +69,9 @@ __all__ = [
     "refit_module_weights",
     "save",
 ]
+
+# torch.compile(model, backend="regraft") works from now on, also where the package is not installed.
+announce()
 
 # Where the names are that need PyTorch.
 _WITH_TORCH = {

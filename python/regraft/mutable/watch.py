@@ -11,7 +11,7 @@ import torch
 from regraft import _regraft
 from regraft.mutable.tree import Tree
 
-__all__ = ["Changes", "Watcher"]
+__all__ = ["Changes", "Watcher", "readable"]
 
 _version = attrgetter("_version")
 _address = torch.Tensor.data_ptr
@@ -56,7 +56,7 @@ class Watcher:
     def rebase(self) -> None:
         """Takes the tensors as they are now for unchanged."""
         tensors = self._in_memory
-        self._native.watch_memory(list(map(_address, tensors)), [_readable(tensor) for tensor in tensors])
+        self._native.watch_memory(list(map(_address, tensors)), [readable(tensor) for tensor in tensors])
         self._versions = list(map(_version, self._counted))
         self._strides = list(map(_stride, tensors))
         self._sizes = list(map(_size, tensors))
@@ -92,7 +92,7 @@ def _has_memory(tensor: torch.Tensor) -> bool:
     )
 
 
-def _readable(tensor: torch.Tensor) -> int:
+def readable(tensor: torch.Tensor) -> int:
     """Bytes that a tensor spans in memory of the CPU."""
     if tensor.device.type != "cpu" or tensor.numel() == 0:
         return 0
