@@ -111,3 +111,16 @@ def cli(tmp_path: Path) -> Iterator[Cli]:
     yield Cli(find_binary(), tmp_path)
     # Engines are hundreds of MB: pytest would keep those of the last three runs.
     shutil.rmtree(tmp_path, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """PyTorch's threads wait for each other longer than small models run, where other processes want the
+    cores, too.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

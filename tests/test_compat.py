@@ -182,6 +182,17 @@ def test_compile_takes_modules_and_specifications(ir: str) -> None:
         module(torch.randn(9, 3, 16, 16))
 
 
+def test_torch_compile_keeps_weights_live() -> None:
+    model = net(0)
+    fast = torch_tensorrt.compile(model, ir="torch_compile", min_block_size=1)
+    with torch.no_grad():
+        close(fast(*INPUTS), model(*INPUTS))
+        model.load_state_dict(net(1).state_dict())
+        close(fast(*INPUTS), net(1)(*INPUTS))
+    with pytest.raises(ValueError, match="immutable_weights"):
+        torch_tensorrt.compile(model, ir="torch_compile", immutable_weights=True)
+
+
 def test_compile_of_other_forms_is_refused() -> None:
     with pytest.raises(ValueError, match='use ir="dynamo"'):
         torch_tensorrt.compile(net(0), ir="ts", inputs=INPUTS)
@@ -264,7 +275,8 @@ def test_a_custom_engine_cache() -> None:
     both = {"cache_built_engines": True, "reuse_cached_engines": True, "custom_engine_cache": cache}
     assert cached(compile(program, **both)) == ("hit",)
     cache.entries = dict.fromkeys(cache.entries, b"no engine")
-    assert cached(compile(program, **both)) == ("built",)
+    with pytest.warns(RuntimeWarning, match="built again"):
+        assert cached(compile(program, **both)) == ("built",)
     assert cached(compile(program, **both)) == ("hit",)
     with pytest.raises(TypeError, match="BaseEngineCache"):
         compile(program, **(both | {"custom_engine_cache": {}}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import inspect
 import json
 import pickle
 import threading
@@ -27,7 +28,7 @@ from mutable_checks import (
     never_compiles,
     pytorch_result,
 )
-from regraft import MutableModule
+from regraft import MutableModule, _regraft
 
 pytestmark = pytest.mark.filterwarnings("ignore:No complete tensor found")
 
@@ -106,6 +107,7 @@ def test_m_1_is_the_module_in_every_other_way(net: Net, x: torch.Tensor) -> None
     mutable.train()
     assert net.note == "seen through both" and net.training
     assert mutable.module is net
+    assert inspect.signature(mutable.forward) == inspect.signature(net.forward)
     assert "MutableModule(Net, 1 program, 0 refits" in repr(mutable)
 
 
@@ -258,11 +260,84 @@ def test_m_3_every_way_to_change_a_weight_arrives(mutable: MutableModule, x: tor
     never_compiles(mutable, optimiser.step, x)
 
 
+def test_m_3_tensors_that_are_no_parameters_arrive(x: torch.Tensor) -> None:
+    class Tables(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = torch.randn(4)
+            self.several = [torch.randn(4), torch.randn(4)]
+            self.named = {"last": torch.randn(4)}
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * self.table + self.several[0] * self.several[1] - self.named["last"]
+
+    net = Tables().eval()
+    mutable = MutableModule(net)
+    assert_agrees(mutable, x)
+    never_compiles(mutable, lambda: net.table.mul_(2), x)
+    never_compiles(mutable, lambda: setattr(net, "table", torch.randn(4)), x)
+    never_compiles(mutable, lambda: net.several[1].mul_(2), x)
+    never_compiles(mutable, lambda: net.named["last"].data.add_(1), x)
+    never_compiles(mutable, lambda: net.several.__setitem__(0, torch.randn(4)), x)
+    never_compiles(mutable, lambda: net.several[0].numpy().fill(2), x)
+    copied = copy.deepcopy(mutable)
+    copied.several[0].mul_(3)
+    net.several[0].mul_(5)
+    for one in (copied, mutable):
+        assert_agrees(one, x)
+        assert one.recompiles == 0
+
+
+@pytest.mark.parametrize("offset", [0, 1, 8, 60, 63])
+def test_m_3_small_memory_is_read_whole_and_large_at_its_ends(offset: int) -> None:
+    memory = torch.zeros(offset + 100_000, dtype=torch.uint8)
+    for size in (1, 7, 64, 65, 127, 128, 500, 512, 100_000):
+        part = memory[offset : offset + size]
+        watch = _regraft.Watch()
+        watch.watch_memory([part.data_ptr()], [size])
+        assert watch.changed_memory([part.data_ptr()]) == []
+        for at in range(size) if size <= 512 else (0, 1, 63, size - 64, size - 1):
+            part[at] ^= 1
+            assert watch.changed_memory([part.data_ptr()]) == [0], f"byte {at} of {size}"
+            part[at] ^= 1
+        memory[offset + size :] ^= 1
+        memory[:offset] ^= 1
+        assert watch.changed_memory([part.data_ptr()]) == [], "nothing outside is read"
+        assert watch.changed_memory([part.data_ptr() + 64]) == [0]
+
+
+def test_m_3_containers_are_compared_by_what_they_hold() -> None:
+    held: list[Any] = [{"a": 1, "b": [2]}, [], {}, ["x"]]
+    watch = _regraft.Watch()
+    watch.watch_containers(held)
+    assert watch.changed_containers() == []
+    held[0]["b"].append(3)
+    assert watch.changed_containers() == [], "shallow"
+    held[0]["c"] = held[0].pop("a")
+    held[1].append(None)
+    held[3][0] = "y"
+    assert watch.changed_containers() == [0, 1, 3]
+    with pytest.raises(TypeError, match="a dict or a list"):
+        watch.watch_containers([(1, 2)])
+
+
 def test_m_3_a_transposed_view_of_the_same_memory_arrives() -> None:
     net, x = nn.Sequential(nn.Linear(8, 8)).eval(), torch.randn(2, 8)
     mutable = MutableModule(net)
     assert_agrees(mutable, x)
     never_compiles(mutable, lambda: setattr(net[0].weight, "data", net[0].weight.data.t()), x)
+
+
+def test_m_3_one_tensor_moves_and_another_is_written_to() -> None:
+    net, x = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)).eval(), torch.randn(2, 8)
+    mutable = MutableModule(net)
+    assert_agrees(mutable, x)
+
+    def change() -> None:
+        net[0].weight.data = net[0].weight.data.t()
+        net[1].weight.data.mul_(2)
+
+    never_compiles(mutable, change, x)
 
 
 def test_m_3_only_what_changed_is_made_anew(mutable: MutableModule, x: torch.Tensor) -> None:
@@ -390,6 +465,7 @@ def test_m_6_ranges_of_another_structure_are_refused() -> None:
         (({"x": {0: size}, "other": {}},), "keys among"),
         (({"x": {0: 3}},), "torch.export.Dim"),
         (({"x": {2: size}},), "axes of a tensor of 2"),
+        (({"x": {"batch": size}},), "numbers of axes"),
         (({"x": {0: 2 * size}},), "torch.export.Dim"),
         (({"more": {0: size}},), "a sequence of 1"),
         (({}, {}, {}), "3 positional arguments"),

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.export import Dim
 
 import regraft
 from mutable_checks import (
@@ -296,6 +297,32 @@ def test_m_8_copies_keep_their_adapters(mutable: MutableModule, ids: torch.Tenso
     assert counted() == (1, 0) and copied.recompiles == 0
 
 
+def test_m_8_adapters_of_a_tied_weight_run_in_pytorch(ids: torch.Tensor) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.head = nn.Embedding(50, 16), nn.Linear(16, 50, bias=False)
+            self.head.weight = self.words.weight
+            self.config: dict[str, Any] = {}
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.head(self.words(ids))
+
+    mutable = MutableModule(Tied().eval())
+    assert_agrees(mutable, ids)
+    model = peft.get_peft_model(mutable, lora(target_modules=["head"])).eval()
+    with pytest.warns(UserWarning, match=r"head has adapters, and shares its weight with words\.weight"):
+        assert_agrees(mutable, ids)
+    never = Counted(mutable)
+    with model.disable_adapter():
+        assert_agrees(mutable, ids)
+    mutable.words.weight.data.mul_(2)
+    assert_agrees(mutable, ids)
+    assert model.unload() is mutable
+    assert_agrees(mutable, ids)
+    assert never() == (1, 0)
+
+
 def test_m_8_merged_then_disabled_is_as_in_pytorch(mutable: MutableModule, ids: torch.Tensor) -> None:
     model = peft.get_peft_model(mutable, lora()).eval()
     never_compiles(mutable, lambda: None, ids)
@@ -338,6 +365,61 @@ def test_m_8_parts_in_pytorch_are_adapted_too() -> None:
     never_compiles(mutable, lambda: None, x)
     assert model.unload() is mutable
     never_compiles(mutable, lambda: None, x)
+
+
+def test_m_8_the_methods_of_transformers() -> None:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
+    mutable = MutableModule(BertForSequenceClassification(BertConfig(**sizes, vocab_size=100)).eval())
+    batch, length = Dim("batch", min=1, max=8), Dim("length", min=2, max=64)
+    axes = {0: batch, 1: length}
+    mutable.set_expected_dynamic_shape_range((), {"input_ids": axes, "attention_mask": axes})
+
+    def agrees(rows: int, columns: int) -> None:
+        ids = torch.randint(0, 100, (rows, columns))
+        assert_agrees(mutable, input_ids=ids, attention_mask=torch.ones_like(ids))
+
+    counted = Counted(mutable)
+    agrees(2, 7)
+    agrees(1, 64)
+    assert counted() == (0, 0)
+    mutable.add_adapter(lora(target_modules=["query", "value"]), "a")
+    mutable.add_adapter(lora(target_modules=["query", "dense"]), "b")
+    mutable.eval()
+    for change in (
+        lambda: mutable.set_adapter("a"),
+        lambda: mutable.set_adapter(["a", "b"]),
+        mutable.disable_adapters,
+        mutable.enable_adapters,
+        lambda: mutable.delete_adapter("b"),
+    ):
+        change()
+        agrees(3, 5)
+        assert counted() == (1, 0)
+
+
+def test_m_8_a_layer_on_its_own(net: Net) -> None:
+    peft.get_peft_model(net, lora(target_modules=["first"])).eval()
+    x, mutable = torch.randn(3, 24), MutableModule(net.first)
+    assert_agrees(mutable, x)
+    never_compiles(mutable, lambda: net.first.set_scale("default", 0.5), x)
+    never_compiles(mutable, lambda: net.first.lora_B["default"].weight.data.mul_(2), x)
+    never_compiles(mutable, lambda: net.first.base_layer.weight.data.mul_(2), x)
+
+
+def test_m_8_swapping_keeps_memory_flat(mutable: MutableModule, ids: torch.Tensor) -> None:
+    model = peft.get_peft_model(mutable, lora(), adapter_name="one").eval()
+    model.add_adapter("two", lora())
+    expected = {}
+    for turn in range(200):
+        name = ("one", "two")[turn % 2]
+        model.set_adapter(name)
+        found = compiled_result(mutable, ids)[0]
+        assert torch.equal(expected.setdefault(name, found), found)
+        if turn == 20:
+            before = mutable.compiled.memory()
+    assert mutable.refits == 200 and mutable.compiled.memory() == before
 
 
 def test_m_8_several_programs_and_a_saved_one(net: Net, ids: torch.Tensor, tmp_path: Path) -> None:

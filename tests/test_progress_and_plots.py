@@ -148,3 +148,19 @@ def test_objects_say_what_they_are(compiled: regraft.Module) -> None:
     assert repr(compiled.models[0]).startswith("regraft.Model(refittable, 2 sources")
     report = compiled.refit(other_weights())
     assert repr(report).startswith("regraft.RefitReport(2 of 2 sources changed, 2 slots made anew, ")
+
+
+def test_memory_is_shared_until_it_differs() -> None:
+    net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32)).eval()
+    original = regraft.compile(net, (torch.randn(2, 64),))
+    slots = original.memory()["slots"]
+    assert original.memory() == {"slots": slots, "private": slots, "in_use": slots, "free": 0, "kept": 0}
+    fork = original.fork()
+    assert fork.memory()["private"] == 0 and original.memory()["private"] == 0
+    fork.refit({"2.weight": torch.randn(32, 64)}, partial=True)
+    assert fork.memory()["private"] == 4 * 64 * 32
+    assert original.memory()["private"] == 4 * 64 * 32
+    assert fork.memory()["in_use"] == slots + 4 * 64 * 32
+    fork.refit({"2.weight": net[2].weight.detach()}, partial=True)
+    del original
+    assert fork.memory()["private"] == slots

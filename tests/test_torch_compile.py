@@ -249,6 +249,20 @@ def test_s_5_modules_of_one_class_in_threads(done: Done) -> None:
         assert_close(found, answer(net, x))
 
 
+def test_s_5_a_refit_that_fails_is_made_up_for(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(3, 8)
+    compiled = torch.compile(net, backend="regraft")
+    answer(compiled, x)
+    CHANGES["data"](net)
+    with monkeypatch.context() as broken:
+        broken.setattr(regraft.Module, "refit", lambda *args, **kwargs: 1 // 0)
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError):
+                answer(compiled, x)
+    for _ in range(2):
+        assert_close(answer(compiled, x), answer(net, x))
+
+
 def test_s_5_weights_are_not_kept_alive() -> None:
     net, x = Net().eval(), torch.randn(3, 8)
     compiled = torch.compile(net, backend="regraft")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
-from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["announce"]
 
 _REGISTRY = "torch._dynamo.backends.registry"
-_BACKEND = EntryPoint("regraft", "regraft.dynamo:regraft", "torch_dynamo_backends")
 
 
 def announce() -> None:
@@ -32,7 +30,10 @@ def announce() -> None:
 
 
 def _enter(registry: ModuleType) -> None:
-    registry._BACKENDS.setdefault(_BACKEND.name, _BACKEND)
+    from importlib.metadata import EntryPoint
+
+    backend = EntryPoint("regraft", "regraft.dynamo:regraft", "torch_dynamo_backends")
+    registry._BACKENDS.setdefault(backend.name, backend)
 
 
 class _WhenImported(MetaPathFinder):

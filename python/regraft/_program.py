@@ -17,7 +17,7 @@ from regraft import _regraft
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["digest_of", "import_program", "tensors_of"]
+__all__ = ["digest_of", "import_program", "tensors_of", "ties_of"]
 
 _WEIGHTS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
@@ -41,6 +41,14 @@ def tensors_of(program: ExportedProgram) -> dict[str, torch.Tensor]:
     """Parameters, buffers and lifted constants of ``program`` by their fully qualified names."""
     named: dict[str, Any] = {**program.state_dict, **program.constants}
     return {name: value for name, value in named.items() if isinstance(value, torch.Tensor)}
+
+
+def ties_of(weights: Mapping[str, torch.Tensor]) -> tuple[tuple[str, ...], ...]:
+    """Names that are one tensor, where one has several."""
+    groups: dict[Any, list[str]] = {}
+    for name, value in weights.items():
+        groups.setdefault(_identity(name, value), []).append(name)
+    return tuple(tuple(names) for names in groups.values() if len(names) > 1)
 
 
 def digest_of(program: ExportedProgram) -> str:
@@ -98,25 +106,25 @@ class _StandIns:
     def _of(self, name: str, value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
             return value
-        key = self._identity(name, value)
+        key = _identity(name, value)
         if key not in self._made:
-            memory = torch.zeros(1, dtype=value.dtype)
+            # Without elements it must own its memory: PyTorch cannot save a view of nothing.
             self._made[key] = (
-                memory.as_strided(value.shape, (0,) * value.dim())
+                torch.zeros(1, dtype=value.dtype).as_strided(value.shape, (0,) * value.dim())
                 if value.numel()
-                else memory[:0].reshape(value.shape)
+                else torch.empty(value.shape, dtype=value.dtype)
             )
         stand_in = self._made[key]
         if isinstance(value, torch.nn.Parameter):
             return torch.nn.Parameter(stand_in, requires_grad=False)
         return stand_in
 
-    @staticmethod
-    def _identity(name: str, value: torch.Tensor) -> tuple[Any, ...]:
-        """Equal for weights that are the same memory seen the same way."""
-        if value.numel() == 0 or value.device.type == "meta" or _is_fake(value):
-            return (name,)
-        return (value.data_ptr(), value.dtype, value.shape, value.stride())
+
+def _identity(name: str, value: torch.Tensor) -> tuple[Any, ...]:
+    """Equal for weights that are the same memory seen the same way."""
+    if value.numel() == 0 or value.device.type == "meta" or _is_fake(value):
+        return (name,)
+    return (value.data_ptr(), value.dtype, value.shape, value.stride())
 
 
 def _is_fake(value: torch.Tensor) -> bool:

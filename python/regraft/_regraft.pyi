@@ -2,9 +2,26 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from os import PathLike
 from typing import Any, TypeAlias, TypedDict, TypeVar, final, overload
 
-T = TypeVar("T")
-TensorLike = Any
-Weights: TypeAlias = "Mapping[str, TensorLike] | StateDict"
+_T = TypeVar("_T")
+_TensorLike = Any
+_Weights: TypeAlias = "Mapping[str, _TensorLike] | StateDict"
+
+__all__ = [
+    "Adapter",
+    "Array",
+    "DiskCache",
+    "Model",
+    "Program",
+    "Session",
+    "SourceInfo",
+    "Staged",
+    "StateDict",
+    "Watch",
+    "__version__",
+    "compile",
+    "is_known",
+    "publish_together",
+]
 
 __version__: str
 
@@ -58,12 +75,12 @@ class StateDict:
     def keys(self) -> list[str]: ...
     def only(self, names: list[str]) -> StateDict: ...
     def __len__(self) -> int: ...
-    def __contains__(self, name: object) -> bool: ...
-    def __getitem__(self, name: str) -> Array: ...
+    def __contains__(self, name: object, /) -> bool: ...
+    def __getitem__(self, name: str, /) -> Array: ...
 
 @final
 class DiskCache:
-    def __init__(self, path: str | PathLike[str] | None = None, limit: int | None = None) -> None: ...
+    def __new__(cls, path: str | PathLike[str] | None = None, limit: int | None = None) -> DiskCache: ...
 
 @final
 class Staged:
@@ -72,19 +89,19 @@ class Staged:
 @final
 class Session:
     @overload
-    def run(self, inputs: Sequence[TensorLike], wrap: Callable[[Any], T]) -> list[T]: ...
+    def run(self, inputs: Sequence[_TensorLike], wrap: Callable[[Any], _T]) -> list[_T]: ...
     @overload
-    def run(self, inputs: Sequence[TensorLike], wrap: None = None) -> list[Array]: ...
+    def run(self, inputs: Sequence[_TensorLike], wrap: None = None) -> list[Array]: ...
     def reset(self) -> None: ...
 
-class Memory(TypedDict):
+class _Memory(TypedDict):
     in_use: int
     free: int
     limit: int | None
     slots: int
     private: int
 
-class CompileFacts(TypedDict):
+class _CompileFacts(TypedDict):
     nodes: int
     build_seconds: float
     cache: str
@@ -98,34 +115,34 @@ class Model:
     @staticmethod
     def from_bytes(data: bytes, threads: int | None = None) -> Model: ...
     @overload
-    def run(self, inputs: Sequence[TensorLike], wrap: Callable[[Any], T]) -> list[T]: ...
+    def run(self, inputs: Sequence[_TensorLike], wrap: Callable[[Any], _T]) -> list[_T]: ...
     @overload
-    def run(self, inputs: Sequence[TensorLike], wrap: None = None) -> list[Array]: ...
+    def run(self, inputs: Sequence[_TensorLike], wrap: None = None) -> list[Array]: ...
     def session(self) -> Session: ...
     def refit(
         self,
-        weights: Weights | None = None,
+        weights: _Weights | None = None,
         *,
         partial: bool = False,
         reject_non_finite: bool = False,
         changed: str | Collection[str] | None = None,
         adapters: Sequence[tuple[Adapter, float]] | None = None,
-        verify: Sequence[TensorLike] | None = None,
+        verify: Sequence[_TensorLike] | None = None,
         observer: Callable[[str, int, int], object] | None = None,
     ) -> str: ...
     def stage(
         self,
-        weights: Weights | None = None,
+        weights: _Weights | None = None,
         *,
         partial: bool = False,
         reject_non_finite: bool = False,
         changed: str | Collection[str] | None = None,
         adapters: Sequence[tuple[Adapter, float]] | None = None,
-        verify: Sequence[TensorLike] | None = None,
+        verify: Sequence[_TensorLike] | None = None,
         observer: Callable[[str, int, int], object] | None = None,
     ) -> Staged: ...
     def adapter(
-        self, name: str, weights: Weights | str | PathLike[str], config: str | None = None
+        self, name: str, weights: _Weights | str | PathLike[str], config: str | None = None
     ) -> Adapter: ...
     def fork(self) -> Model: ...
     @property
@@ -148,7 +165,7 @@ class Model:
     def adapters(self) -> list[tuple[str, float]]: ...
     @property
     def target(self) -> str: ...
-    def memory(self) -> Memory: ...
+    def memory(self) -> _Memory: ...
     def set_memory_limit(self, limit: int | None) -> None: ...
     def trim(self) -> None: ...
     def keep_previous(self, keep: bool) -> None: ...
@@ -162,18 +179,19 @@ class Model:
 class Watch:
     def watch_containers(self, containers: list[Any]) -> None: ...
     def changed_containers(self) -> list[int]: ...
+    def expect_tensors(self, tensors: list[Any]) -> None: ...
     def watch_memory(self, addresses: list[int], sizes: list[int]) -> None: ...
     def changed_memory(self, addresses: list[int]) -> list[int]: ...
 
 def compile(
     program: Program,
-    weights: Weights | None,
+    weights: _Weights | None,
     *,
     mode: str = "refittable",
     identical: bool = False,
     threads: int | None = None,
     tune: str = "off",
     cache: object | None = None,
-) -> tuple[Model, CompileFacts]: ...
+) -> tuple[Model, _CompileFacts]: ...
 def publish_together(staged: list[Staged]) -> list[str]: ...
 def is_known(operator: str) -> bool: ...

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
+from torch.autograd import forward_ad
 from torch.export import ExportedProgram
 from torch.export.graph_signature import (
     ConstantArgument,
@@ -22,7 +23,7 @@ from torch.export.graph_signature import (
 
 from regraft.errors import CompileError, GradientError, InputError, Unsupported
 
-__all__ = ["CallingConvention", "Constant"]
+__all__ = ["CallingConvention", "Constant", "refuse_written_inputs"]
 
 # Packages whose modules return data classes that they register themselves when they are imported.
 _REGISTERING = ("transformers", "diffusers")
@@ -50,10 +51,12 @@ class CallingConvention:
     """For each leaf of the results its constant, ``None`` for a tensor."""
     names: tuple[str, ...]
     """A name for each leaf of the arguments, for messages."""
+    arguments: tuple[str, ...] = ()
+    """Names of the arguments that may be positional, in their order, as far as they are known."""
 
     @classmethod
-    def of(cls, program: ExportedProgram) -> CallingConvention:
-        """The convention of ``program``.
+    def of(cls, program: ExportedProgram, arguments: Sequence[str] = ()) -> CallingConvention:
+        """The convention of ``program``, whose module has the ``arguments`` where they are known.
 
         Raises:
             CompileError: when an argument or a result is neither a tensor nor a constant.
@@ -67,12 +70,7 @@ class CallingConvention:
             )
         user_inputs = [spec.arg for spec in signature.input_specs if spec.kind == InputKind.USER_INPUT]
         user_outputs = [spec.arg for spec in signature.output_specs if spec.kind == OutputKind.USER_OUTPUT]
-        for spec in signature.output_specs:
-            if spec.kind == OutputKind.USER_INPUT_MUTATION:
-                reason = f"the program writes to its input {spec.target}"
-                raise CompileError(
-                    f"{reason}\n  help: return the new value instead", ((spec.arg.name, "", reason),)
-                )
+        refuse_written_inputs(program)
         inputs = tuple(_leaf(arg, "input") for arg in user_inputs)
         return cls(
             in_spec=in_spec,
@@ -80,6 +78,7 @@ class CallingConvention:
             inputs=inputs,
             outputs=tuple(_leaf(arg, "output") for arg in user_outputs),
             names=tuple(arg.name for arg in user_inputs),
+            arguments=tuple(arguments) or _argument_names(program),
         )
 
     def flatten(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
@@ -96,6 +95,8 @@ class CallingConvention:
         else:
             leaves = self._leaves(args, kwargs)
         grad = torch.is_grad_enabled()
+        if forward_ad._current_level >= 0 or torch._C._functorch.maybe_current_level() is not None:
+            _refuse_transforms(leaves)
         tensors = []
         for leaf, constant, name in zip(leaves, self.inputs, self.names, strict=True):
             if constant is None:
@@ -142,19 +143,42 @@ class CallingConvention:
     def _leaves(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
         args_spec, kwargs_spec = self.in_spec.children()
         names = list(kwargs_spec.context)
-        ordered = {name: kwargs[name] for name in names if name in kwargs}
-        ordered.update(kwargs)
-        leaves, spec = pytree.tree_flatten((tuple(args), ordered))
-        if spec != self.in_spec:
+        positional, keywords = self._as_compiled(args, kwargs, args_spec.num_children, names)
+        ordered = {name: keywords[name] for name in names if name in keywords}
+        ordered.update(keywords)
+        leaves, spec = pytree.tree_flatten((tuple(positional), ordered))
+        if spec == self.in_spec:
+            return leaves
+        expected, found = _call(args_spec.num_children, names), _call(len(args), list(kwargs))
+        if len(positional) != args_spec.num_children or list(ordered) != names:
             raise InputError(
                 "the call has another structure than the program was compiled for\n"
-                f"  expected {_call(args_spec.num_children, names)}, found {_call(len(args), list(kwargs))}\n"
-                "  help: compile the module with such a call"
-                if _call(args_spec.num_children, names) != _call(len(args), list(kwargs))
-                else "an argument has another structure than the program was compiled for\n"
-                f"  expected {self.in_spec}\n  found    {spec}\n  help: compile the module with such a call"
+                f"  expected {expected}, found {found}\n  help: compile the module with such a call"
             )
-        return leaves
+        try:
+            return _in_order_of(self.in_spec, (tuple(positional), ordered))
+        except _OtherStructure:
+            raise InputError(
+                "an argument has another structure than the program was compiled for\n"
+                f"  expected {self.in_spec}\n  found    {spec}\n  help: compile the module with such a call"
+            ) from None
+
+    def _as_compiled(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], count: int, names: Sequence[str]
+    ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+        """The call with as many positional arguments as it was compiled with, where names tell which is
+        which; otherwise as it is.
+        """
+        if (len(args) == count and kwargs.keys() == set(names)) or len(args) > len(self.arguments):
+            return args, kwargs
+        by_name = dict(zip(self.arguments, args, strict=False))
+        wanted = [*self.arguments[:count], *names]
+        if by_name.keys() & kwargs.keys() or len(wanted) != count + len(names):
+            return args, kwargs
+        by_name.update(kwargs)
+        if by_name.keys() != set(wanted):
+            return args, kwargs
+        return tuple(by_name[name] for name in wanted[:count]), {name: by_name[name] for name in names}
 
     def to_json(self) -> dict[str, Any]:
         """The convention as JSON holds it.
@@ -182,6 +206,7 @@ class CallingConvention:
             "inputs": plain(self.inputs),
             "outputs": plain(self.outputs),
             "names": list(self.names),
+            "arguments": list(self.arguments),
         }
 
     @classmethod
@@ -202,7 +227,34 @@ class CallingConvention:
             inputs=leaves(data["inputs"]),
             outputs=leaves(data["outputs"]),
             names=tuple(data["names"]),
+            arguments=tuple(data["arguments"]),
         )
+
+
+def _refuse_transforms(leaves: Sequence[Any]) -> None:
+    """Inputs of ``torch.func`` and of forward-mode differentiation are more than their values."""
+    for leaf in leaves:
+        if isinstance(leaf, torch.Tensor):
+            if torch._C._functorch.is_functorch_wrapped_tensor(leaf):
+                raise GradientError(
+                    "transforms of torch.func do not reach into engines: use them on the original module, "
+                    "or compile what they return"
+                )
+            unpack: Any = forward_ad.unpack_dual
+            if forward_ad._current_level >= 0 and unpack(leaf).tangent is not None:
+                raise GradientError(
+                    "an input has a tangent, and engines compute none: use the original module"
+                )
+
+
+def refuse_written_inputs(program: ExportedProgram) -> None:
+    """Raises a :class:`CompileError` when ``program`` says that it changes the tensors of its caller."""
+    for spec in program.graph_signature.output_specs:
+        if spec.kind == OutputKind.USER_INPUT_MUTATION:
+            reason = f"the program writes to its input {spec.target}"
+            raise CompileError(
+                f"{reason}\n  help: return the new value instead", (Unsupported(spec.arg.name, "", reason),)
+            )
 
 
 def _register_outputs(package: str, data: Mapping[str, Any]) -> None:
@@ -216,6 +268,36 @@ def _register_outputs(package: str, data: Mapping[str, Any]) -> None:
             raise CompileError(
                 f"results are classes of {module}, which cannot be imported: {error}"
             ) from error
+
+
+def _argument_names(program: ExportedProgram) -> tuple[str, ...]:
+    """Names of the positional arguments. The order of keywords in a program is that of its example."""
+    signature = program.module_call_graph[0].signature if program.module_call_graph else None
+    names = tuple(getattr(signature, "forward_arg_names", None) or ())
+    return names[: program.call_spec.in_spec.children()[0].num_children] if program.call_spec.in_spec else ()
+
+
+class _OtherStructure(Exception):
+    pass
+
+
+def _in_order_of(spec: pytree.TreeSpec, value: Any) -> list[Any]:
+    """Leaves of ``value`` in the order of ``spec``, whose dicts may have another order of keys."""
+    if spec.is_leaf():
+        if not pytree.tree_structure(value).is_leaf():
+            raise _OtherStructure
+        return [value]
+    if spec.type is dict and type(value) is dict and set(spec.context) == value.keys():
+        items = [value[key] for key in spec.context]
+    else:
+        flatten = pytree.SUPPORTED_NODES.get(type(value))
+        if flatten is None or type(value) is not spec.type:
+            raise _OtherStructure
+        items, context = flatten.flatten_fn(value)
+        if context != spec.context or len(items) != spec.num_children:
+            raise _OtherStructure
+    children = zip(spec.children(), items, strict=True)
+    return [leaf for child, item in children for leaf in _in_order_of(child, item)]
 
 
 def _leaf(arg: Any, what: str) -> Constant | None:
@@ -234,7 +316,9 @@ def _leaf(arg: Any, what: str) -> Constant | None:
 
 def _same(given: Any, compiled: Any) -> bool:
     # 1, 1.0 and True are equal, and not the same to a program.
-    return type(given) is type(compiled) and bool(given == compiled)
+    if type(given) is not type(compiled):
+        return False
+    return bool(given == compiled) or (given != given and compiled != compiled)
 
 
 def _short(value: Any) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
@@ -10,11 +12,13 @@ import torch
 from torch.export import ExportedProgram
 
 from regraft import _regraft
-from regraft._program import digest_of, tensors_of
+from regraft._program import digest_of, tensors_of, ties_of
 from regraft.calling import CallingConvention
 from regraft.errors import CompileError
+from regraft.inputs import InputTypes
+from regraft.kept import digest_of_tensor, without_values
 from regraft.module import Compiled, Module, Serving
-from regraft.partition import Partitioned, PartitionReport, partition
+from regraft.partition import Partitioned, PartitionReport, buffers_written, partition
 from regraft.progress import Progress
 
 __all__ = ["compile", "dry_run"]
@@ -70,6 +74,9 @@ def compile(
     Raises:
         CompileError: when the module cannot be exported, or a part cannot be compiled and must be.
 
+    Warns:
+        RuntimeWarning: when the cache fails or holds a damaged entry; the engine is built then.
+
     Example:
         >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU()).eval()
         >>> compiled = regraft.compile(net, (torch.randn(2, 8),))
@@ -81,6 +88,7 @@ def compile(
         raise CompileError(
             "strip_engine_weights: a stripped engine is refitted to get weights: keep make_refittable=True"
         )
+    _check_cache(engine_cache)
     settings = {
         "make_refittable": make_refittable,
         "strip_engine_weights": strip_engine_weights,
@@ -95,7 +103,7 @@ def compile(
     with Progress("compile") as progress:
         progress.step("export")
         program = exported(program_or_module, inputs, kwarg_inputs, dynamic_shapes)
-        convention = CallingConvention.of(program)
+        convention = CallingConvention.of(program, _argument_names(program_or_module))
         progress.step("partition")
         cut = partition(
             program,
@@ -119,8 +127,13 @@ def compile(
             )
             models.append(model)
             cache.append(facts["cache"])
+            for text in facts["warnings"]:
+                warnings.warn(text, RuntimeWarning, stacklevel=2)
+        kept = _kept(cut, weights)
+        stateful = [region.program.has_state for region in cut.regions]
         compiled = Compiled(
             convention=convention,
+            takes=InputTypes.of(program),
             glue=cut.glue,
             report=cut.report,
             sources={name: name in program.state_dict for name in weights},
@@ -129,9 +142,18 @@ def compile(
             keep_sources=keep_sources,
             cache=tuple(cache),
             settings=settings,
+            ties=ties_of(weights),
+            written=buffers_written(program) if any(stateful) else cut.glue.mutated if cut.glue else (),
+            identical=(
+                {name: digest_of_tensor(value) for name, value in kept.items()}
+                if refit_identical_engine_weights
+                else None
+            ),
         )
-        stateful = [region.program.has_state for region in cut.regions]
-        return Module(compiled, Serving.of(models, _kept(cut, weights), stateful))
+        initial = {name: kept[name].clone() for name in compiled.written if name in kept}
+        if strip_engine_weights:
+            kept = without_values(kept, compiled.sources)
+        return Module(compiled, Serving.of(models, kept, stateful, initial))
 
 
 def dry_run(
@@ -189,9 +211,27 @@ def exported(
         raise CompileError(f"torch.export.export cannot export the module: {error}") from error
 
 
+def _argument_names(program_or_module: ExportedProgram | torch.nn.Module) -> list[str]:
+    """Names of the arguments that ``forward`` takes by position."""
+    if not isinstance(program_or_module, torch.nn.Module):
+        return []
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(program_or_module.forward).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind in kinds]
+
+
+def _check_cache(cache: Any) -> None:
+    if cache is None or all(callable(getattr(cache, name, None)) for name in ("get", "put", "remove")):
+        return
+    if not isinstance(cache, _regraft.DiskCache):
+        raise CompileError(
+            "engine_cache: expected a DiskCache or an object with get, put and remove, "
+            f"found {type(cache).__name__}\n  help: give regraft.DiskCache(folder) for a folder"
+        )
+
+
 def _quiet() -> contextlib.AbstractContextManager[None]:
     """Without the notes of tracing that are about PyTorch's own code."""
-    import warnings
 
     @contextlib.contextmanager
     def quiet() -> Any:

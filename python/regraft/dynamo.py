@@ -27,7 +27,6 @@ import torch
 from torch.export.graph_signature import OutputKind
 
 from regraft import _regraft
-from regraft._backend import announce
 from regraft._graphs import Cut, CutError, cut, number, numbers_of
 from regraft.compiling import compile, exported
 from regraft.errors import CompileError, InputError, WeightsError
@@ -47,6 +46,9 @@ _version = attrgetter("_version")
 _address = torch.Tensor.data_ptr
 _stride = torch.Tensor.stride
 _size = torch.Tensor.numel
+
+# Version counters, strides, and numbers of elements.
+_Facts = tuple[list["int | None"], list[tuple[int, ...]], list[int]]
 
 
 def regraft(
@@ -209,13 +211,15 @@ class _Program:
         if taken is None:
             return None
         program = cls(gm, settings, taken[1])
+        weights = program.cut.weights_of(args)
+        # What is written from here on is seen at the next call.
+        facts = _facts_of(weights)
         module = program._compiled(taken[0], args)
         if module is None or not module.models:
             _log.info("PyTorch runs a graph: %s", "it writes" if module is None else module.report())
             return None
-        weights = program.cut.weights_of(args)
         served = _Served(module, _ties(weights))
-        served.rebase(weights)
+        served.rebase(weights, facts)
         program._served.append(served)
         return program
 
@@ -223,12 +227,15 @@ class _Program:
         """A module with the weights of a call."""
         weights = self.cut.weights_of(args)
         served = self._served_with(weights)
-        changed = served.changed(weights)
+        facts = _facts_of(weights)
+        changed = served.changed(weights, facts)
         if changed:
-            # Whatever happens, it is not taken for up to date.
-            self._served.remove(served)
-            self._bring_up_to_date(served, weights, changed, args)
-            self._served.append(served)
+            served.rebase(weights, facts)
+            try:
+                self._bring_up_to_date(served, weights, changed, args)
+            except BaseException:
+                served.forget()
+                raise
         return served.module
 
     def _served_with(self, weights: Sequence[torch.Tensor]) -> _Served:
@@ -250,8 +257,6 @@ class _Program:
     def _bring_up_to_date(
         self, served: _Served, weights: Sequence[torch.Tensor], changed: Collection[int], args: Sequence[Any]
     ) -> None:
-        # Before it reads: what is written meanwhile is seen next time.
-        served.rebase(weights)
         ties = _ties(weights)
         known = served.module._compiled.sources
         new = {self.cut.weights[index]: weights[index].detach() for index in changed}
@@ -292,20 +297,17 @@ class _Served:
         """Which weights were one when the module was compiled."""
         self._native = _regraft.Watch()
         self._weights: list[weakref.ref[torch.Tensor]] | None = None
+        self._facts: _Facts = ([], [], [])
 
-    def rebase(self, weights: Sequence[torch.Tensor]) -> None:
-        """Takes these weights, as they are now, for those of the module."""
-        self._weights = [weakref.ref(weight) for weight in weights]
-        # Tensors made in inference mode have no version counter.
-        self._counted = [index for index, weight in enumerate(weights) if not weight.is_inference()]
-        self._versions = self._versions_of(weights)
-        self._strides, self._sizes = list(map(_stride, weights)), list(map(_size, weights))
+    def rebase(self, weights: Sequence[torch.Tensor], facts: _Facts) -> None:
+        """Takes these weights for those of the module, as they were when ``facts`` were found."""
+        self._weights = list(map(weakref.ref, weights))
+        self._facts = facts
         self._native.watch_memory(list(map(_address, weights)), list(map(readable, weights)))
 
-    def _versions_of(self, weights: Sequence[torch.Tensor]) -> list[int]:
-        if len(self._counted) == len(weights):
-            return list(map(_version, weights))
-        return [weights[index]._version for index in self._counted]
+    def forget(self) -> None:
+        """It is made of nothing that is known."""
+        self._weights = None
 
     def has(self, weights: Sequence[torch.Tensor]) -> bool:
         """Whether it is made of these tensors."""
@@ -325,33 +327,32 @@ class _Served:
         """Whether there are the tensors still that it was made of."""
         return self._weights is not None and all(ref() is not None for ref in self._weights)
 
-    def changed(self, weights: Sequence[torch.Tensor]) -> Collection[int]:
+    def changed(self, weights: Sequence[torch.Tensor], facts: _Facts) -> Collection[int]:
         """Indices of weights that are other tensors, or were written to."""
         if self._weights is None:
             return range(len(weights))
-        moved = self._moved(weights)
-        if moved:
-            return moved.union(self._counted)
-        versions = self._versions_of(weights)
-        found = set(self._native.changed_memory(list(map(_address, weights))))
-        if versions != self._versions:
-            counters = zip(self._counted, versions, self._versions, strict=True)
-            found |= {index for index, now, before in counters if now != before}
+        addresses = list(map(_address, weights))
+        found: set[int] = set()
+        if facts != self._facts or not self.has(weights):
+            for index, (ref, weight) in enumerate(zip(self._weights, weights, strict=True)):
+                version, *layout = (fact[index] for fact in facts)
+                old_version, *old_layout = (fact[index] for fact in self._facts)
+                if ref() is not weight or version != old_version or layout != old_layout:
+                    found.add(index)
+                if layout != old_layout:
+                    # It may be smaller than it was, and is not read.
+                    addresses[index] = 0
+        found.update(self._native.changed_memory(addresses))
         return found
 
-    def _moved(self, weights: Sequence[torch.Tensor]) -> set[int]:
-        """Those that are other tensors, or lie in memory in another way."""
-        strides, sizes = list(map(_stride, weights)), list(map(_size, weights))
-        if self.has(weights) and strides == self._strides and sizes == self._sizes:
-            return set()
-        assert self._weights is not None
-        return {
-            index
-            for index, (ref, weight) in enumerate(zip(self._weights, weights, strict=True))
-            if ref() is not weight
-            or strides[index] != self._strides[index]
-            or sizes[index] != self._sizes[index]
-        }
+
+def _facts_of(weights: Sequence[torch.Tensor]) -> _Facts:
+    try:
+        versions: list[int | None] = list(map(_version, weights))
+    except RuntimeError:
+        # Tensors made in inference mode have no version counter.
+        versions = [None if weight.is_inference() else weight._version for weight in weights]
+    return versions, list(map(_stride, weights)), list(map(_size, weights))
 
 
 def _ties(weights: Sequence[torch.Tensor]) -> tuple[int, ...]:
@@ -362,6 +363,3 @@ def _ties(weights: Sequence[torch.Tensor]) -> tuple[int, ...]:
         for index, weight in enumerate(weights)
     ]
     return tuple(first.setdefault(key, index) for index, key in enumerate(keys))
-
-
-announce()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import torch
 from regraft.errors import EngineFileError
 
 if TYPE_CHECKING:
+    from regraft._regraft import Model
     from regraft.module import Serving
 
 __all__ = ["Glue", "run_engine"]
@@ -71,10 +73,38 @@ class Glue:
     def __call__(self, serving: Serving, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Runs the graph on the tensors of a call; mutated buffers get their new values."""
         kept = serving.kept
-        results = self._call(serving, *(kept[name] for name in self.weights), *inputs)
-        for name, value in zip(self.mutated, results, strict=False):
+        # The program has the types that it was exported with.
+        autocast = torch.is_autocast_enabled("cpu")
+        with torch.autocast("cpu", enabled=False) if autocast else contextlib.nullcontext():
+            results = self._call(serving, *(kept[name] for name in self.weights), *inputs)
+        # What PyTorch's parts return may be memory of a weight, of an input or of another result, or see it.
+        taken = {_memory(value) for value in (*kept.values(), *inputs)}
+        count, owned = len(self.mutated), []
+        for index, value in enumerate(results):
+            memory = _memory(value)
+            owned.append(value.clone() if memory in taken else value)
+            # New values of buffers are copied: their memory is a result's when that has it, too.
+            if index >= count:
+                taken.add(memory)
+        for name, value in zip(self.mutated, owned, strict=False):
             kept[name].copy_(value)
-        return list(results[len(self.mutated) :])
+        return owned[count:]
+
+    def fits(self, inputs: int, outputs: int, models: Sequence[Model]) -> bool:
+        """Whether the graph takes so many tensors, gives so many results, and calls engines as they are."""
+        taken = sum(node.op == "placeholder" for node in self.graph.nodes)
+        given = self.graph.output_node().args[0]
+        if taken != 1 + len(self.weights) + inputs or not isinstance(given, (tuple, list)):
+            return False
+        calls = [node for node in self.graph.nodes if node.target is run_engine]
+        serving = next(iter(self.graph.nodes))
+        return len(given) == len(self.mutated) + outputs and all(
+            call.args[0] is serving
+            and type(call.args[1]) is int
+            and 0 <= call.args[1] < len(models)
+            and len(call.args) == 2 + len(models[call.args[1]].inputs)
+            for call in calls
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The graph as JSON holds it."""
@@ -114,13 +144,17 @@ class Glue:
         return cls(graph, data["weights"], data["mutated"])
 
 
+def _memory(value: torch.Tensor) -> int:
+    return value.untyped_storage().data_ptr()
+
+
 def _target_name(node: torch.fx.Node) -> str:
     if node.op != "call_function":
         return ""
     if node.target is run_engine:
         return "engine"
     if isinstance(node.target, torch._ops.OpOverload):
-        return str(node.target)
+        return str(_harmless(node.target))
     name = getattr(node.target, "__name__", str(node.target))
     if _FUNCTIONS.get(name) is not node.target:
         raise EngineFileError(f"{node.name}: the function {name} cannot be saved")
@@ -137,8 +171,16 @@ def _target_of(name: str) -> Callable[..., Any]:
         packet = getattr(getattr(torch.ops, parts[0]), parts[1], None)
         overload = getattr(packet, parts[2], None)
         if isinstance(overload, torch._ops.OpOverload):
-            return overload
+            return _harmless(overload)
     raise EngineFileError(f"`{name}` is no operator that this version of PyTorch has")
+
+
+def _harmless(op: torch._ops.OpOverload) -> torch._ops.OpOverload:
+    """Parts in PyTorch compute tensors from tensors: they write to none, and know no files."""
+    schema = op._schema
+    if schema.is_mutable or any(argument.name == "filename" for argument in schema.arguments):
+        raise EngineFileError(f"`{op}` does more than compute, which no saved module needs")
+    return op
 
 
 def _encode(value: Any, numbers: Mapping[torch.fx.Node, int]) -> Any:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from regraft import _regraft
-from regraft.errors import FrozenError, WeightsError
+from regraft.errors import FrozenError, NotBoundError, WeightsError
+from regraft.kept import KeptRefit, plain_tensor, same_bits
 from regraft.report import RefitReport
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
     from regraft.calling import CallingConvention
     from regraft.glue import Glue
+    from regraft.inputs import InputTypes
     from regraft.partition import PartitionReport
 
 __all__ = ["Compiled", "Module", "Serving"]
@@ -35,6 +38,7 @@ class Compiled:
     """What a program was compiled to, whatever weights serve."""
 
     convention: CallingConvention
+    takes: InputTypes
     glue: Glue | None
     report: PartitionReport
     sources: Mapping[str, bool]
@@ -48,6 +52,12 @@ class Compiled:
     """For each engine what the cache did: ``off``, ``hit`` or ``built``."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The settings it was compiled with."""
+    ties: tuple[tuple[str, ...], ...] = ()
+    """Names that are one weight, where one has several."""
+    written: tuple[str, ...] = ()
+    """Buffers that the program writes to."""
+    identical: Mapping[str, str] | None = None
+    """Digests of the only weights that parts in PyTorch take; ``None`` where they take any."""
 
 
 @dataclass(frozen=True)
@@ -59,30 +69,59 @@ class Serving:
     """Weights of the parts that stay in PyTorch, by name."""
     sessions: tuple[_regraft.Session | None, ...]
     """For engines that keep state between calls, what keeps it."""
+    initial: Mapping[str, torch.Tensor]
+    """For buffers among ``kept`` that the program writes to, what they were given last."""
 
     @classmethod
     def of(
-        cls, models: Sequence[_regraft.Model], kept: Mapping[str, torch.Tensor], stateful: Sequence[bool]
+        cls,
+        models: Sequence[_regraft.Model],
+        kept: Mapping[str, torch.Tensor],
+        stateful: Sequence[bool],
+        initial: Mapping[str, torch.Tensor],
     ) -> Serving:
-        """The first of a module."""
+        """One whose engines begin with the state that their weights say."""
         sessions = tuple(
             m.session() if has_state else None for m, has_state in zip(models, stateful, strict=True)
         )
-        return cls(tuple(models), kept, sessions)
+        return cls(tuple(models), kept, sessions, initial)
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether there are values for all weights."""
+        is_bound = self.__dict__.get("_is_bound", False)
+        if not is_bound:
+            is_bound = all(model.is_bound for model in self.models) and not any(
+                value.is_meta for value in self.kept.values()
+            )
+            self.__dict__["_is_bound"] = is_bound
+        return bool(is_bound)
 
     def run_engine(self, index: int, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Runs one of the engines."""
         session = self.sessions[index]
         return (self.models[index] if session is None else session).run(inputs, _tensor_from)
 
-    def fork(self, written: Collection[str]) -> Serving:
-        """Another that shares everything with this one until it is refitted, but what the program writes to.
-
-        Engines that keep state begin anew, from their weights.
+    def fork(self) -> Serving:
+        """Another that shares everything with this one until it is refitted, but the state, which begins
+        anew.
         """
         models = tuple(model.fork() for model in self.models)
-        kept = {name: value.clone() if name in written else value for name, value in self.kept.items()}
-        return Serving.of(models, kept, [session is not None for session in self.sessions])
+        stateful = [session is not None for session in self.sessions]
+        return Serving.of(models, self.at_first, stateful, self.initial)
+
+    @property
+    def at_first(self) -> dict[str, torch.Tensor]:
+        """What is kept, as it was before any call."""
+        return {**self.kept, **{name: value.clone() for name, value in self.initial.items()}}
+
+    def reset(self) -> None:
+        """Forgets the state."""
+        for session in self.sessions:
+            if session is not None:
+                session.reset()
+        for name, value in self.initial.items():
+            self.kept[name].copy_(value)
 
 
 class Module(torch.nn.Module):
@@ -119,7 +158,11 @@ class Module(torch.nn.Module):
         tensors = compiled.convention.flatten(args, kwargs)
         if compiled.glue is None:
             return compiled.convention.unflatten(serving.run_engine(0, tensors))
-        return compiled.convention.unflatten(compiled.glue(serving, tensors))
+        if not serving.is_bound:
+            raise NotBoundError(
+                "the module is stripped: it has no weights yet; give it all of them by refit()"
+            )
+        return compiled.convention.unflatten(compiled.glue(serving, compiled.takes.checked(tensors)))
 
     def refit(
         self,
@@ -160,8 +203,11 @@ class Module(torch.nn.Module):
             raise FrozenError(
                 "the module is frozen, so its weights cannot change: compile it with make_refittable=True"
             )
-        if weights is not None and not isinstance(weights, (Mapping, _regraft.StateDict)):
+        if isinstance(weights, (str, os.PathLike)):
             weights = _regraft.StateDict.open(weights)
+        elif weights is not None and not isinstance(weights, (Mapping, _regraft.StateDict)):
+            found = type(weights).__name__
+            raise WeightsError(f"expected a state dict or the path of a weight file, found {found}")
         options: dict[str, Any] = {
             "partial": partial,
             "changed": changed,
@@ -170,10 +216,7 @@ class Module(torch.nn.Module):
             "observer": observer,
         }
         if self._compiled.glue is None:
-            model = self.models[0]
-            return RefitReport.from_json(
-                [model.refit(self._read_by(model, weights), verify=verify, **options)]
-            )
+            return self._refitted_whole(weights, verify=verify, **options)
         if verify is not None or adapters:
             what = "verify" if verify is not None else "adapters"
             raise WeightsError(
@@ -183,10 +226,52 @@ class Module(torch.nn.Module):
             self._serving, report = self._refitted_parts(weights, **options)
         return report
 
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As :meth:`refit`, under PyTorch's name: ``strict=False`` keeps weights that are not given.
+
+        Raises:
+            WeightsError: as :meth:`refit`, also for unknown names when not ``strict``.
+        """
+        self.refit(state_dict, partial=not strict)
+        return torch.nn.modules.module._IncompatibleKeys([], [])
+
+    def state_dict(self, *, prefix: str = "") -> dict[str, torch.Tensor]:  # type: ignore[override]
+        """Copies of the weights that serve, without adapters, by the names of the original module.
+
+        Weights that the program never reads are not among them.
+
+        Raises:
+            FrozenError: when the module is frozen.
+            NotBoundError: when it has no weights yet.
+        """
+        if self._compiled.mode == "frozen":
+            raise FrozenError("the module is frozen: it holds no weights but those its kernels read")
+        if not self._serving.is_bound:
+            raise NotBoundError("the module is stripped: it has no weights yet")
+        found = {}
+        for name in self.sources:
+            value = self._weight(name)
+            if value is not None:
+                found[prefix + name] = value
+        return found
+
+    def _weight(self, name: str) -> torch.Tensor | None:
+        if name in self._serving.kept:
+            return self._serving.kept[name].clone()
+        for model in self.models:
+            array = model.source(name) if name in self._names(model) else None
+            if array is not None:
+                return torch.utils.dlpack.from_dlpack(array)
+        return None
+
     def fork(self) -> Module:
-        """Another module that starts with the same weights and shares all memory that neither changes."""
-        written = self._compiled.glue.mutated if self._compiled.glue is not None else ()
-        return Module(self._compiled, self._serving.fork(written))
+        """Another module that starts with the same weights and shares all memory that neither changes.
+
+        State that the program keeps between calls begins anew: see :meth:`reset_state`.
+        """
+        return Module(self._compiled, self._serving.fork())
 
     def adapter(
         self, name: str, weights: Mapping[str, Any] | str | PathLike[str], config: str | None = None
@@ -213,10 +298,10 @@ class Module(torch.nn.Module):
         return self.models[0].adapter(name, weights, config)
 
     def reset_state(self) -> None:
-        """Forgets the state that the program keeps between calls (buffers that it writes to)."""
-        for session in self._serving.sessions:
-            if session is not None:
-                session.reset()
+        """Forgets the state that the program keeps between calls: buffers that it writes to are again what
+        they were compiled with or what the last refit that brought them gave them.
+        """
+        self._serving.reset()
 
     @property
     def models(self) -> tuple[_regraft.Model, ...]:
@@ -231,7 +316,7 @@ class Module(torch.nn.Module):
     @property
     def mode(self) -> str:
         """``refittable``, ``stripped`` (until it is given weights) or ``frozen``."""
-        if self._compiled.mode == "stripped" and all(model.is_bound for model in self.models):
+        if self._compiled.mode == "stripped" and self._serving.is_bound:
             return "refittable"
         return self._compiled.mode
 
@@ -295,6 +380,35 @@ class Module(torch.nn.Module):
             "a compiled module cannot be pickled: use regraft.save(module, folder) and regraft.load(folder)"
         )
 
+    def _refitted_whole(self, weights: Any, *, verify: Any, **options: Any) -> RefitReport:
+        """Refits the one engine of a module without parts in PyTorch."""
+        model = self.models[0]
+        read = self._read_by(model, weights)
+        state = self._state_given(weights, options["changed"])
+        if not state:
+            return RefitReport.from_json([model.refit(read, verify=verify, **options)])
+        left_out = set(self._compiled.written) - state
+        if left_out:
+            raise WeightsError(
+                f"{', '.join(sorted(state))}: state is replaced as a whole; nothing was changed\n"
+                f"  help: give {', '.join(sorted(left_out))}, too"
+            )
+        with self._refitting:
+            # As in PyTorch, what the program wrote there is gone.
+            changed = model.fork()
+            report = changed.refit(read, verify=verify, **options)
+            self._serving = Serving.of([changed], {}, [True], {})
+        return RefitReport.from_json([report])
+
+    def _state_given(self, weights: Any, changed: Any) -> set[str]:
+        """Buffers that the program writes to and ``weights`` bring."""
+        if weights is None or not self._compiled.written or self._serving.sessions == (None,):
+            return set()
+        given = set(weights.keys())
+        if changed is not None and not isinstance(changed, str):
+            given &= set(changed)
+        return given & set(self._compiled.written)
+
     def _read_by(self, model: _regraft.Model, weights: Any) -> Any:
         """``weights`` without those that the program has and no engine reads, such as counters."""
         if weights is None or self._compiled.sources.keys() <= self._names(model):
@@ -317,35 +431,37 @@ class Module(torch.nn.Module):
         self, weights: Any, *, partial: bool, changed: Any, **options: Any
     ) -> tuple[Serving, RefitReport]:
         """What serves after a refit of all parts, and its report; nothing serves yet."""
-        models = tuple(model.fork() for model in self.models)
-        kept, problems, reports = dict(self._serving.kept), [], []
-        given = set(weights.keys()) if weights is not None else set()
-        problems += [f"  {name}  unknown" for name in sorted(given - self._compiled.sources.keys())]
+        compiled, serving = self._compiled, self._serving
+        models, reports = tuple(model.fork() for model in serving.models), []
+        given = {} if weights is None else {str(name): weights[name] for name in weights.keys()}  # noqa: SIM118
+        problems = [f"  {name}  unknown" for name in sorted(given.keys() - compiled.sources.keys())]
+        changed = _with_ties(changed, compiled.ties)
+        problems += _share_ties(given, compiled.ties)
         for model in models:
             names = self._names(model)
-            mine = None if weights is None else _only(weights, sorted(given & names))
+            mine = None if weights is None else {n: v for n, v in given.items() if n in names}
             mine_changed = (
                 changed if changed is None or isinstance(changed, str) else [n for n in changed if n in names]
             )
             try:
                 reports.append(model.refit(mine, partial=partial, changed=mine_changed, **options))
             except WeightsError as error:
-                problems += [line for line in str(error).splitlines()[1:] if "help:" not in line]
-        for name in kept:
-            if name not in given:
-                if not partial and self._compiled.sources[name] and weights is not None:
-                    problems.append(f"  {name}  missing")
-                continue
-            value = _as_torch(weights[name])
-            if value.shape != kept[name].shape or value.is_floating_point() != kept[name].is_floating_point():
-                problems.append(f"  {name}  expected {_type(kept[name])}, found {_type(value)}")
-                continue
-            kept[name] = value.detach().to(kept[name].dtype).clone()
+                problems += _lines_of(error)
+        kept = KeptRefit(dict(serving.kept), compiled.sources, serving.initial.keys(), compiled.identical)
+        if weights is not None:
+            non_finite = options["reject_non_finite"]
+            kept.take(given, partial=partial, changed=changed, reject_non_finite=non_finite)
+        problems += kept.problems
         if problems:
-            lines = "\n".join(dict.fromkeys(problems))
-            raise WeightsError(f"{len(set(problems))} weights do not fit; nothing was changed\n{lines}")
+            lines = list(dict.fromkeys(problems))
+            raise WeightsError(f"{len(lines)} weights do not fit; nothing was changed\n" + "\n".join(lines))
+        initial = {
+            name: kept.kept[name].clone() if name in kept.applied else value
+            for name, value in serving.initial.items()
+        }
         # Parts of a program take the state as inputs: it is among what is kept.
-        return Serving.of(models, kept, [False] * len(models)), RefitReport.from_json(reports)
+        after = Serving.of(models, kept.kept, [False] * len(models), initial)
+        return after, _with_kept(RefitReport.from_json(reports), kept)
 
 
 def _only(weights: Any, names: list[str]) -> Any:
@@ -354,11 +470,45 @@ def _only(weights: Any, names: list[str]) -> Any:
     return {name: weights[name] for name in names}
 
 
-def _as_torch(value: Any) -> torch.Tensor:
-    if isinstance(value, torch.Tensor):
-        return value
-    return torch.utils.dlpack.from_dlpack(value)
+def _with_ties(changed: Any, ties: Sequence[Sequence[str]]) -> Any:
+    """Names that changed, with all other names of the same weights."""
+    if changed is None or isinstance(changed, str):
+        return changed
+    names = set(changed)
+    return names.union(*(group for group in ties if names & set(group)))
 
 
-def _type(value: torch.Tensor) -> str:
-    return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+def _share_ties(given: dict[str, Any], ties: Sequence[Sequence[str]]) -> list[str]:
+    """Gives all names of a weight the value that one of them has; what speaks against it."""
+    problems = []
+    for group in ties:
+        present = [name for name in group if name in given]
+        if not present:
+            continue
+        value = given[present[0]]
+        for name in present[1:]:
+            if given[name] is not value and not same_bits(plain_tensor(given[name]), plain_tensor(value)):
+                problems.append(f"  {name}  is the same weight as {present[0]}, and has another value")
+        given.update(dict.fromkeys(group, value))
+    return problems
+
+
+def _lines_of(error: WeightsError) -> list[str]:
+    """What an engine says of each weight, spaced as for one weight alone."""
+    lines = [line.strip() for line in str(error).splitlines()[1:] if "help:" not in line]
+    if not lines:
+        return [f"  {error}"]
+    return ["  " + "  ".join(part.strip() for part in line.split("  ") if part.strip()) for line in lines]
+
+
+def _with_kept(report: RefitReport, kept: KeptRefit) -> RefitReport:
+    """The report of the engines, with what was done to the parts in PyTorch."""
+    applied = tuple(dict.fromkeys((*report.applied, *kept.applied)))
+    return replace(
+        report,
+        applied=applied,
+        unchanged=tuple(
+            n for n in dict.fromkeys((*report.unchanged, *kept.unchanged)) if n not in set(applied)
+        ),
+        kept=tuple(dict.fromkeys((*report.kept, *kept.not_given))),
+    )

@@ -25,10 +25,11 @@ from torch.fx.passes.operator_support import OperatorSupportBase
 
 from regraft import _regraft
 from regraft._program import import_program, weight_specs
+from regraft.calling import refuse_written_inputs
 from regraft.errors import CompileError, Unsupported
 from regraft.glue import Glue, run_engine
 
-__all__ = ["PartitionReport", "Partitioned", "Region", "partition"]
+__all__ = ["PartitionReport", "Partitioned", "Region", "buffers_written", "partition"]
 
 # Attempts to find regions: each leaves at least one more node to PyTorch.
 _MOST_ROUNDS = 100
@@ -160,12 +161,30 @@ def _functional(program: ExportedProgram) -> ExportedProgram:
     }
     try:
         functional: ExportedProgram = program.run_decompositions(table)
-        return functional
     except Exception as error:
         raise CompileError(
             "the program cannot be cut into parts: PyTorch does not express it without writes in place: "
             f"{error}"
         ) from error
+    # Only now do writes to views of an input show.
+    refuse_written_inputs(functional)
+    return functional
+
+
+def buffers_written(program: ExportedProgram) -> tuple[str, ...]:
+    """Buffers that ``program``, which keeps state, writes to."""
+    try:
+        functional: ExportedProgram = program.run_decompositions({})
+    except Exception:
+        # It is compiled as it is, and any of them may be.
+        return tuple(name for _, name, kind in weight_specs(program) if kind == InputKind.BUFFER)
+    return _written(functional)
+
+
+def _written(functional: ExportedProgram) -> tuple[str, ...]:
+    mutations = (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION)
+    specs = functional.graph_signature.output_specs
+    return tuple(spec.target for spec in specs if spec.kind in mutations and spec.target)
 
 
 def _full_name(op: str) -> str:
@@ -181,10 +200,7 @@ class _Cutter(OperatorSupportBase):
         self.left_to_torch = left_to_torch
         self.refused: dict[str, Unsupported] = {}
         """Nodes that turned out not to be supported, by name."""
-        mutations = (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION)
-        self.mutated = [
-            s.target for s in program.graph_signature.output_specs if s.kind in mutations and s.target
-        ]
+        self.mutated = _written(program)
         # What the program writes to is no source of an engine: its parts take it as an input.
         self.weights = {
             name: (target, kind) for name, target, kind in weight_specs(program) if target not in self.mutated

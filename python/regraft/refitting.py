@@ -113,8 +113,9 @@ def _check_same_program(module: Module, program: ExportedProgram) -> None:
 def _verify(module: Module, reference: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     callable_reference = reference.module() if isinstance(reference, ExportedProgram) else reference
     with torch.no_grad():
-        expected = torch.utils._pytree.tree_leaves(callable_reference(*args, **kwargs))
+        # First the compiled module, which says what is wrong with a call.
         found = torch.utils._pytree.tree_leaves(module(*args, **kwargs))
+        expected = torch.utils._pytree.tree_leaves(callable_reference(*args, **kwargs))
     for index, (a, b) in enumerate(zip(expected, found, strict=True)):
         if isinstance(a, torch.Tensor):
             largest = a.abs().max().item() if a.numel() else 0.0

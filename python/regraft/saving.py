@@ -12,11 +12,13 @@ from regraft import _regraft
 from regraft.errors import EngineFileError
 
 if TYPE_CHECKING:
-    from regraft.module import Module
+    from collections.abc import Mapping, Sequence
+
+    from regraft.module import Compiled, Module
 
 __all__ = ["load", "save"]
 
-_FORMAT = 1
+_FORMAT = 2
 _DESCRIPTION = "module.json"
 _KEPT = "kept.pt"
 
@@ -70,6 +72,8 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None) -> Any:
 def _write(module: Module, folder: Path, strip: bool) -> None:
     import torch
 
+    from regraft.kept import without_values
+
     compiled, serving = module._compiled, module._serving
     mode = (
         "stripped" if strip or module.mode == "stripped" else compiled.mode.replace("stripped", "refittable")
@@ -83,7 +87,11 @@ def _write(module: Module, folder: Path, strip: bool) -> None:
         "keep_sources": compiled.keep_sources,
         "digest": compiled.digest,
         "sources": dict(compiled.sources),
+        "ties": compiled.ties,
+        "written": compiled.written,
+        "identical": None if compiled.identical is None else dict(compiled.identical),
         "convention": compiled.convention.to_json(),
+        "takes": compiled.takes.to_json(),
         "engines": len(serving.models),
         "stateful": [session is not None for session in serving.sessions],
         "report": {
@@ -95,14 +103,20 @@ def _write(module: Module, folder: Path, strip: bool) -> None:
     }
     (folder / _DESCRIPTION).write_text(json.dumps(description, indent=1))
     if compiled.glue is not None:
-        torch.save(dict(serving.kept), folder / _KEPT)
+        kept = serving.at_first
+        if mode == "stripped":
+            kept = without_values(kept, compiled.sources)
+        torch.save(kept, folder / _KEPT)
 
 
 def _read(folder: Path, threads: int | None) -> Module:
     try:
         description = json.loads((folder / _DESCRIPTION).read_text())
         return _module(folder, description, threads)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except EngineFileError:
+        raise
+    # Whatever a damaged description leads to.
+    except Exception as error:
         raise EngineFileError(f"{folder}: no saved module, or a damaged one: {error}") from error
 
 
@@ -112,6 +126,7 @@ def _module(folder: Path, description: dict[str, Any], threads: int | None) -> M
     from regraft.calling import CallingConvention
     from regraft.errors import Unsupported
     from regraft.glue import Glue
+    from regraft.inputs import InputTypes
     from regraft.module import Compiled, Module, Serving
     from regraft.partition import PartitionReport
 
@@ -126,6 +141,7 @@ def _module(folder: Path, description: dict[str, Any], threads: int | None) -> M
     report = description["report"]
     compiled = Compiled(
         convention=CallingConvention.from_json(description["convention"]),
+        takes=InputTypes.from_json(description["takes"]),
         glue=glue,
         report=PartitionReport(
             tuple(report["engines"]), tuple(Unsupported(*part) for part in report["in_pytorch"])
@@ -136,8 +152,35 @@ def _module(folder: Path, description: dict[str, Any], threads: int | None) -> M
         keep_sources=description["keep_sources"],
         cache=(),
         settings=description["settings"],
+        ties=tuple(map(tuple, description["ties"])),
+        written=tuple(description["written"]),
+        identical=description["identical"],
     )
     models = [
         _regraft.Model.load(folder / f"{index}.rgf", threads) for index in range(description["engines"])
     ]
-    return Module(compiled, Serving.of(models, kept, description["stateful"]))
+    problem = _misfit(compiled, models, kept)
+    if problem is not None:
+        raise EngineFileError(f"{folder}: the {problem} of the module are not what its description says")
+    initial = {
+        name: kept[name].clone() for name in compiled.written if name in kept and not kept[name].is_meta
+    }
+    return Module(compiled, Serving.of(models, kept, description["stateful"], initial))
+
+
+def _misfit(compiled: Compiled, models: Sequence[_regraft.Model], kept: Mapping[str, Any]) -> str | None:
+    """What of a description does not fit the rest of it, or the engines."""
+    convention, glue = compiled.convention, compiled.glue
+    tensors = sum(leaf is None for leaf in convention.inputs)
+    results = sum(leaf is None for leaf in convention.outputs)
+    if convention.in_spec.num_leaves != len(convention.inputs) or len(compiled.takes.inputs) != tensors:
+        return "arguments"
+    if convention.out_spec.num_leaves != len(convention.outputs):
+        return "results"
+    if not set(kept) <= set(compiled.sources):
+        return "weights"
+    if glue is not None:
+        return None if glue.fits(tensors, results, models) and set(kept) == set(glue.weights) else "parts"
+    if [(len(model.inputs), len(model.outputs)) for model in models] != [(tensors, results)]:
+        return "engines"
+    return None

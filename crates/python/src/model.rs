@@ -205,13 +205,9 @@ impl Model {
     fn memory<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let (memory, facts) = (self.0.slot_memory(), PyDict::new(py));
         let generation = self.0.generation();
-        let slots = generation.iter().flat_map(|generation| &generation.slots);
-        let (mut all, mut private) = (0, 0);
-        for slot in slots {
-            all += slot.bytes().len();
-            // Two: the serving generation's, and none of another's.
-            private += if std::sync::Arc::strong_count(slot) == 1 { slot.bytes().len() } else { 0 };
-        }
+        let all: usize = generation.iter().flat_map(|g| &g.slots).map(|slot| slot.bytes().len()).sum();
+        // The model's, and the one here.
+        let private = generation.map_or(0, |generation| generation.own_bytes(2));
         facts.set_item("in_use", memory.in_use)?;
         facts.set_item("free", memory.free)?;
         facts.set_item("limit", memory.limit)?;

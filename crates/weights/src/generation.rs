@@ -20,6 +20,23 @@ pub struct Generation {
     pub adapters: Arc<AdapterSet>,
 }
 
+impl Generation {
+    /// Bytes of slots that no other generation shares; none at all where this very generation is held by more than `holders`,
+    /// as forks do that were not refitted. A moment's answer: runs hold generations, too.
+    pub fn own_bytes(self: &Arc<Self>, holders: usize) -> usize {
+        if Arc::strong_count(self) > holders {
+            return 0;
+        }
+        // Sources that are kept in a slot hold it as well, and are shared where it is.
+        let own = |slot: &&Arc<Slot>| {
+            let sources =
+                self.sources.iter().filter(|source| source.slot().is_some_and(|other| Arc::ptr_eq(other, slot)));
+            Arc::strong_count(slot) == 1 + sources.count()
+        };
+        self.slots.iter().filter(own).map(|slot| slot.bytes().len()).sum()
+    }
+}
+
 /// What a generation knows of a source: the tensor, the slot that it can be read back from, its digest with or without a
 /// file that holds it, or nothing.
 ///

@@ -185,6 +185,8 @@ def _axes(value: torch.Tensor, shapes: Any, where: str) -> dict[int, Any]:
     if shapes is not None and not isinstance(shapes, Mapping):
         raise _mismatch(where, "a mapping from axes to torch.export.Dim", shapes)
     given = {axis: dim for axis, dim in (shapes or {}).items() if dim is not None}
+    if not all(isinstance(axis, int) for axis in given):
+        raise _mismatch(where, "numbers of axes", list(given))
     axes = {axis + value.dim() if axis < 0 else axis: dim for axis, dim in given.items()}
     for axis, dim in axes.items():
         if not all(hasattr(dim, name) for name in ("min", "max", "__name__")) or hasattr(dim, "root"):

@@ -57,14 +57,18 @@ class MutableModule(nn.Module):
     - another structure (modules, names, shapes, dtypes, plain attributes, forward hooks), or arguments that
       no program takes, is exported and compiled, through ``engine_cache`` where that is given.
 
-    **What is noticed.** Always: which modules, parameters, buffers and tensors the module holds and in which
-    memory they lie; in-place operations, which PyTorch counts; attributes that are assigned, and changes of
-    lists and dicts that are attributes of modules. Writes that PyTorch does not count (``.data``, NumPy, raw
-    pointers): when they change a bit of a sampled place. Tensors of up to 512 bytes are sampled whole, of
-    larger ones both ends and six lines of 64 bytes spread between, so that writes of whole tensors are
-    noticed and those of a few elements may not be: call :meth:`refresh` after them, or use ``watch="full"``,
-    which compares every weight at each call at the speed of memory. Never noticed: changes inside of objects
-    in attributes (a configuration), code, and globals.
+    **What is noticed.** Always: which modules, parameters, buffers and tensors the module holds, also in
+    lists and dicts, and in which memory they lie; in-place operations, which PyTorch counts; attributes that
+    are assigned, and changes of lists and dicts that are attributes of modules. Writes that PyTorch does not
+    count (``.data``, NumPy, raw pointers): when they change a bit of a sampled place. Tensors of up to 512
+    bytes are sampled whole, of larger ones both ends and six lines of 64 bytes spread between, so that writes
+    of whole tensors are noticed and those of a few elements may not be: call :meth:`refresh` after them, or
+    use ``watch="full"``, which compares every weight at each call at the speed of memory. Never noticed:
+    changes inside of objects in attributes (a configuration), code, and globals.
+
+    **What compiled calls leave out.** What else ``forward`` and forward hooks do besides computing the result
+    (printing, counting, keeping activations) is done once, when the module is exported. Calls under autocast,
+    in a mode that intercepts PyTorch's operators, or while PyTorch compiles or exports run in PyTorch.
 
     **Gradients.** Engines compute none. In training mode PyTorch runs the module, and its gradients are
     PyTorch's. In eval mode ``autograd`` decides what happens when gradients are on and an input or a
@@ -173,8 +177,8 @@ class MutableModule(nn.Module):
 
         Example:
             >>> batch = torch.export.Dim("batch", min=1, max=64)
-            >>> mutable.set_expected_dynamic_shape_range(({0: batch},), {"mask": {0: batch}})  # doctest:
-            +SKIP
+            >>> mutable = regraft.MutableModule(torch.nn.Linear(8, 4).eval())
+            >>> mutable.set_expected_dynamic_shape_range(({0: batch},))
 
         """
         state = _state_of(self)
@@ -266,7 +270,7 @@ def _own_names(module: nn.Module) -> tuple[str, ...]:
     return tuple(name for name in _OWN if hasattr(module, name))
 
 
-@functools.cache
+@functools.lru_cache(maxsize=64)
 def _class_for(wrapped: type[nn.Module], names_of_wrapped: tuple[str, ...]) -> type[nn.Module]:
     """The class of mutable modules around modules of a class. It has that one's name: libraries look things
     up by it.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -18,6 +18,8 @@ __all__ = [
     "CannotMerge",
     "Overlay",
     "adds_nothing",
+    "check_ties",
+    "is_within",
     "layers_with_values",
     "overlay",
     "plain",
@@ -175,6 +177,25 @@ class CannotMerge(Exception):
     """A layer whose adapters are no change of its weights."""
 
 
+def check_ties(tuners: Mapping[str, nn.Module], ties: Iterable[Collection[str]]) -> None:
+    """Checks that adapters change the weights of no other layer.
+
+    Args:
+        tuners: wrappers by the names of the layers inside.
+        ties: names of sources that are one tensor.
+
+    Raises:
+        CannotMerge: when a layer with adapters shares a weight, so that a program has one source for both.
+
+    """
+    for name, tuner in tuners.items():
+        within = is_within(name)
+        shared = [names for names in ties if 0 < sum(map(within, names)) < len(names)]
+        if shared and not adds_nothing(tuner):
+            other = next(source for source in shared[0] if not within(source))
+            raise CannotMerge(f"{name} has adapters, and shares its weight with {other}")
+
+
 def overlay(
     tuners: Mapping[str, nn.Module], native: Collection[str], wanted: Iterable[str], scale: float
 ) -> Overlay:
@@ -193,13 +214,11 @@ def overlay(
     result, wanted = Overlay(), set(wanted)
     # A wrapper inside of another is merged with it: what the outer one says comes last.
     for name in sorted(tuners, key=len, reverse=True):
-        if adds_nothing(tuners[name]):
-            continue
-        layers = _layers(tuners[name])
-        if len(layers) == 1 and f"{name}.weight" in native and _is_native(layers[0]):
-            for adapter in _active(layers[0]):
-                result.native.setdefault(adapter, {}).update(_factors(layers[0], adapter, name, scale))
-        elif name in wanted:
+        layer = _native_layer(name, tuners[name], native)
+        if layer is not None:
+            for adapter in _added(layer):
+                result.native.setdefault(adapter, {}).update(_factors(layer, adapter, name, scale))
+        elif name in wanted and not adds_nothing(tuners[name]):
             result.values.update(_merged(tuners[name], name, scale))
     return result
 
@@ -209,9 +228,16 @@ def layers_with_values(tuners: Mapping[str, nn.Module], native: Collection[str])
     return {
         name
         for name, tuner in tuners.items()
-        if not adds_nothing(tuner)
-        and not (len(_layers(tuner)) == 1 and f"{name}.weight" in native and _is_native(_layers(tuner)[0]))
+        if not adds_nothing(tuner) and _native_layer(name, tuner, native) is None
     }
+
+
+def _native_layer(name: str, wrapper: nn.Module, native: Collection[str]) -> Any:
+    """The layer in a wrapper when Regraft merges its adapters itself, ``None`` otherwise."""
+    layers = _layers(wrapper)
+    # Files of adapters have no names for a module as a whole.
+    known = name and f"{name}.weight" in native and len(layers) == 1
+    return layers[0] if known and _is_native(layers[0]) else None
 
 
 def _is_native(layer: Any) -> bool:
@@ -274,4 +300,15 @@ def _merged(wrapper: nn.Module, name: str, scale: float) -> dict[str, torch.Tens
         raise CannotMerge(f"{name}: PEFT does not merge {type(wrapper).__name__}: {error}") from error
     inside = shadow(copied)
     named = (*inside.named_parameters(remove_duplicate=False), *inside.named_buffers(remove_duplicate=False))
-    return {f"{name}.{key}": value.detach() for key, value in named}
+    return {_joined(name, key): value.detach() for key, value in named}
+
+
+def is_within(layer: str) -> Callable[[str], bool]:
+    """Whether a source is one of a layer's."""
+    prefix = _joined(layer, "")
+    return lambda source: source.startswith(prefix)
+
+
+def _joined(layer: str, key: str) -> str:
+    # The module itself has no name.
+    return f"{layer}.{key}" if layer else key

@@ -92,7 +92,8 @@ def load(path: str | os.PathLike[str], module: nn.Module) -> State:
         ]
     except EngineFileError:
         raise
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except Exception as error:
+        # Whatever a description can be wrong about: PyTorch checks ranges and structures with assertions.
         raise EngineFileError(f"{folder}: no saved mutable module, or a damaged one: {error}") from error
     # Every program from now on is one after the first.
     state.compilations = min(1, len(state.entries))
@@ -146,8 +147,17 @@ _CONSTANTS = {kind.__name__: kind for kind in (bool, int, float, str, type(None)
 
 def _leaf_from_json(data: Mapping[str, Any]) -> Leaf:
     if "dtype" in data:
-        return _dtype(data["dtype"]), tuple(Size(*s) if isinstance(s, list) else s for s in data["shape"])
+        return _dtype(data["dtype"]), tuple(map(_size_from_json, data["shape"]))
     return _CONSTANTS[data["type"]], data["value"]
+
+
+def _size_from_json(data: Any) -> int | Size:
+    if isinstance(data, int):
+        return data
+    name, least, most = data
+    if not isinstance(name, str) or not isinstance(least, int) or not isinstance(most, int | None):
+        raise ValueError(f"{data} is no size with a range")
+    return Size(name, least, most)
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -17,10 +17,11 @@ from regraft import _regraft
 from regraft._program import digest_of, tensors_of
 from regraft.compiling import compile, exported
 from regraft.errors import CompileError, GradientError
+from regraft.kept import same_bits
 from regraft.module import Module
 from regraft.mutable import peft
 from regraft.mutable.inputs import Call, Ranges, Takes, for_export
-from regraft.mutable.tree import Tree, same_structure
+from regraft.mutable.tree import LOOSE, Tree, same_structure
 from regraft.mutable.watch import Watcher
 from regraft.report import RefitReport
 
@@ -44,7 +45,9 @@ class Entry:
     types: dict[str, tuple[Any, ...]]
     """Dtype and shape of each weight of the program."""
     constants: dict[str, torch.Tensor] = field(default_factory=dict)
-    """Weights that are no parameter, buffer or attribute of a module."""
+    """Weights that are no parameter, buffer or attribute of a module, as exporting found them: in the memory
+    that the module reads.
+    """
     pending: set[str] = field(default_factory=set)
     """Sources that may differ from what serves."""
     stale_adapters: bool = False
@@ -175,7 +178,7 @@ class State:
                 self._mark(written)
         if self._look_closely or self.watch == "full":
             self._look_closely = False
-            self._mark([*self.tree.sources, *self.tree.tuners])
+            self._mark([*self.tree.sources, *self.tree.tuners, LOOSE])
         why = self.cannot_merge or self.tree.in_pytorch
         if why is not None:
             self.warn(why, f"PyTorch runs it: {why}")
@@ -193,8 +196,12 @@ class State:
         self.watcher = Watcher(self.tree)
 
     def _take_apart_again(self, written: set[str]) -> None:
-        tree, structure, states = self.tree, self.structure, self.tuner_states
+        tree, structure, states, watcher = self.tree, self.structure, self.tuner_states, self.watcher
         self._take_apart()
+        # Another thread may have written to it meanwhile.
+        meanwhile = watcher.look()
+        if meanwhile is not None:
+            written = written.union(*(tree.owners[index] for index in meanwhile.tensors))
         same = same_structure(structure, self.structure)
         self.cannot_merge = None
         if not same:
@@ -222,17 +229,19 @@ class State:
     def _mark(self, names: Collection[str]) -> None:
         """Notes that these sources, or adapters of these layers, may have changed."""
         sources = {name for name in names if name in self.tree.sources}
-        layers = {name for name in names if name not in self.tree.sources or name in self.tree.tuners}
+        others = set(names) - {LOOSE}
+        layers = {name for name in others if name not in self.tree.sources or name in self.tree.tuners}
         if layers:
             self.cannot_merge = None
             sources |= self._sources_within(layers)
         for entry in self.entries:
             entry.pending |= sources
+            if LOOSE in names:
+                entry.pending |= entry.constants.keys()
             entry.stale_adapters |= bool(layers)
 
     def _sources_within(self, layers: Iterable[str]) -> set[str]:
-        within = tuple(f"{name}." if name else "" for name in layers)
-        return {name for name in self.tree.sources if name.startswith(within)}
+        return {name for layer in layers for name in filter(peft.is_within(layer), self.tree.sources)}
 
     def forked(self, module: nn.Module) -> State:
         """The state of a copy of the module: its programs share what they can with these."""
@@ -246,6 +255,8 @@ class State:
                     compiled=entry.compiled.fork(),
                     pending=set(entry.types),
                     stale_adapters=bool(self.tree.tuners),
+                    # Which memory of the copy its constants are in, an export tells.
+                    verified=entry.verified and not entry.constants,
                 )
                 for entry in self.entries
             ]
@@ -321,10 +332,9 @@ class State:
             return True
         known, native = entry.types.keys(), entry.native
         try:
+            peft.check_ties(self.tree.tuners, self.structure[""])
             layers = peft.layers_with_values(self.tree.tuners, native)
-            wanted = {
-                name for name in layers if any(source.startswith(f"{name}.") for source in entry.pending)
-            }
+            wanted = {name for name in layers if any(map(peft.is_within(name), entry.pending))}
             overlay = peft.overlay(self.tree.tuners, native, wanted, scale)
         except peft.CannotMerge as error:
             self.cannot_merge = str(error)
@@ -344,9 +354,9 @@ class State:
             }:
                 adapters = [(adapter, 1.0) for _, adapter in serving.values()]
         if weights or adapters is not None:
-            differs = _kept_differ(entry.compiled, weights)
             report = entry.compiled.refit(weights or None, partial=True, adapters=adapters)
-            if report.recomputed_slots or differs:
+            # Weights of parts in PyTorch have no slots.
+            if report.recomputed_slots or report.applied:
                 self.refits += 1
                 self.last_report = report
         entry.pending, entry.stale_adapters, entry.adapters, entry.scale = set(), False, serving, scale
@@ -386,19 +396,4 @@ def _types(program: ExportedProgram) -> dict[str, tuple[Any, ...]]:
 
 
 def _equal(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(_same_bits(value, other[key]) for key, value in one.items())
-
-
-def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
-    if one.dtype != other.dtype or one.shape != other.shape:
-        return False
-    return torch.equal(*(tensor.detach().reshape(-1).view(torch.uint8) for tensor in (one, other)))
-
-
-def _kept_differ(compiled: Module, weights: Mapping[str, torch.Tensor]) -> bool:
-    """Whether a weight of a part in PyTorch differs, which reports do not say."""
-    kept = compiled._serving.kept
-    return any(
-        name in kept and not _same_bits(kept[name], value.to(kept[name].dtype))
-        for name, value in weights.items()
-    )
+    return one.keys() == other.keys() and all(same_bits(value, other[key]) for key, value in one.items())

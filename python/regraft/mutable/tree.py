@@ -14,7 +14,10 @@ from torch import nn
 
 from regraft.mutable import peft
 
-__all__ = ["Tree", "same_structure"]
+__all__ = ["LOOSE", "Tree", "same_structure"]
+
+LOOSE = "*"
+"""Owns tensors that modules hold in lists, tuples and dicts: programs have no names for them."""
 
 # What every module has and what says nothing about the program: registries, which are looked at by content;
 # hooks of gradients and of state dicts; and the mode, which is looked at on its own.
@@ -64,8 +67,8 @@ class Tree:
             with several names is there under each.
         tuners: What PEFT put around a layer, by the layer's name: the outermost.
         containers: Dicts and lists whose content decides what the module is.
-        tensors: Every tensor once: those of ``sources`` and those of adapters.
-        owners: For each of ``tensors`` the names of what changes with it: sources, or ``tuners``.
+        tensors: Every tensor once: those of ``sources``, those of adapters, and those without a name.
+        owners: For each of ``tensors`` the names of what changes with it: sources, ``tuners``, or ``LOOSE``.
         in_pytorch: Why calls are PyTorch's matter, if they are.
 
     """
@@ -76,6 +79,7 @@ class Tree:
         self.tuners: dict[str, nn.Module] = {}
         self.containers: list[dict[Any, Any] | list[Any]] = []
         self.in_pytorch: str | None = None
+        self._loose: list[torch.Tensor] = []
         self._walk(root, "", ())
         owners: dict[int, tuple[torch.Tensor, list[str]]] = {}
         for name, tensor in self.sources.items():
@@ -83,6 +87,8 @@ class Tree:
         for name, tuner in self.tuners.items():
             for tensor in (*tuner.parameters(), *tuner.buffers()):
                 owners.setdefault(id(tensor), (tensor, []))[1].append(name)
+        for tensor in self._loose:
+            owners.setdefault(id(tensor), (tensor, []))[1].append(LOOSE)
         self.tensors = [tensor for tensor, _ in owners.values()]
         self.owners = [tuple(names) for _, names in owners.values()]
 
@@ -90,9 +96,9 @@ class Tree:
         module = peft.plain(found)
         if module is not found:
             self.tuners[name] = found
-            inside = set(map(id, module.modules()))
+            known = set(map(id, module.modules()))
             for part in found.modules():
-                if id(part) not in inside:
+                if id(part) not in known:
                     self._watch(part)
                     if isinstance(part, _Dropout) and part.training and part.p > 0:
                         self._leave(f"adapters of {name} are in training mode: call eval() on the whole")
@@ -110,6 +116,9 @@ class Tree:
         for key, value in module.__dict__.items():
             if isinstance(value, torch.Tensor):
                 self.sources[prefix + key] = value
+            elif type(value) in (dict, list, tuple):
+                inside = value.values() if isinstance(value, dict) else value
+                self._loose += [part for part in inside if isinstance(part, torch.Tensor)]
         for key, child in module._modules.items():
             # A module that holds one of those around it has no end, and no program either: exporting it says
             # so.

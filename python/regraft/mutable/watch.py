@@ -36,7 +36,8 @@ class Watcher:
 
     - which modules, parameters, buffers, forward hooks and attributes modules hold, and what their dicts and
       lists hold;
-    - the version counter of each tensor, which every in-place operation and optimiser step increases;
+    - the version counter of each tensor, which every in-place operation and optimiser step increases (tensors
+      made in inference mode have none: writes to them count as those below);
     - the memory that each tensor is in, its number of elements and its strides.
 
     Writes that bypass the version counter (through ``.data``, NumPy or raw pointers) are found when they
@@ -47,42 +48,46 @@ class Watcher:
     def __init__(self, tree: Tree) -> None:
         self._native = _regraft.Watch()
         self._native.watch_containers(tree.containers)
+        self._native.expect_tensors(tree.tensors)
         # Tensors made in inference mode have no version counter.
         self._counted = [tensor for tensor in tree.tensors if not tensor.is_inference()]
         self._in_memory = [tensor for tensor in tree.tensors if _has_memory(tensor)]
         self._indices = {id(tensor): index for index, tensor in enumerate(tree.tensors)}
+        self._seen = self._read()
         self.rebase()
 
     def rebase(self) -> None:
-        """Takes the tensors as they are now for unchanged."""
-        tensors = self._in_memory
-        self._native.watch_memory(list(map(_address, tensors)), [readable(tensor) for tensor in tensors])
-        self._versions = list(map(_version, self._counted))
-        self._strides = list(map(_stride, tensors))
-        self._sizes = list(map(_size, tensors))
+        """Takes the tensors for unchanged as the last look found them."""
+        self._versions, self._strides, self._sizes = self._seen
+        sizes = [readable(tensor) for tensor in self._in_memory]
+        self._native.watch_memory(list(map(_address, self._in_memory)), sizes)
 
     def look(self) -> Changes | None:
-        """What changed, ``None`` for nothing."""
+        """What changed since they were last taken for unchanged, ``None`` for nothing."""
         containers = self._native.changed_containers()
-        versions = list(map(_version, self._counted))
-        strides, sizes = list(map(_stride, self._in_memory)), list(map(_size, self._in_memory))
-        moved: set[int] = set()
+        self._seen = versions, strides, sizes = self._read()
+        addresses = list(map(_address, self._in_memory))
+        moved: list[int] = []
         if strides != self._strides or sizes != self._sizes:
-            layouts = zip(strides, sizes, self._strides, self._sizes, self._in_memory, strict=True)
-            moved = {
-                self._indices[id(t)]
-                for stride, size, old, count, t in layouts
-                if stride != old or size != count
-            }
-            memory = []
-        else:
-            memory = self._native.changed_memory(list(map(_address, self._in_memory)))
-        if not containers and not moved and not memory and versions == self._versions:
+            layouts = zip(strides, sizes, self._strides, self._sizes, strict=True)
+            moved = [
+                i for i, (stride, size, old, count) in enumerate(layouts) if stride != old or size != count
+            ]
+            for index in moved:
+                # It may be smaller than it was, and is not read.
+                addresses[index] = 0
+        memory = self._native.changed_memory(addresses)
+        if not containers and not memory and not moved and versions == self._versions:
             return None
-        written = {self._indices[id(self._in_memory[index])] for index in memory} | moved
+        written = {self._indices[id(self._in_memory[index])] for index in (*memory, *moved)}
         counters = zip(versions, self._versions, self._counted, strict=True)
         written |= {self._indices[id(tensor)] for now, before, tensor in counters if now != before}
         return Changes(bool(containers) or bool(moved), written)
+
+    def _read(self) -> tuple[list[int], list[tuple[int, ...]], list[int]]:
+        """Version counters, strides, and numbers of elements."""
+        tensors = self._in_memory
+        return list(map(_version, self._counted)), list(map(_stride, tensors)), list(map(_size, tensors))
 
 
 def _has_memory(tensor: torch.Tensor) -> bool:

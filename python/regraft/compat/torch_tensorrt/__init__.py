@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from regraft.compat.torch_tensorrt import dynamo
 from regraft.compat.torch_tensorrt.dynamo import MutableTorchTensorRTModule
 from regraft.compat.torch_tensorrt.enums import Device, DeviceType, EngineCapability, dtype, memory_format
 from regraft.compat.torch_tensorrt.input import Input
+from regraft.compat.torch_tensorrt.loaded import LoadedProgram
 from regraft.compat.torch_tensorrt.settings import CompilationSettings
 
 __all__ = [
@@ -89,17 +89,6 @@ def compile(
     return dynamo.compile(
         module, inputs, arg_inputs=arg_inputs, kwarg_inputs=kwarg_inputs, config=config, **settings
     )
-
-
-@dataclass(frozen=True)
-class LoadedProgram:
-    """What :func:`load` read: call what :meth:`module` gives, as with an exported program."""
-
-    compiled: regraft.Module
-
-    def module(self) -> regraft.Module:
-        """The compiled module."""
-        return self.compiled
 
 
 def save(

@@ -15,7 +15,7 @@ import torch
 from regraft.compat.torch_tensorrt.cache import engine_cache_of
 from regraft.compat.torch_tensorrt.enums import EngineCapability, dtype
 
-__all__ = ["CompilationSettings", "Role", "gathered", "report_without_effect", "to_regraft"]
+__all__ = ["CompilationSettings", "Role", "for_mutable", "gathered", "report_without_effect", "to_regraft"]
 
 
 class Role(Enum):
@@ -211,6 +211,22 @@ def to_regraft(settings: CompilationSettings) -> dict[str, Any]:
         ),
         "tune": "full" if level >= 5 else "fast" if level == 4 else "off",
     }
+
+
+def for_mutable(settings: CompilationSettings) -> dict[str, Any]:
+    """Keyword arguments of :class:`regraft.MutableModule` that mean the same.
+
+    Raises:
+        ValueError: for settings of modules that cannot follow their original.
+    """
+    modes = ("immutable_weights", "strip_engine_weights", "refit_identical_engine_weights", "dryrun")
+    for name in modes:
+        if getattr(settings, name):
+            raise ValueError(f"{name}: the module has weights and is refitted when they change: leave it out")
+    wanted = to_regraft(settings)
+    for name in ("make_refittable", *modes[1:3]):
+        del wanted[name]
+    return wanted
 
 
 def _names_of(op: Any) -> list[str]:

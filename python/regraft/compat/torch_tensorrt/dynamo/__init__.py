@@ -16,6 +16,7 @@ from regraft.compat.torch_tensorrt.dynamo._refit import construct_refit_mapping,
 from regraft.compat.torch_tensorrt.dynamo._tracing import one_of, trace
 from regraft.compat.torch_tensorrt.settings import (
     CompilationSettings,
+    for_mutable,
     gathered,
     report_without_effect,
     to_regraft,
@@ -75,10 +76,17 @@ def compile(
 def torch_compile(
     module: torch.nn.Module, *, config: CompilationSettings | Mapping[str, Any] | None = None, **settings: Any
 ) -> Callable[..., Any]:
-    """``torch.compile`` with Regraft as the backend, and the same settings as :func:`compile`."""
+    """``torch.compile`` with Regraft as the backend, and the same settings as :func:`compile`.
+
+    Raises:
+        ValueError: for ``immutable_weights=True`` and others that cannot be: weights stay live.
+    """
+    from regraft.dynamo import regraft as backend
+
     chosen = gathered(config, settings)
+    wanted = for_mutable(chosen)
     report_without_effect(chosen)
-    compiled: Callable[..., Any] = torch.compile(module, backend="regraft", options=to_regraft(chosen))
+    compiled: Callable[..., Any] = torch.compile(module, backend=backend, options=wanted)
     return compiled
 
 

@@ -11,9 +11,9 @@ import torch
 import regraft
 from regraft.compat.torch_tensorrt.settings import (
     CompilationSettings,
+    for_mutable,
     gathered,
     report_without_effect,
-    to_regraft,
 )
 
 __all__ = ["MutableTorchTensorRTModule"]
@@ -56,13 +56,8 @@ class MutableTorchTensorRTModule(regraft.MutableModule):
         **settings: Any,
     ) -> MutableTorchTensorRTModule:
         chosen = gathered(config, {"immutable_weights": immutable_weights, **settings})
-        for name in ("immutable_weights", "strip_engine_weights", "refit_identical_engine_weights", "dryrun"):
-            if getattr(chosen, name):
-                raise ValueError(f"{name}: a mutable module has weights and is refitted: leave it out")
+        wanted = for_mutable(chosen)
         report_without_effect(chosen)
-        wanted = to_regraft(chosen)
-        for mode in ("make_refittable", "strip_engine_weights", "refit_identical_engine_weights"):
-            del wanted[mode]
         return _renamed(regraft.MutableModule(pytorch_model, autograd="ignore", **wanted))
 
     def __init__(self, *args: Any, **settings: Any) -> None:

@@ -12,13 +12,14 @@ from torch.export import ExportedProgram
 import regraft
 from regraft.compat.torch_tensorrt.dynamo._tracing import one_of, trace
 from regraft.compat.torch_tensorrt.input import example_of
+from regraft.compat.torch_tensorrt.loaded import LoadedProgram
 from regraft.compat.torch_tensorrt.settings import CompilationSettings, to_regraft
 
 __all__ = ["construct_refit_mapping", "refit_module_weights"]
 
 
 def refit_module_weights(
-    compiled_module: Any,
+    compiled_module: regraft.Module | LoadedProgram,
     new_weight_module: Any,
     arg_inputs: Sequence[Any] | None = None,
     kwarg_inputs: Mapping[str, Any] | None = None,
@@ -45,7 +46,7 @@ def refit_module_weights(
         regraft.WeightsError: with everything that does not fit; nothing is changed then.
         regraft.VerificationError: when the results differ; nothing is changed then.
     """
-    module = getattr(compiled_module, "compiled", compiled_module)
+    module = compiled_module.module() if isinstance(compiled_module, LoadedProgram) else compiled_module
     args = one_of(inputs, arg_inputs)
     return regraft.refit_module_weights(
         module,

@@ -1,0 +1,764 @@
+"""Models cut into engines by what stays in PyTorch (R-5)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import regraft
+from comparing import assert_close, assert_same, same
+from module_checks import arrays_of, assert_agrees, assert_refits, called
+from small import numbers, seeded
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+X = (numbers(5, 8),)
+SMALL = {"min_block_size": 1}
+
+
+class Three(nn.Module):
+    """Three engines with two cuts; what lies in the second cut has weights of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(8, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.scale = nn.Parameter(torch.rand(6) + 0.5)
+        self.register_buffer("shift", torch.randn(6))
+        self.register_buffer("steps", torch.tensor(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.special.bessel_j0(torch.relu(self.first(x)))
+        x = torch.tanh(self.middle(x)) * 2
+        x = torch.logcumsumexp(x + self.shift, 1) + torch.special.bessel_j1(self.scale)
+        return self.last(torch.sigmoid(x))
+
+
+def three(seed: int) -> nn.Module:
+    return seeded(Three, seed)
+
+
+@pytest.fixture(scope="module")
+def engines() -> regraft.Module:
+    return regraft.compile(three(0), X, **SMALL)
+
+
+@pytest.fixture
+def compiled(engines: regraft.Module) -> regraft.Module:
+    return engines.fork()
+
+
+@pytest.fixture(scope="module")
+def wanted() -> list[np.ndarray]:
+    return called(regraft.compile(three(1), X, **SMALL), X)
+
+
+# ---------------------------------------------------------------------------------------------- weights
+
+
+def test_r_5_weights_on_both_sides_of_the_cuts(compiled: regraft.Module) -> None:
+    assert len(compiled.models) == 3
+    ops = {part.op for part in compiled.report().in_pytorch}
+    assert {"aten.special_bessel_j0.default", "aten.logcumsumexp.default"} <= ops
+    assert_refits(three, X, **SMALL)
+
+
+@pytest.mark.parametrize("name", ["first.weight", "middle.weight", "last.bias", "scale", "shift"])
+def test_r_5_each_weight_alone(name: str, compiled: regraft.Module) -> None:
+    """In an engine before, between or after the cuts, and in the parts of PyTorch."""
+    before = called(compiled, X)
+    model = three(0)
+    value = three(1).state_dict()[name]
+    model.load_state_dict({**model.state_dict(), name: value})
+    report = compiled.refit({name: value}, partial=True)
+    assert_agrees(compiled, model, X)
+    assert_same(called(compiled, X), called(regraft.compile(model, X, **SMALL), X))
+    assert not same(called(compiled, X), before)
+    assert report.applied == (name,)
+
+
+def test_r_5_all_or_nothing(compiled: regraft.Module) -> None:
+    """One weight that does not fit, in any of the parts, and nothing changes in any."""
+    before = called(compiled, X)
+    good = three(1).state_dict()
+    for name, value in good.items():
+        if name == "steps":
+            continue
+        for wrong in (
+            {**good, name: torch.zeros(*value.shape, 2)},
+            {**good, name: value.to(torch.int32)},
+            {**good, name: torch.zeros_like(value, device="meta")},
+            {n: v for n, v in good.items() if n != name},
+        ):
+            with pytest.raises(regraft.WeightsError, match=name.replace(".", r"\.")):
+                compiled.refit(wrong)
+            assert_same(called(compiled, X), before)
+        not_finite = {**good, name: value * float("nan")}
+        with pytest.raises(regraft.WeightsError, match=name.replace(".", r"\.")):
+            compiled.refit(not_finite, reject_non_finite=True)
+        assert_same(called(compiled, X), before)
+    with pytest.raises(regraft.WeightsError, match="haed"):
+        compiled.refit({**good, "haed": torch.zeros(2)})
+    assert_same(called(compiled, X), before)
+
+
+def test_r_5_every_problem_of_every_part_at_once(compiled: regraft.Module) -> None:
+    state = dict(three(1).state_dict())
+    state["first.weight"] = torch.zeros(2, 2)
+    state["shift"] = torch.zeros(7)
+    state["stranger"] = torch.zeros(1)
+    del state["last.bias"], state["scale"]
+    with pytest.raises(regraft.WeightsError) as caught:
+        compiled.refit(state)
+    for name in ("first.weight", "shift", "stranger", "last.bias", "scale"):
+        assert name in str(caught.value)
+
+
+def test_r_5_given_tensors_are_the_callers_again(
+    compiled: regraft.Module, wanted: list[np.ndarray], tmp_path: Path
+) -> None:
+    given = three(1).state_dict()
+    compiled.refit(given)
+    for value in given.values():
+        value.fill_(77)
+    assert_same(called(compiled, X), wanted)
+    source = three(0)
+    module = regraft.compile(source, X, **SMALL)
+    before = called(module, X)
+    with torch.no_grad():
+        for value in source.state_dict().values():
+            value.fill_(77)
+    assert_same(called(module, X), before)
+    given = {name: value.numpy().copy() for name, value in three(1).state_dict().items()}
+    module.refit(given)
+    for array in given.values():
+        array.fill(77)
+    assert_same(called(module, X), wanted)
+    regraft.save(module, tmp_path / "net")
+    assert_same(called(regraft.load(tmp_path / "net"), X), wanted)
+
+
+def test_r_5_from_every_source(compiled: regraft.Module, wanted: list[np.ndarray], tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file(three(1).state_dict(), tmp_path / "net.safetensors")
+    torch.save(three(1).state_dict(), tmp_path / "net.pt")
+    before = called(compiled, X)
+    for source in (
+        three(1),
+        torch.export.export(three(1), X),
+        tmp_path / "net.safetensors",
+        tmp_path / "net.pt",
+        {name: value.numpy() for name, value in three(1).state_dict().items()},
+        {
+            name: np.frombuffer(value.numpy().tobytes(), value.numpy().dtype).reshape(value.shape)
+            for name, value in three(1).state_dict().items()
+        },
+        {n: v.double() if v.is_floating_point() else v for n, v in three(1).state_dict().items()},
+    ):
+        refitted = regraft.refit_module_weights(compiled, source)
+        assert_same(called(refitted, X), wanted)
+        assert_same(called(compiled, X), before)
+
+
+def test_r_5_verified(compiled: regraft.Module, wanted: list[np.ndarray]) -> None:
+    found = regraft.refit_module_weights(compiled, three(1), arg_inputs=X, verify_output=True)
+    assert_same(called(found, X), wanted)
+
+    class Other(Three):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * 1.01
+
+    before = called(compiled, X)
+    with pytest.raises(regraft.VerificationError):
+        regraft.refit_module_weights(
+            compiled, seeded(Other, 1), arg_inputs=X, verify_output=True, in_place=True
+        )
+    assert_same(called(compiled, X), before)
+
+
+def test_r_5_forks(compiled: regraft.Module, wanted: list[np.ndarray]) -> None:
+    before = called(compiled, X)
+    fork = compiled.fork()
+    fork.refit(three(1).state_dict())
+    assert_same(called(compiled, X), before)
+    assert_same(called(fork, X), wanted)
+    compiled.refit({"scale": torch.ones(6)}, partial=True)
+    assert_same(called(fork, X), wanted)
+
+
+def test_r_5_a_stripped_module(wanted: list[np.ndarray]) -> None:
+    module = regraft.compile(three(0), X, strip_engine_weights=True, **SMALL)
+    with pytest.raises(regraft.NotBoundError):
+        module(*X)
+    with pytest.raises(regraft.WeightsError):
+        module.refit({"scale": torch.ones(6)}, partial=True)
+    with pytest.raises(regraft.NotBoundError):
+        module(*X)
+    module.refit(three(1).state_dict())
+    assert_same(called(module, X), wanted)
+
+
+def test_r_5_an_identical_module() -> None:
+    module = regraft.compile(three(0), X, refit_identical_engine_weights=True, **SMALL)
+    before = called(module, X)
+    module.refit(three(0).state_dict())
+    for name in ("first.weight", "scale", "shift"):
+        with pytest.raises(regraft.WeightsError, match=name.replace(".", r"\.")):
+            module.refit({**three(0).state_dict(), name: three(1).state_dict()[name]})
+        assert_same(called(module, X), before)
+
+
+def test_r_5_a_frozen_module() -> None:
+    module = regraft.compile(three(0), X, make_refittable=False, **SMALL)
+    assert_agrees(module, three(0), X)
+    for state in (three(1).state_dict(), {"scale": torch.ones(6)}):
+        with pytest.raises(regraft.FrozenError):
+            module.refit(state, partial=True)
+    assert_agrees(module, three(0), X)
+
+
+def test_r_17_a_step_far_below_any_tolerance_across_cuts(compiled: regraft.Module) -> None:
+    model = three(0)
+    model(*X).square().mean().backward()
+    old = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.optim.SGD(model.parameters(), lr=1e-7).step()
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, old[name])}
+    assert changed
+    assert set(compiled.refit(model.state_dict()).applied) == changed
+    assert_same(called(compiled, X), called(regraft.compile(model, X, **SMALL), X))
+
+
+# ------------------------------------------------------------------------------------------- threads
+
+
+def test_r_18_calls_during_refits_see_one_set_of_weights(
+    compiled: regraft.Module, wanted: list[np.ndarray]
+) -> None:
+    """Engines and parts in PyTorch change together: no call mixes them."""
+    states = [three(0).state_dict(), three(1).state_dict()]
+    expected = {array.tobytes() for array in (*called(compiled, X), *wanted)}
+    assert len(expected) == 2
+    found: set[bytes] = set()
+    failures: list[BaseException] = []
+    done = threading.Event()
+
+    def call() -> None:
+        try:
+            while not done.is_set():
+                found.update(array.tobytes() for array in called(compiled, X))
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=call) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for turn in range(200):
+        compiled.refit(states[(turn + 1) % 2])
+    done.set()
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+    assert not failures
+    assert found <= expected
+
+
+# -------------------------------------------------------------------------------------------- reports
+
+
+def test_r_5_all_that_must_stay_in_pytorch_is_listed() -> None:
+    with pytest.raises(regraft.CompileError) as caught:
+        regraft.compile(three(0), X, require_full_compilation=True)
+    ops = {part.op.removeprefix("torch.ops.") for part in caught.value.unsupported}
+    assert {"aten.special_bessel_j0.default", "aten.special_bessel_j1.default"} <= ops
+    assert "aten.logcumsumexp.default" in ops
+    for name in ("bessel_j0", "bessel_j1", "logcumsumexp"):
+        assert name in str(caught.value)
+
+
+def test_r_5_what_can_be_compiled_whole_is() -> None:
+    model = seeded(lambda: nn.Sequential(nn.Linear(8, 4), nn.ReLU()), 0)
+    module = regraft.compile(model, X, require_full_compilation=True)
+    assert module.report().is_whole and len(module.models) == 1
+    assert regraft.dry_run(model, X).is_whole
+
+
+def test_r_5_a_dry_run_says_what_is_compiled(compiled: regraft.Module) -> None:
+    report = regraft.dry_run(three(0), X, **SMALL)
+    assert report.engines == compiled.report().engines
+    assert report.in_pytorch == compiled.report().in_pytorch
+    assert "3 engines" in str(report) and "bessel_j0" in str(report)
+
+
+@pytest.mark.parametrize("name", ["aten.relu.default", "torch.ops.aten.relu.default", "aten.relu"])
+def test_r_5_operators_left_to_pytorch(name: str) -> None:
+    model = seeded(lambda: nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 3)), 0)
+    module = regraft.compile(model, X, torch_executed_ops=(name,), **SMALL)
+    [part] = [part for part in module.report().in_pytorch if "relu" in part.op]
+    assert "torch_executed_ops" in part.reason
+    assert len(module.models) == 2
+    assert_agrees(module, model, X)
+    with pytest.raises(regraft.CompileError, match="contradict"):
+        regraft.compile(model, X, torch_executed_ops=(name,), require_full_compilation=True)
+
+
+def test_r_5_small_parts_stay_in_pytorch() -> None:
+    counts = {}
+    for least in (1, 4, 100):
+        module = regraft.compile(three(0), X, min_block_size=least)
+        counts[least] = len(module.models)
+        assert_agrees(module, three(0), X)
+        module.refit(three(1).state_dict())
+        assert_agrees(module, three(1), X)
+    assert counts[1] == 3 and counts[100] == 0
+    assert counts[1] >= counts[4] >= counts[100]
+
+
+class Nothing(nn.Module):
+    """Not one operator that has a translation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.offset = nn.Parameter(torch.rand(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.special.bessel_j0(torch.logcumsumexp(x, 1))
+
+
+def test_r_5_nothing_is_supported(tmp_path: Path) -> None:
+    model = seeded(Nothing, 0)
+    module = regraft.compile(model, X)
+    assert len(module.models) == 0 and len(module.report().in_pytorch) == 2
+    assert_agrees(module, model, X)
+    assert "no engine" in repr(module)
+    assert module.memory()["slots"] == 0
+    module.refit(seeded(Nothing, 1).state_dict())
+    regraft.save(module, tmp_path / "net")
+    assert_agrees(regraft.load(tmp_path / "net"), model, X)
+    with pytest.raises(regraft.CompileError):
+        regraft.compile(model, X, require_full_compilation=True)
+
+
+# ------------------------------------------------------------------------------------ what crosses the cuts
+
+
+class Inplace(nn.Module):
+    """Writes in place before, at and after a cut, through views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        x.relu_()
+        x[:, 0] += 1
+        left = x[:, 1:3]
+        x = x + torch.special.bessel_j0(x)
+        left.mul_(2)
+        x.view(-1)[3:5].fill_(0.5)
+        y = torch.logcumsumexp(x, 1)
+        y.add_(left.sum())
+        return self.last(y.tanh_())
+
+
+class SplitAtCut(nn.Module):
+    """Operators of several results whose parts go to different sides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 12)
+        self.last = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        a, b, c = self.fc(x).split((4, 4, 4), 1)
+        b = torch.special.bessel_j0(b)
+        values, indices = torch.max(b, 1)
+        top, places = torch.topk(c, 2, 1)
+        u, v = torch.special.bessel_j1(top).unbind(1)
+        return self.last(a * b) + values[:, None], indices, places + 1, u * v, torch.relu(b).chunk(2, 1)[1]
+
+
+class FromPyTorch(nn.Module):
+    """An operator of several results that stays in PyTorch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.last = nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        x = torch.relu(self.fc(x))
+        values, indices = torch.cummax(x, 1)
+        fraction, exponent = torch.frexp(values + 1)
+        return self.last(values * fraction), indices, exponent.float() + 1
+
+
+class TiedAcross(nn.Module):
+    """One weight in two engines and in the part between, under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 8, bias=False)
+        self.last.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        x = torch.special.bessel_j0(x) + torch.special.bessel_j1(self.last.weight)[0]
+        return torch.tanh(self.last(x))
+
+
+class Branches(nn.Module):
+    """A value that goes round a cut, and one that goes through two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 6), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        around = torch.sigmoid(x) * 3
+        through = torch.special.bessel_j0(x)
+        twice = torch.special.bessel_j1(torch.tanh(through) + around)
+        return self.last(twice + around) - through
+
+
+class ConstantsAtCuts(nn.Module):
+    """Weights that are results, constants, and parameters that only PyTorch reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 6)
+        self.table = nn.Parameter(torch.rand(6, 6))
+        self.register_buffer("dropped", torch.arange(6).float() / 5, persistent=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        steps = torch.special.bessel_j0(torch.arange(6) * 0.5)
+        x = torch.relu(self.fc(x)) * steps + self.dropped
+        return torch.special.bessel_j1(x) @ torch.special.bessel_j0(self.table), steps
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "in_place": Inplace,
+    "split_at_a_cut": SplitAtCut,
+    "results_of_pytorch": FromPyTorch,
+    "tied": TiedAcross,
+    "branches": Branches,
+    "constants": ConstantsAtCuts,
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_r_5_across_cuts(name: str, tmp_path: Path) -> None:
+    module, fresh = assert_refits(lambda seed: seeded(MODELS[name], seed), X, **SMALL)
+    assert module.report().in_pytorch and module.models
+    before = called(module, X)
+    regraft.save(module, tmp_path / "net")
+    loaded = regraft.load(tmp_path / "net")
+    assert_same(called(loaded, X), before)
+    loaded.refit(seeded(MODELS[name], 1).state_dict())
+    assert_same(called(loaded, X), called(fresh, X))
+    assert str(loaded.report()) == str(module.report())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_r_5_every_part_left_to_pytorch(name: str) -> None:
+    """Nothing but PyTorch between inputs and results: refits, and no memory that is shared with either."""
+    module, _ = assert_refits(lambda seed: seeded(MODELS[name], seed), X, min_block_size=1000)
+    assert not module.models
+    before = called(module, X)
+    x = X[0].clone()
+    for _ in range(2):
+        for leaf in torch.utils._pytree.tree_leaves(module(x)):
+            leaf.fill_(7)
+    assert torch.equal(x, X[0])
+    assert_same(called(module, X), before)
+
+
+def test_r_7_either_name_of_a_weight_across_cuts() -> None:
+    """A partial refit by one of the names changes every use, and two values for one weight are refused."""
+    value = seeded(TiedAcross, 1).first.weight.detach()
+    for name in ("first.weight", "last.weight"):
+        model = seeded(TiedAcross, 0)
+        module = regraft.compile(model, X, **SMALL)
+        before = called(module, X)
+        model.load_state_dict({**model.state_dict(), "first.weight": value, "last.weight": value})
+        module.refit({name: value}, partial=True)
+        assert_agrees(module, model, X)
+        module.refit({n: v for n, v in seeded(TiedAcross, 0).state_dict().items() if n != name})
+        assert_same(called(module, X), before)
+        with pytest.raises(regraft.WeightsError, match=r"(first|last)\.weight"):
+            module.refit({**seeded(TiedAcross, 0).state_dict(), name: value})
+        assert_same(called(module, X), before)
+
+
+class ReturnsWhatItHas(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 6)
+        self.scale = nn.Parameter(torch.rand(6))
+        self.register_buffer("shift", torch.rand(6))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        y = torch.special.bessel_j0(self.fc(x))
+        return y, self.scale, self.shift.view(2, 3), x, x[1:], y, y.t(), self.fc.bias
+
+
+@pytest.mark.parametrize("least", [1, 1000])
+def test_r_5_results_are_the_callers(least: int) -> None:
+    """Weights, inputs and one another are not changed by who writes to a result."""
+    module = regraft.compile(seeded(ReturnsWhatItHas, 0), X, min_block_size=least)
+    before = called(module, X)
+    x = X[0].clone()
+    with torch.no_grad():
+        results = module(x)
+        kept = arrays_of(results)
+        for index, result in enumerate(results):
+            result.fill_(index + 7)
+            for other in range(index + 1, len(results)):
+                np.testing.assert_array_equal(results[other].numpy(), kept[other])
+    assert torch.equal(x, X[0])
+    assert_same(called(module, X), before)
+    assert not any(result.requires_grad for result in module(x))
+
+
+# --------------------------------------------------------------------------------------------- state
+
+
+class Counting(nn.Module):
+    """A buffer that is written to between two engines, and one that an engine's result goes to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.last = nn.Linear(8, 6), nn.Linear(6, 3)
+        self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("mean", torch.zeros(6))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = torch.relu(self.fc(x))
+        self.count.add_(1)
+        self.mean.mul_(0.5).add_(x.mean(0))
+        x = torch.special.bessel_j0(x + self.mean) / self.count
+        return self.last(x), self.mean
+
+
+def in_step(module: nn.Module, model: nn.Module, calls: int) -> None:
+    for turn in range(calls):
+        x = (numbers(5, 8, seed=turn),)
+        assert_close(called(module, x), called(model, x))
+
+
+def test_r_5_state_between_cuts() -> None:
+    model = seeded(Counting, 0)
+    module = regraft.compile(model, X, **SMALL)
+    in_step(module, model, 3)
+    module.reset_state()
+    in_step(module, seeded(Counting, 0), 3)
+    # A partial refit of other weights keeps the state, one of the buffer sets it.
+    model = seeded(Counting, 0)
+    module.reset_state()
+    in_step(module, model, 2)
+    with torch.no_grad():
+        model.fc.weight.mul_(0.5)
+    module.refit({"fc.weight": model.fc.weight}, partial=True)
+    in_step(module, model, 2)
+    model.load_state_dict({**model.state_dict(), "count": torch.tensor(5.0)})
+    module.refit({"count": torch.tensor(5.0)}, partial=True)
+    in_step(module, model, 2)
+    model = seeded(Counting, 1)
+    module.refit(model.state_dict())
+    in_step(module, model, 2)
+
+
+def test_r_5_results_of_one_call_are_not_changed_by_the_next() -> None:
+    """The state is a result, too: a tensor of its own."""
+    module = regraft.compile(seeded(Counting, 0), X, **SMALL)
+    with torch.no_grad():
+        first = module(*X)
+        kept = arrays_of(first)
+        module(*X)
+        assert_same(arrays_of(first), kept)
+        first[1].fill_(100)
+    again = regraft.compile(seeded(Counting, 0), X, **SMALL)
+    called(again, X), called(again, X)
+    assert_same(called(module, X), called(again, X))
+
+
+def test_r_5_forks_and_files_have_a_state_of_their_own(tmp_path: Path) -> None:
+    module = regraft.compile(seeded(Counting, 0), X, **SMALL)
+    first = called(module, X)
+    fork = module.fork()
+    second = called(module, X)
+    assert not same(first, second)
+    found = called(fork, X)
+    assert same(found, first) or same(found, second)
+    third = called(module, X)
+    called(fork, X), called(fork, X)
+    regraft.save(module, tmp_path / "net")
+    fourth = called(module, X)
+    loaded = called(regraft.load(tmp_path / "net"), X)
+    assert same(loaded, first) or same(loaded, fourth)
+    assert not same(third, fourth)
+
+
+# ------------------------------------------------------------------------------------- changing sizes
+
+
+class Sizes(nn.Module):
+    """Sizes that are computed on both sides of the cuts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.last = nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        batch = x.shape[0]
+        x = torch.relu(self.fc(x)).reshape(-1, 3)
+        x = torch.special.bessel_j0(x).reshape(batch, 2, 3) / batch
+        x = torch.logcumsumexp(x.flatten(1), 0) + torch.arange(batch)[:, None]
+        return self.last(x).expand(2, batch, 3) * y.sum() / y.shape[0]
+
+
+@pytest.mark.parametrize("least", [1, 1000])
+def test_r_14_dynamic_batch_across_cuts(least: int, tmp_path: Path) -> None:
+    batch = torch.export.Dim("batch", min=2, max=32)
+    other = torch.export.Dim("other", min=1, max=8)
+    model = seeded(Sizes, 0)
+    shapes: Any = ({0: batch}, {0: other})
+    example = (numbers(5, 8), numbers(3, 2))
+    module = regraft.compile(model, example, dynamic_shapes=shapes, min_block_size=least)
+    regraft.save(module, tmp_path / "net")
+    loaded = regraft.load(tmp_path / "net")
+    for turn in range(2):
+        for size, rows in ((5, 3), (2, 1), (32, 8), (7, 2)):
+            inputs = (numbers(size, 8, seed=size), numbers(rows, 2, seed=rows))
+            for one in (module, loaded):
+                assert_agrees(one, seeded(Sizes, turn), inputs)
+        for one in (module, loaded):
+            one.refit(seeded(Sizes, 1).state_dict())
+    for one in (module, loaded):
+        for wrong in (
+            (numbers(33, 8), numbers(3, 2)),
+            (numbers(1, 8), numbers(3, 2)),
+            (numbers(5, 8), numbers(9, 2)),
+            (numbers(5, 8), numbers(3, 3)),
+            (numbers(5, 8)[0], numbers(3, 2)),
+            (numbers(5, 8).double(), numbers(3, 2)),
+            (numbers(5, 8), numbers(3, 2).int()),
+        ):
+            with pytest.raises(regraft.InputError):
+                one(*wrong)
+
+
+class MeanByHand(nn.Module):
+    """The batch of the example is a number in the program."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.special.bessel_j0(x).sum(0) / x.shape[0]
+
+
+@pytest.mark.parametrize("least", [1, 1000])
+def test_r_5_inputs_of_pytorchs_parts_are_checked(least: int) -> None:
+    """PyTorch would take them, and divide by the wrong number."""
+    module = regraft.compile(seeded(MeanByHand, 0), X, min_block_size=least)
+    assert_agrees(module, MeanByHand(), X)
+    for wrong in (
+        numbers(4, 8),
+        numbers(5, 9),
+        numbers(1, 5, 8),
+        numbers(5, 8).double(),
+        numbers(5, 8).to_sparse(),
+        numbers(5, 8).to("meta"),
+        None,
+        "text",
+    ):
+        with pytest.raises(regraft.InputError):
+            module(wrong)
+    with pytest.raises(regraft.GradientError):
+        module(numbers(5, 8).requires_grad_())
+
+
+def test_r_5_two_sizes_that_must_be_the_same() -> None:
+    class Both(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            return torch.special.bessel_j0(x), torch.special.bessel_j1(y) * x.shape[0]
+
+    size = torch.export.Dim("size", min=2, max=9)
+    module = regraft.compile(
+        Both().eval(), (numbers(5, 8), numbers(5, 8)), dynamic_shapes=({0: size}, {0: size}), **SMALL
+    )
+    assert_agrees(module, Both(), (numbers(7, 8), numbers(7, 8)))
+    with pytest.raises(regraft.InputError):
+        module(numbers(7, 8), numbers(6, 8))
+
+
+# ------------------------------------------------------------------------------- real models and formats
+
+
+def test_r_5_a_language_model_with_one_foreign_operator(tmp_path: Path) -> None:
+    """Keyword arguments in, a data class out, engines on both sides of the foreign operator."""
+    from transformers import BertConfig, BertModel
+
+    from models import randomise_
+
+    class Foreign(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.special.bessel_j0(x)
+
+    def build(seed: int) -> nn.Module:
+        config = BertConfig(
+            num_hidden_layers=1,
+            hidden_size=32,
+            num_attention_heads=2,
+            intermediate_size=48,
+            vocab_size=50,
+            attn_implementation="sdpa",
+        )
+        model = BertModel(config)
+        model.encoder.layer[0].intermediate.intermediate_act_fn = Foreign()
+        return randomise_(model, seed)
+
+    kwargs = {
+        "input_ids": torch.tensor([[5, 17, 49, 3, 0, 0], [8, 2, 44, 9, 10, 1]]),
+        "attention_mask": torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]]),
+    }
+    module, _ = assert_refits(build, (), kwargs=kwargs)
+    assert len(module.models) == 2
+    assert type(module(**kwargs)).__name__ == "BaseModelOutputWithPoolingAndCrossAttentions"
+    regraft.save(module, tmp_path / "net")
+    assert_same(called(regraft.load(tmp_path / "net"), (), kwargs), called(module, (), kwargs))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_r_8_other_types_across_cuts(dtype: torch.dtype, tmp_path: Path) -> None:
+    class Cast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.last = nn.Linear(8, 6), nn.Linear(6, 3)
+            self.scale = nn.Parameter(torch.rand(6) + 0.5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.fc(x))
+            x = torch.special.bessel_j0(x.float()).to(x.dtype) * torch.logcumsumexp(self.scale, 0)
+            return self.last(x)
+
+    def build(seed: int) -> nn.Module:
+        return seeded(Cast, seed).to(dtype)
+
+    x = (X[0].to(dtype),)
+    module = regraft.compile(build(0), x, **SMALL)
+    before = called(module, x)
+    # Wider values are rounded once, as load_state_dict does.
+    module.refit({name: value.double() for name, value in build(1).state_dict().items()})
+    assert_same(called(module, x), called(regraft.compile(build(1), x, **SMALL), x))
+    rounding = max(16 * torch.finfo(dtype).eps, 1e-6)
+    torch.testing.assert_close(module(*x), build(1)(*x).detach(), rtol=rounding, atol=rounding)
+    regraft.save(module, tmp_path / "net")
+    assert_same(called(regraft.load(tmp_path / "net"), x), called(module, x))
+    module.refit(build(0).state_dict())
+    assert_same(called(module, x), before)
