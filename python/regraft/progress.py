@@ -107,12 +107,17 @@ class _Bar(_Line):
 
     def __init__(self, tqdm: Any) -> None:
         super().__init__()
-        self._bar = tqdm(total=0, unit="B", unit_scale=True, leave=False)
+        self._bar = tqdm(total=0, unit="B", unit_scale=True, leave=False, bar_format="{desc}")
 
     def show(self, text: str, done: int, total: int) -> None:
-        self._bar.set_description(text, refresh=False)
-        self._bar.total, self._bar.n = total, done
-        self._bar.refresh()
+        bar = self._bar
+        bar.set_description_str(text, refresh=False)
+        if total != bar.total:
+            bar.bar_format = "{desc} |{bar}| {n_fmt}B of {total_fmt}B" if total else "{desc}"
+            # Notebooks learn of a new total by this only.
+            bar.reset(total=total)
+        bar.n = done
+        bar.refresh()
 
     def clear(self) -> None:
         self._bar.close()
