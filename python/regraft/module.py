@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -211,7 +212,7 @@ class Module(torch.nn.Module):
         options: dict[str, Any] = {
             "partial": partial,
             "changed": changed,
-            "adapters": adapters,
+            "adapters": None if adapters is None else _scaled(adapters),
             "reject_non_finite": reject_non_finite,
             "observer": observer,
         }
@@ -462,6 +463,20 @@ class Module(torch.nn.Module):
         # Parts of a program take the state as inputs: it is among what is kept.
         after = Serving.of(models, kept.kept, [False] * len(models), initial)
         return after, _with_kept(RefitReport.from_json(reports), kept)
+
+
+def _scaled(adapters: Iterable[Any]) -> list[tuple[_regraft.Adapter, float]]:
+    """``adapters`` as a list, of which each was looked at."""
+    pairs = list(adapters) if isinstance(adapters, Iterable) else [adapters]
+    for pair in pairs:
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not isinstance(pair[0], _regraft.Adapter):
+            raise WeightsError(
+                f"adapters: expected pairs of an adapter and its scale, found {pair!r}\n"
+                "  help: read one with module.adapter(name, file), then give [(adapter, 1.0)]"
+            )
+        if not isinstance(pair[1], (int, float)) or not math.isfinite(pair[1]):
+            raise WeightsError(f"{pair[0].name}: expected a finite number for its scale, found {pair[1]!r}")
+    return [(adapter, float(scale)) for adapter, scale in pairs]
 
 
 def _only(weights: Any, names: list[str]) -> Any:
