@@ -468,7 +468,7 @@ class Module(torch.nn.Module):
         return after, _with_kept(RefitReport.from_json(reports), kept)
 
 
-def _scaled(adapters: Iterable[Any]) -> list[tuple[_regraft.Adapter, float]]:
+def _scaled(adapters: Any) -> list[tuple[_regraft.Adapter, float]]:
     """``adapters`` as a list, of which each was looked at."""
     pairs = list(adapters) if isinstance(adapters, Iterable) else [adapters]
     for pair in pairs:
