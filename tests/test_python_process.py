@@ -260,7 +260,8 @@ module = regraft.compile(net, (x,))
 bad = [None, 0, -1, 1.5, "", "x", b"x", [], {}, (), object(), x, x[:0], x.to("meta"), [x] * 3, {"x": x}]
 calls = [
     module, model.run, model.refit, model.stage, model.adapter, model.save, model.to_bytes,
-    model.set_memory_limit, model.keep_previous, model.slot_bytes, model.source, regraft.Model.load, regraft.Model.from_bytes,
+    model.set_memory_limit, model.keep_previous, model.slot_bytes, model.source,
+    regraft.Model.load, regraft.Model.from_bytes,
     regraft.StateDict.open, regraft.load, module.refit, module.adapter, model.session().run,
     regraft._regraft.Program.from_bytes, regraft._regraft.publish_together, regraft._regraft.is_known,
     lambda value: module.refit(net.state_dict(), changed=value),
