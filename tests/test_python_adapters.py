@@ -1,248 +1,473 @@
-"""Adapters through the Python package: A-2, A-3, A-5."""
+"""Adapters through the package: files and state dicts of one adapter, and what serves after each step."""
 
 from __future__ import annotations
 
-import copy
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from diffusers.utils import convert_state_dict_to_kohya
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import regraft
-from python_checks import Function, agrees, bits, numbers, seeded, uncompiled
+from comparing import assert_close, assert_same, same
+from conftest import Cli
+from module_checks import called
+from small import answers, numbers, seeded
+from test_adapters import (
+    KINDS,
+    NAMINGS,
+    TOKENS,
+    UNET_CONFIG,
+    UNET_INPUTS,
+    Folded,
+    Net,
+    adapted,
+    build_unet,
+    factors_of,
+    kohya_file,
+    merged,
+    plain,
+    saved,
+    sum_of,
+)
 
-pytestmark = pytest.mark.filterwarnings("ignore:No complete tensor found")
-
-TARGETS = ["to_q", "to_k", "out"]
-X = numbers(3, 8)
-
-
-class Block(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.to_q, self.to_k, self.out = nn.Linear(8, 12), nn.Linear(8, 12), nn.Linear(12, 8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(torch.tanh(self.to_q(x)) * self.to_k(x))
-
-
-class Net(nn.Module):
-    """Named as the attention of a diffusers UNet is, so that all three formats can name its layers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.mid_block = nn.ModuleDict({"attn1": Block(), "attn2": Block()})
-        self.conv = nn.Conv1d(1, 1, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.mid_block["attn1"](x) + x
-        return self.mid_block["attn2"](self.conv(x[:, None])[:, 0])
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def lora(base: nn.Module, seed: int, rank: int = 3, alpha: int = 5, targets: Any = TARGETS) -> PeftModel:
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets)
-    model = get_peft_model(copy.deepcopy(base), config).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    return model
-
-
-def merged(model: PeftModel) -> nn.Module:
-    return copy.deepcopy(model).merge_and_unload().eval()
+@pytest.fixture
+def files(tmp_path: Path) -> Cli:
+    """A folder with new names; no command is run."""
+    return Cli(Path("unused"), tmp_path)
 
 
 @pytest.fixture(scope="module")
-def compiled() -> regraft.Module:
-    return regraft.compile(seeded(Net), (X,))
+def unet() -> nn.Module:
+    return build_unet()
 
 
-def diffusers_file(model: PeftModel, folder: Path, alpha: int) -> Path:
-    state = {
-        f"unet.{name.removeprefix('base_model.model.')}": value.contiguous()
-        for name, value in get_peft_model_state_dict(model).items()
-    }
-    config = {"unet.r": 3, "unet.lora_alpha": alpha, "unet.target_modules": TARGETS, "unet.peft_type": "LORA"}
-    path = folder / "pytorch_lora_weights.safetensors"
-    save_file(state, path, {"format": "pt", "lora_adapter_metadata": json.dumps(config)})
-    return path
+@pytest.fixture(scope="module")
+def unet_engine(unet: nn.Module) -> regraft.Module:
+    return regraft.compile(unet, UNET_INPUTS)
 
 
-def kohya_file(model: PeftModel, folder: Path, alpha: int) -> Path:
-    state = {}
-    for name, value in get_peft_model_state_dict(model).items():
-        layer, part = name.removeprefix("base_model.model.").rsplit(".lora_", 1)
-        key = "lora_unet_" + layer.replace(".", "_")
-        state[f"{key}.lora_{'down' if part.startswith('A') else 'up'}.weight"] = value.contiguous()
-        state[f"{key}.alpha"] = torch.tensor(float(alpha))
-    save_file(state, folder / "kohya.safetensors")
-    return folder / "kohya.safetensors"
+@pytest.fixture(scope="module")
+def unet_adapter(unet: nn.Module) -> PeftModel:
+    return adapted(unet, UNET_CONFIG)
 
 
-def test_a_5_formats_give_the_same(compiled: regraft.Module, tmp_path: Path) -> None:
-    model = lora(seeded(Net), 1)
-    model.save_pretrained(tmp_path / "peft")
-    config = (tmp_path / "peft" / "adapter_config.json").read_text()
-    state = get_peft_model_state_dict(model)
-    before = bits(compiled(X))
-    adapters = {
-        "peft": compiled.adapter("peft", tmp_path / "peft"),
-        "peft as text": compiled.adapter("peft as text", str(tmp_path / "peft")),
-        "diffusers": compiled.adapter("diffusers", diffusers_file(model, tmp_path, 5)),
-        "kohya": compiled.adapter("kohya", kohya_file(model, tmp_path, 5)),
-        "memory": compiled.adapter("memory", state, config),
-        "numpy": compiled.adapter("numpy", {name: value.numpy() for name, value in state.items()}, config),
-    }
-    # An adapter keeps its factors: those of the caller may change.
-    for value in state.values():
-        value.zero_()
-    results = {}
-    for name, adapter in adapters.items():
-        assert adapter.name == name and adapter.layers == 6 and not adapter.elsewhere
-        fork = compiled.fork()
-        report = fork.refit(adapters=[(adapter, 1.0)])
-        assert report.adapters == ((name, 1.0),) and len(report.adapted) == 6
-        results[name] = bits(fork(X))
-        fork.refit(adapters=[])
-        assert bits(fork(X)) == before
-    assert all(result == results["peft"] for result in results.values()) and results["peft"] != before
-    fork.refit(adapters=[(adapters["kohya"], 1.0)])
-    agrees(fork, merged(lora(seeded(Net), 1)), X)
-    assert bits(compiled(X)) == before
+@pytest.fixture(scope="module")
+def net_engine() -> regraft.Module:
+    return regraft.compile(seeded(Net, 0), TOKENS)
 
 
-def test_a_5_unmatched_keys_are_listed_and_nothing_is_applied(
-    compiled: regraft.Module, tmp_path: Path
+@pytest.fixture
+def module(net_engine: regraft.Module) -> regraft.Module:
+    return net_engine.fork()
+
+
+def config_of(model: PeftModel) -> str:
+    """The text of `adapter_config.json`."""
+    return json.dumps(plain(model.peft_config["default"]), default=str)
+
+
+def in_memory(module: regraft.Module, model: PeftModel, name: str = "one") -> Any:
+    return module.adapter(name, get_peft_model_state_dict(model), config_of(model))
+
+
+# ------------------------------------------------------------------------------- A-5: one adapter, many forms
+
+
+def test_a_5_files_of_one_adapter_give_the_same_bits(
+    files: Cli, unet: nn.Module, unet_engine: regraft.Module, unet_adapter: PeftModel
 ) -> None:
-    model = lora(seeded(Net), 1)
-    before = bits(compiled(X))
-    peft = tmp_path / "peft"
-    model.save_pretrained(peft)
-    files = {
-        peft / "adapter_model.safetensors": "base_model.model.mid_block.attn3.to_q.lora_A.weight",
-        diffusers_file(model, tmp_path, 5): "unet.mid_block.attn3.to_q.lora_A.weight",
-        kohya_file(model, tmp_path, 5): "lora_unet_mid_block_attn3_to_q.lora_down.weight",
+    before = called(unet_engine, UNET_INPUTS)
+    module = unet_engine.fork()
+    factors = factors_of(unet_adapter)
+    kohya = load_file(kohya_file(files, unet_adapter))
+    for scale in (1.0, 0.7):
+        module.refit(adapters=[(module.adapter("peft", saved(files, unet_adapter)), scale)])
+        wanted = called(module, UNET_INPUTS)
+        assert_close(wanted, answers(merged(unet_adapter, scale), UNET_INPUTS))
+        assert not same(wanted, before)
+        forms = {write.__name__: (write(files, unet_adapter), None) for write in NAMINGS}
+        forms["state_dict_of_peft"] = (get_peft_model_state_dict(unet_adapter), config_of(unet_adapter))
+        forms["factors"] = (factors, config_of(unet_adapter))
+        forms["arrays"] = ({n: t.numpy() for n, t in factors.items()}, config_of(unet_adapter))
+        forms["kohya_in_memory"] = (kohya, None)
+        for form, (weights, config) in forms.items():
+            module.refit(adapters=[])
+            assert_same(called(module, UNET_INPUTS), before)
+            module.refit(adapters=[(module.adapter(form, weights, config), scale)])
+            assert same(called(module, UNET_INPUTS), wanted), form
+
+
+def test_a_5_every_unmatched_key_is_listed_and_nothing_applied(
+    files: Cli, unet_engine: regraft.Module, unet_adapter: PeftModel
+) -> None:
+    module = unet_engine.fork()
+    before = called(module, UNET_INPUTS)
+    extra = torch.ones(3, 16)
+    factors = {
+        **factors_of(unet_adapter),
+        "nowhere.lora_A.weight": extra,
+        "lost.lora_B.weight": extra.clone(),
     }
-    for file, extra in files.items():
-        state = load_file(file)
-        strange = {extra: torch.ones(3, 8), extra.replace("to_q", "to_v"): torch.ones(3, 8)}
-        save_file(state | strange, file)
+    kohya = {
+        **load_file(kohya_file(files, unet_adapter)),
+        "lora_unet_nowhere.lora_down.weight": extra,
+        "lora_unet_lost.lora_up.weight": extra.clone(),
+    }
+    path = files.path("kohya", ".safetensors")
+    save_file(kohya, path)
+    for weights, config in ((factors, config_of(unet_adapter)), (kohya, None), (path, None)):
         with pytest.raises(regraft.WeightsError) as caught:
-            compiled.adapter("a", peft if file.parent == peft else file)
-        assert "to_q" in str(caught.value) and "to_v" in str(caught.value) and "attn3" in str(caught.value)
+            module.adapter("strange", weights, config)
+        assert "nowhere" in str(caught.value) and "lost" in str(caught.value)
+    assert module.models[0].adapters == []
+    assert_same(called(module, UNET_INPUTS), before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_1_every_kind_in_memory_and_on_disk(kind: str, files: Cli, module: regraft.Module) -> None:
+    model = adapted(seeded(Net, 0), KINDS[kind])
+    before = called(module, TOKENS)
+    module.refit(adapters=[(in_memory(module, model), 0.6)])
+    found = called(module, TOKENS)
+    assert_close(found, answers(merged(model, 0.6), TOKENS))
+    module.refit(adapters=[(module.adapter("file", str(saved(files, model))), 0.6)])
+    assert_same(called(module, TOKENS), found)
+    module.refit(adapters=[])
+    assert_same(called(module, TOKENS), before)
+
+
+# ------------------------------------------------------------------------------------ A-2, A-3: what serves
+
+
+def test_a_2_one_then_the_other_then_none(module: regraft.Module) -> None:
+    before = called(module, TOKENS)
+    base = seeded(Net, 0)
+    pair = [adapted(base, KINDS["lora_all"], 1), adapted(base, KINDS["lokr"], 2)]
+    first, second = (in_memory(module, model, name) for name, model in zip("ab", pair, strict=True))
+    module.refit(adapters=[(first, 1.0)])
+    with_first = called(module, TOKENS)
+    module.refit(adapters=[(second, 0.5)])
+    with_second = called(module, TOKENS)
+    assert_close(with_second, answers(merged(pair[1], 0.5), TOKENS))
+    for _ in range(20):
+        report = module.refit(adapters=[(first, 1.0)])
+        assert report.adapters == (("a", 1.0),)
+        assert_same(called(module, TOKENS), with_first)
+        module.refit(adapters=[(second, 0.5)])
+        assert_same(called(module, TOKENS), with_second)
+        module.refit(adapters=[])
+        assert_same(called(module, TOKENS), before)
+    assert module.refit(seeded(Net, 0).state_dict()).applied == ()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_a_2_the_same_bits_in_other_types(dtype: torch.dtype) -> None:
+    def build() -> nn.Module:
+        return seeded(lambda: nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), 0)
+
+    x = (numbers(3, 8).to(dtype),)
+    module = regraft.compile(build().to(dtype), x)
+    before = called(module, x)
+    adapters = [
+        in_memory(module, adapted(build(), LoraConfig(r=2, target_modules=["0", "2"]), seed), str(seed))
+        for seed in (1, 2)
+    ]
+    for adapter in adapters:
+        module.refit(adapters=[(adapter, 1.0)])
+        assert not same(called(module, x), before)
+    module.refit(adapters=[])
+    assert_same(called(module, x), before)
+
+
+def test_a_3_two_in_either_order(module: regraft.Module) -> None:
+    base = seeded(Net, 0)
+    pair = [adapted(base, KINDS["lora_all"], 1), adapted(base, KINDS["loha"], 2)]
+    first, second = (in_memory(module, model, name) for name, model in zip("ab", pair, strict=True))
+    module.refit(adapters=[(first, 0.3), (second, 0.7)])
+    found = called(module, TOKENS)
+    module.refit(adapters=[(second, 0.7), (first, 0.3)])
+    assert_same(called(module, TOKENS), found)
+    assert_close(found, answers(sum_of(base, (pair[0], 0.3), (pair[1], 0.7)), TOKENS))
+
+
+def test_a_1_weights_under_an_adapter_that_serves(module: regraft.Module) -> None:
+    """New weights, all or some, leave the adapter on; it is applied to the new ones."""
+    model = adapted(seeded(Net, 1), KINDS["lora_all"])
+    adapter = in_memory(module, model)
+    module.refit(adapters=[(adapter, 1.0)])
+    module.refit(seeded(Net, 1).state_dict())
+    found = called(module, TOKENS)
+    assert_close(found, answers(merged(model), TOKENS))
+    at_once = regraft.compile(seeded(Net, 0), TOKENS)
+    at_once.refit(seeded(Net, 1).state_dict(), adapters=[(in_memory(at_once, model), 1.0)])
+    assert_same(called(at_once, TOKENS), found)
+
+    other = seeded(Net, 0).state_dict()["fc.weight"]
+    module.refit({"fc.weight": other}, partial=True)
+    changed = seeded(Net, 1)
+    changed.load_state_dict({**changed.state_dict(), "fc.weight": other})
+    assert_close(
+        called(module, TOKENS),
+        answers(merged(adapted(changed, KINDS["lora_all"])), TOKENS),
+    )
+    module.refit(adapters=[])
+    assert_same(called(module, TOKENS), called(regraft.compile(changed, TOKENS), TOKENS))
+
+
+def test_a_7_a_norm_folded_into_an_adapted_convolution() -> None:
+    """The slot is made of both: a refit of one keeps the other's part."""
+    base, other = seeded(Folded, 0), seeded(Folded, 1)
+    inputs = (numbers(2, 3, 8, 8),)
+    module = regraft.compile(base, inputs)
+    config = LoraConfig(r=3, lora_alpha=4, target_modules=["conv1", "conv2"])
+    module.refit(adapters=[(in_memory(module, adapted(base, config)), 0.8)])
+    some = {name: other.state_dict()[name] for name in ("bn1.weight", "bn2.running_var")}
+    module.refit(some, partial=True)
+    changed = seeded(Folded, 0)
+    changed.load_state_dict({**changed.state_dict(), **some})
+    assert_close(called(module, inputs), answers(merged(adapted(changed, config), 0.8), inputs))
+    module.refit(adapters=[])
+    assert_same(called(module, inputs), called(regraft.compile(changed, inputs), inputs))
+
+
+def test_a_2_forks_have_adapters_of_their_own(module: regraft.Module) -> None:
+    before = called(module, TOKENS)
+    adapter = in_memory(module, adapted(seeded(Net, 0), KINDS["lora_all"]))
+    module.refit(adapters=[(adapter, 1.0)])
+    found = called(module, TOKENS)
+    fork = module.fork()
+    assert_same(called(fork, TOKENS), found)
+    module.refit(adapters=[])
+    assert_same(called(fork, TOKENS), found)
+    assert_same(called(module, TOKENS), before)
+    # The adapter that was read for one serves the other.
+    fork.refit(adapters=[])
+    assert_same(called(fork, TOKENS), before)
+    fork.refit(adapters=[(adapter, 1.0)])
+    assert_same(called(fork, TOKENS), found)
+
+
+def spoil(state: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for value in state.values():
+            value.fill_(77)
+
+
+def test_a_1_factors_are_the_callers_again(module: regraft.Module, files: Cli) -> None:
+    model = adapted(seeded(Net, 0), KINDS["lora_all"])
+    adapter = in_memory(module, model)
+    path = saved(files, model)
+    from_file = module.adapter("file", path)
+    module.refit(adapters=[(adapter, 1.0)])
+    found = called(module, TOKENS)
+    spoil(get_peft_model_state_dict(model))
+    (path / "adapter_model.safetensors").unlink()
+    for one in (adapter, from_file):
+        module.refit(adapters=[])
+        module.refit(adapters=[(one, 1.0)])
+        assert_same(called(module, TOKENS), found)
+    module.refit({"fc.bias": seeded(Net, 0).fc.bias}, partial=True, changed="all")
+    assert_same(called(module, TOKENS), found)
+
+
+# ------------------------------------------------------------------------------------------ saved with one
+
+
+def test_a_2_a_saved_module_with_an_adapter(module: regraft.Module, files: Cli) -> None:
+    """Whatever is kept of it, the file computes what the module did, and refits give no mixture."""
+    base = seeded(Net, 0)
+    model = adapted(base, KINDS["lora_all"])
+    module.refit(adapters=[(in_memory(module, model), 1.0)])
+    found = called(module, TOKENS)
+    for keep in range(2):
+        folder = files.path("net")
+        regraft.save(module, folder)
+        module = regraft.load(folder)
+        assert_same(called(module, TOKENS), found), keep
+    bias = {"fc.bias": seeded(Net, 1).fc.bias.detach()}
+    module.refit(bias, partial=True)
+    wanted = merged(model)
+    wanted.load_state_dict({**wanted.state_dict(), **bias})
+    assert_close(called(module, TOKENS), answers(wanted, TOKENS))
+    module.refit(seeded(Net, 1).state_dict(), adapters=[])
+    assert_same(called(module, TOKENS), called(regraft.compile(seeded(Net, 1), TOKENS), TOKENS))
+
+
+def test_a_7_a_saved_fold_with_an_adapter(files: Cli) -> None:
+    """A refit of a norm makes the slot anew, of a convolution that must still be the adapted one."""
+    base, other = seeded(Folded, 0), seeded(Folded, 1)
+    inputs = (numbers(2, 3, 8, 8),)
+    module = regraft.compile(base, inputs)
+    config = LoraConfig(r=3, lora_alpha=4, target_modules=["conv1", "conv2"])
+    model = adapted(base, config)
+    module.refit(adapters=[(in_memory(module, model), 1.0)])
+    folder = files.path("net")
+    regraft.save(module, folder)
+    loaded = regraft.load(folder)
+    some = {"bn1.weight": other.state_dict()["bn1.weight"]}
+    loaded.refit(some, partial=True)
+    wanted = merged(model)
+    wanted.load_state_dict({**wanted.state_dict(), **some})
+    assert_close(called(loaded, inputs), answers(wanted, inputs))
+
+
+# ---------------------------------------------------------------------------------------------- refused
+
+
+class Swapped(nn.Module):
+    """The names of Net's last layers, in another order and another size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, 24)
+        self.fc = nn.Linear(24, 144)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.relu(self.head(x)))
+
+
+class Mirrored(nn.Module):
+    """Two layers of one shape, whose names are in the order that is given."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        self.names = names
+        for name in names:
+            self.add_module(name, nn.Linear(8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for name in self.names:
+            x = torch.tanh(self.get_submodule(name)(x))
+        return x
+
+
+MATCHED_BY_NUMBER = "an adapter is matched to the weights of the module that read it by their numbers"
+
+
+@pytest.mark.xfail(strict=True, reason=f"{MATCHED_BY_NUMBER}, and a smaller module panics")
+def test_a_5_an_adapter_of_a_larger_module_is_refused(module: regraft.Module) -> None:
+    x = (numbers(2, 8),)
+    stranger = regraft.compile(seeded(Swapped, 0), x)
+    before = called(stranger, x)
+    adapter = in_memory(module, adapted(seeded(Net, 0), KINDS["lora_linear"]))
+    with pytest.raises(regraft.WeightsError):
+        stranger.refit(adapters=[(adapter, 1.0)])
+    assert_same(called(stranger, x), before)
+
+
+@pytest.mark.xfail(strict=True, reason=f"{MATCHED_BY_NUMBER}, so another layer gets it")
+def test_a_5_an_adapter_of_another_module_is_never_misapplied() -> None:
+    """Two modules with the same layers in another order."""
+    x = (numbers(2, 8),)
+    one, other = seeded(lambda: Mirrored("a", "b"), 0), seeded(lambda: Mirrored("b", "a"), 0)
+    first, second = regraft.compile(one, x), regraft.compile(other, x)
+    config = LoraConfig(r=2, target_modules=["a"])
+    adapter = in_memory(first, adapted(one, config))
+    before = called(second, x)
+    try:
+        second.refit(adapters=[(adapter, 1.0)])
+    except regraft.WeightsError:
+        assert_same(called(second, x), before)
+    else:
+        assert_close(called(second, x), answers(merged(adapted(other, config)), x))
+
+
+def test_a_5_refused_and_nothing_changed(module: regraft.Module, files: Cli) -> None:
+    model = adapted(seeded(Net, 0), KINDS["lora_linear"])
+    before = called(module, TOKENS)
     state = get_peft_model_state_dict(model)
-    first = next(iter(state))
-    for wrong in (
-        {first: torch.ones(3, 9)},
-        {first: torch.ones(8)},
-        {first.replace("to_q", "nonsense"): state[first]},
+    adapter = in_memory(module, model)
+    for weights in (
+        {},
+        {**state, "base_model.model.fc.lora_A.weight": torch.ones(4, 3)},
+        {name: value for name, value in state.items() if "fc.lora_B" not in name},
+        seeded(Net, 1).state_dict(),
+        files.path("nowhere", ".safetensors"),
+        {name: value.to(torch.complex64) for name, value in state.items()},
+        {name: value.to("meta") for name, value in state.items()},
     ):
         with pytest.raises(regraft.WeightsError):
-            compiled.adapter("a", dict(state) | wrong)
-    without = {name: value for name, value in state.items() if name != first}
+            module.adapter("wrong", weights, config_of(model))
     with pytest.raises(regraft.WeightsError):
-        compiled.adapter("a", without)
-    for nothing in (tmp_path / "none", tmp_path / "none.safetensors", {}, {"x": torch.ones(1)}):
+        module.adapter("wrong", state, "no JSON")
+    with pytest.raises(regraft.WeightsError):
+        module.refit(adapters=[(adapter, 1.0), (adapter, 0.5)])
+    for scale in (float("nan"), float("inf")):
         with pytest.raises(regraft.WeightsError):
-            compiled.adapter("a", nothing)
+            module.refit(adapters=[(adapter, scale)])
     with pytest.raises(regraft.WeightsError):
-        compiled.adapter("a", state, "{")
-    assert bits(compiled(X)) == before
+        module.refit({"haed": torch.zeros(1)}, partial=True, adapters=[(adapter, 1.0)])
+    for wrong in ([adapter], [(adapter,)], [("one", 1.0)], [(adapter, "1")], 5):
+        with pytest.raises(regraft.WeightsError):
+            module.refit(adapters=wrong)
+    assert module.models[0].adapters == []
+    assert_same(called(module, TOKENS), before)
 
 
-def test_a_2_one_after_another_and_none(compiled: regraft.Module) -> None:
-    """A, B, A, none: the same bits each time, with refits of weights in between."""
-    fork, base = compiled.fork(), seeded(Net)
-    models = [lora(base, 1), lora(base, 2, rank=5, alpha=2, targets=["to_k"])]
-    configs = [json.dumps({"r": 3, "lora_alpha": 5}), json.dumps({"r": 5, "lora_alpha": 2})]
-    a, b = (
-        fork.adapter(name, get_peft_model_state_dict(model), config)
-        for name, model, config in zip("ab", models, configs, strict=True)
-    )
-    wanted: dict[str, Any] = {"none": bits(fork(X))}
-    for name, order, model in (("a", [(a, 1.0)], models[0]), ("b", [(b, 1.0)], models[1])):
-        fork.refit(adapters=order)
-        agrees(fork, merged(model), X)
-        wanted[name] = bits(fork(X))
-    assert len({str(value) for value in wanted.values()}) == 3
-    orders: dict[str, Any] = {"none": [], "a": [(a, 1.0)], "b": [(b, 1.0)]}
-    for _ in range(30):
-        for name in ("a", "b", "a", "none"):
-            fork.refit(adapters=orders[name])
-            assert bits(fork(X)) == wanted[name]
-    # A refit of weights keeps what is applied, and the base under it.
-    other = seeded(Net, 1)
-    fork.refit(other.state_dict(), adapters=orders["a"])
-    with_a = bits(fork(X))
-    fork.refit(base.state_dict())
-    assert bits(fork(X)) == wanted["a"]
-    fork.refit(other.state_dict())
-    assert bits(fork(X)) == with_a
-    fork.refit(base.state_dict(), adapters=[])
-    assert bits(fork(X)) == wanted["none"]
+def test_a_5_in_memory_without_a_configuration(module: regraft.Module) -> None:
+    """Factors alone do not say their alpha: a guess would be a silent wrong scale."""
+    model = adapted(seeded(Net, 0), KINDS["lora_linear"])
+    state = get_peft_model_state_dict(model)
+    try:
+        adapter = module.adapter("bare", state)
+    except regraft.WeightsError:
+        return
+    # As PEFT does without a configuration: alpha is the rank, so the scale is 1.
+    module.refit(adapters=[(adapter, 1.0)])
+    alone = LoraConfig(r=4, lora_alpha=4, target_modules=["fc", "head"])
+    assert_close(called(module, TOKENS), answers(merged(adapted(seeded(Net, 0), alone)), TOKENS))
 
 
-def test_a_3_scales_and_order(compiled: regraft.Module) -> None:
-    fork, base = compiled.fork(), seeded(Net)
-    config = json.dumps({"r": 3, "lora_alpha": 3})
-    first, second = lora(base, 1, alpha=3), lora(base, 2, alpha=3)
-    a = fork.adapter("a", get_peft_model_state_dict(first), config)
-    b = fork.adapter("b", get_peft_model_state_dict(second), config)
-    results = []
-    for order in ([(a, 0.3), (b, 0.7)], [(b, 0.7), (a, 0.3)]):
-        fork.refit(adapters=order)
-        results.append(bits(fork(X)))
-    assert results[0] == results[1]
-    both = copy.deepcopy(base)
-    with torch.no_grad():
-        for scale, model in ((0.3, first), (0.7, second)):
-            for name, parameter in merged(model).named_parameters():
-                both.get_parameter(name).add_(scale * (parameter - base.get_parameter(name)))
-    agrees(fork, both, X)
-    fork.refit(adapters=[(a, 0.0)])
-    agrees(fork, base, X)
+def test_r_11_frozen_and_stripped_modules(files: Cli) -> None:
+    model = adapted(seeded(Net, 0), KINDS["lora_linear"])
+    frozen = regraft.compile(seeded(Net, 0), TOKENS, make_refittable=False)
     with pytest.raises(regraft.RegraftError):
-        fork.refit(adapters=[(a, 1.0), (a, 0.5)])
-    agrees(fork, base, X)
-    for wrong in (float("nan"), float("inf")):
-        with pytest.raises(regraft.RegraftError):
-            fork.refit(adapters=[(a, wrong)])
-        agrees(fork, base, X)
+        frozen.refit(adapters=[(in_memory(frozen, model), 1.0)])
+    stripped = regraft.compile(seeded(Net, 0), TOKENS, strip_engine_weights=True)
+    with pytest.raises(regraft.RegraftError):
+        stripped.refit(adapters=[(in_memory(stripped, model), 1.0)])
+    with pytest.raises(regraft.NotBoundError):
+        stripped(*TOKENS)
+    stripped.refit(seeded(Net, 0).state_dict(), adapters=[(in_memory(stripped, model), 1.0)])
+    assert_close(called(stripped, TOKENS), answers(merged(model), TOKENS))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="an adapter is applied by numbers of sources, whatever module it is for"
-)
-def test_a_5_adapters_of_another_module(compiled: regraft.Module) -> None:
-    """An adapter belongs to the module that it was read for."""
-    adapter = compiled.adapter("a", get_peft_model_state_dict(lora(seeded(Net), 1)), json.dumps({"r": 3}))
-    other = regraft.compile(seeded(lambda: Function(lambda layer, x: layer.fc(x))), (numbers(2, 6),))
-    before = bits(other(numbers(2, 6)))
-    with pytest.raises(regraft.WeightsError):
-        other.refit(adapters=[(adapter, 1.0)])
-    assert bits(other(numbers(2, 6))) == before
-    cut = regraft.compile(
-        seeded(lambda: Function(lambda layer, x: uncompiled(layer.fc(x)))), (numbers(2, 6),), min_block_size=1
-    )
-    with pytest.raises(regraft.WeightsError, match="one engine"):
-        cut.refit(adapters=[(adapter, 1.0)])
+def test_a_5_modules_with_parts_in_pytorch_say_what_to_do() -> None:
+    class Cut(Mirrored):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(torch.special.bessel_j0(self.a(x)))
+
+    x = (numbers(2, 8),)
+    base = seeded(lambda: Cut("a", "b"), 0)
+    module = regraft.compile(base, x, min_block_size=1)
+    model = adapted(base, LoraConfig(r=2, target_modules=["a", "b"]))
+    with pytest.raises(regraft.WeightsError, match="merged"):
+        in_memory(module, model)
+    one = regraft.compile(base, x, min_block_size=1, torch_executed_ops=("aten.linear",))
+    with pytest.raises(regraft.WeightsError, match="PyTorch"):
+        in_memory(one, model)
+    module.refit(merged(model).state_dict())
+    assert_close(called(module, x), answers(merged(model), x))
 
 
-def test_a_5_frozen_modules_and_saved_adapters(compiled: regraft.Module, tmp_path: Path) -> None:
-    fork = compiled.fork()
-    adapter = fork.adapter("a", get_peft_model_state_dict(lora(seeded(Net), 1)), json.dumps({"r": 3}))
-    fork.refit(adapters=[(adapter, 1.0)])
-    wanted = bits(fork(X))
-    regraft.save(fork, tmp_path / "saved")
-    loaded = regraft.load(tmp_path / "saved")
-    assert bits(loaded(X)) == wanted
-    frozen = regraft.compile(seeded(Net), (X,), make_refittable=False)
-    with pytest.raises(regraft.FrozenError):
-        frozen.refit(adapters=[(adapter, 1.0)])
+def test_a_5_kohya_conversions_of_diffusers_are_read(
+    files: Cli, unet_engine: regraft.Module, unet_adapter: PeftModel
+) -> None:
+    """Converted in memory, without a file; diffusers writes the rank for every alpha."""
+    state = convert_state_dict_to_kohya({f"unet.{n}": t for n, t in factors_of(unet_adapter).items()})
+    module = unet_engine.fork()
+    module.refit(adapters=[(module.adapter("kohya", state), 1.0)])
+    found = called(module, UNET_INPUTS)
+    # The rank in the place of alpha 5 is a scale of 1 in the place of 5 / 3.
+    module.refit(adapters=[(in_memory(module, unet_adapter), 3 / 5)])
+    assert_close(called(module, UNET_INPUTS), found)

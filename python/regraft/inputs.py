@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.export import ExportedProgram
@@ -14,6 +14,8 @@ from regraft.errors import InputError
 from regraft.kept import plain_tensor, short_name, type_of
 
 __all__ = ["InputTypes"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -121,13 +123,34 @@ class InputTypes:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> InputTypes:
-        """The inverse of :meth:`to_json`."""
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            TypeError: when it is something else.
+
+        """
 
         def size(item: Any) -> int | Size | None:
-            return Size(str(item[0]), int(item[1]), int(item[2])) if isinstance(item, list) else item
+            if isinstance(item, list):
+                symbol, factor, offset = item
+                return Size(_is(symbol, str), _is(factor, int), _is(offset, int))
+            return None if item is None else _is(item, int)
 
-        inputs = (InputType(name, dtype, tuple(map(size, shape))) for name, dtype, shape in data["inputs"])
-        return cls(tuple(inputs), {symbol: (low, high) for symbol, (low, high) in data["ranges"].items()})
+        inputs = (
+            InputType(_is(name, str), _is(dtype, str), tuple(map(size, shape)))
+            for name, dtype, shape in data["inputs"]
+        )
+        ranges = {
+            symbol: (_is(low, int), None if high is None else _is(high, int))
+            for symbol, (low, high) in data["ranges"].items()
+        }
+        return cls(tuple(inputs), ranges)
+
+
+def _is(value: Any, kind: type[T]) -> T:
+    if type(value) is not kind:
+        raise TypeError(f"expected {kind.__name__}, found {value!r}")
+    return value
 
 
 def _size(size: int | torch.SymInt) -> int | Size | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -209,13 +209,10 @@ class Module(torch.nn.Module):
         elif weights is not None and not isinstance(weights, (Mapping, _regraft.StateDict)):
             found = type(weights).__name__
             raise WeightsError(f"expected a state dict or the path of a weight file, found {found}")
-        for adapter, scale in adapters or ():
-            if not math.isfinite(scale):
-                raise WeightsError(f"{adapter.name}: expected a finite scale, found {scale}")
         options: dict[str, Any] = {
             "partial": partial,
             "changed": changed,
-            "adapters": adapters,
+            "adapters": None if adapters is None else _scaled(adapters),
             "reject_non_finite": reject_non_finite,
             "observer": observer,
         }
@@ -466,6 +463,20 @@ class Module(torch.nn.Module):
         # Parts of a program take the state as inputs: it is among what is kept.
         after = Serving.of(models, kept.kept, [False] * len(models), initial)
         return after, _with_kept(RefitReport.from_json(reports), kept)
+
+
+def _scaled(adapters: Any) -> list[tuple[_regraft.Adapter, float]]:
+    """``adapters`` as a list, of which each was looked at."""
+    pairs = list(adapters) if isinstance(adapters, Iterable) else [adapters]
+    for pair in pairs:
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not isinstance(pair[0], _regraft.Adapter):
+            raise WeightsError(
+                f"adapters: expected pairs of an adapter and its scale, found {pair!r}\n"
+                "  help: read one with module.adapter(name, file), then give [(adapter, 1.0)]"
+            )
+        if not isinstance(pair[1], (int, float)) or not math.isfinite(pair[1]):
+            raise WeightsError(f"{pair[0].name}: expected a finite number for its scale, found {pair[1]!r}")
+    return [(adapter, float(scale)) for adapter, scale in pairs]
 
 
 def _only(weights: Any, names: list[str]) -> Any:
