@@ -131,7 +131,7 @@ def test_r_8_views_of_one_storage() -> None:
     agrees(compiled, own, X)
 
 
-# ----------------------------------------------------------------------------- whole and with parts in PyTorch
+# ---------------------------------------------------------------------------- whole and with parts in PyTorch
 
 
 class CutNet(Net):
