@@ -211,6 +211,8 @@ def _decode(value: Any, made: Sequence[torch.fx.Node]) -> Any:
         return value
     [(kind, item)] = value.items()
     if kind == "node":
+        if type(item) is not int or not 0 <= item < len(made):
+            raise EngineFileError(f"there is no node {item!r} before")
         return made[item]
     if kind == "map":
         return {key: _decode(inner, made) for key, inner in item.items()}

@@ -177,10 +177,18 @@ def _misfit(compiled: Compiled, models: Sequence[_regraft.Model], kept: Mapping[
         return "arguments"
     if convention.out_spec.num_leaves != len(convention.outputs):
         return "results"
-    if not {*kept, *(source.name for model in models for source in model.sources)} <= set(compiled.sources):
+    named = {*kept, *(source.name for model in models for source in model.sources)}
+    if not named <= set(compiled.sources) or not all(map(_is_plain, kept.values())):
         return "weights"
     if glue is not None:
         return None if glue.fits(tensors, results, models) and set(kept) == set(glue.weights) else "parts"
     if [(len(model.inputs), len(model.outputs)) for model in models] != [(tensors, results)]:
         return "engines"
     return None
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is a dense tensor with values, or one that a stripped module has in their place."""
+    import torch
+
+    return type(value) is torch.Tensor and value.layout is torch.strided and (value.is_cpu or value.is_meta)

@@ -212,6 +212,28 @@ fn a_6_only_slots_of_touched_layers_are_made_anew() {
 }
 
 #[test]
+fn a_5_an_adapter_of_another_engine_is_refused() {
+    let case = Case::open("tiny_bert");
+    let model = case.model(case.compile());
+    let inputs = case.tensors("input");
+    let before = model.run(&inputs).unwrap();
+    let sources = &model.refit_map().sources;
+    let wide = sources.iter().position(|s| s.shape.len() == 2).expect("a matrix");
+    let (rows, cols) = (sources[wide].shape[0], sources[wide].shape[1]);
+    for layer in [
+        AdapterLayer { source: sources.len(), update: lora(rows, cols, 2, 0) },
+        AdapterLayer { source: wide, update: lora(rows + 1, cols, 2, 0) },
+        AdapterLayer { source: wide, update: Update::Full { delta: matrix(rows, cols + 1, 0), scale: 1.0 } },
+    ] {
+        let error = model.adapters().set(&[(Arc::new(Adapter::new("a", vec![layer])), 1.0)]).unwrap_err();
+        assert!(error.to_string().contains("a: 1 of 1 keys does not fit; nothing was changed"), "{error}");
+    }
+    assert!(model.adapters().active().is_empty());
+    let after = model.run(&inputs).unwrap();
+    assert!(before.iter().zip(&after).all(|(a, b)| a.bit_equal(b)));
+}
+
+#[test]
 fn a_7_adapters_reach_weights_that_are_fused_with_others() {
     // Projections of attention packed side by side, and convolutions with folded batch norms.
     for (name, part) in

@@ -33,8 +33,10 @@ impl Adapter {
         let is_path = weights.is_instance_of::<PyString>() || weights.hasattr("__fspath__")?;
         let adapter = if is_path {
             let path: PathBuf = weights.extract()?;
-            py.detach(|| adapter::Adapter::open(&path, map))
-                .map(|found| adapter::Adapter { name: name.into(), ..found })
+            py.detach(|| adapter::Adapter::open(&path, map)).map(|mut found| {
+                found.name = name.into();
+                found
+            })
         } else {
             let config = config.map(serde_json::from_str).transpose();
             let config: Option<AdapterConfig> = config.map_err(|error| {

@@ -20,7 +20,7 @@ use regraft_engine::Plan;
 use regraft_tensor::Tensor;
 use regraft_weights::{
     AdapterReport, Digest, Generation, MatchOptions, Matched, Phase, Problem, RefitMap, RefitReport, SlotPool,
-    SlotReport, SourceContent, StateDict, adapter::AdapterSet, match_names,
+    SlotReport, SourceContent, StateDict, WeightsErrorKind, adapter::AdapterSet, match_names,
 };
 
 pub use self::options::{Changed, RefitObserver, RefitOptions};
@@ -85,6 +85,7 @@ pub(crate) fn check(
     let none = Arc::new(AdapterSet::default());
     let adapters_before = base.map_or(&none, |g| &g.adapters);
     let adapters = request.adapters.clone().map_or_else(|| adapters_before.clone(), Arc::new);
+    check_adapters(parts.map, &adapters)?;
     let adapted: BTreeSet<usize> = adapters.differing_sources(adapters_before).into_iter().collect();
     let affected = |s: usize| matched.contains_key(&s) || adapted.contains(&s);
     phase(Phase::Check, report, request.observer, |_| {
@@ -96,21 +97,38 @@ pub(crate) fn check(
         let options = request.weights.map(|(_, options)| &options.changed);
         compare::changed(parts, &matched, base, options.unwrap_or(&Changed::All))
     });
+    let stale = slots_of(parts.map, base.is_none(), |s| changed.contains(&s) || adapted.contains(&s));
+    let read: BTreeSet<usize> =
+        stale.iter().flat_map(|&slot| &parts.map.recipes[slot].sources).map(|&source| source as usize).collect();
     let mut sources = before;
     let mut passing = BTreeSet::new();
     for (&index, tensor) in &matched {
         let dtype = parts.map.sources[index].dtype;
-        // One that is the same as what a slot keeps need not be read back from there.
-        let again = sources[index].slot().is_some() && tensor.dtype() == dtype;
+        // One that is the same as what a slot keeps need not be read back from there, and one that was let go is here again.
+        let again = match sources[index].is_at_hand() {
+            true => sources[index].slot().is_some() && tensor.dtype() == dtype,
+            false => read.contains(&index),
+        };
         if changed.contains(&index) || again {
             passing.extend((again || tensor.is_borrowed()).then_some(index));
             sources[index] = Arc::new(SourceContent::new(dtype, Some(tensor.clone())));
         }
     }
-    let stale = slots_of(parts.map, base.is_none(), |s| changed.contains(&s) || adapted.contains(&s));
     fill_sources(report, parts.map, &matched, &changed);
     fill_adapters(report, parts.map, &adapters, &adapted);
     Ok(Change { sources, adapters, stale, passing })
+}
+
+/// An adapter names sources by number: one of another engine would change other weights.
+fn check_adapters(map: &RefitMap, adapters: &AdapterSet) -> Result<(), RuntimeError> {
+    for (adapter, _) in adapters.iter() {
+        let problems = adapter.misfits(map);
+        if !problems.is_empty() {
+            let (adapter, keys) = (adapter.name.clone(), adapter.layers.len());
+            return Err(RuntimeErrorKind::from(WeightsErrorKind::Adapter { adapter, problems, keys }).into());
+        }
+    }
+    Ok(())
 }
 
 /// The given tensors by source, without those that the caller says have not changed.

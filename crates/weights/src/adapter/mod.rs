@@ -19,6 +19,8 @@ mod set;
 
 use regraft_tensor::Tensor;
 
+use crate::{RefitMap, SourceInfo};
+
 pub(crate) use self::problem::message;
 pub use self::{
     config::{AdapterConfig, Patterns},
@@ -36,12 +38,39 @@ pub struct Adapter {
     pub layers: Vec<AdapterLayer>,
     /// Keys of its file that are about other models of a pipeline, such as a text encoder.
     pub elsewhere: Vec<String>,
+    /// Name and shape of the source of each layer, where it was read for an engine.
+    made_for: Vec<(String, Vec<usize>)>,
 }
 
 impl Adapter {
     /// An adapter made in memory, by sources of the engine that it is for.
     pub fn new(name: impl Into<String>, layers: Vec<AdapterLayer>) -> Self {
-        Adapter { name: name.into(), layers, elsewhere: Vec::new() }
+        Adapter { name: name.into(), layers, elsewhere: Vec::new(), made_for: Vec::new() }
+    }
+
+    /// What does not fit the sources of `map`: layers that are for sources of another engine, or of another size.
+    pub fn misfits(&self, map: &RefitMap) -> Vec<AdapterProblem> {
+        let mut problems = Vec::new();
+        for (i, layer) in self.layers.iter().enumerate() {
+            let made_for = self.made_for.get(i);
+            let key = made_for.map_or_else(|| format!("layer {i}"), |(name, _)| name.clone());
+            let found = map.sources.get(layer.source);
+            let is_same =
+                |info: &SourceInfo| made_for.is_none_or(|(name, shape)| *name == info.name && *shape == info.shape);
+            let Some(info) = found.filter(|info| is_same(info)) else {
+                let why = "the adapter was made for another engine; read it for this one".into();
+                problems.push(AdapterProblem::Unsupported { key, why });
+                continue;
+            };
+            let expected = (info.shape.first().copied().unwrap_or(1), info.shape.iter().skip(1).product());
+            let size = layer.update.size();
+            if size != expected {
+                let (expected, found) =
+                    (format!("{} x {}", expected.0, expected.1), format!("{} x {}", size.0, size.1));
+                problems.push(AdapterProblem::Shape { key, expected, found });
+            }
+        }
+        problems
     }
 }
 
@@ -97,6 +126,20 @@ pub enum Update {
         /// The file's factor.
         scale: f64,
     },
+}
+
+impl Update {
+    /// Rows and columns of what it is added to.
+    fn size(&self) -> (usize, usize) {
+        let of = |tensor: &Tensor, axis: usize| tensor.shape().get(axis).copied().unwrap_or(1);
+        match self {
+            Update::LowRank { factors, .. } | Update::Hadamard { first: factors, .. } => {
+                (of(&factors.up, 0), of(&factors.down, 1))
+            }
+            Update::Kronecker { left, right, .. } => (of(left, 0) * of(right, 0), of(left, 1) * of(right, 1)),
+            Update::Full { delta, .. } => (of(delta, 0), of(delta, 1)),
+        }
+    }
 }
 
 /// `up @ down`, of `rows x rank` and `rank x cols`.

@@ -56,7 +56,12 @@ impl Adapter {
         let mut problems = Vec::new();
         let (layers, elsewhere) = read(weights, config, map, &mut problems);
         if problems.is_empty() {
-            return Ok(Adapter { name: name.into(), layers, elsewhere });
+            let made_for = |layer: &AdapterLayer| {
+                let info = &map.sources[layer.source];
+                (info.name.clone(), info.shape.clone())
+            };
+            let made_for = layers.iter().map(made_for).collect();
+            return Ok(Adapter { name: name.into(), layers, elsewhere, made_for });
         }
         Err(WeightsErrorKind::Adapter { adapter: name.into(), problems, keys: weights.len() }.into())
     }

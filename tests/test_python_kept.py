@@ -1,7 +1,8 @@
-"""The weights of parts that stay in PyTorch are weights as others: R-5, R-7, and caches that fail (C-6)."""
+"""Weights of parts that stay in PyTorch are weights as others: their types, modes, ties and checks."""
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -12,19 +13,13 @@ import torch
 from torch import Tensor, nn
 
 import regraft
-from python_checks import (
-    Function,
-    agrees,
-    assert_refits,
-    bits,
-    numbers,
-    seeded,
-    uncompiled,
-)
+from python_checks import agrees, assert_refits, bits, numbers, seeded, uncompiled
 
 pytestmark = pytest.mark.filterwarnings("ignore:No complete tensor found")
 
 X = numbers(4, 6)
+
+
 CUT: dict[str, Any] = {"min_block_size": 1}
 
 
@@ -47,9 +42,6 @@ class Cut(nn.Module):
         return torch.softmax(self.third(y) * self.gain, -1)
 
 
-NAMES = set(Cut().state_dict())
-
-
 @functools.cache
 def original(seed: int) -> regraft.Module:
     return regraft.compile(seeded(Cut, seed), (X,), **CUT)
@@ -58,19 +50,6 @@ def original(seed: int) -> regraft.Module:
 def fresh(seed: int = 0) -> regraft.Module:
     """Compiled with the weights of that number; exporting it takes most of the time of these tests."""
     return original(seed).fork()
-
-
-def test_r_5_weights_on_both_sides_of_the_cuts() -> None:
-    compiled = assert_refits(Cut, (X,), **CUT)
-    assert len(compiled.models) == 3 and set(compiled.sources) == NAMES
-    second = seeded(Cut, 1)
-    report = compiled.refit(second.state_dict())
-    given = NAMES - {"norm.num_batches_tracked"}
-    assert given - {"norm.running_mean", "norm.running_var", "norm.weight", "norm.bias"} <= set(
-        report.applied
-    )
-    again = compiled.refit(second.state_dict())
-    assert not again.applied and given <= set(again.unchanged)
 
 
 def test_r_5_all_or_nothing() -> None:
@@ -179,9 +158,6 @@ def test_r_5_identical_stripped_and_frozen(tmp_path: Path) -> None:
         frozen.refit(state)
 
 
-# ------------------------------------------------------------------------------------------ R-7 across cuts
-
-
 class Tied(nn.Module):
     """The output layer is the embedding, and PyTorch reads it in between."""
 
@@ -216,91 +192,6 @@ def test_r_7_tied_weights_across_cuts(tmp_path: Path) -> None:
     with pytest.raises(regraft.WeightsError, match=r"head\.weight"):
         compiled.refit({"embedding.weight": value, "head.weight": value + 1})
     assert bits(compiled(TOKENS)) == wanted
-
-
-# ---------------------------------------------------------------------------------- what lies at a cut
-
-
-def in_place(layer: Function, x: Tensor) -> tuple[Tensor, Tensor]:
-    y = layer.fc(x)
-    z = uncompiled(y)
-    z.add_(1)
-    z[:, 0] = 0
-    z = z.relu_()
-    z[1] += layer.w
-    return z * 2 + y, z
-
-
-def several_outputs(layer: Function, x: Tensor) -> tuple[Tensor, ...]:
-    a, b = layer.fc(x).split(3, 1)
-    values, indices = torch.max(uncompiled(a), 1)
-    order = uncompiled(b).topk(2)[1]
-    top, at = layer.fc(x + values[:, None]).max(0)
-    return values, indices, order, uncompiled(top), at
-
-
-def views(layer: Function, x: Tensor) -> tuple[Tensor, ...]:
-    y = uncompiled(layer.fc(x)).t()
-    z = torch.tanh(y[1:4]).t()
-    return z, uncompiled(z[:, ::2].unsqueeze(0)), y.reshape(-1)[3:9] * layer.w
-
-
-def half(layer: Function, x: Tensor) -> Tensor:
-    return uncompiled(layer.fc(x).half().float()).bfloat16() + layer.w.bfloat16()
-
-
-def scalars(layer: Function, x: Tensor) -> tuple[Tensor, Tensor]:
-    total = uncompiled(layer.fc(x)).sum()
-    return (total * layer.w).tanh(), uncompiled(total / x.shape[0])
-
-
-def integers(layer: Function, x: Tensor) -> tuple[Tensor, Tensor]:
-    rank = uncompiled(layer.fc(x)).argsort(1)
-    return torch.gather(layer.fc(x) * 2, 1, rank), rank > 2
-
-
-def twice(layer: Function, x: Tensor) -> tuple[Tensor, Tensor]:
-    y = uncompiled(layer.fc(x))
-    return y, y
-
-
-BETWEEN: dict[str, Callable[..., Any]] = {
-    function.__name__: function
-    for function in (in_place, several_outputs, views, half, scalars, integers, twice)
-}
-
-
-@pytest.mark.parametrize("name", BETWEEN)
-def test_r_5_what_lies_at_a_cut(name: str) -> None:
-    compute = BETWEEN[name]
-    compiled = assert_refits(lambda: Function(compute), (X,), **CUT)
-    assert compiled.models and compiled.report().in_pytorch
-    x = numbers(4, 6, seed=3)
-    before = x.clone()
-    agrees(compiled, seeded(lambda: Function(compute)), x)
-    assert torch.equal(x, before)
-
-
-# ---------------------------------------------------------------------------------- settings and the report
-
-
-def test_full_compilation_lists_what_stands_in_the_way() -> None:
-    with pytest.raises(regraft.CompileError) as caught:
-        regraft.compile(seeded(Cut), (X,), require_full_compilation=True)
-    unsupported = caught.value.unsupported
-    assert len(unsupported) == 5
-    assert all("special_erfcx" in part.op and part.node and part.reason for part in unsupported)
-    for part in unsupported:
-        assert part.node in str(caught.value)
-    with pytest.raises(regraft.CompileError, match=r"contradict.*aten.linear"):
-        regraft.compile(
-            seeded(Cut), (X,), require_full_compilation=True, torch_executed_ops=["aten.linear.default"]
-        )
-    whole = seeded(lambda: Function(lambda layer, x: layer.fc(x)))
-    assert regraft.compile(whole, (X,), require_full_compilation=True).report().is_whole
-
-
-# ------------------------------------------------------------------------------------------ C-6: the cache
 
 
 class Cache:
@@ -364,3 +255,153 @@ def test_c_6_caches_that_fail_or_lie() -> None:
     keys = list(swapped.entries)
     swapped.entries = dict(zip(keys, [swapped.entries[key] for key in keys[1:] + keys[:1]], strict=True))
     assert bits(regraft.compile(seeded(Cut), (X,), engine_cache=swapped, **CUT)(X)) == wanted
+
+
+class Net(nn.Module):
+    """Tensors of several kinds and ranks, one of them used twice, one never."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(1, 3, 3, padding=1)
+        self.norm = nn.BatchNorm1d(3)
+        self.fc = nn.Linear(18, 6)
+        self.gain = nn.Parameter(torch.randn(6))
+        self.register_buffer("order", torch.randperm(6))
+        self.idle = nn.Parameter(torch.randn(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.norm(self.conv(x[:, None])))
+        return (self.fc(y.flatten(1)) * self.gain)[:, self.order] + self.gain
+
+
+def float64(layer: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    return x * layer.t.float(), x.double() * layer.t
+
+
+def narrow(layer: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    return x * layer.t.float(), layer.t * 2
+
+
+def large(layer: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    return layer.t + 1, x[:, layer.t % 6]
+
+
+def plain(layer: Any, x: Tensor) -> Tensor:
+    return layer.fc(x) * layer.t
+
+
+def joined(layer: Any, x: Tensor) -> Tensor:
+    return torch.cat((layer.t, layer.fc(x)))
+
+
+# For each sort: what is computed of it, and how it is made; buffers where it is no parameter.
+SORTS: dict[str, tuple[Callable[..., Any], Callable[[], Any]]] = {
+    "float64_parameter": (float64, lambda: nn.Parameter(torch.randn(6, dtype=torch.float64))),
+    "float16_parameter": (narrow, lambda: nn.Parameter(torch.randn(6).half())),
+    "bfloat16_parameter": (narrow, lambda: nn.Parameter(torch.randn(6).bfloat16())),
+    "int64_buffer": (large, lambda: torch.randint(2**60, 2**62, (3,))),
+    "bool_buffer": (lambda layer, x: torch.where(layer.t, x, 0.0), lambda: torch.rand(6) > 0.5),
+    "scalar_parameter": (plain, lambda: nn.Parameter(torch.randn(()))),
+    "empty_tensor": (joined, lambda: nn.Parameter(torch.randn(0, 6))),
+    "transposed": (plain, lambda: nn.Parameter(torch.randn(6, 4).t())),
+    "every_other": (plain, lambda: nn.Parameter(torch.randn(12)[::2])),
+    "expanded": (plain, lambda: torch.randn(1).expand(6)),
+}
+
+
+class Sort(nn.Module):
+    def __init__(self, name: str, cut: bool) -> None:
+        super().__init__()
+        self.compute, make = SORTS[name]
+        self.fc = nn.Linear(6, 6)
+        value = make()
+        if isinstance(value, nn.Parameter):
+            self.t = value
+        else:
+            self.register_buffer("t", value)
+        self.cut = cut
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.compute(self, self.fc(x))
+        # PyTorch's parts read it, too.
+        return (y, uncompiled(self.t.float() * 0.0) + self.t) if self.cut else y
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["whole", "cut"])
+@pytest.mark.parametrize("name", SORTS)
+def test_r_8_sorts_of_tensors(name: str, cut: bool) -> None:
+    assert_refits(lambda: Sort(name, cut), (X,), min_block_size=1)
+
+
+def test_r_8_views_of_one_storage() -> None:
+    """Weights that see one memory are replaced each for itself."""
+
+    class Viewing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            storage = torch.randn(48)
+            self.first = nn.Parameter(storage[:36].view(6, 6))
+            self.second = nn.Parameter(storage[12:].view(6, 6))
+            self.register_buffer("row", storage[3:9])
+            self.register_buffer("flat", self.first.detach().t())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x * self.row) @ self.first + torch.tanh(x @ self.second) @ self.flat
+
+    compiled = assert_refits(Viewing, (X,))
+    module = seeded(Viewing)
+    value = {"first": numbers(6, 6, seed=4)}
+    compiled.refit(value, partial=True)
+    own = copy.deepcopy(module)
+    for name in ("second", "row", "flat"):
+        setattr(own, name, type(getattr(own, name))(getattr(module, name).detach().clone()))
+    own.load_state_dict(value, strict=False)
+    agrees(compiled, own, X)
+
+
+class CutNet(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return uncompiled(super().forward(x) * 0.1) * self.gain + uncompiled(self.gain)
+
+
+@pytest.fixture(scope="module")
+def nets() -> dict[type[Net], tuple[regraft.Module, list[Any]]]:
+    """The compiled nets, and what is computed with weights number 0 and 1."""
+    found = {}
+    for build in (Net, CutNet):
+        compiled = regraft.compile(seeded(build), (X,), min_block_size=1)
+        other = regraft.compile(seeded(build, 1), (X,), min_block_size=1)
+        found[build] = (compiled, [bits(compiled(X)), bits(other(X))])
+    return found
+
+
+def test_r_16_results_that_pytorch_has_in_another_structure(nets: Any) -> None:
+    """They are a difference, too, not an accident of comparing."""
+    compiled, wanted = nets[Net]
+
+    class Fewer(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)[:1]
+
+    class More(Net):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return super().forward(x), x
+
+    for build in (Fewer, More):
+        with pytest.raises(regraft.VerificationError):
+            regraft.refit_module_weights(compiled, seeded(build, 1), (X,), verify_output=True)
+    assert bits(compiled(X)) == wanted[0]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_r_11_non_finite_values(nets: Any, value: float) -> None:
+    for build, (compiled, wanted) in nets.items():
+        for name in ("gain", "fc.weight", "norm.running_var"):
+            fork, state = compiled.fork(), dict(seeded(build, 1).state_dict())
+            state[name] = state[name].clone()
+            state[name].view(-1)[-1] = value
+            with pytest.raises(regraft.WeightsError, match=name):
+                fork.refit(state, reject_non_finite=True)
+            assert bits(fork(X)) == wanted[0]
+            fork.refit(state)
+            assert bits(fork(X)) != wanted[0]
