@@ -61,10 +61,9 @@ class InputTypes:
                 value = nodes[spec.arg.name].meta["val"]
                 shape = tuple(_size(size) for size in value.shape)
                 inputs.append(InputType(spec.arg.name, str(value.dtype).removeprefix("torch."), shape))
-        ranges = {}
-        for symbol, found in program.range_constraints.items():
-            finite = found.upper.is_finite is not False and bool(found.upper < 2**62)
-            ranges[str(symbol)] = (int(found.lower), int(found.upper) if finite else None)
+        used = {size.symbol for one in inputs for size in one.shape if isinstance(size, Size)}
+        constraints = {str(symbol): found for symbol, found in program.range_constraints.items()}
+        ranges = {symbol: _ends(constraints[symbol]) for symbol in used & constraints.keys()}
         return cls(tuple(inputs), ranges)
 
     def checked(self, values: Sequence[Any]) -> list[torch.Tensor]:
@@ -145,6 +144,14 @@ class InputTypes:
             for symbol, (low, high) in data["ranges"].items()
         }
         return cls(tuple(inputs), ranges)
+
+
+def _ends(found: Any) -> tuple[int, int | None]:
+    """Of a range of PyTorch's, where infinity is a number of its own kind."""
+    low, high = (
+        end if bool(end > -(2**62)) and bool(end < 2**62) else None for end in (found.lower, found.upper)
+    )
+    return int(low or 0), None if high is None else int(high)
 
 
 def _is(value: Any, kind: type[T]) -> T:
