@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,15 +109,6 @@ def assert_refits(
     compiled.refit(first.state_dict())
     assert bits(compiled(*args)) == before
     return compiled
-
-
-def changed(state: Mapping[str, Tensor], seed: int = 9) -> dict[str, Tensor]:
-    """Another state dict of the same types."""
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        name: torch.rand(t.shape, generator=generator).to(t.dtype) + 0.5 if t.is_floating_point() else t
-        for name, t in state.items()
-    }
 
 
 def python(code: str, *arguments: str | Path, torch: bool = True) -> subprocess.CompletedProcess[str]:

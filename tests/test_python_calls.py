@@ -234,6 +234,21 @@ def test_dynamic_shapes(settings: dict[str, Any]) -> None:
             compiled(numbers(rows, columns), numbers(length))
 
 
+class Sums(nn.Module):
+    """A number that is read from a tensor, and a size that depends on values."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return x * x.sum().item(), (x > 0).nonzero().float() * 2, x.relu() + 1
+
+
+@pytest.mark.parametrize("size", [1, 5])
+def test_values_that_sizes_depend_on(size: int) -> None:
+    module = Sums().eval()
+    compiled = regraft.compile(module, (X,), min_block_size=size)
+    for x in (X, -X, X.abs(), -X.abs(), X * 3):
+        agrees(compiled, module, x)
+
+
 # ---------------------------------------------------------------------------------------- inputs
 
 

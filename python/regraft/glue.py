@@ -96,6 +96,8 @@ class Glue:
         given = self.graph.output_node().args[0]
         if taken != 1 + len(self.weights) + inputs or not isinstance(given, (tuple, list)):
             return False
+        if not all(isinstance(result, torch.fx.Node) for result in given):
+            return False
         calls = [node for node in self.graph.nodes if node.target is run_engine]
         serving = next(iter(self.graph.nodes))
         return len(given) == len(self.mutated) + outputs and all(

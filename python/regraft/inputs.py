@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.export import ExportedProgram
@@ -14,6 +14,8 @@ from regraft.errors import InputError
 from regraft.kept import plain_tensor, short_name, type_of
 
 __all__ = ["InputTypes"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,9 @@ class InputTypes:
                 value = nodes[spec.arg.name].meta["val"]
                 shape = tuple(_size(size) for size in value.shape)
                 inputs.append(InputType(spec.arg.name, str(value.dtype).removeprefix("torch."), shape))
-        ranges = {}
-        for symbol, found in program.range_constraints.items():
-            finite = found.upper.is_finite is not False and bool(found.upper < 2**62)
-            ranges[str(symbol)] = (int(found.lower), int(found.upper) if finite else None)
+        used = {size.symbol for one in inputs for size in one.shape if isinstance(size, Size)}
+        constraints = {str(symbol): found for symbol, found in program.range_constraints.items()}
+        ranges = {symbol: _ends(constraints[symbol]) for symbol in used & constraints.keys()}
         return cls(tuple(inputs), ranges)
 
     def checked(self, values: Sequence[Any]) -> list[torch.Tensor]:
@@ -121,13 +122,42 @@ class InputTypes:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> InputTypes:
-        """The inverse of :meth:`to_json`."""
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            TypeError: when it is something else.
+
+        """
 
         def size(item: Any) -> int | Size | None:
-            return Size(str(item[0]), int(item[1]), int(item[2])) if isinstance(item, list) else item
+            if isinstance(item, list):
+                symbol, factor, offset = item
+                return Size(_is(symbol, str), _is(factor, int), _is(offset, int))
+            return None if item is None else _is(item, int)
 
-        inputs = (InputType(name, dtype, tuple(map(size, shape))) for name, dtype, shape in data["inputs"])
-        return cls(tuple(inputs), {symbol: (low, high) for symbol, (low, high) in data["ranges"].items()})
+        inputs = (
+            InputType(_is(name, str), _is(dtype, str), tuple(map(size, shape)))
+            for name, dtype, shape in data["inputs"]
+        )
+        ranges = {
+            symbol: (_is(low, int), None if high is None else _is(high, int))
+            for symbol, (low, high) in data["ranges"].items()
+        }
+        return cls(tuple(inputs), ranges)
+
+
+def _ends(found: Any) -> tuple[int, int | None]:
+    """Of a range of PyTorch's, where infinity is a number of its own kind."""
+    low, high = (
+        end if bool(end > -(2**62)) and bool(end < 2**62) else None for end in (found.lower, found.upper)
+    )
+    return int(low or 0), None if high is None else int(high)
+
+
+def _is(value: Any, kind: type[T]) -> T:
+    if type(value) is not kind:
+        raise TypeError(f"expected {kind.__name__}, found {value!r}")
+    return value
 
 
 def _size(size: int | torch.SymInt) -> int | Size | None:

@@ -241,7 +241,8 @@ class Module(torch.nn.Module):
     def state_dict(self, *, prefix: str = "") -> dict[str, torch.Tensor]:  # type: ignore[override]
         """Copies of the weights that serve, without adapters, by the names of the original module.
 
-        Weights that the program never reads are not among them.
+        Weights that the program never reads are not among them. Buffers that an engine writes to are as they
+        were given.
 
         Raises:
             FrozenError: when the module is frozen.

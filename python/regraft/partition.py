@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
+from torch._export.verifier import SpecViolationError
 from torch.export import ExportedProgram
 from torch.export.exported_program import ModuleCallEntry, ModuleCallSignature
 from torch.export.graph_signature import (
@@ -263,6 +264,10 @@ class _Cutter(OperatorSupportBase):
             imported = import_program(part)
         except CompileError as error:
             self.refuse(nodes, error)
+            return None
+        except SpecViolationError as error:
+            # Sizes that only running tells, which a program of its own cannot take.
+            self.refuse(nodes, CompileError(f"PyTorch does not take it as a program: {error}"))
             return None
         return _Extracted(tuple(nodes), tuple(copier.inputs), tuple(copier.outputs), _region(imported, nodes))
 

@@ -177,7 +177,8 @@ def _misfit(compiled: Compiled, models: Sequence[_regraft.Model], kept: Mapping[
         return "arguments"
     if convention.out_spec.num_leaves != len(convention.outputs):
         return "results"
-    if not set(kept) <= set(compiled.sources) or not all(map(_is_plain, kept.values())):
+    named = {*kept, *(source.name for model in models for source in model.sources)}
+    if not named <= set(compiled.sources) or not all(map(_is_plain, kept.values())):
         return "weights"
     if glue is not None:
         return None if glue.fits(tensors, results, models) and set(kept) == set(glue.weights) else "parts"
