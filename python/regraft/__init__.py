@@ -12,10 +12,20 @@ PyTorch modules imports PyTorch when it is first used.
 
 from __future__ import annotations
 
+import atexit
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from regraft._regraft import Adapter, Array, DiskCache, Model, Session, StateDict, __version__
+from regraft._regraft import (
+    Adapter,
+    Array,
+    DiskCache,
+    Model,
+    Session,
+    StateDict,
+    __version__,
+    before_exit,
+)
 from regraft.errors import (
     CompileError,
     EngineFileError,
@@ -68,6 +78,9 @@ __all__ = [
     "refit_module_weights",
     "save",
 ]
+
+# Daemon threads in a call must not come back to an interpreter that is ending.
+atexit.register(before_exit)
 
 # Where the names are that need PyTorch.
 _WITH_TORCH = {

@@ -9,6 +9,7 @@ use regraft::{CacheUse, Changed, CompileOptions, Engine, KeepSources, Mode, Refi
 use crate::{
     cache::cache_of,
     error::{Class, IntoPyErr},
+    exit::detached,
     model::{self, Model},
     program::Program,
     weights::state_dict_of,
@@ -41,17 +42,16 @@ pub(crate) fn compile<'py>(
         ..CompileOptions::default()
     };
     let imported = program.0.clone();
-    let (model, compiled) = py
-        .detach(|| -> Result<_, regraft::Error> {
-            let compiled = regraft::compile_imported(imported, &options, &mut ())?;
-            let engine = compiled.engine.clone();
-            let model = match &weights {
-                Some(weights) => bound(engine, weights, mode, &options)?,
-                None => regraft::model(engine, regraft::cpu(threads))?,
-            };
-            Ok((model, compiled))
-        })
-        .map_err(IntoPyErr::into_py)?;
+    let (model, compiled) = detached(py, || -> Result<_, regraft::Error> {
+        let compiled = regraft::compile_imported(imported, &options, &mut ())?;
+        let engine = compiled.engine.clone();
+        let model = match &weights {
+            Some(weights) => bound(engine, weights, mode, &options)?,
+            None => regraft::model(engine, regraft::cpu(threads))?,
+        };
+        Ok((model, compiled))
+    })
+    .map_err(IntoPyErr::into_py)?;
     let facts = PyDict::new(py);
     facts.set_item("nodes", compiled.nodes)?;
     facts.set_item("build_seconds", compiled.build_seconds)?;

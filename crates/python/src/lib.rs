@@ -14,6 +14,7 @@ mod cache;
 mod compile;
 mod dlpack;
 mod error;
+mod exit;
 mod memory;
 mod model;
 mod program;
@@ -30,6 +31,7 @@ mod _regraft {
         array::Array,
         cache::DiskCache,
         compile::compile,
+        exit::before_exit,
         model::{Model, Session},
         program::{Program, SourceInfo, is_known},
         refit::{Adapter, Staged, publish_together},

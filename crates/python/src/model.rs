@@ -12,6 +12,7 @@ use crate::{
     array::Array,
     dlpack,
     error::{Class, IntoPyErr},
+    exit::detached,
     memory::tensors_of,
     program::SourceInfo,
     refit::{Adapter, Order, Staged},
@@ -29,7 +30,7 @@ impl Model {
     #[pyo3(signature = (path, threads=None))]
     fn load(py: Python<'_>, path: PathBuf, threads: Option<usize>) -> PyResult<Model> {
         let threads = threads_of(threads)?;
-        py.detach(|| regraft::load(&path, threads)).map(Model).map_err(IntoPyErr::into_py)
+        detached(py, || regraft::load(&path, threads)).map(Model).map_err(IntoPyErr::into_py)
     }
 
     /// Reads an engine from the bytes of a file.
@@ -37,7 +38,7 @@ impl Model {
     #[pyo3(signature = (data, threads=None))]
     fn from_bytes(py: Python<'_>, data: &[u8], threads: Option<usize>) -> PyResult<Model> {
         let threads = threads_of(threads)?;
-        py.detach(|| {
+        detached(py, || {
             let engine = Engine::from_bytes("engine".as_ref(), AlignedVec::copy_of(data).into())?;
             regraft::model(engine, regraft::cpu(threads))
         })
@@ -55,7 +56,7 @@ impl Model {
         wrap: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyList>> {
         let inputs = tensors_of(inputs)?;
-        let outputs = py.detach(|| self.0.run(&inputs)).map_err(IntoPyErr::into_py)?;
+        let outputs = detached(py, || self.0.run(&inputs)).map_err(IntoPyErr::into_py)?;
         wrapped(py, outputs, wrap)
     }
 
@@ -79,7 +80,7 @@ impl Model {
         observer: Option<Py<PyAny>>,
     ) -> PyResult<String> {
         let order = Order::new(weights, partial, reject_non_finite, changed, adapters, verify, observer)?;
-        py.detach(|| order.run(&self.0))
+        detached(py, || order.run(&self.0))
     }
 
     /// As `refit`, without publishing.
@@ -96,7 +97,7 @@ impl Model {
         observer: Option<Py<PyAny>>,
     ) -> PyResult<Staged> {
         let order = Order::new(weights, partial, reject_non_finite, changed, adapters, verify, observer)?;
-        py.detach(|| order.stage(&self.0)).map(Staged::new)
+        detached(py, || order.stage(&self.0)).map(Staged::new)
     }
 
     /// An adapter for this engine: from a file or folder, or from tensors by the names that PEFT, diffusers or kohya's scripts
@@ -241,14 +242,14 @@ impl Model {
     #[pyo3(signature = (path, mode="refittable", keep_sources="embedded"))]
     fn save(&self, py: Python<'_>, path: PathBuf, mode: &str, keep_sources: &str) -> PyResult<u64> {
         let (mode, keep) = (mode_of(mode)?, keep_of(keep_sources)?);
-        py.detach(|| regraft::save(&self.0, mode, keep, &path)).map_err(IntoPyErr::into_py)
+        detached(py, || regraft::save(&self.0, mode, keep, &path)).map_err(IntoPyErr::into_py)
     }
 
     /// The bytes of such a file.
     #[pyo3(signature = (mode="refittable", keep_sources="embedded"))]
     fn to_bytes<'py>(&self, py: Python<'py>, mode: &str, keep_sources: &str) -> PyResult<Bound<'py, PyBytes>> {
         let (mode, keep) = (mode_of(mode)?, keep_of(keep_sources)?);
-        let bytes = py.detach(|| -> Result<_, regraft::Error> { Ok(self.0.to_engine(mode, keep)?.to_bytes()?) });
+        let bytes = detached(py, || -> Result<_, regraft::Error> { Ok(self.0.to_engine(mode, keep)?.to_bytes()?) });
         Ok(PyBytes::new(py, &bytes.map_err(IntoPyErr::into_py)?))
     }
 
@@ -285,13 +286,13 @@ impl Session {
         wrap: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyList>> {
         let inputs = tensors_of(inputs)?;
-        let outputs = py.detach(|| self.lock().run(&inputs)).map_err(IntoPyErr::into_py)?;
+        let outputs = detached(py, || self.lock().run(&inputs)).map_err(IntoPyErr::into_py)?;
         wrapped(py, outputs, wrap)
     }
 
     /// Forgets the state.
     fn reset(&self, py: Python<'_>) {
-        py.detach(|| self.lock().reset_state());
+        detached(py, || self.lock().reset_state());
     }
 }
 

@@ -5,7 +5,10 @@ use std::{io::Write as _, path::PathBuf};
 use pyo3::prelude::*;
 use regraft::import::{self, Imported};
 
-use crate::error::{Class, IntoPyErr};
+use crate::{
+    error::{Class, IntoPyErr},
+    exit::detached,
+};
 
 /// A program on its way to an engine, without the values of its weights.
 #[pyclass(frozen, module = "regraft")]
@@ -50,7 +53,7 @@ impl Program {
     /// Reads the program of a `.pt2` file.
     #[staticmethod]
     fn from_pt2(py: Python<'_>, path: PathBuf) -> PyResult<Program> {
-        py.detach(|| import::import_pt2_program(path)).map(Program).map_err(IntoPyErr::into_py)
+        detached(py, || import::import_pt2_program(path)).map(Program).map_err(IntoPyErr::into_py)
     }
 
     /// Reads the program in the bytes of a `.pt2` file.

@@ -13,6 +13,7 @@ use regraft::{
 
 use crate::{
     error::{Class, IntoPyErr},
+    exit::detached,
     memory::tensors_of,
     weights::state_dict_of,
 };
@@ -33,7 +34,7 @@ impl Adapter {
         let is_path = weights.is_instance_of::<PyString>() || weights.hasattr("__fspath__")?;
         let adapter = if is_path {
             let path: PathBuf = weights.extract()?;
-            py.detach(|| adapter::Adapter::open(&path, map)).map(|mut found| {
+            detached(py, || adapter::Adapter::open(&path, map)).map(|mut found| {
                 found.name = name.into();
                 found
             })
@@ -47,7 +48,7 @@ impl Adapter {
                 .iter()
                 .map(|(key, tensor)| (key.to_owned(), tensor.to_owned_memory()))
                 .collect();
-            py.detach(|| adapter::Adapter::from_state_dict(name, &weights, &config.unwrap_or_default(), map))
+            detached(py, || adapter::Adapter::from_state_dict(name, &weights, &config.unwrap_or_default(), map))
         };
         Ok(Adapter(Arc::new(adapter.map_err(IntoPyErr::into_py)?)))
     }
@@ -179,7 +180,7 @@ impl Staged {
     /// Makes it the serving generation, in one atomic step. Returns the report as JSON.
     fn publish(&self, py: Python<'_>) -> PyResult<String> {
         let staged = self.take()?;
-        py.detach(|| staged.publish()).map_err(IntoPyErr::into_py).map(|report| json(&report))
+        detached(py, || staged.publish()).map_err(IntoPyErr::into_py).map(|report| json(&report))
     }
 }
 
@@ -187,7 +188,7 @@ impl Staged {
 #[pyfunction]
 pub(crate) fn publish_together(py: Python<'_>, staged: Vec<PyRef<'_, Staged>>) -> PyResult<Vec<String>> {
     let staged = staged.iter().map(|staged| staged.take()).collect::<PyResult<Vec<_>>>()?;
-    let reports = py.detach(|| regraft::publish_together(staged)).map_err(IntoPyErr::into_py)?;
+    let reports = detached(py, || regraft::publish_together(staged)).map_err(IntoPyErr::into_py)?;
     Ok(reports.iter().map(json).collect())
 }
 

@@ -6,6 +6,7 @@ use pyo3::prelude::*;
 
 use crate::{
     error::{Class, IntoPyErr},
+    exit::detached,
     memory,
 };
 
@@ -18,7 +19,7 @@ pub(crate) struct StateDict(pub(crate) regraft::StateDict);
 impl StateDict {
     #[staticmethod]
     fn open(py: Python<'_>, path: PathBuf) -> PyResult<StateDict> {
-        py.detach(|| regraft::open_weights(&path)).map(StateDict).map_err(IntoPyErr::into_py)
+        detached(py, || regraft::open_weights(&path)).map(StateDict).map_err(IntoPyErr::into_py)
     }
 
     /// Names, in their order.

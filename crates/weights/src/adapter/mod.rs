@@ -77,7 +77,7 @@ impl Adapter {
 /// The update of one source.
 #[derive(Clone, Debug)]
 pub struct AdapterLayer {
-    /// Index of the source in the [`RefitMap`](crate::RefitMap).
+    /// Index of the source in the [`RefitMap`].
     pub source: usize,
     /// What is added to it.
     pub update: Update,
