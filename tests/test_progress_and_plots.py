@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import time
 
 import pytest
 import torch
@@ -34,6 +35,7 @@ def test_nothing_is_shown_where_nobody_looks(
 def test_a_line_that_goes_away(monkeypatch: pytest.MonkeyPatch, with_tqdm: bool) -> None:
     monkeypatch.setenv("REGRAFT_PROGRESS", "1")
     monkeypatch.setattr("regraft.progress._PATIENCE", 0.0)
+    monkeypatch.setattr("regraft.progress._PAUSE", 0.0)
     shown = io.StringIO()
     monkeypatch.setattr(sys, "stderr", shown)
     if not with_tqdm:
@@ -46,6 +48,70 @@ def test_a_line_that_goes_away(monkeypatch: pytest.MonkeyPatch, with_tqdm: bool)
     assert "refit: stage" in text
     assert text.rsplit("\r", 2)[-1].strip() == "", "nothing is left"
     assert with_tqdm or "[#######......................." in text
+
+
+def test_a_long_step_is_shown_while_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REGRAFT_PROGRESS", "1")
+    monkeypatch.setattr("regraft.progress._PATIENCE", 0.05)
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    shown = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", shown)
+    with Progress("compile") as progress:
+        progress.step("engine 1 of 1")
+        deadline = time.monotonic() + 20
+        while not shown.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert "compile: engine 1 of 1" in shown.getvalue()
+    assert shown.getvalue().rsplit("\r", 2)[-1] == ""
+
+
+def test_refits_of_small_modules_are_not_observed(
+    compiled: regraft.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REGRAFT_PROGRESS", "1")
+    observers = []
+    refit = regraft.Module.refit
+
+    def observed(module: regraft.Module, *args: object, **options: object) -> regraft.RefitReport:
+        observers.append(options.get("observer"))
+        return refit(module, *args, **options)
+
+    monkeypatch.setattr(regraft.Module, "refit", observed)
+    regraft.refit_module_weights(compiled, other_weights())
+    monkeypatch.setattr("regraft.refitting._QUICK_BYTES", 0)
+    regraft.refit_module_weights(compiled, other_weights())
+    assert observers[0] is None and observers[1] is not None
+
+
+def test_failures_leave_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REGRAFT_PROGRESS", "1")
+    monkeypatch.setattr("regraft.progress._PATIENCE", 0.0)
+    monkeypatch.setattr("regraft.progress._PAUSE", 0.0)
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    shown = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", shown)
+
+    def fail() -> None:
+        with Progress("refit") as progress:
+            progress.step("verify")
+            raise regraft.WeightsError("no")
+
+    with pytest.raises(regraft.WeightsError):
+        fail()
+    assert "refit: verify" in shown.getvalue()
+    assert shown.getvalue().rsplit("\r", 2)[-1] == ""
+
+
+def test_no_line_where_it_is_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", _Terminal())
+    assert Progress("refit").observer is not None
+    monkeypatch.setenv("REGRAFT_PROGRESS", "0")
+    assert Progress("refit").observer is None
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
 
 def test_quick_work_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,7 +129,7 @@ def test_pictures_say_what_they_show(compiled: regraft.Module) -> None:
     phases = report.plot()
     assert "stage" in [label.get_text() for label in phases.axes[0].get_yticklabels()]
     memory = fork.plot_memory()
-    legend = memory.axes[0].get_legend()
+    (legend,) = memory.legends
     assert [text.get_text() for text in legend.get_texts()] == ["its own", "shared with forks"]
     for figure in (phases, memory):
         picture = io.BytesIO()

@@ -170,6 +170,17 @@ def test_constants_are_checked() -> None:
     agrees(nan, module, X, float("nan"), False, None)
 
 
+def test_zeros_of_either_sign_are_two_constants() -> None:
+    class Sign(nn.Module):
+        def forward(self, x: Tensor, zero: float) -> Tensor:
+            return torch.copysign(x, torch.tensor(zero)) + 1
+
+    module = regraft.compile(Sign().eval(), (X, 0.0), min_block_size=1)
+    agrees(module, Sign(), X, 0.0)
+    with pytest.raises(regraft.InputError, match=r"compiled for 0\.0, found -0\.0"):
+        module(X, -0.0)
+
+
 def test_results_of_transformers() -> None:
     """Data classes, attention masks, sizes that change: encoders and decoders as their library calls them."""
     from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel

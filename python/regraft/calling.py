@@ -318,7 +318,8 @@ def _same(given: Any, compiled: Any) -> bool:
     # 1, 1.0 and True are equal, and not the same to a program.
     if type(given) is not type(compiled):
         return False
-    return bool(given == compiled) or (given != given and compiled != compiled)
+    # Neither are the zeros of either sign; and NaN is what it is.
+    return given.hex() == compiled.hex() if isinstance(given, float) else bool(given == compiled)
 
 
 def _short(value: Any) -> str:

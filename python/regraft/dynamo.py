@@ -13,281 +13,359 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
+import logging
+import threading
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from importlib.metadata import entry_points
+import weakref
+from collections.abc import Collection, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
-from torch import nn
-from torch._dynamo import register_backend
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._dynamo import list_backends, register_backend
+from torch.export.graph_signature import OutputKind
 
-from regraft.errors import CompileError, InputError
-from regraft.mutable import MutableModule
+from regraft import _regraft
+from regraft._graphs import Cut, CutError, cut, number, numbers_of
+from regraft.compiling import compile, exported
+from regraft.errors import CompileError, InputError, WeightsError
+from regraft.module import Module
+from regraft.mutable.watch import readable
 
 __all__ = ["regraft"]
 
-# Values of numbers that a graph is compiled for; with more of them PyTorch runs it.
+# Sets of numbers that a graph is compiled for; PyTorch runs it with others.
 _MOST_NUMBERS = 8
+# Sets of weights that an engine of each is kept for, such as those of the layers that share a graph.
+_MOST_WEIGHTS = 64
+_MUTATIONS = (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION, OutputKind.USER_INPUT_MUTATION)
+
+_log = logging.getLogger(__name__)
+_version = attrgetter("_version")
+_address = torch.Tensor.data_ptr
+_stride = torch.Tensor.stride
+_size = torch.Tensor.numel
+
+# Version counters, strides, and numbers of elements.
+_Facts = tuple[list["int | None"], list[tuple[int, ...]], list[int]]
 
 
 def regraft(
-    graph: torch.fx.GraphModule, example_inputs: Sequence[Any], *, options: Mapping[str, Any] | None = None
-) -> Any:
-    """Compiles a graph of Dynamo's at its first call.
+    gm: torch.fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    options: Mapping[str, Any] | None = None,
+    mode: str | None = None,
+    name: str | None = None,
+) -> _Graph:
+    """Compiles a graph that Dynamo captured, at its first call.
 
-    Weights stay live: a change of any kind is seen as :class:`regraft.MutableModule` sees it, and refitted at
-    the next call. PyTorch runs the graph when gradients are asked for, when it writes to its inputs or
-    weights, and, with a warning, when it cannot be compiled.
+    Weights stay live: each call looks for parameters and buffers that are other tensors, or were written to,
+    as :class:`regraft.MutableModule` does, and refits what changed. Modules of one class share a graph, and
+    each has engines with its weights, which share all slots that are the same.
+
+    PyTorch runs a graph when gradients are asked for, when it writes to its arguments or to buffers (such as
+    batch norm in training), under autocast, and, with a warning, when it cannot be exported or compiled.
 
     Args:
-        graph: the graph; parameters and buffers are among its inputs.
-        example_inputs: its inputs when it was traced.
-        options: settings of :func:`regraft.compile`, given as ``torch.compile(..., options={...})``.
+        gm: the graph.
+        example_inputs: what it was traced with.
+        options: settings of :func:`regraft.compile`, as ``torch.compile(..., options={...})`` gives them.
+        mode: modes are those of another backend.
+        name: what ``torch.compile`` calls it, without effect.
 
     Raises:
-        CompileError: when an option is unknown.
+        CompileError: for options that do not exist or do not fit. Dynamo wraps it. At a call: when
+            ``require_full_compilation`` is set and not everything can be compiled.
+
+    Example:
+        >>> import regraft, torch
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU()).eval()
+        >>> fast = torch.compile(net, backend="regraft", options={"threads": 1})
+        >>> with torch.inference_mode():
+        ...     fast(torch.ones(2, 8)).shape
+        torch.Size([2, 16])
+
     """
     settings = dict(options or {})
-    # Says at once what is wrong with the settings.
-    MutableModule(nn.Identity(), **settings)
-    return _Graph(graph, settings)
+    _check(settings, mode)
+    return _Graph(gm, settings)
 
 
 # PyTorch itself loads and registers the backend of an installed package, and takes no name twice.
-if not entry_points(group="torch_dynamo_backends", name="regraft"):
+if "regraft" not in list_backends(exclude_tags=()):
     register_backend(compiler_fn=regraft, name="regraft")
 
 
-@dataclass(frozen=True)
-class _Inputs:
-    """What the inputs of a graph are, by position."""
-
-    weights: tuple[int, ...]
-    tensors: tuple[int, ...]
-    numbers: tuple[int, ...]
-    """Numbers, some as tensors that the graph reads as numbers: it is compiled for their values."""
-    sizes: dict[int, tuple[int, int]]
-    """Integers that are the size of an input, given by position and axis."""
-    ranges: tuple[dict[int, Any], ...]
-    """For each of ``tensors`` its axes of variable size."""
+def _check(settings: Mapping[str, Any], mode: str | None) -> None:
+    if mode is not None:
+        raise CompileError(
+            f'mode={mode!r} is not for backend="regraft"\n'
+            '  help: options={"tune": "fast"} or "full" chooses kernels by measuring them'
+        )
+    of_calls = {"program_or_module", "inputs", "kwarg_inputs", "dynamic_shapes"}
+    known = sorted(inspect.signature(compile).parameters.keys() - of_calls)
+    unknown = []
+    for name in sorted(settings.keys() - set(known)):
+        close = difflib.get_close_matches(name, known, n=1)
+        unknown.append(f"{name} (did you mean {close[0]}?)" if close else name)
+    if unknown:
+        raise CompileError(f"unknown settings: {', '.join(unknown)}\n  help: there are {', '.join(known)}")
+    for name, value in (
+        ("make_refittable", True),
+        ("strip_engine_weights", False),
+        ("refit_identical_engine_weights", False),
+    ):
+        if settings.get(name, value) != value:
+            raise CompileError(
+                f'{name}={settings[name]!r}: torch.compile(backend="regraft") follows the weights of the '
+                "module\n  help: leave it out, or use regraft.compile"
+            )
 
 
 class _Graph:
-    """A graph with the programs that it was compiled to: one for each set of numbers."""
+    """A graph of Dynamo's, with a program for each set of numbers that it was called with."""
 
-    def __init__(self, graph: torch.fx.GraphModule, settings: Mapping[str, Any]) -> None:
-        self._graph = graph
+    def __init__(self, gm: torch.fx.GraphModule, settings: Mapping[str, Any]) -> None:
+        self._gm = gm
         self._settings = settings
-        self._compiled: dict[tuple[float, ...], MutableModule] = {}
-        self._in_pytorch = False
-        self._inputs: _Inputs | None = None
-        try:
-            self._inputs = _inputs_of(graph)
-        except CompileError as error:
-            self._give_up(error)
+        self._numbers = numbers_of(gm)
+        self._programs: dict[tuple[Any, ...], _Program | None] = {}
+        self._lock = threading.RLock()
+        self._warned = False
 
     def __call__(self, *args: Any) -> Any:
-        if self._inputs is None or self._in_pytorch or _wants_gradients(args):
-            return self._graph(*args)
-        numbers = tuple(_number(args[index]) for index in self._inputs.numbers)
-        mutable = self._compiled.get(numbers)
-        if mutable is None:
-            if len(self._compiled) == _MOST_NUMBERS:
-                self._give_up(CompileError(f"it was called with more than {_MOST_NUMBERS} sets of numbers"))
-                return self._graph(*args)
-            made = self._made(self._inputs, args, numbers)
-            if made is None:
-                return self._graph(*args)
-            mutable = self._compiled[numbers] = made
-        lifted = mutable.module
-        assert isinstance(lifted, _Lifted)
-        lifted.take([args[index] for index in self._inputs.weights])
+        """What the graph gives."""
+        if _is_pytorchs(args):
+            return self._gm(*args)
+        with self._lock:
+            program = self._program_of(args)
+            module = program.with_weights(args) if program is not None else None
+        if program is None or module is None:
+            return self._gm(*args)
         try:
-            return mutable(*(args[index] for index in self._inputs.tensors))
-        except (CompileError, InputError) as error:
-            self._give_up(error)
-            return self._graph(*args)
+            made = module.forward(*program.cut.inputs_of(args))
+        except InputError as error:
+            self._warn(error)
+            return self._gm(*args)
+        return program.cut.results_of(made, args)
 
-    def _made(self, inputs: _Inputs, args: Sequence[Any], numbers: Sequence[float]) -> MutableModule | None:
-        """What runs the graph with these numbers; ``None`` when that is PyTorch."""
-        weights = [args[index] for index in inputs.weights]
-        graph = _without_sizes(self._graph, inputs, numbers)
-        order = sorted((*inputs.weights, *inputs.tensors))
+    def _program_of(self, args: Sequence[Any]) -> _Program | None:
+        """The program for a call; ``None`` when PyTorch is to run it."""
+        numbers = tuple(number(args[place]) for place in self._numbers)
+        if numbers not in self._programs:
+            if len(self._programs) == _MOST_NUMBERS:
+                names = [node.name for node in self._gm.graph.nodes if node.op == "placeholder"]
+                which = ", ".join(names[place] for place in self._numbers)
+                self._warn(f"it was called with more than {_MOST_NUMBERS} values of {which}: give a tensor")
+                return None
+            self._programs[numbers] = self._compiled(args)
+        return self._programs[numbers]
+
+    def _compiled(self, args: Sequence[Any]) -> _Program | None:
         try:
-            self._in_pytorch = _shares_memory(graph, [args[index] for index in order])
-        except Exception as error:
-            self._give_up(error)
-        if self._in_pytorch:
+            return _Program.of(self._gm, args, self._settings)
+        except (CompileError, CutError) as error:
+            if self._settings.get("require_full_compilation"):
+                raise CompileError(
+                    f"a graph of torch.compile cannot be compiled: {error}", getattr(error, "unsupported", ())
+                ) from error
+            self._warn(error)
             return None
-        mutable = MutableModule(_Lifted(graph, weights, inputs), autograd="ignore", **self._settings)
-        if any(inputs.ranges):
-            mutable.set_expected_dynamic_shape_range(inputs.ranges)
-        return mutable
 
-    def _give_up(self, error: Exception) -> None:
-        self._in_pytorch = True
-        warnings.warn(f"regraft: a graph of torch.compile runs in PyTorch: {error}", stacklevel=4)
+    def _warn(self, why: object) -> None:
+        """Warns once of each graph."""
+        if not self._warned:
+            self._warned = True
+            warnings.warn(f"regraft: PyTorch runs a graph of torch.compile: {why}", stacklevel=5)
 
 
-class _Lifted(nn.Module):
-    """A graph as a module: with its weights as parameters and buffers again."""
-
-    def __init__(self, graph: torch.fx.GraphModule, weights: Sequence[torch.Tensor], inputs: _Inputs) -> None:
-        super().__init__()
-        self._run = graph.forward
-        self._order = [*inputs.weights, *inputs.tensors]
-        self._names = [f"weight_{index}" for index in range(len(weights))]
-        for name, weight in zip(self._names, weights, strict=True):
-            if isinstance(weight, nn.Parameter):
-                self.register_parameter(name, weight)
-            else:
-                self.register_buffer(name, weight)
-        self.eval()
-
-    def take(self, weights: Sequence[torch.Tensor]) -> None:
-        """Holds these weights from now on."""
-        for name, weight in zip(self._names, weights, strict=True):
-            held = self._parameters if name in self._parameters else self._buffers
-            if held[name] is not weight:
-                held[name] = weight  # type: ignore[assignment]
-
-    def forward(self, *tensors: torch.Tensor) -> Any:
-        given = [*(getattr(self, name) for name in self._names), *tensors]
-        ordered = sorted(zip(self._order, given, strict=True), key=lambda item: item[0])
-        return self._run(*(value for _, value in ordered))
+def _is_pytorchs(args: Sequence[Any]) -> bool:
+    """Whether a call is PyTorch's matter: for its gradients, or under modes that change what operators do."""
+    if torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args):
+        return True
+    return (
+        torch.is_autocast_enabled("cpu")
+        or bool(torch._C._len_torch_dispatch_stack())
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
 
 
-def _wants_gradients(args: Sequence[Any]) -> bool:
-    return torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args)
+class _Program:
+    """A graph compiled, with an engine for each set of weights that it is called with."""
+
+    def __init__(self, gm: torch.fx.GraphModule, settings: Mapping[str, Any], cut: Cut) -> None:
+        self.cut = cut
+        self._gm = gm
+        self._settings = settings
+        self._served: list[_Served] = []
+        """The last used one is the last."""
+
+    @classmethod
+    def of(
+        cls, gm: torch.fx.GraphModule, args: Sequence[Any], settings: Mapping[str, Any]
+    ) -> _Program | None:
+        """The program of a call; ``None`` when there is nothing to compile, or it writes to what it is given.
+
+        Raises:
+            CompileError, CutError: when it cannot be compiled.
+
+        """
+        taken = _taken_apart(gm, args)
+        if taken is None:
+            return None
+        program = cls(gm, settings, taken[1])
+        weights = program.cut.weights_of(args)
+        # What is written from here on is seen at the next call.
+        facts = _facts_of(weights)
+        module = program._compiled(taken[0], args)
+        if module is None or not module.models:
+            _log.info("PyTorch runs a graph: %s", "it writes" if module is None else module.report())
+            return None
+        served = _Served(module, _ties(weights))
+        served.rebase(weights, facts)
+        program._served.append(served)
+        return program
+
+    def with_weights(self, args: Sequence[Any]) -> Module:
+        """A module with the weights of a call."""
+        weights = self.cut.weights_of(args)
+        served = self._served_with(weights)
+        facts = _facts_of(weights)
+        changed = served.changed(weights, facts)
+        if changed:
+            served.rebase(weights, facts)
+            try:
+                self._bring_up_to_date(served, weights, changed, args)
+            except BaseException:
+                served.forget()
+                raise
+        return served.module
+
+    def _served_with(self, weights: Sequence[torch.Tensor]) -> _Served:
+        """The engine for these weights."""
+        for index in range(len(self._served) - 1, -1, -1):
+            served = self._served[index]
+            if served.has(weights):
+                if index != len(self._served) - 1:
+                    self._served.append(self._served.pop(index))
+                return served
+        for served in self._served:
+            if served.had(weights):
+                return served
+        last = self._served[-1]
+        self._served = [served for served in self._served if served.is_alive][1 - _MOST_WEIGHTS :]
+        self._served.append(_Served(last.module.fork(), last.ties))
+        return self._served[-1]
+
+    def _bring_up_to_date(
+        self, served: _Served, weights: Sequence[torch.Tensor], changed: Collection[int], args: Sequence[Any]
+    ) -> None:
+        ties = _ties(weights)
+        known = served.module._compiled.sources
+        new = {self.cut.weights[index]: weights[index].detach() for index in changed}
+        new = {name: weight for name, weight in new.items() if name in known}
+        if ties == served.ties:
+            try:
+                served.module.refit(new, partial=True)
+                return
+            except WeightsError as error:
+                _log.info("compiled again: %s", error)
+        taken = _taken_apart(self._gm, args)
+        module = self._compiled(taken[0], args) if taken is not None else None
+        if module is None:
+            raise CompileError("a graph of torch.compile became another one: call torch.compiler.reset()")
+        served.module, served.ties = module, ties
+
+    def _compiled(self, module: torch.fx.GraphModule, args: Sequence[Any]) -> Module | None:
+        """``None`` when the program writes to what it is given."""
+        inputs = [x.clone() if x.is_inference() else x for x in self.cut.inputs_of(args)]
+        with torch.inference_mode(False), torch.no_grad():
+            program = exported(module, inputs, None, self.cut.dynamic_shapes)
+            if any(spec.kind in _MUTATIONS for spec in program.graph_signature.output_specs):
+                return None
+            return compile(program, **self._settings)
 
 
-def _number(value: Any) -> float:
-    return value.item() if isinstance(value, torch.Tensor) else value
+def _taken_apart(gm: torch.fx.GraphModule, args: Sequence[Any]) -> tuple[torch.fx.GraphModule, Cut] | None:
+    with torch.inference_mode(False), torch.no_grad():
+        return cut(gm, args)
 
 
-def _placeholders(graph: torch.fx.GraphModule) -> list[torch.fx.Node]:
-    return [node for node in graph.graph.nodes if node.op == "placeholder"]
+class _Served:
+    """A module, and what its weights were made of. Holds none of these tensors."""
+
+    def __init__(self, module: Module, ties: tuple[int, ...]) -> None:
+        self.module = module
+        self.ties = ties
+        """Which weights were one when the module was compiled."""
+        self._native = _regraft.Watch()
+        self._weights: list[weakref.ref[torch.Tensor]] | None = None
+        self._facts: _Facts = ([], [], [])
+
+    def rebase(self, weights: Sequence[torch.Tensor], facts: _Facts) -> None:
+        """Takes these weights for those of the module, as they were when ``facts`` were found."""
+        self._weights = list(map(weakref.ref, weights))
+        self._facts = facts
+        self._native.watch_memory(list(map(_address, weights)), list(map(readable, weights)))
+
+    def forget(self) -> None:
+        """It is made of nothing that is known."""
+        self._weights = None
+
+    def has(self, weights: Sequence[torch.Tensor]) -> bool:
+        """Whether it is made of these tensors."""
+        return self._weights is not None and all(
+            ref() is weight for ref, weight in zip(self._weights, weights, strict=True)
+        )
+
+    def had(self, weights: Sequence[torch.Tensor]) -> bool:
+        """Whether it was made of some of these tensors, and of others that are no more."""
+        if self._weights is None:
+            return False
+        seen = [ref() for ref in self._weights]
+        return all(old is None or old is new for old, new in zip(seen, weights, strict=True))
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether there are the tensors still that it was made of."""
+        return self._weights is not None and all(ref() is not None for ref in self._weights)
+
+    def changed(self, weights: Sequence[torch.Tensor], facts: _Facts) -> Collection[int]:
+        """Indices of weights that are other tensors, or were written to."""
+        if self._weights is None:
+            return range(len(weights))
+        addresses = list(map(_address, weights))
+        found: set[int] = set()
+        if facts != self._facts or not self.has(weights):
+            for index, (ref, weight) in enumerate(zip(self._weights, weights, strict=True)):
+                version, *layout = (fact[index] for fact in facts)
+                old_version, *old_layout = (fact[index] for fact in self._facts)
+                if ref() is not weight or version != old_version or layout != old_layout:
+                    found.add(index)
+                if layout != old_layout:
+                    # It may be smaller than it was, and is not read.
+                    addresses[index] = 0
+        found.update(self._native.changed_memory(addresses))
+        return found
 
 
-def _inputs_of(graph: torch.fx.GraphModule) -> _Inputs:
-    """What the inputs of ``graph`` are.
-
-    Raises:
-        CompileError: when one is neither a tensor nor a number.
-    """
-    weights, tensors, numbers, integers = [], [], [], []
-    nodes = _placeholders(graph)
-    for index, node in enumerate(nodes):
-        value = node.meta.get("example_value")
-        if not isinstance(value, torch.Tensor):
-            integers.append(index)
-        elif node.meta.get("tensor_dict", {}).get("_dynamo_static_input_type") or isinstance(
-            value, nn.Parameter
-        ):
-            weights.append(index)
-        elif value.dim() == 0 and node.users and all(_reads_number(user) for user in node.users):
-            numbers.append(index)
-        else:
-            tensors.append(index)
-    values = [nodes[index].meta["example_value"] for index in tensors]
-    sizes = {}
-    for index in integers:
-        found = _size_of(nodes[index], tensors, values)
-        if found is not None:
-            sizes[index] = found
-        elif isinstance(nodes[index].meta.get("example_value"), (int, float, torch.SymInt, torch.SymFloat)):
-            numbers.append(index)
-        else:
-            raise CompileError(f"its input {nodes[index].name} is neither a tensor nor a number")
-    return _Inputs(tuple(weights), tuple(tensors), tuple(numbers), sizes, tuple(map(_ranges, values)))
+def _facts_of(weights: Sequence[torch.Tensor]) -> _Facts:
+    try:
+        versions: list[int | None] = list(map(_version, weights))
+    except RuntimeError:
+        # Tensors made in inference mode have no version counter.
+        versions = [None if weight.is_inference() else weight._version for weight in weights]
+    return versions, list(map(_stride, weights)), list(map(_size, weights))
 
 
-def _reads_number(node: torch.fx.Node) -> bool:
-    return node.op == "call_method" and node.target == "item"
-
-
-def _size_of(
-    node: torch.fx.Node, tensors: Sequence[int], values: Sequence[torch.Tensor]
-) -> tuple[int, int] | None:
-    wanted = node.meta.get("example_value")
-    if isinstance(wanted, torch.SymInt):
-        for index, value in zip(tensors, values, strict=True):
-            for axis, size in enumerate(value.shape):
-                if isinstance(size, torch.SymInt) and size.node.expr == wanted.node.expr:
-                    return index, axis
-    return None
-
-
-def _ranges(value: torch.Tensor) -> dict[int, Any]:
-    """Axes whose sizes are symbols."""
-    ranges: dict[int, Any] = {}
-    for axis, size in enumerate(value.shape):
-        if isinstance(size, torch.SymInt) and size.node.expr.is_symbol:
-            known = size.node.shape_env.var_to_range[size.node.expr]
-            # Without limits they are infinities.
-            least = int(known.lower) if known.lower.is_Integer else 0
-            most = int(known.upper) if known.upper.is_Integer else None
-            ranges[axis] = torch.export.Dim(str(size.node.expr), min=max(least, 1), max=most)
-    return ranges
-
-
-def _without_sizes(
-    graph: torch.fx.GraphModule, inputs: _Inputs, numbers: Sequence[float]
-) -> torch.fx.GraphModule:
-    """``graph`` without the inputs that are numbers: sizes are read off tensors, other numbers are
-    constants.
-    """
-    copied = torch.fx.GraphModule(graph, _copy(graph.graph))
-    nodes = _placeholders(copied)
-    kept = {index: nodes[index] for index in (*inputs.weights, *inputs.tensors)}
-    first = next((node for node in copied.graph.nodes if node.op != "placeholder"), None)
-    for index, node in enumerate(nodes):
-        if index in inputs.sizes:
-            source, axis = inputs.sizes[index]
-            with copied.graph.inserting_before(first):
-                size = copied.graph.call_function(torch.ops.aten.sym_size.int, (kept[source], axis))
-            node.replace_all_uses_with(size)
-        elif index in inputs.numbers:
-            number = numbers[inputs.numbers.index(index)]
-            for user in list(node.users):
-                if not _reads_number(user):
-                    _replace(user, node, number)
-                    continue
-                for reader in list(user.users):
-                    _replace(reader, user, number)
-                copied.graph.erase_node(user)
-        if index not in kept:
-            copied.graph.erase_node(node)
-    copied.recompile()
-    return copied
-
-
-def _copy(graph: torch.fx.Graph) -> torch.fx.Graph:
-    copied = torch.fx.Graph()
-    copied.output(copied.graph_copy(graph, {}))
-    return copied
-
-
-def _replace(node: torch.fx.Node, value: torch.fx.Node, number: float) -> None:
-    def number_for(arg: torch.fx.Node) -> Any:
-        return number if arg is value else arg
-
-    node.args, node.kwargs = torch.fx.map_arg((node.args, node.kwargs), number_for)
-
-
-def _shares_memory(graph: torch.fx.GraphModule, given: Sequence[torch.Tensor]) -> bool:
-    """Whether ``graph`` writes to its inputs, or gives parts of them away: found by running it without
-    data.
-    """
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
-        inputs = [mode.from_tensor(tensor) for tensor in given]
-        versions = [tensor._version for tensor in inputs]
-        outputs = graph(*inputs)
-    memory = {tensor.untyped_storage()._cdata for tensor in inputs}
-    leaves = (leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor))
-    is_written = versions != [tensor._version for tensor in inputs]
-    return is_written or any(leaf.untyped_storage()._cdata in memory for leaf in leaves)
+def _ties(weights: Sequence[torch.Tensor]) -> tuple[int, ...]:
+    """For each weight the first one that is the same memory, seen the same way."""
+    first: dict[Any, int] = {}
+    keys = [
+        (_address(weight), weight.dtype, weight.shape, weight.stride()) if weight.numel() else index
+        for index, weight in enumerate(weights)
+    ]
+    return tuple(first.setdefault(key, index) for index, key in enumerate(keys))

@@ -476,7 +476,7 @@ def _scaled(adapters: Any) -> list[tuple[_regraft.Adapter, float]]:
                 "  help: read one with module.adapter(name, file), then give [(adapter, 1.0)]"
             )
         if not isinstance(pair[1], (int, float)) or not math.isfinite(pair[1]):
-            raise WeightsError(f"{pair[0].name}: expected a finite number for its scale, found {pair[1]!r}")
+            raise WeightsError(f"{pair[0].name}: expected a finite scale, found {pair[1]!r}")
     return [(adapter, float(scale)) for adapter, scale in pairs]
 
 

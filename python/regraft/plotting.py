@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["plot_memory", "plot_phases"]
 
-_STRONG, _SOFT, _PALE = "#1f6f8b", "#99c4d0", "#d9d9d9"
+_STRONG, _SOFT, _PALE, _GREY = "#1f6f8b", "#99c4d0", "#d9d9d9", "#555555"
 
 
 def plot_phases(report: RefitReport) -> Figure:
@@ -23,10 +23,11 @@ def plot_phases(report: RefitReport) -> Figure:
     """
     phases = [(name, time) for name, time in report.phases.items() if time > 0] or [("nothing", 0.0)]
     title = f"Refit: {report.milliseconds:.1f} ms"
-    subtitle = f"{len(report.recomputed_slots)} slots made anew, {report.bytes / 1e6:.1f} MB"
+    slots = len(report.recomputed_slots)
+    subtitle = f"{slots} slot{'' if slots == 1 else 's'} made anew, {report.bytes / 1e6:.1f} MB"
     names, times = zip(*phases, strict=True)
     return _bars(
-        title, subtitle, "milliseconds", names, [(times, _STRONG, None)], [f"{t:.2f}" for t in times]
+        title, subtitle, "milliseconds", names, [(times, _STRONG, None)], list(map(_duration, times))
     )
 
 
@@ -37,13 +38,22 @@ def plot_memory(module: Module) -> Figure:
         ImportError: without matplotlib.
     """
     facts = {name: size / 1e6 for name, size in module.memory().items()}
-    names = ["this module", "with all forks", "waiting for refits", "kept by PyTorch"]
-    own = [facts["private"], 0.0, 0.0, 0.0]
-    shared = [facts["slots"] - facts["private"], 0.0, 0.0, 0.0]
-    other = [0.0, facts["in_use"], facts["free"], facts["kept"]]
-    labels = [f"{sum(parts):.1f} MB" for parts in zip(own, shared, other, strict=True)]
+    rows = [
+        ("this module", facts["private"], facts["slots"] - facts["private"], 0.0),
+        ("it and its forks", 0.0, 0.0, facts["in_use"]),
+    ]
+    # Most modules have none of these.
+    for name, size in (("free for refits", facts["free"]), ("kept by PyTorch", facts["kept"])):
+        if size:
+            rows.append((name, 0.0, 0.0, size))
+    names, own, shared, other = zip(*rows, strict=True)
+    labels = [f"{sum(parts):.1f} MB" for _, *parts in rows]
     series = [(own, _STRONG, "its own"), (shared, _SOFT, "shared with forks"), (other, _PALE, None)]
     return _bars("Memory of weights", repr(module), "megabytes", names, series, labels)
+
+
+def _duration(milliseconds: float) -> str:
+    return f"{milliseconds:.1f} ms" if milliseconds >= 1 else f"{milliseconds * 1000:.0f} µs"
 
 
 def _bars(title: str, subtitle: str, unit: str, names: Any, series: Any, labels: list[str]) -> Figure:
@@ -52,7 +62,7 @@ def _bars(title: str, subtitle: str, unit: str, names: Any, series: Any, labels:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("pictures need matplotlib: pip install 'regraft[plot]'") from error
-    figure = Figure(figsize=(8, 1.6 + 0.45 * len(names)), layout="constrained")
+    figure = Figure(figsize=(8, 1.7 + 0.45 * len(names)), layout="constrained")
     axes = figure.add_subplot()
     rows = range(len(names))
     ends = [0.0] * len(names)
@@ -65,9 +75,18 @@ def _bars(title: str, subtitle: str, unit: str, names: Any, series: Any, labels:
     axes.invert_yaxis()
     axes.set_xlabel(unit)
     axes.set_xlim(0, max([*ends, 1e-3]) * 1.15)
+    axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
-    axes.set_title(subtitle, loc="left", fontsize=9, color="#555555", wrap=True)
+    axes.set_title(title, loc="left", fontweight="bold", pad=22)
+    axes.annotate(
+        subtitle,
+        (0, 1),
+        (0, 7),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        fontsize=9,
+        color=_GREY,
+    )
     if any(label for _, _, label in series):
-        axes.legend(frameon=False, fontsize=9, loc="lower right")
+        figure.legend(frameon=False, fontsize=9, loc="outside lower right", ncols=len(series))
     return figure

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -18,26 +19,46 @@ __all__ = ["Progress"]
 
 # What takes less than this shows nothing.
 _PATIENCE = 0.5
+# Seconds between two pictures of a line.
+_PAUSE = 0.05
 _WIDTH = 30
 
 
 class Progress:
-    """What is being done, as a context: steps with names, and bytes of slots."""
+    """What is being done, as a context: steps with names, and bytes of slots.
 
-    def __init__(self, what: str) -> None:
+    Nothing is drawn, and nobody is asked to observe, for what is known to be ``quick``.
+
+    >>> with Progress("compile") as progress:
+    ...     progress.step("export")
+    """
+
+    def __init__(self, what: str, *, quick: bool = False) -> None:
         self._what = what
-        self._shown = _is_watched()
-        self._began = time.monotonic()
+        self._watched = not quick and _is_watched()
+        # Draws what there is when patience is over: a step may take long and say nothing.
+        self._timer: threading.Timer | None = None
+        self._lock = threading.Lock()
+        self._state = (what, 0, 0)
         self._line: _Line | None = None
+        self._next = time.monotonic() + _PATIENCE
 
     def __enter__(self) -> Progress:
+        if self._watched:
+            self._timer = threading.Timer(_PATIENCE, self._draw)
+            self._timer.daemon = True
+            self._timer.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._line is not None:
-            self._line.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+        with self._lock:
+            self._watched = False
+            if self._line is not None:
+                self._line.clear()
 
     def step(self, name: str) -> None:
         """A step begins."""
@@ -46,18 +67,22 @@ class Progress:
     @property
     def observer(self) -> Callable[[str, int, int], object] | None:
         """Sees a refit advance; ``None`` when nobody looks, so that it costs nothing."""
-        if not self._shown:
+        if not self._watched:
             return None
         return lambda phase, done, total: self._show(f"{self._what}: {phase}", done, total)
 
     def _show(self, text: str, done: int, total: int) -> None:
-        if not self._shown:
-            return
-        if self._line is None:
-            if time.monotonic() - self._began < _PATIENCE:
-                return
-            self._line = _line()
-        self._line.show(text, done, total)
+        self._state = (text, done, total)
+        # Steps are few; slots may be many.
+        if self._watched and time.monotonic() >= self._next:
+            self._draw()
+
+    def _draw(self) -> None:
+        with self._lock:
+            if self._watched:
+                self._line = self._line or _line()
+                self._line.show(*self._state)
+                self._next = time.monotonic() + _PAUSE
 
 
 class _Line:
@@ -82,12 +107,17 @@ class _Bar(_Line):
 
     def __init__(self, tqdm: Any) -> None:
         super().__init__()
-        self._bar = tqdm(total=0, unit="B", unit_scale=True, leave=False)
+        self._bar = tqdm(total=0, unit="B", unit_scale=True, leave=False, bar_format="{desc}")
 
     def show(self, text: str, done: int, total: int) -> None:
-        self._bar.set_description(text, refresh=False)
-        self._bar.total, self._bar.n = total, done
-        self._bar.refresh()
+        bar = self._bar
+        bar.set_description_str(text, refresh=False)
+        if total != bar.total:
+            bar.bar_format = "{desc} |{bar}| {n_fmt}B of {total_fmt}B" if total else "{desc}"
+            # Notebooks learn of a new total by this only.
+            bar.reset(total=total)
+        bar.n = done
+        bar.refresh()
 
     def clear(self) -> None:
         self._bar.close()

@@ -20,6 +20,8 @@ __all__ = ["refit_module_weights", "weights_of"]
 
 # Largest difference of an output from PyTorch's, relative to its largest element.
 _TOLERANCE = 1e-4
+# Refits of less show no progress.
+_QUICK_BYTES = 500_000_000
 
 
 def refit_module_weights(
@@ -61,7 +63,9 @@ def refit_module_weights(
         _check_same_program(compiled_module, new_weight_module)
     args, kwargs = tuple(arg_inputs or ()), dict(kwarg_inputs or {})
     target = compiled_module if in_place else compiled_module.fork()
-    with Progress("refit") as progress:
+    # Half a gigabyte takes far less than a second; an observer would be a good part of a small refit.
+    quick = not verify_output and target.memory()["slots"] < _QUICK_BYTES
+    with Progress("refit", quick=quick) as progress:
         samples = None
         if verify_output and isinstance(new_weight_module, (ExportedProgram, torch.nn.Module)):
             trial = compiled_module.fork()

@@ -11,7 +11,7 @@ import torch
 from regraft import _regraft
 from regraft.mutable.tree import Tree
 
-__all__ = ["Changes", "Watcher"]
+__all__ = ["Changes", "Watcher", "readable"]
 
 _version = attrgetter("_version")
 _address = torch.Tensor.data_ptr
@@ -59,7 +59,7 @@ class Watcher:
     def rebase(self) -> None:
         """Takes the tensors for unchanged as the last look found them."""
         self._versions, self._strides, self._sizes = self._seen
-        sizes = [_readable(tensor) for tensor in self._in_memory]
+        sizes = [readable(tensor) for tensor in self._in_memory]
         self._native.watch_memory(list(map(_address, self._in_memory)), sizes)
 
     def look(self) -> Changes | None:
@@ -97,7 +97,7 @@ def _has_memory(tensor: torch.Tensor) -> bool:
     )
 
 
-def _readable(tensor: torch.Tensor) -> int:
+def readable(tensor: torch.Tensor) -> int:
     """Bytes that a tensor spans in memory of the CPU."""
     if tensor.device.type != "cpu" or tensor.numel() == 0:
         return 0
