@@ -265,8 +265,8 @@ expected = (regraft.RegraftError, TypeError, ValueError, OverflowError, LookupEr
 calls = [
     module, model.run, model.refit, model.stage, model.adapter, model.save, model.to_bytes,
     model.set_memory_limit, model.keep_previous, model.slot_bytes, model.source,
-    regraft.Model.load, regraft.Model.from_bytes,
-    regraft.StateDict.open, regraft.load, module.refit, module.adapter, model.session().run,
+    regraft.Model.load, regraft.Model.from_bytes, regraft.StateDict.open, regraft.load,
+    module.refit, module.adapter, model.session().run,
     regraft._regraft.Program.from_bytes, regraft._regraft.publish_together, regraft._regraft.is_known,
     lambda value: module.refit(net.state_dict(), changed=value),
     lambda value: module.refit(net.state_dict(), adapters=value),
