@@ -131,10 +131,14 @@ modules.append(regraft.compile(net, (x,), min_block_size=1))
 with torch.no_grad():
     held = [module(x) for module in modules]
 
+# Threads that Python abandons while they compute; PyTorch itself aborts in such ones.
+model, array = modules[0].models[0], x.numpy()
+state = {name: value.numpy() for name, value in net.state_dict().items()}
+
 def forever():
     while True:
-        modules[0](x)
-        modules[0].refit(net.state_dict())
+        model.run([array])
+        model.refit(state)
 
 for _ in range(3):
     threading.Thread(target=forever, daemon=True).start()
