@@ -209,6 +209,9 @@ class Module(torch.nn.Module):
         elif weights is not None and not isinstance(weights, (Mapping, _regraft.StateDict)):
             found = type(weights).__name__
             raise WeightsError(f"expected a state dict or the path of a weight file, found {found}")
+        for adapter, scale in adapters or ():
+            if not math.isfinite(scale):
+                raise WeightsError(f"{adapter.name}: expected a finite scale, found {scale}")
         options: dict[str, Any] = {
             "partial": partial,
             "changed": changed,

@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 from regraft import _regraft
 from regraft._program import digest_of
 from regraft.errors import VerificationError, WeightsError
+from regraft.kept import type_of
 from regraft.module import Module
 from regraft.progress import Progress
 
@@ -116,13 +117,28 @@ def _verify(module: Module, reference: Any, args: tuple[Any, ...], kwargs: dict[
         # First the compiled module, which says what is wrong with a call.
         found = torch.utils._pytree.tree_leaves(module(*args, **kwargs))
         expected = torch.utils._pytree.tree_leaves(callable_reference(*args, **kwargs))
+    if len(expected) != len(found):
+        raise VerificationError(
+            f"PyTorch has {len(expected)} outputs, the compiled module {len(found)}; nothing was changed"
+        )
     for index, (a, b) in enumerate(zip(expected, found, strict=True)):
-        if isinstance(a, torch.Tensor):
-            largest = a.abs().max().item() if a.numel() else 0.0
-            difference = (a.double() - b.double()).abs().max().item() if a.numel() else 0.0
-            # Written so that a NaN on one side is a difference.
-            if not difference <= _TOLERANCE * largest and not torch.equal(a, b):
-                raise VerificationError(
-                    f"output {index} differs from PyTorch's by {difference:.1e}, its largest element is "
-                    f"{largest:.1e}; nothing was changed"
-                )
+        problem = _difference(a, b)
+        if problem is not None:
+            raise VerificationError(f"output {index} differs from PyTorch's{problem}; nothing was changed")
+
+
+def _difference(expected: Any, found: Any) -> str | None:
+    """In which way two outputs differ."""
+    if not isinstance(expected, torch.Tensor) or not isinstance(found, torch.Tensor):
+        same = type(expected) is type(found) and expected == found
+        return None if same else f": {expected!r}, found {found!r}"
+    if expected.shape != found.shape or expected.dtype != found.dtype:
+        return f" in type: {type_of(expected)}, found {type_of(found)}"
+    if not expected.numel() or torch.equal(expected, found):
+        return None
+    largest = expected.abs().max().item() if expected.dtype != torch.bool else 1.0
+    difference = (expected.double() - found.double()).abs().max().item()
+    # Written so that a NaN on one side is a difference.
+    if difference <= _TOLERANCE * largest:
+        return None
+    return f" by {difference:.1e}, its largest element is {largest:.1e}"
