@@ -762,3 +762,30 @@ def test_r_8_other_types_across_cuts(dtype: torch.dtype, tmp_path: Path) -> None
     assert_same(called(regraft.load(tmp_path / "net"), x), called(module, x))
     module.refit(build(0).state_dict())
     assert_same(called(module, x), before)
+
+
+class Rotated(nn.Module):
+    """Rotary tables as complex numbers, which engines have not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.register_buffer("table", torch.polar(torch.rand(4) + 0.5, torch.rand(4)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        pairs = torch.view_as_complex(torch.relu(self.first(x)).view(-1, 4, 2)) * self.table
+        return self.last(torch.tanh(torch.view_as_real(pairs).reshape(-1, 8)))
+
+
+def test_r_6_complex_tables_stay_in_pytorch() -> None:
+    x = torch.randn(3, 8)
+    net, other = Rotated().eval(), Rotated().eval()
+    compiled = regraft.compile(net, (x,), min_block_size=1)
+    reasons = {part.reason for part in compiled.report().in_pytorch}
+    assert len(compiled.models) == 2 and "complex64 is not supported" in reasons
+    for weights in (net, other, net):
+        compiled.refit(weights.state_dict())
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(x), weights(x), rtol=1e-4, atol=1e-5)
+    with pytest.raises(regraft.CompileError, match="complex64 is not supported"):
+        regraft.compile(net, (x,), require_full_compilation=True)

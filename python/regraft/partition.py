@@ -32,6 +32,20 @@ from regraft.glue import Glue, run_engine
 
 __all__ = ["PartitionReport", "Partitioned", "Region", "buffers_written", "partition"]
 
+_DTYPES = frozenset(
+    (
+        torch.float64,
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.int64,
+        torch.int32,
+        torch.int16,
+        torch.int8,
+        torch.uint8,
+        torch.bool,
+    )
+)
 # Attempts to find regions: each leaves at least one more node to PyTorch.
 _MOST_ROUNDS = 100
 
@@ -116,7 +130,8 @@ def partition(
     whole = _whole(program)
     if isinstance(whole, Partitioned):
         return whole
-    if not whole.unsupported:
+    if any(node.op not in ("placeholder", "call_function", "output") for node in program.graph.nodes):
+        # Programs inside of the program, such as the branches of torch.cond.
         raise whole
     functional = _functional(program)
     again = _whole(functional)
@@ -226,6 +241,9 @@ class _Cutter(OperatorSupportBase):
             return Unsupported(node.name, op, "torch_executed_ops names it")
         if not _regraft.is_known(f"torch.ops.{op}"):
             return Unsupported(node.name, op, "the operator has no translation")
+        for dtype in _dtypes(node):
+            if dtype not in _DTYPES:
+                return Unsupported(node.name, op, f"{str(dtype).removeprefix('torch.')} is not supported")
         return None
 
     def cut(self) -> Partitioned:
@@ -306,6 +324,12 @@ class _Extracted:
     inputs: tuple[torch.fx.Node, ...]
     outputs: tuple[torch.fx.Node, ...]
     region: Region
+
+
+def _dtypes(node: torch.fx.Node) -> set[torch.dtype]:
+    """Of the tensors that a node reads and makes."""
+    values = pytree.tree_leaves([other.meta.get("val") for other in (node, *node.all_input_nodes)])
+    return {value.dtype for value in values if isinstance(value, torch.Tensor)}
 
 
 def _makes_tensors(node: torch.fx.Node) -> bool:
