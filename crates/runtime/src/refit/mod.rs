@@ -105,12 +105,10 @@ pub(crate) fn check(
     for (&index, tensor) in &matched {
         let dtype = parts.map.sources[index].dtype;
         // One that is the same as what a slot keeps need not be read back from there, and one that was let go is here again.
-        let again = match sources[index].is_at_hand() {
-            true => sources[index].slot().is_some() && tensor.dtype() == dtype,
-            false => read.contains(&index),
-        };
-        if changed.contains(&index) || again {
-            passing.extend((again || tensor.is_borrowed()).then_some(index));
+        let in_slot = sources[index].slot().is_some() && tensor.dtype() == dtype;
+        let let_go = !sources[index].is_at_hand() && read.contains(&index);
+        if changed.contains(&index) || in_slot || let_go {
+            passing.extend((in_slot || tensor.is_borrowed()).then_some(index));
             sources[index] = Arc::new(SourceContent::new(dtype, Some(tensor.clone())));
         }
     }
