@@ -635,8 +635,10 @@ def test_threads_see_one_state_or_the_other(mutable: MutableModule, x: torch.Ten
 
     def run() -> None:
         while not stop.is_set():
-            if not any(torch.equal(compiled_result(mutable, x)[0], one) for one in expected):
-                wrong.append(True)
+            found = compiled_result(mutable, x)[0]
+            # The states are far apart; a mix of them would be near to neither.
+            if not any(torch.allclose(found, one, rtol=1e-4, atol=1e-5) for one in expected):
+                wrong.append(found)
 
     threads = [threading.Thread(target=run) for _ in range(2)]
     for thread in threads:

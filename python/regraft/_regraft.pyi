@@ -18,6 +18,7 @@ __all__ = [
     "StateDict",
     "Watch",
     "__version__",
+    "before_exit",
     "compile",
     "is_known",
     "publish_together",
