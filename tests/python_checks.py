@@ -17,20 +17,12 @@ from torch import Tensor, nn
 
 import regraft
 from comparing import assert_close
+from small import seeded
 
 ROOT = Path(__file__).resolve().parent.parent
 
 # An operator that has no translation: what is around it is cut there.
 uncompiled = torch.special.erfcx
-
-
-def seeded(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    return build().eval()
-
-
-def numbers(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 class Function(nn.Module):

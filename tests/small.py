@@ -17,7 +17,7 @@ Build = Callable[[int], nn.Module]
 Inputs = tuple[Tensor, ...]
 
 
-def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+def seeded(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     return build().eval()
 

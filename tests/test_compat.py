@@ -17,7 +17,6 @@ import regraft.compat.torch_tensorrt as torch_tensorrt
 from regraft.compat.torch_tensorrt.dynamo._engine_cache import BaseEngineCache
 
 # PyTorch says so of every program that is saved without weights.
-pytestmark = pytest.mark.filterwarnings("ignore:No complete tensor found")
 
 
 class Net(nn.Module):

@@ -30,8 +30,6 @@ from mutable_checks import (
 )
 from regraft import MutableModule, _regraft
 
-pytestmark = pytest.mark.filterwarnings("ignore:No complete tensor found")
-
 
 @pytest.fixture(autouse=True)
 def _few_threads() -> Iterator[None]:

@@ -26,10 +26,7 @@ from regraft import MutableModule
 
 peft = pytest.importorskip("peft")
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:No complete tensor found"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 
 @pytest.fixture(autouse=True)

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 
 import regraft
-from python_checks import ROOT, Function, bits, numbers, python, seeded, succeeds, uncompiled
-
-pytestmark = pytest.mark.filterwarnings("ignore:No complete tensor found")
+from python_checks import ROOT, Function, bits, python, succeeds, uncompiled
+from small import numbers, seeded
 
 X = numbers(4, 6)
 

@@ -413,17 +413,11 @@ class Module(torch.nn.Module):
 
     def _read_by(self, model: _regraft.Model, weights: Any) -> Any:
         """``weights`` without those that the program has and no engine reads, such as counters."""
-        if weights is None or self._compiled.sources.keys() <= self._names(model):
+        if weights is None:
             return weights
-        known = self._names(model)
-        idle = {
-            name for name in map(str, weights.keys()) if name in self._compiled.sources and name not in known
-        }
-        return (
-            _only(weights, [name for name in map(str, weights.keys()) if name not in idle])
-            if idle
-            else weights
-        )
+        idle = self._compiled.sources.keys() - self._names(model)
+        names = list(map(str, weights.keys()))
+        return weights if idle.isdisjoint(names) else _only(weights, [n for n in names if n not in idle])
 
     @staticmethod
     def _names(model: _regraft.Model) -> set[str]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regraft import _regraft
+from regraft._folder import replaced_folder
 from regraft.errors import EngineFileError
 
 if TYPE_CHECKING:
@@ -39,20 +39,8 @@ def save(module: Module, path: str | os.PathLike[str], *, strip: bool = False) -
 
     if not isinstance(module, Module):
         raise EngineFileError(f"expected a module that regraft.compile made, found {type(module).__name__}")
-    target = Path(path)
-    if target.exists() and not (target / _DESCRIPTION).is_file():
-        raise EngineFileError(f"{target}: it exists and is no saved module: choose another place")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
-            made = Path(folder) / target.name
-            made.mkdir()
-            _write(module, made, strip)
-            if target.exists():
-                target.rename(Path(folder) / "before")
-            made.rename(target)
-    except OSError as error:
-        raise EngineFileError(f"{target}: it cannot be written: {error}") from error
+    with replaced_folder(path, _DESCRIPTION, "saved module") as folder:
+        _write(module, folder, strip)
 
 
 def load(path: str | os.PathLike[str], *, threads: int | None = None) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch.utils._pytree as pytree
 from torch import nn
 
 import regraft
+from regraft._folder import replaced_folder
 from regraft.errors import CompileError, EngineFileError
 from regraft.mutable.inputs import Leaf, Ranges, Size, Takes
 from regraft.mutable.state import Entry, State
@@ -26,21 +26,8 @@ _DESCRIPTION = "mutable.json"
 
 def save(state: State, path: str | os.PathLike[str]) -> None:
     """Writes the folder; one that is there is replaced when it is of this kind."""
-    target = Path(path)
-    if target.exists() and not (target / _DESCRIPTION).is_file():
-        raise EngineFileError(f"{target}: it exists and is no saved mutable module: choose another place")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
-            made = Path(folder) / target.name
-            made.mkdir()
-            with state.lock:
-                _write(state, made)
-            if target.exists():
-                target.rename(Path(folder) / "before")
-            made.rename(target)
-    except OSError as error:
-        raise EngineFileError(f"{target}: it cannot be written: {error}") from error
+    with replaced_folder(path, _DESCRIPTION, "saved mutable module") as folder, state.lock:
+        _write(state, folder)
 
 
 def _write(state: State, folder: Path) -> None:
