@@ -18,7 +18,7 @@ from pathlib import Path
 
 FUZZ = Path(__file__).resolve().parent
 FILES = FUZZ.parent / "crates/weights/tests/files"
-ADAPTERS = FUZZ.parent / "crates/weights/tests/adapters/peft"
+ADAPTERS = FUZZ.parent / "crates/adapter/tests/adapters/peft"
 FIXTURES = FUZZ.parent / "crates/conformance/fixtures"
 PASSES = FUZZ.parent / "crates/compile/tests/passes"
 REGRAFT = Path(os.environ.get("REGRAFT", FUZZ.parent / "target/release/regraft")).absolute()

@@ -6,12 +6,10 @@ use std::sync::LazyLock;
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
+use regraft_adapter::{Adapter, AdapterConfig, Overlay, Patterns};
 use regraft_ir::SourceKind;
 use regraft_tensor::{AlignedVec, Buffer, DType, Tensor};
-use regraft_weights::{
-    RefitMap, SourceInfo, StateDict,
-    adapter::{Adapter, AdapterConfig, Overlay, Patterns},
-};
+use regraft_weights::{RefitMap, SourceInfo, StateDict};
 use serde_json::{Value, json};
 
 /// The sources of the engine. Some names are those of a UNet, which adapters name in a second way.

@@ -6,10 +6,11 @@
 
 use std::fmt;
 
+pub use regraft_adapter as adapter;
+use regraft_adapter::Overlay;
 use regraft_ir::{Op, TensorType};
 use regraft_tensor::{DType, Tensor};
-use regraft_weights::adapter::Overlay;
-pub use regraft_weights::{PackFormat, adapter};
+pub use regraft_weights::PackFormat;
 use serde::{Deserialize, Serialize};
 
 /// The machine that an engine is built for.

@@ -7,7 +7,7 @@ use std::{
     process::ExitCode,
 };
 
-use regraft::{Problem, RuntimeErrorKind, WeightsErrorKind};
+use regraft::{AdapterErrorKind, Problem, RuntimeErrorKind, WeightsErrorKind};
 use serde_json::{Value, json};
 
 /// More problems than this are cut short unless asked for.
@@ -155,8 +155,10 @@ impl From<regraft::Error> for Failure {
     fn from(error: regraft::Error) -> Self {
         let weights = match &error {
             regraft::Error::Weights(e) => Some(e.kind()),
+            regraft::Error::Adapter(e) => return from_adapter(e.kind()),
             regraft::Error::Runtime(e) => match e.kind() {
                 RuntimeErrorKind::Weights(kind) => Some(kind),
+                RuntimeErrorKind::Adapter(kind) => return from_adapter(kind),
                 RuntimeErrorKind::NotBound => {
                     return Failure::new("the engine is stripped: it has no weights yet")
                         .help("bind it first: regraft bind STRIPPED.rgf --weights MODEL.safetensors -o BOUND.rgf");
@@ -171,14 +173,16 @@ impl From<regraft::Error> for Failure {
         };
         match weights {
             Some(WeightsErrorKind::Fit { problems, sources }) => Failure::from_problems(problems, *sources),
-            Some(WeightsErrorKind::Adapter { problems, .. }) => {
-                let text = error.to_string();
-                let failure = Failure::new(text.lines().next().unwrap_or_default());
-                problems.iter().fold(failure, |f, p| f.problem(p.key(), p.what()))
-            }
             _ => Failure::from_text(&error.to_string()),
         }
     }
+}
+
+fn from_adapter(kind: &AdapterErrorKind) -> Failure {
+    let text = kind.to_string();
+    let AdapterErrorKind::Fit { problems, .. } = kind else { return Failure::from_text(&text) };
+    let failure = Failure::new(text.lines().next().unwrap_or_default());
+    problems.iter().fold(failure, |f, p| f.problem(p.key(), p.what()))
 }
 
 macro_rules! from_errors {
@@ -190,7 +194,7 @@ macro_rules! from_errors {
         }
     )*};
 }
-from_errors!(regraft::RuntimeError, regraft::WeightsError, regraft::WriteError);
+from_errors!(regraft::RuntimeError, regraft::WeightsError, regraft::AdapterError, regraft::WriteError);
 
 impl From<regraft::cache::CacheError> for Failure {
     fn from(error: regraft::cache::CacheError) -> Self {

@@ -59,7 +59,7 @@ impl<E: Into<Error>> IntoPyErr for E {
         match &error {
             Error::Import(error) => import_error(error),
             Error::Compile(_) | Error::Records(_) => Class::Compile.error(error.to_string()),
-            Error::Weights(_) => Class::Weights.error(error.to_string()),
+            Error::Weights(_) | Error::Adapter(_) => Class::Weights.error(error.to_string()),
             Error::Engine(_) | Error::Write(_) => Class::EngineFile.error(error.to_string()),
             Error::Runtime(runtime) => class_of(runtime.kind()).error(error.to_string()),
             _ => Class::Regraft.error(error.to_string()),
@@ -70,9 +70,10 @@ impl<E: Into<Error>> IntoPyErr for E {
 fn class_of(kind: &RuntimeErrorKind) -> Class {
     match kind {
         RuntimeErrorKind::Input(_) | RuntimeErrorKind::Node { .. } | RuntimeErrorKind::Sizes { .. } => Class::Input,
-        RuntimeErrorKind::Weights(_) | RuntimeErrorKind::Source { .. } | RuntimeErrorKind::AdapterTwice(_) => {
-            Class::Weights
-        }
+        RuntimeErrorKind::Weights(_)
+        | RuntimeErrorKind::Adapter(_)
+        | RuntimeErrorKind::Source { .. }
+        | RuntimeErrorKind::AdapterTwice(_) => Class::Weights,
         RuntimeErrorKind::Engine(_) | RuntimeErrorKind::DamagedFile(_) => Class::EngineFile,
         RuntimeErrorKind::NotBound => Class::NotBound,
         RuntimeErrorKind::Frozen => Class::Frozen,

@@ -14,6 +14,9 @@ pub enum Error {
     /// A weights file could not be read, or the weights do not fit.
     #[error(transparent)]
     Weights(#[from] regraft_weights::WeightsError),
+    /// An adapter could not be read, or does not fit.
+    #[error(transparent)]
+    Adapter(#[from] regraft_adapter::AdapterError),
     /// A run or a refit failed.
     #[error(transparent)]
     Runtime(#[from] regraft_runtime::RuntimeError),

@@ -24,6 +24,7 @@ mod tune;
 
 use std::{path::Path, sync::Arc};
 
+pub use regraft_adapter::{self as adapter, Adapter, AdapterError, AdapterErrorKind, AdapterSet};
 use regraft_backend_cpu::CpuBackend;
 pub use regraft_compile::{
     pipeline::Observer,
@@ -39,15 +40,13 @@ pub use regraft_ir as ir;
 #[cfg(feature = "object-cache")]
 pub use regraft_object_cache::ObjectCache;
 pub use regraft_runtime::{
-    Adapters, Changed, Model, Refit, RefitObserver, RefitOptions, RuntimeError, RuntimeErrorKind, Session, Staged,
-    VariantMemory, Variants, publish_together,
+    Adapters, Changed, Generation, Model, PoolMemory, Refit, RefitObserver, RefitOptions, RuntimeError,
+    RuntimeErrorKind, Session, Slot, SourceContent, Staged, VariantMemory, Variants, publish_together,
 };
 pub use regraft_tensor::{AlignedVec, BorrowedBytes, Buffer, DType, Tensor, TensorError};
 pub use regraft_weights::{
-    AdapterReport, Digest, Generation, Phase, PhaseTimes, PoolMemory, Problem, Recipe, RefitMap, RefitReport, Slot,
-    SlotReport, SourceContent, SourceInfo, StateDict, WeightsError, WeightsErrorKind,
-    adapter::{self, Adapter, AdapterSet},
-    misfit_summary,
+    AdapterReport, Digest, Phase, PhaseTimes, Problem, Recipe, RefitMap, RefitReport, SlotReport, SourceInfo,
+    StateDict, WeightsError, WeightsErrorKind, misfit_summary,
 };
 
 pub use self::{

@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
-use regraft_weights::{RefitReport, adapter::Adapter};
+use regraft_adapter::Adapter;
+use regraft_weights::RefitReport;
 
 use crate::{Model, Refit, RuntimeError};
 

@@ -1,8 +1,10 @@
-use crate::Difference;
+use regraft_adapter::AdapterErrorKind;
 use regraft_backend::{BackendError, KernelError};
 use regraft_engine::EngineErrorKind;
 use regraft_ir::EvalError;
-use regraft_weights::{OverLimit, Problem, WeightsErrorKind};
+use regraft_weights::{Problem, WeightsErrorKind};
+
+use crate::{Difference, generation::OverLimit};
 
 /// An error of a model or a run.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +63,9 @@ pub enum RuntimeErrorKind {
     /// The weights do not fit.
     #[error(transparent)]
     Weights(#[from] WeightsErrorKind),
+    /// An adapter does not fit.
+    #[error(transparent)]
+    Adapter(#[from] AdapterErrorKind),
     /// A recipe failed.
     #[error("slot {slot}: {why}")]
     Recipe {

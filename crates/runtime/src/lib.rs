@@ -3,6 +3,7 @@
 //! - [`Model`]: an engine with a serving generation;
 //! - [`Session`]: the scratch memory and the state of one sequence of runs;
 //! - `bind/`: the plan at known sizes: kernels, views, memory;
+//! - [`Generation`]: an immutable set of slots that shares what did not change with others;
 //! - `refit/`: match, check, compare, stage;
 //! - `serving`: publish, roll back, retire, checked under a model checker;
 //! - [`Adapters`], [`Variants`]: what serves besides the plain weights.
@@ -12,6 +13,7 @@ mod adapters;
 mod bind;
 mod error;
 mod file_check;
+mod generation;
 mod model;
 mod program;
 mod refit;
@@ -24,6 +26,7 @@ mod verify;
 
 pub use adapters::Adapters;
 pub use error::{RuntimeError, RuntimeErrorKind};
+pub use generation::{Generation, InSlot, OverLimit, PoolMemory, Slot, SlotPool, SourceContent};
 pub use model::Model;
 pub use program::WeightReader;
 pub use refit::{Changed, Refit, RefitObserver, RefitOptions, Staged, publish_together};

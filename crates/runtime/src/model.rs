@@ -7,11 +7,12 @@ use std::{
 use regraft_backend::Backend;
 use regraft_engine::{Engine, KeepSources, Mode, Plan};
 use regraft_tensor::Tensor;
-use regraft_weights::{Generation, PoolMemory, RefitMap, RefitReport, SlotPool, StateDict};
+use regraft_weights::{RefitMap, RefitReport, StateDict};
 
 use crate::{
     Adapters, Refit, RefitOptions, RuntimeError, RuntimeErrorKind, Session, Staged, Variants,
     bind::BoundPlan,
+    generation::{Generation, PoolMemory, SlotPool},
     program::{Program, WeightReader},
     refit,
     serving::{Empty, NoPrevious, Serving},

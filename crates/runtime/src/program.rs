@@ -6,14 +6,16 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use regraft_adapter::AdapterSet;
 use regraft_backend::{Backend, Target};
 use regraft_engine::{Engine, EngineErrorKind, KeepSources, Mode, Plan};
 use regraft_tensor::{Buffer, Tensor};
-use regraft_weights::{Digest, Generation, RefitMap, Slot, SlotPool, SourceContent, StateDict, adapter::AdapterSet};
+use regraft_weights::{Digest, RefitMap, StateDict};
 
 use crate::{
     RuntimeError, RuntimeErrorKind,
     file_check::FileCheck,
+    generation::{Generation, Slot, SlotPool, SourceContent},
     refit,
     session::{BoundCache, Scratch},
 };

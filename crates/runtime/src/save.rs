@@ -8,9 +8,9 @@ use std::{
 
 use regraft_engine::{Engine, KeepSources, Mode};
 use regraft_tensor::{AlignedVec, Tensor};
-use regraft_weights::{Digest, Generation, StateDict};
+use regraft_weights::{Digest, StateDict};
 
-use crate::{Model, RuntimeError, RuntimeErrorKind, refit};
+use crate::{Model, RuntimeError, RuntimeErrorKind, generation::Generation, refit};
 
 impl Model {
     /// The engine with the serving generation's weights, to be saved as `mode`. Adapters become part of the weights. How a

@@ -2,11 +2,11 @@ use std::sync::Arc;
 
 use regraft_ir::eval::bind_symbols_to;
 use regraft_tensor::{AlignedVec, Tensor};
-use regraft_weights::Generation;
 
 use crate::{
     Model, RuntimeError, RuntimeErrorKind,
     bind::{BoundPlan, Leaving, Place, Read, Step, Work},
+    generation::Generation,
 };
 
 /// The buffers of a session; their contents mean nothing between runs.

@@ -4,11 +4,11 @@ use std::{
     sync::Arc,
 };
 
-use regraft_weights::{Generation, Slot};
 use serde::Serialize;
 
 use crate::{
     Model, RuntimeError, RuntimeErrorKind,
+    generation::{Generation, Slot},
     sync::{Mutex, lock},
 };
 

@@ -2,12 +2,13 @@
 
 use std::{collections::HashSet, fmt};
 
+use regraft_adapter::AdapterLayer;
 use regraft_ir::{Graph, ValueId, eval};
 use regraft_tensor::{DType, Tensor};
-use regraft_weights::{Generation, Recipe, adapter::AdapterLayer};
+use regraft_weights::Recipe;
 use serde::Serialize;
 
-use crate::{RuntimeError, RuntimeErrorKind, Staged};
+use crate::{RuntimeError, RuntimeErrorKind, Staged, generation::Generation};
 
 /// Largest difference of a slot's elements, relative to the largest element: adapters add up in f32. Where they are then
 /// rounded to half precision, one step of that is allowed.

@@ -2,8 +2,6 @@ use std::{collections::BTreeSet, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::adapter::{self, AdapterProblem};
-
 /// One reason why given weights do not fit an engine. Written as a line of a list: the source's name, then what is
 /// wrong with it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -156,16 +154,6 @@ pub enum WeightsErrorKind {
         problems: Vec<Problem>,
         /// How many sources the engine has.
         sources: usize,
-    },
-    /// An adapter does not fit; nothing was changed.
-    #[error("{}", adapter::message(.adapter, .problems, *.keys))]
-    Adapter {
-        /// Its name.
-        adapter: String,
-        /// Every reason.
-        problems: Vec<AdapterProblem>,
-        /// How many tensors it has.
-        keys: usize,
     },
     /// A weights file could not be read.
     #[error("{path}: {why}")]

@@ -14,7 +14,7 @@ pub struct MatchOptions {
     pub reject_non_finite: bool,
 }
 
-/// Given tensors by source index, as they were given: see [`SourceContent`](crate::SourceContent) for dtypes.
+/// Given tensors by source index, as they were given: floats may be of another width than the source.
 pub type Matched = BTreeMap<usize, Tensor>;
 
 /// Given tensors whose names were matched to sources, not checked yet.
@@ -93,7 +93,7 @@ fn unknown_names(map: &RefitMap, weights: &StateDict) -> Vec<Problem> {
 }
 
 /// The known name nearest to `name`, if it is near enough to be meant.
-pub(crate) fn suggestion<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
+pub fn suggestion<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
     let near = |other: &&str| other.len().abs_diff(name.len()) <= 4;
     known
         .filter(near)

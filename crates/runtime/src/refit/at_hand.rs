@@ -9,10 +9,10 @@ use std::{
 };
 
 use regraft_tensor::Tensor;
-use regraft_weights::{Digest, Problem, SourceContent, SourceInfo, StateDict};
+use regraft_weights::{Digest, Problem, SourceInfo, StateDict};
 
 use super::{Parts, none_of};
-use crate::RuntimeError;
+use crate::{RuntimeError, generation::SourceContent};
 
 /// `sources`, with the tensors of those in `needed` that are kept in a weight file read from there and compared with their
 /// digests.

@@ -6,9 +6,10 @@ use std::{
 };
 
 use regraft_tensor::Tensor;
-use regraft_weights::{Generation, Matched};
+use regraft_weights::Matched;
 
 use super::{Changed, Parts};
+use crate::generation::Generation;
 
 /// The given sources that differ from the serving generation's. One that differs is told at its first difference; one that
 /// does not costs a pass over it, and saves staging its slots.

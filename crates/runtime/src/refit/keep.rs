@@ -6,10 +6,11 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
+use regraft_adapter::AdapterSet;
 use regraft_tensor::{AlignedVec, Tensor};
-use regraft_weights::{InSlot, Slot, SourceContent, adapter::AdapterSet};
 
 use super::Parts;
+use crate::generation::{InSlot, Slot, SourceContent};
 
 /// Reads the sources that `slots` are made of back from the slots that they are kept in. Returns which those are.
 pub(super) fn bring_out(parts: &Parts<'_>, sources: &mut [Arc<SourceContent>], slots: &[usize]) -> BTreeSet<usize> {

@@ -15,12 +15,13 @@ use std::{
     sync::Arc,
 };
 
+use regraft_adapter::{AdapterErrorKind, AdapterSet};
 use regraft_backend::Backend;
 use regraft_engine::Plan;
 use regraft_tensor::Tensor;
 use regraft_weights::{
-    AdapterReport, Digest, Generation, MatchOptions, Matched, Phase, Problem, RefitMap, RefitReport, SlotPool,
-    SlotReport, SourceContent, StateDict, WeightsErrorKind, adapter::AdapterSet, match_names,
+    AdapterReport, Digest, MatchOptions, Matched, Phase, Problem, RefitMap, RefitReport, SlotReport, StateDict,
+    match_names,
 };
 
 pub use self::options::{Changed, RefitObserver, RefitOptions};
@@ -31,7 +32,11 @@ pub(crate) use self::{
     phases::phase,
     stage::make,
 };
-use crate::{RuntimeError, RuntimeErrorKind, program::WeightReader};
+use crate::{
+    RuntimeError, RuntimeErrorKind,
+    generation::{Generation, SlotPool, SourceContent},
+    program::WeightReader,
+};
 
 /// The parts of a program that a refit works with.
 #[derive(Clone, Copy)]
@@ -123,7 +128,7 @@ fn check_adapters(map: &RefitMap, adapters: &AdapterSet) -> Result<(), RuntimeEr
         let problems = adapter.misfits(map);
         if !problems.is_empty() {
             let (adapter, keys) = (adapter.name.clone(), adapter.layers.len());
-            return Err(RuntimeErrorKind::from(WeightsErrorKind::Adapter { adapter, problems, keys }).into());
+            return Err(RuntimeErrorKind::from(AdapterErrorKind::Fit { adapter, problems, keys }).into());
         }
     }
     Ok(())

@@ -2,16 +2,14 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use regraft_adapter::{AdapterSet, Overlay};
 use regraft_backend::{BackendError, PieceData, SlotLayout};
 use regraft_ir::{Graph, eval};
 use regraft_tensor::{AlignedVec, DType, Tensor};
-use regraft_weights::{
-    GatherPlan, PackFormat, Piece, Program, Recipe, SourceContent,
-    adapter::{AdapterSet, Overlay},
-};
+use regraft_weights::{GatherPlan, PackFormat, Piece, Program, Recipe};
 
 use super::Parts;
-use crate::{RuntimeError, RuntimeErrorKind};
+use crate::{RuntimeError, RuntimeErrorKind, generation::SourceContent};
 
 /// A source of the recipe at hand.
 struct Given<'a> {

@@ -1,9 +1,7 @@
 use std::sync::Arc;
 
-use regraft_weights::{
-    RefitReport, StateDict,
-    adapter::{Adapter, AdapterSet},
-};
+use regraft_adapter::{Adapter, AdapterSet};
+use regraft_weights::{RefitReport, StateDict};
 
 use super::{RefitObserver, RefitOptions};
 use crate::{Model, RuntimeError, RuntimeErrorKind, Staged};
@@ -13,7 +11,8 @@ use crate::{Model, RuntimeError, RuntimeErrorKind, Staged};
 /// ```no_run
 /// # use std::sync::Arc;
 /// # use regraft_runtime::{Model, Refit, RefitOptions};
-/// # use regraft_weights::{StateDict, adapter::Adapter};
+/// # use regraft_adapter::Adapter;
+/// # use regraft_weights::StateDict;
 /// # fn f(model: &Model, weights: &StateDict, style: Arc<Adapter>) -> Result<(), regraft_runtime::RuntimeError> {
 /// let staged = Refit::new()
 ///     .weights(weights, &RefitOptions::default())

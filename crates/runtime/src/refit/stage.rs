@@ -8,13 +8,13 @@ use std::{
     },
 };
 
-use regraft_weights::{
-    Slot, SlotPool, SourceContent,
-    adapter::{AdapterSet, Overlay},
-};
+use regraft_adapter::{AdapterSet, Overlay};
 
 use super::{Parts, RefitObserver, recipe};
-use crate::{RuntimeError, RuntimeErrorKind};
+use crate::{
+    RuntimeError, RuntimeErrorKind,
+    generation::{Slot, SlotPool, SourceContent},
+};
 
 /// Slots in the order asked for.
 pub(crate) struct Made {

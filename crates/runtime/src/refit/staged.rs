@@ -1,10 +1,11 @@
 use std::{sync::Arc, thread, time::Duration};
 
-use regraft_weights::{Generation, Phase, RefitReport, StateDict};
+use regraft_weights::{Phase, RefitReport, StateDict};
 
 use super::{Refit, check, compute, phase};
 use crate::{
     Model, RefitOptions, RuntimeError, RuntimeErrorKind,
+    generation::Generation,
     serving::{Next, Retired, Serving, Stale},
 };
 

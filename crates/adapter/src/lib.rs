@@ -3,10 +3,12 @@
 //! Every kind of adapter file comes down to a few forms of [`Update`], each over a source seen as a matrix: rows are its first
 //! axis, columns all others, row-major. Factors that a file stores in other orders (embeddings, transposed weights,
 //! convolutions with a middle factor) are brought into this form when the file is read.
+#![forbid(unsafe_code)]
 
 mod component;
 mod config;
 mod dialect;
+mod error;
 mod layer;
 mod matrix;
 mod metadata;
@@ -18,12 +20,11 @@ mod resolve;
 mod set;
 
 use regraft_tensor::Tensor;
+use regraft_weights::{RefitMap, SourceInfo};
 
-use crate::{RefitMap, SourceInfo};
-
-pub(crate) use self::problem::message;
 pub use self::{
     config::{AdapterConfig, Patterns},
+    error::{AdapterError, AdapterErrorKind},
     overlay::{Delta, LowRank, Matrix, Norms, Overlay, Term},
     problem::AdapterProblem,
     set::AdapterSet,

@@ -1,7 +1,8 @@
 //! Adapters that PEFT wrote, against what PEFT merges them to: `peft/generate.py` made both.
 
+use regraft_adapter::Adapter;
 use regraft_tensor::Tensor;
-use regraft_weights::{StateDict, adapter::Adapter};
+use regraft_weights::StateDict;
 
 use crate::{beside, map};
 

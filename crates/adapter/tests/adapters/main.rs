@@ -8,12 +8,10 @@ mod problems;
 
 use std::path::{Path, PathBuf};
 
+use regraft_adapter::{Adapter, AdapterConfig, AdapterErrorKind, Update};
 use regraft_ir::SourceKind;
 use regraft_tensor::{DType, Tensor};
-use regraft_weights::{
-    RefitMap, SourceInfo, StateDict, WeightsErrorKind,
-    adapter::{Adapter, AdapterConfig, Update},
-};
+use regraft_weights::{RefitMap, SourceInfo, StateDict};
 
 /// A file that stands beside these tests.
 fn beside(name: &str) -> PathBuf {
@@ -61,7 +59,7 @@ fn read(weights: &StateDict, map: &RefitMap) -> Adapter {
 /// Reads an adapter that does not fit: `key: what` for each problem.
 fn problems_with(weights: &StateDict, config: &AdapterConfig, map: &RefitMap) -> Vec<String> {
     let error = Adapter::from_state_dict("a", weights, config, map).expect_err("an adapter that does not fit");
-    let WeightsErrorKind::Adapter { problems, .. } = error.kind() else { panic!("{error}") };
+    let AdapterErrorKind::Fit { problems, .. } = error.kind() else { panic!("{error}") };
     problems.iter().map(|p| format!("{}: {}", p.key(), p.what())).collect()
 }
 

@@ -1,6 +1,6 @@
 use regraft_tensor::Tensor;
 
-use super::{Factors, Magnitude, MagnitudeAxis, Update};
+use crate::{Factors, Magnitude, MagnitudeAxis, Update};
 
 impl Update {
     /// The definition that fast implementations are tested against: `W'` of `source`, computed in f64 and rounded to the

@@ -5,15 +5,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{
-    Adapter, AdapterConfig, AdapterLayer, AdapterProblem,
+use regraft_weights::{RefitMap, StateDict, WeightsError, WeightsErrorKind};
+
+use crate::{
+    Adapter, AdapterConfig, AdapterError, AdapterErrorKind, AdapterLayer, AdapterProblem,
     component::Component,
     dialect::{Dialect, Key, ModuleName},
     layer::Parts,
     metadata::Configs,
     resolve::Modules,
 };
-use crate::{RefitMap, StateDict, WeightsError, WeightsErrorKind};
 
 /// The configuration in a folder that PEFT wrote.
 const PEFT_CONFIG: &str = "adapter_config.json";
@@ -30,8 +31,8 @@ impl Adapter {
     /// Kinds: LoRA of linear layers, convolutions and embeddings, rsLoRA, DoRA, LoHa, LoKr, full deltas.
     ///
     /// # Errors
-    /// When a file cannot be read, or [`WeightsErrorKind::Adapter`] with everything that does not fit.
-    pub fn open(path: &Path, map: &RefitMap) -> Result<Adapter, WeightsError> {
+    /// When a file cannot be read, or [`AdapterErrorKind::Fit`] with everything that does not fit.
+    pub fn open(path: &Path, map: &RefitMap) -> Result<Adapter, AdapterError> {
         let (weights, config) = files_of(path);
         let config = match config {
             Some(path) => read_config(&path)?,
@@ -52,7 +53,7 @@ impl Adapter {
         weights: &StateDict,
         config: &AdapterConfig,
         map: &RefitMap,
-    ) -> Result<Adapter, WeightsError> {
+    ) -> Result<Adapter, AdapterError> {
         let mut problems = Vec::new();
         let (layers, elsewhere) = read(weights, config, map, &mut problems);
         if problems.is_empty() {
@@ -63,7 +64,7 @@ impl Adapter {
             let made_for = layers.iter().map(made_for).collect();
             return Ok(Adapter { name: name.into(), layers, elsewhere, made_for });
         }
-        Err(WeightsErrorKind::Adapter { adapter: name.into(), problems, keys: weights.len() }.into())
+        Err(AdapterErrorKind::Fit { adapter: name.into(), problems, keys: weights.len() }.into())
     }
 }
 

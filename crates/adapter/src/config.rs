@@ -7,7 +7,7 @@ use serde::{
 };
 use serde_json::Value;
 
-use super::AdapterProblem;
+use crate::AdapterProblem;
 
 /// What an `adapter_config.json` of PEFT says that matters when its tensors are applied. How layers are decomposed
 /// (`use_effective_conv2d`, `decompose_both`, `decompose_factor`, `lora_bias`, `modules_to_save`) shows in the tensors.

@@ -1,10 +1,8 @@
 //! The namings of PEFT, diffusers and kohya's scripts. Test names carry the id of the scenario in `docs/scenarios.md`.
 
+use regraft_adapter::{Adapter, AdapterConfig, Update};
 use regraft_tensor::Tensor;
-use regraft_weights::{
-    RefitMap, StateDict,
-    adapter::{Adapter, AdapterConfig, Update},
-};
+use regraft_weights::{RefitMap, StateDict};
 
 use crate::{config, dict, map, numbers, problems, read, scalar, updates};
 

@@ -2,7 +2,7 @@
 
 use regraft_tensor::{DType, Tensor};
 
-use super::{Factors, MagnitudeAxis, Update};
+use crate::{Factors, MagnitudeAxis, Update};
 
 /// `W' = W + Σ terms` for one source `W`, seen as a matrix of `rows x cols`. Computed in f32 from the pristine source and
 /// rounded to the source's dtype last, so that what a slot is made of is exactly what a merged checkpoint would hold.

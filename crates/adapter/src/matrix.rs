@@ -2,7 +2,7 @@
 
 use regraft_tensor::{DType, Tensor};
 
-use super::{AdapterProblem, layer::shape};
+use crate::{AdapterProblem, layer::shape};
 
 type Outcome<T> = Result<T, AdapterProblem>;
 

@@ -6,8 +6,9 @@
 use std::{ops::ControlFlow, sync::Arc};
 
 use regraft_tensor::{AlignedVec, DType, Tensor};
+use regraft_weights::{GatherPlan, PackFormat, Piece, Recipe};
 
-use crate::{GatherPlan, PackFormat, Piece, Recipe, Slot};
+use super::Slot;
 
 /// A source all of whose elements lie in a slot, bit for bit.
 #[derive(Debug)]

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use regraft_tensor::Tensor;
+use regraft_weights::SourceInfo;
 
-use super::{
+use crate::{
     AdapterLayer, AdapterProblem, Factors, Magnitude, MagnitudeAxis, Update, config::Scaling, dialect::Part, matrix,
     resolve::Target,
 };
-use crate::SourceInfo;
 
 /// The tensors of one module by what they are, each with its key.
 pub(super) type Parts<'a> = BTreeMap<Part, (&'a str, &'a Tensor)>;

@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::dialect::{LdmNames, ModuleName};
-use crate::RefitMap;
+use regraft_weights::RefitMap;
+
+use crate::dialect::{LdmNames, ModuleName};
 
 /// The sources of one module.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,11 +1,21 @@
+//! What a model serves: slots, what they were made of, and their memory.
+
+mod in_slot;
+mod pool;
+
 use std::{
     path::Path,
     sync::{Arc, OnceLock},
 };
 
+use regraft_adapter::AdapterSet;
 use regraft_tensor::{DType, Tensor};
+use regraft_weights::Digest;
 
-use crate::{Digest, InSlot, Slot, adapter::AdapterSet};
+pub use self::{
+    in_slot::InSlot,
+    pool::{OverLimit, PoolMemory, Slot, SlotPool},
+};
 
 /// An immutable set of slots, with what they were made of. Cloning shares everything.
 #[derive(Clone, Debug)]

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use regraft_weights::StateDict;
 use serde_json::{Map, Value};
 
-use super::{AdapterConfig, AdapterProblem};
-use crate::StateDict;
+use crate::{AdapterConfig, AdapterProblem};
 
 /// Where they are.
 const KEY: &str = "lora_adapter_metadata";

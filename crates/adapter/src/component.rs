@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{
+use regraft_weights::{SourceInfo, suggestion};
+
+use crate::{
     AdapterConfig, AdapterLayer, AdapterProblem,
     dialect::ModuleName,
     layer::{Layer, Orientation, Parts},
     resolve::{Modules, Resolved, Target},
 };
-use crate::{SourceInfo, matching};
 
 /// Longer lists of problems have no suggestions beyond this: finding them takes time.
 const SUGGESTIONS: usize = 16;
@@ -92,7 +93,7 @@ impl<'a> Component<'a> {
             return self.problems.push(AdapterProblem::Ambiguous { key, candidates });
         }
         let suggestion =
-            (self.problems.len() < SUGGESTIONS).then(|| matching::suggestion(&module.path, modules.names(module.flat)));
+            (self.problems.len() < SUGGESTIONS).then(|| suggestion(&module.path, modules.names(module.flat)));
         let suggestion = suggestion.flatten().map(|name| modules.dotted_name(&name).into());
         for (key, _) in parts.values() {
             self.problems.push(AdapterProblem::Unmatched { key: (*key).into(), suggestion: suggestion.clone() });

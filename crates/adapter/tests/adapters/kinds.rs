@@ -1,10 +1,8 @@
 //! What each kind computes, against sums written out. `peft.rs` has those that PEFT writes.
 
+use regraft_adapter::{Adapter, MagnitudeAxis, Update};
 use regraft_tensor::{DType, Tensor};
-use regraft_weights::{
-    StateDict,
-    adapter::{Adapter, MagnitudeAxis, Update},
-};
+use regraft_weights::StateDict;
 
 use crate::{config, dict, map, numbers, read, scalar};
 

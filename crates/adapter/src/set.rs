@@ -1,7 +1,8 @@
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{Adapter, Overlay, Update};
-use crate::SourceInfo;
+use regraft_weights::SourceInfo;
+
+use crate::{Adapter, Overlay, Update};
 
 /// The adapters of a generation with their scales. What they do does not depend on the order they are given in: they are
 /// applied in the order of their names.

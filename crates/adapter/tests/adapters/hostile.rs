@@ -1,11 +1,9 @@
 //! Nothing that a file says makes reading it panic, and what is read fits its sources.
 
 use proptest::{collection::vec, prelude::*, sample::select};
+use regraft_adapter::{Adapter, AdapterConfig, Overlay};
 use regraft_tensor::{DType, Tensor};
-use regraft_weights::{
-    RefitMap, StateDict,
-    adapter::{Adapter, AdapterConfig, Overlay},
-};
+use regraft_weights::{RefitMap, StateDict};
 
 use crate::{config, map};
 

@@ -3,14 +3,14 @@
 
 /// Translates block names of one UNet; its structure says which block is which.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::adapter) struct LdmNames {
+pub(crate) struct LdmNames {
     /// Residual blocks of each block on the way down.
     layers: usize,
 }
 
 impl LdmNames {
     /// For an engine with these modules, by their names with underscores; `None` when it is no such UNet.
-    pub(in crate::adapter) fn new<'a>(modules: impl Iterator<Item = &'a str>) -> Option<LdmNames> {
+    pub(crate) fn new<'a>(modules: impl Iterator<Item = &'a str>) -> Option<LdmNames> {
         let layer = |name: &str| {
             let (_, rest) = name.split_once("down_blocks_0_resnets_")?;
             rest.split('_').next()?.parse::<usize>().ok()
@@ -20,7 +20,7 @@ impl LdmNames {
     }
 
     /// The name that diffusers has for `name`, both with underscores; `None` when it is none of these.
-    pub(in crate::adapter) fn translate(self, name: &str) -> Option<String> {
+    pub(crate) fn translate(self, name: &str) -> Option<String> {
         for (ldm, ours) in [
             ("time_embed_0", "time_embedding_linear_1"),
             ("time_embed_2", "time_embedding_linear_2"),

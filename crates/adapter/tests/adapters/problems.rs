@@ -1,7 +1,7 @@
 //! What is wrong with adapters: all of it is told at once. Test names carry the id of the scenario in `docs/scenarios.md`.
 
+use regraft_adapter::{Adapter, AdapterConfig};
 use regraft_tensor::{DType, Tensor};
-use regraft_weights::adapter::{Adapter, AdapterConfig};
 
 use crate::{config, dict, map, problems, problems_with, scalar};
 
