@@ -17,7 +17,7 @@ import zipfile
 from pathlib import Path
 
 FUZZ = Path(__file__).resolve().parent
-FILES = FUZZ.parent / "crates/weights/tests/files"
+FILES = FUZZ.parent / "crates/checkpoint/tests/files"
 ADAPTERS = FUZZ.parent / "crates/adapter/tests/adapters/peft"
 FIXTURES = FUZZ.parent / "crates/conformance/fixtures"
 PASSES = FUZZ.parent / "crates/compile/tests/passes"

@@ -75,10 +75,10 @@ fn run(demo: &Path, files: &Path) -> Res<Vec<String>> {
     let compiled = regraft::compile(&demo.join("minilm.pt2"), &options, &mut ())?;
     let nodes = compiled.engine.plan.graph.nodes().len();
     report.time("compile", start, &format!("{} nodes become {nodes} in the plan; no weights yet", compiled.nodes));
-    let model = Model::new(compiled.engine, regraft::cpu(Threads::Auto))?;
+    let model = regraft::model(compiled.engine, regraft::cpu(Threads::Auto))?;
 
     let start = Instant::now();
-    let trained = known(&model, StateDict::open(&files.join("model.safetensors"))?);
+    let trained = known(&model, regraft::open_weights(&files.join("model.safetensors"))?);
     let bound = model.refit(&trained, &RefitOptions::default())?;
     let slots = bound.recomputed_slots.len();
     report.time("bind", start, &format!("{} tensors become {slots} slots, {}", trained.len(), mb(bound.bytes)));

@@ -180,7 +180,7 @@ pub fn run(mut engine: Engine, settings: u8) {
     let weights = zeros.clone();
     // Paths in the input say which files of this machine would be read.
     let reader = Arc::new(move |_: &Path| Ok(weights.clone()));
-    let Ok(model) = Model::with_reader(engine, backend.clone(), reader) else { return };
+    let Ok(model) = Model::new(engine, backend.clone(), reader) else { return };
     for round in 0..2 {
         let mut session = model.session();
         for _ in 0..2 {

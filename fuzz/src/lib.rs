@@ -59,7 +59,7 @@ pub fn mutated_text(input: &[u8], seed: u32, most: usize) -> Option<Vec<u8>> {
 
 /// Opens a file called `name` with these bytes and reads what it holds.
 pub fn open(name: &str, bytes: &[u8]) {
-    match StateDict::open(&file(name, bytes)) {
+    match regraft_checkpoint::open(&file(name, bytes)) {
         Ok(dict) => read_all(&dict),
         Err(error) => assert!(!error.to_string().is_empty()),
     }

@@ -9,13 +9,14 @@ const EDGES: &[(&str, &[&str])] = &[
     ("tensor", &[]),
     ("ir", &["tensor"]),
     ("weights", &["tensor", "ir"]),
+    ("checkpoint", &["tensor", "weights"]),
     ("adapter", &["tensor", "weights"]),
     ("backend", &["tensor", "ir", "weights", "adapter"]),
     ("backend-cpu", &["tensor", "ir", "backend"]),
     ("engine", &["tensor", "ir", "weights", "backend"]),
     ("object-cache", &["tensor", "engine"]),
     ("runtime", &["tensor", "ir", "weights", "adapter", "backend", "engine"]),
-    ("import", &["tensor", "ir", "weights"]),
+    ("import", &["tensor", "ir", "weights", "checkpoint"]),
     ("compile", &["tensor", "ir", "weights", "backend", "engine"]),
 ];
 

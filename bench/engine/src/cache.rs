@@ -42,7 +42,7 @@ pub(crate) fn measure(program: &Path, folder: &Path, rounds: usize) -> Result<Ro
 /// Compiles, and makes the slots. The model is given back, so that letting it go is not measured.
 fn ready(program: &Path, options: &CompileOptions) -> Result<(Model, CacheUse)> {
     let compiled = regraft::compile(program, options, &mut ())?;
-    let model = Model::new(compiled.engine, regraft::cpu(Threads::Auto))?;
+    let model = regraft::model(compiled.engine, regraft::cpu(Threads::Auto))?;
     assert!(model.generation().is_some(), "the program has its weights");
     Ok((model, compiled.cache))
 }

@@ -48,7 +48,7 @@ impl Figures {
 
 pub(crate) fn measure(program: &Path, seconds: u64) -> Result<Figures> {
     let compiled = regraft::compile(program, &CompileOptions::default(), &mut ())?;
-    let model = Model::new(compiled.engine, regraft::cpu(Threads::Count(1)))?;
+    let model = regraft::model(compiled.engine, regraft::cpu(Threads::Count(1)))?;
     let inputs = inputs(&model);
     let weights = [shifted(&model, 0.0), shifted(&model, 1e-3)];
     for weights in &weights {

@@ -28,7 +28,7 @@ pub(crate) struct Row {
 
 pub(crate) fn measure(program: &Path, rounds: usize) -> Result<Vec<Row>> {
     let compiled = regraft::compile(program, &CompileOptions::default(), &mut ())?;
-    let model = Model::new(compiled.engine, regraft::cpu(Threads::Auto))?;
+    let model = regraft::model(compiled.engine, regraft::cpu(Threads::Auto))?;
     let weights = [moved(&model, |_| true), moved(&model, |_| true).map(|w| w * 0.5)].map(|w| w.0);
     let borrowed = [lent(&weights[0])?, lent(&weights[1])?];
     let mut rows = vec![

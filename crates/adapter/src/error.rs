@@ -1,4 +1,4 @@
-use regraft_weights::{WeightsError, WeightsErrorKind};
+use std::{error::Error, path::PathBuf};
 
 use crate::{AdapterProblem, problem};
 
@@ -14,9 +14,9 @@ impl AdapterError {
     }
 }
 
-impl<K: Into<AdapterErrorKind>> From<K> for AdapterError {
-    fn from(kind: K) -> Self {
-        AdapterError(Box::new(kind.into()))
+impl From<AdapterErrorKind> for AdapterError {
+    fn from(kind: AdapterErrorKind) -> Self {
+        AdapterError(Box::new(kind))
     }
 }
 
@@ -33,13 +33,15 @@ pub enum AdapterErrorKind {
         /// How many tensors it has.
         keys: usize,
     },
-    /// Its file could not be read.
+    /// Its configuration could not be read.
+    #[error("{}: {why}", .path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, and what to do.
+        why: String,
+    },
+    /// Its weight file could not be read.
     #[error(transparent)]
-    File(#[from] WeightsError),
-}
-
-impl From<WeightsErrorKind> for AdapterErrorKind {
-    fn from(kind: WeightsErrorKind) -> Self {
-        AdapterErrorKind::File(kind.into())
-    }
+    Weights(Box<dyn Error + Send + Sync>),
 }

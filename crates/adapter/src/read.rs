@@ -2,10 +2,11 @@
 
 use std::{
     collections::BTreeMap,
+    error::Error,
     path::{Path, PathBuf},
 };
 
-use regraft_weights::{RefitMap, StateDict, WeightsError, WeightsErrorKind};
+use regraft_weights::{RefitMap, StateDict};
 
 use crate::{
     Adapter, AdapterConfig, AdapterError, AdapterErrorKind, AdapterLayer, AdapterProblem,
@@ -28,11 +29,16 @@ impl Adapter {
     /// diffusers or kohya's scripts, or a folder that PEFT's `save_pretrained` or diffusers wrote. Its name is the file's or
     /// the folder's.
     ///
-    /// Kinds: LoRA of linear layers, convolutions and embeddings, rsLoRA, DoRA, LoHa, LoKr, full deltas.
+    /// Kinds: LoRA of linear layers, convolutions and embeddings, rsLoRA, DoRA, LoHa, LoKr, full deltas. `read` reads a weight
+    /// file.
     ///
     /// # Errors
     /// When a file cannot be read, or [`AdapterErrorKind::Fit`] with everything that does not fit.
-    pub fn open(path: &Path, map: &RefitMap) -> Result<Adapter, AdapterError> {
+    pub fn open<E: Into<Box<dyn Error + Send + Sync>>>(
+        path: &Path,
+        map: &RefitMap,
+        read: impl FnOnce(&Path) -> Result<StateDict, E>,
+    ) -> Result<Adapter, AdapterError> {
         let (weights, config) = files_of(path);
         let config = match config {
             Some(path) => read_config(&path)?,
@@ -40,7 +46,8 @@ impl Adapter {
         };
         let stem = if path.is_dir() { path.file_name() } else { path.file_stem() };
         let name = stem.map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned());
-        Adapter::from_state_dict(&name, &StateDict::open(&weights)?, &config, map)
+        let weights = read(&weights).map_err(|e| AdapterErrorKind::Weights(e.into()))?;
+        Adapter::from_state_dict(&name, &weights, &config, map)
     }
 
     /// As [`Adapter::open`], from tensors that were read already. `config` holds where the tensors' metadata do not say
@@ -82,8 +89,8 @@ fn files_of(path: &Path) -> (PathBuf, Option<PathBuf>) {
     (weights, config)
 }
 
-fn read_config(path: &Path) -> Result<AdapterConfig, WeightsError> {
-    let failed = |why: String| WeightsErrorKind::File { path: path.into(), why };
+fn read_config(path: &Path) -> Result<AdapterConfig, AdapterError> {
+    let failed = |why: String| AdapterErrorKind::Config { path: path.into(), why };
     let help = "help: the scale of a file that PEFT wrote stands in the configuration beside it: bring both";
     let text = std::fs::read_to_string(path).map_err(|e| failed(format!("{e}\n  {help}")))?;
     Ok(serde_json::from_str(&text)

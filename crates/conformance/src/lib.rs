@@ -52,7 +52,7 @@ impl Case {
     /// The case called `name`.
     pub fn open(name: &str) -> Case {
         let path = fixtures().join(format!("{name}.safetensors"));
-        let tensors = StateDict::open(&path).unwrap_or_else(|e| panic!("{e}"));
+        let tensors = regraft::open_weights(&path).unwrap_or_else(|e| panic!("{e}"));
         Case { name: name.to_owned(), tensors }
     }
 
@@ -106,7 +106,7 @@ impl Case {
 
     /// The model of an engine that was compiled for this machine.
     pub fn model(&self, engine: Engine) -> Model {
-        Model::new(engine, backend(Isa::detect())).unwrap_or_else(|e| panic!("{}: {e}", self.name))
+        regraft::model(engine, backend(Isa::detect())).unwrap_or_else(|e| panic!("{}: {e}", self.name))
     }
 }
 

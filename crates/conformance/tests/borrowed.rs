@@ -191,7 +191,7 @@ fn every_bit_pattern_is_kept_on_every_instruction_set() {
         let own = own_weights(&engine);
         let float = own.iter().filter(|(_, t)| t.dtype() == DType::F32);
         let weights: StateDict = float.map(|(name, t)| (name.to_owned(), noise(t.shape()))).collect();
-        let model = Model::new(engine, backend(isa)).unwrap();
+        let model = regraft::model(engine, backend(isa)).unwrap();
         refit(&model, &weights, &PARTIAL);
         assert!(in_slots(&model) > 0, "{name}");
         let generation = model.generation().unwrap();
@@ -311,7 +311,7 @@ fn refits_in_place_keep_what_they_need() {
         let case = Case::open(name);
         let (a, b) = (own_weights(&case.compile()), case.weights_b());
         let spoiled = Arc::new(Spoiled::new(backend(Isa::detect())));
-        let model = Model::new(case.compile().stripped(), spoiled.clone()).unwrap();
+        let model = regraft::model(case.compile().stripped(), spoiled.clone()).unwrap();
         refit(&model, &a, &FULL);
         let (of_a, inputs) = (owned(&case, &a), case.tensors("input"));
         let in_use = model.slot_memory().in_use;

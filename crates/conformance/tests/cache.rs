@@ -10,7 +10,7 @@ use std::{
 };
 
 use regraft::{
-    CacheUse, CompileOptions, Compiled, Engine, Mode, Model, RefitOptions,
+    CacheUse, CompileOptions, Compiled, Engine, Mode, RefitOptions,
     cache::{CacheError, CacheKey, DiskCache, EngineCache, Put},
 };
 use regraft_backend_cpu::Isa;
@@ -201,7 +201,7 @@ fn a_cache_that_fails_fails_no_compilation() {
     let case = Case::open("linear");
     let compiled = compile(&case.program(), Some(Arc::new(Broken)));
     assert!(warnings(&compiled).iter().any(|w| w == "engine cache: nowhere: the network is down"));
-    let model = Model::new(compiled.engine, backend(Isa::detect())).unwrap();
+    let model = regraft::model(compiled.engine, backend(Isa::detect())).unwrap();
     assert_close("linear", &model.run(&case.tensors("input")).unwrap(), &case.tensors("expected"));
 }
 

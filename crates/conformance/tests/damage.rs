@@ -9,7 +9,7 @@ use std::{
 };
 
 use proptest::{prelude::*, strategy::ValueTree};
-use regraft::{Engine, Model};
+use regraft::Engine;
 use regraft_backend_cpu::Isa;
 use regraft_conformance::{Case, assert_same, backend, frozen};
 
@@ -59,7 +59,7 @@ fn outputs(program: &Path, case: &Case) -> Option<Vec<regraft::Tensor>> {
     let backend = backend(Isa::detect());
     let output =
         regraft_compile::pipeline::compile(imported.graph, &imported.weights, &*backend, options, &mut ()).ok()?;
-    Model::new(output.engine, backend).ok()?.run(&case.tensors("input")).ok()
+    regraft::model(output.engine, backend).ok()?.run(&case.tensors("input")).ok()
 }
 
 #[test]

@@ -91,7 +91,7 @@ fn every_instruction_set_gives_pytorchs_numbers() {
     for isa in Isa::available() {
         for case in Case::all() {
             let engine = case.compile_with(&StateDict::new(), isa);
-            let model = Model::new(engine, backend(isa)).unwrap();
+            let model = regraft::model(engine, backend(isa)).unwrap();
             check_outputs(&model, &case, "");
         }
     }

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use regraft::{Digest, Engine, KeepSources, Mode, Model, StateDict, Tensor};
+use regraft::{Digest, Engine, KeepSources, Mode, Model, Tensor};
 use regraft_backend_cpu::Isa;
 use regraft_conformance::{Case, FULL, assert_same, assert_same_slots, backend, own_weights};
 
@@ -63,7 +63,7 @@ fn a_forked_child_runs_refits_loads_and_compiles() {
     let path = folder.path().join("engine.rgf");
     regraft::save(&model, Mode::Refittable, KeepSources::Embedded, &path).unwrap();
     let digest = Digest::of(&large());
-    let opened = || Model::new(Engine::open(&path).unwrap(), backend(Isa::detect())).unwrap();
+    let opened = || regraft::model(Engine::open(&path).unwrap(), backend(Isa::detect())).unwrap();
     let loaded = opened();
 
     let works = |model: &Model| {
@@ -83,7 +83,7 @@ fn a_forked_child_runs_refits_loads_and_compiles() {
         assert_eq!(Digest::of(&large()), digest);
         let twice = folder.path().join("again.rgf");
         regraft::save(&model, Mode::Refittable, KeepSources::Prepacked, &twice).unwrap();
-        assert!(!StateDict::open(&case.program().with_extension("safetensors")).unwrap().is_empty());
+        assert!(!regraft::open_weights(&case.program().with_extension("safetensors")).unwrap().is_empty());
         assert_same_slots("compiled", &case.model(case.compile_with(&b, Isa::detect())), &model);
         fs::remove_file(twice).unwrap();
     });

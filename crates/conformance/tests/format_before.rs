@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
-use regraft::{Engine, Mode, Model};
+use regraft::{Engine, Mode};
 use regraft_backend::Backend;
 use regraft_backend_cpu::Isa;
 use regraft_conformance::{Case, FULL, assert_same_slots, backend, fixtures, own_weights, through_a_file};
@@ -37,8 +37,8 @@ fn a_frozen_engine_and_a_refittable_one_serve_the_same_slots() {
         // The files are for a processor with AVX-512.
         return;
     }
-    let model = Model::new(refittable, backend.clone()).unwrap();
-    assert_same_slots("frozen", &Model::new(today(&frozen), backend).unwrap(), &model);
+    let model = regraft::model(refittable, backend.clone()).unwrap();
+    assert_same_slots("frozen", &regraft::model(today(&frozen), backend).unwrap(), &model);
     model.refit(&case.weights_b(), &FULL).unwrap();
     let built = case.model(case.compile());
     built.refit(&case.weights_b(), &FULL).unwrap();

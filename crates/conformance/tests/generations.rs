@@ -120,7 +120,7 @@ fn r_16_verification_finds_a_wrong_slot_and_nothing_is_published() {
     }
     let case = Case::open("tiny_bert");
     let spoiled = Arc::new(Spoiled::new(backend(Isa::detect())));
-    let model = Model::new(case.compile(), spoiled.clone()).unwrap();
+    let model = regraft::model(case.compile(), spoiled.clone()).unwrap();
     let (inputs, b) = (case.tensors("input"), case.weights_b());
     let before = model.run(&inputs).unwrap();
     spoiled.spoil_pack_after(3);
@@ -169,7 +169,7 @@ fn assert_untouched(what: &str, model: &Model, inputs: &[Tensor], before: &[Tens
 fn r_19_an_error_at_any_phase_changes_nothing() {
     let case = Case::open("tiny_bert");
     let spoiled = Arc::new(Spoiled::new(backend(Isa::detect())));
-    let model = Model::new(case.compile(), spoiled.clone()).unwrap();
+    let model = regraft::model(case.compile(), spoiled.clone()).unwrap();
     let (inputs, b) = (case.tensors("input"), case.weights_b());
     let before = model.run(&inputs).unwrap();
     let in_use = model.slot_memory().in_use;
@@ -251,7 +251,7 @@ fn a_memory_limit_refuses_a_stage_that_does_not_fit() {
 fn a_refit_in_place_that_fails_goes_back() {
     let case = Case::open("tiny_bert");
     let spoiled = Arc::new(Spoiled::new(backend(Isa::detect())));
-    let model = Model::new(case.compile(), spoiled.clone()).unwrap();
+    let model = regraft::model(case.compile(), spoiled.clone()).unwrap();
     let (inputs, b) = (case.tensors("input"), case.weights_b());
     let before = model.run(&inputs).unwrap();
     spoiled.fail_one_pack_after(2);

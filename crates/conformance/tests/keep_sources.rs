@@ -22,7 +22,7 @@ fn saved(case: &Case, keep: KeepSources, folder: &Path) -> Model {
     let weights = folder.join("weights.safetensors");
     save_weights(&own_weights(&case.compile()), &weights);
     let model = case.model(case.compile().stripped());
-    model.refit(&StateDict::open(&weights).unwrap(), &FULL).unwrap();
+    model.refit(&regraft::open_weights(&weights).unwrap(), &FULL).unwrap();
     let path = folder.join("engine.rgf");
     regraft::save(&model, Mode::Refittable, keep, &path).unwrap();
     let loaded = open(&path);

@@ -1,7 +1,7 @@
 //! Behaviours of one compiled model under refit. Test names carry the id of the scenario in `docs/scenarios.md`.
 
 use regraft::{
-    DType, Engine, KeepSources, Mode, Model, Plan, Problem, RefitMap, RefitOptions, RuntimeErrorKind, StateDict, Tensor,
+    DType, Engine, KeepSources, Mode, Plan, Problem, RefitMap, RefitOptions, RuntimeErrorKind, StateDict, Tensor,
 };
 use regraft_backend::{Backend as _, KernelId};
 use regraft_backend_cpu::Isa;
@@ -208,7 +208,7 @@ fn s_3_an_identical_engine_takes_only_its_own_weights() {
     let engine = output.engine;
     let own = own_weights(&engine);
     let stripped = through_a_file(&engine.stripped(), folder.path());
-    let model = Model::new(stripped, backend).unwrap();
+    let model = regraft::model(stripped, backend).unwrap();
     let refused = problems(model.refit(&case.weights_b(), &FULL));
     assert_eq!(refused.len(), own.len(), "each source is named");
     assert!(refused.iter().all(|p| matches!(p, Problem::NotIdentical { .. })), "{refused:?}");
@@ -369,7 +369,7 @@ fn sizes_that_do_not_work_out_are_an_error() {
     let backend = backend(Isa::detect());
     let options = regraft_compile::pipeline::Options::default();
     let output = regraft_compile::pipeline::compile(graph, &[], &*backend, options, &mut ()).unwrap();
-    let model = Model::new(output.engine, backend).unwrap();
+    let model = regraft::model(output.engine, backend).unwrap();
     let input = |rows: usize| Tensor::from_slice(&[rows, 6], &vec![1f32; rows * 6]);
     assert_eq!(model.run(&[input(4)]).unwrap()[0].shape(), [2, 2, 6]);
     let error = model.run(&[input(3)]).expect_err("three rows are no pairs");
@@ -389,7 +389,7 @@ fn results_that_are_declared_with_other_sizes_are_an_error() {
         let graph = regraft::ir::text::parse(program).unwrap();
         let plan = Plan { graph, kernels: vec![KernelId::new(kernel)], slots: vec![] };
         let engine = Engine { mode: Mode::Refittable, ..Engine::new(backend.target(), plan, RefitMap::default()) };
-        let model = Model::new(engine, backend.clone()).unwrap();
+        let model = regraft::model(engine, backend.clone()).unwrap();
         let error = model.run(&[Tensor::from_slice(&[2, 6], &[1f32; 12])]).expect_err("two rows are not three");
         assert!(matches!(error.kind(), RuntimeErrorKind::Sizes { op: "softmax", .. }), "{kernel}: {error}");
     }

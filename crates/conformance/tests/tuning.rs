@@ -62,12 +62,12 @@ fn check(case: &Case, isa: Isa, records: &Records) {
 
     let inputs = case.tensors("input");
     let run = |model: &Model| model.run(&inputs).unwrap_or_else(|e| panic!("{what}: {e}"));
-    let model = Model::new(engine, backend(isa)).unwrap_or_else(|e| panic!("{what}: {e}"));
+    let model = regraft::model(engine, backend(isa)).unwrap_or_else(|e| panic!("{what}: {e}"));
     assert_close(&what, &run(&model), &case.tensors("expected"));
     model.refit(&case.weights_b(), &FULL).unwrap_or_else(|e| panic!("{what}: {e}"));
     assert_close(&what, &run(&model), &case.tensors("expected_b"));
     let built = build(case, &case.weights_b(), isa, records).engine;
-    let built = Model::new(built, backend(isa)).unwrap_or_else(|e| panic!("{what}: {e}"));
+    let built = regraft::model(built, backend(isa)).unwrap_or_else(|e| panic!("{what}: {e}"));
     assert_same_slots(&what, &model, &built);
     assert_same(&what, &run(&model), &run(&built));
 }

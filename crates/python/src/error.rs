@@ -59,7 +59,7 @@ impl<E: Into<Error>> IntoPyErr for E {
         match &error {
             Error::Import(error) => import_error(error),
             Error::Compile(_) | Error::Records(_) => Class::Compile.error(error.to_string()),
-            Error::Weights(_) | Error::Adapter(_) => Class::Weights.error(error.to_string()),
+            Error::Weights(_) | Error::Adapter(_) | Error::Checkpoint(_) => Class::Weights.error(error.to_string()),
             Error::Engine(_) | Error::Write(_) => Class::EngineFile.error(error.to_string()),
             Error::Runtime(runtime) => class_of(runtime.kind()).error(error.to_string()),
             _ => Class::Regraft.error(error.to_string()),

@@ -34,7 +34,7 @@ impl Adapter {
         let is_path = weights.is_instance_of::<PyString>() || weights.hasattr("__fspath__")?;
         let adapter = if is_path {
             let path: PathBuf = weights.extract()?;
-            detached(py, || adapter::Adapter::open(&path, map)).map(|mut found| {
+            detached(py, || regraft::open_adapter(&path, map)).map(|mut found| {
                 found.name = name.into();
                 found
             })
@@ -49,6 +49,7 @@ impl Adapter {
                 .map(|(key, tensor)| (key.to_owned(), tensor.to_owned_memory()))
                 .collect();
             detached(py, || adapter::Adapter::from_state_dict(name, &weights, &config.unwrap_or_default(), map))
+                .map_err(regraft::Error::from)
         };
         Ok(Adapter(Arc::new(adapter.map_err(IntoPyErr::into_py)?)))
     }

@@ -11,7 +11,10 @@ pub enum Error {
     /// An engine file could not be read or written.
     #[error(transparent)]
     Engine(#[from] regraft_engine::EngineError),
-    /// A weights file could not be read, or the weights do not fit.
+    /// A weight file could not be read.
+    #[error(transparent)]
+    Checkpoint(#[from] regraft_checkpoint::CheckpointError),
+    /// The weights do not fit.
     #[error(transparent)]
     Weights(#[from] regraft_weights::WeightsError),
     /// An adapter could not be read, or does not fit.

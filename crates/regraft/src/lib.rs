@@ -1,13 +1,13 @@
 //! Compile a trained network once, and let its weights change for ever after.
 //!
 //! ```no_run
-//! use regraft::{CompileOptions, KeepSources, Mode, Model, RefitOptions, StateDict, Threads};
+//! use regraft::{CompileOptions, KeepSources, Mode, RefitOptions, Threads};
 //!
 //! let compiled = regraft::compile("model.pt2".as_ref(), &CompileOptions::default(), &mut ())?;
-//! let model = Model::new(compiled.engine, regraft::cpu(Threads::Auto))?;
+//! let model = regraft::model(compiled.engine, regraft::cpu(Threads::Auto))?;
 //! # let x = regraft::Tensor::from_slice(&[1], &[0f32]);
 //! let before = model.run(&[x.clone()])?;
-//! let report = model.refit(&StateDict::open("tuned.safetensors".as_ref())?, &RefitOptions::default())?;
+//! let report = model.refit(&regraft::open_weights("tuned.safetensors".as_ref())?, &RefitOptions::default())?;
 //! println!("{} slots in {:.1} ms", report.recomputed_slots.len(), report.phases_ms.total());
 //! let after = model.run(&[x])?;
 //! regraft::save(&model, Mode::Refittable, KeepSources::Embedded, "tuned.rgf".as_ref())?;
@@ -26,6 +26,7 @@ use std::{path::Path, sync::Arc};
 
 pub use regraft_adapter::{self as adapter, Adapter, AdapterError, AdapterErrorKind, AdapterSet};
 use regraft_backend_cpu::CpuBackend;
+pub use regraft_checkpoint::{CheckpointError, CheckpointErrorKind};
 pub use regraft_compile::{
     pipeline::Observer,
     tune::{Records, RecordsError, TuneMode, TuneReport},
@@ -86,10 +87,18 @@ pub fn cpu(threads: Threads) -> Arc<dyn regraft_backend::Backend> {
 /// # Errors
 /// When the file cannot be read, is of no such format, is damaged or holds a dtype that Regraft does not know.
 pub fn open_weights(path: &Path) -> Result<StateDict, Error> {
-    if regraft_weights::files::is_exported_program(path) {
+    if regraft_checkpoint::is_exported_program(path) {
         return Ok(regraft_import::read_pt2_weights(path)?);
     }
-    Ok(StateDict::open(path)?)
+    Ok(regraft_checkpoint::open(path)?)
+}
+
+/// Reads an adapter for the engine of `map` from a file or a folder; see [`Adapter::open`].
+///
+/// # Errors
+/// When a file cannot be read, or everything that does not fit.
+pub fn open_adapter(path: &Path, map: &RefitMap) -> Result<Adapter, Error> {
+    Ok(Adapter::open(path, map, open_weights)?)
 }
 
 /// Loads an engine file for the CPU of this machine. Weights are mapped; that they are undamaged is found out beside
@@ -106,7 +115,7 @@ pub fn load(engine: &Path, threads: Threads) -> Result<Model, Error> {
 /// # Errors
 /// When the engine was built for another machine or is malformed.
 pub fn model(engine: Engine, backend: Arc<dyn regraft_backend::Backend>) -> Result<Model, Error> {
-    Ok(Model::with_reader(engine, backend, Arc::new(|path: &Path| Ok(open_weights(path)?)))?)
+    Ok(Model::new(engine, backend, Arc::new(|path: &Path| Ok(open_weights(path)?)))?)
 }
 
 /// Saves a model's engine with its serving weights; `keep` says how a refittable engine keeps its sources. Returns the

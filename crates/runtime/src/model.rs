@@ -1,6 +1,5 @@
 use std::{
     fmt,
-    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -38,23 +37,15 @@ pub(crate) struct Shared {
 }
 
 impl Model {
-    /// A model of `engine` on `backend`. Slots that the engine does not bring are made here, at the speed of a refit.
+    /// A model of `engine` on `backend`. Slots that the engine does not bring are made here, at the speed of a refit. `reader`
+    /// reads the weight files that sources are kept in by [reference](KeepSources::Reference).
     ///
     /// The weights of an engine that [`Engine::open`] gave are compared with their digests after this, in the background: the
     /// first run waits for those that it reads, the first refit and [`Model::check_file`] for all.
     ///
     /// # Errors
     /// When the engine was built for another machine, is malformed, or a recipe fails.
-    pub fn new(engine: Engine, backend: Arc<dyn Backend>) -> Result<Model, RuntimeError> {
-        Model::with_reader(engine, backend, Arc::new(|path: &Path| Ok(StateDict::open(path)?)))
-    }
-
-    /// [`Model::new`] with another reader for the weight files that sources are kept in by
-    /// [reference](KeepSources::Reference).
-    ///
-    /// # Errors
-    /// As [`Model::new`].
-    pub fn with_reader(engine: Engine, backend: Arc<dyn Backend>, reader: WeightReader) -> Result<Model, RuntimeError> {
+    pub fn new(engine: Engine, backend: Arc<dyn Backend>, reader: WeightReader) -> Result<Model, RuntimeError> {
         let (program, slots) = Program::new(engine, backend, reader)?;
         let first = program.first_generation(slots)?.map(Arc::new);
         // Not before: it would take the cores and the memory that slots are made with.

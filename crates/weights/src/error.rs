@@ -155,14 +155,6 @@ pub enum WeightsErrorKind {
         /// How many sources the engine has.
         sources: usize,
     },
-    /// A weights file could not be read.
-    #[error("{path}: {why}")]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it, and what to do.
-        why: String,
-    },
 }
 
 /// How many sources of how many do not fit, and how many names are unknown, in words.

@@ -3,14 +3,13 @@
 //! - [`SourceInfo`], [`RefitMap`], [`Recipe`]: which slot is computed from which sources, and how;
 //! - [`GatherPlan`], [`VectorPlan`]: a recipe compiled to one pass over memory;
 //! - [`PackFormat`]: the layout that a kernel wants a slot in;
-//! - [`StateDict`]: named tensors from files or memory; [`files`]: the formats;
+//! - [`StateDict`]: named tensors from files or memory;
 //! - [`match_names`], [`Names::check`]: everything that can be wrong with a refit, found before anything is computed;
 //! - [`RefitReport`]: what a refit did, and where the time went.
 #![forbid(unsafe_code)]
 
 mod digest;
 mod error;
-pub mod files;
 mod format;
 mod gather;
 mod matching;

@@ -1,8 +1,6 @@
-use std::{collections::BTreeMap, path::Path};
+use std::collections::BTreeMap;
 
 use regraft_tensor::Tensor;
-
-use crate::{WeightsError, files};
 
 /// Named tensors: what a refit or a bind is given.
 #[derive(Clone, Debug, Default)]
@@ -61,18 +59,6 @@ impl StateDict {
     /// Adds what a file says beside its tensors.
     pub fn add_metadata(&mut self, entries: impl IntoIterator<Item = (String, String)>) {
         self.metadata.extend(entries);
-    }
-
-    /// Reads a weight file, by mapping where its bytes are stored as they are: `.safetensors`, a state dict that
-    /// `torch.save` wrote (`.pt`, `.pth`, `.bin`; nothing in it is executed), the initialisers of an `.onnx`, or the shards
-    /// that an `.index.json` names. What a file is, its content tells.
-    ///
-    /// # Errors
-    /// When the file cannot be read, is of no such format, is damaged or holds a dtype that Regraft does not know.
-    pub fn open(path: &Path) -> Result<Self, WeightsError> {
-        let mut dict = StateDict::new();
-        files::read(path, &mut dict)?;
-        Ok(dict)
     }
 }
 

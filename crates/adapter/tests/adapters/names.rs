@@ -162,7 +162,9 @@ fn files_and_folders_are_named_after_themselves() {
     let tensors: [(&str, Tensor); 2] =
         [("fc.lora_A.weight", numbers(&[2, 4], 0)), ("fc.lora_B.weight", numbers(&[6, 2], 1))];
     let bytes = safetensors_of(&tensors);
-    let open = |name: &str| Adapter::open(&folder.path().join(name), &map).map_err(|e| e.to_string());
+    let open = |name: &str| {
+        Adapter::open(&folder.path().join(name), &map, regraft_checkpoint::open).map_err(|e| e.to_string())
+    };
     let write = |name: &str, bytes: &[u8]| std::fs::write(folder.path().join(name), bytes).expect("written");
     write("style.v2.safetensors", &bytes);
     let style = open("style.v2.safetensors").expect("a file");
@@ -210,7 +212,7 @@ fn a_tensor_at_an_odd_place_is_read() {
     let path = folder.path().join("odd.safetensors");
     let bytes = safetensors_of(&[("fc.lora_A.weight", down.clone()), ("fc.lora_B.weight", up.clone())]);
     std::fs::write(&path, bytes).expect("written");
-    let adapter = Adapter::open(&path, &map).expect("an adapter");
+    let adapter = Adapter::open(&path, &map, regraft_checkpoint::open).expect("an adapter");
     let weights: StateDict =
         [("fc.lora_A.weight".to_owned(), down), ("fc.lora_B.weight".to_owned(), up)].into_iter().collect();
     let expected = Adapter::from_state_dict("a", &weights, &AdapterConfig::default(), &map).expect("fits");

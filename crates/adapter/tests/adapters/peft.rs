@@ -2,7 +2,6 @@
 
 use regraft_adapter::Adapter;
 use regraft_tensor::Tensor;
-use regraft_weights::StateDict;
 
 use crate::{beside, map};
 
@@ -15,10 +14,10 @@ fn difference(ours: &Tensor, expected: &Tensor) -> f64 {
 
 fn check(case: &str) {
     let folder = beside("peft").join(case);
-    let base = StateDict::open(&beside("peft/base.safetensors")).expect("base weights");
-    let merged = StateDict::open(&folder.join("merged.safetensors")).expect("merged weights");
+    let base = regraft_checkpoint::open(&beside("peft/base.safetensors")).expect("base weights");
+    let merged = regraft_checkpoint::open(&folder.join("merged.safetensors")).expect("merged weights");
     let map = map(base.iter().map(|(name, tensor)| (name, tensor.shape())));
-    let adapter = Adapter::open(&folder, &map).expect("an adapter that fits");
+    let adapter = Adapter::open(&folder, &map, regraft_checkpoint::open).expect("an adapter that fits");
     assert_eq!(adapter.name, case);
     let mut names = Vec::new();
     for layer in &adapter.layers {

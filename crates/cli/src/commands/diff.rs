@@ -21,7 +21,7 @@ pub(super) fn run(args: &DiffArgs, out: &mut Output) -> Result<(), Failure> {
         if engine.mode == Mode::Stripped {
             return Ok(None);
         }
-        Model::new(engine, backend.clone()).map(Some).map_err(|e| Failure::from(e).about(path))
+        regraft::model(engine, backend.clone()).map(Some).map_err(|e| Failure::from(e).about(path))
     };
     let slots = {
         let _busy = out.busy("comparing slots");

@@ -67,7 +67,7 @@ fn check_mode(model: &Model, engine: &Path) -> Result<(), Failure> {
 /// Reads the adapters; two files of one name are told apart by their paths.
 fn open_adapters(given: &[(PathBuf, f64)], model: &Model) -> Result<Vec<(Arc<Adapter>, f64)>, Failure> {
     let open = |(path, scale): &(PathBuf, f64)| {
-        let mut adapter = Adapter::open(path, model.refit_map())?;
+        let mut adapter = regraft::open_adapter(path, model.refit_map())?;
         if given.iter().filter(|(other, _)| other.file_name() == path.file_name()).count() > 1 {
             adapter.name = path.display().to_string();
         }

@@ -6,8 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use regraft_checkpoint::{self as checkpoint, ArchiveError};
 use regraft_tensor::{Buffer, MappedFile};
-use regraft_weights::files::{self, ArchiveError};
 
 use crate::{ImportError, ImportErrorKind};
 
@@ -22,7 +22,7 @@ const SAVE_AGAIN: &str = "load it with torch.export.load and save it with torch.
 #[derive(Debug)]
 pub struct Archive {
     path: PathBuf,
-    files: files::Archive,
+    files: checkpoint::Archive,
 }
 
 impl Archive {
@@ -32,7 +32,7 @@ impl Archive {
     /// When the file cannot be mapped, is no sound zip file, or no archive of a supported version and byte order.
     pub fn open(path: &Path) -> Result<Self, ImportError> {
         let file = MappedFile::open(path).map_err(|e| ImportError::new(path, e.into()))?;
-        let mut files = files::Archive::new(file).map_err(|e| error(path, e))?;
+        let mut files = checkpoint::Archive::new(file).map_err(|e| error(path, e))?;
         let root = root_folder(path, files.names())?;
         files.enter(&root);
         let archive = Archive { path: path.to_path_buf(), files };

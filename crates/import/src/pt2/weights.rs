@@ -3,12 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use rayon::prelude::*;
+use regraft_checkpoint::{View, check_memory};
 use regraft_tensor::{Buffer, DType, Tensor};
-use regraft_weights::{
-    StateDict,
-    files::{View, check_memory},
-    on_shared_threads,
-};
+use regraft_weights::{StateDict, on_shared_threads};
 
 use super::{
     archive::Archive,

@@ -2,8 +2,8 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
+use regraft_checkpoint::is_exported_program;
 use regraft_tensor::{Buffer, DType};
-use regraft_weights::files::is_exported_program;
 
 use zip::CompressionMethod::Stored;
 
@@ -55,7 +55,7 @@ fn unknown_files_are_refused_with_advice() {
     refused(open_as("x", b"hello"), "begins like none of the known formats");
     refused(open_as("x.safetensors", b"version https://git-lfs.github.com/spec/v1\n"), "a pointer of Git LFS");
     refused(open_as("x", b"\x80\x02}q\0."), "it is a bare pickle");
-    let error = regraft_weights::StateDict::open(Path::new("/nowhere/x.pt")).expect_err("no file").to_string();
+    let error = regraft_checkpoint::open(Path::new("/nowhere/x.pt")).expect_err("no file").to_string();
     assert!(error.starts_with("/nowhere/x.pt: "), "{error}");
 }
 
@@ -100,10 +100,10 @@ fn shards_are_read_by_their_index() {
         refused(open(&index), expected);
     }
     write(r#"{"weight_map":{"a":"3.safetensors"}}"#);
-    let error = regraft_weights::StateDict::open(&index).expect_err("a missing shard").to_string();
+    let error = regraft_checkpoint::open(&index).expect_err("a missing shard").to_string();
     assert!(error.contains("3.safetensors: "), "{error}");
     damage(br#"{"weight_map":{"a":"1.safetensors"}}"#, |bytes| {
         fs::write(&index, bytes).expect("a write");
-        regraft_weights::StateDict::open(&index).map_err(|e| e.to_string())
+        regraft_checkpoint::open(&index).map_err(|e| e.to_string())
     });
 }

@@ -2,7 +2,7 @@ use regraft_tensor::{Buffer, DType, MappedFile};
 use safetensors::{Dtype, SafeTensors};
 
 use super::{FileProblem, view::View};
-use crate::StateDict;
+use regraft_weights::StateDict;
 
 /// Reads the tensors and the metadata of a safetensors file into `dict`.
 pub(super) fn read(file: &MappedFile, dict: &mut StateDict) -> Result<(), FileProblem> {

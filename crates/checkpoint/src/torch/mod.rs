@@ -15,7 +15,7 @@ use regraft_tensor::{Buffer, MappedFile, Tensor};
 
 use self::value::{ObjectId, TensorRef};
 use super::{Archive, FileProblem, check_memory};
-use crate::{StateDict, on_shared_threads};
+use regraft_weights::{StateDict, on_shared_threads};
 
 /// No pickle of a state dict is larger: a tensor takes about 150 bytes of it. What a hostile one of this size makes in
 /// memory is bounded too.

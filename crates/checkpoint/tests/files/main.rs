@@ -19,7 +19,7 @@ fn beside(name: &str) -> PathBuf {
 }
 
 fn open(path: &Path) -> Result<StateDict, String> {
-    StateDict::open(path).map_err(|e| {
+    regraft_checkpoint::open(path).map_err(|e| {
         let text = e.to_string();
         assert!(text.contains("help: "), "no advice in: {text}");
         text

@@ -6,7 +6,7 @@ use super::{
     SAVE_AGAIN, damaged,
     wire::{Field, Fields},
 };
-use crate::files::{FileProblem, index, map};
+use crate::{FileProblem, index, map};
 
 /// Files beside a model, which hold bytes of its initialisers.
 pub(super) struct External {

@@ -1,7 +1,7 @@
 //! What the functions and persistent ids of a state dict stand for.
 
 use super::value::{Global, Heap, Object, Storage, TensorRef, Value};
-use crate::files::View;
+use crate::View;
 
 /// More axes than any tensor has.
 const MAX_RANK: usize = 64;

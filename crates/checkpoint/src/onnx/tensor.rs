@@ -6,7 +6,7 @@ use super::{
     external::Place,
     wire::{Field, Fields},
 };
-use crate::files::{FileProblem, View};
+use crate::{FileProblem, View};
 
 /// More axes than any tensor has.
 const MAX_RANK: usize = 64;

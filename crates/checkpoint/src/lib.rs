@@ -1,35 +1,36 @@
 //! Readers of weight files: which format a file has, and the tensors in it.
 //!
-//! [`StateDict::open`](crate::StateDict::open) reads every format but exported programs, which the importer reads with
-//! the [`Archive`] and the [`View`] of this module. Every byte of a file is hostile until checked; nothing is executed,
-//! and memory stays in proportion to the file.
+//! [`open`] reads every format but exported programs, which the importer reads with the [`Archive`] and the [`View`] of this
+//! crate. Every byte of a file is hostile until checked; nothing is executed, and memory stays in proportion to the file.
 //!
 //! ```no_run
-//! use regraft_weights::StateDict;
-//!
-//! let dict = StateDict::open("pytorch_model.bin".as_ref())?;
+//! let dict = regraft_checkpoint::open("pytorch_model.bin".as_ref())?;
 //! for (name, tensor) in dict.iter() {
 //!     println!("{name}: {}{:?}", tensor.dtype(), tensor.shape());
 //! }
-//! # Ok::<(), regraft_weights::WeightsError>(())
+//! # Ok::<(), regraft_checkpoint::CheckpointError>(())
 //! ```
+#![forbid(unsafe_code)]
 
 mod archive;
+mod error;
 mod index;
 mod onnx;
 mod safetensors;
 mod torch;
 mod view;
 
-use std::{fmt, path::Path};
+use std::path::Path;
 
 use regraft_tensor::{ErrorKind, MappedFile};
+use regraft_weights::StateDict;
 
+use self::error::FileProblem;
 pub use self::{
     archive::{Archive, ArchiveError},
+    error::{CheckpointError, CheckpointErrorKind},
     view::{View, check_memory},
 };
-use crate::{StateDict, WeightsError, WeightsErrorKind};
 
 /// What a weight file is; its content tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,8 +93,20 @@ fn unknown(bytes: &[u8]) -> FileProblem {
     }
 }
 
+/// Reads a weight file, by mapping where its bytes are stored as they are: `.safetensors`, a state dict that `torch.save`
+/// wrote (`.pt`, `.pth`, `.bin`; nothing in it is executed), the initialisers of an `.onnx`, or the shards that an
+/// `.index.json` names. What a file is, its content tells.
+///
+/// # Errors
+/// When the file cannot be read, is of no such format, is damaged or holds a dtype that Regraft does not know.
+pub fn open(path: &Path) -> Result<StateDict, CheckpointError> {
+    let mut dict = StateDict::new();
+    read(path, &mut dict)?;
+    Ok(dict)
+}
+
 /// Reads the tensors of the file at `path`, or of the shards that it names, into `dict`.
-pub(crate) fn read(path: &Path, dict: &mut StateDict) -> Result<(), WeightsError> {
+fn read(path: &Path, dict: &mut StateDict) -> Result<(), CheckpointError> {
     if path.extension().is_none_or(|e| e != "json") {
         return read_one(path, dict);
     }
@@ -109,7 +122,7 @@ pub(crate) fn read(path: &Path, dict: &mut StateDict) -> Result<(), WeightsError
     Ok(())
 }
 
-fn read_one(path: &Path, dict: &mut StateDict) -> Result<(), WeightsError> {
+fn read_one(path: &Path, dict: &mut StateDict) -> Result<(), CheckpointError> {
     let file = map(path)?;
     let result = Format::of(&file).and_then(|format| match format {
         Format::Safetensors => safetensors::read(&file, dict),
@@ -123,54 +136,9 @@ fn read_one(path: &Path, dict: &mut StateDict) -> Result<(), WeightsError> {
     result.map_err(|p| p.of_file(path))
 }
 
-fn map(path: &Path) -> Result<MappedFile, WeightsError> {
+fn map(path: &Path) -> Result<MappedFile, CheckpointError> {
     MappedFile::open(path).map_err(|e| match e.kind() {
-        ErrorKind::Io { error, .. } => {
-            WeightsErrorKind::File { path: path.to_path_buf(), why: error.to_string() }.into()
-        }
-        _ => WeightsErrorKind::File { path: path.to_path_buf(), why: e.to_string() }.into(),
+        ErrorKind::Io { error, .. } => CheckpointErrorKind::Io(error.to_string()).of_file(path),
+        _ => CheckpointErrorKind::Io(e.to_string()).of_file(path),
     })
-}
-
-/// What is wrong with a file, and what to do about it.
-#[derive(Debug)]
-struct FileProblem {
-    what: String,
-    help: String,
-}
-
-impl FileProblem {
-    fn new(what: impl Into<String>, help: &str) -> Self {
-        FileProblem { what: what.into(), help: help.to_owned() }
-    }
-
-    /// A problem of the tensor called `name`.
-    fn tensor(name: &str, what: impl fmt::Display) -> Self {
-        FileProblem::new(format!("`{name}`: {what}"), "the file is damaged: copy it or save it again")
-    }
-
-    /// The tensor called `name` has a dtype that Regraft has not.
-    fn dtype(name: &str, dtype: &str) -> Self {
-        FileProblem::new(
-            format!("`{name}` has dtype {dtype}, which is not supported"),
-            "convert it to f64, f32, f16, bf16, an integer of at most 64 bits, u8 or bool",
-        )
-    }
-
-    /// The same, said of the tensor called `name`.
-    fn about(self, name: &str) -> Self {
-        FileProblem { what: format!("`{name}`: {}", self.what), help: self.help }
-    }
-
-    fn of_file(self, path: &Path) -> WeightsError {
-        let FileProblem { what, help } = self;
-        WeightsErrorKind::File { path: path.to_path_buf(), why: format!("{what}\n  help: {help}") }.into()
-    }
-}
-
-impl From<ArchiveError> for FileProblem {
-    fn from(e: ArchiveError) -> Self {
-        let what = if e.entry.is_empty() { e.problem } else { format!("{}: {}", e.entry, e.problem) };
-        FileProblem { what, help: e.help }
-    }
 }

@@ -1,6 +1,6 @@
 use regraft_tensor::DType;
 
-use crate::files::View;
+use crate::View;
 
 /// A value of a pickle. Containers, storages and tensors are objects of the [`Heap`], since pickles share and change
 /// them.

@@ -21,7 +21,7 @@ use self::{
     wire::{Field, Fields},
 };
 use super::{FileProblem, View, check_memory};
-use crate::{StateDict, on_shared_threads};
+use regraft_weights::{StateDict, on_shared_threads};
 
 /// `ModelProto.graph`.
 const GRAPH: u64 = 7;

@@ -1,0 +1,85 @@
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use crate::ArchiveError;
+
+/// A weight file that could not be read.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {kind}", .path.display())]
+pub struct CheckpointError {
+    path: PathBuf,
+    kind: Box<CheckpointErrorKind>,
+}
+
+impl CheckpointError {
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What is wrong with it.
+    pub fn kind(&self) -> &CheckpointErrorKind {
+        &self.kind
+    }
+}
+
+/// The kinds of [`CheckpointError`].
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointErrorKind {
+    /// The system does not give the file.
+    #[error("{0}")]
+    Io(String),
+    /// It is not a weight file of a known format, or damaged.
+    #[error("{what}\n  help: {help}")]
+    Unreadable {
+        /// What was expected and what was found.
+        what: String,
+        /// What to do.
+        help: String,
+    },
+}
+
+/// What is wrong with a file whose name is not known here.
+pub(crate) type FileProblem = CheckpointErrorKind;
+
+impl CheckpointErrorKind {
+    pub(crate) fn new(what: impl Into<String>, help: &str) -> Self {
+        CheckpointErrorKind::Unreadable { what: what.into(), help: help.to_owned() }
+    }
+
+    /// A problem of the tensor called `name`.
+    pub(crate) fn tensor(name: &str, what: impl fmt::Display) -> Self {
+        FileProblem::new(format!("`{name}`: {what}"), "the file is damaged: copy it or save it again")
+    }
+
+    /// The tensor called `name` has a dtype that Regraft has not.
+    pub(crate) fn dtype(name: &str, dtype: &str) -> Self {
+        FileProblem::new(
+            format!("`{name}` has dtype {dtype}, which is not supported"),
+            "convert it to f64, f32, f16, bf16, an integer of at most 64 bits, u8 or bool",
+        )
+    }
+
+    /// The same, said of the tensor called `name`.
+    pub(crate) fn about(self, name: &str) -> Self {
+        match self {
+            CheckpointErrorKind::Unreadable { what, help } => {
+                CheckpointErrorKind::Unreadable { what: format!("`{name}`: {what}"), help }
+            }
+            other => other,
+        }
+    }
+
+    pub(crate) fn of_file(self, path: &Path) -> CheckpointError {
+        CheckpointError { path: path.to_path_buf(), kind: Box::new(self) }
+    }
+}
+
+impl From<ArchiveError> for CheckpointErrorKind {
+    fn from(e: ArchiveError) -> Self {
+        let what = if e.entry.is_empty() { e.problem } else { format!("{}: {}", e.entry, e.problem) };
+        CheckpointErrorKind::Unreadable { what, help: e.help }
+    }
+}
