@@ -172,8 +172,11 @@ def test_m_2_other_keys_and_shapes_ask_the_cache(net: Net, x: torch.Tensor) -> N
     assert counted() == (0, 1) and Cache.asked == 3
     mutable.fc, mutable.offset = first, torch.ones(32)
     assert_agrees(mutable, x)
-    assert counted() == (0, 1) and Cache.asked == 4 and len(cache) == 3
-    assert mutable.compiled is not None and mutable.compiled._compiled.cache == ("hit",)
+    assert counted() == (1, 0) and Cache.asked == 3, "the program of an earlier structure is still there"
+    copied = MutableModule(copy.deepcopy(net), engine_cache=Cache())
+    assert_agrees(copied, x)
+    assert Cache.asked == 4 and len(cache) == 3
+    assert copied.compiled is not None and copied.compiled._compiled.cache == ("hit",)
 
 
 def test_m_2_attributes_and_hooks_are_part_of_the_program(mutable: MutableModule, x: torch.Tensor) -> None:
@@ -190,7 +193,7 @@ def test_m_2_attributes_and_hooks_are_part_of_the_program(mutable: MutableModule
     assert counted() == (0, 1)
     handle.remove()
     assert_agrees(mutable, x)
-    assert counted() == (0, 1)
+    assert counted() == (0, 0), "the program of an earlier structure is still there"
 
 
 def test_m_2_a_layer_like_the_one_before_refits(mutable: MutableModule, x: torch.Tensor) -> None:
@@ -422,7 +425,7 @@ def test_m_5_sizes_under_one_name_that_differ_are_fixed() -> None:
 
 
 def test_m_5_programs_for_other_arguments_take_new_weights_in_later(net: Net) -> None:
-    mutable = MutableModule(net)
+    mutable = MutableModule(net, auto_ranges=False)
     inputs = [torch.randn(size, 3, 4, 4) for size in (1, 2, 3)]
     for x in inputs:
         assert_agrees(mutable, x)
@@ -432,8 +435,10 @@ def test_m_5_programs_for_other_arguments_take_new_weights_in_later(net: Net) ->
     for x in inputs:
         assert_agrees(mutable, x)
     assert counted() == (3, 0)
-    for size in range(4, 12):
-        assert_agrees(mutable, torch.randn(size, 3, 4, 4))
+    others = [torch.randn(size, 3, 4, 4) for size in range(4, 12)]
+    said = "more than 8 programs .* set_expected_dynamic_shape_range"
+    with pytest.warns(regraft.ThrashingWarning, match=said):
+        assert all(assert_agrees(mutable, x) is None for x in others)
     assert counted() == (0, 8)
     assert_agrees(mutable, inputs[0])
     assert counted() == (0, 1), "eight programs are kept"
@@ -461,10 +466,10 @@ def test_m_6_ranges_of_another_structure_are_refused() -> None:
     data = {"x": torch.ones(2, 8), "more": [torch.ones(2, 8)], "nothing": None}
     for ranges, words in (
         (({"x": {0: size}, "other": {}},), "keys among"),
-        (({"x": {0: 3}},), "torch.export.Dim"),
+        (({"x": {0: "three"}},), "dimension of torch.export"),
         (({"x": {2: size}},), "axes of a tensor of 2"),
         (({"x": {"batch": size}},), "numbers of axes"),
-        (({"x": {0: 2 * size}},), "torch.export.Dim"),
+        (({"x": {0: (2, 3)}},), "dimension of torch.export"),
         (({"more": {0: size}},), "a sequence of 1"),
         (({}, {}, {}), "3 positional arguments"),
     ):

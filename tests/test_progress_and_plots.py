@@ -144,7 +144,7 @@ def test_pictures_without_matplotlib(compiled: regraft.Module, monkeypatch: pyte
 
 
 def test_objects_say_what_they_are(compiled: regraft.Module) -> None:
-    assert repr(compiled).startswith("regraft.Module(refittable, 2 sources, 2 slots, 0.0 MB, cpu ")
+    assert repr(compiled).startswith("regraft.Module(refittable, 2 sources, 2 slots, 16.6 kB, cpu ")
     assert repr(compiled.models[0]).startswith("regraft.Model(refittable, 2 sources")
     report = compiled.refit(other_weights())
     assert repr(report).startswith("regraft.RefitReport(2 of 2 sources changed, 2 slots made anew, ")

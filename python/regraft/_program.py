@@ -9,15 +9,17 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
+from torch.export.exported_program import ModuleCallEntry, ModuleCallSignature
+from torch.export.graph_signature import InputKind, OutputKind
 
 from regraft import _regraft
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["digest_of", "import_program", "tensors_of", "ties_of"]
+__all__ = ["call_entry", "digest_of", "import_program", "tensors_of", "ties_of"]
 
 _WEIGHTS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
@@ -91,7 +93,17 @@ def _without_weights(program: ExportedProgram) -> ExportedProgram:
     bare._state_dict = stand_ins.for_all(program.state_dict)
     bare._constants = stand_ins.for_all(program.constants)
     bare._example_inputs = None
+    # How it is called is not the importer's matter, and PyTorch cannot save every structure.
+    tensors = [spec for spec in program.graph_signature.output_specs if spec.kind == OutputKind.USER_OUTPUT]
+    bare._module_call_graph = [call_entry(len(program.graph_signature.user_inputs), len(tensors))]
     return bare
+
+
+def call_entry(inputs: int, outputs: int) -> ModuleCallEntry:
+    """How a program is called that takes and gives flat tensors."""
+    in_spec = pytree.tree_flatten((tuple(range(inputs)), {}))[1]
+    out_spec = pytree.tree_flatten(tuple(range(outputs)))[1]
+    return ModuleCallEntry("", ModuleCallSignature(inputs=[], outputs=[], in_spec=in_spec, out_spec=out_spec))
 
 
 class _StandIns:

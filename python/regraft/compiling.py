@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import os
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.utils._pytree as pytree
 from torch.export import ExportedProgram
+from torch.utils._sympy.value_ranges import ValueRanges
 
-from regraft import _regraft
+from regraft import _regraft, caches
 from regraft._program import digest_of, tensors_of, ties_of
 from regraft.calling import CallingConvention
+from regraft.checks import check_module, check_settings, warn_of
 from regraft.errors import CompileError
 from regraft.inputs import InputTypes
 from regraft.kept import digest_of_tensor, without_values
@@ -23,13 +27,16 @@ from regraft.progress import Progress
 
 __all__ = ["compile", "dry_run"]
 
+# Smaller sizes PyTorch takes for fixed.
+_LEAST = 2
+
 KeepSources = Literal["embedded", "prepacked", "reference", "none"]
 Tune = Literal["off", "fast", "full"]
 
 
 def compile(
-    program_or_module: ExportedProgram | torch.nn.Module,
-    inputs: Sequence[Any] | None = None,
+    program_or_module: ExportedProgram | torch.nn.Module | Traced,
+    inputs: Sequence[Any] | torch.Tensor | None = None,
     *,
     kwarg_inputs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
@@ -52,7 +59,8 @@ def compile(
         program_or_module: an exported program, or a module, which is exported with ``inputs``. Modules are
             compiled as they
             are: call ``.eval()`` first.
-        inputs: positional arguments of one call, to export a module with.
+        inputs: positional arguments of one call, to export a module with; one tensor alone need not be
+            in a sequence.
         kwarg_inputs: keyword arguments of that call.
         dynamic_shapes: which sizes may change from call to call, as ``torch.export.export`` takes it.
         make_refittable: whether the weights can be replaced; it costs no speed. Otherwise the engines hold
@@ -75,7 +83,10 @@ def compile(
         CompileError: when the module cannot be exported, or a part cannot be compiled and must be.
 
     Warns:
-        RuntimeWarning: when the cache fails or holds a damaged entry; the engine is built then.
+        TrainingWarning: when the module is in training mode where that may change what it computes.
+        NothingCompiledWarning: when all of it stays in PyTorch.
+        SlowWarning: when no kernel knows an operator or a data type.
+        CacheWarning: when the cache fails or holds a damaged entry; the engine is built then.
 
     Example:
         >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU()).eval()
@@ -89,6 +100,7 @@ def compile(
             "strip_engine_weights: a stripped engine is refitted to get weights: keep make_refittable=True"
         )
     _check_cache(engine_cache)
+    check_settings(tune=tune, keep_sources=keep_sources, threads=threads, min_block_size=min_block_size)
     settings = {
         "make_refittable": make_refittable,
         "strip_engine_weights": strip_engine_weights,
@@ -102,63 +114,84 @@ def compile(
     }
     with Progress("compile") as progress:
         progress.step("export")
-        program = exported(program_or_module, inputs, kwarg_inputs, dynamic_shapes)
-        convention = CallingConvention.of(program, _argument_names(program_or_module))
-        progress.step("partition")
-        cut = partition(
-            program,
-            min_block_size=min_block_size,
-            torch_executed_ops=torch_executed_ops,
-            allow_torch=not require_full_compilation,
-        )
-        mode = "stripped" if strip_engine_weights else "refittable" if make_refittable else "frozen"
-        models, cache = [], []
-        weights = tensors_of(program)
-        for index, region in enumerate(cut.regions):
-            progress.step(f"engine {index + 1} of {len(cut.regions)}")
-            model, facts = _regraft.compile(
-                region.program,
-                _weights_of(region.program, weights),
-                mode=mode,
-                identical=refit_identical_engine_weights,
-                threads=threads,
-                tune=tune,
-                cache=engine_cache,
-            )
-            models.append(model)
-            cache.append(facts["cache"])
-            for text in facts["warnings"]:
-                warnings.warn(text, RuntimeWarning, stacklevel=2)
-        kept = _kept(cut, weights)
-        stateful = [region.program.has_state for region in cut.regions]
-        compiled = Compiled(
-            convention=convention,
-            takes=InputTypes.of(program),
-            glue=cut.glue,
-            report=cut.report,
-            sources={name: name in program.state_dict for name in weights},
-            digest=digest_of(program),
+        if isinstance(program_or_module, torch.nn.Module):
+            check_module(program_or_module)
+        found = traced(program_or_module, inputs, kwarg_inputs, dynamic_shapes)
+        return _compiled(found, settings, engine_cache, progress)
+
+
+class Traced(NamedTuple):
+    """An exported program, and what it does not say itself."""
+
+    program: ExportedProgram
+    arguments: Sequence[str] = ()
+    """Names of the arguments that ``forward`` takes by position."""
+    carry: caches.Carry | None = None
+    """What becomes of caches among the arguments."""
+    is_part: bool = False
+    """Whether it is one of many graphs of a module, some of which have nothing to compile."""
+
+
+def _compiled(traced: Traced, settings: Mapping[str, Any], engine_cache: Any, progress: Progress) -> Module:
+    program = traced.program
+    make_refittable, strip = settings["make_refittable"], settings["strip_engine_weights"]
+    identical = settings["refit_identical_engine_weights"]
+    convention = CallingConvention.of(program, traced.arguments)
+    progress.step("partition")
+    cut = partition(
+        program,
+        min_block_size=settings["min_block_size"],
+        torch_executed_ops=settings["torch_executed_ops"],
+        allow_torch=not settings["require_full_compilation"],
+    )
+    mode = "stripped" if strip else "refittable" if make_refittable else "frozen"
+    models, cache = [], []
+    evaluated: list[str] = []
+    failures: list[str] = []
+    weights = tensors_of(program)
+    for index, region in enumerate(cut.regions):
+        progress.step(f"engine {index + 1} of {len(cut.regions)}")
+        model, facts = _regraft.compile(
+            region.program,
+            _weights_of(region.program, weights),
             mode=mode,
-            keep_sources=keep_sources,
-            cache=tuple(cache),
-            settings=settings,
-            ties=ties_of(weights),
-            written=buffers_written(program) if any(stateful) else cut.glue.mutated if cut.glue else (),
-            identical=(
-                {name: digest_of_tensor(value) for name, value in kept.items()}
-                if refit_identical_engine_weights
-                else None
-            ),
+            identical=identical,
+            threads=settings["threads"],
+            tune=settings["tune"],
+            cache=engine_cache,
         )
-        initial = {name: kept[name].clone() for name in compiled.written if name in kept}
-        if strip_engine_weights:
-            kept = without_values(kept, compiled.sources)
-        return Module(compiled, Serving.of(models, kept, stateful, initial))
+        models.append(model)
+        cache.append(facts["cache"])
+        evaluated += facts["evaluated"]
+        failures += facts["warnings"]
+    warn_of(cut.report, evaluated, failures, is_part=traced.is_part)
+    kept = _kept(cut, weights)
+    stateful = [region.program.has_state for region in cut.regions]
+    compiled = Compiled(
+        convention=convention,
+        takes=InputTypes.of(program),
+        glue=cut.glue,
+        report=cut.report,
+        sources={name: name in program.state_dict for name in weights},
+        digest=digest_of(program),
+        mode=mode,
+        keep_sources=settings["keep_sources"],
+        cache=tuple(cache),
+        settings=settings,
+        ties=ties_of(weights),
+        written=buffers_written(program) if any(stateful) else cut.glue.mutated if cut.glue else (),
+        identical={name: digest_of_tensor(value) for name, value in kept.items()} if identical else None,
+        carry=traced.carry,
+    )
+    initial = {name: kept[name].clone() for name in compiled.written if name in kept}
+    if strip:
+        kept = without_values(kept, compiled.sources)
+    return Module(compiled, Serving.of(models, kept, stateful, initial))
 
 
 def dry_run(
     program_or_module: ExportedProgram | torch.nn.Module,
-    inputs: Sequence[Any] | None = None,
+    inputs: Sequence[Any] | torch.Tensor | None = None,
     *,
     kwarg_inputs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
@@ -180,17 +213,37 @@ def dry_run(
 
 def exported(
     program_or_module: ExportedProgram | torch.nn.Module,
-    inputs: Sequence[Any] | None,
+    inputs: Sequence[Any] | torch.Tensor | None,
     kwarg_inputs: Mapping[str, Any] | None,
     dynamic_shapes: Any,
 ) -> ExportedProgram:
     """The program itself, or the export of the module."""
+    return traced(program_or_module, inputs, kwarg_inputs, dynamic_shapes).program
+
+
+def traced(
+    program_or_module: ExportedProgram | torch.nn.Module | Traced,
+    inputs: Sequence[Any] | torch.Tensor | None,
+    kwarg_inputs: Mapping[str, Any] | None,
+    dynamic_shapes: Any,
+) -> Traced:
+    """The program itself, or the export of the module, and what becomes of caches among its arguments."""
+    if isinstance(program_or_module, Traced):
+        return program_or_module
     if isinstance(program_or_module, ExportedProgram):
         if dynamic_shapes is not None:
             raise CompileError(
                 "dynamic_shapes: an exported program has its ranges already: export it with them"
             )
-        return program_or_module
+        return Traced(program_or_module)
+    if isinstance(program_or_module, (str, os.PathLike)):
+        path = os.fspath(program_or_module)
+        raise CompileError(
+            f"{path}: compile takes programs and modules, found a path\n"
+            f'  help: regraft.compile(torch.export.load("{path}")) for a .pt2 file, '
+            f'regraft.load("{path}") for what regraft.save wrote, '
+            f'regraft.from_pretrained("{path}") for a model of transformers or diffusers'
+        )
     if not isinstance(program_or_module, torch.nn.Module):
         found = type(program_or_module).__name__
         raise CompileError(f"expected an ExportedProgram or a torch.nn.Module, found {found}")
@@ -198,25 +251,100 @@ def exported(
         raise CompileError(
             "a module is exported with the arguments of one call: give inputs= or kwarg_inputs="
         )
+    # One tensor alone need not be in a sequence.
+    args = (inputs,) if isinstance(inputs, torch.Tensor) else tuple(inputs or ())
+    try:
+        args, kwargs, found = caches.taken_apart(args, kwarg_inputs or {})
+    except caches.CannotTake as error:
+        raise CompileError(str(error)) from error
+    if found:
+        dynamic_shapes = _with_caches(program_or_module, args, kwargs, dynamic_shapes)
+    return exported_with(program_or_module, args, kwargs, dynamic_shapes)
+
+
+def exported_with(
+    root: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
+) -> Traced:
+    """The export of a module with arguments whose caches are taken apart."""
+    tracer = caches.Tracer(root) if caches.is_traced(root, args, kwargs) else None
     try:
         with torch.no_grad(), _quiet():
-            return torch.export.export(
-                program_or_module,
-                tuple(inputs or ()),
-                dict(kwarg_inputs or {}),
+            program = torch.export.export(
+                root if tracer is None else tracer.module,
+                args,
+                kwargs,
                 dynamic_shapes=dynamic_shapes,
                 strict=False,
             )
     except Exception as error:
-        raise CompileError(f"torch.export.export cannot export the module: {error}") from error
+        raise CompileError(
+            f"torch.export.export cannot export the module: {error}{_help_with(error)}"
+        ) from error
+    _lower_ranges(program)
+    return Traced(program, _argument_names(root), None if tracer is None else tracer.carry(program))
 
 
-def _argument_names(program_or_module: ExportedProgram | torch.nn.Module) -> list[str]:
+def _lower_ranges(program: ExportedProgram) -> None:
+    """Gives symbols the ranges that sizes which are expressions over them were declared with. PyTorch
+    does so for sizes that are a symbol, and leaves others at 2 and more, where it tells apart what is no
+    different to an engine.
+    """
+    constraints: dict[Any, Any] = program.range_constraints
+    for expression, found in list(constraints.items()):
+        symbols = list(expression.free_symbols)
+        if len(symbols) != 1 or expression == symbols[0] or symbols[0] not in constraints:
+            continue
+        factor = expression.coeff(symbols[0])
+        least, rest = divmod(found.lower - (expression - factor * symbols[0]), factor)
+        own = constraints[symbols[0]]
+        if rest == 0 and own.lower == _LEAST and 0 <= least < _LEAST:
+            constraints[symbols[0]] = ValueRanges(least, own.upper)
+
+
+def _help_with(error: Exception) -> str:
+    text = f"{type(error).__name__} {error}"
+    if (
+        "data-dependent" in text.lower()
+        or "GuardOnDataDependentSymNode" in text
+        or "dynamic control flow" in text
+    ):
+        return (
+            "\n  help: what the module does depends on the values of tensors, which no one program does: "
+            'torch.compile(module, backend="regraft") compiles the parts between'
+        )
+    return ""
+
+
+def _with_caches(
+    module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
+) -> dict[str, Any]:
+    """``dynamic_shapes`` in which lengths of caches may change, and of what goes with them where nothing
+    else is said.
+    """
+    bound = dict(inspect.signature(module.forward).bind(*args, **kwargs).arguments)
+    given = dynamic_shapes if isinstance(dynamic_shapes, Mapping) else {}
+
+    def shapes_of(value: Any) -> Any:
+        if isinstance(value, (dict, list, tuple)) and type(value) in pytree.BUILTIN_TYPES:
+            parts = value.items() if isinstance(value, dict) else enumerate(value)
+            made = {key: shapes_of(part) for key, part in parts}
+            return made if isinstance(value, dict) else type(value)(made.values())
+        if isinstance(value, torch.Tensor):
+            return caches.open_axes([value])[0] or None
+        if type(value) in pytree.SUPPORTED_NODES:
+            return [shapes_of(part) for part in pytree.SUPPORTED_NODES[type(value)].flatten_fn(value)[0]]
+        return None
+
+    return {
+        name: given[name] if name in given and not isinstance(value, caches.Parts) else shapes_of(value)
+        for name, value in bound.items()
+    }
+
+
+def _argument_names(module: torch.nn.Module) -> list[str]:
     """Names of the arguments that ``forward`` takes by position."""
-    if not isinstance(program_or_module, torch.nn.Module):
-        return []
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(program_or_module.forward).parameters.values()
+    parameters = inspect.signature(module.forward).parameters.values()
     return [parameter.name for parameter in parameters if parameter.kind in kinds]
 
 

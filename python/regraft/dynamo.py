@@ -13,11 +13,9 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import logging
 import threading
-import warnings
 import weakref
 from collections.abc import Collection, Mapping, Sequence
 from operator import attrgetter
@@ -29,8 +27,9 @@ from torch.export.graph_signature import OutputKind
 
 from regraft import _regraft
 from regraft._graphs import Cut, CutError, cut, number, numbers_of
-from regraft.compiling import compile, exported
-from regraft.errors import CompileError, InputError, WeightsError
+from regraft.checks import unknown_settings, warn
+from regraft.compiling import Traced, compile, exported
+from regraft.errors import CompileError, FallbackWarning, InputError, WeightsError
 from regraft.module import Module
 from regraft.mutable.watch import readable
 
@@ -106,13 +105,10 @@ def _check(settings: Mapping[str, Any], mode: str | None) -> None:
             '  help: options={"tune": "fast"} or "full" chooses kernels by measuring them'
         )
     of_calls = {"program_or_module", "inputs", "kwarg_inputs", "dynamic_shapes"}
-    known = sorted(inspect.signature(compile).parameters.keys() - of_calls)
-    unknown = []
-    for name in sorted(settings.keys() - set(known)):
-        close = difflib.get_close_matches(name, known, n=1)
-        unknown.append(f"{name} (did you mean {close[0]}?)" if close else name)
-    if unknown:
-        raise CompileError(f"unknown settings: {', '.join(unknown)}\n  help: there are {', '.join(known)}")
+    known = inspect.signature(compile).parameters.keys() - of_calls
+    problem = unknown_settings(settings, known)
+    if problem is not None:
+        raise CompileError(problem)
     for name, value in (
         ("make_refittable", True),
         ("strip_engine_weights", False),
@@ -179,7 +175,7 @@ class _Graph:
         """Warns once of each graph."""
         if not self._warned:
             self._warned = True
-            warnings.warn(f"regraft: PyTorch runs a graph of torch.compile: {why}", stacklevel=5)
+            warn(FallbackWarning, f"PyTorch runs a graph of torch.compile: {why}")
 
 
 def _is_pytorchs(args: Sequence[Any]) -> bool:
@@ -286,7 +282,7 @@ class _Program:
             program = exported(module, inputs, None, self.cut.dynamic_shapes)
             if any(spec.kind in _MUTATIONS for spec in program.graph_signature.output_specs):
                 return None
-            return compile(program, **self._settings)
+            return compile(Traced(program, is_part=True), **self._settings)
 
 
 def _taken_apart(gm: torch.fx.GraphModule, args: Sequence[Any]) -> tuple[torch.fx.GraphModule, Cut] | None:

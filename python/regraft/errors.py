@@ -1,19 +1,30 @@
-"""What Regraft raises. Every message says what happened, where, and what to do about it."""
+"""What Regraft raises and warns of. Every message says what happened, where, and what to do about it."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 __all__ = [
+    "CacheWarning",
     "CompileError",
     "EngineFileError",
+    "FallbackWarning",
     "FrozenError",
     "GradientError",
+    "GradientWarning",
     "InputError",
     "NotBoundError",
+    "NothingCompiledWarning",
+    "RangesWarning",
     "RegraftError",
+    "RegraftWarning",
+    "SettingsWarning",
+    "SlowWarning",
     "StaleError",
+    "ThrashingWarning",
+    "TrainingWarning",
     "Unsupported",
+    "UnusedWarning",
     "VerificationError",
     "WeightsError",
 ]
@@ -74,3 +85,47 @@ class StaleError(RegraftError):
 
 class GradientError(RegraftError):
     """Gradients were asked for, and engines compute none."""
+
+
+class RegraftWarning(UserWarning):
+    """Base of all warnings of Regraft. Each names what to do about it."""
+
+
+class FallbackWarning(RegraftWarning):
+    """PyTorch runs what was to run compiled."""
+
+
+class GradientWarning(FallbackWarning):
+    """PyTorch runs a call for its gradients."""
+
+
+class TrainingWarning(FallbackWarning):
+    """A module is in training mode."""
+
+
+class NothingCompiledWarning(FallbackWarning):
+    """All of a program stays in PyTorch."""
+
+
+class SlowWarning(RegraftWarning):
+    """A part of an engine runs slowly: no kernel knows its operator or data type."""
+
+
+class ThrashingWarning(RegraftWarning):
+    """Programs are compiled again and again."""
+
+
+class RangesWarning(RegraftWarning):
+    """Sizes change from call to call: one program takes them all from now on, or could."""
+
+
+class UnusedWarning(RegraftWarning):
+    """A module was wrapped, and what it is wrapped for is never called."""
+
+
+class CacheWarning(RegraftWarning, RuntimeWarning):
+    """The engine cache failed, or held a damaged entry: the engine was built."""
+
+
+class SettingsWarning(RegraftWarning):
+    """Settings were given that change nothing."""

@@ -13,7 +13,7 @@ from torch.export.graph_signature import InputKind, TensorArgument
 from regraft.errors import InputError
 from regraft.kept import plain_tensor, short_name, type_of
 
-__all__ = ["InputTypes"]
+__all__ = ["InputTypes", "Size"]
 
 T = TypeVar("T")
 
@@ -66,6 +66,11 @@ class InputTypes:
         ranges = {symbol: _ends(constraints[symbol]) for symbol in used & constraints.keys()}
         return cls(tuple(inputs), ranges)
 
+    @property
+    def names(self) -> set[str]:
+        """Of the inputs."""
+        return {one.name for one in self.inputs}
+
     def checked(self, values: Sequence[Any]) -> list[torch.Tensor]:
         """The tensors of a call.
 
@@ -86,6 +91,24 @@ class InputTypes:
                 )
             tensors.append(tensor)
         return tensors
+
+    def help_with(self, values: Sequence[Any]) -> str | None:
+        """What to declare for a call whose sizes are others than fixed ones; ``None`` when that is not it."""
+        for wanted, value in zip(self.inputs, values, strict=False):
+            shape = tuple(getattr(value, "shape", ()))
+            if len(shape) != len(wanted.shape):
+                continue
+            other = [
+                axis for axis, size in enumerate(wanted.shape) if type(size) is int and size != shape[axis]
+            ]
+            if other:
+                name = "batch" if other[0] == 0 else f"size_{other[0]}"
+                return (
+                    f"axis {other[0]} of {wanted.name} is fixed: compile with "
+                    f"dynamic_shapes={{'{wanted.name}': "
+                    f"{{{other[0]}: torch.export.Dim('{name}')}}}} to change it from call to call"
+                )
+        return None
 
     def _fits(self, wanted: InputType, tensor: torch.Tensor, sizes: dict[str, int]) -> bool:
         if str(tensor.dtype).removeprefix("torch.") != wanted.dtype or tensor.dim() != len(wanted.shape):

@@ -7,20 +7,23 @@ import os
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from regraft import _regraft
-from regraft.errors import FrozenError, NotBoundError, WeightsError
-from regraft.kept import KeptRefit, plain_tensor, same_bits
-from regraft.report import RefitReport
+from regraft.caches import CannotTake, taken_apart
+from regraft.errors import CompileError, FrozenError, InputError, NotBoundError, WeightsError
+from regraft.kept import KeptRefit, plain_tensor, same_bits, short_name
+from regraft.report import Memory, RefitReport, size_text
 
 if TYPE_CHECKING:
     from os import PathLike
 
     from matplotlib.figure import Figure
 
+    from regraft.caches import Carry
     from regraft.calling import CallingConvention
     from regraft.glue import Glue
     from regraft.inputs import InputTypes
@@ -59,6 +62,8 @@ class Compiled:
     """Buffers that the program writes to."""
     identical: Mapping[str, str] | None = None
     """Digests of the only weights that parts in PyTorch take; ``None`` where they take any."""
+    carry: Carry | None = None
+    """What becomes of caches among the arguments."""
 
 
 @dataclass(frozen=True)
@@ -155,15 +160,35 @@ class Module(torch.nn.Module):
             GradientError: when an input requires a gradient and gradients are on.
 
         """
+        if self._compiled.carry is None:
+            return self.run(args, kwargs, ())
+        try:
+            return self.run(*taken_apart(args, kwargs))
+        except CannotTake as error:
+            raise InputError(str(error)) from error
+
+    def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], caches: Sequence[Any]) -> Any:
+        """One call, whose ``caches`` were taken apart."""
         compiled, serving = self._compiled, self._serving
         tensors = compiled.convention.flatten(args, kwargs)
         if compiled.glue is None:
-            return compiled.convention.unflatten(serving.run_engine(0, tensors))
-        if not serving.is_bound:
+            try:
+                made = serving.run_engine(0, tensors)
+            except InputError as error:
+                raise self._with_help(error, tensors) from error
+        elif serving.is_bound:
+            made = compiled.glue(serving, compiled.takes.checked(tensors))
+        else:
             raise NotBoundError(
                 "the module is stripped: it has no weights yet; give it all of them by refit()"
             )
-        return compiled.convention.unflatten(compiled.glue(serving, compiled.takes.checked(tensors)))
+        result = compiled.convention.unflatten(made)
+        return result if compiled.carry is None else compiled.carry.result(result, tensors, caches)
+
+    def _with_help(self, error: InputError, tensors: Sequence[Any]) -> InputError:
+        """``error`` with what to declare, where a size that is fixed is another."""
+        help = self._compiled.takes.help_with(tensors)
+        return error if help is None else InputError(f"{error}\n  help: {help}")
 
     def refit(
         self,
@@ -276,13 +301,16 @@ class Module(torch.nn.Module):
         return Module(self._compiled, self._serving.fork())
 
     def adapter(
-        self, name: str, weights: Mapping[str, Any] | str | PathLike[str], config: str | None = None
+        self,
+        name: str | PathLike[str],
+        weights: Mapping[str, Any] | str | PathLike[str] | None = None,
+        config: str | None = None,
     ) -> _regraft.Adapter:
         """Reads an adapter (LoRA, rsLoRA, DoRA, LoHa, LoKr, full deltas) for this module, without applying
         it.
 
         Args:
-            name: what reports call it.
+            name: what reports call it. The path of a file alone names it after the file.
             weights: a file or folder that PEFT, diffusers or kohya's scripts wrote, or tensors by their
                 names.
             config: the text of PEFT's ``adapter_config.json``, for tensors.
@@ -297,7 +325,9 @@ class Module(torch.nn.Module):
                 "and parts in PyTorch\n"
                 "  help: give the merged weights to refit(); report() says what stays in PyTorch"
             )
-        return self.models[0].adapter(name, weights, config)
+        if weights is None:
+            weights, name = name, Path(name).stem
+        return self.models[0].adapter(str(name), weights, config)
 
     def reset_state(self) -> None:
         """Forgets the state that the program keeps between calls: buffers that it writes to are again what
@@ -331,19 +361,19 @@ class Module(torch.nn.Module):
         """What became of the nodes of the program: engines, and what stays in PyTorch."""
         return self._compiled.report
 
-    def memory(self) -> dict[str, int]:
+    def memory(self) -> Memory:
         """Bytes of slots: ``slots`` of this module, of which ``private`` ones are shared with no fork;
         ``in_use`` of this module and all its forks together; ``free`` ones that wait for the next refit;
         ``kept`` of the parts in PyTorch.
         """
         facts = [model.memory() for model in self.models]
-        return {
-            "slots": sum(fact["slots"] for fact in facts),
-            "private": sum(fact["private"] for fact in facts),
-            "in_use": sum(fact["in_use"] for fact in facts),
-            "free": sum(fact["free"] for fact in facts),
-            "kept": sum(value.nbytes for value in self._serving.kept.values()),
-        }
+        return Memory(
+            slots=sum(fact["slots"] for fact in facts),
+            private=sum(fact["private"] for fact in facts),
+            in_use=sum(fact["in_use"] for fact in facts),
+            free=sum(fact["free"] for fact in facts),
+            kept=sum(value.nbytes for value in self._serving.kept.values()),
+        )
 
     def plot_memory(self) -> Figure:
         """A picture of :meth:`memory` (needs the extra ``plot``: matplotlib)."""
@@ -355,14 +385,20 @@ class Module(torch.nn.Module):
         """What ``repr`` says."""
         models = self.models
         slots = sum(len(model.slots) for model in models)
-        size = sum(bytes for model in models for _, bytes, _ in model.slots) / 1e6
-        parts = [self.mode, f"{len(self.sources)} sources", f"{slots} slots", f"{size:.1f} MB"]
+        size = sum(bytes for model in models for _, bytes, _ in model.slots)
+        parts = [self.mode, f"{len(self.sources)} sources", f"{slots} slots", size_text(size)]
         if self._compiled.glue is not None:
             parts.append(f"{len(models)} engines, {len(self.report().in_pytorch)} nodes in PyTorch")
         return ", ".join([*parts, models[0].target if models else "no engine"])
 
     def __repr__(self) -> str:
         return f"regraft.Module({self.extra_repr()})"
+
+    def _repr_html_(self) -> str:
+        import html
+
+        lines = str(self.report()).splitlines()
+        return f"<p>{html.escape(repr(self))}</p><pre>{html.escape(chr(10).join(lines))}</pre>"
 
     def train(self, mode: bool = True) -> Module:
         """Engines are for inference: only ``mode=False`` is possible."""
@@ -371,6 +407,35 @@ class Module(torch.nn.Module):
                 "a compiled module cannot be trained: train the original, then refit; or use MutableModule"
             )
         return self
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Module:
+        """What ``to``, ``cuda``, ``half``, ``float`` and the like go through: possible is what changes
+        nothing.
+        """
+        for dtype in self._float_dtypes():
+            probe = torch.empty(0, dtype=dtype)
+            try:
+                wanted = fn(probe)
+            except RuntimeError as error:
+                raise CompileError(f"a compiled module cannot move: {error}") from error
+            if wanted.dtype != dtype or wanted.device != probe.device:
+                what = wanted.device if wanted.device != probe.device else wanted.dtype
+                raise CompileError(
+                    f"a compiled module cannot move to {what}: its engines are built for "
+                    f"{self._target()} in {dtype}\n"
+                    f"  help: move the original module (.to), then compile it again"
+                )
+        return self
+
+    def _float_dtypes(self) -> list[torch.dtype]:
+        """Of its weights and inputs."""
+        names = {source.dtype for model in self.models for source in model.sources}
+        names |= {short_name(one.dtype) for one in self._compiled.takes.inputs}
+        floats = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "f64": torch.float64}
+        return [dtype for name, dtype in floats.items() if name in names] or [torch.float32]
+
+    def _target(self) -> str:
+        return self.models[0].target if self.models else "the CPU"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Module:
         copy = self.fork()

@@ -12,7 +12,6 @@ import torch
 import torch.utils._pytree as pytree
 from torch._export.verifier import SpecViolationError
 from torch.export import ExportedProgram
-from torch.export.exported_program import ModuleCallEntry, ModuleCallSignature
 from torch.export.graph_signature import (
     ExportGraphSignature,
     InputKind,
@@ -25,7 +24,7 @@ from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner
 from torch.fx.passes.operator_support import OperatorSupportBase
 
 from regraft import _regraft
-from regraft._program import import_program, weight_specs
+from regraft._program import call_entry, import_program, weight_specs
 from regraft.calling import refuse_written_inputs
 from regraft.errors import CompileError, Unsupported
 from regraft.glue import Glue, run_engine
@@ -383,7 +382,7 @@ class _Copier:
             graph_signature=ExportGraphSignature(specs, outputs),
             state_dict=in_state,
             range_constraints=self.program.range_constraints,
-            module_call_graph=[_call_entry(len(self.inputs), len(results))],
+            module_call_graph=[call_entry(len(self.inputs), len(results))],
             constants={name: value for name, value in held.items() if name not in in_state},
             verifiers=self.program.verifiers,
         )
@@ -422,12 +421,6 @@ class _Copier:
 
 def _is_tensor(node: torch.fx.Node) -> bool:
     return isinstance(node.meta.get("val"), torch.Tensor)
-
-
-def _call_entry(inputs: int, outputs: int) -> ModuleCallEntry:
-    in_spec = pytree.tree_flatten((tuple(range(inputs)), {}))[1]
-    out_spec = pytree.tree_flatten(tuple(range(outputs)))[1]
-    return ModuleCallEntry("", ModuleCallSignature(inputs=[], outputs=[], in_spec=in_spec, out_spec=out_spec))
 
 
 def _glue(program: ExportedProgram, regions: Sequence[_Extracted], mutated: Sequence[str]) -> Glue:

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["RefitReport"]
+__all__ = ["Memory", "RefitReport", "size_text"]
+
+
+class Memory(dict[str, int]):
+    """Bytes by what they are for."""
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><td>{name}</td><td>{size_text(size)}</td></tr>" for name, size in self.items())
+        return f"<table>{rows}</table>"
 
 
 @dataclass(frozen=True)
@@ -83,5 +91,23 @@ class RefitReport:
         slots = len(self.recomputed_slots)
         return (
             f"regraft.RefitReport({len(self.applied)} of {len(self.applied) + len(self.unchanged)} sources "
-            f"changed, {slots} slots made anew, {self.bytes / 1e6:.1f} MB in {self.milliseconds:.1f} ms)"
+            f"changed, {slots} slots made anew, {size_text(self.bytes)} in {self.milliseconds:.1f} "
+            f"ms{self._adapters()})"
         )
+
+    def _adapters(self) -> str:
+        return "".join(f", {name} x {scale:g}" for name, scale in self.adapters)
+
+    def _repr_html_(self) -> str:
+        import html
+
+        phases = "".join(f"<td>{name} {time:.1f} ms</td>" for name, time in self.phases.items())
+        return f"<p>{html.escape(repr(self))}</p><table><tr>{phases}</tr></table>"
+
+
+def size_text(count: float) -> str:
+    """A number of bytes with its unit."""
+    for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= limit:
+            return f"{count / limit:.1f} {unit}"
+    return f"{count:.0f} bytes"

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from regraft.module import Compiled, Module
+    from regraft.mutable import MutableModule
 
 __all__ = ["load", "save"]
 
@@ -23,11 +24,12 @@ _DESCRIPTION = "module.json"
 _KEPT = "kept.pt"
 
 
-def save(module: Module, path: str | os.PathLike[str], *, strip: bool = False) -> None:
+def save(module: Module | MutableModule, path: str | os.PathLike[str], *, strip: bool = False) -> None:
     """Saves a compiled module as a folder: one engine file for each engine, and a description in JSON.
 
     Args:
-        module: what :func:`regraft.compile` made.
+        module: what :func:`regraft.compile` made, or a :class:`MutableModule`, which is saved as
+            :meth:`MutableModule.save` does.
         path: the folder. It is replaced when it is one that ``save`` made.
         strip: leave the weights out: the module that is loaded runs after a refit with all of them.
 
@@ -36,7 +38,15 @@ def save(module: Module, path: str | os.PathLike[str], *, strip: bool = False) -
 
     """
     from regraft.module import Module
+    from regraft.mutable import MutableModule
 
+    if isinstance(module, MutableModule):
+        if strip:
+            raise EngineFileError(
+                "a mutable module is saved with its weights: save its .compiled to strip them"
+            )
+        MutableModule.save(module, path)
+        return
     if not isinstance(module, Module):
         raise EngineFileError(f"expected a module that regraft.compile made, found {type(module).__name__}")
     with replaced_folder(path, _DESCRIPTION, "saved module") as folder:
@@ -52,6 +62,12 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None) -> Any:
 
     """
     source = Path(path)
+    if (source / "mutable.json").is_file():
+        raise EngineFileError(
+            f"{source}: a saved mutable module, whose code is not in it\n"
+            f'  help: regraft.MutableModule.load("{source}", module), or regraft.load("{source}/0") for one '
+            "program"
+        )
     if source.is_dir():
         return _read(source, threads)
     return _regraft.Model.load(source, threads)
@@ -88,6 +104,7 @@ def _write(module: Module, folder: Path, strip: bool) -> None:
         },
         "settings": dict(compiled.settings),
         "glue": None if compiled.glue is None else compiled.glue.to_json(),
+        "carry": None if compiled.carry is None else compiled.carry.to_json(),
     }
     (folder / _DESCRIPTION).write_text(json.dumps(description, indent=1))
     if compiled.glue is not None:
@@ -98,6 +115,14 @@ def _write(module: Module, folder: Path, strip: bool) -> None:
 
 
 def _read(folder: Path, threads: int | None) -> Module:
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise EngineFileError(
+            f"{folder}: a saved module is called with PyTorch, which cannot be imported ({error}): "
+            f"install it\n"
+            f'  help: regraft.load("{folder / "0.rgf"}") opens its engine without PyTorch'
+        ) from error
     try:
         description = json.loads((folder / _DESCRIPTION).read_text())
         return _module(folder, description, threads)
@@ -111,6 +136,7 @@ def _read(folder: Path, threads: int | None) -> Module:
 def _module(folder: Path, description: dict[str, Any], threads: int | None) -> Module:
     import torch
 
+    from regraft.caches import Carry
     from regraft.calling import CallingConvention
     from regraft.errors import Unsupported
     from regraft.glue import Glue
@@ -143,6 +169,7 @@ def _module(folder: Path, description: dict[str, Any], threads: int | None) -> M
         ties=tuple(map(tuple, description["ties"])),
         written=tuple(description["written"]),
         identical=description["identical"],
+        carry=None if description.get("carry") is None else Carry.from_json(description["carry"]),
     )
     models = [
         _regraft.Model.load(folder / f"{index}.rgf", threads) for index in range(description["engines"])

@@ -1,5 +1,5 @@
 use regraft_backend::{KernelId, PackFormat, SlotLayout};
-use regraft_ir::{Graph, ValueId};
+use regraft_ir::{Graph, Node, ValueId};
 
 use crate::EngineErrorKind;
 
@@ -31,6 +31,12 @@ impl Plan {
     /// Name of slot `index`.
     pub fn slot_name(&self, index: usize) -> &str {
         &self.graph.sources[index].name
+    }
+
+    /// The nodes that the backend has no kernel for: the reference evaluator runs them, far slower.
+    pub fn evaluated(&self) -> impl Iterator<Item = &Node> {
+        let nodes = self.graph.nodes().iter().zip(&self.kernels);
+        nodes.filter(|(_, kernel)| kernel.0 == KernelId::REFERENCE).map(|(node, _)| node)
     }
 
     /// Checks that the parts fit together; for plans that come from files.

@@ -3,7 +3,7 @@
 use pyo3::{prelude::*, types::PyDict};
 use regraft::Tensor;
 
-use crate::dlpack;
+use crate::{dlpack, error::Class};
 
 /// A dense array in memory of its own. NumPy, PyTorch and everything else that speaks DLPack take it over without a copy:
 /// `numpy.from_dlpack(array)`.
@@ -36,6 +36,24 @@ impl Array {
             Some((major, _)) if major >= 1 => dlpack::versioned_capsule(py, self.0.clone()),
             _ => dlpack::capsule(py, self.0.clone()),
         }
+    }
+
+    /// What `numpy.asarray` takes: the same memory, unless another dtype or a copy is asked for.
+    #[pyo3(signature = (dtype=None, copy=None))]
+    fn __array__<'py>(
+        slf: &Bound<'py, Self>,
+        dtype: Option<&Bound<'py, PyAny>>,
+        copy: Option<bool>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let numpy = slf.py().import("numpy")?;
+        let array = numpy.call_method1("from_dlpack", (slf,)).map_err(|error| {
+            Class::Regraft.error(format!("NumPy has no type for {}: {error}", slf.get().0.dtype().name()))
+        })?;
+        let array = match dtype {
+            Some(dtype) => array.call_method1("astype", (dtype,))?,
+            None => array,
+        };
+        if copy == Some(true) { array.call_method0("copy") } else { Ok(array) }
     }
 
     /// The CPU.

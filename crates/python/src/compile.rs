@@ -4,7 +4,9 @@ use pyo3::{
     prelude::*,
     types::{PyDict, PyTuple},
 };
-use regraft::{CacheUse, Changed, CompileOptions, Engine, KeepSources, Mode, RefitOptions, Tune, TuneMode};
+use regraft::{
+    CacheUse, Changed, CompileOptions, Engine, KeepSources, Mode, Plan, RefitOptions, Tune, TuneMode, ir::Node,
+};
 
 use crate::{
     cache::cache_of,
@@ -67,6 +69,7 @@ pub(crate) fn compile<'py>(
     facts.set_item("cache", cache)?;
     facts.set_item("key", key)?;
     facts.set_item("warnings", warnings)?;
+    facts.set_item("evaluated", evaluated(model.plan()))?;
     PyTuple::new(py, [Bound::new(py, Model(model))?.into_any(), facts.into_any()])
 }
 
@@ -99,6 +102,12 @@ fn bound(
         Mode::Frozen => regraft::model(model.to_engine(Mode::Frozen, KeepSources::None)?, backend),
         _ => Ok(model),
     }
+}
+
+/// `operator of dtype` for each node that the backend has no kernel for: the evaluator runs it, far slower.
+fn evaluated(plan: &Plan) -> Vec<String> {
+    let dtype = |node: &Node| node.outputs.first().map_or("", |&output| plan.graph.ty(output).dtype.name());
+    plan.evaluated().map(|node| format!("{} of {}", node.op.name(), dtype(node))).collect()
 }
 
 fn tune_of(name: &str) -> PyResult<TuneMode> {

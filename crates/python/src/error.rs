@@ -53,6 +53,9 @@ pub(crate) trait IntoPyErr {
     fn into_py(self) -> PyErr;
 }
 
+/// With the way that Python has to give an engine weights.
+const NOT_BOUND: &str = "the engine is stripped: it has no weights yet\n  help: give it all of them with refit(), as a state dict or a file";
+
 impl<E: Into<Error>> IntoPyErr for E {
     fn into_py(self) -> PyErr {
         let error = self.into();
@@ -61,6 +64,9 @@ impl<E: Into<Error>> IntoPyErr for E {
             Error::Compile(_) | Error::Records(_) => Class::Compile.error(error.to_string()),
             Error::Weights(_) | Error::Adapter(_) | Error::Checkpoint(_) => Class::Weights.error(error.to_string()),
             Error::Engine(_) | Error::Write(_) => Class::EngineFile.error(error.to_string()),
+            Error::Runtime(runtime) if matches!(runtime.kind(), RuntimeErrorKind::NotBound) => {
+                Class::NotBound.error(NOT_BOUND)
+            }
             Error::Runtime(runtime) => class_of(runtime.kind()).error(error.to_string()),
             _ => Class::Regraft.error(error.to_string()),
         }

@@ -9,7 +9,7 @@ use std::{
 use pyo3::{
     prelude::*,
     sync::PyOnceLock,
-    types::{PyDict, PyTuple},
+    types::{PyDict, PyString, PyTuple},
 };
 use regraft::{BorrowedBytes, Buffer, DType, Tensor};
 
@@ -40,9 +40,41 @@ pub(crate) fn tensor_of(object: &Bound<'_, PyAny>) -> PyResult<Tensor> {
     Err(Class::Input.error(format!("expected a tensor (PyTorch, NumPy or DLPack), found {found}")))
 }
 
-/// Tensors of a sequence.
+/// Tensors of a sequence, of a `.npy` or of the arrays of a `.npz`, in their order.
 pub(crate) fn tensors_of(objects: &Bound<'_, PyAny>) -> PyResult<Vec<Tensor>> {
+    if is_path(objects)? {
+        let loaded = loaded(objects)?;
+        return match loaded.call_method0("values") {
+            Ok(arrays) => arrays.try_iter()?.map(|array| tensor_of(&array?)).collect(),
+            Err(_) => Ok(vec![tensor_of(&loaded)?]),
+        };
+    }
     objects.try_iter()?.map(|object| tensor_of(&object?)).collect()
+}
+
+/// Whether an object says where a file is.
+pub(crate) fn is_path(object: &Bound<'_, PyAny>) -> PyResult<bool> {
+    Ok(object.is_instance_of::<PyString>() || object.hasattr(pyo3::intern!(object.py(), "__fspath__"))?)
+}
+
+/// What a file of NumPy's holds. Nothing in it is executed.
+fn loaded<'py>(path: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    let py = path.py();
+    let options = PyDict::new(py);
+    options.set_item("allow_pickle", false)?;
+    py.import("numpy")?
+        .call_method("load", (path,), Some(&options))
+        .map_err(|error| Class::Input.error(format!("{path}: expected a .npy or .npz file: {}", error.value(py))))
+}
+
+/// A number of bytes with its unit.
+pub(crate) fn size_text(bytes: usize) -> String {
+    let bytes = bytes as f64;
+    let units = [(1e9, "GB"), (1e6, "MB"), (1e3, "kB")];
+    units
+        .into_iter()
+        .find(|(limit, _)| bytes >= *limit)
+        .map_or_else(|| format!("{bytes} bytes"), |(limit, unit)| format!("{:.1} {unit}", bytes / limit))
 }
 
 /// What this module needs of PyTorch, once somebody has imported it.

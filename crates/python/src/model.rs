@@ -13,7 +13,7 @@ use crate::{
     dlpack,
     error::{Class, IntoPyErr},
     exit::detached,
-    memory::tensors_of,
+    memory::{self, tensors_of},
     program::SourceInfo,
     refit::{Adapter, Order, Staged},
 };
@@ -262,10 +262,10 @@ impl Model {
             (mode, false) => (mode, ", no weights yet"),
         };
         format!(
-            "regraft.Model({mode}, {} sources, {} slots, {:.1} MB, {}{bound})",
+            "regraft.Model({mode}, {} sources, {} slots, {}, {}{bound})",
             map.sources.len(),
             plan.slots.len(),
-            bytes as f64 / 1e6,
+            memory::size_text(bytes),
             self.target()
         )
     }

@@ -47,14 +47,21 @@ impl StateDict {
     }
 
     fn __repr__(&self) -> String {
-        format!("regraft.StateDict({} tensors, {:.1} MB)", self.0.len(), self.0.byte_len() as f64 / 1e6)
+        format!("regraft.StateDict({} tensors, {})", self.0.len(), memory::size_text(self.0.byte_len()))
     }
 }
 
-/// The tensors of a `StateDict` or of a mapping from names to tensors.
+/// The tensors of a `StateDict`, of a mapping from names to tensors, or of a weight file.
 pub(crate) fn state_dict_of(object: &Bound<'_, PyAny>) -> PyResult<regraft::StateDict> {
     if let Ok(dict) = object.cast::<StateDict>() {
         return Ok(dict.get().0.clone());
+    }
+    if memory::is_path(object)? {
+        return StateDict::open(object.py(), object.extract()?).map(|dict| dict.0);
+    }
+    if !object.hasattr("items")? {
+        let found = object.get_type().qualname()?;
+        return Err(Class::Weights.error(format!("expected a state dict or the path of a weight file, found {found}")));
     }
     let mut weights = regraft::StateDict::new();
     for item in object.call_method0("items")?.try_iter()? {

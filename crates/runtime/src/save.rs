@@ -57,7 +57,13 @@ impl Model {
             (_, KeepSources::Embedded | KeepSources::Prepacked) => {
                 engine.sources = refit::merged_sources(&program.parts(), &generation, |_| true)?;
             }
-            (_, KeepSources::Reference) => self.fill_references(&mut engine, &generation)?,
+            (_, KeepSources::Reference) => {
+                self.fill_references(&mut engine, &generation)?;
+                // No file has any of them: all are embedded, and slots are made of them.
+                if engine.files.iter().all(Option::is_none) {
+                    engine.slots = None;
+                }
+            }
             (_, KeepSources::None) => {
                 self.fill_digests(&mut engine, &generation)?;
                 self.keep_what_no_state_dict_brings(&mut engine, &generation);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import html
 import inspect
 import types
 from collections.abc import Mapping, Sequence
@@ -12,9 +13,11 @@ from typing import Any, cast
 
 from torch import nn
 
+from regraft.checks import unknown_settings
 from regraft.compiling import compile
 from regraft.errors import CompileError, EngineFileError
 from regraft.module import Module
+from regraft.mutable.explain import Explanation
 from regraft.mutable.inputs import Ranges
 from regraft.mutable.state import Autograd, State, WatchMode
 from regraft.report import RefitReport
@@ -25,6 +28,7 @@ __all__ = ["MutableModule"]
 # its own.
 _OWN = (
     "compiled",
+    "explain",
     "last_report",
     "load",
     "module",
@@ -79,6 +83,8 @@ class MutableModule(nn.Module):
         autograd: when gradients are asked for: ``"pytorch"`` runs the call in PyTorch, ``"raise"`` raises
             :class:`GradientError`, ``"ignore"`` runs it compiled, without gradients.
         watch: ``"sampled"`` or ``"full"``, see above.
+        auto_ranges: whether the module makes one program of many sizes by itself, once it was compiled
+            three times for calls that differ in sizes alone; otherwise a warning says how.
         settings: what :func:`regraft.compile` takes, except for inputs and modes that take no weights.
 
     Raises:
@@ -108,10 +114,11 @@ class MutableModule(nn.Module):
         *,
         autograd: Autograd = "pytorch",
         watch: WatchMode = "sampled",
+        auto_ranges: bool = True,
         **settings: Any,
     ) -> MutableModule:
         _check(module, autograd, watch, settings)
-        return _around(State(_original(module), autograd, watch, settings))
+        return _around(State(_original(module), autograd, watch, settings, auto_ranges))
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # All is done: the attributes are those of the module.
@@ -156,6 +163,20 @@ class MutableModule(nn.Module):
         """What the last refit did."""
         return _state_of(self).last_report
 
+    def explain(self) -> Explanation:
+        """Why each program was compiled and each refit was made, what that cost, and which calls PyTorch ran.
+
+        Example:
+            >>> mutable = regraft.MutableModule(torch.nn.Linear(8, 4).eval())
+            >>> with torch.inference_mode():
+            ...     y = mutable(torch.ones(2, 8))
+            >>> print(mutable.explain())  # doctest: +ELLIPSIS
+            1 calls, 1 compilations in ...
+              call 1: compile  ...  the first call (1 engine)
+
+        """
+        return _state_of(self).history.explanation()
+
     def refresh(self) -> None:
         """Compares every weight at the next call: each write before it arrives, however it was made."""
         _state_of(self).look_closely()
@@ -170,9 +191,12 @@ class MutableModule(nn.Module):
         stays variable.
 
         Args:
-            args_dynamic_shape: for each positional argument the axes whose size may change, ``{axis:
-                torch.export.Dim}``; ``None`` or ``{}`` for none. Lists, tuples and dicts of tensors: the same
-                structure with such an entry in the place of each tensor.
+            args_dynamic_shape: for each positional argument the axes whose size may change, as
+                ``torch.export`` takes
+                them: ``{axis: dimension}`` or a sequence of dimensions, where a dimension is a ``Dim``,
+                an expression over one (``2 * half + 1``), ``Dim.AUTO``, ``Dim.DYNAMIC``, or a size or
+                ``None`` for a fixed one. ``None`` or ``{}`` for none. Lists, tuples, named tuples and
+                dicts of tensors: the same structure with such an entry in the place of each tensor.
             kwargs_dynamic_shape: the same for keyword arguments, by name.
 
         Example:
@@ -232,6 +256,9 @@ class MutableModule(nn.Module):
             "or use regraft.MutableModule.save(mutable, folder) and .load(folder, module)"
         )
 
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(repr(self))}</p>{_state_of(self).history.explanation()._repr_html_()}"
+
     def __repr__(self) -> str:
         state = _state_of(self)
         programs = f"{len(state.entries)} program{'' if len(state.entries) == 1 else 's'}"
@@ -278,7 +305,8 @@ def _class_for(wrapped: type[nn.Module], names_of_wrapped: tuple[str, ...]) -> t
 
     def fill(namespace: dict[str, Any]) -> None:
         namespace.update(__slots__=(), __module__=wrapped.__module__, __qualname__=wrapped.__qualname__)
-        namespace["__doc__"] = wrapped.__doc__
+        ours, theirs = inspect.cleandoc(MutableModule.__doc__ or ""), inspect.cleandoc(wrapped.__doc__ or "")
+        namespace["__doc__"] = f"{ours}\n\nThe wrapped {wrapped.__name__}:\n\n{theirs}"
         namespace.update((name, _OfWrapped(name)) for name in names_of_wrapped)
         # With the signature of the original, which libraries look at.
         namespace["forward"] = functools.wraps(wrapped.forward)(MutableModule.forward)
@@ -313,10 +341,9 @@ def _check(module: Any, autograd: str, watch: str, settings: Mapping[str, Any]) 
             raise CompileError(f"{name}: expected one of {', '.join(choices)}, found {value!r}")
     of_calls = {"program_or_module", "inputs", "kwarg_inputs", "dynamic_shapes"}
     known = inspect.signature(compile).parameters.keys() - of_calls
-    unknown = sorted(settings.keys() - known)
-    if unknown:
-        there = ", ".join(sorted(known))
-        raise CompileError(f"unknown settings: {', '.join(unknown)}\n  help: there are {there}")
+    problem = unknown_settings(settings, known)
+    if problem is not None:
+        raise CompileError(problem)
     if not settings.get("make_refittable", True) or settings.get("refit_identical_engine_weights"):
         raise CompileError(
             "a mutable module refits: leave make_refittable on and refit_identical_engine_weights off"

@@ -15,12 +15,13 @@ from torch import nn
 import regraft
 from regraft._folder import replaced_folder
 from regraft.errors import CompileError, EngineFileError
-from regraft.mutable.inputs import Leaf, Ranges, Size, Takes
+from regraft.inputs import Size
+from regraft.mutable.inputs import Leaf, Ranges, Takes, is_hint
 from regraft.mutable.state import Entry, State
 
 __all__ = ["load", "save"]
 
-_FORMAT = 1
+_FORMAT = 2
 _DESCRIPTION = "mutable.json"
 
 
@@ -45,6 +46,7 @@ def _write(state: State, folder: Path) -> None:
         "version": regraft.__version__,
         "autograd": state.autograd,
         "watch": state.watch,
+        "auto_ranges": state.auto_ranges,
         "settings": {
             name: list(value) if isinstance(value, (set, frozenset, tuple)) else value
             for name, value in state.settings.items()
@@ -69,7 +71,13 @@ def load(path: str | os.PathLike[str], module: nn.Module) -> State:
             raise EngineFileError(
                 f"{folder}: format {description['format']}, this version reads {_FORMAT}: save it again"
             )
-        state = State(module, description["autograd"], description["watch"], description["settings"])
+        state = State(
+            module,
+            description["autograd"],
+            description["watch"],
+            description["settings"],
+            bool(description["auto_ranges"]),
+        )
         ranges = description["ranges"]
         state.ranges = Ranges(_ranges_from_json(ranges["args"]), _ranges_from_json(ranges["kwargs"]))
         threads = state.settings.get("threads")
@@ -96,6 +104,7 @@ def _entry_to_json(entry: Entry) -> dict[str, Any]:
     return {
         "spec": spec,
         "leaves": [_leaf_to_json(leaf) for leaf in takes.leaves],
+        "symbols": [list(ends) for ends in takes.ranges],
         "types": {
             name: [str(dtype), list(shape), first] for name, (dtype, shape, first) in entry.types.items()
         },
@@ -109,7 +118,11 @@ def _entry_from_json(data: Mapping[str, Any], folder: Path, state: State, thread
     compiled = regraft.load(folder, threads=threads)
     spec = None if data["spec"] is None else pytree.treespec_loads(data["spec"])
     return Entry(
-        takes=Takes(spec, tuple(_leaf_from_json(leaf) for leaf in data["leaves"])),
+        takes=Takes(
+            spec,
+            tuple(_leaf_from_json(leaf) for leaf in data["leaves"]),
+            tuple(map(_symbol, data["symbols"])),
+        ),
         compiled=compiled,
         types=types,
         pending=set(types),
@@ -122,7 +135,9 @@ def _entry_from_json(data: Mapping[str, Any], folder: Path, state: State, thread
 def _leaf_to_json(leaf: Leaf) -> dict[str, Any]:
     kind, value = leaf
     if isinstance(kind, torch.dtype):
-        sizes = [[size.name, size.least, size.most] if isinstance(size, Size) else size for size in value]
+        sizes = [
+            [size.symbol, size.factor, size.offset] if isinstance(size, Size) else size for size in value
+        ]
         return {"dtype": str(kind), "shape": sizes}
     if kind not in _CONSTANTS.values():
         raise CompileError(f"an argument is a {kind.__name__}, which cannot be saved")
@@ -138,13 +153,25 @@ def _leaf_from_json(data: Mapping[str, Any]) -> Leaf:
     return _CONSTANTS[data["type"]], data["value"]
 
 
-def _size_from_json(data: Any) -> int | Size:
-    if isinstance(data, int):
+def _size_from_json(data: Any) -> int | Size | None:
+    if isinstance(data, int | None):
         return data
+    symbol, factor, offset = data
+    if (
+        not isinstance(symbol, str)
+        or not isinstance(factor, int)
+        or not isinstance(offset, int)
+        or factor < 1
+    ):
+        raise ValueError(f"{data} is no size")
+    return Size(symbol, factor, offset)
+
+
+def _symbol(data: Any) -> tuple[str, int, int | None]:
     name, least, most = data
     if not isinstance(name, str) or not isinstance(least, int) or not isinstance(most, int | None):
-        raise ValueError(f"{data} is no size with a range")
-    return Size(name, least, most)
+        raise ValueError(f"{data} is no range")
+    return name, least, most
 
 
 def _dtype(name: str) -> torch.dtype:
@@ -159,7 +186,12 @@ def _ranges_to_json(value: Any) -> Any:
         return {"map": [[key, _ranges_to_json(part)] for key, part in value.items()]}
     if isinstance(value, (list, tuple)):
         return {"list": [_ranges_to_json(part) for part in value]}
-    if hasattr(value, "min"):
+    if is_hint(value):
+        return {"hint": [value.type.name, value.min, value.max]}
+    if hasattr(value, "root"):
+        offset = int(value.fn(0))
+        return {"derived": [_ranges_to_json(value.root), int(value.fn(1)) - offset, offset]}
+    if isinstance(value, torch.export.Dim):
         return {
             "dim": [value.__name__, int(value.min), int(value.max) if isinstance(value.max, int) else None]
         }
@@ -173,5 +205,12 @@ def _ranges_from_json(data: Any) -> Any:
         return {key: _ranges_from_json(part) for key, part in data["map"]}
     if "list" in data:
         return tuple(_ranges_from_json(part) for part in data["list"])
+    if "hint" in data:
+        kind, least, most = data["hint"]
+        hint = {"AUTO": torch.export.Dim.AUTO, "DYNAMIC": torch.export.Dim.DYNAMIC}[kind]
+        return hint if least is None and most is None else hint(min=least, max=most)
+    if "derived" in data:
+        root, factor, offset = data["derived"]
+        return _ranges_from_json(root) * factor + offset
     name, least, most = data["dim"]
     return torch.export.Dim(name, min=least, max=most)

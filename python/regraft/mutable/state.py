@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import warnings
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -13,17 +13,29 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from regraft import _regraft
+from regraft import _regraft, caches
 from regraft._program import digest_of, tensors_of
-from regraft.compiling import compile, exported
-from regraft.errors import CompileError, GradientError
+from regraft.checks import listed, refuse_quantised, warn
+from regraft.compiling import Traced, compile, exported_with
+from regraft.errors import (
+    CompileError,
+    FallbackWarning,
+    GradientError,
+    GradientWarning,
+    RangesWarning,
+    RegraftWarning,
+    ThrashingWarning,
+    TrainingWarning,
+)
 from regraft.kept import same_bits
 from regraft.module import Module
 from regraft.mutable import peft
+from regraft.mutable.explain import History, difference, other_structure
 from regraft.mutable.inputs import Call, Ranges, Takes, for_export
-from regraft.mutable.tree import LOOSE, Tree, same_structure
+from regraft.mutable.tree import LOOSE, Tree, same_structure, same_values
 from regraft.mutable.watch import Watcher
-from regraft.report import RefitReport
+from regraft.mutable.widening import Widening, as_code, where
+from regraft.report import RefitReport, size_text
 
 __all__ = ["Autograd", "Entry", "State", "WatchMode"]
 
@@ -79,11 +91,17 @@ class State:
     """
 
     def __init__(
-        self, module: nn.Module, autograd: Autograd, watch: WatchMode, settings: Mapping[str, Any]
+        self,
+        module: nn.Module,
+        autograd: Autograd,
+        watch: WatchMode,
+        settings: Mapping[str, Any],
+        auto_ranges: bool = True,
     ) -> None:
         self.module = module
         self.autograd = autograd
         self.watch = watch
+        self.auto_ranges = auto_ranges
         self.settings = dict(settings)
         self.ranges = Ranges()
         self.lock = threading.RLock()
@@ -94,6 +112,12 @@ class State:
         self.refits = 0
         self.compilations = 0
         self.last_report: RefitReport | None = None
+        self.history = History()
+        self.widening = Widening()
+        self.not_compiled: dict[tuple[Any, ...], str] = {}
+        """Calls with caches that cannot be compiled, and why."""
+        self._why_new: str | None = None
+        """How the structure differs from what the programs were made for."""
         self.cannot_merge: str | None = None
         """Why adapters are PyTorch's matter now."""
         self.warned: set[str] = set()
@@ -102,37 +126,85 @@ class State:
 
     def run(self, pytorch: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One call: compiled, or by ``pytorch``."""
+        self.history.calls += 1
         if self._is_pytorchs():
             return pytorch(*args, **kwargs)
-        given = kwargs
-        kwargs, scale = peft.scale_of_call(self.module, given)
-        call = Call.of(args, kwargs)
+        found = self._prepared(args, kwargs)
+        if found is None:
+            return pytorch(*args, **kwargs)
+        entry, call, taken = found
+        if not torch.is_grad_enabled():
+            return entry.compiled.run(call.args, call.kwargs, taken)
+        with torch.no_grad():
+            return entry.compiled.run(call.args, call.kwargs, taken)
+
+    def _prepared(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Entry, Call, list[Any]] | None:
+        """The program of a call, up to date, with the arguments as it takes them and the caches among
+        them; ``None`` when PyTorch runs it.
+        """
+        scaled, scale = peft.scale_of_call(self.module, kwargs)
+        try:
+            taken_args, taken_kwargs, taken = caches.taken_apart(args, scaled)
+        except caches.CannotTake as error:
+            self.warn(FallbackWarning, "caches", f"PyTorch runs it: {error}")
+            return None
+        call = Call.of(taken_args, taken_kwargs)
         if torch.is_grad_enabled() and self._wants_gradients(call):
-            return pytorch(*args, **given)
+            return None
         with self.lock:
-            in_pytorch = self._changed_to_pytorch() or (self.tree.tuners and peft.mixes_adapters(kwargs))
-            entry = None if in_pytorch else self._entry_of(call)
+            if self._changed_to_pytorch():
+                return None
+            if self.tree.tuners and peft.mixes_adapters(kwargs):
+                self.history.add("pytorch", "the call has adapters of its own for each sample")
+                return None
+            entry = self._entry_with(call) if taken else self._entry_of(call)
             if entry is not None and entry.writes:
-                self.warn("writes", "PyTorch runs it, as it writes to its buffers")
+                self.warn(
+                    FallbackWarning,
+                    "writes",
+                    "PyTorch runs it, as it writes to its buffers: regraft.compile keeps such state in "
+                    "the engine",
+                )
                 entry = None
             # Which adapters PyTorch must compute shows when a program takes them in.
-            if entry is not None and not self._bring_up_to_date(entry, scale):
-                entry = None
-        if entry is None:
-            return pytorch(*args, **given)
-        if not torch.is_grad_enabled():
-            return entry.compiled(*args, **kwargs)
-        with torch.no_grad():
-            return entry.compiled(*args, **kwargs)
+            if entry is None or not self._bring_up_to_date(entry, scale):
+                return None
+        return entry, call, taken
+
+    def _entry_with(self, call: Call) -> Entry | None:
+        """The program for a call with caches; ``None`` when it cannot be compiled, which is warned about
+        once.
+        """
+        kind = call.kind()
+        if kind not in self.not_compiled:
+            try:
+                return self._entry_of(call)
+            except CompileError as error:
+                if self.settings.get("require_full_compilation"):
+                    raise
+                self.not_compiled[kind] = str(error).splitlines()[0]
+        why = self.not_compiled[kind]
+        self.warn(FallbackWarning, why, f"PyTorch runs calls with a cache that cannot be compiled: {why}")
+        return None
 
     def _is_pytorchs(self) -> bool:
         """Whether calls are PyTorch's matter under what is set globally, or in training."""
         if self.module.training:
             if not torch.is_grad_enabled():
-                self.warn("training", "PyTorch runs it in training mode: call eval() to run it compiled")
+                self.warn(
+                    TrainingWarning,
+                    "training",
+                    "PyTorch runs it in training mode: call eval() to run it compiled",
+                )
             return True
         if torch.is_autocast_enabled("cpu"):
-            self.warn("autocast", "PyTorch runs it under autocast: give the module the dtype that is wanted")
+            self.warn(
+                FallbackWarning,
+                "autocast",
+                "PyTorch runs it under autocast: give the module the dtype that is wanted",
+            )
             return True
         # Programs are traced through PyTorch's operators; and so it is under a mode that intercepts these.
         return torch.compiler.is_compiling() or bool(torch._C._len_torch_dispatch_stack())
@@ -151,6 +223,7 @@ class State:
                 'torch.no_grad() or torch.inference_mode(), or use autograd="pytorch" or "ignore"'
             )
         self.warn(
+            GradientWarning,
             "gradients",
             f"{what} a gradient, so PyTorch runs this call of a module in eval mode. For the compiled one "
             "call under torch.inference_mode() or torch.no_grad(), or use "
@@ -158,11 +231,15 @@ class State:
         )
         return True
 
-    def warn(self, about: str, message: str) -> None:
+    def warn(self, kind: type[RegraftWarning], about: str, message: str) -> None:
         """Warns once about each thing."""
+        if issubclass(kind, FallbackWarning):
+            self.history.add(
+                "pytorch", message.split(": ", 1)[-1] if message.startswith("PyTorch runs it: ") else message
+            )
         if about not in self.warned:
             self.warned.add(about)
-            warnings.warn(f"regraft: {type(self.module).__name__}: {message}", stacklevel=5)
+            warn(kind, f"{type(self.module).__name__}: {message}")
 
     # What changed
 
@@ -181,8 +258,12 @@ class State:
             self._mark([*self.tree.sources, *self.tree.tuners, LOOSE])
         why = self.cannot_merge or self.tree.in_pytorch
         if why is not None:
-            self.warn(why, f"PyTorch runs it: {why}")
+            self.warn(self._kind_of(why), why, f"PyTorch runs it: {why}")
         return why is not None
+
+    @staticmethod
+    def _kind_of(why: str) -> type[RegraftWarning]:
+        return TrainingWarning if "training mode" in why else FallbackWarning
 
     def look_closely(self) -> None:
         """Compares everything at the next call."""
@@ -205,6 +286,8 @@ class State:
         same = same_structure(structure, self.structure)
         self.cannot_merge = None
         if not same:
+            self.not_compiled.clear()
+            self._why_new = other_structure(structure, self.structure, same_values)
             for entry in self.entries:
                 entry.verified = False
         new = {name for name, tensor in self.tree.sources.items() if tree.sources.get(name) is not tensor}
@@ -247,7 +330,7 @@ class State:
         """The state of a copy of the module: its programs share what they can with these."""
         with self.lock:
             self._changed_to_pytorch()
-            state = State(module, self.autograd, self.watch, self.settings)
+            state = State(module, self.autograd, self.watch, self.settings, self.auto_ranges)
             state.ranges, state.compilations = self.ranges, min(1, len(self.entries))
             state.entries = [
                 replace(
@@ -290,9 +373,10 @@ class State:
         """The program for a call, compiled unless one of ``unverified`` is the same. Nothing changes when
         that fails.
         """
-        takes, dims = self.ranges.fitting(call)
-        program = self._exported(call, dims)
-        digest, types = digest_of(program), _types(program)
+        start = time.perf_counter()
+        traced = self._traced(call)
+        program = traced.program
+        digest, types, takes = digest_of(program), _types(program), Takes.of(call, program)
         for entry in unverified:
             if entry.compiled._compiled.digest == digest and entry.types == types and entry.takes == takes:
                 entry.verified, entry.constants = True, self._constants(program)
@@ -300,21 +384,68 @@ class State:
                 entry.stale_adapters = True
                 return entry
         with _with_help():
-            compiled = compile(program, **self.settings)
+            refuse_quantised(self.module)
+            compiled = compile(traced, **self.settings)
+        self._note_compilation(call, compiled, bool(unverified), time.perf_counter() - start)
         entry = Entry(takes, compiled, types, self._constants(program))
         entry.stale_adapters = bool(self.tree.tuners)
         entry.pending = self._sources_within(self.tree.tuners)
         self.compilations += 1
-        kept = [other for other in self.entries if not any(other is old for old in unverified)]
-        self.entries = [*kept[-(_MOST_ENTRIES - 1) :], entry]
+        if len(self.entries) >= _MOST_ENTRIES:
+            self.warn(
+                ThrashingWarning,
+                "thrashing",
+                f"more than {_MOST_ENTRIES} programs are in use, and those used least are compiled again: "
+                "set_expected_dynamic_shape_range makes one of many sizes, and explain() says why each "
+                "was made",
+            )
+        self.entries = [*self.entries[-(_MOST_ENTRIES - 1) :], entry]
         self.calls.clear()
         return entry
 
-    def _exported(self, call: Call, dims: list[dict[int, Any]]) -> ExportedProgram:
+    def _traced(self, call: Call) -> Traced:
+        """The program of a call, with sizes that may change as they are declared or showed to."""
         root = peft.shadow(self.module)
+        dims = self.ranges.fitting(call)
+        if any(isinstance(value, caches.Parts) for value in (*call.args, *call.kwargs.values())):
+            dims = [{**more, **axes} for axes, more in zip(dims, caches.open_axes(call.leaves), strict=True)]
+        wider = self.widening.of(call, dims)
+        if wider is not None:
+            sizes = where(call.places(root.forward), dims, wider)
+            said = f"programs were compiled for calls that differ in sizes alone: {sizes}"
+            if not self.auto_ranges:
+                self.warn(RangesWarning, "ranges", f"{said}. {as_code(call, wider)} makes them one")
+                return self._exported(root, call, dims)
+            try:
+                traced = self._exported(root, call, wider)
+            except CompileError:
+                # Those sizes decide what the module computes.
+                self.widening.refused(call)
+            else:
+                self.widening.widened(call, wider)
+                self.warn(
+                    RangesWarning,
+                    "ranges",
+                    f"{said}. The one compiled now takes any: {as_code(call, wider)} says so from the start",
+                )
+                return traced
+        return self._exported(root, call, dims)
+
+    @staticmethod
+    def _exported(root: nn.Module, call: Call, dims: list[dict[int, Any]]) -> Traced:
         args, kwargs, shapes = for_export(root.forward, call, dims)
         with torch.inference_mode(False), _with_help():
-            return exported(root, args, kwargs, shapes)
+            return exported_with(root, args, kwargs, shapes)
+
+    def _note_compilation(self, call: Call, compiled: Module, is_other: bool, seconds: float) -> None:
+        if not self.entries:
+            why = "the first call"
+        elif is_other or not any(entry.verified for entry in self.entries):
+            why = self._why_new or "the module is another one"
+        else:
+            why = difference(call, [entry.takes for entry in self.entries], call.places(self.module.forward))
+        count = len(compiled.models)
+        self.history.add("compile", why, seconds, f"{count} engine{'' if count == 1 else 's'}")
 
     def _constants(self, program: ExportedProgram) -> dict[str, torch.Tensor]:
         return {name: tensor for name, tensor in tensors_of(program).items() if name not in self.tree.sources}
@@ -338,7 +469,7 @@ class State:
             overlay = peft.overlay(self.tree.tuners, native, wanted, scale)
         except peft.CannotMerge as error:
             self.cannot_merge = str(error)
-            self.warn(self.cannot_merge, f"PyTorch runs it: {error}")
+            self.warn(FallbackWarning, self.cannot_merge, f"PyTorch runs it: {error}")
             return False
         current = {**entry.constants, **self.tree.sources, **overlay.values}
         weights = {
@@ -354,11 +485,14 @@ class State:
             }:
                 adapters = [(adapter, 1.0) for _, adapter in serving.values()]
         if weights or adapters is not None:
+            start = time.perf_counter()
             report = entry.compiled.refit(weights or None, partial=True, adapters=adapters)
             # Weights of parts in PyTorch have no slots.
             if report.recomputed_slots or report.applied:
                 self.refits += 1
                 self.last_report = report
+                why = _why_refitted(report, adapters is not None)
+                self.history.add("refit", why, time.perf_counter() - start, size_text(report.bytes))
         entry.pending, entry.stale_adapters, entry.adapters, entry.scale = set(), False, serving, scale
         return True
 
@@ -384,6 +518,16 @@ def _with_help() -> Iterator[None]:
     except CompileError as error:
         help = "help: what served before still does; .module runs in PyTorch"
         raise CompileError(f"{error}\n  {help}", error.unsupported) from error
+
+
+def _why_refitted(report: RefitReport, has_adapters: bool) -> str:
+    parts = []
+    if report.applied:
+        parts.append(f"{listed(report.applied)} changed")
+    if has_adapters:
+        names = [f"{name} x {scale:g}" for name, scale in report.adapters]
+        parts.append(f"adapters: {listed(names)}" if names else "no adapters any more")
+    return "; ".join(parts) or "weights changed"
 
 
 def _types(program: ExportedProgram) -> dict[str, tuple[Any, ...]]:

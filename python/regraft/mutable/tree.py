@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from regraft.checks import depends_on_mode
 from regraft.mutable import peft
 
-__all__ = ["LOOSE", "Tree", "same_structure"]
+__all__ = ["LOOSE", "Tree", "same_structure", "same_values"]
 
 LOOSE = "*"
 """Owns tensors that modules hold in lists, tuples and dicts: programs have no names for them."""
@@ -35,6 +36,10 @@ _NOT_COMPARED = _REGISTRIES | {
     "_state_dict_pre_hooks",
     "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
+    # What generation of transformers notes down between calls.
+    "_cache",
+    "_previous_max_cache_length",
+    "generation_config",
     # What PEFT and diffusers note down about adapters, on modules that are none.
     "peft_config",
     "_hf_peft_config_loaded",
@@ -106,7 +111,7 @@ class Tree:
                         self._leave(f"adapters of {name} have forward hooks")
         self.layers[name] = module
         self._watch(module)
-        if module.training and _depends_on_mode(module):
+        if module.training and depends_on_mode(module):
             self._leave(f"{name or 'it'} is in training mode: call eval() on the whole")
         prefix = f"{name}." if name else ""
         for registry in (module._parameters, module._buffers):
@@ -148,21 +153,6 @@ class Tree:
         return (names for names in tied if len(names) > 1)
 
 
-def _depends_on_mode(module: nn.Module) -> bool:
-    """Whether training mode may change what it computes. New layers are in training mode, and mostly none is
-    meant.
-    """
-    if isinstance(module, _Dropout):
-        return module.p > 0
-    if isinstance(module, nn.RNNBase):
-        return module.dropout > 0
-    if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
-        return False
-    if not type(module).__module__.startswith("torch.nn.modules.") or module._modules:
-        return True
-    return isinstance(module, (nn.modules.batchnorm._NormBase, nn.RReLU))
-
-
 def _facts(module: nn.Module) -> tuple[Any, ...]:
     tensors = {
         name: (tensor.dtype, tuple(tensor.shape))
@@ -190,18 +180,21 @@ def same_structure(one: dict[str, tuple[Any, ...]], other: dict[str, tuple[Any, 
     them are one, plain attributes by value, other attributes and forward hooks by identity. ``False`` may be
     wrong; ``True`` is not, as far as objects in attributes were not changed in place.
     """
-    return _same(one, other)
+    return same_values(one, other)
 
 
-def _same(one: Any, other: Any) -> bool:
+def same_values(one: Any, other: Any) -> bool:
+    """Whether two values of structures are the same; ``False`` may be wrong."""
     if one is other:
         return True
     if type(one) is not type(other):
         return False
     if isinstance(one, dict):
-        return one.keys() == other.keys() and all(_same(value, other[key]) for key, value in one.items())
+        return one.keys() == other.keys() and all(
+            same_values(value, other[key]) for key, value in one.items()
+        )
     if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(_same, one, other))
+        return len(one) == len(other) and all(map(same_values, one, other))
     if isinstance(one, (set, frozenset)):
         return bool(one == other)
     if isinstance(one, types.MethodType):

@@ -1,0 +1,205 @@
+"""What is looked at before and after compiling, so that nothing goes on in silence."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from regraft.errors import (
+    CacheWarning,
+    CompileError,
+    NothingCompiledWarning,
+    RegraftWarning,
+    SlowWarning,
+    TrainingWarning,
+)
+
+if TYPE_CHECKING:
+    from regraft.partition import PartitionReport
+
+__all__ = [
+    "check_module",
+    "check_settings",
+    "depends_on_mode",
+    "listed",
+    "refuse_quantised",
+    "unknown_settings",
+    "warn",
+    "warn_of",
+]
+
+_CHOICES = {
+    "tune": ("off", "fast", "full"),
+    "keep_sources": ("embedded", "prepacked", "reference", "none"),
+}
+# Packages whose layers hold weights in forms of their own.
+_QUANTISING = (
+    "torch.ao.nn.quantized",
+    "torch.ao.nn.intrinsic.quantized",
+    "bitsandbytes",
+    "auto_gptq",
+    "awq",
+    "gptqmodel",
+)
+_FLOATS = ("f64", "f32", "f16", "bf16")
+# Operators that cost next to nothing, however they run.
+_QUICK = ("full", "iota", "size_of")
+_Dropout = nn.modules.dropout._DropoutNd
+
+
+def warn(kind: type[RegraftWarning], message: str) -> None:
+    """Warns where Regraft was called from."""
+    depth, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in (
+        "regraft",
+        "torch",
+    ):
+        depth, frame = depth + 1, frame.f_back
+    warnings.warn(f"regraft: {message}", kind, stacklevel=depth)
+
+
+def check_settings(**settings: Any) -> None:
+    """Checks values of settings.
+
+    Raises:
+        CompileError: with what they may be.
+
+    """
+    for name, value in settings.items():
+        if name in _CHOICES:
+            if value not in _CHOICES[name] or isinstance(value, bool):
+                choices = ", ".join(map(repr, _CHOICES[name]))
+                help = (
+                    "\n  help: 'fast' measures about 0.3 s for each problem, 'full' about 3 s"
+                    if name == "tune"
+                    else ""
+                )
+                raise CompileError(f"{name}: expected one of {choices}, found {value!r}{help}")
+        elif value is not None and (type(value) is not int or value < 1):
+            raise CompileError(f"{name}: expected a whole number from 1, found {value!r}")
+
+
+def depends_on_mode(module: nn.Module) -> bool:
+    """Whether training mode may change what it computes. New layers are in training mode, and mostly none is
+    meant.
+    """
+    if isinstance(module, _Dropout):
+        return module.p > 0
+    if isinstance(module, nn.RNNBase):
+        return module.dropout > 0
+    if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+        return False
+    if not type(module).__module__.startswith("torch.nn.modules.") or module._modules:
+        return True
+    return isinstance(module, (nn.modules.batchnorm._NormBase, nn.RReLU))
+
+
+def check_module(module: nn.Module) -> None:
+    """Looks at a module that is to be compiled.
+
+    Raises:
+        CompileError: when it is quantised.
+
+    """
+    refuse_quantised(module)
+    modes = [name for name, part in module.named_modules() if part.training and _changes_in_training(part)]
+    if modes:
+        warn(
+            TrainingWarning,
+            f"{type(module).__name__} is compiled in training mode, where {listed(modes)} computes "
+            f"something else: "
+            "call .eval() first",
+        )
+
+
+def _changes_in_training(module: nn.Module) -> bool:
+    return (
+        depends_on_mode(module)
+        and type(module).__module__.startswith("torch.nn.modules.")
+        and not module._modules
+    )
+
+
+def refuse_quantised(module: nn.Module) -> None:
+    """Checks that weights are tensors whose values count.
+
+    Raises:
+        CompileError: when they are quantised in a form of another library.
+
+    """
+    found = [f"{name or 'the module'} ({type(part).__name__})" for name, part in _quantised(module)]
+    if found:
+        raise CompileError(
+            f"the module is quantised: {listed(found)} holds weights in a form of its own\n"
+            "  help: compile the module as it was before it was quantised"
+        )
+
+
+def _quantised(module: nn.Module) -> Iterator[tuple[str, object]]:
+    for name, part in module.named_modules():
+        if type(part).__module__.startswith(_QUANTISING):
+            yield name, part
+    for name, tensor in module.named_parameters():
+        if tensor.is_quantized or _dispatches(tensor.data):
+            yield name, tensor.data
+
+
+def _dispatches(tensor: torch.Tensor) -> bool:
+    """Whether it is a tensor of a class that computes in its own way, such as those of torchao."""
+    kind = type(tensor)
+    return kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__ and kind.__module__.startswith(
+        "torchao"
+    )
+
+
+def warn_of(
+    report: PartitionReport, evaluated: Sequence[str], failures: Iterable[str], *, is_part: bool = False
+) -> None:
+    """Warns of what became of a program that was compiled."""
+    for text in failures:
+        warn(CacheWarning, text)
+    if not report.engines and not is_part:
+        reasons = [f"{part.op.removeprefix('torch.ops.aten.')}: {part.reason}" for part in report.in_pytorch]
+        warn(
+            NothingCompiledWarning,
+            f"all of it stays in PyTorch ({listed(list(dict.fromkeys(reasons)))}): give min_block_size=1 "
+            f"to compile "
+            "small parts, too, or leave it uncompiled",
+        )
+    # Whole numbers are those of positions and masks, which are few.
+    split = [(name, *name.rsplit(" of ", 1)) for name in evaluated]
+    slow = [name for name, op, dtype in split if dtype in _FLOATS and op not in _QUICK]
+    if slow:
+        parts = [f"{count} x {name}" for name, count in Counter(slow).most_common()]
+        warn(
+            SlowWarning,
+            f"no kernel knows {listed(parts)}: the reference evaluator runs it, far slower. Convert the "
+            f"module (such as "
+            ".float()), or leave the operator to PyTorch with torch_executed_ops",
+        )
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """``a, b, c and 4 others``."""
+    shown = ", ".join(names[:most])
+    rest = len(names) - most
+    return shown if rest <= 0 else f"{shown} and {rest} other{'' if rest == 1 else 's'}"
+
+
+def unknown_settings(settings: Mapping[str, Any], known: Iterable[str]) -> str | None:
+    """What is wrong with the names of settings, with what was probably meant."""
+    known = sorted(known)
+    unknown = []
+    for name in sorted(settings.keys() - set(known)):
+        close = difflib.get_close_matches(name, known, n=1)
+        unknown.append(f"{name} (did you mean {close[0]}?)" if close else name)
+    return (
+        f"unknown settings: {', '.join(unknown)}\n  help: there are {', '.join(known)}" if unknown else None
+    )
