@@ -1,3 +1,4 @@
+use regraft_backend::FormatId;
 use regraft_ir::IrError;
 
 use crate::tune::TuneError;
@@ -20,6 +21,14 @@ pub enum CompileError {
     /// Pinned tuning records do not fit.
     #[error(transparent)]
     Tune(#[from] TuneError),
+    /// A kernel was chosen whose format the backend does not have.
+    #[error("slot {slot}: the backend has no format {format}")]
+    Format {
+        /// Name of the slot.
+        slot: String,
+        /// The format.
+        format: FormatId,
+    },
     /// A slot or a source does not fit in memory.
     #[error("{what} is too large for memory")]
     TooLarge {

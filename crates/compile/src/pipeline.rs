@@ -1,6 +1,6 @@
 //! The stages in order: lower, split, select, write the recipes.
 
-use regraft_backend::Backend;
+use regraft_backend::{Codegen, Device};
 use regraft_engine::Engine;
 use regraft_ir::Graph;
 use regraft_tensor::Tensor;
@@ -11,6 +11,22 @@ use crate::{
     lower,
     tune::{Records, TuneReport, Tuner, Tuning},
 };
+
+/// The two halves of a backend.
+#[derive(Clone, Copy)]
+pub struct Backend<'a> {
+    /// What the engine is compiled for.
+    pub codegen: &'a dyn Codegen,
+    /// A device of that kind, to measure on; tuning needs one.
+    pub device: Option<&'a dyn Device>,
+}
+
+impl<'a> Backend<'a> {
+    /// Both halves of a device.
+    pub fn of(device: &'a dyn Device) -> Self {
+        Backend { codegen: device.codegen(), device: Some(device) }
+    }
+}
 
 /// What to compile to.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -52,17 +68,17 @@ impl Observer for () {}
 pub fn compile(
     mut graph: Graph,
     weights: &[Option<Tensor>],
-    backend: &dyn Backend,
+    backend: Backend<'_>,
     options: Options<'_>,
     observer: &mut dyn Observer,
 ) -> Result<Output, CompileError> {
     observer.imported(&graph);
-    lower::lower(&mut graph, |name, graph| observer.pass(name, graph))?;
+    lower::lower(&mut graph, backend.codegen.lowering(), |name, graph| observer.pass(name, graph))?;
     let mut tuner = Tuner::new(backend, options.tuning)?;
-    let built = build::build(&graph, backend, &mut tuner)?;
+    let built = build::build(&graph, backend.codegen, &mut tuner)?;
     let (records, tune_report) = tuner.finish();
     observer.built(&built);
-    let engine = Engine::new(backend.target(), built.plan, built.refit_map);
+    let engine = Engine::new(backend.codegen.target(), built.plan, built.refit_map);
     let engine = engine.with_weights(weights.to_vec(), options.identical);
     Ok(Output { engine, records, tune_report })
 }

@@ -105,7 +105,7 @@ impl Engine {
 
     /// Bytes of all slots.
     pub fn slot_bytes(&self) -> usize {
-        (0..self.plan.slots.len()).map(|i| self.plan.slot_bytes(i)).sum()
+        self.plan.slots.iter().map(|slot| slot.bytes).sum()
     }
 
     /// Bytes of all sources.

@@ -1,4 +1,4 @@
-use regraft_backend::{KernelId, PackFormat, SlotLayout};
+use regraft_backend::{KernelId, SlotLayout};
 use regraft_ir::{Graph, Node, ValueId};
 
 use crate::EngineErrorKind;
@@ -18,16 +18,6 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Bytes of slot `index`.
-    ///
-    /// # Panics
-    /// When the layout does not fit its format, which [`Plan::check`] rules out.
-    pub fn slot_bytes(&self, index: usize) -> usize {
-        let layout = &self.slots[index];
-        let dtype = self.graph.ty(self.graph.sources[index].value).dtype;
-        layout.format.byte_len(dtype, &layout.shape).expect("the plan was checked")
-    }
-
     /// Name of slot `index`.
     pub fn slot_name(&self, index: usize) -> &str {
         &self.graph.sources[index].name
@@ -53,12 +43,8 @@ impl Plan {
             return malformed(format!("{} layouts for {} slots", self.slots.len(), self.graph.sources.len()));
         }
         let mut bytes = Some(0usize);
-        for (slot, layout) in self.graph.sources.iter().zip(&self.slots) {
-            let ty = self.graph.ty(slot.value);
-            let Some(len) = layout.format.byte_len(ty.dtype, &layout.shape) else {
-                return malformed(format!("slot {}: {} does not lie as {}", slot.name, ty, layout.format));
-            };
-            bytes = bytes.and_then(|sum| sum.checked_add(len));
+        for layout in &self.slots {
+            bytes = bytes.and_then(|sum| sum.checked_add(layout.bytes));
         }
         if bytes.is_none_or(|sum| isize::try_from(sum).is_err()) {
             return malformed("its slots are larger than any memory".to_owned());
@@ -82,7 +68,7 @@ impl Plan {
         let packed = |v: &&ValueId| {
             graph.source_of(**v).is_some_and(|slot| {
                 let layout = &self.slots[slot as usize];
-                layout.format != PackFormat::Plain || graph.ty(**v).sizes().as_ref() != Some(&layout.shape)
+                !layout.format.is_plain() || graph.ty(**v).sizes().as_ref() != Some(&layout.shape)
             })
         };
         match evaluated.chain(ends).chain(init).find(packed) {

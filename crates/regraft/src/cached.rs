@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use regraft_backend::{Backend, Target};
+use regraft_backend::{Device, Target};
 use regraft_compile::{canonical::Canonical, pipeline::Observer};
 use regraft_engine::{
     Engine, Mode,
@@ -88,13 +88,13 @@ pub(crate) fn build(
     cache: &Arc<dyn EngineCache>,
     imported: Imported,
     options: &CompileOptions,
-    backend: &dyn Backend,
+    device: &dyn Device,
     observer: &mut dyn Observer,
 ) -> Result<(Engine, Option<Tuned>, CacheUse), Error> {
     let Imported { graph, weights, .. } = imported;
     let canonical = Canonical::of(graph);
-    let key = key(&canonical, &options.tune.key(backend), &backend.target(), env!("CARGO_PKG_VERSION"));
-    let mut lookup = Lookup { cache: &**cache, key, canonical: &canonical, backend, warnings: Vec::new() };
+    let key = key(&canonical, &options.tune.key(device), &device.codegen().target(), env!("CARGO_PKG_VERSION"));
+    let mut lookup = Lookup { cache: &**cache, key, canonical: &canonical, device, warnings: Vec::new() };
     let mut claim = None;
     let mut found = lookup.find();
     if found.is_none() {
@@ -108,7 +108,7 @@ pub(crate) fn build(
         Some(engine) => (engine, None, CacheUse::Hit { key }),
         None => {
             let bare = Imported { graph: canonical.graph.clone(), weights: vec![None; weights.len()], ..imported };
-            let (engine, tuned) = compile::build(bare, options, backend, observer)?;
+            let (engine, tuned) = compile::build(bare, options, device, observer)?;
             let stored = lookup.tried(cache::store(&**cache, &key, &engine));
             let stored = lookup.is_stored(stored);
             (engine, Some(tuned), CacheUse::Built { key, stored, warnings: lookup.warnings })
@@ -133,14 +133,14 @@ struct Lookup<'a> {
     cache: &'a dyn EngineCache,
     key: CacheKey,
     canonical: &'a Canonical,
-    backend: &'a dyn Backend,
+    device: &'a dyn Device,
     warnings: Vec<String>,
 }
 
 impl Lookup<'_> {
     fn find(&mut self) -> Option<Engine> {
         match self.tried(cache::load(self.cache, &self.key))? {
-            Loaded::Hit(engine) if self.canonical.fits(&engine) && self.backend.runs(&engine.target) => {
+            Loaded::Hit(engine) if self.canonical.fits(&engine) && self.device.runs(&engine.target) => {
                 debug_assert_eq!(engine.mode, Mode::Stripped);
                 Some(*engine)
             }

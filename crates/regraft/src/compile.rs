@@ -2,8 +2,8 @@
 
 use std::{path::Path, sync::Arc, time::Instant};
 
-use regraft_backend::Backend;
-use regraft_compile::pipeline::{self, Observer};
+use regraft_backend::Device;
+use regraft_compile::pipeline::{self, Backend, Observer};
 use regraft_engine::{Engine, KeepSources, Mode, cache::EngineCache};
 use regraft_import::Imported;
 
@@ -84,11 +84,11 @@ pub fn compile_imported(
 ) -> Result<Compiled, Error> {
     let start = Instant::now();
     let nodes = imported.graph.nodes().len();
-    let backend = cpu(options.threads);
+    let device = cpu(options.threads);
     let (engine, tuned, cache) = match &options.cache {
-        Some(cache) => cached::build(cache, imported, options, &*backend, observer)?,
+        Some(cache) => cached::build(cache, imported, options, &*device, observer)?,
         None => {
-            let (engine, tuned) = build(imported, options, &*backend, observer)?;
+            let (engine, tuned) = build(imported, options, &*device, observer)?;
             (engine, Some(tuned), CacheUse::Off)
         }
     };
@@ -96,7 +96,7 @@ pub fn compile_imported(
         _ if engine.mode == Mode::Stripped => engine,
         Mode::Stripped => engine.stripped(),
         Mode::Refittable if options.keep_sources == KeepSources::Embedded => engine,
-        Mode::Frozen | Mode::Refittable => model(engine, backend)?.to_engine(options.mode, options.keep_sources)?,
+        Mode::Frozen | Mode::Refittable => model(engine, device)?.to_engine(options.mode, options.keep_sources)?,
     };
     let build_seconds = start.elapsed().as_secs_f64();
     Ok(Compiled { engine, nodes, import_seconds: 0.0, build_seconds, cache, tuned })
@@ -106,11 +106,11 @@ pub fn compile_imported(
 pub(crate) fn build(
     imported: Imported,
     options: &CompileOptions,
-    backend: &dyn Backend,
+    device: &dyn Device,
     observer: &mut dyn Observer,
 ) -> Result<(Engine, Tuned), Error> {
-    Ok(tune::tuned(&options.tune, backend, |tuning| {
+    Ok(tune::tuned(&options.tune, device, |tuning| {
         let build = pipeline::Options { identical: options.identical, tuning };
-        pipeline::compile(imported.graph, &imported.weights, backend, build, observer)
+        pipeline::compile(imported.graph, &imported.weights, Backend::of(device), build, observer)
     })?)
 }

@@ -25,7 +25,8 @@ mod tune;
 use std::{path::Path, sync::Arc};
 
 pub use regraft_adapter::{self as adapter, Adapter, AdapterError, AdapterErrorKind, AdapterSet};
-use regraft_backend_cpu::CpuBackend;
+use regraft_backend::Device;
+use regraft_backend_cpu::CpuDevice;
 pub use regraft_checkpoint::{CheckpointError, CheckpointErrorKind};
 pub use regraft_compile::{
     pipeline::Observer,
@@ -68,10 +69,10 @@ pub enum Threads {
 }
 
 /// The CPU of this machine.
-pub fn cpu(threads: Threads) -> Arc<dyn regraft_backend::Backend> {
+pub fn cpu(threads: Threads) -> Arc<dyn Device> {
     Arc::new(match threads {
-        Threads::Auto => CpuBackend::new(None),
-        Threads::Count(n) => CpuBackend::new(Some(n)),
+        Threads::Auto => CpuDevice::new(None),
+        Threads::Count(n) => CpuDevice::new(Some(n)),
     })
 }
 
@@ -114,8 +115,8 @@ pub fn load(engine: &Path, threads: Threads) -> Result<Model, Error> {
 ///
 /// # Errors
 /// When the engine was built for another machine or is malformed.
-pub fn model(engine: Engine, backend: Arc<dyn regraft_backend::Backend>) -> Result<Model, Error> {
-    Ok(Model::new(engine, backend, Arc::new(|path: &Path| Ok(open_weights(path)?)))?)
+pub fn model(engine: Engine, device: Arc<dyn Device>) -> Result<Model, Error> {
+    Ok(Model::new(engine, device, Arc::new(|path: &Path| Ok(open_weights(path)?)))?)
 }
 
 /// Saves a model's engine with its serving weights; `keep` says how a refittable engine keeps its sources. Returns the

@@ -2,7 +2,8 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use regraft_backend::Backend;
+use regraft_backend::Device;
+use regraft_compile::pipeline::Backend;
 use regraft_compile::{
     CompileError,
     pipeline::Output,
@@ -35,12 +36,12 @@ pub struct Tuned {
 /// Calls `build` with what is known, and stores what it measured.
 pub(crate) fn tuned(
     tune: &Tune,
-    backend: &dyn Backend,
+    device: &dyn Device,
     build: impl FnOnce(Tuning<'_>) -> Result<Output, CompileError>,
 ) -> Result<(Engine, Tuned), CompileError> {
     let measures = tune.mode != TuneMode::Off && tune.pinned.is_none();
     let cache = tune.cache_dir.as_ref().filter(|_| measures).map(TuneCache::new);
-    let (known, damage) = cache.as_ref().map(|cache| cache.load(backend)).unzip();
+    let (known, damage) = cache.as_ref().map(|cache| cache.load(Backend::of(device))).unzip();
     let Output { engine, records, tune_report: report } =
         build(Tuning { mode: tune.mode, pinned: tune.pinned.as_deref(), known: known.as_ref() })?;
     let mut warnings: Vec<String> = damage.flatten().iter().map(ToString::to_string).collect();
@@ -53,11 +54,11 @@ pub(crate) fn tuned(
 impl Tune {
     /// What of this decides the engine: pinned records alone, or how and where problems are measured. Two engines that were
     /// measured alike may differ, and either is as good as the other.
-    pub(crate) fn key(&self, backend: &dyn Backend) -> String {
+    pub(crate) fn key(&self, device: &dyn Device) -> String {
         match (&self.pinned, self.mode) {
             (Some(records), _) => format!("pinned {}", records.digest()),
             (None, TuneMode::Off) => "off".into(),
-            (None, mode) => format!("{mode:?} on {:?}", Records::of(backend).machine()),
+            (None, mode) => format!("{mode:?} on {:?}", Records::of(Backend::of(device)).machine()),
         }
     }
 }

@@ -1,10 +1,10 @@
 use regraft_adapter::AdapterErrorKind;
-use regraft_backend::{BackendError, KernelError};
+use regraft_backend::{BackendError, OutOfMemory, PackError, RunErrorKind, SequenceError};
 use regraft_engine::EngineErrorKind;
 use regraft_ir::EvalError;
 use regraft_weights::{Problem, WeightsErrorKind};
 
-use crate::{Difference, generation::OverLimit};
+use crate::{Difference, ReserveError};
 
 /// An error of a model or a run.
 #[derive(Debug, thiserror::Error)]
@@ -39,8 +39,26 @@ pub enum RuntimeErrorKind {
         scope: String,
         /// What happened.
         #[source]
-        error: KernelError,
+        error: RunErrorKind,
     },
+    /// A run failed, not at any node that is known.
+    #[error("the run failed: {0}")]
+    Run(RunErrorKind),
+    /// A run failed after it had changed the session's state.
+    #[error("a run failed after it had changed the state of the session; start again from the weights (reset_state)")]
+    StateLost,
+    /// The device refuses something.
+    #[error(transparent)]
+    Device(#[from] BackendError),
+    /// The device, or the system, does not have the memory; nothing was computed.
+    #[error("{0}; free memory there, run smaller batches, or trim models that are not in use")]
+    OutOfMemory(#[from] OutOfMemory),
+    /// A plan at known sizes contradicts itself.
+    #[error(transparent)]
+    Sequence(SequenceError),
+    /// Sources cannot be read back, compared or merged.
+    #[error(transparent)]
+    Pack(#[from] PackError),
     /// A node cannot be prepared.
     #[error("at `{scope}`: {error}")]
     Prepare {
@@ -96,7 +114,7 @@ pub enum RuntimeErrorKind {
     },
     /// New slots do not fit into the memory limit; nothing was computed.
     #[error("a refit does not fit into the memory limit: {0}; raise the limit, remove variants, or refit exclusively")]
-    Memory(OverLimit),
+    Memory(ReserveError),
     /// A run came while the weights were changed in place.
     #[error("the weights are being changed in place; run again when that is done")]
     ChangingInPlace,
@@ -124,6 +142,10 @@ pub enum RuntimeErrorKind {
 }
 
 impl RuntimeErrorKind {
+    pub(crate) fn no_host_memory(bytes: usize, what: &str) -> Self {
+        RuntimeErrorKind::TooLarge { what: format!("{what} of {bytes} bytes") }
+    }
+
     pub(crate) fn fit(problems: Vec<Problem>, sources: usize) -> Self {
         WeightsErrorKind::Fit { problems, sources }.into()
     }

@@ -2,8 +2,8 @@
 //!
 //! - [`Model`]: an engine with a serving generation;
 //! - [`Session`]: the scratch memory and the state of one sequence of runs;
-//! - `bind/`: the plan at known sizes: kernels, views, memory;
 //! - [`Generation`]: an immutable set of slots that shares what did not change with others;
+//! - `bind/`: the plan at known sizes: kernels, views, memory;
 //! - `refit/`: match, check, compare, stage;
 //! - `serving`: publish, roll back, retire, checked under a model checker;
 //! - [`Adapters`], [`Variants`]: what serves besides the plain weights.
@@ -26,7 +26,7 @@ mod verify;
 
 pub use adapters::Adapters;
 pub use error::{RuntimeError, RuntimeErrorKind};
-pub use generation::{Generation, InSlot, OverLimit, PoolMemory, Slot, SlotPool, SourceContent};
+pub use generation::{Generation, PoolMemory, ReserveError, Slot, SourceContent};
 pub use model::Model;
 pub use program::WeightReader;
 pub use refit::{Changed, Refit, RefitObserver, RefitOptions, Staged, publish_together};

@@ -3,19 +3,18 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use regraft_backend::Backend;
+use regraft_backend::Device;
 use regraft_engine::{Engine, KeepSources, Mode, Plan};
 use regraft_tensor::Tensor;
 use regraft_weights::{RefitMap, RefitReport, StateDict};
 
 use crate::{
-    Adapters, Refit, RefitOptions, RuntimeError, RuntimeErrorKind, Session, Staged, Variants,
+    Adapters, Generation, PoolMemory, Refit, RefitOptions, RuntimeError, RuntimeErrorKind, Session, Staged, Variants,
     bind::BoundPlan,
-    generation::{Generation, PoolMemory, SlotPool},
+    generation::SlotPool,
     program::{Program, WeightReader},
     refit,
     serving::{Empty, NoPrevious, Serving},
-    session::Scratch,
     sync::{AtomicBool, Ordering},
 };
 
@@ -37,7 +36,7 @@ pub(crate) struct Shared {
 }
 
 impl Model {
-    /// A model of `engine` on `backend`. Slots that the engine does not bring are made here, at the speed of a refit. `reader`
+    /// A model of `engine` on `device`. Slots that the engine does not bring are made here, at the speed of a refit. `reader`
     /// reads the weight files that sources are kept in by [reference](KeepSources::Reference).
     ///
     /// The weights of an engine that [`Engine::open`] gave are compared with their digests after this, in the background: the
@@ -45,8 +44,8 @@ impl Model {
     ///
     /// # Errors
     /// When the engine was built for another machine, is malformed, or a recipe fails.
-    pub fn new(engine: Engine, backend: Arc<dyn Backend>, reader: WeightReader) -> Result<Model, RuntimeError> {
-        let (program, slots) = Program::new(engine, backend, reader)?;
+    pub fn new(engine: Engine, device: Arc<dyn Device>, reader: WeightReader) -> Result<Model, RuntimeError> {
+        let (program, slots) = Program::new(engine, device, reader)?;
         let first = program.first_generation(slots)?.map(Arc::new);
         // Not before: it would take the cores and the memory that slots are made with.
         program.file_check.start();
@@ -95,9 +94,9 @@ impl Model {
         self.shared.serving.load()
     }
 
-    /// The backend.
-    pub fn backend(&self) -> &Arc<dyn Backend> {
-        &self.shared.program.backend
+    /// The device that it runs on.
+    pub fn device(&self) -> &Arc<dyn Device> {
+        &self.shared.program.device
     }
 
     /// The adapters of the serving generation, and how to change them.
@@ -122,10 +121,10 @@ impl Model {
         self.pool().set_limit(limit);
     }
 
-    /// Gives memory of retired slots, which waits for the next refit, back to the system.
+    /// Gives memory of retired slots and of past runs, which waits for the next ones, back to the device.
     pub fn trim(&self) {
         self.pool().trim();
-        lock(&self.shared.program.scratch).clear();
+        lock(&self.shared.program.lanes).clear();
     }
 
     /// Whether publishing keeps the generation before, for [`Model::roll_back`]. Off at first: it holds the memory of all
@@ -148,7 +147,7 @@ impl Model {
 
     /// Scratch memory and state of a new sequence of runs.
     pub fn session(&self) -> Session {
-        Session::new(self.clone(), Scratch::default())
+        Session::new(self.clone(), None)
     }
 
     /// Runs the program once, with fresh state, in scratch memory that is kept for the next call.
@@ -162,11 +161,11 @@ impl Model {
 
     /// Runs the program once on a generation of it, whether it serves or not.
     pub(crate) fn run_on(&self, generation: &Generation, inputs: &[Tensor]) -> Result<Vec<Tensor>, RuntimeError> {
-        let cache = &self.shared.program.scratch;
-        let scratch = lock(cache).pop().unwrap_or_default();
-        let mut session = Session::new(self.clone(), scratch);
+        let lanes = &self.shared.program.lanes;
+        let lane = lock(lanes).pop();
+        let mut session = Session::new(self.clone(), lane);
         let outputs = session.run_on(generation, inputs);
-        lock(cache).push(session.into_scratch());
+        lock(lanes).extend(session.into_lane());
         outputs
     }
 
@@ -226,7 +225,7 @@ impl Model {
     pub fn release_sources(&self) -> Result<(), RuntimeError> {
         self.check_file()?;
         let base = self.pin()?;
-        let sources = base.sources.iter().map(|s| Arc::new(s.released())).collect();
+        let sources = base.sources.iter().map(|s| s.released().map(Arc::new)).collect::<Result<_, _>>()?;
         let generation = Generation { sources, ..Generation::clone(&base) };
         let staged = Staged {
             model: self.clone(),
@@ -243,7 +242,7 @@ impl Model {
         if let Some(plan) = lock(&program.bound).get(symbols) {
             return Ok(plan);
         }
-        let plan = Arc::new(BoundPlan::new(&program.plan, symbols, &*program.backend)?);
+        let plan = Arc::new(BoundPlan::new(&program.plan, symbols, &*program.device)?);
         lock(&program.bound).insert(symbols, plan.clone());
         Ok(plan)
     }

@@ -7,17 +7,17 @@ use std::{
 };
 
 use regraft_adapter::AdapterSet;
-use regraft_backend::{Backend, Target};
+use regraft_backend::{Device, Packer, QueueClass, Target};
 use regraft_engine::{Engine, EngineErrorKind, KeepSources, Mode, Plan};
 use regraft_tensor::{Buffer, Tensor};
 use regraft_weights::{Digest, RefitMap, StateDict};
 
 use crate::{
-    RuntimeError, RuntimeErrorKind,
+    Generation, RuntimeError, RuntimeErrorKind, Slot, SourceContent,
     file_check::FileCheck,
-    generation::{Generation, Slot, SlotPool, SourceContent},
+    generation::SlotPool,
     refit,
-    session::{BoundCache, Scratch},
+    session::{BoundCache, Lane},
 };
 
 /// Reads a weight file: how a model finds sources that its engine keeps by reference.
@@ -31,13 +31,14 @@ pub(crate) struct Program {
     /// The digest of each source of an identical engine.
     pub(crate) identical: Option<Vec<Option<Digest>>>,
     pub(crate) keep_sources: KeepSources,
-    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) device: Arc<dyn Device>,
+    pub(crate) packer: Arc<dyn Packer>,
     pub(crate) bound: Mutex<BoundCache>,
     /// What the engine brings of each source.
     pub(crate) carried: Vec<Arc<SourceContent>>,
     pub(crate) pool: Arc<SlotPool>,
-    /// Scratch memory of past runs, for the next ones.
-    pub(crate) scratch: Mutex<Vec<Scratch>>,
+    /// Queues and memory of past runs, for the next ones.
+    pub(crate) lanes: Mutex<Vec<Lane>>,
     pub(crate) reader: WeightReader,
     pub(crate) file_check: FileCheck,
 }
@@ -46,14 +47,15 @@ impl Program {
     /// The program of `engine`, with the slots that the engine brings.
     pub(crate) fn new(
         engine: Engine,
-        backend: Arc<dyn Backend>,
+        device: Arc<dyn Device>,
         reader: WeightReader,
     ) -> Result<(Program, Option<Vec<Buffer>>), RuntimeError> {
-        if !backend.runs(&engine.target) {
-            let (expected, found) = (Box::new(engine.target), Box::new(backend.target()));
+        if !device.runs(&engine.target) {
+            let (expected, found) = (Box::new(engine.target), Box::new(device.codegen().target()));
             return Err(EngineErrorKind::Target { expected, found }.into());
         }
         engine.plan.check()?;
+        check_layouts(&engine.plan, &*device)?;
         let keep_sources = engine.keep_sources();
         let Engine { mode, target, plan, refit_map, identical, digests, sources, files, slots, unverified } = engine;
         let identical = identical.then(|| digests.clone());
@@ -66,6 +68,7 @@ impl Program {
                 SourceContent::known(refit_map.sources[i].dtype, digests[i], files[i].clone())
             }
         };
+        let packer = device.packer(&refit_map, &plan.slots)?;
         let carried = sources.into_iter().enumerate().map(|source| Arc::new(content(source))).collect();
         let program = Program {
             mode,
@@ -73,11 +76,12 @@ impl Program {
             plan,
             identical,
             keep_sources,
-            backend,
             bound: Mutex::default(),
             carried,
-            pool: Arc::default(),
-            scratch: Mutex::default(),
+            pool: Arc::new(SlotPool::new(device.clone())),
+            device,
+            packer,
+            lanes: Mutex::default(),
             reader,
             refit_map,
             file_check: FileCheck::of(unverified),
@@ -95,7 +99,8 @@ impl Program {
                 return Err(EngineErrorKind::Malformed("a frozen engine without slots".into()).into());
             }
             (Mode::Refittable, Some(slots)) => {
-                slots.into_iter().map(|s| Arc::new(Slot::mapped(s.to_owned_memory()))).collect()
+                let adopt = |s: Buffer| Ok(Arc::new(self.pool.adopt(&s.to_owned_memory())?));
+                slots.into_iter().map(adopt).collect::<Result<_, RuntimeError>>()?
             }
             (Mode::Refittable, None) => {
                 let all: Vec<usize> = (0..self.refit_map.recipes.len()).collect();
@@ -109,11 +114,14 @@ impl Program {
     fn copies(&self, contents: &[Buffer]) -> Result<Vec<Arc<Slot>>, RuntimeError> {
         let lens: Vec<usize> = contents.iter().map(Buffer::len).collect();
         let slots = self.pool.reserve(&lens).map_err(RuntimeErrorKind::Memory)?;
+        let queue = self.device.queue(QueueClass::Stage)?;
         let copied = slots.into_iter().zip(contents).map(|(mut slot, content)| {
-            self.backend.copy_staged(content.bytes(), slot.bytes_mut());
+            queue.write(content.bytes(), slot.region_mut());
             Arc::new(slot)
         });
-        Ok(copied.collect())
+        let copied = copied.collect();
+        queue.fence().wait().map_err(|error| RuntimeErrorKind::Run(error.kind))?;
+        Ok(copied)
     }
 
     pub(crate) fn parts(&self) -> refit::Parts<'_> {
@@ -121,8 +129,22 @@ impl Program {
             plan: &self.plan,
             map: &self.refit_map,
             identical: self.identical.as_deref(),
-            backend: &*self.backend,
+            packer: &self.packer,
             reader: &self.reader,
         }
     }
+}
+
+/// The device must have every format, and agree on the bytes of each slot.
+fn check_layouts(plan: &Plan, device: &dyn Device) -> Result<(), EngineErrorKind> {
+    for (slot, layout) in plan.graph.sources.iter().zip(&plan.slots) {
+        let ty = plan.graph.ty(slot.value);
+        let format = device.codegen().format(&layout.format);
+        let bytes = format.and_then(|format| format.byte_len(ty.dtype, &layout.shape));
+        if bytes != Some(layout.bytes) {
+            let why = format!("slot {}: {ty} does not lie as {} in {} bytes", slot.name, layout.format, layout.bytes);
+            return Err(EngineErrorKind::Malformed(why));
+        }
+    }
+    Ok(())
 }

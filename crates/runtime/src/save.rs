@@ -7,10 +7,10 @@ use std::{
 };
 
 use regraft_engine::{Engine, KeepSources, Mode};
-use regraft_tensor::{AlignedVec, Tensor};
+use regraft_tensor::{Buffer, Tensor};
 use regraft_weights::{Digest, StateDict};
 
-use crate::{Model, RuntimeError, RuntimeErrorKind, generation::Generation, refit};
+use crate::{Generation, Model, RuntimeError, RuntimeErrorKind, refit};
 
 impl Model {
     /// The engine with the serving generation's weights, to be saved as `mode`. Adapters become part of the weights. How a
@@ -36,7 +36,7 @@ impl Model {
             refit_map: program.refit_map.clone(),
             identical: program.identical.is_some(),
             digests: program.identical.clone().unwrap_or_else(|| vec![None; count]),
-            sources: program.carried.iter().map(|s| s.converted()).collect(),
+            sources: program.carried.iter().map(|s| s.converted()).collect::<Result<_, _>>()?,
             files: vec![None; count],
             slots: None,
             unverified: None,
@@ -46,7 +46,8 @@ impl Model {
         }
         let generation = self.pin()?;
         if mode == Mode::Frozen || keep != KeepSources::Embedded {
-            engine.slots = Some(generation.slots.iter().map(|s| AlignedVec::copy_of(s.bytes()).into()).collect());
+            let slots = generation.slots.iter().map(|slot| slot.read().map(Buffer::from));
+            engine.slots = Some(slots.collect::<Result<_, _>>()?);
         }
         match (mode, keep) {
             (Mode::Frozen, _) => {
@@ -66,7 +67,7 @@ impl Model {
             }
             (_, KeepSources::None) => {
                 self.fill_digests(&mut engine, &generation)?;
-                self.keep_what_no_state_dict_brings(&mut engine, &generation);
+                self.keep_what_no_state_dict_brings(&mut engine, &generation)?;
             }
         }
         Ok(engine)
@@ -77,19 +78,26 @@ impl Model {
         let adapted = adapted(generation);
         let merged = refit::merged_sources(&self.shared.program.parts(), generation, |i| adapted.contains(&i))?;
         for (i, (digest, content)) in engine.digests.iter_mut().zip(&generation.sources).enumerate() {
-            *digest = if adapted.contains(&i) { merged[i].as_ref().map(Digest::of) } else { content.digest() };
+            *digest = if adapted.contains(&i) { merged[i].as_ref().map(Digest::of) } else { content.digest()? };
         }
         Ok(())
     }
 
     /// The generation's, which a refit may have changed; released ones are the engine's own where those are still the same.
-    fn keep_what_no_state_dict_brings(&self, engine: &mut Engine, generation: &Generation) {
-        let carried = &self.shared.program.carried;
+    fn keep_what_no_state_dict_brings(&self, engine: &mut Engine, generation: &Generation) -> Result<(), RuntimeError> {
+        let (carried, packer) = (&self.shared.program.carried, &*self.shared.program.packer);
         for (i, info) in engine.refit_map.sources.iter().enumerate() {
             let content = &generation.sources[i];
-            let own = || carried[i].converted().filter(|own| content.is(own));
-            engine.sources[i] = if info.kind.in_state_dict() { None } else { content.converted().or_else(own) };
+            if info.kind.in_state_dict() {
+                engine.sources[i] = None;
+                continue;
+            }
+            engine.sources[i] = match (content.converted()?, carried[i].converted()?) {
+                (None, Some(own)) if content.is(packer, &own)? => Some(own),
+                (kept, _) => kept,
+            };
         }
+        Ok(())
     }
 
     fn fill_references(&self, engine: &mut Engine, generation: &Generation) -> Result<(), RuntimeError> {
@@ -101,7 +109,7 @@ impl Model {
         let files = &engine.files;
         engine.sources = refit::merged_sources(&self.shared.program.parts(), generation, |i| files[i].is_none())?;
         for (i, digest) in engine.digests.iter_mut().enumerate().filter(|(i, _)| files[*i].is_some()) {
-            *digest = generation.sources[i].digest();
+            *digest = generation.sources[i].digest()?;
         }
         Ok(())
     }

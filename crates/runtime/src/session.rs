@@ -1,35 +1,64 @@
 use std::sync::Arc;
 
+use regraft_backend::{Bindings, Device, Memory, MemoryKind, Queue, QueueClass, Region, RegionMut, RunError};
 use regraft_ir::eval::bind_symbols_to;
 use regraft_tensor::{AlignedVec, Tensor};
 
 use crate::{
-    Model, RuntimeError, RuntimeErrorKind,
-    bind::{BoundPlan, Leaving, Place, Read, Step, Work},
-    generation::Generation,
+    Generation, Model, RuntimeError, RuntimeErrorKind,
+    bind::{BoundPlan, Output},
 };
 
-/// The buffers of a session; their contents mean nothing between runs.
-pub(crate) type Scratch = Vec<AlignedVec>;
+/// A queue with an arena for what runs on it. Contents of the arena mean nothing between runs.
+pub(crate) struct Lane {
+    queue: Arc<dyn Queue>,
+    arena: Box<dyn Memory>,
+}
+
+impl Lane {
+    pub(crate) fn new(device: &dyn Device) -> Result<Lane, RuntimeError> {
+        let queue = device.queue(QueueClass::Run)?;
+        Ok(Lane { queue, arena: device.alloc(1, MemoryKind::Arena).map_err(RuntimeErrorKind::from)? })
+    }
+
+    /// Makes the arena hold `bytes`, and never smaller.
+    fn grow(&mut self, device: &dyn Device, bytes: usize) -> Result<(), RuntimeError> {
+        if self.arena.len() < bytes {
+            // The old one goes first: a device may not have room for both.
+            self.arena = device.alloc(1, MemoryKind::Arena).map_err(RuntimeErrorKind::from)?;
+            self.arena = device.alloc(bytes, MemoryKind::Arena).map_err(RuntimeErrorKind::from)?;
+        }
+        Ok(())
+    }
+}
 
 /// The scratch memory of a sequence of runs, and the state that the program keeps between them.
 ///
 /// A session belongs to one thread at a time; a model may have many. State starts from the generation that serves at the
-/// first run and is the session's own from then on.
+/// first run and is the session's own from then on, in memory of the device.
 pub struct Session {
     model: Model,
-    buffers: Scratch,
-    states: Option<Vec<Tensor>>,
+    lane: Option<Lane>,
+    states: States,
+}
+
+/// The states of a session.
+enum States {
+    /// The next run starts from the weights.
+    Fresh,
+    Kept(Vec<Box<dyn Memory>>),
+    /// A run failed after it had changed them.
+    Lost,
 }
 
 impl Session {
-    pub(crate) fn new(model: Model, scratch: Scratch) -> Self {
-        Session { model, buffers: scratch, states: None }
+    pub(crate) fn new(model: Model, lane: Option<Lane>) -> Self {
+        Session { model, lane, states: States::Fresh }
     }
 
-    /// The scratch memory, for another session.
-    pub(crate) fn into_scratch(self) -> Scratch {
-        self.buffers
+    /// The lane, for another session.
+    pub(crate) fn into_lane(self) -> Option<Lane> {
+        self.lane
     }
 
     /// Runs the program; outputs come in the program's order. The whole run sees one generation.
@@ -47,98 +76,113 @@ impl Session {
         let symbols = bind_symbols_to(graph, &shapes).map_err(RuntimeErrorKind::Input)?;
         let inputs: Vec<Tensor> = inputs.iter().map(Tensor::aligned).collect();
         let bound = self.model.bound(&symbols)?;
-        if self.states.is_none() {
-            self.states = Some(self.first_states(generation));
-        }
-        self.buffers.resize_with(bound.buffers.len().max(self.buffers.len()), AlignedVec::default);
-        for (buffer, &bytes) in self.buffers.iter_mut().zip(&bound.buffers) {
-            buffer.resize_to_stay(bytes.max(buffer.len()));
-        }
-        if bound.is_small(&inputs) {
-            return self.steps(&bound, generation, &inputs);
-        }
         let model = self.model.clone();
-        let mut result = Ok(Vec::new());
-        model.backend().enter(&mut || result = self.steps(&bound, generation, &inputs));
-        result
+        let device = &**model.device();
+        let mut lane = match self.lane.take() {
+            Some(lane) => lane,
+            None => Lane::new(device)?,
+        };
+        lane.grow(device, bound.sequence.sizes().arena)?;
+        let outputs = self.states(device, &lane, generation).and_then(|mut states| {
+            let run = Run { bound: &bound, generation, inputs: &inputs };
+            let outputs = run.run(&mut lane, &mut states);
+            // Outputs are read after the states were changed: they do not differ in what they leave.
+            let lost = outputs.is_err() && bound.changes_states_early;
+            self.states = if lost { States::Lost } else { States::Kept(states) };
+            outputs.map_err(|error| self.at_node(error))
+        });
+        self.lane = Some(lane);
+        outputs
     }
 
     /// Forgets the state: the next run starts from the weights again.
     pub fn reset_state(&mut self) {
-        self.states = None;
+        self.states = States::Fresh;
     }
 
-    fn first_states(&self, generation: &Generation) -> Vec<Tensor> {
-        let graph = &self.model.plan().graph;
-        let first = |state: &regraft_ir::State| {
-            let ty = graph.ty(state.value);
-            let shape = ty.sizes().expect("slots have known sizes");
-            let data = AlignedVec::copy_of(generation.slots[state.init as usize].bytes());
-            Tensor::new(ty.dtype, shape, data.into()).expect("a plain slot has the bytes of its type")
-        };
-        graph.states.iter().map(first).collect()
-    }
-
-    fn steps(
+    /// The states, taken from the session for a run.
+    fn states(
         &mut self,
-        bound: &BoundPlan,
+        device: &dyn Device,
+        lane: &Lane,
         generation: &Generation,
-        inputs: &[Tensor],
-    ) -> Result<Vec<Tensor>, RuntimeError> {
-        for step in &bound.steps {
-            self.step(step, generation, inputs)?;
-        }
-        let outputs = bound.outputs.iter().map(|l| self.leave(l, generation, inputs)).collect();
-        let states = bound.next_states.iter().map(|l| self.leave(l, generation, inputs)).collect();
-        self.states = Some(states);
-        Ok(outputs)
-    }
-
-    fn step(&mut self, step: &Step, generation: &Generation, inputs: &[Tensor]) -> Result<(), RuntimeError> {
-        // Results are taken out of the session, so that operands can be borrowed from it meanwhile.
-        let mut results: Vec<AlignedVec> = step.writes.iter().map(|w| std::mem::take(&mut self.buffers[w.0])).collect();
-        let outcome = {
-            let mut outputs: Vec<&mut [u8]> =
-                results.iter_mut().zip(&step.writes).map(|(buffer, w)| &mut buffer.bytes_mut()[..w.1]).collect();
-            let reads: Vec<_> = step.reads.iter().map(|r| r.map(|r| self.bytes(&r, generation, inputs))).collect();
-            match &step.work {
-                Work::Kernel(kernel) => kernel.run(&reads, &mut outputs),
-                Work::Copy { size, shape, strides } => {
-                    let from = reads[0].expect("a copy has one operand");
-                    self.model.backend().copy_strided(*size, shape, strides, from, outputs[0]);
-                    Ok(())
-                }
+    ) -> Result<Vec<Box<dyn Memory>>, RuntimeError> {
+        match std::mem::replace(&mut self.states, States::Fresh) {
+            States::Kept(states) => Ok(states),
+            States::Fresh => self.first_states(device, lane, generation),
+            States::Lost => {
+                self.states = States::Lost;
+                Err(RuntimeErrorKind::StateLost.into())
             }
-        };
-        for (buffer, write) in results.into_iter().zip(&step.writes) {
-            self.buffers[write.0] = buffer;
         }
-        outcome.map_err(|error| {
-            let node = &self.model.plan().graph.nodes()[step.node];
-            RuntimeErrorKind::Node { op: node.op.name(), scope: node.scope.to_string(), error }.into()
-        })
     }
 
-    fn bytes<'a>(&'a self, read: &Read, generation: &'a Generation, inputs: &'a [Tensor]) -> &'a [u8] {
-        let bytes = match read.place {
-            Place::Buffer(i) => self.buffers[i].bytes(),
-            Place::Slot(i) => generation.slots[i].bytes(),
-            Place::Input(i) => inputs[i].bytes(),
-            Place::State(i) => self.states.as_ref().expect("set before the first step")[i].bytes(),
+    fn first_states(
+        &self,
+        device: &dyn Device,
+        lane: &Lane,
+        generation: &Generation,
+    ) -> Result<Vec<Box<dyn Memory>>, RuntimeError> {
+        let states = self.model.plan().graph.states.iter().map(|state| {
+            let slot = &generation.slots[state.init as usize];
+            let mut memory = device.alloc(slot.len(), MemoryKind::Arena).map_err(RuntimeErrorKind::from)?;
+            lane.queue.copy(slot.region(), RegionMut::of(&mut *memory).part(0..slot.len()));
+            Ok(memory)
+        });
+        states.collect()
+    }
+
+    fn at_node(&self, error: RunError) -> RuntimeError {
+        let graph = &self.model.plan().graph;
+        match error.node.and_then(|node| graph.nodes().get(node)) {
+            Some(node) => {
+                RuntimeErrorKind::Node { op: node.op.name(), scope: node.scope.to_string(), error: error.kind }.into()
+            }
+            None => RuntimeErrorKind::Run(error.kind).into(),
+        }
+    }
+}
+
+/// One run.
+struct Run<'a> {
+    bound: &'a BoundPlan,
+    generation: &'a Generation,
+    inputs: &'a [Tensor],
+}
+
+impl Run<'_> {
+    fn run(&self, lane: &mut Lane, states: &mut [Box<dyn Memory>]) -> Result<Vec<Tensor>, RunError> {
+        let Lane { queue, arena } = lane;
+        let staged = self.bound.staged_inputs.iter().zip(self.inputs);
+        for (part, input) in staged.filter_map(|(part, input)| Some((part.as_ref()?, input))) {
+            queue.write(input.bytes(), RegionMut::of(&mut **arena).part(part.range()));
+        }
+        let direct = self.bound.staged_inputs.iter().zip(self.inputs).filter(|(part, _)| part.is_none());
+        let inputs: Vec<Region<'_>> = direct.map(|(_, input)| Region::of_host(input.bytes())).collect();
+        let slots = |index: usize| self.generation.slots[index].region();
+        let mut memory = Bindings {
+            arena: RegionMut::of(&mut **arena),
+            states: states.iter_mut().map(|state| RegionMut::of(&mut **state)).collect(),
+            inputs: &inputs,
+            slots: &slots,
         };
-        &bytes[read.start..]
+        queue.submit(self.bound.extent, &mut || self.bound.sequence.launch(&**queue, &mut memory));
+        let fence = queue.fence();
+        // Nothing of this run may be given to anyone else before it is over, whatever becomes of it.
+        fence.wait()?;
+        self.bound.outputs.iter().map(|output| read(&**queue, memory.part(output.from), output)).collect()
     }
+}
 
-    fn leave(&self, leaving: &Leaving, generation: &Generation, inputs: &[Tensor]) -> Tensor {
-        let len = leaving.shape.iter().product::<usize>() * leaving.dtype.size();
-        let data = AlignedVec::copy_of(&self.bytes(&leaving.read, generation, inputs)[..len]);
-        Tensor::new(leaving.dtype, leaving.shape.clone(), data.into()).expect("as many bytes as the shape has")
-    }
+fn read(queue: &dyn Queue, from: Region<'_>, output: &Output) -> Result<Tensor, RunError> {
+    let mut data = AlignedVec::zeroed(from.len());
+    queue.read(from, data.bytes_mut())?;
+    Ok(Tensor::new(output.dtype, output.shape.clone(), data.into()).expect("as many bytes as the shape has"))
 }
 
 impl std::fmt::Debug for Session {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let bytes: usize = self.buffers.iter().map(AlignedVec::capacity).sum();
+        let bytes = self.lane.as_ref().map_or(0, |lane| lane.arena.len());
         write!(f, "Session({:?}, {bytes} bytes of scratch memory)", self.model)
     }
 }

@@ -7,8 +7,7 @@ use std::{
 use serde::Serialize;
 
 use crate::{
-    Model, RuntimeError, RuntimeErrorKind,
-    generation::{Generation, Slot},
+    Generation, Model, RuntimeError, RuntimeErrorKind, Slot,
     sync::{Mutex, lock},
 };
 
@@ -74,7 +73,7 @@ impl Model {
             *holders.entry(Arc::as_ptr(slot)).or_default() += 1;
         }
         let memory = |(name, generation): (Option<String>, Arc<Generation>)| {
-            let bytes = |slots: &mut dyn Iterator<Item = &Arc<Slot>>| slots.map(|s| s.bytes().len()).sum();
+            let bytes = |slots: &mut dyn Iterator<Item = &Arc<Slot>>| slots.map(|s| s.len()).sum();
             let shared = bytes(&mut generation.slots.iter().filter(|s| holders[&Arc::as_ptr(s)] > 1));
             VariantMemory { name, bytes: bytes(&mut generation.slots.iter()), shared }
         };

@@ -8,7 +8,7 @@ use regraft_tensor::{DType, Tensor};
 use regraft_weights::Recipe;
 use serde::Serialize;
 
-use crate::{RuntimeError, RuntimeErrorKind, Staged, generation::Generation};
+use crate::{Generation, RuntimeError, RuntimeErrorKind, Staged};
 
 /// Largest difference of a slot's elements, relative to the largest element: adapters add up in f32. Where they are then
 /// rounded to half precision, one step of that is allowed.
@@ -125,8 +125,9 @@ impl Reference<'_> {
             let (packed, value) = both_values(recipe, &sources)?;
             if recomputed.contains(recipe.slot.as_str()) {
                 let layout = &model.plan().slots[slot];
-                let bytes = self.generation().slots[slot].bytes();
-                let staged = layout.format.unpack(recipe.dtype(), &layout.shape, bytes);
+                let bytes = self.generation().slots[slot].read()?;
+                let format = model.device().codegen().format(&layout.format);
+                let staged = format.and_then(|f| f.unpack(recipe.dtype(), &layout.shape, bytes.bytes()));
                 let by = staged.map_or(f64::INFINITY, |staged| difference(&staged, &packed));
                 if by > tolerance {
                     let name = recipe.slot.clone();
@@ -142,8 +143,8 @@ impl Reference<'_> {
     fn source(&self, index: usize) -> Result<Tensor, RuntimeError> {
         let name = || self.staged.model().refit_map().sources[index].name.clone();
         let tensor = self.generation().sources[index]
-            .converted()
-            .ok_or_else(|| RuntimeErrorKind::Source { name: name(), why: "its tensor is not at hand".into() })?;
+            .converted()?
+            .ok_or_else(|| RuntimeErrorKind::Source { name: name(), why: "its tensor is not available".into() })?;
         let layers = self.generation().adapters.iter().flat_map(|(adapter, scale)| {
             adapter.layers.iter().filter(|layer| layer.source == index).map(move |layer| (&layer.update, scale))
         });

@@ -3,7 +3,7 @@ use std::{fmt, ops::Range, sync::Arc};
 use bytemuck::{Pod, Zeroable};
 use memmap2::MmapMut;
 
-use crate::{BorrowedBytes, MappedFile};
+use crate::{BorrowedBytes, ErrorKind, MappedFile, TensorError};
 
 /// One cache line.
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -30,6 +30,32 @@ impl AlignedVec {
     /// `len` zero bytes.
     pub fn zeroed(len: usize) -> Self {
         AlignedVec { memory: Memory::Heap(bytemuck::zeroed_vec(len.div_ceil(64))), len }
+    }
+
+    /// `len` zero bytes, when the system gives them.
+    ///
+    /// # Errors
+    /// [`ErrorKind::OutOfMemory`].
+    pub fn try_zeroed(len: usize) -> Result<Self, TensorError> {
+        let lines = bytemuck::try_zeroed_vec(len.div_ceil(64)).map_err(|()| ErrorKind::OutOfMemory { bytes: len })?;
+        Ok(AlignedVec { memory: Memory::Heap(lines), len })
+    }
+
+    /// `len` zero bytes that stay for long, when the system gives them: large memory is in huge pages where the system has
+    /// them. Bringing it into use then costs a fraction, and so does finding it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::OutOfMemory`].
+    pub fn try_to_stay(len: usize) -> Result<Self, TensorError> {
+        let lines = len.div_ceil(64);
+        if lines * 64 < HUGE_FROM {
+            return AlignedVec::try_zeroed(len);
+        }
+        match MmapMut::map_anon(lines * 64) {
+            Ok(pages) => Ok(AlignedVec { memory: huge(pages, lines), len }),
+            // Where no pages are to be had the heap has to do.
+            Err(_) => AlignedVec::try_zeroed(len),
+        }
     }
 
     /// A copy of `bytes`.

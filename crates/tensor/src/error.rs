@@ -25,6 +25,12 @@ pub enum ErrorKind {
     /// Number of elements, or their bytes, exceeds what memory can address.
     #[error("a tensor of shape {0:?} is too large for memory")]
     TooLarge(Vec<usize>),
+    /// The system refuses memory.
+    #[error("the system has no {bytes} bytes of memory")]
+    OutOfMemory {
+        /// Bytes asked for.
+        bytes: usize,
+    },
     /// A strided view reads outside of its storage.
     #[error("a view of shape {shape:?}, strides {strides:?} at offset {offset} leaves its storage of {len} elements")]
     OutOfStorage {

@@ -92,9 +92,9 @@ impl Tensor {
     /// A tensor of zeros.
     ///
     /// # Errors
-    /// [`ErrorKind::TooLarge`].
+    /// [`ErrorKind::TooLarge`], [`ErrorKind::OutOfMemory`].
     pub fn zeros(dtype: DType, shape: &[usize]) -> Result<Self, TensorError> {
-        let data = AlignedVec::zeroed(Self::byte_len(dtype, shape)?);
+        let data = AlignedVec::try_zeroed(Self::byte_len(dtype, shape)?)?;
         Ok(Self::from_vec_of(dtype, shape, data))
     }
 

@@ -1,69 +1,75 @@
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
-use regraft_tensor::{AlignedVec, DType, Tensor};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
-/// The layout of a slot in memory, as the chosen kernel wants it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum PackFormat {
-    /// Row-major elements of the slot's dtype.
-    Plain,
-    /// A matrix `[.., k, n]` of f32 as `ceil(n / nr)` panels of `k` rows by `nr` columns, the last one padded with zeros;
-    /// leading axes are matrices one after the other.
-    PanelsF32 {
-        /// Columns of a panel.
-        nr: usize,
-    },
-}
+/// The name of a slot's layout in memory, such as `panels_f32<n16>`. What it means is the backend's to say.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct FormatId(Cow<'static, str>);
 
-/// The most columns that padding may add to a matrix. Whoever writes an engine file could otherwise ask for any memory.
-const MOST_PADDING: usize = 64;
+impl FormatId {
+    /// Row-major elements of the slot's dtype: what every backend has.
+    pub const PLAIN: FormatId = FormatId(Cow::Borrowed("plain"));
 
-impl PackFormat {
-    /// Bytes of a slot of this dtype and shape; `None` on overflow or when the format does not take the shape.
-    pub fn byte_len(self, dtype: DType, shape: &[usize]) -> Option<usize> {
-        match self {
-            PackFormat::Plain => regraft_tensor::numel(shape)?.checked_mul(dtype.size()),
-            PackFormat::PanelsF32 { nr } => {
-                let [lead @ .., k, n] = shape else { return None };
-                if dtype != DType::F32 || nr == 0 {
-                    return None;
-                }
-                let columns = n.div_ceil(nr).checked_mul(nr).filter(|columns| columns - n < MOST_PADDING)?;
-                regraft_tensor::numel(lead)?.checked_mul(columns)?.checked_mul(*k)?.checked_mul(4)
-            }
-        }
+    /// A format of this name.
+    pub fn new(name: impl Into<Cow<'static, str>>) -> Self {
+        FormatId(name.into())
     }
 
-    /// The row-major value of a slot: the definition of the format. `None` when the bytes are not a slot of this dtype and
-    /// shape.
-    pub fn unpack(self, dtype: DType, shape: &[usize], bytes: &[u8]) -> Option<Tensor> {
-        if self.byte_len(dtype, shape)? != bytes.len() {
-            return None;
-        }
-        let data = match (self, shape) {
-            (PackFormat::PanelsF32 { nr }, [lead @ .., k, n]) => {
-                let matrix = n.div_ceil(nr) * nr * k;
-                let place = |e: usize| {
-                    let (at, row, column) = (e / (k * n), e / n % k, e % n);
-                    4 * (at * matrix + column / nr * nr * k + row * nr + column % nr)
-                };
-                let elements = regraft_tensor::numel(lead)? * k * n;
-                (0..elements).flat_map(|e| &bytes[place(e)..][..4]).copied().collect::<Vec<u8>>()
-            }
-            _ => bytes.to_vec(),
-        };
-        Tensor::new(dtype, shape.to_vec(), AlignedVec::copy_of(&data).into()).ok()
+    /// The name.
+    pub fn name(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether it is [`FormatId::PLAIN`].
+    pub fn is_plain(&self) -> bool {
+        *self == FormatId::PLAIN
     }
 }
 
-impl fmt::Display for PackFormat {
+impl fmt::Display for FormatId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            PackFormat::Plain => f.write_str("plain"),
-            PackFormat::PanelsF32 { nr } => write!(f, "panels_f32<n{nr}>"),
+        f.write_str(&self.0)
+    }
+}
+
+impl Serialize for FormatId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for FormatId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        /// As engine files had it before formats were named.
+        #[derive(Deserialize)]
+        enum Before {
+            Plain,
+            PanelsF32 { nr: usize },
+        }
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Text {
+            Before(Before),
+            Name(String),
+        }
+        match Text::deserialize(deserializer)? {
+            Text::Before(Before::Plain) => Ok(FormatId::PLAIN),
+            Text::Before(Before::PanelsF32 { nr }) => Ok(FormatId::new(format!("panels_f32<n{nr}>"))),
+            Text::Name(name) if name.len() > 64 => Err(D::Error::custom("a format's name has at most 64 bytes")),
+            Text::Name(name) => Ok(FormatId::new(name)),
         }
     }
+}
+
+/// The layout of a slot in memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlotLayout {
+    /// Logical shape of what is packed, after the preparing ops.
+    pub shape: Vec<usize>,
+    /// The format.
+    pub format: FormatId,
+    /// Bytes of the slot, as its format has it.
+    pub bytes: usize,
 }
 
 #[cfg(test)]
@@ -71,12 +77,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn padding_has_bounds() {
-        let bytes = |nr, shape: &[usize]| PackFormat::PanelsF32 { nr }.byte_len(DType::F32, shape);
-        assert_eq!(bytes(64, &[3, 1]), Some(4 * 3 * 64));
-        assert_eq!(bytes(1008, &[9, 1000]), Some(4 * 9 * 1008), "depthwise weights are one panel");
-        assert_eq!(bytes(1 << 40, &[3, 1]), None);
-        assert_eq!(bytes(usize::MAX, &[3, 2]), None);
-        assert_eq!(bytes(0, &[3, 2]), None);
+    fn names_of_before_are_read() {
+        let read = |text: &str| serde_json::from_str::<FormatId>(text).map_err(|e| e.to_string());
+        assert_eq!(read("\"Plain\""), Ok(FormatId::PLAIN));
+        assert_eq!(read("{\"PanelsF32\": {\"nr\": 16}}"), read("\"panels_f32<n16>\""));
+        assert!(read(&format!("\"{}\"", "x".repeat(65))).is_err());
     }
 }

@@ -13,7 +13,7 @@ use regraft_ir::{
 };
 use regraft_tensor::DType;
 
-use crate::{PackFormat, VectorPlan};
+use crate::{FormatId, VectorPlan};
 
 /// A recipe as one pass over memory.
 #[derive(Clone, Debug)]
@@ -25,8 +25,8 @@ pub enum GatherPlan {
     },
     /// A plain f32 slot: a small vector that is computed.
     Vector(Program),
-    /// Packed panels.
-    Panels {
+    /// A slot of matrices, in whatever format.
+    Matrices {
         /// For each matrix the pieces that make it up, side by side along `n`.
         matrices: Vec<Vec<Piece>>,
         /// Each computes a small vector that scales columns.
@@ -58,7 +58,7 @@ pub struct Piece {
     pub n_len: usize,
     /// Distance of neighbouring columns in the source.
     pub n_stride: usize,
-    /// Factors per column: index into [`GatherPlan::Panels::scales`] and the first element there.
+    /// Factors per column: index into [`GatherPlan::Matrices::scales`] and the first element there.
     pub scale: Option<(u32, usize)>,
 }
 
@@ -81,17 +81,17 @@ impl Piece {
 
 impl GatherPlan {
     /// Compiles a recipe's graph, or `None` when it does more than move and scale.
-    pub fn compile(graph: &Graph, format: PackFormat) -> Option<GatherPlan> {
+    pub fn compile(graph: &Graph, format: &FormatId) -> Option<GatherPlan> {
         let out = graph.outputs[0].value;
         let mut views = Views { graph, known: HashMap::new() };
-        match (format, views.view(out, 0)) {
-            (PackFormat::Plain, Some(view)) => view.into_copy(graph, graph.ty(out).dtype),
-            (PackFormat::PanelsF32 { .. }, Some(view)) => view.into_panels(graph),
-            (PackFormat::Plain, None) => {
+        match (format.is_plain(), views.view(out, 0)) {
+            (true, Some(view)) => view.into_copy(graph, graph.ty(out).dtype),
+            (false, Some(view)) => view.into_matrices(graph),
+            (true, None) => {
                 let program = Program::of(graph, out)?;
                 program.vector.is_some().then_some(GatherPlan::Vector(program))
             }
-            (PackFormat::PanelsF32 { .. }, None) => None,
+            (false, None) => None,
         }
     }
 }
@@ -293,7 +293,7 @@ impl View {
         Some(GatherPlan::Copy { runs })
     }
 
-    fn into_panels(self, graph: &Graph) -> Option<GatherPlan> {
+    fn into_matrices(self, graph: &Graph) -> Option<GatherPlan> {
         let rank = self.parts[0].axes.len();
         if rank < 2 || (self.parts.len() > 1 && self.axis != rank - 1) {
             return None;
@@ -323,7 +323,7 @@ impl View {
             }
         }
         let scales = scales.into_iter().map(|v| Program::of(graph, v)).collect::<Option<_>>()?;
-        Some(GatherPlan::Panels { matrices, scales })
+        Some(GatherPlan::Matrices { matrices, scales })
     }
 }
 
@@ -393,11 +393,9 @@ mod tests {
 
     use super::*;
 
-    const PANELS: PackFormat = PackFormat::PanelsF32 { nr: 16 };
-
-    fn compile(body: &str, format: PackFormat) -> Option<GatherPlan> {
+    fn compile(body: &str) -> Option<GatherPlan> {
         let graph = text::parse(&format!("program \"r\" {{\n{body}\n}}")).expect("a program");
-        GatherPlan::compile(&graph, format)
+        GatherPlan::compile(&graph, &FormatId::new("panels_f32<n16>"))
     }
 
     #[test]
@@ -408,10 +406,9 @@ mod tests {
              %2 = concat %0, %1 {axis = 0} : f32[8, 4]
              %3 = permute %2 {perm = [1, 0]} : f32[4, 8]
              output %3 = \"w\"",
-            PANELS,
         );
         let piece = |source, n_len| Piece { source, offset: 0, k_dims: vec![(4, 1)], n_len, n_stride: 4, scale: None };
-        let Some(GatherPlan::Panels { matrices, scales }) = plan else { panic!("one pass") };
+        let Some(GatherPlan::Matrices { matrices, scales }) = plan else { panic!("one pass") };
         assert_eq!(matrices, [[piece(0, 6), piece(1, 2)]]);
         assert!(scales.is_empty());
     }
@@ -427,9 +424,8 @@ mod tests {
              %5 = permute %4 {perm = [0, 3, 4, 2, 1]} : f32[2, 2, 2, 3, 4]
              %6 = reshape %5 {shape = [2, 12, 4]} : f32[2, 12, 4]
              output %6 = \"w\"",
-            PANELS,
         );
-        let Some(GatherPlan::Panels { matrices, scales }) = plan else { panic!("one pass") };
+        let Some(GatherPlan::Matrices { matrices, scales }) = plan else { panic!("one pass") };
         assert_eq!(scales.len(), 1);
         let second = &matrices[1][0];
         assert_eq!((second.offset, second.scale), (48, Some((0, 4))));
@@ -442,7 +438,7 @@ mod tests {
         let body = "source %0 : f32[4, 4] = \"w\" (parameter)
              %1 = unary %0 {f = exp} : f32[4, 4]
              output %1 = \"w\"";
-        assert!(compile(body, PANELS).is_none());
+        assert!(compile(body).is_none());
     }
 
     #[test]
@@ -453,6 +449,6 @@ mod tests {
              %3 = concat %0, %2 {axis = 0} : f32[8, 4]
              %4 = permute %3 {perm = [1, 0]} : f32[4, 8]
              output %4 = \"w\"";
-        assert!(compile(body, PANELS).is_none());
+        assert!(compile(body).is_none());
     }
 }

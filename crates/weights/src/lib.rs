@@ -2,7 +2,7 @@
 //!
 //! - [`SourceInfo`], [`RefitMap`], [`Recipe`]: which slot is computed from which sources, and how;
 //! - [`GatherPlan`], [`VectorPlan`]: a recipe compiled to one pass over memory;
-//! - [`PackFormat`]: the layout that a kernel wants a slot in;
+//! - [`FormatId`], [`SlotLayout`]: the layout that a kernel wants a slot in;
 //! - [`StateDict`]: named tensors from files or memory;
 //! - [`match_names`], [`Names::check`]: everything that can be wrong with a refit, found before anything is computed;
 //! - [`RefitReport`]: what a refit did, and where the time went.
@@ -22,7 +22,7 @@ mod vector;
 
 pub use digest::{Digest, NoDigest};
 pub use error::{Problem, WeightsError, WeightsErrorKind, misfit_summary};
-pub use format::PackFormat;
+pub use format::{FormatId, SlotLayout};
 pub use gather::{GatherPlan, Piece, Program};
 pub use matching::{MatchOptions, Matched, Names, match_names, suggestion};
 pub use recipe::Recipe;

@@ -3,7 +3,7 @@ use std::fmt;
 use regraft_ir::{Def, Graph, ValueId, text};
 use regraft_tensor::DType;
 
-use crate::{GatherPlan, PackFormat};
+use crate::FormatId;
 
 /// The piece of IR that computes one slot from its sources, and the format it is packed in.
 #[derive(Clone, Debug)]
@@ -15,27 +15,13 @@ pub struct Recipe {
     /// For each source of `graph` its index in the [`RefitMap`](crate::RefitMap).
     pub sources: Vec<u32>,
     /// The layout in memory.
-    pub format: PackFormat,
+    pub format: FormatId,
     /// How many ops at the end of `graph` only arrange the value for its layout, such as a transpose: the value that the
     /// plan's op sees is the one before them.
     pub layout_ops: usize,
-    /// The recipe as one pass over memory, when it is of that form.
-    pub gather: Option<GatherPlan>,
 }
 
 impl Recipe {
-    /// A recipe; compiles it to one pass over memory where that is possible.
-    pub fn new(
-        slot: impl Into<String>,
-        graph: Graph,
-        sources: Vec<u32>,
-        format: PackFormat,
-        layout_ops: usize,
-    ) -> Self {
-        let gather = GatherPlan::compile(&graph, format);
-        Recipe { slot: slot.into(), graph, sources, format, layout_ops, gather }
-    }
-
     /// The value that the plan's op sees; `None` when `layout_ops` counts ops that are not there.
     pub fn value(&self) -> Option<ValueId> {
         (0..self.layout_ops).try_fold(self.graph.outputs[0].value, |value, _| match self.graph.value(value).def {
@@ -55,14 +41,6 @@ impl Recipe {
     /// When it is symbolic, which making a recipe rules out.
     pub fn shape(&self) -> Vec<usize> {
         self.graph.ty(self.graph.outputs[0].value).sizes().expect("slots have known sizes")
-    }
-
-    /// Bytes of the slot.
-    ///
-    /// # Panics
-    /// When the format does not take the shape, which making a recipe rules out.
-    pub fn byte_len(&self) -> usize {
-        self.format.byte_len(self.dtype(), &self.shape()).expect("the format fits the slot")
     }
 }
 

@@ -1,8 +1,6 @@
 //! Scaled dot-product attention, each operand with strides of its own: heads need no transposed copies.
 
-use std::cell::Cell;
-
-use regraft_backend::{BackendError, Candidate, Kernel, KernelError, Operand, OperandType, Problem};
+use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, Operand, OperandType};
 use regraft_ir::{
     Op, TensorType,
     ops::{Attention, HeadsLayout},
@@ -10,21 +8,19 @@ use regraft_ir::{
 use regraft_tensor::DType;
 
 use super::{
-    Cx, Family,
+    CpuKernel, Cx, Family,
     support::{elements, elements_mut, expect_f32, expect_plain, operand, optional, read, unsupported},
 };
-use crate::nn::attention::{AttentionArgs, HeadStrides, HeadTensor, Mask, MaskValues, attention};
+use crate::{
+    Isa,
+    nn::attention::{AttentionArgs, HeadStrides, HeadTensor, Mask, MaskValues, attention},
+};
 
 const ATTENTION: &str = "attention.blocks";
 
 pub(super) const FAMILY: Family = Family { ids: &[ATTENTION], candidates, reads_strided, prepare };
 
-thread_local! {
-    /// Packed keys and values, and scores; grows to the largest that the thread has needed.
-    static SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
-}
-
-fn candidates(_: &Cx, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
+fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
     let Op::Attention(_) = op else { return Vec::new() };
     let floats = inputs[..3].iter().flatten().all(|o| o.ty.dtype == DType::F32);
     let mask = inputs.get(3).copied().flatten().is_none_or(|m| matches!(m.ty.dtype, DType::F32 | DType::Bool));
@@ -44,22 +40,22 @@ struct Prepared {
     mask: Option<(DType, [usize; 4])>,
 }
 
-fn prepare(cx: &Cx, problem: &Problem<'_>) -> Result<Box<dyn Kernel>, BackendError> {
-    let Op::Attention(op) = problem.op else { return Err(unsupported(problem, "it is no attention")) };
-    expect_plain(problem, 0..4)?;
-    expect_f32(problem, 0..3)?;
-    if optional(problem, 3).is_some_and(|m| !matches!(m.dtype, DType::F32 | DType::Bool)) {
-        return Err(unsupported(problem, "a mask is f32 or bool"));
+fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendError> {
+    let Op::Attention(op) = node.op else { return Err(unsupported(node, "it is no attention")) };
+    expect_plain(node, 0..4)?;
+    expect_f32(node, 0..3)?;
+    if optional(node, 3).is_some_and(|m| !matches!(m.dtype, DType::F32 | DType::Bool)) {
+        return Err(unsupported(node, "a mask is f32 or bool"));
     }
     let head = |index: usize| {
-        let o = operand(problem, index)?;
-        let whole = reads_strided(problem.op, index, &o);
+        let o = operand(node, index)?;
+        let whole = reads_strided(node.op, index, &o);
         let (Ok(shape), &[batch, head, seq, _]) = (<[usize; 4]>::try_from(o.shape), o.strides) else {
-            return Err(unsupported(problem, "operands have four axes"));
+            return Err(unsupported(node, "operands have four axes"));
         };
-        if whole { Ok((shape, HeadStrides { batch, head, seq })) } else { Err(unsupported(problem, "strided heads")) }
+        if whole { Ok((shape, HeadStrides { batch, head, seq })) } else { Err(unsupported(node, "strided heads")) }
     };
-    let mask = optional(problem, 3).map(|m| (m.dtype, mask_strides(&m)));
+    let mask = optional(node, 3).map(|m| (m.dtype, mask_strides(&m)));
     Ok(Box::new(Prepared { cx: cx.clone(), op: op.clone(), q: head(0)?, k: head(1)?, v: head(2)?, mask }))
 }
 
@@ -73,21 +69,16 @@ fn mask_strides(mask: &Operand<'_>) -> [usize; 4] {
     strides
 }
 
-impl Kernel for Prepared {
-    fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]]) -> Result<(), KernelError> {
+impl Prepared {
+    fn args<'a>(&self, q: &'a [f32], k: &'a [f32], v: &'a [f32], mask: Option<MaskValues<'a>>) -> AttentionArgs<'a> {
         let ([batch, heads, q_len, head_dim], [_, kv_heads, kv_len, _]) = (self.q.0, self.k.0);
         let value_dim = self.v.0[3];
-        let tensor = |i: usize, strides: HeadStrides| HeadTensor { data: elements(read(inputs, i)), strides };
-        let mask = self.mask.map(|(dtype, strides)| {
-            let bytes = read(inputs, 3);
-            let values = if dtype == DType::Bool { MaskValues::Keep(bytes) } else { MaskValues::Add(elements(bytes)) };
-            Mask { values, strides }
-        });
         let (head, seq) = match self.op.out {
             HeadsLayout::Bhsd => (q_len * value_dim, value_dim),
             HeadsLayout::Bshd => (value_dim, heads * value_dim),
         };
-        let args = AttentionArgs {
+        let mask = self.mask.zip(mask).map(|((_, strides), values)| Mask { values, strides });
+        AttentionArgs {
             batch,
             heads,
             kv_heads,
@@ -98,23 +89,30 @@ impl Kernel for Prepared {
             scale: self.op.scale as f32,
             causal: self.op.causal,
             mask,
-            q: tensor(0, self.q.1),
-            k: tensor(1, self.k.1),
-            v: tensor(2, self.v.1),
+            q: HeadTensor { data: q, strides: self.q.1 },
+            k: HeadTensor { data: k, strides: self.k.1 },
+            v: HeadTensor { data: v, strides: self.v.1 },
             out_strides: HeadStrides { batch: heads * q_len * value_dim, head, seq },
-        };
+        }
+    }
+}
+
+impl CpuKernel for Prepared {
+    fn scratch(&self) -> usize {
+        4 * self.args(&[], &[], &[], None).scratch_len(self.cx.isa, &self.cx.threads)
+    }
+
+    fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]], scratch: &mut [u8]) -> Result<(), DataError> {
+        let operand = |i: usize| elements(read(inputs, i));
+        let mask = self.mask.map(|(dtype, _)| match dtype {
+            DType::Bool => MaskValues::Keep(read(inputs, 3)),
+            _ => MaskValues::Add(operand(3)),
+        });
+        let args = self.args(operand(0), operand(1), operand(2), mask);
         let out = elements_mut(outputs[0]);
-        if out.is_empty() {
-            return Ok(());
+        if !out.is_empty() {
+            attention(&self.cx.threads, self.cx.isa, &args, out, elements_mut(scratch));
         }
-        // Taken, not borrowed: while this thread waits for others it may run another session's attention.
-        let mut scratch = SCRATCH.take();
-        let len = args.scratch_len(self.cx.isa, &self.cx.threads);
-        if scratch.len() < len {
-            scratch.resize(len, 0.0);
-        }
-        attention(&self.cx.threads, self.cx.isa, &args, out, &mut scratch);
-        SCRATCH.set(scratch);
         Ok(())
     }
 }

@@ -4,11 +4,7 @@
 //! pixel itself. Or windows are written out first (`conv.im2col`), which pays where channels are so few that a tap is too short
 //! for the micro-kernel. The weight's rows run over `(ky, kx, channel)` either way.
 
-use std::cell::Cell;
-
-use regraft_backend::{
-    BackendError, Candidate, Kernel, KernelError, KernelId, Operand, OperandType, PackFormat, Problem, WeightLayout,
-};
+use regraft_backend::{BackendError, Candidate, DataError, KernelId, NodeSpec, Operand, OperandType, WeightLayout};
 use regraft_ir::{
     Op, TensorType,
     ops::{Conv, Permute, Reshape, SpatialLayout},
@@ -16,7 +12,7 @@ use regraft_ir::{
 use regraft_tensor::{DType, Dim};
 
 use super::{
-    Cx, Family,
+    CpuKernel, Cx, Family,
     linear::activation,
     support::{
         all_are, elements, elements_mut, expect_f32, expect_panels, expect_plain, operand, optional_f32, read,
@@ -24,6 +20,8 @@ use super::{
     },
 };
 use crate::{
+    Isa,
+    format::Panels,
     gemm::{Conv2d, Epilogue, GemmArgs, Residual, Rows, conv2d_offsets, gemm, panel_widths},
     nn::im2col::im2col,
 };
@@ -39,12 +37,7 @@ const PIXELS: usize = 512;
 
 pub(super) const FAMILY: Family = Family { ids: &[PANELS, IM2COL], candidates, reads_strided, prepare };
 
-thread_local! {
-    /// Windows written out; grows to the largest image that the thread has convolved.
-    static WINDOWS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
-}
-
-fn candidates(cx: &Cx, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
+fn candidates(isa: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
     let Op::Conv(op) = op else { return Vec::new() };
     let (Some(x), Some(w)) = (inputs[0], inputs[1]) else { return Vec::new() };
     let Some(weight) = w.ty.sizes() else { return Vec::new() };
@@ -59,10 +52,10 @@ fn candidates(cx: &Cx, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&Tensor
         true => &[PANELS, IM2COL],
     };
     let packed = |kernel: &str, nr| {
-        let (prepare, format) = (matrix_of(&weight, op.groups), PackFormat::PanelsF32 { nr });
+        let (prepare, format) = (matrix_of(&weight, op.groups), Panels { nr }.id());
         Candidate { kernel: KernelId::new(kernel), weights: vec![WeightLayout { operand: 1, prepare, format }] }
     };
-    kernels.iter().flat_map(|kernel| panel_widths(cx.isa).map(|nr| packed(kernel, nr))).collect()
+    kernels.iter().flat_map(|kernel| panel_widths(isa).map(|nr| packed(kernel, nr))).collect()
 }
 
 /// The ops that make `[groups?, taps·channels, out/groups]` of a weight `[out, channels, kernel...]`.
@@ -130,27 +123,27 @@ struct Prepared {
     windows: Windows,
 }
 
-fn prepare(cx: &Cx, problem: &Problem<'_>) -> Result<Box<dyn Kernel>, BackendError> {
-    let Op::Conv(op) = problem.op else { return Err(unsupported(problem, "it is no convolution")) };
-    let (x, w, out) = (operand(problem, 0)?, operand(problem, 1)?, problem.outputs[0].shape);
+fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendError> {
+    let Op::Conv(op) = node.op else { return Err(unsupported(node, "it is no convolution")) };
+    let (x, w, out) = (operand(node, 0)?, operand(node, 1)?, node.outputs[0].shape);
     if op.layout != SpatialLayout::Nhwc || !matches!(x.shape.len(), 3 | 4) {
-        return Err(unsupported(problem, "images must be channels-last"));
+        return Err(unsupported(node, "images must be channels-last"));
     }
     let geometry = geometry(op, x.shape, &w.shape[2..], out);
     let (channels, columns) = (w.shape[1] * op.groups, w.shape[0] / op.groups);
     let k = geometry.taps() * w.shape[1];
     let matrix = if op.groups == 1 { vec![k, columns] } else { vec![op.groups, k, columns] };
-    let nr = expect_panels(problem, cx.isa, 1, &matrix)?;
-    expect_plain(problem, [0, 2, 3])?;
-    expect_f32(problem, 0..4)?;
+    let nr = expect_panels(node, cx.isa, 1, &matrix)?;
+    expect_plain(node, [0, 2, 3])?;
+    expect_f32(node, 0..4)?;
     let panels = crate::pack::panels_len(k, columns, nr);
-    let windows = if problem.kernel.0 == IM2COL {
+    let windows = if node.kernel.0 == IM2COL {
         if op.groups != 1 {
-            return Err(unsupported(problem, "windows of groups are not written out"));
+            return Err(unsupported(node, "windows of groups are not written out"));
         }
         Windows::Columns
     } else {
-        windows(&geometry, channels).ok_or_else(|| unsupported(problem, "the image is too large"))?
+        windows(&geometry, channels).ok_or_else(|| unsupported(node, "the image is too large"))?
     };
     let channels = (channels, w.shape[0]);
     Ok(Box::new(Prepared { cx: cx.clone(), op: op.clone(), geometry, channels, panels, nr, windows }))
@@ -214,15 +207,17 @@ impl Prepared {
         }
     }
 
-    /// Windows written out, image by image.
-    fn multiply_columns(&self, x: &[f32], inputs: &[Option<&[u8]>], out: &mut [f32]) {
+    /// One image, and the elements of a window in it.
+    fn one_image(&self) -> (Conv2d, usize) {
         let one = Conv2d { batch: 1, ..self.geometry };
-        let (k, image) = (one.taps() * self.channels.0, one.input[0] * one.input[1] * self.channels.0);
-        // Taken, not borrowed: while this thread waits for others it may run another session's convolution.
-        let mut columns = WINDOWS.take();
-        columns.resize(columns.len().max(one.pixels() * k), 0.0);
+        (one, one.taps() * self.channels.0)
+    }
+
+    /// Windows written out into `columns`, image by image.
+    fn multiply_columns(&self, x: &[f32], inputs: &[Option<&[u8]>], columns: &mut [f32], out: &mut [f32]) {
+        let (one, k) = self.one_image();
+        let image = one.input[0] * one.input[1] * self.channels.0;
         for i in 0..self.geometry.batch {
-            let columns = &mut columns[..one.pixels() * k];
             im2col(&self.cx.threads, &one, self.channels.0, &x[i * image..][..image], k, columns);
             let part = Part {
                 m: one.pixels(),
@@ -234,12 +229,21 @@ impl Prepared {
             };
             self.multiply(&part, inputs, out);
         }
-        WINDOWS.set(columns);
     }
 }
 
-impl Kernel for Prepared {
-    fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]]) -> Result<(), KernelError> {
+impl CpuKernel for Prepared {
+    fn scratch(&self) -> usize {
+        match self.windows {
+            Windows::Columns => {
+                let (one, k) = self.one_image();
+                4 * one.pixels() * k
+            }
+            Windows::Pixels | Windows::Offsets { .. } => 0,
+        }
+    }
+
+    fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]], scratch: &mut [u8]) -> Result<(), DataError> {
         let geometry = &self.geometry;
         let (channels, k_tap) = (self.channels.0, self.channels.0 / self.op.groups);
         let image = geometry.input[0] * geometry.input[1] * channels;
@@ -269,7 +273,7 @@ impl Kernel for Prepared {
                     self.multiply(&part, inputs, out);
                 }
             }
-            Windows::Columns => self.multiply_columns(x, inputs, out),
+            Windows::Columns => self.multiply_columns(x, inputs, elements_mut(scratch), out),
         }
         Ok(())
     }

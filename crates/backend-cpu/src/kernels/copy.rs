@@ -1,12 +1,14 @@
 //! Joining values along an axis.
 
-use regraft_backend::{BackendError, Candidate, Kernel, KernelError, Operand, OperandType, Problem};
+use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, Operand, OperandType};
 use regraft_ir::{Op, TensorType};
 
 use super::{
-    Cx, Family,
+    CpuKernel, Cx, Family,
     support::{expect_plain, unsupported},
 };
+
+use crate::Isa;
 
 const CONCAT: &str = "concat.runs";
 
@@ -15,7 +17,7 @@ const TASK: usize = 64 << 10;
 
 pub(super) const FAMILY: Family = Family { ids: &[CONCAT], candidates, reads_strided, prepare };
 
-fn candidates(_: &Cx, op: &Op, _: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
+fn candidates(_: Isa, op: &Op, _: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
     match op {
         Op::Concat(_) => vec![Candidate::plain(CONCAT)],
         _ => Vec::new(),
@@ -32,16 +34,16 @@ struct Prepared {
     runs: Vec<usize>,
 }
 
-fn prepare(cx: &Cx, problem: &Problem<'_>) -> Result<Box<dyn Kernel>, BackendError> {
-    let Op::Concat(op) = problem.op else { return Err(unsupported(problem, "it joins nothing")) };
-    expect_plain(problem, 0..problem.inputs.len())?;
+fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendError> {
+    let Op::Concat(op) = node.op else { return Err(unsupported(node, "it joins nothing")) };
+    expect_plain(node, 0..node.inputs.len())?;
     let run = |o: &Operand<'_>| o.shape[op.axis..].iter().product::<usize>() * o.dtype.size();
-    let runs = problem.inputs.iter().flatten().map(run).collect();
+    let runs = node.inputs.iter().flatten().map(run).collect();
     Ok(Box::new(Prepared { cx: cx.clone(), runs }))
 }
 
-impl Kernel for Prepared {
-    fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]]) -> Result<(), KernelError> {
+impl CpuKernel for Prepared {
+    fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]], _: &mut [u8]) -> Result<(), DataError> {
         let row: usize = self.runs.iter().sum();
         if row == 0 {
             return Ok(());

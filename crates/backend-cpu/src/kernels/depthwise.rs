@@ -1,7 +1,7 @@
 //! Convolutions with one channel a group, over channels-last images.
 
 use regraft_backend::{
-    BackendError, Candidate, Kernel, KernelError, KernelId, Operand, OperandType, PackFormat, Problem, WeightLayout,
+    BackendError, Candidate, DataError, FormatId, KernelId, NodeSpec, Operand, OperandType, WeightLayout,
 };
 use regraft_ir::{
     Op, TensorType,
@@ -10,7 +10,7 @@ use regraft_ir::{
 use regraft_tensor::{DType, Dim};
 
 use super::{
-    Cx, Family,
+    CpuKernel, Cx, Family,
     conv::geometry,
     linear::activation,
     support::{
@@ -19,6 +19,8 @@ use super::{
     },
 };
 use crate::{
+    Isa,
+    format::Panels,
     gemm::Conv2d,
     nn::depthwise::{DepthwiseArgs, depthwise, tap_stride},
 };
@@ -32,7 +34,7 @@ fn is_depthwise(op: &Conv, weight: &[usize], rank: usize) -> bool {
     op.layout == SpatialLayout::Nhwc && matches!(rank, 3 | 4) && weight[1] == 1 && op.groups == weight[0]
 }
 
-fn candidates(_: &Cx, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
+fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
     let Op::Conv(op) = op else { return Vec::new() };
     let (Some(x), Some(w)) = (inputs[0], inputs[1]) else { return Vec::new() };
     let Some(weight) = w.ty.sizes() else { return Vec::new() };
@@ -51,8 +53,8 @@ fn taps_of(weight: &[usize]) -> Vec<Op> {
 }
 
 /// One panel: all channels of a tap side by side, padded to whole vectors.
-fn format(channels: usize) -> PackFormat {
-    PackFormat::PanelsF32 { nr: tap_stride(channels) }
+fn format(channels: usize) -> FormatId {
+    Panels { nr: tap_stride(channels) }.id()
 }
 
 fn reads_strided(_: &Op, _: usize, _: &Operand<'_>) -> bool {
@@ -66,22 +68,22 @@ struct Prepared {
     channels: usize,
 }
 
-fn prepare(cx: &Cx, problem: &Problem<'_>) -> Result<Box<dyn Kernel>, BackendError> {
-    let Op::Conv(op) = problem.op else { return Err(unsupported(problem, "it is no convolution")) };
-    let (x, w) = (operand(problem, 0)?, operand(problem, 1)?);
-    if !is_depthwise(op, w.shape, x.shape.len()) || optional(problem, 3).is_some() {
-        return Err(unsupported(problem, "it is not depthwise"));
+fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendError> {
+    let Op::Conv(op) = node.op else { return Err(unsupported(node, "it is no convolution")) };
+    let (x, w) = (operand(node, 0)?, operand(node, 1)?);
+    if !is_depthwise(op, w.shape, x.shape.len()) || optional(node, 3).is_some() {
+        return Err(unsupported(node, "it is not depthwise"));
     }
     let (channels, taps) = (w.shape[0], w.shape[2..].iter().product());
-    expect_packed(problem, 1, format(channels), &[taps, channels])?;
-    expect_plain(problem, [0, 2])?;
-    expect_f32(problem, 0..3)?;
-    let geometry = geometry(op, x.shape, &w.shape[2..], problem.outputs[0].shape);
+    expect_packed(node, 1, &format(channels), &[taps, channels])?;
+    expect_plain(node, [0, 2])?;
+    expect_f32(node, 0..3)?;
+    let geometry = geometry(op, x.shape, &w.shape[2..], node.outputs[0].shape);
     Ok(Box::new(Prepared { cx: cx.clone(), op: op.clone(), geometry, channels }))
 }
 
-impl Kernel for Prepared {
-    fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]]) -> Result<(), KernelError> {
+impl CpuKernel for Prepared {
+    fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]], _: &mut [u8]) -> Result<(), DataError> {
         let (conv, channels) = (self.geometry, self.channels);
         let args = DepthwiseArgs {
             conv,

@@ -1,8 +1,6 @@
 //! `x·Wᵀ` with an epilogue, the weight packed ahead.
 
-use regraft_backend::{
-    BackendError, Candidate, Kernel, KernelError, KernelId, Operand, OperandType, PackFormat, Problem, WeightLayout,
-};
+use regraft_backend::{BackendError, Candidate, DataError, KernelId, NodeSpec, Operand, OperandType, WeightLayout};
 use regraft_ir::{
     Op, TensorType,
     ops::{self, Linear, Permute},
@@ -10,13 +8,15 @@ use regraft_ir::{
 use regraft_tensor::DType;
 
 use super::{
-    Cx, Family,
+    CpuKernel, Cx, Family,
     support::{
         all_are, elements, elements_mut, expect_f32, expect_panels, expect_plain, operand, optional, optional_f32,
         read, uniform_rows, unsupported,
     },
 };
 use crate::{
+    Isa,
+    format::Panels,
     gemm::{Epilogue, GemmArgs, Residual, Rows, gemm, panel_widths},
     simd::Activation,
 };
@@ -25,17 +25,17 @@ const PANELS: &str = "linear.panels";
 
 pub(super) const FAMILY: Family = Family { ids: &[PANELS], candidates, reads_strided, prepare };
 
-fn candidates(cx: &Cx, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
+fn candidates(isa: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
     let Op::Linear(_) = op else { return Vec::new() };
     if !all_are(inputs, DType::F32) || !inputs[1].is_some_and(|w| w.known) {
         return Vec::new();
     }
     let packed = |nr| {
         let prepare = vec![Permute { perm: vec![1, 0] }.into()];
-        let layout = WeightLayout { operand: 1, prepare, format: PackFormat::PanelsF32 { nr } };
+        let layout = WeightLayout { operand: 1, prepare, format: Panels { nr }.id() };
         Candidate { kernel: KernelId::new(PANELS), weights: vec![layout] }
     };
-    panel_widths(cx.isa).map(packed).collect()
+    panel_widths(isa).map(packed).collect()
 }
 
 fn reads_strided(_: &Op, index: usize, operand: &Operand<'_>) -> bool {
@@ -70,24 +70,24 @@ struct Prepared {
     residual_ld: usize,
 }
 
-fn prepare(cx: &Cx, problem: &Problem<'_>) -> Result<Box<dyn Kernel>, BackendError> {
-    let Op::Linear(op) = problem.op else { return Err(unsupported(problem, "it is no linear")) };
-    let (x, w) = (operand(problem, 0)?, operand(problem, 1)?);
+fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendError> {
+    let Op::Linear(op) = node.op else { return Err(unsupported(node, "it is no linear")) };
+    let (x, w) = (operand(node, 0)?, operand(node, 1)?);
     let (n, k) = (w.shape[0], w.shape[1]);
-    let nr = expect_panels(problem, cx.isa, 1, &[k, n])?;
-    expect_plain(problem, [0, 2, 3])?;
-    expect_f32(problem, 0..4)?;
-    let strided = || unsupported(problem, "rows are not equally far apart");
+    let nr = expect_panels(node, cx.isa, 1, &[k, n])?;
+    expect_plain(node, [0, 2, 3])?;
+    expect_f32(node, 0..4)?;
+    let strided = || unsupported(node, "rows are not equally far apart");
     let (m, lda) = uniform_rows(&x).ok_or_else(strided)?;
-    let residual_ld = match optional(problem, 3) {
+    let residual_ld = match optional(node, 3) {
         Some(residual) => uniform_rows(&residual).ok_or_else(strided)?.1,
         None => n,
     };
     Ok(Box::new(Prepared { cx: cx.clone(), op: op.clone(), m, n, k, nr, lda, residual_ld }))
 }
 
-impl Kernel for Prepared {
-    fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]]) -> Result<(), KernelError> {
+impl CpuKernel for Prepared {
+    fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]], _: &mut [u8]) -> Result<(), DataError> {
         let args = GemmArgs {
             m: self.m,
             n: self.n,

@@ -1,32 +1,30 @@
 //! Products of two computed values: the right one is packed on the way.
 
-use std::{cell::Cell, iter::zip};
+use std::iter::zip;
 
-use regraft_backend::{BackendError, Candidate, Kernel, KernelError, Operand, OperandType, Problem};
+use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, Operand, OperandType};
 use regraft_ir::{Op, TensorType};
 use regraft_tensor::{DType, for_each_index};
 
 use super::{
-    Cx, Family,
+    CpuKernel, Cx, Family,
     linear::activation,
     support::{
         all_are, elements, elements_mut, expect_f32, expect_plain, operand, optional, optional_f32, read, uniform_rows,
         unsupported,
     },
 };
-use crate::gemm::{DynamicB, Epilogue, MatmulArgs, matmul};
+use crate::{
+    Isa,
+    gemm::{DynamicB, Epilogue, MatmulArgs, matmul},
+};
 
 const MATMUL: &str = "matmul.dynamic";
 const LINEAR: &str = "linear.dynamic";
 
 pub(super) const FAMILY: Family = Family { ids: &[MATMUL, LINEAR], candidates, reads_strided, prepare };
 
-thread_local! {
-    /// Panels of right operands; grows to the largest that the thread has packed.
-    static SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
-}
-
-fn candidates(_: &Cx, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
+fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
     match op {
         Op::Matmul(_) if all_are(inputs, DType::F32) => vec![Candidate::plain(MATMUL)],
         // A residual needs the packed form; a linear with a computed weight has none in practice.
@@ -66,19 +64,19 @@ struct Prepared {
     uniform: Option<(usize, usize)>,
 }
 
-fn prepare(cx: &Cx, problem: &Problem<'_>) -> Result<Box<dyn Kernel>, BackendError> {
-    expect_plain(problem, 0..problem.inputs.len())?;
-    expect_f32(problem, 0..problem.inputs.len())?;
-    let (a, b) = (operand(problem, 0)?, operand(problem, 1)?);
-    match problem.op {
+fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendError> {
+    expect_plain(node, 0..node.inputs.len())?;
+    expect_f32(node, 0..node.inputs.len())?;
+    let (a, b) = (operand(node, 0)?, operand(node, 1)?);
+    match node.op {
         Op::Matmul(op) => {
             let (m, k) = (a.shape[a.shape.len() - 2], a.shape[a.shape.len() - 1]);
-            let n = problem.outputs[0].shape.last().copied().unwrap_or(1);
+            let n = node.outputs[0].shape.last().copied().unwrap_or(1);
             let row = |o: &Operand<'_>| o.strides[o.strides.len() - 2];
-            if !reads_strided(problem.op, 0, &a) || !reads_strided(problem.op, 1, &b) {
-                return Err(unsupported(problem, "the last axis is not contiguous"));
+            if !reads_strided(node.op, 0, &a) || !reads_strided(node.op, 1, &b) {
+                return Err(unsupported(node, "the last axis is not contiguous"));
             }
-            let batch = &problem.outputs[0].shape[..problem.outputs[0].shape.len() - 2];
+            let batch = &node.outputs[0].shape[..node.outputs[0].shape.len() - 2];
             let items = items(&a, &b, batch);
             Ok(Box::new(Prepared {
                 cx: cx.clone(),
@@ -93,15 +91,15 @@ fn prepare(cx: &Cx, problem: &Problem<'_>) -> Result<Box<dyn Kernel>, BackendErr
                 items,
             }))
         }
-        Op::Linear(op) if optional(problem, 3).is_none() => {
+        Op::Linear(op) if optional(node, 3).is_none() => {
             let (n, k) = (b.shape[0], b.shape[1]);
-            let (m, lda) = uniform_rows(&a).ok_or_else(|| unsupported(problem, "rows are not equally far apart"))?;
+            let (m, lda) = uniform_rows(&a).ok_or_else(|| unsupported(node, "rows are not equally far apart"))?;
             let items = vec![Item { a: 0, b: 0 }];
             let act = activation(op.act);
             let (uniform, cx) = (Some((0, 0)), cx.clone());
             Ok(Box::new(Prepared { cx, m, n, k, lda, ldb: k, transposed: true, act, items, uniform }))
         }
-        _ => Err(unsupported(problem, "it is no product")),
+        _ => Err(unsupported(node, "it is no product")),
     }
 }
 
@@ -126,16 +124,17 @@ fn uniform(items: &[Item]) -> Option<(usize, usize)> {
 }
 
 impl Prepared {
-    fn multiply(
+    /// A batch of products whose neighbouring operands are `steps` apart.
+    fn args<'a>(
         &self,
         batches: usize,
         steps: (usize, usize),
-        a: &[f32],
-        b: &[f32],
-        bias: Option<&[f32]>,
-        c: &mut [f32],
-    ) {
-        let args = MatmulArgs {
+        a: &'a [f32],
+        b: &'a [f32],
+        bias: Option<&'a [f32]>,
+        c: &'a mut [f32],
+    ) -> MatmulArgs<'a> {
+        MatmulArgs {
             batches,
             m: self.m,
             n: self.n,
@@ -149,31 +148,29 @@ impl Prepared {
             ldc: self.n,
             c_batch: self.m * self.n,
             epilogue: Epilogue { bias, activation: self.act, ..Epilogue::default() },
-        };
-        // Taken, not borrowed: while this thread waits for others it may run another session's product.
-        let mut scratch = SCRATCH.take();
-        let len = args.scratch_len(self.cx.isa);
-        if scratch.len() < len {
-            scratch.resize(len, 0.0);
         }
-        matmul(&self.cx.threads, self.cx.isa, args, &mut scratch);
-        SCRATCH.set(scratch);
     }
 }
 
-impl Kernel for Prepared {
-    fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]]) -> Result<(), KernelError> {
+impl CpuKernel for Prepared {
+    fn scratch(&self) -> usize {
+        let (batches, steps) = self.uniform.map_or((1, (0, 0)), |steps| (self.items.len(), steps));
+        4 * self.args(batches, steps, &[], &[], None, &mut []).scratch_len(self.cx.isa)
+    }
+
+    fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]], scratch: &mut [u8]) -> Result<(), DataError> {
         let (a, b) = (elements::<f32>(read(inputs, 0)), elements::<f32>(read(inputs, 1)));
         let bias = optional_f32(inputs, 2).map(|bias| &bias[..self.n]);
-        let c = elements_mut::<f32>(outputs[0]);
+        let (c, scratch) = (elements_mut::<f32>(outputs[0]), elements_mut::<f32>(scratch));
+        let (threads, isa) = (&self.cx.threads, self.cx.isa);
         if c.is_empty() {
             return Ok(());
         }
         match self.uniform {
-            Some(steps) => self.multiply(self.items.len(), steps, a, b, bias, c),
+            Some(steps) => matmul(threads, isa, self.args(self.items.len(), steps, a, b, bias, c), scratch),
             None => {
                 for (item, c) in zip(&self.items, c.chunks_exact_mut(self.m * self.n)) {
-                    self.multiply(1, (0, 0), &a[item.a..], &b[item.b..], bias, c);
+                    matmul(threads, isa, self.args(1, (0, 0), &a[item.a..], &b[item.b..], bias, c), scratch);
                 }
             }
         }

@@ -14,12 +14,16 @@ mod norm;
 mod pool;
 mod reduce;
 mod softmax;
+mod strided;
 mod support;
 
-use regraft_backend::{BackendError, Candidate, Kernel, KernelId, Operand, OperandType, Problem};
+use regraft_backend::{
+    BackendError, Candidate, DataError, Kernel, KernelId, Launch, NodeSpec, Operand, OperandType, Queue, RunError,
+};
 use regraft_ir::{Op, TensorType};
 
-use crate::{Isa, Threads};
+pub(crate) use self::fused::fuses;
+use crate::{Isa, Threads, queue::CpuQueue};
 
 /// What kernels are prepared with.
 #[derive(Clone, Debug)]
@@ -28,16 +32,76 @@ pub(crate) struct Cx {
     pub(crate) threads: Threads,
 }
 
+/// A kernel over bytes of the host.
+pub(crate) trait CpuKernel: Send + Sync {
+    /// Bytes of scratch memory that a run needs.
+    fn scratch(&self) -> usize {
+        0
+    }
+
+    /// The operand whose memory may be that of the result; see [`Kernel::in_place`].
+    fn in_place(&self) -> Option<usize> {
+        None
+    }
+
+    /// Runs. `inputs[i]` starts at the first element of operand `i` and reaches at least to its last one; `outputs[i]` has
+    /// exactly the bytes of result `i`.
+    ///
+    /// # Errors
+    /// When a value is out of range, such as an index.
+    fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]], scratch: &mut [u8]) -> Result<(), DataError>;
+}
+
+/// A [`CpuKernel`] as the contract has it: memory becomes bytes, and work has run when it was launched.
+struct Bound(Box<dyn CpuKernel>);
+
+impl Kernel for Bound {
+    fn scratch(&self) -> usize {
+        self.0.scratch()
+    }
+
+    fn in_place(&self) -> Option<usize> {
+        self.0.in_place()
+    }
+
+    fn launch(&self, queue: &dyn Queue, mut launch: Launch<'_, '_>) {
+        if queue.as_any().downcast_ref::<CpuQueue>().is_some_and(CpuQueue::has_failed) {
+            return;
+        }
+        // Few kernels have more operands; a vector for each launch would be felt in small programs.
+        let (mut few, many): ([Option<&[u8]>; 8], Vec<Option<&[u8]>>);
+        let inputs = if launch.inputs.len() <= 8 {
+            few = [None; 8];
+            few.iter_mut().zip(launch.inputs).for_each(|(to, from)| *to = from.map(|region| region.host_bytes()));
+            &few[..launch.inputs.len()]
+        } else {
+            many = launch.inputs.iter().map(|region| region.map(|region| region.host_bytes())).collect();
+            &many
+        };
+        let scratch = launch.scratch.host_bytes();
+        let done = match launch.outputs {
+            [one] => self.0.run(inputs, &mut [one.host_bytes()], scratch),
+            outputs => {
+                let mut outputs: Vec<&mut [u8]> = outputs.iter_mut().map(|output| output.host_bytes()).collect();
+                self.0.run(inputs, &mut outputs, scratch)
+            }
+        };
+        if let Err(error) = done {
+            queue.report(RunError { node: Some(launch.node), kind: error.into() });
+        }
+    }
+}
+
 /// A kernel family: some ids, and what belongs to them.
 struct Family {
     /// The ids it prepares.
     ids: &'static [&'static str],
     /// The ways to run a node, best first.
-    candidates: fn(&Cx, &Op, &[Option<OperandType<'_>>], &[&TensorType]) -> Vec<Candidate>,
+    candidates: fn(Isa, &Op, &[Option<OperandType<'_>>], &[&TensorType]) -> Vec<Candidate>,
     /// Whether operand `index` is read with these strides.
     reads_strided: fn(&Op, usize, &Operand<'_>) -> bool,
     /// The kernel for a node.
-    prepare: fn(&Cx, &Problem<'_>) -> Result<Box<dyn Kernel>, BackendError>,
+    prepare: fn(&Cx, &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendError>,
 }
 
 const FAMILIES: &[Family] = &[
@@ -56,12 +120,12 @@ const FAMILIES: &[Family] = &[
 ];
 
 pub(crate) fn candidates(
-    cx: &Cx,
+    isa: Isa,
     op: &Op,
     inputs: &[Option<OperandType<'_>>],
     outputs: &[&TensorType],
 ) -> Vec<Candidate> {
-    FAMILIES.iter().flat_map(|f| (f.candidates)(cx, op, inputs, outputs)).collect()
+    FAMILIES.iter().flat_map(|f| (f.candidates)(isa, op, inputs, outputs)).collect()
 }
 
 fn family(kernel: &KernelId) -> Option<&'static Family> {
@@ -72,18 +136,21 @@ pub(crate) fn reads_strided(kernel: &KernelId, op: &Op, index: usize, operand: &
     family(kernel).is_some_and(|f| (f.reads_strided)(op, index, operand))
 }
 
-pub(crate) fn prepare(cx: &Cx, problem: &Problem<'_>) -> Result<Box<dyn Kernel>, BackendError> {
-    let family = family(problem.kernel).ok_or_else(|| BackendError::UnknownKernel(problem.kernel.clone()))?;
+pub(crate) fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn Kernel>, BackendError> {
+    if node.kernel.0 == KernelId::COPY {
+        return Ok(Box::new(Bound(strided::prepare(cx, node)?)));
+    }
+    let family = family(node.kernel).ok_or_else(|| BackendError::UnknownKernel(node.kernel.clone()))?;
     // Whatever the plan's file says: the op must take these operands and give these results.
-    let inputs: Vec<_> = problem.inputs.iter().map(|o| o.map(|o| TensorType::of_sizes(o.dtype, o.shape))).collect();
-    let inferred = problem
+    let inputs: Vec<_> = node.inputs.iter().map(|o| o.map(|o| TensorType::of_sizes(o.dtype, o.shape))).collect();
+    let inferred = node
         .op
         .infer(&inputs.iter().map(Option::as_ref).collect::<Vec<_>>())
-        .map_err(|e| support::unsupported(problem, e.to_string()))?;
-    let same = inferred.len() == problem.outputs.len()
-        && inferred.iter().zip(problem.outputs).all(|(a, b)| *a == TensorType::of_sizes(b.dtype, b.shape));
+        .map_err(|e| support::unsupported(node, e.to_string()))?;
+    let same = inferred.len() == node.outputs.len()
+        && inferred.iter().zip(node.outputs).all(|(a, b)| *a == TensorType::of_sizes(b.dtype, b.shape));
     if !same {
-        return Err(support::unsupported(problem, format!("it gives {inferred:?}")));
+        return Err(support::unsupported(node, format!("it gives {inferred:?}")));
     }
-    (family.prepare)(cx, problem)
+    Ok(Box::new(Bound((family.prepare)(cx, node)?)))
 }

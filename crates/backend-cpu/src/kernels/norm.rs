@@ -1,16 +1,19 @@
 //! Layer, RMS and group normalisation.
 
-use regraft_backend::{BackendError, Candidate, Kernel, KernelError, Operand, OperandType, Problem};
+use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, Operand, OperandType};
 use regraft_ir::{Op, TensorType, ops::SpatialLayout};
 use regraft_tensor::DType;
 
 use super::{
-    Cx, Family,
+    CpuKernel, Cx, Family,
     support::{
         all_are, elements, elements_mut, expect_f32, expect_plain, operand, optional, optional_f32, read, unsupported,
     },
 };
-use crate::nn::norm::{GroupNorm, RowNorm, group_norm, layer_norm, rms_norm};
+use crate::{
+    Isa,
+    nn::norm::{GroupNorm, RowNorm, group_norm, layer_norm, rms_norm},
+};
 
 const LAYER: &str = "layer_norm.rows";
 const RMS: &str = "rms_norm.rows";
@@ -18,7 +21,7 @@ const GROUP: &str = "group_norm.groups";
 
 pub(super) const FAMILY: Family = Family { ids: &[LAYER, RMS, GROUP], candidates, reads_strided, prepare };
 
-fn candidates(_: &Cx, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
+fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
     if !all_are(inputs, DType::F32) {
         return Vec::new();
     }
@@ -50,13 +53,13 @@ struct Prepared {
     affine: (Option<usize>, Option<usize>),
 }
 
-fn prepare(cx: &Cx, problem: &Problem<'_>) -> Result<Box<dyn Kernel>, BackendError> {
-    expect_plain(problem, 0..problem.inputs.len())?;
-    expect_f32(problem, 0..problem.inputs.len())?;
-    let x = operand(problem, 0)?;
+fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendError> {
+    expect_plain(node, 0..node.inputs.len())?;
+    expect_f32(node, 0..node.inputs.len())?;
+    let x = operand(node, 0)?;
     let rank = x.shape.len();
     let trailing = |axes: usize| x.shape[rank - axes..].iter().product();
-    let (kind, cols, eps) = match problem.op {
+    let (kind, cols, eps) = match node.op {
         Op::LayerNorm(op) => (Kind::Layer, trailing(op.axes), op.eps),
         Op::RmsNorm(op) => (Kind::Rms, trailing(op.axes), op.eps),
         Op::GroupNorm(op) => {
@@ -65,15 +68,15 @@ fn prepare(cx: &Cx, problem: &Problem<'_>) -> Result<Box<dyn Kernel>, BackendErr
             let channels_last = op.layout == SpatialLayout::Nhwc;
             (Kind::Group { batch: x.shape[0], channels, positions, groups: op.groups, channels_last }, channels, op.eps)
         }
-        _ => return Err(unsupported(problem, "it is no normalisation")),
+        _ => return Err(unsupported(node, "it is no normalisation")),
     };
-    let given = |i: usize| optional(problem, i).map(|_| i);
+    let given = |i: usize| optional(node, i).map(|_| i);
     let numel = x.shape.iter().product();
     Ok(Box::new(Prepared { cx: cx.clone(), kind, numel, cols, eps: eps as f32, affine: (given(1), given(2)) }))
 }
 
-impl Kernel for Prepared {
-    fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]]) -> Result<(), KernelError> {
+impl CpuKernel for Prepared {
+    fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]], _: &mut [u8]) -> Result<(), DataError> {
         if self.numel == 0 {
             return Ok(());
         }

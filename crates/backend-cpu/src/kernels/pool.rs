@@ -1,14 +1,15 @@
 //! Pooling of channels-last images.
 
-use regraft_backend::{BackendError, Candidate, Kernel, KernelError, Operand, OperandType, Problem};
+use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, Operand, OperandType};
 use regraft_ir::{Op, TensorType, ops::SpatialLayout};
 use regraft_tensor::DType;
 
 use super::{
-    Cx, Family,
+    CpuKernel, Cx, Family,
     support::{all_are, elements, elements_mut, expect_f32, expect_plain, operand, read, unsupported},
 };
 use crate::{
+    Isa,
     gemm::Conv2d,
     nn::{
         pool::{Pooling, pool},
@@ -46,7 +47,7 @@ fn window(op: &Op) -> Option<(SpatialLayout, Window<'_>)> {
     }
 }
 
-fn candidates(_: &Cx, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
+fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
     let rank = inputs.first().copied().flatten().map_or(0, |x| x.ty.rank());
     if !all_are(inputs, DType::F32) || !matches!(rank, 3 | 4) {
         return Vec::new();
@@ -68,11 +69,11 @@ enum Prepared {
     Global { cx: Cx, sizes: [usize; 3] },
 }
 
-fn prepare(cx: &Cx, problem: &Problem<'_>) -> Result<Box<dyn Kernel>, BackendError> {
-    expect_plain(problem, [0])?;
-    expect_f32(problem, [0])?;
-    let (x, out, cx) = (operand(problem, 0)?.shape, problem.outputs[0].shape, cx.clone());
-    if let Op::AdaptiveAvgPool(op) = problem.op
+fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendError> {
+    expect_plain(node, [0])?;
+    expect_f32(node, [0])?;
+    let (x, out, cx) = (operand(node, 0)?.shape, node.outputs[0].shape, cx.clone());
+    if let Op::AdaptiveAvgPool(op) = node.op
         && op.size.iter().all(|&s| s == 1)
     {
         let positions = op.layout.spatial(x).iter().product();
@@ -83,8 +84,8 @@ fn prepare(cx: &Cx, problem: &Problem<'_>) -> Result<Box<dyn Kernel>, BackendErr
         };
         return Ok(Box::new(Prepared::Global { cx, sizes }));
     }
-    let Some((SpatialLayout::Nhwc, w)) = window(problem.op).filter(|_| matches!(x.len(), 3 | 4)) else {
-        return Err(unsupported(problem, "it pools no windows of channels-last images"));
+    let Some((SpatialLayout::Nhwc, w)) = window(node.op).filter(|_| matches!(x.len(), 3 | 4)) else {
+        return Err(unsupported(node, "it pools no windows of channels-last images"));
     };
     // One-dimensional images are one row high.
     let pair = |values: &[usize], unit: usize| if let [h, w] = *values { [h, w] } else { [unit, values[0]] };
@@ -101,8 +102,8 @@ fn prepare(cx: &Cx, problem: &Problem<'_>) -> Result<Box<dyn Kernel>, BackendErr
     Ok(Box::new(Prepared::Windows { cx, pooling: w.pooling, geometry, channels: x[x.len() - 1] }))
 }
 
-impl Kernel for Prepared {
-    fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]]) -> Result<(), KernelError> {
+impl CpuKernel for Prepared {
+    fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]], _: &mut [u8]) -> Result<(), DataError> {
         let (x, out) = (elements(read(inputs, 0)), elements_mut(outputs[0]));
         if out.is_empty() {
             return Ok(());

@@ -1,14 +1,17 @@
 //! Reductions over neighbouring axes.
 
-use regraft_backend::{BackendError, Candidate, Kernel, KernelError, Operand, OperandType, Problem};
+use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, Operand, OperandType};
 use regraft_ir::{Op, TensorType, ops::ReduceFn};
 use regraft_tensor::DType;
 
 use super::{
-    Cx, Family,
+    CpuKernel, Cx, Family,
     support::{all_are, elements, elements_mut, expect_f32, expect_plain, operand, read, unsupported},
 };
-use crate::nn::reduce::{Reduction, reduce};
+use crate::{
+    Isa,
+    nn::reduce::{Reduction, reduce},
+};
 
 const AXES: &str = "reduce.axes";
 
@@ -28,7 +31,7 @@ fn neighbouring(axes: &[usize]) -> bool {
     !axes.is_empty() && axes.windows(2).all(|w| w[1] == w[0] + 1)
 }
 
-fn candidates(_: &Cx, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
+fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
     match op {
         Op::Reduce(op) if all_are(inputs, DType::F32) && reduction(op.f).is_some() && neighbouring(&op.axes) => {
             vec![Candidate::plain(AXES)]
@@ -47,23 +50,23 @@ struct Prepared {
     sizes: [usize; 3],
 }
 
-fn prepare(cx: &Cx, problem: &Problem<'_>) -> Result<Box<dyn Kernel>, BackendError> {
-    expect_plain(problem, [0])?;
-    expect_f32(problem, [0])?;
-    let shape = operand(problem, 0)?.shape;
-    let (reduction, axes) = match problem.op {
+fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendError> {
+    expect_plain(node, [0])?;
+    expect_f32(node, [0])?;
+    let shape = operand(node, 0)?.shape;
+    let (reduction, axes) = match node.op {
         Op::Reduce(op) if neighbouring(&op.axes) => (reduction(op.f), &op.axes),
         _ => (None, &Vec::new()),
     };
-    let reduction = reduction.ok_or_else(|| unsupported(problem, "it is no reduction over neighbouring axes"))?;
+    let reduction = reduction.ok_or_else(|| unsupported(node, "it is no reduction over neighbouring axes"))?;
     let (first, last) = (axes[0], axes[axes.len() - 1]);
     let product = |sizes: &[usize]| sizes.iter().product();
     let sizes = [product(&shape[..first]), product(&shape[first..=last]), product(&shape[last + 1..])];
     Ok(Box::new(Prepared { cx: cx.clone(), reduction, sizes }))
 }
 
-impl Kernel for Prepared {
-    fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]]) -> Result<(), KernelError> {
+impl CpuKernel for Prepared {
+    fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]], _: &mut [u8]) -> Result<(), DataError> {
         let x = &elements(read(inputs, 0))[..self.sizes.iter().product()];
         reduce(&self.cx.threads, self.cx.isa, self.reduction, x, self.sizes, elements_mut(outputs[0]));
         Ok(())

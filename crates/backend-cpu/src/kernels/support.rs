@@ -1,13 +1,13 @@
 //! What kernel files share.
 
 use bytemuck::Pod;
-use regraft_backend::{BackendError, Operand, OperandType, PackFormat, Problem, SlotLayout};
+use regraft_backend::{BackendError, FormatId, NodeSpec, Operand, OperandType, SlotLayout};
 use regraft_tensor::DType;
 
-use crate::{Isa, gemm::panel_widths};
+use crate::{Isa, format::Panels, gemm::panel_widths};
 
-pub(super) fn unsupported(problem: &Problem<'_>, why: impl Into<String>) -> BackendError {
-    BackendError::Unsupported { kernel: problem.kernel.clone(), op: problem.op.name(), why: why.into() }
+pub(super) fn unsupported(node: &NodeSpec<'_>, why: impl Into<String>) -> BackendError {
+    BackendError::Unsupported { kernel: node.kernel.clone(), op: node.op.name(), why: why.into() }
 }
 
 /// Whether all operands that are there have this dtype.
@@ -16,82 +16,75 @@ pub(super) fn all_are(inputs: &[Option<OperandType<'_>>], dtype: DType) -> bool 
 }
 
 /// The required operand at `index`.
-pub(super) fn operand<'a>(problem: &Problem<'a>, index: usize) -> Result<Operand<'a>, BackendError> {
-    problem
-        .inputs
-        .get(index)
-        .copied()
-        .flatten()
-        .ok_or_else(|| unsupported(problem, format!("operand {index} is missing")))
+pub(super) fn operand<'a>(node: &NodeSpec<'a>, index: usize) -> Result<Operand<'a>, BackendError> {
+    node.inputs.get(index).copied().flatten().ok_or_else(|| unsupported(node, format!("operand {index} is missing")))
 }
 
 /// The optional operand at `index`.
-pub(super) fn optional<'a>(problem: &Problem<'a>, index: usize) -> Option<Operand<'a>> {
-    problem.inputs.get(index).copied().flatten()
+pub(super) fn optional<'a>(node: &NodeSpec<'a>, index: usize) -> Option<Operand<'a>> {
+    node.inputs.get(index).copied().flatten()
 }
 
 /// Refuses when an operand in `plain` is a slot that does not lie as the op sees it.
-pub(super) fn expect_plain(problem: &Problem<'_>, plain: impl IntoIterator<Item = usize>) -> Result<(), BackendError> {
+pub(super) fn expect_plain(node: &NodeSpec<'_>, plain: impl IntoIterator<Item = usize>) -> Result<(), BackendError> {
     for index in plain {
-        let packed = |o: Operand<'_>| o.slot.is_some_and(|s| s.format != PackFormat::Plain || s.shape != o.shape);
-        if optional(problem, index).is_some_and(packed) {
-            return Err(unsupported(problem, format!("operand {index} is packed")));
+        let packed = |o: Operand<'_>| o.slot.is_some_and(|s| !s.format.is_plain() || s.shape != o.shape);
+        if optional(node, index).is_some_and(packed) {
+            return Err(unsupported(node, format!("operand {index} is packed")));
         }
     }
     Ok(())
 }
 
 /// Refuses when an operand that is there, or a result, is not f32: what routines of f32 are told must be true.
-pub(super) fn expect_f32(problem: &Problem<'_>, operands: impl IntoIterator<Item = usize>) -> Result<(), BackendError> {
-    let other = |i: usize| optional(problem, i).is_some_and(|o| o.dtype != DType::F32);
-    if operands.into_iter().any(other) || problem.outputs.iter().any(|o| o.dtype != DType::F32) {
-        return Err(unsupported(problem, "it computes in f32"));
+pub(super) fn expect_f32(node: &NodeSpec<'_>, operands: impl IntoIterator<Item = usize>) -> Result<(), BackendError> {
+    let other = |i: usize| optional(node, i).is_some_and(|o| o.dtype != DType::F32);
+    if operands.into_iter().any(other) || node.outputs.iter().any(|o| o.dtype != DType::F32) {
+        return Err(unsupported(node, "it computes in f32"));
     }
     Ok(())
 }
 
 /// Refuses when operand `index` is no slot with this format and shape.
 pub(super) fn expect_packed(
-    problem: &Problem<'_>,
+    node: &NodeSpec<'_>,
     index: usize,
-    format: PackFormat,
+    format: &FormatId,
     shape: &[usize],
 ) -> Result<(), BackendError> {
-    match operand(problem, index)?.slot {
-        Some(slot) if slot.format == format && slot.shape == shape => Ok(()),
-        slot => Err(packed_otherwise(problem, index, &format!("{format}{shape:?}"), slot)),
+    match operand(node, index)?.slot {
+        Some(slot) if slot.format == *format && slot.shape == shape => Ok(()),
+        slot => Err(packed_otherwise(node, index, &format!("{format}{shape:?}"), slot)),
     }
 }
 
 /// The panel width of operand `index`. Refuses when that is no slot of this shape in panels of a width that `isa` has a
 /// kernel for.
 pub(super) fn expect_panels(
-    problem: &Problem<'_>,
+    node: &NodeSpec<'_>,
     isa: Isa,
     index: usize,
     shape: &[usize],
 ) -> Result<usize, BackendError> {
-    match operand(problem, index)?.slot {
-        Some(SlotLayout { shape: found, format: PackFormat::PanelsF32 { nr } })
-            if found == shape && panel_widths(isa).any(|width| width == *nr) =>
-        {
-            Ok(*nr)
-        }
-        slot => {
+    let slot = operand(node, index)?.slot;
+    let panels = slot.filter(|slot| slot.shape == shape).and_then(|slot| Panels::parse(&slot.format));
+    match panels.filter(|panels| panel_widths(isa).any(|width| width == panels.nr)) {
+        Some(panels) => Ok(panels.nr),
+        None => {
             let widths: Vec<String> = panel_widths(isa).map(|nr| format!("n{nr}")).collect();
             let wanted = format!("panels_f32<{}>{shape:?}", widths.join(" or "));
-            Err(packed_otherwise(problem, index, &wanted, slot))
+            Err(packed_otherwise(node, index, &wanted, slot))
         }
     }
 }
 
-fn packed_otherwise(problem: &Problem<'_>, index: usize, wanted: &str, slot: Option<&SlotLayout>) -> BackendError {
+fn packed_otherwise(node: &NodeSpec<'_>, index: usize, wanted: &str, slot: Option<&SlotLayout>) -> BackendError {
     match slot {
         Some(slot) => {
             let found = format!("{}{:?}", slot.format, slot.shape);
-            unsupported(problem, format!("operand {index} must be {wanted}, found {found}"))
+            unsupported(node, format!("operand {index} must be {wanted}, found {found}"))
         }
-        None => unsupported(problem, format!("operand {index} is no slot")),
+        None => unsupported(node, format!("operand {index} is no slot")),
     }
 }
 

@@ -1,12 +1,17 @@
 //! Where the elements of a matrix that is to be packed come from.
 
+use bytemuck::Pod;
 use half::{bf16, f16};
 use regraft_backend::adapter::Overlay;
+use regraft_tensor::DType;
 
 use crate::simd::math;
 
 /// An element type that weights may have; packing converts to `f32` on the way.
-pub trait SourceElement: Copy + Send + Sync {
+pub trait SourceElement: Pod + Send + Sync {
+    /// The dtype of such elements.
+    const DTYPE: DType;
+
     /// The value as `f32`, rounded to nearest where it does not fit.
     fn to_f32(self) -> f32;
 
@@ -20,6 +25,8 @@ pub trait SourceElement: Copy + Send + Sync {
 }
 
 impl SourceElement for f32 {
+    const DTYPE: DType = DType::F32;
+
     #[inline(always)]
     fn to_f32(self) -> f32 {
         self
@@ -36,6 +43,8 @@ impl SourceElement for f32 {
 }
 
 impl SourceElement for f64 {
+    const DTYPE: DType = DType::F64;
+
     #[inline(always)]
     fn to_f32(self) -> f32 {
         self as f32
@@ -48,6 +57,8 @@ impl SourceElement for f64 {
 }
 
 impl SourceElement for f16 {
+    const DTYPE: DType = DType::F16;
+
     #[inline(always)]
     fn to_f32(self) -> f32 {
         math::f16_to_f32(self.to_bits())
@@ -60,6 +71,8 @@ impl SourceElement for f16 {
 }
 
 impl SourceElement for bf16 {
+    const DTYPE: DType = DType::BF16;
+
     #[inline(always)]
     fn to_f32(self) -> f32 {
         math::bf16_to_f32(self.to_bits())
@@ -118,8 +131,7 @@ pub struct MatrixView<'a, T = f32> {
     pub n_stride: usize,
     /// A factor for each column.
     pub scale: Option<&'a [f32]>,
-    /// What adapters do to the tensor. Only where [`Overlay::cols`] divides the view into whole tiles, see
-    /// [`regraft_backend::PieceData::overlay`].
+    /// What adapters do to the tensor; see [`regraft_weights::Piece::tiles`] for when that is possible here.
     pub overlay: Option<&'a Overlay>,
 }
 
@@ -150,17 +162,17 @@ impl<'a, T> MatrixView<'a, T> {
         self.k_dims.iter().map(|(size, _)| size).product()
     }
 
-    /// Panics unless every element lies in `data` and the scales fit.
-    pub(super) fn check(&self) {
-        if let Some(scale) = self.scale {
-            assert_eq!(scale.len(), self.n_len, "one scale per column");
+    /// Whether every element lies in `data`, and there is a scale for each column.
+    pub(crate) fn is_in_bounds(&self) -> bool {
+        if self.scale.is_some_and(|scale| scale.len() != self.n_len) {
+            return false;
         }
         if self.k_len() == 0 || self.n_len == 0 {
-            return;
+            return true;
         }
         let mut dims = self.k_dims.iter().copied().chain([(self.n_len, self.n_stride)]);
         let last = dims.try_fold(self.offset, |sum, (size, stride)| sum.checked_add((size - 1).checked_mul(stride)?));
-        assert!(last.is_some_and(|last| last < self.data.len()), "a matrix view reaches beyond its data");
+        last.is_some_and(|last| last < self.data.len())
     }
 
     /// `(source offset, k)` for every `k`, sorted by source offset, so that packing walks through memory in order.

@@ -3,7 +3,7 @@
 mod select;
 mod split;
 
-use regraft_backend::{Backend, KernelId, SlotLayout};
+use regraft_backend::{Codegen, FormatId, KernelId, SlotLayout};
 use regraft_engine::Plan;
 use regraft_ir::{Graph, SourceKind, TensorType};
 use regraft_weights::{Recipe, RefitMap, SourceInfo};
@@ -19,14 +19,15 @@ pub struct Built {
     pub refit_map: RefitMap,
 }
 
-/// Builds a plan for `backend` from a lowered program; `tuner` chooses between kernels.
+/// Builds a plan for a backend from a lowered program; `tuner` chooses between kernels.
 ///
 /// # Errors
 /// When a recipe cannot be written, a slot does not fit in memory, or pinned tuning records do not fit.
-pub fn build(lowered: &Graph, backend: &dyn Backend, tuner: &mut Tuner<'_>) -> Result<Built, CompileError> {
+pub fn build(lowered: &Graph, codegen: &dyn Codegen, tuner: &mut Tuner<'_>) -> Result<Built, CompileError> {
     let split = split::split(lowered)?;
-    let choices = select::select(&split, backend, tuner)?;
-    let mut builder = Builder { lowered, plan: Graph::new(&lowered.name), slots: Vec::new(), recipes: Vec::new() };
+    let choices = select::select(&split, codegen, tuner)?;
+    let mut builder =
+        Builder { lowered, codegen, plan: Graph::new(&lowered.name), slots: Vec::new(), recipes: Vec::new() };
     builder.plan.symbols.clone_from(&lowered.symbols);
     let kernels = builder.plan(&split, choices)?;
     let sources = lowered.sources.iter().map(|s| SourceInfo::new(s, lowered.ty(s.value))).collect();
@@ -37,6 +38,7 @@ pub fn build(lowered: &Graph, backend: &dyn Backend, tuner: &mut Tuner<'_>) -> R
 /// Writes the plan's graph, making a slot for each known value in each layout that is asked for.
 struct Builder<'a> {
     lowered: &'a Graph,
+    codegen: &'a dyn Codegen,
     plan: Graph,
     slots: Vec<SlotLayout>,
     recipes: Vec<Recipe>,
@@ -100,11 +102,17 @@ impl Builder<'_> {
         let too_large = || CompileError::TooLarge { what: format!("slot {name}") };
         let packed = graph.ty(graph.outputs[0].value);
         let shape = packed.sizes().ok_or_else(too_large)?;
-        layout.format.byte_len(packed.dtype, &shape).ok_or_else(too_large)?;
-        self.slots.push(SlotLayout { shape, format: layout.format });
-        self.recipes.push(Recipe::new(&name, graph, sources, layout.format, layout.prepare.len()));
+        let format = self.codegen.format(&layout.format).ok_or_else(|| unknown_format(&name, &layout.format))?;
+        let bytes = format.byte_len(packed.dtype, &shape).ok_or_else(too_large)?;
+        self.slots.push(SlotLayout { shape, format: layout.format.clone(), bytes });
+        let (format, layout_ops) = (layout.format.clone(), layout.prepare.len());
+        self.recipes.push(Recipe { slot: name.clone(), graph, sources, format, layout_ops });
         Ok(self.plan.add_source(name, SourceKind::Constant, ty))
     }
+}
+
+fn unknown_format(slot: &str, format: &FormatId) -> CompileError {
+    CompileError::Format { slot: slot.to_owned(), format: format.clone() }
 }
 
 /// Slots made so far, so that a value wanted twice in one layout is one slot.

@@ -1,6 +1,6 @@
 //! Chooses a kernel for each node of the plan.
 
-use regraft_backend::{Backend, Candidate, KernelId, OperandType, PackFormat};
+use regraft_backend::{Candidate, Codegen, FormatId, KernelId, OperandType};
 use regraft_ir::{Graph, Node, Op};
 
 use super::split::Split;
@@ -12,13 +12,13 @@ pub(crate) struct Layout {
     /// Ops appended to the recipe.
     pub(crate) prepare: Vec<Op>,
     /// The format.
-    pub(crate) format: PackFormat,
+    pub(crate) format: FormatId,
 }
 
 impl Layout {
     /// The value as it is, row-major.
     pub(crate) fn plain() -> Self {
-        Layout { prepare: Vec::new(), format: PackFormat::Plain }
+        Layout { prepare: Vec::new(), format: FormatId::PLAIN }
     }
 }
 
@@ -45,17 +45,17 @@ impl From<Candidate> for Choice {
 }
 
 /// One choice per node of the plan: the backend's candidate that the tuner takes, or the reference evaluator.
-pub(crate) fn select(split: &Split, backend: &dyn Backend, tuner: &mut Tuner<'_>) -> Result<Vec<Choice>, TuneError> {
-    split.graph.nodes().iter().map(|node| choose(&split.graph, node, backend, tuner)).collect()
+pub(crate) fn select(split: &Split, codegen: &dyn Codegen, tuner: &mut Tuner<'_>) -> Result<Vec<Choice>, TuneError> {
+    split.graph.nodes().iter().map(|node| choose(&split.graph, node, codegen, tuner)).collect()
 }
 
-fn choose(graph: &Graph, node: &Node, backend: &dyn Backend, tuner: &mut Tuner<'_>) -> Result<Choice, TuneError> {
+fn choose(graph: &Graph, node: &Node, codegen: &dyn Codegen, tuner: &mut Tuner<'_>) -> Result<Choice, TuneError> {
     if node.op.is_view() {
         return Ok(Candidate::plain(KernelId::VIEW).into());
     }
     let operand = |v| OperandType { ty: graph.ty(v), known: graph.source_of(v).is_some() };
     let inputs: Vec<_> = node.inputs.iter().map(|v| v.map(operand)).collect();
     let outputs: Vec<_> = node.outputs.iter().map(|&v| graph.ty(v)).collect();
-    let best = tuner.choose(graph, node, backend.candidates(&node.op, &inputs, &outputs))?;
+    let best = tuner.choose(graph, node, codegen.candidates(&node.op, &inputs, &outputs))?;
     Ok(best.unwrap_or_else(|| Candidate::plain(KernelId::REFERENCE)).into())
 }

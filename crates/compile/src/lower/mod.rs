@@ -1,6 +1,6 @@
 //! Passes over the program, in the order of [`PASSES`].
 //!
-//! A pass is a function from graph to graph. None looks at the values of sources, only at names, shapes and dtypes;
+//! A pass is a function from graph to graph. What a machine likes is the [`Lowering`]'s to say. None looks at the values of sources, only at names, shapes and dtypes;
 //! whatever folds is expressed as nodes over sources, which binding-time separation moves into recipes.
 
 pub mod axes;
@@ -8,6 +8,7 @@ pub mod known;
 pub mod passes;
 pub mod pattern;
 
+use regraft_backend::Lowering;
 use regraft_ir::{Graph, IrError};
 
 use crate::CompileError;
@@ -18,7 +19,7 @@ pub struct Pass {
     /// Its name, as golden tests and `--dump` spell it.
     pub name: &'static str,
     /// Changes the graph. Dead nodes may be left behind; the pass manager compacts.
-    pub run: fn(&mut Graph) -> Result<(), IrError>,
+    pub run: fn(&mut Graph, &dyn Lowering) -> Result<(), IrError>,
 }
 
 /// All passes in order.
@@ -36,13 +37,17 @@ pub const PASSES: &[Pass] = &[
     passes::fuse_elementwise::PASS,
 ];
 
-/// Runs all passes; `observe` sees the graph after each.
+/// Runs all passes as the backend wants them; `observe` sees the graph after each.
 ///
 /// # Errors
 /// [`CompileError::Pass`] naming the pass.
-pub fn lower(graph: &mut Graph, mut observe: impl FnMut(&'static str, &Graph)) -> Result<(), CompileError> {
+pub fn lower(
+    graph: &mut Graph,
+    lowering: &dyn Lowering,
+    mut observe: impl FnMut(&'static str, &Graph),
+) -> Result<(), CompileError> {
     for pass in PASSES {
-        run_pass(pass, graph)?;
+        run_pass(pass, graph, lowering)?;
         observe(pass.name, graph);
     }
     Ok(())
@@ -52,9 +57,9 @@ pub fn lower(graph: &mut Graph, mut observe: impl FnMut(&'static str, &Graph)) -
 ///
 /// # Errors
 /// [`CompileError::Pass`] naming the pass.
-pub fn run_pass(pass: &Pass, graph: &mut Graph) -> Result<(), CompileError> {
+pub fn run_pass(pass: &Pass, graph: &mut Graph, lowering: &dyn Lowering) -> Result<(), CompileError> {
     let at = |error| CompileError::Pass { pass: pass.name, error };
-    (pass.run)(graph).map_err(at)?;
+    (pass.run)(graph, lowering).map_err(at)?;
     graph.compact().map_err(at)?;
     if cfg!(debug_assertions) {
         graph.verify().map_err(at)?;

@@ -6,11 +6,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use regraft_backend::Backend;
 use regraft_engine::atomic_file::WriteError;
 use regraft_weights::Digest;
 
 use super::{Records, RecordsError, RecordsErrorKind, TuneMode, check_target};
+use crate::pipeline::Backend;
 
 /// A folder of tuning records: one file for each target, machine and version of Regraft.
 ///
@@ -44,7 +44,7 @@ impl TuneCache {
     }
 
     /// What is known of `backend`, and why that is nothing where the file is damaged or foreign.
-    pub fn load(&self, backend: &dyn Backend) -> (Records, Option<RecordsError>) {
+    pub fn load(&self, backend: Backend<'_>) -> (Records, Option<RecordsError>) {
         self.read(Records::of(backend))
     }
 

@@ -7,6 +7,9 @@ use super::CandidateName;
 /// An error of a build about its tuning.
 #[derive(Debug, thiserror::Error)]
 pub enum TuneError {
+    /// There is nothing to measure on.
+    #[error("tuning for {0} needs a device of that kind; compile without tuning, or with pinned records")]
+    NoDevice(Target),
     /// Pinned records were made for another target.
     #[error("the pinned tuning records are for {found}, this build is for {expected}; tune on such a machine")]
     PinnedTarget {

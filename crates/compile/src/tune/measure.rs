@@ -6,10 +6,12 @@
 
 use std::time::{Duration, Instant};
 
-use regraft_backend::{Backend, Candidate, Kernel, Operand, Problem, ResultType, SlotLayout};
+use regraft_backend::{
+    Candidate, Device, Extent, FormatId, Kernel, Launch, Memory, MemoryKind, NodeSpec, Operand, Queue, QueueClass,
+    Region, RegionMut, ResultType, SlotLayout,
+};
 use regraft_ir::TensorType;
 use regraft_tensor::{AlignedVec, DType, Tensor, contiguous_strides};
-use regraft_weights::PackFormat;
 
 use super::{
     TuneMode,
@@ -62,24 +64,26 @@ pub(super) fn fastest(timings: &[Option<Timing>]) -> usize {
 /// The timings of `candidates`, `None` for those that do not take the problem; `None` for all when it is too large to measure
 /// or the first candidate does not take it.
 pub(super) fn measure(
-    backend: &dyn Backend,
+    device: &dyn Device,
     problem: &NodeProblem,
     candidates: &[Candidate],
     mode: TuneMode,
 ) -> Option<Vec<Option<Timing>>> {
-    let mut data = Data::new(problem, candidates)?;
     let mut runs: Vec<Runs> = Vec::new();
     for (index, candidate) in candidates.iter().enumerate() {
         // A candidate that does not take these sizes is no choice for them.
-        if let Some((kernel, weights)) = prepare(backend, problem, candidate) {
+        if let Some((kernel, weights)) = prepare(device, problem, candidate) {
             runs.push(Runs { index, kernel, weights, repeat: 1, samples: Vec::new(), given_up: false });
         }
     }
     if runs.first().is_none_or(|first| first.index != 0) {
         return None;
     }
+    let queue = device.queue(QueueClass::Run).ok()?;
+    let mut data = Data::new(device, &*queue, problem, &runs)?;
     let mut measured = Some(());
-    backend.enter(&mut || measured = take_turns(&mut runs, &mut data, mode));
+    let extent = Extent { steps: ROUNDS, bytes: data.pool.len() };
+    queue.submit(extent, &mut || measured = take_turns(&mut runs, &mut data, &*queue, mode));
     measured?;
     let mut timings = vec![None; candidates.len()];
     for run in runs {
@@ -111,29 +115,30 @@ impl Runs {
     }
 
     /// Runs until memory is found and caches are as they will be, and finds how many runs make a sample.
-    fn warm_up(&mut self, data: &mut Data) -> Option<()> {
-        let first = self.sample(data)?;
-        let estimate = if first < Duration::from_millis(1) { self.sample(data)? } else { first };
+    fn warm_up(&mut self, data: &mut Data, queue: &dyn Queue) -> Option<()> {
+        let first = self.sample(data, queue)?;
+        let estimate = if first < Duration::from_millis(1) { self.sample(data, queue)? } else { first };
         self.repeat = SAMPLE.as_nanos().div_ceil(estimate.as_nanos().max(1)).clamp(1, 1000) as u32;
         Some(())
     }
 
     /// Time of a run, the mean of a sample; `None` when the kernel refuses the values.
-    fn sample(&self, data: &mut Data) -> Option<Duration> {
+    fn sample(&self, data: &mut Data, queue: &dyn Queue) -> Option<Duration> {
         let start = Instant::now();
         for _ in 0..self.repeat {
-            data.run(&*self.kernel, &self.weights)?;
+            data.launch(queue, &*self.kernel, &self.weights);
         }
+        queue.fence().wait().ok()?;
         Some(start.elapsed() / self.repeat)
     }
 }
 
 /// Runs all in turns until time is up; `None` when a kernel refuses.
-fn take_turns(runs: &mut [Runs], data: &mut Data, mode: TuneMode) -> Option<()> {
+fn take_turns(runs: &mut [Runs], data: &mut Data, queue: &dyn Queue, mode: TuneMode) -> Option<()> {
     let budget = if mode == TuneMode::Full { Duration::from_secs(3) } else { Duration::from_millis(300) };
     let start = Instant::now();
     for run in &mut *runs {
-        run.warm_up(data)?;
+        run.warm_up(data, queue)?;
     }
     for round in 0..ROUNDS {
         // A few rounds are worth waiting for, but not for long.
@@ -143,7 +148,7 @@ fn take_turns(runs: &mut [Runs], data: &mut Data, mode: TuneMode) -> Option<()> 
         }
         for turn in (0..runs.len()).chain((0..runs.len()).rev()) {
             if !runs[turn].given_up {
-                let time = runs[turn].sample(data)?;
+                let time = runs[turn].sample(data, queue)?;
                 runs[turn].samples.push(time.as_nanos() as u64);
             }
         }
@@ -165,12 +170,12 @@ fn give_up_hopeless(runs: &mut [Runs]) {
 
 /// The candidate's kernel, and the bytes of each operand that comes from the pool.
 fn prepare(
-    backend: &dyn Backend,
+    device: &dyn Device,
     problem: &NodeProblem,
     candidate: &Candidate,
 ) -> Option<(Box<dyn Kernel>, Vec<Option<usize>>)> {
     let slots = problem.inputs.iter().enumerate().map(|(i, operand)| match operand {
-        Some(operand) if operand.known => slot(operand, i, candidate).map(Some),
+        Some(operand) if operand.known => slot(device, operand, i, candidate).map(Some),
         _ => Some(None),
     });
     let slots: Vec<Option<SlotLayout>> = slots.collect::<Option<_>>()?;
@@ -182,46 +187,49 @@ fn prepare(
     };
     let inputs: Vec<Option<Operand<'_>>> = (0..problem.inputs.len()).map(operand).collect();
     let outputs: Vec<_> = problem.outputs.iter().map(|(dtype, shape)| ResultType { dtype: *dtype, shape }).collect();
-    let bound = Problem { kernel: &candidate.kernel, op: &problem.op, inputs: &inputs, outputs: &outputs };
-    let kernel = backend.prepare(&bound).ok()?;
+    let node = NodeSpec { kernel: &candidate.kernel, op: &problem.op, inputs: &inputs, outputs: &outputs };
+    let kernel = device.prepare(&node).ok()?;
     let bytes = problem.inputs.iter().zip(&slots).map(|(operand, slot)| {
-        let (operand, slot) = (operand.as_ref()?, slot.as_ref()?);
-        slot.format.byte_len(operand.dtype, &slot.shape).filter(|_| operand.dtype == DType::F32)
+        Some(slot.as_ref()?.bytes).filter(|_| operand.as_ref().is_some_and(|operand| operand.dtype.is_float()))
     });
     Some((kernel, bytes.collect()))
 }
 
 /// How operand `index` lies as the candidate wants it.
-fn slot(operand: &ProblemOperand, index: usize, candidate: &Candidate) -> Option<SlotLayout> {
-    let Some(wanted) = candidate.weights.iter().find(|w| w.operand == index) else {
-        return Some(SlotLayout { shape: operand.shape.clone(), format: PackFormat::Plain });
-    };
+fn slot(device: &dyn Device, operand: &ProblemOperand, index: usize, candidate: &Candidate) -> Option<SlotLayout> {
     let mut ty = TensorType::of_sizes(operand.dtype, &operand.shape);
-    for op in &wanted.prepare {
-        ty = op.infer(&[Some(&ty)]).ok()?.into_iter().next()?;
+    let mut format = FormatId::PLAIN;
+    if let Some(wanted) = candidate.weights.iter().find(|w| w.operand == index) {
+        for op in &wanted.prepare {
+            ty = op.infer(&[Some(&ty)]).ok()?.into_iter().next()?;
+        }
+        format = wanted.format.clone();
     }
     let shape = ty.sizes()?;
-    wanted.format.byte_len(operand.dtype, &shape)?;
-    Some(SlotLayout { shape, format: wanted.format })
+    let bytes = device.codegen().format(&format)?.byte_len(ty.dtype, &shape)?;
+    Some(SlotLayout { shape, format, bytes })
 }
 
 /// Operands and results of a problem. Times do not depend on values, so these are any that are in range.
 struct Data {
     /// Operands that are not read from the pool.
-    operands: Vec<Option<AlignedVec>>,
+    operands: Vec<Option<Box<dyn Memory>>>,
     /// Floats that weights are read from, whatever their format.
-    pool: AlignedVec,
+    pool: Box<dyn Memory>,
     /// Where the next weight starts.
     at: usize,
-    results: Vec<AlignedVec>,
+    results: Vec<Box<dyn Memory>>,
+    scratch: Box<dyn Memory>,
 }
 
 impl Data {
     /// `None` when there is too much of it.
-    fn new(problem: &NodeProblem, candidates: &[Candidate]) -> Option<Data> {
+    fn new(device: &dyn Device, queue: &dyn Queue, problem: &NodeProblem, runs: &[Runs]) -> Option<Data> {
         let bytes = |dtype, shape: &[usize]| Tensor::byte_len(dtype, shape).ok();
-        let largest = candidates.iter().map(|c| pooled(problem, c)).collect::<Option<Vec<_>>>()?.into_iter().max()?;
-        let mut total = largest;
+        let pooled = |run: &Runs| run.weights.iter().flatten().map(|bytes| lines(*bytes)).sum::<usize>();
+        let largest = runs.iter().map(pooled).max()?;
+        let scratch = runs.iter().map(|run| run.kernel.scratch()).max()?;
+        let mut total = largest.checked_add(scratch)?;
         let operands = problem.inputs.iter().flatten().map(|o| bytes(o.dtype, &o.shape));
         for size in operands.chain(problem.outputs.iter().map(|(dtype, shape)| bytes(*dtype, shape))) {
             total = total.checked_add(size?)?;
@@ -229,21 +237,34 @@ impl Data {
         if total > MOST {
             return None;
         }
-        let operand = |o: &Option<ProblemOperand>| {
-            let o = o.as_ref().filter(|o| !(o.known && o.dtype == DType::F32))?;
-            Some(filled(o.dtype, bytes(o.dtype, &o.shape)?))
+        let empty = |bytes: usize| device.alloc(bytes, MemoryKind::Arena).ok();
+        let filled = |dtype: DType, bytes: usize| {
+            let mut memory = empty(bytes)?;
+            queue.write(filled(dtype, bytes).bytes(), RegionMut::of(&mut *memory).part(0..bytes));
+            Some(memory)
         };
-        let results = problem.outputs.iter().map(|(dtype, shape)| Some(AlignedVec::zeroed(bytes(*dtype, shape)?)));
+        let mut operands = Vec::with_capacity(problem.inputs.len());
+        for operand in &problem.inputs {
+            operands.push(match operand.as_ref().filter(|o| !(o.known && o.dtype.is_float())) {
+                Some(o) => Some(filled(o.dtype, bytes(o.dtype, &o.shape)?)?),
+                None => None,
+            });
+        }
+        // Halves of floats are floats, and bytes of them are small integers.
+        let pool = problem.inputs.iter().flatten().find(|o| o.known && o.dtype.is_float());
+        let dtype = pool.map_or(DType::F32, |operand| operand.dtype);
+        let results = problem.outputs.iter().map(|(dtype, shape)| empty(bytes(*dtype, shape)?));
         Some(Data {
-            operands: problem.inputs.iter().map(operand).collect(),
-            pool: filled(DType::F32, largest.max(COLD)),
+            operands,
+            pool: filled(dtype, largest.max(COLD))?,
             at: 0,
             results: results.collect::<Option<_>>()?,
+            scratch: empty(scratch)?,
         })
     }
 
-    /// Runs a kernel once; operand `i` comes from the pool where `weights[i]` says how many bytes it has.
-    fn run(&mut self, kernel: &dyn Kernel, weights: &[Option<usize>]) -> Option<()> {
+    /// Launches a kernel once; operand `i` comes from the pool where `weights[i]` says how many bytes it has.
+    fn launch(&mut self, queue: &dyn Queue, kernel: &dyn Kernel, weights: &[Option<usize>]) {
         let all: usize = weights.iter().flatten().map(|bytes| lines(*bytes)).sum();
         if self.at + all > self.pool.len() {
             self.at = 0;
@@ -254,25 +275,16 @@ impl Data {
                 Some(bytes) => {
                     let start = self.at;
                     self.at += lines(*bytes);
-                    Some(&self.pool.bytes()[start..start + bytes])
+                    Some(Region::of(&*self.pool).part(start..start + bytes))
                 }
-                None => operand.as_ref().map(AlignedVec::bytes),
+                None => operand.as_ref().map(|operand| Region::of(&**operand)),
             });
         }
-        let mut outputs: Vec<&mut [u8]> = self.results.iter_mut().map(AlignedVec::bytes_mut).collect();
-        kernel.run(&inputs, &mut outputs).ok()
+        let mut outputs: Vec<RegionMut<'_>> =
+            self.results.iter_mut().map(|result| RegionMut::of(&mut **result)).collect();
+        let scratch = RegionMut::of(&mut *self.scratch).part(0..kernel.scratch());
+        kernel.launch(queue, Launch { node: 0, inputs: &inputs, outputs: &mut outputs, scratch });
     }
-}
-
-/// Bytes of the pool that a candidate reads in a run.
-fn pooled(problem: &NodeProblem, candidate: &Candidate) -> Option<usize> {
-    let mut sum = 0usize;
-    for (index, operand) in problem.inputs.iter().enumerate() {
-        let Some(operand) = operand.as_ref().filter(|o| o.known && o.dtype == DType::F32) else { continue };
-        let slot = slot(operand, index, candidate)?;
-        sum = sum.checked_add(lines(slot.format.byte_len(operand.dtype, &slot.shape)?))?;
-    }
-    Some(sum)
 }
 
 /// Bytes rounded up to cache lines, where slots start.

@@ -16,7 +16,7 @@ mod records;
 
 use std::time::Instant;
 
-use regraft_backend::{Backend, Candidate, Target};
+use regraft_backend::{Candidate, Target};
 use regraft_ir::{Graph, Node};
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +26,7 @@ pub use self::{
     error::{RecordsError, RecordsErrorKind, TuneError},
     records::{CandidateName, Machine, Measurement, Record, Records},
 };
+use crate::pipeline::Backend;
 
 /// How thoroughly candidates are measured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -69,7 +70,7 @@ pub struct TuneReport {
 
 /// Makes the choices of one build.
 pub struct Tuner<'a> {
-    backend: &'a dyn Backend,
+    backend: Backend<'a>,
     tuning: Tuning<'a>,
     report: TuneReport,
     used: Records,
@@ -79,13 +80,16 @@ impl<'a> Tuner<'a> {
     /// A tuner for one build.
     ///
     /// # Errors
-    /// When the pinned records are of another target than `backend`.
-    pub fn new(backend: &'a dyn Backend, tuning: Tuning<'a>) -> Result<Self, TuneError> {
-        let target = backend.target();
+    /// When the pinned records are of another target than `backend`, or measuring is asked for without a device.
+    pub fn new(backend: Backend<'a>, tuning: Tuning<'a>) -> Result<Self, TuneError> {
+        let target = backend.codegen.target();
         let other = |records: &&Records| *records.target() != target;
         if let Some(pinned) = tuning.pinned.filter(other) {
             let found = Box::new(pinned.target().clone());
             return Err(TuneError::PinnedTarget { expected: Box::new(target), found });
+        }
+        if backend.device.is_none() && tuning.pinned.is_none() && tuning.mode != TuneMode::Off {
+            return Err(TuneError::NoDevice(target));
         }
         let known = tuning.known.filter(|records| !other(records));
         let tuning = Tuning { known, ..tuning };
@@ -147,8 +151,9 @@ impl<'a> Tuner<'a> {
             self.report.reused += 1;
             return Ok((record.clone(), choice));
         }
+        let Some(device) = self.backend.device else { return Ok((first(), 0)) };
         let start = Instant::now();
-        let measured = measure::measure(self.backend, problem, candidates, self.tuning.mode);
+        let measured = measure::measure(device, problem, candidates, self.tuning.mode);
         self.report.seconds += start.elapsed().as_secs_f64();
         let Some(measured) = measured else { return Ok((first(), 0)) };
         self.report.measured += 1;

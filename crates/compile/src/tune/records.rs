@@ -8,12 +8,13 @@ use std::{
     path::Path,
 };
 
-use regraft_backend::{Backend, Candidate, Target};
+use regraft_backend::{Candidate, Target};
 use regraft_engine::atomic_file::{AtomicFile, WriteError};
 use regraft_weights::Digest;
 use serde::{Deserialize, Serialize};
 
 use super::{RecordsError, RecordsErrorKind, TuneMode, check_target};
+use crate::pipeline::Backend;
 
 /// The version of the format.
 const VERSION: u64 = 1;
@@ -122,9 +123,12 @@ struct AnyVersion {
 
 impl Records {
     /// No records, to be made with `backend`.
-    pub fn of(backend: &dyn Backend) -> Self {
-        let machine = Machine { processor: backend.processor(), threads: backend.threads() };
-        Records { product: PRODUCT.to_owned(), target: backend.target(), machine, records: BTreeMap::new() }
+    pub fn of(backend: Backend<'_>) -> Self {
+        let machine = match backend.device {
+            Some(device) => Machine { processor: device.processor(), threads: device.threads() },
+            None => Machine { processor: "none".to_owned(), threads: 0 },
+        };
+        Records { product: PRODUCT.to_owned(), target: backend.codegen.target(), machine, records: BTreeMap::new() }
     }
 
     /// No records, of the same target, machine and version.

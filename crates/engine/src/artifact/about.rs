@@ -1,7 +1,8 @@
 //! The section `about`, as this version writes it and as the one before did.
 
-use regraft_backend::{KernelId, SlotLayout, Target};
-use regraft_weights::{Digest, PackFormat, SourceInfo};
+use regraft_backend::{FormatId, KernelId, SlotLayout, Target};
+use regraft_tensor::{DType, numel};
+use regraft_weights::{Digest, SourceInfo};
 use serde::{Deserialize, Serialize};
 
 use super::compat::Compat;
@@ -10,7 +11,7 @@ use crate::Mode;
 #[derive(Serialize, Deserialize)]
 pub(super) struct About {
     pub(super) kernels: Vec<KernelId>,
-    pub(super) layouts: Vec<SlotLayout>,
+    pub(super) layouts: Vec<AboutLayout>,
     pub(super) sources: Vec<SourceInfo>,
     pub(super) recipes: Vec<AboutRecipe>,
     pub(super) identical: bool,
@@ -22,11 +23,46 @@ pub(super) struct About {
     pub(super) slot_offsets: Option<Vec<u64>>,
 }
 
+/// How a slot lies in memory.
+#[derive(Serialize, Deserialize)]
+pub(super) struct AboutLayout {
+    pub(super) shape: Vec<usize>,
+    pub(super) format: FormatId,
+    /// Bytes of the slot; files of before leave it out.
+    bytes: Option<usize>,
+}
+
+impl AboutLayout {
+    pub(super) fn of(layout: &SlotLayout) -> Self {
+        AboutLayout { shape: layout.shape.clone(), format: layout.format.clone(), bytes: Some(layout.bytes) }
+    }
+
+    /// The layout of a slot of `dtype`; `None` when a file of before has a format or a size that there was not.
+    pub(super) fn layout(self, dtype: DType) -> Option<SlotLayout> {
+        let bytes = match self.bytes {
+            Some(bytes) => bytes,
+            None => bytes_before(&self.format, dtype, &self.shape)?,
+        };
+        Some(SlotLayout { shape: self.shape, format: self.format, bytes })
+    }
+}
+
+/// Bytes of a slot in one of the two formats that there were when files did not say.
+fn bytes_before(format: &FormatId, dtype: DType, shape: &[usize]) -> Option<usize> {
+    if format.is_plain() {
+        return numel(shape)?.checked_mul(dtype.size());
+    }
+    let nr: usize = format.name().strip_prefix("panels_f32<n")?.strip_suffix('>')?.parse().ok()?;
+    let [lead @ .., k, n] = shape else { return None };
+    let columns = n.checked_next_multiple_of(nr)?;
+    numel(lead)?.checked_mul(columns)?.checked_mul(*k)?.checked_mul(4)
+}
+
 #[derive(Serialize, Deserialize)]
 pub(super) struct AboutRecipe {
     pub(super) slot: String,
     pub(super) sources: Vec<u32>,
-    pub(super) format: PackFormat,
+    pub(super) format: FormatId,
     pub(super) layout_ops: usize,
     /// Bytes of the graph's text.
     pub(super) text_len: usize,
@@ -52,7 +88,7 @@ pub(super) struct AboutBefore {
     target: Target,
     mode: Mode,
     kernels: Vec<KernelId>,
-    layouts: Vec<SlotLayout>,
+    layouts: Vec<AboutLayout>,
     sources: Vec<SourceInfo>,
     recipes: Vec<AboutRecipe>,
     identical: Option<Vec<[u8; 32]>>,

@@ -2,14 +2,15 @@
 
 use std::{path::Path, sync::Arc};
 
-use regraft_ir::{Graph, text};
+use regraft_backend::SlotLayout;
+use regraft_ir::{Graph, Source, text};
 use regraft_tensor::{Buffer, Tensor};
 use regraft_weights::{Recipe, RefitMap, SourceInfo};
 use serde::de::DeserializeOwned;
 
 use super::{
     ABOUT, BEFORE, COMPAT, PLAN, RECIPES, SLOTS, SOURCES,
-    about::{About, AboutBefore, AboutRecipe, AboutWeights},
+    about::{About, AboutBefore, AboutLayout, AboutRecipe, AboutWeights},
     compat::{Compat, check_product},
     error,
 };
@@ -59,7 +60,8 @@ impl Reader<'_> {
     fn engine(&self) -> Result<Engine, EngineError> {
         let (Compat { mode, target, .. }, about) = self.about()?;
         let graph = self.graph("plan", self.section(PLAN)?.bytes())?;
-        let plan = Plan { graph, kernels: about.kernels, slots: about.layouts };
+        let slots = self.layouts(&graph, about.layouts)?;
+        let plan = Plan { graph, kernels: about.kernels, slots };
         plan.check().map_err(|kind| error(self.path, kind))?;
         let refit_map = self.refit_map(mode, about.sources, about.recipes, &plan)?;
         let sources = self.sources(&refit_map, &about.weights)?;
@@ -78,6 +80,17 @@ impl Reader<'_> {
         };
         engine.check_weights().map_err(|kind| error(self.path, kind))?;
         Ok(engine)
+    }
+
+    fn layouts(&self, graph: &Graph, layouts: Vec<AboutLayout>) -> Result<Vec<SlotLayout>, EngineError> {
+        if layouts.len() != graph.sources.len() {
+            return Err(self.malformed(format!("{} layouts for {} slots", layouts.len(), graph.sources.len())));
+        }
+        let layout = |(slot, layout): (&Source, AboutLayout)| {
+            let dtype = graph.ty(slot.value).dtype;
+            layout.layout(dtype).ok_or_else(|| self.malformed(format!("slot {} does not lie in memory so", slot.name)))
+        };
+        graph.sources.iter().zip(layouts).map(layout).collect()
     }
 
     /// The weight file of each source that is kept by reference.
@@ -132,7 +145,8 @@ impl Reader<'_> {
             rest = after;
             let graph = self.graph(&what, text)?;
             self.check_recipe(&what, &graph, &about, &sources, plan, slot)?;
-            made.push(Recipe::new(about.slot, graph, about.sources, about.format, about.layout_ops));
+            let AboutRecipe { slot, sources, format, layout_ops, .. } = about;
+            made.push(Recipe { slot, graph, sources, format, layout_ops });
         }
         Ok(RefitMap { sources, recipes: made })
     }
@@ -185,7 +199,7 @@ impl Reader<'_> {
             return Err(self.malformed("slots and their places differ in number"));
         }
         let section = self.section(SLOTS)?;
-        let slot = |(i, offset): (usize, &u64)| self.part(&section, *offset, plan.slot_bytes(i), plan.slot_name(i));
+        let slot = |(i, offset): (usize, &u64)| self.part(&section, *offset, plan.slots[i].bytes, plan.slot_name(i));
         offsets.iter().enumerate().map(slot).collect()
     }
 

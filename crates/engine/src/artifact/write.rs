@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::{
     ABOUT, COMPAT, PLAN, RECIPES, SLOTS, SOURCES,
-    about::{About, AboutRecipe, AboutWeights},
+    about::{About, AboutLayout, AboutRecipe, AboutWeights},
     compat::{Compat, PRODUCT},
 };
 use crate::{Engine, EngineErrorKind, container::ContainerWriter};
@@ -69,13 +69,13 @@ fn about(
     let recipe = |(r, text): (&Recipe, &String)| AboutRecipe {
         slot: r.slot.clone(),
         sources: r.sources.clone(),
-        format: r.format,
+        format: r.format.clone(),
         layout_ops: r.layout_ops,
         text_len: text.len(),
     };
     Ok(About {
         kernels: engine.plan.kernels.clone(),
-        layouts: engine.plan.slots.clone(),
+        layouts: engine.plan.slots.iter().map(AboutLayout::of).collect(),
         sources: engine.refit_map.sources.clone(),
         recipes: engine.refit_map.recipes.iter().zip(texts).map(recipe).collect(),
         identical: engine.identical,

@@ -1,82 +1,97 @@
-//! Assigns results to buffers: values whose lives do not overlap share one.
+//! Assigns results and scratch memory to one arena: values whose lives do not overlap share bytes.
+//!
+//! Offsets are chosen greedily by size (Pisarchyk and Lee, 2020, "Efficient memory management for deep neural net inference"):
+//! the largest buffer first, each at the lowest place that is free for as long as it lives.
 
-use super::{BoundPlan, Place, Read, Step};
+use super::{Draft, Home, Use};
 
-/// Replaces the buffer per result by as few as lives allow: each result takes the smallest free buffer that holds it,
-/// else the largest free one grown, else a new one.
-pub(super) fn assign(mut plan: BoundPlan) -> BoundPlan {
-    let last_use = last_uses(&plan);
-    let mut taken: Vec<usize> = Vec::new();
-    let mut free: Vec<usize> = Vec::new();
-    let mut home = vec![usize::MAX; plan.buffers.len()];
-    for (at, step) in plan.steps.iter().enumerate() {
-        for &(buffer, bytes) in &step.writes {
-            home[buffer] = choose(bytes, &mut taken, &mut free);
-        }
-        // Freed only after the step: a kernel never writes what it reads.
-        let reads = step.reads.iter().flatten().filter_map(buffer_of);
-        let dead = reads.chain(step.writes.iter().map(|w| w.0)).filter(|&b| last_use[b] == at);
-        for buffer in dead {
-            if !free.contains(&home[buffer]) {
-                free.push(home[buffer]);
+/// Buffers start on cache lines.
+const ALIGN: usize = 64;
+
+/// The byte in the arena that each buffer of a draft starts at, and the bytes of the arena; `None` on overflow.
+pub(super) fn assign(draft: &Draft) -> Option<(Vec<usize>, usize)> {
+    let lives = lives(draft);
+    let mut order: Vec<usize> =
+        (0..draft.buffers.len()).filter(|&b| draft.buffers[b] > 0 && lives[b].0 <= lives[b].1).collect();
+    order.sort_by_key(|&b| (std::cmp::Reverse(draft.buffers[b]), lives[b].0));
+    let mut starts = vec![0; draft.buffers.len()];
+    let mut placed: Vec<usize> = Vec::with_capacity(order.len());
+    let mut arena = 0;
+    for buffer in order {
+        let bytes = draft.buffers[buffer].checked_next_multiple_of(ALIGN)?;
+        let (first, last) = lives[buffer];
+        let mut start = 0usize;
+        // In the order of their starts: the first gap that is large enough.
+        for &other in placed.iter().filter(|&&other| lives[other].0 <= last && first <= lives[other].1) {
+            if start.checked_add(bytes)? <= starts[other] {
+                break;
             }
+            start = start.max(starts[other] + draft.buffers[other].next_multiple_of(ALIGN));
         }
+        starts[buffer] = start;
+        arena = arena.max(start.checked_add(bytes)?);
+        let at = placed.partition_point(|&other| starts[other] <= start);
+        placed.insert(at, buffer);
     }
-    for step in &mut plan.steps {
-        rename(step, &home);
-    }
-    for leaving in plan.outputs.iter_mut().chain(&mut plan.next_states) {
-        rename_read(&mut leaving.read, &home);
-    }
-    plan.buffers = taken;
-    plan
+    Some((starts, arena))
 }
 
-fn choose(bytes: usize, taken: &mut Vec<usize>, free: &mut Vec<usize>) -> usize {
-    let fitting = (0..free.len()).filter(|&i| taken[free[i]] >= bytes).min_by_key(|&i| taken[free[i]]);
-    let largest = || (0..free.len()).max_by_key(|&i| taken[free[i]]);
-    match fitting.or_else(largest) {
-        Some(i) => {
-            let buffer = free.swap_remove(i);
-            taken[buffer] = taken[buffer].max(bytes);
-            buffer
+/// The first and the last step that each buffer is used in; what leaves the run lives to the end, and what comes in from the
+/// beginning.
+fn lives(draft: &Draft) -> Vec<(usize, usize)> {
+    let mut lives = vec![(usize::MAX, 0); draft.buffers.len()];
+    let mut used = |home: Home, at: usize| {
+        if let Home::Buffer(buffer) = home {
+            let (first, last) = lives[buffer];
+            lives[buffer] = (first.min(at), last.max(at));
         }
-        None => {
-            taken.push(bytes);
-            taken.len() - 1
-        }
+    };
+    for (at, step) in draft.steps.iter().enumerate() {
+        let operands = step.reads.iter().flatten().chain(&step.writes);
+        operands.for_each(|of: &Use| used(of.home, at));
+        used(step.scratch, at);
     }
+    draft.staged_inputs.iter().flatten().for_each(|&home| used(home, 0));
+    draft.outputs.iter().for_each(|leaving| used(leaving.from.home, usize::MAX));
+    lives
 }
 
-/// The last step that uses each buffer; what leaves the run lives for ever.
-fn last_uses(plan: &BoundPlan) -> Vec<usize> {
-    let mut last = vec![0; plan.buffers.len()];
-    for (at, step) in plan.steps.iter().enumerate() {
-        let reads = step.reads.iter().flatten().filter_map(buffer_of);
-        reads.chain(step.writes.iter().map(|w| w.0)).for_each(|buffer| last[buffer] = at);
-    }
-    for leaving in plan.outputs.iter().chain(&plan.next_states) {
-        if let Some(buffer) = buffer_of(&leaving.read) {
-            last[buffer] = usize::MAX;
-        }
-    }
-    last
-}
+#[cfg(test)]
+mod tests {
+    use regraft_tensor::DType;
 
-fn buffer_of(read: &Read) -> Option<usize> {
-    match read.place {
-        Place::Buffer(buffer) => Some(buffer),
-        Place::Slot(_) | Place::Input(_) | Place::State(_) => None,
+    use super::*;
+    use crate::bind::{DraftStep, Leaving};
+
+    fn whole(buffer: usize, len: usize) -> Use {
+        Use { home: Home::Buffer(buffer), start: 0, len }
     }
-}
 
-fn rename(step: &mut Step, home: &[usize]) {
-    step.reads.iter_mut().flatten().for_each(|read| rename_read(read, home));
-    step.writes.iter_mut().for_each(|write| write.0 = home[write.0]);
-}
+    fn step(reads: &[Use], writes: Use) -> DraftStep {
+        let reads = reads.iter().map(|r| Some(*r)).collect();
+        DraftStep { kernel: None, reads, writes: vec![writes], scratch: Home::Nowhere, node: 0 }
+    }
 
-fn rename_read(read: &mut Read, home: &[usize]) {
-    if let Place::Buffer(buffer) = &mut read.place {
-        *buffer = home[*buffer];
+    #[test]
+    fn values_that_live_at_once_are_apart_and_others_share() {
+        let (a, b, c, d) = (whole(0, 100), whole(1, 300), whole(2, 100), whole(3, 10));
+        let steps = vec![step(&[], a), step(&[a], b), step(&[b], c), step(&[c], d)];
+        let outputs = vec![Leaving { from: d, dtype: DType::U8, shape: vec![10] }];
+        let draft = Draft { steps, buffers: vec![100, 300, 100, 10], outputs, ..Draft::default() };
+        let (starts, arena) = assign(&draft).expect("small");
+        assert_eq!(arena, 320 + 128, "the first and the third share");
+        assert_eq!((starts[1], starts[0], starts[2]), (0, 320, 320));
+        assert!(starts[3] < 320, "the largest is dead by then");
+    }
+
+    #[test]
+    fn sizes_that_overflow_are_refused() {
+        let (a, b) = (whole(0, usize::MAX - 64), whole(1, usize::MAX - 64));
+        let draft = Draft {
+            steps: vec![step(&[], a), step(&[a], b)],
+            buffers: vec![usize::MAX - 64, usize::MAX - 64],
+            ..Draft::default()
+        };
+        assert_eq!(assign(&draft), None);
     }
 }

@@ -1,98 +1,44 @@
 //! A plan at known sizes: every value has a place in memory, every node a kernel.
 
+mod draft;
 mod memory;
 mod reference;
+mod states;
 mod view;
 
-use regraft_backend::{Backend, Kernel, KernelId, Operand, Problem, ResultType};
+use regraft_backend::{Device, Extent, KernelId, NodeSpec, Operand, Part, Place, ResultType, Sequence, Sizes, Step};
 use regraft_engine::Plan;
 use regraft_ir::{Def, Node, Op, TensorType, ValueId};
 use regraft_tensor::{DType, Tensor};
 
+pub(crate) use self::draft::{Draft, DraftStep, Home, Leaving, Use};
 use self::{reference::ReferenceKernel, view::View};
 use crate::{RuntimeError, RuntimeErrorKind};
 
-/// Where the bytes of a value are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
-    /// A buffer of the session.
-    Buffer(usize),
-    /// A slot of the generation.
-    Slot(usize),
-    /// An input of the run.
-    Input(usize),
-    /// A state of the session.
-    State(usize),
-}
-
-/// An operand of a step: where, and the byte it starts at.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Read {
-    pub(crate) place: Place,
-    pub(crate) start: usize,
-}
-
-/// What a step does.
-pub(crate) enum Work {
-    /// Runs a kernel.
-    Kernel(Box<dyn Kernel>),
-    /// Makes a strided value row-major.
-    Copy { size: usize, shape: Vec<usize>, strides: Vec<usize> },
-}
-
-/// One step of a run.
-pub(crate) struct Step {
-    pub(crate) work: Work,
-    pub(crate) reads: Vec<Option<Read>>,
-    /// Buffer and bytes of each result.
-    pub(crate) writes: Vec<(usize, usize)>,
-    /// The node it belongs to.
-    pub(crate) node: usize,
-}
-
 /// A value that leaves the run; row-major.
 #[derive(Clone, Debug)]
-pub(crate) struct Leaving {
-    pub(crate) read: Read,
+pub(crate) struct Output {
+    pub(crate) from: Part,
     pub(crate) dtype: DType,
     pub(crate) shape: Vec<usize>,
 }
 
 /// A plan at known sizes.
 pub(crate) struct BoundPlan {
-    pub(crate) steps: Vec<Step>,
-    /// Bytes of each buffer of the session.
-    pub(crate) buffers: Vec<usize>,
-    pub(crate) outputs: Vec<Leaving>,
-    pub(crate) next_states: Vec<Leaving>,
-    /// Bytes of all slots.
-    slot_bytes: usize,
+    pub(crate) sequence: Sequence,
+    /// Where in the arena each input is copied to, on devices that cannot be given memory of the host.
+    pub(crate) staged_inputs: Vec<Option<Part>>,
+    pub(crate) outputs: Vec<Output>,
+    /// Whether a run that fails halfway may have changed states.
+    pub(crate) changes_states_early: bool,
+    pub(crate) extent: Extent,
 }
 
-/// Work on no more than this is done before another thread has woken up.
-const SMALL_BYTES: usize = 64 << 10;
-
-/// With more steps, those that are split over threads all the same would each pay for a hand-over.
-const SMALL_STEPS: usize = 4;
-
 impl BoundPlan {
-    /// Whether a run on `inputs` is over sooner than handing it to other threads takes.
-    pub(crate) fn is_small(&self, inputs: &[Tensor]) -> bool {
-        let inputs: usize = inputs.iter().map(|input| input.bytes().len()).sum();
-        let bytes = self.buffers.iter().fold(self.slot_bytes.saturating_add(inputs), |sum, b| sum.saturating_add(*b));
-        self.steps.len() <= SMALL_STEPS && bytes <= SMALL_BYTES
-    }
-
     /// Binds `plan` to the values of its symbols.
-    pub(crate) fn new(plan: &Plan, symbols: &[i64], backend: &dyn Backend) -> Result<BoundPlan, RuntimeError> {
-        let mut binder = Binder {
-            plan,
-            symbols,
-            backend,
-            views: vec![None; plan.graph.value_count()],
-            steps: Vec::new(),
-            buffers: Vec::new(),
-        };
+    pub(crate) fn new(plan: &Plan, symbols: &[i64], device: &dyn Device) -> Result<BoundPlan, RuntimeError> {
+        let mut binder =
+            Binder { plan, symbols, device, views: vec![None; plan.graph.value_count()], draft: Draft::default() };
         binder.leaves()?;
         for (index, node) in plan.graph.nodes().iter().enumerate() {
             if plan.kernels[index].0 == KernelId::VIEW {
@@ -101,44 +47,44 @@ impl BoundPlan {
                 binder.kernel_node(index, node)?;
             }
         }
-        let last = plan.graph.nodes().len();
-        let outputs =
-            plan.graph.outputs.iter().map(|o| binder.leaving(o.value, last)).collect::<Result<Vec<_>, _>>()?;
-        let next_states =
-            plan.graph.states.iter().map(|s| binder.leaving(s.next, last)).collect::<Result<Vec<_>, _>>()?;
-        let Binder { steps, buffers, .. } = binder;
-        let slot_bytes = (0..plan.slots.len()).map(|slot| plan.slot_bytes(slot)).fold(0, usize::saturating_add);
-        Ok(memory::assign(BoundPlan { steps, buffers, outputs, next_states, slot_bytes }))
+        binder.leave()?;
+        binder.finish()
     }
 }
 
 struct Binder<'a> {
     plan: &'a Plan,
     symbols: &'a [i64],
-    backend: &'a dyn Backend,
+    device: &'a dyn Device,
     views: Vec<Option<View>>,
-    steps: Vec<Step>,
-    /// Bytes of each buffer; one per result until memory is assigned.
-    buffers: Vec<usize>,
+    draft: Draft,
 }
 
 impl Binder<'_> {
     fn leaves(&mut self) -> Result<(), RuntimeError> {
         let graph = &self.plan.graph;
         for (i, input) in graph.inputs.iter().enumerate() {
-            self.leaf(input.value, Place::Input(i))?;
+            let home = if self.device.reads_host() {
+                self.draft.staged_inputs.push(None);
+                Home::Input(i)
+            } else {
+                let home = self.draft.buffer(self.bytes(input.value)?);
+                self.draft.staged_inputs.push(Some(home));
+                home
+            };
+            self.leaf(input.value, home)?;
         }
         for (i, slot) in graph.sources.iter().enumerate() {
-            self.leaf(slot.value, Place::Slot(i))?;
+            self.leaf(slot.value, Home::Slot(i))?;
         }
         for (i, state) in graph.states.iter().enumerate() {
-            self.leaf(state.value, Place::State(i))?;
+            self.leaf(state.value, Home::State(i))?;
         }
         Ok(())
     }
 
-    fn leaf(&mut self, value: ValueId, place: Place) -> Result<(), RuntimeError> {
-        self.views[value.0 as usize] = Some(View::contiguous(place, self.dtype(value), self.sizes(value)?));
+    fn leaf(&mut self, value: ValueId, home: Home) -> Result<(), RuntimeError> {
+        self.views[value.0 as usize] = Some(View::contiguous(home, self.dtype(value), self.sizes(value)?));
         Ok(())
     }
 
@@ -156,24 +102,35 @@ impl Binder<'_> {
         Ok(sizes)
     }
 
+    /// Bytes of a value, row-major.
+    fn bytes(&self, value: ValueId) -> Result<usize, RuntimeError> {
+        Ok(self.sizes(value)?.iter().product::<usize>() * self.dtype(value).size())
+    }
+
     fn view(&self, value: ValueId) -> &View {
         self.views[value.0 as usize].as_ref().expect("operands come before their uses")
     }
 
-    fn new_buffer(&mut self, bytes: usize) -> usize {
-        self.buffers.push(bytes);
-        self.buffers.len() - 1
+    /// A row-major copy of a strided value.
+    fn copied(&mut self, view: &View, node: usize) -> Result<View, RuntimeError> {
+        let bytes = view.shape.iter().product::<usize>() * view.dtype.size();
+        let copy = View::contiguous(self.draft.buffer(bytes), view.dtype, view.shape.clone());
+        self.copy(view, &copy, node)?;
+        Ok(copy)
     }
 
-    /// A row-major copy of a strided value.
-    fn copied(&mut self, view: &View, node: usize) -> View {
-        let copy = View::contiguous(Place::Buffer(self.buffers.len()), view.dtype, view.shape.clone());
-        let size = view.dtype.size();
-        let bytes = view.shape.iter().product::<usize>() * size;
-        let buffer = self.new_buffer(bytes);
-        let work = Work::Copy { size, shape: view.shape.clone(), strides: view.strides.clone() };
-        self.steps.push(Step { work, reads: vec![Some(view.read())], writes: vec![(buffer, bytes)], node });
-        copy
+    /// A step that copies a strided value to where `to`, row-major, is.
+    fn copy(&mut self, from: &View, to: &View, node: usize) -> Result<(), RuntimeError> {
+        let operand = Operand { dtype: from.dtype, shape: &from.shape, strides: &from.strides, slot: None };
+        let result = ResultType { dtype: from.dtype, shape: &from.shape };
+        let op = regraft_ir::ops::Reshape { shape: from.shape.iter().map(|&size| size.into()).collect() }.into();
+        let kernel = KernelId::new(KernelId::COPY);
+        let spec = NodeSpec { kernel: &kernel, op: &op, inputs: &[Some(operand)], outputs: &[result] };
+        let scope = || self.plan.graph.nodes().get(node).map_or_else(String::new, |node| node.scope.to_string());
+        let at = |error| RuntimeErrorKind::Prepare { scope: scope(), error };
+        let kernel = self.device.prepare(&spec).map_err(at)?;
+        self.draft.step(kernel, vec![Some(from.extent())], vec![to.extent()], node);
+        Ok(())
     }
 
     fn view_node(&mut self, index: usize, node: &Node) -> Result<(), RuntimeError> {
@@ -184,7 +141,7 @@ impl Binder<'_> {
         let view = match from.apply(&op, &shape) {
             Some(view) => view,
             None => {
-                let row_major = self.copied(&from, index);
+                let row_major = self.copied(&from, index)?;
                 row_major.apply(&op, &shape).expect("any view of a row-major value can be expressed")
             }
         };
@@ -231,43 +188,63 @@ impl Binder<'_> {
         self.check_types(node, &op, &operands, &shapes)?;
         let mut views = Vec::with_capacity(node.inputs.len());
         for (i, input) in node.inputs.iter().enumerate() {
-            views.push(input.map(|v| self.operand(v, index, i, kernel, &op)));
+            views.push(match input {
+                Some(v) => Some(self.operand(*v, index, i, kernel, &op)?),
+                None => None,
+            });
         }
         let inputs: Vec<_> =
-            node.inputs.iter().zip(&views).map(|(v, view)| Some(self.problem_operand((*v)?, view.as_ref()?))).collect();
+            node.inputs.iter().zip(&views).map(|(v, view)| Some(self.operand_spec((*v)?, view.as_ref()?))).collect();
         let outputs: Vec<_> =
             (node.outputs.iter().zip(&shapes)).map(|(&v, shape)| ResultType { dtype: self.dtype(v), shape }).collect();
-        let problem = Problem { kernel, op: &op, inputs: &inputs, outputs: &outputs };
-        let prepared: Box<dyn Kernel> = if kernel.0 == KernelId::REFERENCE {
-            Box::new(ReferenceKernel::new(&problem))
+        let spec = NodeSpec { kernel, op: &op, inputs: &inputs, outputs: &outputs };
+        let prepared: Box<dyn regraft_backend::Kernel> = if kernel.0 == KernelId::REFERENCE {
+            Box::new(ReferenceKernel::new(&spec))
         } else {
             let at = |error| RuntimeErrorKind::Prepare { scope: node.scope.to_string(), error };
-            self.backend.prepare(&problem).map_err(at)?
+            self.device.prepare(&spec).map_err(at)?
         };
         let mut writes = Vec::with_capacity(node.outputs.len());
         for (&v, shape) in node.outputs.iter().zip(shapes) {
             let bytes = shape.iter().product::<usize>() * self.dtype(v).size();
-            let buffer = self.new_buffer(bytes);
-            writes.push((buffer, bytes));
-            self.views[v.0 as usize] = Some(View::contiguous(Place::Buffer(buffer), self.dtype(v), shape));
+            let view = View::contiguous(self.draft.buffer(bytes), self.dtype(v), shape);
+            writes.push(view.extent());
+            self.views[v.0 as usize] = Some(view);
         }
-        let reads = views.iter().map(|v| v.as_ref().map(View::read)).collect();
-        self.steps.push(Step { work: Work::Kernel(prepared), reads, writes, node: index });
+        // A slot is given whole: its layout is its kernel's matter.
+        let read = |(v, view): (&Option<ValueId>, &Option<View>)| {
+            let view = view.as_ref()?;
+            Some(match self.plan.graph.source_of((*v)?) {
+                Some(slot) if view.home == Home::Slot(slot as usize) => {
+                    Use { home: view.home, start: 0, len: self.plan.slots[slot as usize].bytes }
+                }
+                _ => view.extent(),
+            })
+        };
+        let reads = node.inputs.iter().zip(&views).map(read).collect();
+        self.draft.step(prepared, reads, writes, index);
         Ok(())
     }
 
     /// The operand as the kernel can read it: as it is, or copied to row-major first.
-    fn operand(&mut self, value: ValueId, node: usize, index: usize, kernel: &KernelId, op: &Op) -> View {
+    fn operand(
+        &mut self,
+        value: ValueId,
+        node: usize,
+        index: usize,
+        kernel: &KernelId,
+        op: &Op,
+    ) -> Result<View, RuntimeError> {
         let view = self.view(value).clone();
         if view.is_contiguous() {
-            return view;
+            return Ok(view);
         }
         let reads = kernel.0 != KernelId::REFERENCE
-            && self.backend.reads_strided(kernel, op, index, &self.problem_operand(value, &view));
-        if reads { view } else { self.copied(&view, node) }
+            && self.device.reads_strided(kernel, op, index, &self.operand_spec(value, &view));
+        if reads { Ok(view) } else { self.copied(&view, node) }
     }
 
-    fn problem_operand<'v>(&'v self, value: ValueId, view: &'v View) -> Operand<'v> {
+    fn operand_spec<'v>(&'v self, value: ValueId, view: &'v View) -> Operand<'v> {
         let slot = match self.plan.graph.value(value).def {
             Def::Source(index) => Some(&self.plan.slots[index as usize]),
             Def::Input(_) | Def::State(_) | Def::Node(..) => None,
@@ -275,9 +252,60 @@ impl Binder<'_> {
         Operand { dtype: view.dtype, shape: &view.shape, strides: &view.strides, slot }
     }
 
-    fn leaving(&mut self, value: ValueId, node: usize) -> Result<Leaving, RuntimeError> {
+    /// A value that is row-major where it is, or a copy of it.
+    fn row_major(&mut self, value: ValueId, node: usize) -> Result<View, RuntimeError> {
         let view = self.view(value).clone();
-        let view = if view.is_contiguous() { view } else { self.copied(&view, node) };
-        Ok(Leaving { read: view.read(), dtype: view.dtype, shape: view.shape })
+        if view.is_contiguous() { Ok(view) } else { self.copied(&view, node) }
+    }
+
+    /// Places for everything.
+    fn finish(self) -> Result<BoundPlan, RuntimeError> {
+        let Binder { plan, draft, .. } = self;
+        let too_large = || RuntimeErrorKind::TooLarge { what: "the memory of a run".into() };
+        let (starts, arena) = memory::assign(&draft).ok_or_else(too_large)?;
+        let part = |of: &Use| match of.home {
+            Home::Buffer(buffer) => Part { place: Place::Arena, start: starts[buffer] + of.start, len: of.len },
+            Home::Slot(i) => Part { place: Place::Slot(i), start: of.start, len: of.len },
+            Home::Input(i) => Part { place: Place::Input(i), start: of.start, len: of.len },
+            Home::State(i) => Part { place: Place::State(i), start: of.start, len: of.len },
+            Home::Nowhere => Part { place: Place::Arena, start: 0, len: 0 },
+        };
+        let step = |step: DraftStep| Step {
+            kernel: step.kernel.expect("a draft of a plan has kernels"),
+            inputs: step.reads.iter().map(|read| read.as_ref().map(part)).collect(),
+            outputs: step.writes.iter().map(part).collect(),
+            scratch: part(&Use { home: step.scratch, start: 0, len: 0 }).start,
+            node: step.node,
+        };
+        let whole = |home: &Home| match home {
+            Home::Buffer(buffer) => part(&Use { home: *home, start: 0, len: draft.buffers[*buffer] }),
+            _ => unreachable!("inputs are staged in buffers"),
+        };
+        let staged_inputs: Vec<Option<Part>> =
+            draft.staged_inputs.iter().map(|home| home.as_ref().map(whole)).collect();
+        let output = |leaving: &Leaving| Output {
+            from: part(&leaving.from),
+            dtype: leaving.dtype,
+            shape: leaving.shape.clone(),
+        };
+        let outputs = draft.outputs.iter().map(output).collect();
+        let changes_states_early = draft.changes_states_early;
+        let sizes = sizes(plan, &draft, arena);
+        let slot_bytes = sizes.slots.iter().fold(arena, |sum, bytes| sum.saturating_add(*bytes));
+        let bytes = sizes.inputs.iter().fold(slot_bytes, |sum, bytes| sum.saturating_add(*bytes));
+        let steps: Vec<Step> = draft.steps.into_iter().map(step).collect();
+        let extent = Extent { steps: steps.len(), bytes };
+        let sequence = Sequence::new(steps, sizes).map_err(RuntimeErrorKind::Sequence)?;
+        Ok(BoundPlan { sequence, staged_inputs, outputs, changes_states_early, extent })
+    }
+}
+
+/// The sizes of the memory that a draft works on.
+fn sizes(plan: &Plan, draft: &Draft, arena: usize) -> Sizes {
+    Sizes {
+        arena,
+        slots: plan.slots.iter().map(|slot| slot.bytes).collect(),
+        inputs: draft.input_bytes.clone(),
+        states: draft.state_bytes.clone(),
     }
 }

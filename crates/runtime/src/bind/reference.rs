@@ -1,6 +1,6 @@
-//! The kernel for ops that the backend has none for: the reference evaluator.
+//! The kernel for ops that the backend has none for: the reference evaluator, on the host.
 
-use regraft_backend::{Kernel, KernelError, Problem};
+use regraft_backend::{DataError, Kernel, Launch, NodeSpec, Queue, Region, RunError, RunErrorKind};
 use regraft_ir::{EvalError, Op};
 use regraft_tensor::{AlignedVec, DType, Tensor};
 
@@ -10,29 +10,50 @@ pub(super) struct ReferenceKernel {
 }
 
 impl ReferenceKernel {
-    pub(super) fn new(problem: &Problem<'_>) -> Self {
-        let inputs = problem.inputs.iter().map(|o| o.map(|o| (o.dtype, o.shape.to_vec()))).collect();
-        ReferenceKernel { op: problem.op.clone(), inputs }
+    pub(super) fn new(node: &NodeSpec<'_>) -> Self {
+        let inputs = node.inputs.iter().map(|o| o.map(|o| (o.dtype, o.shape.to_vec()))).collect();
+        ReferenceKernel { op: node.op.clone(), inputs }
     }
-}
 
-impl Kernel for ReferenceKernel {
-    fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]]) -> Result<(), KernelError> {
+    fn results(&self, queue: &dyn Queue, inputs: &[Option<Region<'_>>]) -> Result<Vec<Tensor>, RunErrorKind> {
         let mut tensors = Vec::with_capacity(inputs.len());
-        for (bytes, ty) in inputs.iter().zip(&self.inputs) {
-            tensors.push(match (bytes, ty) {
-                (Some(bytes), Some((dtype, shape))) => {
-                    let len = Tensor::byte_len(*dtype, shape).map_err(EvalError::from)?;
-                    let data = AlignedVec::copy_of(&bytes[..len]).into();
-                    Some(Tensor::new(*dtype, shape.clone(), data).map_err(EvalError::from)?)
+        for (region, ty) in inputs.iter().zip(&self.inputs) {
+            tensors.push(match (region, ty) {
+                (Some(region), Some((dtype, shape))) => {
+                    let len = Tensor::byte_len(*dtype, shape).map_err(|e| evaluated(e.into()))?;
+                    let mut data = AlignedVec::try_zeroed(len).map_err(|e| evaluated(e.into()))?;
+                    queue.read(region.part(0..len), data.bytes_mut()).map_err(|error| error.kind)?;
+                    let tensor = Tensor::new(*dtype, shape.clone(), data.into());
+                    Some(tensor.map_err(|e| evaluated(e.into()))?)
                 }
                 _ => None,
             });
         }
-        let results = self.op.eval(&tensors.iter().map(Option::as_ref).collect::<Vec<_>>())?;
-        for (result, out) in results.iter().zip(outputs) {
-            out.copy_from_slice(result.bytes());
+        self.op.eval(&tensors.iter().map(Option::as_ref).collect::<Vec<_>>()).map_err(evaluated)
+    }
+}
+
+fn evaluated(error: EvalError) -> RunErrorKind {
+    match error {
+        EvalError::Index { index, size } => DataError::Index { index, size },
+        error => DataError::Eval(error.to_string()),
+    }
+    .into()
+}
+
+impl Kernel for ReferenceKernel {
+    fn is_host_step(&self) -> bool {
+        true
+    }
+
+    fn launch(&self, queue: &dyn Queue, launch: Launch<'_, '_>) {
+        match self.results(queue, launch.inputs) {
+            Ok(results) => {
+                for (result, out) in results.iter().zip(launch.outputs) {
+                    queue.write(result.bytes(), out.reborrow());
+                }
+            }
+            Err(kind) => queue.report(RunError { node: Some(launch.node), kind }),
         }
-        Ok(())
     }
 }

@@ -3,12 +3,12 @@
 use regraft_ir::Op;
 use regraft_tensor::{DType, contiguous_strides};
 
-use super::{Place, Read};
+use super::{Home, Use};
 
-/// A strided view of the memory at a place.
+/// A strided view of the memory at a home.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct View {
-    pub(crate) place: Place,
+    pub(crate) home: Home,
     pub(crate) dtype: DType,
     pub(crate) shape: Vec<usize>,
     /// In elements.
@@ -18,13 +18,18 @@ pub(crate) struct View {
 }
 
 impl View {
-    pub(crate) fn contiguous(place: Place, dtype: DType, shape: Vec<usize>) -> View {
+    pub(crate) fn contiguous(home: Home, dtype: DType, shape: Vec<usize>) -> View {
         let strides = contiguous_strides(&shape);
-        View { place, dtype, shape, strides, offset: 0 }
+        View { home, dtype, shape, strides, offset: 0 }
     }
 
-    pub(crate) fn read(&self) -> Read {
-        Read { place: self.place, start: self.offset * self.dtype.size() }
+    /// The bytes from the first element to the last one.
+    pub(crate) fn extent(&self) -> Use {
+        let last: usize =
+            self.shape.iter().zip(&self.strides).map(|(&size, &stride)| size.saturating_sub(1) * stride).sum();
+        let elements = if self.shape.contains(&0) { 0 } else { last + 1 };
+        let size = self.dtype.size();
+        Use { home: self.home, start: self.offset * size, len: elements * size }
     }
 
     /// Whether the elements lie row-major; strides of axes of size 1 do not matter.
@@ -104,7 +109,7 @@ mod tests {
     }
 
     fn value(shape: &[usize]) -> View {
-        View::contiguous(Place::Buffer(0), DType::F32, shape.to_vec())
+        View::contiguous(Home::Buffer(0), DType::F32, shape.to_vec())
     }
 
     #[test]

@@ -1,75 +1,83 @@
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+//! Memory of slots.
 
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use regraft_backend::{Device, Memory, MemoryKind, OutOfMemory, QueueClass, Region, RegionMut};
 use regraft_tensor::{AlignedVec, Buffer};
 
-/// One slot's bytes in their pack format. When the last generation that holds it lets go, its memory goes back to the
-/// pool it came from.
-#[derive(Debug)]
-pub struct Slot(Memory);
+use crate::{RuntimeError, RuntimeErrorKind};
 
-#[derive(Debug)]
-enum Memory {
-    Pooled {
-        data: AlignedVec,
-        len: usize,
-        pool: Arc<SlotPool>,
-    },
-    /// Of an engine file: shared with the page cache, and no pool's.
-    Mapped(Buffer),
+/// One slot in its format. When the last generation that holds it lets go, its memory goes back to the pool it came from.
+pub struct Slot {
+    /// `None` once it was given back.
+    memory: Option<Box<dyn Memory>>,
+    len: usize,
+    /// Whether the pool counts its memory: not where it lies in an engine file.
+    counted: bool,
+    pool: Arc<SlotPool>,
 }
 
 impl Slot {
-    /// A slot that lies in an engine file, whose memory no pool counts.
-    pub fn mapped(buffer: Buffer) -> Slot {
-        Slot(Memory::Mapped(buffer))
+    /// Bytes.
+    pub fn len(&self) -> usize {
+        self.len
     }
 
-    fn pooled(data: AlignedVec, len: usize, pool: &Arc<SlotPool>) -> Slot {
-        Slot(Memory::Pooled { data, len, pool: pool.clone() })
+    /// Whether there are no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
     }
 
-    /// The bytes.
-    pub fn bytes(&self) -> &[u8] {
-        match &self.0 {
-            Memory::Pooled { data, .. } => data.bytes(),
-            Memory::Mapped(buffer) => buffer.bytes(),
-        }
+    /// The memory.
+    pub fn region(&self) -> Region<'_> {
+        Region::of(&**self.memory.as_ref().expect("kept until the slot is dropped")).part(0..self.len)
     }
 
-    /// The bytes of a slot that no generation holds yet; contents are unspecified. Memory that the pool had none of is
-    /// allocated by the first call, on the thread that fills it.
+    /// The memory of a slot that no generation holds yet; contents are unspecified.
+    pub(crate) fn region_mut(&mut self) -> RegionMut<'_> {
+        RegionMut::of(&mut **self.memory.as_mut().expect("kept until the slot is dropped")).part(0..self.len)
+    }
+
+    /// A copy of the bytes, from wherever they are.
     ///
-    /// # Panics
-    /// When the slot lies in a file: such are made full, and never written.
-    pub fn bytes_mut(&mut self) -> &mut [u8] {
-        match &mut self.0 {
-            Memory::Pooled { data, len, .. } => {
-                data.resize_to_stay(*len);
-                data.bytes_mut()
-            }
-            Memory::Mapped(_) => panic!("a slot of a file is not written"),
-        }
+    /// # Errors
+    /// When there is not enough memory, or the device failed.
+    pub fn read(&self) -> Result<AlignedVec, RuntimeError> {
+        let mut bytes =
+            AlignedVec::try_zeroed(self.len).map_err(|_| RuntimeErrorKind::no_host_memory(self.len, "a slot"))?;
+        let queue = self.pool.device.queue(QueueClass::Stage)?;
+        queue.read(self.region(), bytes.bytes_mut()).map_err(|error| RuntimeErrorKind::Run(error.kind))?;
+        Ok(bytes)
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        if let Memory::Pooled { data, len, pool } = &mut self.0 {
-            pool.give_back(std::mem::take(data), *len);
+        if let Some(memory) = self.memory.take().filter(|_| self.counted) {
+            self.pool.give_back(memory);
         }
     }
 }
 
-/// Memory of slots: hands it out within a limit, and keeps that of retired slots for the next refit, because fresh pages
-/// cost more than packing into them.
-#[derive(Debug, Default)]
-pub struct SlotPool {
+impl fmt::Debug for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Slot({} bytes)", self.len)
+    }
+}
+
+/// Memory of slots: hands it out within a limit, and keeps that of retired slots for the next refit, because fresh memory
+/// costs more than packing into it.
+pub(crate) struct SlotPool {
+    device: Arc<dyn Device>,
     state: Mutex<State>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct State {
-    free: Vec<AlignedVec>,
+    free: Vec<Box<dyn Memory>>,
     free_bytes: usize,
     in_use: usize,
     limit: Option<usize>,
@@ -86,48 +94,96 @@ pub struct PoolMemory {
     pub limit: Option<usize>,
 }
 
-/// Slots do not fit into the memory limit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{needed} bytes of slots are needed beside {in_use} in use, and the limit is {limit}")]
-pub struct OverLimit {
-    /// Bytes of the slots asked for.
-    pub needed: usize,
-    /// Bytes of slots in use.
-    pub in_use: usize,
-    /// The limit.
-    pub limit: usize,
+/// Memory for slots that is not to be had. Nothing was computed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReserveError {
+    /// Slots do not fit into the memory limit.
+    #[error("{needed} bytes of slots are needed beside {in_use} in use, and the limit is {limit}")]
+    OverLimit {
+        /// Bytes of the slots asked for.
+        needed: usize,
+        /// Bytes of slots in use.
+        in_use: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// The device does not have the memory.
+    #[error("{needed} bytes of slots are needed beside {in_use} in use: {error}")]
+    OutOfMemory {
+        /// Bytes of the slots asked for.
+        needed: usize,
+        /// Bytes of slots in use.
+        in_use: usize,
+        /// What the device says.
+        error: OutOfMemory,
+    },
 }
 
 impl SlotPool {
-    /// Slots of these lengths in bytes: all of them, or none when they do not fit into the limit.
+    pub(crate) fn new(device: Arc<dyn Device>) -> Self {
+        SlotPool { device, state: Mutex::default() }
+    }
+
+    /// Slots of these lengths in bytes: all of them, or none.
     ///
     /// # Errors
-    /// [`OverLimit`]; memory that waits for reuse is freed first where that helps.
-    pub fn reserve(self: &Arc<Self>, lens: &[usize]) -> Result<Vec<Slot>, OverLimit> {
+    /// [`ReserveError`]; memory that waits for reuse is freed first where that helps.
+    pub(crate) fn reserve(self: &Arc<Self>, lens: &[usize]) -> Result<Vec<Slot>, ReserveError> {
         let needed: usize = lens.iter().map(|len| footprint(*len)).sum();
         let mut state = self.lock();
-        let found: Vec<Option<AlignedVec>> = lens.iter().map(|len| state.take(*len)).collect();
-        let reused: usize = found.iter().flatten().map(AlignedVec::capacity).sum();
+        let mut found: Vec<Option<Box<dyn Memory>>> = lens.iter().map(|len| state.take(*len)).collect();
+        let in_use = state.in_use;
         if let Some(limit) = state.limit {
-            if state.in_use + needed > limit {
-                let in_use = state.in_use;
-                found.into_iter().flatten().for_each(|data| state.put(data));
-                return Err(OverLimit { needed, in_use, limit });
+            if in_use + needed > limit {
+                found.into_iter().flatten().for_each(|memory| state.put(memory));
+                return Err(ReserveError::OverLimit { needed, in_use, limit });
             }
             // What is left over fits none of these slots.
-            if state.in_use + needed + state.free_bytes > limit {
+            if in_use + needed + state.free_bytes > limit {
                 state.clear();
             }
         }
+        for (memory, len) in found.iter_mut().zip(lens) {
+            if memory.is_none() {
+                match self.alloc(&mut state, footprint(*len)) {
+                    Ok(fresh) => *memory = Some(fresh),
+                    Err(error) => {
+                        found.into_iter().flatten().for_each(|memory| state.put(memory));
+                        return Err(ReserveError::OutOfMemory { needed, in_use, error });
+                    }
+                }
+            }
+        }
         state.in_use += needed;
-        debug_assert!(reused <= needed);
         drop(state);
-        let slot = |(data, len): (Option<AlignedVec>, &usize)| Slot::pooled(data.unwrap_or_default(), *len, self);
+        let slot = |(memory, len): (Option<Box<dyn Memory>>, &usize)| Slot {
+            memory,
+            len: *len,
+            counted: true,
+            pool: self.clone(),
+        };
         Ok(found.into_iter().zip(lens).map(slot).collect())
     }
 
+    /// Memory of the device, and once more without what waits for reuse.
+    fn alloc(&self, state: &mut State, bytes: usize) -> Result<Box<dyn Memory>, OutOfMemory> {
+        self.device.alloc(bytes, MemoryKind::Slot).or_else(|error| {
+            if state.free.is_empty() {
+                return Err(error);
+            }
+            state.clear();
+            self.device.alloc(bytes, MemoryKind::Slot)
+        })
+    }
+
+    /// A slot that lies in an engine file, where the device can read it there; its memory is not counted.
+    pub(crate) fn adopt(self: &Arc<Self>, contents: &Buffer) -> Result<Slot, RuntimeError> {
+        let memory = self.device.adopt(contents)?;
+        Ok(Slot { memory: Some(memory), len: contents.len(), counted: false, pool: self.clone() })
+    }
+
     /// Sets the most bytes that slots, in use and waiting for reuse, may take from now on. What is in use already stays.
-    pub fn set_limit(&self, limit: Option<usize>) {
+    pub(crate) fn set_limit(&self, limit: Option<usize>) {
         let mut state = self.lock();
         state.limit = limit;
         if limit.is_some_and(|limit| state.in_use + state.free_bytes > limit) {
@@ -135,22 +191,22 @@ impl SlotPool {
         }
     }
 
-    /// Gives memory that waits for reuse back to the system.
-    pub fn trim(&self) {
+    /// Gives memory that waits for reuse back to the device.
+    pub(crate) fn trim(&self) {
         self.lock().clear();
     }
 
     /// What the pool holds.
-    pub fn memory(&self) -> PoolMemory {
+    pub(crate) fn memory(&self) -> PoolMemory {
         let state = self.lock();
         PoolMemory { in_use: state.in_use, free: state.free_bytes, limit: state.limit }
     }
 
-    fn give_back(&self, data: AlignedVec, len: usize) {
+    fn give_back(&self, memory: Box<dyn Memory>) {
         let mut state = self.lock();
-        state.in_use -= footprint(len);
-        if state.limit.is_none_or(|limit| state.in_use + state.free_bytes + data.capacity() <= limit) {
-            state.put(data);
+        state.in_use -= memory.len();
+        if state.limit.is_none_or(|limit| state.in_use + state.free_bytes + memory.len() <= limit) {
+            state.put(memory);
         }
     }
 
@@ -162,18 +218,16 @@ impl SlotPool {
 
 impl State {
     /// Memory of exactly this size: slots of one engine come back in the sizes they are asked for again.
-    fn take(&mut self, len: usize) -> Option<AlignedVec> {
-        let at = self.free.iter().position(|data| data.capacity() == footprint(len))?;
-        let data = self.free.swap_remove(at);
-        self.free_bytes -= data.capacity();
-        Some(data)
+    fn take(&mut self, len: usize) -> Option<Box<dyn Memory>> {
+        let at = self.free.iter().position(|memory| memory.len() == footprint(len))?;
+        let memory = self.free.swap_remove(at);
+        self.free_bytes -= memory.len();
+        Some(memory)
     }
 
-    fn put(&mut self, data: AlignedVec) {
-        if data.capacity() > 0 {
-            self.free_bytes += data.capacity();
-            self.free.push(data);
-        }
+    fn put(&mut self, memory: Box<dyn Memory>) {
+        self.free_bytes += memory.len();
+        self.free.push(memory);
     }
 
     fn clear(&mut self) {
@@ -182,50 +236,45 @@ impl State {
     }
 }
 
-/// Bytes that a slot takes: whole cache lines.
+/// Bytes that a slot takes: whole cache lines, at least one.
 fn footprint(len: usize) -> usize {
-    len.next_multiple_of(64)
+    len.max(1).next_multiple_of(64)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn filled(pool: &Arc<SlotPool>, lens: &[usize]) -> Vec<Slot> {
-        let mut slots = pool.reserve(lens).expect("it fits");
-        slots.iter_mut().for_each(|slot| slot.bytes_mut().fill(1));
-        slots
+    fn pool() -> Arc<SlotPool> {
+        Arc::new(SlotPool::new(Arc::new(regraft_backend_cpu::CpuDevice::new(Some(1)))))
+    }
+
+    fn reserved(pool: &Arc<SlotPool>, lens: &[usize]) -> Vec<Slot> {
+        pool.reserve(lens).expect("it fits")
     }
 
     #[test]
     fn memory_comes_back_and_is_used_again() {
-        let pool = Arc::new(SlotPool::default());
-        let slots = filled(&pool, &[100, 200]);
-        let at = slots[1].bytes().as_ptr();
+        let pool = pool();
+        let slots = reserved(&pool, &[100, 200]);
+        let at = slots[1].region().address();
         assert_eq!(pool.memory(), PoolMemory { in_use: 128 + 256, free: 0, limit: None });
         drop(slots);
         assert_eq!(pool.memory(), PoolMemory { in_use: 0, free: 128 + 256, limit: None });
-        assert_eq!(filled(&pool, &[199])[0].bytes().as_ptr(), at);
+        assert_eq!(reserved(&pool, &[199])[0].region().address(), at);
     }
 
     #[test]
     fn a_limit_refuses_all_or_nothing() {
-        let pool = Arc::new(SlotPool::default());
+        let pool = pool();
         pool.set_limit(Some(512));
-        let held = filled(&pool, &[256]);
+        let held = reserved(&pool, &[256]);
         let refused = pool.reserve(&[128, 256]).expect_err("too much");
-        assert_eq!(refused, OverLimit { needed: 384, in_use: 256, limit: 512 });
+        assert_eq!(refused, ReserveError::OverLimit { needed: 384, in_use: 256, limit: 512 });
         assert_eq!(pool.memory().in_use, 256);
         drop(held);
         // What waits for reuse makes room for other sizes.
-        assert_eq!(filled(&pool, &[512]).len(), 1);
+        assert_eq!(reserved(&pool, &[512]).len(), 1);
         assert!(pool.memory().free <= 512);
-    }
-
-    #[test]
-    fn a_slot_that_was_never_filled_gives_back_its_share() {
-        let pool = Arc::new(SlotPool::default());
-        drop(pool.reserve(&[64, 64]).expect("no limit"));
-        assert_eq!(pool.memory(), PoolMemory { in_use: 0, free: 0, limit: None });
     }
 }

@@ -12,7 +12,7 @@ use regraft_tensor::Tensor;
 use regraft_weights::{Digest, Problem, SourceInfo, StateDict};
 
 use super::{Parts, none_of};
-use crate::{RuntimeError, generation::SourceContent};
+use crate::{RuntimeError, SourceContent};
 
 /// `sources`, with the tensors of those in `needed` that are kept in a weight file read from there and compared with their
 /// digests.
@@ -31,7 +31,8 @@ pub(crate) fn at_hand(
         let (info, content) = (&parts.map.sources[index], &sources[index]);
         let Some(path) = content.file() else { continue };
         let file = files.entry(path).or_insert_with(|| open(parts, path).map_err(|e| cannot_be_read(&*e)));
-        let found = file.as_ref().map_err(String::clone).and_then(|weights| find(info, weights, content.digest()));
+        let digest = content.digest()?;
+        let found = file.as_ref().map_err(String::clone).and_then(|weights| find(info, weights, digest));
         match found {
             Ok(tensor) => all[index] = Arc::new(SourceContent::new(info.dtype, Some(tensor.clone()))),
             Err(why) => problems.push(Problem::NotInFile { name: info.name.clone(), path: path.to_path_buf(), why }),

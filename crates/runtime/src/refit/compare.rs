@@ -1,15 +1,11 @@
 //! What really changes: a refit that is given a whole checkpoint makes only the slots whose sources differ.
 
-use std::{
-    collections::BTreeSet,
-    sync::atomic::{AtomicBool, Ordering},
-};
+use std::collections::BTreeSet;
 
-use regraft_tensor::Tensor;
 use regraft_weights::Matched;
 
 use super::{Changed, Parts};
-use crate::generation::Generation;
+use crate::{Generation, RuntimeError, SourceContent};
 
 /// The given sources that differ from the serving generation's. One that differs is told at its first difference; one that
 /// does not costs a pass over it, and saves staging its slots.
@@ -18,16 +14,11 @@ pub(super) fn changed(
     given: &Matched,
     base: Option<&Generation>,
     changed: &Changed,
-) -> BTreeSet<usize> {
+) -> Result<BTreeSet<usize>, RuntimeError> {
     let Some(base) = base.filter(|_| matches!(changed, Changed::Detect)) else {
-        return given.keys().copied().collect();
+        return Ok(given.keys().copied().collect());
     };
-    let given: Vec<(&usize, &Tensor)> = given.iter().collect();
-    let differs: Vec<AtomicBool> = given.iter().map(|_| true.into()).collect();
-    parts.backend.for_each_staged(given.len(), &|i| {
-        let (&index, new) = given[i];
-        differs[i].store(!base.sources[index].is(new), Ordering::Relaxed);
-    });
-    let differing = given.iter().zip(differs).filter(|(_, differs)| differs.load(Ordering::Relaxed));
-    differing.map(|((index, _), _)| **index).collect()
+    let pairs: Vec<_> = given.iter().map(|(&index, new)| (&*base.sources[index], new)).collect();
+    let differ = SourceContent::differ(&**parts.packer, &pairs)?;
+    Ok(given.keys().zip(differ).filter(|(_, differs)| *differs).map(|(&index, _)| index).collect())
 }

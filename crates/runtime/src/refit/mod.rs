@@ -5,7 +5,6 @@ mod compare;
 mod keep;
 mod options;
 mod phases;
-mod recipe;
 mod request;
 mod stage;
 mod staged;
@@ -16,7 +15,7 @@ use std::{
 };
 
 use regraft_adapter::{AdapterErrorKind, AdapterSet};
-use regraft_backend::Backend;
+use regraft_backend::Packer;
 use regraft_engine::Plan;
 use regraft_tensor::Tensor;
 use regraft_weights::{
@@ -32,11 +31,7 @@ pub(crate) use self::{
     phases::phase,
     stage::make,
 };
-use crate::{
-    RuntimeError, RuntimeErrorKind,
-    generation::{Generation, SlotPool, SourceContent},
-    program::WeightReader,
-};
+use crate::{Generation, RuntimeError, RuntimeErrorKind, SourceContent, generation::SlotPool, program::WeightReader};
 
 /// The parts of a program that a refit works with.
 #[derive(Clone, Copy)]
@@ -44,7 +39,7 @@ pub(crate) struct Parts<'a> {
     pub(crate) plan: &'a Plan,
     pub(crate) map: &'a RefitMap,
     pub(crate) identical: Option<&'a [Option<Digest>]>,
-    pub(crate) backend: &'a dyn Backend,
+    pub(crate) packer: &'a Arc<dyn Packer>,
     pub(crate) reader: &'a WeightReader,
 }
 
@@ -62,15 +57,19 @@ pub(crate) struct Change {
 impl Change {
     /// Before the slots to make anew are given up: reads sources that `base` keeps in them back from there. Returns the
     /// sources of `base` with those tensors, of which its slots can be made again.
-    pub(crate) fn free_slots_of(&mut self, parts: &Parts<'_>, base: &Generation) -> Vec<Arc<SourceContent>> {
+    pub(crate) fn free_slots_of(
+        &mut self,
+        parts: &Parts<'_>,
+        base: &Generation,
+    ) -> Result<Vec<Arc<SourceContent>>, RuntimeError> {
         let mut sources = base.sources.clone();
-        for source in keep::bring_out(parts, &mut sources, &self.stale) {
+        for source in keep::bring_out(parts, &mut sources, &self.stale)? {
             if Arc::ptr_eq(&self.sources[source], &base.sources[source]) {
                 self.sources[source] = sources[source].clone();
                 self.passing.insert(source);
             }
         }
-        sources
+        Ok(sources)
     }
 }
 
@@ -101,7 +100,7 @@ pub(crate) fn check(
     let changed = phase(Phase::Compare, report, request.observer, |_| {
         let options = request.weights.map(|(_, options)| &options.changed);
         compare::changed(parts, &matched, base, options.unwrap_or(&Changed::All))
-    });
+    })?;
     let stale = slots_of(parts.map, base.is_none(), |s| changed.contains(&s) || adapted.contains(&s));
     let read: BTreeSet<usize> =
         stale.iter().flat_map(|&slot| &parts.map.recipes[slot].sources).map(|&source| source as usize).collect();
@@ -111,7 +110,7 @@ pub(crate) fn check(
         let dtype = parts.map.sources[index].dtype;
         // One that is the same as what a slot keeps need not be read back from there, and one that was let go is here again.
         let in_slot = sources[index].slot().is_some() && tensor.dtype() == dtype;
-        let let_go = !sources[index].is_at_hand() && read.contains(&index);
+        let let_go = !sources[index].is_resident() && read.contains(&index);
         if changed.contains(&index) || in_slot || let_go {
             passing.extend((in_slot || tensor.is_borrowed()).then_some(index));
             sources[index] = Arc::new(SourceContent::new(dtype, Some(tensor.clone())));
@@ -194,7 +193,7 @@ fn check_siblings(
             let name = || map.sources[source].name.clone();
             let problem = match before[source].changed_file() {
                 Some(path) => Some(Problem::FileChanged { name: name(), path: path.to_path_buf() }),
-                None if before[source].is_at_hand() => None,
+                None if before[source].is_resident() => None,
                 None => Some(Problem::SiblingMissing { name: name(), slot: recipe.slot.clone() }),
             };
             problems.extend(problem.map(|p| (source, p)));
@@ -222,14 +221,14 @@ pub(crate) fn merged_sources(
         let name = || parts.map.sources[index].name.clone();
         match content.changed_file() {
             Some(path) => problems.push(Problem::FileChanged { name: name(), path: path.to_path_buf() }),
-            None if used[index] && !content.is_at_hand() => problems.push(Problem::Released { name: name() }),
+            None if used[index] && !content.is_resident() => problems.push(Problem::Released { name: name() }),
             None => {}
         }
     }
     none_of(problems, parts.map)?;
     let tensor = |(index, content): (usize, &Arc<SourceContent>)| {
-        let tensor = wanted.contains(&index).then(|| content.converted()).flatten();
-        tensor.map(|tensor| recipe::merged(parts, index, &tensor, &generation.adapters)).transpose()
+        let tensor = if wanted.contains(&index) { content.converted()? } else { None };
+        tensor.map(|tensor| stage::merged(parts, index, &tensor, &generation.adapters)).transpose()
     };
     sources.iter().enumerate().map(tensor).collect()
 }
@@ -246,7 +245,7 @@ pub(crate) fn compute(
     let stale = change.stale.clone();
     let (generation, evaluated) = phase(Phase::Stage, report, observer, |_| {
         let Change { mut sources, adapters, stale, mut passing } = change;
-        passing.extend(keep::bring_out(parts, &mut sources, &stale));
+        passing.extend(keep::bring_out(parts, &mut sources, &stale)?);
         let made = make(parts, &sources, &adapters, &stale, pool, observer)?;
         let mut fresh = stale.iter().zip(made.slots).peekable();
         let slot = |index: usize| match fresh.next_if(|(stale, _)| **stale == index) {
@@ -289,7 +288,7 @@ fn fill_slots(report: &mut RefitReport, parts: &Parts<'_>, stale: &[usize], eval
         report.recomputed_slots.push(SlotReport {
             name: recipe.slot.clone(),
             sources: recipe.sources.iter().map(|&s| map.sources[s as usize].name.clone()).collect(),
-            bytes: parts.plan.slot_bytes(slot),
+            bytes: parts.plan.slots[slot].bytes,
             one_pass: !evaluated.contains(&slot),
         });
     }

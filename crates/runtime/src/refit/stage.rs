@@ -1,20 +1,18 @@
-//! Makes slots in fresh buffers, all at once, on the threads of refits.
+//! Makes slots in fresh memory, all at once.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{
-        Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
 };
 
+use rayon::prelude::*;
 use regraft_adapter::{AdapterSet, Overlay};
+use regraft_backend::{Given, Pace, PackError, PackJob, StageObserver};
+use regraft_tensor::Tensor;
+use regraft_weights::on_shared_threads;
 
-use super::{Parts, RefitObserver, recipe};
-use crate::{
-    RuntimeError, RuntimeErrorKind,
-    generation::{Slot, SlotPool, SourceContent},
-};
+use super::{Parts, RefitObserver};
+use crate::{RuntimeError, RuntimeErrorKind, Slot, SourceContent, generation::SlotPool};
 
 /// Slots in the order asked for.
 pub(crate) struct Made {
@@ -33,30 +31,55 @@ pub(crate) fn make(
     observer: &dyn RefitObserver,
 ) -> Result<Made, RuntimeError> {
     let overlays = overlays(parts, sources, adapters, which)?;
-    let lens: Vec<usize> = which.iter().map(|&slot| parts.plan.slot_bytes(slot)).collect();
-    let reserved = pool.reserve(&lens).map_err(RuntimeErrorKind::Memory)?;
-    let total: usize = lens.iter().sum();
-    let done = AtomicUsize::new(0);
-    // The largest first: the threads finish together.
-    let mut tasks: Vec<(usize, usize, Slot)> =
-        reserved.into_iter().enumerate().map(|(i, slot)| (i, which[i], slot)).collect();
-    tasks.sort_by_key(|(i, ..)| std::cmp::Reverse(lens[*i]));
-    let tasks: Vec<Mutex<(usize, usize, Slot)>> = tasks.into_iter().map(Mutex::new).collect();
-    let failure: Mutex<Option<RuntimeError>> = Mutex::new(None);
-    parts.backend.for_each_staged(tasks.len(), &|task| {
-        let (i, index, slot) = &mut *tasks[task].lock().unwrap_or_else(PoisonError::into_inner);
-        match recipe::run(parts, *index, sources, &overlays, slot.bytes_mut()) {
-            Ok(()) => observer.staged(done.fetch_add(lens[*i], Ordering::Relaxed) + lens[*i], total),
-            Err(error) => *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error),
-        }
-    });
-    if let Some(error) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        return Err(error);
+    let given = which.iter().map(|&slot| given(parts, slot, sources, &overlays)).collect::<Result<Vec<_>, _>>()?;
+    let lens: Vec<usize> = which.iter().map(|&slot| parts.plan.slots[slot].bytes).collect();
+    let mut slots = pool.reserve(&lens).map_err(RuntimeErrorKind::Memory)?;
+    let one_pass = |(&slot, given): (&usize, &Vec<Given<'_>>)| parts.packer.is_one_pass(slot, given);
+    let several = which.iter().zip(&given).filter(|of| !one_pass(*of)).map(|(&slot, _)| slot).collect();
+    let jobs = which.iter().zip(given).zip(&mut slots);
+    let jobs = jobs.map(|((&slot, given), out)| PackJob { slot, given, out: out.region_mut() }).collect();
+    parts.packer.pack(jobs, Pace::Fast, &Progress(observer)).map_err(|error| in_slot(parts, error))?;
+    Ok(Made { evaluated: several, slots: slots.into_iter().map(Arc::new).collect() })
+}
+
+/// Passes progress on.
+struct Progress<'a>(&'a dyn RefitObserver);
+
+impl StageObserver for Progress<'_> {
+    fn staged(&self, bytes: usize, of: usize) {
+        self.0.staged(bytes, of);
     }
-    let mut made: Vec<_> = tasks.into_iter().map(|t| t.into_inner().unwrap_or_else(PoisonError::into_inner)).collect();
-    made.sort_by_key(|(i, ..)| *i);
-    let evaluated = which.iter().copied().filter(|&slot| !recipe::is_one_pass(parts, slot, sources, &overlays));
-    Ok(Made { evaluated: evaluated.collect(), slots: made.into_iter().map(|(_, _, slot)| Arc::new(slot)).collect() })
+}
+
+/// The sources of a slot's recipe.
+fn given<'a>(
+    parts: &Parts<'_>,
+    slot: usize,
+    sources: &'a [Arc<SourceContent>],
+    overlays: &'a BTreeMap<usize, Overlay>,
+) -> Result<Vec<Given<'a>>, RuntimeError> {
+    let given = |&source: &u32| {
+        let source = source as usize;
+        let tensor = sources[source].held().ok_or_else(|| missing(parts, source))?;
+        Ok(Given { tensor, overlay: overlays.get(&source) })
+    };
+    parts.map.recipes[slot].sources.iter().map(given).collect()
+}
+
+/// An error of the packer, with the slot's name.
+fn in_slot(parts: &Parts<'_>, error: PackError) -> RuntimeErrorKind {
+    match error {
+        PackError::Recipe { slot, why } => RuntimeErrorKind::Recipe { slot: parts.map.recipes[slot].slot.clone(), why },
+        error => error.into(),
+    }
+}
+
+fn missing(parts: &Parts<'_>, source: usize) -> RuntimeError {
+    failed(parts, source, "its tensor is not available".into())
+}
+
+fn failed(parts: &Parts<'_>, source: usize, why: String) -> RuntimeError {
+    RuntimeErrorKind::Source { name: parts.map.sources[source].name.clone(), why }.into()
 }
 
 /// What the adapters do to each source that these slots are made of.
@@ -71,12 +94,37 @@ fn overlays(
     }
     let used: BTreeSet<usize> =
         which.iter().flat_map(|&slot| &parts.map.recipes[slot].sources).map(|&s| s as usize).collect();
-    let used: Vec<usize> = used.into_iter().collect();
-    let made: Vec<OnceLock<Result<Option<Overlay>, RuntimeError>>> = used.iter().map(|_| OnceLock::new()).collect();
-    parts.backend.for_each_staged(used.len(), &|i| {
-        let tensor = || sources[used[i]].converted().ok_or_else(|| recipe::missing(parts, used[i]));
-        made[i].get_or_init(|| recipe::overlay(parts, used[i], adapters, tensor));
-    });
-    let made = used.iter().zip(made).filter_map(|(source, made)| Some((*source, made.into_inner()?.transpose()?)));
-    made.map(|(source, overlay)| Ok((source, overlay?))).collect()
+    let made = |source: usize| {
+        let tensor = || sources[source].converted()?.ok_or_else(|| missing(parts, source));
+        Some(overlay(parts, source, adapters, tensor).transpose()?.map(|overlay| (source, overlay)))
+    };
+    on_shared_threads(|| used.into_par_iter().filter_map(made).collect())
+}
+
+/// What `adapters` do to a source, with everything filled in; `tensor` gives the source in the engine's dtype.
+fn overlay(
+    parts: &Parts<'_>,
+    source: usize,
+    adapters: &AdapterSet,
+    tensor: impl FnOnce() -> Result<Tensor, RuntimeError>,
+) -> Result<Option<Overlay>, RuntimeError> {
+    let Some(mut overlay) = adapters.overlay(source, &parts.map.sources[source]) else { return Ok(None) };
+    if overlay.has_norms() {
+        let filled = parts.packer.fill_norms(&mut overlay, &tensor()?);
+        filled.map_err(|e| failed(parts, source, e.to_string()))?;
+    }
+    Ok(Some(overlay))
+}
+
+/// A source in the engine's dtype with `adapters` applied.
+pub(super) fn merged(
+    parts: &Parts<'_>,
+    source: usize,
+    tensor: &Tensor,
+    adapters: &AdapterSet,
+) -> Result<Tensor, RuntimeError> {
+    match overlay(parts, source, adapters, || Ok(tensor.clone()))? {
+        None => Ok(tensor.clone()),
+        Some(overlay) => parts.packer.merge(&overlay, tensor).map_err(|e| failed(parts, source, e.to_string())),
+    }
 }

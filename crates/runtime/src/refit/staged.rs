@@ -4,8 +4,7 @@ use regraft_weights::{Phase, RefitReport, StateDict};
 
 use super::{Refit, check, compute, phase};
 use crate::{
-    Model, RefitOptions, RuntimeError, RuntimeErrorKind,
-    generation::Generation,
+    Generation, Model, RefitOptions, RuntimeError, RuntimeErrorKind,
     serving::{Next, Retired, Serving, Stale},
 };
 
@@ -97,8 +96,8 @@ impl Model {
         // Refused when the slots in use are over the limit already: neither new slots nor the old ones would fit again.
         let empty = self.pool().reserve(&[0]).map_err(RuntimeErrorKind::Memory)?.pop().map(Arc::new);
         let empty = empty.expect("as many slots as were asked for");
+        let (stale, sources) = (change.stale.clone(), change.free_slots_of(&parts, &base)?);
         let place = self.shared.serving.take_out(&base).map_err(|Stale| RuntimeErrorKind::Stale)?;
-        let (stale, sources) = (change.stale.clone(), change.free_slots_of(&parts, &base));
         let (mut kept, held) = match alone(base) {
             Ok(base) => (base, None),
             Err(base) => (Generation::clone(&base), Some(base)),

@@ -5,8 +5,8 @@ mod walk;
 
 use std::cell::Cell;
 
-use regraft_backend::{BackendError, Candidate, Kernel, KernelError, Operand, OperandType, Problem};
-use regraft_ir::{Op, TensorType};
+use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, Operand, OperandType};
+use regraft_ir::{Op, TensorType, ops::Fused};
 use regraft_tensor::DType;
 
 use self::{
@@ -14,9 +14,11 @@ use self::{
     walk::Walk,
 };
 use super::{
-    Cx, Family,
+    CpuKernel, Cx, Family,
     support::{expect_plain, unsupported},
 };
+
+use crate::Isa;
 
 const FUSED: &str = "fused.blocks";
 
@@ -29,10 +31,15 @@ thread_local! {
     static REGISTERS: Cell<Registers> = const { Cell::new(Registers::new()) };
 }
 
-fn candidates(_: &Cx, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
+fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
     let Op::Fused(op) = op else { return Vec::new() };
     let operands: Vec<DType> = inputs.iter().flatten().map(|o| o.ty.dtype).collect();
-    if Program::new(op, &operands).is_some() { vec![Candidate::plain(FUSED)] } else { Vec::new() }
+    if fuses(op, &operands) { vec![Candidate::plain(FUSED)] } else { Vec::new() }
+}
+
+/// Whether every step has a vectorised form on operands of these dtypes.
+pub(crate) fn fuses(op: &Fused, operands: &[DType]) -> bool {
+    Program::new(op, operands).is_some()
 }
 
 fn reads_strided(_: &Op, _: usize, _: &Operand<'_>) -> bool {
@@ -45,17 +52,17 @@ struct Prepared {
     walk: Walk,
 }
 
-fn prepare(cx: &Cx, problem: &Problem<'_>) -> Result<Box<dyn Kernel>, BackendError> {
-    let Op::Fused(op) = problem.op else { return Err(unsupported(problem, "it is not fused")) };
-    expect_plain(problem, 0..problem.inputs.len())?;
-    let dtypes: Vec<DType> = problem.inputs.iter().flatten().map(|o| o.dtype).collect();
-    let program = Program::new(op, &dtypes).ok_or_else(|| unsupported(problem, "a step has no vectorised form"))?;
-    let operands: Vec<_> = problem.inputs.iter().flatten().map(|o| (o.shape, o.strides)).collect();
-    Ok(Box::new(Prepared { cx: cx.clone(), program, walk: Walk::new(problem.outputs[0].shape, &operands) }))
+fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendError> {
+    let Op::Fused(op) = node.op else { return Err(unsupported(node, "it is not fused")) };
+    expect_plain(node, 0..node.inputs.len())?;
+    let dtypes: Vec<DType> = node.inputs.iter().flatten().map(|o| o.dtype).collect();
+    let program = Program::new(op, &dtypes).ok_or_else(|| unsupported(node, "a step has no vectorised form"))?;
+    let operands: Vec<_> = node.inputs.iter().flatten().map(|o| (o.shape, o.strides)).collect();
+    Ok(Box::new(Prepared { cx: cx.clone(), program, walk: Walk::new(node.outputs[0].shape, &operands) }))
 }
 
-impl Kernel for Prepared {
-    fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]]) -> Result<(), KernelError> {
+impl CpuKernel for Prepared {
+    fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]], _: &mut [u8]) -> Result<(), DataError> {
         let operands: Vec<&[u8]> = inputs.iter().flatten().copied().collect();
         let size = self.program.out_dtype().size();
         let inner = self.walk.inner();
@@ -82,7 +89,7 @@ impl Kernel for Prepared {
 }
 
 impl Prepared {
-    fn run_long_rows(&self, operands: &[&[u8]], out: &mut [u8], part: usize, size: usize) -> Result<(), KernelError> {
+    fn run_long_rows(&self, operands: &[&[u8]], out: &mut [u8], part: usize, size: usize) -> Result<(), DataError> {
         let inner = self.walk.inner();
         for (row, out) in out.chunks_exact_mut(inner * size).enumerate() {
             self.cx.threads.for_each_chunk(out, part * size, |task, out| {

@@ -1,7 +1,7 @@
 //! Random chains against the reference evaluator.
 
 use proptest::prelude::*;
-use regraft_backend::{KernelId, Operand, Problem, ResultType};
+use regraft_backend::{KernelId, NodeSpec, Operand, ResultType};
 use regraft_ir::{
     Op, Scalar,
     ops::{BinaryFn, CompareFn, Fused, FusedFn, FusedStep, UnaryFn},
@@ -22,8 +22,8 @@ fn run(isa: Isa, op: &Op, inputs: &[Tensor], out_shape: &[usize], out: DType) ->
         .collect();
     let outputs = [ResultType { dtype: out, shape: out_shape }];
     let cx = Cx { isa, threads: Threads::new(2).unwrap() };
-    let problem = Problem { kernel: &kernel, op, inputs: &operands, outputs: &outputs };
-    let prepared = prepare(&cx, &problem).unwrap();
+    let node = Problem { kernel: &kernel, op, inputs: &operands, outputs: &outputs };
+    let prepared = prepare(&cx, &node).unwrap();
     let mut bytes = regraft_tensor::AlignedVec::zeroed(out_shape.iter().product::<usize>() * out.size());
     let reads: Vec<_> = inputs.iter().map(|t| Some(t.bytes())).collect();
     prepared.run(&reads, &mut [bytes.bytes_mut()]).unwrap();

@@ -1,5 +1,6 @@
 //! Attention whose result is only used with heads behind the sequence writes it that way.
 
+use regraft_backend::Lowering;
 use regraft_ir::{
     Graph, IrError, Op,
     ops::{Attention, HeadsLayout},
@@ -10,7 +11,7 @@ use crate::lower::Pass;
 /// See the module's documentation.
 pub const PASS: Pass = Pass { name: "attention_layout", run };
 
-fn run(graph: &mut Graph) -> Result<(), IrError> {
+fn run(graph: &mut Graph, _: &dyn Lowering) -> Result<(), IrError> {
     let uses = graph.use_counts();
     let users = graph.users();
     for id in graph.node_ids() {

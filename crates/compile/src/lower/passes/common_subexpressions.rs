@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use regraft_backend::Lowering;
 use regraft_ir::{Graph, IrError, ValueId};
 
 use crate::lower::Pass;
@@ -9,7 +10,7 @@ use crate::lower::Pass;
 /// See the module's documentation.
 pub const PASS: Pass = Pass { name: "common_subexpressions", run };
 
-fn run(graph: &mut Graph) -> Result<(), IrError> {
+fn run(graph: &mut Graph, _: &dyn Lowering) -> Result<(), IrError> {
     let mut seen: HashMap<(String, Vec<Option<ValueId>>), Vec<ValueId>> = HashMap::new();
     for id in graph.node_ids() {
         let node = graph.node(id);

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use regraft_backend::Lowering;
 use regraft_ir::{
     Graph, IrError, Node, Op, Scalar, ValueId,
     ops::{Activation, Binary, BinaryFn, Full, Reshape, SpatialLayout, Unary, UnaryFn},
@@ -17,7 +18,7 @@ use crate::lower::{Pass, known::known_values, pattern::producer};
 /// See the module's documentation.
 pub const PASS: Pass = Pass { name: "fold_batch_norm", run };
 
-fn run(graph: &mut Graph) -> Result<(), IrError> {
+fn run(graph: &mut Graph, _: &dyn Lowering) -> Result<(), IrError> {
     let known = known_values(graph);
     let uses = graph.use_counts();
     for id in graph.node_ids() {

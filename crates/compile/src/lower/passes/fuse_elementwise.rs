@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use regraft_backend::Lowering;
 use regraft_ir::{
     Graph, IrError, NodeId, Op, ValueId,
     ops::{Fused, FusedFn, FusedStep, broadcast_types},
@@ -21,14 +22,13 @@ pub const PASS: Pass = Pass { name: "fuse_elementwise", run };
 const MAX_STEPS: usize = 32;
 const MAX_OPERANDS: usize = 12;
 
-fn run(graph: &mut Graph) -> Result<(), IrError> {
+fn run(graph: &mut Graph, lowering: &dyn Lowering) -> Result<(), IrError> {
     let known = known_values(graph);
     let uses = graph.use_counts();
     let users = graph.users();
     let fits = |graph: &Graph, id: NodeId| {
         let node = graph.node(id);
-        let dtypes = node.inputs.iter().flatten().chain(&node.outputs).all(|&v| is_fused(graph.ty(v).dtype));
-        step_of(&node.op).is_some() && dtypes && !known[node.output().0 as usize]
+        step_of(&node.op).is_some() && !known[node.output().0 as usize]
     };
     let mut absorbed: HashSet<NodeId> = HashSet::new();
     let ids: Vec<NodeId> = graph.node_ids().collect();
@@ -37,7 +37,7 @@ fn run(graph: &mut Graph) -> Result<(), IrError> {
             continue;
         }
         let mut group = Group { root, members: HashSet::from([root]) };
-        let Some(mut fused) = group.fuse(graph) else { continue };
+        let Some(mut fused) = group.fuse(graph, lowering) else { continue };
         let mut waiting: Vec<NodeId> = group.producers(graph, root);
         while let Some(id) = waiting.pop() {
             let y = graph.node(id).output();
@@ -49,7 +49,7 @@ fn run(graph: &mut Graph) -> Result<(), IrError> {
                 continue;
             }
             group.members.insert(id);
-            match group.fuse(graph) {
+            match group.fuse(graph, lowering) {
                 Some(larger) => {
                     fused = larger;
                     // A producer that was turned away for a user outside may fit now that the user is inside.
@@ -64,16 +64,11 @@ fn run(graph: &mut Graph) -> Result<(), IrError> {
             }
         }
         let node = graph.node(root).clone();
-        let new = graph.add1(Fused { steps: fused.steps }, &fused.operands, &node.scope)?;
+        let new = graph.add1(fused.fused, &fused.operands, &node.scope)?;
         graph.replace_uses(node.output(), new);
         absorbed.extend(group.members);
     }
     Ok(())
-}
-
-/// The dtypes that fused kernels compute in.
-fn is_fused(dtype: DType) -> bool {
-    matches!(dtype, DType::F32 | DType::I64 | DType::I32 | DType::Bool | DType::U8)
 }
 
 fn step_of(op: &Op) -> Option<FusedFn> {
@@ -96,7 +91,7 @@ struct Group {
 /// What a group becomes.
 struct Draft {
     operands: Vec<ValueId>,
-    steps: Vec<FusedStep>,
+    fused: Fused,
 }
 
 impl Group {
@@ -121,8 +116,8 @@ impl Group {
         }
     }
 
-    /// The op that computes the root; `None` when it is too long or would have another shape.
-    fn fuse(&self, graph: &Graph) -> Option<Draft> {
+    /// The op that computes the root; `None` when it is too long, would have another shape, or the backend does not want it.
+    fn fuse(&self, graph: &Graph, lowering: &dyn Lowering) -> Option<Draft> {
         let order = self.order(graph);
         let inside: HashSet<ValueId> = order.iter().map(|&id| graph.node(id).output()).collect();
         let mut outside = Vec::new();
@@ -159,6 +154,8 @@ impl Group {
             numbers.insert(node.output(), (operands.len() + steps.len()) as u32);
             steps.push(FusedStep { f: step_of(&node.op)?, args });
         }
-        Some(Draft { operands, steps })
+        let dtypes: Vec<DType> = operands.iter().map(|&v| graph.ty(v).dtype).collect();
+        let fused = Fused { steps };
+        lowering.fuses(&fused, &dtypes).then_some(Draft { operands, fused })
     }
 }

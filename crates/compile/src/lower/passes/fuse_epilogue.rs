@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 
+use regraft_backend::Lowering;
 use regraft_ir::{
     Graph, IrError, Node, NodeId, Op, ValueId,
     ops::{Activation, BinaryFn},
@@ -24,7 +25,7 @@ struct Epilogue {
     end: ValueId,
 }
 
-fn run(graph: &mut Graph) -> Result<(), IrError> {
+fn run(graph: &mut Graph, lowering: &dyn Lowering) -> Result<(), IrError> {
     let known = known_values(graph);
     let uses = graph.use_counts();
     let users = graph.users();
@@ -39,9 +40,11 @@ fn run(graph: &mut Graph) -> Result<(), IrError> {
         while uses[chain.end.0 as usize] == 1
             && let &[user] = users[chain.end.0 as usize].as_slice()
             && !taken.contains(&user)
-            && extend(graph, &mut chain, graph.node(user))
+            && let Some(longer) = extend(graph, &chain, graph.node(user))
+            && lowering.takes_epilogue(&with_epilogue(&node.op, &longer), graph.ty(longer.end).dtype)
         {
             taken.insert(user);
+            chain = longer;
         }
         if chain.end == node.output() {
             continue;
@@ -76,24 +79,23 @@ fn with_epilogue(op: &Op, chain: &Epilogue) -> Op {
     op
 }
 
-/// Takes `user`, the only one of the chain's end, into the chain if an epilogue can express it.
-fn extend(graph: &Graph, chain: &mut Epilogue, user: &Node) -> bool {
+/// The chain with `user`, the only one of its end, if an epilogue can express it.
+fn extend(graph: &Graph, chain: &Epilogue, user: &Node) -> Option<Epilogue> {
+    let end = user.output();
     match &user.op {
         // `act(act(x))` and `act(act(x) + r)` are beyond an epilogue.
         Op::Unary(op) if chain.act == Activation::None => {
-            let Some(act) = Activation::from_function(op.f) else { return false };
-            (chain.act, chain.act_first) = (act, false);
+            let act = Activation::from_function(op.f)?;
+            Some(Epilogue { act, act_first: false, end, ..*chain })
         }
         Op::Binary(op) if op.f == BinaryFn::Add && chain.residual.is_none() => {
             let (a, b) = (user.input(0), user.input(1));
             let residual = if a == chain.end { b } else { a };
             if residual == chain.end || graph.ty(residual) != graph.ty(chain.end) {
-                return false;
+                return None;
             }
-            (chain.residual, chain.act_first) = (Some(residual), chain.act != Activation::None);
+            Some(Epilogue { residual: Some(residual), act_first: chain.act != Activation::None, end, ..*chain })
         }
-        _ => return false,
+        _ => None,
     }
-    chain.end = user.output();
-    true
 }

@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 
+use regraft_backend::Lowering;
 use regraft_ir::{
     Graph, IrError, Node, NodeId, Op, ValueId,
     ops::{Activation, Concat, Linear, Slice},
@@ -18,7 +19,7 @@ pub const PASS: Pass = Pass { name: "join_linears", run };
 /// More output features than this are not joined.
 const MAX_FEATURES: i64 = 16384;
 
-fn run(graph: &mut Graph) -> Result<(), IrError> {
+fn run(graph: &mut Graph, _: &dyn Lowering) -> Result<(), IrError> {
     let known = known_values(graph);
     let mut groups: HashMap<(ValueId, bool), Vec<NodeId>> = HashMap::new();
     let mut order = Vec::new();

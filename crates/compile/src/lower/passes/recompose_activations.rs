@@ -3,6 +3,7 @@
 //!
 //! Products are compared as multisets of factors, so that neither order nor association matters.
 
+use regraft_backend::Lowering;
 use regraft_ir::{
     Graph, IrError, Node, Op, ValueId,
     ops::{BinaryFn, Unary, UnaryFn},
@@ -19,7 +20,7 @@ pub const PASS: Pass = Pass { name: "recompose_activations", run };
 /// Products of more values are left alone.
 const MAX_FACTORS: usize = 12;
 
-fn run(graph: &mut Graph) -> Result<(), IrError> {
+fn run(graph: &mut Graph, _: &dyn Lowering) -> Result<(), IrError> {
     for id in graph.node_ids() {
         let node = graph.node(id);
         let y = node.output();

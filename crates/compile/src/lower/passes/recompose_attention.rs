@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use regraft_backend::Lowering;
 use regraft_ir::{
     Graph, IrError, Node, NodeId, Op, ValueId,
     ops::{Attention, BinaryFn, CompareFn, HeadsLayout, Matmul, ReduceFn, Unary, UnaryFn},
@@ -22,7 +23,7 @@ use crate::lower::{
 /// See the module's documentation.
 pub const PASS: Pass = Pass { name: "recompose_attention", run };
 
-fn run(graph: &mut Graph) -> Result<(), IrError> {
+fn run(graph: &mut Graph, _: &dyn Lowering) -> Result<(), IrError> {
     let known = known_values(graph);
     let uses = graph.use_counts();
     for id in graph.node_ids() {

@@ -7,6 +7,7 @@ mod arithmetic;
 mod movement;
 mod products;
 
+use regraft_backend::Lowering;
 use regraft_ir::{Graph, IrError, Node, NodeId, ValueId};
 
 use crate::lower::{Pass, known::known_values, passes::common_subexpressions};
@@ -58,9 +59,9 @@ const RULES: &[Rule] = &[
     arithmetic::neutral,
 ];
 
-fn run(graph: &mut Graph) -> Result<(), IrError> {
+fn run(graph: &mut Graph, lowering: &dyn Lowering) -> Result<(), IrError> {
     for _ in 0..ROUNDS {
-        (common_subexpressions::PASS.run)(graph)?;
+        (common_subexpressions::PASS.run)(graph, lowering)?;
         graph.compact()?;
         if !round(graph)? {
             break;

@@ -1,4 +1,4 @@
-//! Images get their channels last, `[n, spatial..., c]`, which is what convolution kernels want.
+//! Images get their channels last, `[n, spatial..., c]`, where the backend's kernels want that.
 //!
 //! One sweep in program order: a convolution is rewritten to the other layout and its result remembered together with the
 //! permute back; other ops follow when their operands are there in that layout or come cheaply. Permutes that no op
@@ -8,25 +8,25 @@ mod follow;
 
 use std::{collections::HashMap, sync::Arc};
 
+use regraft_backend::Lowering;
 use regraft_ir::{
     Graph, IrError, Node, Op, ValueId,
     ops::{AdaptiveAvgPool, AvgPool, BatchNorm, Conv, GroupNorm, MaxPool, Resize, SpatialLayout},
 };
-use regraft_tensor::DType;
 
 use crate::lower::{Pass, known::known_values, pattern::permute};
 
 /// See the module's documentation.
 pub const PASS: Pass = Pass { name: "channels_last", run };
 
-fn run(graph: &mut Graph) -> Result<(), IrError> {
+fn run(graph: &mut Graph, lowering: &dyn Lowering) -> Result<(), IrError> {
     let mut layouts = Layouts { known: known_values(graph), twins: HashMap::new() };
     for id in graph.node_ids() {
         let node = graph.node(id).clone();
         if node.outputs.len() != 1 || layouts.is_known(node.output()) {
             continue;
         }
-        let new = match rewritten(graph, &node) {
+        let new = match rewritten(graph, lowering, &node) {
             // A convolution is worth a permute of its operand; the others are not.
             Some(op) if matches!(op, Op::Conv(_)) || layouts.twins.contains_key(&node.input(0)) => {
                 Some(layouts.spatial(graph, &node, op)?)
@@ -105,8 +105,8 @@ impl Layouts {
     }
 }
 
-/// The op with channels last, when it is a spatial one with channels first on `f32` images.
-fn rewritten(graph: &Graph, node: &Node) -> Option<Op> {
+/// The op with channels last, when it is a spatial one with channels first on images that the backend wants so.
+fn rewritten(graph: &Graph, lowering: &dyn Lowering, node: &Node) -> Option<Op> {
     use SpatialLayout::{Nchw, Nhwc};
     let op: Op = match &node.op {
         Op::Conv(op) if op.layout == Nchw => Conv { layout: Nhwc, ..op.clone() }.into(),
@@ -119,5 +119,5 @@ fn rewritten(graph: &Graph, node: &Node) -> Option<Op> {
         _ => return None,
     };
     let x = graph.ty(node.input(0));
-    (x.dtype == DType::F32 && (3..=5).contains(&x.rank())).then_some(op)
+    (lowering.image_layout(x.dtype) == Nhwc && (3..=5).contains(&x.rank())).then_some(op)
 }

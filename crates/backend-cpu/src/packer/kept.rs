@@ -3,21 +3,26 @@
 //! A recipe that only moves elements loses nothing, so the slot holds its sources too, in another order. What a generation
 //! then keeps of such a source is the slot and the way back, and no second copy.
 
-use std::{ops::ControlFlow, sync::Arc};
+use std::ops::ControlFlow;
 
-use regraft_tensor::{AlignedVec, DType, Tensor};
-use regraft_weights::{GatherPlan, PackFormat, Piece, Recipe};
+use regraft_backend::{MemoryKind, OutOfMemory, PackError};
+use regraft_tensor::{AlignedVec, DType, Tensor, numel};
+use regraft_weights::{GatherPlan, Piece};
 
-use super::Slot;
+use crate::format::Panels;
 
 /// A source all of whose elements lie in a slot, bit for bit.
 #[derive(Debug)]
-pub struct InSlot {
-    slot: Arc<Slot>,
-    dtype: DType,
-    shape: Vec<usize>,
-    places: Vec<Place>,
+pub(super) struct Kept<'a> {
+    pub(super) slot: &'a [u8],
+    pub(super) dtype: DType,
+    pub(super) shape: &'a [usize],
+    pub(super) places: &'a KeptPlaces,
 }
+
+/// Where in a slot the elements of one of its sources are.
+#[derive(Debug)]
+pub(super) struct KeptPlaces(Vec<Place>);
 
 /// A part of the source, and where it lies.
 #[derive(Debug)]
@@ -48,50 +53,45 @@ struct Strip {
 /// Rows of a panel that are walked through together, so that they stay in the first-level cache.
 const ROWS: usize = 64;
 
-impl InSlot {
-    /// Source `source` of dtype `dtype` and this shape, when `recipe` moves all of it, and no more than moves it, into
-    /// `slot`, which it has made without adapters on that source and from a tensor of just that dtype.
-    pub fn find(recipe: &Recipe, source: u32, dtype: DType, shape: &[usize], slot: &Arc<Slot>) -> Option<InSlot> {
-        let numel = regraft_tensor::numel(shape).filter(|n| *n > 0)?;
-        let is_it = |local: u32| recipe.sources.get(local as usize) == Some(&source);
-        if recipe.dtype() != dtype || slot.bytes().len() != recipe.byte_len() {
-            return None;
-        }
-        let (places, covered) = match (recipe.gather.as_ref()?, recipe.format) {
-            (GatherPlan::Copy { runs }, PackFormat::Plain) => runs_of(runs, is_it),
-            (GatherPlan::Panels { matrices, .. }, PackFormat::PanelsF32 { nr }) => {
-                columns_of(matrices, recipe.shape().as_slice(), nr, is_it)?
+impl KeptPlaces {
+    /// Where source `source`, of this shape, is in a slot that `gather` makes in `panels`, or plain. `None` unless the recipe
+    /// moves all of it, and no more than moves it.
+    pub(super) fn find(
+        gather: &GatherPlan,
+        panels: Option<Panels>,
+        slot_shape: &[usize],
+        source: u32,
+        shape: &[usize],
+    ) -> Option<KeptPlaces> {
+        let numel = numel(shape).filter(|n| *n > 0)?;
+        let (places, covered) = match (gather, panels) {
+            (GatherPlan::Copy { runs }, None) => runs_of(runs, source),
+            (GatherPlan::Matrices { matrices, .. }, Some(panels)) => {
+                columns_of(matrices, slot_shape, panels.nr, source)?
             }
             _ => return None,
         };
-        covers(covered, numel).then(|| InSlot { slot: slot.clone(), dtype, shape: shape.to_vec(), places })
+        covers(covered, numel).then_some(KeptPlaces(places))
     }
+}
 
-    /// The slot.
-    pub fn slot(&self) -> &Arc<Slot> {
-        &self.slot
-    }
-
-    /// Element type.
-    pub fn dtype(&self) -> DType {
-        self.dtype
-    }
-
+impl Kept<'_> {
     /// The tensor, in memory of its own: one pass over it.
-    pub fn tensor(&self) -> Tensor {
-        let mut data = AlignedVec::default();
-        data.resize_to_stay(Tensor::byte_len(self.dtype, &self.shape).expect("it was a tensor once"));
+    pub(super) fn tensor(&self) -> Result<Tensor, PackError> {
+        let bytes = Tensor::byte_len(self.dtype, self.shape).expect("it was a tensor once");
+        let refused = |_| OutOfMemory { device: "cpu".into(), bytes, kind: MemoryKind::Slot, free: None };
+        let mut data = AlignedVec::try_to_stay(bytes).map_err(refused)?;
         match self.dtype.size() {
             1 => self.gather::<1>(data.bytes_mut()),
             2 => self.gather::<2>(data.bytes_mut()),
             4 => self.gather::<4>(data.bytes_mut()),
             _ => self.gather::<8>(data.bytes_mut()),
         }
-        Tensor::new(self.dtype, self.shape.clone(), data.into()).expect("as many bytes as the shape has")
+        Ok(Tensor::new(self.dtype, self.shape.to_vec(), data.into()).expect("as many bytes as the shape has"))
     }
 
     /// Whether `given` is the same tensor, bit for bit; ends at the first difference.
-    pub fn is(&self, given: &Tensor) -> bool {
+    pub(super) fn is(&self, given: &Tensor) -> bool {
         let same = || match self.dtype.size() {
             1 => self.same::<1>(given.bytes()),
             2 => self.same::<2>(given.bytes()),
@@ -102,7 +102,7 @@ impl InSlot {
     }
 
     fn gather<const SIZE: usize>(&self, to: &mut [u8]) {
-        let (from, to) = (self.slot.bytes().as_chunks::<SIZE>().0, to.as_chunks_mut::<SIZE>().0);
+        let (from, to) = (self.slot.as_chunks::<SIZE>().0, to.as_chunks_mut::<SIZE>().0);
         let done = self.strips(&mut |s| {
             match (s.source_step, s.slot_step) {
                 (1, 1) => to[s.source..][..s.len].copy_from_slice(&from[s.slot..][..s.len]),
@@ -114,7 +114,7 @@ impl InSlot {
     }
 
     fn same<const SIZE: usize>(&self, given: &[u8]) -> bool {
-        let (ours, given) = (self.slot.bytes().as_chunks::<SIZE>().0, given.as_chunks::<SIZE>().0);
+        let (ours, given) = (self.slot.as_chunks::<SIZE>().0, given.as_chunks::<SIZE>().0);
         let differs = self.strips(&mut |s| {
             let same = match (s.source_step, s.slot_step) {
                 (1, 1) => given[s.source..][..s.len] == ours[s.slot..][..s.len],
@@ -126,7 +126,7 @@ impl InSlot {
     }
 
     fn strips(&self, f: &mut impl FnMut(Strip) -> ControlFlow<()>) -> ControlFlow<()> {
-        self.places.iter().try_for_each(|place| match place {
+        self.places.0.iter().try_for_each(|place| match place {
             Place::Run(source, slot, len) => {
                 f(Strip { source: *source, source_step: 1, slot: *slot, slot_step: 1, len: *len })
             }
@@ -136,11 +136,11 @@ impl InSlot {
 }
 
 /// The runs of one source, and the ranges of it that they cover.
-fn runs_of(runs: &[(u32, usize, usize)], is_it: impl Fn(u32) -> bool) -> (Vec<Place>, Vec<(usize, usize)>) {
+fn runs_of(runs: &[(u32, usize, usize)], wanted: u32) -> (Vec<Place>, Vec<(usize, usize)>) {
     let mut at = 0;
     let (mut places, mut covered) = (Vec::new(), Vec::new());
     for &(source, first, len) in runs {
-        if is_it(source) {
+        if source == wanted {
             places.push(Place::Run(first, at, len));
             covered.push((first, len));
         }
@@ -154,7 +154,7 @@ fn columns_of(
     matrices: &[Vec<Piece>],
     shape: &[usize],
     nr: usize,
-    is_it: impl Fn(u32) -> bool,
+    wanted: u32,
 ) -> Option<(Vec<Place>, Vec<(usize, usize)>)> {
     let [.., k, n] = shape else { return None };
     let each = n.div_ceil(nr) * nr * k;
@@ -162,7 +162,7 @@ fn columns_of(
     for (i, pieces) in matrices.iter().enumerate() {
         let mut column = 0;
         for piece in pieces {
-            if is_it(piece.source) {
+            if piece.source == wanted {
                 covered.push((piece.offset, range_len(piece)?));
                 places.push(Place::Columns { piece: piece.clone(), matrix: i * each, column, nr });
             }
@@ -247,5 +247,5 @@ fn outer_indices(parts: &[(usize, usize)]) -> impl Iterator<Item = usize> {
 }
 
 #[cfg(test)]
-#[path = "in_slot_tests.rs"]
+#[path = "kept_tests.rs"]
 mod tests;

@@ -1,0 +1,63 @@
+//! What the compiler is told of the CPU.
+
+use std::sync::Arc;
+
+use regraft_backend::{Candidate, Codegen, FormatId, Lowering, OperandType, Plain, SlotFormat, Target};
+use regraft_ir::{
+    Op, TensorType,
+    ops::{Fused, SpatialLayout},
+};
+use regraft_tensor::DType;
+
+use crate::{Isa, format::Panels, kernels};
+
+/// Chooses kernels for one instruction set of an x86-64 or other CPU.
+#[derive(Clone, Copy, Debug)]
+pub struct CpuCodegen {
+    isa: Isa,
+}
+
+impl CpuCodegen {
+    /// For an instruction set, which this machine need not have.
+    pub fn new(isa: Isa) -> Self {
+        CpuCodegen { isa }
+    }
+}
+
+impl Codegen for CpuCodegen {
+    fn target(&self) -> Target {
+        Target {
+            backend: "cpu".into(),
+            arch: std::env::consts::ARCH.into(),
+            level: self.isa.name().into(),
+            features: self.isa.features().iter().map(|&feature| feature.into()).collect(),
+        }
+    }
+
+    fn lowering(&self) -> &dyn Lowering {
+        self
+    }
+
+    fn candidates(&self, op: &Op, inputs: &[Option<OperandType<'_>>], outputs: &[&TensorType]) -> Vec<Candidate> {
+        kernels::candidates(self.isa, op, inputs, outputs)
+    }
+
+    fn format(&self, id: &FormatId) -> Option<Arc<dyn SlotFormat>> {
+        if id.is_plain() { Some(Arc::new(Plain)) } else { Some(Arc::new(Panels::parse(id)?)) }
+    }
+}
+
+impl Lowering for CpuCodegen {
+    fn image_layout(&self, dtype: DType) -> SpatialLayout {
+        // What convolution kernels want; where there is none, a change of layout would be a pass for nothing.
+        if dtype == DType::F32 { SpatialLayout::Nhwc } else { SpatialLayout::Nchw }
+    }
+
+    fn fuses(&self, op: &Fused, operands: &[DType]) -> bool {
+        kernels::fuses(op, operands)
+    }
+
+    fn takes_epilogue(&self, _: &Op, _: DType) -> bool {
+        true
+    }
+}

@@ -1,0 +1,273 @@
+//! Runs one recipe: one pass over memory where it is of that form, else the reference evaluator, node by node.
+
+use std::sync::OnceLock;
+
+use regraft_backend::{BackendError, Given, SlotLayout, adapter::Overlay};
+use regraft_ir::{Graph, eval};
+use regraft_tensor::{AlignedVec, DType, Tensor};
+use regraft_weights::{GatherPlan, Piece, Program, Recipe, RefitMap};
+
+use super::{
+    PackCx,
+    kept::{Kept, KeptPlaces},
+};
+use crate::{
+    format::Panels,
+    pack::{LANES, MatrixView, SourceElement, for_float, pack_panels, panels_len},
+};
+
+/// A recipe with its slot's layout, compiled for this device.
+#[derive(Debug)]
+pub(super) struct SlotRecipe {
+    graph: Graph,
+    gather: Option<GatherPlan>,
+    /// `None` for a plain slot.
+    panels: Option<Panels>,
+    shape: Vec<usize>,
+    dtype: DType,
+    /// Dtype and shape of each source, as the program has it.
+    sources: Vec<(DType, Vec<usize>)>,
+    /// Where each source is kept in the slot, found when it is first asked for.
+    places: Vec<OnceLock<Option<KeptPlaces>>>,
+}
+
+/// A source at hand: as it was given, with the program's dtype.
+#[derive(Clone, Copy)]
+struct Source<'a> {
+    tensor: &'a Tensor,
+    dtype: DType,
+    overlay: Option<&'a Overlay>,
+}
+
+impl SlotRecipe {
+    pub(super) fn new(map: &RefitMap, recipe: &Recipe, layout: &SlotLayout) -> Result<Self, BackendError> {
+        let (dtype, format) = (recipe.dtype(), &layout.format);
+        let panels = if format.is_plain() { None } else { Panels::parse(format) };
+        let refuse = || BackendError::Format { format: format.clone(), ty: format!("{dtype}{:?}", layout.shape) };
+        if !format.is_plain() && panels.is_none_or(|p| !p.nr.is_multiple_of(LANES)) {
+            return Err(refuse());
+        }
+        let source = |&index: &u32| {
+            let info = &map.sources[index as usize];
+            (info.dtype, info.shape.clone())
+        };
+        Ok(SlotRecipe {
+            graph: recipe.graph.clone(),
+            gather: GatherPlan::compile(&recipe.graph, format),
+            panels,
+            shape: layout.shape.clone(),
+            dtype,
+            sources: recipe.sources.iter().map(source).collect(),
+            places: recipe.sources.iter().map(|_| OnceLock::new()).collect(),
+        })
+    }
+
+    /// Fills the slot.
+    pub(super) fn run(&self, cx: &PackCx, given: &[Given<'_>], out: &mut [u8]) -> Result<(), String> {
+        let sources = self.sources(given);
+        match (&self.gather, self.panels) {
+            (Some(GatherPlan::Copy { runs }), _) => copy(cx, runs, &sources, out),
+            (Some(GatherPlan::Vector(program)), _) => self.pack_value(cx, &compute(cx, program, &sources)?, out),
+            (Some(GatherPlan::Matrices { matrices, scales }), Some(panels)) => {
+                self.pack_views(cx, panels, matrices, scales, &sources, out)
+            }
+            (None | Some(GatherPlan::Matrices { .. }), _) => {
+                let tensors = sources.iter().map(|source| whole(cx, source)).collect::<Result<Vec<_>, _>>()?;
+                self.pack_value(cx, &evaluate(&self.graph, &tensors)?, out)
+            }
+        }
+    }
+
+    /// Whether [`SlotRecipe::run`] makes the slot in one pass over memory.
+    pub(super) fn is_one_pass(&self, given: &[Given<'_>]) -> bool {
+        let sources = self.sources(given);
+        match &self.gather {
+            Some(GatherPlan::Copy { .. }) => sources.iter().all(|s| s.tensor.dtype() == s.dtype),
+            Some(GatherPlan::Vector(_)) => true,
+            Some(GatherPlan::Matrices { matrices, .. }) => !merge_first(matrices, &sources).contains(&true),
+            None => false,
+        }
+    }
+
+    /// Whether the slot keeps all of a source bit for bit.
+    pub(super) fn keeps(&self, source: usize) -> bool {
+        self.places(source).is_some()
+    }
+
+    /// A source that the slot of these bytes keeps.
+    pub(super) fn kept<'a>(&'a self, source: usize, slot: &'a [u8]) -> Option<Kept<'a>> {
+        let (dtype, shape) = self.sources.get(source)?;
+        Some(Kept { slot, dtype: *dtype, shape, places: self.places(source)? })
+    }
+
+    fn places(&self, source: usize) -> Option<&KeptPlaces> {
+        let (dtype, shape) = self.sources.get(source)?;
+        let find = || {
+            let gather = self.gather.as_ref().filter(|_| self.dtype == *dtype)?;
+            KeptPlaces::find(gather, self.panels, &self.shape, source as u32, shape)
+        };
+        self.places[source].get_or_init(find).as_ref()
+    }
+
+    fn sources<'a>(&self, given: &[Given<'a>]) -> Vec<Source<'a>> {
+        let source = |(given, (dtype, _)): (&Given<'a>, &(DType, Vec<usize>))| Source {
+            tensor: given.tensor,
+            dtype: *dtype,
+            overlay: given.overlay,
+        };
+        given.iter().zip(&self.sources).map(source).collect()
+    }
+
+    /// Packs views of the sources. Sources of another dtype are converted on the way, and adapters applied, where the views
+    /// allow it; otherwise they are brought into form first.
+    fn pack_views(
+        &self,
+        cx: &PackCx,
+        panels: Panels,
+        matrices: &[Vec<Piece>],
+        scales: &[Program],
+        sources: &[Source<'_>],
+        out: &mut [u8],
+    ) -> Result<(), String> {
+        let scales = scales.iter().map(|program| compute(cx, program, sources)).collect::<Result<Vec<_>, _>>()?;
+        let tensors = (sources.iter().zip(merge_first(matrices, sources)))
+            .map(|(s, first)| if first { whole(cx, s).map(|t| (t, None)) } else { Ok((s.tensor.clone(), s.overlay)) })
+            .collect::<Result<Vec<_>, _>>()?;
+        let dtype = match matrices.iter().flatten().next() {
+            Some(piece) => tensors.get(piece.source as usize).ok_or("a source is not there")?.0.dtype(),
+            None => DType::F32,
+        };
+        let packed = for_float!(dtype, T => {
+            let view = |piece| view::<T>(piece, &tensors, &scales);
+            let views = matrices.iter().map(|row| row.iter().map(view).collect()).collect::<Option<Vec<_>>>();
+            let views = views.ok_or("a piece lies outside of its source, or is of another dtype")?;
+            self.pack_matrices(cx, panels, &views, out)
+        });
+        packed.ok_or("sources of panels are floats")?
+    }
+
+    /// Packs the value of an evaluated recipe.
+    fn pack_value(&self, cx: &PackCx, value: &Tensor, out: &mut [u8]) -> Result<(), String> {
+        let Some(panels) = self.panels else {
+            if value.bytes().len() != out.len() {
+                return Err("the value does not fill the slot".into());
+            }
+            cx.copy(value.bytes(), out);
+            return Ok(());
+        };
+        let [.., k, n] = *self.shape.as_slice() else { return Err("a matrix has two axes".into()) };
+        let packed = for_float!(value.dtype(), T => {
+            let data: &[T] = bytemuck::try_cast_slice(value.bytes()).map_err(|_| "the value is not aligned")?;
+            let matrices: Vec<_> =
+                data.chunks_exact((k * n).max(1)).map(|data| vec![MatrixView::row_major(data, k, n)]).collect();
+            self.pack_matrices(cx, panels, &matrices, out)
+        });
+        packed.ok_or("values of panels are floats")?
+    }
+
+    fn pack_matrices<T: SourceElement>(
+        &self,
+        cx: &PackCx,
+        panels: Panels,
+        matrices: &[Vec<MatrixView<'_, T>>],
+        out: &mut [u8],
+    ) -> Result<(), String> {
+        let [lead @ .., k, n] = self.shape.as_slice() else { return Err("a matrix has two axes".into()) };
+        let each = panels_len(*k, *n, panels.nr);
+        let out: &mut [f32] = bytemuck::try_cast_slice_mut(out).map_err(|_| "the slot is not aligned")?;
+        if matrices.len() != lead.iter().product::<usize>() || matrices.len() * each != out.len() {
+            return Err("the matrices do not make up the slot".into());
+        }
+        for (pieces, out) in matrices.iter().zip(out.chunks_exact_mut(each.max(1))) {
+            let fits = pieces.iter().all(|p| p.k_len() == *k && p.is_in_bounds());
+            if !fits || pieces.iter().map(|p| p.n_len).sum::<usize>() != *n {
+                return Err("the pieces do not make up the matrix".into());
+            }
+            pack_panels(&cx.threads, cx.isa, pieces, panels.nr, out);
+        }
+        Ok(())
+    }
+}
+
+/// A source with its overlay applied, in the program's dtype: a temporary of its full size, unless there is nothing to do.
+fn whole(cx: &PackCx, source: &Source<'_>) -> Result<Tensor, String> {
+    let tensor = source.tensor.cast(source.dtype);
+    let Some(overlay) = source.overlay else { return Ok(tensor) };
+    let mut data = AlignedVec::try_zeroed(tensor.bytes().len()).map_err(|e| e.to_string())?;
+    cx.merge(overlay, &tensor, 0, data.bytes_mut())?;
+    Ok(Tensor::new(tensor.dtype(), tensor.shape().to_vec(), data.into()).expect("as many bytes as the tensor has"))
+}
+
+/// Runs of sources, one after the other; adapters are applied on the way.
+fn copy(cx: &PackCx, runs: &[(u32, usize, usize)], sources: &[Source<'_>], out: &mut [u8]) -> Result<(), String> {
+    let mut rest = out;
+    for &(source, start, len) in runs {
+        let source = &sources[source as usize];
+        let size = source.dtype.size();
+        let outside = "a run lies outside of its source";
+        let end = start.checked_add(len).filter(|end| *end <= source.tensor.numel()).ok_or(outside)?;
+        let (to, after) = rest.split_at_mut_checked(len * size).ok_or("the runs are longer than the slot")?;
+        let tensor = source.tensor.cast(source.dtype);
+        match source.overlay {
+            None => cx.copy(&tensor.bytes()[start * size..end * size], to),
+            Some(overlay) => cx.merge(overlay, &tensor, start, to)?,
+        }
+        rest = after;
+    }
+    if rest.is_empty() { Ok(()) } else { Err("the runs are shorter than the slot".into()) }
+}
+
+/// For each source whether it must be brought into form before it is packed: its overlay meets parts of rows, or it is of
+/// another dtype and packing cannot round to the program's, or meets others beside it.
+fn merge_first(matrices: &[Vec<Piece>], sources: &[Source<'_>]) -> Vec<bool> {
+    let pieces = || matrices.iter().flatten();
+    let mut dtypes = pieces().map(|p| sources[p.source as usize].tensor.dtype());
+    let one_dtype = dtypes.next().is_none_or(|first| dtypes.all(|d| d == first));
+    let no_overlays = sources.iter().all(|s| s.overlay.is_none());
+    let of = |index: usize| pieces().filter(move |p| p.source as usize == index);
+    let first = |(index, source): (usize, &Source<'_>)| {
+        let converted = source.tensor.dtype() != source.dtype;
+        let on_the_way = source.dtype == DType::F32 && one_dtype && no_overlays;
+        let tiled = source.overlay.is_none_or(|overlay| of(index).all(|p| p.tiles(overlay.cols)));
+        of(index).next().is_some() && ((converted && !on_the_way) || !tiled)
+    };
+    sources.iter().enumerate().map(first).collect()
+}
+
+/// The value of a part of a recipe.
+fn compute(cx: &PackCx, program: &Program, sources: &[Source<'_>]) -> Result<Tensor, String> {
+    let sources = program.sources.iter().map(|&s| whole(cx, &sources[s as usize])).collect::<Result<Vec<_>, _>>()?;
+    let floats = sources.iter().map(Tensor::as_slice::<f32>).collect::<Option<Vec<_>>>();
+    match program.vector.as_ref().zip(floats).and_then(|(vector, floats)| vector.run(&floats)) {
+        Some(values) => Ok(Tensor::from_slice(&[values.len()], &values)),
+        None => evaluate(&program.graph, &sources),
+    }
+}
+
+fn evaluate(graph: &Graph, sources: &[Tensor]) -> Result<Tensor, String> {
+    let given = eval::Bindings { inputs: &[], sources, states: &[] };
+    let mut results = eval::run(graph, given).map_err(|e| e.to_string())?;
+    results.outputs.pop().ok_or_else(|| "the recipe yields nothing".into())
+}
+
+/// The matrix that a piece is, over the tensors and scales at hand.
+fn view<'a, T: SourceElement>(
+    piece: &Piece,
+    tensors: &'a [(Tensor, Option<&'a Overlay>)],
+    scales: &'a [Tensor],
+) -> Option<MatrixView<'a, T>> {
+    let (tensor, overlay) = tensors.get(piece.source as usize)?;
+    let scale = match piece.scale {
+        None => None,
+        Some((index, at)) => Some(scales.get(index as usize)?.as_slice::<f32>()?.get(at..at + piece.n_len)?),
+    };
+    Some(MatrixView {
+        data: bytemuck::try_cast_slice(tensor.bytes()).ok().filter(|_| tensor.dtype() == T::DTYPE)?,
+        offset: piece.offset,
+        k_dims: piece.k_dims.clone(),
+        n_len: piece.n_len,
+        n_stride: piece.n_stride,
+        scale,
+        overlay: *overlay,
+    })
+}
