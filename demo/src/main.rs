@@ -8,15 +8,9 @@
 
 mod report;
 
-use std::{
-    error::Error,
-    path::Path,
-    process::ExitCode,
-    sync::{Mutex, PoisonError},
-    time::Instant,
-};
+use std::{error::Error, path::Path, process::ExitCode, time::Instant};
 
-use regraft::{CompileOptions, Mode, Model, RefitOptions, RefitReport, StateDict, Tensor, Threads};
+use regraft::{CompileOptions, Mode, Model, RefitOptions, RefitReport, SlotCopier, StateDict, Tensor, Threads};
 use serde::Deserialize;
 use tokenizers::{PaddingParams, Tokenizer};
 
@@ -87,7 +81,7 @@ fn run(demo: &Path, files: &Path) -> Res<Vec<String>> {
     let start = Instant::now();
     let first = embed(&model, &inputs)?;
     report.time("first run", start, &format!("{} sentences of {} tokens", inputs[0].shape()[0], inputs[0].shape()[1]));
-    let threads = model.backend().threads();
+    let threads = model.device().threads();
     let times = run_times(&model, &inputs)?;
     report.median("run", times, &format!("{RUNS} runs on {threads} threads"));
 
@@ -204,9 +198,8 @@ fn refit_times(
     report: &RefitReport,
 ) -> Res<(Vec<f64>, Vec<f64>)> {
     let written: Vec<&str> = report.recomputed_slots.iter().map(|s| s.name.as_str()).collect();
-    let slots: Vec<usize> =
-        (0..model.plan().slots.len()).filter(|&i| written.contains(&model.plan().slot_name(i))).collect();
-    let memory: Vec<Mutex<Vec<u8>>> = slots.iter().map(|&i| Mutex::new(vec![1; model.plan().slot_bytes(i)])).collect();
+    let slots = (0..model.plan().slots.len()).filter(|&i| written.contains(&model.plan().slot_name(i)));
+    let copier = SlotCopier::new(model, slots)?;
     let (mut refits, mut copies) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         for weights in [changed, trained] {
@@ -214,13 +207,7 @@ fn refit_times(
             model.refit(weights, &RefitOptions::default())?;
             refits.push(ms(start));
             let generation = model.generation().ok_or("the model has no weights")?;
-            let backend = model.backend();
-            let start = Instant::now();
-            backend.for_each_staged(slots.len(), &|i| {
-                let mut to = memory[i].lock().unwrap_or_else(PoisonError::into_inner);
-                backend.copy_staged(generation.slots[slots[i]].bytes(), &mut to);
-            });
-            copies.push(ms(start));
+            copies.push(copier.copy(&generation)?.as_secs_f64() * 1e3);
         }
     }
     Ok((refits, copies))

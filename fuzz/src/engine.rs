@@ -5,8 +5,8 @@ use std::{
     sync::{Arc, LazyLock},
 };
 
-use regraft_backend::Backend;
-use regraft_backend_cpu::{CpuBackend, Isa};
+use regraft_backend::Device;
+use regraft_backend_cpu::{CpuDevice, Isa};
 use regraft_engine::{
     Engine, Plan,
     container::{ContainerWriter, Format, SectionClass, SectionKind},
@@ -46,7 +46,7 @@ const ANY_PRODUCT: &[u8] = br#""product":"any""#;
 
 /// `"product":"0.1.0"`, as this version writes it.
 static PRODUCT: LazyLock<Vec<u8>> = LazyLock::new(|| {
-    let none = Engine::new(BACKENDS[0].target(), Plan::default(), RefitMap::default());
+    let none = Engine::new(BACKENDS[0].codegen().target(), Plan::default(), RefitMap::default());
     let bytes = none.to_bytes().expect("an engine of nothing");
     let start = find(&bytes, br#""product":""#).expect("the version");
     let end = start + bytes[start..].iter().position(|byte| *byte == b',').expect("the target after it");
@@ -160,11 +160,11 @@ pub fn examine(engine: &Engine) {
 }
 
 /// One per instruction set, the best first.
-static BACKENDS: LazyLock<Vec<Arc<CpuBackend>>> = LazyLock::new(|| {
+static BACKENDS: LazyLock<Vec<Arc<CpuDevice>>> = LazyLock::new(|| {
     let mut all: Vec<_> =
-        Isa::available().into_iter().map(|isa| Arc::new(CpuBackend::with_isa(isa, Some(1)))).collect();
-    let best = CpuBackend::new(Some(1)).target();
-    all.sort_by_key(|backend| backend.target() != best);
+        Isa::available().into_iter().map(|isa| Arc::new(CpuDevice::with_isa(isa, Some(1)))).collect();
+    let best = CpuDevice::new(Some(1)).codegen().target();
+    all.sort_by_key(|backend| backend.codegen().target() != best);
     all
 });
 
@@ -175,7 +175,7 @@ const MOST_BYTES: usize = 256 << 10;
 /// runs it again, and saves it. Any of these may be refused.
 pub fn run(mut engine: Engine, settings: u8) {
     let backend = &BACKENDS[usize::from(settings >> 1 & 3) % BACKENDS.len()];
-    engine.target = backend.target();
+    engine.target = backend.codegen().target();
     let Some((inputs, zeros)) = small(&engine) else { return };
     let weights = zeros.clone();
     // Paths in the input say which files of this machine would be read.

@@ -12,7 +12,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("checkpoint", &["tensor", "weights"]),
     ("adapter", &["tensor", "weights"]),
     ("backend", &["tensor", "ir", "weights", "adapter"]),
-    ("backend-cpu", &["tensor", "ir", "backend"]),
+    ("backend-cpu", &["tensor", "ir", "weights", "backend"]),
     ("engine", &["tensor", "ir", "weights", "backend"]),
     ("object-cache", &["tensor", "engine"]),
     ("runtime", &["tensor", "ir", "weights", "adapter", "backend", "engine"]),

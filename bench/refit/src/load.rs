@@ -105,7 +105,7 @@ fn shifted(model: &Model, by: f64) -> StateDict {
         false => tensor.clone(),
     };
     (model.refit_map().sources.iter().zip(&generation.sources))
-        .filter_map(|(info, content)| Some((info.name.clone(), shift(&content.tensor()?))))
+        .filter_map(|(info, content)| Some((info.name.clone(), shift(&content.tensor().ok()??))))
         .collect()
 }
 

@@ -9,7 +9,6 @@
 #![deny(unsafe_code)]
 
 mod adapters;
-mod copy;
 mod lent;
 mod load;
 mod refits;

@@ -1,9 +1,9 @@
 use std::{collections::BTreeSet, path::Path};
 
-use regraft::{CompileOptions, Model, RefitOptions, RefitReport, StateDict, Tensor, Threads};
+use regraft::{CompileOptions, Model, RefitOptions, RefitReport, SlotCopier, StateDict, Tensor, Threads};
 use serde::Serialize;
 
-use crate::{Result, adapters::lora, copy::Copier, lent::lent, times::median};
+use crate::{Result, adapters::lora, lent::lent, times::median};
 
 /// Rounds before the ones that count: the first refits allocate.
 const WARM_UP: usize = 3;
@@ -67,18 +67,20 @@ fn one_layer(model: &Model, rounds: usize) -> Result<Row> {
 fn alternate(what: &str, model: &Model, rounds: usize, refit: impl Fn(usize) -> Result<RefitReport>) -> Result<Row> {
     let first = refit(0)?;
     let names: BTreeSet<String> = first.recomputed_slots.iter().map(|s| s.name.clone()).collect();
-    let copier = Copier::new(model, &names);
+    let plan = model.plan();
+    let written = (0..plan.slots.len()).filter(|&slot| names.contains(plan.slot_name(slot)));
+    let copier = SlotCopier::new(model, written)?;
     let (mut refits, mut copies, mut publishes) = (Vec::new(), Vec::new(), Vec::new());
     for round in 1..=WARM_UP + rounds {
         let report = refit(round)?;
-        let copy = copier.copy(model);
+        let copy = copier.copy(&*model.generation().ok_or("the model has no weights")?)?;
         if report.bytes != first.bytes {
             return Err(format!("{what}: {} bytes, then {}", first.bytes, report.bytes).into());
         }
         if round > WARM_UP {
             refits.push(report.phases_ms.total());
             publishes.push(report.phases_ms.publish * 1e3);
-            copies.push(copy);
+            copies.push(copy.as_secs_f64() * 1e3);
         }
     }
     Ok(Row {
@@ -100,7 +102,7 @@ fn moved(model: &Model, chosen: impl Fn(&str) -> bool) -> Moved {
     let Some(generation) = model.generation() else { return Moved(StateDict::new()) };
     let infos = model.refit_map().sources.iter().zip(&generation.sources);
     let chosen = infos.filter(|(info, _)| chosen(&info.name));
-    Moved(chosen.filter_map(|(info, content)| Some((info.name.clone(), content.tensor()?))).collect())
+    Moved(chosen.filter_map(|(info, content)| Some((info.name.clone(), content.tensor().ok()??))).collect())
         .map(|w| w * 1.01 + 1e-3)
 }
 

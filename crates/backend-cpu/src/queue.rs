@@ -15,6 +15,9 @@ use crate::Threads;
 /// Work on no more bytes than this is done before another thread has woken up.
 const SMALL_BYTES: usize = 64 << 10;
 
+/// Bytes that one task copies.
+const COPY_CHUNK: usize = 1 << 20;
+
 /// With more launches, those that are split over threads all the same would each pay for a hand-over.
 const SMALL_STEPS: usize = 4;
 
@@ -59,9 +62,18 @@ impl Queue for CpuQueue {
     }
 
     fn write(&self, from: &[u8], mut to: RegionMut<'_>) {
-        if !self.has_failed() {
-            to.host_bytes().copy_from_slice(from);
+        if self.has_failed() {
+            return;
         }
+        let to = to.host_bytes();
+        assert_eq!(from.len(), to.len(), "a copy has the size of what it copies");
+        if from.len() <= COPY_CHUNK {
+            return to.copy_from_slice(from);
+        }
+        self.threads.for_each_chunk(to, COPY_CHUNK, |i, chunk| {
+            let start = i * COPY_CHUNK;
+            chunk.copy_from_slice(&from[start..start + chunk.len()]);
+        });
     }
 
     fn copy(&self, from: Region<'_>, to: RegionMut<'_>) {

@@ -6,6 +6,7 @@
 use std::{fs, path::Path};
 
 use proptest::prelude::{ProptestConfig, any, proptest};
+use regraft_backend_cpu::{CpuCodegen, Isa};
 use regraft_compile::lower::{PASSES, lower, run_pass};
 use regraft_ir::{
     Graph, SourceKind, TensorType, ValueId,
@@ -18,6 +19,10 @@ use regraft_ir::{
 };
 use regraft_tensor::{DType, Dim, Tensor};
 
+fn cpu() -> CpuCodegen {
+    CpuCodegen::new(Isa::Portable)
+}
+
 /// Name of the file, its pass, and the program before it.
 fn programs() -> Vec<(String, String, Graph)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/passes");
@@ -26,7 +31,8 @@ fn programs() -> Vec<(String, String, Graph)> {
     let read = |file: &std::path::PathBuf| {
         let content = fs::read_to_string(file).unwrap();
         let head = content.split("\n---- after ----\n").next().unwrap();
-        let (first, program) = head.split_once('\n').unwrap();
+        let (first, rest) = head.split_once('\n').unwrap();
+        let (_, program) = rest.split_once('\n').unwrap();
         let pass = first.strip_prefix("// pass: ").unwrap().trim().to_owned();
         (file.file_stem().unwrap().to_string_lossy().into_owned(), pass, text::parse(program).unwrap())
     };
@@ -108,7 +114,7 @@ fn assert_close(what: &str, expected: &[Tensor], found: &[Tensor]) {
 fn check_lowering(what: &str, graph: &Graph, given: &Given, expected: &[Tensor]) {
     let mut all = graph.clone();
     let mut steps = Vec::new();
-    lower(&mut all, |name, graph| steps.push((name, graph.clone()))).unwrap();
+    lower(&mut all, &cpu(), |name, graph| steps.push((name, graph.clone()))).unwrap();
     for (name, graph) in steps {
         assert_close(&format!("{what} lowered up to {name}"), expected, &results(&graph, given));
     }
@@ -119,7 +125,7 @@ fn check(seed: u64) {
         let given = given(&graph, seed);
         let expected = results(&graph, &given);
         let mut one = graph.clone();
-        run_pass(PASSES.iter().find(|p| p.name == pass).unwrap(), &mut one).unwrap();
+        run_pass(PASSES.iter().find(|p| p.name == pass).unwrap(), &mut one, &cpu()).unwrap();
         assert_close(&format!("{file} after {pass}"), &expected, &results(&one, &given));
         check_lowering(&file, &graph, &given, &expected);
     }
@@ -251,9 +257,9 @@ fn random_node(graph: &mut Graph, random: &mut Random, values: &[ValueId], x: Va
 #[test]
 fn lowering_twice_changes_nothing_more() {
     for (file, _, mut graph) in programs() {
-        lower(&mut graph, |_, _| {}).unwrap();
+        lower(&mut graph, &cpu(), |_, _| {}).unwrap();
         let once = text::print(&graph);
-        lower(&mut graph, |_, _| {}).unwrap();
+        lower(&mut graph, &cpu(), |_, _| {}).unwrap();
         assert_eq!(text::print(&graph), once, "{file}");
     }
 }

@@ -15,9 +15,9 @@ use regraft::{
     Changed, Engine, KeepSources, Mode, Model, Problem, RefitOptions, RefitReport, RuntimeError, RuntimeErrorKind,
     StateDict, Tensor, WeightsErrorKind,
 };
-use regraft_backend_cpu::{CpuBackend, Isa};
+use regraft_backend_cpu::{CpuDevice, Isa};
 use regraft_compile::{
-    pipeline::{Options, Output},
+    pipeline::{Backend, Options, Output},
     tune::Tuning,
 };
 use serde::Deserialize;
@@ -100,7 +100,7 @@ impl Case {
             }
         }
         let options = Options { identical: false, tuning };
-        regraft_compile::pipeline::compile(imported.graph, &tensors, &*backend(isa), options, &mut ())
+        regraft_compile::pipeline::compile(imported.graph, &tensors, Backend::of(&*backend(isa)), options, &mut ())
             .unwrap_or_else(|e| panic!("{}: {e}", self.name))
     }
 
@@ -111,8 +111,8 @@ impl Case {
 }
 
 /// The CPU with two threads.
-pub fn backend(isa: Isa) -> Arc<CpuBackend> {
-    Arc::new(CpuBackend::with_isa(isa, Some(2)))
+pub fn backend(isa: Isa) -> Arc<CpuDevice> {
+    Arc::new(CpuDevice::with_isa(isa, Some(2)))
 }
 
 /// Panics unless `got` is close to PyTorch's `want`: max |Δ| ≤ 1e-4 · max |want| and cosine ≥ 0.99999; integers are equal.
@@ -143,7 +143,11 @@ pub fn assert_same_slots(what: &str, got: &Model, want: &Model) {
     let slots = |model: &Model| -> BTreeMap<String, Vec<u8>> {
         let generation = model.generation().expect("the model has weights");
         let named = generation.slots.iter().enumerate();
-        named.map(|(i, slot)| (model.plan().slot_name(i).to_owned(), slot.bytes().to_vec())).collect()
+        named
+            .map(|(i, slot)| {
+                (model.plan().slot_name(i).to_owned(), slot.read().expect("the slot can be read").bytes().to_vec())
+            })
+            .collect()
     };
     let (got, want) = (slots(got), slots(want));
     assert_eq!(got.keys().collect::<Vec<_>>(), want.keys().collect::<Vec<_>>(), "{what}: slots");

@@ -105,7 +105,7 @@ fn a_1_adapters_give_what_a_build_with_merged_weights_gives() {
 
         let engine = model.to_engine(Mode::Refittable, KeepSources::default()).unwrap();
         for layer in &adapter.layers {
-            let pristine = model.generation().unwrap().sources[layer.source].converted().unwrap();
+            let pristine = model.generation().unwrap().sources[layer.source].converted().unwrap().unwrap();
             let want = layer.update.reference(&pristine.cast(DType::F64), 0.7);
             let got = engine.sources[layer.source].clone().unwrap();
             let (got, want) = (got.to_f64_vec(), want.to_f64_vec());

@@ -75,9 +75,9 @@ fn assert_alike(what: &str, got: &Model, want: &Model, inputs: &[Tensor]) {
     assert_same(what, &got.run(inputs).unwrap(), &want.run(inputs).unwrap());
     let (got, want) = (got.generation().unwrap(), want.generation().unwrap());
     for (i, (got, want)) in got.sources.iter().zip(&want.sources).enumerate() {
-        let (a, b) = (got.converted(), want.converted());
+        let (a, b) = (got.converted().unwrap(), want.converted().unwrap());
         assert!(a.zip(b).is_none_or(|(a, b)| a.bit_equal(&b)), "{what}: source {i}");
-        assert_eq!(got.digest(), want.digest(), "{what}: digest of source {i}");
+        assert_eq!(got.digest().unwrap(), want.digest().unwrap(), "{what}: digest of source {i}");
     }
 }
 
@@ -197,8 +197,7 @@ fn every_bit_pattern_is_kept_on_every_instruction_set() {
         let generation = model.generation().unwrap();
         for (info, content) in model.refit_map().sources.iter().zip(&generation.sources) {
             let Some(given) = info.names().find_map(|n| weights.get(n)) else { continue };
-            assert!(content.tensor().unwrap().bit_equal(given), "{name} {} on {}", info.name, isa.name());
-            assert!(content.is(given));
+            assert!(content.tensor().unwrap().unwrap().bit_equal(given), "{name} {} on {}", info.name, isa.name());
         }
     }
 }

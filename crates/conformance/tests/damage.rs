@@ -11,6 +11,7 @@ use std::{
 use proptest::{prelude::*, strategy::ValueTree};
 use regraft::Engine;
 use regraft_backend_cpu::Isa;
+use regraft_compile::pipeline::Backend;
 use regraft_conformance::{Case, assert_same, backend, frozen};
 
 fn engine_bytes(mode_frozen: bool) -> Vec<u8> {
@@ -58,7 +59,8 @@ fn outputs(program: &Path, case: &Case) -> Option<Vec<regraft::Tensor>> {
     let options = regraft_compile::pipeline::Options::default();
     let backend = backend(Isa::detect());
     let output =
-        regraft_compile::pipeline::compile(imported.graph, &imported.weights, &*backend, options, &mut ()).ok()?;
+        regraft_compile::pipeline::compile(imported.graph, &imported.weights, Backend::of(&*backend), options, &mut ())
+            .ok()?;
     regraft::model(output.engine, backend).ok()?.run(&case.tensors("input")).ok()
 }
 

@@ -49,7 +49,9 @@ fn check(case: &Case) {
     let generation = original.generation().expect("it is refittable");
     let weights: StateDict = (original.refit_map().sources.iter().zip(&generation.sources))
         .filter(|(info, _)| info.kind.in_state_dict())
-        .map(|(info, tensor)| (info.name.clone(), tensor.converted().expect("it holds its sources")))
+        .map(|(info, tensor)| {
+            (info.name.clone(), tensor.converted().expect("it can be read").expect("it holds its sources"))
+        })
         .collect();
     model.refit(&weights, &RefitOptions::default()).unwrap_or_else(|e| panic!("{}: {e}", case.name));
     for (again, first) in calls(&model, case).iter().zip(&first) {

@@ -45,7 +45,7 @@ fn v_1_variants_share_what_does_not_differ() {
     let memory = model.variant_memory();
     let by_name = |name: Option<&str>| memory.iter().find(|m| m.name.as_deref() == name).unwrap().clone();
     let slot = model.refit_map().sources.iter().position(|s| s.name == name).unwrap();
-    let private: usize = model.refit_map().slots_by_source()[slot].iter().map(|&s| model.plan().slot_bytes(s)).sum();
+    let private: usize = model.refit_map().slots_by_source()[slot].iter().map(|&s| model.plan().slots[s].bytes).sum();
     assert_eq!(by_name(Some("head")).bytes - by_name(Some("head")).shared, private);
     assert!(by_name(Some("all")).shared * 20 < by_name(Some("all")).bytes, "only constants are shared with B");
     let distinct: usize = memory.iter().map(|m| m.bytes - m.shared).sum::<usize>() + by_name(None).shared;

@@ -105,7 +105,7 @@ fn constants_that_a_refit_changed_are_kept_as_they_are_now() {
     let model = case.model(case.compile());
     let sources = &model.refit_map().sources;
     let index = sources.iter().position(|s| !s.kind.in_state_dict() && s.dtype == regraft::DType::F32).unwrap();
-    let before = model.generation().unwrap().sources[index].converted().unwrap();
+    let before = model.generation().unwrap().sources[index].converted().unwrap().unwrap();
     let values: Vec<f32> = before.to_f64_vec().iter().map(|v| (v + 1.0) as f32).collect();
     let after = Tensor::from_slice(before.shape(), &values);
     model.refit(&one(&sources[index].name, after.clone()), &PARTIAL).unwrap();

@@ -3,8 +3,9 @@
 use regraft::{
     DType, Engine, KeepSources, Mode, Plan, Problem, RefitMap, RefitOptions, RuntimeErrorKind, StateDict, Tensor,
 };
-use regraft_backend::{Backend as _, KernelId};
+use regraft_backend::{Device as _, KernelId};
 use regraft_backend_cpu::Isa;
+use regraft_compile::pipeline::Backend;
 use regraft_conformance::{
     Case, FULL, PARTIAL, assert_close, assert_same, assert_same_slots, backend, frozen, one, own_weights, problems,
     through_a_file,
@@ -204,7 +205,8 @@ fn s_3_an_identical_engine_takes_only_its_own_weights() {
     let options = regraft_compile::pipeline::Options { identical: true, ..Default::default() };
     let backend = backend(Isa::detect());
     let output =
-        regraft_compile::pipeline::compile(imported.graph, &imported.weights, &*backend, options, &mut ()).unwrap();
+        regraft_compile::pipeline::compile(imported.graph, &imported.weights, Backend::of(&*backend), options, &mut ())
+            .unwrap();
     let engine = output.engine;
     let own = own_weights(&engine);
     let stripped = through_a_file(&engine.stripped(), folder.path());
@@ -368,7 +370,7 @@ fn sizes_that_do_not_work_out_are_an_error() {
     let graph = regraft::ir::text::parse(program).unwrap();
     let backend = backend(Isa::detect());
     let options = regraft_compile::pipeline::Options::default();
-    let output = regraft_compile::pipeline::compile(graph, &[], &*backend, options, &mut ()).unwrap();
+    let output = regraft_compile::pipeline::compile(graph, &[], Backend::of(&*backend), options, &mut ()).unwrap();
     let model = regraft::model(output.engine, backend).unwrap();
     let input = |rows: usize| Tensor::from_slice(&[rows, 6], &vec![1f32; rows * 6]);
     assert_eq!(model.run(&[input(4)]).unwrap()[0].shape(), [2, 2, 6]);
@@ -388,7 +390,8 @@ fn results_that_are_declared_with_other_sizes_are_an_error() {
     for kernel in ["reference", "softmax.rows"] {
         let graph = regraft::ir::text::parse(program).unwrap();
         let plan = Plan { graph, kernels: vec![KernelId::new(kernel)], slots: vec![] };
-        let engine = Engine { mode: Mode::Refittable, ..Engine::new(backend.target(), plan, RefitMap::default()) };
+        let engine =
+            Engine { mode: Mode::Refittable, ..Engine::new(backend.codegen().target(), plan, RefitMap::default()) };
         let model = regraft::model(engine, backend.clone()).unwrap();
         let error = model.run(&[Tensor::from_slice(&[2, 6], &[1f32; 12])]).expect_err("two rows are not three");
         assert!(matches!(error.kind(), RuntimeErrorKind::Sizes { op: "softmax", .. }), "{kernel}: {error}");

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use regraft_backend::{PackFormat, SlotLayout, Target};
+use regraft_backend::{FormatId, SlotLayout, Target};
 use regraft_engine::{Engine, EngineErrorKind, Plan};
 use regraft_ir::{Graph, SourceKind, TensorType};
 use regraft_tensor::{AlignedVec, Buffer, DType};
@@ -20,9 +20,10 @@ fn engine(count: usize, len: usize) -> Engine {
         let mut recipe = Graph::default();
         let value = recipe.add_source(&name, SourceKind::Parameter, ty.clone());
         recipe.add_output("slot", value);
-        map.recipes.push(Recipe::new(&name, recipe, vec![i as u32], PackFormat::Plain, 0));
+        let (sources, format) = (vec![i as u32], FormatId::PLAIN);
+        map.recipes.push(Recipe { slot: name.clone(), graph: recipe, sources, format, layout_ops: 0 });
         plan.graph.add_source(&name, SourceKind::Constant, ty.clone());
-        plan.slots.push(SlotLayout { shape: vec![len], format: PackFormat::Plain });
+        plan.slots.push(SlotLayout { shape: vec![len], format: FormatId::PLAIN, bytes: len.saturating_mul(4) });
         let (aliases, kind) = (vec![], SourceKind::Parameter);
         map.sources.push(SourceInfo { name, aliases, kind, dtype: DType::F32, shape: vec![len] });
     }

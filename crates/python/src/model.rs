@@ -164,7 +164,7 @@ impl Model {
             let recipe = map.recipes.get(slot)?;
             Some(recipe.sources.iter().map(|&source| map.sources[source as usize].name.clone()).collect())
         };
-        let slot = |i| (plan.slot_name(i).to_owned(), plan.slot_bytes(i), sources(i).unwrap_or_default());
+        let slot = |i| (plan.slot_name(i).to_owned(), plan.slots[i].bytes, sources(i).unwrap_or_default());
         (0..plan.slots.len()).map(slot).collect()
     }
 
@@ -175,8 +175,8 @@ impl Model {
         let at = at.ok_or_else(|| Class::Regraft.error(format!("there is no slot {name}")))?;
         self.0.check_file().map_err(IntoPyErr::into_py)?;
         let generation = self.0.generation().ok_or_else(|| Class::NotBound.error("the engine has no weights yet"))?;
-        let bytes = generation.slots[at].bytes();
-        Ok(Array(Tensor::from_slice(&[bytes.len()], bytes)))
+        let bytes = generation.slots[at].read().map_err(IntoPyErr::into_py)?;
+        Ok(Array(Tensor::from_slice(&[bytes.len()], bytes.bytes())))
     }
 
     /// Weights of the serving generation as they were given, without adapters; `None` where they were let go.
@@ -186,7 +186,8 @@ impl Model {
         let at = at.ok_or_else(|| Class::Weights.error(format!("there is no source {name}")))?;
         self.0.check_file().map_err(IntoPyErr::into_py)?;
         let generation = self.0.generation().ok_or_else(|| Class::NotBound.error("the engine has no weights yet"))?;
-        Ok(generation.sources[at].converted().map(Array))
+        let tensor = generation.sources[at].converted().map_err(|e| Class::Regraft.error(e.to_string()))?;
+        Ok(tensor.map(Array))
     }
 
     /// `(name, scale)` of each adapter of the serving generation.
@@ -198,7 +199,7 @@ impl Model {
     /// Instruction set and backend that it was built for.
     #[getter]
     fn target(&self) -> String {
-        self.0.backend().target().to_string()
+        self.0.device().codegen().target().to_string()
     }
 
     /// Bytes of slots: of this model and all its forks together, of this generation, and of those that this generation shares
@@ -206,7 +207,7 @@ impl Model {
     fn memory<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let (memory, facts) = (self.0.slot_memory(), PyDict::new(py));
         let generation = self.0.generation();
-        let all: usize = generation.iter().flat_map(|g| &g.slots).map(|slot| slot.bytes().len()).sum();
+        let all: usize = generation.iter().flat_map(|g| &g.slots).map(|slot| slot.len()).sum();
         // The model's, and the one here.
         let private = generation.map_or(0, |generation| generation.own_bytes(2));
         facts.set_item("in_use", memory.in_use)?;
@@ -255,7 +256,7 @@ impl Model {
 
     fn __repr__(&self) -> String {
         let (map, plan) = (self.0.refit_map(), self.0.plan());
-        let bytes: usize = (0..plan.slots.len()).map(|slot| plan.slot_bytes(slot)).sum();
+        let bytes: usize = plan.slots.iter().map(|slot| slot.bytes).sum();
         let (mode, bound) = match (self.0.mode(), self.is_bound()) {
             (Mode::Stripped, true) => (Mode::Refittable, ""),
             (mode, true) => (mode, ""),

@@ -43,7 +43,7 @@ pub use regraft_ir as ir;
 pub use regraft_object_cache::ObjectCache;
 pub use regraft_runtime::{
     Adapters, Changed, Generation, Model, PoolMemory, Refit, RefitObserver, RefitOptions, RuntimeError,
-    RuntimeErrorKind, Session, Slot, SourceContent, Staged, VariantMemory, Variants, publish_together,
+    RuntimeErrorKind, Session, Slot, SlotCopier, SourceContent, Staged, VariantMemory, Variants, publish_together,
 };
 pub use regraft_tensor::{AlignedVec, BorrowedBytes, Buffer, DType, Tensor, TensorError};
 pub use regraft_weights::{

@@ -159,7 +159,7 @@ mod tests {
     use regraft_ir::SourceKind;
 
     use super::*;
-    use crate::{PackFormat, Recipe};
+    use crate::{FormatId, Recipe};
 
     fn map() -> RefitMap {
         let source = |name: &str, shape: &[usize]| SourceInfo {
@@ -175,7 +175,8 @@ mod tests {
             output %0 = \"slot\"
         }";
         let graph = regraft_ir::text::parse(program).expect("a program");
-        RefitMap { sources, recipes: vec![Recipe::new("fc.weight", graph, vec![0], PackFormat::Plain, 0)] }
+        let (slot, format) = ("fc.weight".to_owned(), FormatId::PLAIN);
+        RefitMap { sources, recipes: vec![Recipe { slot, graph, sources: vec![0], format, layout_ops: 0 }] }
     }
 
     fn check(weights: &StateDict, options: MatchOptions) -> Result<Matched, Vec<Problem>> {

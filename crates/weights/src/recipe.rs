@@ -3,7 +3,7 @@ use std::fmt;
 use regraft_ir::{Def, Graph, ValueId, text};
 use regraft_tensor::DType;
 
-use crate::FormatId;
+use crate::{FormatId, GatherPlan};
 
 /// The piece of IR that computes one slot from its sources, and the format it is packed in.
 #[derive(Clone, Debug)]
@@ -28,6 +28,11 @@ impl Recipe {
             Def::Node(id, 0) => *self.graph.node(id).inputs.first()?,
             _ => None,
         })
+    }
+
+    /// Whether it only moves, casts and scales elements, so that it can be one pass over memory.
+    pub fn is_one_pass(&self) -> bool {
+        GatherPlan::compile(&self.graph, &self.format).is_some()
     }
 
     /// Element type of the slot.

@@ -154,3 +154,20 @@ pub(crate) fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn Kernel>, B
     }
     Ok(Box::new(Bound((family.prepare)(cx, node)?)))
 }
+
+/// Launches a kernel on bytes of the host and waits for it.
+#[cfg(test)]
+pub(crate) fn run_on_host(
+    kernel: &dyn Kernel,
+    inputs: &[Option<&[u8]>],
+    outputs: &mut [&mut [u8]],
+) -> Result<(), RunError> {
+    use regraft_backend::{Region, RegionMut};
+    let queue = CpuQueue::new(Threads::single());
+    let mut scratch = regraft_tensor::AlignedVec::zeroed(kernel.scratch());
+    let inputs: Vec<_> = inputs.iter().map(|bytes| bytes.map(Region::of_host)).collect();
+    let mut outputs: Vec<_> = outputs.iter_mut().map(|bytes| RegionMut::of_host(bytes)).collect();
+    let scratch = RegionMut::of_host(scratch.bytes_mut());
+    kernel.launch(&queue, Launch { node: 0, inputs: &inputs, outputs: &mut outputs, scratch });
+    queue.fence().wait()
+}

@@ -1,64 +1,93 @@
 //! Slots are compared with the reference evaluator and with the definition of the formats.
 
-use std::sync::Arc;
-
-use regraft_ir::{eval, text};
-use regraft_tensor::{AlignedVec, DType, Tensor};
+use regraft_backend::{Plain, SlotFormat};
+use regraft_ir::{Graph, eval, text};
 
 use super::*;
 
-/// A slot of this recipe whose elements are all different.
-fn numbered(recipe: &Recipe) -> Arc<Slot> {
-    let values: Vec<u32> = (1..=recipe.byte_len() as u32 / 4).collect();
-    Arc::new(Slot::mapped(AlignedVec::from_slice(&values).into()))
+/// A recipe over f32 sources, and how its slot lies.
+struct Case {
+    graph: Graph,
+    panels: Option<Panels>,
 }
 
-fn recipe(body: &str, format: PackFormat) -> Recipe {
-    let graph = text::parse(&format!("program \"r\" {{\n{body}\n}}")).expect("a program");
-    let sources = (0..graph.sources.len() as u32).map(|i| 10 + i).collect();
-    Recipe::new("w", graph, sources, format, 0)
-}
+impl Case {
+    fn new(body: &str, panels: Option<Panels>) -> Case {
+        Case { graph: text::parse(&format!("program \"r\" {{\n{body}\n}}")).expect("a program"), panels }
+    }
 
-fn sources_of(recipe: &Recipe) -> Vec<(u32, Vec<usize>)> {
-    let shape = |value| recipe.graph.ty(value).sizes().expect("known sizes");
-    recipe.graph.sources.iter().zip(&recipe.sources).map(|(s, &index)| (index, shape(s.value))).collect()
+    fn format(&self) -> Box<dyn SlotFormat> {
+        match self.panels {
+            Some(panels) => Box::new(panels),
+            None => Box::new(Plain),
+        }
+    }
+
+    fn shape(&self) -> Vec<usize> {
+        self.graph.ty(self.graph.outputs[0].value).sizes().expect("known sizes")
+    }
+
+    /// A slot whose elements are all different.
+    fn numbered(&self) -> AlignedVec {
+        let bytes = self.format().byte_len(DType::F32, &self.shape()).expect("the format takes the slot");
+        AlignedVec::from_slice(&(1..=bytes as u32 / 4).collect::<Vec<u32>>())
+    }
+
+    /// Where each source is kept.
+    fn places(&self) -> Vec<(Vec<usize>, Option<KeptPlaces>)> {
+        let format = self.panels.map_or(regraft_backend::FormatId::PLAIN, Panels::id);
+        let gather = GatherPlan::compile(&self.graph, &format);
+        let find = |(index, source): (usize, &regraft_ir::Source)| {
+            let shape = self.graph.ty(source.value).sizes().expect("known sizes");
+            let find = |gather| KeptPlaces::find(gather, self.panels, &self.shape(), index as u32, &shape);
+            let places = gather.as_ref().and_then(find);
+            (shape, places)
+        };
+        self.graph.sources.iter().enumerate().map(find).collect()
+    }
 }
 
 /// Every source that is found is read back so that the recipe gives the slot's value.
-fn check(body: &str, format: PackFormat) {
-    let recipe = recipe(body, format);
-    let slot = numbered(&recipe);
-    let find = |(index, shape): &(u32, Vec<usize>)| InSlot::find(&recipe, *index, DType::F32, shape, &slot);
-    let places: Vec<InSlot> = sources_of(&recipe).iter().map(|s| find(s).expect("all of it is moved")).collect();
-    let sources: Vec<Tensor> = places.iter().map(InSlot::tensor).collect();
+fn check(body: &str, panels: Option<Panels>) {
+    let case = Case::new(body, panels);
+    let slot = case.numbered();
+    let places = case.places();
+    let kept: Vec<Kept<'_>> = places
+        .iter()
+        .map(|(shape, places)| {
+            let places = places.as_ref().expect("all of it is moved");
+            Kept { slot: slot.bytes(), dtype: DType::F32, shape, places }
+        })
+        .collect();
+    let sources: Vec<Tensor> = kept.iter().map(|kept| kept.tensor().expect("memory")).collect();
     let given = eval::Bindings { inputs: &[], sources: &sources, states: &[] };
-    let value = eval::run(&recipe.graph, given).expect("it evaluates").outputs.remove(0);
-    let want = format.unpack(DType::F32, &recipe.shape(), slot.bytes()).expect("a slot of the recipe");
-    assert!(value.bit_equal(&want), "{body} as {format}");
-    for (place, source) in places.iter().zip(&sources) {
-        assert!(place.is(source));
+    let value = eval::run(&case.graph, given).expect("it evaluates").outputs.remove(0);
+    let want = case.format().unpack(DType::F32, &case.shape(), slot.bytes()).expect("a slot of the recipe");
+    assert!(value.bit_equal(&want), "{body} as {panels:?}");
+    for (kept, source) in kept.iter().zip(&sources) {
+        assert!(kept.is(source));
         let mut bytes = source.bytes().to_vec();
         for at in [0, bytes.len() / 2, bytes.len() - 1] {
             bytes[at] ^= 1;
             let other = Tensor::new(DType::F32, source.shape().to_vec(), AlignedVec::copy_of(&bytes).into());
-            assert!(!place.is(&other.expect("as many bytes")), "{body} as {format}: a difference at byte {at}");
+            assert!(!kept.is(&other.expect("as many bytes")), "{body} as {panels:?}: a difference at byte {at}");
             bytes[at] ^= 1;
         }
     }
 }
 
-fn panels() -> impl Iterator<Item = PackFormat> {
-    [16, 32, 48, 64].into_iter().map(|nr| PackFormat::PanelsF32 { nr })
+fn panels() -> impl Iterator<Item = Option<Panels>> {
+    [16, 32, 48, 64].into_iter().map(|nr| Some(Panels { nr }))
 }
 
 #[test]
 fn plain_slots_are_read_back() {
-    check("source %0 : f32[3, 5] = \"a\" (parameter)\n output %0 = \"w\"", PackFormat::Plain);
+    check("source %0 : f32[3, 5] = \"a\" (parameter)\n output %0 = \"w\"", None);
     let joined = "source %0 : f32[7] = \"a\" (parameter)
         source %1 : f32[2] = \"b\" (parameter)
         %2 = concat %0, %1 {axis = 0} : f32[9]
         output %2 = \"w\"";
-    check(joined, PackFormat::Plain);
+    check(joined, None);
 }
 
 #[test]
@@ -99,18 +128,12 @@ fn grouped_convolutions_are_read_back() {
 
 #[test]
 fn what_is_not_there_or_not_as_it_was_is_not_found() {
-    let nothing = |body: &str, format| {
-        let recipe = recipe(body, format);
-        let slot = numbered(&recipe);
-        let found =
-            |(index, shape): &(u32, Vec<usize>)| InSlot::find(&recipe, *index, DType::F32, shape, &slot).is_some();
-        sources_of(&recipe).iter().filter(|s| found(s)).count() == 0
-    };
-    let panels = PackFormat::PanelsF32 { nr: 16 };
+    let nothing = |body: &str, panels| Case::new(body, panels).places().iter().all(|(_, places)| places.is_none());
+    let panels = Some(Panels { nr: 16 });
     let part = "source %0 : f32[6, 4] = \"a\" (parameter)
         %1 = slice %0 {axis = 0, start = 0, end = 5, step = 1} : f32[5, 4]
         output %1 = \"w\"";
-    assert!(nothing(part, PackFormat::Plain) && nothing(part, panels), "a part of the source");
+    assert!(nothing(part, None) && nothing(part, panels), "a part of the source");
     let scaled = "source %0 : f32[6, 4] = \"a\" (parameter)
         source %1 : f32[4] = \"s\" (parameter)
         %2 = binary %0, %1 {f = mul} : f32[6, 4]
@@ -119,8 +142,8 @@ fn what_is_not_there_or_not_as_it_was_is_not_found() {
     let narrow = "source %0 : f16[6, 4] = \"a\" (parameter)
         %1 = cast %0 {dtype = f32} : f32[6, 4]
         output %1 = \"w\"";
-    let recipe = recipe(narrow, panels);
-    assert!(InSlot::find(&recipe, 10, DType::F16, &[6, 4], &numbered(&recipe)).is_none(), "another dtype");
+    // That the source has the slot's dtype is the recipe's to check.
+    assert!(!nothing(narrow, panels));
 }
 
 #[test]

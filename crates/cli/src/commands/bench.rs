@@ -1,10 +1,7 @@
-use std::{
-    sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use regraft::{
-    AlignedVec, DType, Mode, Model, PhaseTimes, RefitOptions, RuntimeError, RuntimeErrorKind, StateDict, Tensor,
+    DType, Mode, Model, PhaseTimes, RefitOptions, RuntimeError, RuntimeErrorKind, SlotCopier, StateDict, Tensor,
     ir::Graph,
 };
 use serde_json::{Value, json};
@@ -39,8 +36,8 @@ pub(super) fn run(args: &BenchArgs, out: &mut Output) -> Result<(), Failure> {
     };
     let symbols = sizes(&model.plan().graph, &args.dims)?;
     let inputs = working_inputs(&model, &symbols).map_err(|f| f.about(&args.engine))?;
-    let threads = model.backend().threads();
-    let target = model.backend().target();
+    let threads = model.device().threads();
+    let target = model.device().codegen().target();
     let on = output::count(threads, "thread");
     out.line("engine", format!("{}: {}, {target}, {on}", args.engine.display(), model.mode()));
     let shapes = model.plan().graph.inputs.iter().zip(&inputs);
@@ -288,7 +285,7 @@ fn refits(model: &Model, out: &mut Output) -> Result<(), Failure> {
         let _busy = out.busy("making other weights");
         (weights(model, 0.0), weights(model, STEP))
     };
-    let copier = Copier::new(model);
+    let copier = SlotCopier::new(model, 0..model.plan().slots.len())?;
     let (mut totals, mut copies, mut all_phases) = (Vec::new(), Vec::new(), Vec::new());
     let mut last = None;
     {
@@ -296,11 +293,12 @@ fn refits(model: &Model, out: &mut Output) -> Result<(), Failure> {
         for round in 0..REFITS + WARM_UP {
             let weights = if round % 2 == 0 { &other } else { &one };
             let report = model.refit(weights, &RefitOptions::default())?;
-            let copy = copier.copy(model);
+            let copy =
+                copier.copy(&*model.generation().ok_or(RuntimeErrorKind::NotBound).map_err(RuntimeError::from)?)?;
             if round >= WARM_UP {
                 totals.push(report.phases_ms.total());
                 all_phases.push(report.phases_ms);
-                copies.push(copy);
+                copies.push(copy.as_secs_f64() * 1e3);
             }
             last = Some(report);
             busy.step();
@@ -337,7 +335,7 @@ fn weights(model: &Model, step: f64) -> StateDict {
     let infos = model.refit_map().sources.iter();
     infos
         .zip(&generation.sources)
-        .filter_map(|(info, tensor)| Some((info.name.clone(), moved(&tensor.tensor()?, step))))
+        .filter_map(|(info, tensor)| Some((info.name.clone(), moved(&tensor.tensor().ok()??, step))))
         .collect()
 }
 
@@ -348,44 +346,6 @@ fn moved(tensor: &Tensor, step: f64) -> Tensor {
     }
     let values: Vec<f64> = tensor.to_f64_vec().into_iter().map(|v| v + step * v + step).collect();
     Tensor::from_f64(tensor.dtype(), tensor.shape(), &values)
-}
-
-/// Copies the slots of the serving generation into memory that is in use already, on the threads of refits.
-struct Copier {
-    to: Vec<Mutex<AlignedVec>>,
-    /// The largest first, as refits do.
-    order: Vec<usize>,
-}
-
-impl Copier {
-    fn new(model: &Model) -> Self {
-        let plan = model.plan();
-        let sizes: Vec<usize> = (0..plan.slots.len()).map(|slot| plan.slot_bytes(slot)).collect();
-        let mut order: Vec<usize> = (0..sizes.len()).collect();
-        order.sort_by_key(|&slot| std::cmp::Reverse(sizes[slot]));
-        Copier { to: sizes.into_iter().map(|n| Mutex::new(in_use(n))).collect(), order }
-    }
-
-    /// Milliseconds of one copy.
-    fn copy(&self, model: &Model) -> f64 {
-        let Some(generation) = model.generation() else { return f64::NAN };
-        let backend = model.backend();
-        let start = Instant::now();
-        backend.for_each_staged(self.order.len(), &|task| {
-            let slot = self.order[task];
-            let mut to = self.to[slot].lock().unwrap_or_else(PoisonError::into_inner);
-            backend.copy_staged(generation.slots[slot].bytes(), to.bytes_mut());
-        });
-        start.elapsed().as_secs_f64() * 1e3
-    }
-}
-
-/// Memory like that of slots, every page of it touched.
-fn in_use(bytes: usize) -> AlignedVec {
-    let mut memory = AlignedVec::default();
-    memory.resize_to_stay(bytes);
-    memory.bytes_mut().fill(1);
-    memory
 }
 
 #[cfg(test)]

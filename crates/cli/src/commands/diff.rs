@@ -53,7 +53,7 @@ fn slots(model: &Model) -> BTreeMap<String, Held> {
     let held = |(index, slot): (usize, &std::sync::Arc<regraft::Slot>)| {
         let layout = &model.plan().slots[index];
         let ty = format!("{}{:?}", layout.format, layout.shape);
-        (model.plan().slot_name(index).to_owned(), (ty, Some(Digest::of_bytes(slot.bytes()))))
+        (model.plan().slot_name(index).to_owned(), (ty, slot.read().ok().map(|bytes| Digest::of_bytes(bytes.bytes()))))
     };
     generation.slots.iter().enumerate().map(held).collect()
 }

@@ -73,7 +73,7 @@ fn tell(args: &InspectArgs, engine: &Engine, out: &mut Output) {
     let slots = output::count(engine.plan.slots.len(), "slot");
     out.line("slots", format!("{slots}, {} ({formats})", output::bytes(engine.slot_bytes() as u64)));
     if engine.mode != Mode::Frozen {
-        let one_pass = map.recipes.iter().filter(|r| r.gather.is_some()).count();
+        let one_pass = map.recipes.iter().filter(|recipe| recipe.is_one_pass()).count();
         let recipes = output::count(map.recipes.len(), "recipe");
         out.line("refit", format!("{recipes}, {one_pass} of them one pass over memory"));
         out.fact("one_pass_recipes", one_pass);
@@ -170,7 +170,7 @@ fn slots(engine: &Engine, out: &mut Output) {
             .map(|r| r.sources.iter().map(|&s| map.sources[s as usize].name.as_str()).collect())
             .unwrap_or_default();
         let dtype = plan.graph.ty(plan.graph.sources[i].value).dtype;
-        let bytes = plan.slot_bytes(i);
+        let bytes = layout.bytes;
         rows.push(vec![
             plan.slot_name(i).to_owned(),
             layout.format.to_string(),
@@ -181,7 +181,7 @@ fn slots(engine: &Engine, out: &mut Output) {
         facts.push(json!({
             "name": plan.slot_name(i), "format": layout.format.to_string(), "dtype": dtype.name(),
             "shape": layout.shape, "bytes": bytes, "sources": sources,
-            "one_pass": recipe.map(|r| r.gather.is_some()),
+            "one_pass": recipe.map(regraft::Recipe::is_one_pass),
         }));
     }
     out.table(&["slot", "format", "shape", "bytes", "sources"], &rows);

@@ -150,7 +150,7 @@ fn write_all(outputs: &[Tensor], directory: &Path) -> Result<Vec<PathBuf>, Failu
 }
 
 fn tell(model: &Model, outputs: &[Tensor], written: &[PathBuf], ms: f64, out: &mut Output) {
-    let threads = model.backend().threads();
+    let threads = model.device().threads();
     out.line("ran", format!("in {} on {}", output::milliseconds(ms), output::count(threads, "thread")));
     out.detail("inputs", named_types(inputs(&model.plan().graph)));
     let mut facts: Vec<Value> = Vec::new();

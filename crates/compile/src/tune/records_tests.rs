@@ -1,10 +1,11 @@
 use proptest::prelude::*;
-use regraft_backend_cpu::{CpuBackend, Isa};
+use regraft_backend::Codegen as _;
+use regraft_backend_cpu::{CpuCodegen, Isa};
 
 use super::*;
 
 fn target(level: &str) -> Target {
-    let here = CpuBackend::with_isa(Isa::Portable, Some(1)).target();
+    let here = CpuCodegen::new(Isa::Portable).target();
     Target { arch: "x86_64".into(), level: level.into(), ..here }
 }
 

@@ -1,11 +1,11 @@
-use regraft_backend_cpu::{CpuBackend, Isa};
+use regraft_backend_cpu::{CpuDevice, Isa};
 use regraft_engine::Engine;
 use regraft_ir::text;
 
 use super::*;
 use crate::{
     CompileError,
-    pipeline::{Options, Output, compile},
+    pipeline::{Backend, Options, Output, compile},
 };
 
 const PROGRAM: &str = r#"program "two" {
@@ -20,13 +20,13 @@ const PROGRAM: &str = r#"program "two" {
   output %6 = "y"
 }"#;
 
-fn backend() -> CpuBackend {
-    CpuBackend::new(Some(2))
+fn backend() -> CpuDevice {
+    CpuDevice::new(Some(2))
 }
 
 fn build(tuning: Tuning<'_>) -> Result<Output, CompileError> {
     let options = Options { tuning, ..Options::default() };
-    compile(text::parse(PROGRAM).unwrap(), &[None, None, None], &backend(), options, &mut ())
+    compile(text::parse(PROGRAM).unwrap(), &[None, None, None], Backend::of(&backend()), options, &mut ())
 }
 
 fn pinned(records: &Records) -> Result<Output, CompileError> {
@@ -100,7 +100,7 @@ fn pinned_records_decide_alone() {
     let refused = pinned(&wrong).unwrap_err();
     assert!(matches!(refused, CompileError::Tune(TuneError::PinnedCandidate { .. })), "{refused}");
     assert!(refused.to_string().contains(problem) && refused.to_string().contains("<n8>"), "{refused}");
-    let foreign = Records::of(&CpuBackend::with_isa(Isa::Portable, Some(1)));
+    let foreign = Records::of(Backend::of(&CpuDevice::with_isa(Isa::Portable, Some(1))));
     let refused = pinned(&foreign).unwrap_err().to_string();
     assert!(refused.contains("are for cpu") && refused.contains("portable"), "{refused}");
 }

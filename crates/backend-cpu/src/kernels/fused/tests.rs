@@ -10,7 +10,7 @@ use regraft_tensor::{DType, Tensor, contiguous_strides};
 
 use crate::{
     Isa, Threads,
-    kernels::{Cx, prepare},
+    kernels::{Cx, prepare, run_on_host},
 };
 
 /// Runs `op` as a kernel on contiguous operands.
@@ -22,11 +22,11 @@ fn run(isa: Isa, op: &Op, inputs: &[Tensor], out_shape: &[usize], out: DType) ->
         .collect();
     let outputs = [ResultType { dtype: out, shape: out_shape }];
     let cx = Cx { isa, threads: Threads::new(2).unwrap() };
-    let node = Problem { kernel: &kernel, op, inputs: &operands, outputs: &outputs };
+    let node = NodeSpec { kernel: &kernel, op, inputs: &operands, outputs: &outputs };
     let prepared = prepare(&cx, &node).unwrap();
     let mut bytes = regraft_tensor::AlignedVec::zeroed(out_shape.iter().product::<usize>() * out.size());
     let reads: Vec<_> = inputs.iter().map(|t| Some(t.bytes())).collect();
-    prepared.run(&reads, &mut [bytes.bytes_mut()]).unwrap();
+    run_on_host(&*prepared, &reads, &mut [bytes.bytes_mut()]).unwrap();
     bytes.bytes().to_vec()
 }
 
