@@ -13,6 +13,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("adapter", &["tensor", "weights"]),
     ("backend", &["tensor", "ir", "weights", "adapter"]),
     ("backend-cpu", &["tensor", "ir", "weights", "backend"]),
+    ("backend-cuda", &["tensor", "ir", "weights", "backend"]),
     ("engine", &["tensor", "ir", "weights", "backend"]),
     ("object-cache", &["tensor", "engine"]),
     ("runtime", &["tensor", "ir", "weights", "adapter", "backend", "engine"]),

@@ -1,0 +1,169 @@
+//! Grouped packing, merging and comparing.
+
+use regraft_backend_cuda::{
+    CudaError,
+    driver::{Args, Launch},
+    kernels::pack::{Axis, Merge, Pack, Pair, Table, source},
+};
+use regraft_tensor::{DType, Tensor};
+
+use crate::{Gpu, common::Random, distance, tensor, tolerance};
+
+fn launch(
+    gpu: &Gpu,
+    entry: &str,
+    table: &Table,
+    flags: Option<&regraft_backend_cuda::driver::Region>,
+    blocks: u32,
+) -> Result<(), CudaError> {
+    let jobs = gpu.upload(&table.bytes)?;
+    let function = gpu.kernels.module(&source())?.function(entry, 0)?;
+    let mut args = Args::new();
+    args.region(&jobs).i32(table.jobs as i32).i64(table.pieces as i64);
+    if let Some(flags) = flags {
+        args.region(flags);
+    }
+    let grid = [(table.pieces as u32).min(blocks), 1, 1];
+    function.launch(&gpu.stream, Launch { grid, block: 256, shared: 0 }, &mut args)?;
+    gpu.stream.synchronize()
+}
+
+pub(crate) fn check(gpu: &mut Gpu) {
+    for blocks in [2, 100_000] {
+        let outcome = moves(gpu, blocks);
+        gpu.outcome("pack", outcome);
+        let outcome = merges(gpu, blocks);
+        gpu.outcome("merge", outcome);
+        let outcome = compares(gpu, blocks);
+        gpu.outcome("differ", outcome);
+    }
+}
+
+/// Casts, transposes and scales of several matrices in one launch.
+fn moves(gpu: &Gpu, blocks: u32) -> Result<String, String> {
+    let say = |e: CudaError| e.to_string();
+    let mut r = Random(91);
+    let mut jobs = Vec::new();
+    let mut wants = Vec::new();
+    let mut keep = Vec::new();
+    let floats = [DType::F32, DType::F16, DType::BF16];
+    for from in floats {
+        for to in floats {
+            for (turned, scaled) in [(false, false), (true, false), (false, true)] {
+                let (rows, cols) = (r.between(1, 90), r.between(1, 30) * if r.below(2) == 0 { 4 } else { 1 });
+                let x = r.floats(from, &[rows, cols]);
+                let scale = r.floats(DType::F32, &[rows]);
+                let values = x.to_f64_vec();
+                let s = scale.to_f64_vec();
+                let (out_shape, want): ([usize; 2], Vec<f64>) = if turned {
+                    ([cols, rows], (0..rows * cols).map(|i| values[i % rows * cols + i / rows]).collect())
+                } else {
+                    let by = |i: usize| if scaled { (s[i / cols] as f32 * values[i] as f32) as f64 } else { values[i] };
+                    ([rows, cols], (0..rows * cols).map(by).collect())
+                };
+                let region = gpu.upload(x.bytes()).map_err(say)?;
+                let scales = gpu.upload(scale.bytes()).map_err(say)?;
+                let out = gpu.poisoned(rows * cols * to.size()).map_err(say)?;
+                let axes = if turned {
+                    vec![Axis { size: cols, from: 1, to: rows, by: 0 }, Axis { size: rows, from: cols, to: 1, by: 0 }]
+                } else {
+                    vec![Axis { size: rows, from: cols, to: cols, by: 1 }, Axis { size: cols, from: 1, to: 1, by: 0 }]
+                };
+                jobs.push(Pack {
+                    source: region.address(),
+                    target: out.address(),
+                    scale: if scaled { scales.address() } else { 0 },
+                    source_type: from,
+                    target_type: to,
+                    axes,
+                });
+                wants.push((out, to, out_shape, Tensor::from_f64(to, &out_shape, &want)));
+                keep.push((region, scales));
+            }
+        }
+    }
+    let table = Table::packs(&jobs).map_err(|e| e.to_string())?;
+    launch(gpu, "pack", &table, None, blocks).map_err(say)?;
+    for (i, (out, dtype, shape, want)) in wants.iter().enumerate() {
+        let found = tensor(*dtype, shape, &gpu.download(out).map_err(say)?);
+        if !found.bit_equal(want) {
+            return Err(format!("job {i}: {:?} off by {:.1e}", jobs[i], distance(&found, want)));
+        }
+    }
+    Ok(format!("{} jobs", jobs.len()))
+}
+
+/// `W + up·down` of several matrices in one launch.
+fn merges(gpu: &Gpu, blocks: u32) -> Result<String, String> {
+    let say = |e: CudaError| e.to_string();
+    let mut r = Random(17);
+    let (mut jobs, mut wants, mut keep) = (Vec::new(), Vec::new(), Vec::new());
+    for (from, to) in
+        [(DType::F32, DType::F32), (DType::F16, DType::F16), (DType::F32, DType::BF16), (DType::BF16, DType::BF16)]
+    {
+        for rank in [1, 4, 16, 33] {
+            let (rows, cols) = (r.between(1, 150), r.between(1, 150));
+            let w = r.floats(from, &[rows, cols]);
+            let (up, down) = (r.floats(DType::F32, &[rows, rank]), r.floats(DType::F32, &[rank, cols]));
+            let (a, b, v) = (up.to_f64_vec(), down.to_f64_vec(), w.to_f64_vec());
+            let sum = |i: usize| (0..rank).map(|q| a[i / cols * rank + q] * b[q * cols + i % cols]).sum::<f64>() + v[i];
+            let merged = Tensor::from_f64(from, &[rows, cols], &(0..rows * cols).map(sum).collect::<Vec<_>>());
+            let regions = [&w, &up, &down].map(|t| gpu.upload(t.bytes()));
+            let [w, up, down] = regions;
+            let (w, up, down) = (w.map_err(say)?, up.map_err(say)?, down.map_err(say)?);
+            let out = gpu.poisoned(rows * cols * to.size()).map_err(say)?;
+            jobs.push(Merge {
+                source: w.address(),
+                target: out.address(),
+                up: up.address(),
+                down: down.address(),
+                source_type: from,
+                target_type: to,
+                rows,
+                cols,
+                rank,
+                to_row: cols,
+                inner: cols,
+                to_outer: 0,
+                to_inner: 1,
+            });
+            wants.push((out, to, [rows, cols], merged.cast(to)));
+            keep.push((w, up, down));
+        }
+    }
+    let table = Table::merges(&jobs).map_err(|e| e.to_string())?;
+    launch(gpu, "merge", &table, None, blocks).map_err(say)?;
+    for (i, (out, dtype, shape, want)) in wants.iter().enumerate() {
+        let found = tensor(*dtype, shape, &gpu.download(out).map_err(say)?);
+        let off = distance(&found, want);
+        if off.is_nan() || off > tolerance(*dtype).max(tolerance(jobs[i].source_type)) {
+            return Err(format!("job {i}: {:?} off by {off:.1e}", jobs[i]));
+        }
+    }
+    Ok(format!("{} jobs", jobs.len()))
+}
+
+fn compares(gpu: &Gpu, blocks: u32) -> Result<String, String> {
+    let say = |e: CudaError| e.to_string();
+    let mut r = Random(5);
+    let (mut pairs, mut wants, mut keep) = (Vec::new(), Vec::new(), Vec::new());
+    for i in 0..40 {
+        let n = if i % 5 == 0 { r.between(0, 40) } else { r.between(1, 200_000) };
+        let a: Vec<u8> = (0..n).map(|_| r.next() as u8).collect();
+        let mut b = a.clone();
+        let other = i % 2 == 1 && n > 0;
+        if other {
+            let at = r.below(n);
+            b[at] ^= 1;
+        }
+        let (x, y) = (gpu.upload(&a).map_err(say)?, gpu.upload(&b).map_err(say)?);
+        pairs.push(Pair { first: x.address(), second: y.address(), bytes: n });
+        wants.push(other);
+        keep.push((x, y));
+    }
+    let flags = gpu.upload(&vec![0; pairs.len() * 4]).map_err(say)?;
+    launch(gpu, "differ", &Table::pairs(&pairs), Some(&flags), blocks).map_err(say)?;
+    let bytes = gpu.download(&flags).map_err(say)?;
+    let found: Vec<bool> = bytes.chunks(4).map(|c| c[0] != 0).collect();
+    if found == wants { Ok("40 pairs".into()) } else { Err(format!("{found:?} for {wants:?}")) }
+}

@@ -1,0 +1,173 @@
+// Attention on matrix units (mma m16n8k16) for f16 and bf16; head elements lie side by side.
+// T: element type, MMA: its name in PTX; TM: type of the mask. D: head size, DP: rounded up to 16. BN: keys of a tile.
+// MASK 0: none, 1: added, 2: keeps where true. CAUSAL: 0 or 1. ASYNC: 1 when rows start at multiples of 16 bytes.
+// A block takes 64 queries of one head, 16 for each warp. Tiles of keys and values are copied while the last are used.
+struct Heads { i64 q[4], k[4], v[4], m[4], o[4]; i32 queries, keys, group; float scale; };
+
+#define PITCH (DP + 8)
+#define LOG2E 1.4426950408889634f
+
+DEVICE u32 shared_at(const void* p) { return (u32)__cvta_generic_to_shared(p); }
+DEVICE void matrices(u32* r, const T* at) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared_at(at)));
+}
+DEVICE void matrices_turned(u32* r, const T* at) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared_at(at)));
+}
+DEVICE void multiply(float* c, const u32* a, u32 b0, u32 b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." MMA "." MMA ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+DEVICE u32 pair(float low, float high) {
+    Pack<T, 2> p;
+    put(p.v[0], low);
+    put(p.v[1], high);
+    return *(u32*)&p;
+}
+
+// Copies rows first.. of a head to shared memory; rows and columns beyond the end are zeros.
+template <int ROWS> DEVICE void load(T* to, const T* from, i64 stride, int first, int rows) {
+    for (int e = threadIdx.x; e < ROWS * (DP / 8); e += 128) {
+        int row = e / (DP / 8), col = e % (DP / 8) * 8;
+        T* at = to + row * PITCH + col;
+        const T* source = from + (i64)(first + row) * stride + col;
+        bool there = first + row < rows && col < D;
+#if ASYNC
+        int bytes = there ? 16 : 0;
+        if (!there) source = from;
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_at(at)), "l"(source), "r"(bytes));
+#else
+        for (int i = 0; i < 8; i++) at[i] = there && col + i < D ? source[i] : T{0};
+#endif
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(128)
+attention_mma(const T* q, const T* k, const T* v, const TM* mask, T* out, const Heads h) {
+    extern __shared__ __align__(16) u8 memory[];
+    T* queries = (T*)memory;              // [64][PITCH]
+    T* keys = queries + 64 * PITCH;       // [2][BN][PITCH]
+    T* values = keys + 2 * BN * PITCH;    // [2][BN][PITCH]
+    int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    int first = blockIdx.x * 64;
+    i64 head = blockIdx.y, image = blockIdx.z;
+    const T* qh = q + image * h.q[0] + head * h.q[1];
+    const T* kh = k + image * h.k[0] + head / h.group * h.k[1];
+    const T* vh = v + image * h.v[0] + head / h.group * h.v[1];
+    int last = CAUSAL ? (first + 64 < h.keys ? first + 64 : h.keys) : h.keys;
+    int tiles = (last + BN - 1) / BN;
+    load<64>(queries, qh, h.q[2], first, h.queries);
+    load<BN>(keys, kh, h.k[2], 0, h.keys);
+    load<BN>(values, vh, h.v[2], 0, h.keys);
+    asm volatile("cp.async.commit_group;");
+
+    float acc[DP / 8][4], top[2] = {NEG_INF, NEG_INF}, sum[2] = {0.f, 0.f};
+#pragma unroll
+    for (int d = 0; d < DP / 8; d++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) acc[d][i] = 0.f;
+    float scale = h.scale * LOG2E;
+    const T* my_queries = queries + (warp * 16 + (lane & 15)) * PITCH + (lane >> 4) * 8;
+
+    for (int tile = 0; tile < tiles; tile++) {
+        int half = tile & 1, start = tile * BN;
+        if (tile + 1 < tiles) {
+            load<BN>(keys + (1 - half) * BN * PITCH, kh, h.k[2], start + BN, h.keys);
+            load<BN>(values + (1 - half) * BN * PITCH, vh, h.v[2], start + BN, h.keys);
+            asm volatile("cp.async.commit_group;");
+            asm volatile("cp.async.wait_group 1;");
+        } else {
+            asm volatile("cp.async.wait_group 0;");
+        }
+        __syncthreads();
+        const T* kt = keys + half * BN * PITCH;
+        const T* vt = values + half * BN * PITCH;
+        float score[BN / 8][4];
+#pragma unroll
+        for (int n = 0; n < BN / 8; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) score[n][i] = 0.f;
+#pragma unroll
+        for (int d = 0; d < DP / 16; d++) {
+            u32 a[4];
+            matrices(a, my_queries + d * 16);
+#pragma unroll
+            for (int n = 0; n < BN / 16; n++) {
+                u32 b[4];
+                matrices(b, kt + (n * 16 + (lane & 7) + (lane >> 4) * 8) * PITCH + d * 16 + (lane >> 3 & 1) * 8);
+                multiply(score[2 * n], a, b[0], b[1]);
+                multiply(score[2 * n + 1], a, b[2], b[3]);
+            }
+        }
+        float peak[2] = {top[0], top[1]};
+#pragma unroll
+        for (int n = 0; n < BN / 8; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                int row = first + warp * 16 + (lane >> 2) + (i >> 1) * 8, key = start + n * 8 + (lane & 3) * 2 + (i & 1);
+                float s = score[n][i] * scale;
+                if (key >= h.keys || row >= h.queries || (CAUSAL && key > row)) {
+                    s = NEG_INF;
+                } else {
+#if MASK == 1
+                    s += get(mask[image * h.m[0] + head * h.m[1] + row * h.m[2] + key * h.m[3]]) * LOG2E;
+#elif MASK == 2
+                    if (!get(mask[image * h.m[0] + head * h.m[1] + row * h.m[2] + key * h.m[3]])) s = NEG_INF;
+#endif
+                }
+                score[n][i] = s;
+                peak[i >> 1] = f_max(peak[i >> 1], s);
+            }
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            peak[r] = f_max(peak[r], __shfl_xor_sync(~0u, peak[r], 1));
+            peak[r] = f_max(peak[r], __shfl_xor_sync(~0u, peak[r], 2));
+            float base = peak[r] == NEG_INF ? 0.f : peak[r];
+            float shrink = exp2f(top[r] - base), part = 0.f;
+            top[r] = peak[r];
+#pragma unroll
+            for (int n = 0; n < BN / 8; n++)
+#pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    float p = exp2f(score[n][2 * r + i] - base);
+                    score[n][2 * r + i] = p;
+                    part += p;
+                }
+            sum[r] = sum[r] * shrink + part;
+#pragma unroll
+            for (int d = 0; d < DP / 8; d++) { acc[d][2 * r] *= shrink; acc[d][2 * r + 1] *= shrink; }
+        }
+#pragma unroll
+        for (int n = 0; n < BN / 16; n++) {
+            u32 a[4] = {pair(score[2 * n][0], score[2 * n][1]), pair(score[2 * n][2], score[2 * n][3]),
+                        pair(score[2 * n + 1][0], score[2 * n + 1][1]), pair(score[2 * n + 1][2], score[2 * n + 1][3])};
+#pragma unroll
+            for (int d = 0; d < DP / 16; d++) {
+                u32 b[4];
+                matrices_turned(b, vt + (n * 16 + (lane & 15)) * PITCH + d * 16 + (lane >> 4) * 8);
+                multiply(acc[2 * d], a, b[0], b[1]);
+                multiply(acc[2 * d + 1], a, b[2], b[3]);
+            }
+        }
+        __syncthreads();
+    }
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        sum[r] += __shfl_xor_sync(~0u, sum[r], 1);
+        sum[r] += __shfl_xor_sync(~0u, sum[r], 2);
+        int row = first + warp * 16 + (lane >> 2) + r * 8;
+        if (row >= h.queries) continue;
+        float factor = sum[r] > 0.f ? 1.f / sum[r] : sum[r] != sum[r] ? sum[r] : 0.f;
+        T* to = out + image * h.o[0] + head * h.o[1] + (i64)row * h.o[2];
+#pragma unroll
+        for (int d = 0; d < DP / 8; d++)
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                int col = d * 8 + (lane & 3) * 2 + i;
+                if (col < D) put(to[col], acc[d][2 * r + i] * factor);
+            }
+    }
+}

@@ -1,0 +1,48 @@
+// Elements at computed positions. E: an unsigned integer of an element's size; TI: type of the indices.
+// Rows of a table: VEC elements at once.
+extern "C" __global__ void __launch_bounds__(256)
+embedding_rows(const E* table, const TI* ids, E* out, i64* report, i64 count, i64 rows, i64 row_size) {
+    i64 groups = row_size / VEC;
+    for (i64 i = (i64)blockIdx.x * 256 + threadIdx.x; i < count * groups; i += (i64)gridDim.x * 256) {
+        i64 id = get(ids[i / groups]), at = i % groups * VEC;
+        if (id < 0 || id >= rows) { if (at == 0) out_of_range(report, id, rows); id = 0; }
+        write<E, VEC>(out + i * VEC, read<E, VEC>(table + id * row_size + at));
+    }
+}
+
+struct Shape { i64 size[6]; i64 stride[6]; };
+
+// x[i][index[i][j][k]][k] for axis 1: `stride` are those of x, 0 along the axis, whose own is `step`.
+extern "C" __global__ void __launch_bounds__(256)
+gather_axis(const E* x, const TI* index, E* out, i64* report, i64 count, i64 axis_size, i64 step, const Shape shape) {
+    for (i64 i = (i64)blockIdx.x * 256 + threadIdx.x; i < count; i += (i64)gridDim.x * 256) {
+        i64 rest = i, base = 0;
+#pragma unroll
+        for (int d = 5; d >= 0; d--) { base += rest % shape.size[d] * shape.stride[d]; rest /= shape.size[d]; }
+        i64 at = get(index[i]);
+        if (at < 0 || at >= axis_size) { out_of_range(report, at, axis_size); at = 0; }
+        out[i] = x[base + at * step];
+    }
+}
+
+struct Indices { i64 axis_size[4]; i64 point_size[6]; i64 stride[4][6]; };
+
+// Several index tensors on consecutive axes; negative ones count from the end.
+extern "C" __global__ void __launch_bounds__(256)
+index_axes(const E* x, const TI* i0, const TI* i1, const TI* i2, const TI* i3, E* out, i64* report,
+           i64 outer, i64 points, i64 inner, i64 indexed, const Indices d) {
+    const TI* all[4] = {i0, i1, i2, i3};
+    for (i64 i = (i64)blockIdx.x * 256 + threadIdx.x; i < outer * points * inner; i += (i64)gridDim.x * 256) {
+        i64 point = i / inner % points, row = 0;
+#pragma unroll
+        for (int k = 0; k < COUNT; k++) {
+            i64 rest = point, from = 0;
+#pragma unroll
+            for (int a = 5; a >= 0; a--) { from += rest % d.point_size[a] * d.stride[k][a]; rest /= d.point_size[a]; }
+            i64 raw = get(all[k][from]), at = raw < 0 ? raw + d.axis_size[k] : raw;
+            if (at < 0 || at >= d.axis_size[k]) { out_of_range(report, raw, d.axis_size[k]); at = 0; }
+            row = row * d.axis_size[k] + at;
+        }
+        out[i] = x[(i / inner / points * indexed + row) * inner + i % inner];
+    }
+}

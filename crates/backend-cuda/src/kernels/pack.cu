@@ -1,0 +1,197 @@
+// Many slots in one launch: blocks take pieces of a table of jobs. A launch of few blocks leaves the device to others.
+struct Job {
+    u64 source, target, scale;
+    i64 first_piece, count;   // pieces of PIECE elements, numbered over all jobs
+    i32 kind, dims;
+    i64 size[5], from[5], to[5], by[5];   // strides in the source, the target, the vector of factors
+};
+
+#define PIECE 4096
+
+// The last job that begins at `piece` or before.
+template <typename J> DEVICE int find(const J* jobs, int count, i64 piece) {
+    int low = 0, high = count;
+    while (high - low > 1) { int mid = (low + high) / 2; if (jobs[mid].first_piece <= piece) low = mid; else high = mid; }
+    return low;
+}
+
+DEVICE float load_scale(const float* s, i64 at) { return s ? s[at] : 1.f; }
+
+template <typename S, typename T> DEVICE T convert(S v, const float* scale, i64 at) {
+    T r;
+    float f = get(v);
+    if (scale) f *= scale[at];
+    put(r, f);
+    return r;
+}
+
+// Elements of a float type, scaled and rounded.
+template <typename S, typename T> DEVICE void run(const Job& job, u32 first, u32 end) {
+    const S* source = (const S*)job.source;
+    T* target = (T*)job.target;
+    const float* scale = (const float*)job.scale;
+    bool neighbours = job.size[4] % 4 == 0 && job.from[4] == 1 && job.to[4] == 1;
+    u32 step = neighbours ? 4 : 1;
+    for (u32 i = first + threadIdx.x * step; i < end; i += blockDim.x * step) {
+        u32 rest = i;
+        i64 from = 0, to = 0, by = 0;
+#pragma unroll
+        for (int d = 4; d >= 0; d--) {
+            if (d >= 5 - job.dims) {
+                u32 n = (u32)job.size[d], k = rest % n;
+                rest /= n;
+                from += k * job.from[d]; to += k * job.to[d]; by += k * job.by[d];
+            }
+        }
+        if (neighbours) {
+            Pack<S, 4> in = read<S, 4>(source + from);
+            Pack<T, 4> out;
+#pragma unroll
+            for (int e = 0; e < 4; e++) out.v[e] = convert<S, T>(in.v[e], scale, by + e * job.by[4]);
+            write<T, 4>(target + to, out);
+        } else {
+            target[to] = convert<S, T>(source[from], scale, by);
+        }
+    }
+}
+
+// Elements as they are.
+template <typename E> DEVICE void move(const Job& job, u32 first, u32 end) {
+    const E* source = (const E*)job.source;
+    E* target = (E*)job.target;
+    constexpr int N = 16 / sizeof(E);
+    bool neighbours = job.size[4] % N == 0 && job.from[4] == 1 && job.to[4] == 1;
+    u32 step = neighbours ? N : 1;
+    for (u32 i = first + threadIdx.x * step; i < end; i += blockDim.x * step) {
+        u32 rest = i;
+        i64 from = 0, to = 0;
+#pragma unroll
+        for (int d = 4; d >= 0; d--) {
+            if (d >= 5 - job.dims) {
+                u32 n = (u32)job.size[d], k = rest % n;
+                rest /= n;
+                from += k * job.from[d]; to += k * job.to[d];
+            }
+        }
+        if (neighbours) write<E, N>(target + to, read<E, N>(source + from));
+        else target[to] = source[from];
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(256) pack(const Job* jobs, int count, i64 pieces) {
+    __shared__ Job job;
+    for (i64 piece = blockIdx.x; piece < pieces; piece += gridDim.x) {
+        __syncthreads();
+        int found = find(jobs, count, piece);
+        for (int i = threadIdx.x; i < (int)(sizeof(Job) / 8); i += 256) ((u64*)&job)[i] = ((const u64*)(jobs + found))[i];
+        __syncthreads();
+        i64 first = (piece - job.first_piece) * PIECE, end = first + PIECE < job.count ? first + PIECE : job.count;
+        switch (job.kind) {
+            case 0: run<f32, f32>(job, (u32)first, (u32)end); break;
+            case 1: run<f32, f16>(job, (u32)first, (u32)end); break;
+            case 2: run<f32, bf16>(job, (u32)first, (u32)end); break;
+            case 3: run<f16, f32>(job, (u32)first, (u32)end); break;
+            case 4: run<f16, f16>(job, (u32)first, (u32)end); break;
+            case 5: run<f16, bf16>(job, (u32)first, (u32)end); break;
+            case 6: run<bf16, f32>(job, (u32)first, (u32)end); break;
+            case 7: run<bf16, f16>(job, (u32)first, (u32)end); break;
+            case 8: run<bf16, bf16>(job, (u32)first, (u32)end); break;
+            case 9: move<u8>(job, (u32)first, (u32)end); break;
+            case 10: move<u16>(job, (u32)first, (u32)end); break;
+            case 11: move<u32>(job, (u32)first, (u32)end); break;
+            default: move<u64>(job, (u32)first, (u32)end); break;
+        }
+    }
+}
+
+// W + up·down in f32, W added last, rounded to the type of W and then to the target's.
+struct Merge {
+    u64 source, target, up, down;
+    i64 first_piece;          // pieces are tiles of 64 rows and 64 columns
+    i64 rows, cols, rank;
+    i32 kind, columns;        // tiles side by side
+    i64 to_row, inner, to_outer, to_inner;   // where (row, column) goes: the column is (column / inner, column % inner)
+};
+
+template <typename S, typename T> DEVICE void merge_tile(const Merge& job, i64 tile, float (*up)[17], float (*down)[65]) {
+    const S* source = (const S*)job.source;
+    T* target = (T*)job.target;
+    i64 row0 = tile / job.columns * 64, col0 = tile % job.columns * 64;
+    int tx = threadIdx.x & 15, ty = threadIdx.x >> 4;
+    float acc[4][4] = {};
+    for (i64 r0 = 0; r0 < job.rank; r0 += 16) {
+        __syncthreads();
+        for (int e = threadIdx.x; e < 1024; e += 256) {
+            i64 row = row0 + e / 16, r = r0 + e % 16;
+            up[e / 16][e % 16] = row < job.rows && r < job.rank ? ((const float*)job.up)[row * job.rank + r] : 0.f;
+            i64 col = col0 + e % 64, q = r0 + e / 64;
+            down[e / 64][e % 64] = col < job.cols && q < job.rank ? ((const float*)job.down)[q * job.cols + col] : 0.f;
+        }
+        __syncthreads();
+        int many = job.rank - r0 < 16 ? (int)(job.rank - r0) : 16;
+        for (int r = 0; r < many; r++) {
+            float a[4], b[4];
+#pragma unroll
+            for (int i = 0; i < 4; i++) { a[i] = up[ty + i * 16][r]; b[i] = down[r][tx + i * 16]; }
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+#pragma unroll
+                for (int j = 0; j < 4; j++) acc[i][j] = fmaf(a[i], b[j], acc[i][j]);
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            i64 row = row0 + ty + i * 16, col = col0 + tx + j * 16;
+            if (row >= job.rows || col >= job.cols) continue;
+            S merged;
+            put(merged, acc[i][j] + get(source[row * job.cols + col]));
+            put(target[row * job.to_row + col / job.inner * job.to_outer + col % job.inner * job.to_inner], get(merged));
+        }
+}
+
+extern "C" __global__ void __launch_bounds__(256) merge(const Merge* jobs, int count, i64 pieces) {
+    __shared__ float up[64][17], down[16][65];
+    for (i64 piece = blockIdx.x; piece < pieces; piece += gridDim.x) {
+        const Merge& job = jobs[find(jobs, count, piece)];
+        i64 tile = piece - job.first_piece;
+        switch (job.kind) {
+            case 0: merge_tile<f32, f32>(job, tile, up, down); break;
+            case 1: merge_tile<f32, f16>(job, tile, up, down); break;
+            case 2: merge_tile<f32, bf16>(job, tile, up, down); break;
+            case 3: merge_tile<f16, f32>(job, tile, up, down); break;
+            case 4: merge_tile<f16, f16>(job, tile, up, down); break;
+            case 5: merge_tile<f16, bf16>(job, tile, up, down); break;
+            case 6: merge_tile<bf16, f32>(job, tile, up, down); break;
+            case 7: merge_tile<bf16, f16>(job, tile, up, down); break;
+            default: merge_tile<bf16, bf16>(job, tile, up, down); break;
+        }
+    }
+}
+
+// Which of many pairs differ in a bit. `flags` begins with zeros.
+struct Pair { u64 first, second; i64 first_piece, bytes; };
+#define PAIR_PIECE 65536
+
+extern "C" __global__ void __launch_bounds__(256) differ(const Pair* pairs, int count, i64 pieces, u32* flags) {
+    for (i64 piece = blockIdx.x; piece < pieces; piece += gridDim.x) {
+        int found = find(pairs, count, piece);
+        const Pair& pair = pairs[found];
+        i64 first = (piece - pair.first_piece) * PAIR_PIECE;
+        i64 end = first + PAIR_PIECE < pair.bytes ? first + PAIR_PIECE : pair.bytes;
+        const u8* a = (const u8*)pair.first;
+        const u8* b = (const u8*)pair.second;
+        bool other = false;
+        for (i64 i = first + threadIdx.x * 16; i < end; i += 256 * 16) {
+            if (i + 16 <= end) {
+                Pack<u8, 16> p = read<u8, 16>(a + i), q = read<u8, 16>(b + i);
+                const u64 *x = (const u64*)&p, *y = (const u64*)&q;
+                other |= x[0] != y[0] || x[1] != y[1];
+            } else {
+                for (i64 j = i; j < end; j++) other |= a[j] != b[j];
+            }
+        }
+        if (__any_sync(~0u, other) && (threadIdx.x & 31) == 0) flags[found] = 1u;
+    }
+}
