@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from regraft.module import Module
     from regraft.mutable import MutableModule
     from regraft.partition import PartitionReport
+    from regraft.pipelines import wrap
     from regraft.refitting import refit_module_weights
 
 __all__ = [
@@ -99,6 +100,7 @@ __all__ = [
     "load",
     "refit_module_weights",
     "save",
+    "wrap",
 ]
 
 # Daemon threads in a call must not come back to an interpreter that is ending.
@@ -112,6 +114,7 @@ _WITH_TORCH = {
     "compile": "regraft.compiling",
     "dry_run": "regraft.compiling",
     "refit_module_weights": "regraft.refitting",
+    "wrap": "regraft.pipelines",
 }
 
 

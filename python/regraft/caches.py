@@ -1,4 +1,4 @@
-"""Caches of transformers among the arguments and results of a call.
+"""Caches of transformers among the arguments and results of a call, and other objects that no program knows.
 
 A program takes the tensors of a cache and gives the new ones. What else a cache consists of is part of
 the program, but for lengths that grow: a program takes each as the size of a tensor without elements.
@@ -10,10 +10,11 @@ PyTorch and this module only: transformers is used when somebody else has import
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 import sys
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -24,7 +25,7 @@ from torch.export import Dim, ExportedProgram
 from regraft.errors import CompileError, EngineFileError
 from regraft.inputs import InputTypes, Size
 
-__all__ = ["CannotTake", "Carry", "Parts", "Tracer", "is_length", "is_traced", "open_axes", "taken_apart"]
+__all__ = ["CannotTake", "Carry", "Parts", "Tracer", "is_length", "open_axes", "taken_apart"]
 
 # Classes whose attributes are tensors, lengths and constants.
 _KNOWN = frozenset(
@@ -39,6 +40,8 @@ _KNOWN = frozenset(
         "StaticSlidingWindowLayer",
     )
 )
+# Classes of results that consist of tensors and constants.
+_RESULTS = frozenset((("diffusers.models.autoencoders.vae", "DiagonalGaussianDistribution"),))
 # Numbers that change from call to call, or from cache to cache.
 _LENGTHS = frozenset(("batch_size", "cumulative_length", "cumulative_length_int", "max_cache_len"))
 _CONSTANTS = (bool, int, float, str, type(None), torch.dtype, torch.device, type)
@@ -68,7 +71,7 @@ def _dumped(ref: Ref) -> Any:
     if kind == "constant":
         value = what[0]
         if isinstance(value, type):
-            return {"class": value.__name__}
+            return {"class": f"{value.__module__}.{value.__name__}"}
         if isinstance(value, (torch.dtype, torch.device)):
             return {type(value).__name__: str(value).removeprefix("torch.")}
         return {"constant": value}
@@ -77,7 +80,10 @@ def _dumped(ref: Ref) -> Any:
     if kind == "dict":
         return {kind: [[key, _dumped(part)] for key, part in what[0]]}
     if kind == "object":
-        return {kind: what[0].__name__, "attributes": [[key, _dumped(part)] for key, part in what[1]]}
+        return {
+            kind: f"{what[0].__module__}.{what[0].__name__}",
+            "attributes": [[key, _dumped(part)] for key, part in what[1]],
+        }
     return {kind: what}
 
 
@@ -104,7 +110,7 @@ def _loaded(data: Any) -> Ref:
         return kind, tuple((key, _loaded(part)) for key, part in value)
     if kind == "object":
         return kind, _class(value), tuple((str(key), _loaded(part)) for key, part in data["attributes"])
-    if kind in ("tensor", "length", "same", "size"):
+    if kind in ("tensor", "length", "same", "size", "generator"):
         return kind, *map(_frozen, value)
     raise EngineFileError(f"`{kind}` is no part of a cache")
 
@@ -118,16 +124,15 @@ def _frozen(value: Any) -> Any:
 
 
 def _class(name: str) -> type:
-    """A class of caches."""
-    try:
-        from transformers import cache_utils
-    except ImportError as error:
-        raise EngineFileError(
-            f"calls take caches of transformers, which cannot be imported: {error}"
-        ) from error
-    if name not in _KNOWN:
+    """A class of caches, or of results."""
+    module, _, plain = name.rpartition(".")
+    is_known = module == "transformers.cache_utils" and plain in _KNOWN
+    if not is_known and (module, plain) not in _RESULTS:
         raise EngineFileError(f"{name} is no class of caches")
-    return cast(type, getattr(cache_utils, name))
+    try:
+        return cast(type, getattr(importlib.import_module(module), plain))
+    except ImportError as error:
+        raise EngineFileError(f"calls take or give a {plain}, which cannot be imported: {error}") from error
 
 
 pytree.register_pytree_node(
@@ -149,6 +154,18 @@ def _is_cache(value: Any) -> bool:
     return library is not None and isinstance(value, library.Cache)
 
 
+def _is_object(value: Any) -> bool:
+    """Whether a part of a result is no pytree, and is put together again after the call."""
+    return _is_cache(value) or (type(value).__module__, type(value).__name__) in _RESULTS
+
+
+class _Unused:
+    """In the place of a generator of random numbers: programs draw none."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise CannotTake("it draws random numbers from a generator")
+
+
 def taken_apart(
     args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any], list[Any]]:
@@ -159,10 +176,10 @@ def taken_apart(
 
     """
     found: list[Any] = []
-    if "transformers.cache_utils" not in sys.modules:
-        return args, dict(kwargs), found
 
     def taken(value: Any) -> Any:
+        if isinstance(value, torch.Generator):
+            return Parts(("generator",), [])
         if not _is_cache(value):
             return value
         found.append(value)
@@ -192,7 +209,8 @@ def _outline(value: Any, name: str, inside: Any) -> Ref:
     if type(value) is dict and all(isinstance(key, (int, str)) for key in value):
         return "dict", tuple((key, inside(part, str(key))) for key, part in value.items())
     kind = type(value)
-    if kind.__module__ != "transformers.cache_utils" or kind.__name__ not in _KNOWN:
+    is_known = kind.__module__ == "transformers.cache_utils" and kind.__name__ in _KNOWN
+    if not is_known and (kind.__module__, kind.__name__) not in _RESULTS:
         where = f" in {name}" if name else ""
         raise CannotTake(f"a {kind.__name__}{where} is no cache that programs take")
     if getattr(value, "offloading", False):
@@ -203,6 +221,8 @@ def _outline(value: Any, name: str, inside: Any) -> Ref:
 def _made(ref: Ref, tensors: Sequence[torch.Tensor], done: bool = False) -> Any:
     """The value that ``ref`` describes; ``done``: nothing writes to it."""
     kind, *what = ref
+    if kind == "generator":
+        return _Unused()
     if kind == "tensor":
         return tensors[what[0]]
     if kind == "length":
@@ -255,16 +275,6 @@ def open_axes(leaves: Sequence[Any]) -> list[dict[int, Any]]:
     return found
 
 
-def is_traced(root: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Whether a call may have caches, in its arguments or its results."""
-    if any(isinstance(value, Parts) for value in (*args, *kwargs.values())):
-        return True
-    library = sys.modules.get("transformers.modeling_utils")
-    return library is not None and any(
-        isinstance(module, library.PreTrainedModel) for module in root.modules()
-    )
-
-
 class Tracer:
     """Exports a module as a program over the parts of caches.
 
@@ -272,16 +282,16 @@ class Tracer:
     tensors of all caches that are not what they were.
     """
 
-    def __init__(self, root: torch.nn.Module) -> None:
+    def __init__(self, root: torch.nn.Module, method: Callable[..., Any]) -> None:
         self._after: list[tuple[bool, Ref]] = []
-        self._forward = root.forward
+        self._forward = method
         tracer = self
 
-        @functools.wraps(root.forward)
+        @functools.wraps(method)
         def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
             return tracer._traced(args, kwargs)
 
-        signature = inspect.signature(root.forward)
+        signature = inspect.signature(method)
         this = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
         forward.__signature__ = signature.replace(  # type: ignore[attr-defined]
             parameters=[this, *signature.parameters.values()]
@@ -306,9 +316,11 @@ class Tracer:
         def put_together(value: Any) -> Any:
             if not isinstance(value, Parts):
                 return value
-            given.update((id(tensor), index) for index, tensor in enumerate(value.tensors))
-            caches.append(_made(value.form, value.tensors))
-            return caches[-1]
+            made = _made(value.form, value.tensors)
+            if _is_cache(made):
+                given.update((id(tensor), index) for index, tensor in enumerate(value.tensors))
+                caches.append(made)
+            return made
 
         args = tuple(map(put_together, args))
         kwargs = {name: put_together(value) for name, value in kwargs.items()}
@@ -316,14 +328,14 @@ class Tracer:
         result = self._forward(*args, **kwargs)
 
         def marked(value: Any) -> Any:
-            if not _is_cache(value):
+            if not _is_object(value):
                 return value
             index = next((i for i, cache in enumerate(caches) if cache is value), len(caches))
             if index == len(caches):
                 caches.append(value)
             return f"{_MARK}{index}"
 
-        result = pytree.tree_map(marked, result, is_leaf=_is_cache)
+        result = pytree.tree_map(marked, result, is_leaf=_is_object)
         self._after = []
         if not caches:
             return result

@@ -50,7 +50,7 @@ _QUANTISING = (
 )
 _FLOATS = ("f64", "f32", "f16", "bf16")
 # Operators that cost next to nothing, however they run.
-_QUICK = ("full", "iota", "size_of")
+_QUICK = ("full", "index", "iota", "size_of")
 _Dropout = nn.modules.dropout._DropoutNd
 
 

@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import os
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -259,29 +259,29 @@ def traced(
         raise CompileError(str(error)) from error
     if found:
         dynamic_shapes = _with_caches(program_or_module, args, kwargs, dynamic_shapes)
-    return exported_with(program_or_module, args, kwargs, dynamic_shapes)
+    return exported_with(program_or_module, program_or_module.forward, args, kwargs, dynamic_shapes)
 
 
 def exported_with(
-    root: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
+    root: torch.nn.Module,
+    method: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    dynamic_shapes: Any,
 ) -> Traced:
-    """The export of a module with arguments whose caches are taken apart."""
-    tracer = caches.Tracer(root) if caches.is_traced(root, args, kwargs) else None
+    """The export of a method of a module with arguments whose caches are taken apart."""
+    tracer = caches.Tracer(root, method)
     try:
         with torch.no_grad(), _quiet():
             program = torch.export.export(
-                root if tracer is None else tracer.module,
-                args,
-                kwargs,
-                dynamic_shapes=dynamic_shapes,
-                strict=False,
+                tracer.module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False
             )
     except Exception as error:
         raise CompileError(
             f"torch.export.export cannot export the module: {error}{_help_with(error)}"
         ) from error
     _lower_ranges(program)
-    return Traced(program, _argument_names(root), None if tracer is None else tracer.carry(program))
+    return Traced(program, _argument_names(method), tracer.carry(program))
 
 
 def _lower_ranges(program: ExportedProgram) -> None:
@@ -341,10 +341,10 @@ def _with_caches(
     }
 
 
-def _argument_names(module: torch.nn.Module) -> list[str]:
-    """Names of the arguments that ``forward`` takes by position."""
+def _argument_names(method: Callable[..., Any]) -> list[str]:
+    """Names of the arguments that a method takes by position."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(module.forward).parameters.values()
+    parameters = inspect.signature(method).parameters.values()
     return [parameter.name for parameter in parameters if parameter.kind in kinds]
 
 

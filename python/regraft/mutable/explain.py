@@ -111,6 +111,9 @@ def type_text(leaf: Leaf) -> str:
 
 def difference(call: Call, programs: Sequence[Takes], places: Sequence[str]) -> str:
     """Why none of the programs takes a call: what differs from the last that is closest to it."""
+    programs = [takes for takes in programs if takes.method == call.method]
+    if not programs:
+        return f"the first call of {call.method}"
     same = [takes for takes in programs if takes.spec == call.spec and len(takes.leaves) == len(call.key)]
     if not same:
         return "the arguments have another structure than before"

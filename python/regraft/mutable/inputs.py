@@ -34,15 +34,17 @@ class Call:
     spec: pytree.TreeSpec | None
     """``None`` where all arguments are positional tensors."""
     key: tuple[Leaf, ...]
+    method: str = "forward"
+    """The method that is called."""
 
     @classmethod
-    def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any], method: str = "forward") -> Call:
         """Looks at the arguments. Keywords count whatever their order."""
         if not kwargs and all(isinstance(arg, torch.Tensor) for arg in args):
-            return cls(args, kwargs, args, None, tuple([(arg.dtype, arg.shape) for arg in args]))
+            return cls(args, kwargs, args, None, tuple([(arg.dtype, arg.shape) for arg in args]), method)
         kwargs = dict(sorted(kwargs.items()))
         leaves, spec = pytree.tree_flatten((args, kwargs))
-        return cls(args, kwargs, leaves, spec, tuple(map(_leaf, leaves)))
+        return cls(args, kwargs, leaves, spec, tuple(map(_leaf, leaves)), method)
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Those among the arguments, at any depth."""
@@ -53,7 +55,7 @@ class Call:
         leaves = (
             (kind, len(value)) if isinstance(kind, torch.dtype) else (kind, value) for kind, value in self.key
         )
-        return (str(self.spec), *leaves)
+        return (self.method, str(self.spec), *leaves)
 
     def places(self, forward: Callable[..., Any]) -> list[str]:
         """What each leaf is called, for messages: ``x``, ``data['more'][0]``."""
@@ -84,6 +86,8 @@ class Takes:
     """With a :class:`Size` in the place of each size that may change, ``None`` where any will do."""
     ranges: tuple[tuple[str, int, int | None], ...] = ()
     """Smallest and largest value of each symbol."""
+    method: str = "forward"
+    """The method that it is."""
 
     @classmethod
     def of(cls, call: Call, program: ExportedProgram) -> Takes:
@@ -102,11 +106,11 @@ class Takes:
                 shape = tuple(_renamed(size, names) for size in found.shape)
                 leaves[index] = (leaves[index][0], shape)
         ranges = tuple((new, *types.ranges.get(old, (0, None))) for old, new in names.items())
-        return cls(call.spec, tuple(leaves), ranges)
+        return cls(call.spec, tuple(leaves), ranges, call.method)
 
     def fits(self, call: Call) -> bool:
         """Whether it takes this call."""
-        if len(call.key) != len(self.leaves) or call.spec != self.spec:
+        if len(call.key) != len(self.leaves) or call.spec != self.spec or call.method != self.method:
             return False
         sizes: dict[str, int] = {}
         return all(self._fits(want, found, sizes) for want, found in zip(self.leaves, call.key, strict=True))

@@ -7,7 +7,7 @@ import functools
 import html
 import inspect
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import Any, cast
 
@@ -22,7 +22,7 @@ from regraft.mutable.inputs import Ranges
 from regraft.mutable.state import Autograd, State, WatchMode
 from regraft.report import RefitReport
 
-__all__ = ["MutableModule"]
+__all__ = ["METHODS", "MutableModule"]
 
 # What a mutable module has besides what the wrapped one has. A name that the wrapped module has itself stays
 # its own.
@@ -83,6 +83,10 @@ class MutableModule(nn.Module):
         autograd: when gradients are asked for: ``"pytorch"`` runs the call in PyTorch, ``"raise"`` raises
             :class:`GradientError`, ``"ignore"`` runs it compiled, without gradients.
         watch: ``"sampled"`` or ``"full"``, see above.
+        methods: methods that are compiled besides ``forward``; by default those of :data:`METHODS` that
+            the module has.
+        fallback: whether PyTorch runs calls that cannot be compiled, with one warning, instead of
+            raising. So it does for calls with caches, and for methods other than ``forward``.
         auto_ranges: whether the module makes one program of many sizes by itself, once it was compiled
             three times for calls that differ in sizes alone; otherwise a warning says how.
         settings: what :func:`regraft.compile` takes, except for inputs and modes that take no weights.
@@ -115,10 +119,14 @@ class MutableModule(nn.Module):
         autograd: Autograd = "pytorch",
         watch: WatchMode = "sampled",
         auto_ranges: bool = True,
+        methods: Sequence[str] | None = None,
+        fallback: bool = False,
         **settings: Any,
     ) -> MutableModule:
         _check(module, autograd, watch, settings)
-        return _around(State(_original(module), autograd, watch, settings, auto_ranges))
+        original = _original(module)
+        chosen = _methods_of(original, methods)
+        return _around(State(original, autograd, watch, settings, auto_ranges, chosen, fallback))
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # All is done: the attributes are those of the module.
@@ -126,12 +134,13 @@ class MutableModule(nn.Module):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
         state = _state_of(self)
-        return state.run(state.module, args, kwargs)
+        hooked = state.hooked
+        return state.run(state.module, args, kwargs) if hooked is None else hooked(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As calling the module: wrappers such as PEFT's models call this."""
         state = _state_of(self)
-        return state.run(state.module.forward, args, kwargs)
+        return state.run(state.method(state.module, "forward"), args, kwargs)
 
     @property
     def module(self) -> nn.Module:
@@ -286,11 +295,92 @@ def _original(module: nn.Module) -> nn.Module:
 
 def _around(state: State) -> MutableModule:
     """The object that shares the attributes of the state's module."""
-    made: Any = _class_for(type(state.module), _own_names(state.module))  # type: ignore[arg-type]
+    made: Any = _class_for(type(state.module), _own_names(state.module), state.methods)  # type: ignore[arg-type]
     mutable = cast(MutableModule, object.__new__(made))
     object.__setattr__(mutable, "__dict__", state.module.__dict__)
     _slot.__set__(mutable, state)
     return mutable
+
+
+METHODS = ("encode", "decode", "get_text_features", "get_image_features", "get_audio_features")
+"""Methods that libraries call instead of ``forward``."""
+
+
+def _methods_of(module: nn.Module, methods: Sequence[str] | None) -> tuple[str, ...]:
+    """The methods that are compiled.
+
+    Raises:
+        CompileError: for one that the module has not.
+
+    """
+    if methods is None:
+        of_library = type(module).__module__.startswith(("diffusers.", "transformers."))
+        return tuple(
+            name for name in METHODS if of_library and inspect.isfunction(getattr(type(module), name, None))
+        )
+    for name in methods:
+        if not inspect.isfunction(getattr(type(module), name, None)) or hasattr(nn.Module, name):
+            raise CompileError(f"methods: {type(module).__name__} has no method {name} that can be compiled")
+    return tuple(methods)
+
+
+# Classes whose methods do not compute.
+_BASES = (
+    "torch.",
+    "transformers.modeling_utils",
+    "transformers.generation",
+    "diffusers.models.modeling_utils",
+)
+
+
+def _others_of(wrapped: type[nn.Module]) -> set[str]:
+    """Public methods of a class that may compute something."""
+    known = {name for base in wrapped.__mro__ if base.__module__.startswith(_BASES) for name in vars(base)}
+    return {
+        name
+        for base in wrapped.__mro__
+        if issubclass(base, nn.Module)
+        and not base.__module__.startswith(_BASES)
+        and base.__module__ != "regraft.mutable.module"
+        for name, value in vars(base).items()
+        if inspect.isfunction(value) and not name.startswith("_") and name not in known
+    }
+
+
+def _like(function: Callable[..., Any], shown: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` with the name and signature of another."""
+
+    @functools.wraps(shown)
+    def method(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return method
+
+
+def _compiled_method(name: str, wrapped: type[nn.Module]) -> Callable[..., Any]:
+    """A method that runs compiled."""
+
+    @functools.wraps(getattr(wrapped, name))
+    def method(self: MutableModule, *args: Any, **kwargs: Any) -> Any:
+        state = _state_of(self)
+        return state.run(state.method(state.module, name), args, kwargs, name)
+
+    return method
+
+
+def _watched_method(name: str, wrapped: type[nn.Module]) -> Callable[..., Any]:
+    """A method that runs as it is, and says so when nothing else is ever called."""
+    original = getattr(wrapped, name)
+
+    @functools.wraps(original)
+    def method(self: MutableModule, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, *args, **kwargs)
+        state = _state_of(self)
+        if not state.history.calls:
+            state.note_other(name, args, kwargs, result)
+        return result
+
+    return method
 
 
 def _own_names(module: nn.Module) -> tuple[str, ...]:
@@ -298,7 +388,9 @@ def _own_names(module: nn.Module) -> tuple[str, ...]:
 
 
 @functools.lru_cache(maxsize=64)
-def _class_for(wrapped: type[nn.Module], names_of_wrapped: tuple[str, ...]) -> type[nn.Module]:
+def _class_for(
+    wrapped: type[nn.Module], names_of_wrapped: tuple[str, ...], methods: tuple[str, ...]
+) -> type[nn.Module]:
     """The class of mutable modules around modules of a class. It has that one's name: libraries look things
     up by it.
     """
@@ -308,14 +400,34 @@ def _class_for(wrapped: type[nn.Module], names_of_wrapped: tuple[str, ...]) -> t
         ours, theirs = inspect.cleandoc(MutableModule.__doc__ or ""), inspect.cleandoc(wrapped.__doc__ or "")
         namespace["__doc__"] = f"{ours}\n\nThe wrapped {wrapped.__name__}:\n\n{theirs}"
         namespace.update((name, _OfWrapped(name)) for name in names_of_wrapped)
+        others = _others_of(wrapped) - {*methods, *_OWN}
+        namespace.update((name, _watched_method(name, wrapped)) for name in others)
+        namespace.update((name, _compiled_method(name, wrapped)) for name in methods)
         # With the signature of the original, which libraries look at.
-        namespace["forward"] = functools.wraps(wrapped.forward)(MutableModule.forward)
+        namespace["forward"] = _like(MutableModule.forward, wrapped.forward)
         # Code that makes another module of the class, after a look at its arguments, gets one of the wrapped
         # class.
-        namespace["__init__"] = functools.wraps(wrapped.__init__)(MutableModule.__init__)
+        namespace["__init__"] = _like(MutableModule.__init__, wrapped.__init__)
         namespace["__new__"] = lambda cls, *args, **kwargs: wrapped(*args, **kwargs)
 
-    return types.new_class(wrapped.__name__, (MutableModule, wrapped), exec_body=fill)
+    return types.new_class(
+        wrapped.__name__, (MutableModule, wrapped), {"metaclass": _metaclass_of(wrapped)}, fill
+    )
+
+
+def _metaclass_of(wrapped: type[nn.Module]) -> type:
+    """Of a class that is equal to the wrapped one: pipelines look at the class of a component, and take
+    no subclass.
+    """
+
+    class Same(type(wrapped)):  # type: ignore[misc]
+        def __eq__(cls, other: object) -> bool:
+            return cls is other or other is wrapped
+
+        def __hash__(cls) -> int:
+            return hash(wrapped)
+
+    return Same
 
 
 class _OfWrapped:

@@ -47,6 +47,8 @@ def _write(state: State, folder: Path) -> None:
         "autograd": state.autograd,
         "watch": state.watch,
         "auto_ranges": state.auto_ranges,
+        "methods": list(state.methods),
+        "fallback": state.fallback,
         "settings": {
             name: list(value) if isinstance(value, (set, frozenset, tuple)) else value
             for name, value in state.settings.items()
@@ -77,6 +79,8 @@ def load(path: str | os.PathLike[str], module: nn.Module) -> State:
             description["watch"],
             description["settings"],
             bool(description["auto_ranges"]),
+            tuple(map(str, description["methods"])),
+            bool(description["fallback"]),
         )
         ranges = description["ranges"]
         state.ranges = Ranges(_ranges_from_json(ranges["args"]), _ranges_from_json(ranges["kwargs"]))
@@ -102,6 +106,7 @@ def _entry_to_json(entry: Entry) -> dict[str, Any]:
     except Exception as error:
         raise CompileError(f"the structure of the arguments cannot be saved: {error}") from error
     return {
+        "method": takes.method,
         "spec": spec,
         "leaves": [_leaf_to_json(leaf) for leaf in takes.leaves],
         "symbols": [list(ends) for ends in takes.ranges],
@@ -122,6 +127,7 @@ def _entry_from_json(data: Mapping[str, Any], folder: Path, state: State, thread
             spec,
             tuple(_leaf_from_json(leaf) for leaf in data["leaves"]),
             tuple(map(_symbol, data["symbols"])),
+            str(data["method"]),
         ),
         compiled=compiled,
         types=types,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
+import torch.utils._pytree as pytree
 from torch import nn
 from torch.export import ExportedProgram
 
@@ -26,6 +27,7 @@ from regraft.errors import (
     RegraftWarning,
     ThrashingWarning,
     TrainingWarning,
+    UnusedWarning,
 )
 from regraft.kept import same_bits
 from regraft.module import Module
@@ -97,8 +99,15 @@ class State:
         watch: WatchMode,
         settings: Mapping[str, Any],
         auto_ranges: bool = True,
+        methods: Sequence[str] = (),
+        fallback: bool = False,
     ) -> None:
         self.module = module
+        self.methods = tuple(methods)
+        """What is compiled besides ``forward``."""
+        self.fallback = fallback
+        """Whether PyTorch runs what cannot be compiled."""
+        self.forward_at_first = vars(module).get("forward")
         self.autograd = autograd
         self.watch = watch
         self.auto_ranges = auto_ranges
@@ -124,12 +133,34 @@ class State:
         self._look_closely = False
         self._take_apart()
 
-    def run(self, pytorch: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def method(self, root: nn.Module, name: str) -> Callable[..., Any]:
+        """A method of ``root``, which is the module or stands for it. Its ``forward`` is the one that it
+        had when it was
+        wrapped: others put theirs around that.
+        """
+        own = vars(root).get(name)
+        if own is not None and (name != "forward" or own is self.forward_at_first):
+            return cast(Callable[..., Any], own)
+        return cast(Callable[..., Any], getattr(type(root), name).__get__(root))
+
+    @property
+    def hooked(self) -> Callable[..., Any] | None:
+        """A forward that was put around that of the mutable module, such as by accelerate."""
+        own = vars(self.module).get("forward")
+        return None if own is self.forward_at_first else own
+
+    def run(
+        self,
+        pytorch: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        method: str = "forward",
+    ) -> Any:
         """One call: compiled, or by ``pytorch``."""
         self.history.calls += 1
         if self._is_pytorchs():
             return pytorch(*args, **kwargs)
-        found = self._prepared(args, kwargs)
+        found = self._prepared(args, kwargs, method)
         if found is None:
             return pytorch(*args, **kwargs)
         entry, call, taken = found
@@ -139,7 +170,7 @@ class State:
             return entry.compiled.run(call.args, call.kwargs, taken)
 
     def _prepared(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], method: str
     ) -> tuple[Entry, Call, list[Any]] | None:
         """The program of a call, up to date, with the arguments as it takes them and the caches among
         them; ``None`` when PyTorch runs it.
@@ -150,7 +181,7 @@ class State:
         except caches.CannotTake as error:
             self.warn(FallbackWarning, "caches", f"PyTorch runs it: {error}")
             return None
-        call = Call.of(taken_args, taken_kwargs)
+        call = Call.of(taken_args, taken_kwargs, method)
         if torch.is_grad_enabled() and self._wants_gradients(call):
             return None
         with self.lock:
@@ -159,7 +190,8 @@ class State:
             if self.tree.tuners and peft.mixes_adapters(kwargs):
                 self.history.add("pytorch", "the call has adapters of its own for each sample")
                 return None
-            entry = self._entry_with(call) if taken else self._entry_of(call)
+            falls_back = taken or self.fallback or method != "forward"
+            entry = self._entry_or_pytorch(call) if falls_back else self._entry_of(call)
             if entry is not None and entry.writes:
                 self.warn(
                     FallbackWarning,
@@ -173,10 +205,8 @@ class State:
                 return None
         return entry, call, taken
 
-    def _entry_with(self, call: Call) -> Entry | None:
-        """The program for a call with caches; ``None`` when it cannot be compiled, which is warned about
-        once.
-        """
+    def _entry_or_pytorch(self, call: Call) -> Entry | None:
+        """The program for a call; ``None`` when it cannot be compiled, which is warned about once."""
         kind = call.kind()
         if kind not in self.not_compiled:
             try:
@@ -186,7 +216,11 @@ class State:
                     raise
                 self.not_compiled[kind] = str(error).splitlines()[0]
         why = self.not_compiled[kind]
-        self.warn(FallbackWarning, why, f"PyTorch runs calls with a cache that cannot be compiled: {why}")
+        self.warn(
+            FallbackWarning,
+            why,
+            f"PyTorch runs {call.method}, which cannot be compiled for these arguments: {why}",
+        )
         return None
 
     def _is_pytorchs(self) -> bool:
@@ -230,6 +264,21 @@ class State:
             'MutableModule(..., autograd="ignore")',
         )
         return True
+
+    def note_other(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
+        """Warns when a method computes, and nothing that is compiled was ever called."""
+
+        def computes(value: Any) -> bool:
+            return any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(value))
+
+        if computes((args, dict(kwargs))) and computes(result):
+            compiled = ", ".join(("forward", *self.methods))
+            self.warn(
+                UnusedWarning,
+                "unused",
+                f"{name} is called, which runs in PyTorch, and {compiled} never was: "
+                f"MutableModule(module, methods=['{name}']) compiles it",
+            )
 
     def warn(self, kind: type[RegraftWarning], about: str, message: str) -> None:
         """Warns once about each thing."""
@@ -330,7 +379,15 @@ class State:
         """The state of a copy of the module: its programs share what they can with these."""
         with self.lock:
             self._changed_to_pytorch()
-            state = State(module, self.autograd, self.watch, self.settings, self.auto_ranges)
+            state = State(
+                module,
+                self.autograd,
+                self.watch,
+                self.settings,
+                self.auto_ranges,
+                self.methods,
+                self.fallback,
+            )
             state.ranges, state.compilations = self.ranges, min(1, len(self.entries))
             state.entries = [
                 replace(
@@ -348,7 +405,7 @@ class State:
     # Programs
 
     def _entry_of(self, call: Call) -> Entry:
-        for seen, entry in self.calls.get(call.key, ()):
+        for seen, entry in self.calls.get((call.method, call.key), ()):
             if seen.spec == call.spec and entry.verified:
                 self._use(entry)
                 return entry
@@ -365,9 +422,9 @@ class State:
     def _remember(self, call: Call, entry: Entry) -> None:
         if len(self.calls) >= _MOST_CALLS:
             self.calls.clear()
-        known = self.calls.setdefault(call.key, [])
+        known = self.calls.setdefault((call.method, call.key), [])
         known[:] = [(seen, other) for seen, other in known if seen.spec != call.spec]
-        known.append((Call((), {}, (), call.spec, call.key), entry))
+        known.append((Call((), {}, (), call.spec, call.key, call.method), entry))
 
     def _compiled(self, call: Call, unverified: list[Entry]) -> Entry:
         """The program for a call, compiled unless one of ``unverified`` is the same. Nothing changes when
@@ -406,12 +463,13 @@ class State:
     def _traced(self, call: Call) -> Traced:
         """The program of a call, with sizes that may change as they are declared or showed to."""
         root = peft.shadow(self.module)
-        dims = self.ranges.fitting(call)
+        # Ranges are those of forward.
+        dims = self.ranges.fitting(call) if call.method == "forward" else [{} for _ in call.leaves]
         if any(isinstance(value, caches.Parts) for value in (*call.args, *call.kwargs.values())):
             dims = [{**more, **axes} for axes, more in zip(dims, caches.open_axes(call.leaves), strict=True)]
         wider = self.widening.of(call, dims)
         if wider is not None:
-            sizes = where(call.places(root.forward), dims, wider)
+            sizes = where(call.places(self.method(root, call.method)), dims, wider)
             said = f"programs were compiled for calls that differ in sizes alone: {sizes}"
             if not self.auto_ranges:
                 self.warn(RangesWarning, "ranges", f"{said}. {as_code(call, wider)} makes them one")
@@ -431,11 +489,11 @@ class State:
                 return traced
         return self._exported(root, call, dims)
 
-    @staticmethod
-    def _exported(root: nn.Module, call: Call, dims: list[dict[int, Any]]) -> Traced:
-        args, kwargs, shapes = for_export(root.forward, call, dims)
+    def _exported(self, root: nn.Module, call: Call, dims: list[dict[int, Any]]) -> Traced:
+        method = self.method(root, call.method)
+        args, kwargs, shapes = for_export(method, call, dims)
         with torch.inference_mode(False), _with_help():
-            return exported_with(root, args, kwargs, shapes)
+            return exported_with(root, method, args, kwargs, shapes)
 
     def _note_compilation(self, call: Call, compiled: Module, is_other: bool, seconds: float) -> None:
         if not self.entries:
@@ -443,7 +501,11 @@ class State:
         elif is_other or not any(entry.verified for entry in self.entries):
             why = self._why_new or "the module is another one"
         else:
-            why = difference(call, [entry.takes for entry in self.entries], call.places(self.module.forward))
+            why = difference(
+                call,
+                [entry.takes for entry in self.entries],
+                call.places(self.method(self.module, call.method)),
+            )
         count = len(compiled.models)
         self.history.add("compile", why, seconds, f"{count} engine{'' if count == 1 else 's'}")
 

@@ -36,6 +36,10 @@ _NOT_COMPARED = _REGISTRIES | {
     "_state_dict_pre_hooks",
     "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
+    # What accelerate puts around modules.
+    "forward",
+    "_old_forward",
+    "_hf_hook",
     # What generation of transformers notes down between calls.
     "_cache",
     "_previous_max_cache_length",
