@@ -77,16 +77,27 @@ impl Tensor {
         Self::from_vec_of(dtype, shape, bytes)
     }
 
-    /// A tensor of an integer or `bool` dtype made of i64 values; floats are rounded.
+    /// A tensor made of i64 values; narrower integers wrap, floats are rounded.
     ///
     /// # Panics
     /// As [`Tensor::from_slice`].
     pub fn from_i64(dtype: DType, shape: &[usize], data: &[i64]) -> Self {
-        match dtype {
-            DType::I64 => Self::from_slice(shape, data),
-            DType::Bool => Self::from_bools(shape, &data.iter().map(|&v| v != 0).collect::<Vec<_>>()),
-            _ => Self::from_f64(dtype, shape, &data.iter().map(|&v| v as f64).collect::<Vec<_>>()),
+        fn make<T: Element>(data: &[i64]) -> AlignedVec {
+            AlignedVec::from_slice(&data.iter().map(|&v| T::from_i64(v)).collect::<Vec<T>>())
         }
+        // Each by its own width: an f64 between would lose the last bits of large values that wrap.
+        let bytes = match dtype {
+            DType::I64 => return Self::from_slice(shape, data),
+            DType::Bool => return Self::from_bools(shape, &data.iter().map(|&v| v != 0).collect::<Vec<_>>()),
+            DType::I32 => make::<i32>(data),
+            DType::I16 => make::<i16>(data),
+            DType::I8 => make::<i8>(data),
+            DType::U8 => make::<u8>(data),
+            DType::F64 | DType::F32 | DType::F16 | DType::BF16 => {
+                return Self::from_f64(dtype, shape, &data.iter().map(|&v| v as f64).collect::<Vec<_>>());
+            }
+        };
+        Self::from_vec_of(dtype, shape, bytes)
     }
 
     /// A tensor of zeros.

@@ -3,180 +3,11 @@
 use regraft_tensor::{DType, Tensor};
 
 use super::{
-    OpDef, Operands,
+    OpDef, Operands, special,
     support::{broadcast_f64, broadcast_i64, broadcast_types, input, sizes},
+    unary::UnaryFn,
 };
 use crate::{EvalError, OpError, TensorType, attrs, word_enum};
-
-word_enum! {
-    /// A function of one value. Integers take only `neg`, `abs`, `sign`, `not` and the roundings; `bool` only `not`.
-    pub enum UnaryFn {
-        /// `-x`
-        Neg = "neg",
-        /// `|x|`
-        Abs = "abs",
-        /// -1, 0 or 1
-        Sign = "sign",
-        /// Logical not of a `bool`, bitwise not of an integer
-        Not = "not",
-        /// `e^x`
-        Exp = "exp",
-        /// Natural logarithm
-        Log = "log",
-        /// `log(1 + x)`
-        Log1p = "log1p",
-        /// `e^x - 1`
-        Expm1 = "expm1",
-        /// Square root
-        Sqrt = "sqrt",
-        /// `1/sqrt(x)`
-        Rsqrt = "rsqrt",
-        /// `1/x`
-        Reciprocal = "reciprocal",
-        /// Sine
-        Sin = "sin",
-        /// Cosine
-        Cos = "cos",
-        /// Hyperbolic tangent
-        Tanh = "tanh",
-        /// Error function
-        Erf = "erf",
-        /// `1/(1 + e^-x)`
-        Sigmoid = "sigmoid",
-        /// `log(1 + e^x)`, `torch.nn.functional.softplus` with beta 1 and threshold 20
-        Softplus = "softplus",
-        /// `max(x, 0)`
-        Relu = "relu",
-        /// `min(max(x, 0), 6)`
-        Relu6 = "relu6",
-        /// `x·Φ(x)`, `torch.nn.functional.gelu`
-        Gelu = "gelu",
-        /// GELU by its tanh approximation, `gelu(approximate="tanh")`
-        GeluTanh = "gelu_tanh",
-        /// `x·sigmoid(x)`
-        Silu = "silu",
-        /// `x·relu6(x + 3)/6`
-        Hardswish = "hardswish",
-        /// `relu6(x + 3)/6`
-        Hardsigmoid = "hardsigmoid",
-        /// Rounded towards negative infinity
-        Floor = "floor",
-        /// Rounded towards positive infinity
-        Ceil = "ceil",
-        /// Rounded to nearest, ties to even
-        Round = "round",
-        /// Rounded towards zero
-        Trunc = "trunc",
-    }
-}
-
-impl UnaryFn {
-    /// The value at `x`, in f64.
-    pub fn apply_f64(self, x: f64) -> f64 {
-        match self {
-            UnaryFn::Neg => -x,
-            UnaryFn::Abs => x.abs(),
-            UnaryFn::Sign => {
-                if x == 0.0 || x.is_nan() {
-                    x
-                } else {
-                    x.signum()
-                }
-            }
-            UnaryFn::Not => f64::from(x == 0.0),
-            UnaryFn::Exp => x.exp(),
-            UnaryFn::Log => x.ln(),
-            UnaryFn::Log1p => x.ln_1p(),
-            UnaryFn::Expm1 => x.exp_m1(),
-            UnaryFn::Sqrt => x.sqrt(),
-            UnaryFn::Rsqrt => 1.0 / x.sqrt(),
-            UnaryFn::Reciprocal => 1.0 / x,
-            UnaryFn::Sin => x.sin(),
-            UnaryFn::Cos => x.cos(),
-            UnaryFn::Tanh => x.tanh(),
-            UnaryFn::Erf => erf(x),
-            UnaryFn::Sigmoid => 1.0 / (1.0 + (-x).exp()),
-            UnaryFn::Softplus => {
-                if x > 20.0 {
-                    x
-                } else {
-                    x.exp().ln_1p()
-                }
-            }
-            UnaryFn::Relu => {
-                if x.is_nan() {
-                    x
-                } else {
-                    x.max(0.0)
-                }
-            }
-            UnaryFn::Relu6 => {
-                if x.is_nan() {
-                    x
-                } else {
-                    x.clamp(0.0, 6.0)
-                }
-            }
-            UnaryFn::Gelu => 0.5 * x * (1.0 + erf(x * std::f64::consts::FRAC_1_SQRT_2)),
-            UnaryFn::GeluTanh => {
-                let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
-                0.5 * x * (1.0 + inner.tanh())
-            }
-            UnaryFn::Silu => x / (1.0 + (-x).exp()),
-            UnaryFn::Hardswish => x * UnaryFn::Relu6.apply_f64(x + 3.0) / 6.0,
-            UnaryFn::Hardsigmoid => UnaryFn::Relu6.apply_f64(x + 3.0) / 6.0,
-            UnaryFn::Floor => x.floor(),
-            UnaryFn::Ceil => x.ceil(),
-            UnaryFn::Round => x.round_ties_even(),
-            UnaryFn::Trunc => x.trunc(),
-        }
-    }
-
-    /// The value at the integer `x`; `None` for functions that integers do not take.
-    pub fn apply_i64(self, x: i64) -> Option<i64> {
-        Some(match self {
-            UnaryFn::Neg => x.wrapping_neg(),
-            UnaryFn::Abs => x.wrapping_abs(),
-            UnaryFn::Sign => x.signum(),
-            UnaryFn::Not => !x,
-            UnaryFn::Relu => x.max(0),
-            UnaryFn::Floor | UnaryFn::Ceil | UnaryFn::Round | UnaryFn::Trunc => x,
-            _ => return None,
-        })
-    }
-
-    fn takes(self, dtype: DType) -> bool {
-        match dtype {
-            DType::Bool => self == UnaryFn::Not,
-            d if d.is_float() => self != UnaryFn::Not,
-            _ => self.apply_i64(0).is_some(),
-        }
-    }
-}
-
-/// The error function to f64 accuracy (about 1e-15): the Maclaurin series near zero, otherwise the continued fraction
-/// of `erfc` (Abramowitz and Stegun 7.1.5, 7.1.14).
-fn erf(x: f64) -> f64 {
-    let a = x.abs();
-    if a.is_nan() || a > 6.0 {
-        return if a.is_nan() { x } else { x.signum() };
-    }
-    if a < 3.0 {
-        let (mut term, mut sum, mut n) = (a, a, 0.0);
-        while term.abs() > 1e-17 * sum {
-            n += 1.0;
-            term *= -a * a / n;
-            sum += term / (2.0 * n + 1.0);
-        }
-        return x.signum() * sum * std::f64::consts::FRAC_2_SQRT_PI;
-    }
-    let mut fraction = 0.0;
-    for k in (1..=60).rev() {
-        fraction = f64::from(k) / 2.0 / (a + fraction);
-    }
-    let erfc = (-a * a).exp() / (a + fraction) * 0.5 * std::f64::consts::FRAC_2_SQRT_PI;
-    x.signum() * (1.0 - erfc)
-}
 
 word_enum! {
     /// A function of two values of one dtype.
@@ -195,6 +26,8 @@ word_enum! {
         TruncDiv = "trunc_div",
         /// Remainder with the sign of `b`, `torch.remainder`
         Rem = "rem",
+        /// Remainder with the sign of `a`, `torch.fmod`
+        Fmod = "fmod",
         /// `a^b`
         Pow = "pow",
         /// The greater; NaN if either is
@@ -207,6 +40,20 @@ word_enum! {
         Or = "or",
         /// Logical or bitwise exclusive or
         Xor = "xor",
+        /// The angle of the point `(b, a)`, floats only
+        Atan2 = "atan2",
+        /// `sqrt(a² + b²)`, floats only
+        Hypot = "hypot",
+        /// `|a|` with the sign of `b`, floats only
+        Copysign = "copysign",
+        /// `a·2^b`, integers only
+        Shl = "shl",
+        /// `a/2^b` rounded towards negative infinity, integers only
+        Shr = "shr",
+        /// Hurwitz' zeta function `Σ (b + k)^-a`, floats only
+        Zeta = "zeta",
+        /// Greatest common divisor, integers only
+        Gcd = "gcd",
     }
 }
 
@@ -218,13 +65,20 @@ impl BinaryFn {
             BinaryFn::Sub => a - b,
             BinaryFn::Mul => a * b,
             BinaryFn::Div => a / b,
-            BinaryFn::FloorDiv => (a / b).floor(),
+            BinaryFn::FloorDiv => floor_div(a, b),
             BinaryFn::TruncDiv => (a / b).trunc(),
             BinaryFn::Rem => {
                 let r = a % b;
                 if r != 0.0 && (r < 0.0) != (b < 0.0) { r + b } else { r }
             }
+            BinaryFn::Fmod => a % b,
             BinaryFn::Pow => a.powf(b),
+            BinaryFn::Atan2 => a.atan2(b),
+            BinaryFn::Hypot => a.hypot(b),
+            BinaryFn::Copysign => a.copysign(b),
+            BinaryFn::Zeta => special::zeta(a, b),
+            // Floats do not take them.
+            BinaryFn::Shl | BinaryFn::Shr | BinaryFn::Gcd => f64::NAN,
             BinaryFn::Max => {
                 if a.is_nan() || b.is_nan() {
                     f64::NAN
@@ -272,23 +126,79 @@ impl BinaryFn {
                 let r = a.wrapping_rem(b);
                 if r != 0 && (r < 0) != (b < 0) { r + b } else { r }
             }
-            BinaryFn::Pow => u32::try_from(b).map_or(0, |b| a.wrapping_pow(b)),
+            BinaryFn::Fmod => {
+                if b == 0 {
+                    0
+                } else {
+                    a.wrapping_rem(b)
+                }
+            }
+            BinaryFn::Pow => pow(a, b),
             BinaryFn::Max => a.max(b),
             BinaryFn::Min => a.min(b),
             BinaryFn::And => a & b,
             BinaryFn::Or => a | b,
             BinaryFn::Xor => a ^ b,
+            BinaryFn::Shl => u32::try_from(b).ok().and_then(|b| a.checked_shl(b)).unwrap_or(0),
+            BinaryFn::Shr => a >> u32::try_from(b).map_or(63, |b| b.min(63)),
+            BinaryFn::Gcd => gcd(a, b),
+            // Integers do not take them.
+            BinaryFn::Atan2 | BinaryFn::Hypot | BinaryFn::Copysign | BinaryFn::Zeta => 0,
         }
     }
 
     fn takes(self, dtype: DType) -> bool {
-        use BinaryFn::{Add, And, Div, Max, Min, Mul, Or, Xor};
+        use BinaryFn::{Add, And, Atan2, Copysign, Div, Gcd, Hypot, Max, Min, Mul, Or, Shl, Shr, Xor, Zeta};
         match dtype {
             DType::Bool => matches!(self, And | Or | Xor | Max | Min | Mul | Add),
-            d if d.is_float() => !matches!(self, And | Or | Xor),
-            _ => self != Div,
+            d if d.is_float() => !matches!(self, And | Or | Xor | Shl | Shr | Gcd),
+            _ => !matches!(self, Div | Atan2 | Hypot | Copysign | Zeta),
         }
     }
+}
+
+/// `a / b` rounded down, as PyTorch does: from the exact remainder, since the rounded quotient may be one too high.
+fn floor_div(a: f64, b: f64) -> f64 {
+    if b == 0.0 {
+        return a / b;
+    }
+    let rest = a % b;
+    let quotient = (a - rest) / b;
+    let quotient = if rest != 0.0 && (b < 0.0) != (rest < 0.0) { quotient - 1.0 } else { quotient };
+    if quotient == 0.0 {
+        return 0.0f64.copysign(a / b);
+    }
+    let floor = quotient.floor();
+    if quotient - floor > 0.5 { floor + 1.0 } else { floor }
+}
+
+/// `base^exponent`, wrapping; what is no integer is rounded towards zero.
+fn pow(base: i64, exponent: i64) -> i64 {
+    if exponent < 0 {
+        return match base {
+            1 => 1,
+            -1 if exponent % 2 == 0 => 1,
+            -1 => -1,
+            _ => 0,
+        };
+    }
+    let (mut power, mut square, mut left) = (1i64, base, exponent);
+    while left > 0 {
+        if left % 2 == 1 {
+            power = power.wrapping_mul(square);
+        }
+        square = square.wrapping_mul(square);
+        left /= 2;
+    }
+    power
+}
+
+fn gcd(a: i64, b: i64) -> i64 {
+    let (mut a, mut b) = (a.unsigned_abs(), b.unsigned_abs());
+    while b != 0 {
+        (a, b) = (b, a % b);
+    }
+    a as i64
 }
 
 word_enum! {
@@ -469,17 +379,36 @@ mod tests {
     use super::*;
 
     #[test]
-    fn erf_is_accurate() {
-        // Values of erf to 16 digits.
-        for (x, y) in [(0.5, 0.5204998778130465), (1.0, 0.8427007929497149), (3.5, 0.9999992569016276)] {
-            assert!((erf(x) - y).abs() < 1e-15 && (erf(-x) + y).abs() < 1e-15, "erf({x})");
-        }
-    }
-
-    #[test]
     fn remainder_has_the_sign_of_the_divisor() {
         assert_eq!(BinaryFn::Rem.apply_i64(-7, 3), 2);
         assert_eq!(BinaryFn::Rem.apply_f64(7.0, -3.0), -2.0);
         assert_eq!(BinaryFn::FloorDiv.apply_i64(-7, 3), -3);
+        assert_eq!((BinaryFn::Fmod.apply_i64(-7, 3), BinaryFn::Fmod.apply_f64(-7.0, 3.0)), (-1, -1.0));
+    }
+
+    #[test]
+    fn floor_division_has_pytorchs_values() {
+        // torch.div(a, b, rounding_mode="floor")
+        let floor = |a: f64, b: f64| BinaryFn::FloorDiv.apply_f64(a, b);
+        assert_eq!([floor(1.0, 0.1), floor(-7.0, 2.0), floor(-1.0, 0.0)], [9.0, -4.0, f64::NEG_INFINITY]);
+        assert!(floor(f64::INFINITY, 2.0).is_nan());
+    }
+
+    #[test]
+    fn powers_of_integers_have_pytorchs_values() {
+        // torch.pow(a, b)
+        let cases =
+            [(1, -3, 1), (-1, -3, -1), (-1, -2, 1), (2, -1, 0), (0, -2, 0), (-3, -2, 0), (2, 70, 0), (-3, 3, -27)];
+        for (a, b, power) in cases {
+            assert_eq!(BinaryFn::Pow.apply_i64(a, b), power, "{a}^{b}");
+        }
+        assert_eq!(BinaryFn::Pow.apply_i64(-1, i64::MAX), -1);
+    }
+
+    #[test]
+    fn shifts_beyond_the_width_leave_the_sign() {
+        assert_eq!((BinaryFn::Shl.apply_i64(3, 64), BinaryFn::Shr.apply_i64(-3, 64)), (0, -1));
+        assert_eq!((BinaryFn::Shl.apply_i64(3, 2), BinaryFn::Shr.apply_i64(-5, 1)), (12, -3));
+        assert_eq!((BinaryFn::Gcd.apply_i64(-12, 18), BinaryFn::Gcd.apply_i64(0, 5)), (6, 5));
     }
 }

@@ -6,8 +6,9 @@ use regraft_tensor::{DType, Tensor};
 
 use super::{
     Binary, Cast, Compare, Full, Op, OpDef, Operands, Select, Unary,
-    elementwise::{BinaryFn, CompareFn, UnaryFn},
+    elementwise::{BinaryFn, CompareFn},
     support::{broadcast_types, sizes},
+    unary::UnaryFn,
 };
 use crate::{EvalError, OpError, Scalar, TensorType, attr::AttrValue, attrs, plain_attr};
 

@@ -31,12 +31,12 @@ attrs! {
     }
 }
 
-fn expect_index(operands: &Operands<'_>, i: usize) -> Result<(), OpError> {
+pub(super) fn expect_index(operands: &Operands<'_>, i: usize) -> Result<(), OpError> {
     operands.expect_dtype(i, |d| matches!(d, DType::I64 | DType::I32), "i64 or i32")
 }
 
 /// An index that must lie in `0..size`.
-fn checked(index: i64, size: usize) -> Result<usize, EvalError> {
+pub(super) fn checked(index: i64, size: usize) -> Result<usize, EvalError> {
     usize::try_from(index).ok().filter(|&i| i < size).ok_or(EvalError::Index { index, size })
 }
 

@@ -4,8 +4,8 @@ use regraft_tensor::{DType, Tensor};
 
 use super::{
     OpDef, Operands,
-    elementwise::UnaryFn,
     support::{broadcast, broadcast_positions, differ, input, optional, sizes},
+    unary::UnaryFn,
 };
 use crate::{EvalError, OpError, TensorType, attrs, word_enum};
 

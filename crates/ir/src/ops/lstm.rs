@@ -4,8 +4,8 @@ use regraft_tensor::{DType, Dim, Tensor};
 
 use super::{
     OpDef, Operands,
-    elementwise::UnaryFn,
     support::{input, join, optional},
+    unary::UnaryFn,
 };
 use crate::{EvalError, OpError, TensorType, attrs};
 

@@ -6,9 +6,11 @@
 mod attention;
 mod conv;
 mod create;
+mod cumulate;
 mod elementwise;
 mod fused;
 mod index;
+mod index_put;
 mod linear;
 mod lstm;
 mod norm;
@@ -17,7 +19,10 @@ mod reduce;
 mod resize;
 mod shape;
 mod softmax;
+mod sort;
+mod special;
 mod support;
+mod unary;
 
 use regraft_tensor::{Tensor, TensorError};
 
@@ -25,9 +30,11 @@ pub use self::{
     attention::{Attention, HeadsLayout},
     conv::{Conv, ConvTranspose, SpatialLayout, conv_out_size},
     create::{Full, Iota, SizeOf},
-    elementwise::{Binary, BinaryFn, Cast, Compare, CompareFn, Select, Unary, UnaryFn},
+    cumulate::{Cumulate, CumulateFn},
+    elementwise::{Binary, BinaryFn, Cast, Compare, CompareFn, Select, Unary},
     fused::{Fused, FusedFn, FusedStep},
     index::{Embedding, Gather, Index},
+    index_put::{IndexPut, PutFn},
     linear::{Activation, Linear, Matmul},
     lstm::Lstm,
     norm::{BatchNorm, GroupNorm, LayerNorm, RmsNorm},
@@ -36,7 +43,9 @@ pub use self::{
     resize::{Resize, ResizeMode},
     shape::{Concat, Expand, Flip, Pad, PadMode, Permute, Reshape, Slice, infer_reshape},
     softmax::Softmax,
+    sort::Sort,
     support::{Operands, broadcast, broadcast_types},
+    unary::UnaryFn,
 };
 use crate::{
     EvalError, OpError, TensorType,
@@ -184,6 +193,10 @@ define_ops! {
     Gather = "gather",
     /// Indexing by several index tensors at once.
     Index = "index",
+    /// Elements written at computed positions.
+    IndexPut = "index_put",
+    /// Elements in order along an axis, and where they were.
+    Sort = "sort",
     /// Maximum over sliding windows.
     MaxPool = "max_pool",
     /// Mean over sliding windows.
@@ -198,6 +211,8 @@ define_ops! {
     ArgReduce = "arg_reduce",
     /// Running sum along an axis.
     Cumsum = "cumsum",
+    /// Running product, extremum and the like along an axis.
+    Cumulate = "cumulate",
     /// The recurrent part of one direction of one LSTM layer.
     Lstm = "lstm",
     /// The same elements under another shape.

@@ -284,7 +284,8 @@ impl Pad {
         let last = size as i64 - 1;
         let index = match self.mode {
             PadMode::Constant => index,
-            PadMode::Replicate => index.clamp(0, last),
+            // Of an empty axis there is no edge, and nothing is found below.
+            PadMode::Replicate => index.max(0).min(last),
             PadMode::Reflect => {
                 if index < 0 {
                     -index

@@ -269,7 +269,7 @@ simd_fn! {
         match f {
             UnaryFn::Neg => each(x, out, |x| -x),
             UnaryFn::Abs => each(x, out, f32::abs),
-            UnaryFn::Sign => each(x, out, |x| if x > 0.0 { 1.0 } else if x < 0.0 { -1.0 } else { x }),
+            UnaryFn::Sign => each(x, out, |x| if x > 0.0 { 1.0 } else if x < 0.0 { -1.0 } else { 0.0 }),
             UnaryFn::Exp => each(x, out, math::exp::<F>),
             UnaryFn::Log => each(x, out, math::log::<F>),
             UnaryFn::Sqrt => each(x, out, f32::sqrt),
@@ -290,7 +290,29 @@ simd_fn! {
             UnaryFn::Round => each(x, out, f32::round_ties_even),
             UnaryFn::Trunc => each(x, out, f32::trunc),
             // Rare enough for one lane at a time, in f64.
-            UnaryFn::Log1p | UnaryFn::Expm1 | UnaryFn::Sin | UnaryFn::Cos | UnaryFn::Softplus | UnaryFn::Not => {
+            UnaryFn::Log1p
+            | UnaryFn::Expm1
+            | UnaryFn::Sin
+            | UnaryFn::Cos
+            | UnaryFn::Tan
+            | UnaryFn::Asin
+            | UnaryFn::Acos
+            | UnaryFn::Atan
+            | UnaryFn::Sinh
+            | UnaryFn::Cosh
+            | UnaryFn::Asinh
+            | UnaryFn::Acosh
+            | UnaryFn::Atanh
+            | UnaryFn::Erfc
+            | UnaryFn::Erfcx
+            | UnaryFn::Ndtri
+            | UnaryFn::Erfinv
+            | UnaryFn::Lgamma
+            | UnaryFn::Digamma
+            | UnaryFn::BesselI0
+            | UnaryFn::BesselI1
+            | UnaryFn::Softplus
+            | UnaryFn::Not => {
                 each(x, out, |x| f.apply_f64(f64::from(x)) as f32);
             }
         }
@@ -315,7 +337,15 @@ simd_fn! {
             BinaryFn::FloorDiv
             | BinaryFn::TruncDiv
             | BinaryFn::Rem
+            | BinaryFn::Fmod
             | BinaryFn::Pow
+            | BinaryFn::Atan2
+            | BinaryFn::Hypot
+            | BinaryFn::Copysign
+            | BinaryFn::Zeta
+            | BinaryFn::Shl
+            | BinaryFn::Shr
+            | BinaryFn::Gcd
             | BinaryFn::And
             | BinaryFn::Or
             | BinaryFn::Xor => each(a, b, out, |a, b| f.apply_f64(f64::from(a), f64::from(b)) as f32),

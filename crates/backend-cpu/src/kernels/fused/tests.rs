@@ -61,8 +61,9 @@ proptest! {
     ) {
         let (f, g) = (UnaryFn::ALL[f], BinaryFn::ALL[g]);
         prop_assume!(f != UnaryFn::Not && !matches!(g, BinaryFn::And | BinaryFn::Or | BinaryFn::Xor));
+        prop_assume!(!matches!(g, BinaryFn::Shl | BinaryFn::Shr | BinaryFn::Gcd));
         // Where the function jumps or blows up, one rounding before it makes any difference after it.
-        prop_assume!(!matches!(g, BinaryFn::FloorDiv | BinaryFn::TruncDiv | BinaryFn::Rem | BinaryFn::Pow));
+        prop_assume!(!matches!(g, BinaryFn::FloorDiv | BinaryFn::TruncDiv | BinaryFn::Rem | BinaryFn::Fmod | BinaryFn::Pow));
         let small: Vec<usize> = shape.iter().zip(broadcast).map(|(&d, b)| if b { 1 } else { d }).collect();
         let (a, b) = (values(&shape, 1), values(&small, 2));
         let fused: Op = Fused { steps: vec![step(FusedFn::Binary(g), &[0, 1]), step(FusedFn::Unary(f), &[0]), step(FusedFn::Binary(BinaryFn::Add), &[2, 3])] }.into();

@@ -26,7 +26,8 @@ impl<'p> Cx<'_, 'p> {
         match self.arg(name) {
             None => Ok(None),
             Some(Argument::Tensor(t) | Argument::OptionalTensor(OptionalTensorArgument::Tensor(t))) => {
-                self.t.read(&t.name, &self.scope).map(Some)
+                let value = self.t.read(&t.name, &self.scope)?;
+                self.widened(value).map(Some)
             }
             Some(other) => expected(name, "a tensor", other),
         }
@@ -46,13 +47,17 @@ impl<'p> Cx<'_, 'p> {
             None => {}
             Some(Argument::Tensors(list)) => {
                 for t in list {
-                    out.push(Some(self.t.read(&t.name, &self.scope)?));
+                    let value = self.t.read(&t.name, &self.scope)?;
+                    out.push(Some(self.widened(value)?));
                 }
             }
             Some(Argument::OptionalTensors(list)) => {
                 for t in list {
                     out.push(match t {
-                        OptionalTensorArgument::Tensor(t) => Some(self.t.read(&t.name, &self.scope)?),
+                        OptionalTensorArgument::Tensor(t) => {
+                            let value = self.t.read(&t.name, &self.scope)?;
+                            Some(self.widened(value)?)
+                        }
                         OptionalTensorArgument::None => None,
                         OptionalTensorArgument::Unknown(tag) => {
                             return wrong(format!("`{name}` has an unknown `{tag}`"));

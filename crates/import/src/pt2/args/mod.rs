@@ -24,4 +24,6 @@ pub(crate) struct Cx<'t, 'p> {
     /// The program's types of the node's results, as far as they can be read.
     pub(crate) results: Vec<Option<TensorType>>,
     pub(crate) scope: Arc<str>,
+    /// Whether half-precision tensors are read as f32, see [`Cx::in_f32`].
+    pub(crate) wide: bool,
 }

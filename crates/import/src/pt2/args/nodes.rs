@@ -2,7 +2,10 @@
 
 use regraft_ir::{
     Op, Scalar,
-    ops::{Binary, BinaryFn, Cast, Expand, Full, Permute, Reshape, SizeOf, Slice, Unary, UnaryFn},
+    ops::{
+        Binary, BinaryFn, Cast, Compare, CompareFn, Concat, Expand, Full, Index, Iota, Permute, Reduce, ReduceFn,
+        Reshape, Select, SizeOf, Slice, Unary, UnaryFn,
+    },
 };
 use regraft_tensor::{DType, Dim};
 
@@ -27,6 +30,31 @@ impl Cx<'_, '_> {
 
     pub(crate) fn cast(&mut self, v: ValueId, dtype: DType) -> Res<ValueId> {
         if self.dtype_of(v) == dtype { Ok(v) } else { self.emit(Cast { dtype }, &[v]) }
+    }
+
+    /// What `handler` makes of half-precision tensors, computed in f32 and rounded once, as PyTorch's kernels do. A handler
+    /// of several steps would round, and overflow, between them.
+    pub(crate) fn in_f32<T>(&mut self, handler: impl FnOnce(&mut Self) -> Res<T>) -> Res<T> {
+        let outer = std::mem::replace(&mut self.wide, true);
+        let out = handler(self);
+        self.wide = outer;
+        out
+    }
+
+    /// The value, in f32 if it is to be read so.
+    pub(super) fn widened(&mut self, v: ValueId) -> Res<ValueId> {
+        match self.dtype_of(v) {
+            DType::F16 | DType::BF16 if self.wide => self.cast(v, DType::F32),
+            _ => Ok(v),
+        }
+    }
+
+    /// Result `i` in the half-precision dtype that the program says it has.
+    pub(crate) fn narrowed(&mut self, i: usize, v: ValueId) -> Res<ValueId> {
+        match self.result(i).map(|t| t.dtype) {
+            Some(dtype @ (DType::F16 | DType::BF16)) if self.dtype_of(v) == DType::F32 => self.cast(v, dtype),
+            _ => Ok(v),
+        }
     }
 
     pub(crate) fn unary(&mut self, f: UnaryFn, v: ValueId) -> Res<ValueId> {
@@ -105,5 +133,84 @@ impl Cx<'_, '_> {
             shape.remove(axis);
         }
         self.reshape(v, shape)
+    }
+
+    pub(crate) fn select(&mut self, cond: ValueId, a: ValueId, b: ValueId) -> Res<ValueId> {
+        self.emit(Select {}, &[cond, a, b])
+    }
+
+    pub(crate) fn compare(&mut self, f: CompareFn, a: ValueId, b: ValueId) -> Res<ValueId> {
+        self.emit(Compare { f }, &[a, b])
+    }
+
+    /// `x f value`, as a condition.
+    pub(crate) fn compare_with(&mut self, f: CompareFn, x: ValueId, value: f64) -> Res<ValueId> {
+        let value = self.float(value, self.dtype_of(x))?;
+        self.compare(f, x, value)
+    }
+
+    pub(crate) fn is_nan(&mut self, x: ValueId) -> Res<ValueId> {
+        // Only NaN differs from itself.
+        self.compare(CompareFn::Ne, x, x)
+    }
+
+    /// A size as a value of rank 0.
+    pub(crate) fn dim_value(&mut self, dim: &Dim, dtype: DType) -> Res<ValueId> {
+        match dim.as_const() {
+            Some(v) => self.literal(Scalar::Int(v), dtype),
+            None => self.number_value(&Number::Dim(dim.clone()), dtype),
+        }
+    }
+
+    /// `start, start + step, ...` as `i64`.
+    pub(crate) fn iota(&mut self, len: Dim, start: i64, step: i64) -> Res<ValueId> {
+        self.emit(Iota { len, start: Dim::new(start), step: Dim::new(step), dtype: DType::I64 }, &[])
+    }
+
+    /// The position along `axis`, in a shape of `rank` axes that broadcasts: `0, 1, ..` up to `len`.
+    pub(crate) fn position(&mut self, rank: usize, axis: usize, len: Dim) -> Res<ValueId> {
+        let row = self.iota(len.clone(), 0, 1)?;
+        self.along(row, rank, axis)
+    }
+
+    /// A vector seen along `axis` of `rank` axes.
+    pub(crate) fn along(&mut self, row: ValueId, rank: usize, axis: usize) -> Res<ValueId> {
+        let mut shape = vec![Dim::new(1); rank];
+        if let (Some(slot), Some(len)) = (shape.get_mut(axis), self.ty(row).shape.first()) {
+            slot.clone_from(len);
+        }
+        self.reshape(row, shape)
+    }
+
+    /// A reduction; over no axes it is the value, or whether it is non-zero.
+    pub(crate) fn reduce(&mut self, f: ReduceFn, x: ValueId, axes: &[usize], keep: bool) -> Res<ValueId> {
+        if axes.is_empty() {
+            let truth = matches!(f, ReduceFn::Any | ReduceFn::All);
+            return if truth { self.cast(x, DType::Bool) } else { Ok(x) };
+        }
+        self.emit(Reduce { f, axes: axes.to_vec(), keep }, &[x])
+    }
+
+    pub(crate) fn concat(&mut self, parts: &[ValueId], axis: usize) -> Res<ValueId> {
+        match parts {
+            [one] => Ok(*one),
+            parts => self.emit(Concat { axis }, parts),
+        }
+    }
+
+    /// Elements of an axis by an `i64` tensor of positions, whose axes take the place of that axis.
+    pub(crate) fn take(&mut self, x: ValueId, axis: usize, positions: ValueId) -> Res<ValueId> {
+        self.emit(Index { axis }, &[x, positions])
+    }
+
+    /// The value as a vector.
+    pub(crate) fn flat(&mut self, x: ValueId) -> Res<ValueId> {
+        let n = self.ty(x).numel();
+        self.reshape(x, vec![n])
+    }
+
+    /// A value of rank 0 as a vector of one element; others as they are.
+    pub(crate) fn with_axis(&mut self, x: ValueId) -> Res<ValueId> {
+        if self.rank(x) == 0 { self.unsqueeze(x, 0) } else { Ok(x) }
     }
 }

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use regraft_ir::{
     Op, ValueId,
-    ops::{Concat, Expand, Permute, Reshape, Slice},
+    ops::{Concat, Expand, IndexPut, Iota, Permute, PutFn, Reshape, Slice},
 };
-use regraft_tensor::Dim;
+use regraft_tensor::{DType, Dim};
 
 use super::{Bound, Translator};
 use crate::pt2::args::{Cx, DECOMPOSE, Res, unsupported};
@@ -32,10 +32,21 @@ impl Translator<'_> {
                 Op::Reshape(_) => self.add_one(Reshape { shape: ty.shape }.into(), &[new], scope)?,
                 Op::Permute(p) => self.add_one(Permute { perm: inverse(&p.perm) }.into(), &[new], scope)?,
                 Op::Slice(s) if s.step == 1 => self.put_slice(s, from, new, scope)?,
-                _ => return unsupported("writing in place to a view that skips or repeats elements", DECOMPOSE),
+                Op::Slice(s) if s.start.as_const().is_some() => self.put_steps(s, from, new, scope)?,
+                _ => return unsupported("writing in place to a view that repeats elements", DECOMPOSE),
             };
         }
         Ok(new)
+    }
+
+    /// As [`Self::put_slice`], for a slice that skips elements.
+    fn put_steps(&mut self, slice: &Slice, from: ValueId, new: ValueId, scope: &Arc<str>) -> Res<ValueId> {
+        let axis = slice.axis;
+        let len = self.graph.ty(new).shape.get(axis).cloned().unwrap_or(Dim::new(1));
+        let step = Dim::from(slice.step);
+        let places = Iota { len, start: slice.start.clone(), step, dtype: DType::I64 };
+        let places = self.add_one(places.into(), &[], scope)?;
+        self.add_one(IndexPut { axis, f: PutFn::Set }.into(), &[from, new, places], scope)
     }
 
     /// `from`, with `new` in place of what `slice` shows of it.

@@ -40,7 +40,7 @@ impl<'p> Translator<'p> {
                 Some(TensorType::new(ty.dtype, ty.shape))
             })
             .collect();
-        let mut cx = Cx { t: self, node, results, scope: node.module_path().into() };
+        let mut cx = Cx { t: self, node, results, scope: node.module_path().into(), wide: false };
         match found.handler {
             Handler::Drop => {
                 for name in names {
@@ -54,6 +54,18 @@ impl<'p> Translator<'p> {
                 let computed = f(&mut cx);
                 cx.bind_dim(name, computed);
                 Ok(())
+            }
+            Handler::Wide(f) => {
+                let value = cx.in_f32(f)?;
+                let value = cx.narrowed(0, value)?;
+                if found.in_place { cx.write_back(value, &names) } else { cx.bind_new(&names, vec![Some(value)]) }
+            }
+            Handler::WideMany(f) => {
+                let mut values = cx.in_f32(f)?;
+                for (i, value) in values.iter_mut().enumerate() {
+                    *value = value.map(|v| cx.narrowed(i, v)).transpose()?;
+                }
+                cx.bind_new(&names, values)
             }
             Handler::One(f) if found.in_place => {
                 let value = f(&mut cx)?;

@@ -62,6 +62,14 @@ pub(super) fn value(cx: &mut Cx<'_, '_>, operand: &Operand, dtype: DType) -> Res
     }
 }
 
+/// An operand as a value of its own dtype.
+pub(super) fn value_of(cx: &mut Cx<'_, '_>, operand: &Operand) -> Res<ValueId> {
+    match operand {
+        Operand::Tensor(v) => Ok(*v),
+        Operand::Number(n) => cx.number_value(n, n.dtype()),
+    }
+}
+
 /// Whether a half-precision dtype holds the number exactly. PyTorch computes on halves in f32, literals included.
 fn exact(number: &Number, dtype: DType) -> bool {
     let Some(v) = number.as_f64() else { return true };
@@ -82,7 +90,7 @@ pub(super) fn apply(cx: &mut Cx<'_, '_>, f: BinaryFn, a: &Operand, b: &Operand, 
 }
 
 /// The first two arguments, whatever they are called.
-fn two(cx: &mut Cx<'_, '_>) -> Res<(Operand, Operand)> {
+pub(super) fn two(cx: &mut Cx<'_, '_>) -> Res<(Operand, Operand)> {
     let [a, b, ..] = cx.node.inputs.as_slice() else { return wrong("expected two arguments") };
     Ok((cx.operand(&a.name)?, cx.operand(&b.name)?))
 }
@@ -123,18 +131,14 @@ pub(super) fn div(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     match cx.optional_text("rounding_mode")? {
         None => apply(cx, BinaryFn::Div, &a, &b, to_float(dtype)),
         Some("floor") => apply(cx, BinaryFn::FloorDiv, &a, &b, dtype),
+        // PyTorch truncates the rounded quotient.
+        Some("trunc") if dtype.is_float() => {
+            let quotient = apply(cx, BinaryFn::Div, &a, &b, dtype)?;
+            cx.unary(UnaryFn::Trunc, quotient)
+        }
         Some("trunc") => apply(cx, BinaryFn::TruncDiv, &a, &b, dtype),
         Some(other) => wrong(format!("`{other}` is no rounding mode")),
     }
-}
-
-pub(super) fn fmod(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
-    let (a, b) = two(cx)?;
-    let dtype = result_type(cx, &[&a, &b])?;
-    let (a, b) = (value(cx, &a, dtype)?, value(cx, &b, dtype)?);
-    let quotient = cx.binary(BinaryFn::TruncDiv, a, b)?;
-    let whole = cx.binary(BinaryFn::Mul, quotient, b)?;
-    cx.binary(BinaryFn::Sub, a, whole)
 }
 
 pub(super) fn square(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
@@ -250,19 +254,6 @@ pub(super) fn log10(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     scaled(cx, UnaryFn::Log, 1.0, std::f64::consts::LOG10_E)
 }
 
-pub(super) fn tan(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
-    let x = float_arg(cx, "self")?;
-    let (sin, cos) = (cx.unary(UnaryFn::Sin, x)?, cx.unary(UnaryFn::Cos, x)?);
-    cx.binary(BinaryFn::Div, sin, cos)
-}
-
-pub(super) fn erfc(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
-    let x = float_arg(cx, "self")?;
-    let erf = cx.unary(UnaryFn::Erf, x)?;
-    let one = cx.float(1.0, cx.dtype_of(x))?;
-    cx.binary(BinaryFn::Sub, one, erf)
-}
-
 pub(super) fn frac(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let x = cx.tensor("self")?;
     let whole = cx.unary(UnaryFn::Trunc, x)?;
@@ -271,9 +262,21 @@ pub(super) fn frac(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
 
 pub(super) fn logit(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let mut x = float_arg(cx, "self")?;
-    if let Some(eps) = cx.optional_float("eps")? {
-        x = cx.with_literal(BinaryFn::Max, x, eps)?;
-        x = cx.with_literal(BinaryFn::Min, x, 1.0 - eps)?;
+    match cx.optional_float("eps")? {
+        // The bounds stand in order.
+        Some(eps) if (0.0..=0.5).contains(&eps) => {
+            x = cx.with_literal(BinaryFn::Max, x, eps)?;
+            x = cx.with_literal(BinaryFn::Min, x, 1.0 - eps)?;
+        }
+        Some(eps) if eps > 0.5 => {
+            // `x < low ? low : (x > high ? high : x)`, where `low` is above `high`.
+            let (low, high) = (cx.float(eps, cx.dtype_of(x))?, cx.float(1.0 - eps, cx.dtype_of(x))?);
+            let below = cx.emit(Compare { f: CompareFn::Lt }, &[x, low])?;
+            let above = cx.emit(Compare { f: CompareFn::Gt }, &[x, high])?;
+            let upper = cx.emit(Select {}, &[above, high, x])?;
+            x = cx.emit(Select {}, &[below, low, upper])?;
+        }
+        _ => {}
     }
     let one = cx.float(1.0, cx.dtype_of(x))?;
     let rest = cx.binary(BinaryFn::Sub, one, x)?;

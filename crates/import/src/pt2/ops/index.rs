@@ -1,9 +1,12 @@
 //! Reading elements at computed positions.
 
-use regraft_ir::ops::{Compare, CompareFn, Embedding, Gather, Index, Iota, Reduce, ReduceFn};
+use regraft_ir::{
+    Scalar,
+    ops::{BinaryFn, Compare, CompareFn, Embedding, Gather, Index, Iota, Reduce, ReduceFn, Select},
+};
 use regraft_tensor::{DType, Dim};
 
-use crate::pt2::args::{Cx, Res, ValueId, unsupported, wrong};
+use crate::pt2::args::{Cx, Number, Res, ValueId, unsupported, wrong};
 
 pub(super) fn embedding(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let (weight, ids) = (cx.tensor("weight")?, cx.tensor("indices")?);
@@ -77,9 +80,23 @@ pub(super) fn take_along_dim(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
             if a.is(1) { a.clone_from(b) } else { b.clone_from(a) }
         }
     }
+    let index = from_the_front(cx, index, &cx.ty(x).shape.get(axis).cloned().unwrap_or(Dim::new(1)))?;
     let x = cx.expand(x, to)?;
     let index = cx.expand(index, of)?;
     cx.emit(Gather { axis }, &[x, index])
+}
+
+/// Indices that count from the end where they are negative, as ones that count from the front.
+pub(super) fn from_the_front(cx: &mut Cx<'_, '_>, index: ValueId, size: &Dim) -> Res<ValueId> {
+    let index = cx.cast(index, DType::I64)?;
+    if is_natural(cx, index) {
+        return Ok(index);
+    }
+    let zero = cx.literal(Scalar::Int(0), DType::I64)?;
+    let size = cx.number_value(&Number::Dim(size.clone()), DType::I64)?;
+    let negative = cx.emit(Compare { f: CompareFn::Lt }, &[index, zero])?;
+    let wrapped = cx.binary(BinaryFn::Add, index, size)?;
+    cx.emit(Select {}, &[negative, wrapped, index])
 }
 
 pub(super) fn index_select(cx: &mut Cx<'_, '_>) -> Res<ValueId> {

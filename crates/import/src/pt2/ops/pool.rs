@@ -6,7 +6,7 @@ use regraft_tensor::Dim;
 use crate::pt2::args::{Cx, Res, ValueId, unsupported, wrong};
 
 /// Number of spatial axes, from the operator's name.
-fn spatial(cx: &Cx<'_, '_>) -> Res<usize> {
+pub(super) fn spatial(cx: &Cx<'_, '_>) -> Res<usize> {
     for (mark, n) in [("pool1d", 1), ("pool2d", 2), ("pool3d", 3)] {
         if cx.node.target.contains(mark) {
             return Ok(n);
@@ -16,7 +16,7 @@ fn spatial(cx: &Cx<'_, '_>) -> Res<usize> {
 }
 
 /// The input with a batch axis, and whether one was added.
-fn input(cx: &mut Cx<'_, '_>, spatial: usize) -> Res<(ValueId, bool)> {
+pub(super) fn input(cx: &mut Cx<'_, '_>, spatial: usize) -> Res<(ValueId, bool)> {
     let x = cx.tensor("self")?;
     match cx.rank(x).checked_sub(spatial) {
         Some(2) => Ok((x, false)),
@@ -25,13 +25,18 @@ fn input(cx: &mut Cx<'_, '_>, spatial: usize) -> Res<(ValueId, bool)> {
     }
 }
 
-fn done(cx: &mut Cx<'_, '_>, out: ValueId, alone: bool) -> Res<ValueId> {
+pub(super) fn done(cx: &mut Cx<'_, '_>, out: ValueId, alone: bool) -> Res<ValueId> {
     if alone { cx.squeeze(out, 0) } else { Ok(out) }
 }
 
 pub(super) fn max_pool(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let n = spatial(cx)?;
     let (x, alone) = input(cx, n)?;
+    if !cx.dtype_of(x).is_float() {
+        // The op takes floats, which do not hold all integers.
+        let results = super::windows::max_pool_with_indices(cx)?;
+        return results.into_iter().next().flatten().map_or_else(|| wrong("expected a result"), Ok);
+    }
     let kernel = cx.windows("kernel_size", n, &[])?;
     let op = MaxPool {
         stride: cx.windows("stride", n, &kernel)?,
@@ -84,7 +89,7 @@ pub(super) fn adaptive_avg_pool(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     done(cx, out, alone)
 }
 
-fn sizes(cx: &Cx<'_, '_>, n: usize) -> Res<Vec<Dim>> {
+pub(super) fn sizes(cx: &Cx<'_, '_>, n: usize) -> Res<Vec<Dim>> {
     let wanted = cx.dims("output_size")?;
     match wanted.as_slice() {
         [one] => Ok(vec![one.clone(); n]),
@@ -93,34 +98,26 @@ fn sizes(cx: &Cx<'_, '_>, n: usize) -> Res<Vec<Dim>> {
     }
 }
 
-/// The maximum over windows that divide the input evenly, or over all of it.
-pub(super) fn adaptive_max_pool(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<ValueId>>> {
-    let n = spatial(cx)?;
-    let (x, alone) = input(cx, n)?;
-    let wanted = sizes(cx, n)?;
-    let have: Vec<Dim> = cx.shape(x).into_iter().skip(2).collect();
-    let out = if wanted.iter().all(|d| d.is(1)) {
-        cx.emit(Reduce { f: ReduceFn::Max, axes: (2..2 + n).collect(), keep: true }, &[x])?
-    } else {
-        let windows = wanted.iter().zip(&have).map(|(w, h)| match (w.as_usize(), h.as_usize()) {
-            (Some(w), Some(h)) if w > 0 && h % w == 0 => Some(h / w),
-            _ => None,
-        });
-        let Some(kernel) = windows.collect::<Option<Vec<usize>>>() else {
-            return unsupported(
-                format!("adaptive_max_pool from {have:?} to {wanted:?}"),
-                "use sizes that divide evenly, or max_pool",
-            );
-        };
-        let op = MaxPool {
-            stride: kernel.clone(),
-            padding: vec![0; n],
-            dilation: vec![1; n],
-            ceil: false,
-            layout: SpatialLayout::Nchw,
-            kernel,
-        };
-        cx.emit(op, &[x])?
+/// The maximum over windows that divide the image evenly, or over all of it; `None` for others.
+pub(super) fn even_max_pool(cx: &mut Cx<'_, '_>, x: ValueId, wanted: &[Dim], have: &[Dim]) -> Res<Option<ValueId>> {
+    let n = wanted.len();
+    if wanted.iter().all(|d| d.is(1)) && cx.dtype_of(x).is_float() {
+        return cx.emit(Reduce { f: ReduceFn::Max, axes: (2..2 + n).collect(), keep: true }, &[x]).map(Some);
+    }
+    let windows = wanted.iter().zip(have).map(|(w, h)| match (w.as_usize(), h.as_usize()) {
+        (Some(w), Some(h)) if w > 0 && h % w == 0 => Some(h / w),
+        _ => None,
+    });
+    let Some(kernel) = windows.collect::<Option<Vec<usize>>>().filter(|_| cx.dtype_of(x).is_float()) else {
+        return Ok(None);
     };
-    Ok(vec![Some(done(cx, out, alone)?), None])
+    let op = MaxPool {
+        stride: kernel.clone(),
+        padding: vec![0; n],
+        dilation: vec![1; n],
+        ceil: false,
+        layout: SpatialLayout::Nchw,
+        kernel,
+    };
+    cx.emit(op, &[x]).map(Some)
 }

@@ -97,7 +97,7 @@ pub(super) fn as_strided(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let numel = shape.iter().fold(Dim::new(1), |n, d| &n * d);
     let same = numel == cx.ty(x).numel() && offset.is(0) && cx.first_is_row_major();
     if !same || strides.len() != shape.len() || !row_major(&shape, &strides) {
-        return unsupported("as_strided() other than as another shape", "use slices, reshape() and expand()");
+        return super::forms::strided(cx);
     }
     cx.reshape(x, shape)
 }
@@ -389,17 +389,21 @@ pub(super) fn split(cx: &mut Cx<'_, '_>) -> Res<Vec<ValueId>> {
     }
 }
 
+/// As many parts as there are results; the first have one element more, where it does not divide.
+pub(super) fn sections(cx: &mut Cx<'_, '_>, x: ValueId, axis: usize) -> Res<Vec<ValueId>> {
+    let (size, n) = (cx.size(x, axis)?, cx.results.len());
+    if n == 0 {
+        return wrong("a split into no parts");
+    }
+    let lengths: Vec<Dim> = (0..n).map(|i| Dim::from(size / n + usize::from(i < size % n))).collect();
+    parts(cx, x, axis, &lengths)
+}
+
 pub(super) fn chunk(cx: &mut Cx<'_, '_>) -> Res<Vec<ValueId>> {
     let x = cx.tensor("self")?;
     let axis = cx.axis_arg("dim", Some(0), cx.rank(x))?;
     if cx.has("sections") {
-        // The first parts of tensor_split have one element more, where it does not divide.
-        let (size, n) = (cx.size(x, axis)?, cx.results.len());
-        if n == 0 {
-            return wrong("a split into no parts");
-        }
-        let lengths: Vec<Dim> = (0..n).map(|i| Dim::from(size / n + usize::from(i < size % n))).collect();
-        return parts(cx, x, axis, &lengths);
+        return sections(cx, x, axis);
     }
     let chunks = cx.int("chunks")?;
     if chunks < 1 {
@@ -424,7 +428,7 @@ pub(super) fn cat(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
 }
 
 /// Concatenation in the dtype that holds all.
-fn join(cx: &mut Cx<'_, '_>, list: Vec<ValueId>, axis: usize) -> Res<ValueId> {
+pub(super) fn join(cx: &mut Cx<'_, '_>, list: Vec<ValueId>, axis: usize) -> Res<ValueId> {
     let operands: Vec<Operand> = list.iter().map(|v| Operand::Tensor(*v)).collect();
     let dtype = elementwise::result_type(cx, &operands.iter().collect::<Vec<_>>())?;
     let rank = list.iter().map(|v| cx.rank(*v)).max().unwrap_or(0);
@@ -491,11 +495,51 @@ fn padded(cx: &mut Cx<'_, '_>, mode: PadMode, name: &str, value: Option<Number>)
     if before.iter().chain(&after).all(|p| *p == 0) {
         return Ok(x);
     }
+    let (x, before, after) = if mode == PadMode::Constant { (x, before, after) } else { cut(cx, x, before, after)? };
     let value = match value.map_or(Some(Scalar::Float(0.0)), |n| n.scalar()) {
         Some(value) => value,
         None => return unsupported("padding with a size", "give a number"),
     };
     cx.emit(Pad { before, after, value, mode }, &[x])
+}
+
+/// Cuts off what negative padding says; what is left is padded after that.
+fn cut(cx: &mut Cx<'_, '_>, x: ValueId, before: Vec<i64>, after: Vec<i64>) -> Res<(ValueId, Vec<i64>, Vec<i64>)> {
+    let mut out = x;
+    for (axis, (b, a)) in before.iter().zip(&after).enumerate() {
+        if *b < 0 || *a < 0 {
+            let (start, end) = (Dim::new(b.saturating_neg().max(0)), &size(cx, out, axis) + &Dim::new((*a).min(0)));
+            out = cx.slice(out, axis, start, end)?;
+        }
+    }
+    let rest = |list: Vec<i64>| list.into_iter().map(|p| p.max(0)).collect();
+    Ok((out, rest(before), rest(after)))
+}
+
+/// Padding with what stands at the other end; a negative number cuts off.
+fn circular(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let x = cx.tensor("self")?;
+    let list = cx.ints("pad")?;
+    let mut out = x;
+    for (i, pair) in list.chunks_exact(2).enumerate() {
+        let ([before, after], Some(axis)) = (pair, cx.rank(x).checked_sub(i + 1)) else {
+            return wrong(format!("padding {list:?} of a tensor with {} axes", cx.rank(x)));
+        };
+        let size = size(cx, out, axis);
+        let start = Dim::new(before.saturating_neg().max(0));
+        let end = &size + &Dim::new((*after).min(0));
+        let middle = cx.slice(out, axis, start, end)?;
+        let mut parts = Vec::new();
+        if *before > 0 {
+            parts.push(cx.slice(out, axis, &size - &Dim::new(*before), size.clone())?);
+        }
+        parts.push(middle);
+        if *after > 0 {
+            parts.push(cx.slice(out, axis, Dim::new(0), Dim::new(*after))?);
+        }
+        out = cx.concat(&parts, axis)?;
+    }
+    Ok(out)
 }
 
 pub(super) fn pad(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
@@ -504,7 +548,8 @@ pub(super) fn pad(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
         "constant" => padded(cx, PadMode::Constant, "pad", value),
         "reflect" => padded(cx, PadMode::Reflect, "pad", None),
         "replicate" => padded(cx, PadMode::Replicate, "pad", None),
-        other => unsupported(format!("padding mode `{other}`"), "use constant, reflect or replicate"),
+        "circular" => circular(cx),
+        other => wrong(format!("`{other}` is no padding mode")),
     }
 }
 
@@ -545,7 +590,7 @@ pub(super) fn roll(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     Ok(out)
 }
 
-fn rolled(cx: &mut Cx<'_, '_>, x: ValueId, axis: usize, shift: i64) -> Res<ValueId> {
+pub(super) fn rolled(cx: &mut Cx<'_, '_>, x: ValueId, axis: usize, shift: i64) -> Res<ValueId> {
     let size = size(cx, x, axis);
     // The element that becomes the first.
     let first = match size.as_const() {
@@ -651,13 +696,14 @@ pub(super) fn select_scatter(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
 pub(super) fn slice_scatter(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let (x, src) = (cx.tensor("self")?, cx.tensor("src")?);
     let axis = cx.axis_arg("dim", Some(0), cx.rank(x))?;
-    if cx.int_or("step", 1)? != 1 {
-        return unsupported("slice_scatter with a step", "write consecutive elements");
-    }
     let size = size(cx, x, axis);
     let start = cx.optional_dim("start")?.unwrap_or(Dim::new(0));
     let end = cx.optional_dim("end")?.unwrap_or(Dim::new(i64::MAX));
     let start = cx.clamp_index(&start, &size);
+    let step = cx.int_or("step", 1)?;
+    if step != 1 {
+        return super::scatter::put_range(cx, x, src, axis, &start, step);
+    }
     let mut end = cx.clamp_index(&end, &size);
     // What is written has the length of what is replaced.
     let length = self::size(cx, src, axis);

@@ -1,0 +1,256 @@
+//! Imports and runs the samples of PyTorch's operator database that `tests/opinfo/export.py` wrote:
+//! `cargo run -p regraft-conformance --example opinfo -- FOLDER [--expected LIST] [--bless] [--only TEXT]`
+//!
+//! Each program runs on the reference evaluator and on the CPU backend. A sample is *right*, *refused* by the importer, or
+//! *wrong*. LIST has a line for each operator of which samples are refused: `operator`, `dtype=count ...` and why, with tabs
+//! between. A wrong answer, or a refusal that is not in the list, fails the run; so does a list that could be shorter, unless
+//! `--bless` shortens it.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use regraft::{Model, StateDict, Tensor};
+use regraft_backend_cpu::Isa;
+use regraft_compile::pipeline::Options;
+use regraft_conformance::backend;
+use regraft_ir::eval::{self, Bindings};
+use regraft_tensor::DType;
+
+/// What became of a sample.
+enum Outcome {
+    Right,
+    /// The importer's reason, in one line.
+    Refused(String),
+    Wrong(String),
+}
+
+/// The counts of an operator, and a reason for its refusals.
+#[derive(Default)]
+struct Counts {
+    refused: BTreeMap<String, usize>,
+    reason: String,
+}
+
+type List = BTreeMap<String, Counts>;
+
+struct Args {
+    folder: PathBuf,
+    expected: Option<PathBuf>,
+    bless: bool,
+    only: String,
+}
+
+fn arguments() -> Option<Args> {
+    let mut args = std::env::args().skip(1);
+    let mut parsed = Args { folder: PathBuf::new(), expected: None, bless: false, only: String::new() };
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            "--expected" => parsed.expected = Some(args.next()?.into()),
+            "--only" => parsed.only = args.next()?,
+            "--bless" => parsed.bless = true,
+            _ => parsed.folder = arg.into(),
+        }
+    }
+    parsed.folder.is_dir().then_some(parsed)
+}
+
+fn main() -> ExitCode {
+    let Some(args) = arguments() else {
+        eprintln!("usage: opinfo FOLDER [--expected LIST] [--bless] [--only TEXT]");
+        return ExitCode::from(2);
+    };
+    // A panic is an outcome here, told in a line of its own.
+    std::panic::set_hook(Box::new(|_| {}));
+    let (mut list, mut totals, mut failed) = (List::new(), [0usize; 3], false);
+    for path in programs(&args.folder, &args.only) {
+        let (operator, sample) = names(&path);
+        let dtype = sample.split('-').next().unwrap_or_default().to_owned();
+        let outcome = catch_unwind(AssertUnwindSafe(|| check(&path)))
+            .unwrap_or_else(|panic| Outcome::Wrong(format!("panicked: {}", message(&*panic))));
+        match outcome {
+            Outcome::Right => totals[0] += 1,
+            Outcome::Refused(reason) => {
+                totals[1] += 1;
+                println!("refused {operator} {sample}: {reason}");
+                let counts = list.entry(operator).or_default();
+                *counts.refused.entry(dtype).or_default() += 1;
+                if counts.reason.is_empty() {
+                    counts.reason = reason;
+                }
+            }
+            Outcome::Wrong(how) => {
+                totals[2] += 1;
+                failed = true;
+                println!("WRONG {operator} {sample}: {how}");
+            }
+        }
+    }
+    let all: usize = totals.iter().sum();
+    println!("{all} samples: {} right, {} refused, {} wrong", totals[0], totals[1], totals[2]);
+    if let Some(path) = &args.expected {
+        failed |= !compare_with(path, list, &args);
+    }
+    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+fn message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+    one_line(text.unwrap_or("without a message"))
+}
+
+fn one_line(text: &str) -> String {
+    text.lines().map(str::trim).collect::<Vec<_>>().join("; ")
+}
+
+/// The programs below `folder` with `only` in their paths, in order.
+fn programs(folder: &Path, only: &str) -> Vec<PathBuf> {
+    let entries = |folder: &Path| std::fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path());
+    let mut found: Vec<PathBuf> = entries(folder)
+        .flat_map(|operator| entries(&operator).collect::<Vec<_>>())
+        .filter(|p| p.extension().is_some_and(|e| e == "pt2") && p.to_string_lossy().contains(only))
+        .collect();
+    found.sort();
+    found
+}
+
+/// The operator and the sample, from the path.
+fn names(path: &Path) -> (String, String) {
+    let name = |p: Option<&std::ffi::OsStr>| p.unwrap_or_default().to_string_lossy().into_owned();
+    (name(path.parent().and_then(Path::file_name)), name(path.file_stem()))
+}
+
+fn numbered(tensors: &StateDict, prefix: &str) -> Vec<Tensor> {
+    (0..).map_while(|i| tensors.get(&format!("{prefix}.{i}")).cloned()).collect()
+}
+
+fn check(path: &Path) -> Outcome {
+    let imported = match regraft_import::import_pt2(path) {
+        Ok(imported) => imported,
+        Err(error) => return Outcome::Refused(reason(&error.to_string())),
+    };
+    let tensors = match StateDict::open(&path.with_extension("safetensors")) {
+        Ok(tensors) => tensors,
+        Err(error) => return Outcome::Wrong(format!("no answers: {}", one_line(&error.to_string()))),
+    };
+    let (inputs, expected) = (numbered(&tensors, "input"), numbered(&tensors, "expected"));
+    let Some(sources) = imported.weights.iter().cloned().collect::<Option<Vec<_>>>() else {
+        return Outcome::Wrong("a source has no value".to_owned());
+    };
+    let states: Vec<Tensor> = imported.graph.states.iter().map(|s| sources[s.init as usize].clone()).collect();
+    let bindings = Bindings { inputs: &inputs, sources: &sources, states: &states };
+    let reference = eval::run(&imported.graph, bindings).map(|r| r.outputs).map_err(|e| e.to_string());
+    let result = reference.and_then(|found| compare("reference", &found, &expected)).and_then(|()| {
+        let found = on_the_cpu(imported, &inputs)?;
+        compare("cpu", &found, &expected)
+    });
+    match result {
+        Ok(()) => Outcome::Right,
+        Err(how) => Outcome::Wrong(one_line(&how)),
+    }
+}
+
+fn on_the_cpu(imported: regraft_import::Imported, inputs: &[Tensor]) -> Result<Vec<Tensor>, String> {
+    let device = backend(Isa::detect());
+    let compiled =
+        regraft_compile::pipeline::compile(imported.graph, &imported.weights, &*device, Options::default(), &mut ())
+            .map_err(|e| e.to_string())?;
+    let model = Model::new(compiled.engine, device).map_err(|e| e.to_string())?;
+    model.run(inputs).map_err(|e| e.to_string())
+}
+
+/// The importer's error without the path of the file, and the position in the program.
+fn reason(error: &str) -> String {
+    let line = one_line(error);
+    let line = line.split_once(".pt2: ").map_or(line.as_str(), |(_, rest)| rest);
+    line.replace('\t', " ")
+}
+
+/// How far a result may be from PyTorch's: relative, and as a part of the greatest value.
+fn tolerance(dtype: DType) -> f64 {
+    match dtype {
+        DType::F64 => 1e-7,
+        DType::F32 => 1e-4,
+        DType::F16 => 4e-3,
+        DType::BF16 => 2e-2,
+        DType::I64 | DType::I32 | DType::I16 | DType::I8 | DType::U8 | DType::Bool => 0.0,
+    }
+}
+
+fn compare(what: &str, found: &[Tensor], expected: &[Tensor]) -> Result<(), String> {
+    if found.len() != expected.len() {
+        return Err(format!("{what}: {} outputs, expected {}", found.len(), expected.len()));
+    }
+    for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
+        if (found.dtype(), found.shape()) != (expected.dtype(), expected.shape()) {
+            let (fd, fs, ed, es) = (found.dtype(), found.shape(), expected.dtype(), expected.shape());
+            return Err(format!("{what}: output {i} is {fd}{fs:?}, expected {ed}{es:?}"));
+        }
+        let tolerance = tolerance(expected.dtype());
+        let (a, b) = (found.to_f64_vec(), expected.to_f64_vec());
+        let scale = b.iter().filter(|v| v.is_finite()).fold(0.0f64, |m, v| m.max(v.abs())).min(1.0);
+        let same =
+            |a: f64, b: f64| a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= tolerance * (b.abs() + scale);
+        if let Some(at) = (0..a.len()).find(|&at| !same(a[at], b[at])) {
+            return Err(format!("{what}: output {i}[{at}] is {}, expected {}", a[at], b[at]));
+        }
+    }
+    Ok(())
+}
+
+/// Reads the list at `path`.
+fn read_list(path: &Path) -> List {
+    let mut list = List::new();
+    for line in std::fs::read_to_string(path).unwrap_or_default().lines().filter(|l| !l.starts_with('#')) {
+        let mut parts = line.splitn(3, '\t');
+        let (Some(operator), Some(counts), reason) = (parts.next(), parts.next(), parts.next()) else { continue };
+        let pairs = counts.split(' ').filter_map(|pair| pair.split_once('='));
+        let refused = pairs.filter_map(|(d, n)| Some((d.to_owned(), n.parse().ok()?))).collect();
+        list.insert(operator.to_owned(), Counts { refused, reason: reason.unwrap_or_default().to_owned() });
+    }
+    list
+}
+
+fn write_list(path: &Path, list: &List) -> std::io::Result<()> {
+    let mut text = String::from(
+        "# Samples of PyTorch's operator database that the importer refuses: operator, number for each dtype, reason.\n\
+         # `make opinfo` fails when there are more; lines only go or shrink.\n",
+    );
+    for (operator, counts) in list {
+        let pairs: Vec<String> = counts.refused.iter().map(|(d, n)| format!("{d}={n}")).collect();
+        let _ = writeln!(text, "{operator}\t{}\t{}", pairs.join(" "), counts.reason);
+    }
+    std::fs::write(path, text)
+}
+
+/// Whether everything that was refused is expected.
+fn compare_with(path: &Path, found: List, args: &Args) -> bool {
+    if args.bless && !path.exists() {
+        return write_list(path, &found).is_ok();
+    }
+    let mut expected = read_list(path);
+    let mut fine = true;
+    for (operator, counts) in &found {
+        for (dtype, &n) in &counts.refused {
+            let listed = expected.get(operator).and_then(|c| c.refused.get(dtype)).copied().unwrap_or(0);
+            if n > listed {
+                fine = false;
+                println!("UNEXPECTED {operator} {dtype}: {n} refused, {listed} in the list: {}", counts.reason);
+            }
+        }
+    }
+    if args.bless && fine {
+        // Only operators of which samples were run can have changed.
+        let run: Vec<String> = programs(&args.folder, &args.only).iter().map(|p| names(p).0).collect();
+        expected.retain(|operator, _| found.contains_key(operator) || !run.contains(operator));
+        for (operator, counts) in found {
+            expected.insert(operator, counts);
+        }
+        fine = write_list(path, &expected).is_ok();
+    }
+    fine
+}

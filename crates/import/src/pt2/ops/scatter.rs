@@ -1,0 +1,373 @@
+//! Writing elements at computed positions.
+
+use regraft_ir::{
+    Scalar,
+    ops::{BinaryFn, CompareFn, Cumsum, IndexPut, PutFn, ReduceFn},
+};
+use regraft_tensor::{DType, Dim};
+
+use crate::pt2::args::{Cx, Number, Operand, Res, ValueId, unsupported, wrong};
+
+/// Where `scatter` writes: for each axis the position, all of which broadcast to the shape of `index`.
+fn coordinates(cx: &mut Cx<'_, '_>, index: ValueId, axis: usize) -> Res<Vec<ValueId>> {
+    let (rank, shape) = (cx.rank(index), cx.shape(index));
+    let mut list = Vec::with_capacity(rank);
+    for (i, len) in shape.into_iter().enumerate() {
+        list.push(if i == axis { index } else { cx.position(rank, i, len)? });
+    }
+    Ok(list)
+}
+
+fn put(cx: &mut Cx<'_, '_>, f: PutFn, x: ValueId, values: ValueId, axis: usize, at: &[ValueId]) -> Res<ValueId> {
+    let operands: Vec<ValueId> = [x, values].into_iter().chain(at.iter().copied()).collect();
+    cx.emit(IndexPut { axis, f }, &operands)
+}
+
+/// The part of `src` that `index` has positions for.
+fn cut_to(cx: &mut Cx<'_, '_>, src: ValueId, index: ValueId) -> Res<ValueId> {
+    let mut out = src;
+    for (axis, len) in cx.shape(index).into_iter().enumerate() {
+        out = cx.slice(out, axis, Dim::new(0), len)?;
+    }
+    Ok(out)
+}
+
+/// What `scatter` and its kind write, in the dtype of `self`, and the axis and positions, numbers as vectors.
+struct Written {
+    x: ValueId,
+    values: ValueId,
+    axis: usize,
+    index: ValueId,
+    scalar: bool,
+}
+
+fn written(cx: &mut Cx<'_, '_>) -> Res<Written> {
+    let (x, index) = (cx.tensor("self")?, cx.tensor("index")?);
+    let axis = cx.axis_arg("dim", None, cx.rank(x))?;
+    let source = cx.operand(if cx.has("src") { "src" } else { "value" })?;
+    let dtype = cx.dtype_of(x);
+    let scalar = cx.rank(x) == 0;
+    let x = cx.with_axis(x)?;
+    let index = cx.with_axis(index)?;
+    let index = cx.cast(index, DType::I64)?;
+    let values = match source {
+        Operand::Tensor(v) if cx.rank(v) > 0 || scalar => {
+            let v = cx.with_axis(v)?;
+            let v = cx.cast(v, dtype)?;
+            cut_to(cx, v, index)?
+        }
+        Operand::Tensor(v) => cx.cast(v, dtype)?,
+        Operand::Number(n) => cx.number_value(&n, dtype)?,
+    };
+    if cx.rank(index) != cx.rank(x) {
+        return wrong("expected an index with as many axes as the tensor");
+    }
+    Ok(Written { x, values, axis, index, scalar })
+}
+
+/// Whether there are no positions, of which the index may then have any shape.
+fn nowhere(cx: &mut Cx<'_, '_>) -> Res<bool> {
+    let index = cx.tensor("index")?;
+    Ok(cx.ty(index).numel().is(0))
+}
+
+fn scattered(cx: &mut Cx<'_, '_>, f: PutFn) -> Res<ValueId> {
+    if nowhere(cx)? {
+        return cx.tensor("self");
+    }
+    let w = written(cx)?;
+    let at = coordinates(cx, w.index, w.axis)?;
+    let out = put(cx, f, w.x, w.values, 0, &at)?;
+    if w.scalar { cx.squeeze(out, 0) } else { Ok(out) }
+}
+
+pub(super) fn scatter(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let f = match cx.optional_text("reduce")? {
+        None => PutFn::Set,
+        Some("add") => PutFn::Add,
+        Some("multiply") => PutFn::Mul,
+        Some(other) => return wrong(format!("`{other}` is no way to scatter")),
+    };
+    scattered(cx, f)
+}
+
+pub(super) fn scatter_add(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    scattered(cx, PutFn::Add)
+}
+
+/// The function that joins, its neutral element for a dtype, and whether a mean is taken of the sums.
+fn joining(reduce: &str, dtype: DType) -> Res<(PutFn, Scalar, bool)> {
+    let bounds = match dtype {
+        DType::Bool => (Scalar::Int(0), Scalar::Int(1)),
+        d if d.is_float() => (Scalar::Float(f64::NEG_INFINITY), Scalar::Float(f64::INFINITY)),
+        DType::U8 => (Scalar::Int(0), Scalar::Int(255)),
+        DType::I8 => (Scalar::Int(i64::from(i8::MIN)), Scalar::Int(i64::from(i8::MAX))),
+        DType::I16 => (Scalar::Int(i64::from(i16::MIN)), Scalar::Int(i64::from(i16::MAX))),
+        DType::I32 => (Scalar::Int(i64::from(i32::MIN)), Scalar::Int(i64::from(i32::MAX))),
+        _ => (Scalar::Int(i64::MIN), Scalar::Int(i64::MAX)),
+    };
+    Ok(match reduce {
+        "sum" => (PutFn::Add, Scalar::Int(0), false),
+        "prod" => (PutFn::Mul, Scalar::Int(1), false),
+        "mean" => (PutFn::Add, Scalar::Int(0), true),
+        "amax" => (PutFn::Max, bounds.0, false),
+        "amin" => (PutFn::Min, bounds.1, false),
+        other => return wrong(format!("`{other}` is no reduction")),
+    })
+}
+
+/// Values joined at positions: sums, products, extremes and means, with what is there or without it.
+fn joined(cx: &mut Cx<'_, '_>, x: ValueId, values: ValueId, axis: usize, at: &[ValueId]) -> Res<ValueId> {
+    let dtype = cx.dtype_of(x);
+    let Some(reduce) = cx.optional_text("reduce")? else { return wrong("expected a reduction") };
+    let (f, neutral, mean) = joining(reduce, dtype)?;
+    let with_self = cx.bool_or("include_self", true)?;
+    let start = if with_self {
+        x
+    } else {
+        // What is there does not count where something is written.
+        let neutral = cx.literal(neutral, dtype)?;
+        put(cx, PutFn::Set, x, neutral, axis, at)?
+    };
+    let sum = put(cx, f, start, values, axis, at)?;
+    if !mean {
+        return Ok(sum);
+    }
+    let (one, zero) = (cx.literal(Scalar::Int(1), dtype)?, cx.literal(Scalar::Int(0), dtype)?);
+    let shape = cx.shape(x);
+    let count = cx.expand(if with_self { one } else { zero }, shape)?;
+    let wide = {
+        let shape = cx.shape(values);
+        cx.expand(one, shape)?
+    };
+    let count = put(cx, PutFn::Add, count, wide, axis, at)?;
+    let count = cx.binary(BinaryFn::Max, count, one)?;
+    let f = if dtype.is_float() { BinaryFn::Div } else { BinaryFn::FloorDiv };
+    cx.binary(f, sum, count)
+}
+
+pub(super) fn scatter_reduce(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    if nowhere(cx)? {
+        return cx.tensor("self");
+    }
+    let w = written(cx)?;
+    let at = coordinates(cx, w.index, w.axis)?;
+    let out = joined(cx, w.x, w.values, 0, &at)?;
+    if w.scalar { cx.squeeze(out, 0) } else { Ok(out) }
+}
+
+/// The value with the axes of a slice in front of and behind `axis`, for an index of one axis.
+fn rows(cx: &mut Cx<'_, '_>, name: &str) -> Res<(ValueId, ValueId, usize, ValueId, bool)> {
+    let x = cx.tensor("self")?;
+    let axis = cx.axis_arg("dim", None, cx.rank(x))?;
+    let (index, source) = (cx.tensor("index")?, cx.operand(name)?);
+    let scalar = cx.rank(x) == 0;
+    let dtype = cx.dtype_of(x);
+    let x = cx.with_axis(x)?;
+    let index = cx.with_axis(index)?;
+    let index = cx.cast(index, DType::I64)?;
+    let values = match source {
+        Operand::Tensor(v) => {
+            let v = cx.cast(v, dtype)?;
+            // A number stands for a slice of one element.
+            if cx.rank(v) == 0 && name != "value" { cx.unsqueeze(v, 0)? } else { v }
+        }
+        Operand::Number(n) => cx.number_value(&n, dtype)?,
+    };
+    Ok((x, values, axis, index, scalar))
+}
+
+pub(super) fn index_copy(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let (x, values, axis, index, scalar) = rows(cx, "source")?;
+    let out = put(cx, PutFn::Set, x, values, axis, &[index])?;
+    if scalar { cx.squeeze(out, 0) } else { Ok(out) }
+}
+
+pub(super) fn index_add(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let (x, mut values, axis, index, scalar) = rows(cx, "source")?;
+    let alpha = cx.number_or("alpha", Number::Int(1))?;
+    if !alpha.is(1.0) {
+        let alpha = cx.number_value(&alpha, cx.dtype_of(x))?;
+        let f = if cx.dtype_of(x) == DType::Bool { BinaryFn::And } else { BinaryFn::Mul };
+        values = cx.binary(f, values, alpha)?;
+    }
+    let out = put(cx, PutFn::Add, x, values, axis, &[index])?;
+    if scalar { cx.squeeze(out, 0) } else { Ok(out) }
+}
+
+pub(super) fn index_fill(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let (x, value, axis, index, scalar) = rows(cx, "value")?;
+    let out = put(cx, PutFn::Set, x, value, axis, &[index])?;
+    if scalar { cx.squeeze(out, 0) } else { Ok(out) }
+}
+
+pub(super) fn index_reduce(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let (x, values, axis, index, scalar) = rows(cx, "source")?;
+    let out = joined(cx, x, values, axis, &[index])?;
+    if scalar { cx.squeeze(out, 0) } else { Ok(out) }
+}
+
+/// `x[i, j] = values` and `x[mask] = number`.
+pub(super) fn index_put(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let (x, values) = (cx.tensor("self")?, cx.tensor("values")?);
+    let f = if cx.bool_or("accumulate", false)? { PutFn::Add } else { PutFn::Set };
+    let indices = cx.optional_tensors("indices")?;
+    let axes: Vec<usize> = (0..indices.len()).filter(|&i| indices.get(i).is_some_and(Option::is_some)).collect();
+    let given: Vec<ValueId> = indices.into_iter().flatten().collect();
+    let values = cx.cast(values, cx.dtype_of(x))?;
+    if let [mask] = given.as_slice()
+        && matches!(cx.dtype_of(*mask), DType::Bool | DType::U8)
+    {
+        return put_where(cx, x, *mask, values, axes.first().copied().unwrap_or(0), f);
+    }
+    let mut at = Vec::new();
+    for v in given {
+        if matches!(cx.dtype_of(v), DType::Bool | DType::U8) {
+            return unsupported(
+                "writing by a condition together with other indices",
+                "use where() with a condition for all axes",
+            );
+        }
+        at.push(cx.cast(v, DType::I64)?);
+    }
+    let (Some(&first), Some(&last)) = (axes.first(), axes.last()) else { return wrong("expected indices") };
+    if last >= cx.rank(x) {
+        return wrong("more indices than axes");
+    }
+    if last - first + 1 == axes.len() {
+        return put(cx, f, x, values, first, &at);
+    }
+    // Indices that are apart move to the front, and so does what is written.
+    let mut perm = axes.clone();
+    perm.extend((0..cx.rank(x)).filter(|i| !axes.contains(i)));
+    let moved = cx.permute(x, perm.clone())?;
+    let out = put(cx, f, moved, values, 0, &at)?;
+    let mut back = vec![0; perm.len()];
+    for (i, axis) in perm.into_iter().enumerate() {
+        if let Some(slot) = back.get_mut(axis) {
+            *slot = i;
+        }
+    }
+    cx.permute(out, back)
+}
+
+/// `x[mask] = value` of one value for all elements: the others are as many as the mask has true ones.
+fn put_where(cx: &mut Cx<'_, '_>, x: ValueId, mask: ValueId, value: ValueId, axis: usize, f: PutFn) -> Res<ValueId> {
+    if !cx.ty(value).numel().is(1) {
+        return unsupported(
+            "writing several values by a condition, whose number depends on the values of a tensor",
+            "use where(), or masked_scatter()",
+        );
+    }
+    let mask = cx.cast(mask, DType::Bool)?;
+    let Some(behind) = cx.rank(x).checked_sub(axis + cx.rank(mask)) else { return wrong("a mask of more axes than x") };
+    let mut shape = vec![Dim::new(1); axis];
+    shape.extend(cx.shape(mask));
+    shape.extend(vec![Dim::new(1); behind]);
+    let mask = cx.reshape(mask, shape)?;
+    let value = cx.reshape(value, vec![])?;
+    let value = match f {
+        PutFn::Set => value,
+        _ if cx.dtype_of(x) == DType::Bool => cx.binary(BinaryFn::Or, x, value)?,
+        _ => cx.binary(BinaryFn::Add, x, value)?,
+    };
+    cx.select(mask, value, x)
+}
+
+/// `x[index] = values` over the elements in row-major order.
+pub(super) fn put_flat(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let (x, index, source) = (cx.tensor("self")?, cx.tensor("index")?, cx.tensor("source")?);
+    let f = if cx.bool_or("accumulate", false)? { PutFn::Add } else { PutFn::Set };
+    let shape = cx.shape(x);
+    let source = cx.cast(source, cx.dtype_of(x))?;
+    let (x, index, source) = (cx.flat(x)?, cx.flat(index)?, cx.flat(source)?);
+    let index = cx.cast(index, DType::I64)?;
+    let out = put(cx, f, x, source, 0, &[index])?;
+    cx.reshape(out, shape)
+}
+
+/// The elements at positions of the row-major order.
+pub(super) fn take(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let (x, index) = (cx.tensor("self")?, cx.tensor("index")?);
+    let x = cx.flat(x)?;
+    let index = cx.cast(index, DType::I64)?;
+    cx.take(x, 0, index)
+}
+
+/// `x` with the elements under the mask taken from `source` in order.
+pub(super) fn masked_scatter(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let (x, mask, source) = (cx.tensor("self")?, cx.tensor("mask")?, cx.tensor("source")?);
+    let shapes = [cx.ty(x).clone(), cx.ty(mask).clone()];
+    let shape =
+        regraft_ir::ops::broadcast_types(shapes.iter()).map_err(|e| crate::pt2::args::Problem::Wrong(e.to_string()))?;
+    let mask = cx.cast(mask, DType::Bool)?;
+    let (x, mask) = (cx.expand(x, shape.clone())?, cx.expand(mask, shape.clone())?);
+    let source = cx.flat(source)?;
+    let Some(count) = cx.ty(source).shape.first().cloned() else { return wrong("expected a source") };
+    if count.is(0) {
+        return Ok(x);
+    }
+    // How many are true up to an element says which one of the source it takes; others take any.
+    let flat = cx.flat(mask)?;
+    let ones = cx.cast(flat, DType::I64)?;
+    let upto = cx.emit(Cumsum { axis: 0 }, &[ones])?;
+    let which = cx.binary(BinaryFn::Sub, upto, ones)?;
+    // A source that is too short is an error where it is read, as in PyTorch.
+    let unused = cx.literal(Scalar::Int(0), DType::I64)?;
+    let which = cx.select(flat, which, unused)?;
+    let new = cx.take(source, 0, which)?;
+    let new = cx.reshape(new, shape)?;
+    cx.select(mask, new, x)
+}
+
+/// `x` with a range of an axis, by a step, replaced.
+pub(super) fn put_range(
+    cx: &mut Cx<'_, '_>,
+    x: ValueId,
+    src: ValueId,
+    axis: usize,
+    start: &Dim,
+    step: i64,
+) -> Res<ValueId> {
+    let Some(len) = cx.ty(src).shape.get(axis).cloned() else { return wrong("expected a tensor with axes") };
+    let Some(start) = start.as_const() else {
+        return unsupported("a write with a step from a dynamic position", "export this dimension as a static one");
+    };
+    let at = cx.iota(len, start, step)?;
+    let src = cx.cast(src, cx.dtype_of(x))?;
+    put(cx, PutFn::Set, x, src, axis, &[at])
+}
+
+/// `x` with the diagonal replaced.
+pub(super) fn diagonal_scatter(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let (x, src) = (cx.tensor("self")?, cx.tensor("src")?);
+    let (perm, offset) = super::diagonal::axes_of(cx, x)?;
+    let moved = cx.permute(x, perm.clone())?;
+    let (rows, columns) = super::diagonal::positions(cx, moved, offset)?;
+    let rank = cx.rank(src);
+    let mut front: Vec<usize> = (0..rank).collect();
+    front.rotate_right(1);
+    let src = cx.permute(src, front)?;
+    let src = cx.cast(src, cx.dtype_of(x))?;
+    let out = put(cx, PutFn::Set, moved, src, 0, &[rows, columns])?;
+    let mut back = vec![0; perm.len()];
+    for (i, axis) in perm.into_iter().enumerate() {
+        if let Some(slot) = back.get_mut(axis) {
+            *slot = i;
+        }
+    }
+    cx.permute(out, back)
+}
+
+/// Whether `x` is among the elements of another tensor.
+pub(super) fn isin(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let (x, list) = (cx.operand("elements")?, cx.operand("test_elements")?);
+    let dtype = super::elementwise::result_type(cx, &[&x, &list])?;
+    let (x, list) = (super::elementwise::value(cx, &x, dtype)?, super::elementwise::value(cx, &list, dtype)?);
+    let list = cx.flat(list)?;
+    let rank = cx.rank(x);
+    let column = cx.unsqueeze(x, rank)?;
+    let same = cx.compare(CompareFn::Eq, column, list)?;
+    let found = cx.reduce(ReduceFn::Any, same, &[rank], false)?;
+    if cx.bool_or("invert", false)? { cx.unary(regraft_ir::ops::UnaryFn::Not, found) } else { Ok(found) }
+}
