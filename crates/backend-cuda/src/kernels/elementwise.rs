@@ -264,7 +264,12 @@ fn expression(f: FusedFn, args: &[String], from: DType) -> Result<String, Why> {
 
 fn unary(f: UnaryFn, a: &str, dtype: DType) -> Result<String, Why> {
     if is_small_float(dtype) {
-        return Ok(format!("f_{}({a})", f.name()));
+        return match f {
+            UnaryFn::Digamma | UnaryFn::BesselI0 | UnaryFn::BesselI1 => {
+                Err(Why::new(format!("{} of {dtype}", f.name())))
+            }
+            f => Ok(format!("f_{}({a})", f.name())),
+        };
     }
     let text = match (dtype, f) {
         (DType::Bool, UnaryFn::Not) => format!("!{a}"),
@@ -285,13 +290,18 @@ fn unary(f: UnaryFn, a: &str, dtype: DType) -> Result<String, Why> {
 }
 
 fn binary(f: BinaryFn, a: &str, b: &str, dtype: DType) -> Result<String, Why> {
-    use BinaryFn::{Add, And, Div, FloorDiv, Max, Min, Mul, Or, Pow, Rem, Sub, TruncDiv, Xor};
+    use BinaryFn::{
+        Add, And, Atan2, Copysign, Div, FloorDiv, Fmod, Gcd, Hypot, Max, Min, Mul, Or, Pow, Rem, Shl, Shr, Sub,
+        TruncDiv, Xor, Zeta,
+    };
     if dtype == DType::Bool {
         return Ok(match f {
             And | Min | Mul => format!("{a} && {b}"),
             Or | Max | Add => format!("{a} || {b}"),
             Xor => format!("{a} != {b}"),
-            Sub | Div | FloorDiv | TruncDiv | Rem | Pow => return Err(Why::new(format!("{} of bool", f.name()))),
+            Sub | Div | FloorDiv | TruncDiv | Rem | Fmod | Pow | Atan2 | Hypot | Copysign | Shl | Shr | Gcd | Zeta => {
+                return Err(Why::new(format!("{} of bool", f.name())));
+            }
         });
     }
     if dtype.is_float() {
@@ -301,13 +311,18 @@ fn binary(f: BinaryFn, a: &str, b: &str, dtype: DType) -> Result<String, Why> {
             Sub => format!("{a} - {b}"),
             Mul => format!("{a} * {b}"),
             Div => format!("{a} / {b}"),
-            FloorDiv if !double => format!("floorf({a} / {b})"),
+            FloorDiv if !double => format!("f_floor_div({a}, {b})"),
             TruncDiv if !double => format!("truncf({a} / {b})"),
             Rem if !double => format!("f_rem({a}, {b})"),
+            Fmod if !double => format!("fmodf({a}, {b})"),
+            Atan2 if !double => format!("atan2f({a}, {b})"),
+            Hypot if !double => format!("hypotf({a}, {b})"),
+            Copysign if !double => format!("copysignf({a}, {b})"),
             Pow if !double => format!("powf({a}, {b})"),
             Max if !double => format!("f_max({a}, {b})"),
             Min if !double => format!("f_min({a}, {b})"),
-            And | Or | Xor | FloorDiv | TruncDiv | Rem | Pow | Max | Min => {
+            And | Or | Xor | FloorDiv | TruncDiv | Rem | Fmod | Pow | Max | Min | Atan2 | Hypot | Copysign | Shl
+            | Shr | Gcd | Zeta => {
                 return Err(Why::new(format!("{} of {dtype}", f.name())));
             }
         });
@@ -325,6 +340,9 @@ fn binary(f: BinaryFn, a: &str, b: &str, dtype: DType) -> Result<String, Why> {
         And => format!("{a} & {b}"),
         Or => format!("{a} | {b}"),
         Xor => format!("{a} ^ {b}"),
+        Shl => format!("{b} < 0 || {b} > 63 ? 0 : (i64)((u64){a} << {b})"),
+        Shr => format!("{a} >> ({b} < 0 || {b} > 63 ? 63 : {b})"),
+        Fmod | Atan2 | Hypot | Copysign | Gcd | Zeta => return Err(Why::new(format!("{} of {dtype}", f.name()))),
     })
 }
 

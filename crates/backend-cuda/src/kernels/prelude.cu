@@ -63,7 +63,7 @@ template <typename T, int N> DEVICE void write(T* to, const Pack<T, N>& pack) {
 // Elementary functions; the names are those of the IR.
 DEVICE float f_neg(float x) { return -x; }
 DEVICE float f_abs(float x) { return fabsf(x); }
-DEVICE float f_sign(float x) { return x > 0.f ? 1.f : x < 0.f ? -1.f : x; }
+DEVICE float f_sign(float x) { return x > 0.f ? 1.f : x < 0.f ? -1.f : 0.f; }
 DEVICE float f_exp(float x) { return expf(x); }
 DEVICE float f_log(float x) { return logf(x); }
 DEVICE float f_log1p(float x) { return log1pf(x); }
@@ -74,6 +74,20 @@ DEVICE float f_reciprocal(float x) { return 1.f / x; }
 DEVICE float f_sin(float x) { return sinf(x); }
 DEVICE float f_cos(float x) { return cosf(x); }
 DEVICE float f_tanh(float x) { return tanhf(x); }
+DEVICE float f_tan(float x) { return tanf(x); }
+DEVICE float f_asin(float x) { return asinf(x); }
+DEVICE float f_acos(float x) { return acosf(x); }
+DEVICE float f_atan(float x) { return atanf(x); }
+DEVICE float f_sinh(float x) { return sinhf(x); }
+DEVICE float f_cosh(float x) { return coshf(x); }
+DEVICE float f_asinh(float x) { return asinhf(x); }
+DEVICE float f_acosh(float x) { return acoshf(x); }
+DEVICE float f_atanh(float x) { return atanhf(x); }
+DEVICE float f_erfc(float x) { return erfcf(x); }
+DEVICE float f_erfcx(float x) { return erfcxf(x); }
+DEVICE float f_erfinv(float x) { return erfinvf(x); }
+DEVICE float f_ndtri(float x) { return normcdfinvf(x); }
+DEVICE float f_lgamma(float x) { return lgammaf(x); }
 DEVICE float f_erf(float x) { return erff(x); }
 DEVICE float f_sigmoid(float x) { return 1.f / (1.f + expf(-x)); }
 DEVICE float f_softplus(float x) { return x > 20.f ? x : log1pf(expf(x)); }
@@ -144,10 +158,19 @@ DEVICE i64 i_rem(i64 a, i64 b) {
     return r != 0 && (r < 0) != (b < 0) ? r + b : r;
 }
 DEVICE i64 i_pow(i64 a, i64 b) {
-    if (b < 0 || b > 0xffffffffll) return 0;
+    if (b < 0) return a == 1 ? 1 : a == -1 ? ((b & 1) ? -1 : 1) : 0;
     i64 r = 1;
     for (; b; b >>= 1) { if (b & 1) r = i_mul(r, a); a = i_mul(a, a); }
     return r;
+}
+// From the exact remainder: the rounded quotient may be one too high.
+DEVICE float f_floor_div(float a, float b) {
+    if (b == 0.f) return a / b;
+    float r = fmodf(a, b), q = (a - r) / b;
+    if (r != 0.f && (b < 0.f) != (r < 0.f)) q -= 1.f;
+    if (q == 0.f) return copysignf(0.f, a / b);
+    float f = floorf(q);
+    return q - f > 0.5f ? f + 1.f : f;
 }
 DEVICE float f_rem(float a, float b) { float r = fmodf(a, b); return r != 0.f && (r < 0.f) != (b < 0.f) ? r + b : r; }
 // A value as a narrower type holds it.
