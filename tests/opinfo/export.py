@@ -3,7 +3,7 @@
     $(scripts/python-env.sh | tail -n 1) tests/opinfo/export.py FOLDER [--samples 4] [--dtypes f32,i64] [--ops add,sort]
 
 Each sample gives `FOLDER/OPERATOR/DTYPE-N.pt2`, the operator called on the sample's tensors as it is exported, and a
-`.safetensors` beside it with `input.N` and `expected.N`. An operator whose folder has the file `done` is not exported
+`.safetensors` beside it with `input.N` and `expected.N`, and `wide.N` for halves: the same in f32, rounded. An operator whose folder has the file `done` is not exported
 again, so the script goes on where it was stopped. `done` lists what PyTorch itself does not export, with its reason.
 `cargo run -p regraft-conformance --example opinfo -- FOLDER` imports and runs them.
 """
@@ -98,10 +98,27 @@ def export(op, sample, stem: Path) -> str | None:
             return "no dense result"
         program = torch.export.export(call, call.inputs(), strict=False)
     torch.export.save(program, stem.with_suffix(".pt2"))
+    wide = in_f32(call, answers)
     data = {f"input.{i}": storable(t) for i, t in enumerate(call.tensors)}
     data |= {f"expected.{i}": storable(t) for i, t in enumerate(answers)}
+    data |= {f"wide.{i}": t for i, t in enumerate(wide)}
     save_file(data, stem.with_suffix(".safetensors"))
     return None
+
+
+def in_f32(call: Call, answers: list[torch.Tensor]) -> list[torch.Tensor]:
+    """What the operator gives for half-precision inputs in f32, rounded: some kernels of halves lose more than that."""
+    halves = (torch.float16, torch.bfloat16)
+    if not any(t.dtype in halves for t in answers):
+        return []
+    inputs = [t.float() if t.dtype in halves else t for t in call.inputs()]
+    try:
+        results = [t for t in pytree.tree_leaves(call(*inputs)) if isinstance(t, torch.Tensor)]
+    except Exception:  # other operators for other dtypes are no answer
+        return []
+    if [t.shape for t in results] != [t.shape for t in answers]:
+        return []
+    return [storable(t.to(a.dtype)) for t, a in zip(results, answers, strict=True)]
 
 
 def timed_out(*_) -> None:
