@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use regraft_adapter::{Adapter, AdapterConfig, Overlay, Patterns};
-use regraft_ir::SourceKind;
+use regraft_ir::{Role, SourceKind};
 use regraft_tensor::{AlignedVec, Buffer, DType, Tensor};
 use regraft_weights::{RefitMap, SourceInfo, StateDict};
 use serde_json::{Value, json};
@@ -223,8 +223,9 @@ static ENGINE: LazyLock<RefitMap> = LazyLock::new(|| {
         kind: SourceKind::Parameter,
         dtype,
         shape: shape.to_vec(),
+        role: Role::Other,
     };
-    RefitMap { sources: SOURCES.into_iter().map(source).collect(), recipes: vec![] }
+    RefitMap { sources: SOURCES.into_iter().map(source).collect(), twins: vec![], recipes: vec![] }
 });
 
 fn pick<T: Copy>(from: &[T], index: u8) -> T {

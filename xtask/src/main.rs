@@ -10,7 +10,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("ir", &["tensor"]),
     ("weights", &["tensor", "ir"]),
     ("checkpoint", &["tensor", "weights"]),
-    ("adapter", &["tensor", "weights"]),
+    ("adapter", &["tensor", "ir", "weights"]),
     ("backend", &["tensor", "ir", "weights", "adapter"]),
     ("backend-cpu", &["tensor", "ir", "weights", "backend"]),
     ("backend-cuda", &["tensor", "ir", "weights", "backend"]),

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use regraft_ir::Role;
 use regraft_tensor::Tensor;
-use regraft_weights::SourceInfo;
+use regraft_weights::{RefitMap, SourceInfo};
 
 use crate::{
     AdapterLayer, AdapterProblem, Factors, Magnitude, MagnitudeAxis, Update, config::Scaling, dialect::Part, matrix,
@@ -17,22 +18,10 @@ pub(super) type Parts<'a> = BTreeMap<Part, (&'a str, &'a Tensor)>;
 pub(super) struct Layer<'a> {
     pub(super) parts: Parts<'a>,
     pub(super) scaling: Scaling,
-    /// How a square weight is stored; the shape of others tells.
-    pub(super) orientation: Orientation,
     /// The configuration says that there are magnitudes.
     pub(super) dora: bool,
     /// The configuration is one of PEFT's.
     pub(super) from_peft: bool,
-}
-
-/// How a linear layer stores its weight.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Orientation {
-    /// `[out, in]`.
-    Straight,
-    /// `[in, out]`, as GPT-2 has it.
-    Crossed,
-    Unknown,
 }
 
 type Outcome<T> = Result<T, AdapterProblem>;
@@ -41,6 +30,8 @@ type Outcome<T> = Result<T, AdapterProblem>;
 #[derive(Clone, Copy)]
 struct Weight<'a> {
     info: &'a SourceInfo,
+    /// What it is to the module that is adapted.
+    role: Role,
     rows: usize,
     cols: usize,
 }
@@ -55,13 +46,13 @@ struct Product {
 
 impl<'a> Layer<'a> {
     /// The updates of the module's weight and bias.
-    pub(super) fn updates(&self, target: Target, sources: &[SourceInfo]) -> Outcome<Vec<AdapterLayer>> {
+    pub(super) fn updates(&self, target: Target, map: &RefitMap) -> Outcome<Vec<AdapterLayer>> {
         let mut layers = Vec::new();
         let weight_part = self.parts.keys().find(|part| !matches!(part, Part::DiffBias | Part::UpBias | Part::Alpha));
         if let Some(part) = weight_part {
             let key = self.parts[part].0;
             let source = target.weight.ok_or_else(|| unsupported(key, "the module has no weight of its own"))?;
-            let info = &sources[source];
+            let info = info_of(map, source);
             if !info.dtype.is_float() || info.shape.is_empty() {
                 return Err(unsupported(key, &format!("the weight is {}, which takes no adapters", info.type_text())));
             }
@@ -69,9 +60,12 @@ impl<'a> Layer<'a> {
             if rows == 0 || cols == 0 {
                 return Err(unsupported(key, "the weight is empty"));
             }
-            layers.push(AdapterLayer { source, update: self.weight(Weight { info, rows, cols })? });
+            layers.push(AdapterLayer {
+                source,
+                update: self.weight(Weight { info, role: map.role(source), rows, cols })?,
+            });
         }
-        layers.extend(self.bias(target, sources)?);
+        layers.extend(self.bias(target, map)?);
         match self.parts.values().next() {
             // An alpha alone scales nothing.
             Some((key, _)) if layers.is_empty() => Err(incomplete(key, "factor")),
@@ -124,12 +118,7 @@ impl<'a> Layer<'a> {
             return Ok(Product { factors: Factors { up, down }, rank, outputs: MagnitudeAxis::Rows });
         }
         let down = matrix::flat(down_key, down, rank)?;
-        if self.orientation(weight.info) == Some(Orientation::Unknown) {
-            let why = "the weight is square, and whether it is stored as [in, out] cannot be told: \
-                       merge this layer with the tool that made it";
-            return Err(unsupported(down_key, why));
-        }
-        if self.orientation(weight.info) == Some(Orientation::Crossed) {
+        if self.is_crossed(weight, (down_key, &down), &up)? {
             let up = matrix::expect(up_key, up, [cols, rank])?;
             let factors = Factors { up: matrix::transposed(&down), down: matrix::transposed(&up) };
             return Ok(Product { factors, rank, outputs: MagnitudeAxis::Columns });
@@ -147,20 +136,28 @@ impl<'a> Layer<'a> {
         Ok(Product { factors, rank, outputs: MagnitudeAxis::Rows })
     }
 
-    /// How the weight of a linear layer is stored, by the factors' shapes; `None` when they do not tell or do not fit.
-    pub(super) fn orientation(&self, info: &SourceInfo) -> Option<Orientation> {
-        let ([rows, cols], (_, down), (_, up)) =
-            (info.shape.as_slice(), self.given(Part::Down)?, self.given(Part::Up)?)
-        else {
-            return None;
-        };
-        let (rank, outputs) = (*down.shape().first()?, *up.shape().first()?);
-        let inputs = down.numel().checked_div(rank)?;
-        match ((outputs, inputs) == (*rows, *cols), (outputs, inputs) == (*cols, *rows)) {
-            (true, true) => Some(self.orientation),
-            (true, false) => Some(Orientation::Straight),
-            (false, true) => Some(Orientation::Crossed),
-            (false, false) => None,
+    /// Whether the module's weight is stored as `[in, out]`: what the program does with it says so, and where that does not
+    /// tell, the sizes, if they fit one way only. `down` is `[rank, in]` and `up` `[out, rank]`.
+    fn is_crossed(&self, weight: Weight<'_>, (key, down): (&str, &Tensor), up: &Tensor) -> Outcome<bool> {
+        match weight.role {
+            Role::Linear | Role::Conv | Role::Table => return Ok(false),
+            Role::LinearInOut => return Ok(true),
+            Role::ConvTranspose => {
+                let why = "LoRA of a transposed convolution, which no tool defines: merge this layer with its own tool";
+                return Err(unsupported(key, why));
+            }
+            Role::Other => {}
+        }
+        let (outputs, inputs) = (up.shape()[0], down.shape()[1]);
+        let straight = (outputs, inputs) == (weight.rows, weight.cols);
+        let crossed = weight.info.shape.len() == 2 && (outputs, inputs) == (weight.cols, weight.rows);
+        match straight && crossed {
+            false => Ok(crossed),
+            true => {
+                let why = "the weight is square, and neither the program nor the class of its module says whether it \
+                           is stored as [in, out]: merge this layer with the tool that made it";
+                Err(unsupported(key, why))
+            }
         }
     }
 
@@ -263,12 +260,12 @@ impl<'a> Layer<'a> {
         Ok(Update::Full { delta: matrix::expect(key, delta, [weight.rows, weight.cols])?, scale: 1.0 })
     }
 
-    fn bias(&self, target: Target, sources: &[SourceInfo]) -> Outcome<Vec<AdapterLayer>> {
+    fn bias(&self, target: Target, map: &RefitMap) -> Outcome<Vec<AdapterLayer>> {
         let given = [Part::DiffBias, Part::UpBias].into_iter().filter_map(|part| Some((part, self.given(part)?)));
         let mut layers: Vec<AdapterLayer> = Vec::new();
         for (part, (key, delta)) in given {
             let source = target.bias.ok_or_else(|| unsupported(key, "the module has no bias"))?;
-            let info = &sources[source];
+            let info = info_of(map, source);
             if !info.dtype.is_float() {
                 return Err(unsupported(key, &format!("the bias is {}, which takes no adapters", info.type_text())));
             }
@@ -333,6 +330,11 @@ const EMBEDDING: &[Part] = &[Part::EmbeddingDown, Part::EmbeddingUp];
 const LOHA: &[Part] = &[Part::HadaW1A, Part::HadaW1B, Part::HadaW2A, Part::HadaW2B, Part::HadaT1, Part::HadaT2];
 const LOKR: &[Part] =
     &[Part::LokrW1, Part::LokrW1A, Part::LokrW1B, Part::LokrW2, Part::LokrW2A, Part::LokrW2B, Part::LokrT2];
+
+/// The source that a use is of.
+fn info_of(map: &RefitMap, used_as: usize) -> &SourceInfo {
+    &map.sources[map.source_of(used_as).expect("targets are uses of the map")]
+}
 
 /// The rank of a factor `[r, ...]`.
 fn rank_of(key: &str, down: &Tensor, weight: Weight<'_>) -> Outcome<usize> {

@@ -35,11 +35,11 @@ pub use self::{
 pub struct Adapter {
     /// What reports call it.
     pub name: String,
-    /// What it does, at most one update per source, in the order of sources.
+    /// What it does, at most one update per use of a source, in their order.
     pub layers: Vec<AdapterLayer>,
     /// Keys of its file that are about other models of a pipeline, such as a text encoder.
     pub elsewhere: Vec<String>,
-    /// Name and shape of the source of each layer, where it was read for an engine.
+    /// Name of the use and shape of the source of each layer, where it was read for an engine.
     made_for: Vec<(String, Vec<usize>)>,
 }
 
@@ -55,9 +55,10 @@ impl Adapter {
         for (i, layer) in self.layers.iter().enumerate() {
             let made_for = self.made_for.get(i);
             let key = made_for.map_or_else(|| format!("layer {i}"), |(name, _)| name.clone());
-            let found = map.sources.get(layer.source);
+            let found = map.source_of(layer.source).and_then(|source| map.sources.get(source));
+            let name_here = map.use_name(layer.source);
             let is_same =
-                |info: &SourceInfo| made_for.is_none_or(|(name, shape)| *name == info.name && *shape == info.shape);
+                |info: &SourceInfo| made_for.is_none_or(|(name, shape)| name == name_here && *shape == info.shape);
             let Some(info) = found.filter(|info| is_same(info)) else {
                 let why = "the adapter was made for another engine; read it for this one".into();
                 problems.push(AdapterProblem::Unsupported { key, why });
@@ -75,10 +76,10 @@ impl Adapter {
     }
 }
 
-/// The update of one source.
+/// The update of one source, as one module uses it.
 #[derive(Clone, Debug)]
 pub struct AdapterLayer {
-    /// Index of the source in the [`RefitMap`].
+    /// Number of the source in the [`RefitMap`]; where it is tied, of the use that is meant.
     pub source: usize,
     /// What is added to it.
     pub update: Update,
@@ -139,6 +140,47 @@ impl Update {
             }
             Update::Kronecker { left, right, .. } => (of(left, 0) * of(right, 0), of(left, 1) * of(right, 1)),
             Update::Full { delta, .. } => (of(delta, 0), of(delta, 1)),
+        }
+    }
+}
+
+impl Update {
+    /// Whether both are the same, bit for bit.
+    pub fn is_same(&self, other: &Update) -> bool {
+        let (ours, theirs) = (self.tensors(), other.tensors());
+        let same_tensors = ours.len() == theirs.len() && ours.iter().zip(&theirs).all(|(a, b)| a.bit_equal(b));
+        std::mem::discriminant(self) == std::mem::discriminant(other)
+            && self.file_scale().to_bits() == other.file_scale().to_bits()
+            && self.magnitude().map(|m| m.axis) == other.magnitude().map(|m| m.axis)
+            && same_tensors
+    }
+
+    fn tensors(&self) -> Vec<&Tensor> {
+        let mut tensors = match self {
+            Update::LowRank { factors, .. } => vec![&factors.up, &factors.down],
+            Update::Hadamard { first, second, .. } => vec![&first.up, &first.down, &second.up, &second.down],
+            Update::Kronecker { left, right, .. } => vec![left, right],
+            Update::Full { delta, .. } => vec![delta],
+        };
+        tensors.extend(self.magnitude().map(|magnitude| &magnitude.values));
+        tensors
+    }
+
+    fn file_scale(&self) -> f64 {
+        match self {
+            Update::LowRank { scale, .. }
+            | Update::Hadamard { scale, .. }
+            | Update::Kronecker { scale, .. }
+            | Update::Full { scale, .. } => *scale,
+        }
+    }
+
+    fn magnitude(&self) -> Option<&Magnitude> {
+        match self {
+            Update::LowRank { magnitude, .. }
+            | Update::Hadamard { magnitude, .. }
+            | Update::Kronecker { magnitude, .. } => magnitude.as_ref(),
+            Update::Full { .. } => None,
         }
     }
 }

@@ -65,8 +65,8 @@ impl Adapter {
         let (layers, elsewhere) = read(weights, config, map, &mut problems);
         if problems.is_empty() {
             let made_for = |layer: &AdapterLayer| {
-                let info = &map.sources[layer.source];
-                (info.name.clone(), info.shape.clone())
+                let shape = map.source_of(layer.source).map(|source| map.sources[source].shape.clone());
+                (map.use_name(layer.source).to_owned(), shape.unwrap_or_default())
             };
             let made_for = layers.iter().map(made_for).collect();
             return Ok(Adapter { name: name.into(), layers, elsewhere, made_for });
@@ -114,9 +114,8 @@ fn read(
         components.entry(module.component).or_default().insert(module, parts);
     }
     let modules = Modules::new(map);
-    let components: Vec<Component<'_>> = (components.into_iter())
-        .map(|(name, parts)| Component::new(&modules, &map.sources, configs.of(name), &parts))
-        .collect();
+    let components: Vec<Component<'_>> =
+        (components.into_iter()).map(|(name, parts)| Component::new(&modules, map, configs.of(name), &parts)).collect();
     let fitting: Vec<Option<&str>> = components.iter().filter(|c| c.problems.is_empty()).map(|c| c.name).collect();
     let mut elsewhere = Vec::new();
     let mut layers: BTreeMap<usize, (AdapterLayer, &str)> = BTreeMap::new();

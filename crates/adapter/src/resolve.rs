@@ -50,7 +50,7 @@ pub(super) enum Resolved {
 impl<'a> Modules<'a> {
     pub(super) fn new(map: &'a RefitMap) -> Self {
         let mut dotted: BTreeMap<&str, Target> = BTreeMap::new();
-        for (name, index) in map.by_name() {
+        for (name, index) in map.uses_by_name() {
             // `torch.nn.MultiheadAttention` holds the stacked projections itself.
             let of = |suffixes: [&str; 2]| suffixes.iter().find_map(|suffix| name.strip_suffix(suffix));
             if let Some(module) = of([".weight", ".in_proj_weight"]) {

@@ -2,7 +2,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use regraft_weights::SourceInfo;
 
-use crate::{Adapter, Overlay, Update};
+use crate::{Adapter, AdapterLayer, Overlay, Update};
 
 /// The adapters of a generation with their scales. What they do does not depend on the order they are given in: they are
 /// applied in the order of their names.
@@ -35,23 +35,32 @@ impl AdapterSet {
         self.adapters.is_empty()
     }
 
-    /// Sources that `self` and `other` do not treat alike.
-    pub fn differing_sources(&self, other: &AdapterSet) -> Vec<usize> {
-        let (ours, theirs) = (self.by_source(), other.by_source());
+    /// Uses of sources that `self` and `other` do not treat alike.
+    pub fn differing_uses(&self, other: &AdapterSet) -> Vec<usize> {
+        let (ours, theirs) = (self.by_use(), other.by_use());
         let mut differing: Vec<usize> = (ours.iter())
-            .filter(|(source, updates)| theirs.get(source) != Some(updates))
-            .map(|(source, _)| *source)
-            .chain(theirs.keys().filter(|source| !ours.contains_key(source)).copied())
+            .filter(|(used_as, updates)| theirs.get(used_as) != Some(updates))
+            .map(|(used_as, _)| *used_as)
+            .chain(theirs.keys().filter(|used_as| !ours.contains_key(used_as)).copied())
             .collect();
         differing.sort_unstable();
         differing
     }
 
-    /// The overlay on source number `source`; `None` where no adapter touches it.
-    pub fn overlay(&self, source: usize, info: &SourceInfo) -> Option<Overlay> {
+    /// Whether both uses of a source are treated alike.
+    pub fn treats_alike(&self, one: usize, other: usize) -> bool {
+        self.adapters.iter().all(|(adapter, _)| {
+            let of = |used_as: usize| adapter.layers.iter().filter(move |layer| layer.source == used_as);
+            let same = |(a, b): (&AdapterLayer, &AdapterLayer)| a.update.is_same(&b.update);
+            of(one).count() == of(other).count() && of(one).zip(of(other)).all(same)
+        })
+    }
+
+    /// The overlay on use number `used_as` of the source with this `info`; `None` where no adapter touches it.
+    pub fn overlay(&self, used_as: usize, info: &SourceInfo) -> Option<Overlay> {
         let updates: Vec<(&Update, f64)> = (self.adapters.iter())
             .flat_map(|(adapter, scale)| {
-                let layers = adapter.layers.iter().filter(move |layer| layer.source == source);
+                let layers = adapter.layers.iter().filter(move |layer| layer.source == used_as);
                 layers.map(|layer| (&layer.update, *scale))
             })
             .collect();
@@ -59,13 +68,13 @@ impl AdapterSet {
     }
 
     /// Adapters are told apart as objects: comparing factors would cost more than applying them again.
-    fn by_source(&self) -> BTreeMap<usize, Vec<(*const Adapter, u64)>> {
-        let mut sources: BTreeMap<usize, Vec<_>> = BTreeMap::new();
+    fn by_use(&self) -> BTreeMap<usize, Vec<(*const Adapter, u64)>> {
+        let mut uses: BTreeMap<usize, Vec<_>> = BTreeMap::new();
         for (adapter, scale) in &self.adapters {
             for layer in &adapter.layers {
-                sources.entry(layer.source).or_default().push((Arc::as_ptr(adapter), scale.to_bits()));
+                uses.entry(layer.source).or_default().push((Arc::as_ptr(adapter), scale.to_bits()));
             }
         }
-        sources
+        uses
     }
 }

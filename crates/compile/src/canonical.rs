@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use regraft_engine::Engine;
 use regraft_ir::{Graph, TensorType, text};
-use regraft_weights::SourceInfo;
+use regraft_weights::RefitMap;
 
 /// The names that [`Canonical::of`] took out of a program.
 #[derive(Clone, Debug)]
@@ -60,13 +60,14 @@ impl Canonical {
     /// Whether `engine` takes what this program takes: its sources, inputs and outputs.
     pub fn fits(&self, engine: &Engine) -> bool {
         let (graph, plan) = (&self.graph, &engine.plan.graph);
-        let sources = graph.sources.iter().map(|source| SourceInfo::new(source, graph.ty(source.value)));
+        let (sources, twins) = RefitMap::uses_of(graph);
         let inputs = |graph: &Graph| -> Vec<(String, TensorType)> {
             graph.inputs.iter().map(|input| (input.name.clone(), graph.ty(input.value).clone())).collect()
         };
         let outputs = |graph: &Graph| -> Vec<String> { graph.outputs.iter().map(|o| o.name.clone()).collect() };
         let states = |graph: &Graph| -> Vec<String> { graph.states.iter().map(|s| s.name.clone()).collect() };
-        engine.refit_map.sources.iter().eq(sources.collect::<Vec<_>>().iter())
+        engine.refit_map.sources == sources
+            && engine.refit_map.twins == twins
             && graph.symbols == plan.symbols
             && inputs(graph) == inputs(plan)
             && outputs(graph) == outputs(plan)
@@ -80,6 +81,15 @@ impl Canonical {
             info.name.clone_from(name);
             info.aliases.clone_from(aliases);
         }
+        let twins = self.graph.sources.iter().zip(&names.sources).skip(engine.refit_map.sources.len());
+        for (twin, (source, (name, aliases))) in engine.refit_map.twins.iter_mut().zip(twins) {
+            twin.name.clone_from(name);
+            if let Some(info) =
+                engine.refit_map.sources.get_mut(twin.of as usize).filter(|_| source.kind.in_state_dict())
+            {
+                info.aliases.extend(std::iter::once(name).chain(aliases).cloned());
+            }
+        }
         let plan = &mut engine.plan.graph;
         plan.name.clone_from(&names.program);
         plan.inputs.iter_mut().zip(&names.inputs).for_each(|(input, name)| input.name.clone_from(name));
@@ -89,7 +99,7 @@ impl Canonical {
         names.name_scopes(plan);
         for recipe in &mut engine.refit_map.recipes {
             recipe.slot = names.slot(&recipe.slot);
-            for (source, &index) in recipe.graph.sources.iter_mut().zip(&recipe.sources) {
+            for (source, &index) in recipe.graph.sources.iter_mut().zip(&recipe.uses) {
                 source.name.clone_from(&names.sources[index as usize].0);
             }
             names.name_scopes(&mut recipe.graph);

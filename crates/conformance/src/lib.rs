@@ -12,8 +12,8 @@ use std::{
 };
 
 use regraft::{
-    Changed, Engine, KeepSources, Mode, Model, Problem, RefitOptions, RefitReport, RuntimeError, RuntimeErrorKind,
-    StateDict, Tensor, WeightsErrorKind,
+    Changed, Engine, KeepSources, Mode, Model, Problem, RefitMap, RefitOptions, RefitReport, RuntimeError,
+    RuntimeErrorKind, StateDict, Tensor, WeightsErrorKind,
 };
 use regraft_backend_cpu::{CpuDevice, Isa};
 use regraft_compile::{
@@ -92,11 +92,9 @@ impl Case {
     pub fn compile_tuned(&self, weights: &StateDict, isa: Isa, tuning: Tuning<'_>) -> Output {
         let imported = regraft_import::import_pt2(self.program()).unwrap_or_else(|e| panic!("{}: {e}", self.name));
         let mut tensors = imported.weights;
-        for (source, tensor) in imported.graph.sources.iter().zip(&mut tensors) {
-            let named = std::iter::once(&source.name).chain(&source.aliases).find_map(|n| weights.get(n));
-            if let Some(given) = named {
-                let dtype = imported.graph.ty(source.value).dtype;
-                *tensor = Some(given.cast(dtype));
+        for (source, tensor) in RefitMap::uses_of(&imported.graph).0.iter().zip(&mut tensors) {
+            if let Some(given) = source.names().find_map(|name| weights.get(name)) {
+                *tensor = Some(given.cast(source.dtype));
             }
         }
         let options = Options { identical: false, tuning };

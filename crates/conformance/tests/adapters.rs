@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use regraft::{
-    DType, KeepSources, Mode, Model, Refit, Tensor,
+    AlignedVec, DType, KeepSources, Mode, Model, Refit, Tensor,
     adapter::{Adapter, AdapterLayer, Factors, Magnitude, MagnitudeAxis, Update},
+    ir::Role,
 };
 use regraft_backend_cpu::Isa;
 use regraft_conformance::{Case, FULL, assert_close, assert_same, assert_same_slots, one, own_weights};
@@ -82,7 +83,10 @@ fn adapter(
         let (rows, cols) = (info.shape[0], info.shape[1..].iter().product());
         AdapterLayer { source, update: update(rows, cols, number) }
     };
-    let layers = wide.enumerate().filter(|(number, _)| which(*number)).map(layer).collect();
+    // A tied source is the same for each module that reads it.
+    let everywhere =
+        |(numbered, (source, info))| model.refit_map().uses(source).map(move |one| layer((numbered, (one, info))));
+    let layers = wide.enumerate().filter(|(number, _)| which(*number)).flat_map(everywhere).collect();
     Arc::new(Adapter::new(name, layers))
 }
 
@@ -105,9 +109,10 @@ fn a_1_adapters_give_what_a_build_with_merged_weights_gives() {
 
         let engine = model.to_engine(Mode::Refittable, KeepSources::default()).unwrap();
         for layer in &adapter.layers {
-            let pristine = model.generation().unwrap().sources[layer.source].converted().unwrap().unwrap();
+            let source = model.refit_map().source_of(layer.source).unwrap();
+            let pristine = model.generation().unwrap().sources[source].converted().unwrap().unwrap();
             let want = layer.update.reference(&pristine.cast(DType::F64), 0.7);
-            let got = engine.sources[layer.source].clone().unwrap();
+            let got = engine.sources[source].clone().unwrap();
             let (got, want) = (got.to_f64_vec(), want.to_f64_vec());
             let largest = want.iter().fold(0f64, |m, v| m.max(v.abs()));
             let tolerance = if pristine.dtype().size() == 2 { 1e-2 } else { 1e-5 };
@@ -211,6 +216,82 @@ fn a_6_only_slots_of_touched_layers_are_made_anew() {
     assert!(model.adapters().set(&[(adapter, 0.5)]).unwrap().recomputed_slots.is_empty());
 }
 
+/// An adapter is of a module: of a tied tensor it changes what that module reads, and saving the engine unties it.
+#[test]
+fn a_2_an_adapter_on_one_use_of_a_tied_tensor_leaves_the_other_alone() {
+    let case = Case::open("tied");
+    let model = case.model(case.compile());
+    let inputs = case.tensors("input");
+    let before = model.run(&inputs).unwrap();
+    let map = model.refit_map();
+    let uses = map.uses_by_name();
+    let (table, head) = (uses["embed.weight"], uses["head.weight"]);
+    assert_ne!(table, head, "each module has its use");
+    assert_eq!((map.role(table), map.role(head)), (Role::Table, Role::Linear));
+    let shape = &map.sources[map.source_of(head).unwrap()].shape;
+    let one =
+        |source| Arc::new(Adapter::new("a", vec![AdapterLayer { source, update: lora(shape[0], shape[1], 2, 1) }]));
+    let mut answers = vec![before.clone()];
+    for used_as in [table, head] {
+        model.adapters().clear().unwrap();
+        let report = model.adapters().set(&[(one(used_as), 1.0)]).unwrap();
+        assert_eq!(report.adapted, [map.use_name(used_as)]);
+        let changed = model.run(&inputs).unwrap();
+        assert!(answers.iter().all(|other| !other[0].bit_equal(&changed[0])), "each use has an answer of its own");
+        // What was saved is the same model, whose tensors are two now.
+        let engine = model.to_engine(Mode::Refittable, KeepSources::default()).unwrap();
+        assert_eq!(engine.refit_map.sources.len(), map.sources.len() + 1);
+        let engine =
+            regraft::Engine::from_bytes("untied".as_ref(), AlignedVec::copy_of(&engine.to_bytes().unwrap()).into())
+                .unwrap();
+        let untied = case.model(engine);
+        assert_same("untied", &untied.run(&inputs).unwrap(), &changed);
+        assert_eq!(untied.refit_map().uses_by_name()["head.weight"], map.sources.len());
+        answers.push(changed);
+    }
+    model.adapters().clear().unwrap();
+    assert_same_slots("the first day", &model, &case.model(case.compile()));
+    assert_same("the first day", &model.run(&inputs).unwrap(), &before);
+}
+
+/// Two embeddings of one table, as an encoder and a decoder have them, are one slot unless an adapter is on one of them.
+#[test]
+fn a_2_slots_of_two_uses_are_one_while_they_hold_the_same() {
+    let program = r#"program "shared" {
+        input  %0 : i64[2] = "ids"
+        source %1 : f32[5, 4] = "encoder.embed.weight" (parameter) as table
+        source %2 : f32[5, 4] = "decoder.embed.weight" (parameter) as table twin of %1
+        %3 = embedding %1, %0 : f32[2, 4]  // encoder.embed
+        %4 = embedding %2, %0 : f32[2, 4]  // decoder.embed
+        output %3 = "encoder"
+        output %4 = "decoder"
+    }"#;
+    let graph = regraft::ir::text::parse(program).unwrap();
+    let options = regraft_compile::pipeline::Options::default();
+    let weights = [Some(matrix(5, 4, 3)), None];
+    let backend = regraft_conformance::backend(Isa::detect());
+    let target = regraft_compile::pipeline::Backend::of(&*backend);
+    let built = regraft_compile::pipeline::compile(graph, &weights, target, options, &mut ()).unwrap();
+    let model = regraft::model(built.engine, backend).unwrap();
+    let is_one = |model: &Model| {
+        let generation = model.generation().unwrap();
+        Arc::ptr_eq(&generation.slots[0], &generation.slots[1])
+    };
+    assert!(is_one(&model));
+    let ids = [Tensor::from_i64(DType::I64, &[2], &[1, 4])];
+    let before = model.run(&ids).unwrap();
+    for used_as in [0, 1] {
+        let layer = AdapterLayer { source: used_as, update: lora(5, 4, 2, 1) };
+        model.adapters().set(&[(Arc::new(Adapter::new("a", vec![layer])), 1.0)]).unwrap();
+        assert!(!is_one(&model));
+        let after = model.run(&ids).unwrap();
+        assert!(!after[used_as].bit_equal(&before[used_as]) && after[1 - used_as].bit_equal(&before[1 - used_as]));
+        model.adapters().clear().unwrap();
+        assert!(is_one(&model), "and again after it");
+        assert_same("the first day", &model.run(&ids).unwrap(), &before);
+    }
+}
+
 #[test]
 fn a_5_an_adapter_of_another_engine_is_refused() {
     let case = Case::open("tiny_bert");
@@ -221,7 +302,7 @@ fn a_5_an_adapter_of_another_engine_is_refused() {
     let wide = sources.iter().position(|s| s.shape.len() == 2).expect("a matrix");
     let (rows, cols) = (sources[wide].shape[0], sources[wide].shape[1]);
     for layer in [
-        AdapterLayer { source: sources.len(), update: lora(rows, cols, 2, 0) },
+        AdapterLayer { source: sources.len() + model.refit_map().twins.len(), update: lora(rows, cols, 2, 0) },
         AdapterLayer { source: wide, update: lora(rows + 1, cols, 2, 0) },
         AdapterLayer { source: wide, update: Update::Full { delta: matrix(rows, cols + 1, 0), scale: 1.0 } },
     ] {

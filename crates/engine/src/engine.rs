@@ -127,7 +127,9 @@ impl Engine {
 
     /// The engine with these weights, one per source: refittable when all are there, otherwise stripped. An `identical`
     /// engine takes no others from now on.
-    pub fn with_weights(mut self, weights: Vec<Option<Tensor>>, identical: bool) -> Engine {
+    pub fn with_weights(mut self, mut weights: Vec<Option<Tensor>>, identical: bool) -> Engine {
+        // Those of twins stand behind the ones that they are.
+        weights.truncate(self.refit_map.sources.len());
         let complete = weights.iter().all(Option::is_some);
         self.identical = identical && complete;
         if self.identical {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use regraft_backend::{FormatId, SlotLayout, Target};
 use regraft_engine::{Engine, EngineErrorKind, Plan};
-use regraft_ir::{Graph, SourceKind, TensorType};
+use regraft_ir::{Graph, Role, SourceKind, TensorType};
 use regraft_tensor::{AlignedVec, Buffer, DType};
 use regraft_weights::{Recipe, RefitMap, SourceInfo};
 
@@ -21,11 +21,12 @@ fn engine(count: usize, len: usize) -> Engine {
         let value = recipe.add_source(&name, SourceKind::Parameter, ty.clone());
         recipe.add_output("slot", value);
         let (sources, format) = (vec![i as u32], FormatId::PLAIN);
-        map.recipes.push(Recipe { slot: name.clone(), graph: recipe, sources, format, layout_ops: 0 });
+        let (slot, uses) = (name.clone(), sources.clone());
+        map.recipes.push(Recipe { slot, graph: recipe, sources, uses, format, layout_ops: 0 });
         plan.graph.add_source(&name, SourceKind::Constant, ty.clone());
         plan.slots.push(SlotLayout { shape: vec![len], format: FormatId::PLAIN, bytes: len.saturating_mul(4) });
         let (aliases, kind) = (vec![], SourceKind::Parameter);
-        map.sources.push(SourceInfo { name, aliases, kind, dtype: DType::F32, shape: vec![len] });
+        map.sources.push(SourceInfo { name, aliases, kind, dtype: DType::F32, shape: vec![len], role: Role::Other });
     }
     let target = Target { backend: "cpu".into(), arch: "any".into(), level: "any".into(), features: vec![] };
     Engine::new(target, plan, map)

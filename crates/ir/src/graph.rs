@@ -78,6 +78,48 @@ impl SourceKind {
         [SourceKind::Parameter, SourceKind::Buffer, SourceKind::NonPersistentBuffer, SourceKind::Constant];
 }
 
+/// What a source is to the module that reads it: which of its axes are outputs and which are inputs, whatever its shape.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// None of these, or several.
+    #[default]
+    Other,
+    /// The matrix of a linear layer as `[out, in]`.
+    Linear,
+    /// The matrix of a linear layer as `[in, out]`, as GPT-2's `Conv1D` has it.
+    LinearInOut,
+    /// Rows by index: an embedding.
+    Table,
+    /// The kernel of a convolution, `[out, in / groups, ...]`.
+    Conv,
+    /// The kernel of a transposed convolution, `[in, out / groups, ...]`.
+    ConvTranspose,
+}
+
+impl Role {
+    /// The word for it in text.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Other => "other",
+            Role::Linear => "linear",
+            Role::LinearInOut => "linear_in_out",
+            Role::Table => "table",
+            Role::Conv => "conv",
+            Role::ConvTranspose => "conv_transpose",
+        }
+    }
+
+    /// Whether there is nothing to say.
+    pub fn is_other(&self) -> bool {
+        *self == Role::Other
+    }
+
+    /// All roles.
+    pub const ALL: [Role; 6] =
+        [Role::Other, Role::Linear, Role::LinearInOut, Role::Table, Role::Conv, Role::ConvTranspose];
+}
+
 /// A named tensor of the original model.
 #[derive(Clone, Debug)]
 pub struct Source {
@@ -87,6 +129,11 @@ pub struct Source {
     pub aliases: Vec<String>,
     /// What it was.
     pub kind: SourceKind,
+    /// What it is to the module that reads it.
+    pub role: Role,
+    /// The source that is the same tensor, and that brings its content. This one is how another module reads it, under the
+    /// name that it has there; a constant where the module has no name for it.
+    pub twin_of: Option<u32>,
     /// Its value; the type is in the value.
     pub value: ValueId,
 }
@@ -201,7 +248,14 @@ impl Graph {
     /// Adds a source.
     pub fn add_source(&mut self, name: impl Into<String>, kind: SourceKind, ty: TensorType) -> ValueId {
         let value = self.add_value(ty, Def::Source(self.sources.len() as u32));
-        self.sources.push(Source { name: name.into(), aliases: Vec::new(), kind, value });
+        self.sources.push(Source {
+            name: name.into(),
+            aliases: Vec::new(),
+            kind,
+            role: Role::Other,
+            twin_of: None,
+            value,
+        });
         value
     }
 
@@ -364,7 +418,8 @@ impl Graph {
         for source in old.sources {
             let ty = old.values[source.value.0 as usize].ty.clone();
             let value = self.add_source(source.name, source.kind, ty);
-            self.sources.last_mut().expect("just added").aliases = source.aliases;
+            let added = self.sources.last_mut().expect("just added");
+            (added.aliases, added.role, added.twin_of) = (source.aliases, source.role, source.twin_of);
             renamed[source.value.0 as usize] = Some(value);
         }
         for state in &old.states {

@@ -18,7 +18,7 @@ mod types;
 mod verify;
 
 pub use error::{EvalError, IrError, IrErrorKind, OpError};
-pub use graph::{Def, Graph, Input, Node, NodeId, Output, Source, SourceKind, State, SymbolInfo, Value, ValueId};
+pub use graph::{Def, Graph, Input, Node, NodeId, Output, Role, Source, SourceKind, State, SymbolInfo, Value, ValueId};
 pub use ops::Op;
 pub use part::Part;
 pub use types::{Scalar, TensorType};

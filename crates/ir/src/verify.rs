@@ -75,6 +75,17 @@ impl Graph {
             if self.ty(source.value).sizes().is_none() {
                 return Err(malformed(format!("source `{}` has a symbolic shape", source.name)));
             }
+            let is_twin = |of: u32| {
+                let found = self.sources.get(of as usize).filter(|other| (of as usize) < i && other.twin_of.is_none());
+                found.is_some_and(|other| self.ty(other.value) == self.ty(source.value))
+            };
+            let after_twin = i > 0 && self.sources[i - 1].twin_of.is_some();
+            if source.twin_of.map_or(after_twin, |of| !is_twin(of)) {
+                return Err(malformed(format!(
+                    "source `{}` does not stand with its twins, which come last",
+                    source.name
+                )));
+            }
             for name in std::iter::once(&source.name).chain(&source.aliases) {
                 if !names.insert(name.as_str()) {
                     return Err(malformed(format!("two sources are called `{name}`")));

@@ -70,7 +70,7 @@ impl Program {
     #[getter]
     fn sources(&self) -> Vec<SourceInfo> {
         let graph = &self.0.graph;
-        graph.sources.iter().map(|s| (&regraft::SourceInfo::new(s, graph.ty(s.value))).into()).collect()
+        regraft::RefitMap::uses_of(graph).0.iter().map(SourceInfo::from).collect()
     }
 
     /// Names of the inputs, in order.

@@ -104,7 +104,7 @@ impl Program {
             }
             (Mode::Refittable, None) => {
                 let all: Vec<usize> = (0..self.refit_map.recipes.len()).collect();
-                refit::make(&self.parts(), &self.carried, &AdapterSet::default(), &all, &self.pool, &())?.slots
+                refit::make(&self.parts(), &self.carried, &AdapterSet::default(), &all, &[], &self.pool, &())?.slots
             }
         };
         Ok(Some(Generation { id: 0, slots, sources: self.carried.clone(), adapters: Arc::default() }))

@@ -8,7 +8,7 @@ use std::{
 
 use regraft_engine::{Engine, KeepSources, Mode};
 use regraft_tensor::{Buffer, Tensor};
-use regraft_weights::{Digest, StateDict};
+use regraft_weights::{Digest, RefitMap, StateDict, Twin};
 
 use crate::{Generation, Model, RuntimeError, RuntimeErrorKind, refit};
 
@@ -70,12 +70,39 @@ impl Model {
                 self.keep_what_no_state_dict_brings(&mut engine, &generation)?;
             }
         }
+        if mode != Mode::Frozen {
+            self.untie(&mut engine, &generation, keep)?;
+        }
         Ok(engine)
+    }
+
+    /// An engine holds each source once: one that is tied, and that adapters change for some of its modules only, becomes
+    /// several.
+    fn untie(&self, engine: &mut Engine, generation: &Generation, keep: KeepSources) -> Result<(), RuntimeError> {
+        let map = &self.shared.program.refit_map;
+        let is_apart =
+            |(i, twin): &(usize, &Twin)| !generation.adapters.treats_alike(twin.of as usize, map.sources.len() + i);
+        let apart: BTreeSet<usize> = map.twins.iter().enumerate().filter(is_apart).map(|(i, _)| i).collect();
+        let unnamed = || {
+            let names = apart.iter().map(|&i| map.twins[i].name.clone());
+            let why = "an adapter changes the module's weight and not where it is read besides, which a refittable engine \
+                       cannot hold; take the adapter away, or save a frozen engine";
+            RuntimeErrorKind::Source { name: names.collect::<Vec<_>>().join(", "), why: why.into() }
+        };
+        engine.refit_map = map.untied(&apart).ok_or_else(unnamed)?;
+        for &twin in &apart {
+            let tensor = refit::merged_use(&self.shared.program.parts(), generation, map.sources.len() + twin)?;
+            let digest = tensor.as_ref().map(Digest::of).filter(|_| keep == KeepSources::None || engine.identical);
+            engine.digests.push(digest);
+            engine.sources.push(tensor.filter(|_| keep != KeepSources::None));
+            engine.files.push(None);
+        }
+        Ok(())
     }
 
     /// The digests of the generation's sources with its adapters applied, as far as they can be known.
     fn fill_digests(&self, engine: &mut Engine, generation: &Generation) -> Result<(), RuntimeError> {
-        let adapted = adapted(generation);
+        let adapted = adapted(&self.shared.program.refit_map, generation);
         let merged = refit::merged_sources(&self.shared.program.parts(), generation, |i| adapted.contains(&i))?;
         for (i, (digest, content)) in engine.digests.iter_mut().zip(&generation.sources).enumerate() {
             *digest = if adapted.contains(&i) { merged[i].as_ref().map(Digest::of) } else { content.digest()? };
@@ -101,7 +128,7 @@ impl Model {
     }
 
     fn fill_references(&self, engine: &mut Engine, generation: &Generation) -> Result<(), RuntimeError> {
-        let adapted = adapted(generation);
+        let adapted = adapted(&self.shared.program.refit_map, generation);
         let mut weights = WeightFiles { model: self, open: BTreeMap::new() };
         engine.files = (0..generation.sources.len())
             .map(|i| if adapted.contains(&i) { None } else { weights.file_of(generation, i) })
@@ -115,8 +142,9 @@ impl Model {
     }
 }
 
-fn adapted(generation: &Generation) -> BTreeSet<usize> {
-    generation.adapters.differing_sources(&Default::default()).into_iter().collect()
+/// Sources that adapters change.
+fn adapted(map: &RefitMap, generation: &Generation) -> BTreeSet<usize> {
+    generation.adapters.differing_uses(&Default::default()).into_iter().filter_map(|one| map.source_of(one)).collect()
 }
 
 /// Weight files by path, each opened once.

@@ -104,9 +104,12 @@ impl Reference<'_> {
 
     /// The largest step, relative to the value, by which sources are rounded after adapters were applied to them; 0 for f32.
     fn rounding(&self) -> f64 {
-        let sources = &self.staged.model().refit_map().sources;
+        let map = self.staged.model().refit_map();
         let layers = self.generation().adapters.iter().flat_map(|(adapter, _)| &adapter.layers);
-        let step = |layer: &AdapterLayer| match sources[layer.source].dtype {
+        let step = |layer: &AdapterLayer| match map
+            .source_of(layer.source)
+            .map_or(DType::F32, |source| map.sources[source].dtype)
+        {
             DType::F16 => 2f64.powi(-10),
             DType::BF16 => 2f64.powi(-7),
             DType::F64 | DType::F32 | DType::I64 | DType::I32 | DType::I16 | DType::I8 | DType::U8 | DType::Bool => 0.0,
@@ -121,7 +124,7 @@ impl Reference<'_> {
         let tolerance = SLOT_TOLERANCE.max(self.rounding());
         let mut values = Vec::with_capacity(model.plan().slots.len());
         for (slot, recipe) in model.refit_map().recipes.iter().enumerate() {
-            let sources = recipe.sources.iter().map(|&s| self.source(s as usize)).collect::<Result<Vec<_>, _>>()?;
+            let sources = recipe.uses.iter().map(|&one| self.used(one as usize)).collect::<Result<Vec<_>, _>>()?;
             let (packed, value) = both_values(recipe, &sources)?;
             if recomputed.contains(recipe.slot.as_str()) {
                 let layout = &model.plan().slots[slot];
@@ -139,10 +142,12 @@ impl Reference<'_> {
         Ok(values)
     }
 
-    /// A source in the engine's dtype with adapters applied by their definition.
-    fn source(&self, index: usize) -> Result<Tensor, RuntimeError> {
-        let name = || self.staged.model().refit_map().sources[index].name.clone();
-        let tensor = self.generation().sources[index]
+    /// A use of a source, in the engine's dtype with adapters applied by their definition.
+    fn used(&self, index: usize) -> Result<Tensor, RuntimeError> {
+        let map = self.staged.model().refit_map();
+        let source = map.source_of(index).expect("recipes have uses of sources");
+        let name = || map.sources[source].name.clone();
+        let tensor = self.generation().sources[source]
             .converted()?
             .ok_or_else(|| RuntimeErrorKind::Source { name: name(), why: "its tensor is not available".into() })?;
         let layers = self.generation().adapters.iter().flat_map(|(adapter, scale)| {

@@ -26,7 +26,7 @@ pub use format::{FormatId, SlotLayout};
 pub use gather::{GatherPlan, Piece, Program};
 pub use matching::{MatchOptions, Matched, Names, match_names, suggestion};
 pub use recipe::Recipe;
-pub use refit_map::{RefitMap, SourceInfo};
+pub use refit_map::{RefitMap, SourceInfo, Twin};
 pub use report::{AdapterReport, Phase, PhaseTimes, RefitReport, SlotReport};
 pub use shared_threads::on_shared_threads;
 pub use state_dict::StateDict;

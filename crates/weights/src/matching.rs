@@ -168,6 +168,7 @@ mod tests {
             kind: SourceKind::Parameter,
             dtype: DType::F32,
             shape: shape.to_vec(),
+            role: regraft_ir::Role::Other,
         };
         let sources = vec![source("fc.weight", &[2, 3]), source("fc.bias", &[2])];
         let program = "program \"r\" {
@@ -176,7 +177,8 @@ mod tests {
         }";
         let graph = regraft_ir::text::parse(program).expect("a program");
         let (slot, format) = ("fc.weight".to_owned(), FormatId::PLAIN);
-        RefitMap { sources, recipes: vec![Recipe { slot, graph, sources: vec![0], format, layout_ops: 0 }] }
+        let recipe = Recipe { slot, graph, sources: vec![0], uses: vec![0], format, layout_ops: 0 };
+        RefitMap { sources, twins: vec![], recipes: vec![recipe] }
     }
 
     fn check(weights: &StateDict, options: MatchOptions) -> Result<Matched, Vec<Problem>> {

@@ -14,6 +14,8 @@ pub struct Recipe {
     pub graph: Graph,
     /// For each source of `graph` its index in the [`RefitMap`](crate::RefitMap).
     pub sources: Vec<u32>,
+    /// For each source of `graph` the use of it that this is: what adapters do to it is that use's.
+    pub uses: Vec<u32>,
     /// The layout in memory.
     pub format: FormatId,
     /// How many ops at the end of `graph` only arrange the value for its layout, such as a transpose: the value that the
@@ -22,6 +24,12 @@ pub struct Recipe {
 }
 
 impl Recipe {
+    /// Whether both make the same of their sources, whichever uses these are.
+    pub fn is_twin_of(&self, other: &Recipe) -> bool {
+        let same = self.sources == other.sources && self.format == other.format && self.layout_ops == other.layout_ops;
+        same && self.uses != other.uses && same_program(&self.graph, &other.graph)
+    }
+
     /// The value that the plan's op sees; `None` when `layout_ops` counts ops that are not there.
     pub fn value(&self) -> Option<ValueId> {
         (0..self.layout_ops).try_fold(self.graph.outputs[0].value, |value, _| match self.graph.value(value).def {
@@ -47,6 +55,16 @@ impl Recipe {
     pub fn shape(&self) -> Vec<usize> {
         self.graph.ty(self.graph.outputs[0].value).sizes().expect("slots have known sizes")
     }
+}
+
+/// Whether two programs over sources in the same order compute the same.
+fn same_program(a: &Graph, b: &Graph) -> bool {
+    let same_node =
+        |(a, b): (&regraft_ir::Node, &regraft_ir::Node)| a.op == b.op && a.inputs == b.inputs && a.outputs == b.outputs;
+    a.nodes().len() == b.nodes().len()
+        && a.outputs[0].value == b.outputs[0].value
+        && a.sources.iter().map(|s| s.value).eq(b.sources.iter().map(|s| s.value))
+        && a.nodes().iter().zip(b.nodes()).all(same_node)
 }
 
 impl fmt::Display for Recipe {

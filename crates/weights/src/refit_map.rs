@@ -1,6 +1,6 @@
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
-use regraft_ir::{Source, SourceKind, TensorType};
+use regraft_ir::{Graph, Role, Source, SourceKind, TensorType};
 use regraft_tensor::DType;
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +19,21 @@ pub struct SourceInfo {
     pub dtype: DType,
     /// Shape.
     pub shape: Vec<usize>,
+    /// What it is to the module that reads it.
+    #[serde(default, skip_serializing_if = "Role::is_other")]
+    pub role: Role,
+}
+
+/// How a second module reads a source: the same tensor, and perhaps another adapter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Twin {
+    /// Index of the source.
+    pub of: u32,
+    /// The name that the source has in that module, one of its aliases; where it has none, a name for people.
+    pub name: String,
+    /// What it is to that module.
+    #[serde(default, skip_serializing_if = "Role::is_other")]
+    pub role: Role,
 }
 
 impl SourceInfo {
@@ -33,6 +48,7 @@ impl SourceInfo {
             kind: source.kind,
             dtype: ty.dtype,
             shape: ty.sizes().expect("the verifier checked that sources have known sizes"),
+            role: source.role,
         }
     }
 
@@ -53,15 +69,81 @@ impl SourceInfo {
 }
 
 /// All recipes of an engine: which slot is computed from which sources, and how.
+///
+/// A tied tensor is one source, and each module that reads it has a *use* of it, which adapters tell apart. Uses are
+/// numbered: those with the numbers of sources are these themselves, the others are the twins in their order.
 #[derive(Clone, Debug, Default)]
 pub struct RefitMap {
     /// The sources of the model.
     pub sources: Vec<SourceInfo>,
+    /// Other uses of sources.
+    pub twins: Vec<Twin>,
     /// One recipe per slot.
     pub recipes: Vec<Recipe>,
 }
 
 impl RefitMap {
+    /// The sources of a program, and their other uses.
+    pub fn uses_of(program: &Graph) -> (Vec<SourceInfo>, Vec<Twin>) {
+        let (twins, sources): (Vec<&Source>, Vec<&Source>) = program.sources.iter().partition(|s| s.twin_of.is_some());
+        let mut sources: Vec<SourceInfo> =
+            sources.into_iter().map(|s| SourceInfo::new(s, program.ty(s.value))).collect();
+        let twin = |twin: &Source| {
+            let of = twin.twin_of?;
+            let names = std::iter::once(&twin.name).chain(&twin.aliases).filter(|_| twin.kind.in_state_dict());
+            sources.get_mut(of as usize)?.aliases.extend(names.cloned());
+            Some(Twin { of, name: twin.name.clone(), role: twin.role })
+        };
+        let twins = twins.into_iter().filter_map(twin).collect();
+        (sources, twins)
+    }
+
+    /// The source that use number `index` is one of; `None` when there is no such use.
+    pub fn source_of(&self, index: usize) -> Option<usize> {
+        match index.checked_sub(self.sources.len()) {
+            None => Some(index),
+            Some(twin) => self.twins.get(twin).map(|twin| twin.of as usize),
+        }
+    }
+
+    /// The uses of source number `source`: itself first.
+    pub fn uses(&self, source: usize) -> impl Iterator<Item = usize> {
+        let twins = self.twins.iter().enumerate().filter(move |(_, twin)| twin.of as usize == source);
+        std::iter::once(source).chain(twins.map(|(i, _)| self.sources.len() + i))
+    }
+
+    /// The name of use number `index`; empty when there is none.
+    pub fn use_name(&self, index: usize) -> &str {
+        let twin = || self.twins.get(index.checked_sub(self.sources.len())?).map(|twin| twin.name.as_str());
+        self.sources.get(index).map(|source| source.name.as_str()).or_else(twin).unwrap_or_default()
+    }
+
+    /// What use number `index` is to its module.
+    pub fn role(&self, index: usize) -> Role {
+        let twin = || self.twins.get(index.checked_sub(self.sources.len())?).map(|twin| twin.role);
+        self.sources.get(index).map(|source| source.role).or_else(twin).unwrap_or_default()
+    }
+
+    /// A slot that holds what `slot` does: it has the same recipe for another module, and the uses of their sources are treated
+    /// alike, which `alike` says of two uses. The first of those that are `kept`, otherwise the first before `slot`.
+    pub fn twin_slot(
+        &self,
+        slot: usize,
+        alike: impl Fn(usize, usize) -> bool,
+        kept: impl Fn(usize) -> bool,
+    ) -> Option<usize> {
+        let recipe = &self.recipes[slot];
+        if self.twins.is_empty() || recipe.sources.iter().all(|&source| self.uses(source as usize).nth(1).is_none()) {
+            return None;
+        }
+        let same = |other: &Recipe| {
+            let mut uses = recipe.uses.iter().zip(&other.uses);
+            recipe.is_twin_of(other) && uses.all(|(&one, &other)| one == other || alike(one as usize, other as usize))
+        };
+        let kept_twin = (0..self.recipes.len()).find(|&other| kept(other) && same(&self.recipes[other]));
+        kept_twin.or_else(|| self.recipes[..slot].iter().position(same))
+    }
+
     /// The slots that depend on each source.
     pub fn slots_by_source(&self) -> Vec<Vec<usize>> {
         let mut slots = vec![Vec::new(); self.sources.len()];
@@ -71,6 +153,43 @@ impl RefitMap {
             }
         }
         slots
+    }
+
+    /// The map in which these twins are sources of their own, behind the others; `None` when one of them has no name that a
+    /// state dict would bring it under.
+    pub fn untied(&self, which: &BTreeSet<usize>) -> Option<RefitMap> {
+        let (before, after) = (self.sources.len(), self.sources.len() + which.len());
+        let mut map = RefitMap { sources: self.sources.clone(), ..RefitMap::default() };
+        // The new number of each use.
+        let mut numbers: Vec<u32> = (0..before as u32).collect();
+        for (i, twin) in self.twins.iter().enumerate() {
+            if !which.contains(&i) {
+                numbers.push((after + map.twins.len()) as u32);
+                map.twins.push(twin.clone());
+                continue;
+            }
+            numbers.push(map.sources.len() as u32);
+            let of = map.sources.get_mut(twin.of as usize)?;
+            let at = of.aliases.iter().position(|alias| *alias == twin.name)?;
+            of.aliases.remove(at);
+            let of = of.clone();
+            map.sources.push(SourceInfo { name: twin.name.clone(), aliases: Vec::new(), role: twin.role, ..of });
+        }
+        for recipe in &self.recipes {
+            let uses: Vec<u32> =
+                recipe.uses.iter().map(|&one| numbers.get(one as usize).copied()).collect::<Option<_>>()?;
+            let moved = |(&of, &one): (&u32, &u32)| if (one as usize) < after { one } else { of };
+            let sources = recipe.sources.iter().zip(&uses).map(moved).collect();
+            map.recipes.push(Recipe { sources, uses, ..recipe.clone() });
+        }
+        Some(map)
+    }
+
+    /// The use with each name, aliases included: as [`RefitMap::by_name`], with twins under the names that are theirs.
+    pub fn uses_by_name(&self) -> HashMap<&str, usize> {
+        let mut uses = self.by_name();
+        uses.extend(self.twins.iter().enumerate().map(|(i, twin)| (twin.name.as_str(), self.sources.len() + i)));
+        uses
     }
 
     /// The index of the source with each name, aliases included.

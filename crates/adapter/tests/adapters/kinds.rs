@@ -1,10 +1,11 @@
 //! What each kind computes, against sums written out. `peft.rs` has those that PEFT writes.
 
-use regraft_adapter::{Adapter, MagnitudeAxis, Update};
+use regraft_adapter::{Adapter, AdapterLayer, MagnitudeAxis, Update};
+use regraft_ir::Role;
 use regraft_tensor::{DType, Tensor};
 use regraft_weights::StateDict;
 
-use crate::{config, dict, map, numbers, read, scalar};
+use crate::{config, dict, map, numbers, problems, read, scalar};
 
 fn at(tensor: &Tensor, index: &[usize]) -> f64 {
     let flat = index.iter().zip(tensor.shape()).fold(0, |flat, (i, n)| flat * n + i);
@@ -133,29 +134,30 @@ fn factors_of_any_float_become_f32() {
     }
 }
 
-/// Weights of GPT-2 are `[in, out]`, and the square ones are told by their namesakes.
+/// Square weights of GPT-2 are `[in, out]`, whatever their neighbours are and the configuration says.
 #[test]
-fn square_weights_are_stored_as_their_siblings_are() {
-    let sources: [(&str, &[usize]); 3] =
-        [("h.0.attn.c_proj.weight", &[4, 4]), ("h.0.mlp.c_proj.weight", &[8, 4]), ("lm_head.weight", &[9, 4])];
-    let map = map(sources);
-    let keys: [(&str, &[usize]); 6] = [
-        ("h.0.attn.c_proj.lora_A.weight", &[2, 4]),
-        ("h.0.attn.c_proj.lora_B.weight", &[4, 2]),
-        ("h.0.mlp.c_proj.lora_A.weight", &[2, 8]),
-        ("h.0.mlp.c_proj.lora_B.weight", &[4, 2]),
-        ("lm_head.lora_A.weight", &[2, 4]),
-        ("lm_head.lora_B.weight", &[9, 2]),
+fn how_a_square_weight_is_stored_its_use_tells() {
+    let mut map = map([("h.0.gpt.weight", &[4, 4][..]), ("h.0.fc.weight", &[4, 4])]);
+    let keys: [(&str, &[usize]); 4] = [
+        ("h.0.gpt.lora_A.weight", &[2, 4]),
+        ("h.0.gpt.lora_B.weight", &[4, 2]),
+        ("h.0.fc.lora_A.weight", &[2, 4]),
+        ("h.0.fc.lora_B.weight", &[4, 2]),
     ];
-    let crossed = |adapter: &Adapter, down: &str, weights: &StateDict| {
-        let Update::LowRank { factors, .. } = &adapter.layers[0].update else { panic!("a LoRA") };
-        !factors.down.bit_equal(weights.get(down).expect("given"))
+    let crossed = |adapter: &Adapter, weights: &StateDict| -> Vec<bool> {
+        let is_crossed = |(layer, down): (&AdapterLayer, &str)| {
+            let Update::LowRank { factors, .. } = &layer.update else { panic!("a LoRA") };
+            !factors.down.bit_equal(weights.get(down).expect("given"))
+        };
+        adapter.layers.iter().zip([keys[0].0, keys[2].0]).map(is_crossed).collect()
     };
     let all = dict(keys);
-    assert!(crossed(&read(&all, &map), keys[0].0, &all));
-    let alone = dict(keys[..2].iter().copied());
-    assert!(!crossed(&read(&alone, &map), keys[0].0, &alone));
-    let config = config(r#"{"peft_type": "LORA", "fan_in_fan_out": true}"#);
-    let transposed = Adapter::from_state_dict("a", &alone, &config, &map).expect("fits");
-    assert!(crossed(&transposed, keys[0].0, &alone));
+    for settings in [r#"{"r": 2, "lora_alpha": 2}"#, r#"{"r": 2, "lora_alpha": 2, "fan_in_fan_out": true}"#] {
+        let adapter = Adapter::from_state_dict("a", &all, &config(settings), &map).expect("fits");
+        assert_eq!(crossed(&adapter, &all), [true, false], "{settings}");
+    }
+    // Where neither the use nor the class tells, no shape that fits both ways does.
+    map.sources.iter_mut().for_each(|source| source.role = Role::Other);
+    let listed = problems(&all, &map);
+    assert!(listed.iter().all(|problem| problem.contains("the weight is square")) && listed.len() == 2, "{listed:?}");
 }

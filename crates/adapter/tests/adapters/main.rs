@@ -9,7 +9,7 @@ mod problems;
 use std::path::{Path, PathBuf};
 
 use regraft_adapter::{Adapter, AdapterConfig, AdapterErrorKind, Update};
-use regraft_ir::SourceKind;
+use regraft_ir::{Role, SourceKind};
 use regraft_tensor::{DType, Tensor};
 use regraft_weights::{RefitMap, SourceInfo, StateDict};
 
@@ -18,7 +18,7 @@ fn beside(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/adapters").join(name)
 }
 
-/// An engine with these sources.
+/// An engine with these sources. What they are to their modules, names and shapes say here.
 fn map<'a>(sources: impl IntoIterator<Item = (&'a str, &'a [usize])>) -> RefitMap {
     let source = |(name, shape): (&str, &[usize])| SourceInfo {
         name: name.into(),
@@ -26,8 +26,15 @@ fn map<'a>(sources: impl IntoIterator<Item = (&'a str, &'a [usize])>) -> RefitMa
         kind: SourceKind::Parameter,
         dtype: DType::F32,
         shape: shape.to_vec(),
+        role: match shape.len() {
+            2 if name.contains("gpt") => Role::LinearInOut,
+            2 if name.contains("emb") => Role::Table,
+            2 => Role::Linear,
+            3.. => Role::Conv,
+            _ => Role::Other,
+        },
     };
-    RefitMap { sources: sources.into_iter().map(source).collect(), recipes: vec![] }
+    RefitMap { sources: sources.into_iter().map(source).collect(), twins: vec![], recipes: vec![] }
 }
 
 /// Some numbers in the order of memory; each `seed` has its own.

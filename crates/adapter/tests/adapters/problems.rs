@@ -100,8 +100,6 @@ fn what_no_update_expresses_is_refused() {
         ("grouped.weight", &[6, 2, 3][..]),
         ("line.weight", &[6, 4, 3]),
         ("fc.weight", &[6, 4]),
-        ("square.weight", &[4, 4]),
-        ("gpt.weight", &[4, 6]),
         ("ids.weight", &[6, 4]),
     ]);
     let refused = |keys: &[(&str, &[usize])], settings: &str, word: &str| {
@@ -115,15 +113,6 @@ fn what_no_update_expresses_is_refused() {
         r#"{"peft_type": "LOKR", "r": 8}"#,
         "merge this layer with PEFT",
     );
-    let mixed: [(&str, &[usize]); 6] = [
-        ("square.lora_A.weight", &[2, 4]),
-        ("square.lora_B.weight", &[4, 2]),
-        ("fc.lora_A.weight", &[2, 4]),
-        ("fc.lora_B.weight", &[6, 2]),
-        ("gpt.lora_A.weight", &[2, 4]),
-        ("gpt.lora_B.weight", &[6, 2]),
-    ];
-    refused(&mixed, r#"{"peft_type": "LORA", "fan_in_fan_out": true}"#, "square");
     let lora: [(&str, &[usize]); 2] = [("fc.lora_A.weight", &[2, 4]), ("fc.lora_B.weight", &[6, 2])];
     let two_kinds = [lora[0], lora[1], ("fc.diff", &[6, 4])];
     refused(&two_kinds, "{}", "another kind");

@@ -6,7 +6,7 @@ mod split;
 use regraft_backend::{Codegen, FormatId, KernelId, SlotLayout};
 use regraft_engine::Plan;
 use regraft_ir::{Graph, SourceKind, TensorType};
-use regraft_weights::{Recipe, RefitMap, SourceInfo};
+use regraft_weights::{Recipe, RefitMap};
 
 use crate::{CompileError, tune::Tuner};
 
@@ -26,13 +26,13 @@ pub struct Built {
 pub fn build(lowered: &Graph, codegen: &dyn Codegen, tuner: &mut Tuner<'_>) -> Result<Built, CompileError> {
     let split = split::split(lowered)?;
     let choices = select::select(&split, codegen, tuner)?;
-    let mut builder =
-        Builder { lowered, codegen, plan: Graph::new(&lowered.name), slots: Vec::new(), recipes: Vec::new() };
+    let (sources, twins) = RefitMap::uses_of(lowered);
+    let (slots, recipes) = (Vec::new(), Vec::new());
+    let mut builder = Builder { lowered, codegen, plan: Graph::new(&lowered.name), slots, recipes };
     builder.plan.symbols.clone_from(&lowered.symbols);
     let kernels = builder.plan(&split, choices)?;
-    let sources = lowered.sources.iter().map(|s| SourceInfo::new(s, lowered.ty(s.value))).collect();
     let plan = Plan { graph: builder.plan, kernels, slots: builder.slots };
-    Ok(Built { plan, refit_map: RefitMap { sources, recipes: builder.recipes } })
+    Ok(Built { plan, refit_map: RefitMap { sources, twins, recipes: builder.recipes } })
 }
 
 /// Writes the plan's graph, making a slot for each known value in each layout that is asked for.
@@ -98,7 +98,9 @@ impl Builder<'_> {
         ty: TensorType,
         layout: &select::Layout,
     ) -> Result<regraft_ir::ValueId, CompileError> {
-        let (graph, sources) = recipe;
+        let (graph, uses) = recipe;
+        let source = |&index: &u32| self.lowered.sources[index as usize].twin_of.unwrap_or(index);
+        let sources = uses.iter().map(source).collect();
         let too_large = || CompileError::TooLarge { what: format!("slot {name}") };
         let packed = graph.ty(graph.outputs[0].value);
         let shape = packed.sizes().ok_or_else(too_large)?;
@@ -106,7 +108,7 @@ impl Builder<'_> {
         let bytes = format.byte_len(packed.dtype, &shape).ok_or_else(too_large)?;
         self.slots.push(SlotLayout { shape, format: layout.format.clone(), bytes });
         let (format, layout_ops) = (layout.format.clone(), layout.prepare.len());
-        self.recipes.push(Recipe { slot: name.clone(), graph, sources, format, layout_ops });
+        self.recipes.push(Recipe { slot: name.clone(), graph, sources, uses, format, layout_ops });
         Ok(self.plan.add_source(name, SourceKind::Constant, ty))
     }
 }

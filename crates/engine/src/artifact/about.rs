@@ -2,7 +2,7 @@
 
 use regraft_backend::{FormatId, KernelId, SlotLayout, Target};
 use regraft_tensor::{DType, numel};
-use regraft_weights::{Digest, SourceInfo};
+use regraft_weights::{Digest, SourceInfo, Twin};
 use serde::{Deserialize, Serialize};
 
 use super::compat::Compat;
@@ -13,6 +13,8 @@ pub(super) struct About {
     pub(super) kernels: Vec<KernelId>,
     pub(super) layouts: Vec<AboutLayout>,
     pub(super) sources: Vec<SourceInfo>,
+    #[serde(default)]
+    pub(super) twins: Vec<Twin>,
     pub(super) recipes: Vec<AboutRecipe>,
     pub(super) identical: bool,
     /// One per source.
@@ -62,6 +64,9 @@ fn bytes_before(format: &FormatId, dtype: DType, shape: &[usize]) -> Option<usiz
 pub(super) struct AboutRecipe {
     pub(super) slot: String,
     pub(super) sources: Vec<u32>,
+    /// Where they are not the sources themselves.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) uses: Vec<u32>,
     pub(super) format: FormatId,
     pub(super) layout_ops: usize,
     /// Bytes of the graph's text.
@@ -110,6 +115,7 @@ impl AboutBefore {
             kernels: self.kernels,
             layouts: self.layouts,
             sources: self.sources,
+            twins: Vec::new(),
             recipes: self.recipes,
             identical: self.identical.is_some(),
             files: Vec::new(),

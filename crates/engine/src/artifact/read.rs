@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc};
 use regraft_backend::SlotLayout;
 use regraft_ir::{Graph, Source, text};
 use regraft_tensor::{Buffer, Tensor};
-use regraft_weights::{Recipe, RefitMap, SourceInfo};
+use regraft_weights::{Recipe, RefitMap, SourceInfo, Twin};
 use serde::de::DeserializeOwned;
 
 use super::{
@@ -63,7 +63,7 @@ impl Reader<'_> {
         let slots = self.layouts(&graph, about.layouts)?;
         let plan = Plan { graph, kernels: about.kernels, slots };
         plan.check().map_err(|kind| error(self.path, kind))?;
-        let refit_map = self.refit_map(mode, about.sources, about.recipes, &plan)?;
+        let refit_map = self.refit_map(mode, about.sources, about.twins, about.recipes, &plan)?;
         let sources = self.sources(&refit_map, &about.weights)?;
         let slots = about.slot_offsets.map(|offsets| self.slots(&plan, &offsets)).transpose()?;
         let engine = Engine {
@@ -117,6 +117,7 @@ impl Reader<'_> {
         &self,
         mode: Mode,
         sources: Vec<SourceInfo>,
+        twins: Vec<Twin>,
         recipes: Vec<AboutRecipe>,
         plan: &Plan,
     ) -> Result<RefitMap, EngineError> {
@@ -137,18 +138,22 @@ impl Reader<'_> {
         }
         let section = self.section(RECIPES)?;
         let mut rest = section.bytes();
-        let mut made = Vec::with_capacity(recipes.len());
+        if twins.iter().any(|twin| twin.of as usize >= sources.len()) {
+            return Err(self.malformed("a use of a source that does not exist"));
+        }
+        let mut map = RefitMap { sources, twins, recipes: Vec::with_capacity(recipes.len()) };
         for (slot, about) in recipes.into_iter().enumerate() {
             let what = format!("recipe of slot {}", about.slot);
             let (text, after) =
                 rest.split_at_checked(about.text_len).ok_or_else(|| self.malformed(format!("{what}: cut short")))?;
             rest = after;
             let graph = self.graph(&what, text)?;
-            self.check_recipe(&what, &graph, &about, &sources, plan, slot)?;
-            let AboutRecipe { slot, sources, format, layout_ops, .. } = about;
-            made.push(Recipe { slot, graph, sources, format, layout_ops });
+            self.check_recipe(&what, &graph, &about, &map, plan, slot)?;
+            let AboutRecipe { slot, sources, uses, format, layout_ops, .. } = about;
+            let uses = if uses.is_empty() { sources.clone() } else { uses };
+            map.recipes.push(Recipe { slot, graph, sources, uses, format, layout_ops });
         }
-        Ok(RefitMap { sources, recipes: made })
+        Ok(map)
     }
 
     /// A recipe must read the sources it names and yield what its slot holds.
@@ -157,17 +162,23 @@ impl Reader<'_> {
         what: &str,
         graph: &Graph,
         about: &AboutRecipe,
-        sources: &[SourceInfo],
+        map: &RefitMap,
         plan: &Plan,
         slot: usize,
     ) -> Result<(), EngineError> {
         let reads = graph.sources.len() == about.sources.len()
             && graph.sources.iter().zip(&about.sources).all(|(source, &index)| {
                 let ty = graph.ty(source.value);
-                sources
+                map.sources
                     .get(index as usize)
                     .is_some_and(|info| info.dtype == ty.dtype && ty.sizes().as_ref() == Some(&info.shape))
-            });
+            })
+            && (about.uses.is_empty() || about.uses.len() == about.sources.len())
+            && about
+                .uses
+                .iter()
+                .zip(&about.sources)
+                .all(|(&one, &of)| map.source_of(one as usize) == Some(of as usize));
         let closed =
             graph.inputs.is_empty() && graph.states.is_empty() && graph.symbols.is_empty() && graph.outputs.len() == 1;
         let layout = &plan.slots[slot];

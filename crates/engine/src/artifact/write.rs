@@ -69,6 +69,7 @@ fn about(
     let recipe = |(r, text): (&Recipe, &String)| AboutRecipe {
         slot: r.slot.clone(),
         sources: r.sources.clone(),
+        uses: if r.uses == r.sources { Vec::new() } else { r.uses.clone() },
         format: r.format.clone(),
         layout_ops: r.layout_ops,
         text_len: text.len(),
@@ -77,6 +78,7 @@ fn about(
         kernels: engine.plan.kernels.clone(),
         layouts: engine.plan.slots.iter().map(AboutLayout::of).collect(),
         sources: engine.refit_map.sources.clone(),
+        twins: engine.refit_map.twins.clone(),
         recipes: engine.refit_map.recipes.iter().zip(texts).map(recipe).collect(),
         identical: engine.identical,
         weights: weights.collect(),

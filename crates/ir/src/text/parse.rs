@@ -2,7 +2,7 @@ use std::{collections::HashMap, str::FromStr, sync::Arc};
 
 use regraft_tensor::{DType, Dim, Range};
 
-use crate::{Graph, IrError, IrErrorKind, Op, SourceKind, TensorType, ValueId, attr::AttrValue};
+use crate::{Graph, IrError, IrErrorKind, Op, Role, SourceKind, TensorType, ValueId, attr::AttrValue};
 
 /// Reads the text of a program and verifies it.
 ///
@@ -112,6 +112,18 @@ impl Builder {
             self.graph.sources.last_mut().expect("just added").aliases.push(alias);
         }
         lexer.expect(")")?;
+        if lexer.eat("as") {
+            let word = lexer.word()?;
+            let role = Role::ALL.into_iter().find(|role| role.name() == word);
+            self.graph.sources.last_mut().expect("just added").role =
+                role.ok_or_else(|| format!("`{word}` is no role of a source"))?;
+        }
+        if lexer.eat("twin") {
+            lexer.expect("of")?;
+            let twin = self.value(lexer.number()?)?;
+            let twin = self.graph.source_of(twin).ok_or("a twin is one of a source")?;
+            self.graph.sources.last_mut().expect("just added").twin_of = Some(twin);
+        }
         lexer.end()
     }
 

@@ -45,7 +45,15 @@ impl Printer<'_> {
             for alias in &source.aliases {
                 write!(self.out, ", {alias:?}")?;
             }
-            writeln!(self.out, ")")?;
+            self.out.push(')');
+            if !source.role.is_other() {
+                write!(self.out, " as {}", source.role.name())?;
+            }
+            if let Some(twin) = source.twin_of {
+                let twin = self.number(graph.sources[twin as usize].value);
+                write!(self.out, " twin of {twin}")?;
+            }
+            self.out.push('\n');
         }
         for state in &graph.states {
             let n = self.define(state.value);

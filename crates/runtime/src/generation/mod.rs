@@ -33,12 +33,14 @@ impl Generation {
         if Arc::strong_count(self) > holders {
             return 0;
         }
-        // Sources that are kept in a slot hold it as well, and are shared where it is.
-        let own = |slot: &&Arc<Slot>| {
+        // Sources that are kept in a slot hold it as well, and twins are one slot.
+        let own = |(i, slot): &(usize, &Arc<Slot>)| {
             let sources =
                 self.sources.iter().filter(|source| source.slot().is_some_and(|other| Arc::ptr_eq(other, slot)));
-            Arc::strong_count(slot) == 1 + sources.count()
+            let mut before = self.slots[..*i].iter();
+            let here = self.slots.iter().filter(|other| Arc::ptr_eq(other, slot)).count();
+            Arc::strong_count(slot) == here + sources.count() && !before.any(|other| Arc::ptr_eq(other, slot))
         };
-        self.slots.iter().filter(own).map(|slot| slot.len()).sum()
+        self.slots.iter().enumerate().filter(own).map(|(_, slot)| slot.len()).sum()
     }
 }

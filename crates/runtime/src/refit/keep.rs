@@ -36,7 +36,8 @@ pub(super) fn settle(
 ) {
     let readers = parts.map.slots_by_source();
     // Their slots hold what the adapters made of them.
-    let adapted: BTreeSet<usize> = adapters.differing_sources(&AdapterSet::default()).into_iter().collect();
+    let adapted = adapters.differing_uses(&AdapterSet::default()).into_iter();
+    let adapted: BTreeSet<usize> = adapted.filter_map(|one| parts.map.source_of(one)).collect();
     for &source in passing {
         let info = &parts.map.sources[source];
         let Some(tensor) = sources[source].held() else { continue };

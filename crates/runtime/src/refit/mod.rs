@@ -90,10 +90,9 @@ pub(crate) fn check(
     let adapters_before = base.map_or(&none, |g| &g.adapters);
     let adapters = request.adapters.clone().map_or_else(|| adapters_before.clone(), Arc::new);
     check_adapters(parts.map, &adapters)?;
-    let adapted: BTreeSet<usize> = adapters.differing_sources(adapters_before).into_iter().collect();
-    let affected = |s: usize| matched.contains_key(&s) || adapted.contains(&s);
+    let adapted: BTreeSet<usize> = adapters.differing_uses(adapters_before).into_iter().collect();
     phase(Phase::Check, report, request.observer, |_| {
-        let affected = slots_of(parts.map, base.is_none(), affected);
+        let affected = slots_of(parts.map, base.is_none(), |s| matched.contains_key(&s), &adapted);
         before = at_hand(parts, &before, &siblings(parts.map, &matched, &affected))?;
         check_siblings(parts.map, &matched, &before, &affected)
     })?;
@@ -101,7 +100,7 @@ pub(crate) fn check(
         let options = request.weights.map(|(_, options)| &options.changed);
         compare::changed(parts, &matched, base, options.unwrap_or(&Changed::All))
     })?;
-    let stale = slots_of(parts.map, base.is_none(), |s| changed.contains(&s) || adapted.contains(&s));
+    let stale = slots_of(parts.map, base.is_none(), |s| changed.contains(&s), &adapted);
     let read: BTreeSet<usize> =
         stale.iter().flat_map(|&slot| &parts.map.recipes[slot].sources).map(|&source| source as usize).collect();
     let mut sources = before;
@@ -167,9 +166,13 @@ fn given(
     })
 }
 
-/// All slots, or those that depend on a source that `chosen` names.
-fn slots_of(map: &RefitMap, all: bool, chosen: impl Fn(usize) -> bool) -> Vec<usize> {
-    let depends = |slot: &usize| map.recipes[*slot].sources.iter().any(|&s| chosen(s as usize));
+/// All slots, or those that depend on a source that `chosen` names or on one of the uses in `adapted`.
+fn slots_of(map: &RefitMap, all: bool, chosen: impl Fn(usize) -> bool, adapted: &BTreeSet<usize>) -> Vec<usize> {
+    let depends = |slot: &usize| {
+        let recipe = &map.recipes[*slot];
+        let is_adapted = recipe.uses.iter().any(|&one| adapted.contains(&(one as usize)));
+        is_adapted || recipe.sources.iter().any(|&s| chosen(s as usize))
+    };
     (0..map.recipes.len()).filter(|slot| all || depends(slot)).collect()
 }
 
@@ -233,6 +236,18 @@ pub(crate) fn merged_sources(
     sources.iter().enumerate().map(tensor).collect()
 }
 
+/// The tensor that a use of one of a generation's sources is with its adapters applied; `None` when it is not at hand.
+pub(crate) fn merged_use(
+    parts: &Parts<'_>,
+    generation: &Generation,
+    used_as: usize,
+) -> Result<Option<Tensor>, RuntimeError> {
+    let source = parts.map.source_of(used_as).expect("a use of a source");
+    let sources = at_hand(parts, &generation.sources, &BTreeSet::from([source]))?;
+    let tensor = sources[source].converted()?;
+    tensor.map(|tensor| stage::merged(parts, used_as, &tensor, &generation.adapters)).transpose()
+}
+
 /// Computes the slots of a checked change.
 pub(crate) fn compute(
     parts: &Parts<'_>,
@@ -246,7 +261,8 @@ pub(crate) fn compute(
     let (generation, evaluated) = phase(Phase::Stage, report, observer, |_| {
         let Change { mut sources, adapters, stale, mut passing } = change;
         passing.extend(keep::bring_out(parts, &mut sources, &stale)?);
-        let made = make(parts, &sources, &adapters, &stale, pool, observer)?;
+        let others = base.map_or(&[][..], |base| &base.slots);
+        let made = make(parts, &sources, &adapters, &stale, others, pool, observer)?;
         let mut fresh = stale.iter().zip(made.slots).peekable();
         let slot = |index: usize| match fresh.next_if(|(stale, _)| **stale == index) {
             Some((_, slot)) => slot,
@@ -271,7 +287,7 @@ fn fill_sources(report: &mut RefitReport, map: &RefitMap, matched: &Matched, cha
 }
 
 fn fill_adapters(report: &mut RefitReport, map: &RefitMap, adapters: &AdapterSet, adapted: &BTreeSet<usize>) {
-    report.adapted = adapted.iter().map(|&i| map.sources[i].name.clone()).collect();
+    report.adapted = adapted.iter().map(|&i| map.use_name(i).to_owned()).collect();
     report.adapters = (adapters.iter())
         .map(|(adapter, scale)| AdapterReport { name: adapter.name.clone(), scale, layers: adapter.layers.len() })
         .collect();

@@ -21,8 +21,32 @@ pub(crate) struct Made {
     pub(crate) evaluated: BTreeSet<usize>,
 }
 
-/// Makes the slots in `which`; memory for all of them is set aside first.
+/// Makes the slots in `which`; memory for all of them is set aside first. One that would hold what another slot does, of
+/// those made or of the `others` that stay, is that slot.
 pub(crate) fn make(
+    parts: &Parts<'_>,
+    sources: &[Arc<SourceContent>],
+    adapters: &AdapterSet,
+    which: &[usize],
+    others: &[Arc<Slot>],
+    pool: &Arc<SlotPool>,
+    observer: &dyn RefitObserver,
+) -> Result<Made, RuntimeError> {
+    let alike = |one, other| adapters.treats_alike(one, other);
+    let kept = |slot: usize| !others.is_empty() && which.binary_search(&slot).is_err();
+    let twins: BTreeMap<usize, usize> =
+        which.iter().filter_map(|&slot| Some((slot, parts.map.twin_slot(slot, alike, kept)?))).collect();
+    let first: Vec<usize> = which.iter().copied().filter(|slot| !twins.contains_key(slot)).collect();
+    let made = make_each(parts, sources, adapters, &first, pool, observer)?;
+    let fresh: BTreeMap<usize, &Arc<Slot>> = first.iter().copied().zip(&made.slots).collect();
+    let slot = |slot: &usize| {
+        let of = twins.get(slot).unwrap_or(slot);
+        fresh.get(of).copied().or_else(|| others.get(*of)).expect("a slot that is not made is there").clone()
+    };
+    Ok(Made { slots: which.iter().map(slot).collect(), evaluated: made.evaluated })
+}
+
+fn make_each(
     parts: &Parts<'_>,
     sources: &[Arc<SourceContent>],
     adapters: &AdapterSet,
@@ -58,12 +82,13 @@ fn given<'a>(
     sources: &'a [Arc<SourceContent>],
     overlays: &'a BTreeMap<usize, Overlay>,
 ) -> Result<Vec<Given<'a>>, RuntimeError> {
-    let given = |&source: &u32| {
+    let given = |(&source, &used_as): (&u32, &u32)| {
         let source = source as usize;
         let tensor = sources[source].held().ok_or_else(|| missing(parts, source))?;
-        Ok(Given { tensor, overlay: overlays.get(&source) })
+        Ok(Given { tensor, overlay: overlays.get(&(used_as as usize)) })
     };
-    parts.map.recipes[slot].sources.iter().map(given).collect()
+    let recipe = &parts.map.recipes[slot];
+    recipe.sources.iter().zip(&recipe.uses).map(given).collect()
 }
 
 /// An error of the packer, with the slot's name.
@@ -82,7 +107,7 @@ fn failed(parts: &Parts<'_>, source: usize, why: String) -> RuntimeError {
     RuntimeErrorKind::Source { name: parts.map.sources[source].name.clone(), why }.into()
 }
 
-/// What the adapters do to each source that these slots are made of.
+/// What the adapters do to each use of a source that these slots are made of.
 fn overlays(
     parts: &Parts<'_>,
     sources: &[Arc<SourceContent>],
@@ -93,22 +118,28 @@ fn overlays(
         return Ok(BTreeMap::new());
     }
     let used: BTreeSet<usize> =
-        which.iter().flat_map(|&slot| &parts.map.recipes[slot].sources).map(|&s| s as usize).collect();
-    let made = |source: usize| {
+        which.iter().flat_map(|&slot| &parts.map.recipes[slot].uses).map(|&one| one as usize).collect();
+    let made = |used_as: usize| {
+        let source = source_of(parts, used_as);
         let tensor = || sources[source].converted()?.ok_or_else(|| missing(parts, source));
-        Some(overlay(parts, source, adapters, tensor).transpose()?.map(|overlay| (source, overlay)))
+        Some(overlay(parts, used_as, adapters, tensor).transpose()?.map(|overlay| (used_as, overlay)))
     };
     on_shared_threads(|| used.into_par_iter().filter_map(made).collect())
 }
 
-/// What `adapters` do to a source, with everything filled in; `tensor` gives the source in the engine's dtype.
+fn source_of(parts: &Parts<'_>, used_as: usize) -> usize {
+    parts.map.source_of(used_as).expect("recipes have uses of sources")
+}
+
+/// What `adapters` do to a use of a source, with everything filled in; `tensor` gives the source in the engine's dtype.
 fn overlay(
     parts: &Parts<'_>,
-    source: usize,
+    used_as: usize,
     adapters: &AdapterSet,
     tensor: impl FnOnce() -> Result<Tensor, RuntimeError>,
 ) -> Result<Option<Overlay>, RuntimeError> {
-    let Some(mut overlay) = adapters.overlay(source, &parts.map.sources[source]) else { return Ok(None) };
+    let source = source_of(parts, used_as);
+    let Some(mut overlay) = adapters.overlay(used_as, &parts.map.sources[source]) else { return Ok(None) };
     if overlay.has_norms() {
         let filled = parts.packer.fill_norms(&mut overlay, &tensor()?);
         filled.map_err(|e| failed(parts, source, e.to_string()))?;
@@ -116,14 +147,15 @@ fn overlay(
     Ok(Some(overlay))
 }
 
-/// A source in the engine's dtype with `adapters` applied.
+/// A use of a source, in the engine's dtype with `adapters` applied.
 pub(super) fn merged(
     parts: &Parts<'_>,
-    source: usize,
+    used_as: usize,
     tensor: &Tensor,
     adapters: &AdapterSet,
 ) -> Result<Tensor, RuntimeError> {
-    match overlay(parts, source, adapters, || Ok(tensor.clone()))? {
+    let source = source_of(parts, used_as);
+    match overlay(parts, used_as, adapters, || Ok(tensor.clone()))? {
         None => Ok(tensor.clone()),
         Some(overlay) => parts.packer.merge(&overlay, tensor).map_err(|e| failed(parts, source, e.to_string())),
     }

@@ -116,7 +116,7 @@ impl Model {
                     place.finish(held);
                     return Err(error);
                 }
-                let back = super::make(&parts, &kept.sources, &kept.adapters, &stale, self.pool(), &());
+                let back = super::make(&parts, &kept.sources, &kept.adapters, &stale, &kept.slots, self.pool(), &());
                 if let Ok(made) = back {
                     stale.iter().zip(made.slots).for_each(|(&slot, data)| kept.slots[slot] = data);
                     place.finish(Arc::new(kept));

@@ -13,6 +13,7 @@ mod outputs;
 mod results;
 mod sharing;
 mod sizes;
+mod uses;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -143,6 +144,8 @@ pub(crate) struct Translator<'p> {
     constant: Vec<bool>,
     /// The cell of each source, by name.
     buffers: HashMap<&'p str, usize>,
+    /// The class of the module of each scope.
+    classes: HashMap<Arc<str>, &'p str>,
     node_count: usize,
 }
 
@@ -163,6 +166,7 @@ impl<'p> Translator<'p> {
             storages: Vec::new(),
             constant: Vec::new(),
             buffers: HashMap::new(),
+            classes: HashMap::new(),
             node_count: 0,
         }
     }
@@ -172,18 +176,25 @@ impl<'p> Translator<'p> {
         let broken = |e: regraft_ir::IrError| archive.schema_error("", format!("its translation is not sound: {e}"));
         self.check_symbols()?;
         self.graph.compact().map_err(broken)?;
+        uses::tell_apart(&mut self.graph, &self.classes);
         self.graph.verify().map_err(broken)?;
         let graph = self.graph;
         let mut weights = Vec::with_capacity(graph.sources.len());
         let mut bytes = 0u64;
+        let sources = graph.sources.iter().filter(|source| source.twin_of.is_none()).count();
         for source in &graph.sources {
-            let weight = archive.weights.get(&source.name).and_then(|w| w.tensor.clone());
+            let of = source.twin_of.and_then(|of| graph.sources.get(of as usize));
+            let weight = archive.weights.get(&of.unwrap_or(source).name).and_then(|w| w.tensor.clone());
+            if of.is_some() {
+                weights.push(weight);
+                continue;
+            }
             let ty = graph.ty(source.value);
             let len = ty.sizes().and_then(|s| Tensor::byte_len(ty.dtype, &s).ok()).unwrap_or(0);
             bytes = bytes.saturating_add(len as u64);
             weights.push(weight);
         }
-        let report = ImportReport { nodes: self.node_count, sources: graph.sources.len(), bytes };
+        let report = ImportReport { nodes: self.node_count, sources, bytes };
         Ok(Imported { weights, call: archive.call.clone(), report, graph })
     }
 

@@ -40,7 +40,9 @@ impl<'p> Translator<'p> {
                 Some(TensorType::new(ty.dtype, ty.shape))
             })
             .collect();
-        let mut cx = Cx { t: self, node, results, scope: node.module_path().into(), wide: false };
+        let scope: Arc<str> = node.module_path().into();
+        self.classes.entry(scope.clone()).or_insert_with(|| node.metadata.module_class());
+        let mut cx = Cx { t: self, node, results, scope, wide: false };
         match found.handler {
             Handler::Drop => {
                 for name in names {

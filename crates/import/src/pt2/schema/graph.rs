@@ -110,6 +110,12 @@ pub struct Metadata {
 }
 
 impl Metadata {
+    /// The innermost module's class with its Python module; empty when unknown.
+    pub fn module_class(&self) -> &str {
+        let innermost = split_outside_brackets(&self.nn_module_stack, ';').pop().unwrap_or_default();
+        split_outside_brackets(innermost, ',').get(2).copied().unwrap_or_default()
+    }
+
     /// The innermost module's path; empty for the root or when unknown.
     pub fn module_path(&self) -> String {
         let innermost = split_outside_brackets(&self.nn_module_stack, ';').pop().unwrap_or_default();
