@@ -123,6 +123,14 @@ pub enum IrErrorKind {
     /// The graph is not well-formed.
     #[error("malformed graph: {0}")]
     Malformed(String),
+    /// Several things are wrong.
+    #[error("{}{}", lines(errors), and_more(*more))]
+    Several {
+        /// The first ones.
+        errors: Vec<IrError>,
+        /// How many more there are.
+        more: usize,
+    },
     /// The text form could not be read.
     #[error("line {line}: {why}")]
     Syntax {
@@ -131,4 +139,12 @@ pub enum IrErrorKind {
         /// What is wrong there.
         why: String,
     },
+}
+
+fn lines(errors: &[IrError]) -> String {
+    errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}
+
+fn and_more(more: usize) -> String {
+    if more == 0 { String::new() } else { format!("\nand {more} more") }
 }
