@@ -5,6 +5,7 @@
 
 pub mod axes;
 pub mod known;
+pub mod matcher;
 pub mod passes;
 pub mod pattern;
 

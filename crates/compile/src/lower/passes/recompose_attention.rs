@@ -9,7 +9,7 @@ use std::sync::Arc;
 use regraft_backend::Lowering;
 use regraft_ir::{
     Graph, IrError, Node, NodeId, Op, ValueId,
-    ops::{Attention, BinaryFn, CompareFn, HeadsLayout, Matmul, ReduceFn, Unary, UnaryFn},
+    ops::{Attention, CompareFn, HeadsLayout, ReduceFn, Unary, UnaryFn},
 };
 use regraft_tensor::Dim;
 
@@ -17,17 +17,18 @@ use crate::lower::{
     Pass,
     axes::swap_last,
     known::known_values,
-    pattern::{binary, literal_f64, permute, producer, reshape, scaled},
+    matcher::{Pattern, add, any, literal, matmul, node, one_of, select, softmax, unary, with_scale},
+    pattern::{permute, producer, reshape},
 };
 
 /// See the module's documentation.
 pub const PASS: Pass = Pass { name: "recompose_attention", run };
 
 fn run(graph: &mut Graph, _: &dyn Lowering) -> Result<(), IrError> {
-    let known = known_values(graph);
+    let (known, pattern) = (known_values(graph), pattern());
     let uses = graph.use_counts();
     for id in graph.node_ids() {
-        if let Some(found) = recognise(graph, &known, id)
+        if let Some(found) = recognize(graph, &pattern, &known, id)
             // Weights that are wanted for themselves are computed in any case.
             && uses[graph.node(id).input(0).0 as usize] == 1
         {
@@ -42,6 +43,66 @@ fn run(graph: &mut Graph, _: &dyn Lowering) -> Result<(), IrError> {
     Ok(())
 }
 
+/// `softmax(scores)·v` over `q`, `k`, `v` and a mask, with everything that programs put around them.
+fn pattern() -> Pattern {
+    let scores = || masked().named("scores");
+    // PyTorch's guard: rows that the mask leaves nothing of are zero.
+    let guarded = select(hidden_row(any("scores")), literal(0.0), softmax(scores()));
+    matmul(false, one_of([softmax(scores()), guarded]), any("v"))
+}
+
+/// The scores: a product with a literal factor on it, and a mask on top. A mask of zeros and negative infinities that is chosen
+/// by a condition gives way to the condition.
+fn masked() -> Pattern {
+    let hidden = || literal(f64::NEG_INFINITY);
+    let of_condition = |yes, no| select(any("condition"), yes, no).filter(condition_has_its_shape);
+    let mask = one_of([
+        of_condition(literal(0.0), hidden()).flag("keep"),
+        of_condition(hidden(), literal(0.0)).flag("hide"),
+        any("mask"),
+    ]);
+    one_of([
+        scaled_product(),
+        add(scaled_product(), mask),
+        select(any("condition"), hidden(), scaled_product()).flag("hide"),
+        select(any("condition"), scaled_product(), hidden()).flag("keep"),
+    ])
+}
+
+/// `c·(a·q)·(b·k)`, the key transposed or not.
+fn scaled_product() -> Pattern {
+    let operand = |name| with_scale("scale", any(name));
+    let product = |transposed| matmul(transposed, operand("q"), operand("k")).named("product");
+    with_scale("scale", one_of([product(true).flag("transposed"), product(false)]))
+}
+
+/// Says of each row whether all of its scores are negative infinities: `not(any(not(s == -inf)))` or `all(s == -inf)` over the
+/// last axis.
+fn hidden_row(scores: Pattern) -> Pattern {
+    fn reduces(graph: &Graph, node: &Node, wanted: ReduceFn) -> bool {
+        match (&node.op, node.inputs[0]) {
+            (Op::Reduce(op), Some(x)) => op.f == wanted && op.keep && op.axes == [graph.ty(x).rank() - 1],
+            _ => false,
+        }
+    }
+    fn compares(node: &Node, wanted: CompareFn) -> bool {
+        matches!(&node.op, Op::Compare(op) if op.f == wanted)
+    }
+    let not = |x| unary(UnaryFn::Not, x);
+    let hidden = || literal(f64::NEG_INFINITY);
+    let equal = || node(|_, node| compares(node, CompareFn::Eq), [scores.clone(), hidden()]);
+    let differs = node(|_, node| compares(node, CompareFn::Ne), [scores.clone(), hidden()]);
+    let any_of = |x| node(|graph, node| reduces(graph, node, ReduceFn::Any), [x]);
+    let all_of = |x| node(|graph, node| reduces(graph, node, ReduceFn::All), [x]);
+    one_of([not(any_of(not(equal()))), not(any_of(differs)), all_of(equal())])
+}
+
+/// Of a mask that a condition chooses.
+fn condition_has_its_shape(graph: &Graph, mask: ValueId) -> bool {
+    let condition = producer(graph, mask).and_then(|(_, node)| node.inputs[0]);
+    condition.is_some_and(|condition| graph.ty(condition).shape == graph.ty(mask).shape)
+}
+
 /// What stands on top of the scores.
 #[derive(Clone, Copy)]
 enum Mask {
@@ -54,7 +115,7 @@ enum Mask {
 }
 
 /// The parts of an attention.
-struct Found {
+struct Parts {
     q: ValueId,
     /// `[.., t, d]` when `transposed`, otherwise `[.., d, t]`.
     k: ValueId,
@@ -64,22 +125,19 @@ struct Found {
     mask: Option<Mask>,
 }
 
-fn recognise(graph: &Graph, known: &[bool], id: NodeId) -> Option<Found> {
+fn recognize(graph: &Graph, pattern: &Pattern, known: &[bool], id: NodeId) -> Option<Parts> {
     let node = graph.node(id);
-    let Op::Matmul(Matmul { transpose_b: false }) = &node.op else { return None };
-    let (weights, v) = (unguarded(graph, node.input(0)), node.input(1));
-    let (_, Node { op: Op::Softmax(softmax), inputs, .. }) = producer(graph, weights)? else { return None };
-    let scores = inputs[0]?;
+    let Op::Matmul(_) = &node.op else { return None };
+    let found = pattern.find(graph, node.output())?;
+    let (scores, product) = (found.value("scores"), found.value("product"));
+    let (q, k, v) = (found.value("q"), found.value("k"), found.value("v"));
     let shape = &graph.ty(scores).shape;
     let rank = shape.len();
-    if softmax.log || softmax.axis + 1 != rank || !(3..=4).contains(&rank) {
-        return None;
-    }
-    let (product, scale, mask) = masked(graph, scores)?;
-    let (_, Node { op: Op::Matmul(op), inputs, .. }) = producer(graph, product)? else { return None };
-    let (q, q_scale) = unscaled(graph, inputs[0]?);
-    let (k, k_scale) = unscaled(graph, inputs[1]?);
-    let found = Found { q, k, transposed: op.transpose_b, v, scale: scale * q_scale * k_scale, mask };
+    let mask = match (found.get("condition"), found.get("mask")) {
+        (Some(condition), _) if found.has("keep") => Some(Mask::Keep(condition)),
+        (Some(condition), _) => Some(Mask::Hide(condition)),
+        (None, mask) => mask.map(Mask::Add),
+    };
     let same_batch =
         [q, k, v].iter().all(|&x| graph.ty(x).rank() == rank && graph.ty(x).shape[..rank - 2] == shape[..rank - 2]);
     // A float mask is added in its own dtype; scores that the mask makes larger are no scores.
@@ -89,7 +147,9 @@ fn recognise(graph: &Graph, known: &[bool], id: NodeId) -> Option<Found> {
         None => true,
     };
     let is_fixed = known.get(node.output().0 as usize) == Some(&true);
-    (same_batch && mask_fits && graph.ty(product).shape == *shape && !is_fixed).then_some(found)
+    let fits = (3..=4).contains(&rank) && same_batch && mask_fits && graph.ty(product).shape == *shape && !is_fixed;
+    let (transposed, scale) = (found.has("transposed"), found.number("scale"));
+    fits.then_some(Parts { q, k, transposed, v, scale, mask })
 }
 
 /// Whether a mask of this shape can stand on scores of shape `to`.
@@ -97,106 +157,7 @@ fn broadcasts(from: &[Dim], to: &[Dim]) -> bool {
     (2..=to.len()).contains(&from.len()) && from.iter().rev().zip(to.iter().rev()).all(|(f, t)| f.is(1) || f == t)
 }
 
-/// The product behind the scores, the literal factor on it and the mask on top.
-fn masked(graph: &Graph, scores: ValueId) -> Option<(ValueId, f64, Option<Mask>)> {
-    if let Some((product, scale)) = plain(graph, scores) {
-        return Some((product, scale, None));
-    }
-    if let Some((a, b)) = binary(graph, scores, BinaryFn::Add) {
-        let (product, scale, mask) = match plain(graph, a) {
-            Some((product, scale)) => (product, scale, b),
-            None => plain(graph, b).map(|(product, scale)| (product, scale, a))?,
-        };
-        return Some((product, scale, Some(condition(graph, mask).unwrap_or(Mask::Add(mask)))));
-    }
-    let (cond, yes, no) = select(graph, scores)?;
-    if is_hidden(graph, yes) {
-        return plain(graph, no).map(|(product, scale)| (product, scale, Some(Mask::Hide(cond))));
-    }
-    let (product, scale) = plain(graph, yes).filter(|_| is_hidden(graph, no))?;
-    Some((product, scale, Some(Mask::Keep(cond))))
-}
-
-/// `c·(a·b)`: the product and the factor.
-fn plain(graph: &Graph, scores: ValueId) -> Option<(ValueId, f64)> {
-    let (product, scale) = unscaled(graph, scores);
-    matches!(producer(graph, product)?.1.op, Op::Matmul(_)).then_some((product, scale))
-}
-
-/// Strips literal factors.
-fn unscaled(graph: &Graph, mut x: ValueId) -> (ValueId, f64) {
-    let mut scale = 1.0;
-    while let Some((inner, factor)) = scaled(graph, x) {
-        (x, scale) = (inner, scale * factor);
-    }
-    (x, scale)
-}
-
-fn select(graph: &Graph, value: ValueId) -> Option<(ValueId, ValueId, ValueId)> {
-    match producer(graph, value)?.1 {
-        Node { op: Op::Select(_), inputs, .. } => Some((inputs[0]?, inputs[1]?, inputs[2]?)),
-        _ => None,
-    }
-}
-
-fn is_hidden(graph: &Graph, value: ValueId) -> bool {
-    literal_f64(graph, value) == Some(f64::NEG_INFINITY)
-}
-
-/// The condition behind a mask of zeros and negative infinities.
-fn condition(graph: &Graph, mask: ValueId) -> Option<Mask> {
-    let (cond, yes, no) = select(graph, mask)?;
-    let is_zero = |v: ValueId| literal_f64(graph, v) == Some(0.0);
-    let same_shape = graph.ty(cond).shape == graph.ty(mask).shape;
-    if same_shape && is_zero(yes) && is_hidden(graph, no) {
-        return Some(Mask::Keep(cond));
-    }
-    (same_shape && is_hidden(graph, yes) && is_zero(no)).then_some(Mask::Hide(cond))
-}
-
-/// The softmax inside of `select(all scores of the row are -inf, 0, softmax(scores))`; other values as they are.
-fn unguarded(graph: &Graph, weights: ValueId) -> ValueId {
-    let inside = || {
-        let (cond, zero, weights) = select(graph, weights)?;
-        let (_, Node { op: Op::Softmax(_), inputs, .. }) = producer(graph, weights)? else { return None };
-        let fits = literal_f64(graph, zero) == Some(0.0) && hidden_row(graph, cond)? == inputs[0]?;
-        fits.then_some(weights)
-    };
-    inside().unwrap_or(weights)
-}
-
-/// The scores when `cond` says of each row whether all of them are negative infinities: `not(any(not(s == -inf)))` or
-/// `all(s == -inf)` over the last axis.
-fn hidden_row(graph: &Graph, cond: ValueId) -> Option<ValueId> {
-    let (inner, negated) = match not(graph, cond) {
-        Some(inner) => (inner, true),
-        None => (cond, false),
-    };
-    let (_, Node { op: Op::Reduce(op), inputs, .. }) = producer(graph, inner)? else { return None };
-    let over = inputs[0]?;
-    let f = if negated { ReduceFn::Any } else { ReduceFn::All };
-    if op.f != f || !op.keep || op.axes != [graph.ty(over).rank() - 1] {
-        return None;
-    }
-    let (equal, wanted) = match (negated, not(graph, over)) {
-        (true, Some(equal)) => (equal, CompareFn::Eq),
-        (true, None) => (over, CompareFn::Ne),
-        (false, _) => (over, CompareFn::Eq),
-    };
-    match producer(graph, equal)?.1 {
-        Node { op: Op::Compare(op), inputs, .. } if op.f == wanted && is_hidden(graph, inputs[1]?) => inputs[0],
-        _ => None,
-    }
-}
-
-fn not(graph: &Graph, value: ValueId) -> Option<ValueId> {
-    match producer(graph, value)?.1 {
-        Node { op: Op::Unary(Unary { f: UnaryFn::Not }), inputs, .. } => inputs[0],
-        _ => None,
-    }
-}
-
-fn build(graph: &mut Graph, node: &Node, found: &Found) -> Result<ValueId, IrError> {
+fn build(graph: &mut Graph, node: &Node, found: &Parts) -> Result<ValueId, IrError> {
     let scope = &node.scope;
     let rank = graph.ty(found.q).rank();
     let k = match found.transposed {
