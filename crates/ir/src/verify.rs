@@ -2,7 +2,7 @@
 //!
 //! 1. Every value that is named exists, and is defined once, by what its definition says.
 //! 2. Inputs have names of their own; so have sources, aliases included.
-//! 3. Sources have known sizes.
+//! 3. Sources have known sizes; twins of sources come last.
 //! 4. A node uses only values that were made before it.
 //! 5. A node's op takes its operands, and the types on record are those that inference finds. Symbolic sizes may be written in
 //!    several ways: only what is surely different is an error.
@@ -62,20 +62,12 @@ impl Graph {
             found.malformed(format!("two inputs are called `{}`", input.name));
         }
         let mut names = HashSet::new();
-        for source in &self.sources {
+        for (i, source) in self.sources.iter().enumerate() {
             if self.ty(source.value).sizes().is_none() {
                 found.malformed(format!("source `{}` has a symbolic shape", source.name));
             }
-            let is_twin = |of: u32| {
-                let found = self.sources.get(of as usize).filter(|other| (of as usize) < i && other.twin_of.is_none());
-                found.is_some_and(|other| self.ty(other.value) == self.ty(source.value))
-            };
-            let after_twin = i > 0 && self.sources[i - 1].twin_of.is_some();
-            if source.twin_of.map_or(after_twin, |of| !is_twin(of)) {
-                return Err(malformed(format!(
-                    "source `{}` does not stand with its twins, which come last",
-                    source.name
-                )));
+            if !self.stands_with_its_twins(i) {
+                found.malformed(format!("source `{}` does not stand with its twins, which come last", source.name));
             }
             for name in std::iter::once(&source.name).chain(&source.aliases) {
                 if !names.insert(name.as_str()) {
@@ -83,6 +75,14 @@ impl Graph {
                 }
             }
         }
+    }
+
+    /// Twins come last, and are of the type of a source before them that is itself no twin.
+    fn stands_with_its_twins(&self, index: usize) -> bool {
+        let source = &self.sources[index];
+        let Some(of) = source.twin_of else { return index == 0 || self.sources[index - 1].twin_of.is_none() };
+        let other = self.sources.get(of as usize).filter(|other| (of as usize) < index && other.twin_of.is_none());
+        other.is_some_and(|other| self.ty(other.value) == self.ty(source.value))
     }
 
     fn check_nodes(&self, found: &mut Found) {
