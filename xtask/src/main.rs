@@ -13,7 +13,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("adapter", &["tensor", "ir", "weights"]),
     ("backend", &["tensor", "ir", "weights", "adapter"]),
     ("backend-cpu", &["tensor", "ir", "weights", "backend"]),
-    ("backend-cuda", &["tensor", "ir", "weights", "backend"]),
+    ("backend-cuda", &["tensor", "ir", "weights", "backend", "backend-cpu"]),
     ("engine", &["tensor", "ir", "weights", "backend"]),
     ("object-cache", &["tensor", "engine"]),
     ("runtime", &["tensor", "ir", "weights", "adapter", "backend", "engine"]),

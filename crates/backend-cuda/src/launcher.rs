@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    driver::{Args, Context, Function, Launch, Module, Region, Stream},
+    driver::{Args, Context, Function, Launch, Module, Span, Stream},
     error::CudaError,
     kernels::{Param, Spec},
     nvrtc::{Compiler, CubinCache, Source},
@@ -30,13 +30,13 @@ struct Inner {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Memory<'a> {
     /// Operands.
-    pub inputs: &'a [Option<Region>],
+    pub inputs: &'a [Option<Span>],
     /// Results.
-    pub outputs: &'a [Region],
+    pub outputs: &'a [Span],
     /// Scratch memory.
-    pub scratch: Option<&'a Region>,
-    /// Where an index out of range is reported.
-    pub report: Option<&'a Region>,
+    pub scratch: Option<Span>,
+    /// Where an index out of range is reported, and the node to be named then.
+    pub report: Option<(Span, usize)>,
 }
 
 /// One launch but for its addresses.
@@ -114,17 +114,15 @@ impl Step {
     pub fn launch(&self, stream: &Stream, memory: &Memory<'_>) -> Result<(), CudaError> {
         let mut args = Args::new();
         for param in self.params.iter() {
-            let (region, offset) = match param {
-                Param::In(i, offset) => (memory.inputs.get(*i).and_then(Option::as_ref), *offset),
-                Param::Out(i, offset) => (memory.outputs.get(*i), *offset),
+            let (span, offset) = match param {
+                Param::In(i, offset) => (memory.inputs.get(*i).copied().flatten(), *offset),
+                Param::Out(i, offset) => (memory.outputs.get(*i).copied(), *offset),
                 Param::Scratch(offset) => (memory.scratch, *offset),
-                Param::Report => match memory.report {
-                    Some(report) => (Some(report), 0),
-                    None => {
-                        args.null();
-                        continue;
-                    }
-                },
+                Param::Report => {
+                    let (address, node) = memory.report.map_or((0, 0), |(span, node)| (span.address(), node));
+                    args.raw(&[address.to_ne_bytes(), (node as u64).to_ne_bytes()].concat());
+                    continue;
+                }
                 Param::Null => {
                     args.null();
                     continue;
@@ -134,8 +132,8 @@ impl Step {
                     continue;
                 }
             };
-            let region = region.ok_or(CudaError::Region { found: 0, needed: offset.max(1) })?;
-            args.region(&region.part(offset, region.len().saturating_sub(offset))?);
+            let span = span.ok_or(CudaError::Region { found: 0, needed: offset.max(1) })?;
+            args.region(span.part(offset, span.len().saturating_sub(offset))?);
         }
         self.function.launch(stream, self.launch, &mut args)
     }

@@ -13,6 +13,7 @@
 
 pub mod cudnn;
 pub mod driver;
+mod device;
 mod error;
 pub mod gemm;
 pub mod kernels;
@@ -20,5 +21,6 @@ mod launcher;
 pub mod library;
 pub mod nvrtc;
 
+pub use device::{CudaCodegen, CudaDevice, CudaOptions};
 pub use error::CudaError;
 pub use launcher::{Kernels, Memory, Step};

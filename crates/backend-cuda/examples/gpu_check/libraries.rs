@@ -130,12 +130,12 @@ fn run_product(gpu: &Gpu, blas: &Blas, p: &Product, r: &mut Random) -> Result<St
     for algorithm in [&pinned, candidates.last().expect("there is one")] {
         let out = gpu.poisoned(shape[0] * p.out.size()).map_err(say)?;
         let operands = Operands {
-            x: &x,
-            w: &w,
-            bias: p.bias.then_some(&bias),
-            residual: p.residual.then_some(&residual),
-            out: &out,
-            workspace: Some(&workspace),
+            x: x.span(),
+            w: w.span(),
+            bias: p.bias.then_some(bias.span()),
+            residual: p.residual.then_some(residual.span()),
+            out: out.span(),
+            workspace: Some(workspace.span()),
         };
         blas.launch(&gpu.stream, p, algorithm, operands).map_err(say)?;
         let found = tensor(p.out, &shape, &gpu.download(&out).map_err(say)?);
@@ -219,9 +219,9 @@ fn run_conv(
     for plan in &plans {
         let out = gpu.poisoned(want.bytes().len()).map_err(say)?;
         let workspace = gpu.poisoned(plan.workspace()).map_err(say)?;
-        let operands =
-            [Some(&regions[0]), Some(&regions[1]), bias.then_some(&regions[2]), residual.then_some(&regions[3])];
-        plan.launch(&gpu.stream, operands, &out, Some(&workspace)).map_err(say)?;
+        let there = [true, true, bias, residual];
+        let operands = [0, 1, 2, 3].map(|i| there[i].then(|| regions[i].span()));
+        plan.launch(&gpu.stream, operands, out.span(), Some(workspace.span())).map_err(say)?;
         let found = tensor(dtype, &out_shape, &gpu.download(&out).map_err(say)?);
         worst = worst.max(distance(&found, &want));
     }
@@ -247,7 +247,14 @@ fn graphs(gpu: &Gpu, blas: &Blas) -> Result<String, String> {
     let outs: Vec<Region> = (0..100).map(|_| gpu.poisoned(64 * 64 * 2)).collect::<Result<_, _>>().map_err(say)?;
     let all = |w: &Region| -> Result<(), CudaError> {
         for out in &outs {
-            let operands = Operands { x: &x, w, bias: None, residual: None, out, workspace: Some(&workspace) };
+            let operands = Operands {
+                x: x.span(),
+                w: w.span(),
+                bias: None,
+                residual: None,
+                out: out.span(),
+                workspace: Some(workspace.span()),
+            };
             blas.launch(&gpu.stream, &p, &algorithm, operands)?;
         }
         Ok(())

@@ -14,7 +14,7 @@ use std::{collections::HashSet, process::ExitCode, time::Instant};
 use common::{Case, Given};
 use regraft_backend_cuda::{
     CudaError, Kernels, Memory,
-    driver::{Buffer, Context, Driver, Priority, Region, Stream},
+    driver::{Buffer, Context, Driver, Priority, Region, Span, Stream},
     library::{LibraryKind, Lookup},
     nvrtc::{Compiler, CubinCache},
 };
@@ -110,7 +110,14 @@ fn run_case(gpu: &Gpu, case: &Case) -> Result<f64, String> {
     let report = gpu.upload(&[0; 32]).map_err(say)?;
     for spec in &specs {
         let step = gpu.kernels.step(spec).map_err(say)?;
-        let memory = Memory { inputs: &inputs, outputs: &outputs, scratch: Some(&scratch), report: Some(&report) };
+        let spans: Vec<Option<Span>> = inputs.iter().map(|r| r.as_ref().map(Region::span)).collect();
+        let results: Vec<Span> = outputs.iter().map(Region::span).collect();
+        let memory = Memory {
+            inputs: &spans,
+            outputs: &results,
+            scratch: Some(scratch.span()),
+            report: Some((report.span(), 5)),
+        };
         step.launch(&gpu.stream, &memory).map_err(say)?;
     }
     gpu.stream.synchronize().map_err(say)?;

@@ -75,8 +75,9 @@ fn run(
 ) -> Result<(), CudaError> {
     let step = gpu.kernels.step(spec)?;
     let scratch = gpu.poisoned(spec.scratch)?;
-    let outputs = [out.clone()];
-    let memory = Memory { inputs, outputs: &outputs, scratch: Some(&scratch), report: None };
+    let outputs = [out.span()];
+    let inputs: Vec<_> = inputs.iter().map(|r| r.as_ref().map(Region::span)).collect();
+    let memory = Memory { inputs: &inputs, outputs: &outputs, scratch: Some(scratch.span()), report: None };
     let us = time(gpu, || step.launch(&gpu.stream, &memory))?;
     println!("{name:<52} {us:>9.2} µs {:>8.0} GB/s {:>8.1} TFLOP/s", bytes as f64 / us / 1e3, flops / us / 1e6);
     Ok(())
@@ -120,8 +121,8 @@ fn rows(gpu: &Gpu) -> Result<(), CudaError> {
             .map_err(|e| CudaError::NoAlgorithm { library: "kernels", problem: e.to_string() })?;
         let steps = specs.iter().map(|s| gpu.kernels.step(s)).collect::<Result<Vec<_>, _>>()?;
         let scratch = gpu.poisoned(specs[0].scratch)?;
-        let (inputs, outputs) = ([Some(x), Some(w.clone()), Some(w)], [out]);
-        let memory = Memory { inputs: &inputs, outputs: &outputs, scratch: Some(&scratch), report: None };
+        let (inputs, outputs) = ([&x, &w, &w].map(|r| Some(r.span())), [out.span()]);
+        let memory = Memory { inputs: &inputs, outputs: &outputs, scratch: Some(scratch.span()), report: None };
         let us = time(gpu, || steps.iter().try_for_each(|s| s.launch(&gpu.stream, &memory)))?;
         println!(
             "{:<52} {us:>9.2} µs {:>8.0} GB/s",
@@ -199,7 +200,14 @@ fn products(gpu: &Gpu) -> Result<(), CudaError> {
         let mut times = Vec::new();
         for algorithm in &candidates {
             let operands =
-                Operands { x: &x, w: &w, bias: Some(&bias), residual: None, out: &out, workspace: Some(&workspace) };
+                Operands {
+                x: x.span(),
+                w: w.span(),
+                bias: Some(bias.span()),
+                residual: None,
+                out: out.span(),
+                workspace: Some(workspace.span()),
+            };
             times.push(time(gpu, || blas.launch(&gpu.stream, &p, algorithm, operands))?);
         }
         let best = times.iter().copied().fold(f64::INFINITY, f64::min);
@@ -273,8 +281,8 @@ fn convolutions(gpu: &Gpu) -> Result<(), CudaError> {
         let mut times = Vec::new();
         for plan in &plans {
             let scratch = gpu.poisoned(plan.workspace())?;
-            let operands = [Some(&x), Some(&w), Some(&bias), None];
-            times.push(time(gpu, || plan.launch(&gpu.stream, operands, &y, Some(&scratch)))?);
+            let operands = [Some(x.span()), Some(w.span()), Some(bias.span()), None];
+            times.push(time(gpu, || plan.launch(&gpu.stream, operands, y.span(), Some(scratch.span())))?);
         }
         let best = times.iter().copied().fold(f64::INFINITY, f64::min);
         let flops = 2.0 * (n * to * to * out * c * kernel * kernel) as f64;

@@ -11,7 +11,7 @@ use super::{
     ffi::{kind, name, note, ty},
 };
 use crate::{
-    driver::{Region, Stream},
+    driver::{Span, Stream},
     error::CudaError,
 };
 
@@ -355,9 +355,9 @@ impl ConvPlan {
     pub fn launch(
         &self,
         stream: &Stream,
-        operands: [Option<&Region>; 4],
-        out: &Region,
-        workspace: Option<&Region>,
+        operands: [Option<Span>; 4],
+        out: Span,
+        workspace: Option<Span>,
     ) -> Result<(), CudaError> {
         let library = &self.library;
         let mut ids = Vec::with_capacity(5);
@@ -367,12 +367,12 @@ impl ConvPlan {
             if needed == 0 {
                 continue;
             }
-            let found = region.map_or(0, Region::len);
+            let found = region.map_or(0, Span::len);
             let region = region.filter(|r| r.len() >= needed).ok_or(CudaError::Region { found, needed })?;
             ids.push(id);
             pointers.push(region.address());
         }
-        let scratch = workspace.map_or(0, Region::len);
+        let scratch = workspace.map_or(0, Span::len);
         if scratch < self.workspace {
             return Err(CudaError::Region { found: scratch, needed: self.workspace });
         }
@@ -380,7 +380,7 @@ impl ConvPlan {
             let pack = Descriptor::new(library, kind::VARIANT_PACK)?;
             pack.numbers(name::PACK_IDS, &ids)?;
             pack.pointers(name::PACK_POINTERS, &pointers)?;
-            pack.pointers(name::PACK_WORKSPACE, &[workspace.map_or(0, Region::address)])?;
+            pack.pointers(name::PACK_WORKSPACE, &[workspace.map_or(0, Span::address)])?;
             pack.finalize()?;
             // SAFETY: the regions hold what the plan reads and writes, which was compared above.
             library.check("cudnnBackendExecute", unsafe {

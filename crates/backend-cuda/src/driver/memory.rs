@@ -103,6 +103,66 @@ impl Drop for Buffer {
     }
 }
 
+/// An address with a length, which whoever made it keeps valid while work uses it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    address: DevicePtr,
+    len: usize,
+}
+
+impl Span {
+    /// Bytes `offset..offset + len` of this span.
+    ///
+    /// # Errors
+    /// [`CudaError::Region`] when it ends earlier.
+    pub fn part(self, offset: usize, len: usize) -> Result<Span, CudaError> {
+        let needed = offset.saturating_add(len);
+        if needed > self.len {
+            return Err(CudaError::Region { found: self.len, needed });
+        }
+        Ok(Span { address: self.address + offset as u64, len })
+    }
+
+    /// The address of its first byte.
+    pub fn address(self) -> u64 {
+        self.address
+    }
+
+    /// Number of bytes.
+    pub fn len(self) -> usize {
+        self.len
+    }
+
+    /// Whether there are no bytes.
+    pub fn is_empty(self) -> bool {
+        self.len == 0
+    }
+
+    /// An error unless it has exactly these bytes.
+    pub(crate) fn expect(self, len: usize) -> Result<(), CudaError> {
+        if self.len == len { Ok(()) } else { Err(CudaError::Region { found: self.len, needed: len }) }
+    }
+}
+
+impl From<&Region> for Span {
+    fn from(region: &Region) -> Span {
+        region.span()
+    }
+}
+
+// The contract's regions borrow from memory of the device that they are given to.
+impl From<regraft_backend::Region<'_>> for Span {
+    fn from(region: regraft_backend::Region<'_>) -> Span {
+        Span { address: region.address(), len: region.len() }
+    }
+}
+
+impl From<&regraft_backend::RegionMut<'_>> for Span {
+    fn from(region: &regraft_backend::RegionMut<'_>) -> Span {
+        Span { address: region.address(), len: region.len() }
+    }
+}
+
 /// A part of a [`Buffer`].
 #[derive(Clone, Debug)]
 pub struct Region {
@@ -139,9 +199,9 @@ impl Region {
         self.len == 0
     }
 
-    /// An error unless it has exactly these bytes.
-    pub(crate) fn expect(&self, len: usize) -> Result<(), CudaError> {
-        if self.len == len { Ok(()) } else { Err(CudaError::Region { found: self.len, needed: len }) }
+    /// Its address and length, while it lives.
+    pub fn span(&self) -> Span {
+        Span { address: self.address(), len: self.len }
     }
 }
 

@@ -15,6 +15,6 @@ mod stream;
 pub use context::{Context, Driver, Info};
 pub use event::Event;
 pub use graph::{Executable, Graph, Updated};
-pub use memory::{Buffer, Pinned, Region};
+pub use memory::{Buffer, Pinned, Region, Span};
 pub use module::{Args, Function, Launch, Module};
 pub use stream::{Priority, Stream};

@@ -9,7 +9,7 @@ use std::{
 use super::{
     context::{Context, Inner},
     ffi::{self, Handle},
-    memory::Region,
+    memory::Span,
     stream::Stream,
 };
 use crate::error::CudaError;
@@ -123,8 +123,8 @@ impl Args {
     }
 
     /// The address of a region.
-    pub fn region(&mut self, region: &Region) -> &mut Args {
-        self.raw(&region.address().to_ne_bytes())
+    pub fn region(&mut self, region: impl Into<Span>) -> &mut Args {
+        self.raw(&region.into().address().to_ne_bytes())
     }
 
     /// A null address.

@@ -7,7 +7,7 @@ use super::{
     event::Event,
     ffi::{self, Handle},
     graph::Graph,
-    memory::{Pinned, Region},
+    memory::{Pinned, Span},
 };
 use crate::error::CudaError;
 
@@ -111,7 +111,8 @@ impl Stream {
     ///
     /// # Errors
     /// When it is too short, or the driver fails.
-    pub fn upload(&self, host: &Pinned, from: usize, to: &Region) -> Result<(), CudaError> {
+    pub fn upload(&self, host: &Pinned, from: usize, to: impl Into<Span>) -> Result<(), CudaError> {
+        let to = to.into();
         let source = host.get(from, to.len())?;
         self.inner.bind()?;
         // SAFETY: the range was checked. The caller keeps `host` until the copy is over, as the module says.
@@ -124,11 +125,11 @@ impl Stream {
     ///
     /// # Errors
     /// When it is of another size than `to`, or the driver fails.
-    pub fn upload_slice(&self, host: &[u8], to: &Region) -> Result<(), CudaError> {
+    pub fn upload_slice(&self, host: &[u8], to: impl Into<Span>) -> Result<(), CudaError> {
+        let to = to.into();
         to.expect(host.len())?;
         self.inner.bind()?;
-        // SAFETY: both have this length; the driver reads pageable memory before it returns or stages it, and the wait below
-        // covers every other case.
+        // SAFETY: both have this length. The wait ends the borrow: memory that happens to be page-locked is read later.
         self.inner.check("cuMemcpyHtoDAsync", unsafe {
             (self.inner.api.cuMemcpyHtoDAsync_v2)(to.address(), host.as_ptr().cast(), host.len(), self.handle)
         })?;
@@ -139,7 +140,8 @@ impl Stream {
     ///
     /// # Errors
     /// When it is too short, or the driver fails.
-    pub fn download(&self, from: &Region, host: &Pinned, at: usize) -> Result<(), CudaError> {
+    pub fn download(&self, from: impl Into<Span>, host: &Pinned, at: usize) -> Result<(), CudaError> {
+        let from = from.into();
         let to = host.get(at, from.len())?;
         self.inner.bind()?;
         // SAFETY: the range was checked. The caller keeps `host` until the copy is over, as the module says.
@@ -152,7 +154,8 @@ impl Stream {
     ///
     /// # Errors
     /// When it is of another size than `from`, or the driver fails.
-    pub fn download_slice(&self, from: &Region, host: &mut [u8]) -> Result<(), CudaError> {
+    pub fn download_slice(&self, from: impl Into<Span>, host: &mut [u8]) -> Result<(), CudaError> {
+        let from = from.into();
         from.expect(host.len())?;
         self.inner.bind()?;
         // SAFETY: both have this length, and the wait below ends the borrow.
@@ -166,7 +169,9 @@ impl Stream {
     ///
     /// # Errors
     /// When the sizes differ, or the driver fails.
-    pub fn copy(&self, from: &Region, to: &Region) -> Result<(), CudaError> {
+    pub fn copy(&self, from: impl Into<Span>, to: impl Into<Span>) -> Result<(), CudaError> {
+        let from = from.into();
+        let to = to.into();
         to.expect(from.len())?;
         self.inner.bind()?;
         // SAFETY: both have this length.
@@ -179,7 +184,8 @@ impl Stream {
     ///
     /// # Errors
     /// When the driver fails.
-    pub fn fill(&self, region: &Region, value: u8) -> Result<(), CudaError> {
+    pub fn fill(&self, region: impl Into<Span>, value: u8) -> Result<(), CudaError> {
+        let region = region.into();
         self.inner.bind()?;
         // SAFETY: the region has this length.
         self.inner.check("cuMemsetD8Async", unsafe {

@@ -11,7 +11,7 @@ use regraft_tensor::DType;
 
 use self::ffi::{CublasLt, Found, Handle};
 use crate::{
-    driver::{Context, Region, Stream},
+    driver::{Context, Span, Stream},
     error::CudaError,
     library::{LibraryKind, Lookup, Version},
 };
@@ -133,19 +133,19 @@ impl Drop for Inner {
 
 /// Operands of a product in memory.
 #[derive(Clone, Copy, Debug)]
-pub struct Operands<'a> {
+pub struct Operands {
     /// The left matrix.
-    pub x: &'a Region,
+    pub x: Span,
     /// The right matrix.
-    pub w: &'a Region,
+    pub w: Span,
     /// The bias.
-    pub bias: Option<&'a Region>,
-    /// The residual; may be the result's own region.
-    pub residual: Option<&'a Region>,
+    pub bias: Option<Span>,
+    /// The residual; may be the result's own memory.
+    pub residual: Option<Span>,
     /// The result.
-    pub out: &'a Region,
+    pub out: Span,
     /// Scratch memory of at least the algorithm's size.
-    pub workspace: Option<&'a Region>,
+    pub workspace: Option<Span>,
 }
 
 impl Blas {
@@ -182,6 +182,19 @@ impl Blas {
     /// # Errors
     /// When it has none.
     pub fn candidates(&self, product: &Product, count: usize) -> Result<Vec<Algorithm>, CudaError> {
+        self.candidates_aligned(product, count, product.alignment())
+    }
+
+    /// [`Blas::candidates`] for operands at multiples of `alignment` bytes, whatever the product's sizes promise.
+    ///
+    /// # Errors
+    /// When it has none.
+    pub fn candidates_aligned(
+        &self,
+        product: &Product,
+        count: usize,
+        alignment: u32,
+    ) -> Result<Vec<Algorithm>, CudaError> {
         self.inner.context.bind()?;
         let api = &self.inner.api;
         let shape = Shape::new(api, product)?;
@@ -196,8 +209,6 @@ impl Blas {
         };
         let workspace = WORKSPACE;
         set(ffi::preference::WORKSPACE, (&raw const workspace).cast(), 8)?;
-        // Regions of a plan begin at multiples of 16; what is sliced inside of one may not.
-        let alignment: u32 = product.alignment();
         for attribute in ffi::preference::ALIGNMENTS {
             set(attribute, (&raw const alignment).cast(), 4)?;
         }
@@ -259,7 +270,7 @@ impl Blas {
         stream: &Stream,
         product: &Product,
         algorithm: &Algorithm,
-        operands: Operands<'_>,
+        operands: Operands,
     ) -> Result<(), CudaError> {
         product.check(&operands, algorithm)?;
         self.inner.context.bind()?;
@@ -313,7 +324,7 @@ impl Product {
     }
 
     /// Compares the operands' sizes with the problem.
-    fn check(&self, operands: &Operands<'_>, algorithm: &Algorithm) -> Result<(), CudaError> {
+    fn check(&self, operands: &Operands, algorithm: &Algorithm) -> Result<(), CudaError> {
         let (ds, os) = (self.dtype.size(), self.out.size());
         let span = |rows: usize, cols: usize, m: &Matrix| {
             let (outer, inner) = if m.turned { (cols, rows) } else { (rows, cols) };
@@ -323,7 +334,7 @@ impl Product {
             + self.m.saturating_sub(1) * self.out_leading
             + self.n)
             * os;
-        let at_least = |region: Option<&Region>, needed: usize| match region {
+        let at_least = |region: Option<Span>, needed: usize| match region {
             Some(region) if region.len() < needed => Err(CudaError::Region { found: region.len(), needed }),
             None if needed > 0 => Err(CudaError::Region { found: 0, needed }),
             _ => Ok(()),

@@ -35,13 +35,14 @@ template <int ROWS> DEVICE void load(T* to, const T* from, i64 stride, int first
         T* at = to + row * PITCH + col;
         const T* source = from + (i64)(first + row) * stride + col;
         bool there = first + row < rows && col < D;
-#if ASYNC
-        int bytes = there ? 16 : 0;
-        if (!there) source = from;
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_at(at)), "l"(source), "r"(bytes));
-#else
-        for (int i = 0; i < 8; i++) at[i] = there && col + i < D ? source[i] : T{0};
-#endif
+        // Rows are 16 bytes apart from each other; whether the first begins there is known only now.
+        if (ASYNC && ((u64)from & 15) == 0) {
+            int bytes = there ? 16 : 0;
+            if (!there) source = from;
+            asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_at(at)), "l"(source), "r"(bytes));
+        } else {
+            for (int i = 0; i < 8; i++) at[i] = there && col + i < D ? source[i] : T{0};
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 // Elements at computed positions. E: an unsigned integer of an element's size; TI: type of the indices.
 // Rows of a table: VEC elements at once.
 extern "C" __global__ void __launch_bounds__(256)
-embedding_rows(const E* table, const TI* ids, E* out, i64* report, i64 count, i64 rows, i64 row_size) {
+embedding_rows(const E* table, const TI* ids, E* out, const Report report, i64 count, i64 rows, i64 row_size) {
     i64 groups = row_size / VEC;
     for (i64 i = (i64)blockIdx.x * 256 + threadIdx.x; i < count * groups; i += (i64)gridDim.x * 256) {
         i64 id = get(ids[i / groups]), at = i % groups * VEC;
@@ -14,7 +14,7 @@ struct Shape { i64 size[6]; i64 stride[6]; };
 
 // x[i][index[i][j][k]][k] for axis 1: `stride` are those of x, 0 along the axis, whose own is `step`.
 extern "C" __global__ void __launch_bounds__(256)
-gather_axis(const E* x, const TI* index, E* out, i64* report, i64 count, i64 axis_size, i64 step, const Shape shape) {
+gather_axis(const E* x, const TI* index, E* out, const Report report, i64 count, i64 axis_size, i64 step, const Shape shape) {
     for (i64 i = (i64)blockIdx.x * 256 + threadIdx.x; i < count; i += (i64)gridDim.x * 256) {
         i64 rest = i, base = 0;
 #pragma unroll
@@ -29,7 +29,7 @@ struct Indices { i64 axis_size[4]; i64 point_size[6]; i64 stride[4][6]; };
 
 // Several index tensors on consecutive axes; negative ones count from the end.
 extern "C" __global__ void __launch_bounds__(256)
-index_axes(const E* x, const TI* i0, const TI* i1, const TI* i2, const TI* i3, E* out, i64* report,
+index_axes(const E* x, const TI* i0, const TI* i1, const TI* i2, const TI* i3, E* out, const Report report,
            i64 outer, i64 points, i64 inner, i64 indexed, const Indices d) {
     const TI* all[4] = {i0, i1, i2, i3};
     for (i64 i = (i64)blockIdx.x * 256 + threadIdx.x; i < outer * points * inner; i += (i64)gridDim.x * 256) {

@@ -107,8 +107,10 @@ DEVICE float f_max(float a, float b) { return a != a ? a : b != b ? b : fmaxf(a,
 DEVICE float f_min(float a, float b) { return a != a ? a : b != b ? b : fminf(a, b); }
 
 // The first value out of range that is found, with the size of its axis; read by the host at the fence.
-DEVICE void out_of_range(i64* report, i64 index, i64 size) {
-    if (report && atomicCAS((u64*)report, 0ull, 1ull) == 0ull) { report[1] = index; report[2] = size; }
+struct Report { i64* at; i64 node; };
+DEVICE void out_of_range(const Report& report, i64 index, i64 size) {
+    i64* at = report.at;
+    if (at && atomicCAS((u64*)at, 0ull, 1ull) == 0ull) { at[1] = index; at[2] = size; at[3] = report.node; }
 }
 
 // Sums and maxima over a warp and a block, in a fixed order.
