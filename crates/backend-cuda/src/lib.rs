@@ -12,8 +12,8 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 
 pub mod cudnn;
-pub mod driver;
 mod device;
+pub mod driver;
 mod error;
 pub mod gemm;
 pub mod kernels;

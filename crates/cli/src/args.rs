@@ -4,11 +4,11 @@ mod cache;
 mod distribute;
 mod tune;
 
-use std::{num::NonZeroUsize, path::PathBuf};
+use std::{num::NonZeroUsize, path::PathBuf, sync::Arc};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use regraft::{KeepSources, Mode, Threads};
+use regraft::{Device, DeviceName, KeepSources, Mode, Threads};
 
 pub(crate) use self::{
     cache::{CacheAction, CacheArgs, CacheFlags},
@@ -105,11 +105,19 @@ pub(crate) struct ThreadArgs {
     /// Threads of runs, and as many of refits [default: one per core]; results do not depend on it
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
+    /// Where to run: cpu, cuda or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value_t = DeviceName::Cpu)]
+    pub(crate) device: DeviceName,
 }
 
 impl ThreadArgs {
     pub(crate) fn get(self) -> Threads {
         self.threads.map_or(Threads::Auto, |n| Threads::Count(n.get()))
+    }
+
+    /// The device, opened.
+    pub(crate) fn open(self) -> Result<Arc<dyn Device>, regraft::Error> {
+        regraft::device(self.device, self.get())
     }
 }
 

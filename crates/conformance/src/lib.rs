@@ -8,13 +8,14 @@ mod spoiled;
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use regraft::{
     Changed, Engine, KeepSources, Mode, Model, Problem, RefitMap, RefitOptions, RefitReport, RuntimeError,
-    RuntimeErrorKind, StateDict, Tensor, WeightsErrorKind,
+    RuntimeErrorKind, StateDict, Tensor, Threads, WeightsErrorKind,
 };
+use regraft_backend::Device;
 use regraft_backend_cpu::{CpuDevice, Isa};
 use regraft_compile::{
     pipeline::{Backend, Options, Output},
@@ -43,9 +44,10 @@ struct Listed {
     name: String,
 }
 
-/// Where the fixtures are.
+/// Where the fixtures are: in `REGRAFT_FIXTURES`, where tests run that were built elsewhere.
 pub fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures")
+    let built = || Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
+    std::env::var_os("REGRAFT_FIXTURES").map_or_else(built, PathBuf::from)
 }
 
 impl Case {
@@ -108,9 +110,15 @@ impl Case {
     }
 }
 
-/// The CPU with two threads.
-pub fn backend(isa: Isa) -> Arc<CpuDevice> {
-    Arc::new(CpuDevice::with_isa(isa, Some(2)))
+/// The device of the suite: the CPU with two threads, or what `REGRAFT_TEST_DEVICE` names, whatever the instruction set.
+pub fn backend(isa: Isa) -> Arc<dyn Device> {
+    static OTHER: OnceLock<Option<Arc<dyn Device>>> = OnceLock::new();
+    let open = || {
+        let name = std::env::var("REGRAFT_TEST_DEVICE").ok().filter(|name| !name.is_empty())?;
+        let name = name.parse().unwrap_or_else(|e| panic!("REGRAFT_TEST_DEVICE: {e}"));
+        Some(regraft::device(name, Threads::Count(2)).unwrap_or_else(|e| panic!("REGRAFT_TEST_DEVICE: {e}")))
+    };
+    OTHER.get_or_init(open).clone().unwrap_or_else(|| Arc::new(CpuDevice::with_isa(isa, Some(2))))
 }
 
 /// Panics unless `got` is close to PyTorch's `want`: max |Δ| ≤ 1e-4 · max |want| and cosine ≥ 0.99999; integers are equal.

@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use regraft::{Engine, Mode};
-use regraft_backend::Device;
 use regraft_backend_cpu::Isa;
 use regraft_conformance::{Case, FULL, assert_same_slots, backend, fixtures, own_weights, through_a_file};
 

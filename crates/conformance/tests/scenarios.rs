@@ -3,7 +3,7 @@
 use regraft::{
     DType, Engine, KeepSources, Mode, Plan, Problem, RefitMap, RefitOptions, RuntimeErrorKind, StateDict, Tensor,
 };
-use regraft_backend::{Device as _, KernelId};
+use regraft_backend::KernelId;
 use regraft_backend_cpu::Isa;
 use regraft_compile::pipeline::Backend;
 use regraft_conformance::{

@@ -8,9 +8,9 @@ use regraft_engine::{Engine, KeepSources, Mode, cache::EngineCache};
 use regraft_import::Imported;
 
 use crate::{
-    Error, Threads, Tune, Tuned,
+    DeviceName, Error, Threads, Tune, Tuned,
     cached::{self, CacheUse},
-    cpu, model, tune,
+    device, model, tune,
 };
 
 /// What to compile to.
@@ -22,6 +22,8 @@ pub struct CompileOptions {
     pub keep_sources: KeepSources,
     /// Bind the engine to the weights it is built with: it takes no others.
     pub identical: bool,
+    /// The device that the engine is for; it is opened to choose kernels, and to make slots where the engine holds them.
+    pub device: DeviceName,
     /// Threads that make the slots of an engine that holds them, and of the runs that tuning measures.
     pub threads: Threads,
     /// How to choose between kernels.
@@ -36,6 +38,7 @@ impl Default for CompileOptions {
             mode: Mode::Refittable,
             keep_sources: KeepSources::Embedded,
             identical: false,
+            device: DeviceName::Cpu,
             threads: Threads::Auto,
             tune: Tune::default(),
             cache: None,
@@ -60,7 +63,7 @@ pub struct Compiled {
     pub tuned: Option<Tuned>,
 }
 
-/// Compiles a `.pt2` program, as `torch.export.save` writes it, for the CPU of this machine. `observer` sees the program
+/// Compiles a `.pt2` program, as `torch.export.save` writes it, for a device of this machine. `observer` sees the program
 /// between the stages, unless the engine comes from the cache; `&mut ()` looks away.
 ///
 /// # Errors
@@ -84,7 +87,7 @@ pub fn compile_imported(
 ) -> Result<Compiled, Error> {
     let start = Instant::now();
     let nodes = imported.graph.nodes().len();
-    let device = cpu(options.threads);
+    let device = device(options.device, options.threads)?;
     let (engine, tuned, cache) = match &options.cache {
         Some(cache) => cached::build(cache, imported, options, &*device, observer)?,
         None => {

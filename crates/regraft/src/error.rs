@@ -2,6 +2,9 @@
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// A device cannot be used.
+    #[error(transparent)]
+    Device(#[from] crate::DeviceError),
     /// The program could not be imported.
     #[error(transparent)]
     Import(#[from] regraft_import::ImportError),

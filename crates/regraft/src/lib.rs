@@ -19,14 +19,14 @@
 
 mod cached;
 mod compile;
+mod devices;
 mod error;
 mod tune;
 
 use std::{path::Path, sync::Arc};
 
 pub use regraft_adapter::{self as adapter, Adapter, AdapterError, AdapterErrorKind, AdapterSet};
-use regraft_backend::Device;
-use regraft_backend_cpu::CpuDevice;
+pub use regraft_backend::Device;
 pub use regraft_checkpoint::{CheckpointError, CheckpointErrorKind};
 pub use regraft_compile::{
     pipeline::Observer,
@@ -54,6 +54,7 @@ pub use regraft_weights::{
 pub use self::{
     cached::{CacheUse, cache_folder, cache_limit, disk_cache, parse_size},
     compile::{CompileOptions, Compiled, compile, compile_imported},
+    devices::{DeviceError, DeviceName, UnknownDevice, cpu, device},
     error::Error,
     tune::{Tune, Tuned},
 };
@@ -66,14 +67,6 @@ pub enum Threads {
     Auto,
     /// This many, at least one.
     Count(usize),
-}
-
-/// The CPU of this machine.
-pub fn cpu(threads: Threads) -> Arc<dyn Device> {
-    Arc::new(match threads {
-        Threads::Auto => CpuDevice::new(None),
-        Threads::Count(n) => CpuDevice::new(Some(n)),
-    })
 }
 
 /// Reads weights from a file, whose content tells the format:

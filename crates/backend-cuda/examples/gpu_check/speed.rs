@@ -199,8 +199,7 @@ fn products(gpu: &Gpu) -> Result<(), CudaError> {
         let candidates = blas.candidates(&p, 32)?;
         let mut times = Vec::new();
         for algorithm in &candidates {
-            let operands =
-                Operands {
+            let operands = Operands {
                 x: x.span(),
                 w: w.span(),
                 bias: Some(bias.span()),

@@ -109,8 +109,7 @@ impl Lowering for CudaCodegen {
     }
 
     fn fuses(&self, op: &Fused, operands: &[DType]) -> bool {
-        let views: Vec<View<'_>> =
-            operands.iter().map(|&dtype| View { dtype, shape: &[4], strides: &[1] }).collect();
+        let views: Vec<View<'_>> = operands.iter().map(|&dtype| View { dtype, shape: &[4], strides: &[1] }).collect();
         elementwise::chain(&op.steps, &views, &[4]).is_ok()
     }
 

@@ -35,7 +35,8 @@ impl Kernel for CudaKernel {
 
     fn launch(&self, queue: &dyn Queue, launch: Launch<'_, '_>) {
         let Some(cuda) = queue.as_any().downcast_ref::<CudaQueue>() else {
-            let kind = RunErrorKind::Device { device: self.cx.name.to_string(), why: "a queue of another device".into() };
+            let kind =
+                RunErrorKind::Device { device: self.cx.name.to_string(), why: "a queue of another device".into() };
             return queue.report(RunError { node: Some(launch.node), kind });
         };
         if cuda.has_failed() {

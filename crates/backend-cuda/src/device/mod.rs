@@ -14,8 +14,8 @@ use std::{
 };
 
 use regraft_backend::{
-    BackendError, Codegen, Device, Kernel, KernelId, Memory, MemoryKind, NodeSpec, Operand, OutOfMemory, Packer,
-    Queue, QueueClass, Recording, RunErrorKind, SlotLayout, Target,
+    BackendError, Codegen, Device, Kernel, KernelId, Memory, MemoryKind, NodeSpec, Operand, OutOfMemory, Packer, Queue,
+    QueueClass, Recording, RunErrorKind, SlotLayout, Target,
 };
 use regraft_backend_cpu::CpuDevice;
 use regraft_ir::Op;

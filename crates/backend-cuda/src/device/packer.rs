@@ -127,12 +127,7 @@ impl CudaPacker {
 
     /// The bytes of a slot, on the host.
     fn download(&self, memory: Region<'_>) -> Result<AlignedVec, PackError> {
-        let refused = |_| OutOfMemory {
-            device: "cpu".into(),
-            bytes: memory.len(),
-            kind: MemoryKind::Slot,
-            free: None,
-        };
+        let refused = |_| OutOfMemory { device: "cpu".into(), bytes: memory.len(), kind: MemoryKind::Slot, free: None };
         let mut bytes = AlignedVec::try_zeroed(memory.len()).map_err(refused)?;
         let lane = self.lane.lock().unwrap_or_else(PoisonError::into_inner);
         lane.stream.download_slice(memory, bytes.bytes_mut()).map_err(|e| self.failed(e))?;
@@ -187,10 +182,10 @@ impl Packer for CudaPacker {
         let read = |kept: &KeptSource<'_>| {
             let bytes = self.download(kept.memory)?;
             let here = KeptSource { memory: Region::of_host(bytes.bytes()), ..*kept };
-            self.host.read_back(&[here])?.pop().ok_or_else(|| PackError::Recipe {
-                slot: kept.slot,
-                why: "it does not keep this source".into(),
-            })
+            self.host
+                .read_back(&[here])?
+                .pop()
+                .ok_or_else(|| PackError::Recipe { slot: kept.slot, why: "it does not keep this source".into() })
         };
         kept.iter().map(read).collect()
     }

@@ -311,4 +311,3 @@ fn conv_node(cx: &Cx, node: &NodeSpec<'_>, op: &Conv, order: WeightOrder) -> Res
     let step = cx.kernels.step(&spec)?;
     Ok(kernel(cx, vec![Work::Conv(plan, step)], scratch, None))
 }
-

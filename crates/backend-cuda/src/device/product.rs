@@ -24,9 +24,6 @@ pub(super) struct Products {
     places: Vec<[usize; 3]>,
 }
 
-
-
-
 impl Products {
     pub(super) fn new(cx: &Cx, product: Product, places: Vec<[usize; 3]>) -> Result<Products, CudaError> {
         let first = |found: Vec<Algorithm>| found.into_iter().next();
@@ -97,8 +94,7 @@ fn matrix(operand: &Operand<'_>) -> Option<(usize, bool)> {
     if (across == 1 || cols <= 1) && (down >= cols || rows <= 1) {
         return Some((if rows <= 1 { cols } else { down }, false));
     }
-    ((down == 1 || rows <= 1) && (across >= rows || cols <= 1))
-        .then(|| (if cols <= 1 { rows } else { across }, true))
+    ((down == 1 || rows <= 1) && (across >= rows || cols <= 1)).then(|| (if cols <= 1 { rows } else { across }, true))
 }
 
 /// Whether the library reads the operand of a matrix product as it lies.
@@ -194,8 +190,8 @@ mod tests {
         let (product, places) = matmul(&op, &a, &b, &[2, 3, 4, 6], DType::F32, false).expect("it fits");
         assert_eq!((product.batch, product.x.leading, places), (3, 15, vec![[0, 0, 0], [60, 90, 72]]));
         let shared = operand(&[5, 6], &[6, 1]);
-        let (product, places) = matmul(&op, &operand(&[6, 4, 5], &[20, 5, 1]), &shared, &[6, 4, 6], DType::F32, false)
-            .expect("it fits");
+        let (product, places) =
+            matmul(&op, &operand(&[6, 4, 5], &[20, 5, 1]), &shared, &[6, 4, 6], DType::F32, false).expect("it fits");
         assert_eq!((product.batch, product.w.batch_stride, places.len()), (6, 0, 1));
     }
 

@@ -254,10 +254,7 @@ struct CudaRecording {
 }
 
 /// Records `work`; `None` when it does something that a graph cannot hold.
-pub(super) fn record(
-    cx: &Cx,
-    work: &mut dyn FnMut(&dyn Queue),
-) -> Result<Option<Box<dyn Recording>>, BackendError> {
+pub(super) fn record(cx: &Cx, work: &mut dyn FnMut(&dyn Queue)) -> Result<Option<Box<dyn Recording>>, BackendError> {
     let queue = CudaQueue::new(cx, Priority::High).map_err(|e| cx.failed(e))?;
     let graph = capture(&queue, work).map_err(|e| cx.failed(e))?;
     let executable = graph.instantiate().map_err(|e| cx.failed(e))?;
@@ -276,9 +273,7 @@ fn capture(queue: &CudaQueue, work: &mut dyn FnMut(&dyn Queue)) -> Result<driver
     match (graph, failed) {
         (Ok(graph), None) => Ok(graph),
         (Err(error), _) => Err(error),
-        (Ok(_), Some(error)) => {
-            Err(CudaError::NoAlgorithm { library: "CUDA graphs", problem: error.to_string() })
-        }
+        (Ok(_), Some(error)) => Err(CudaError::NoAlgorithm { library: "CUDA graphs", problem: error.to_string() }),
     }
 }
 
@@ -295,7 +290,8 @@ impl Recording for CudaRecording {
 
     fn launch(&mut self, queue: &dyn Queue) {
         let Some(cuda) = queue.as_any().downcast_ref::<CudaQueue>() else {
-            let kind = RunErrorKind::Device { device: self.cx.name.to_string(), why: "a queue of another device".into() };
+            let kind =
+                RunErrorKind::Device { device: self.cx.name.to_string(), why: "a queue of another device".into() };
             return queue.report(RunError { node: None, kind });
         };
         if cuda.has_failed() {

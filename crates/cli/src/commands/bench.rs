@@ -23,11 +23,11 @@ const WARM_UP: usize = 2;
 const STEP: f64 = 1e-2;
 
 pub(super) fn run(args: &BenchArgs, out: &mut Output) -> Result<(), Failure> {
-    let model = load(&args.engine, args.threads.get(), out)?;
+    let model = load(&args.engine, args.threads, out)?;
     bound(&model, &args.engine)?;
     let against = match &args.against {
         Some(path) => {
-            let other = load(path, args.threads.get(), out)?;
+            let other = load(path, args.threads, out)?;
             bound(&other, path)?;
             same_interface(&model, &other, path)?;
             Some(other)

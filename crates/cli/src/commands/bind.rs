@@ -11,7 +11,7 @@ pub(super) fn run(args: &BindArgs, out: &mut Output) -> Result<(), Failure> {
     check_writable(&args.output)?;
     args.report.as_deref().map_or(Ok(()), check_writable)?;
     let weights = regraft::open_weights(&args.weights)?;
-    let model = load(&args.engine, args.threads.get(), out)?;
+    let model = load(&args.engine, args.threads, out)?;
     if model.mode() != Mode::Stripped {
         let failure = Failure::new(format!("the engine is {}: it has its weights already", model.mode()));
         let help = match model.mode() {

@@ -29,6 +29,7 @@ pub(super) fn run(args: &CompileArgs, out: &mut Output) -> Result<(), Failure> {
         mode,
         keep_sources: args.keep_sources.map_or(KeepSources::default(), KeepSources::from),
         identical: args.identical,
+        device: args.threads.device,
         threads: args.threads.get(),
         tune: tune::options(&args.tune, &args.cache)?,
         cache: if builds { None } else { cache::for_compile(&args.cache, out)? },

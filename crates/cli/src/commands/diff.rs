@@ -16,7 +16,7 @@ pub(super) fn run(args: &DiffArgs, out: &mut Output) -> Result<(), Failure> {
     let (a, b) = (read_engine(&args.a)?, read_engine(&args.b)?);
     let (sources_a, sources_b) = (sources(&a), sources(&b));
     let differing_sources = differing(&sources_a, &sources_b);
-    let backend = regraft::cpu(args.threads.get());
+    let backend = args.threads.open()?;
     let model = |engine: Engine, path| -> Result<Option<Model>, Failure> {
         if engine.mode == Mode::Stripped {
             return Ok(None);

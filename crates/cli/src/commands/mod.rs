@@ -17,13 +17,13 @@ mod tune;
 use std::{collections::BTreeMap, fs, io::Write, path::Path};
 
 use regraft::{
-    AtomicFile, Engine, KeepSources, Mode, Model, RefitReport, Threads,
+    AtomicFile, Engine, KeepSources, Mode, Model, RefitReport,
     ir::{Graph, TensorType},
 };
 use serde_json::{Value, json};
 
 use crate::{
-    args::Command,
+    args::{Command, ThreadArgs},
     failure::Failure,
     output::{self, Output},
 };
@@ -56,9 +56,9 @@ fn open_engine(path: &Path) -> Result<Engine, Failure> {
 }
 
 /// Loads an engine for this machine.
-fn load(path: &Path, threads: Threads, out: &Output) -> Result<Model, Failure> {
+fn load(path: &Path, machine: ThreadArgs, out: &Output) -> Result<Model, Failure> {
     let _busy = out.busy(format!("loading {}", path.display()));
-    let model = regraft::model(open_engine(path)?, regraft::cpu(threads)).map_err(|e| Failure::from(e).about(path))?;
+    let model = regraft::model(open_engine(path)?, machine.open()?).map_err(|e| Failure::from(e).about(path))?;
     model.check_file().map_err(|e| Failure::from(e).about(path))?;
     Ok(model)
 }

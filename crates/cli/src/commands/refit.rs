@@ -16,7 +16,7 @@ pub(super) fn run(args: &RefitArgs, out: &mut Output) -> Result<(), Failure> {
     check_writable(&args.output)?;
     args.report.as_deref().map_or(Ok(()), check_writable)?;
     let weights = args.weights.as_deref().map(regraft::open_weights).transpose()?;
-    let model = load(&args.engine, args.threads.get(), out)?;
+    let model = load(&args.engine, args.threads, out)?;
     check_mode(&model, &args.engine)?;
     let adapters = open_adapters(&args.adapter, &model)?;
     for (adapter, _) in adapters.iter().filter(|(adapter, _)| !adapter.elsewhere.is_empty()) {

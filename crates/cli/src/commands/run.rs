@@ -19,7 +19,7 @@ use crate::{
 };
 
 pub(super) fn run(args: &RunArgs, out: &mut Output) -> Result<(), Failure> {
-    let model = load(&args.engine, args.threads.get(), out)?;
+    let model = load(&args.engine, args.threads, out)?;
     if model.generation().is_none() {
         let help =
             format!("bind it first: regraft bind {} --weights MODEL.safetensors -o BOUND.rgf", args.engine.display());
