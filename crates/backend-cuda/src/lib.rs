@@ -5,7 +5,8 @@
 //! - [`nvrtc`]: the compiler of kernels, and the folder of what it made;
 //! - [`kernels`]: sources and launches, as plain data;
 //! - [`gemm`]: matrix products by cuBLASLt;
-//! - [`cudnn`]: convolutions by cuDNN.
+//! - [`cudnn`]: convolutions by cuDNN;
+//! - [`CudaDevice`] and [`CudaCodegen`]: the two halves of the contract of `regraft-backend`.
 //!
 //! Nothing here needs a GPU, or any library of NVIDIA, to be built or to start. `unsafe` is confined to [`driver`] and to the
 //! bindings of libraries.

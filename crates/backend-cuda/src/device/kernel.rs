@@ -42,7 +42,7 @@ impl Kernel for CudaKernel {
         if cuda.has_failed() {
             return;
         }
-        let outputs: Vec<Span> = launch.outputs.iter().map(|region| Span::from(&*region)).collect();
+        let outputs: Vec<Span> = launch.outputs.iter().map(Span::from).collect();
         let mut inputs: Vec<Option<Span>> = launch.inputs.iter().map(|region| region.map(Span::from)).collect();
         if let Some(operand) = self.in_place
             && let Some(missing) = inputs.get_mut(operand).filter(|input| input.is_none())

@@ -94,7 +94,7 @@ fn matrix(operand: &Operand<'_>) -> Option<(usize, bool)> {
     if (across == 1 || cols <= 1) && (down >= cols || rows <= 1) {
         return Some((if rows <= 1 { cols } else { down }, false));
     }
-    ((down == 1 || rows <= 1) && (across >= rows || cols <= 1)).then(|| (if cols <= 1 { rows } else { across }, true))
+    ((down == 1 || rows <= 1) && (across >= rows || cols <= 1)).then_some((if cols <= 1 { rows } else { across }, true))
 }
 
 /// Whether the library reads the operand of a matrix product as it lies.
