@@ -358,3 +358,162 @@ def test_a_mutable_module_follows_its_original(tmp_path: Path) -> None:
         torch_tensorrt.MutableTorchTensorRTModule.load(tmp_path / "mutable")
     with pytest.raises(ValueError, match="immutable_weights"):
         torch_tensorrt.MutableTorchTensorRTModule(model, immutable_weights=True)
+
+
+def test_what_is_saved_is_one_file_and_a_program(tmp_path: Path) -> None:
+    for name, make in (("compiled.ep", None), ("empty", b"")):
+        path = tmp_path / name
+        if make is not None:
+            path.write_bytes(make)
+        module = torch_tensorrt.compile(net(0), ir="dynamo", inputs=INPUTS, min_block_size=1)
+        torch_tensorrt.dynamo.refit_module_weights(
+            module, torch.export.export(net(1), tuple(INPUTS)), in_place=True
+        )
+        torch_tensorrt.save(module, path, retrace=False, arg_inputs=INPUTS, dynamic_shapes=None)
+        assert path.is_file()
+        loaded = torch_tensorrt.load(path).module()
+        assert torch.equal(loaded(*INPUTS), module(*INPUTS))
+        close(loaded(*INPUTS), net(1)(*INPUTS))
+        loaded.refit(net(0).state_dict())
+        close(loaded(*INPUTS), net(0)(*INPUTS))
+        close(torch.export.load(path).module()(*INPUTS), net(1)(*INPUTS))
+
+
+def test_frozen_modules_and_damaged_files(tmp_path: Path) -> None:
+    frozen = torch_tensorrt.compile(net(0), inputs=INPUTS, immutable_weights=True)
+    torch_tensorrt.save(frozen, tmp_path / "frozen")
+    assert torch.equal(torch_tensorrt.load(tmp_path / "frozen").module()(*INPUTS), frozen(*INPUTS))
+    (tmp_path / "text").write_text("no module")
+    with pytest.raises(regraft.EngineFileError, match="no saved module, or a damaged one"):
+        torch_tensorrt.load(tmp_path / "text")
+    with pytest.raises(regraft.EngineFileError, match="choose the name of a file"):
+        torch_tensorrt.save(frozen, tmp_path)
+    import zipfile
+
+    for member in ("regraft/../../escaped", "regraft/a//b"):
+        with zipfile.ZipFile(tmp_path / "hostile", "w") as archive:
+            archive.writestr(member, "x")
+        with pytest.raises(regraft.EngineFileError, match="is no name of a file of a module"):
+            torch_tensorrt.load(tmp_path / "hostile")
+    torch.export.save(torch.export.export(net(0), tuple(INPUTS)), tmp_path / "program.pt2")
+    with pytest.raises(regraft.EngineFileError, match=r"no engines in it\n  help: torch\.export\.load"):
+        torch_tensorrt.load(tmp_path / "program.pt2")
+
+
+def test_mutable_modules_are_one_file(tmp_path: Path) -> None:
+    mutable = torch_tensorrt.MutableTorchTensorRTModule(net(0), ir="dynamo", device="cpu", min_block_size=1)
+    mutable(*INPUTS)
+    torch_tensorrt.MutableTorchTensorRTModule.save(mutable, tmp_path / "mutable.pkl")
+    assert (tmp_path / "mutable.pkl").is_file()
+    loaded = torch_tensorrt.MutableTorchTensorRTModule.load(tmp_path / "mutable.pkl", net(1))
+    close(loaded(*INPUTS), net(1)(*INPUTS))
+    assert loaded.recompiles == 0
+
+
+def test_states_of_a_mutable_module() -> None:
+    from regraft.compat.torch_tensorrt.dynamo.runtime._MutableTorchTensorRTModule import RefitFlag
+
+    model = net(0)
+    mutable = torch_tensorrt.MutableTorchTensorRTModule(model, immutable_weights=False)
+    state = mutable.refit_state
+    assert mutable.original_model is model and state.get_state() == RefitFlag.NEEDS_RECOMPILE
+    mutable(*INPUTS)
+    assert state.get_state() == RefitFlag.LIVE
+    mutable.load_state_dict(net(1).state_dict())
+    assert state.get_state() == RefitFlag.NEEDS_REFIT
+    close(mutable(*INPUTS), net(1)(*INPUTS))
+    mutable.head.weight = nn.Parameter(model.head.weight)
+    assert state.get_state() == RefitFlag.UNKNOWN
+    mutable.update_refit_condition()
+    assert state.get_state() == RefitFlag.LIVE
+    model.head.weight.data.mul_(2)
+    mutable.update_refit_condition()
+    assert state.get_state() == RefitFlag.NEEDS_REFIT
+    refits = mutable.refits
+    mutable.refit_gm()
+    assert mutable.refits == refits + 1
+    close(mutable(*INPUTS), model(*INPUTS))
+    assert mutable.refits == refits + 1
+    model.head = nn.Linear(16, 7).eval()
+    mutable.update_refit_condition()
+    assert state.get_state() == RefitFlag.NEEDS_RECOMPILE
+    close(mutable(*INPUTS), model(*INPUTS))
+    state.set_state(RefitFlag.NEEDS_RECOMPILE)
+    recompiles = mutable.recompiles
+    close(mutable(*INPUTS), model(*INPUTS))
+    assert mutable.recompiles == recompiles + 1
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "torch_tensorrt"])
+def test_backends_by_name(name: str) -> None:
+    torch._dynamo.reset()
+    options = {"min_block_size": 1, "immutable_weights": False}
+    fast = torch.compile(net(0), backend=name, options=options)
+    with torch.inference_mode():
+        close(fast(*INPUTS), net(0)(*INPUTS))
+    torch._dynamo.reset()
+
+
+def test_hashes_and_entries_of_caches() -> None:
+    batch = torch.export.Dim("batch", min=1, max=8)
+    programs = [torch.export.export(net(s), tuple(INPUTS), dynamic_shapes={"x": {0: batch}}) for s in (0, 1)]
+    spec = torch_tensorrt.Input(min_shape=(1, 3, 16, 16), opt_shape=(2, 3, 16, 16), max_shape=(8, 3, 16, 16))
+    other = torch_tensorrt.Input(min_shape=(1, 3, 16, 16), opt_shape=(2, 3, 16, 16), max_shape=(9, 3, 16, 16))
+    settings = torch_tensorrt.dynamo.CompilationSettings()
+    hashes = [BaseEngineCache.get_hash(p.module(), (spec,), settings) for p in programs]
+    assert hashes[0] == hashes[1]
+    assert hashes[0] != BaseEngineCache.get_hash(programs[0].module(), (other,), settings)
+    frozen = torch_tensorrt.dynamo.CompilationSettings(immutable_weights=True)
+    assert hashes[0] != BaseEngineCache.get_hash(programs[0].module(), (spec,), frozen)
+    packed = BaseEngineCache.pack(b"engine", ["x"], {"a": 1})
+    assert BaseEngineCache.unpack(packed) == (b"engine", ["x"], {"a": 1})
+    for damaged in (b"", packed[:10], b"\xff" * 20):
+        with pytest.raises(regraft.EngineFileError, match="damaged"):
+            BaseEngineCache.unpack(damaged)
+
+
+def test_engines_as_bytes() -> None:
+    program = torch.export.export(net(0), tuple(INPUTS))
+    data = torch_tensorrt.dynamo.convert_exported_program_to_serialized_trt_engine(program, INPUTS)
+    model = regraft.Model.from_bytes(data)
+    close(torch.from_numpy(np.asarray(model.run(INPUTS)[0])), net(0)(*INPUTS))
+    assert torch_tensorrt.convert_method_to_trt_engine(net(0), "forward", inputs=INPUTS)
+    with pytest.raises(ValueError, match="exported by their forward"):
+        torch_tensorrt.convert_method_to_trt_engine(net(0), "other", inputs=INPUTS)
+
+
+def test_names_around_compiling() -> None:
+    from regraft.compat.torch_tensorrt.dynamo.utils import (
+        COSINE_THRESHOLD,
+        check_output_equal,
+        cosine_similarity,
+    )
+
+    assert torch_tensorrt.ENABLED_FEATURES.refit and not torch_tensorrt.ENABLED_FEATURES.tensorrt_rtx
+    assert torch_tensorrt.dtype.f32 == torch.float32 and torch_tensorrt.dtype.half != torch.float32
+    assert (
+        torch.float32 in {torch_tensorrt.dtype.f32} and torch_tensorrt.dtype.f16 == torch_tensorrt.dtype.half
+    )
+    assert torch_tensorrt.Input((2, 3), is_shape_tensor=True).is_shape_tensor
+    x = torch.arange(4.0)
+    assert cosine_similarity(x, x * 2) > COSINE_THRESHOLD > cosine_similarity(x, -x)
+    assert check_output_equal({"a": [x]}, {"a": [x + 1e-6]}) and not check_output_equal([x], [x + 1])
+    program = torch_tensorrt.dynamo.trace(net(0), INPUTS, device="cpu", min_block_size=1, ir="dynamo")
+    close(program.module()(*INPUTS), net(0)(*INPUTS))
+    with pytest.raises(ValueError, match="ir='torchscript'"):
+        torch_tensorrt.dynamo.compile(program, ir="torchscript")
+    with pytest.warns(regraft.SettingsWarning, match=r"runtime\.set_cudagraphs_mode is about GPUs"):
+        torch_tensorrt.runtime.set_cudagraphs_mode(True)
+    assert torch_tensorrt.runtime.get_cudagraphs_mode()
+    with torch_tensorrt.logging.debug():
+        pass
+
+
+def test_operators_to_leave_are_translated_or_an_error() -> None:
+    program = torch.export.export(net(0), tuple(INPUTS))
+    ops = {"torch.ops.aten.convolution.default"}
+    module = torch_tensorrt.dynamo.compile(program, INPUTS, min_block_size=1, torch_executed_ops=ops)
+    assert [part.op for part in module.report().in_pytorch].count("aten.conv2d.default") == 2
+    close(module(*INPUTS), net(0)(*INPUTS))
+    with pytest.raises(regraft.CompileError, match=r"PyTorch has no operator aten\.convolotion"):
+        torch_tensorrt.dynamo.compile(program, INPUTS, torch_executed_ops={"aten.convolotion"})

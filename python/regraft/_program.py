@@ -19,7 +19,7 @@ from regraft import _regraft
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["call_entry", "digest_of", "import_program", "tensors_of", "ties_of"]
+__all__ = ["call_entry", "digest_of", "import_program", "tensors_of", "ties_of", "without_weights"]
 
 _WEIGHTS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
@@ -35,7 +35,13 @@ def import_program(program: ExportedProgram) -> _regraft.Program:
     with warnings.catch_warnings():
         # About weights that do not fill their memory.
         warnings.filterwarnings("ignore", message="No complete tensor found")
-        torch.export.save(_without_weights(program), archive)
+        bare = without_weights(program)
+        # How it is called is not the importer's matter, and PyTorch cannot save every structure.
+        tensors = [
+            spec for spec in program.graph_signature.output_specs if spec.kind == OutputKind.USER_OUTPUT
+        ]
+        bare._module_call_graph = [call_entry(len(program.graph_signature.user_inputs), len(tensors))]
+        torch.export.save(bare, archive)
     return _regraft.Program.from_bytes(archive.getvalue())
 
 
@@ -86,16 +92,13 @@ def _literals(value: Any) -> str:
     return repr(value)
 
 
-def _without_weights(program: ExportedProgram) -> ExportedProgram:
+def without_weights(program: ExportedProgram) -> ExportedProgram:
     """``program`` with weights of the same types that take no memory; tied ones stay tied."""
     bare = copy.copy(program)
     stand_ins = _StandIns()
     bare._state_dict = stand_ins.for_all(program.state_dict)
     bare._constants = stand_ins.for_all(program.constants)
     bare._example_inputs = None
-    # How it is called is not the importer's matter, and PyTorch cannot save every structure.
-    tensors = [spec for spec in program.graph_signature.output_specs if spec.kind == OutputKind.USER_OUTPUT]
-    bare._module_call_graph = [call_entry(len(program.graph_signature.user_inputs), len(tensors))]
     return bare
 
 

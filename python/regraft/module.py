@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from matplotlib.figure import Figure
+    from torch.export import ExportedProgram
 
     from regraft.caches import Carry
     from regraft.calling import CallingConvention
@@ -64,6 +65,8 @@ class Compiled:
     """Digests of the only weights that parts in PyTorch take; ``None`` where they take any."""
     carry: Carry | None = None
     """What becomes of caches among the arguments."""
+    program: ExportedProgram | None = field(default=None, repr=False)
+    """The program without weights, where somebody wants to save it."""
 
 
 @dataclass(frozen=True)

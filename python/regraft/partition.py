@@ -117,8 +117,9 @@ def partition(
         cut.
 
     """
-    left_to_torch = {_full_name(op) for op in torch_executed_ops}
-    named = sorted(left_to_torch & {str(node.target) for node in program.graph.nodes})
+    used = {str(node.target) for node in program.graph.nodes}
+    left_to_torch = {name for op in torch_executed_ops for name in _meant_by(op, used)}
+    named = sorted(left_to_torch & used)
     if named:
         if not allow_torch:
             raise CompileError(
@@ -200,6 +201,50 @@ def _written(functional: ExportedProgram) -> tuple[str, ...]:
     mutations = (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION)
     specs = functional.graph_signature.output_specs
     return tuple(spec.target for spec in specs if spec.kind in mutations and spec.target)
+
+
+def _meant_by(op: str, used: Collection[str]) -> set[str]:
+    """The operators of a program that ``op`` names: itself, or those that become it when PyTorch
+    decomposes them.
+
+    Raises:
+        CompileError: when there is no such operator.
+
+    """
+    name = _full_name(op)
+    packet = name.rsplit(".", 1)[0]
+    found = {name} & set(used) or {
+        one for one in used if one.rsplit(".", 1)[0] in _DECOMPOSED.get(packet, ())
+    }
+    if not found and not _is_operator(name):
+        raise CompileError(
+            f"torch_executed_ops: PyTorch has no operator {op}\n  help: report() and dry_run() name "
+            f"those of a program"
+        )
+    return {name} | found
+
+
+# What operators of decomposed programs are in programs as they are exported.
+_DECOMPOSED = {
+    "aten.convolution": ("aten.conv1d", "aten.conv2d", "aten.conv3d", "aten.conv_transpose2d"),
+    "aten.addmm": ("aten.linear",),
+    "aten.mm": ("aten.linear", "aten.matmul"),
+    "aten.bmm": ("aten.matmul",),
+    "aten.native_layer_norm": ("aten.layer_norm",),
+    "aten.native_group_norm": ("aten.group_norm",),
+    "aten._native_batch_norm_legit_no_training": ("aten.batch_norm",),
+    "aten._softmax": ("aten.softmax",),
+    "aten._scaled_dot_product_flash_attention_for_cpu": ("aten.scaled_dot_product_attention",),
+    "aten.max_pool2d_with_indices": ("aten.max_pool2d",),
+    "aten._adaptive_avg_pool2d": ("aten.adaptive_avg_pool2d",),
+    "aten._to_copy": ("aten.to",),
+}
+
+
+def _is_operator(name: str) -> bool:
+    namespace, packet, overload = name.split(".", 2) if name.count(".") >= 2 else ("", "", "")
+    found = getattr(getattr(torch.ops, namespace, None), packet, None) if namespace else None
+    return found is not None and (overload in found.overloads() or overload == "default")
 
 
 def _full_name(op: str) -> str:

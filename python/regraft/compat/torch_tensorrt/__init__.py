@@ -20,14 +20,18 @@ import torch
 from torch.export import ExportedProgram
 
 import regraft
-from regraft.compat.torch_tensorrt import dynamo
+from regraft.compat.torch_tensorrt import backend, dynamo, logging, runtime
 from regraft.compat.torch_tensorrt.dynamo import MutableTorchTensorRTModule
+from regraft.compat.torch_tensorrt.dynamo._convert import convert_module_to_trt_engine
 from regraft.compat.torch_tensorrt.enums import Device, DeviceType, EngineCapability, dtype, memory_format
+from regraft.compat.torch_tensorrt.features import ENABLED_FEATURES
+from regraft.compat.torch_tensorrt.files import load_file, save_file
 from regraft.compat.torch_tensorrt.input import Input
 from regraft.compat.torch_tensorrt.loaded import LoadedProgram
 from regraft.compat.torch_tensorrt.settings import CompilationSettings
 
 __all__ = [
+    "ENABLED_FEATURES",
     "Device",
     "DeviceType",
     "EngineCapability",
@@ -35,12 +39,18 @@ __all__ = [
     "LoadedProgram",
     "MutableTorchTensorRTModule",
     "compile",
+    "convert_method_to_trt_engine",
     "dtype",
     "dynamo",
     "load",
+    "logging",
     "memory_format",
+    "runtime",
     "save",
 ]
+
+convert_method_to_trt_engine = convert_module_to_trt_engine
+backend.register()
 
 
 def compile(
@@ -92,19 +102,24 @@ def compile(
 
 
 def save(
-    module: regraft.Module | LoadedProgram | MutableTorchTensorRTModule,
+    module: regraft.Module | LoadedProgram | ExportedProgram | MutableTorchTensorRTModule,
     file_path: str | os.PathLike[str],
     *,
     output_format: str = "exported_program",
     inputs: Sequence[Any] | None = None,
     arg_inputs: Sequence[Any] | None = None,
     kwarg_inputs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
     retrace: bool = True,
     pickle_protocol: int = 2,
+    **settings: Any,
 ) -> None:
-    """Saves a compiled module as :func:`regraft.save` does: ``file_path`` becomes a folder.
+    """Saves a compiled module to one file. It is an exported program, too, with the weights of now:
+    ``torch.export.load`` reads it, and what that gives runs in PyTorch. A frozen module is saved as its
+    engines alone.
 
-    Nothing is traced again, so example inputs, ``retrace`` and ``pickle_protocol`` change nothing.
+    Nothing is traced again, so example inputs, ``dynamic_shapes``, ``retrace`` and ``pickle_protocol``
+    change nothing.
 
     Raises:
         ValueError: for another ``output_format``.
@@ -112,16 +127,19 @@ def save(
     """
     if output_format != "exported_program":
         raise ValueError(
-            f"output_format={output_format!r}: compiled modules are saved in Regraft's format: leave it out"
+            f"output_format={output_format!r}: compiled modules are saved as exported programs: leave it out"
         )
     if isinstance(module, regraft.MutableModule):
         MutableTorchTensorRTModule.save(module, file_path)
+    elif isinstance(module, ExportedProgram):
+        with open(file_path, "wb") as out:
+            torch.export.save(module, out)
     else:
-        regraft.save(module.compiled if isinstance(module, LoadedProgram) else module, file_path)
+        save_file(module.compiled if isinstance(module, LoadedProgram) else module, file_path)
 
 
-def load(file_path: str | os.PathLike[str]) -> LoadedProgram:
-    """Loads what :func:`save` wrote. Nothing in the files is executed.
+def load(file_path: str | os.PathLike[str], extra_files: Any = None, **kwargs: Any) -> LoadedProgram:
+    """Loads what :func:`save` wrote, or a folder of :func:`regraft.save`. Nothing in the files is executed.
 
     Example:
         >>> model = load("compiled.ep").module()  # doctest: +SKIP
@@ -129,4 +147,4 @@ def load(file_path: str | os.PathLike[str]) -> LoadedProgram:
     Raises:
         regraft.EngineFileError: when it is damaged, of another version, or built for another machine.
     """
-    return LoadedProgram(regraft.load(file_path))
+    return LoadedProgram(load_file(file_path))

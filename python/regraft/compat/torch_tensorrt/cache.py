@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
+
+import torch
 
 import regraft
 
 __all__ = ["BaseEngineCache", "DiskEngineCache", "engine_cache_of"]
+
+
+# Settings that decide what an engine is.
+_DECIDING = (
+    "immutable_weights",
+    "min_block_size",
+    "torch_executed_ops",
+    "require_full_compilation",
+    "optimization_level",
+)
+
+
+def _named(target: Any) -> str:
+    return (
+        str(target) if isinstance(target, torch._ops.OpOverload) else str(getattr(target, "__name__", target))
+    )
 
 
 class BaseEngineCache(ABC):
@@ -28,6 +49,46 @@ class BaseEngineCache(ABC):
         ...     def load(self, hash, *args, **kwargs):
         ...         return self.entries.get(hash)
     """
+
+    @staticmethod
+    def get_hash(gm: Any, input_specs: Sequence[Any] = (), settings: Any = None) -> str:
+        """A hash of what a graph computes, of its inputs, and of the settings that decide its engine;
+        weights and names of weights say nothing.
+        """
+        numbers = {node: index for index, node in enumerate(gm.graph.nodes)}
+        program = [
+            f"{node.op} {_named(node.target) if node.op == 'call_function' else ''} "
+            f"{torch.fx.map_arg((node.args, node.kwargs), lambda arg: numbers[arg])!r}"
+            for node in gm.graph.nodes
+        ]
+        inputs = list(map(repr, input_specs))
+        chosen = {} if settings is None else {name: repr(getattr(settings, name, None)) for name in _DECIDING}
+        return hashlib.sha256(json.dumps([program, inputs, chosen], sort_keys=True).encode()).hexdigest()
+
+    @staticmethod
+    def pack(serialized_engine: bytes, *facts: Any) -> bytes:
+        """An engine with facts about it, as one entry.
+
+        Raises:
+            TypeError: for facts that JSON does not hold.
+        """
+        text = json.dumps(facts).encode()
+        return len(text).to_bytes(8, "little") + text + bytes(serialized_engine)
+
+    @staticmethod
+    def unpack(packed_obj: bytes) -> tuple[Any, ...]:
+        """The inverse of :meth:`pack`.
+
+        Raises:
+            regraft.EngineFileError: when it is something else.
+        """
+        size = int.from_bytes(packed_obj[:8], "little")
+        try:
+            if len(packed_obj) < 8 + size:
+                raise ValueError("it ends too early")
+            return (bytes(packed_obj[8 + size :]), *json.loads(packed_obj[8 : 8 + size]))
+        except (ValueError, TypeError) as error:
+            raise regraft.EngineFileError(f"no packed engine, or a damaged one: {error}") from error
 
     @abstractmethod
     def save(self, hash: str, blob: bytes, *args: Any, **kwargs: Any) -> None:

@@ -51,6 +51,15 @@ class dtype(Enum):
     int = i32
     float = f32
 
+    def __eq__(self, other: object) -> bool:  # type: ignore[valid-type]
+        # PyTorch's data types are the same things.
+        if isinstance(other, torch.dtype):
+            return bool(self.value == other)
+        return self is other
+
+    def __hash__(self) -> int:  # type: ignore[valid-type]
+        return hash(self.value)
+
     def to(self, t: Any = torch.dtype, use_default: Any = False) -> torch.dtype:
         """PyTorch's data type; ``float32`` for an unknown one if ``use_default``.
 

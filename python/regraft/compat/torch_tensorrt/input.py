@@ -47,6 +47,7 @@ class Input:
         name: str = "",
         shared_dims: Mapping[int, str] | None = None,
         profiles: Sequence[Mapping[str, Sequence[int]]] | None = None,
+        is_shape_tensor: bool = False,
     ) -> None:
         shapes = _shapes(args, shape, (min_shape, opt_shape, max_shape), profiles)
         self.min_shape, self.opt_shape, self.max_shape = shapes
@@ -54,6 +55,8 @@ class Input:
         self.format = memory_format(format) if isinstance(format, torch.memory_format) else format
         self.tensor_domain = tensor_domain or (0.0, 2.0)
         self.torch_tensor = torch_tensor
+        # What is done with values that shapes depend on is found out.
+        self.is_shape_tensor = is_shape_tensor
         self.name = name
         fields = getattr(min_shape, "_fields", None)
         if fields and shared_dims:

@@ -14,6 +14,7 @@ import torch
 
 from regraft.compat.torch_tensorrt.cache import engine_cache_of
 from regraft.compat.torch_tensorrt.enums import EngineCapability, dtype
+from regraft.errors import SettingsWarning
 
 __all__ = ["CompilationSettings", "Role", "for_mutable", "gathered", "report_without_effect", "to_regraft"]
 
@@ -30,6 +31,12 @@ class Role(Enum):
     """A former name of ``immutable_weights``, with the opposite meaning."""
 
 
+# What callers give to whichever function they call, with the values that mean what is done anyway.
+_FOR_CALLERS: dict[str, tuple[Any, ...]] = {
+    "ir": ("default", "dynamo", "torch_compile", "exported_program"),
+    "strict": (False, True),
+    "allow_complex_dtypes": (False, True),
+}
 # Names that immutable_weights had, with the opposite meaning.
 _FORMER = frozenset({"make_refittable", "refit"})
 
@@ -164,6 +171,9 @@ def gathered(
     if not _FORMER.isdisjoint(settings):
         given.pop("immutable_weights", None)
     given.update(settings)
+    for name, values in _FOR_CALLERS.items():
+        if given.pop(name, values[0]) not in values:
+            raise ValueError(f"{name}={settings.get(name)!r}: expected one of {', '.join(map(repr, values))}")
     unknown = [name for name in given if name not in known]
     if unknown:
         lines = []
@@ -187,7 +197,7 @@ def report_without_effect(settings: CompilationSettings, stacklevel: int = 2) ->
         )
     if parts:
         warnings.warn(
-            "regraft.compat.torch_tensorrt: " + "; ".join(parts), UserWarning, stacklevel=stacklevel + 1
+            "regraft.compat.torch_tensorrt: " + "; ".join(parts), SettingsWarning, stacklevel=stacklevel + 1
         )
 
 

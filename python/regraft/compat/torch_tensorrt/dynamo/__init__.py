@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,11 @@ import torch
 from torch.export import ExportedProgram
 
 import regraft
+from regraft._program import without_weights
 from regraft.compat.torch_tensorrt.cache import BaseEngineCache, DiskEngineCache
+from regraft.compat.torch_tensorrt.dynamo._convert import (
+    convert_exported_program_to_serialized_trt_engine,
+)
 from regraft.compat.torch_tensorrt.dynamo._mutable import MutableTorchTensorRTModule
 from regraft.compat.torch_tensorrt.dynamo._refit import construct_refit_mapping, refit_module_weights
 from regraft.compat.torch_tensorrt.dynamo._tracing import one_of, trace
@@ -29,6 +34,7 @@ __all__ = [
     "MutableTorchTensorRTModule",
     "compile",
     "construct_refit_mapping",
+    "convert_exported_program_to_serialized_trt_engine",
     "refit_module_weights",
     "torch_compile",
     "trace",
@@ -70,7 +76,9 @@ def compile(
         exported_program = trace(exported_program, given, kwarg_inputs=kwarg_inputs)
     if chosen.dryrun:
         return _dry_run(exported_program, chosen)
-    return regraft.compile(exported_program, **to_regraft(chosen))
+    module = regraft.compile(exported_program, **to_regraft(chosen))
+    module._compiled = replace(module._compiled, program=without_weights(exported_program))
+    return module
 
 
 def torch_compile(

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Mapping
+from enum import Enum, auto
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 
 import regraft
+from regraft.compat.torch_tensorrt.files import packed, unpacked
 from regraft.compat.torch_tensorrt.settings import (
     CompilationSettings,
     for_mutable,
     gathered,
     report_without_effect,
 )
+from regraft.kept import same_bits
+from regraft.mutable.state import State
 
-__all__ = ["MutableTorchTensorRTModule"]
+__all__ = ["MutableTorchTensorRTModule", "RefitFlag", "RefitState"]
 
 
 class MutableTorchTensorRTModule(regraft.MutableModule):
@@ -65,12 +71,42 @@ class MutableTorchTensorRTModule(regraft.MutableModule):
         pass
 
     def update_refit_condition(self) -> None:
-        """Looks at every byte of the weights; calls look at samples of them."""
-        self.refresh()
+        """Looks at every byte of the weights, and sets :attr:`refit_state` to what they need."""
+        state = self._regraft_state
+        state.look_closely()
+        self.refit_state.set_state(_condition(state))
 
     def refit_gm(self) -> None:
-        """Brings the engines up to date with the original now, not at the next call."""
-        self.refresh()
+        """Brings the program that ran last up to date with the original now, not at the next call."""
+        state = self._regraft_state
+        with state.lock:
+            state.look_closely()
+            if state._changed_to_pytorch() or not state.entries or not state.entries[-1].verified:
+                return
+            state._bring_up_to_date(state.entries[-1], state.entries[-1].scale)
+
+    @property
+    def original_model(self) -> torch.nn.Module:
+        """The module in PyTorch."""
+        return self._regraft_state.module
+
+    @property
+    def refit_state(self) -> RefitState:
+        """What the next call will do."""
+        return _STATES.setdefault(self._regraft_state, RefitState(self._regraft_state))
+
+    @staticmethod
+    def save(module: torch.nn.Module, path: str | os.PathLike[str]) -> None:
+        """Saves settings, ranges and programs as :meth:`regraft.MutableModule.save` does, to one file;
+        to a folder where there is one. The module's code is not saved.
+
+        Raises:
+            regraft.EngineFileError: when it cannot be written.
+        """
+        if Path(path).is_dir():
+            regraft.MutableModule.save(module, path)
+        else:
+            packed(path, lambda folder: regraft.MutableModule.save(module, folder))
 
     @staticmethod
     def load(
@@ -83,11 +119,83 @@ class MutableTorchTensorRTModule(regraft.MutableModule):
             regraft.EngineFileError: when the folder is damaged, of another version, or built for another
             machine.
         """
+        if Path(path).is_file() and pytorch_model is not None:
+            with unpacked(path) as folder:
+                return _renamed(regraft.MutableModule.load(folder, pytorch_model))
         if pytorch_model is None:
             raise TypeError(
                 "load(path, pytorch_model): saved modules hold no code, so the module must be given"
             )
         return _renamed(regraft.MutableModule.load(path, pytorch_model))
+
+
+class RefitFlag(Enum):
+    """What a mutable module needs before it runs."""
+
+    UNKNOWN = auto()
+    NEEDS_REFIT = auto()
+    NEEDS_RECOMPILE = auto()
+    LIVE = auto()
+
+
+class RefitState:
+    """What a mutable module needs before it runs, found out when it is asked."""
+
+    def __init__(self, state: State) -> None:
+        self._state = weakref.ref(state)
+        self._set: tuple[RefitFlag, int] | None = None
+
+    def set_state(self, state: RefitFlag) -> None:
+        """Says what it needs, until the next call: a refit compares all weights, a recompile makes the
+        programs anew.
+        """
+        found = self._state()
+        if found is None:
+            return
+        self._set = state, found.history.calls
+        if state == RefitFlag.NEEDS_RECOMPILE:
+            found.entries = []
+            found.calls.clear()
+        elif state != RefitFlag.LIVE:
+            found.look_closely()
+
+    def get_state(self) -> RefitFlag:
+        """What it needs."""
+        state = self._state()
+        if state is None or not state.entries:
+            return RefitFlag.NEEDS_RECOMPILE
+        if self._set is not None and self._set[1] == state.history.calls:
+            return self._set[0]
+        with state.lock:
+            changes = state.watcher.look()
+            state._changed_to_pytorch()
+        entry = state.entries[-1]
+        if not entry.verified:
+            return RefitFlag.NEEDS_RECOMPILE
+        if not entry.pending and not entry.stale_adapters:
+            return RefitFlag.LIVE
+        # Whether what took the place of a tensor differs from it was not looked at.
+        return RefitFlag.UNKNOWN if changes is not None and changes.structure else RefitFlag.NEEDS_REFIT
+
+
+_STATES: weakref.WeakKeyDictionary[State, RefitState] = weakref.WeakKeyDictionary()
+
+
+def _condition(state: State) -> RefitFlag:
+    """What the weights need, every bit compared."""
+    with state.lock:
+        if not state.entries:
+            return RefitFlag.NEEDS_RECOMPILE
+        state._changed_to_pytorch()
+        entry = state.entries[-1]
+        if not entry.verified:
+            return RefitFlag.NEEDS_RECOMPILE
+        serving = entry.compiled.state_dict()
+        current = {name: tensor for name, tensor in state.tree.sources.items() if name in serving}
+        if entry.stale_adapters and state.tree.tuners:
+            return RefitFlag.NEEDS_REFIT
+        same = all(same_bits(tensor.detach(), serving[name]) for name, tensor in current.items())
+        return RefitFlag.LIVE if same else RefitFlag.NEEDS_REFIT
 
 
 _CLASSES: dict[type, type] = {}

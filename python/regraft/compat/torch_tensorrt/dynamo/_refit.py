@@ -24,8 +24,8 @@ def refit_module_weights(
     arg_inputs: Sequence[Any] | None = None,
     kwarg_inputs: Mapping[str, Any] | None = None,
     verify_output: bool = False,
-    use_weight_map_cache: bool = True,
     in_place: bool = False,
+    use_weight_map_cache: bool = True,
     *,
     inputs: Sequence[Any] | None = None,
 ) -> regraft.Module:

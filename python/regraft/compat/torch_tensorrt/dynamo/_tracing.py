@@ -12,6 +12,7 @@ import torch.utils._pytree as pytree
 from torch.export import Dim, ExportedProgram
 
 from regraft.compat.torch_tensorrt.input import Input, example_of
+from regraft.compat.torch_tensorrt.settings import gathered
 
 __all__ = ["one_of", "trace"]
 
@@ -23,6 +24,7 @@ def trace(
     arg_inputs: Sequence[Any] | None = None,
     kwarg_inputs: Mapping[str, Any] | None = None,
     strict: bool = False,
+    **settings: Any,
 ) -> ExportedProgram:
     """Exports a module with an example or an :class:`Input` for each argument; ranges of shapes stay open.
 
@@ -32,6 +34,8 @@ def trace(
         ValueError: when no arguments are given, or the same ones twice; when sizes that must be equal have no
             common range, or the module fixes a size that has a range.
     """
+    # Those of compiling change nothing about an export; there may be no others.
+    gathered(None, settings)
     given = one_of(inputs, arg_inputs)
     if given is None and kwarg_inputs is None:
         raise ValueError("a module is exported with the arguments of one call: give inputs= or kwarg_inputs=")

@@ -1,0 +1,52 @@
+"""``torch_tensorrt.logging``: Python's logging, under the logger of this package."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+
+__all__ = ["debug", "errors", "graphs", "info", "internal_errors", "set_level", "warnings"]
+
+_logger = logging.getLogger("regraft")
+
+
+def set_level(level: int) -> None:
+    """Of what is shown."""
+    _logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _at(level: int) -> Iterator[None]:
+    before = _logger.level
+    _logger.setLevel(level)
+    try:
+        yield
+    finally:
+        _logger.setLevel(before)
+
+
+def debug() -> contextlib.AbstractContextManager[None]:
+    """Shows everything."""
+    return _at(logging.DEBUG)
+
+
+graphs = debug
+
+
+def info() -> contextlib.AbstractContextManager[None]:
+    """Shows what is of interest."""
+    return _at(logging.INFO)
+
+
+def warnings() -> contextlib.AbstractContextManager[None]:
+    """Shows warnings."""
+    return _at(logging.WARNING)
+
+
+def errors() -> contextlib.AbstractContextManager[None]:
+    """Shows errors alone."""
+    return _at(logging.ERROR)
+
+
+internal_errors = errors

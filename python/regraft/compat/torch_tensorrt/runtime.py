@@ -1,0 +1,97 @@
+"""``torch_tensorrt.runtime``: what is about GPUs is accepted and changes nothing, with one warning for
+each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from regraft.checks import warn
+from regraft.errors import SettingsWarning
+
+__all__ = [
+    "enable_cudagraphs",
+    "enable_output_allocator",
+    "enable_pre_allocated_outputs",
+    "get_cudagraphs_mode",
+    "get_whole_cudagraphs_mode",
+    "set_cudagraphs_mode",
+    "set_multi_device_safe_mode",
+    "weight_streaming",
+]
+
+_warned: set[str] = set()
+_modes = {"cudagraphs": False}
+
+
+def _say(name: str) -> None:
+    if name not in _warned:
+        _warned.add(name)
+        warn(
+            SettingsWarning,
+            f"compat.torch_tensorrt: runtime.{name} is about GPUs, and engines run on the CPU: leave it out",
+        )
+
+
+def set_cudagraphs_mode(mode: bool) -> None:
+    """Without effect on the CPU."""
+    _say("set_cudagraphs_mode")
+    _modes["cudagraphs"] = bool(mode)
+
+
+def get_cudagraphs_mode() -> bool:
+    """What was set."""
+    return _modes["cudagraphs"]
+
+
+def get_whole_cudagraphs_mode() -> bool:
+    """What was set."""
+    return _modes["cudagraphs"]
+
+
+@contextlib.contextmanager
+def enable_cudagraphs(compiled_module: Any) -> Iterator[Any]:
+    """The module itself: without effect on the CPU."""
+    _say("enable_cudagraphs")
+    yield compiled_module
+
+
+@contextlib.contextmanager
+def set_multi_device_safe_mode(mode: bool = True) -> Iterator[None]:
+    """Without effect on the CPU."""
+    _say("set_multi_device_safe_mode")
+    yield
+
+
+@contextlib.contextmanager
+def enable_pre_allocated_outputs(module: Any) -> Iterator[Any]:
+    """The module itself: results own their memory here."""
+    _say("enable_pre_allocated_outputs")
+    yield module
+
+
+@contextlib.contextmanager
+def enable_output_allocator(module: Any) -> Iterator[Any]:
+    """The module itself: results own their memory here."""
+    _say("enable_output_allocator")
+    yield module
+
+
+@contextlib.contextmanager
+def weight_streaming(module: Any) -> Iterator[_Streaming]:
+    """Weights are in the memory that engines run in: without effect on the CPU."""
+    _say("weight_streaming")
+    yield _Streaming(module)
+
+
+class _Streaming:
+    def __init__(self, module: Any) -> None:
+        total = module.memory()["slots"] if hasattr(module, "memory") else 0
+        self.total_device_budget = total
+        self.device_budget = total
+
+    def get_automatic_weight_streaming_budget(self) -> int:
+        """All of it."""
+        return int(self.total_device_budget)
