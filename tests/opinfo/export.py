@@ -43,6 +43,13 @@ DRAWN = 40  # samples that are made; those exported are spread over them
 UNINITIALIZED = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "empty_permuted")
 
 
+def as_real(leaf):
+    """Complex results as pairs: programs do not give complex numbers."""
+    if isinstance(leaf, torch.Tensor) and leaf.is_complex():
+        return torch.view_as_real(leaf.resolve_conj())
+    return leaf
+
+
 class Call(torch.nn.Module):
     """An operator on a sample's tensors; what else the sample has is part of the program."""
 
@@ -59,7 +66,7 @@ class Call(torch.nn.Module):
         for place, tensor in zip(self.places, tensors, strict=True):
             leaves[place] = tensor
         given, args, kwargs = pytree.tree_unflatten(leaves, self.structure)
-        return self.op(given, *args, **kwargs)
+        return pytree.tree_map(as_real, self.op(given, *args, **kwargs))
 
     def inputs(self) -> tuple[torch.Tensor, ...]:
         return tuple(t.clone() for t in self.tensors)
@@ -83,7 +90,6 @@ def dense(tensor: torch.Tensor) -> bool:
 
 
 def storable(tensor: torch.Tensor) -> torch.Tensor:
-    tensor = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
     return tensor.detach().contiguous().clone()
 
 

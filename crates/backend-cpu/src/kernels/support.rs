@@ -113,12 +113,13 @@ pub(super) fn uniform_rows(operand: &Operand<'_>) -> Option<(usize, usize)> {
 /// Bytes as elements. Buffers start on cache lines and views at whole elements, so they are aligned.
 pub(super) fn elements<T: Pod>(bytes: &[u8]) -> &[T] {
     let whole = bytes.len() / size_of::<T>() * size_of::<T>();
-    bytemuck::cast_slice(&bytes[..whole])
+    // What is empty may lie anywhere.
+    if whole == 0 { &[] } else { bytemuck::cast_slice(&bytes[..whole]) }
 }
 
 /// As [`elements`], to be written.
 pub(super) fn elements_mut<T: Pod>(bytes: &mut [u8]) -> &mut [T] {
-    bytemuck::cast_slice_mut(bytes)
+    if bytes.is_empty() { &mut [] } else { bytemuck::cast_slice_mut(bytes) }
 }
 
 /// The bytes of an operand that must be there.

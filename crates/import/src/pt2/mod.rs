@@ -28,7 +28,7 @@ use serde::Deserialize;
 
 use crate::{ImportError, ImportErrorKind};
 use archive::Archive;
-use schema::{ExportedProgram, Graph, InputSpec, SchemaVersion};
+use schema::{ExportedProgram, Graph, InputSpec, SchemaVersion, TensorMeta};
 use spec::CallSpec;
 use symbols::{SymbolProblem, SymbolTable};
 use weights::{Values, Weights};
@@ -117,9 +117,13 @@ impl Pt2Archive {
                 },
             )
         })?;
+        Ok(TensorType { dtype, shape: self.shape(name, meta)? })
+    }
+
+    /// The shape that `meta` says of the tensor `name`.
+    fn shape(&self, name: &str, meta: &TensorMeta) -> Result<Vec<Dim>, ImportError> {
         let shape = meta.sizes.iter().map(|size| self.symbols.dim(size)).collect::<Result<_, _>>();
-        let shape = shape.map_err(|p| symbol_error(&self.path, SymbolProblem { at: name.to_owned(), ..p }))?;
-        Ok(TensorType { dtype, shape })
+        shape.map_err(|p| symbol_error(&self.path, SymbolProblem { at: name.to_owned(), ..p }))
     }
 
     /// The value of a symbolic integer of `graph`.

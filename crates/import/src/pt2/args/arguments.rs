@@ -22,12 +22,31 @@ impl<'p> Cx<'_, 'p> {
         self.arg(name).is_some()
     }
 
+    /// The tensor called `name`, in f32 if halves are to be read so, and the part that is asked for of a complex one.
+    fn read(&mut self, name: &str) -> Res<ValueId> {
+        let value = self.t.read(name, &self.scope)?;
+        match self.part {
+            Some(part) if self.t.is_complex(name) => crate::pt2::ops::part_of_pair(self, value, part),
+            _ => self.widened(value),
+        }
+    }
+
+    /// Whether the argument called `name` is a complex tensor.
+    pub(crate) fn is_complex(&self, name: &str) -> bool {
+        self.arg(name).and_then(Argument::first_name).is_some_and(|n| self.t.is_complex(n))
+    }
+
+    /// Whether the first result is complex.
+    pub(crate) fn gives_complex(&self) -> bool {
+        let name = self.node.outputs.first().and_then(Argument::first_name);
+        name.is_some_and(|n| self.t.is_complex(n))
+    }
+
     pub(crate) fn optional_tensor(&mut self, name: &str) -> Res<Option<ValueId>> {
         match self.arg(name) {
             None => Ok(None),
             Some(Argument::Tensor(t) | Argument::OptionalTensor(OptionalTensorArgument::Tensor(t))) => {
-                let value = self.t.read(&t.name, &self.scope)?;
-                self.widened(value).map(Some)
+                self.read(&t.name).map(Some)
             }
             Some(other) => expected(name, "a tensor", other),
         }
@@ -47,17 +66,13 @@ impl<'p> Cx<'_, 'p> {
             None => {}
             Some(Argument::Tensors(list)) => {
                 for t in list {
-                    let value = self.t.read(&t.name, &self.scope)?;
-                    out.push(Some(self.widened(value)?));
+                    out.push(Some(self.read(&t.name)?));
                 }
             }
             Some(Argument::OptionalTensors(list)) => {
                 for t in list {
                     out.push(match t {
-                        OptionalTensorArgument::Tensor(t) => {
-                            let value = self.t.read(&t.name, &self.scope)?;
-                            Some(self.widened(value)?)
-                        }
+                        OptionalTensorArgument::Tensor(t) => Some(self.read(&t.name)?),
                         OptionalTensorArgument::None => None,
                         OptionalTensorArgument::Unknown(tag) => {
                             return wrong(format!("`{name}` has an unknown `{tag}`"));
@@ -97,6 +112,10 @@ impl<'p> Cx<'_, 'p> {
                 dim.as_const().map_or(Number::Dim(dim), Number::Int)
             }
             Some(Argument::SymFloat(SymFloatArgument::Float(v))) => Number::Float(*v),
+            Some(Argument::SymFloat(SymFloatArgument::Name(name))) if self.t.missing(name).is_some() => {
+                let what = self.t.missing(name).unwrap_or_default();
+                return unsupported(what, "keep it a tensor");
+            }
             Some(Argument::SymFloat(_)) => {
                 return unsupported(
                     format!("a float that depends on sizes (`{name}`)"),

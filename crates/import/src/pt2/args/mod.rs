@@ -26,4 +26,6 @@ pub(crate) struct Cx<'t, 'p> {
     pub(crate) scope: Arc<str>,
     /// Whether half-precision tensors are read as f32, see [`Cx::in_f32`].
     pub(crate) wide: bool,
+    /// Which part complex tensors are read as, 0 the real and 1 the imaginary one; as pairs otherwise.
+    pub(crate) part: Option<i64>,
 }

@@ -211,6 +211,14 @@ impl<'p> Translator<'p> {
         }
     }
 
+    /// What the number called `name` is, if it is one that Regraft does not compute.
+    pub(crate) fn missing(&self, name: &str) -> Option<String> {
+        match self.env.get(name) {
+            Some(Bound::Missing(what)) => Some(what.clone()),
+            _ => None,
+        }
+    }
+
     /// The symbolic integer called `name`.
     pub(crate) fn dim(&self, name: &str) -> Res<Dim> {
         match self.env.get(name) {

@@ -3,14 +3,15 @@
 use std::sync::Arc;
 
 use regraft_ir::{Op, TensorType, ValueId};
+use regraft_tensor::Dim;
 
 use super::{Bound, Translator, self_error};
 use crate::{
     ImportError,
     pt2::{
         args::{Cx, Res, unsupported, wrong},
-        ops::{self, Handler},
-        schema::{self, Node},
+        ops::{self, Handler, complex::Complex},
+        schema::{self, Argument, Node},
     },
 };
 
@@ -33,20 +34,22 @@ impl<'p> Translator<'p> {
     fn node(&mut self, node: &'p Node, depth: usize) -> Res<()> {
         let Some(found) = ops::find(&node.target) else { return wrong("the operator is not known") };
         let names: Vec<&'p str> = result_names(node);
-        let results = names
-            .iter()
-            .map(|n| {
-                let ty = self.archive.tensor_type(self.current, n).ok()?;
-                Some(TensorType::new(ty.dtype, ty.shape))
-            })
-            .collect();
         let scope: Arc<str> = node.module_path().into();
         self.classes.entry(scope.clone()).or_insert_with(|| node.metadata.module_class());
-        let mut cx = Cx { t: self, node, results, scope, wide: false };
+        if self.meets_complex(node, &names) {
+            return self.complex_node(node, &names);
+        }
+        let results = names.iter().map(|n| self.declared(n).ok()).collect();
+        let mut cx = Cx { t: self, node, results, scope, wide: false, part: None };
         match found.handler {
             Handler::Drop => {
+                let number = ["aten.item.", "aten._local_scalar_dense."].iter().any(|n| node.target.contains(n));
                 for name in names {
-                    cx.t.env.insert(name, Bound::Missing(format!("the result of {}", node.target)));
+                    let what = match number {
+                        true => "reading a tensor's value as a number".to_owned(),
+                        false => format!("the result of {}", node.target),
+                    };
+                    cx.t.env.insert(name, Bound::Missing(what));
                 }
                 Ok(())
             }
@@ -105,6 +108,78 @@ impl<'p> Translator<'p> {
             }
             Handler::Inline => self.inline(node, &names, depth),
         }
+    }
+
+    /// A node that reads or gives complex numbers.
+    fn complex_node(&mut self, node: &'p Node, names: &[&'p str]) -> Res<()> {
+        let Some(how) = ops::complex::find(&node.target) else {
+            return unsupported("this operator on complex numbers", "compute with their real and imaginary parts");
+        };
+        let pairs: Vec<Option<TensorType>> = names.iter().map(|n| self.declared(n).ok()).collect();
+        let element = |(name, ty): (&&str, &Option<TensorType>)| {
+            let mut ty = ty.clone()?;
+            if self.is_complex(name) {
+                ty.shape.pop();
+            }
+            Some(ty)
+        };
+        let results = names.iter().zip(&pairs).map(element).collect();
+        let mut cx = Cx { t: self, node, results, scope: node.module_path().into(), wide: false, part: None };
+        let real = ops::find(&node.target).map(|f| f.handler);
+        let values = match how {
+            Complex::Own(f) => vec![f(&mut cx)?],
+            Complex::Each => {
+                let Some(handler) = real else { return wrong("the operator is not known") };
+                let mut parts = Vec::with_capacity(2);
+                for part in 0..2 {
+                    cx.part = Some(part);
+                    parts.push(handler.values(&mut cx)?);
+                }
+                cx.part = None;
+                let (Some(im), Some(re)) = (parts.pop(), parts.pop()) else { return wrong("expected two parts") };
+                re.into_iter().zip(im).map(|(re, im)| ops::complex::joined(&mut cx, re, im)).collect::<Res<_>>()?
+            }
+        };
+        cx.results = pairs;
+        let values = values.into_iter().map(Some).collect();
+        // Pairs are made of parts: what is written to one of them is not followed into the others.
+        let views =
+            matches!(how, Complex::Each) && real.is_some_and(Handler::may_view) || node.target.contains("view_as_");
+        let views = views || ["real.default", "imag.default", "conj.default"].iter().any(|n| node.target.ends_with(n));
+        if views || node.target.contains("aten.to.") {
+            let of = cx.first_cell()?;
+            return cx.bind(names, values, |t, _, v| t.view_of(of, v, false));
+        }
+        cx.bind_new(names, values)
+    }
+
+    /// Whether a tensor of the node, read or given, is complex.
+    fn meets_complex(&self, node: &'p Node, names: &[&'p str]) -> bool {
+        let mut found = names.iter().any(|n| self.is_complex(n));
+        for input in &node.inputs {
+            if !matches!(input.arg, Argument::Graph(_)) {
+                input.arg.for_each_name(&mut |n| found |= self.is_complex(n));
+            }
+        }
+        found
+    }
+
+    /// Whether the program says that a tensor is complex.
+    pub(crate) fn is_complex(&self, name: &str) -> bool {
+        self.meta(name).is_some_and(|m| m.dtype.part().is_some())
+    }
+
+    /// The type of a tensor as the program says it; of a complex one that of its pairs.
+    pub(super) fn declared(&self, name: &str) -> Result<TensorType, ImportError> {
+        if let Some(meta) = self.meta(name)
+            && let Some(dtype) = meta.dtype.part()
+        {
+            let mut shape = self.archive.shape(name, meta)?;
+            shape.push(Dim::new(2));
+            return Ok(TensorType::new(dtype, shape));
+        }
+        let ty = self.archive.tensor_type(self.current, name)?;
+        Ok(TensorType::new(ty.dtype, ty.shape))
     }
 
     pub(super) fn mark(&mut self, value: ValueId, constant: bool) {

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     ImportError,
     pt2::{
-        args::{Problem, Res, wrong},
+        args::{Problem, Res, unsupported, wrong},
         schema::{Argument, OptionalTensorArgument, OutputSpec, SymIntArgument},
     },
 };
@@ -67,6 +67,10 @@ impl Translator<'_> {
     /// The value of an output; none for literals and `None`, which are part of the structure of the outputs.
     fn output_value(&mut self, arg: &Argument, scope: &Arc<str>) -> Option<Res<ValueId>> {
         Some(match arg {
+            Argument::Tensor(t) if self.is_complex(&t.name) => unsupported(
+                "an output of complex numbers",
+                "return torch.view_as_real() of it, and call torch.view_as_complex() on what comes out",
+            ),
             Argument::Tensor(t) | Argument::OptionalTensor(OptionalTensorArgument::Tensor(t)) => {
                 self.read(&t.name, scope)
             }

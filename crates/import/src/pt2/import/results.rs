@@ -46,7 +46,7 @@ impl<'p> Cx<'_, 'p> {
     fn check_type(&mut self, i: usize, name: &str, value: ValueId) -> Res<()> {
         let Some(expected) = self.result(i).cloned() else {
             // The archive's own error says what is wrong with it.
-            self.t.archive.tensor_type(self.t.current, name)?;
+            self.t.declared(name)?;
             return Ok(());
         };
         let found = self.ty(value).clone();

@@ -145,7 +145,7 @@ fn linear(cx: &mut Cx<'_, '_>, image: ValueId, at: &[Axis]) -> Res<ValueId> {
 }
 
 /// Weights of the four neighbours of a cubic convolution with A = -0.75.
-fn cubic_weights(cx: &mut Cx<'_, '_>, t: ValueId) -> Res<[ValueId; 4]> {
+pub(super) fn cubic_weights(cx: &mut Cx<'_, '_>, t: ValueId) -> Res<[ValueId; 4]> {
     const A: f64 = -0.75;
     let polynomial = |cx: &mut Cx<'_, '_>, x: ValueId, c: [f64; 4]| -> Res<ValueId> {
         let mut out = cx.with_literal(BinaryFn::Mul, x, c[0])?;

@@ -4,6 +4,7 @@
 
 mod activation;
 mod attention;
+pub(crate) mod complex;
 mod conv;
 mod convert;
 mod create;
@@ -11,6 +12,7 @@ mod diagonal;
 mod distance;
 mod einsum;
 mod elementwise;
+mod fft;
 mod forms;
 mod functions;
 mod grid;
@@ -23,6 +25,7 @@ mod order;
 mod pool;
 mod product;
 mod reduce;
+mod resample;
 mod resize;
 mod scatter;
 mod shape;
@@ -35,7 +38,7 @@ use std::{collections::HashMap, sync::OnceLock};
 use regraft_ir::ops::{BinaryFn, CompareFn, CumulateFn, ReduceFn, UnaryFn};
 use regraft_tensor::Dim;
 
-use super::args::{Cx, Res, ValueId};
+use super::args::{Cx, Res, ValueId, wrong};
 
 /// How an operator is translated.
 #[derive(Clone, Copy)]
@@ -65,6 +68,27 @@ pub(crate) enum Handler {
     Drop,
     /// Known, and not supported: what it is, and what to do.
     Refuse(&'static str, &'static str),
+}
+
+impl Handler {
+    /// All results, for a handler that gives tensors.
+    pub(crate) fn values(self, cx: &mut Cx<'_, '_>) -> Res<Vec<ValueId>> {
+        match self {
+            One(f) | Wide(f) | View(f) | MaybeView(f) => Ok(vec![f(cx)?]),
+            Views(f) | ViewsOfEach(f) => f(cx),
+            Many(_) | WideMany(_) | Sym(_) | Inline | Drop | Refuse(..) => wrong("expected an operator on tensors"),
+        }
+    }
+
+    /// Whether a result may see the memory of an argument.
+    pub(crate) const fn may_view(self) -> bool {
+        matches!(self, View(_) | MaybeView(_) | Views(_))
+    }
+}
+
+/// One part of a complex value.
+pub(crate) fn part_of_pair(cx: &mut Cx<'_, '_>, v: ValueId, part: i64) -> Res<ValueId> {
+    complex::part(cx, v, part)
 }
 
 /// A known operator.
@@ -467,6 +491,7 @@ const ATEN: &[(&str, Handler)] = &[
     ("index_reduce.default", Wide(scatter::index_reduce)),
     ("masked_scatter.default", One(scatter::masked_scatter)),
     ("diagonal_scatter.default", One(scatter::diagonal_scatter)),
+    ("nonzero_static.default", One(scatter::nonzero_static)),
     ("isin.Tensor_Tensor", One(scatter::isin)),
     ("isin.Tensor_Scalar", One(scatter::isin)),
     ("isin.Scalar_Tensor", One(scatter::isin)),
@@ -514,6 +539,14 @@ const ATEN: &[(&str, Handler)] = &[
     ("im2col.default", One(windows::im2col)),
     ("col2im.default", One(windows::col2im)),
     // Resampling.
+    ("upsample_bicubic2d.vec", Wide(resample::bicubic)),
+    ("upsample_bicubic2d.default", Wide(resample::bicubic)),
+    ("_upsample_nearest_exact1d.vec", One(resample::nearest_exact)),
+    ("_upsample_nearest_exact1d.default", One(resample::nearest_exact)),
+    ("_upsample_nearest_exact2d.vec", One(resample::nearest_exact)),
+    ("_upsample_nearest_exact2d.default", One(resample::nearest_exact)),
+    ("_upsample_nearest_exact3d.vec", One(resample::nearest_exact)),
+    ("_upsample_nearest_exact3d.default", One(resample::nearest_exact)),
     ("grid_sampler.default", Wide(grid::grid_sampler)),
     ("grid_sampler_2d.default", Wide(grid::grid_sampler)),
     ("grid_sampler_3d.default", Wide(grid::grid_sampler)),
@@ -553,6 +586,8 @@ const ATEN: &[(&str, Handler)] = &[
     ("all.default", One(|cx| reduce::truth(cx, ReduceFn::All))),
     ("all.dim", One(|cx| reduce::truth(cx, ReduceFn::All))),
     ("all.dims", One(|cx| reduce::truth(cx, ReduceFn::All))),
+    ("_is_all_true.default", One(|cx| reduce::truth(cx, ReduceFn::All))),
+    ("_is_any_true.default", One(|cx| reduce::truth(cx, ReduceFn::Any))),
     ("argmax.default", One(|cx| reduce::arg_extreme(cx, ReduceFn::Max))),
     ("argmin.default", One(|cx| reduce::arg_extreme(cx, ReduceFn::Min))),
     ("var.default", Wide(reduce::var)),
@@ -795,8 +830,9 @@ const ATEN: &[(&str, Handler)] = &[
     ("unique_dim.default", Refuse(DATA, DATA_HELP)),
     ("repeat_interleave.Tensor", Refuse(DATA, DATA_HELP)),
     ("repeat_interleave.self_Tensor", Refuse(DATA, DATA_HELP)),
-    ("item.default", Refuse("reading a tensor's value as a number", "keep it a tensor")),
-    ("_local_scalar_dense.default", Refuse("reading a tensor's value as a number", "keep it a tensor")),
+    // Numbers read from tensors: checks may use them, nothing else.
+    ("item.default", Drop),
+    ("_local_scalar_dense.default", Drop),
     ("rand.default", Refuse(RANDOM, RANDOM_HELP)),
     ("randn.default", Refuse(RANDOM, RANDOM_HELP)),
     ("rand_like.default", Refuse(RANDOM, RANDOM_HELP)),
@@ -848,6 +884,7 @@ const OTHERS: &[(&str, Handler)] = &[
     ("torch.ops.higher_order.wrap_with_set_grad_enabled", Inline),
     ("torch.ops.higher_order.wrap_with_autocast", Inline),
     ("torch.ops.prims.convert_element_type.default", MaybeView(convert::prims_convert)),
+    ("torch.ops.transformers.grouped_mm_fallback.default", One(product::grouped)),
     ("torch.ops.prims.view_of.default", MaybeView(convert::same)),
 ];
 
@@ -862,6 +899,10 @@ pub(crate) fn find(target: &str) -> Option<Found> {
         return get("", target).map(|handler| Found { handler, in_place: false });
     };
     if let Some(handler) = get("aten", name) {
+        return Some(Found { handler, in_place: false });
+    }
+    if complex::find(target).is_some() {
+        let handler = Refuse("this form for real numbers", "use the operator for real numbers");
         return Some(Found { handler, in_place: false });
     }
     // `view_copy.default` is `view.default` in memory of its own.

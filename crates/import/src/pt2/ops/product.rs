@@ -1,6 +1,6 @@
 //! Products of matrices and vectors beside those that are one op.
 
-use regraft_ir::ops::{BinaryFn, Matmul, ReduceFn};
+use regraft_ir::ops::{BinaryFn, CompareFn, Index, Matmul, ReduceFn};
 use regraft_tensor::{DType, Dim};
 
 use super::{
@@ -173,4 +173,32 @@ pub(super) fn kron(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let (a, b) = (cx.reshape(a, left)?, cx.reshape(b, right)?);
     let out = cx.binary(BinaryFn::Mul, a, b)?;
     cx.reshape(out, joined)
+}
+
+/// Rows times the matrix of their group, of which `offs` says where each ends: experts of a mixture. Rows behind the last
+/// group are zero.
+pub(super) fn grouped(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let (x, weight, ends) = (cx.tensor("input")?, cx.tensor("weight")?, cx.tensor("offs")?);
+    let (Some(rows), Some(groups)) = (cx.ty(x).shape.first().cloned(), cx.ty(weight).shape.first().cloned()) else {
+        return wrong("expected rows and matrices");
+    };
+    // Every matrix times all rows: which rows it is for, only running tells.
+    let mut wide = vec![groups.clone()];
+    wide.extend(cx.shape(x));
+    let wide = cx.expand(x, wide)?;
+    let all = cx.emit(Matmul { transpose_b: false }, &[wide, weight])?;
+    let row = cx.iota(rows, 0, 1)?;
+    let column = cx.unsqueeze(row, 1)?;
+    let ends = cx.cast(ends, DType::I64)?;
+    let behind = cx.compare(CompareFn::Ge, column, ends)?;
+    let behind = cx.cast(behind, DType::I64)?;
+    let group = cx.reduce(ReduceFn::Sum, behind, &[1], false)?;
+    let count = cx.dim_value(&groups, DType::I64)?;
+    let inside = cx.compare(CompareFn::Lt, group, count)?;
+    let inside = cx.unsqueeze(inside, 1)?;
+    let last = cx.dim_value(&(&groups - &Dim::new(1)), DType::I64)?;
+    let group = cx.binary(BinaryFn::Min, group, last)?;
+    let out = cx.emit(Index { axis: 0 }, &[all, group, row])?;
+    let zero = cx.float(0.0, cx.dtype_of(out))?;
+    cx.select(inside, out, zero)
 }

@@ -371,3 +371,42 @@ pub(super) fn isin(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let found = cx.reduce(ReduceFn::Any, same, &[rank], false)?;
     if cx.bool_or("invert", false)? { cx.unary(regraft_ir::ops::UnaryFn::Not, found) } else { Ok(found) }
 }
+
+/// The positions of the elements that are not zero, `size` of them: the first ones, or `fill` behind the last.
+pub(super) fn nonzero_static(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let x = cx.tensor("self")?;
+    let (size, fill) = (cx.int("size")?, cx.int_or("fill_value", -1)?);
+    if !(0..=1 << 30).contains(&size) {
+        return wrong(format!("{size} positions"));
+    }
+    let (shape, count) = (cx.shape(x), cx.ty(x).numel());
+    let mask = cx.cast(x, DType::Bool)?;
+    let mask = cx.flat(mask)?;
+    let ones = cx.cast(mask, DType::I64)?;
+    let upto = cx.emit(Cumsum { axis: 0 }, &[ones])?;
+    let place = cx.binary(BinaryFn::Sub, upto, ones)?;
+    // What has no place of its own goes to one behind the last, which is cut off.
+    let end = cx.literal(Scalar::Int(size), DType::I64)?;
+    let place = cx.select(mask, place, end)?;
+    let place = cx.binary(BinaryFn::Min, place, end)?;
+    let mut at = cx.iota(count, 0, 1)?;
+    let mut columns = Vec::new();
+    for dim in shape.iter().rev() {
+        let n = cx.dim_value(dim, DType::I64)?;
+        columns.push(cx.binary(BinaryFn::Rem, at, n)?);
+        at = cx.binary(BinaryFn::FloorDiv, at, n)?;
+    }
+    columns.reverse();
+    let fill = cx.literal(Scalar::Int(fill), DType::I64)?;
+    let empty = cx.expand(fill, vec![Dim::new(size + 1)])?;
+    let mut out = Vec::new();
+    for column in columns {
+        let row = put(cx, PutFn::Set, empty, column, 0, &[place])?;
+        let row = cx.slice(row, 0, Dim::new(0), Dim::new(size))?;
+        out.push(cx.unsqueeze(row, 1)?);
+    }
+    if out.is_empty() {
+        return cx.expand(fill, vec![Dim::new(size), Dim::new(0)]);
+    }
+    cx.concat(&out, 1)
+}

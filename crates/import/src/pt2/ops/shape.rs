@@ -495,7 +495,12 @@ fn padded(cx: &mut Cx<'_, '_>, mode: PadMode, name: &str, value: Option<Number>)
     if before.iter().chain(&after).all(|p| *p == 0) {
         return Ok(x);
     }
-    let (x, before, after) = if mode == PadMode::Constant { (x, before, after) } else { cut(cx, x, before, after)? };
+    if mode != PadMode::Constant && before.iter().chain(&after).any(|p| *p < 0) {
+        let positive = |list: &[i64]| list.iter().map(|p| (*p).max(0)).collect();
+        let wide = Pad { before: positive(&before), after: positive(&after), value: Scalar::Float(0.0), mode };
+        let x = cx.emit(wide, &[x])?;
+        return cut(cx, x, &before, &after);
+    }
     let value = match value.map_or(Some(Scalar::Float(0.0)), |n| n.scalar()) {
         Some(value) => value,
         None => return unsupported("padding with a size", "give a number"),
@@ -503,17 +508,16 @@ fn padded(cx: &mut Cx<'_, '_>, mode: PadMode, name: &str, value: Option<Number>)
     cx.emit(Pad { before, after, value, mode }, &[x])
 }
 
-/// Cuts off what negative padding says; what is left is padded after that.
-fn cut(cx: &mut Cx<'_, '_>, x: ValueId, before: Vec<i64>, after: Vec<i64>) -> Res<(ValueId, Vec<i64>, Vec<i64>)> {
+/// Cuts off what negative padding says.
+fn cut(cx: &mut Cx<'_, '_>, x: ValueId, before: &[i64], after: &[i64]) -> Res<ValueId> {
     let mut out = x;
-    for (axis, (b, a)) in before.iter().zip(&after).enumerate() {
+    for (axis, (b, a)) in before.iter().zip(after).enumerate() {
         if *b < 0 || *a < 0 {
             let (start, end) = (Dim::new(b.saturating_neg().max(0)), &size(cx, out, axis) + &Dim::new((*a).min(0)));
             out = cx.slice(out, axis, start, end)?;
         }
     }
-    let rest = |list: Vec<i64>| list.into_iter().map(|p| p.max(0)).collect();
-    Ok((out, rest(before), rest(after)))
+    Ok(out)
 }
 
 /// Padding with what stands at the other end; a negative number cuts off.

@@ -120,6 +120,16 @@ fn strided() -> Layout {
 }
 
 impl ScalarType {
+    /// The data type of the parts of a complex one.
+    pub fn part(self) -> Option<DType> {
+        match self {
+            ScalarType::ComplexHalf => Some(DType::F16),
+            ScalarType::ComplexFloat => Some(DType::F32),
+            ScalarType::ComplexDouble => Some(DType::F64),
+            _ => None,
+        }
+    }
+
     /// The data type, when Regraft has it.
     pub fn dtype(self) -> Option<DType> {
         Some(match self {

@@ -1,0 +1,112 @@
+//! Resampling that reads neighbours of each position along one axis after the other: nearest by middles, and cubic.
+
+use regraft_ir::{
+    Scalar,
+    ops::{BinaryFn, UnaryFn},
+};
+use regraft_tensor::{DType, Dim};
+
+use super::grid::cubic_weights;
+use crate::pt2::args::{Cx, Res, ValueId, unsupported, wrong};
+
+/// How an axis is resampled: its sizes, and what a step of the result is in the image.
+struct Scaled {
+    from: usize,
+    to: usize,
+    step: f64,
+}
+
+/// The image, and the resampling of each of its spatial axes.
+fn arguments(cx: &mut Cx<'_, '_>, corners: bool) -> Res<(ValueId, Vec<Scaled>)> {
+    let x = cx.tensor(if cx.has("input") { "input" } else { "self" })?;
+    let Some(spatial) = cx.rank(x).checked_sub(2).filter(|s| (1..=3).contains(s)) else {
+        return wrong(format!("a tensor with {} axes", cx.rank(x)));
+    };
+    let mut scales = cx.floats("scale_factors")?;
+    for name in ["scales", "scales_d", "scales_h", "scales_w"] {
+        scales.extend(cx.optional_float(name)?);
+    }
+    let Some(result) = cx.result(0).cloned().filter(|t| t.rank() == spatial + 2) else {
+        return wrong("expected an image as its result");
+    };
+    let mut axes = Vec::new();
+    for i in 0..spatial {
+        let from = cx.size(x, 2 + i)?;
+        let Some(to) = result.shape.get(2 + i).and_then(Dim::as_usize) else {
+            return unsupported("resampling to a dynamic size", "export this dimension as a static one");
+        };
+        let scale = if scales.len() == spatial { scales.get(i).copied() } else { None };
+        let step = match scale {
+            _ if corners => {
+                if to > 1 {
+                    from.saturating_sub(1) as f64 / (to - 1) as f64
+                } else {
+                    0.0
+                }
+            }
+            Some(scale) if scale > 0.0 => 1.0 / scale,
+            _ => from as f64 / to.max(1) as f64,
+        };
+        axes.push(Scaled { from, to, step: f64::from(step as f32) });
+    }
+    Ok((x, axes))
+}
+
+/// Positions as whole numbers kept within the axis.
+fn clamped(cx: &mut Cx<'_, '_>, at: ValueId, size: usize) -> Res<ValueId> {
+    let at = cx.with_literal(BinaryFn::Max, at, 0.0)?;
+    let at = cx.with_literal(BinaryFn::Min, at, size.saturating_sub(1) as f64)?;
+    cx.cast(at, DType::I64)
+}
+
+pub(super) fn nearest_exact(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let (x, axes) = arguments(cx, false)?;
+    let mut out = x;
+    for (i, axis) in axes.into_iter().enumerate() {
+        let at = cx.iota(Dim::from(axis.to), 0, 1)?;
+        let at = cx.cast(at, DType::F32)?;
+        let at = cx.with_literal(BinaryFn::Add, at, 0.5)?;
+        let at = cx.with_literal(BinaryFn::Mul, at, axis.step)?;
+        let at = cx.unary(UnaryFn::Floor, at)?;
+        let at = clamped(cx, at, axis.from)?;
+        out = cx.take(out, 2 + i, at)?;
+    }
+    Ok(out)
+}
+
+pub(super) fn bicubic(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let corners = cx.bool_or("align_corners", false)?;
+    let (x, axes) = arguments(cx, corners)?;
+    let (rank, dtype) = (cx.rank(x), cx.dtype_of(x));
+    let mut out = x;
+    for (i, axis) in axes.into_iter().enumerate() {
+        let at = cx.iota(Dim::from(axis.to), 0, 1)?;
+        let mut at = cx.cast(at, dtype)?;
+        if corners {
+            at = cx.with_literal(BinaryFn::Mul, at, axis.step)?;
+        } else {
+            at = cx.with_literal(BinaryFn::Add, at, 0.5)?;
+            at = cx.with_literal(BinaryFn::Mul, at, axis.step)?;
+            at = cx.with_literal(BinaryFn::Sub, at, 0.5)?;
+        }
+        let floor = cx.unary(UnaryFn::Floor, at)?;
+        let part = cx.binary(BinaryFn::Sub, at, floor)?;
+        let mut sum: Option<ValueId> = None;
+        for (k, weight) in cubic_weights(cx, part)?.into_iter().enumerate() {
+            let place = cx.with_literal(BinaryFn::Add, floor, k as f64 - 1.0)?;
+            let place = clamped(cx, place, axis.from)?;
+            let value = cx.take(out, 2 + i, place)?;
+            let weight = cx.along(weight, rank, 2 + i)?;
+            let product = cx.binary(BinaryFn::Mul, value, weight)?;
+            sum = Some(match sum {
+                Some(s) => cx.binary(BinaryFn::Add, s, product)?,
+                None => product,
+            });
+        }
+        out = match sum {
+            Some(sum) => sum,
+            None => cx.literal(Scalar::Float(0.0), dtype)?,
+        };
+    }
+    Ok(out)
+}
