@@ -10,7 +10,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 # said on the way goes to stderr.
 PYTHON_ENV = python=$$(scripts/python-env.sh | tee >(cat >&2) | tail -n 1); bin=$$(dirname "$$python")
 
-.PHONY: help setup demo build python test test-rust test-python test-s3 race fuzz bless format lint
+.PHONY: help setup demo build python test test-rust test-python test-operators opinfo operators test-s3 race fuzz bless format lint
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -43,7 +43,7 @@ python: ## build the wheel of the Python package, and unpack it to target/python
 	"$$python" -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
 		--target "$(TARGET)/python" "$(TARGET)"/wheels/regraft-*.whl
 
-test: test-rust test-python ## all tests
+test: test-rust test-python test-operators ## all tests
 
 test-rust: ## tests in Rust: units, conformance fixtures, command line
 	@echo "== testing in Rust"
@@ -57,6 +57,26 @@ test-python: build python ## tests of the command and of the Python package agai
 	@echo "== testing against PyTorch"
 	@$(PYTHON_ENV); \
 	REGRAFT_BIN="$(TARGET)/release/regraft" PYTHONPATH="$(abspath $(TARGET))/python" "$$python" -m pytest -q tests
+
+# The programs of PyTorch's operator database, and the command that runs them.
+OPINFO = $(CARGO) run --quiet --locked -p regraft-conformance --example opinfo --
+
+test-operators: ## a sample of each operator of PyTorch's database against PyTorch
+	@echo "== exporting a sample of each operator"
+	@$(PYTHON_ENV); "$$python" tests/opinfo/export.py "$(TARGET)/opinfo-few" --samples 1 --dtypes f32 2>/dev/null
+	@echo "== running them"
+	@$(OPINFO) "$(TARGET)/opinfo-few" --expected tests/opinfo/refused.tsv | tail -n 20
+
+opinfo: ## all samples of PyTorch's operator database, in five dtypes; goes on where it was stopped
+	@echo "== exporting samples (ten minutes)"
+	@$(PYTHON_ENV); "$$python" tests/opinfo/export.py "$(TARGET)/opinfo" 2>/dev/null
+	@echo "== running them"
+	@$(OPINFO) "$(TARGET)/opinfo" --expected tests/opinfo/refused.tsv --results "$(TARGET)/opinfo.tsv" | grep -v '^refused'
+
+operators: opinfo ## write docs/operators.md
+	@$(CARGO) build --quiet --locked -p regraft-import --example operators
+	@$(PYTHON_ENV); "$$python" tests/opinfo/operators.py "$(TARGET)/debug/examples/operators" "$(TARGET)/opinfo.tsv" \
+		docs/operators.md 2>/dev/null
 
 test-s3: ## the object cache against a server that speaks S3, on this machine
 	@echo "== building the command with the object cache"

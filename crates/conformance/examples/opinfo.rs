@@ -1,5 +1,5 @@
 //! Imports and runs the samples of PyTorch's operator database that `tests/opinfo/export.py` wrote:
-//! `cargo run -p regraft-conformance --example opinfo -- FOLDER [--expected LIST] [--bless] [--only TEXT]`
+//! `cargo run -p regraft-conformance --example opinfo -- FOLDER [--expected LIST] [--bless] [--only TEXT] [--results FILE]`
 //!
 //! Each program runs on the reference evaluator and on the CPU backend. A sample is *right*, *refused* by the importer, or
 //! *wrong*. LIST has a line for each operator of which samples are refused: `operator`, `dtype=count ...` and why, with tabs
@@ -43,14 +43,17 @@ struct Args {
     expected: Option<PathBuf>,
     bless: bool,
     only: String,
+    /// Where the number of right and of all samples goes, by operator and dtype.
+    results: Option<PathBuf>,
 }
 
 fn arguments() -> Option<Args> {
     let mut args = std::env::args().skip(1);
-    let mut parsed = Args { folder: PathBuf::new(), expected: None, bless: false, only: String::new() };
+    let mut parsed = Args { folder: PathBuf::new(), expected: None, bless: false, only: String::new(), results: None };
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--expected" => parsed.expected = Some(args.next()?.into()),
+            "--results" => parsed.results = Some(args.next()?.into()),
             "--only" => parsed.only = args.next()?,
             "--bless" => parsed.bless = true,
             _ => parsed.folder = arg.into(),
@@ -67,11 +70,15 @@ fn main() -> ExitCode {
     // A panic is an outcome here, told in a line of its own.
     std::panic::set_hook(Box::new(|_| {}));
     let (mut list, mut totals, mut failed) = (List::new(), [0usize; 3], false);
+    let mut results: BTreeMap<(String, String), [usize; 2]> = BTreeMap::new();
     for path in programs(&args.folder, &args.only) {
         let (operator, sample) = names(&path);
         let dtype = sample.split('-').next().unwrap_or_default().to_owned();
         let outcome = catch_unwind(AssertUnwindSafe(|| check(&path)))
             .unwrap_or_else(|panic| Outcome::Wrong(format!("panicked: {}", message(&*panic))));
+        let counts = results.entry((operator.clone(), dtype.clone())).or_insert([0usize; 2]);
+        counts[0] += usize::from(matches!(outcome, Outcome::Right));
+        counts[1] += 1;
         match outcome {
             Outcome::Right => totals[0] += 1,
             Outcome::Refused(reason) => {
@@ -92,6 +99,14 @@ fn main() -> ExitCode {
     }
     let all: usize = totals.iter().sum();
     println!("{all} samples: {} right, {} refused, {} wrong", totals[0], totals[1], totals[2]);
+    if let Some(path) = &args.results {
+        let lines =
+            results.iter().map(|((operator, dtype), [right, all])| format!("{operator}\t{dtype}\t{right}\t{all}\n"));
+        if let Err(error) = std::fs::write(path, lines.collect::<String>()) {
+            eprintln!("{}: {error}", path.display());
+            failed = true;
+        }
+    }
     if let Some(path) = &args.expected {
         failed |= !compare_with(path, list, &args);
     }

@@ -80,6 +80,14 @@ pub fn is_known(target: &str) -> bool {
     ops::find(target).is_some()
 }
 
+/// Why the operator called `target` is always refused, if it is one of which that is known.
+pub fn refusal(target: &str) -> Option<&'static str> {
+    match ops::find(target)?.handler {
+        ops::Handler::Refuse(why, _) => Some(why),
+        _ => None,
+    }
+}
+
 /// Translates the program of an archive.
 ///
 /// # Errors

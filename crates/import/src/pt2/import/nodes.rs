@@ -36,7 +36,7 @@ impl<'p> Translator<'p> {
         let names: Vec<&'p str> = result_names(node);
         let scope: Arc<str> = node.module_path().into();
         self.classes.entry(scope.clone()).or_insert_with(|| node.metadata.module_class());
-        if self.meets_complex(node, &names) {
+        if !matches!(found.handler, Handler::Drop) && self.meets_complex(node, &names) {
             return self.complex_node(node, &names);
         }
         let results = names.iter().map(|n| self.declared(n).ok()).collect();

@@ -143,6 +143,7 @@ pub(super) fn div(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
 
 pub(super) fn square(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let x = cx.tensor("self")?;
+    let x = if cx.dtype_of(x) == DType::Bool { cx.cast(x, DType::I64)? } else { x };
     cx.binary(BinaryFn::Mul, x, x)
 }
 

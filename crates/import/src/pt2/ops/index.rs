@@ -2,7 +2,7 @@
 
 use regraft_ir::{
     Scalar,
-    ops::{BinaryFn, Compare, CompareFn, Embedding, Gather, Index, Iota, Reduce, ReduceFn, Select},
+    ops::{BinaryFn, Compare, CompareFn, Embedding, Gather, Index, IndexPut, Iota, PutFn, Reduce, ReduceFn, Select},
 };
 use regraft_tensor::{DType, Dim};
 
@@ -13,13 +13,12 @@ pub(super) fn embedding(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     cx.emit(Embedding {}, &[weight, ids])
 }
 
-/// Bags of equal size, which a matrix of ids is: the sum, mean or maximum of their rows.
+/// Rows of a table by bags of ids: the sum, mean or maximum of each, weighted, or without those of one id.
 pub(super) fn embedding_bag(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<ValueId>>> {
     const HELP: &str = "give the ids as a matrix with one bag per row";
     let (weight, ids) = (cx.tensor("weight")?, cx.tensor("indices")?);
-    if cx.has("per_sample_weights") || cx.int_or("padding_idx", -1)? >= 0 {
-        return unsupported("embedding_bag with weights or padding", "use embedding() and sum()");
-    }
+    let factors = cx.optional_tensor("per_sample_weights")?;
+    let padding = cx.int_or("padding_idx", -1)?;
     let f = match cx.int_or("mode", 0)? {
         0 => ReduceFn::Sum,
         1 => ReduceFn::Mean,
@@ -33,13 +32,67 @@ pub(super) fn embedding_bag(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<ValueId>>> {
     };
     let Some(bags) = bags else { return unsupported("this form of embedding_bag", HELP) };
     let offsets = cx.tensor("offsets")?;
-    let Some(per) = flat.exact_div(&bags).filter(|_| regular(cx, offsets, &flat, &bags)) else {
-        return unsupported("embedding_bag with bags of different sizes", HELP);
+    let per = flat.exact_div(&bags).filter(|_| regular(cx, offsets, &flat, &bags));
+    let Some(per) = per.filter(|_| padding < 0 && factors.is_none()) else {
+        return Ok(vec![Some(uneven_bags(cx, weight, ids, offsets, &bags, f)?), None, None, None]);
     };
     let rows = cx.reshape(ids, vec![bags, per])?;
     let rows = cx.emit(Embedding {}, &[weight, rows])?;
     let out = cx.emit(Reduce { f, axes: vec![1], keep: false }, &[rows])?;
     Ok(vec![Some(out), None, None, None])
+}
+
+/// Bags that begin where `offsets` says: each row is added to its bag.
+fn uneven_bags(
+    cx: &mut Cx<'_, '_>,
+    weight: ValueId,
+    ids: ValueId,
+    offsets: ValueId,
+    bags: &Dim,
+    f: ReduceFn,
+) -> Res<ValueId> {
+    let (dtype, padding) = (cx.dtype_of(weight), cx.int_or("padding_idx", -1)?);
+    let mut rows = cx.emit(Embedding {}, &[weight, ids])?;
+    if let Some(factors) = cx.optional_tensor("per_sample_weights")? {
+        let factors = cx.unsqueeze(factors, 1)?;
+        rows = cx.binary(BinaryFn::Mul, rows, factors)?;
+    }
+    let start = cx.slice(offsets, 0, Dim::new(0), bags.clone())?;
+    let start = cx.cast(start, DType::I64)?;
+    let Some(count) = cx.ty(ids).shape.first().cloned() else { return wrong("expected ids") };
+    let at = cx.iota(count, 0, 1)?;
+    let at = cx.unsqueeze(at, 1)?;
+    let begun = cx.compare(CompareFn::Le, start, at)?;
+    let begun = cx.cast(begun, DType::I64)?;
+    let begun = cx.reduce(ReduceFn::Sum, begun, &[1], false)?;
+    let one = cx.literal(Scalar::Int(1), DType::I64)?;
+    let bag = cx.binary(BinaryFn::Sub, begun, one)?;
+    let (add, neutral) = match f {
+        ReduceFn::Max => (PutFn::Max, f64::NEG_INFINITY),
+        _ => (PutFn::Add, 0.0),
+    };
+    let neutral = cx.float(neutral, dtype)?;
+    let ids = cx.cast(ids, DType::I64)?;
+    let skipped = cx.literal(Scalar::Int(padding), DType::I64)?;
+    let counts = cx.compare(CompareFn::Ne, ids, skipped)?;
+    let counts = cx.unsqueeze(counts, 1)?;
+    rows = cx.select(counts, rows, neutral)?;
+    let Some(width) = cx.ty(weight).shape.get(1).cloned() else { return wrong("expected a table") };
+    let empty = cx.expand(neutral, vec![bags.clone(), width])?;
+    let sum = cx.emit(IndexPut { axis: 0, f: add }, &[empty, rows, bag])?;
+    if f == ReduceFn::Sum {
+        return Ok(sum);
+    }
+    let zero = cx.float(0.0, dtype)?;
+    let none = cx.expand(zero, vec![bags.clone(), Dim::new(1)])?;
+    let counts = cx.cast(counts, dtype)?;
+    let number = cx.emit(IndexPut { axis: 0, f: PutFn::Add }, &[none, counts, bag])?;
+    if f == ReduceFn::Max {
+        let some = cx.compare(CompareFn::Gt, number, zero)?;
+        return cx.select(some, sum, zero);
+    }
+    let number = cx.with_literal(BinaryFn::Max, number, 1.0)?;
+    cx.binary(BinaryFn::Div, sum, number)
 }
 
 /// Whether `offsets` is `0, k, 2k, ..` for equal bags.
@@ -54,10 +107,11 @@ fn regular(cx: &Cx<'_, '_>, offsets: ValueId, flat: &Dim, bags: &Dim) -> bool {
 pub(super) fn gather(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let (x, index) = (cx.tensor("self")?, cx.tensor("index")?);
     let axis = cx.axis_arg("dim", None, cx.rank(x))?;
-    if cx.rank(x) == 0 {
-        return wrong("gather of a number");
-    }
-    cx.emit(Gather { axis }, &[x, index])
+    let alone = cx.rank(index) == 0;
+    let (x, index) = (cx.with_axis(x)?, cx.with_axis(index)?);
+    let index = if cx.dtype_of(index) == DType::U8 { cx.cast(index, DType::I64)? } else { index };
+    let out = cx.emit(Gather { axis }, &[x, index])?;
+    if alone { cx.squeeze(out, 0) } else { Ok(out) }
 }
 
 pub(super) fn take_along_dim(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
@@ -102,8 +156,13 @@ pub(super) fn from_the_front(cx: &mut Cx<'_, '_>, index: ValueId, size: &Dim) ->
 pub(super) fn index_select(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let (x, index) = (cx.tensor("self")?, cx.tensor("index")?);
     let axis = cx.axis_arg("dim", None, cx.rank(x))?;
-    let index = if cx.rank(index) == 0 { cx.unsqueeze(index, 0)? } else { index };
-    if axis == 0 && cx.rank(x) > 0 {
+    let index = cx.with_axis(index)?;
+    if cx.rank(x) == 0 {
+        let row = cx.unsqueeze(x, 0)?;
+        let out = cx.emit(Embedding {}, &[row, index])?;
+        return cx.squeeze(out, 0);
+    }
+    if axis == 0 {
         return cx.emit(Embedding {}, &[x, index]);
     }
     let index = cx.cast(index, DType::I64)?;

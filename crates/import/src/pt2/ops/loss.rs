@@ -8,9 +8,9 @@ use regraft_tensor::DType;
 
 use super::{
     distance::{cosine_of, distance},
-    elementwise::promote,
+    elementwise::{float_arg, promote, to_float},
 };
-use crate::pt2::args::{Cx, Res, ValueId, unsupported, wrong};
+use crate::pt2::args::{Cx, Res, ValueId, wrong};
 
 /// The loss of all elements, as `reduction` says: each, their mean, or their sum.
 fn reduced(cx: &mut Cx<'_, '_>, loss: ValueId) -> Res<ValueId> {
@@ -26,7 +26,7 @@ fn reduced(cx: &mut Cx<'_, '_>, loss: ValueId) -> Res<ValueId> {
 /// Two tensors in the dtype of both.
 fn pair(cx: &mut Cx<'_, '_>, a: &str, b: &str) -> Res<(ValueId, ValueId)> {
     let (a, b) = (cx.tensor(a)?, cx.tensor(b)?);
-    let dtype = promote(cx.dtype_of(a), cx.dtype_of(b));
+    let dtype = to_float(promote(cx.dtype_of(a), cx.dtype_of(b)));
     Ok((cx.cast(a, dtype)?, cx.cast(b, dtype)?))
 }
 
@@ -197,7 +197,8 @@ pub(super) fn poisson_nll(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
 }
 
 pub(super) fn triplet_margin(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
-    let (anchor, positive_, negative) = (cx.tensor("anchor")?, cx.tensor("positive")?, cx.tensor("negative")?);
+    let (anchor, positive_, negative) =
+        (float_arg(cx, "anchor")?, float_arg(cx, "positive")?, float_arg(cx, "negative")?);
     let near = distance(cx, anchor, positive_, "eps", 1e-6)?;
     let mut far = distance(cx, anchor, negative, "eps", 1e-6)?;
     if cx.bool_or("swap", false)? {
@@ -211,10 +212,7 @@ pub(super) fn triplet_margin(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
 }
 
 pub(super) fn cosine_embedding(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
-    let (a, b, target) = (cx.tensor("input1")?, cx.tensor("input2")?, cx.tensor("target")?);
-    if !cx.dtype_of(a).is_float() {
-        return unsupported("cosine_embedding_loss of integers", "convert them to floats");
-    }
+    let (a, b, target) = (float_arg(cx, "input1")?, float_arg(cx, "input2")?, cx.tensor("target")?);
     let axis = cx.rank(target);
     // The lengths are those of the squares and a small number.
     let cosine = cosine_of(cx, a, b, axis, 1e-6)?;

@@ -1,6 +1,6 @@
 //! Normalisations.
 
-use regraft_ir::ops::{BatchNorm, BinaryFn, GroupNorm, LayerNorm, RmsNorm, SpatialLayout};
+use regraft_ir::ops::{BatchNorm, BinaryFn, GroupNorm, LayerNorm, ReduceFn, RmsNorm, SpatialLayout, UnaryFn};
 use regraft_tensor::{DType, Dim};
 
 use super::reduce;
@@ -82,12 +82,38 @@ pub(super) fn group_norm(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     }
 }
 
+/// The mean, and one over the deviation, over some axes, which stay.
+fn statistics(cx: &mut Cx<'_, '_>, x: ValueId, axes: &[usize]) -> Res<(ValueId, ValueId)> {
+    let mean = cx.reduce(ReduceFn::Mean, x, axes, true)?;
+    let apart = cx.binary(BinaryFn::Sub, x, mean)?;
+    let square = cx.binary(BinaryFn::Mul, apart, apart)?;
+    let var = cx.reduce(ReduceFn::Mean, square, axes, true)?;
+    let var = cx.with_literal(BinaryFn::Add, var, cx.float_or("eps", 1e-5)?)?;
+    Ok((mean, cx.unary(UnaryFn::Rsqrt, var)?))
+}
+
+/// With the statistics that it normalises by. Nodes for what is not read go.
+pub(super) fn native_layer_norm(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<ValueId>>> {
+    let out = layer_norm(cx)?;
+    let x = cx.tensor("input")?;
+    let rank = cx.rank(x);
+    let Some(first) = rank.checked_sub(cx.dims("normalized_shape")?.len()) else { return wrong("too many axes") };
+    let (mean, rstd) = statistics(cx, x, &(first..rank).collect::<Vec<_>>())?;
+    Ok(vec![Some(out), Some(mean), Some(rstd)])
+}
+
 pub(super) fn native_group_norm(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<ValueId>>> {
     let groups = cx.int("group")?;
-    match usize::try_from(groups) {
-        Ok(groups) => Ok(vec![Some(group(cx, groups)?), None, None]),
-        Err(_) => wrong(format!("{groups} groups")),
-    }
+    let Some(count) = usize::try_from(groups).ok().filter(|g| *g > 0) else { return wrong(format!("{groups} groups")) };
+    let out = group(cx, count)?;
+    let x = cx.tensor("input")?;
+    let shape = cx.shape(x);
+    let Some((batch, rest)) = shape.split_first() else { return wrong("expected channels") };
+    let elements = rest.iter().fold(Dim::new(1), |n, d| &n * d);
+    let flat = vec![batch.clone(), Dim::from(count), elements.floor_div(&Dim::from(count))];
+    let x = cx.reshape(x, flat)?;
+    let (mean, rstd) = statistics(cx, x, &[2])?;
+    Ok(vec![Some(out), Some(cx.squeeze(mean, 2)?), Some(cx.squeeze(rstd, 2)?)])
 }
 
 pub(super) fn layer_norm(cx: &mut Cx<'_, '_>) -> Res<ValueId> {

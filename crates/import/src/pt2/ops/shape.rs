@@ -647,6 +647,9 @@ pub(super) fn triu(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
 pub(super) fn diff(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let mut x = cx.tensor("self")?;
     let axis = cx.axis_arg("dim", Some(-1), cx.rank(x))?;
+    if cx.int_or("n", 1)? == 0 {
+        return Ok(x);
+    }
     let mut list = Vec::new();
     list.extend(cx.optional_tensor("prepend")?);
     list.push(x);
@@ -655,7 +658,7 @@ pub(super) fn diff(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
         x = join(cx, list, axis)?;
     }
     let n = cx.int_or("n", 1)?;
-    if !(0..=64).contains(&n) {
+    if !(1..=64).contains(&n) {
         return wrong(format!("differences of order {n}"));
     }
     for _ in 0..n {

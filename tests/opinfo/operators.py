@@ -1,0 +1,108 @@
+"""Writes docs/operators.md: every operator that PyTorch tags as core, with what becomes of it.
+
+    $(scripts/python-env.sh | tail -n 1) tests/opinfo/operators.py STATUS RESULTS docs/operators.md
+
+STATUS is the command that says which operators the importer knows (`crates/import/examples/operators.rs`), RESULTS what
+`opinfo FOLDER --results RESULTS` wrote. `make operators` runs all of it.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from export import DTYPES, name_of, op_db  # noqa: E402
+
+HEAD = """\
+# Operators
+
+Written by `make operators`; do not edit. The {total} operators that PyTorch {torch} tags as core, and what the importer of
+`.pt2` files does with each: {translated} are translated. The others are training, or need what no graph of fixed sizes has.
+
+*Samples* are those of PyTorch's operator database that call the operator, exported, imported and run on the reference
+evaluator and on the CPU backend: how many are right of how many there are, by dtype. None is wrong (`make opinfo`). What is
+refused, with the reasons, is in [tests/opinfo/refused.tsv](../tests/opinfo/refused.tsv). An operator for which a backend has
+no kernel runs on the reference evaluator, which `regraft inspect` shows.
+
+| operator | status | samples |
+|---|---|---|
+"""
+
+TAIL = """
+## Composite operators
+
+Programs as exported keep operators that are made of others. Of those that the database calls, the importer knows
+{known} by name, and {unknown} are not translated: {names}.
+"""
+
+TRAINING = ("backward",)
+
+
+def core() -> list[str]:
+    """Names with overloads of all core operators, as programs spell them."""
+    names = []
+    for full in torch._C._dispatch_get_all_op_names():
+        space, _, name = full.partition("::")
+        if space != "aten":
+            continue
+        base, _, overload = name.partition(".")
+        try:
+            op = getattr(getattr(torch.ops.aten, base), overload or "default")
+        except AttributeError:
+            continue
+        if torch.Tag.core in op.tags:
+            names.append(f"{base}.{overload or 'default'}")
+    return sorted(set(names))
+
+
+def statuses(command: str, names: list[str]) -> dict[str, str]:
+    text = "".join(f"torch.ops.aten.{name}\n" for name in names)
+    out = subprocess.run([command], input=text, capture_output=True, text=True, check=True).stdout
+    pairs = (line.split("\t") for line in out.splitlines())
+    return {name.removeprefix("torch.ops.aten."): status for name, status in pairs}
+
+
+def samples(results: Path) -> dict[str, dict[str, list[int]]]:
+    """For each operator of ATen, by dtype: samples that are right, and all."""
+    of = {name_of(op): op.aten_name or op.name for op in op_db}
+    counts: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
+    for line in results.read_text().splitlines():
+        operator, dtype, right, every = line.split("\t")
+        if operator in of:
+            pair = counts[of[operator]][dtype]
+            pair[0] += int(right)
+            pair[1] += int(every)
+    return counts
+
+
+def main() -> None:
+    command, results, target = sys.argv[1:]
+    names = core()
+    status = statuses(command, names)
+    counts = samples(Path(results))
+    lines = []
+    for name in names:
+        what = status[name]
+        if what == "unknown":
+            what = "training only" if any(word in name for word in TRAINING) else "not translated"
+        found = counts.get(name.split(".")[0], {})
+        text = ", ".join(f"{d} {found[d][0]}/{found[d][1]}" for d in DTYPES if d in found)
+        lines.append(f"| `{name}` | {what} | {text} |\n")
+    translated = sum(status[name] == "translated" for name in names)
+    composite = sorted(set(counts) - {name.split(".")[0] for name in names})
+    plain = [f"{name}.default" for name in composite if hasattr(torch.ops.aten, name)]
+    other = statuses(command, plain)
+    unknown = sorted(name.split(".")[0] for name in plain if other[name] == "unknown")
+    head = HEAD.format(total=len(names), torch=torch.__version__.split("+")[0], translated=translated)
+    tail = TAIL.format(known=len(plain) - len(unknown), unknown=len(unknown), names=", ".join(f"`{n}`" for n in unknown))
+    Path(target).write_text(head + "".join(lines) + tail)
+    print(f"{translated} of {len(names)} core operators are translated")
+
+
+if __name__ == "__main__":
+    main()
