@@ -9,49 +9,43 @@ use super::{
 };
 use crate::{EvalError, OpError, TensorType, attrs, word_enum};
 
-word_enum! {
-    /// The function that an epilogue applies to each element.
-    pub enum Activation {
-        /// The identity
-        None = "none",
-        /// [`UnaryFn::Relu`]
-        Relu = "relu",
-        /// [`UnaryFn::Relu6`]
-        Relu6 = "relu6",
-        /// [`UnaryFn::Gelu`]
-        Gelu = "gelu",
-        /// [`UnaryFn::GeluTanh`]
-        GeluTanh = "gelu_tanh",
-        /// [`UnaryFn::Silu`]
-        Silu = "silu",
-        /// [`UnaryFn::Sigmoid`]
-        Sigmoid = "sigmoid",
-        /// [`UnaryFn::Tanh`]
-        Tanh = "tanh",
-        /// [`UnaryFn::Hardswish`]
-        Hardswish = "hardswish",
-        /// [`UnaryFn::Hardsigmoid`]
-        Hardsigmoid = "hardsigmoid",
-    }
+/// The activations: each is the function of its name. This is the one list of them; whoever applies activations matches on it.
+macro_rules! activations {
+    ($($variant:ident = $word:literal),* $(,)?) => {
+        word_enum! {
+            /// The function that an epilogue applies to each element.
+            pub enum Activation {
+                /// The identity.
+                None = "none",
+                $(#[doc = concat!("[`UnaryFn::", stringify!($variant), "`]")] $variant = $word),*
+            }
+        }
+
+        impl Activation {
+            /// The function itself; `None` for the identity.
+            pub const fn function(self) -> Option<UnaryFn> {
+                match self {
+                    Activation::None => None,
+                    $(Activation::$variant => Some(UnaryFn::$variant)),*
+                }
+            }
+        }
+    };
+}
+
+activations! {
+    Relu = "relu",
+    Relu6 = "relu6",
+    Gelu = "gelu",
+    GeluTanh = "gelu_tanh",
+    Silu = "silu",
+    Sigmoid = "sigmoid",
+    Tanh = "tanh",
+    Hardswish = "hardswish",
+    Hardsigmoid = "hardsigmoid",
 }
 
 impl Activation {
-    /// The function itself; `None` for the identity.
-    pub const fn function(self) -> Option<UnaryFn> {
-        Some(match self {
-            Activation::None => return None,
-            Activation::Relu => UnaryFn::Relu,
-            Activation::Relu6 => UnaryFn::Relu6,
-            Activation::Gelu => UnaryFn::Gelu,
-            Activation::GeluTanh => UnaryFn::GeluTanh,
-            Activation::Silu => UnaryFn::Silu,
-            Activation::Sigmoid => UnaryFn::Sigmoid,
-            Activation::Tanh => UnaryFn::Tanh,
-            Activation::Hardswish => UnaryFn::Hardswish,
-            Activation::Hardsigmoid => UnaryFn::Hardsigmoid,
-        })
-    }
-
     /// The activation that is `f`, if an epilogue can apply it.
     pub fn from_function(f: UnaryFn) -> Option<Activation> {
         Activation::ALL.iter().copied().find(|a| a.function() == Some(f))
