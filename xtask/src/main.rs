@@ -30,10 +30,10 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     }
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let problems = check_edges(&root);
+    let problems = [check_edges(&root), check_paths(&root)].concat();
     problems.iter().for_each(|p| eprintln!("error: {p}"));
     if problems.is_empty() {
-        println!("crate dependencies point one way");
+        println!("crate dependencies point one way, and the paths that the guides name exist");
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
@@ -63,6 +63,29 @@ fn check_edges(root: &Path) -> Vec<String> {
     problems
 }
 
+/// The guides of those who change the code.
+const GUIDES: &[&str] = &["ARCHITECTURE.md", "CONTRIBUTING.md"];
+
+/// Paths under `crates/` that a guide names and that are not there.
+fn check_paths(root: &Path) -> Vec<String> {
+    let mut problems = Vec::new();
+    for guide in GUIDES {
+        let text = fs::read_to_string(root.join(guide)).unwrap_or_default();
+        for path in paths_in(&text).filter(|path| !root.join(path).exists()) {
+            problems.push(format!("{guide} names `{path}`, which does not exist"));
+        }
+    }
+    problems
+}
+
+/// The paths under `crates/` in code spans; a path with a place to fill in, such as `<family>`, is that of its folder.
+fn paths_in(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2).filter(|span| span.starts_with("crates/") && !span.contains(' ')).map(|span| {
+        let fixed = span.split('<').next().unwrap_or(span);
+        if fixed.len() == span.len() { span } else { fixed.rsplit_once('/').map_or(fixed, |(folder, _)| folder) }
+    })
+}
+
 /// The crates of this workspace under `[dependencies]`; those under `[dev-dependencies]` are free.
 fn workspace_dependencies(manifest: &str) -> Vec<String> {
     let section = manifest.split("\n[").find(|s| s.starts_with("dependencies]") || s.starts_with("[dependencies]"));
@@ -77,6 +100,48 @@ fn workspace_dependencies(manifest: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn paths_are_those_of_code_spans() {
+        let text = "See `crates/ir/src/graph.rs`, `crates/ir/src/ops/<family>.rs` and `cargo run`, not crates/none.";
+        assert_eq!(paths_in(text).collect::<Vec<_>>(), ["crates/ir/src/graph.rs", "crates/ir/src/ops"]);
+    }
+
+    /// `CONTRIBUTING.md` says that an op touches its file, the table of ops, a kernel in each backend that has one, and a handler
+    /// of each importer that makes it: `Lstm` is one that needs nothing else.
+    #[test]
+    fn an_op_is_known_in_the_places_that_the_guide_names() {
+        let crates = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates");
+        let mut places = Vec::new();
+        files_with(&crates, "Op::Lstm", &mut places);
+        files_with(&crates, "Lstm,", &mut places);
+        places.sort();
+        places.dedup();
+        let expected =
+            |path: &String| ["ir/src/ops/", "import/src/", "backend-"].iter().any(|place| path.starts_with(place));
+        let others: Vec<_> = places.iter().filter(|path| !expected(path)).collect();
+        assert!(others.is_empty(), "an op is known elsewhere, too: {others:?}");
+        assert!(places.iter().any(|path| path == "ir/src/ops/mod.rs"), "{places:?}");
+    }
+
+    /// The sources below `folder` that have `text`, relative to it.
+    fn files_with(folder: &Path, text: &str, found: &mut Vec<String>) {
+        let mut folders = vec![folder.to_path_buf()];
+        while let Some(next) = folders.pop() {
+            for entry in fs::read_dir(next).expect("a folder of sources").flatten() {
+                let path = entry.path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else if path.extension().is_some_and(|e| e == "rs")
+                    && path.components().any(|part| part.as_os_str() == "src")
+                    && fs::read_to_string(&path).is_ok_and(|content| content.contains(text))
+                {
+                    let path = path.strip_prefix(folder).expect("a path below it");
+                    found.push(path.to_string_lossy().into_owned());
+                }
+            }
+        }
+    }
 
     #[test]
     fn dependencies_are_read_from_their_section() {
