@@ -1,10 +1,11 @@
 """Exports samples of PyTorch's operator database as programs with PyTorch's answers.
 
-    $(scripts/python-env.sh | tail -n 1) tests/opinfo/export.py FOLDER [--samples 4] [--dtypes f32,i64] [--ops add,sort]
+    PYTHON tests/opinfo/export.py FOLDER [--samples 4] [--dtypes f32,i64] [--ops add,sort]
 
-Each sample gives `FOLDER/OPERATOR/DTYPE-N.pt2`, the operator called on the sample's tensors as it is exported, and a
-`.safetensors` beside it with `input.N` and `expected.N`, and `wide.N` for halves: the same in f32, rounded. An operator whose folder has the file `done` is not exported
-again, so the script goes on where it was stopped. `done` lists what PyTorch itself does not export, with its reason.
+Each sample gives `FOLDER/OPERATOR/DTYPE-N.pt2`, the operator called on the sample's tensors as it is
+exported, and a `.safetensors` beside it with `input.N` and `expected.N`, and `wide.N` for halves: the same
+in f32, rounded. An operator whose folder has the file `done` is not exported again, so the script goes on
+where it was stopped. `done` lists what PyTorch itself does not export, with its reason.
 `cargo run -p regraft-conformance --example opinfo -- FOLDER` imports and runs them.
 """
 
@@ -113,7 +114,7 @@ def export(op, sample, stem: Path) -> str | None:
 
 
 def in_f32(call: Call, answers: list[torch.Tensor]) -> list[torch.Tensor]:
-    """What the operator gives for half-precision inputs in f32, rounded: some kernels of halves lose more than that."""
+    """What it gives for half-precision inputs in f32, rounded: some kernels of halves lose more."""
     halves = (torch.float16, torch.bfloat16)
     if not any(t.dtype in halves for t in answers):
         return []
@@ -148,7 +149,8 @@ def export_operator(op, folder: Path, dtypes: list[str], count: int) -> None:
             try:
                 reason = export(op, sample, stem)
             except Exception as error:  # as above
-                reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+                first = (str(error).strip().splitlines() or [""])[0]
+                reason = f"{type(error).__name__}: {first}"
             finally:
                 signal.alarm(0)
             if reason is not None:
@@ -158,9 +160,13 @@ def export_operator(op, folder: Path, dtypes: list[str], count: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--samples", type=int, default=4, help="samples of each operator and dtype (default: 4)")
+    parser.add_argument(
+        "--samples", type=int, default=4, help="samples of each operator and dtype (default: 4)"
+    )
     parser.add_argument("--dtypes", default=",".join(DTYPES), help="default: all of %(default)s")
     parser.add_argument("--ops", help="names of operators; default: all")
     parser.add_argument("--part", default="0/1", help="I/N: operators I, I + N, ... alone")
@@ -170,7 +176,9 @@ def main() -> None:
     torch.set_num_threads(1)
     first, parts = map(int, args.part.split("/"))
     wanted = args.ops.split(",") if args.ops else None
-    chosen = [op for op in op_db if op.name not in UNINITIALIZED and (wanted is None or name_of(op) in wanted)]
+    chosen = [
+        op for op in op_db if op.name not in UNINITIALIZED and (wanted is None or name_of(op) in wanted)
+    ]
     for op in chosen[first::parts]:
         folder = args.folder / name_of(op)
         if not (folder / "done").exists():

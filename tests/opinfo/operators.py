@@ -1,9 +1,9 @@
 """Writes docs/operators.md: every operator that PyTorch tags as core, with what becomes of it.
 
-    $(scripts/python-env.sh | tail -n 1) tests/opinfo/operators.py STATUS RESULTS docs/operators.md
+    PYTHON tests/opinfo/operators.py STATUS RESULTS docs/operators.md
 
-STATUS is the command that says which operators the importer knows (`crates/import/examples/operators.rs`), RESULTS what
-`opinfo FOLDER --results RESULTS` wrote. `make operators` runs all of it.
+STATUS is the command that says which operators the importer knows (the example `operators` of the crate
+`regraft-import`), RESULTS what `opinfo FOLDER --results RESULTS` wrote. `make operators` runs all of it.
 """
 
 from __future__ import annotations
@@ -16,18 +16,20 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from export import DTYPES, name_of, op_db  # noqa: E402
+from export import DTYPES, name_of, op_db
 
 HEAD = """\
 # Operators
 
-Written by `make operators`; do not edit. The {total} operators that PyTorch {torch} tags as core, and what the importer of
-`.pt2` files does with each: {translated} are translated. The others are training, or need what no graph of fixed sizes has.
+Written by `make operators`; do not edit. The {total} operators that PyTorch {torch} tags as core, and what
+the importer of `.pt2` files does with each: {translated} are translated. The others are for training, or
+their results have sizes that depend on values, or they draw random numbers.
 
-*Samples* are those of PyTorch's operator database that call the operator, exported, imported and run on the reference
-evaluator and on the CPU backend: how many are right of how many there are, by dtype. None is wrong (`make opinfo`). What is
-refused, with the reasons, is in [tests/opinfo/refused.tsv](../tests/opinfo/refused.tsv). An operator for which a backend has
-no kernel runs on the reference evaluator, which `regraft inspect` shows.
+*Samples* are those of PyTorch's operator database that are calls of the operator, exported, imported, and
+run on the reference evaluator and on the CPU backend: how many are right of how many there are, by dtype.
+None is wrong (`make opinfo`). What is refused, with the reasons, is in
+[tests/opinfo/refused.tsv](../tests/opinfo/refused.tsv). An operator for which a backend has no kernel runs
+on the reference evaluator, which `regraft inspect` shows.
 
 | operator | status | samples |
 |---|---|---|
@@ -36,8 +38,8 @@ no kernel runs on the reference evaluator, which `regraft inspect` shows.
 TAIL = """
 ## Composite operators
 
-Programs as exported keep operators that are made of others. Of those that the database calls, the importer knows
-{known} by name, and {unknown} are not translated: {names}.
+Programs as exported keep operators that are made of others. Of those that the database calls, the importer
+knows {known} by name, and {unknown} are not translated: {names}.
 """
 
 TRAINING = ("backward",)
@@ -95,11 +97,15 @@ def main() -> None:
         lines.append(f"| `{name}` | {what} | {text} |\n")
     translated = sum(status[name] == "translated" for name in names)
     composite = sorted(set(counts) - {name.split(".")[0] for name in names})
-    plain = [f"{name}.default" for name in composite if hasattr(torch.ops.aten, name)]
-    other = statuses(command, plain)
-    unknown = sorted(name.split(".")[0] for name in plain if other[name] == "unknown")
+    overloads = {n: getattr(torch.ops.aten, n).overloads() for n in composite if hasattr(torch.ops.aten, n)}
+    other = statuses(command, [f"{n}.{o}" for n, list_ in overloads.items() for o in list_])
+    unknown = sorted(
+        n for n, list_ in overloads.items() if all(other[f"{n}.{o}"] == "unknown" for o in list_)
+    )
     head = HEAD.format(total=len(names), torch=torch.__version__.split("+")[0], translated=translated)
-    tail = TAIL.format(known=len(plain) - len(unknown), unknown=len(unknown), names=", ".join(f"`{n}`" for n in unknown))
+    tail = TAIL.format(
+        known=len(overloads) - len(unknown), unknown=len(unknown), names=", ".join(f"`{n}`" for n in unknown)
+    )
     Path(target).write_text(head + "".join(lines) + tail)
     print(f"{translated} of {len(names)} core operators are translated")
 

@@ -183,10 +183,16 @@ fn on_the_cpu(imported: regraft_import::Imported, inputs: &[Tensor]) -> Result<V
     model.run(inputs).map_err(|e| e.to_string())
 }
 
-/// The importer's error without the path of the file, and the position in the program.
+/// The importer's error in one line, without the path of the file and advice.
 fn reason(error: &str) -> String {
+    let mut unknown: Vec<&str> = error.split_whitespace().filter(|w| w.starts_with("torch.ops.")).collect();
+    if error.contains("no translation") && !unknown.is_empty() {
+        unknown.dedup();
+        return format!("no translation of {}", unknown.join(", "));
+    }
     let line = one_line(error);
     let line = line.split_once(".pt2: ").map_or(line.as_str(), |(_, rest)| rest);
+    let line = line.split_once("; help: ").map_or(line, |(what, _)| what);
     line.replace('\t', " ")
 }
 

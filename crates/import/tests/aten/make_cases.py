@@ -1032,7 +1032,12 @@ def half_squares(self, x, y):
     )
 
 
-@case("powers", torch.tensor([1, -1, 2, 0, -3, 1, -1]), torch.tensor([-3, -3, -1, 3, -2, 70, 71]), decompose=False)
+@case(
+    "powers",
+    torch.tensor([1, -1, 2, 0, -3, 1, -1]),
+    torch.tensor([-3, -3, -1, 3, -2, 70, 71]),
+    decompose=False,
+)
 def powers(self, a, b):
     big = (a + 70000).int()
     return (
@@ -1152,12 +1157,56 @@ def diagonals(self, x, v):
     )
 
 
-@case("caches", r(1, 2, 3, 4), torch.tensor([1, 4, 5]), keys=torch.zeros(1, 2, 6, 4), values=torch.zeros(1, 2, 6, 4))
+@case(
+    "caches",
+    r(1, 2, 3, 4),
+    torch.tensor([1, 4, 5]),
+    keys=torch.zeros(1, 2, 6, 4),
+    values=torch.zeros(1, 2, 6, 4),
+)
 def caches(self, x, position):
     self.keys.index_copy_(2, position, x)
     self.values[:, :, position] = x
     self.values[:, :, ::2] *= 2
     return self.keys.sum(-1), self.values.sum(-1)
+
+
+@case("rotary", r(2, 5, 3, 8), decompose=False)
+def rotary(self, x):
+    angles = torch.outer(torch.arange(5).float(), torch.tensor([1.0, 0.5, 0.1, 0.01]))
+    turns = torch.polar(torch.ones_like(angles), angles)[None, :, None]
+    z = torch.view_as_complex(x.reshape(2, 5, 3, 4, 2))
+    y = torch.view_as_real(z * turns).flatten(3)
+    w = torch.cat([z, z.conj()], 1) + 1.5
+    return y, w.abs(), w.angle(), (z / turns).real, (z.transpose(1, 2) * 2).imag, torch.view_as_real(w.sum(1))
+
+
+@case("spectra", r(2, 6, 20), dynamic=({0: S},), second=(r(3, 6, 20),), decompose=False)
+def spectra(self, x):
+    half = torch.fft.rfft(x, norm="ortho")
+    return (
+        torch.fft.fft2(x).real,
+        half.abs(),
+        torch.fft.irfft(half, 20, norm="ortho"),
+        torch.fft.irfft(half * 0.5),
+        torch.fft.ifft(x, 7, 1).imag,
+        torch.stft(x[:, 0], 8, 4, window=torch.hann_window(8), return_complex=True).abs(),
+    )
+
+
+@case("bags", r(3, 9), ii(9, 7), r(7), table=nn.Parameter(r(9, 4)), decompose=False)
+def bags(self, x, ids, weights):
+    starts = torch.tensor([0, 3, 3, 5])
+    return (
+        F.embedding_bag(ids, self.table, starts, mode="sum", per_sample_weights=weights),
+        F.embedding_bag(ids, self.table, starts, mode="mean", padding_idx=2),
+        F.embedding_bag(ids, self.table, starts, mode="max"),
+        *torch.native_layer_norm(x, (9,), None, None, 1e-5),
+        *torch.native_group_norm(x[None], None, None, 1, 3, 9, 3, 1e-5),
+        F.interpolate(x[None, None], (5, 4), mode="bicubic"),
+        F.interpolate(x[None, None], scale_factor=1.7, mode="nearest-exact"),
+        torch.nonzero_static(x > 0.5, size=6),
+    )
 
 
 def main(wanted):

@@ -82,6 +82,9 @@ pub fn is_known(target: &str) -> bool {
 
 /// Why the operator called `target` is always refused, if it is one of which that is known.
 pub fn refusal(target: &str) -> Option<&'static str> {
+    if ops::complex::find(target).is_some() {
+        return None;
+    }
     match ops::find(target)?.handler {
         ops::Handler::Refuse(why, _) => Some(why),
         _ => None,

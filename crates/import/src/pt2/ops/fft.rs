@@ -351,3 +351,25 @@ pub(super) fn stft(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let factor = if cx.bool_or("normalized", false)? { 1.0 / (n as f64).sqrt() } else { 1.0 };
     finished(cx, s, factor)
 }
+
+/// `a - b·cos`: the windows of Hann and Hamming.
+pub(super) fn cosine_window(cx: &mut Cx<'_, '_>, a: f64, b: f64) -> Res<ValueId> {
+    let length = cx.int("window_length")?;
+    if !(0..=1 << 24).contains(&length) {
+        return wrong(format!("a window of {length} elements"));
+    }
+    let (a, b) = (cx.float_or("alpha", a)?, cx.float_or("beta", b)?);
+    let dtype = cx.result_dtype().unwrap_or(DType::F32);
+    let period = if cx.bool_or("periodic", true)? { length } else { length - 1 };
+    let at = cx.iota(Dim::new(length), 0, 1)?;
+    let at = cx.cast(at, DType::F64)?;
+    if length <= 1 {
+        let ones = cx.with_literal(BinaryFn::Add, at, 1.0)?;
+        return cx.cast(ones, dtype);
+    }
+    let angle = cx.with_literal(BinaryFn::Mul, at, 2.0 * PI / period as f64)?;
+    let cos = cx.unary(UnaryFn::Cos, angle)?;
+    let part = cx.with_literal(BinaryFn::Mul, cos, -b)?;
+    let out = cx.with_literal(BinaryFn::Add, part, a)?;
+    cx.cast(out, dtype)
+}

@@ -51,9 +51,13 @@ fn uneven_bags(
     bags: &Dim,
     f: ReduceFn,
 ) -> Res<ValueId> {
-    let (dtype, padding) = (cx.dtype_of(weight), cx.int_or("padding_idx", -1)?);
-    let mut rows = cx.emit(Embedding {}, &[weight, ids])?;
+    let (given, padding) = (cx.dtype_of(weight), cx.int_or("padding_idx", -1)?);
+    // Halves are joined in f32.
+    let dtype = if given == DType::F64 { given } else { DType::F32 };
+    let rows = cx.emit(Embedding {}, &[weight, ids])?;
+    let mut rows = cx.cast(rows, dtype)?;
     if let Some(factors) = cx.optional_tensor("per_sample_weights")? {
+        let factors = cx.cast(factors, dtype)?;
         let factors = cx.unsqueeze(factors, 1)?;
         rows = cx.binary(BinaryFn::Mul, rows, factors)?;
     }
@@ -81,7 +85,7 @@ fn uneven_bags(
     let empty = cx.expand(neutral, vec![bags.clone(), width])?;
     let sum = cx.emit(IndexPut { axis: 0, f: add }, &[empty, rows, bag])?;
     if f == ReduceFn::Sum {
-        return Ok(sum);
+        return cx.cast(sum, given);
     }
     let zero = cx.float(0.0, dtype)?;
     let none = cx.expand(zero, vec![bags.clone(), Dim::new(1)])?;
@@ -89,10 +93,12 @@ fn uneven_bags(
     let number = cx.emit(IndexPut { axis: 0, f: PutFn::Add }, &[none, counts, bag])?;
     if f == ReduceFn::Max {
         let some = cx.compare(CompareFn::Gt, number, zero)?;
-        return cx.select(some, sum, zero);
+        let out = cx.select(some, sum, zero)?;
+        return cx.cast(out, given);
     }
     let number = cx.with_literal(BinaryFn::Max, number, 1.0)?;
-    cx.binary(BinaryFn::Div, sum, number)
+    let out = cx.binary(BinaryFn::Div, sum, number)?;
+    cx.cast(out, given)
 }
 
 /// Whether `offsets` is `0, k, 2k, ..` for equal bags.
