@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import threading
@@ -307,16 +308,22 @@ class Module(torch.nn.Module):
         self,
         name: str | PathLike[str],
         weights: Mapping[str, Any] | str | PathLike[str] | None = None,
-        config: str | None = None,
+        config: str | PathLike[str] | Mapping[str, Any] | None = None,
+        *,
+        alpha: float | None = None,
     ) -> _regraft.Adapter:
-        """Reads an adapter (LoRA, rsLoRA, DoRA, LoHa, LoKr, full deltas) for this module, without applying
-        it.
+        """Reads an adapter (LoRA, rsLoRA, DoRA, AdaLoRA, LoHa, LoKr, IA3, full deltas, whole tensors) for
+        this module, without applying it.
+
+        How it is scaled, its file says, or an ``adapter_config.json`` beside it.
 
         Args:
             name: what reports call it. The path of a file alone names it after the file.
             weights: a file or folder that PEFT, diffusers or kohya's scripts wrote, or tensors by their
                 names.
-            config: the text of PEFT's ``adapter_config.json``, for tensors.
+            config: PEFT's ``adapter_config.json``, as text, as a path or as a mapping; for tensors, and for
+                files that it does not lie beside.
+            alpha: what it was trained with, where nothing else says so.
 
         Raises:
             WeightsError: with every key that matches no weight. Also for a module of several engines.
@@ -330,7 +337,7 @@ class Module(torch.nn.Module):
             )
         if weights is None:
             weights, name = name, Path(name).stem
-        return self.models[0].adapter(str(name), weights, config)
+        return self.models[0].adapter(str(name), weights, _config_text(config), alpha)
 
     def reset_state(self) -> None:
         """Forgets the state that the program keeps between calls: buffers that it writes to are again what
@@ -526,6 +533,15 @@ class Module(torch.nn.Module):
         # Parts of a program take the state as inputs: it is among what is kept.
         after = Serving.of(models, kept.kept, [False] * len(models), initial)
         return after, _with_kept(RefitReport.from_json(reports), kept)
+
+
+def _config_text(config: str | PathLike[str] | Mapping[str, Any] | None) -> str | None:
+    """The JSON of an adapter's configuration."""
+    if config is None or (isinstance(config, str) and not config.endswith(".json")):
+        return config
+    if isinstance(config, Mapping):
+        return json.dumps(config, default=lambda value: sorted(value) if isinstance(value, set) else str(value))
+    return Path(config).read_text(encoding="utf-8")
 
 
 def _scaled(adapters: Any) -> list[tuple[_regraft.Adapter, float]]:

@@ -1,5 +1,6 @@
 use std::{collections::BTreeMap, fmt};
 
+use regex::{Regex, RegexBuilder};
 use serde::{
     Deserialize, Deserializer, Serialize,
     de::{DeserializeOwned, MapAccess, Visitor},
@@ -12,11 +13,11 @@ use crate::AdapterProblem;
 /// What an `adapter_config.json` of PEFT says that matters when its tensors are applied. How layers are decomposed
 /// (`use_effective_conv2d`, `decompose_both`, `decompose_factor`, `lora_bias`, `modules_to_save`) shows in the tensors.
 ///
-/// The default is that of a file without a configuration: scales of 1, unless the file brings an alpha for each layer.
+/// The default says nothing.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AdapterConfig {
-    /// `LORA`, `LOHA` or `LOKR`.
+    /// `LORA`, `ADALORA`, `LOHA`, `LOKR`, `IA3` or `TRAINABLE_TOKENS`.
     #[serde(deserialize_with = "null_as_default")]
     pub peft_type: Option<String>,
     /// The rank of layers that `rank_pattern` does not name.
@@ -28,17 +29,20 @@ pub struct AdapterConfig {
     /// LoHa and LoKr: the same.
     #[serde(deserialize_with = "null_as_default")]
     pub alpha: Option<f64>,
+    /// The scale itself, in place of alpha over the rank: no tool writes it, and whoever has factors with their scales can say 1.
+    #[serde(deserialize_with = "null_as_default", skip_serializing_if = "Option::is_none")]
+    pub scaling: Option<f64>,
     /// The scale is `alpha / sqrt(rank)` instead of `alpha / rank`.
     #[serde(deserialize_with = "null_as_default")]
     pub use_rslora: bool,
     /// Every layer has a magnitude.
     #[serde(deserialize_with = "null_as_default")]
     pub use_dora: bool,
-    /// Weights are stored as `[in, out]`. Shapes say so, too; this decides where they are square.
+    /// Weights are stored as `[in, out]`. It is written for the last layer that was seen, so that nothing is told by it.
     #[serde(deserialize_with = "null_as_default")]
     pub fan_in_fan_out: bool,
     /// Ranks of modules with other ranks than `r`.
-    #[serde(deserialize_with = "null_as_default")]
+    #[serde(deserialize_with = "ranks")]
     pub rank_pattern: Patterns<usize>,
     /// Alphas of modules with other alphas.
     #[serde(deserialize_with = "null_as_default")]
@@ -47,6 +51,9 @@ pub struct AdapterConfig {
     #[serde(flatten)]
     pub other: BTreeMap<String, Value>,
 }
+
+/// The kinds of adapters of PEFT that are read.
+const KINDS: [&str; 6] = ["LORA", "ADALORA", "LOHA", "LOKR", "IA3", "TRAINABLE_TOKENS"];
 
 /// PEFT's rank and alpha where its configuration does not say.
 const PEFT_DEFAULT: usize = 8;
@@ -70,8 +77,8 @@ impl AdapterConfig {
     pub(super) fn problems(&self) -> Vec<AdapterProblem> {
         let config = |field: &str, why: String| AdapterProblem::Config { field: field.into(), why };
         let mut problems = Vec::new();
-        if let Some(kind) = self.peft_type.as_ref().filter(|k| !["LORA", "LOHA", "LOKR"].contains(&k.as_str())) {
-            problems.push(config("peft_type", format!("{kind} is not supported; LORA, LOHA and LOKR are")));
+        if let Some(kind) = self.peft_type.as_ref().filter(|k| !KINDS.contains(&k.as_str())) {
+            problems.push(config("peft_type", format!("{kind} is not supported; {} are", KINDS.join(", "))));
         }
         let set = |name: &&&str| self.other.get(**name).is_some_and(is_set);
         problems.extend(UNSUPPORTED.iter().filter(set).map(|f| config(f, "is not supported".into())));
@@ -82,10 +89,12 @@ impl AdapterConfig {
             );
             problems.push(config("init_lora_weights", why));
         }
-        let ranks = self.rank_pattern.expressions().map(|e| ("rank_pattern", e));
-        let expressions = ranks.chain(self.alpha_pattern.expressions().map(|e| ("alpha_pattern", e)));
-        let why = |e| format!("`{e}` is a regular expression: name the modules instead");
-        problems.extend(expressions.map(|(field, e)| config(field, why(e))));
+        let fields =
+            [("rank_pattern", self.rank_pattern.unreadable()), ("alpha_pattern", self.alpha_pattern.unreadable())];
+        for (field, expressions) in fields {
+            let why = |e: &str| format!("`{e}` is an expression that Regraft does not read: name the modules instead");
+            problems.extend(expressions.iter().map(|e| config(field, why(e))));
+        }
         problems
     }
 
@@ -94,16 +103,69 @@ impl AdapterConfig {
         REPLACES_BASE.iter().any(|name| init.starts_with(name)).then_some(init)
     }
 
-    /// How the factors of a module are scaled; `module` is its name in the model.
-    pub(super) fn scaling(&self, module: &str) -> Scaling {
+    /// How the factors of modules are scaled; `alpha` holds where the configuration does not say.
+    pub(super) fn scalings(&self, alpha: Option<f64>) -> Scalings {
         let from_peft = self.peft_type.is_some();
-        let rank = self.r.or(from_peft.then_some(PEFT_DEFAULT));
-        let alpha = self.lora_alpha.or(self.alpha).or(from_peft.then_some(PEFT_DEFAULT as f64));
-        Scaling {
-            rank: self.rank_pattern.get(module).copied().or(rank),
-            alpha: self.alpha_pattern.get(module).copied().or(alpha),
+        Scalings {
+            rank: self.r.or(from_peft.then_some(PEFT_DEFAULT)),
+            alpha: self.lora_alpha.or(self.alpha).or(from_peft.then_some(PEFT_DEFAULT as f64)).or(alpha),
             by_root: self.use_rslora,
+            fixed: self.scaling,
+            ranks: self.rank_pattern.compiled(),
+            alphas: self.alpha_pattern.compiled(),
         }
+    }
+
+    /// Whether it says the alpha of every module.
+    pub(super) fn has_alpha(&self) -> bool {
+        self.scaling.is_some() || self.peft_type.is_some() || self.lora_alpha.is_some() || self.alpha.is_some()
+    }
+
+    /// IA3: whether a module's inputs are scaled, as PEFT decides it.
+    pub(super) fn is_feedforward(&self, module: &str) -> bool {
+        match self.other.get("feedforward_modules") {
+            Some(Value::String(pattern)) => {
+                let whole = RegexBuilder::new(&format!("^(?:{pattern})$")).size_limit(EXPRESSION_LIMIT).build();
+                whole.is_ok_and(|whole| whole.is_match(module))
+            }
+            Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).any(|name| module.ends_with(name)),
+            _ => false,
+        }
+    }
+
+    /// The tokens of an embedding whose rows were trained.
+    pub(super) fn token_indices(&self, module: &str) -> Option<Vec<usize>> {
+        let given = self.other.get("trainable_token_indices").or_else(|| self.other.get("token_indices"))?;
+        let list = match given {
+            Value::Array(_) => given,
+            Value::Object(by_name) => {
+                let is_it =
+                    |name: &str| module.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+                by_name.iter().find(|(name, _)| is_it(name)).map(|(_, list)| list)?
+            }
+            _ => return None,
+        };
+        let index = |value: &Value| value.as_u64().and_then(|index| usize::try_from(index).ok());
+        list.as_array()?.iter().map(index).collect()
+    }
+}
+
+/// How the factors of each module are scaled.
+pub(super) struct Scalings {
+    rank: Option<usize>,
+    alpha: Option<f64>,
+    by_root: bool,
+    fixed: Option<f64>,
+    ranks: Vec<(Regex, usize)>,
+    alphas: Vec<(Regex, f64)>,
+}
+
+impl Scalings {
+    /// How those of `module`, by its name in the model, are.
+    pub(super) fn of(&self, module: &str) -> Scaling {
+        let rank = self.ranks.iter().find(|(pattern, _)| pattern.is_match(module)).map(|(_, rank)| *rank);
+        let alpha = self.alphas.iter().find(|(pattern, _)| pattern.is_match(module)).map(|(_, alpha)| *alpha);
+        Scaling { rank: rank.or(self.rank), alpha: alpha.or(self.alpha), by_root: self.by_root, fixed: self.fixed }
     }
 }
 
@@ -112,23 +174,24 @@ impl AdapterConfig {
 pub(super) struct Scaling {
     /// The rank that the configuration says.
     pub(super) rank: Option<usize>,
-    /// Without it the scale is 1.
+    /// Nothing says it otherwise.
     pub(super) alpha: Option<f64>,
     /// rsLoRA.
     pub(super) by_root: bool,
+    /// The scale, whatever the rank.
+    pub(super) fixed: Option<f64>,
 }
 
 impl Scaling {
-    /// The scale of factors of this rank.
-    pub(super) fn factor(&self, rank: usize) -> f64 {
+    /// The scale of factors of this rank, where something says it.
+    pub(super) fn factor(&self, rank: usize) -> Option<f64> {
         let rank = rank as f64;
-        self.alpha.map_or(1.0, |alpha| alpha / if self.by_root { rank.sqrt() } else { rank })
+        self.fixed.or(self.alpha.map(|alpha| alpha / if self.by_root { rank.sqrt() } else { rank }))
     }
 }
 
-/// Values for modules by pattern, in order: the first pattern that matches counts. PEFT's patterns are regular
-/// expressions that must match the end of a module's name from a dot on; here they are plain names, or with `^` in front
-/// whole names.
+/// Values for modules by pattern, in order: the first pattern that matches counts. Patterns are regular expressions that must
+/// match the end of a module's name from a dot on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Patterns<T>(pub Vec<(String, T)>);
 
@@ -138,31 +201,23 @@ impl<T> Default for Patterns<T> {
     }
 }
 
-impl<T> Patterns<T> {
-    fn get(&self, module: &str) -> Option<&T> {
-        self.0.iter().find(|(pattern, _)| matches(pattern, module)).map(|(_, value)| value)
+impl<T: Copy> Patterns<T> {
+    /// Those that can be read, in order.
+    fn compiled(&self) -> Vec<(Regex, T)> {
+        self.0.iter().filter_map(|(pattern, value)| Some((expression(pattern)?, *value))).collect()
     }
 
-    /// Patterns that are no plain names.
-    fn expressions(&self) -> impl Iterator<Item = &str> {
-        let plain = |pattern: &str| !name_of(pattern).contains(['^', '$', '*', '+', '?', '|', '\\', '(', '[', '{']);
-        self.0.iter().map(|(pattern, _)| pattern.as_str()).filter(move |p| !plain(p))
-    }
-}
-
-fn matches(pattern: &str, module: &str) -> bool {
-    let name = name_of(pattern);
-    match module.strip_suffix(name.as_str()) {
-        Some("") => true,
-        Some(rest) => rest.ends_with('.') && !pattern.starts_with('^'),
-        None => false,
+    fn unreadable(&self) -> Vec<&str> {
+        self.0.iter().map(|(pattern, _)| pattern.as_str()).filter(|pattern| expression(pattern).is_none()).collect()
     }
 }
 
-/// The module that a pattern names, without anchors and escapes of dots.
-fn name_of(pattern: &str) -> String {
-    let name = pattern.strip_prefix('^').unwrap_or(pattern);
-    name.strip_suffix('$').unwrap_or(name).replace("\\.", ".")
+/// Bytes that an expression may take: names of modules need few.
+const EXPRESSION_LIMIT: usize = 1 << 20;
+
+/// What PEFT matches names of modules with: `(.*\\.)?(PATTERN)$` from their first character on.
+fn expression(pattern: &str) -> Option<Regex> {
+    RegexBuilder::new(&format!(r"^(?:.*\.)?(?:{pattern})$")).size_limit(EXPRESSION_LIMIT).build().ok()
 }
 
 impl<T: Serialize> Serialize for Patterns<T> {
@@ -198,6 +253,19 @@ fn null_as_default<'de, D: Deserializer<'de>, T: Default + DeserializeOwned>(des
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
+/// The ranks of modules; AdaLoRA writes masks in their place, and its factors are of the ranks that these leave.
+fn ranks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Patterns<usize>, D::Error> {
+    let patterns: Patterns<Value> = null_as_default(deserializer)?;
+    let mut ranks = Patterns::default();
+    for (pattern, value) in patterns.0 {
+        match value {
+            Value::Array(_) => {}
+            value => ranks.0.push((pattern, serde_json::from_value(value).map_err(serde::de::Error::custom)?)),
+        }
+    }
+    Ok(ranks)
+}
+
 /// Whether a setting is on: Python's truth.
 fn is_set(value: &Value) -> bool {
     match value {
@@ -222,29 +290,35 @@ mod tests {
     fn the_first_pattern_that_matches_counts() {
         let config = config(
             r#"{"peft_type": "LORA", "r": 4, "lora_alpha": 8, "use_dora": null,
-                "rank_pattern": {"0.query": 16, "query": 2, "^value$": 6}, "alpha_pattern": {"layer\\.1\\.query": 3}}"#,
+                "rank_pattern": {"0.query": 16, "query": 2, "^value$": 6, "h\\.[0-3]\\.fc|last": 32},
+                "alpha_pattern": {"layer\\.1\\.query": 3}}"#,
         );
-        let scale = |module: &str| config.scaling(module).rank.map(|r| config.scaling(module).factor(r));
+        let scalings = config.scalings(None);
+        let scale = |module: &str| scalings.of(module).rank.and_then(|r| scalings.of(module).factor(r));
         assert_eq!(scale("layer.0.query"), Some(0.5));
         assert_eq!(scale("layer.1.query"), Some(1.5));
         assert_eq!(scale("layer.1.subquery"), Some(2.0));
         assert_eq!(scale("layer.value"), Some(2.0));
         assert_eq!(scale("value"), Some(8.0 / 6.0));
+        assert_eq!(scale("model.h.2.fc"), Some(0.25));
+        assert_eq!(scale("model.h.4.fc"), Some(2.0));
+        assert_eq!(scale("last"), Some(0.25));
         assert!(config.problems().is_empty());
     }
 
     #[test]
     fn scales_by_the_root_of_the_rank() {
         let config = config(r#"{"r": 16, "lora_alpha": 8, "use_rslora": true}"#);
-        assert_eq!(config.scaling("fc").factor(16), 2.0);
-        assert_eq!(AdapterConfig::default().scaling("fc").factor(16), 1.0);
+        assert_eq!(config.scalings(None).of("fc").factor(16), Some(2.0));
+        assert_eq!(AdapterConfig::default().scalings(None).of("fc").factor(16), None);
+        assert_eq!(AdapterConfig::default().scalings(Some(32.0)).of("fc").factor(16), Some(2.0));
     }
 
     #[test]
     fn what_cannot_be_applied_is_listed() {
         let config = config(
-            r#"{"peft_type": "IA3", "use_qalora": true, "layer_replication": [], "init_lora_weights": "pissa_niter_4",
-                "alpha_pattern": {"layer.[01].query": 3}}"#,
+            r#"{"peft_type": "VERA", "use_qalora": true, "layer_replication": [], "init_lora_weights": "pissa_niter_4",
+                "alpha_pattern": {"(?=layer).query": 3}, "rank_pattern": {"a": [true, false]}}"#,
         );
         let problems = config.problems();
         let fields: Vec<&str> = problems.iter().map(AdapterProblem::key).collect();

@@ -7,21 +7,22 @@ use regraft_tensor::Tensor;
 use regraft_weights::{RefitMap, SourceInfo};
 
 use crate::{
-    AdapterLayer, AdapterProblem, Factors, Magnitude, MagnitudeAxis, Update, config::Scaling, dialect::Part, matrix,
-    resolve::Target,
+    AdapterConfig, AdapterLayer, AdapterProblem, Factors, Magnitude, MagnitudeAxis, Update, config::Scaling,
+    dialect::Part, matrix, resolve::Target,
 };
 
 /// The tensors of one module by what they are, each with its key.
 pub(super) type Parts<'a> = BTreeMap<Part, (&'a str, &'a Tensor)>;
 
 /// The tensors of one module's update.
-pub(super) struct Layer<'a> {
+pub(super) struct Layer<'a, 'l> {
+    /// The module's name in the model that was trained.
+    pub(super) module: &'l str,
     pub(super) parts: Parts<'a>,
     pub(super) scaling: Scaling,
-    /// The configuration says that there are magnitudes.
-    pub(super) dora: bool,
-    /// The configuration is one of PEFT's.
-    pub(super) from_peft: bool,
+    /// A scale must be said: the tool that wrote the tensors keeps it elsewhere.
+    pub(super) needs_scale: bool,
+    pub(super) config: &'l AdapterConfig,
 }
 
 type Outcome<T> = Result<T, AdapterProblem>;
@@ -44,11 +45,11 @@ struct Product {
     outputs: MagnitudeAxis,
 }
 
-impl<'a> Layer<'a> {
+impl<'a> Layer<'a, '_> {
     /// The updates of the module's weight and bias.
     pub(super) fn updates(&self, target: Target, map: &RefitMap) -> Outcome<Vec<AdapterLayer>> {
         let mut layers = Vec::new();
-        let weight_part = self.parts.keys().find(|part| !matches!(part, Part::DiffBias | Part::UpBias | Part::Alpha));
+        let weight_part = self.parts.keys().find(|part| !NO_WEIGHT.contains(part));
         if let Some(part) = weight_part {
             let key = self.parts[part].0;
             let source = target.weight.ok_or_else(|| unsupported(key, "the module has no weight of its own"))?;
@@ -60,12 +61,14 @@ impl<'a> Layer<'a> {
             if rows == 0 || cols == 0 {
                 return Err(unsupported(key, "the weight is empty"));
             }
-            layers.push(AdapterLayer {
-                source,
-                update: self.weight(Weight { info, role: map.role(source), rows, cols })?,
-            });
+            let weight = Weight { info, role: map.role(source), rows, cols };
+            if self.parts.contains_key(&Part::Ia3) {
+                return self.only(IA3).and_then(|()| self.scaled(weight, (source, target.bias), map));
+            }
+            layers.push(AdapterLayer { source, update: self.weight(weight)? });
         }
         layers.extend(self.bias(target, map)?);
+        layers.extend(self.whole(target, map)?);
         match self.parts.values().next() {
             // An alpha alone scales nothing.
             Some((key, _)) if layers.is_empty() => Err(incomplete(key, "factor")),
@@ -78,19 +81,29 @@ impl<'a> Layer<'a> {
         if has(FULL) {
             return self.only(FULL).and_then(|()| self.full(weight));
         }
+        if (has(LOHA) || has(LOKR)) && weight.role == Role::LinearInOut {
+            let key = self.parts.values().next().map_or("", |(key, _)| *key);
+            return Err(unsupported(key, "the weight is stored as [in, out], which LoHa and LoKr are not defined for"));
+        }
         if has(LOHA) {
             return self.only(LOHA).and_then(|()| self.hadamard(weight));
         }
         if has(LOKR) {
             return self.only(LOKR).and_then(|()| self.kronecker(weight));
         }
-        let product = match has(EMBEDDING) {
+        let mut product = match has(EMBEDDING) {
             true => self.only(EMBEDDING).and_then(|()| self.embedding(weight))?,
             false => self.low_rank(weight)?,
         };
-        let scale = self.scale(product.rank)?;
+        let scale = match self.given(Part::Singular) {
+            Some(given) => self.with_singular_values(given, &mut product)?,
+            None => {
+                self.check_rank(self.parts.values().next().map_or("", |(key, _)| *key), product.rank)?;
+                self.scale(product.rank)?
+            }
+        };
         let magnitude = self.magnitude(weight, product.outputs)?;
-        if self.dora && magnitude.is_none() {
+        if self.config.use_dora && magnitude.is_none() {
             let key = self.parts.values().next().map_or("", |(key, _)| *key);
             return Err(incomplete(key, Part::Magnitude.name()));
         }
@@ -99,7 +112,7 @@ impl<'a> Layer<'a> {
 
     /// Checks that there are no parts of other kinds, which would be left out.
     fn only(&self, kind: &[Part]) -> Outcome<()> {
-        let others = [FULL, LOHA, LOKR, EMBEDDING, LORA].into_iter().filter(|other| *other != kind);
+        let others = [FULL, LOHA, LOKR, EMBEDDING, LORA, IA3].into_iter().filter(|other| *other != kind);
         match others.flatten().find_map(|part| self.given(*part)) {
             Some((key, _)) => Err(unsupported(key, "the file has an update of another kind for the same module")),
             None => Ok(()),
@@ -166,7 +179,15 @@ impl<'a> Layer<'a> {
         let (down_key, down) = self.part(Part::EmbeddingDown, Part::EmbeddingUp)?;
         let (up_key, up) = self.part(Part::EmbeddingUp, Part::EmbeddingDown)?;
         let rank = rank_of(down_key, down, weight)?;
-        let down = matrix::expect(down_key, matrix::flat(down_key, down, rank)?, [rank, weight.rows])?;
+        let down = matrix::flat(down_key, down, rank)?;
+        if down.shape()[1] != weight.rows {
+            let (given, rows) = (down.shape()[1], weight.rows);
+            let why = format!(
+                "is for {given} rows, and the engine's {} has {rows}: the vocabulary was resized",
+                weight.info.name
+            );
+            return Err(unsupported(down_key, &why));
+        }
         let up = matrix::flat(up_key, up, up.shape().first().copied().unwrap_or(0))?;
         let up = matrix::expect(up_key, up, [weight.cols, rank])?;
         let factors = Factors { up: matrix::transposed(&down), down: matrix::transposed(&up) };
@@ -225,7 +246,7 @@ impl<'a> Layer<'a> {
         }
         let right = matrix::expect(right_key, right, [across, along])?;
         let taps = self.given(Part::LokrW2).map_or(0, |(_, right)| right.shape().len());
-        if self.from_peft && taps == 3 && weight.info.shape.len() == 3 && left.numel() > 1 {
+        if self.config.peft_type.is_some() && taps == 3 && weight.info.shape.len() == 3 && left.numel() > 1 {
             let why =
                 "PEFT multiplies the whole lokr_w2 of a Conv1d in an order of its own: merge this layer with PEFT";
             return Err(unsupported(right_key, why));
@@ -252,6 +273,95 @@ impl<'a> Layer<'a> {
             Some(rank) if rank > 0 => self.scale(rank),
             _ => Ok(1.0),
         }
+    }
+
+    /// IA3: PEFT's factors are the weight's axis, `[out, 1]` or `[1, in]`; LyCORIS's differ from 1 by what the file has.
+    fn scaled(
+        &self,
+        weight: Weight<'_>,
+        (source, bias): (usize, Option<usize>),
+        map: &RefitMap,
+    ) -> Outcome<Vec<AdapterLayer>> {
+        let (key, given) = self.part(Part::Ia3, Part::OnInput)?;
+        let is_table = matches!(weight.role, Role::Table | Role::ConvTranspose);
+        if is_table || weight.info.shape.len() < 2 {
+            return Err(unsupported(key, "IA3 of an embedding or a transposed convolution is not supported"));
+        }
+        let is_crossed = weight.role == Role::LinearInOut;
+        let (outputs, inputs) = match weight.info.shape.as_slice() {
+            [inputs, outputs] if is_crossed => (*outputs, *inputs),
+            [outputs, inputs, ..] => (*outputs, *inputs),
+            _ => (0, 0),
+        };
+        let factors = matrix::flat(key, given, 1)?;
+        let from_lycoris = key.ends_with(".weight");
+        let factors = if from_lycoris { matrix::one_more(&factors) } else { factors };
+        let on_inputs = match (self.given(Part::OnInput), given.shape()) {
+            (Some((_, flag)), _) => flag.to_f64_vec().first().is_some_and(|flag| *flag != 0.0),
+            (None, [1, n]) if weight.info.shape.len() == 2 && *n > 1 => true,
+            (None, [n, 1]) if weight.info.shape.len() == 2 && *n > 1 => false,
+            (None, _) if from_lycoris => return Err(incomplete(key, Part::OnInput.name())),
+            (None, _) if self.config.peft_type.is_none() => {
+                let why = "whether inputs or outputs are scaled, its configuration says: give adapter_config.json";
+                return Err(unsupported(key, why));
+            }
+            (None, _) => self.config.is_feedforward(self.module),
+        };
+        let wanted = if on_inputs { inputs } else { outputs };
+        if factors.numel() != wanted {
+            return Err(shape(key, &format!("{wanted} factors"), given));
+        }
+        let taps = weight.cols / inputs.max(1);
+        let (axis, weights) = match (on_inputs, is_crossed) {
+            (true, false) => (MagnitudeAxis::Columns, matrix::repeated(&factors, taps)),
+            (false, true) => (MagnitudeAxis::Columns, factors.clone()),
+            _ => (MagnitudeAxis::Rows, factors.clone()),
+        };
+        let mut layers = vec![AdapterLayer { source, update: Update::Scaled { axis, factors: weights } }];
+        let is_scaled = |source: &usize| !on_inputs && info_of(map, *source).dtype.is_float();
+        if let Some(source) = bias.filter(is_scaled) {
+            layers.push(AdapterLayer { source, update: Update::Scaled { axis: MagnitudeAxis::Rows, factors } });
+        }
+        Ok(layers)
+    }
+
+    /// Tensors that were trained as a whole, and rows of them.
+    fn whole(&self, target: Target, map: &RefitMap) -> Outcome<Vec<AdapterLayer>> {
+        let mut layers = Vec::new();
+        for (part, place) in
+            [(Part::BaseWeight, target.weight), (Part::Weight, target.weight), (Part::Bias, target.bias)]
+        {
+            let Some((key, values)) = self.given(part) else { continue };
+            let source = place.ok_or_else(|| unsupported(key, "the engine's module has none"))?;
+            let info = info_of(map, source);
+            check_whole(key, values, info)?;
+            let (rows, cols) = (info.shape.first().copied().unwrap_or(1), info.shape.iter().skip(1).product::<usize>());
+            let values = matrix::as_it_is(values, [rows, cols]);
+            layers.push(AdapterLayer { source, update: Update::Replace { values } });
+        }
+        if let Some((key, values)) = self.given(Part::Tokens) {
+            let source = target.weight.ok_or_else(|| unsupported(key, "the engine's module has no weight"))?;
+            let info = info_of(map, source);
+            let rows = self.config.token_indices(self.module);
+            let why = "trained tokens, and the configuration does not say which: give it (trainable_token_indices)";
+            let rows = rows.ok_or_else(|| unsupported(key, why))?;
+            let ([len, dim], [_, cols]) = (values.shape(), info.shape.as_slice()) else {
+                return Err(shape(key, "rows of an embedding", values));
+            };
+            let is_inside = rows.iter().all(|row| *row < info.shape[0]);
+            if *len != rows.len() || dim != cols || !is_inside || !values.dtype().is_float() || !info.dtype.is_float() {
+                let expected = format!("{} rows of {}", rows.len(), info.type_text());
+                return Err(shape(key, &expected, values));
+            }
+            let values = matrix::as_it_is(values, [rows.len(), *cols]);
+            // Tokens that are trained are trained wherever the table is tied to.
+            let uses = map.source_of(source).map(|of| map.uses(of).collect::<Vec<_>>()).unwrap_or_default();
+            layers.extend(uses.into_iter().map(|source| AdapterLayer {
+                source,
+                update: Update::Rows { rows: rows.clone(), values: values.clone() },
+            }));
+        }
+        Ok(layers)
     }
 
     fn full(&self, weight: Weight<'_>) -> Outcome<Update> {
@@ -288,12 +398,45 @@ impl<'a> Layer<'a> {
 
     /// The file's alpha over the rank, or what the configuration says.
     fn scale(&self, rank: usize) -> Outcome<f64> {
-        let Some((key, alpha)) = self.given(Part::Alpha) else { return Ok(self.scaling.factor(rank)) };
+        let Some((key, alpha)) = self.given(Part::Alpha) else { return self.said_scale(rank) };
         let values = if alpha.numel() == 1 { alpha.to_f64_vec() } else { Vec::new() };
         match values.as_slice() {
-            [alpha] if alpha.is_finite() => Ok(Scaling { alpha: Some(*alpha), ..self.scaling }.factor(rank)),
+            [alpha] if alpha.is_finite() => {
+                let scaling = Scaling { alpha: Some(*alpha), fixed: None, ..self.scaling };
+                Ok(scaling.factor(rank).unwrap_or(1.0))
+            }
             _ => Err(shape(key, "one finite number", alpha)),
         }
+    }
+
+    fn said_scale(&self, rank: usize) -> Outcome<f64> {
+        let key = || self.parts.iter().find(|(part, _)| part.is_scaled()).map_or("", |(_, (key, _))| *key).to_owned();
+        match self.scaling.factor(rank) {
+            Some(scale) => Ok(scale),
+            None if self.needs_scale => Err(AdapterProblem::NoScale { key: key() }),
+            None => Ok(1.0),
+        }
+    }
+
+    /// Factors of another rank than the configuration says are not those that it is about.
+    fn check_rank(&self, key: &str, rank: usize) -> Outcome<()> {
+        let said = self.scaling.rank.filter(|_| self.config.r.is_some() && !self.parts.contains_key(&Part::Alpha));
+        match said.filter(|said| *said != rank) {
+            Some(said) => {
+                let why = format!("has rank {rank}, and the configuration says {said}: it is that of another adapter");
+                Err(unsupported(key, &why))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// AdaLoRA: singular values between the factors. PEFT divides by the rank, and a little.
+    fn with_singular_values(&self, (key, values): (&str, &Tensor), product: &mut Product) -> Outcome<f64> {
+        let values = matrix::expect(key, matrix::flat(key, values, product.rank)?, [product.rank, 1])?;
+        product.factors = matrix::scaled_inside(&product.factors, &values);
+        let alpha = self.scaling.alpha.ok_or_else(|| AdapterProblem::NoScale { key: key.into() })?;
+        let rank = product.rank as f64;
+        Ok(if alpha > 0.0 { alpha } else { rank } / (rank + 1e-5))
     }
 
     /// DoRA's norms; `outputs` is what PEFT's are of.
@@ -324,12 +467,42 @@ impl<'a> Layer<'a> {
     }
 }
 
+/// Parts that are no update of the weight that is added to it.
+const NO_WEIGHT: &[Part] = &[
+    Part::DiffBias,
+    Part::UpBias,
+    Part::Alpha,
+    Part::Weight,
+    Part::Bias,
+    Part::BaseWeight,
+    Part::Tokens,
+    Part::OnInput,
+];
 const FULL: &[Part] = &[Part::Diff];
-const LORA: &[Part] = &[Part::Down, Part::Up, Part::Mid];
+const IA3: &[Part] = &[Part::Ia3];
+const LORA: &[Part] = &[Part::Down, Part::Up, Part::Mid, Part::Singular];
 const EMBEDDING: &[Part] = &[Part::EmbeddingDown, Part::EmbeddingUp];
 const LOHA: &[Part] = &[Part::HadaW1A, Part::HadaW1B, Part::HadaW2A, Part::HadaW2B, Part::HadaT1, Part::HadaT2];
 const LOKR: &[Part] =
     &[Part::LokrW1, Part::LokrW1A, Part::LokrW1B, Part::LokrW2, Part::LokrW2A, Part::LokrW2B, Part::LokrT2];
+
+/// A tensor that takes the place of a source must be just like it.
+fn check_whole(key: &str, values: &Tensor, info: &SourceInfo) -> Outcome<()> {
+    if !values.dtype().is_float() || !info.dtype.is_float() {
+        return Err(shape(key, &info.type_text(), values));
+    }
+    match (values.shape(), info.shape.as_slice()) {
+        (given, expected) if given == expected => Ok(()),
+        ([given, dim], [rows, cols]) if dim == cols => {
+            let why = format!(
+                "has {given} rows, and the engine's {} has {rows}: the vocabulary was resized; compile the resized model",
+                info.name
+            );
+            Err(unsupported(key, &why))
+        }
+        _ => Err(shape(key, &info.type_text(), values)),
+    }
+}
 
 /// The source that a use is of.
 fn info_of(map: &RefitMap, used_as: usize) -> &SourceInfo {

@@ -17,6 +17,7 @@ mod problem;
 mod read;
 mod reference;
 mod resolve;
+mod rewrite;
 mod set;
 
 use regraft_tensor::Tensor;
@@ -27,6 +28,7 @@ pub use self::{
     error::{AdapterError, AdapterErrorKind},
     overlay::{Delta, LowRank, Matrix, Norms, Overlay, Term},
     problem::AdapterProblem,
+    read::{AdapterOptions, read_config},
     set::AdapterSet,
 };
 
@@ -35,7 +37,7 @@ pub use self::{
 pub struct Adapter {
     /// What reports call it.
     pub name: String,
-    /// What it does, at most one update per use of a source, in their order.
+    /// What it does, per use of a source at most one update that is added, after one that takes its place, in their order.
     pub layers: Vec<AdapterLayer>,
     /// Keys of its file that are about other models of a pipeline, such as a text encoder.
     pub elsewhere: Vec<String>,
@@ -65,7 +67,7 @@ impl Adapter {
                 continue;
             };
             let expected = (info.shape.first().copied().unwrap_or(1), info.shape.iter().skip(1).product());
-            let size = layer.update.size();
+            let size = layer.update.size(expected.0, expected.1);
             if size != expected {
                 let (expected, found) =
                     (format!("{} x {}", expected.0, expected.1), format!("{} x {}", size.0, size.1));
@@ -81,11 +83,11 @@ impl Adapter {
 pub struct AdapterLayer {
     /// Number of the source in the [`RefitMap`]; where it is tied, of the use that is meant.
     pub source: usize,
-    /// What is added to it.
+    /// What is done to it.
     pub update: Update,
 }
 
-/// What is added to a source `W`, seen as a matrix of `rows x cols`. All tensors are f32 matrices. `scale` is the file's own
+/// What is done to a source `W`, seen as a matrix of `rows x cols`. All tensors are f32 matrices. `scale` is the file's own
 /// factor, such as `alpha / rank`; the caller's scale multiplies it.
 #[derive(Clone, Debug)]
 pub enum Update {
@@ -128,18 +130,42 @@ pub enum Update {
         /// The file's factor.
         scale: f64,
     },
+    /// The tensor as it was trained takes the source's place, whatever the scale.
+    Replace {
+        /// `rows x cols`, of any float.
+        values: Tensor,
+    },
+    /// Some rows as they were trained take the place of the source's, whatever the scale.
+    Rows {
+        /// Which.
+        rows: Vec<usize>,
+        /// `rows.len() x cols`, of any float.
+        values: Tensor,
+    },
+    /// IA3: rows or columns are multiplied; by `1 + scale * (factor - 1)` where the caller scales it.
+    Scaled {
+        /// What has a factor of its own.
+        axis: MagnitudeAxis,
+        /// One factor per row or column, f32.
+        factors: Tensor,
+    },
 }
 
 impl Update {
-    /// Rows and columns of what it is added to.
-    fn size(&self) -> (usize, usize) {
+    /// Rows and columns of what it is for; a matrix of `rows x cols` has those where it does not matter.
+    fn size(&self, rows: usize, cols: usize) -> (usize, usize) {
         let of = |tensor: &Tensor, axis: usize| tensor.shape().get(axis).copied().unwrap_or(1);
         match self {
             Update::LowRank { factors, .. } | Update::Hadamard { first: factors, .. } => {
                 (of(&factors.up, 0), of(&factors.down, 1))
             }
             Update::Kronecker { left, right, .. } => (of(left, 0) * of(right, 0), of(left, 1) * of(right, 1)),
-            Update::Full { delta, .. } => (of(delta, 0), of(delta, 1)),
+            Update::Full { delta: whole, .. } | Update::Replace { values: whole } => (of(whole, 0), of(whole, 1)),
+            Update::Rows { rows: which, values } => {
+                (which.iter().map(|row| row + 1).max().unwrap_or(0).max(rows), of(values, 1))
+            }
+            Update::Scaled { axis: MagnitudeAxis::Rows, factors } => (factors.numel(), cols),
+            Update::Scaled { axis: MagnitudeAxis::Columns, factors } => (rows, factors.numel()),
         }
     }
 }
@@ -152,6 +178,7 @@ impl Update {
         std::mem::discriminant(self) == std::mem::discriminant(other)
             && self.file_scale().to_bits() == other.file_scale().to_bits()
             && self.magnitude().map(|m| m.axis) == other.magnitude().map(|m| m.axis)
+            && self.places() == other.places()
             && same_tensors
     }
 
@@ -161,9 +188,20 @@ impl Update {
             Update::Hadamard { first, second, .. } => vec![&first.up, &first.down, &second.up, &second.down],
             Update::Kronecker { left, right, .. } => vec![left, right],
             Update::Full { delta, .. } => vec![delta],
+            Update::Replace { values } | Update::Rows { values, .. } => vec![values],
+            Update::Scaled { factors, .. } => vec![factors],
         };
         tensors.extend(self.magnitude().map(|magnitude| &magnitude.values));
         tensors
+    }
+
+    /// Which rows, or which axis.
+    fn places(&self) -> (&[usize], Option<MagnitudeAxis>) {
+        match self {
+            Update::Rows { rows, .. } => (rows, None),
+            Update::Scaled { axis, .. } => (&[], Some(*axis)),
+            _ => (&[], None),
+        }
     }
 
     fn file_scale(&self) -> f64 {
@@ -172,6 +210,7 @@ impl Update {
             | Update::Hadamard { scale, .. }
             | Update::Kronecker { scale, .. }
             | Update::Full { scale, .. } => *scale,
+            Update::Replace { .. } | Update::Rows { .. } | Update::Scaled { .. } => 1.0,
         }
     }
 
@@ -180,7 +219,7 @@ impl Update {
             Update::LowRank { magnitude, .. }
             | Update::Hadamard { magnitude, .. }
             | Update::Kronecker { magnitude, .. } => magnitude.as_ref(),
-            Update::Full { .. } => None,
+            Update::Full { .. } | Update::Replace { .. } | Update::Rows { .. } | Update::Scaled { .. } => None,
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Tensors of adapter files as f32 matrices.
 
-use regraft_tensor::{DType, Tensor};
+use regraft_tensor::{AlignedVec, DType, Tensor};
 
-use crate::{AdapterProblem, layer::shape};
+use crate::{AdapterProblem, Factors, layer::shape};
 
 type Outcome<T> = Result<T, AdapterProblem>;
 
@@ -30,6 +30,32 @@ pub(super) fn transposed(matrix: &Tensor) -> Tensor {
     let values = floats(matrix);
     let moved = (0..rows * cols).map(|e| values[e % rows * cols + e / rows]).collect();
     from(moved, [cols, rows])
+}
+
+/// The factors with a value between each column of the first and row of the second.
+pub(super) fn scaled_inside(factors: &Factors, values: &Tensor) -> Factors {
+    let (rank, cols) = size(&factors.down);
+    let (down, values) = (floats(&factors.down), floats(values));
+    let scaled: Vec<f32> = (0..rank * cols).map(|e| down[e] * values[e / cols]).collect();
+    Factors { up: factors.up.clone(), down: Tensor::from_slice(&[rank, cols], &scaled) }
+}
+
+/// One more than each value.
+pub(super) fn one_more(matrix: &Tensor) -> Tensor {
+    let values: Vec<f32> = floats(matrix).iter().map(|v| v + 1.0).collect();
+    Tensor::from_slice(matrix.shape(), &values)
+}
+
+/// Each value `times` times in a row.
+pub(super) fn repeated(matrix: &Tensor, times: usize) -> Tensor {
+    let values: Vec<f32> = floats(matrix).iter().flat_map(|v| std::iter::repeat_n(*v, times)).collect();
+    Tensor::from_slice(&[1, values.len()], &values)
+}
+
+/// The tensor in its own dtype as a matrix of as many elements: a copy, as in [`flat`].
+pub(super) fn as_it_is(tensor: &Tensor, shape: [usize; 2]) -> Tensor {
+    let data = AlignedVec::copy_of(tensor.bytes());
+    Tensor::new(tensor.dtype(), shape.to_vec(), data.into()).expect("as many elements as the tensor has")
 }
 
 /// `a @ b`, at most `limit` elements of it, with sums in f64.

@@ -1,30 +1,51 @@
-//! The configurations that diffusers writes into the metadata of its files.
+//! Where the configuration of an adapter is: stated, in the metadata of its file, or beside it.
 
 use std::collections::BTreeMap;
 
 use regraft_weights::StateDict;
 use serde_json::{Map, Value};
 
-use crate::{AdapterConfig, AdapterProblem};
+use crate::{AdapterConfig, AdapterOptions, AdapterProblem};
 
-/// Where they are.
+/// Where diffusers has them.
 const KEY: &str = "lora_adapter_metadata";
 
-/// The configuration of each component.
+/// Where other tools have the configuration as a whole.
+const WHOLE: [&str; 4] = ["adapter_config", "peft_config", "lora_config", "config"];
+
+/// Where tools have the alpha of all modules.
+const ALPHAS: [&str; 4] = ["lora_alpha", "network_alpha", "ss_network_alpha", "alpha"];
+
+/// The configuration of each component, from wherever it is said: stated by the caller, in the file, or beside it.
 pub(super) struct Configs<'a> {
+    stated: Option<&'a AdapterConfig>,
     /// Of keys without a component: under an empty name.
     by_component: BTreeMap<String, AdapterConfig>,
-    default: &'a AdapterConfig,
+    beside: Option<&'a AdapterConfig>,
+    none: AdapterConfig,
+    /// The alpha of all modules, where the file says it.
+    alpha: Option<f64>,
 }
 
 impl<'a> Configs<'a> {
-    /// Reads what a file says, `{"unet.r": 4, "unet.lora_alpha": 8, ...}` or for a single model `{"r": 4, ...}`. Where it
-    /// says nothing, `default` holds.
-    pub(super) fn new(weights: &StateDict, default: &'a AdapterConfig, problems: &mut Vec<AdapterProblem>) -> Self {
+    /// Reads what a file says, `{"unet.r": 4, "unet.lora_alpha": 8, ...}` or for a single model `{"r": 4, ...}`.
+    pub(super) fn new(weights: &StateDict, options: &'a AdapterOptions, problems: &mut Vec<AdapterProblem>) -> Self {
         let problem = |why: String| AdapterProblem::Config { field: KEY.into(), why };
-        let mut configs = Configs { by_component: BTreeMap::new(), default };
-        problems.extend(default.problems());
-        let fields = match weights.metadata().get(KEY).map(|text| serde_json::from_str::<Map<String, Value>>(text)) {
+        let metadata = weights.metadata();
+        let number = |key: &&str| metadata.get(*key)?.trim().parse::<f64>().ok().filter(|alpha| alpha.is_finite());
+        let whole =
+            |key: &&str| serde_json::from_str::<AdapterConfig>(metadata.get(*key)?).ok().filter(|c| c.has_alpha());
+        let mut configs = Configs {
+            stated: options.config.as_ref(),
+            by_component: WHOLE.iter().find_map(whole).map(|config| (String::new(), config)).into_iter().collect(),
+            beside: options.beside.as_ref(),
+            none: AdapterConfig::default(),
+            alpha: ALPHAS.iter().find_map(number),
+        };
+        for config in [configs.stated, configs.beside].into_iter().flatten().chain(configs.by_component.values()) {
+            problems.extend(config.problems());
+        }
+        let fields = match metadata.get(KEY).map(|text| serde_json::from_str::<Map<String, Value>>(text)) {
             None => Map::new(),
             Some(Ok(fields)) => fields,
             Some(Err(e)) => {
@@ -52,7 +73,13 @@ impl<'a> Configs<'a> {
     /// The configuration of a component's modules.
     pub(super) fn of(&self, component: Option<&str>) -> &AdapterConfig {
         let own = component.and_then(|name| self.by_component.get(name));
-        own.or_else(|| self.by_component.get("")).unwrap_or(self.default)
+        let in_file = own.or_else(|| self.by_component.get(""));
+        self.stated.or(in_file).or(self.beside).unwrap_or(&self.none)
+    }
+
+    /// The alpha of all modules, where the file says it beside any configuration.
+    pub(super) fn alpha(&self) -> Option<f64> {
+        self.alpha
     }
 }
 
@@ -60,14 +87,19 @@ impl<'a> Configs<'a> {
 mod tests {
     use super::*;
 
+    fn with(metadata: &[(&str, &str)]) -> StateDict {
+        let mut weights = StateDict::new();
+        weights.add_metadata(metadata.iter().map(|(key, text)| ((*key).to_owned(), (*text).to_owned())));
+        weights
+    }
+
     #[test]
     fn fields_are_of_the_component_before_the_dot() {
-        let default = AdapterConfig::default();
+        let none = AdapterOptions::default();
         let configs = |text: &str| {
-            let mut weights = StateDict::new();
-            weights.add_metadata([(KEY.to_owned(), text.to_owned())]);
             let mut problems = Vec::new();
-            let configs = Configs::new(&weights, &default, &mut problems);
+            let weights = with(&[(KEY, text)]);
+            let configs = Configs::new(&weights, &none, &mut problems);
             (["unet", "text_encoder"].map(|name| configs.of(Some(name)).r), problems.len())
         };
         assert_eq!(configs(r#"{"unet.r": 4, "unet.rank_pattern": {"a.b": 2}}"#), ([Some(4), None], 0));
@@ -75,5 +107,24 @@ mod tests {
         for wrong in ["[]", "{", r#"{"unet.r": -1}"#, r#"{"unet.use_qalora": true}"#] {
             assert_eq!(configs(wrong).1, 1, "{wrong}");
         }
+    }
+
+    #[test]
+    fn what_is_stated_counts_before_the_file_and_that_before_what_lies_beside() {
+        let config = |r| Some(AdapterConfig { r: Some(r), ..AdapterConfig::default() });
+        let mut problems = Vec::new();
+        let file =
+            with(&[("peft_config", r#"{"r": 2, "lora_alpha": 4}"#), ("ss_network_alpha", "16.0"), ("alpha", "None")]);
+        let bare = with(&[]);
+        let mut of = |weights: &StateDict, options: AdapterOptions| {
+            let configs = Configs::new(weights, &options, &mut problems);
+            (configs.of(None).r, configs.alpha())
+        };
+        let both = AdapterOptions { config: config(1), beside: config(3), alpha: None };
+        assert_eq!(of(&file, both.clone()), (Some(1), Some(16.0)));
+        assert_eq!(of(&file, AdapterOptions { config: None, ..both.clone() }), (Some(2), Some(16.0)));
+        assert_eq!(of(&bare, AdapterOptions { config: None, ..both }), (Some(3), None));
+        assert_eq!(of(&bare, AdapterOptions::default()), (None, None));
+        assert!(problems.is_empty());
     }
 }

@@ -16,6 +16,10 @@ pub struct Overlay {
     pub cols: usize,
     /// What is added. All plain low-rank updates are one term, whose rank is the sum of theirs.
     pub terms: Vec<Term>,
+    /// What takes the source's place before anything is added, when [`Overlay::rewrite`] was called.
+    pub base: Option<Tensor>,
+    /// What makes it, in this order, with the caller's scales.
+    rewrites: Vec<(Update, f64)>,
 }
 
 /// One summand of an [`Overlay`]; scales are folded in.
@@ -90,8 +94,13 @@ impl Overlay {
         let rows = shape.first().copied().unwrap_or(1);
         let cols = shape.iter().skip(1).product();
         let (mut plain, mut terms): (Vec<LowRank>, Vec<Term>) = (Vec::new(), Vec::new());
+        let mut rewrites = Vec::new();
         for &(update, by) in updates {
             match update {
+                rewrite if rewrite.is_rewrite() => {
+                    assert!(rewrite.size(rows, cols) == (rows, cols), "an update of another size than its source");
+                    rewrites.push((rewrite.clone(), by));
+                }
                 Update::LowRank { factors, scale, magnitude: None } => plain.push(LowRank::new(factors, scale * by)),
                 other => terms.push(Term::new(other, by)),
             }
@@ -100,7 +109,19 @@ impl Overlay {
             terms.insert(0, Term { delta: Delta::LowRank(low_rank), norms: None });
         }
         terms.iter().for_each(|term| term.check(rows, cols));
-        Overlay { dtype, rows, cols, terms }
+        Overlay { dtype, rows, cols, terms, base: None, rewrites }
+    }
+
+    /// Whether [`Overlay::rewrite`] is to be called before use.
+    pub fn has_rewrites(&self) -> bool {
+        !self.rewrites.is_empty()
+    }
+
+    /// Makes what takes the place of `source`, which is in the engine's dtype.
+    pub fn rewrite(&mut self, source: &Tensor) {
+        for (update, by) in std::mem::take(&mut self.rewrites) {
+            self.base = Some(update.rewritten(self.base.as_ref().unwrap_or(source), by));
+        }
     }
 
     /// The product that is all there is to add, without rounding: what nearly all adapters come down to.
@@ -132,6 +153,9 @@ impl Term {
                 (Delta::Kronecker { left, right }, magnitude.as_ref())
             }
             Update::Full { delta, scale } => (Delta::Full { delta: delta.clone(), scale: (scale * by) as f32 }, None),
+            Update::Replace { .. } | Update::Rows { .. } | Update::Scaled { .. } => {
+                unreachable!("rewrites are no terms")
+            }
         };
         let norms = magnitude.map(|m| Norms { axis: m.axis, magnitude: floats(&m.values, 1.0), factors: Vec::new() });
         Term { delta, norms }

@@ -11,8 +11,10 @@ pub enum AdapterProblem {
     Unmatched {
         /// The key.
         key: String,
-        /// A source of the engine with a similar name.
+        /// A source of the engine with a similar name, which the tensor may be for by its size.
         suggestion: Option<String>,
+        /// Why it has no place.
+        why: String,
     },
     /// The key needs another one beside it.
     Incomplete {
@@ -58,6 +60,11 @@ pub enum AdapterProblem {
         /// What is wrong with it, and what to do.
         why: String,
     },
+    /// Nothing says how the factors are scaled, and the tool that wrote them does not mean 1.
+    NoScale {
+        /// The first key that is scaled.
+        key: String,
+    },
     /// There are no tensors.
     Empty,
 }
@@ -71,6 +78,7 @@ impl AdapterProblem {
             | AdapterProblem::Shape { key, .. }
             | AdapterProblem::Unsupported { key, .. }
             | AdapterProblem::Twice { key, .. }
+            | AdapterProblem::NoScale { key }
             | AdapterProblem::Ambiguous { key, .. } => key,
             AdapterProblem::Config { field, .. } => field,
             AdapterProblem::Empty => "",
@@ -81,12 +89,17 @@ impl AdapterProblem {
     pub fn what(&self) -> String {
         match self {
             AdapterProblem::Unmatched { suggestion: Some(s), .. } => format!("matches no source; did you mean {s}?"),
-            AdapterProblem::Unmatched { suggestion: None, .. } => "matches no source".into(),
+            AdapterProblem::Unmatched { suggestion: None, why, .. } => format!("matches no source: {why}"),
             AdapterProblem::Incomplete { missing, .. } => format!("has no {missing} beside it"),
             AdapterProblem::Shape { expected, found, .. } => format!("expected {expected}, found {found}"),
             AdapterProblem::Unsupported { why, .. } | AdapterProblem::Config { why, .. } => why.clone(),
             AdapterProblem::Twice { other, .. } => format!("updates the same source as {other}"),
             AdapterProblem::Ambiguous { candidates, .. } => format!("may mean {}", candidates.join(" or ")),
+            AdapterProblem::NoScale { .. } => {
+                "nothing says its scale: neither its file nor an adapter_config.json beside it has an alpha; \
+                 state the alpha it was trained with, or give its configuration"
+                    .into()
+            }
             AdapterProblem::Empty => "there are no tensors in it".into(),
         }
     }

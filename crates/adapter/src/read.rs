@@ -10,8 +10,8 @@ use regraft_weights::{RefitMap, StateDict};
 
 use crate::{
     Adapter, AdapterConfig, AdapterError, AdapterErrorKind, AdapterLayer, AdapterProblem,
-    component::Component,
-    dialect::{Dialect, Key, ModuleName},
+    component::{Component, Settings},
+    dialect::{Dialect, Key, ModuleName, Part},
     layer::Parts,
     metadata::Configs,
     resolve::Modules,
@@ -24,45 +24,62 @@ const PEFT_WEIGHTS: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin
 /// The weights in a folder that diffusers wrote: they bring their own configuration.
 const DIFFUSERS_WEIGHTS: [&str; 2] = ["pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin"];
 
+/// What is said of an adapter beside its file.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct AdapterOptions {
+    /// Its configuration, which counts before what its file says.
+    pub config: Option<AdapterConfig>,
+    /// The alpha that it was trained with, where neither its file nor a configuration says one.
+    pub alpha: Option<f64>,
+    /// The configuration that lies beside its file, which counts after what the file says. [`Adapter::open`] fills it in.
+    pub beside: Option<AdapterConfig>,
+}
+
+impl From<&AdapterConfig> for AdapterOptions {
+    fn from(config: &AdapterConfig) -> Self {
+        AdapterOptions { config: Some(config.clone()), ..AdapterOptions::default() }
+    }
+}
+
 impl Adapter {
     /// Reads an adapter for an engine with these sources: a file (`.safetensors`, `.pt`, `.bin`) in the namings of PEFT,
     /// diffusers or kohya's scripts, or a folder that PEFT's `save_pretrained` or diffusers wrote. Its name is the file's or
     /// the folder's.
     ///
-    /// Kinds: LoRA of linear layers, convolutions and embeddings, rsLoRA, DoRA, LoHa, LoKr, full deltas. `read` reads a weight
-    /// file.
+    /// Kinds: LoRA of linear layers, convolutions and embeddings, rsLoRA, DoRA, AdaLoRA, LoHa, LoKr, IA3, full deltas, and whole
+    /// tensors that were trained beside them. An `adapter_config.json` beside the file is read, whatever the file's name. `read`
+    /// reads a weight file.
     ///
     /// # Errors
     /// When a file cannot be read, or [`AdapterErrorKind::Fit`] with everything that does not fit.
     pub fn open<E: Into<Box<dyn Error + Send + Sync>>>(
         path: &Path,
+        options: &AdapterOptions,
         map: &RefitMap,
         read: impl FnOnce(&Path) -> Result<StateDict, E>,
     ) -> Result<Adapter, AdapterError> {
-        let (weights, config) = files_of(path);
-        let config = match config {
-            Some(path) => read_config(&path)?,
-            None => AdapterConfig::default(),
-        };
+        let weights = weights_of(path);
+        let beside = weights.with_file_name(PEFT_CONFIG);
+        let beside = if options.config.is_none() && beside.exists() { Some(read_config(&beside)?) } else { None };
+        let options = AdapterOptions { beside, ..options.clone() };
         let stem = if path.is_dir() { path.file_name() } else { path.file_stem() };
         let name = stem.map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned());
         let weights = read(&weights).map_err(|e| AdapterErrorKind::Weights(e.into()))?;
-        Adapter::from_state_dict(&name, &weights, &config, map)
+        Adapter::from_state_dict(&name, &weights, options, map)
     }
 
-    /// As [`Adapter::open`], from tensors that were read already. `config` holds where the tensors' metadata do not say
-    /// otherwise.
+    /// As [`Adapter::open`], from tensors that were read already.
     ///
     /// # Errors
     /// As [`Adapter::open`].
     pub fn from_state_dict(
         name: &str,
         weights: &StateDict,
-        config: &AdapterConfig,
+        options: impl Into<AdapterOptions>,
         map: &RefitMap,
     ) -> Result<Adapter, AdapterError> {
         let mut problems = Vec::new();
-        let (layers, elsewhere) = read(weights, config, map, &mut problems);
+        let (layers, elsewhere) = read(weights, &options.into(), map, &mut problems);
         if problems.is_empty() {
             let made_for = |layer: &AdapterLayer| {
                 let shape = map.source_of(layer.source).map(|source| map.sources[source].shape.clone());
@@ -75,24 +92,22 @@ impl Adapter {
     }
 }
 
-/// The file of weights, and the one with its configuration.
-fn files_of(path: &Path) -> (PathBuf, Option<PathBuf>) {
-    let weights = if path.is_dir() {
-        let known = PEFT_WEIGHTS.iter().chain(&DIFFUSERS_WEIGHTS).map(|name| path.join(name));
-        known.clone().find(|file| file.exists()).unwrap_or_else(|| path.join(PEFT_WEIGHTS[0]))
-    } else {
-        path.to_owned()
-    };
-    // A file of this name without its configuration has no scale: that it cannot be read is the error.
-    let is_pefts = weights.file_name().is_some_and(|name| PEFT_WEIGHTS.iter().any(|known| name == *known));
-    let config = is_pefts.then(|| weights.with_file_name(PEFT_CONFIG));
-    (weights, config)
+/// The file of weights.
+fn weights_of(path: &Path) -> PathBuf {
+    if !path.is_dir() {
+        return path.to_owned();
+    }
+    let known = PEFT_WEIGHTS.iter().chain(&DIFFUSERS_WEIGHTS).map(|name| path.join(name));
+    known.clone().find(|file| file.exists()).unwrap_or_else(|| path.join(PEFT_WEIGHTS[0]))
 }
 
-fn read_config(path: &Path) -> Result<AdapterConfig, AdapterError> {
+/// Reads an `adapter_config.json` of PEFT.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn read_config(path: &Path) -> Result<AdapterConfig, AdapterError> {
     let failed = |why: String| AdapterErrorKind::Config { path: path.into(), why };
-    let help = "help: the scale of a file that PEFT wrote stands in the configuration beside it: bring both";
-    let text = std::fs::read_to_string(path).map_err(|e| failed(format!("{e}\n  {help}")))?;
+    let text = std::fs::read_to_string(path).map_err(|e| failed(e.to_string()))?;
     Ok(serde_json::from_str(&text)
         .map_err(|e| failed(format!("no valid configuration of an adapter: {e}\n  help: save the adapter again")))?)
 }
@@ -100,25 +115,31 @@ fn read_config(path: &Path) -> Result<AdapterConfig, AdapterError> {
 /// The layers, and the keys that are about other models of a pipeline.
 fn read(
     weights: &StateDict,
-    config: &AdapterConfig,
+    options: &AdapterOptions,
     map: &RefitMap,
     problems: &mut Vec<AdapterProblem>,
 ) -> (Vec<AdapterLayer>, Vec<String>) {
     if weights.is_empty() {
         problems.push(AdapterProblem::Empty);
     }
-    let configs = Configs::new(weights, config, problems);
+    let configs = Configs::new(weights, options, problems);
     let parts = take_apart(weights, problems);
     let mut components: BTreeMap<_, BTreeMap<&ModuleName, &Parts<'_>>> = BTreeMap::new();
     for (module, parts) in &parts {
         components.entry(module.component).or_default().insert(module, parts);
     }
     let modules = Modules::new(map);
+    let alpha = configs.alpha().or(options.alpha);
+    let settings = |name| Settings { config: configs.of(name), alpha };
+    if options.alpha.is_some() && !needs_alpha(&components, &configs) {
+        let why = "the adapter says its own: change how much it does by its scale";
+        problems.push(AdapterProblem::Config { field: "alpha".into(), why: why.into() });
+    }
     let components: Vec<Component<'_>> =
-        (components.into_iter()).map(|(name, parts)| Component::new(&modules, map, configs.of(name), &parts)).collect();
+        (components.into_iter()).map(|(name, parts)| Component::new(&modules, map, settings(name), &parts)).collect();
     let fitting: Vec<Option<&str>> = components.iter().filter(|c| c.problems.is_empty()).map(|c| c.name).collect();
     let mut elsewhere = Vec::new();
-    let mut layers: BTreeMap<usize, (AdapterLayer, &str)> = BTreeMap::new();
+    let mut layers: BTreeMap<(usize, bool), (AdapterLayer, &str)> = BTreeMap::new();
     for component in components {
         if is_elsewhere(&component, &fitting) {
             elsewhere.extend(component.keys.into_iter().map(str::to_owned));
@@ -126,13 +147,25 @@ fn read(
         }
         problems.extend(component.problems);
         for (layer, key) in component.layers {
-            if let Some((_, other)) = layers.get(&layer.source) {
+            // A tensor may be replaced, and then be added to.
+            let place = (layer.source, layer.update.is_rewrite());
+            if let Some((_, other)) = layers.get(&place) {
                 problems.push(AdapterProblem::Twice { key: key.into(), other: (*other).into() });
             }
-            layers.insert(layer.source, (layer, key));
+            layers.insert(place, (layer, key));
         }
     }
     (layers.into_values().map(|(layer, _)| layer).collect(), elsewhere)
+}
+
+/// Whether any module's scale is left for the caller to state.
+fn needs_alpha(
+    components: &BTreeMap<Option<&'static str>, BTreeMap<&ModuleName, &Parts<'_>>>,
+    configs: &Configs<'_>,
+) -> bool {
+    let is_left = |parts: &&Parts<'_>| !parts.contains_key(&Part::Alpha) && parts.keys().any(|part| part.is_scaled());
+    let mut open = components.iter().filter(|(name, _)| !configs.of(**name).has_alpha());
+    configs.alpha().is_none() && open.any(|(_, modules)| modules.values().any(is_left))
 }
 
 /// Whether a component is about another model than the engine's, given which components fit. Files for a pipeline bring
@@ -156,7 +189,10 @@ fn take_apart<'w>(weights: &'w StateDict, problems: &mut Vec<AdapterProblem>) ->
                 }
             }
             Key::Refused(why) => problems.push(AdapterProblem::Unsupported { key: key.into(), why: why.into() }),
-            Key::Unknown => problems.push(AdapterProblem::Unmatched { key: key.into(), suggestion: None }),
+            Key::Unknown => {
+                let why = "no tool names a part of an adapter so".into();
+                problems.push(AdapterProblem::Unmatched { key: key.into(), suggestion: None, why });
+            }
         }
     }
     parts

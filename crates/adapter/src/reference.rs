@@ -10,6 +10,9 @@ impl Update {
     /// # Panics
     /// When the update is not of the source's size.
     pub fn reference(&self, source: &Tensor, by: f64) -> Tensor {
+        if self.is_rewrite() {
+            return self.rewritten(source, by);
+        }
         let rows = source.shape().first().copied().unwrap_or(1);
         let cols = source.numel() / rows.max(1);
         let (delta, magnitude) = self.delta(rows, cols);
@@ -36,6 +39,9 @@ impl Update {
                 ((0..rows * cols).map(|e| at(e / cols, e % cols)).collect(), scale, magnitude.as_ref())
             }
             Update::Full { delta, scale } => (delta.to_f64_vec(), scale, None),
+            Update::Replace { .. } | Update::Rows { .. } | Update::Scaled { .. } => {
+                unreachable!("rewrites have no delta")
+            }
         };
         (values.into_iter().map(|v| v * scale).collect(), magnitude)
     }

@@ -84,6 +84,11 @@ impl<'a> Modules<'a> {
         }
     }
 
+    /// The use that is the weight of the module of this dotted name.
+    pub(super) fn weight(&self, module: &str) -> Option<usize> {
+        self.dotted.get(module)?.weight
+    }
+
     /// All modules that a name with underscores may mean.
     pub(super) fn of_flat_name(&self, name: &ModuleName) -> &[&'a str] {
         self.flat.get(&name.path).filter(|_| name.flat).map_or(&[], Vec::as_slice)

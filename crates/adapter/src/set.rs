@@ -47,6 +47,21 @@ impl AdapterSet {
         differing
     }
 
+    /// Two adapters that both bring values for the same place of a source: the use, and their names.
+    pub fn conflict(&self) -> Option<(usize, &str, &str)> {
+        let mut seen: BTreeMap<usize, Vec<(&str, &Update)>> = BTreeMap::new();
+        for (adapter, _) in &self.adapters {
+            for layer in &adapter.layers {
+                let earlier = seen.entry(layer.source).or_default();
+                if let Some((other, _)) = earlier.iter().find(|(_, other)| both_bring(other, &layer.update)) {
+                    return Some((layer.source, other, &adapter.name));
+                }
+                earlier.push((&adapter.name, &layer.update));
+            }
+        }
+        None
+    }
+
     /// Whether both uses of a source are treated alike.
     pub fn treats_alike(&self, one: usize, other: usize) -> bool {
         self.adapters.iter().all(|(adapter, _)| {
@@ -76,5 +91,15 @@ impl AdapterSet {
             }
         }
         uses
+    }
+}
+
+/// Whether both updates bring values for the same place.
+fn both_bring(one: &Update, other: &Update) -> bool {
+    match (one, other) {
+        (Update::Replace { .. }, Update::Replace { .. } | Update::Rows { .. })
+        | (Update::Rows { .. }, Update::Replace { .. }) => true,
+        (Update::Rows { rows, .. }, Update::Rows { rows: others, .. }) => rows.iter().any(|row| others.contains(row)),
+        _ => false,
     }
 }

@@ -281,8 +281,9 @@ The result is bit for bit what compiling with the new weights gives. Every key m
 shaped ones are listed all at once, and then nothing is written. A tensor that is the same as before costs one comparison.
 
 Weights are read from .safetensors, their .index.json, .pt2, .pt and .bin state dicts, and .onnx. Adapters (LoRA, DoRA, \
-LoHa, LoKr, full deltas) are read in the namings of PEFT (also its folders), diffusers and kohya; they become part of the \
-weights of the engine that is written, computed from the weights of the one that is read.";
+AdaLoRA, LoHa, LoKr, IA3, full deltas, whole tensors) are read in the namings of PEFT (also its folders), diffusers and \
+kohya; they become part of the weights of the engine that is written, computed from the weights of the one that is read. How \
+they are scaled their files say, or an adapter_config.json beside them; otherwise --adapter-alpha does.";
 
 #[derive(Args, Debug)]
 pub(crate) struct RefitArgs {
@@ -295,6 +296,12 @@ pub(crate) struct RefitArgs {
     /// An adapter with its scale [default: 1]; may be given several times, in any order
     #[arg(short, long, value_name = "FILE[:SCALE]", value_parser = adapter)]
     pub(crate) adapter: Vec<(PathBuf, f64)>,
+    /// The alpha that the adapters were trained with, where neither their files nor a configuration says it
+    #[arg(long, value_name = "ALPHA", requires = "adapter", value_parser = finite)]
+    pub(crate) adapter_alpha: Option<f64>,
+    /// The configuration of the adapters (PEFT's adapter_config.json), where it is not beside their files
+    #[arg(long, value_name = "CONFIG.json", requires = "adapter")]
+    pub(crate) adapter_config: Option<PathBuf>,
     /// The engine to write; may be the same file
     #[arg(short, long, value_name = "NEW.rgf")]
     pub(crate) output: PathBuf,
@@ -318,6 +325,11 @@ pub(crate) struct RefitArgs {
     pub(crate) threads: ThreadArgs,
     #[command(flatten)]
     pub(crate) common: Common,
+}
+
+fn finite(text: &str) -> Result<f64, String> {
+    let value = text.parse::<f64>().ok().filter(|value| value.is_finite());
+    value.ok_or_else(|| "expected a finite number".into())
 }
 
 fn adapter(text: &str) -> Result<(PathBuf, f64), String> {

@@ -7,7 +7,7 @@ use std::{
     process::ExitCode,
 };
 
-use regraft::{AdapterErrorKind, Problem, RuntimeErrorKind, WeightsErrorKind};
+use regraft::{AdapterErrorKind, Problem, RuntimeErrorKind, WeightsErrorKind, adapter::AdapterProblem};
 use serde_json::{Value, json};
 
 /// More problems than this are cut short unless asked for.
@@ -182,7 +182,11 @@ fn from_adapter(kind: &AdapterErrorKind) -> Failure {
     let text = kind.to_string();
     let AdapterErrorKind::Fit { problems, .. } = kind else { return Failure::from_text(&text) };
     let failure = Failure::new(text.lines().next().unwrap_or_default());
-    problems.iter().fold(failure, |f, p| f.problem(p.key(), p.what()))
+    let failure = problems.iter().fold(failure, |f, p| f.problem(p.key(), p.what()));
+    match problems.iter().any(|problem| matches!(problem, AdapterProblem::NoScale { .. })) {
+        true => failure.help("--adapter-alpha ALPHA states it, --adapter-config CONFIG.json gives the configuration"),
+        false => failure,
+    }
 }
 
 macro_rules! from_errors {

@@ -47,7 +47,7 @@ fn lora(rows: usize, cols: usize, rank: usize, seed: usize) -> Update {
 
 /// A form of update for each layer in turn.
 fn any_form(rows: usize, cols: usize, seed: usize) -> Update {
-    match seed % 5 {
+    match seed % 7 {
         0 => lora(rows, cols, 4, seed),
         1 => Update::LowRank {
             factors: factors(rows, 2, cols, seed),
@@ -65,6 +65,10 @@ fn any_form(rows: usize, cols: usize, seed: usize) -> Update {
         },
         3 => {
             Update::Kronecker { left: matrix(1, 1, seed), right: matrix(rows, cols, seed), scale: 3.0, magnitude: None }
+        }
+        4 => Update::Replace { values: matrix(rows, cols, seed) },
+        5 => {
+            Update::Scaled { axis: MagnitudeAxis::Columns, factors: Tensor::from_slice(&[cols], &numbers(cols, seed)) }
         }
         _ => Update::Full { delta: matrix(rows, cols, seed), scale: 1.0 },
     }

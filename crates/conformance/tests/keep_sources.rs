@@ -5,7 +5,7 @@
 use std::{fs, path::Path, sync::Arc};
 
 use regraft::{
-    Adapter, Engine, KeepSources, Kept, Mode, Model, Problem, RefitOptions, StateDict, Tensor, adapter::AdapterConfig,
+    Adapter, Engine, KeepSources, Kept, Mode, Model, Problem, RefitOptions, StateDict, Tensor, adapter::AdapterOptions,
 };
 use regraft_backend_cpu::Isa;
 use regraft_conformance::{
@@ -204,8 +204,13 @@ fn adapters_become_part_of_what_is_kept() {
             // The pristine weight is needed to merge with.
             model.refit(&base, &RefitOptions { changed: regraft::Changed::All, ..FULL }).unwrap();
         }
-        let adapter =
-            Adapter::from_state_dict("style", &factors, &AdapterConfig::default(), model.refit_map()).unwrap();
+        let adapter = Adapter::from_state_dict(
+            "style",
+            &factors,
+            AdapterOptions { alpha: Some(2.0), ..AdapterOptions::default() },
+            model.refit_map(),
+        )
+        .unwrap();
         model.adapters().set(&[(Arc::new(adapter), 1.0)]).unwrap();
         let path = folder.path().join("styled.rgf");
         regraft::save(&model, Mode::Refittable, keep, &path).unwrap();

@@ -2,7 +2,8 @@
 
 use pyo3::{prelude::*, types::PyTuple};
 use regraft::{
-    Error, RuntimeErrorKind,
+    AdapterError, AdapterErrorKind, Error, RuntimeErrorKind,
+    adapter::AdapterProblem,
     import::{ImportError, ImportErrorKind},
 };
 
@@ -62,7 +63,8 @@ impl<E: Into<Error>> IntoPyErr for E {
         match &error {
             Error::Import(error) => import_error(error),
             Error::Compile(_) | Error::Records(_) => Class::Compile.error(error.to_string()),
-            Error::Weights(_) | Error::Adapter(_) | Error::Checkpoint(_) => Class::Weights.error(error.to_string()),
+            Error::Adapter(adapter) => Class::Weights.error(adapter_text(adapter)),
+            Error::Weights(_) | Error::Checkpoint(_) => Class::Weights.error(error.to_string()),
             Error::Engine(_) | Error::Write(_) => Class::EngineFile.error(error.to_string()),
             Error::Runtime(runtime) if matches!(runtime.kind(), RuntimeErrorKind::NotBound) => {
                 Class::NotBound.error(NOT_BOUND)
@@ -71,6 +73,16 @@ impl<E: Into<Error>> IntoPyErr for E {
             _ => Class::Regraft.error(error.to_string()),
         }
     }
+}
+
+/// The message of an adapter that cannot be read, with the arguments that would help.
+fn adapter_text(error: &AdapterError) -> String {
+    let has_no_scale = match error.kind() {
+        AdapterErrorKind::Fit { problems, .. } => problems.iter().any(|p| matches!(p, AdapterProblem::NoScale { .. })),
+        _ => false,
+    };
+    let help = "\n  help: adapter(..., alpha=16) states it, adapter(..., config=...) gives the configuration";
+    format!("{error}{}", if has_no_scale { help } else { "" })
 }
 
 fn class_of(kind: &RuntimeErrorKind) -> Class {

@@ -101,16 +101,17 @@ impl Model {
     }
 
     /// An adapter for this engine: from a file or folder, or from tensors by the names that PEFT, diffusers or kohya's scripts
-    /// give them; `config` is the text of PEFT's `adapter_config.json`.
-    #[pyo3(signature = (name, weights, config=None))]
+    /// give them; `config` is the text of PEFT's `adapter_config.json`, `alpha` what it was trained with where nothing says so.
+    #[pyo3(signature = (name, weights, config=None, alpha=None))]
     fn adapter(
         &self,
         py: Python<'_>,
         name: &str,
         weights: &Bound<'_, PyAny>,
         config: Option<&str>,
+        alpha: Option<f64>,
     ) -> PyResult<Adapter> {
-        Adapter::new(py, &self.0, name, weights, config)
+        Adapter::new(py, &self.0, name, weights, config, alpha)
     }
 
     /// Another model that starts with the same generation and shares the engine and every slot that neither changes.

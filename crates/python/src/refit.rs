@@ -8,7 +8,7 @@ use std::{
 use pyo3::{prelude::*, types::PyString};
 use regraft::{
     Changed, Phase, Refit, RefitObserver, RefitOptions, RefitReport, RuntimeError, RuntimeErrorKind, StateDict, Tensor,
-    adapter::{self, AdapterConfig},
+    adapter::{self, AdapterConfig, AdapterOptions},
 };
 
 use crate::{
@@ -29,27 +29,30 @@ impl Adapter {
         name: &str,
         weights: &Bound<'_, PyAny>,
         config: Option<&str>,
+        alpha: Option<f64>,
     ) -> PyResult<Adapter> {
         let map = model.refit_map();
+        let config = config.map(serde_json::from_str).transpose();
+        let config: Option<AdapterConfig> = config
+            .map_err(|error| Class::Weights.error(format!("{name}: no valid configuration of an adapter: {error}")))?;
+        if alpha.is_some_and(|alpha| !alpha.is_finite()) {
+            return Err(Class::Weights.error(format!("{name}: alpha must be a finite number")));
+        }
+        let options = AdapterOptions { config, alpha, ..AdapterOptions::default() };
         let is_path = weights.is_instance_of::<PyString>() || weights.hasattr("__fspath__")?;
         let adapter = if is_path {
             let path: PathBuf = weights.extract()?;
-            detached(py, || regraft::open_adapter(&path, map)).map(|mut found| {
+            detached(py, || regraft::open_adapter(&path, &options, map)).map(|mut found| {
                 found.name = name.into();
                 found
             })
         } else {
-            let config = config.map(serde_json::from_str).transpose();
-            let config: Option<AdapterConfig> = config.map_err(|error| {
-                Class::Weights.error(format!("{name}: no valid configuration of an adapter: {error}"))
-            })?;
             // The adapter keeps its factors, and the caller may change his.
             let weights: StateDict = state_dict_of(weights)?
                 .iter()
                 .map(|(key, tensor)| (key.to_owned(), tensor.to_owned_memory()))
                 .collect();
-            detached(py, || adapter::Adapter::from_state_dict(name, &weights, &config.unwrap_or_default(), map))
-                .map_err(regraft::Error::from)
+            detached(py, || Ok(adapter::Adapter::from_state_dict(name, &weights, options, map)?))
         };
         Ok(Adapter(Arc::new(adapter.map_err(IntoPyErr::into_py)?)))
     }

@@ -25,7 +25,7 @@ mod tune;
 
 use std::{path::Path, sync::Arc};
 
-pub use regraft_adapter::{self as adapter, Adapter, AdapterError, AdapterErrorKind, AdapterSet};
+pub use regraft_adapter::{self as adapter, Adapter, AdapterError, AdapterErrorKind, AdapterOptions, AdapterSet};
 pub use regraft_backend::Device;
 pub use regraft_checkpoint::{CheckpointError, CheckpointErrorKind};
 pub use regraft_compile::{
@@ -87,12 +87,13 @@ pub fn open_weights(path: &Path) -> Result<StateDict, Error> {
     Ok(regraft_checkpoint::open(path)?)
 }
 
-/// Reads an adapter for the engine of `map` from a file or a folder; see [`Adapter::open`].
+/// Reads an adapter for the engine of `map` from a file or a folder; `options` hold what is said of it besides. See
+/// [`Adapter::open`].
 ///
 /// # Errors
 /// When a file cannot be read, or everything that does not fit.
-pub fn open_adapter(path: &Path, map: &RefitMap) -> Result<Adapter, Error> {
-    Ok(Adapter::open(path, map, open_weights)?)
+pub fn open_adapter(path: &Path, options: &AdapterOptions, map: &RefitMap) -> Result<Adapter, Error> {
+    Ok(Adapter::open(path, options, map, open_weights)?)
 }
 
 /// Loads an engine file for the CPU of this machine. Weights are mapped; that they are undamaged is found out beside

@@ -150,12 +150,16 @@ impl Reference<'_> {
         let tensor = self.generation().sources[source]
             .converted()?
             .ok_or_else(|| RuntimeErrorKind::Source { name: name(), why: "its tensor is not available".into() })?;
-        let layers = self.generation().adapters.iter().flat_map(|(adapter, scale)| {
-            adapter.layers.iter().filter(|layer| layer.source == index).map(move |layer| (&layer.update, scale))
-        });
+        let layers = || {
+            self.generation().adapters.iter().flat_map(|(adapter, scale)| {
+                adapter.layers.iter().filter(|layer| layer.source == index).map(move |layer| (&layer.update, scale))
+            })
+        };
+        let rewrites = layers().filter(|(update, _)| update.is_rewrite());
+        let tensor = rewrites.fold(tensor, |tensor, (update, scale)| update.reference(&tensor, scale));
         let pristine = tensor.to_f64_vec();
         let mut values: Option<Vec<f64>> = None;
-        for (update, scale) in layers {
+        for (update, scale) in layers().filter(|(update, _)| !update.is_rewrite()) {
             let updated = update.reference(&tensor.cast(DType::F64), scale).to_f64_vec();
             let values = values.get_or_insert_with(|| pristine.clone());
             for ((value, updated), pristine) in values.iter_mut().zip(updated).zip(&pristine) {

@@ -34,6 +34,9 @@ pub(super) fn read(key: &str) -> Key {
         // LyCORIS calls those of norms `w_norm` and `b_norm`.
         "diff" | "w_norm" => Part::Diff,
         "diff_b" | "b_norm" => Part::DiffBias,
+        // LyCORIS's IA3.
+        "weight" => Part::Ia3,
+        "on_input" => Part::OnInput,
         other => match Part::of_lycoris(other.strip_suffix(".weight").unwrap_or(other)) {
             Some(part) => part,
             None => return Key::Unknown,
@@ -54,7 +57,7 @@ mod tests {
         assert_eq!(read("lycoris_blocks_0_fc.lokr_w1"), of(None, "blocks_0_fc", Part::LokrW1));
         assert_eq!(read("lora_unet_conv_in.hada_t1"), of(Some("unet"), "conv_in", Part::HadaT1));
         assert_eq!(read("lora_unet_norm_out.b_norm"), of(Some("unet"), "norm_out", Part::DiffBias));
-        assert_eq!(read("lora_unet_conv_in.weight"), Key::Unknown);
+        assert_eq!(read("lora_unet_conv_in.weight"), of(Some("unet"), "conv_in", Part::Ia3));
         assert_eq!(read("lora_unet_conv_in"), Key::Unknown);
     }
 }

@@ -58,6 +58,20 @@ pub(super) enum Part {
     LokrW2B,
     /// LoKr: the kernel of the inner factor.
     LokrT2,
+    /// AdaLoRA: the singular values, `[r, 1]`.
+    Singular,
+    /// IA3: what outputs or inputs are scaled by.
+    Ia3,
+    /// LyCORIS's IA3: whether it is inputs that are scaled.
+    OnInput,
+    /// The weight as it was trained, in place of the model's.
+    Weight,
+    /// The bias as it was trained.
+    Bias,
+    /// PEFT's copy of the weight that an adapter is on.
+    BaseWeight,
+    /// Rows of an embedding as they were trained.
+    Tokens,
     /// What is added to the weight.
     Diff,
     /// What is added to the bias.
@@ -90,9 +104,31 @@ impl Part {
             Part::LokrW2A => "lokr_w2_a",
             Part::LokrW2B => "lokr_w2_b",
             Part::LokrT2 => "lokr_t2",
+            Part::Singular => "lora_E",
+            Part::Ia3 => "ia3_l",
+            Part::OnInput => "on_input",
+            Part::Weight => "weight",
+            Part::Bias => "bias",
+            Part::BaseWeight => "base_layer.weight",
+            Part::Tokens => "trainable_tokens_delta",
             Part::Diff => "diff",
             Part::DiffBias => "diff_b",
         }
+    }
+
+    /// Whether the alpha of the module scales it.
+    pub(super) fn is_scaled(self) -> bool {
+        matches!(
+            self,
+            Part::Down
+                | Part::EmbeddingDown
+                | Part::UpBias
+                | Part::HadaW1A
+                | Part::LokrW1A
+                | Part::LokrW1B
+                | Part::LokrW2A
+                | Part::LokrW2B
+        )
     }
 
     /// The parts of LoHa and LoKr, which all dialects name alike.
@@ -133,8 +169,17 @@ impl ModuleName {
         if self.flat { '_' } else { '.' }
     }
 
+    /// Whether the tool that wrote these keys of the module keeps the scale elsewhere: PEFT does. Pipelines of diffusers mean 1
+    /// where nothing is said, as do files in kohya's naming without an alpha.
+    pub(super) fn needs_scale<'k>(&self, mut keys: impl Iterator<Item = &'k str>) -> bool {
+        let is_pefts =
+            |key: &str| peft::is(key) || [".lora_A", ".lora_B", ".lora_embedding_"].iter().any(|s| key.contains(s));
+        self.component.is_none() && keys.any(is_pefts)
+    }
+
     /// A dotted name, whose component is taken off.
     fn dotted(path: &str) -> ModuleName {
+        let path = &unwrapped(path);
         let split = path.split_once('.');
         let component = split.and_then(|(first, _)| COMPONENTS.into_iter().find(|c| *c == first));
         let path = match (component, split) {
@@ -143,6 +188,12 @@ impl ModuleName {
         };
         ModuleName { component, path: path.into(), flat: false }
     }
+}
+
+/// A name without the segments of wrappers that PyTorch puts around parts of a model.
+fn unwrapped(path: &str) -> String {
+    const WRAPPERS: [&str; 3] = ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
+    path.split('.').filter(|segment| !WRAPPERS.contains(segment)).collect::<Vec<_>>().join(".")
 }
 
 /// A key, taken apart.

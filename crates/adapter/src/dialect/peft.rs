@@ -1,6 +1,6 @@
 //! `base_model.model.<module>.lora_A.weight`: what PEFT's `save_pretrained` writes.
 
-use super::{Key, ModuleName, Part};
+use super::{Key, ModuleName, Part, unwrapped};
 
 const PREFIX: &str = "base_model.model.";
 
@@ -19,9 +19,30 @@ pub(super) fn read(key: &str) -> Key {
             Key::Refused(why)
         }
         // PEFT puts no component in front: the path is the module's name in the model that was trained.
-        Some((path, part)) => Key::Part(ModuleName { component: None, path: path.into(), flat: false }, part),
-        None => refused(name).map_or(Key::Unknown, Key::Refused),
+        Some((path, part)) => Key::Part(ModuleName { component: None, path: unwrapped(path), flat: false }, part),
+        None => whole(name),
     }
+}
+
+/// Tensors that were trained as a whole, and what PEFT saves beside a trained embedding.
+fn whole(name: &str) -> Key {
+    let Some((path, last)) = name.rsplit_once('.') else { return Key::Unknown };
+    let path = unwrapped(path);
+    if path.split('.').any(|segment| part(segment, &[]).is_some()) {
+        return Key::Unknown;
+    }
+    let inner = |path: &str| -> Option<String> {
+        let path = path.strip_suffix(".base_layer")?;
+        Some(path.strip_suffix(".token_adapter").unwrap_or(path).to_owned())
+    };
+    let (path, part) = match (inner(&path), last) {
+        (Some(path), "weight") => (path, Part::BaseWeight),
+        (Some(path), "bias") => (path, Part::Bias),
+        (None, "weight") => (path, Part::Weight),
+        (None, "bias") => (path, Part::Bias),
+        _ => return Key::Unknown,
+    };
+    Key::Part(ModuleName { component: None, path, flat: false }, part)
 }
 
 /// Parts a name at the segment that says what the tensor is: `fc.lora_A.default.weight` is `fc` and the down factor. The
@@ -32,7 +53,7 @@ pub(super) fn split(name: &str) -> Option<(&str, Part)> {
     for _ in 0..3 {
         let (path, segment) = rest.rsplit_once('.')?;
         if let Some(part) = part(segment, &after) {
-            return Some((path, part));
+            return Some((path.strip_suffix(".token_adapter").unwrap_or(path), part));
         }
         after.insert(0, segment);
         rest = path;
@@ -49,29 +70,13 @@ fn part(segment: &str, after: &[&str]) -> Option<Part> {
         "lora_embedding_A" => Part::EmbeddingDown,
         "lora_embedding_B" => Part::EmbeddingUp,
         "lora_magnitude_vector" => Part::Magnitude,
+        "lora_E" => Part::Singular,
+        "ia3_l" => Part::Ia3,
+        "trainable_tokens_delta" => Part::Tokens,
         _ => Part::of_lycoris(segment)?,
     };
     let known = matches!(after, [] | [_] | [_, "weight"]) && !is_bias;
     known.then_some(part)
-}
-
-/// Keys that PEFT writes and that are no updates.
-fn refused(name: &str) -> Option<&'static str> {
-    let has = |segment: &str| name.split('.').any(|s| s == segment);
-    if has("base_layer") {
-        return Some(
-            "a copy of the base weight that PEFT saves beside a trained embedding: \
-             save with save_embedding_layers=False, or give the weight with --weights",
-        );
-    }
-    if ["trainable_tokens_delta", "trainable_tokens_index", "token_adapter"].into_iter().any(has) {
-        return Some("trained tokens: merge them into the embedding and give it with --weights");
-    }
-    if name.contains("lora_E") || name.contains("ranknum") {
-        return Some("AdaLoRA: convert it to plain LoRA");
-    }
-    let whole = name.ends_with(".weight") || name.ends_with(".bias");
-    whole.then_some("a whole tensor (modules_to_save or a trained bias), not an update: give it with --weights")
 }
 
 #[cfg(test)]
@@ -107,11 +112,20 @@ mod tests {
     }
 
     #[test]
-    fn whole_tensors_are_refused_with_advice() {
-        for key in ["classifier.weight", "wte.base_layer.weight", "fc.bias", "attn.base_layer.out_proj.lora_A.weight"] {
-            let Key::Refused(why) = read(&format!("base_model.model.{key}")) else { panic!("{key} is no update") };
-            assert!(why.contains("--weights"), "{why}");
+    fn whole_tensors_and_other_kinds() {
+        let expected = |path: &str, part| Some((path.to_owned(), part));
+        for (key, path, part) in [
+            ("classifier.weight", "classifier", Part::Weight),
+            ("wte.base_layer.weight", "wte", Part::BaseWeight),
+            ("wte.token_adapter.base_layer.weight", "wte", Part::BaseWeight),
+            ("wte.token_adapter.trainable_tokens_delta", "wte", Part::Tokens),
+            ("fc.base_layer.bias", "fc", Part::Bias),
+            ("a._orig_mod.fc.lora_E", "a.fc", Part::Singular),
+            ("a.fc.ia3_l", "a.fc", Part::Ia3),
+        ] {
+            assert_eq!(part_of(&format!("base_model.model.{key}")), expected(path, part), "{key}");
         }
+        assert!(matches!(read("base_model.model.attn.base_layer.out_proj.lora_A.weight"), Key::Refused(_)));
         assert_eq!(read("base_model.model.fc.prompt"), Key::Unknown);
     }
 }

@@ -1,9 +1,9 @@
 //! What each kind computes, against sums written out. `peft.rs` has those that PEFT writes.
 
-use regraft_adapter::{Adapter, AdapterLayer, MagnitudeAxis, Update};
+use regraft_adapter::{Adapter, AdapterLayer, AdapterOptions, MagnitudeAxis, Update};
 use regraft_ir::Role;
 use regraft_tensor::{DType, Tensor};
-use regraft_weights::StateDict;
+use regraft_weights::{RefitMap, StateDict};
 
 use crate::{config, dict, map, numbers, problems, read, scalar};
 
@@ -30,6 +30,7 @@ fn scale_of(adapter: &Adapter) -> f64 {
         | Update::Hadamard { scale, .. }
         | Update::Kronecker { scale, .. }
         | Update::Full { scale, .. } => *scale,
+        Update::Replace { .. } | Update::Rows { .. } | Update::Scaled { .. } => panic!("no scale"),
     }
 }
 
@@ -160,4 +161,117 @@ fn how_a_square_weight_is_stored_its_use_tells() {
     map.sources.iter_mut().for_each(|source| source.role = Role::Other);
     let listed = problems(&all, &map);
     assert!(listed.iter().all(|problem| problem.contains("the weight is square")) && listed.len() == 2, "{listed:?}");
+}
+
+/// What an adapter with this configuration makes of a source of ones, by the names of the sources.
+fn made(weights: &StateDict, settings: &str, map: &RefitMap, by: f64) -> Vec<(String, Vec<f64>)> {
+    let adapter = Adapter::from_state_dict("a", weights, &config(settings), map).expect("fits");
+    let of_ones = |layer: &AdapterLayer| {
+        let shape = &map.sources[map.source_of(layer.source).expect("a source")].shape;
+        let ones = Tensor::from_f64(DType::F32, shape, &vec![1.0; shape.iter().product()]);
+        (map.use_name(layer.source).to_owned(), layer.update.reference(&ones, by).to_f64_vec())
+    };
+    adapter.layers.iter().map(of_ones).collect()
+}
+
+#[test]
+fn whole_tensors_replace_sources_whatever_the_scale() {
+    let map = map([("head.weight", &[3, 2][..]), ("head.bias", &[3]), ("embed.weight", &[4, 2])]);
+    let prefix = "base_model.model.";
+    let head = numbers(&[3, 2], 1);
+    let mut weights: StateDict = [("head.weight", &head), ("head.bias", &numbers(&[3], 2))]
+        .into_iter()
+        .map(|(name, tensor)| (format!("{prefix}{name}"), tensor.clone()))
+        .collect();
+    let settings = r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 2, "trainable_token_indices": {"embed": [3, 0]}}"#;
+    weights.insert(format!("{prefix}embed.token_adapter.trainable_tokens_delta"), numbers(&[2, 2], 3));
+    let found = made(&weights, settings, &map, 0.25);
+    let tokens = numbers(&[2, 2], 3).to_f64_vec();
+    assert_eq!(
+        found.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(),
+        ["head.weight", "head.bias", "embed.weight"]
+    );
+    assert_eq!(found[0].1, head.to_f64_vec());
+    assert_eq!(found[2].1, [tokens[2], tokens[3], 1.0, 1.0, 1.0, 1.0, tokens[0], tokens[1]]);
+    // A resized vocabulary is told with both sizes.
+    weights.insert(format!("{prefix}embed.base_layer.weight"), numbers(&[5, 2], 0));
+    let listed = crate::problems_with(&weights, &config(settings), &map);
+    assert!(listed.len() == 1 && listed[0].contains("has 5 rows, and the engine's embed.weight has 4"), "{listed:?}");
+}
+
+#[test]
+fn ia3_scales_outputs_with_their_bias_or_inputs() {
+    let map =
+        map([("up.weight", &[3, 2][..]), ("up.bias", &[3]), ("gpt.weight", &[2, 3]), ("conv.weight", &[2, 2, 1, 2])]);
+    let key = |module: &str| format!("base_model.model.{module}.ia3_l");
+    let factors = |shape: &[usize]| {
+        let n = shape.iter().product::<usize>();
+        Tensor::from_f64(DType::F32, shape, &(0..n).map(|i| i as f64 + 2.0).collect::<Vec<_>>())
+    };
+    let one = |module: &str, shape: &[usize]| StateDict::from_iter([(key(module), factors(shape))]);
+    let settings = r#"{"peft_type": "IA3", "feedforward_modules": ["conv"]}"#;
+    let found = made(&one("up", &[3, 1]), settings, &map, 1.0);
+    assert_eq!(found[0].1, [2.0, 2.0, 3.0, 3.0, 4.0, 4.0]);
+    assert_eq!(found[1], ("up.bias".to_owned(), vec![2.0, 3.0, 4.0]));
+    assert_eq!(made(&one("up", &[1, 2]), settings, &map, 0.5)[0].1, [1.5, 2.0, 1.5, 2.0, 1.5, 2.0]);
+    assert_eq!(made(&one("gpt", &[3, 1]), settings, &map, 1.0)[0].1, [2.0, 3.0, 4.0, 2.0, 3.0, 4.0]);
+    let conv = made(&one("conv", &[1, 2, 1, 1]), settings, &map, 1.0);
+    assert_eq!(conv[0].1, [2.0, 2.0, 3.0, 3.0, 2.0, 2.0, 3.0, 3.0]);
+    // LyCORIS: the difference to 1, and a flag.
+    let lycoris = StateDict::from_iter([
+        ("lycoris_up.weight".to_owned(), factors(&[2])),
+        ("lycoris_up.on_input".to_owned(), scalar(1.0)),
+    ]);
+    assert_eq!(made(&lycoris, "{}", &map, 1.0)[0].1, [3.0, 4.0, 3.0, 4.0, 3.0, 4.0]);
+}
+
+#[test]
+fn adalora_has_singular_values_between_its_factors() {
+    let map = map([("fc.weight", &[2, 2][..])]);
+    let part = |name: &str, shape: &[usize], values: &[f64]| {
+        (format!("base_model.model.fc.{name}"), Tensor::from_f64(DType::F32, shape, values))
+    };
+    let weights = StateDict::from_iter([
+        part("lora_A", &[1, 2], &[1.0, 2.0]),
+        part("lora_B", &[2, 1], &[3.0, 4.0]),
+        part("lora_E", &[1, 1], &[0.5]),
+    ]);
+    let found = made(
+        &weights,
+        r#"{"peft_type": "ADALORA", "lora_alpha": 4, "rank_pattern": {"fc.lora_E": [true]}}"#,
+        &map,
+        1.0,
+    );
+    let scale = 4.0 / (1.0 + 1e-5);
+    assert_near(&found[0].1, &[1.5, 3.0, 2.0, 4.0].map(|delta| 1.0 + delta * scale));
+}
+
+#[test]
+fn scales_are_read_from_all_that_headers_spell() {
+    let map = map([("fc.weight", &[6, 4][..])]);
+    let keys = [("base_model.model.fc.lora_A.weight", &[2, 4][..]), ("base_model.model.fc.lora_B.weight", &[6, 2])];
+    let with = |entries: &[(&str, &str)]| {
+        let mut weights = dict(keys);
+        weights.add_metadata(entries.iter().map(|(key, text)| ((*key).to_owned(), (*text).to_owned())));
+        Adapter::from_state_dict("a", &weights, AdapterOptions::default(), &map)
+    };
+    for key in ["ss_network_alpha", "network_alpha", "lora_alpha", "alpha"] {
+        assert_eq!(scale_of(&with(&[(key, "32")]).expect("fits")), 16.0, "{key}");
+    }
+    for key in ["lora_adapter_metadata", "adapter_config", "peft_config", "config"] {
+        assert_eq!(scale_of(&with(&[(key, r#"{"r": 2, "lora_alpha": 3}"#)]).expect("fits")), 1.5, "{key}");
+    }
+    for nothing in [&[][..], &[("ss_network_alpha", "None")], &[("format", "pt")]] {
+        let error = with(nothing).expect_err("nothing says it").to_string();
+        assert!(error.contains("nothing says its scale"), "{error}");
+    }
+    // Other tools mean 1 where there is nothing: kohya's scripts and pipelines of diffusers.
+    for names in [
+        ["lora_unet_fc.lora_down.weight", "lora_unet_fc.lora_up.weight"],
+        ["unet.fc.lora_A.weight", "unet.fc.lora_B.weight"],
+    ] {
+        let weights = dict([(names[0], &[2, 4][..]), (names[1], &[6, 2])]);
+        let adapter = Adapter::from_state_dict("a", &weights, AdapterOptions::default(), &map).expect("fits");
+        assert_eq!(scale_of(&adapter), 1.0, "{names:?}");
+    }
 }

@@ -8,7 +8,7 @@ mod problems;
 
 use std::path::{Path, PathBuf};
 
-use regraft_adapter::{Adapter, AdapterConfig, AdapterErrorKind, Update};
+use regraft_adapter::{Adapter, AdapterConfig, AdapterErrorKind, AdapterOptions, Update};
 use regraft_ir::{Role, SourceKind};
 use regraft_tensor::{DType, Tensor};
 use regraft_weights::{RefitMap, SourceInfo, StateDict};
@@ -58,9 +58,15 @@ fn config(json: &str) -> AdapterConfig {
     serde_json::from_str(json).expect("a configuration")
 }
 
+/// What is said where scales do not matter.
+fn scale_of_one() -> AdapterConfig {
+    config(r#"{"scaling": 1.0}"#)
+}
+
 /// Reads an adapter that fits.
 fn read(weights: &StateDict, map: &RefitMap) -> Adapter {
-    Adapter::from_state_dict("a", weights, &AdapterConfig::default(), map).expect("an adapter that fits")
+    let options = AdapterOptions { beside: Some(scale_of_one()), ..AdapterOptions::default() };
+    Adapter::from_state_dict("a", weights, options, map).expect("an adapter that fits")
 }
 
 /// Reads an adapter that does not fit: `key: what` for each problem.
@@ -71,7 +77,7 @@ fn problems_with(weights: &StateDict, config: &AdapterConfig, map: &RefitMap) ->
 }
 
 fn problems(weights: &StateDict, map: &RefitMap) -> Vec<String> {
-    problems_with(weights, &AdapterConfig::default(), map)
+    problems_with(weights, &scale_of_one(), map)
 }
 
 /// The updates with the names of their sources.

@@ -1,6 +1,6 @@
 //! The namings of PEFT, diffusers and kohya's scripts. Test names carry the id of the scenario in `docs/scenarios.md`.
 
-use regraft_adapter::{Adapter, AdapterConfig, Update};
+use regraft_adapter::{Adapter, AdapterOptions, Update};
 use regraft_tensor::Tensor;
 use regraft_weights::{RefitMap, StateDict};
 
@@ -163,21 +163,33 @@ fn files_and_folders_are_named_after_themselves() {
         [("fc.lora_A.weight", numbers(&[2, 4], 0)), ("fc.lora_B.weight", numbers(&[6, 2], 1))];
     let bytes = safetensors_of(&tensors);
     let open = |name: &str| {
-        Adapter::open(&folder.path().join(name), &map, regraft_checkpoint::open).map_err(|e| e.to_string())
+        Adapter::open(&folder.path().join(name), &AdapterOptions::default(), &map, regraft_checkpoint::open)
+            .map_err(|e| e.to_string())
     };
     let write = |name: &str, bytes: &[u8]| std::fs::write(folder.path().join(name), bytes).expect("written");
     write("style.v2.safetensors", &bytes);
-    let style = open("style.v2.safetensors").expect("a file");
+    let error = open("style.v2.safetensors").expect_err("nothing says its scale");
+    assert!(error.contains("fc.lora_A.weight  nothing says its scale"), "{error}");
+    let stated = AdapterOptions { alpha: Some(32.0), ..AdapterOptions::default() };
+    let path = folder.path().join("style.v2.safetensors");
+    let style = Adapter::open(&path, &stated, &map, regraft_checkpoint::open).expect("a file");
     assert_eq!(style.name, "style.v2");
+    assert!(matches!(style.layers[0].update, Update::LowRank { scale: 16.0, .. }));
     std::fs::create_dir(folder.path().join("tuned")).expect("a folder");
     write("tuned/adapter_model.safetensors", &bytes);
     let error = open("tuned").expect_err("no scale");
     assert!(error.contains("adapter_config.json"), "{error}");
     write("tuned/adapter_config.json", br#"{"peft_type": "LORA", "r": 2, "lora_alpha": 8}"#);
-    for name in ["tuned", "tuned/adapter_model.safetensors"] {
+    // Whatever the file's name.
+    write("tuned/style.safetensors", &bytes);
+    for name in ["tuned", "tuned/adapter_model.safetensors", "tuned/style.safetensors"] {
         let adapter = open(name).expect("an adapter of PEFT");
         assert!(matches!(adapter.layers[0].update, Update::LowRank { scale: 4.0, .. }), "{name}");
     }
+    let error = Adapter::open(&folder.path().join("tuned"), &stated, &map, regraft_checkpoint::open).expect_err("said");
+    assert!(error.to_string().contains("alpha  the adapter says its own"), "{error}");
+    write("tuned/adapter_config.json", br#"{"peft_type": "LORA", "r": 4, "lora_alpha": 8}"#);
+    assert!(open("tuned").expect_err("of another adapter").contains("has rank 2, and the configuration says 4"));
     write("tuned/adapter_config.json", br#"{"r": "two"}"#);
     assert!(open("tuned").expect_err("a damaged configuration").contains("configuration"));
 }
@@ -212,10 +224,17 @@ fn a_tensor_at_an_odd_place_is_read() {
     let path = folder.path().join("odd.safetensors");
     let bytes = safetensors_of(&[("fc.lora_A.weight", down.clone()), ("fc.lora_B.weight", up.clone())]);
     std::fs::write(&path, bytes).expect("written");
-    let adapter = Adapter::open(&path, &map, regraft_checkpoint::open).expect("an adapter");
+    let adapter = Adapter::open(
+        &path,
+        &AdapterOptions { alpha: Some(2.0), ..AdapterOptions::default() },
+        &map,
+        regraft_checkpoint::open,
+    )
+    .expect("an adapter");
     let weights: StateDict =
         [("fc.lora_A.weight".to_owned(), down), ("fc.lora_B.weight".to_owned(), up)].into_iter().collect();
-    let expected = Adapter::from_state_dict("a", &weights, &AdapterConfig::default(), &map).expect("fits");
+    let expected =
+        Adapter::from_state_dict("a", &weights, &config(r#"{"r": 2, "lora_alpha": 2}"#), &map).expect("fits");
     assert_same(&adapter, &expected, "odd");
     for layer in &adapter.layers {
         let Update::LowRank { factors, .. } = &layer.update else { panic!("no LoRA") };

@@ -1,6 +1,6 @@
 //! Adapters that PEFT wrote, against what PEFT merges them to: `peft/generate.py` made both.
 
-use regraft_adapter::Adapter;
+use regraft_adapter::{Adapter, AdapterOptions};
 use regraft_tensor::Tensor;
 
 use crate::{beside, map};
@@ -17,7 +17,8 @@ fn check(case: &str) {
     let base = regraft_checkpoint::open(&beside("peft/base.safetensors")).expect("base weights");
     let merged = regraft_checkpoint::open(&folder.join("merged.safetensors")).expect("merged weights");
     let map = map(base.iter().map(|(name, tensor)| (name, tensor.shape())));
-    let adapter = Adapter::open(&folder, &map, regraft_checkpoint::open).expect("an adapter that fits");
+    let adapter = Adapter::open(&folder, &AdapterOptions::default(), &map, regraft_checkpoint::open)
+        .expect("an adapter that fits");
     assert_eq!(adapter.name, case);
     let mut names = Vec::new();
     for layer in &adapter.layers {

@@ -1,6 +1,6 @@
 //! What is wrong with adapters: all of it is told at once. Test names carry the id of the scenario in `docs/scenarios.md`.
 
-use regraft_adapter::{Adapter, AdapterConfig};
+use regraft_adapter::Adapter;
 use regraft_tensor::{DType, Tensor};
 
 use crate::{config, dict, map, problems, problems_with, scalar};
@@ -23,16 +23,16 @@ fn a_5_all_problems_are_listed_at_once() {
     let config = config(r#"{"peft_type": "LORA", "init_lora_weights": "olora"}"#);
     let error = Adapter::from_state_dict("style", &weights, &config, &map).expect_err("nothing fits").to_string();
     assert!(error.starts_with("style: 5 of 8 keys do not fit; nothing was changed\n"), "{error}");
-    let weights_only = problems_with(&weights, &AdapterConfig::default(), &map);
+    let weights_only = problems(&weights, &map);
     assert_eq!(
         weights_only,
         [
-            "base_model.model.classifier.weight: a whole tensor (modules_to_save or a trained bias), not an update: \
-             give it with --weights",
-            "base_model.model.what: matches no source",
+            "base_model.model.what: matches no source: no tool names a part of an adapter so",
             "base_model.model.a.fc.lora_A.weight: expected f32[2, 4], found f32[2, 5]",
             "base_model.model.a.in.lora_B.bias: the module has no bias",
             "base_model.model.a.out.lora_A.weight: has no lora_B (or lora_up) beside it",
+            "base_model.model.classifier.weight: matches no source: it was trained as a whole, and the engine has no module \
+             classifier",
         ]
     );
 }
@@ -116,7 +116,7 @@ fn what_no_update_expresses_is_refused() {
     let lora: [(&str, &[usize]); 2] = [("fc.lora_A.weight", &[2, 4]), ("fc.lora_B.weight", &[6, 2])];
     let two_kinds = [lora[0], lora[1], ("fc.diff", &[6, 4])];
     refused(&two_kinds, "{}", "another kind");
-    refused(&lora, r#"{"use_dora": true}"#, "lora_magnitude_vector");
+    refused(&lora, r#"{"use_dora": true, "lora_alpha": 2}"#, "lora_magnitude_vector");
 }
 
 #[test]

@@ -3,7 +3,7 @@ use std::{
     sync::Arc,
 };
 
-use regraft::{Adapter, KeepSources, Mode, Model, Phase, Refit, RefitObserver, RefitOptions, Staged};
+use regraft::{Adapter, AdapterOptions, KeepSources, Mode, Model, Phase, Refit, RefitObserver, RefitOptions, Staged};
 
 use super::{about_weights, check_writable, load, path_json, samples, save, tell_refit};
 use crate::{
@@ -18,7 +18,7 @@ pub(super) fn run(args: &RefitArgs, out: &mut Output) -> Result<(), Failure> {
     let weights = args.weights.as_deref().map(regraft::open_weights).transpose()?;
     let model = load(&args.engine, args.threads, out)?;
     check_mode(&model, &args.engine)?;
-    let adapters = open_adapters(&args.adapter, &model)?;
+    let adapters = open_adapters(args, &model)?;
     for (adapter, _) in adapters.iter().filter(|(adapter, _)| !adapter.elsewhere.is_empty()) {
         let (count, first) = (adapter.elsewhere.len(), &adapter.elsewhere[0]);
         out.note(format!("{}: {count} keys are about other models of a pipeline, such as {first}", adapter.name));
@@ -65,9 +65,12 @@ fn check_mode(model: &Model, engine: &Path) -> Result<(), Failure> {
 }
 
 /// Reads the adapters; two files of one name are told apart by their paths.
-fn open_adapters(given: &[(PathBuf, f64)], model: &Model) -> Result<Vec<(Arc<Adapter>, f64)>, Failure> {
+fn open_adapters(args: &RefitArgs, model: &Model) -> Result<Vec<(Arc<Adapter>, f64)>, Failure> {
+    let given = &args.adapter;
+    let config = args.adapter_config.as_deref().map(regraft::adapter::read_config).transpose()?;
+    let options = AdapterOptions { config, alpha: args.adapter_alpha, ..AdapterOptions::default() };
     let open = |(path, scale): &(PathBuf, f64)| {
-        let mut adapter = regraft::open_adapter(path, model.refit_map())?;
+        let mut adapter = regraft::open_adapter(path, &options, model.refit_map())?;
         if given.iter().filter(|(other, _)| other.file_name() == path.file_name()).count() > 1 {
             adapter.name = path.display().to_string();
         }

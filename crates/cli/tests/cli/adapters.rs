@@ -15,9 +15,10 @@ fn lora(weights: &Arrays, prefix: &str, scale: f32) -> (Arrays, Arrays) {
     let (module, rows, cols) = matrix(weights);
     let up: Vec<f32> = (0..rows).map(|i| (i % 5) as f32 - 2.0).collect();
     let down: Vec<f32> = (0..cols).map(|j| (j % 3) as f32 * 0.25 - 0.5).collect();
+    let names = if prefix.is_empty() { ["lora_down", "lora_up"] } else { ["lora_A", "lora_B"] };
     let adapter = [
-        (format!("{prefix}{module}.lora_A.weight"), Array::f32(&[1, cols], &down)),
-        (format!("{prefix}{module}.lora_B.weight"), Array::f32(&[rows, 1], &up)),
+        (format!("{prefix}{module}.{}.weight", names[0]), Array::f32(&[1, cols], &down)),
+        (format!("{prefix}{module}.{}.weight", names[1]), Array::f32(&[rows, 1], &up)),
     ];
     let mut merged = weights.clone();
     let weight = merged.get_mut(&format!("{module}.weight")).unwrap();
@@ -63,8 +64,13 @@ fn a_3_the_order_of_adapters_on_the_command_line_does_not_matter() {
     let (fixture, sandbox) = prepared("mlp_gelu");
     sandbox.weights("detail.safetensors", &lora(&fixture.b(), "base_model.model.", 1.0).0);
     let (style, detail) = ("--adapter=style.safetensors:0.7", "--adapter=detail.safetensors:0.3");
-    sandbox.ok(&["refit", "b.rgf", style, detail, "-o", "one.rgf"]);
-    sandbox.ok(&["refit", "b.rgf", detail, style, "-o", "other.rgf"]);
+    // One of them does not say its scale.
+    let error = sandbox.fails(&["refit", "b.rgf", style, detail, "-o", "one.rgf"], 1);
+    assert!(error.contains("nothing says its scale") && error.contains("--adapter-alpha"), "{error}");
+    sandbox.write("config.json", br#"{"peft_type": "LORA", "r": 1, "lora_alpha": 1}"#);
+    let alpha = "--adapter-config=config.json";
+    sandbox.ok(&["refit", "b.rgf", style, detail, alpha, "-o", "one.rgf"]);
+    sandbox.ok(&["refit", "b.rgf", detail, style, "--adapter-alpha=1", "-o", "other.rgf"]);
     assert_eq!(sandbox.json(&["diff", "one.rgf", "other.rgf"])["same"], json!(true));
 }
 
@@ -72,12 +78,12 @@ fn a_3_the_order_of_adapters_on_the_command_line_does_not_matter() {
 fn a_5_unmatched_keys_are_listed_and_nothing_is_written() {
     let (fixture, sandbox) = prepared("mlp_gelu");
     let (mut adapter, _) = lora(&fixture.b(), "", 1.0);
-    adapter.insert("nowhere.lora_A.weight".into(), Array::f32(&[1, 2], &[1.0, 2.0]));
+    adapter.insert("nowhere.lora_down.weight".into(), Array::f32(&[1, 2], &[1.0, 2.0]));
     sandbox.weights("wrong.safetensors", &adapter);
     let files = sandbox.files();
     let error = sandbox.fails(&["refit", "b.rgf", "--adapter", "wrong.safetensors", "-o", "new.rgf"], 1);
     assert!(error.contains("wrong: 1 of 3 keys does not fit; nothing was changed"), "{error}");
-    assert!(error.contains("nowhere.lora_A.weight  matches no source"), "{error}");
+    assert!(error.contains("nowhere.lora_down.weight  matches no source"), "{error}");
     assert_eq!(sandbox.files(), files);
     let error = sandbox.fails(&["refit", "b.rgf", "--adapter", "style.safetensors:nan", "-o", "new.rgf"], 2);
     assert!(error.contains("a scale must be a finite number"), "{error}");

@@ -129,6 +129,10 @@ fn check_adapters(map: &RefitMap, adapters: &AdapterSet) -> Result<(), RuntimeEr
             return Err(RuntimeErrorKind::from(AdapterErrorKind::Fit { adapter, problems, keys }).into());
         }
     }
+    if let Some((used_as, one, other)) = adapters.conflict() {
+        let why = format!("both `{one}` and `{other}` bring values for it; serve one of them at a time");
+        return Err(RuntimeErrorKind::Source { name: map.use_name(used_as).to_owned(), why }.into());
+    }
     Ok(())
 }
 

@@ -85,7 +85,9 @@ fn given<'a>(
     let given = |(&source, &used_as): (&u32, &u32)| {
         let source = source as usize;
         let tensor = sources[source].held().ok_or_else(|| missing(parts, source))?;
-        Ok(Given { tensor, overlay: overlays.get(&(used_as as usize)) })
+        let overlay = overlays.get(&(used_as as usize));
+        let tensor = overlay.and_then(|overlay| overlay.base.as_ref()).unwrap_or(tensor);
+        Ok(Given { tensor, overlay: overlay.filter(|overlay| !overlay.terms.is_empty()) })
     };
     let recipe = &parts.map.recipes[slot];
     recipe.sources.iter().zip(&recipe.uses).map(given).collect()
@@ -140,8 +142,14 @@ fn overlay(
 ) -> Result<Option<Overlay>, RuntimeError> {
     let source = source_of(parts, used_as);
     let Some(mut overlay) = adapters.overlay(used_as, &parts.map.sources[source]) else { return Ok(None) };
+    if !overlay.has_rewrites() && !overlay.has_norms() {
+        return Ok(Some(overlay));
+    }
+    let tensor = tensor()?;
+    overlay.rewrite(&tensor);
     if overlay.has_norms() {
-        let filled = parts.packer.fill_norms(&mut overlay, &tensor()?);
+        let base = overlay.base.clone().unwrap_or(tensor);
+        let filled = parts.packer.fill_norms(&mut overlay, &base);
         filled.map_err(|e| failed(parts, source, e.to_string()))?;
     }
     Ok(Some(overlay))
@@ -157,6 +165,12 @@ pub(super) fn merged(
     let source = source_of(parts, used_as);
     match overlay(parts, used_as, adapters, || Ok(tensor.clone()))? {
         None => Ok(tensor.clone()),
-        Some(overlay) => parts.packer.merge(&overlay, tensor).map_err(|e| failed(parts, source, e.to_string())),
+        Some(overlay) => {
+            let base = overlay.base.as_ref().unwrap_or(tensor);
+            match overlay.terms.is_empty() {
+                true => Ok(base.clone()),
+                false => parts.packer.merge(&overlay, base).map_err(|e| failed(parts, source, e.to_string())),
+            }
+        }
     }
 }

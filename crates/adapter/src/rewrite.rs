@@ -1,0 +1,58 @@
+//! Updates that take the place of what a source holds, instead of adding to it.
+
+use regraft_tensor::{AlignedVec, DType, Tensor};
+
+use crate::{MagnitudeAxis, Update};
+
+impl Update {
+    /// Whether it is no sum: what it makes of a source is made first, and other updates add to that.
+    pub fn is_rewrite(&self) -> bool {
+        matches!(self, Update::Replace { .. } | Update::Rows { .. } | Update::Scaled { .. })
+    }
+
+    /// What a rewrite makes of `source`, in the source's dtype; the source itself where this is none.
+    pub(crate) fn rewritten(&self, source: &Tensor, by: f64) -> Tensor {
+        match self {
+            Update::Replace { values } => shaped_as(source, AlignedVec::copy_of(values.cast(source.dtype()).bytes())),
+            Update::Rows { rows, values } => {
+                let mut data = AlignedVec::copy_of(source.bytes());
+                let values = values.cast(source.dtype());
+                let len = values.bytes().len() / rows.len().max(1);
+                for (row, values) in rows.iter().zip(values.bytes().chunks_exact(len.max(1))) {
+                    data.bytes_mut()[row * len..][..len].copy_from_slice(values);
+                }
+                shaped_as(source, data)
+            }
+            Update::Scaled { axis, factors } => scaled(source, *axis, &factors.to_f64_vec(), by),
+            Update::LowRank { .. } | Update::Hadamard { .. } | Update::Kronecker { .. } | Update::Full { .. } => {
+                source.clone()
+            }
+        }
+    }
+}
+
+fn shaped_as(source: &Tensor, data: AlignedVec) -> Tensor {
+    let tensor = Tensor::new(source.dtype(), source.shape().to_vec(), data.into());
+    tensor.expect("an update is of its source's size")
+}
+
+/// Each product is rounded once to f32, as PyTorch does, and then to the source's dtype.
+fn scaled(source: &Tensor, axis: MagnitudeAxis, factors: &[f64], by: f64) -> Tensor {
+    let rows = source.shape().first().copied().unwrap_or(1);
+    let cols = (source.numel() / rows.max(1)).max(1);
+    let factor = |e: usize| {
+        let factor = factors[match axis {
+            MagnitudeAxis::Rows => e / cols,
+            MagnitudeAxis::Columns => e % cols,
+        }];
+        if by == 1.0 { factor } else { 1.0 + by * (factor - 1.0) }
+    };
+    if source.dtype() == DType::F64 {
+        let values: Vec<f64> = source.to_f64_vec().iter().enumerate().map(|(e, w)| w * factor(e)).collect();
+        return Tensor::from_f64(DType::F64, source.shape(), &values);
+    }
+    let wide = source.cast(DType::F32).aligned();
+    let values = wide.as_slice::<f32>().expect("it was cast");
+    let values: Vec<f32> = values.iter().enumerate().map(|(e, w)| (f64::from(*w) * factor(e)) as f32).collect();
+    Tensor::from_slice(source.shape(), &values).cast(source.dtype())
+}
