@@ -10,7 +10,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 # said on the way goes to stderr.
 PYTHON_ENV = python=$$(scripts/python-env.sh | tee >(cat >&2) | tail -n 1); bin=$$(dirname "$$python")
 
-.PHONY: help setup demo build python test test-rust test-python test-operators opinfo operators test-s3 race fuzz bless format lint
+.PHONY: help setup demo build python test test-rust test-python test-adapters test-operators opinfo operators test-s3 race fuzz bless format lint
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -57,6 +57,11 @@ test-python: build python ## tests of the command and of the Python package agai
 	@echo "== testing against PyTorch"
 	@$(PYTHON_ENV); \
 	REGRAFT_BIN="$(TARGET)/release/regraft" PYTHONPATH="$(abspath $(TARGET))/python" "$$python" -m pytest -q tests
+
+test-adapters: build ## 300 generated adapters against PEFT
+	@echo "== testing generated adapters"
+	@$(PYTHON_ENV); \
+	REGRAFT_GENERATED=300 REGRAFT_BIN="$(TARGET)/release/regraft" "$$python" -m pytest -q tests/test_generated_adapters.py
 
 # The programs of PyTorch's operator database, and the command that runs them.
 OPINFO = $(CARGO) run --quiet --locked -p regraft-conformance --example opinfo --

@@ -221,16 +221,95 @@ def test_a_1_folder_with_a_pickle(cli: Cli) -> None:
     assert refitted.read_bytes() == wanted.read_bytes()
 
 
-def test_a_1_parts_that_are_no_updates_are_refused(cli: Cli) -> None:
-    """Whole tensors beside the factors: what PEFT would replace must not be left out in silence."""
+def perturbed(model: PeftModel) -> PeftModel:
+    """Everything that is trained beside the factors moved a little, too."""
+    with torch.no_grad():
+        for number, (name, parameter) in enumerate(model.named_parameters()):
+            if parameter.requires_grad and not any(part in name for part in ADAPTER_PARTS):
+                parameter.add_(numbers(*parameter.shape, seed=number) * 0.1)
+    return model
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(r=2, target_modules=["fc"], modules_to_save=["head"]),
+        LoraConfig(r=2, target_modules=["fc"], bias="lora_only"),
+        LoraConfig(r=2, target_modules=["fc"], bias="all"),
+        LoraConfig(r=2, target_modules=["fc"], trainable_token_indices={"embedding": [3, 19]}),
+    ],
+    ids=["modules_to_save", "bias_of_lora", "all_biases", "tokens"],
+)
+def test_a_1_whole_tensors_come_with_the_adapter(cli: Cli, config: PeftConfig) -> None:
     base = seeded(Net, 0)
     engine = compile_model(cli, base, TOKENS)
-    for config, key in [
-        (LoraConfig(r=2, target_modules=["fc"], modules_to_save=["head"]), "head.weight"),
-        (LoraConfig(r=2, target_modules=["fc"], bias="lora_only"), "fc(.base_layer)?.bias"),
-        (LoraConfig(r=2, target_modules=["fc"], init_lora_weights="pissa"), "init_lora_weights"),
-    ]:
-        assert_refused(cli, engine, saved(cli, adapted(base, config)), key)
+    model = perturbed(adapted(base, config))
+    refitted, _ = refit(cli, engine, saved(cli, model))
+    assert_close(cli.run(refitted, arrays(TOKENS)), answers(model, TOKENS))
+
+
+def test_a_1_a_copy_of_the_embedding_beside_its_adapter(cli: Cli) -> None:
+    """PEFT saves it where the vocabulary could have been resized; another size is refused with both."""
+    base = seeded(Net, 0)
+    engine = compile_model(cli, base, TOKENS)
+    model = adapted(base, LoraConfig(r=2, target_modules=["embedding"]))
+    folder = cli.path("adapter")
+    model.save_pretrained(folder, save_embedding_layers=False)
+    file = folder / "adapter_model.safetensors"
+    key = "base_model.model.embedding.base_layer.weight"
+    with_key(file, file, key, base.embedding.weight.detach().clone())
+    refitted, _ = refit(cli, engine, folder)
+    assert_close(cli.run(refitted, arrays(TOKENS)), answers(model, TOKENS))
+    with_key(file, file, key, torch.zeros(21, 36))
+    assert_refused(cli, engine, folder, "has 21 rows, and the engine's embedding.weight has 20")
+
+
+class TiedNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(9, 6)
+        self.mix = nn.Linear(6, 6)
+        self.head = nn.Linear(6, 9, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.mix(self.embed(tokens))))
+
+
+@pytest.mark.parametrize("target", ["embed", "head"])
+def test_a_1_an_adapter_of_a_tied_module_leaves_the_other_alone(cli: Cli, target: str) -> None:
+    base = seeded(TiedNet, 0)
+    tokens = (torch.tensor([[3, 0, 8]]),)
+    engine = compile_model(cli, base, tokens)
+    model = adapted(base, LoraConfig(r=2, lora_alpha=6, target_modules=[target]))
+    refitted, _ = refit(cli, engine, saved(cli, model))
+    assert_close(cli.run(refitted, arrays(tokens)), answers(model, tokens))
+
+
+def test_a_1_a_scale_that_nothing_says_is_stated(cli: Cli) -> None:
+    """PEFT's tensors without their configuration are refused, and never taken for a scale of 1."""
+    base = seeded(Net, 0)
+    engine = compile_model(cli, base, TOKENS)
+    model = adapted(base, LoraConfig(r=2, lora_alpha=32, target_modules=LINEAR))
+    folder = saved(cli, model)
+    style = cli.path("style", ".safetensors")
+    save_file(load_file(folder / "adapter_model.safetensors"), style)
+    assert_refused(cli, engine, style, "nothing says its scale(.|\n)*--adapter-alpha")
+    wanted = refit(cli, engine, folder)[0].read_bytes()
+    renamed = (folder / "adapter_model.safetensors").rename(folder / "style.safetensors")
+    assert refit(cli, engine, renamed)[0].read_bytes() == wanted
+    config = (folder / "adapter_config.json").rename(cli.path("config", ".json"))
+    for option in (["--adapter-alpha", "32"], ["--adapter-config", str(config)]):
+        stated = cli.path("stated", ".rgf")
+        cli.call("refit", engine, "--adapter", style, *option, "-o", stated)
+        assert stated.read_bytes() == wanted
+
+
+def test_a_1_initialisations_that_change_the_base_are_refused(cli: Cli) -> None:
+    base = seeded(Net, 0)
+    engine = compile_model(cli, base, TOKENS)
+    config = LoraConfig(r=2, target_modules=["fc"], init_lora_weights="pissa")
+    assert_refused(cli, engine, saved(cli, adapted(base, config)), "init_lora_weights")
 
 
 def test_a_1_grouped_convolutions_are_refused(cli: Cli) -> None:

@@ -540,7 +540,9 @@ def _config_text(config: str | PathLike[str] | Mapping[str, Any] | None) -> str 
     if config is None or (isinstance(config, str) and not config.endswith(".json")):
         return config
     if isinstance(config, Mapping):
-        return json.dumps(config, default=lambda value: sorted(value) if isinstance(value, set) else str(value))
+        return json.dumps(
+            config, default=lambda value: sorted(value) if isinstance(value, set) else str(value)
+        )
     return Path(config).read_text(encoding="utf-8")
 
 

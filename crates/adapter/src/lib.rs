@@ -9,6 +9,7 @@ mod component;
 mod config;
 mod dialect;
 mod error;
+mod fused;
 mod layer;
 mod matrix;
 mod metadata;

@@ -12,6 +12,7 @@ use crate::{
     Adapter, AdapterConfig, AdapterError, AdapterErrorKind, AdapterLayer, AdapterProblem,
     component::{Component, Settings},
     dialect::{Dialect, Key, ModuleName, Part},
+    fused,
     layer::Parts,
     metadata::Configs,
     resolve::Modules,
@@ -122,6 +123,8 @@ fn read(
     if weights.is_empty() {
         problems.push(AdapterProblem::Empty);
     }
+    let split = fused::split(weights, map);
+    let weights = split.as_ref().unwrap_or(weights);
     let configs = Configs::new(weights, options, problems);
     let parts = take_apart(weights, problems);
     let mut components: BTreeMap<_, BTreeMap<&ModuleName, &Parts<'_>>> = BTreeMap::new();

@@ -568,7 +568,10 @@ class State:
             before = entry.adapters.get(name)
             if before is None or not _equal(before[0], factors):
                 copies = {key: factor.clone() for key, factor in factors.items()}
-                before = copies, entry.compiled.adapter(name, copies, {"scaling": 1.0})  # It is in the factors.
+                before = (
+                    copies,
+                    entry.compiled.adapter(name, copies, {"scaling": 1.0}),
+                )  # It is in the factors.
             result[name] = before
         return result
 
