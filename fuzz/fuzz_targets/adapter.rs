@@ -71,7 +71,7 @@ const MODULES: [&str; 21] = [
     "",
 ];
 
-const PARTS: [&str; 36] = [
+const PARTS: [&str; 42] = [
     "lora_A.weight",
     "lora_B.weight",
     "lora_A.default.weight",
@@ -108,6 +108,12 @@ const PARTS: [&str; 36] = [
     "lokr_w2_b",
     "lokr_t2",
     "weight",
+    "bias",
+    "base_layer.weight",
+    "lora_E",
+    "ia3_l",
+    "on_input",
+    "token_adapter.trainable_tokens_delta",
 ];
 
 /// Sizes of the sources above, their divisors, and sizes that only fit beside a zero.

@@ -162,6 +162,7 @@ impl Update {
             }
             Update::Kronecker { left, right, .. } => (of(left, 0) * of(right, 0), of(left, 1) * of(right, 1)),
             Update::Full { delta: whole, .. } | Update::Replace { values: whole } => (of(whole, 0), of(whole, 1)),
+            Update::Rows { rows: which, values } if of(values, 0) != which.len() => (usize::MAX, of(values, 1)),
             Update::Rows { rows: which, values } => {
                 (which.iter().map(|row| row + 1).max().unwrap_or(0).max(rows), of(values, 1))
             }

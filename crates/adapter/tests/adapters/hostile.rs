@@ -10,7 +10,7 @@ use crate::{config, map};
 const DIMS: [usize; 8] = [0, 1, 2, 3, 4, 6, 12, 24];
 const DTYPES: [DType; 6] = [DType::F32, DType::F32, DType::F16, DType::F64, DType::I64, DType::Bool];
 const MODULES: [&str; 6] = ["fc", "square", "conv", "line", "emb", "empty"];
-const PARTS: [&str; 24] = [
+const PARTS: [&str; 31] = [
     "lora_down.weight",
     "lora_up.weight",
     "lora_mid.weight",
@@ -35,6 +35,13 @@ const PARTS: [&str; 24] = [
     "lokr_w2_a",
     "lokr_w2_b",
     "lokr_t2",
+    "lora_E",
+    "ia3_l",
+    "weight",
+    "bias",
+    "base_layer.weight",
+    "on_input",
+    "token_adapter.trainable_tokens_delta",
 ];
 const PREFIXES: [&str; 6] = ["", "unet.", "base_model.model.", "lora_unet_", "lycoris_", "lora_te2_"];
 
@@ -152,7 +159,7 @@ proptest! {
 
     #[test]
     fn any_tensors_are_read_or_refused(entries in entries(), peft in any::<bool>()) {
-        let settings = if peft { config(r#"{"peft_type": "LORA", "r": 2, "fan_in_fan_out": true}"#) } else { AdapterConfig::default() };
+        let settings = if peft { config(r#"{"peft_type": "LORA", "fan_in_fan_out": true, "token_indices": [0, 1]}"#) } else { AdapterConfig::default() };
         check(entries, &settings);
     }
 
