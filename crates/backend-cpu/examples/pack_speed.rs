@@ -41,7 +41,7 @@ struct Problem {
 
 impl Problem {
     fn report(&self, isa: Isa, count: usize, buffers: usize) {
-        let nr = if isa == Isa::Avx512 { 32 } else { 16 };
+        let nr = if isa >= Isa::Avx512 { 32 } else { 16 };
         let threads = Threads::new(count).expect("threads");
         let sources: Vec<Vec<f32>> = (0..buffers).map(|b| vec![b as f32; self.k * self.n]).collect();
         let len = panels_len(self.k, self.n, nr);

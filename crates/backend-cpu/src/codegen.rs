@@ -9,7 +9,7 @@ use regraft_ir::{
 };
 use regraft_tensor::DType;
 
-use crate::{Isa, format::Panels, kernels};
+use crate::{Isa, format::Panels, kernels, simd::FloatType};
 
 /// Chooses kernels for one instruction set of an x86-64 or other CPU.
 #[derive(Clone, Copy, Debug)]
@@ -50,7 +50,7 @@ impl Codegen for CpuCodegen {
 impl Lowering for CpuCodegen {
     fn image_layout(&self, dtype: DType) -> SpatialLayout {
         // What convolution kernels want; where there is none, a change of layout would be a pass for nothing.
-        if dtype == DType::F32 { SpatialLayout::Nhwc } else { SpatialLayout::Nchw }
+        if FloatType::of(dtype).is_some() { SpatialLayout::Nhwc } else { SpatialLayout::Nchw }
     }
 
     fn fuses(&self, op: &Fused, operands: &[DType]) -> bool {

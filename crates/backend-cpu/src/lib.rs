@@ -25,11 +25,13 @@ pub mod nn;
 pub mod pack;
 mod packer;
 mod queue;
+pub mod scratch;
 pub mod simd;
 pub mod threads;
 
 pub use codegen::CpuCodegen;
 pub use device::CpuDevice;
 pub use format::Panels;
+pub use scratch::Scratch;
 pub use simd::Isa;
 pub use threads::Threads;

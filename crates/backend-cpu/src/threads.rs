@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::{
+    any::TypeId,
     io,
     marker::PhantomData,
     ops::Range,
@@ -102,6 +103,27 @@ impl Threads {
         });
     }
 
+    /// As [`for_each_chunk`](Self::for_each_chunk), with a state for the sole use of the running task.
+    ///
+    /// # Panics
+    ///
+    /// If there are chunks but no state.
+    pub fn for_each_chunk_with<S: Send, T: Send>(
+        &self,
+        states: &mut [S],
+        out: &mut [T],
+        chunk_len: usize,
+        task: impl Fn(&mut S, usize, &mut [T]) + Sync,
+    ) {
+        let chunk_len = chunk_len.max(1);
+        let (len, shared) = (out.len(), DisjointMut::new(out));
+        self.for_each_with(states, len.div_ceil(chunk_len), |state, i| {
+            let start = i * chunk_len;
+            // SAFETY: chunk `i` is taken by task `i` alone, which runs once.
+            task(state, i, unsafe { shared.slice(start..len.min(start + chunk_len)) });
+        });
+    }
+
     /// Cuts the matrices of `grid` inside `out` into tiles and runs `task` on each.
     ///
     /// # Panics
@@ -144,7 +166,7 @@ fn start(count: usize) -> io::Result<ThreadPool> {
 }
 
 /// No routine uses more workers than this.
-const MAX_WORKERS: usize = 256;
+pub(crate) const MAX_WORKERS: usize = 256;
 
 /// A mutable slice that several tasks take parts of.
 struct DisjointMut<'a, T> {
@@ -311,6 +333,17 @@ impl<'a, T> TileMut<'a, T> {
     /// The first element; row `r` starts `r * row_stride` further.
     pub fn as_mut_ptr(&mut self) -> *mut T {
         self.ptr
+    }
+
+    /// The same tile, if its elements are of type `U`.
+    #[inline]
+    pub fn cast<U: 'static>(&mut self) -> Option<TileMut<'_, U>>
+    where
+        T: 'static,
+    {
+        let TileMut { ptr, rows, cols, row_stride, .. } = *self;
+        let same = TypeId::of::<T>() == TypeId::of::<U>();
+        same.then_some(TileMut { ptr: ptr.cast(), rows, cols, row_stride, life: PhantomData })
     }
 
     /// Row `r`.

@@ -170,9 +170,17 @@ impl Views<'_> {
                 let is_source = self.graph.source_of(node.input(0)).is_some();
                 if from.is_float() && is_source { self.view(node.input(0), depth) } else { None }
             }
+            // What packing rounds to is the slot's dtype: a cast to it is what packing does last.
+            Op::Cast(op) if op.dtype == self.slot_dtype() && matches!(op.dtype, DType::F16 | DType::BF16) => {
+                if self.graph.ty(node.input(0)).dtype == DType::F32 { self.view(node.input(0), depth) } else { None }
+            }
             Op::Binary(Binary { f: BinaryFn::Mul }) => self.scaled(node, &shape, depth),
             _ => None,
         }
+    }
+
+    fn slot_dtype(&self) -> DType {
+        self.graph.ty(self.graph.outputs[0].value).dtype
     }
 
     /// `view * vector`, the vector running along one axis.

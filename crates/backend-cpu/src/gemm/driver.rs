@@ -1,31 +1,28 @@
 //! Tiling: which task computes which part of `C`, and in which order a task walks through it.
 
-use std::{cell::RefCell, ops::Range};
+use std::ops::Range;
 
 use super::{
     Epilogue, Operand, Rows,
     micro::{Job, Kernel},
-    operand::KBlock,
+    operand::{K_BLOCK, KBlock, gathered_bytes, k_blocks},
 };
 use crate::{
-    Isa, Threads,
-    pack::panels_len,
+    Isa, Scratch, Threads,
+    pack::panel_bytes,
+    scratch::bytes_of,
+    simd::{Float, FloatType, Floats},
     threads::{TileGrid, TileMut},
 };
 
-/// Floats of `A` that a task goes through again and again, panel after panel: about half a second-level cache.
+/// Elements of `A` that a task goes through again and again, panel after panel: about half a second-level cache.
 const A_BLOCK: usize = 64 * 1024;
 
-/// Steps of `k` before the next panel's turn: what is read of `A` and of the panel then fits into the second-level cache.
-const K_BLOCK: usize = 1024;
+/// Floats of sums that a task keeps between runs of `k` where `C` itself cannot hold them.
+const SUMS: usize = 64 * 1024;
 
 /// Panels that must be waiting before it pays to copy rows that collide in cache.
 const GATHER_FROM: usize = 4;
-
-thread_local! {
-    /// Where rows that collide are copied to; at most about `A_BLOCK` floats.
-    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-}
 
 /// Tasks for each thread, so that a thread that falls behind does not hold up the others.
 const TASKS_PER_THREAD: usize = 4;
@@ -35,72 +32,143 @@ const SERIAL_BELOW: usize = 1 << 17;
 
 /// A product `C = epilogue(A · B)`.
 #[derive(Debug)]
-pub struct GemmArgs<'a> {
+pub struct GemmArgs<'a, C = f32> {
     /// Rows of `A` and `C`.
     pub m: usize,
     /// Columns of `B` and `C`.
     pub n: usize,
-    /// Contiguous floats in a tap of `A`.
+    /// Contiguous elements in a tap of `A`.
     pub k_tap: usize,
     /// Taps in a row of `A`; the `k` of the product is `taps * k_tap`.
     pub taps: usize,
     /// The storage of `A`.
-    pub a: &'a [f32],
+    pub a: Floats<'a>,
     /// Where the rows of `A` are.
     pub rows: Rows<'a>,
-    /// `B[k, n]` as `panels_f32<nr>`.
-    pub b: &'a [f32],
-    /// Columns of a panel of `B`: one of [`panel_widths`](super::panel_widths).
+    /// `B[k, n]` in panels of `nr` columns.
+    pub b: Floats<'a>,
+    /// Columns of a panel of `B`: one of [`panel_widths_of`](super::panel_widths_of) its type.
     pub nr: usize,
     /// `C`; element `(i, j)` is `c[i * ldc + j]`.
-    pub c: &'a mut [f32],
+    pub c: &'a mut [C],
     /// Distance between rows of `C`.
     pub ldc: usize,
     /// What is done to the product before it is stored.
     pub epilogue: Epilogue<'a>,
 }
 
+/// What the scratch of a product depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct GemmShape {
+    /// Rows of `A` and `C`.
+    pub m: usize,
+    /// Columns of `B` and `C`.
+    pub n: usize,
+    /// Contiguous elements in a tap of `A`.
+    pub k_tap: usize,
+    /// Taps in a row of `A`.
+    pub taps: usize,
+    /// Columns of a panel of `B`.
+    pub nr: usize,
+    /// Element type of `A`.
+    pub a: FloatType,
+    /// Element type of `B`.
+    pub b: FloatType,
+    /// Element type of `C`.
+    pub c: FloatType,
+}
+
+impl GemmShape {
+    fn k(&self) -> usize {
+        self.taps * self.k_tap
+    }
+
+    /// Bytes of scratch that [`gemm`] needs.
+    pub fn scratch(&self, isa: Isa, threads: &Threads) -> usize {
+        let (rows, cols) = self.block(isa, threads.count());
+        let (a, sums) = self.workspace(rows, cols);
+        threads.count() * (bytes_of::<u8>(a) + bytes_of::<f32>(sums))
+    }
+
+    /// Bytes of copied rows and floats of sums that a task for a block of so many rows and columns needs.
+    pub(super) fn workspace(&self, rows: usize, cols: usize) -> (usize, usize) {
+        let sums = match (self.c, self.k() > K_BLOCK) {
+            (FloatType::F32, _) => 0,
+            (_, true) => rows * cols,
+            (_, false) => rows * self.nr,
+        };
+        (gathered_bytes(rows, self.taps, self.k_tap), sums)
+    }
+
+    /// Rows and columns of the part of `C` that one task computes.
+    pub(super) fn block(&self, isa: Isa, threads: usize) -> (usize, usize) {
+        let (kernel, k) = (Kernel::of(isa, self.a, self.b, self.nr), self.k());
+        let rows = (A_BLOCK / k.clamp(1, K_BLOCK)).next_multiple_of(kernel.mr).clamp(4 * kernel.mr, 32 * kernel.mr);
+        let rows = rows.min(self.m.max(1));
+        let panels = self.n.div_ceil(kernel.nr).max(1);
+        let most = if self.c != FloatType::F32 && k > K_BLOCK { (SUMS / rows / kernel.nr).max(1) } else { panels };
+        if threads == 1 || self.m * self.n * k < SERIAL_BELOW {
+            return (rows, if most < panels { most * kernel.nr } else { self.n.max(1) });
+        }
+        let across = (TASKS_PER_THREAD * threads).div_ceil(self.m.div_ceil(rows)).min(panels);
+        (rows, panels.div_ceil(across).min(most) * kernel.nr)
+    }
+}
+
+/// Memory of one task.
+#[derive(Debug)]
+pub(crate) struct Workspace<'a> {
+    /// Rows of `A` next to each other.
+    pub(crate) a: &'a mut [u8],
+    /// Sums of a `C` that is narrower.
+    pub(crate) sums: &'a mut [f32],
+}
+
+impl<'a> Workspace<'a> {
+    /// One for each of `count` workers.
+    pub(crate) fn parts(scratch: &mut Scratch<'a>, count: usize, (a, sums): (usize, usize)) -> Vec<Self> {
+        (0..count).map(|_| Workspace { a: scratch.take(a), sums: scratch.take(sums) }).collect()
+    }
+}
+
 /// Computes `C = epilogue(A · B)`.
 ///
 /// # Panics
 ///
-/// If a slice is too short for its shape, `isa` is not available or has no kernel for panels of `nr` columns.
-pub fn gemm(threads: &Threads, isa: Isa, args: GemmArgs<'_>) {
+/// If a slice is too short for its shape, `isa` is not available or has no kernel for panels of `nr` columns, or the scratch is
+/// shorter than [`GemmShape::scratch`].
+pub fn gemm<C: Float>(threads: &Threads, isa: Isa, args: GemmArgs<'_, C>, scratch: &mut Scratch<'_>) {
     let GemmArgs { m, n, k_tap, taps, a, rows, b, nr, c, ldc, epilogue } = args;
+    let shape = GemmShape { m, n, k_tap, taps, nr, a: a.ty(), b: b.ty(), c: C::TYPE };
     let a = Operand::new(a, rows, m, taps, k_tap);
     let b = Panels::new(nr, b, taps * k_tap, n);
     epilogue.check(m, n);
-    let (tile_rows, tile_cols) = block_shape(&Kernel::of(isa, nr), threads.count(), m, n, taps * k_tap);
+    let (tile_rows, tile_cols) = shape.block(isa, threads.count());
+    let mut scratch = scratch.again();
+    let mut workers = Workspace::parts(&mut scratch, threads.count(), shape.workspace(tile_rows, tile_cols));
     let grid = TileGrid { outer: &[], rows: m, cols: n, row_stride: ldc, tile_rows, tile_cols };
-    threads.for_each_tile(c, &grid, |at, tile| multiply_block(isa, &a, at.row, &b, at.col, tile, &epilogue));
-}
-
-/// Rows and columns of the part of `C` that one task computes.
-pub(super) fn block_shape(kernel: &Kernel, threads: usize, m: usize, n: usize, k: usize) -> (usize, usize) {
-    let rows =
-        (A_BLOCK / k.clamp(1, K_BLOCK)).next_multiple_of(kernel.mr).clamp(4 * kernel.mr, 32 * kernel.mr).min(m.max(1));
-    let panels = n.div_ceil(kernel.nr).max(1);
-    if threads == 1 || m * n * k < SERIAL_BELOW {
-        return (rows, n.max(1));
-    }
-    let across = (TASKS_PER_THREAD * threads).div_ceil(m.div_ceil(rows)).min(panels);
-    (rows, panels.div_ceil(across) * kernel.nr)
+    threads.for_each_tile_with(&mut workers, c, &grid, |work, at, tile| {
+        multiply_block(isa, &a, at.row, &b, at.col, tile, &epilogue, work);
+    });
 }
 
 /// `B` in panels, perhaps only the first `k` steps of each.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Panels<'a> {
-    data: &'a [f32],
+    data: &'a [u8],
+    ty: FloatType,
     k: usize,
     nr: usize,
     panel_stride: usize,
 }
 
 impl<'a> Panels<'a> {
-    /// `panels_f32<nr>[k, n]`.
-    pub(crate) fn new(nr: usize, data: &'a [f32], k: usize, n: usize) -> Self {
-        assert!(panels_len(k, n, nr) <= data.len(), "B is too short for {n} columns of {k}");
-        Panels { data, k, nr, panel_stride: k * nr }
+    /// Panels of `[k, n]`.
+    pub(crate) fn new(nr: usize, data: Floats<'a>, k: usize, n: usize) -> Self {
+        let (bytes, ty) = (data.bytes(), data.ty());
+        let panel_stride = panel_bytes(ty, k, nr);
+        assert!(n.div_ceil(nr) * panel_stride <= bytes.len(), "B is too short for {n} columns of {k}");
+        Panels { data: bytes, ty, k, nr, panel_stride }
     }
 
     /// The first `k` rows.
@@ -110,45 +178,61 @@ impl<'a> Panels<'a> {
     }
 
     /// The steps of `block` of panel `i`.
-    fn panel(&self, i: usize, block: &KBlock) -> &'a [f32] {
-        &self.data[i * self.panel_stride + block.first * self.nr..][..block.len() * self.nr]
+    fn panel(&self, i: usize, block: &KBlock) -> &'a [u8] {
+        let start = i * self.panel_stride + block.first * self.nr * self.ty.size();
+        &self.data[start..][..panel_bytes(self.ty, block.len(), self.nr)]
     }
 }
 
 /// Sets `c`, whose first element is `(row, col)` of the product, to its part of `epilogue(A · B)`. `col` is the first column of a
 /// panel. A run of `k` of one panel is used by all rows before the next, so that it stays in cache.
-pub(crate) fn multiply_block(
+#[expect(clippy::too_many_arguments, reason = "a product has three matrices with a place in each")]
+pub(crate) fn multiply_block<C: Float>(
     isa: Isa,
     a: &Operand<'_>,
     row: usize,
     b: &Panels<'_>,
     col: usize,
-    mut c: TileMut<'_, f32>,
+    mut c: TileMut<'_, C>,
     epilogue: &Epilogue<'_>,
+    work: &mut Workspace<'_>,
 ) {
-    let kernel = Kernel::of(isa, b.nr);
+    let kernel = Kernel::of(isa, a.ty(), b.ty, b.nr);
     assert!(col.is_multiple_of(kernel.nr) && a.taps() * a.k_tap() == b.k);
-    let (rows, cols) = (c.rows(), c.cols());
-    let gather = cols >= GATHER_FROM * kernel.nr && a.rows_collide();
-    for block in a.k_blocks(K_BLOCK) {
+    let (rows, cols, pairs) = (c.rows(), c.cols(), b.ty == FloatType::Bf16);
+    let straddles = pairs && a.taps() > 1 && !a.k_tap().is_multiple_of(2);
+    let gather = kernel.a != a.ty() || straddles || (cols >= GATHER_FROM * kernel.nr && a.rows_collide());
+    let several = a.taps() * a.k_tap() > K_BLOCK;
+    let Workspace { a: gathered, sums } = work;
+    for block in k_blocks(a.taps(), a.k_tap(), pairs) {
         let mut walk = |a: &Operand<'_>, row_in_a: usize, steps: &KBlock| {
             for first in (0..cols).step_by(kernel.nr) {
                 let columns = first..cols.min(first + kernel.nr);
-                let mut strip = c.part(0..rows, columns);
+                let width = columns.len();
                 let panel = b.panel((col + first) / kernel.nr, &block);
                 let next = if first + kernel.nr < cols { b.panel((col + first) / kernel.nr + 1, &block) } else { &[] };
                 let job = Job { a, row: row_in_a, block: steps, panel, accumulate: block.first > 0, next };
+                let last = block.first + block.len() == b.k;
+                let mut part = c.part(0..rows, columns);
+                if let Some(mut strip) = part.cast::<f32>() {
+                    multiply_strip(&kernel, job, &mut strip);
+                    if last {
+                        epilogue.apply(isa, row, col + first, strip);
+                    }
+                    continue;
+                }
+                let (from, ld) = if several { (first, cols) } else { (0, kernel.nr) };
+                let mut strip = TileMut::new(&mut sums[from..], rows, width, ld);
                 multiply_strip(&kernel, job, &mut strip);
-                if block.first + block.len() == b.k {
-                    epilogue.apply(isa, row, col + first, strip);
+                if last {
+                    epilogue.apply(isa, row, col + first, strip.part(0..rows, 0..width));
+                    (0..rows).for_each(|r| C::narrow(isa, strip.row(r), part.row(r)));
                 }
             }
         };
         if gather {
-            SCRATCH.with_borrow_mut(|scratch| {
-                let a = a.gather(row..row + rows, &block, scratch);
-                walk(&a, 0, &a.whole());
-            });
+            let a = a.gather(isa, row..row + rows, &block, kernel.a, gathered);
+            walk(&a, 0, &a.whole());
         } else {
             walk(a, row, &block);
         }

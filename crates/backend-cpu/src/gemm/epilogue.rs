@@ -2,7 +2,7 @@
 
 use crate::{
     Isa,
-    simd::{Activation, simd_fn},
+    simd::{Activation, Floats, simd_fn},
     threads::TileMut,
 };
 
@@ -10,7 +10,7 @@ use crate::{
 #[derive(Clone, Copy, Debug)]
 pub struct Residual<'a> {
     /// Element `(i, j)` is `data[i * ld + j]`.
-    pub data: &'a [f32],
+    pub data: Floats<'a>,
     /// Distance between rows.
     pub ld: usize,
 }
@@ -19,7 +19,7 @@ pub struct Residual<'a> {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Epilogue<'a> {
     /// One addend for each column.
-    pub bias: Option<&'a [f32]>,
+    pub bias: Option<Floats<'a>>,
     /// An addend for each element.
     pub residual: Option<Residual<'a>>,
     /// The activation.
@@ -27,6 +27,9 @@ pub struct Epilogue<'a> {
     /// Whether the residual is added after the activation.
     pub act_before_residual: bool,
 }
+
+/// The most columns of a panel.
+pub(super) const MAX_WIDTH: usize = 64;
 
 impl Epilogue<'_> {
     /// Panics unless bias and residual cover a matrix of `m` by `n`.
@@ -44,33 +47,36 @@ impl Epilogue<'_> {
         self.bias.is_none() && self.residual.is_none() && self.activation == Activation::None
     }
 
-    /// Finishes the tile whose first element is `(row, col)` of `C`.
-    pub(super) fn apply(&self, isa: Isa, row: usize, col: usize, tile: TileMut<'_, f32>) {
-        if !self.does_nothing() {
-            finish(isa, self, row, col, tile);
+    /// Finishes the tile whose first element is `(row, col)` of `C`; it is one panel wide.
+    pub(super) fn apply(&self, isa: Isa, row: usize, col: usize, mut tile: TileMut<'_, f32>) {
+        if self.does_nothing() {
+            return;
+        }
+        let (cols, mut buffers) = (tile.cols(), [[0f32; MAX_WIDTH]; 2]);
+        let [bias, residual] = &mut buffers;
+        let bias = self.bias.map(|b| b.read(isa, col, &mut bias[..cols]));
+        for r in 0..tile.rows() {
+            let residual =
+                self.residual.map(|Residual { data, ld }| data.read(isa, (row + r) * ld + col, &mut residual[..cols]));
+            finish(isa, (self.activation, self.act_before_residual), bias, residual, tile.row(r));
         }
     }
 }
 
 simd_fn! {
-    fn finish<F>(epilogue: &Epilogue<'_>, row: usize, col: usize, tile: TileMut<'_, f32>) {
-        let mut tile = tile;
-        let cols = tile.cols();
-        for r in 0..tile.rows() {
-            let xs = tile.row(r);
-            if let Some(bias) = epilogue.bias {
-                xs.iter_mut().zip(&bias[col..col + cols]).for_each(|(x, b)| *x += b);
-            }
-            if epilogue.act_before_residual {
-                epilogue.activation.apply_lanes::<F>(xs);
-            }
-            if let Some(residual) = epilogue.residual {
-                let addend = &residual.data[(row + r) * residual.ld + col..][..cols];
-                xs.iter_mut().zip(addend).for_each(|(x, y)| *x += y);
-            }
-            if !epilogue.act_before_residual {
-                epilogue.activation.apply_lanes::<F>(xs);
-            }
+    fn finish<F>(act: (Activation, bool), bias: Option<&[f32]>, residual: Option<&[f32]>, xs: &mut [f32]) {
+        let (activation, before_residual) = act;
+        if let Some(bias) = bias {
+            xs.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
+        }
+        if before_residual {
+            activation.apply_lanes::<F>(xs);
+        }
+        if let Some(residual) = residual {
+            xs.iter_mut().zip(residual).for_each(|(x, y)| *x += y);
+        }
+        if !before_residual {
+            activation.apply_lanes::<F>(xs);
         }
     }
 }

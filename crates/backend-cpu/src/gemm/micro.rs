@@ -4,15 +4,19 @@ use super::{
     micro_portable,
     operand::{KBlock, Operand},
 };
-use crate::{Isa, threads::TileMut};
+use crate::{Isa, pack::panel_bytes, simd::FloatType, threads::TileMut};
 
-/// A kernel for one instruction set and one width of panels.
+/// A kernel for one instruction set, one width of panels and one pair of element types.
 #[derive(Clone, Copy)]
 pub(super) struct Kernel {
     /// The most rows of a tile.
     pub(super) mr: usize,
     /// Columns of a panel.
     pub(super) nr: usize,
+    /// Element type of `A`.
+    pub(super) a: FloatType,
+    /// Element type of the panels.
+    pub(super) b: FloatType,
     /// Adds the product of `job` to `c`.
     pub(super) run: fn(job: &Job<'_>, c: TileMut<'_, f32>),
 }
@@ -27,74 +31,93 @@ pub(super) struct Job<'a> {
     /// The steps of `k`.
     pub(super) block: &'a KBlock,
     /// These steps of a panel.
-    pub(super) panel: &'a [f32],
+    pub(super) panel: &'a [u8],
     /// What is multiplied next but one: brought into the second-level cache on the way.
-    pub(super) next: &'a [f32],
+    pub(super) next: &'a [u8],
     /// Whether the tile holds the sum of the steps before (or garbage, to be overwritten).
     pub(super) accumulate: bool,
 }
 
 impl Kernel {
-    /// The kernels for `isa`, the one for general use first.
-    fn all(isa: Isa) -> &'static [Kernel] {
+    /// The kernels for `isa`, the one for general use first among those of the same types.
+    fn all(isa: Isa) -> &'static [&'static [Kernel]] {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => super::micro_avx512::KERNELS,
+            Isa::Avx512Bf16 => &[super::micro_avx512::KERNELS, super::micro_bf16::KERNELS],
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => super::micro_avx2::KERNELS,
-            _ => micro_portable::KERNELS,
+            Isa::Avx512 => &[super::micro_avx512::KERNELS],
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => &[super::micro_avx2::KERNELS],
+            _ => &[micro_portable::KERNELS],
         }
     }
 
-    /// The kernel for `isa`, which this processor must have, and panels of `nr` columns.
+    /// The kernel for `isa`, which this processor must have, rows of `a` and panels of `nr` columns of `b`. It takes rows of
+    /// `a` if there is one that does, otherwise rows of f32.
     ///
     /// # Panics
     /// When `nr` is not one of [`panel_widths`].
-    pub(super) fn of(isa: Isa, nr: usize) -> Kernel {
-        let found = Kernel::all(isa.verified()).iter().find(|k| k.nr == nr);
+    pub(super) fn of(isa: Isa, a: FloatType, b: FloatType, nr: usize) -> Kernel {
+        let all = || Kernel::all(isa.verified()).iter().flat_map(|some| some.iter()).filter(|k| k.nr == nr && k.b == b);
+        let found = all().find(|k| k.a == a).or_else(|| all().find(|k| k.a == FloatType::F32));
         *found.unwrap_or_else(|| panic!("no kernel of {isa} takes panels of {nr} columns"))
     }
 }
 
-/// Floats in a cache line.
-pub(super) const LINE: usize = 16;
+/// Bytes of a cache line.
+pub(super) const LINE: usize = 64;
 
 /// Steps of `k` between two prefetches.
 pub(super) const CHUNK: usize = 4;
 
-/// The `nr` of the panels that [`gemm`](super::gemm()) takes on `isa`, the one for general use first. Results are the same,
+/// The `nr` of the panels of `b` that [`gemm`](super::gemm()) takes on `isa`, the one for general use first. Results are the same,
 /// bit for bit, whichever is used.
-pub fn panel_widths(isa: Isa) -> impl Iterator<Item = usize> {
-    Kernel::all(isa).iter().map(|k| k.nr)
+pub fn panel_widths_of(isa: Isa, b: FloatType) -> impl Iterator<Item = usize> {
+    let all = Kernel::all(isa)[0].iter();
+    all.filter(move |k| k.b == b && k.a == FloatType::F32).map(|k| k.nr)
 }
 
-/// The `nr` of panels for general use on `isa`.
+/// The `nr` of panels of f32, the one for general use first.
+pub fn panel_widths(isa: Isa) -> impl Iterator<Item = usize> {
+    panel_widths_of(isa, FloatType::F32)
+}
+
+/// The `nr` of panels for general use on `isa`, whatever their type.
 pub fn panel_width(isa: Isa) -> usize {
-    Kernel::all(isa)[0].nr
+    Kernel::all(isa)[0][0].nr
 }
 
 impl Job<'_> {
-    /// How many cache lines of `next` to fetch with every [`CHUNK`] steps.
+    /// How many cache lines of `next` to fetch with every [`CHUNK`] of `steps`.
     #[inline]
-    pub(super) fn lines_per_chunk(&self) -> usize {
-        self.next.len().div_ceil(LINE).div_ceil(self.block.len().div_ceil(CHUNK).max(1))
+    pub(super) fn lines_per_chunk(&self, steps: usize) -> usize {
+        self.next.len().div_ceil(LINE).div_ceil(steps.div_ceil(CHUNK).max(1))
     }
 
     /// Panics unless the tile lies within the operand and the panel: what a kernel's unsafe code relies on.
     #[inline]
     pub(super) fn check(&self, kernel: &Kernel, c: &TileMut<'_, f32>) {
         assert!(c.rows() <= kernel.mr && c.cols() <= kernel.nr);
-        assert!(self.row + c.rows() <= self.a.m());
+        assert!(self.a.ty() == kernel.a && self.row + c.rows() <= self.a.m());
         assert!(self.block.taps.end <= self.a.taps() && self.block.k.end <= self.a.k_tap());
-        assert!(self.block.len() * kernel.nr <= self.panel.len());
+        assert!(panel_bytes(kernel.b, self.block.len(), kernel.nr) <= self.panel.len());
+        // Pairs of bfloat16 may not straddle taps.
+        assert!(kernel.b != FloatType::Bf16 || self.block.taps.len() <= 1 || self.block.k.len().is_multiple_of(2));
     }
 }
 
-/// The kernel of `$tile::<VECTORS, ROWS>` for panels of `$vectors` vectors of `$lanes` floats and as many rows as are listed:
-/// `1 2 3 ...`. `$tile` needs the instruction set `$isa`, `ROWS` rows in its tile and what [`Job::check`] asserts.
+/// The kernel of `$tile` for panels of `$vectors` vectors of `$lanes` numbers and as many rows as are listed: `1 2 3 ...`. `$tile`
+/// takes as parameters what stands in brackets before it, the vectors and the rows. It needs the instruction set `$isa`, `ROWS`
+/// rows in its tile and what [`Job::check`] asserts.
 macro_rules! kernel {
-    ($isa:expr, $tile:ident, $lanes:literal, $vectors:literal, [$($rows:literal)*]) => {{
-        const KERNEL: Kernel = Kernel { mr: [$($rows),*].len(), nr: $lanes * $vectors, run };
+    ($isa:expr, $a:ident, $b:ident, $kind:tt $tile:ident, $lanes:literal, $vectors:literal, [$($rows:literal)*]) => {{
+        const KERNEL: Kernel = Kernel {
+            mr: [$($rows),*].len(),
+            nr: $lanes * $vectors,
+            a: FloatType::$a,
+            b: FloatType::$b,
+            run,
+        };
         fn run(job: &Job<'_>, c: TileMut<'_, f32>) {
             job.check(&KERNEL, &c);
             $isa.verified();
@@ -102,13 +125,19 @@ macro_rules! kernel {
             unsafe {
                 match c.rows() {
                     0 => {}
-                    $($rows => $tile::<$vectors, $rows>(job, c),)*
+                    $($rows => $crate::gemm::micro::kernel!(@call $kind $tile $vectors $rows job c),)*
                     rows => unreachable!("a tile of {rows} rows"),
                 }
             }
         }
         KERNEL
     }};
+    (@call [] $tile:ident $vectors:literal $rows:literal $job:ident $c:ident) => {
+        $tile::<$vectors, $rows>($job, $c)
+    };
+    (@call [$kind:expr] $tile:ident $vectors:literal $rows:literal $job:ident $c:ident) => {
+        $tile::<{ $kind }, $vectors, $rows>($job, $c)
+    };
 }
 #[cfg(target_arch = "x86_64")]
 pub(super) use kernel;

@@ -2,6 +2,11 @@
 
 use std::ops::Range;
 
+use crate::{
+    Isa,
+    simd::{FloatType, Floats},
+};
+
 /// How the rows of `A` are found.
 #[derive(Clone, Copy, Debug)]
 pub enum Rows<'a> {
@@ -25,15 +30,21 @@ impl Rows<'_> {
 /// What taps in the padding read. Longer taps get a row of their own.
 static ZEROS: [f32; 4096] = [0.0; 4096];
 
-/// A row stride that is a multiple of this (2 KiB) lets rows collide.
-const COLLIDING: usize = 512;
+/// Bytes of [`ZEROS`].
+const ZERO_BYTES: usize = size_of::<[f32; 4096]>();
+
+/// A row stride of a multiple of so many bytes lets rows collide.
+const COLLIDING: usize = 2048;
+
+/// Steps of `k` before the next panel's turn: what is read of `A` and of the panel then fits into the second-level cache.
+pub(super) const K_BLOCK: usize = 1024;
 
 /// A run of steps of `k`: part of the only tap, or some whole taps.
 #[derive(Clone, Debug)]
 pub(super) struct KBlock {
     /// Which taps.
     pub(super) taps: Range<usize>,
-    /// Which floats of each.
+    /// Which elements of each.
     pub(super) k: Range<usize>,
     /// The steps before.
     pub(super) first: usize,
@@ -46,9 +57,36 @@ impl KBlock {
     }
 }
 
+/// Cuts `k` into runs of about [`K_BLOCK`] steps, as equal as taps allow. Those of several taps start at whole taps; all of them
+/// start at an even step if `even`.
+pub(super) fn k_blocks(taps: usize, k_tap: usize, even: bool) -> impl Iterator<Item = KBlock> {
+    let blocks = (taps * k_tap).div_ceil(K_BLOCK).clamp(1, if taps == 1 { usize::MAX } else { taps.max(1) });
+    let even = even && (taps == 1 || !k_tap.is_multiple_of(2));
+    let cut = move |len: usize, i: usize| {
+        let at = len * i / blocks;
+        if even && i < blocks { at / 2 * 2 } else { at }
+    };
+    let blocks = (0..blocks).map(move |i| {
+        if taps == 1 {
+            KBlock { taps: 0..1, k: cut(k_tap, i)..cut(k_tap, i + 1), first: cut(k_tap, i) }
+        } else {
+            KBlock { taps: cut(taps, i)..cut(taps, i + 1), k: 0..k_tap, first: cut(taps, i) * k_tap }
+        }
+    });
+    // Rounding to even steps can leave the first of very few with none.
+    blocks.filter(move |block| block.len() > 0 || taps * k_tap == 0)
+}
+
+/// Distance between rows that were copied next to each other: it does not collide.
+fn gathered_stride(k: usize, size: usize) -> usize {
+    (k * size).next_multiple_of(COLLIDING) / size + 64 / size
+}
+
 /// A left operand whose every row and tap is known to lie in its data.
 pub(crate) struct Operand<'a> {
-    a: &'a [f32],
+    a: Floats<'a>,
+    bytes: &'a [u8],
+    size: usize,
     rows: Rows<'a>,
     m: usize,
     taps: usize,
@@ -58,12 +96,12 @@ pub(crate) struct Operand<'a> {
 }
 
 impl<'a> Operand<'a> {
-    /// `m` rows of `taps` taps of `k_tap` floats.
+    /// `m` rows of `taps` taps of `k_tap` elements.
     ///
     /// # Panics
     ///
     /// If a tap reaches beyond `a`, or there is not one offset for each row and tap.
-    pub(crate) fn new(a: &'a [f32], rows: Rows<'a>, m: usize, taps: usize, k_tap: usize) -> Self {
+    pub(crate) fn new(a: Floats<'a>, rows: Rows<'a>, m: usize, taps: usize, k_tap: usize) -> Self {
         let mut long_zeros = Vec::new();
         match rows {
             _ if m == 0 || taps * k_tap == 0 => {}
@@ -76,12 +114,17 @@ impl<'a> Operand<'a> {
                 assert_eq!(Some(offsets.len()), m.checked_mul(taps), "one offset for each row and tap");
                 let fits = |at: &u32| *at == Rows::ZERO || (*at as usize).saturating_add(k_tap) <= a.len();
                 assert!(offsets.iter().all(fits), "an offset reaches beyond A");
-                if k_tap > ZEROS.len() {
+                if k_tap * size_of::<f32>() > ZERO_BYTES {
                     long_zeros = vec![0.0; k_tap];
                 }
             }
         }
-        Operand { a, rows, m, taps, k_tap, long_zeros }
+        Operand { a, bytes: a.bytes(), size: a.ty().size(), rows, m, taps, k_tap, long_zeros }
+    }
+
+    /// Element type.
+    pub(crate) fn ty(&self) -> FloatType {
+        self.a.ty()
     }
 
     /// Number of rows.
@@ -94,7 +137,7 @@ impl<'a> Operand<'a> {
         self.taps
     }
 
-    /// Floats in a tap.
+    /// Elements in a tap.
     pub(crate) fn k_tap(&self) -> usize {
         self.k_tap
     }
@@ -102,20 +145,6 @@ impl<'a> Operand<'a> {
     /// All steps of `k`.
     pub(super) fn whole(&self) -> KBlock {
         KBlock { taps: 0..self.taps, k: 0..self.k_tap, first: 0 }
-    }
-
-    /// Cuts `k` into runs of about `most` steps, as equal as taps allow.
-    pub(super) fn k_blocks(&self, most: usize) -> impl Iterator<Item = KBlock> + use<> {
-        let (taps, k_tap) = (self.taps, self.k_tap);
-        let blocks = (taps * k_tap).div_ceil(most).clamp(1, if taps == 1 { usize::MAX } else { taps.max(1) });
-        let cut = move |len: usize, i: usize| len * i / blocks;
-        (0..blocks).map(move |i| {
-            if taps == 1 {
-                KBlock { taps: 0..1, k: cut(k_tap, i)..cut(k_tap, i + 1), first: cut(k_tap, i) }
-            } else {
-                KBlock { taps: cut(taps, i)..cut(taps, i + 1), k: 0..k_tap, first: cut(taps, i) * k_tap }
-            }
-        })
     }
 
     /// Whether neighbouring rows fall into so few sets of a first-level cache (64 sets, 8 ways) that those of one tile evict each
@@ -128,46 +157,85 @@ impl<'a> Operand<'a> {
                 _ => return false,
             },
         };
-        self.m > 1 && stride > 0 && stride.is_multiple_of(COLLIDING)
+        self.m > 1 && stride > 0 && (stride * self.size).is_multiple_of(COLLIDING)
     }
 
-    /// Copies `block` of `rows` next to each other into `scratch`, at a distance that does not collide, and returns that as an
-    /// operand.
-    pub(super) fn gather<'s>(&self, rows: Range<usize>, block: &KBlock, scratch: &'s mut Vec<f32>) -> Operand<'s> {
+    /// Copies `block` of `rows` next to each other into `scratch`, in their own type if that is `ty` and otherwise as f32, at a
+    /// distance that does not collide, and returns that as an operand.
+    ///
+    /// # Panics
+    ///
+    /// If `scratch` is shorter than [`gathered_bytes`].
+    pub(super) fn gather<'s>(
+        &self,
+        isa: Isa,
+        rows: Range<usize>,
+        block: &KBlock,
+        ty: FloatType,
+        scratch: &'s mut [u8],
+    ) -> Operand<'s> {
         let (m, k) = (rows.len(), block.len());
-        let lda = k.next_multiple_of(COLLIDING) + 16;
-        scratch.resize(scratch.len().max(m * lda), 0.0);
-        for (row, out) in rows.zip(scratch.chunks_exact_mut(lda)) {
-            for (tap, out) in block.taps.clone().zip(out.chunks_exact_mut(block.k.len().max(1))) {
-                out.copy_from_slice(&self.tap(row, tap)[block.k.clone()]);
+        let lda = gathered_stride(k, ty.size());
+        let scratch = &mut scratch[..m * lda * ty.size()];
+        if ty == self.ty() {
+            let width = block.k.len() * self.size;
+            for (row, out) in rows.zip(scratch.chunks_exact_mut(lda * self.size)) {
+                for (tap, out) in block.taps.clone().zip(out.chunks_exact_mut(width.max(1))) {
+                    out.copy_from_slice(&self.tap_bytes(row, tap)[block.k.start * self.size..][..width]);
+                }
+            }
+        } else {
+            assert_eq!(ty, FloatType::F32, "what is converted is widened");
+            let floats: &mut [f32] = bytemuck::cast_slice_mut(scratch);
+            for (row, out) in rows.zip(floats.chunks_exact_mut(lda)) {
+                for (tap, out) in block.taps.clone().zip(out.chunks_exact_mut(block.k.len().max(1))) {
+                    match self.tap_start(row, tap) {
+                        Some(at) => self.a.load(isa, at + block.k.start, out),
+                        None => out.fill(0.0),
+                    }
+                }
             }
         }
-        Operand::new(scratch, Rows::Strided { lda }, m, 1, k)
+        Operand::new(Floats::of_bytes(ty, scratch), Rows::Strided { lda }, m, 1, k)
     }
 
-    /// A tap as a slice.
-    fn tap(&self, row: usize, tap: usize) -> &[f32] {
-        match self.rows {
-            Rows::Strided { lda } => &self.a[row * lda..][..self.k_tap],
-            Rows::Indirect { offsets } => match offsets[row * self.taps + tap] {
-                Rows::ZERO if self.k_tap > ZEROS.len() => &self.long_zeros,
-                Rows::ZERO => &ZEROS[..self.k_tap],
-                at => &self.a[at as usize..][..self.k_tap],
-            },
-        }
-    }
-
-    /// The start of a tap: valid for `k_tap` floats if `row < m` and `tap < taps`.
+    /// The first element of a tap, unless it reads zeros.
     #[inline(always)]
-    pub(super) fn tap_ptr(&self, row: usize, tap: usize) -> *const f32 {
-        debug_assert!(row < self.m && tap < self.taps);
+    fn tap_start(&self, row: usize, tap: usize) -> Option<usize> {
         match self.rows {
-            Rows::Strided { lda } => self.a.as_ptr().wrapping_add(row * lda),
+            Rows::Strided { lda } => Some(row * lda),
             Rows::Indirect { offsets } => match offsets[row * self.taps + tap] {
-                Rows::ZERO if self.k_tap > ZEROS.len() => self.long_zeros.as_ptr(),
-                Rows::ZERO => ZEROS.as_ptr(),
-                at => self.a.as_ptr().wrapping_add(at as usize),
+                Rows::ZERO => None,
+                at => Some(at as usize),
             },
         }
     }
+
+    /// What taps in the padding read.
+    fn zeros(&self) -> &[u8] {
+        if self.long_zeros.is_empty() { bytemuck::cast_slice(&ZEROS) } else { bytemuck::cast_slice(&self.long_zeros) }
+    }
+
+    fn tap_bytes(&self, row: usize, tap: usize) -> &[u8] {
+        match self.tap_start(row, tap) {
+            Some(at) => &self.bytes[at * self.size..][..self.k_tap * self.size],
+            None => self.zeros(),
+        }
+    }
+
+    /// The start of a tap: valid for `k_tap` elements of the operand's type if `row < m` and `tap < taps`.
+    #[inline(always)]
+    pub(super) fn tap_ptr(&self, row: usize, tap: usize) -> *const u8 {
+        debug_assert!(row < self.m && tap < self.taps);
+        match self.tap_start(row, tap) {
+            Some(at) => self.bytes.as_ptr().wrapping_add(at * self.size),
+            None => self.zeros().as_ptr(),
+        }
+    }
+}
+
+/// Bytes that [`Operand::gather`] needs for `rows` rows of runs of `k`, whatever their type.
+pub(crate) fn gathered_bytes(rows: usize, taps: usize, k_tap: usize) -> usize {
+    let longest = [false, true].into_iter().flat_map(|even| k_blocks(taps, k_tap, even)).map(|block| block.len()).max();
+    rows * gathered_stride(longest.unwrap_or(0), size_of::<f32>()) * size_of::<f32>()
 }

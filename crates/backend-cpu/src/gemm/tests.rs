@@ -2,44 +2,99 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    Isa, Threads,
-    pack::{MatrixView, pack_panels, panels_len},
-    simd::Activation,
+    Isa, Scratch, Threads,
+    nn::testing::{Compute, Numbers, in_every_type, rounding},
+    pack::{MatrixView, SourceElement, pack_half_panels, pack_panels, pack_scratch, panel_elements},
+    scratch::testing::with_scratch,
+    simd::{Activation, Float, FloatType, Floats},
 };
 
 fn numbers(len: usize, seed: usize) -> Vec<f32> {
     (0..len).map(|i| ((i + seed) * 7919 % 1009) as f32 / 500.0 - 1.0).collect()
 }
 
-fn close(got: f32, want: f64, k: usize) -> bool {
-    (f64::from(got) - want).abs() <= 1e-6 * (k as f64 + 10.0) + 1e-5 * want.abs()
+fn close(got: f32, want: f64, k: usize, rounding: f64) -> bool {
+    (f64::from(got) - want).abs() <= 1e-6 * (k as f64 + 10.0) + (1e-5 + rounding) * want.abs()
 }
 
-fn same_bits(a: &[f32], b: &[f32]) -> bool {
-    a.iter().zip(b).all(|(x, y)| x.to_bits() == y.to_bits())
+/// Panels of one type, as the product wants them.
+enum Packed {
+    F32(Vec<f32>),
+    F16(Vec<half::f16>),
+    Bf16(Vec<half::bf16>),
 }
 
-/// Runs `product` for every instruction set and width of panels, with one and two threads: those of one instruction set must
-/// agree bit for bit.
-fn on_every_kernel(c_len: usize, product: impl Fn(&Threads, Isa, usize, &mut [f32]), check: impl Fn(&[f32])) {
-    for isa in Isa::available() {
-        let run = |nr: usize, count: usize| {
-            let mut c = vec![f32::NAN; c_len];
-            product(&Threads::new(count).unwrap(), isa, nr, &mut c);
-            c
-        };
-        let first = run(panel_width(isa), 1);
-        check(&first);
-        for (nr, count) in panel_widths(isa).flat_map(|nr| [(nr, 1), (nr, 2)]) {
-            assert!(same_bits(&first, &run(nr, count)), "{isa} n{nr}, {count} threads: other bits");
+impl Packed {
+    fn new<T: SourceElement + 'static>(isa: Isa, ty: FloatType, nr: usize, view: MatrixView<'_, T>) -> Packed {
+        let (one, k, n) = (Threads::single(), view.k_len(), view.n_len);
+        let len = panel_elements(ty, k, n, nr);
+        with_scratch(pack_scratch(&one, k, nr), |scratch| match ty {
+            FloatType::F32 => {
+                let mut out = vec![f32::NAN; len];
+                pack_panels(&one, isa, &[view], nr, &mut out);
+                Packed::F32(out)
+            }
+            FloatType::F16 => {
+                let mut out = vec![half::f16::NAN; len];
+                pack_half_panels(&one, isa, &[view], nr, &mut out, scratch);
+                Packed::F16(out)
+            }
+            FloatType::Bf16 => {
+                let mut out = vec![half::bf16::NAN; len];
+                pack_half_panels(&one, isa, &[view], nr, &mut out, scratch);
+                Packed::Bf16(out)
+            }
+        })
+    }
+
+    fn floats(&self) -> Floats<'_> {
+        match self {
+            Packed::F32(x) => x.into(),
+            Packed::F16(x) => x.into(),
+            Packed::Bf16(x) => x.into(),
         }
     }
 }
 
-fn packed(isa: Isa, nr: usize, view: MatrixView<'_>) -> Vec<f32> {
-    let mut out = vec![0.0; panels_len(view.k_len(), view.n_len, nr)];
-    pack_panels(&Threads::single(), isa, &[view], nr, &mut out);
-    out
+/// A product by [`gemm`], run with every width of panels: those must agree bit for bit.
+struct Gemm<'a> {
+    sizes: [usize; 4],
+    a: Floats<'a>,
+    rows: Rows<'a>,
+    weight: MatrixView<'a>,
+    b: FloatType,
+    ldc: usize,
+    epilogue: Epilogue<'a>,
+}
+
+impl Gemm<'_> {
+    fn shape(&self, nr: usize, c: FloatType) -> GemmShape {
+        let [m, n, k_tap, taps] = self.sizes;
+        GemmShape { m, n, k_tap, taps, nr, a: self.a.ty(), b: self.b, c }
+    }
+}
+
+impl Compute for Gemm<'_> {
+    fn run<T: Float>(&self, threads: &Threads, isa: Isa, out: &mut [T], scratch: &mut Scratch<'_>) {
+        let Gemm { sizes: [m, n, k_tap, taps], a, rows, ldc, epilogue, .. } = *self;
+        let mut first: Option<Vec<u8>> = None;
+        for nr in panel_widths_of(isa, self.b) {
+            let b = Packed::new(isa, self.b, nr, self.weight.clone());
+            let (b, c) = (b.floats(), &mut *out);
+            gemm(threads, isa, GemmArgs { m, n, k_tap, taps, a, rows, b, nr, c, ldc, epilogue }, scratch);
+            let bits: Vec<u8> = bytemuck::cast_slice(out).to_vec();
+            assert!(first.is_none_or(|first| first == bits), "{isa} n{nr}: other bits");
+            first = Some(bits);
+        }
+    }
+
+    fn scratch(&self, threads: &Threads, isa: Isa, out: FloatType) -> usize {
+        panel_widths_of(isa, self.b).map(|nr| self.shape(nr, out).scratch(isa, threads)).max().unwrap()
+    }
+}
+
+fn any_type() -> impl Strategy<Value = FloatType> {
+    prop::sample::select(&FloatType::ALL[..])
 }
 
 fn act64(activation: Activation, x: f64) -> f64 {
@@ -57,31 +112,34 @@ proptest! {
         m in 1usize..80, n in 1usize..100, k in 0usize..70, pad in 0usize..3,
         activation in prop::sample::select(&Activation::ALL[..]),
         bias: bool, residual: bool, act_before_residual: bool,
+        types in prop::array::uniform4(any_type()),
     ) {
         let (lda, ldc) = (k + pad, n + pad);
-        let (a, w) = (numbers(m * lda, 1), numbers(n * k, 2));
-        let (bias_data, residual_data) = (numbers(n, 3), numbers(m * n, 4));
+        let (a, w) = (Numbers::new(types[0], &numbers(m * lda, 1)), Numbers::new(types[1], &numbers(n * k, 2)));
+        let bias_data = Numbers::new(types[2], &numbers(n, 3));
+        let residual_data = Numbers::new(types[3], &numbers(m * n, 4));
         let epilogue = Epilogue {
-            bias: bias.then_some(&bias_data[..]),
-            residual: residual.then_some(Residual { data: &residual_data, ld: n }),
+            bias: bias.then(|| bias_data.floats()),
+            residual: residual.then(|| Residual { data: residual_data.floats(), ld: n }),
             activation,
             act_before_residual,
         };
-        on_every_kernel(m * ldc, |threads, isa, nr, c| {
-            let b = packed(isa, nr, MatrixView::linear(&w, n, k));
-            let rows = Rows::Strided { lda };
-            gemm(threads, isa, GemmArgs { m, n, k_tap: k, taps: 1, a: &a, rows, b: &b, nr, c, ldc, epilogue });
-        }, |c| {
+        let weight: Vec<f32> = (0..n * k).map(|i| w.at(i) as f32).collect();
+        let product = Gemm {
+            sizes: [m, n, k, 1], a: a.floats(), rows: Rows::Strided { lda },
+            weight: MatrixView::linear(&weight, n, k), b: types[1], ldc, epilogue,
+        };
+        in_every_type(m * ldc, &product, |c, rounding| {
             for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
-                let dot: f64 = (0..k).map(|t| f64::from(a[i * lda + t]) * f64::from(w[j * k + t])).sum();
-                let x = dot + if bias { f64::from(bias_data[j]) } else { 0.0 };
-                let r = if residual { f64::from(residual_data[i * n + j]) } else { 0.0 };
+                let dot: f64 = (0..k).map(|t| a.at(i * lda + t) * w.at(j * k + t)).sum();
+                let x = dot + if bias { bias_data.at(j) } else { 0.0 };
+                let r = if residual { residual_data.at(i * n + j) } else { 0.0 };
                 let want =
                     if act_before_residual { act64(activation, x) + r } else { act64(activation, x + r) };
-                assert!(close(c[i * ldc + j], want, k), "at {i}, {j}: {} for {want}", c[i * ldc + j]);
+                assert!(close(c[i * ldc + j], want, k, rounding), "at {i}, {j}: {} for {want}", c[i * ldc + j]);
             }
             for i in 0..m {
-                assert!(c[i * ldc + n..(i + 1) * ldc].iter().all(|x| x.is_nan()), "wrote between the rows");
+                assert!(c[i * ldc + n..(i + 1) * ldc].iter().all(|x| *x == 0.0), "wrote between the rows");
             }
         });
     }
@@ -90,6 +148,7 @@ proptest! {
     fn convolutions(
         batch in 1usize..3, ic in 1usize..20, oc in 1usize..40, h in 3usize..9, w in 3usize..9,
         kernel in 1usize..4, stride in 1usize..3, dilation in 1usize..3, padding in 0usize..3,
+        types in prop::array::uniform2(any_type()),
     ) {
         let reach = dilation * (kernel - 1) + 1;
         prop_assume!(h + 2 * padding >= reach && w + 2 * padding >= reach);
@@ -102,16 +161,18 @@ proptest! {
             dilation: [dilation; 2],
             padding: [padding; 2],
         };
-        let (image, weight) = (numbers(batch * h * w * ic, 5), numbers(oc * ic * kernel * kernel, 6));
+        let image = Numbers::new(types[0], &numbers(batch * h * w * ic, 5));
+        let weight = Numbers::new(types[1], &numbers(oc * ic * kernel * kernel, 6));
         let mut offsets = vec![0; conv.pixels() * conv.taps()];
         conv2d_offsets(&conv, ic, &mut offsets);
-        on_every_kernel(conv.pixels() * oc, |threads, isa, nr, c| {
-            let b = packed(isa, nr, MatrixView::conv2d(&weight, [oc, ic, kernel, kernel]));
-            gemm(threads, isa, GemmArgs {
-                m: conv.pixels(), n: oc, k_tap: ic, taps: conv.taps(), a: &image,
-                rows: Rows::Indirect { offsets: &offsets }, b: &b, nr, c, ldc: oc, epilogue: Epilogue::default(),
-            });
-        }, |c| {
+        let rounded: Vec<f32> = (0..oc * ic * kernel * kernel).map(|i| weight.at(i) as f32).collect();
+        let product = Gemm {
+            sizes: [conv.pixels(), oc, ic, conv.taps()], a: image.floats(),
+            rows: Rows::Indirect { offsets: &offsets },
+            weight: MatrixView::conv2d(&rounded, [oc, ic, kernel, kernel]), b: types[1], ldc: oc,
+            epilogue: Epilogue::default(),
+        };
+        in_every_type(conv.pixels() * oc, &product, |c, rounding| {
             for (i, got) in c.iter().enumerate() {
                 let (o, pixel) = (i % oc, i / oc);
                 let (x, y) = (pixel % conv.output[1], pixel / conv.output[1] % conv.output[0]);
@@ -120,11 +181,11 @@ proptest! {
                 for (ky, kx) in (0..kernel).flat_map(|ky| (0..kernel).map(move |kx| (ky, kx))) {
                     let (Some(sy), Some(sx)) = (conv.source(0, y, ky), conv.source(1, x, kx)) else { continue };
                     for ch in 0..ic {
-                        let pixel = image[((image_at * h + sy) * w + sx) * ic + ch];
-                        want += f64::from(pixel) * f64::from(weight[((o * ic + ch) * kernel + ky) * kernel + kx]);
+                        let pixel = image.at(((image_at * h + sy) * w + sx) * ic + ch);
+                        want += pixel * weight.at(((o * ic + ch) * kernel + ky) * kernel + kx);
                     }
                 }
-                assert!(close(*got, want, ic * kernel * kernel));
+                assert!(close(*got, want, ic * kernel * kernel, rounding), "{got} for {want}");
             }
         });
     }
@@ -132,44 +193,88 @@ proptest! {
     #[test]
     fn batched_products(
         batches in 1usize..5, m in 1usize..30, n in 1usize..50, k in 1usize..40,
-        transposed: bool, shared: bool,
+        transposed: bool, shared: bool, types in prop::array::uniform2(any_type()),
     ) {
-        let (a, b) = (numbers(batches * m * k, 7), numbers(batches * n * k, 8));
-        let (ld, b_batch) = (if transposed { k } else { n }, if shared { 0 } else { n * k });
-        on_every_kernel(batches * m * n, |threads, isa, _, c| {
-            let args = MatmulArgs {
-                batches, m, n, k, a: &a, lda: k, a_batch: m * k, b: DynamicB { data: &b, ld, transposed }, b_batch,
-                c, ldc: n, c_batch: m * n, epilogue: Epilogue::default(),
-            };
-            let mut scratch = vec![f32::NAN; args.scratch_len(isa)];
-            matmul(threads, isa, args, &mut scratch);
-        }, |c| {
+        let a = Numbers::new(types[0], &numbers(batches * m * k, 7));
+        let b = Numbers::new(types[1], &numbers(batches * n * k, 8));
+        let product = Batch { sizes: [batches, m, n, k], a: a.floats(), b: b.floats(), transposed, shared };
+        in_every_type(batches * m * n, &product, |c, rounding| {
             for (at, got) in c.iter().enumerate() {
                 let (batch, i, j) = (at / n / m, at / n % m, at % n);
-                let entry = |t| b[batch * b_batch + if transposed { j * k + t } else { t * n + j }];
-                let want: f64 = (0..k).map(|t| f64::from(a[(batch * m + i) * k + t]) * f64::from(entry(t))).sum();
-                assert!(close(*got, want, k));
+                let first = if shared { 0 } else { batch * n * k };
+                let entry = |t| b.at(first + if transposed { j * k + t } else { t * n + j });
+                let want: f64 = (0..k).map(|t| a.at((batch * m + i) * k + t) * entry(t)).sum();
+                assert!(close(*got, want, k, rounding), "{got} for {want}");
             }
         });
     }
 }
 
-/// A row has the same bits alone and among others, and a product large enough for several tasks is still right.
+struct Batch<'a> {
+    sizes: [usize; 4],
+    a: Floats<'a>,
+    b: Floats<'a>,
+    transposed: bool,
+    shared: bool,
+}
+
+impl Compute for Batch<'_> {
+    fn run<T: Float>(&self, threads: &Threads, isa: Isa, c: &mut [T], scratch: &mut Scratch<'_>) {
+        let Batch { sizes: [batches, m, n, k], a, b, transposed, shared } = *self;
+        let (ld, b_batch) = (if transposed { k } else { n }, if shared { 0 } else { n * k });
+        let args = MatmulArgs {
+            batches,
+            m,
+            n,
+            k,
+            a,
+            lda: k,
+            a_batch: m * k,
+            b: DynamicB { data: b, ld, transposed },
+            b_batch,
+            c,
+            ldc: n,
+            c_batch: m * n,
+            epilogue: Epilogue::default(),
+        };
+        matmul(threads, isa, args, scratch);
+    }
+
+    fn scratch(&self, threads: &Threads, isa: Isa, c: FloatType) -> usize {
+        let Batch { sizes: [batches, m, n, k], a, b, shared, .. } = *self;
+        MatmulShape { batches, shared_b: shared, m, n, k, a: a.ty(), b: b.ty(), c }.scratch(isa, threads)
+    }
+}
+
+/// A row has the same bits alone and among others, and a product large enough for several tasks and runs of `k` is still right.
 #[test]
 fn rows_do_not_depend_on_the_batch() {
-    let (m, n, k) = (150, 330, 257);
+    let (m, n, k) = (150, 330, 2571);
     let (a, w) = (numbers(m * k, 1), numbers(n * k, 2));
-    for (isa, nr) in Isa::available().into_iter().flat_map(|isa| panel_widths(isa).map(move |nr| (isa, nr))) {
-        let b = packed(isa, nr, MatrixView::linear(&w, n, k));
-        let product = |threads: &Threads, a: &[f32], m: usize| {
-            let mut c = vec![0.0; m * n];
-            let (rows, epilogue) = (Rows::Strided { lda: k }, Epilogue::default());
-            gemm(threads, isa, GemmArgs { m, n, k_tap: k, taps: 1, a, rows, b: &b, nr, c: &mut c, ldc: n, epilogue });
-            c
-        };
-        let all = product(&Threads::new(2).unwrap(), &a, m);
-        for i in [0, 1, 77, 149] {
-            assert_eq!(all[i * n..(i + 1) * n], product(&Threads::single(), &a[i * k..(i + 1) * k], 1));
+    let exact = |i: usize, j: usize| (0..k).map(|t| f64::from(a[i * k + t]) * f64::from(w[j * k + t])).sum::<f64>();
+    for (ty, isa) in FloatType::ALL.into_iter().flat_map(|ty| Isa::available().into_iter().map(move |isa| (ty, isa))) {
+        for nr in panel_widths_of(isa, ty) {
+            let (b, a) = (Packed::new(isa, ty, nr, MatrixView::linear(&w, n, k)), Numbers::new(ty, &a));
+            let product = |threads: &Threads, a: Floats<'_>, m: usize| {
+                let mut c = vec![half::bf16::ZERO; m * n];
+                let (rows, epilogue, b) = (Rows::Strided { lda: k }, Epilogue::default(), b.floats());
+                let shape = GemmShape { m, n, k_tap: k, taps: 1, nr, a: ty, b: ty, c: FloatType::Bf16 };
+                let args = GemmArgs { m, n, k_tap: k, taps: 1, a, rows, b, nr, c: &mut c, ldc: n, epilogue };
+                with_scratch(shape.scratch(isa, threads), |scratch| gemm(threads, isa, args, scratch));
+                c
+            };
+            let all = product(&Threads::new(2).unwrap(), a.floats(), m);
+            assert!(all == product(&Threads::single(), a.floats(), m), "{isa}: threads disagree");
+            for i in [0, 1, 77, 149] {
+                let row = a.floats().from(i * k).first(k);
+                assert_eq!(all[i * n..(i + 1) * n], product(&Threads::single(), row, 1));
+                // The operands of `exact` are not rounded; their errors average out.
+                let bound = (rounding(ty) * 40.0 + rounding(FloatType::Bf16)) * 20.0 + 1e-3;
+                for j in [0, n - 1] {
+                    let (got, want) = (f64::from(all[i * n + j].to_f32()), exact(i, j));
+                    assert!((got - want).abs() <= bound + want.abs() / 200.0, "{isa} {ty:?}: {got} for {want}");
+                }
+            }
         }
     }
 }
@@ -178,13 +283,13 @@ fn rows_do_not_depend_on_the_batch() {
 #[should_panic(expected = "no kernel of portable takes panels of 48 columns")]
 fn a_width_without_a_kernel_is_refused() {
     let (rows, epilogue) = (Rows::Strided { lda: 1 }, Epilogue::default());
-    let (a, b, c) = (&[0.0], &[0.0; 48], &mut [0.0]);
+    let (a, b, c) = (Floats::F32(&[0.0]), Floats::F32(&[0.0; 48]), &mut [0.0f32]);
     let args = GemmArgs { m: 1, n: 1, k_tap: 1, taps: 1, a, rows, b, nr: 48, c, ldc: 1, epilogue };
-    gemm(&Threads::single(), Isa::Portable, args);
+    gemm(&Threads::single(), Isa::Portable, args, &mut Scratch::none());
 }
 
 #[test]
 #[should_panic(expected = "beyond A")]
 fn an_offset_beyond_the_image_is_refused() {
-    Operand::new(&[0.0; 10], Rows::Indirect { offsets: &[0, Rows::ZERO, 7, 3] }, 2, 2, 4);
+    Operand::new(Floats::F32(&[0.0; 10]), Rows::Indirect { offsets: &[0, Rows::ZERO, 7, 3] }, 2, 2, 4);
 }

@@ -9,11 +9,12 @@ use regraft_tensor::DType;
 
 use super::{
     CpuKernel, Cx, Family,
-    support::{elements, elements_mut, expect_f32, expect_plain, operand, optional, read, unsupported},
+    support::{Types, all_floats, expect_plain, operand, optional, read, unsupported},
 };
 use crate::{
-    Isa,
-    nn::attention::{AttentionArgs, HeadStrides, HeadTensor, Mask, MaskValues, attention},
+    Isa, Scratch,
+    nn::attention::{AttentionArgs, AttentionShape, HeadStrides, HeadTensor, Mask, MaskValues, attention},
+    simd::{FloatType, Floats, with_floats_mut},
 };
 
 const ATTENTION: &str = "attention.blocks";
@@ -22,9 +23,12 @@ pub(super) const FAMILY: Family = Family { ids: &[ATTENTION], candidates, reads_
 
 fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
     let Op::Attention(_) = op else { return Vec::new() };
-    let floats = inputs[..3].iter().flatten().all(|o| o.ty.dtype == DType::F32);
-    let mask = inputs.get(3).copied().flatten().is_none_or(|m| matches!(m.ty.dtype, DType::F32 | DType::Bool));
-    if floats && mask { vec![Candidate::plain(ATTENTION)] } else { Vec::new() }
+    let mask = inputs.get(3).copied().flatten().is_none_or(|m| is_mask(m.ty.dtype));
+    if all_floats(&inputs[..3]) && mask { vec![Candidate::plain(ATTENTION)] } else { Vec::new() }
+}
+
+fn is_mask(dtype: DType) -> bool {
+    dtype == DType::Bool || FloatType::of(dtype).is_some()
 }
 
 fn reads_strided(_: &Op, index: usize, operand: &Operand<'_>) -> bool {
@@ -34,6 +38,7 @@ fn reads_strided(_: &Op, index: usize, operand: &Operand<'_>) -> bool {
 struct Prepared {
     cx: Cx,
     op: Attention,
+    types: Types,
     q: ([usize; 4], HeadStrides),
     k: ([usize; 4], HeadStrides),
     v: ([usize; 4], HeadStrides),
@@ -43,9 +48,9 @@ struct Prepared {
 fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendError> {
     let Op::Attention(op) = node.op else { return Err(unsupported(node, "it is no attention")) };
     expect_plain(node, 0..4)?;
-    expect_f32(node, 0..3)?;
-    if optional(node, 3).is_some_and(|m| !matches!(m.dtype, DType::F32 | DType::Bool)) {
-        return Err(unsupported(node, "a mask is f32 or bool"));
+    let types = Types::expect(node, 0..3)?;
+    if optional(node, 3).is_some_and(|m| !is_mask(m.dtype)) {
+        return Err(unsupported(node, "a mask is of floats or bool"));
     }
     let head = |index: usize| {
         let o = operand(node, index)?;
@@ -56,7 +61,7 @@ fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendEr
         if whole { Ok((shape, HeadStrides { batch, head, seq })) } else { Err(unsupported(node, "strided heads")) }
     };
     let mask = optional(node, 3).map(|m| (m.dtype, mask_strides(&m)));
-    Ok(Box::new(Prepared { cx: cx.clone(), op: op.clone(), q: head(0)?, k: head(1)?, v: head(2)?, mask }))
+    Ok(Box::new(Prepared { cx: cx.clone(), op: op.clone(), types, q: head(0)?, k: head(1)?, v: head(2)?, mask }))
 }
 
 /// Strides of a mask along batch, head, query and key; 0 where it broadcasts.
@@ -70,7 +75,7 @@ fn mask_strides(mask: &Operand<'_>) -> [usize; 4] {
 }
 
 impl Prepared {
-    fn args<'a>(&self, q: &'a [f32], k: &'a [f32], v: &'a [f32], mask: Option<MaskValues<'a>>) -> AttentionArgs<'a> {
+    fn args<'a>(&self, [q, k, v]: [Floats<'a>; 3], mask: Option<MaskValues<'a>>) -> AttentionArgs<'a> {
         let ([batch, heads, q_len, head_dim], [_, kv_heads, kv_len, _]) = (self.q.0, self.k.0);
         let value_dim = self.v.0[3];
         let (head, seq) = match self.op.out {
@@ -99,20 +104,23 @@ impl Prepared {
 
 impl CpuKernel for Prepared {
     fn scratch(&self) -> usize {
-        4 * self.args(&[], &[], &[], None).scratch_len(self.cx.isa, &self.cx.threads)
+        let ([batch, .., head_dim], [_, kv_heads, kv_len, _], value_dim) = (self.q.0, self.k.0, self.v.0[3]);
+        let types = [self.types.of(1), self.types.of(2), self.types.out()];
+        let shape = AttentionShape { batch, kv_heads, kv_len, head_dim, value_dim, types };
+        shape.scratch(self.cx.isa, &self.cx.threads)
     }
 
     fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]], scratch: &mut [u8]) -> Result<(), DataError> {
-        let operand = |i: usize| elements(read(inputs, i));
-        let mask = self.mask.map(|(dtype, _)| match dtype {
-            DType::Bool => MaskValues::Keep(read(inputs, 3)),
-            _ => MaskValues::Add(operand(3)),
+        let mask = self.mask.map(|(dtype, _)| match FloatType::of(dtype) {
+            None => MaskValues::Keep(read(inputs, 3)),
+            Some(ty) => MaskValues::Add(Floats::of_bytes(ty, read(inputs, 3))),
         });
-        let args = self.args(operand(0), operand(1), operand(2), mask);
-        let out = elements_mut(outputs[0]);
-        if !out.is_empty() {
-            attention(&self.cx.threads, self.cx.isa, &args, out, elements_mut(scratch));
-        }
+        let args = self.args([0, 1, 2].map(|i| self.types.read(inputs, i)), mask);
+        with_floats_mut!(self.types.out(), &mut *outputs[0], out => {
+            if !out.is_empty() {
+                attention(&self.cx.threads, self.cx.isa, &args, out, &mut Scratch::new(scratch));
+            }
+        });
         Ok(())
     }
 }

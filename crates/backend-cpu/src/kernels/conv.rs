@@ -9,21 +9,22 @@ use regraft_ir::{
     Op, TensorType,
     ops::{Conv, Permute, Reshape, SpatialLayout},
 };
-use regraft_tensor::{DType, Dim};
+use regraft_tensor::Dim;
 
 use super::{
     CpuKernel, Cx, Family,
     linear::activation,
     support::{
-        all_are, elements, elements_mut, expect_f32, expect_panels, expect_plain, operand, optional_f32, read,
-        unsupported,
+        Types, all_floats, elements, elements_mut, expect_panels, expect_plain, operand, unsupported, with_size,
     },
 };
 use crate::{
-    Isa,
+    Isa, Scratch,
     format::Panels,
-    gemm::{Conv2d, Epilogue, GemmArgs, Residual, Rows, conv2d_offsets, gemm, panel_widths},
+    gemm::{Conv2d, Epilogue, GemmArgs, GemmShape, Residual, Rows, conv2d_offsets, gemm, panel_widths_of},
     nn::im2col::im2col,
+    scratch::bytes_of,
+    simd::{Float, FloatType, Floats, with_floats_mut},
 };
 
 const PANELS: &str = "conv.panels";
@@ -42,9 +43,9 @@ fn candidates(isa: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&Tenso
     let (Some(x), Some(w)) = (inputs[0], inputs[1]) else { return Vec::new() };
     let Some(weight) = w.ty.sizes() else { return Vec::new() };
     let images = op.layout == SpatialLayout::Nhwc && matches!(x.ty.rank(), 3 | 4);
-    if !images || !w.known || !all_are(inputs, DType::F32) {
+    let Some(ty) = FloatType::of(w.ty.dtype).filter(|_| images && w.known && all_floats(inputs)) else {
         return Vec::new();
-    }
+    };
     let taps: usize = weight[2..].iter().product();
     let kernels: &[&str] = match op.groups == 1 && taps > 1 {
         false => &[PANELS],
@@ -52,10 +53,10 @@ fn candidates(isa: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&Tenso
         true => &[PANELS, IM2COL],
     };
     let packed = |kernel: &str, nr| {
-        let (prepare, format) = (matrix_of(&weight, op.groups), Panels { nr }.id());
+        let (prepare, format) = (matrix_of(&weight, op.groups), Panels { ty, nr }.id());
         Candidate { kernel: KernelId::new(kernel), weights: vec![WeightLayout { operand: 1, prepare, format }] }
     };
-    kernels.iter().flat_map(|kernel| panel_widths(isa).map(|nr| packed(kernel, nr))).collect()
+    kernels.iter().flat_map(|kernel| panel_widths_of(isa, ty).map(|nr| packed(kernel, nr))).collect()
 }
 
 /// The ops that make `[groups?, taps·channels, out/groups]` of a weight `[out, channels, kernel...]`.
@@ -116,7 +117,8 @@ struct Prepared {
     geometry: Conv2d,
     /// Channels of the input and the output, all groups.
     channels: (usize, usize),
-    /// Floats of one group's panels.
+    types: Types,
+    /// Elements of one group's panels.
     panels: usize,
     /// Columns of a panel.
     nr: usize,
@@ -133,10 +135,10 @@ fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendEr
     let (channels, columns) = (w.shape[1] * op.groups, w.shape[0] / op.groups);
     let k = geometry.taps() * w.shape[1];
     let matrix = if op.groups == 1 { vec![k, columns] } else { vec![op.groups, k, columns] };
-    let nr = expect_panels(node, cx.isa, 1, &matrix)?;
+    let format = expect_panels(node, cx.isa, 1, &matrix)?;
     expect_plain(node, [0, 2, 3])?;
-    expect_f32(node, 0..4)?;
-    let panels = crate::pack::panels_len(k, columns, nr);
+    let types = Types::expect(node, 0..4)?;
+    let (nr, panels) = (format.nr, format.matrix_bytes(k, columns) / format.ty.size());
     let windows = if node.kernel.0 == IM2COL {
         if op.groups != 1 {
             return Err(unsupported(node, "windows of groups are not written out"));
@@ -146,7 +148,7 @@ fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendEr
         windows(&geometry, channels).ok_or_else(|| unsupported(node, "the image is too large"))?
     };
     let channels = (channels, w.shape[0]);
-    Ok(Box::new(Prepared { cx: cx.clone(), op: op.clone(), geometry, channels, panels, nr, windows }))
+    Ok(Box::new(Prepared { cx: cx.clone(), op: op.clone(), geometry, channels, types, panels, nr, windows }))
 }
 
 fn windows(geometry: &Conv2d, channels: usize) -> Option<Windows> {
@@ -171,18 +173,24 @@ struct Part<'a> {
     m: usize,
     /// First pixel of the result.
     first: usize,
-    a: &'a [f32],
+    a: Floats<'a>,
     rows: Rows<'a>,
     taps: usize,
     k_tap: usize,
 }
 
 impl Prepared {
-    fn multiply(&self, part: &Part<'_>, inputs: &[Option<&[u8]>], out: &mut [f32]) {
+    /// The shape of one group's product of `m` pixels.
+    fn shape(&self, m: usize, taps: usize, k_tap: usize) -> GemmShape {
+        let (a, b, c) = (self.types.of(0), self.types.of(1), self.types.out());
+        GemmShape { m, n: self.channels.1 / self.op.groups, k_tap, taps, nr: self.nr, a, b, c }
+    }
+
+    fn multiply<C: Float>(&self, part: &Part<'_>, inputs: &[Option<&[u8]>], out: &mut [C], scratch: &mut Scratch<'_>) {
         let (channels, columns) = self.channels;
         let (group_in, group_out) = (channels / self.op.groups, columns / self.op.groups);
-        let (bias, residual) = (optional_f32(inputs, 2), optional_f32(inputs, 3));
-        let start = part.first * columns;
+        let (bias, residual) = (self.types.optional(inputs, 2), self.types.optional(inputs, 3));
+        let (b, start) = (self.types.read(inputs, 1), part.first * columns);
         for group in 0..self.op.groups {
             let first = group * group_out;
             let args = GemmArgs {
@@ -190,20 +198,20 @@ impl Prepared {
                 n: group_out,
                 k_tap: part.k_tap,
                 taps: part.taps,
-                a: &part.a[group * group_in..],
+                a: part.a.from(group * group_in),
                 rows: part.rows,
-                b: &elements(read(inputs, 1))[group * self.panels..][..self.panels],
+                b: b.from(group * self.panels).first(self.panels),
                 nr: self.nr,
                 c: &mut out[start + first..],
                 ldc: columns,
                 epilogue: Epilogue {
-                    bias: bias.map(|b| &b[first..][..group_out]),
-                    residual: residual.map(|data| Residual { data: &data[start + first..], ld: columns }),
+                    bias: bias.map(|b| b.from(first).first(group_out)),
+                    residual: residual.map(|data| Residual { data: data.from(start + first), ld: columns }),
                     activation: activation(self.op.act),
                     act_before_residual: self.op.act_first,
                 },
             };
-            gemm(&self.cx.threads, self.cx.isa, args);
+            gemm(&self.cx.threads, self.cx.isa, args, scratch);
         }
     }
 
@@ -213,50 +221,45 @@ impl Prepared {
         (one, one.taps() * self.channels.0)
     }
 
-    /// Windows written out into `columns`, image by image.
-    fn multiply_columns(&self, x: &[f32], inputs: &[Option<&[u8]>], columns: &mut [f32], out: &mut [f32]) {
+    /// Bytes of one image's windows written out.
+    fn columns(&self) -> usize {
         let (one, k) = self.one_image();
+        one.pixels() * k * self.types.of(0).size()
+    }
+
+    /// Windows written out, image by image.
+    fn multiply_columns<C: Float>(&self, x: &[u8], inputs: &[Option<&[u8]>], out: &mut [C], scratch: &mut Scratch<'_>) {
+        let ((one, k), ty) = (self.one_image(), self.types.of(0));
         let image = one.input[0] * one.input[1] * self.channels.0;
+        let columns = scratch.take::<u8>(self.columns());
         for i in 0..self.geometry.batch {
-            im2col(&self.cx.threads, &one, self.channels.0, &x[i * image..][..image], k, columns);
+            let x = &x[i * image * ty.size()..][..image * ty.size()];
+            with_size!(ty.size(), T => {
+                let (x, columns) = (elements::<T>(x), elements_mut(columns));
+                im2col(&self.cx.threads, &one, self.channels.0, x, k, columns);
+            });
             let part = Part {
                 m: one.pixels(),
                 first: i * one.pixels(),
-                a: columns,
+                a: Floats::of_bytes(ty, columns),
                 rows: Rows::Strided { lda: k },
                 taps: 1,
                 k_tap: k,
             };
-            self.multiply(&part, inputs, out);
-        }
-    }
-}
-
-impl CpuKernel for Prepared {
-    fn scratch(&self) -> usize {
-        match self.windows {
-            Windows::Columns => {
-                let (one, k) = self.one_image();
-                4 * one.pixels() * k
-            }
-            Windows::Pixels | Windows::Offsets { .. } => 0,
+            self.multiply(&part, inputs, out, scratch);
         }
     }
 
-    fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]], scratch: &mut [u8]) -> Result<(), DataError> {
+    fn compute<C: Float>(&self, inputs: &[Option<&[u8]>], out: &mut [C], scratch: &mut Scratch<'_>) {
         let geometry = &self.geometry;
         let (channels, k_tap) = (self.channels.0, self.channels.0 / self.op.groups);
         let image = geometry.input[0] * geometry.input[1] * channels;
-        let x = &elements::<f32>(read(inputs, 0))[..geometry.batch * image];
-        let out = elements_mut::<f32>(outputs[0]);
-        if out.is_empty() {
-            return Ok(());
-        }
+        let x = self.types.read(inputs, 0).first(geometry.batch * image);
         match &self.windows {
             Windows::Pixels => {
                 let rows = Rows::Strided { lda: channels };
                 let part = Part { m: geometry.pixels(), first: 0, a: x, rows, taps: 1, k_tap };
-                self.multiply(&part, inputs, out);
+                self.multiply(&part, inputs, out, scratch);
             }
             Windows::Offsets { images, offsets } => {
                 let pixels = geometry.output[0] * geometry.output[1];
@@ -265,16 +268,44 @@ impl CpuKernel for Prepared {
                     let part = Part {
                         m: count * pixels,
                         first: first * pixels,
-                        a: &x[first * image..][..count * image],
+                        a: x.from(first * image).first(count * image),
                         rows: Rows::Indirect { offsets: &offsets[..count * pixels * geometry.taps()] },
                         taps: geometry.taps(),
                         k_tap,
                     };
-                    self.multiply(&part, inputs, out);
+                    self.multiply(&part, inputs, out, scratch);
                 }
             }
-            Windows::Columns => self.multiply_columns(x, inputs, elements_mut(scratch), out),
+            Windows::Columns => self.multiply_columns(x.bytes(), inputs, out, scratch),
         }
+    }
+}
+
+impl CpuKernel for Prepared {
+    fn scratch(&self) -> usize {
+        let (taps, k_tap) = (self.geometry.taps(), self.channels.0 / self.op.groups);
+        let product = |m, taps, k_tap| self.shape(m, taps, k_tap).scratch(self.cx.isa, &self.cx.threads);
+        match &self.windows {
+            Windows::Pixels => product(self.geometry.pixels(), 1, k_tap),
+            Windows::Offsets { images, .. } => {
+                // A last part of fewer images has fewer rows, and so more of them may share a task's run of `k`.
+                let pixels = self.geometry.output[0] * self.geometry.output[1];
+                let rest = self.geometry.batch % images;
+                product(images * pixels, taps, k_tap).max(product(rest * pixels, taps, k_tap))
+            }
+            Windows::Columns => {
+                let (one, k) = self.one_image();
+                bytes_of::<u8>(self.columns()) + product(one.pixels(), 1, k)
+            }
+        }
+    }
+
+    fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]], scratch: &mut [u8]) -> Result<(), DataError> {
+        with_floats_mut!(self.types.out(), &mut *outputs[0], out => {
+            if !out.is_empty() {
+                self.compute(inputs, out, &mut Scratch::new(scratch));
+            }
+        });
         Ok(())
     }
 }

@@ -7,22 +7,21 @@ use regraft_ir::{
     Op, TensorType,
     ops::{Conv, Permute, Reshape, SpatialLayout},
 };
-use regraft_tensor::{DType, Dim};
+use regraft_tensor::Dim;
 
 use super::{
     CpuKernel, Cx, Family,
     conv::geometry,
     linear::activation,
-    support::{
-        all_are, elements, elements_mut, expect_f32, expect_packed, expect_plain, operand, optional, optional_f32,
-        read, unsupported,
-    },
+    support::{Types, all_floats, expect_packed, expect_plain, operand, optional, unsupported},
 };
 use crate::{
-    Isa,
+    Isa, Scratch,
     format::Panels,
     gemm::Conv2d,
-    nn::depthwise::{DepthwiseArgs, depthwise, tap_stride},
+    nn::depthwise::{DepthwiseArgs, depthwise, depthwise_scratch, tap_stride},
+    pack::panel_bytes,
+    simd::{FloatType, with_floats_mut},
 };
 
 const TAPS: &str = "conv.depthwise";
@@ -39,10 +38,11 @@ fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorT
     let (Some(x), Some(w)) = (inputs[0], inputs[1]) else { return Vec::new() };
     let Some(weight) = w.ty.sizes() else { return Vec::new() };
     let residual = inputs.get(3).copied().flatten().is_some();
-    if !w.known || residual || !all_are(inputs, DType::F32) || !is_depthwise(op, &weight, x.ty.rank()) {
+    if !w.known || residual || !all_floats(inputs) || !is_depthwise(op, &weight, x.ty.rank()) {
         return Vec::new();
     }
-    let layout = WeightLayout { operand: 1, prepare: taps_of(&weight), format: format(weight[0]) };
+    let Some(ty) = FloatType::of(w.ty.dtype) else { return Vec::new() };
+    let layout = WeightLayout { operand: 1, prepare: taps_of(&weight), format: format(ty, weight[0]) };
     vec![Candidate { kernel: KernelId::new(TAPS), weights: vec![layout] }]
 }
 
@@ -53,8 +53,8 @@ fn taps_of(weight: &[usize]) -> Vec<Op> {
 }
 
 /// One panel: all channels of a tap side by side, padded to whole vectors.
-fn format(channels: usize) -> FormatId {
-    Panels { nr: tap_stride(channels) }.id()
+fn format(ty: FloatType, channels: usize) -> FormatId {
+    Panels { ty, nr: tap_stride(channels) }.id()
 }
 
 fn reads_strided(_: &Op, _: usize, _: &Operand<'_>) -> bool {
@@ -64,6 +64,7 @@ fn reads_strided(_: &Op, _: usize, _: &Operand<'_>) -> bool {
 struct Prepared {
     cx: Cx,
     op: Conv,
+    types: Types,
     geometry: Conv2d,
     channels: usize,
 }
@@ -75,28 +76,34 @@ fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendEr
         return Err(unsupported(node, "it is not depthwise"));
     }
     let (channels, taps) = (w.shape[0], w.shape[2..].iter().product());
-    expect_packed(node, 1, &format(channels), &[taps, channels])?;
+    let types = Types::expect(node, 0..3)?;
+    expect_packed(node, 1, &format(types.of(1), channels), &[taps, channels])?;
     expect_plain(node, [0, 2])?;
-    expect_f32(node, 0..3)?;
     let geometry = geometry(op, x.shape, &w.shape[2..], node.outputs[0].shape);
-    Ok(Box::new(Prepared { cx: cx.clone(), op: op.clone(), geometry, channels }))
+    Ok(Box::new(Prepared { cx: cx.clone(), op: op.clone(), types, geometry, channels }))
 }
 
 impl CpuKernel for Prepared {
-    fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]], _: &mut [u8]) -> Result<(), DataError> {
-        let (conv, channels) = (self.geometry, self.channels);
+    fn scratch(&self) -> usize {
+        depthwise_scratch(&self.cx.threads, &self.geometry, self.channels, [self.types.of(0), self.types.out()])
+    }
+
+    fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]], scratch: &mut [u8]) -> Result<(), DataError> {
+        let (conv, channels, types) = (self.geometry, self.channels, &self.types);
+        let panel = panel_bytes(types.of(1), conv.taps(), tap_stride(channels)) / types.of(1).size();
         let args = DepthwiseArgs {
             conv,
             channels,
-            image: &elements(read(inputs, 0))[..conv.batch * conv.input[0] * conv.input[1] * channels],
-            weight: &elements(read(inputs, 1))[..conv.taps() * tap_stride(channels)],
-            bias: optional_f32(inputs, 2).map(|b| &b[..channels]),
+            image: types.read(inputs, 0).first(conv.batch * conv.input[0] * conv.input[1] * channels),
+            weight: types.read(inputs, 1).first(panel),
+            bias: types.optional(inputs, 2).map(|b| b.first(channels)),
             activation: activation(self.op.act),
         };
-        let out = elements_mut(outputs[0]);
-        if !out.is_empty() {
-            depthwise(&self.cx.threads, self.cx.isa, &args, out);
-        }
+        with_floats_mut!(types.out(), &mut *outputs[0], out => {
+            if !out.is_empty() {
+                depthwise(&self.cx.threads, self.cx.isa, &args, out, &mut Scratch::new(scratch));
+            }
+        });
         Ok(())
     }
 }

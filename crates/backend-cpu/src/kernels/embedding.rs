@@ -1,22 +1,30 @@
-//! Rows of a table by index.
+//! Elements at computed positions: rows of a table, gathers, index tensors.
 
 use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, Operand, OperandType};
 use regraft_ir::{Op, TensorType};
-use regraft_tensor::DType;
+use regraft_tensor::{DType, contiguous_strides, for_each_index};
 
 use super::{
     CpuKernel, Cx, Family,
-    support::{elements, expect_plain, operand, read, unsupported},
+    support::{around, elements, elements_mut, expect_plain, operand, read, unsupported, with_size},
 };
-use crate::{Isa, nn::embedding::embedding};
+use crate::{
+    Isa, Scratch,
+    nn::moves::{GatherShape, Indices, gather, take_rows},
+    scratch::bytes_of,
+};
 
 const ROWS: &str = "embedding.rows";
+const GATHER: &str = "gather.axis";
+const INDEX: &str = "index.rows";
 
-pub(super) const FAMILY: Family = Family { ids: &[ROWS], candidates, reads_strided, prepare };
+pub(super) const FAMILY: Family = Family { ids: &[ROWS, GATHER, INDEX], candidates, reads_strided, prepare };
 
-fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
+fn candidates(_: Isa, op: &Op, _: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
     match op {
-        Op::Embedding(_) if inputs[1].is_some_and(|ids| ids.ty.dtype == DType::I64) => vec![Candidate::plain(ROWS)],
+        Op::Embedding(_) => vec![Candidate::plain(ROWS)],
+        Op::Gather(_) => vec![Candidate::plain(GATHER)],
+        Op::Index(_) => vec![Candidate::plain(INDEX)],
         _ => Vec::new(),
     }
 }
@@ -25,33 +33,130 @@ fn reads_strided(_: &Op, _: usize, _: &Operand<'_>) -> bool {
     false
 }
 
+/// An index operand, broadcast to the shape of the points.
+struct IndexOperand {
+    dtype: DType,
+    /// Where each point finds its index.
+    places: Vec<u32>,
+    /// Size of the axis that it indexes.
+    size: usize,
+}
+
+enum Kind {
+    /// Runs of elements by index: `[outer, group, inner]`, and the indices that number a group's runs.
+    Rows {
+        sizes: [usize; 3],
+        wrap: bool,
+        indices: Vec<IndexOperand>,
+        points: usize,
+    },
+    Gather {
+        dtype: DType,
+        shape: Vec<usize>,
+        strides: Vec<usize>,
+        axis: usize,
+        size: usize,
+    },
+}
+
 struct Prepared {
     cx: Cx,
-    table: usize,
-    row: usize,
-    ids: usize,
+    /// Bytes of an element.
+    size: usize,
+    kind: Kind,
 }
 
 fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendError> {
-    let Op::Embedding(_) = node.op else { return Err(unsupported(node, "it is no embedding")) };
-    expect_plain(node, [0, 1])?;
-    let (table, ids) = (operand(node, 0)?, operand(node, 1)?);
-    if ids.dtype != DType::I64 {
-        return Err(unsupported(node, "indices must be i64"));
+    expect_plain(node, 0..node.inputs.len())?;
+    let x = operand(node, 0)?;
+    let kind = match node.op {
+        Op::Embedding(_) => {
+            let points = operand(node, 1)?.shape.iter().product();
+            let indices = vec![index_operand(node, 1, operand(node, 1)?.shape, x.shape[0])?];
+            Kind::Rows { sizes: around(x.shape, 0), wrap: false, indices, points }
+        }
+        Op::Index(op) => {
+            let end = op.axis + node.inputs.len() - 1;
+            let out = node.outputs[0].shape;
+            let points = &out[op.axis..out.len() - (x.shape.len() - end)];
+            let indices = (op.axis..end).map(|axis| index_operand(node, axis - op.axis + 1, points, x.shape[axis]));
+            let product = |sizes: &[usize]| sizes.iter().product();
+            let sizes = [product(&x.shape[..op.axis]), product(&x.shape[op.axis..end]), product(&x.shape[end..])];
+            Kind::Rows { sizes, wrap: true, indices: indices.collect::<Result<_, _>>()?, points: product(points) }
+        }
+        Op::Gather(op) => {
+            let index = operand(node, 1)?;
+            let beyond = |(i, (of, x)): (usize, (&usize, &usize))| i != op.axis && of > x;
+            if index.shape.iter().zip(x.shape).enumerate().any(beyond) {
+                return Err(unsupported(node, "the index is larger than what it indexes"));
+            }
+            let (shape, strides) = (index.shape.to_vec(), contiguous_strides(x.shape));
+            Kind::Gather { dtype: index.dtype, shape, strides, axis: op.axis, size: x.shape[op.axis] }
+        }
+        _ => return Err(unsupported(node, "it indexes nothing")),
+    };
+    Ok(Box::new(Prepared { cx: cx.clone(), size: x.dtype.size(), kind }))
+}
+
+fn index_operand(
+    node: &NodeSpec<'_>,
+    index: usize,
+    points: &[usize],
+    size: usize,
+) -> Result<IndexOperand, BackendError> {
+    let o = operand(node, index)?;
+    if !matches!(o.dtype, DType::I64 | DType::I32) || o.shape.len() > points.len() {
+        return Err(unsupported(node, "indices are i64 or i32, and broadcast"));
     }
-    let row = table.shape[1..].iter().product::<usize>() * table.dtype.size();
-    let table = table.shape[0] * row;
-    Ok(Box::new(Prepared { cx: cx.clone(), table, row, ids: ids.shape.iter().product() }))
+    let mut strides = vec![0; points.len() - o.shape.len()];
+    let own = contiguous_strides(o.shape);
+    strides.extend(o.shape.iter().zip(own).map(|(&size, stride)| if size == 1 { 0 } else { stride }));
+    let (mut places, mut fits) = (Vec::new(), true);
+    for_each_index(points, &strides, |at| match u32::try_from(at) {
+        Ok(at) => places.push(at),
+        Err(_) => fits = false,
+    });
+    if fits { Ok(IndexOperand { dtype: o.dtype, places, size }) } else { Err(unsupported(node, "too many indices")) }
+}
+
+fn indices(dtype: DType, bytes: &[u8]) -> Indices<'_> {
+    if dtype == DType::I32 { Indices::I32(elements(bytes)) } else { Indices::I64(elements(bytes)) }
 }
 
 impl CpuKernel for Prepared {
-    fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]], _: &mut [u8]) -> Result<(), DataError> {
-        if self.row == 0 {
-            return Ok(());
+    fn scratch(&self) -> usize {
+        match &self.kind {
+            Kind::Rows { points, .. } => bytes_of::<usize>(*points),
+            Kind::Gather { .. } => 0,
         }
-        // Rows are moved, not computed with: bytes do for every dtype.
-        let (table, ids) = (&read(inputs, 0)[..self.table], &elements::<i64>(read(inputs, 1))[..self.ids]);
-        embedding(&self.cx.threads, table, self.row, ids, outputs[0])
-            .map_err(|bad| DataError::Index { index: bad.id, size: bad.rows })
+    }
+
+    fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]], scratch: &mut [u8]) -> Result<(), DataError> {
+        let (threads, x, out) = (&self.cx.threads, read(inputs, 0), &mut *outputs[0]);
+        match &self.kind {
+            Kind::Rows { sizes, wrap, indices: operands, points } => {
+                let rows = Scratch::new(scratch).take::<usize>(*points);
+                rows.fill(0);
+                for (i, operand) in operands.iter().enumerate() {
+                    let indices = indices(operand.dtype, read(inputs, i + 1));
+                    for (row, place) in rows.iter_mut().zip(&operand.places) {
+                        let at = indices.checked(*place as usize, operand.size, *wrap);
+                        let at = at.map_err(|index| DataError::Index { index, size: operand.size })?;
+                        *row = *row * operand.size + at;
+                    }
+                }
+                with_size!(self.size, T => take_rows::<T>(threads, elements(x), *sizes, rows, elements_mut(out)));
+            }
+            Kind::Gather { dtype, shape, strides, axis, size } => {
+                let plan = GatherShape { shape, strides, axis: *axis, size: *size };
+                let count = shape.iter().product();
+                let index = indices(*dtype, read(inputs, 1)).first(count);
+                let done = with_size!(self.size, T => {
+                    gather::<T>(threads, plan, elements(x), index, elements_mut(out))
+                });
+                done.map_err(|index| DataError::Index { index, size: *size })?;
+            }
+        }
+        Ok(())
     }
 }

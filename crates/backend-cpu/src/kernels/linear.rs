@@ -5,20 +5,16 @@ use regraft_ir::{
     Op, TensorType,
     ops::{self, Linear, Permute},
 };
-use regraft_tensor::DType;
 
 use super::{
     CpuKernel, Cx, Family,
-    support::{
-        all_are, elements, elements_mut, expect_f32, expect_panels, expect_plain, operand, optional, optional_f32,
-        read, uniform_rows, unsupported,
-    },
+    support::{Types, all_floats, expect_panels, expect_plain, operand, optional, uniform_rows, unsupported},
 };
 use crate::{
-    Isa,
+    Isa, Scratch,
     format::Panels,
-    gemm::{Epilogue, GemmArgs, Residual, Rows, gemm, panel_widths},
-    simd::Activation,
+    gemm::{Epilogue, GemmArgs, GemmShape, Residual, Rows, gemm, panel_widths_of},
+    simd::{Activation, FloatType, with_floats_mut},
 };
 
 const PANELS: &str = "linear.panels";
@@ -27,15 +23,14 @@ pub(super) const FAMILY: Family = Family { ids: &[PANELS], candidates, reads_str
 
 fn candidates(isa: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
     let Op::Linear(_) = op else { return Vec::new() };
-    if !all_are(inputs, DType::F32) || !inputs[1].is_some_and(|w| w.known) {
-        return Vec::new();
-    }
+    let Some(weight) = inputs[1].filter(|w| w.known && all_floats(inputs)) else { return Vec::new() };
+    let Some(ty) = FloatType::of(weight.ty.dtype) else { return Vec::new() };
     let packed = |nr| {
         let prepare = vec![Permute { perm: vec![1, 0] }.into()];
-        let layout = WeightLayout { operand: 1, prepare, format: Panels { nr }.id() };
+        let layout = WeightLayout { operand: 1, prepare, format: Panels { ty, nr }.id() };
         Candidate { kernel: KernelId::new(PANELS), weights: vec![layout] }
     };
-    panel_widths(isa).map(packed).collect()
+    panel_widths_of(isa, ty).map(packed).collect()
 }
 
 fn reads_strided(_: &Op, index: usize, operand: &Operand<'_>) -> bool {
@@ -61,11 +56,8 @@ pub(super) fn activation(act: ops::Activation) -> Activation {
 struct Prepared {
     cx: Cx,
     op: Linear,
-    m: usize,
-    n: usize,
-    k: usize,
-    /// Columns of a panel of the weight.
-    nr: usize,
+    types: Types,
+    shape: GemmShape,
     lda: usize,
     residual_ld: usize,
 }
@@ -74,39 +66,39 @@ fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendEr
     let Op::Linear(op) = node.op else { return Err(unsupported(node, "it is no linear")) };
     let (x, w) = (operand(node, 0)?, operand(node, 1)?);
     let (n, k) = (w.shape[0], w.shape[1]);
-    let nr = expect_panels(node, cx.isa, 1, &[k, n])?;
+    let Panels { nr, .. } = expect_panels(node, cx.isa, 1, &[k, n])?;
     expect_plain(node, [0, 2, 3])?;
-    expect_f32(node, 0..4)?;
+    let types = Types::expect(node, 0..4)?;
     let strided = || unsupported(node, "rows are not equally far apart");
     let (m, lda) = uniform_rows(&x).ok_or_else(strided)?;
     let residual_ld = match optional(node, 3) {
         Some(residual) => uniform_rows(&residual).ok_or_else(strided)?.1,
         None => n,
     };
-    Ok(Box::new(Prepared { cx: cx.clone(), op: op.clone(), m, n, k, nr, lda, residual_ld }))
+    let (a, b, c) = (types.of(0), types.of(1), types.out());
+    let shape = GemmShape { m, n, k_tap: k, taps: 1, nr, a, b, c };
+    Ok(Box::new(Prepared { cx: cx.clone(), op: op.clone(), types, shape, lda, residual_ld }))
 }
 
 impl CpuKernel for Prepared {
-    fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]], _: &mut [u8]) -> Result<(), DataError> {
-        let args = GemmArgs {
-            m: self.m,
-            n: self.n,
-            k_tap: self.k,
-            taps: 1,
-            a: elements(read(inputs, 0)),
-            rows: Rows::Strided { lda: self.lda },
-            b: elements(read(inputs, 1)),
-            nr: self.nr,
-            c: elements_mut(outputs[0]),
-            ldc: self.n,
-            epilogue: Epilogue {
-                bias: optional_f32(inputs, 2).map(|b| &b[..self.n]),
-                residual: optional_f32(inputs, 3).map(|data| Residual { data, ld: self.residual_ld }),
-                activation: activation(self.op.act),
-                act_before_residual: self.op.act_first,
-            },
+    fn scratch(&self) -> usize {
+        self.shape.scratch(self.cx.isa, &self.cx.threads)
+    }
+
+    fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]], scratch: &mut [u8]) -> Result<(), DataError> {
+        let (types, GemmShape { m, n, k_tap, taps, nr, .. }) = (&self.types, self.shape);
+        let (a, b, rows) = (types.read(inputs, 0), types.read(inputs, 1), Rows::Strided { lda: self.lda });
+        let epilogue = Epilogue {
+            bias: types.optional(inputs, 2).map(|b| b.first(n)),
+            residual: types.optional(inputs, 3).map(|data| Residual { data, ld: self.residual_ld }),
+            activation: activation(self.op.act),
+            act_before_residual: self.op.act_first,
         };
-        gemm(&self.cx.threads, self.cx.isa, args);
+        let (threads, isa) = (&self.cx.threads, self.cx.isa);
+        with_floats_mut!(types.out(), &mut *outputs[0], c => {
+            let args = GemmArgs { m, n, k_tap, taps, a, rows, b, nr, c, ldc: n, epilogue };
+            gemm(threads, isa, args, &mut Scratch::new(scratch));
+        });
         Ok(())
     }
 }

@@ -4,19 +4,17 @@ use std::iter::zip;
 
 use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, Operand, OperandType};
 use regraft_ir::{Op, TensorType};
-use regraft_tensor::{DType, for_each_index};
+use regraft_tensor::for_each_index;
 
 use super::{
     CpuKernel, Cx, Family,
     linear::activation,
-    support::{
-        all_are, elements, elements_mut, expect_f32, expect_plain, operand, optional, optional_f32, read, uniform_rows,
-        unsupported,
-    },
+    support::{Types, all_floats, expect_plain, operand, optional, uniform_rows, unsupported},
 };
 use crate::{
-    Isa,
-    gemm::{DynamicB, Epilogue, MatmulArgs, matmul},
+    Isa, Scratch,
+    gemm::{DynamicB, Epilogue, MatmulArgs, MatmulShape, matmul},
+    simd::{Float, Floats, with_floats_mut},
 };
 
 const MATMUL: &str = "matmul.dynamic";
@@ -26,9 +24,9 @@ pub(super) const FAMILY: Family = Family { ids: &[MATMUL, LINEAR], candidates, r
 
 fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
     match op {
-        Op::Matmul(_) if all_are(inputs, DType::F32) => vec![Candidate::plain(MATMUL)],
+        Op::Matmul(_) if all_floats(inputs) => vec![Candidate::plain(MATMUL)],
         // A residual needs the packed form; a linear with a computed weight has none in practice.
-        Op::Linear(_) if all_are(inputs, DType::F32) && inputs.get(3).is_none_or(Option::is_none) => {
+        Op::Linear(_) if all_floats(inputs) && inputs.get(3).is_none_or(Option::is_none) => {
             vec![Candidate::plain(LINEAR)]
         }
         _ => Vec::new(),
@@ -52,6 +50,7 @@ struct Item {
 
 struct Prepared {
     cx: Cx,
+    types: Types,
     m: usize,
     n: usize,
     k: usize,
@@ -66,7 +65,7 @@ struct Prepared {
 
 fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendError> {
     expect_plain(node, 0..node.inputs.len())?;
-    expect_f32(node, 0..node.inputs.len())?;
+    let types = Types::expect(node, 0..node.inputs.len())?;
     let (a, b) = (operand(node, 0)?, operand(node, 1)?);
     match node.op {
         Op::Matmul(op) => {
@@ -80,6 +79,7 @@ fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendEr
             let items = items(&a, &b, batch);
             Ok(Box::new(Prepared {
                 cx: cx.clone(),
+                types,
                 m,
                 n,
                 k,
@@ -97,7 +97,7 @@ fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendEr
             let items = vec![Item { a: 0, b: 0 }];
             let act = activation(op.act);
             let (uniform, cx) = (Some((0, 0)), cx.clone());
-            Ok(Box::new(Prepared { cx, m, n, k, lda, ldb: k, transposed: true, act, items, uniform }))
+            Ok(Box::new(Prepared { cx, types, m, n, k, lda, ldb: k, transposed: true, act, items, uniform }))
         }
         _ => Err(unsupported(node, "it is no product")),
     }
@@ -124,56 +124,62 @@ fn uniform(items: &[Item]) -> Option<(usize, usize)> {
 }
 
 impl Prepared {
-    /// A batch of products whose neighbouring operands are `steps` apart.
-    fn args<'a>(
+    /// How many products are one call, and how far apart their operands are.
+    fn batch(&self) -> (usize, (usize, usize)) {
+        self.uniform.map_or((1, (0, 0)), |steps| (self.items.len(), steps))
+    }
+
+    fn multiply<C: Float>(
         &self,
-        batches: usize,
-        steps: (usize, usize),
-        a: &'a [f32],
-        b: &'a [f32],
-        bias: Option<&'a [f32]>,
-        c: &'a mut [f32],
-    ) -> MatmulArgs<'a> {
-        MatmulArgs {
+        a: Floats<'_>,
+        b: Floats<'_>,
+        bias: Option<Floats<'_>>,
+        c: &mut [C],
+        scratch: &mut [u8],
+    ) {
+        let ((batches, steps), &Prepared { m, n, k, lda, .. }) = (self.batch(), self);
+        let args = MatmulArgs {
             batches,
-            m: self.m,
-            n: self.n,
-            k: self.k,
+            m,
+            n,
+            k,
             a,
-            lda: self.lda,
+            lda,
             a_batch: steps.0,
             b: DynamicB { data: b, ld: self.ldb, transposed: self.transposed },
             b_batch: steps.1,
             c,
-            ldc: self.n,
-            c_batch: self.m * self.n,
+            ldc: n,
+            c_batch: m * n,
             epilogue: Epilogue { bias, activation: self.act, ..Epilogue::default() },
-        }
+        };
+        matmul(&self.cx.threads, self.cx.isa, args, &mut Scratch::new(scratch));
     }
 }
 
 impl CpuKernel for Prepared {
     fn scratch(&self) -> usize {
-        let (batches, steps) = self.uniform.map_or((1, (0, 0)), |steps| (self.items.len(), steps));
-        4 * self.args(batches, steps, &[], &[], None, &mut []).scratch_len(self.cx.isa)
+        let ((batches, steps), types) = (self.batch(), &self.types);
+        let (a, b, c) = (types.of(0), types.of(1), types.out());
+        let shape = MatmulShape { batches, shared_b: steps.1 == 0, m: self.m, n: self.n, k: self.k, a, b, c };
+        shape.scratch(self.cx.isa, &self.cx.threads)
     }
 
     fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]], scratch: &mut [u8]) -> Result<(), DataError> {
-        let (a, b) = (elements::<f32>(read(inputs, 0)), elements::<f32>(read(inputs, 1)));
-        let bias = optional_f32(inputs, 2).map(|bias| &bias[..self.n]);
-        let (c, scratch) = (elements_mut::<f32>(outputs[0]), elements_mut::<f32>(scratch));
-        let (threads, isa) = (&self.cx.threads, self.cx.isa);
-        if c.is_empty() {
-            return Ok(());
-        }
-        match self.uniform {
-            Some(steps) => matmul(threads, isa, self.args(self.items.len(), steps, a, b, bias, c), scratch),
-            None => {
-                for (item, c) in zip(&self.items, c.chunks_exact_mut(self.m * self.n)) {
-                    matmul(threads, isa, self.args(1, (0, 0), &a[item.a..], &b[item.b..], bias, c), scratch);
-                }
+        let (a, b) = (self.types.read(inputs, 0), self.types.read(inputs, 1));
+        let bias = self.types.optional(inputs, 2).map(|bias| bias.first(self.n));
+        with_floats_mut!(self.types.out(), &mut *outputs[0], c => {
+            if c.is_empty() {
+                return Ok(());
             }
-        }
+            if self.uniform.is_some() {
+                self.multiply(a, b, bias, c, scratch);
+                return Ok(());
+            }
+            for (item, c) in zip(&self.items, c.chunks_exact_mut(self.m * self.n)) {
+                self.multiply(a.from(item.a), b.from(item.b), bias, c, scratch);
+            }
+        });
         Ok(())
     }
 }

@@ -6,13 +6,17 @@ mod attention;
 mod conv;
 mod copy;
 mod depthwise;
+mod direct;
 mod embedding;
 mod fused;
 mod linear;
+mod lstm;
 mod matmul;
+mod moves;
 mod norm;
 mod pool;
 mod reduce;
+mod resize;
 mod softmax;
 mod strided;
 mod support;
@@ -110,6 +114,7 @@ const FAMILIES: &[Family] = &[
     matmul::FAMILY,
     depthwise::FAMILY,
     conv::FAMILY,
+    direct::FAMILY,
     attention::FAMILY,
     norm::FAMILY,
     softmax::FAMILY,
@@ -117,6 +122,9 @@ const FAMILIES: &[Family] = &[
     pool::FAMILY,
     reduce::FAMILY,
     copy::FAMILY,
+    lstm::FAMILY,
+    moves::FAMILY,
+    resize::FAMILY,
 ];
 
 pub(crate) fn candidates(
@@ -171,3 +179,6 @@ pub(crate) fn run_on_host(
     kernel.launch(&queue, Launch { node: 0, inputs: &inputs, outputs: &mut outputs, scratch });
     queue.fence().wait()
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,17 +2,15 @@
 
 use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, Operand, OperandType};
 use regraft_ir::{Op, TensorType, ops::SpatialLayout};
-use regraft_tensor::DType;
 
 use super::{
     CpuKernel, Cx, Family,
-    support::{
-        all_are, elements, elements_mut, expect_f32, expect_plain, operand, optional, optional_f32, read, unsupported,
-    },
+    support::{Types, all_floats, expect_plain, operand, unsupported},
 };
 use crate::{
-    Isa,
+    Isa, Scratch,
     nn::norm::{GroupNorm, RowNorm, group_norm, layer_norm, rms_norm},
+    simd::with_floats_mut,
 };
 
 const LAYER: &str = "layer_norm.rows";
@@ -22,7 +20,7 @@ const GROUP: &str = "group_norm.groups";
 pub(super) const FAMILY: Family = Family { ids: &[LAYER, RMS, GROUP], candidates, reads_strided, prepare };
 
 fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
-    if !all_are(inputs, DType::F32) {
+    if !all_floats(inputs) {
         return Vec::new();
     }
     match op {
@@ -45,17 +43,16 @@ enum Kind {
 
 struct Prepared {
     cx: Cx,
+    types: Types,
     kind: Kind,
     numel: usize,
     cols: usize,
     eps: f32,
-    /// Operands of weight and bias.
-    affine: (Option<usize>, Option<usize>),
 }
 
 fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendError> {
     expect_plain(node, 0..node.inputs.len())?;
-    expect_f32(node, 0..node.inputs.len())?;
+    let types = Types::expect(node, 0..node.inputs.len())?;
     let x = operand(node, 0)?;
     let rank = x.shape.len();
     let trailing = |axes: usize| x.shape[rank - axes..].iter().product();
@@ -70,30 +67,39 @@ fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendEr
         }
         _ => return Err(unsupported(node, "it is no normalisation")),
     };
-    let given = |i: usize| optional(node, i).map(|_| i);
     let numel = x.shape.iter().product();
-    Ok(Box::new(Prepared { cx: cx.clone(), kind, numel, cols, eps: eps as f32, affine: (given(1), given(2)) }))
+    Ok(Box::new(Prepared { cx: cx.clone(), types, kind, numel, cols, eps: eps as f32 }))
 }
 
 impl CpuKernel for Prepared {
-    fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]], _: &mut [u8]) -> Result<(), DataError> {
+    fn scratch(&self) -> usize {
+        let (threads, out) = (&self.cx.threads, self.types.out());
+        match self.kind {
+            Kind::Layer | Kind::Rms => RowNorm::scratch(threads, self.cols, out),
+            Kind::Group { channels, positions, groups, .. } => {
+                GroupNorm::scratch(threads, channels, positions, groups, out)
+            }
+        }
+    }
+
+    fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]], scratch: &mut [u8]) -> Result<(), DataError> {
         if self.numel == 0 {
             return Ok(());
         }
         let (threads, isa, eps, cols) = (&self.cx.threads, self.cx.isa, self.eps, self.cols);
-        let x = &elements(read(inputs, 0))[..self.numel];
-        let affine = |i: Option<usize>| i.and_then(|i| optional_f32(inputs, i)).map(|w| &w[..cols]);
-        let (weight, bias) = (affine(self.affine.0), affine(self.affine.1));
+        let x = self.types.read(inputs, 0).first(self.numel);
+        let affine = |i: usize| self.types.optional(inputs, i).map(|w| w.first(cols));
+        let (weight, bias) = (affine(1), affine(2));
         let rows = RowNorm { x, residual: None, cols, weight, bias, eps };
-        let out = elements_mut(outputs[0]);
-        match self.kind {
-            Kind::Layer => layer_norm(threads, isa, &rows, out),
-            Kind::Rms => rms_norm(threads, isa, &rows, out),
+        let scratch = &mut Scratch::new(scratch);
+        with_floats_mut!(self.types.out(), &mut *outputs[0], out => match self.kind {
+            Kind::Layer => layer_norm(threads, isa, &rows, out, scratch),
+            Kind::Rms => rms_norm(threads, isa, &rows, out, scratch),
             Kind::Group { batch, channels, positions, groups, channels_last } => {
                 let norm = GroupNorm { x, batch, channels, positions, groups, channels_last, weight, bias, eps };
-                group_norm(threads, isa, &norm, out);
+                group_norm(threads, isa, &norm, out, scratch);
             }
-        }
+        });
         Ok(())
     }
 }

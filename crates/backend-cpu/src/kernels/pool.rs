@@ -2,19 +2,19 @@
 
 use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, Operand, OperandType};
 use regraft_ir::{Op, TensorType, ops::SpatialLayout};
-use regraft_tensor::DType;
 
 use super::{
     CpuKernel, Cx, Family,
-    support::{all_are, elements, elements_mut, expect_f32, expect_plain, operand, read, unsupported},
+    support::{Types, all_floats, expect_plain, operand, unsupported},
 };
 use crate::{
-    Isa,
+    Isa, Scratch,
     gemm::Conv2d,
     nn::{
-        pool::{Pooling, pool},
+        pool::{Pooling, pool, pool_scratch},
         reduce::{Reduction, reduce},
     },
+    simd::with_floats_mut,
 };
 
 const WINDOWS: &str = "pool.windows";
@@ -49,7 +49,7 @@ fn window(op: &Op) -> Option<(SpatialLayout, Window<'_>)> {
 
 fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
     let rank = inputs.first().copied().flatten().map_or(0, |x| x.ty.rank());
-    if !all_are(inputs, DType::F32) || !matches!(rank, 3 | 4) {
+    if !all_floats(inputs) || !matches!(rank, 3 | 4) {
         return Vec::new();
     }
     match op {
@@ -64,14 +64,20 @@ fn reads_strided(_: &Op, _: usize, _: &Operand<'_>) -> bool {
     false
 }
 
-enum Prepared {
-    Windows { cx: Cx, pooling: Pooling, geometry: Conv2d, channels: usize },
-    Global { cx: Cx, sizes: [usize; 3] },
+enum Kind {
+    Windows { pooling: Pooling, geometry: Conv2d, channels: usize },
+    Global { sizes: [usize; 3] },
+}
+
+struct Prepared {
+    cx: Cx,
+    types: Types,
+    kind: Kind,
 }
 
 fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendError> {
     expect_plain(node, [0])?;
-    expect_f32(node, [0])?;
+    let types = Types::expect(node, 0..1)?;
     let (x, out, cx) = (operand(node, 0)?.shape, node.outputs[0].shape, cx.clone());
     if let Op::AdaptiveAvgPool(op) = node.op
         && op.size.iter().all(|&s| s == 1)
@@ -82,7 +88,7 @@ fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendEr
             SpatialLayout::Nhwc => [x[0], positions, channels],
             SpatialLayout::Nchw => [x[0] * channels, positions, 1],
         };
-        return Ok(Box::new(Prepared::Global { cx, sizes }));
+        return Ok(Box::new(Prepared { cx, types, kind: Kind::Global { sizes } }));
     }
     let Some((SpatialLayout::Nhwc, w)) = window(node.op).filter(|_| matches!(x.len(), 3 | 4)) else {
         return Err(unsupported(node, "it pools no windows of channels-last images"));
@@ -99,25 +105,32 @@ fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendEr
         dilation: w.dilation.map_or([1, 1], |d| pair(d, 1)),
         padding: pair(w.padding, 0),
     };
-    Ok(Box::new(Prepared::Windows { cx, pooling: w.pooling, geometry, channels: x[x.len() - 1] }))
+    let kind = Kind::Windows { pooling: w.pooling, geometry, channels: x[x.len() - 1] };
+    Ok(Box::new(Prepared { cx, types, kind }))
 }
 
 impl CpuKernel for Prepared {
-    fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]], _: &mut [u8]) -> Result<(), DataError> {
-        let (x, out) = (elements(read(inputs, 0)), elements_mut(outputs[0]));
-        if out.is_empty() {
-            return Ok(());
-        }
-        match self {
-            Prepared::Windows { cx, pooling, geometry, channels } => {
-                let image = &x[..geometry.batch * geometry.input[0] * geometry.input[1] * channels];
-                pool(&cx.threads, cx.isa, *pooling, geometry, *channels, image, out);
+    fn scratch(&self) -> usize {
+        match &self.kind {
+            Kind::Windows { geometry, channels, .. } => {
+                pool_scratch(&self.cx.threads, geometry, *channels, [self.types.of(0), self.types.out()])
             }
-            Prepared::Global { cx, sizes } => {
-                let x = &x[..sizes.iter().product()];
-                reduce(&cx.threads, cx.isa, Reduction::Mean, x, *sizes, out);
-            }
+            Kind::Global { .. } => 0,
         }
+    }
+
+    fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]], scratch: &mut [u8]) -> Result<(), DataError> {
+        let (threads, isa, x) = (&self.cx.threads, self.cx.isa, self.types.read(inputs, 0));
+        with_floats_mut!(self.types.out(), &mut *outputs[0], out => match &self.kind {
+            _ if out.is_empty() => {}
+            Kind::Windows { pooling, geometry, channels } => {
+                let image = x.first(geometry.batch * geometry.input[0] * geometry.input[1] * channels);
+                pool(threads, isa, *pooling, geometry, *channels, image, out, &mut Scratch::new(scratch));
+            }
+            Kind::Global { sizes } => {
+                reduce(threads, isa, Reduction::Mean, x.first(sizes.iter().product()), *sizes, out);
+            }
+        });
         Ok(())
     }
 }

@@ -1,27 +1,25 @@
-//! Softmax over the last axis.
+//! Softmax over one axis.
 
 use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, Operand, OperandType};
 use regraft_ir::{Op, TensorType};
-use regraft_tensor::DType;
 
 use super::{
     CpuKernel, Cx, Family,
-    support::{all_are, elements, elements_mut, expect_f32, expect_plain, operand, read, unsupported},
+    support::{Types, all_floats, around, expect_plain, operand, unsupported},
 };
 use crate::{
-    Isa,
-    nn::softmax::{log_softmax, softmax},
+    Isa, Scratch,
+    nn::softmax::{softmax, softmax_scratch},
+    simd::with_floats_mut,
 };
 
-const ROWS: &str = "softmax.rows";
+const AXIS: &str = "softmax.axis";
 
-pub(super) const FAMILY: Family = Family { ids: &[ROWS], candidates, reads_strided, prepare };
+pub(super) const FAMILY: Family = Family { ids: &[AXIS], candidates, reads_strided, prepare };
 
-fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], outputs: &[&TensorType]) -> Vec<Candidate> {
+fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
     match op {
-        Op::Softmax(op) if all_are(inputs, DType::F32) && op.axis + 1 == outputs[0].rank() => {
-            vec![Candidate::plain(ROWS)]
-        }
+        Op::Softmax(_) if all_floats(inputs) => vec![Candidate::plain(AXIS)],
         _ => Vec::new(),
     }
 }
@@ -32,28 +30,28 @@ fn reads_strided(_: &Op, _: usize, _: &Operand<'_>) -> bool {
 
 struct Prepared {
     cx: Cx,
-    cols: usize,
+    types: Types,
+    sizes: [usize; 3],
     log: bool,
 }
 
 fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendError> {
-    let shape = operand(node, 0)?.shape;
+    let Op::Softmax(op) = node.op else { return Err(unsupported(node, "it is no softmax")) };
     expect_plain(node, [0])?;
-    expect_f32(node, [0])?;
-    match node.op {
-        Op::Softmax(op) if op.axis + 1 == shape.len() => {
-            Ok(Box::new(Prepared { cx: cx.clone(), cols: shape[op.axis], log: op.log }))
-        }
-        _ => Err(unsupported(node, "it is no softmax over the last axis")),
-    }
+    let (types, sizes) = (Types::expect(node, 0..1)?, around(operand(node, 0)?.shape, op.axis));
+    Ok(Box::new(Prepared { cx: cx.clone(), types, sizes, log: op.log }))
 }
 
 impl CpuKernel for Prepared {
-    fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]], _: &mut [u8]) -> Result<(), DataError> {
-        let out = elements_mut::<f32>(outputs[0]);
-        let x = &elements(read(inputs, 0))[..out.len()];
-        let rows = if self.log { log_softmax } else { softmax };
-        rows(&self.cx.threads, self.cx.isa, x, self.cols, out);
+    fn scratch(&self) -> usize {
+        softmax_scratch(&self.cx.threads, self.sizes, self.types.out())
+    }
+
+    fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]], scratch: &mut [u8]) -> Result<(), DataError> {
+        let x = self.types.read(inputs, 0).first(self.sizes.iter().product());
+        with_floats_mut!(self.types.out(), &mut *outputs[0], out => {
+            softmax(&self.cx.threads, self.cx.isa, self.log, x, self.sizes, out, &mut Scratch::new(scratch));
+        });
         Ok(())
     }
 }

@@ -1,18 +1,19 @@
 //! What kernel files share.
 
+use std::ops::Range;
+
 use bytemuck::Pod;
 use regraft_backend::{BackendError, FormatId, NodeSpec, Operand, OperandType, SlotLayout};
-use regraft_tensor::DType;
 
-use crate::{Isa, format::Panels, gemm::panel_widths};
+use crate::{
+    Isa,
+    format::Panels,
+    gemm::panel_widths_of,
+    simd::{FloatType, Floats},
+};
 
 pub(super) fn unsupported(node: &NodeSpec<'_>, why: impl Into<String>) -> BackendError {
     BackendError::Unsupported { kernel: node.kernel.clone(), op: node.op.name(), why: why.into() }
-}
-
-/// Whether all operands that are there have this dtype.
-pub(super) fn all_are(inputs: &[Option<OperandType<'_>>], dtype: DType) -> bool {
-    inputs.iter().flatten().all(|o| o.ty.dtype == dtype)
 }
 
 /// The required operand at `index`.
@@ -36,13 +37,56 @@ pub(super) fn expect_plain(node: &NodeSpec<'_>, plain: impl IntoIterator<Item = 
     Ok(())
 }
 
-/// Refuses when an operand that is there, or a result, is not f32: what routines of f32 are told must be true.
-pub(super) fn expect_f32(node: &NodeSpec<'_>, operands: impl IntoIterator<Item = usize>) -> Result<(), BackendError> {
-    let other = |i: usize| optional(node, i).is_some_and(|o| o.dtype != DType::F32);
-    if operands.into_iter().any(other) || node.outputs.iter().any(|o| o.dtype != DType::F32) {
-        return Err(unsupported(node, "it computes in f32"));
+/// Element types of operands and of the results of a kernel that takes any floats that routines take.
+#[derive(Clone, Debug)]
+pub(super) struct Types {
+    operands: Vec<Option<FloatType>>,
+    out: FloatType,
+}
+
+impl Types {
+    /// Refuses when an operand in `operands` that is there, or a result, is of another type: what routines are told must be true.
+    pub(super) fn expect(node: &NodeSpec<'_>, operands: Range<usize>) -> Result<Types, BackendError> {
+        let refuse = |what: String| unsupported(node, format!("{what} is none of f32, f16 and bf16"));
+        let of = |index: usize| match node.inputs.get(index).copied().flatten() {
+            Some(o) if operands.contains(&index) => {
+                FloatType::of(o.dtype).map(Some).ok_or_else(|| refuse(format!("operand {index}, a {},", o.dtype)))
+            }
+            _ => Ok(None),
+        };
+        let types = (0..operands.end).map(of).collect::<Result<_, _>>()?;
+        let mut outs = node.outputs.iter().map(|o| FloatType::of(o.dtype));
+        match outs.next().flatten() {
+            Some(out) if outs.all(|other| other == Some(out)) => Ok(Types { operands: types, out }),
+            _ => Err(refuse("a result".to_owned())),
+        }
     }
-    Ok(())
+
+    /// The type of the results.
+    pub(super) fn out(&self) -> FloatType {
+        self.out
+    }
+
+    /// The type of an operand that must be there.
+    pub(super) fn of(&self, index: usize) -> FloatType {
+        self.operands[index].expect("a prepared kernel has the operands it was prepared for")
+    }
+
+    /// The elements of an operand that must be there.
+    pub(super) fn read<'a>(&self, inputs: &[Option<&'a [u8]>], index: usize) -> Floats<'a> {
+        Floats::of_bytes(self.of(index), read(inputs, index))
+    }
+
+    /// The elements of an operand that may be absent.
+    pub(super) fn optional<'a>(&self, inputs: &[Option<&'a [u8]>], index: usize) -> Option<Floats<'a>> {
+        let ty = self.operands.get(index).copied().flatten()?;
+        inputs.get(index).copied().flatten().map(|bytes| Floats::of_bytes(ty, bytes))
+    }
+}
+
+/// Whether all operands that are there are floats that routines take.
+pub(super) fn all_floats(inputs: &[Option<OperandType<'_>>]) -> bool {
+    inputs.iter().flatten().all(|o| FloatType::of(o.ty.dtype).is_some())
 }
 
 /// Refuses when operand `index` is no slot with this format and shape.
@@ -58,22 +102,25 @@ pub(super) fn expect_packed(
     }
 }
 
-/// The panel width of operand `index`. Refuses when that is no slot of this shape in panels of a width that `isa` has a
+/// The panels of operand `index`. Refuses when that is no slot of this shape in panels of its own type, of a width that `isa` has a
 /// kernel for.
 pub(super) fn expect_panels(
     node: &NodeSpec<'_>,
     isa: Isa,
     index: usize,
     shape: &[usize],
-) -> Result<usize, BackendError> {
-    let slot = operand(node, index)?.slot;
+) -> Result<Panels, BackendError> {
+    let operand = operand(node, index)?;
+    let Some(ty) = FloatType::of(operand.dtype) else {
+        return Err(unsupported(node, format!("operand {index} is a {}", operand.dtype)));
+    };
+    let slot = operand.slot;
     let panels = slot.filter(|slot| slot.shape == shape).and_then(|slot| Panels::parse(&slot.format));
-    match panels.filter(|panels| panel_widths(isa).any(|width| width == panels.nr)) {
-        Some(panels) => Ok(panels.nr),
+    match panels.filter(|panels| panels.ty == ty && panel_widths_of(isa, ty).any(|width| width == panels.nr)) {
+        Some(panels) => Ok(panels),
         None => {
-            let widths: Vec<String> = panel_widths(isa).map(|nr| format!("n{nr}")).collect();
-            let wanted = format!("panels_f32<{}>{shape:?}", widths.join(" or "));
-            Err(packed_otherwise(node, index, &wanted, slot))
+            let formats: Vec<String> = panel_widths_of(isa, ty).map(|nr| Panels { ty, nr }.id().to_string()).collect();
+            Err(packed_otherwise(node, index, &format!("{}{shape:?}", formats.join(" or ")), slot))
         }
     }
 }
@@ -110,6 +157,12 @@ pub(super) fn uniform_rows(operand: &Operand<'_>) -> Option<(usize, usize)> {
     (rows <= 1 || step >= len).then_some((rows, step))
 }
 
+/// Sizes before, of and after an axis.
+pub(super) fn around(shape: &[usize], axis: usize) -> [usize; 3] {
+    let product = |sizes: &[usize]| sizes.iter().product();
+    [product(&shape[..axis]), shape[axis], product(&shape[axis + 1..])]
+}
+
 /// Bytes as elements. Buffers start on cache lines and views at whole elements, so they are aligned.
 pub(super) fn elements<T: Pod>(bytes: &[u8]) -> &[T] {
     let whole = bytes.len() / size_of::<T>() * size_of::<T>();
@@ -127,7 +180,72 @@ pub(super) fn read<'a>(inputs: &[Option<&'a [u8]>], index: usize) -> &'a [u8] {
     inputs[index].expect("a prepared kernel is given the operands it was prepared for")
 }
 
-/// The f32 elements of an operand that may be absent.
-pub(super) fn optional_f32<'a>(inputs: &[Option<&'a [u8]>], index: usize) -> Option<&'a [f32]> {
-    inputs.get(index).copied().flatten().map(elements)
+/// Runs `$body` with `$T` as the Rust type of the elements of a dtype; `bool` is `u8`.
+macro_rules! with_elements {
+    ($dtype:expr, $T:ident => $body:expr) => {
+        match $dtype {
+            regraft_tensor::DType::F64 => {
+                type $T = f64;
+                $body
+            }
+            regraft_tensor::DType::F32 => {
+                type $T = f32;
+                $body
+            }
+            regraft_tensor::DType::F16 => {
+                type $T = half::f16;
+                $body
+            }
+            regraft_tensor::DType::BF16 => {
+                type $T = half::bf16;
+                $body
+            }
+            regraft_tensor::DType::I64 => {
+                type $T = i64;
+                $body
+            }
+            regraft_tensor::DType::I32 => {
+                type $T = i32;
+                $body
+            }
+            regraft_tensor::DType::I16 => {
+                type $T = i16;
+                $body
+            }
+            regraft_tensor::DType::I8 => {
+                type $T = i8;
+                $body
+            }
+            regraft_tensor::DType::U8 | regraft_tensor::DType::Bool => {
+                type $T = u8;
+                $body
+            }
+        }
+    };
 }
+pub(super) use with_elements;
+
+/// Runs `$body` with `$T` as an unsigned integer of a number of bytes, for what only moves elements.
+macro_rules! with_size {
+    ($size:expr, $T:ident => $body:expr) => {
+        match $size {
+            8 => {
+                type $T = u64;
+                $body
+            }
+            4 => {
+                type $T = u32;
+                $body
+            }
+            2 => {
+                type $T = u16;
+                $body
+            }
+            _ => {
+                type $T = u8;
+                $body
+            }
+        }
+    };
+}
+pub(super) use with_size;

@@ -4,12 +4,18 @@
 //! matrix product into scratch that stays in the second-level cache, softmax goes over whole rows there, and a second product with
 //! `V` writes the output. A row whose keys are all masked gives zeros, as PyTorch's safe softmax does.
 
+use half::bf16;
+
 use crate::{
-    Isa, Threads,
-    gemm::{Epilogue, Operand, Panels, Rows, multiply_block, panel_width},
-    pack::{MatrixView, pack_panels, panels_len},
-    simd::{lanes, math, simd_fn},
-    threads::{TileAt, TileGrid, TileMut},
+    Isa, Scratch, Threads,
+    gemm::{
+        DynamicB, Epilogue, Operand, Panels, Rows, Workspace, dynamic_scratch, dynamic_width, gathered_bytes,
+        multiply_block, pack_dynamic,
+    },
+    pack::panel_elements,
+    scratch::bytes_of,
+    simd::{Float, FloatType, Floats, lanes, math, simd_fn},
+    threads::{MAX_WORKERS, TileAt, TileGrid, TileMut},
 };
 
 /// Distances between the elements of a tensor `[batch, heads, seq, dim]` whose last dimension is contiguous.
@@ -27,15 +33,15 @@ pub struct HeadStrides {
 #[derive(Clone, Copy, Debug)]
 pub struct HeadTensor<'a> {
     /// Its storage, from its first element.
-    pub data: &'a [f32],
+    pub data: Floats<'a>,
     /// Where its elements are.
     pub strides: HeadStrides,
 }
 
 impl<'a> HeadTensor<'a> {
     /// The storage from the first position of a head.
-    fn head(&self, batch: usize, head: usize) -> &'a [f32] {
-        &self.data[(batch * self.strides.batch + head * self.strides.head).min(self.data.len())..]
+    fn head(&self, batch: usize, head: usize) -> Floats<'a> {
+        self.data.from(batch * self.strides.batch + head * self.strides.head)
     }
 }
 
@@ -43,7 +49,7 @@ impl<'a> HeadTensor<'a> {
 #[derive(Clone, Copy, Debug)]
 pub enum MaskValues<'a> {
     /// The value is added.
-    Add(&'a [f32]),
+    Add(Floats<'a>),
     /// The score counts if the value is not zero.
     Keep(&'a [u8]),
 }
@@ -96,37 +102,103 @@ const SCORES: usize = 24 * 1024;
 /// The most query rows of a block.
 const MAX_ROWS: usize = 96;
 
-/// How the scratch is cut up.
-struct Scratch {
-    k_len: usize,
-    v_len: usize,
+/// What the scratch of an attention layer depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionShape {
+    /// Batches.
+    pub batch: usize,
+    /// Heads of K and V.
+    pub kv_heads: usize,
+    /// Keys.
+    pub kv_len: usize,
+    /// Elements of a query and a key.
+    pub head_dim: usize,
+    /// Elements of a value.
+    pub value_dim: usize,
+    /// Element types of K, V and the output.
+    pub types: [FloatType; 3],
+}
+
+impl AttentionShape {
+    /// Panels and their bytes: of a head's `Kᵀ`, and of its `V`.
+    fn panels(&self, isa: Isa) -> [(usize, usize); 2] {
+        let each = |ty: FloatType, k, n| {
+            let nr = dynamic_width(isa, ty);
+            (nr, panel_elements(ty, k, n, nr) * ty.size())
+        };
+        [each(self.types[0], self.head_dim, self.kv_len), each(self.types[1], self.kv_len, self.value_dim)]
+    }
+
+    /// Bytes of a head's panels, each matrix from a cache line on.
+    fn head_bytes(&self, isa: Isa) -> (usize, usize) {
+        let [k, v] = self.panels(isa).map(|(_, bytes)| bytes_of::<u8>(bytes));
+        (k, v)
+    }
+
     /// Query rows of a block.
-    rows: usize,
-    /// Distance between rows of scores.
-    score_stride: usize,
+    fn rows(&self) -> usize {
+        (SCORES / self.kv_len.max(1)).clamp(12, MAX_ROWS) / 12 * 12
+    }
+
+    /// Distance between rows of scores: a multiple of a cache line, but not of the distance at which rows collide in cache.
+    fn score_stride(&self) -> usize {
+        self.kv_len.next_multiple_of(64) + 16
+    }
+
+    /// Whether weights are rounded to bfloat16 to be multiplied with `V`: as in PyTorch's, where `V` is too.
+    fn narrow_weights(&self, isa: Isa) -> bool {
+        self.types[1] == FloatType::Bf16 && isa >= Isa::Avx512Bf16
+    }
+
+    /// Floats that packing a head works in.
+    fn pack_floats(&self, isa: Isa) -> usize {
+        let [k, v] = self.panels(isa);
+        dynamic_scratch(self.types[0], self.head_dim, k.0).max(dynamic_scratch(self.types[1], self.kv_len, v.0))
+    }
+
+    /// Sizes of a worker's parts: scores, narrowed weights, gathered queries in bytes, sums.
+    fn parts(&self, isa: Isa) -> [usize; 4] {
+        let (rows, stride) = (self.rows(), self.score_stride());
+        let narrow = if self.narrow_weights(isa) { rows * stride } else { 0 };
+        let sums = if self.types[2] == FloatType::F32 { 0 } else { rows * self.value_dim };
+        [rows * stride, narrow, gathered_bytes(rows, 1, self.head_dim), sums]
+    }
+
+    /// Bytes of scratch that [`attention`] needs.
+    pub fn scratch(&self, isa: Isa, threads: &Threads) -> usize {
+        let ((k, v), [scores, narrow, gathered, sums]) = (self.head_bytes(isa), self.parts(isa));
+        let worker = bytes_of::<f32>(scores)
+            + bytes_of::<bf16>(narrow)
+            + bytes_of::<u8>(gathered)
+            + bytes_of::<f32>(sums)
+            + bytes_of::<f32>(self.pack_floats(isa));
+        self.batch * self.kv_heads * (k + v) + threads.count().min(MAX_WORKERS) * worker
+    }
+}
+
+/// What a worker computes a block in.
+struct Worker<'a> {
+    scores: &'a mut [f32],
+    narrow: &'a mut [bf16],
+    sums: &'a mut [f32],
+    gathered: Workspace<'a>,
 }
 
 impl AttentionArgs<'_> {
-    fn scratch(&self, isa: Isa) -> Scratch {
-        let nr = panel_width(isa);
-        Scratch {
-            k_len: panels_len(self.head_dim, self.kv_len, nr),
-            v_len: panels_len(self.kv_len, self.value_dim, nr),
-            rows: (SCORES / self.kv_len.max(1)).clamp(12, MAX_ROWS) / 12 * 12,
-            // A multiple of a cache line, but not of the distance at which rows collide in cache.
-            score_stride: self.kv_len.next_multiple_of(64) + 16,
+    fn shape(&self, out: FloatType) -> AttentionShape {
+        let AttentionArgs { batch, kv_heads, kv_len, head_dim, value_dim, .. } = *self;
+        AttentionShape {
+            batch,
+            kv_heads,
+            kv_len,
+            head_dim,
+            value_dim,
+            types: [self.k.data.ty(), self.v.data.ty(), out],
         }
     }
 
-    /// Floats of scratch that [`attention`] needs.
-    pub fn scratch_len(&self, isa: Isa, threads: &Threads) -> usize {
-        let s = self.scratch(isa);
-        self.batch * self.kv_heads * (s.k_len + s.v_len) + threads.count() * s.rows * s.score_stride
-    }
-
-    fn check(&self, scratch: &[f32], isa: Isa, threads: &Threads) {
+    fn check(&self) {
         assert!(self.kv_heads > 0 && self.heads.is_multiple_of(self.kv_heads), "key heads must divide query heads");
-        assert!(scratch.len() >= self.scratch_len(isa, threads), "attention scratch is too short");
         if let Some(Mask { values, strides }) = self.mask {
             let sizes = [self.batch, self.heads, self.q_len, self.kv_len];
             let last: usize = sizes.iter().zip(strides).map(|(size, stride)| size.saturating_sub(1) * stride).sum();
@@ -139,21 +211,14 @@ impl AttentionArgs<'_> {
     }
 
     /// Packs `Kᵀ` and `V` of one key head.
-    fn pack_head(&self, isa: Isa, index: usize, k_out: &mut [f32], v_out: &mut [f32]) {
+    fn pack_head(&self, isa: Isa, shape: &AttentionShape, index: usize, out: &mut [u8], floats: &mut [f32]) {
         let (batch, head) = (index / self.kv_heads, index % self.kv_heads);
-        let view = |data, k_dims, n_len, n_stride| MatrixView {
-            data,
-            offset: 0,
-            k_dims,
-            n_len,
-            n_stride,
-            scale: None,
-            overlay: None,
-        };
-        let k = view(self.k.head(batch, head), vec![(self.head_dim, 1)], self.kv_len, self.k.strides.seq);
-        let v = view(self.v.head(batch, head), vec![(self.kv_len, self.v.strides.seq)], self.value_dim, 1);
-        pack_panels(&Threads::single(), isa, &[k], panel_width(isa), k_out);
-        pack_panels(&Threads::single(), isa, &[v], panel_width(isa), v_out);
+        let [(k_nr, k_bytes), (v_nr, v_bytes)] = shape.panels(isa);
+        let (k_out, v_out) = out.split_at_mut(shape.head_bytes(isa).0);
+        let k = DynamicB { data: self.k.head(batch, head), ld: self.k.strides.seq, transposed: true };
+        let v = DynamicB { data: self.v.head(batch, head), ld: self.v.strides.seq, transposed: false };
+        pack_dynamic(isa, &k, [self.head_dim, self.kv_len], k_nr, &mut k_out[..k_bytes], floats);
+        pack_dynamic(isa, &v, [self.kv_len, self.value_dim], v_nr, &mut v_out[..v_bytes], floats);
     }
 
     /// How many keys query `i` may see.
@@ -169,7 +234,9 @@ impl AttentionArgs<'_> {
         if let Some(Mask { values, strides: [b, h, q, k] }) = self.mask {
             let at = matrix / self.heads * b + matrix % self.heads * h + query * q;
             match values {
-                MaskValues::Add(values) => apply_mask(seen, &values[at..], k, |x, m| x + m),
+                MaskValues::Add(Floats::F32(values)) => apply_mask(seen, &values[at..], k, |x, m| x + m),
+                MaskValues::Add(Floats::F16(values)) => apply_mask(seen, &values[at..], k, |x, m| x + m.to_f32()),
+                MaskValues::Add(Floats::Bf16(values)) => apply_mask(seen, &values[at..], k, |x, m| x + m.to_f32()),
                 MaskValues::Keep(values) => {
                     apply_mask(seen, &values[at..], k, |x, m| if m == 0 { f32::NEG_INFINITY } else { x });
                 }
@@ -183,65 +250,100 @@ impl AttentionArgs<'_> {
 ///
 /// # Panics
 ///
-/// If a slice is too short for its shape and strides, output elements overlap, or `scratch` is shorter than
-/// [`AttentionArgs::scratch_len`].
-pub fn attention(threads: &Threads, isa: Isa, args: &AttentionArgs<'_>, out: &mut [f32], scratch: &mut [f32]) {
-    args.check(scratch, isa, threads);
-    let s = args.scratch(isa);
-    let (packed, scores) = scratch.split_at_mut(args.batch * args.kv_heads * (s.k_len + s.v_len));
-    threads.for_each_chunk(packed, s.k_len + s.v_len, |i, chunk| {
-        let (k, v) = chunk.split_at_mut(s.k_len);
-        args.pack_head(isa, i, k, v);
-    });
+/// If a slice is too short for its shape and strides, output elements overlap, or the scratch is shorter than
+/// [`AttentionShape::scratch`].
+pub fn attention<T: Float>(
+    threads: &Threads,
+    isa: Isa,
+    args: &AttentionArgs<'_>,
+    out: &mut [T],
+    scratch: &mut Scratch<'_>,
+) {
+    args.check();
+    let shape = args.shape(T::TYPE);
+    let ((k_bytes, v_bytes), workers) = (shape.head_bytes(isa), threads.count().min(MAX_WORKERS));
+    let mut scratch = scratch.again();
+    let packed = scratch.take::<u8>(args.batch * args.kv_heads * (k_bytes + v_bytes));
     let outer = [(args.batch, args.out_strides.batch), (args.heads, args.out_strides.head)];
     let grid = TileGrid {
         outer: &outer,
         rows: args.q_len,
         cols: args.value_dim,
         row_stride: args.out_strides.seq,
-        tile_rows: s.rows,
+        tile_rows: shape.rows(),
         tile_cols: args.value_dim,
     };
     if args.kv_len == 0 {
-        return threads.for_each_tile(out, &grid, |_, mut tile| (0..tile.rows()).for_each(|r| tile.row(r).fill(0.0)));
+        let zero = |mut tile: TileMut<'_, T>| (0..tile.rows()).for_each(|r| tile.row(r).fill(T::zeroed()));
+        return threads.for_each_tile(out, &grid, |_, tile| zero(tile));
     }
-    let (group, nr) = (args.heads / args.kv_heads, panel_width(isa));
-    let mut scores: Vec<&mut [f32]> = scores.chunks_exact_mut(s.rows * s.score_stride).take(threads.count()).collect();
-    threads.for_each_tile_with(&mut scores, out, &grid, |scores, at, tile| {
+    {
+        let mut scratch = scratch.again();
+        let mut floats = scratch.parts::<f32>(workers, shape.pack_floats(isa));
+        threads.for_each_chunk_with(&mut floats, packed, k_bytes + v_bytes, |floats, i, chunk| {
+            args.pack_head(isa, &shape, i, chunk, floats);
+        });
+    }
+    let [scores, narrow, gathered, sums] = shape.parts(isa);
+    let worker = |_| Worker {
+        scores: scratch.take(scores),
+        narrow: scratch.take(narrow),
+        sums: scratch.take(sums),
+        gathered: Workspace { a: scratch.take(gathered), sums: &mut [] },
+    };
+    let mut workers: Vec<Worker<'_>> = (0..workers).map(worker).collect();
+    let group = args.heads / args.kv_heads;
+    let [(k_nr, k_len), (v_nr, v_len)] = shape.panels(isa);
+    threads.for_each_tile_with(&mut workers, out, &grid, |worker, at, tile| {
         let kv = at.matrix / args.heads * args.kv_heads + at.matrix % args.heads / group;
-        let (k, v) = packed[kv * (s.k_len + s.v_len)..][..s.k_len + s.v_len].split_at(s.k_len);
-        let k = Panels::new(nr, k, args.head_dim, args.kv_len);
-        let v = Panels::new(nr, v, args.kv_len, args.value_dim);
-        attend(isa, args, at, (k, v), (scores, s.score_stride), tile);
+        let (k, v) = packed[kv * (k_bytes + v_bytes)..][..k_bytes + v_bytes].split_at(k_bytes);
+        let k = Panels::new(k_nr, Floats::of_bytes(shape.types[0], &k[..k_len]), args.head_dim, args.kv_len);
+        let v = Panels::new(v_nr, Floats::of_bytes(shape.types[1], &v[..v_len]), args.kv_len, args.value_dim);
+        attend(isa, args, at, (k, v), shape.score_stride(), worker, tile);
     });
 }
 
 /// One block of query rows of one head.
-fn attend(
+fn attend<T: Float>(
     isa: Isa,
     args: &AttentionArgs<'_>,
     at: TileAt,
     (k, v): (Panels<'_>, Panels<'_>),
-    (scores, stride): (&mut [f32], usize),
-    mut out: TileMut<'_, f32>,
+    stride: usize,
+    worker: &mut Worker<'_>,
+    mut out: TileMut<'_, T>,
 ) {
-    let rows = out.rows();
+    let Worker { scores, narrow, sums, gathered } = worker;
+    let (rows, cols) = (out.rows(), out.cols());
     let keys = args.visible(at.row + rows - 1);
-    let q = args.q.head(at.matrix / args.heads, at.matrix % args.heads);
-    let q = &q[(at.row * args.q.strides.seq).min(q.len())..];
+    let q = args.q.head(at.matrix / args.heads, at.matrix % args.heads).from(at.row * args.q.strides.seq);
     let q = Operand::new(q, Rows::Strided { lda: args.q.strides.seq }, rows, 1, args.head_dim);
     let none = Epilogue::default();
-    multiply_block(isa, &q, 0, &k, 0, TileMut::new(scores, rows, keys, stride), &none);
+    multiply_block(isa, &q, 0, &k, 0, TileMut::new(scores, rows, keys, stride), &none, gathered);
 
     let mut factors = [0f32; MAX_ROWS];
     for (r, factor) in factors[..rows].iter_mut().enumerate() {
         *factor = args.weigh(isa, at.matrix, at.row + r, &mut scores[r * stride..][..keys]);
     }
-    let weights = Operand::new(scores, Rows::Strided { lda: stride }, rows, 1, keys);
-    let cols = out.cols();
-    multiply_block(isa, &weights, 0, &v.first(keys), 0, out.part(0..rows, 0..cols), &none);
-    for (r, factor) in factors[..rows].iter().enumerate() {
-        scale_row(isa, out.row(r), *factor);
+    let weights = if narrow.is_empty() {
+        Floats::F32(scores)
+    } else {
+        for (narrow, scores) in narrow.chunks_exact_mut(stride).zip(scores.chunks_exact(stride)).take(rows) {
+            bf16::narrow(isa, &scores[..keys], &mut narrow[..keys]);
+        }
+        Floats::Bf16(narrow)
+    };
+    let weights = Operand::new(weights, Rows::Strided { lda: stride }, rows, 1, keys);
+    let v = v.first(keys);
+    if let Some(mut out) = out.cast::<f32>() {
+        multiply_block(isa, &weights, 0, &v, 0, out.part(0..rows, 0..cols), &none, gathered);
+        (0..rows).for_each(|r| scale_row(isa, out.row(r), factors[r]));
+        return;
+    }
+    multiply_block(isa, &weights, 0, &v, 0, TileMut::new(sums, rows, cols, cols), &none, gathered);
+    for (r, sums) in sums.chunks_exact_mut(cols.max(1)).take(rows).enumerate() {
+        scale_row(isa, sums, factors[r]);
+        T::narrow(isa, sums, out.row(r));
     }
 }
 

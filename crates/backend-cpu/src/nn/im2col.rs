@@ -1,16 +1,25 @@
 //! Convolution windows written out as rows of a matrix: for images of very few channels, where taps are too short for the
 //! indirect product to be fast.
 
+use bytemuck::Pod;
+
 use super::rows_per_task;
 use crate::{Threads, gemm::Conv2d};
 
-/// Fills `out[pixel]`, `lda` floats long, with the `taps * channels` inputs of each output pixel in the order `(ky, kx, channel)`;
+/// Fills `out[pixel]`, `lda` elements long, with the `taps * channels` inputs of each output pixel in the order `(ky, kx, channel)`;
 /// padding gives zeros, and so does the rest of a row.
 ///
 /// # Panics
 ///
 /// If `image` or `out` has the wrong length, or `lda` is too small.
-pub fn im2col(threads: &Threads, conv: &Conv2d, channels: usize, image: &[f32], lda: usize, out: &mut [f32]) {
+pub fn im2col<T: Pod + Send + Sync>(
+    threads: &Threads,
+    conv: &Conv2d,
+    channels: usize,
+    image: &[T],
+    lda: usize,
+    out: &mut [T],
+) {
     assert_eq!(image.len(), conv.batch * conv.input[0] * conv.input[1] * channels);
     assert_eq!(out.len(), conv.pixels() * lda);
     assert!(lda >= conv.taps() * channels && lda > 0);
@@ -23,10 +32,10 @@ pub fn im2col(threads: &Threads, conv: &Conv2d, channels: usize, image: &[f32], 
 }
 
 /// The window of one output pixel.
-fn window(conv: &Conv2d, channels: usize, image: &[f32], pixel: usize, out: &mut [f32]) {
+fn window<T: Pod>(conv: &Conv2d, channels: usize, image: &[T], pixel: usize, out: &mut [T]) {
     let (x, y) = (pixel % conv.output[1], pixel / conv.output[1] % conv.output[0]);
     let first = pixel / conv.output[1] / conv.output[0] * conv.input[0] * conv.input[1];
-    out.fill(0.0);
+    out.fill(T::zeroed());
     for (ky, out) in out.chunks_exact_mut(conv.kernel[1] * channels).take(conv.kernel[0]).enumerate() {
         let Some(row) = conv.source(0, y, ky) else { continue };
         let row = &image[(first + row * conv.input[1]) * channels..][..conv.input[1] * channels];

@@ -1,17 +1,27 @@
-//! Layers other than matrix products, in `f32`. Images are channels-last (`[batch, height, width, channels]`).
+//! Layers other than matrix products. They read and write any [`Float`], compute in f32 and round once. Images are channels-last
+//! (`[batch, height, width, channels]`).
 
 pub mod attention;
 pub mod depthwise;
-pub mod embedding;
+pub mod direct;
 pub mod im2col;
+pub mod lstm;
+pub mod moves;
 pub mod norm;
 pub mod pool;
 pub mod reduce;
+pub mod resize;
+pub mod scan;
 pub mod softmax;
 pub mod transpose;
 mod window;
 
-use crate::Threads;
+use crate::{
+    Isa, Scratch, Threads,
+    scratch::bytes_of,
+    simd::{Float, FloatType, Floats},
+    threads::MAX_WORKERS,
+};
 
 /// Elements that a task should at least work on; less is not worth a hand-over.
 const GRAIN: usize = 8 * 1024;
@@ -36,27 +46,139 @@ fn for_each_row<T: Send>(threads: &Threads, out: &mut [T], cols: usize, row: imp
     });
 }
 
+/// Workers that have a part of the scratch each.
+fn workers(threads: &Threads) -> usize {
+    threads.count().min(MAX_WORKERS)
+}
+
+/// Bytes of scratch that [`for_each_float_row`] needs.
+fn row_scratch(threads: &Threads, out: FloatType, cols: usize) -> usize {
+    if out == FloatType::F32 { 0 } else { workers(threads) * bytes_of::<f32>(cols) }
+}
+
+/// As [`for_each_row`]; `row` computes in f32: in the row itself, or in scratch that is rounded to it.
+fn for_each_float_row<T: Float>(
+    threads: &Threads,
+    isa: Isa,
+    out: &mut [T],
+    cols: usize,
+    scratch: &mut Scratch<'_>,
+    row: impl Fn(usize, &mut [f32]) + Sync,
+) {
+    if let Some(out) = T::as_f32_mut(out) {
+        return for_each_row(threads, out, cols, row);
+    }
+    if cols == 0 {
+        return;
+    }
+    assert!(out.len().is_multiple_of(cols), "{} elements are no rows of {cols}", out.len());
+    let per_task = rows_per_task(threads, out.len() / cols, cols);
+    let mut scratch = scratch.again();
+    let mut buffers = scratch.parts::<f32>(workers(threads), cols);
+    threads.for_each_chunk_with(&mut buffers, out, per_task * cols, |buffer, task, chunk| {
+        for (i, out) in chunk.chunks_exact_mut(cols).enumerate() {
+            row(task * per_task + i, buffer);
+            T::narrow(isa, buffer, out);
+        }
+    });
+}
+
+/// Operands that every row needs, widened once into scratch.
+fn widened<'s>(isa: Isa, floats: Option<Floats<'s>>, scratch: &mut Scratch<'s>) -> Option<&'s [f32]> {
+    floats.map(|floats| match floats {
+        Floats::F32(same) => same,
+        _ => {
+            let buffer = scratch.take(floats.len());
+            floats.read(isa, 0, buffer)
+        }
+    })
+}
+
 #[cfg(test)]
-mod testing {
-    use crate::{Isa, Threads};
+pub(crate) mod testing {
+    use half::{bf16, f16};
+
+    use crate::{
+        Isa, Scratch, Threads,
+        scratch::testing::with_scratch,
+        simd::{Float, FloatType, Floats},
+    };
+
+    /// Numbers of one type, and what they are.
+    pub(crate) struct Numbers {
+        f32: Vec<f32>,
+        f16: Vec<f16>,
+        bf16: Vec<bf16>,
+        ty: FloatType,
+    }
+
+    impl Numbers {
+        /// `values`, rounded to `ty`.
+        pub(crate) fn new(ty: FloatType, values: &[f32]) -> Self {
+            let f16: Vec<f16> = values.iter().map(|x| f16::from_f32(*x)).collect();
+            let bf16: Vec<bf16> = values.iter().map(|x| bf16::from_f32(*x)).collect();
+            let f32 = match ty {
+                FloatType::F32 => values.to_vec(),
+                FloatType::F16 => f16.iter().map(|x| x.to_f32()).collect(),
+                FloatType::Bf16 => bf16.iter().map(|x| x.to_f32()).collect(),
+            };
+            Numbers { f32, f16, bf16, ty }
+        }
+
+        pub(crate) fn floats(&self) -> Floats<'_> {
+            match self.ty {
+                FloatType::F32 => Floats::F32(&self.f32),
+                FloatType::F16 => Floats::F16(&self.f16),
+                FloatType::Bf16 => Floats::Bf16(&self.bf16),
+            }
+        }
+
+        /// Element `i`, exactly.
+        pub(crate) fn at(&self, i: usize) -> f64 {
+            f64::from(self.f32[i])
+        }
+    }
+
+    /// What one rounding to `ty` may change, relatively.
+    pub(crate) fn rounding(ty: FloatType) -> f64 {
+        match ty {
+            FloatType::F32 => 0.0,
+            FloatType::F16 => 2f64.powi(-11),
+            FloatType::Bf16 => 2f64.powi(-8),
+        }
+    }
+
+    /// A computation that is generic over what it writes.
+    pub(crate) trait Compute {
+        fn run<T: Float>(&self, threads: &Threads, isa: Isa, out: &mut [T], scratch: &mut Scratch<'_>);
+        fn scratch(&self, threads: &Threads, isa: Isa, out: FloatType) -> usize;
+    }
+
+    /// Runs `compute` for every instruction set and type of results, with one and two threads, which must agree bit for bit, and
+    /// hands the result to `check` with what rounding to its type may change.
+    pub(crate) fn in_every_type(len: usize, compute: &impl Compute, check: impl Fn(&[f32], f64)) {
+        fn one<T: Float>(len: usize, compute: &impl Compute, isa: Isa) -> Vec<f32> {
+            let [one, two] = [1, 2].map(|count| {
+                let threads = Threads::new(count).unwrap();
+                let mut out = vec![T::zeroed(); len];
+                with_scratch(compute.scratch(&threads, isa, T::TYPE), |s| compute.run(&threads, isa, &mut out, s));
+                let mut wide = vec![f32::NAN; len];
+                T::widen(Isa::Portable, &out, &mut wide);
+                wide
+            });
+            assert!(one.iter().zip(&two).all(|(x, y)| x.to_bits() == y.to_bits()), "{isa}: threads disagree");
+            one
+        }
+        for isa in Isa::available() {
+            check(&one::<f32>(len, compute, isa), rounding(FloatType::F32));
+            check(&one::<f16>(len, compute, isa), rounding(FloatType::F16));
+            check(&one::<bf16>(len, compute, isa), rounding(FloatType::Bf16));
+        }
+    }
 
     /// Numbers between -1 and 1 without a pattern.
     pub(super) fn numbers(len: usize, seed: usize) -> Vec<f32> {
         (0..len).map(|i| ((i * 31 + seed * 17) * 7919 % 2003) as f32 / 1001.0 - 1.0).collect()
-    }
-
-    /// Runs `compute` for every instruction set with one and two threads, which must agree bit for bit, and hands the result to
-    /// `check`.
-    pub(super) fn on_every_isa(len: usize, compute: impl Fn(&Threads, Isa, &mut [f32]), check: impl Fn(&[f32])) {
-        for isa in Isa::available() {
-            let [one, two] = [1, 2].map(|count| {
-                let mut out = vec![f32::NAN; len];
-                compute(&Threads::new(count).unwrap(), isa, &mut out);
-                out
-            });
-            assert!(one.iter().zip(&two).all(|(x, y)| x.to_bits() == y.to_bits()), "{isa}: threads disagree");
-            check(&one);
-        }
     }
 
     /// Panics unless `got` is within `tolerance` of `want`, absolutely and relatively.

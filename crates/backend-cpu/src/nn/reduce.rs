@@ -3,7 +3,7 @@
 use super::GRAIN;
 use crate::{
     Isa, Threads,
-    simd::{lanes, simd_fn},
+    simd::{Float, Floats, lanes, simd_fn},
     threads::TileGrid,
 };
 
@@ -18,6 +18,8 @@ pub enum Reduction {
     Max,
     /// The minimum, or NaN if there is one; infinity of nothing.
     Min,
+    /// The product; 1 of nothing.
+    Prod,
 }
 
 /// Rows that are added up before their sum joins the result, so that the error grows with the logarithm of long sums.
@@ -31,13 +33,13 @@ const COLUMNS: usize = 512;
 /// # Panics
 ///
 /// If the lengths do not fit.
-pub fn reduce(
+pub fn reduce<T: Float>(
     threads: &Threads,
     isa: Isa,
     reduction: Reduction,
-    x: &[f32],
+    x: Floats<'_>,
     [outer, reduce, inner]: [usize; 3],
-    out: &mut [f32],
+    out: &mut [T],
 ) {
     assert_eq!(x.len(), outer * reduce * inner);
     assert_eq!(out.len(), outer * inner);
@@ -46,13 +48,35 @@ pub fn reduce(
     let grid = TileGrid { outer: &[], rows: outer, cols: inner, row_stride: inner, tile_rows, tile_cols: COLUMNS };
     threads.for_each_tile(out, &grid, |at, mut tile| {
         for r in 0..tile.rows() {
-            let slab = &x[(at.row + r) * reduce * inner..][..reduce * inner];
-            match tile.row(r) {
-                [one] if inner == 1 => *one = whole(isa, reduction, slab),
-                row => columns(isa, reduction, slab, inner, at.col, row),
+            let slab = x.from((at.row + r) * reduce * inner).first(reduce * inner);
+            if inner == 1 {
+                T::narrow(isa, &[whole_of(isa, reduction, slab)], tile.row(r));
+                continue;
             }
+            let mut results = [0f32; COLUMNS];
+            let results = &mut results[..tile.cols()];
+            columns(isa, reduction, slab, inner, at.col, results);
+            T::narrow(isa, results, tile.row(r));
         }
     });
+}
+
+/// Elements that are widened together.
+const BLOCK: usize = 4096;
+
+/// Reduces a contiguous run.
+fn whole_of(isa: Isa, reduction: Reduction, xs: Floats<'_>) -> f32 {
+    if let Floats::F32(xs) = xs {
+        return whole(isa, reduction, xs);
+    }
+    let mut buffer = [0f32; BLOCK];
+    let of_part = if reduction == Reduction::Mean { Reduction::Sum } else { reduction };
+    let parts: Vec<f32> = (0..xs.len())
+        .step_by(BLOCK)
+        .map(|at| whole(isa, of_part, xs.read(isa, at, &mut buffer[..BLOCK.min(xs.len() - at)])))
+        .collect();
+    let joined = whole(isa, of_part, &parts);
+    if reduction == Reduction::Mean { joined / xs.len() as f32 } else { joined }
 }
 
 simd_fn! {
@@ -62,45 +86,54 @@ simd_fn! {
             Reduction::Mean => lanes::sum(xs) / xs.len() as f32,
             Reduction::Max => lanes::max(xs),
             Reduction::Min => lanes::min(xs),
+            Reduction::Prod => lanes::fold(xs, 1.0, |a, x| a * x, |a, b| a * b),
+        }
+    }
+}
+
+/// Reduces columns `first ..` of rows of `inner` elements; at most `COLUMNS` of them.
+fn columns(isa: Isa, reduction: Reduction, xs: Floats<'_>, inner: usize, first: usize, out: &mut [f32]) {
+    let count = xs.len() / inner;
+    let mut buffer = [0f32; COLUMNS];
+    let buffer = &mut buffer[..out.len()];
+    match reduction {
+        Reduction::Sum | Reduction::Mean => {
+            out.fill(0.0);
+            let mut part = [0f32; COLUMNS];
+            let part = &mut part[..out.len()];
+            for start in (0..count).step_by(SPAN) {
+                part.fill(0.0);
+                for row in start..count.min(start + SPAN) {
+                    combine(isa, Reduction::Sum, xs.read(isa, row * inner + first, buffer), part);
+                }
+                combine(isa, Reduction::Sum, part, out);
+            }
+            if reduction == Reduction::Mean {
+                out.iter_mut().for_each(|y| *y /= count as f32);
+            }
+        }
+        Reduction::Max | Reduction::Min | Reduction::Prod => {
+            out.fill(match reduction {
+                Reduction::Max => f32::NEG_INFINITY,
+                Reduction::Min => f32::INFINITY,
+                _ => 1.0,
+            });
+            for row in 0..count {
+                combine(isa, reduction, xs.read(isa, row * inner + first, buffer), out);
+            }
         }
     }
 }
 
 simd_fn! {
-    /// Reduces columns `first ..` of rows of `inner` elements; at most `COLUMNS` of them.
-    fn columns<F>(reduction: Reduction, xs: &[f32], inner: usize, first: usize, out: &mut [f32]) {
-        let end = first + out.len();
-        let rows = xs.chunks_exact(inner).map(|row| &row[first..end]);
+    /// Joins each element of `x` to that of `out`.
+    fn combine<F>(reduction: Reduction, x: &[f32], out: &mut [f32]) {
         match reduction {
-            Reduction::Sum => add_up(rows, out),
-            Reduction::Mean => {
-                add_up(rows, out);
-                let count = (xs.len() / inner) as f32;
-                out.iter_mut().for_each(|y| *y /= count);
-            }
-            Reduction::Max => combine(rows, f32::NEG_INFINITY, lanes::greater, out),
-            Reduction::Min => combine(rows, f32::INFINITY, lanes::lesser, out),
+            Reduction::Sum | Reduction::Mean => out.iter_mut().zip(x).for_each(|(y, x)| *y += x),
+            Reduction::Max => out.iter_mut().zip(x).for_each(|(y, x)| *y = lanes::greater(*y, *x)),
+            Reduction::Min => out.iter_mut().zip(x).for_each(|(y, x)| *y = lanes::lesser(*y, *x)),
+            Reduction::Prod => out.iter_mut().zip(x).for_each(|(y, x)| *y *= x),
         }
-    }
-}
-
-#[inline(always)]
-fn combine<'a>(rows: impl Iterator<Item = &'a [f32]>, start: f32, step: impl Fn(f32, f32) -> f32, out: &mut [f32]) {
-    out.fill(start);
-    for row in rows {
-        out.iter_mut().zip(row).for_each(|(y, x)| *y = step(*y, *x));
-    }
-}
-
-#[inline(always)]
-fn add_up<'a>(rows: impl Iterator<Item = &'a [f32]>, out: &mut [f32]) {
-    let mut rows = rows.peekable();
-    out.fill(0.0);
-    let mut part = [0f32; COLUMNS];
-    let part = &mut part[..out.len()];
-    while rows.peek().is_some() {
-        combine(rows.by_ref().take(SPAN), 0.0, |a, x| a + x, part);
-        out.iter_mut().zip(&*part).for_each(|(y, x)| *y += x);
     }
 }
 
@@ -109,28 +142,48 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::nn::testing::{assert_close, numbers, on_every_isa};
+    use crate::{
+        Scratch,
+        nn::testing::{Compute, Numbers, assert_close, in_every_type, numbers},
+        simd::FloatType,
+    };
+
+    const ALL: [Reduction; 5] = [Reduction::Sum, Reduction::Mean, Reduction::Max, Reduction::Min, Reduction::Prod];
+
+    struct Over<'a>(Reduction, Floats<'a>, [usize; 3]);
+
+    impl Compute for Over<'_> {
+        fn run<T: Float>(&self, threads: &Threads, isa: Isa, out: &mut [T], _: &mut Scratch<'_>) {
+            reduce(threads, isa, self.0, self.1, self.2, out);
+        }
+        fn scratch(&self, _: &Threads, _: Isa, _: FloatType) -> usize {
+            0
+        }
+    }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(30))]
 
         #[test]
-        fn all_of_them(outer in 1usize..9, reduced in 1usize..200, inner in prop::sample::select(vec![1, 2, 7, 64, 700])) {
-            let x = numbers(outer * reduced * inner, 1);
-            for reduction in [Reduction::Sum, Reduction::Mean, Reduction::Max, Reduction::Min] {
-                on_every_isa(outer * inner, |threads, isa, out| {
-                    reduce(threads, isa, reduction, &x, [outer, reduced, inner], out);
-                }, |out| {
+        fn all_of_them(
+            outer in 1usize..9, reduced in 1usize..200, inner in prop::sample::select(vec![1, 2, 7, 64, 700]),
+            ty in prop::sample::select(&FloatType::ALL[..]),
+        ) {
+            let reduced = if inner == 1 { reduced * 50 } else { reduced };
+            let x = Numbers::new(ty, &numbers(outer * reduced * inner, 1));
+            for reduction in ALL {
+                in_every_type(outer * inner, &Over(reduction, x.floats(), [outer, reduced, inner]), |out, rounding| {
                     for (at, y) in out.iter().enumerate() {
                         let (o, i) = (at / inner, at % inner);
-                        let values = (0..reduced).map(|r| f64::from(x[(o * reduced + r) * inner + i]));
+                        let values = (0..reduced).map(|r| x.at((o * reduced + r) * inner + i));
                         let want = match reduction {
                             Reduction::Sum => values.sum(),
                             Reduction::Mean => values.sum::<f64>() / reduced as f64,
                             Reduction::Max => values.fold(f64::MIN, f64::max),
                             Reduction::Min => values.fold(f64::MAX, f64::min),
+                            Reduction::Prod => values.product(),
                         };
-                        assert_close(*y, want, 1e-5);
+                        assert_close(*y, want, 1e-4 + rounding);
                     }
                 });
             }
@@ -140,9 +193,9 @@ mod tests {
     #[test]
     fn nan_wins() {
         for inner in [1, 2] {
-            let mut out = vec![0.0; inner];
+            let mut out = vec![0.0f32; inner];
             let x: Vec<f32> = [1.0, f32::NAN, 2.0].iter().flat_map(|x| vec![*x; inner]).collect();
-            reduce(&Threads::single(), Isa::detect(), Reduction::Max, &x, [1, 3, inner], &mut out);
+            reduce(&Threads::single(), Isa::detect(), Reduction::Max, (&x).into(), [1, 3, inner], &mut out);
             assert!(out.iter().all(|y| y.is_nan()));
         }
     }

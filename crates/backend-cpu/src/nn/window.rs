@@ -10,7 +10,20 @@ pub(super) struct Taps<'a> {
     taps: Vec<(usize, usize)>,
 }
 
+/// The rows of an image that a row of windows meets, as one after the other: what they are widened into.
+pub(super) fn rows_met(conv: &Conv2d, row: usize) -> impl Iterator<Item = usize> {
+    let (image, y, conv) = (row / conv.output[0], row % conv.output[0], *conv);
+    (0..conv.kernel[0]).filter_map(move |ky| Some(image * conv.input[0] + conv.source(0, y, ky)?))
+}
+
 impl<'a> Taps<'a> {
+    /// As [`new`](Self::new), for rows of the image that were copied one after the other, as [`rows_met`] counts them.
+    pub(super) fn of_copies(conv: &'a Conv2d, row: usize) -> Self {
+        let mut taps = Taps::new(conv, row);
+        taps.rows.iter_mut().enumerate().for_each(|(i, (_, pixel))| *pixel = i * conv.input[1]);
+        taps
+    }
+
     /// `row` counts the output rows of all images.
     pub(super) fn new(conv: &'a Conv2d, row: usize) -> Self {
         let (image, y) = (row / conv.output[0], row % conv.output[0]);

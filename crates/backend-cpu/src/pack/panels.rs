@@ -10,7 +10,7 @@ use regraft_backend::adapter::Overlay;
 
 use crate::{
     Isa, Threads,
-    simd::{Product, Strip, copy_lines_streaming, transpose_strip},
+    simd::{Floats, Product, Strip, copy_lines_streaming, transpose_strip},
 };
 
 /// Lanes that are moved together: one cache line of floats.
@@ -46,17 +46,13 @@ pub fn pack_panels<T: SourceElement>(
     nr: usize,
     out: &mut [f32],
 ) {
-    let n = pieces.iter().map(|p| p.n_len).sum();
-    let k = pieces.first().map_or(0, MatrixView::k_len);
-    assert!(nr > 0 && nr.is_multiple_of(LANES), "nr = {nr} is not a multiple of {LANES}");
-    assert!(pieces.iter().all(|p| p.k_len() == k), "the pieces differ in K");
+    let stream = out.len() >= STREAM_FROM;
+    let packer = Packer::new(isa, pieces, nr, stream);
+    let (k, n) = (packer.k(), packer.n);
     assert_eq!(out.len(), panels_len(k, n, nr), "the output length of a packing");
-    assert!(pieces.iter().all(MatrixView::is_in_bounds), "a matrix view reaches beyond its data");
     if out.is_empty() {
         return;
     }
-    let stream = out.len() >= STREAM_FROM;
-    let packer = Packer { isa, nr, n, stream, pieces: pieces.iter().map(Piece::new).collect() };
     let along_n = pieces.iter().all(|p| p.n_stride == 1);
     let fair = n.div_ceil(nr).div_ceil(threads.count());
     let per_task = if along_n { PANELS_PER_TASK } else { 1 }.max(GRAIN / (k * nr)).min(fair);
@@ -70,6 +66,21 @@ pub fn pack_panels<T: SourceElement>(
     });
 }
 
+/// A matrix of bfloat16 whose pairs of steps are words, which can be moved as such.
+pub(super) fn words_of<'a, T: SourceElement>(view: &MatrixView<'a, T>) -> Option<MatrixView<'a, f32>> {
+    let Some(Floats::Bf16(data)) = T::floats(view.data) else { return None };
+    let (&(size, stride), outer) = view.k_dims.split_last()?;
+    let even = |x: usize| x.is_multiple_of(2);
+    let whole = stride == 1 && even(size) && outer.iter().all(|(_, stride)| even(*stride));
+    if !whole || !even(view.offset) || !even(view.n_stride) || view.scale.is_some() || view.overlay.is_some() {
+        return None;
+    }
+    let data = bytemuck::try_cast_slice(&data[..data.len() / 2 * 2]).ok()?;
+    let halved = outer.iter().map(|(size, stride)| (*size, stride / 2)).chain([(size / 2, 1)]).collect();
+    let (offset, n_stride) = (view.offset / 2, view.n_stride / 2);
+    Some(MatrixView { data, offset, k_dims: halved, n_len: view.n_len, n_stride, scale: None, overlay: None })
+}
+
 struct Piece<'a, T> {
     view: &'a MatrixView<'a, T>,
     order: Vec<(usize, usize)>,
@@ -81,7 +92,7 @@ impl<'a, T: SourceElement> Piece<'a, T> {
     }
 }
 
-struct Packer<'a, T> {
+pub(super) struct Packer<'a, T> {
     isa: Isa,
     nr: usize,
     n: usize,
@@ -95,9 +106,29 @@ struct Columns {
     lane: usize,
 }
 
-impl<T: SourceElement> Packer<'_, T> {
+impl<'a, T: SourceElement> Packer<'a, T> {
+    /// Panics unless the pieces fit together and lie in their data.
+    pub(super) fn new(isa: Isa, pieces: &'a [MatrixView<'a, T>], nr: usize, stream: bool) -> Self {
+        let n = pieces.iter().map(|p| p.n_len).sum();
+        let k = pieces.first().map_or(0, MatrixView::k_len);
+        assert!(nr > 0 && nr.is_multiple_of(LANES), "nr = {nr} is not a multiple of {LANES}");
+        assert!(pieces.iter().all(|p| p.k_len() == k), "the pieces differ in K");
+        assert!(pieces.iter().all(MatrixView::is_in_bounds), "a matrix view reaches beyond its data");
+        Packer { isa, nr, n, stream, pieces: pieces.iter().map(Piece::new).collect() }
+    }
+
+    /// Rows of the matrix.
+    pub(super) fn k(&self) -> usize {
+        self.pieces.first().map_or(0, |piece| piece.order.len())
+    }
+
+    /// Columns of the matrix.
+    pub(super) fn n(&self) -> usize {
+        self.n
+    }
+
     /// Packs steps `steps` of the panel whose first column is `first`.
-    fn panel(&self, first: usize, steps: Range<usize>, panel: &mut [f32]) {
+    pub(super) fn panel(&self, first: usize, steps: Range<usize>, panel: &mut [f32]) {
         let end = self.n.min(first + self.nr);
         let mut piece_start = 0;
         for piece in &self.pieces {

@@ -5,7 +5,7 @@ use half::{bf16, f16};
 use regraft_backend::adapter::Overlay;
 use regraft_tensor::DType;
 
-use crate::simd::math;
+use crate::simd::{Floats, math};
 
 /// An element type that weights may have; packing converts to `f32` on the way.
 pub trait SourceElement: Pod + Send + Sync {
@@ -17,6 +17,11 @@ pub trait SourceElement: Pod + Send + Sync {
 
     /// The nearest value to an `f32`.
     fn from_f32(value: f32) -> Self;
+
+    /// The same slice, if routines take elements of its type.
+    fn floats(_slice: &[Self]) -> Option<Floats<'_>> {
+        None
+    }
 
     /// The same slice, if it already is `f32`.
     fn as_f32(_slice: &[Self]) -> Option<&[f32]> {
@@ -35,6 +40,10 @@ impl SourceElement for f32 {
     #[inline(always)]
     fn from_f32(value: f32) -> Self {
         value
+    }
+
+    fn floats(slice: &[f32]) -> Option<Floats<'_>> {
+        Some(Floats::F32(slice))
     }
 
     fn as_f32(slice: &[f32]) -> Option<&[f32]> {
@@ -68,6 +77,10 @@ impl SourceElement for f16 {
     fn from_f32(value: f32) -> Self {
         f16::from_f32(value)
     }
+
+    fn floats(slice: &[f16]) -> Option<Floats<'_>> {
+        Some(Floats::F16(slice))
+    }
 }
 
 impl SourceElement for bf16 {
@@ -81,6 +94,10 @@ impl SourceElement for bf16 {
     #[inline(always)]
     fn from_f32(value: f32) -> Self {
         bf16::from_f32(value)
+    }
+
+    fn floats(slice: &[bf16]) -> Option<Floats<'_>> {
+        Some(Floats::Bf16(slice))
     }
 }
 

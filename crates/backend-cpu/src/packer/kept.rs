@@ -9,7 +9,7 @@ use regraft_backend::{MemoryKind, OutOfMemory, PackError};
 use regraft_tensor::{AlignedVec, DType, Tensor, numel};
 use regraft_weights::{GatherPlan, Piece};
 
-use crate::format::Panels;
+use crate::{format::Panels, pack::panel_place, simd::FloatType};
 
 /// A source all of whose elements lie in a slot, bit for bit.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ enum Place {
         matrix: usize,
         /// First column in it.
         column: usize,
-        nr: usize,
+        panels: Panels,
     },
 }
 
@@ -66,9 +66,7 @@ impl KeptPlaces {
         let numel = numel(shape).filter(|n| *n > 0)?;
         let (places, covered) = match (gather, panels) {
             (GatherPlan::Copy { runs }, None) => runs_of(runs, source),
-            (GatherPlan::Matrices { matrices, .. }, Some(panels)) => {
-                columns_of(matrices, slot_shape, panels.nr, source)?
-            }
+            (GatherPlan::Matrices { matrices, .. }, Some(panels)) => columns_of(matrices, slot_shape, panels, source)?,
             _ => return None,
         };
         covers(covered, numel).then_some(KeptPlaces(places))
@@ -130,7 +128,7 @@ impl Kept<'_> {
             Place::Run(source, slot, len) => {
                 f(Strip { source: *source, source_step: 1, slot: *slot, slot_step: 1, len: *len })
             }
-            Place::Columns { piece, matrix, column, nr } => columns(piece, *matrix, *column, *nr, f),
+            Place::Columns { piece, matrix, column, panels } => columns(piece, *matrix, *column, *panels, f),
         })
     }
 }
@@ -153,18 +151,18 @@ fn runs_of(runs: &[(u32, usize, usize)], wanted: u32) -> (Vec<Place>, Vec<(usize
 fn columns_of(
     matrices: &[Vec<Piece>],
     shape: &[usize],
-    nr: usize,
+    panels: Panels,
     wanted: u32,
 ) -> Option<(Vec<Place>, Vec<(usize, usize)>)> {
     let [.., k, n] = shape else { return None };
-    let each = n.div_ceil(nr) * nr * k;
+    let each = panels.matrix_bytes(*k, *n) / panels.ty.size();
     let (mut places, mut covered) = (Vec::new(), Vec::new());
     for (i, pieces) in matrices.iter().enumerate() {
         let mut column = 0;
         for piece in pieces {
             if piece.source == wanted {
                 covered.push((piece.offset, range_len(piece)?));
-                places.push(Place::Columns { piece: piece.clone(), matrix: i * each, column, nr });
+                places.push(Place::Columns { piece: piece.clone(), matrix: i * each, column, panels });
             }
             column += piece.n_len;
         }
@@ -196,37 +194,43 @@ fn columns(
     piece: &Piece,
     matrix: usize,
     column: usize,
-    nr: usize,
+    Panels { ty, nr }: Panels,
     f: &mut impl FnMut(Strip) -> ControlFlow<()>,
 ) -> ControlFlow<()> {
     let k: usize = piece.k_dims.iter().map(|d| d.0).product();
+    // Rows that stand in one line of a panel.
+    let woven = if ty == FloatType::Bf16 { 2 } else { 1 };
     // A matrix without rows, or with one, may have no parts of a row index.
     let (&(inner, step), outer) = piece.k_dims.split_last().unwrap_or((&(1, 1), &[]));
     let mut first = 0;
     while first < piece.n_len {
         let at = column + first;
         let width = (nr - at % nr).min(piece.n_len - first);
-        let panel = matrix + at / nr * nr * k + at % nr;
+        let place = |row: usize, i: usize| matrix + panel_place(ty, nr, k, row, at + i);
         let source = piece.offset + first * piece.n_stride;
         for (block, start) in outer_indices(outer).enumerate() {
             for row in (0..inner).step_by(ROWS) {
                 let rows = ROWS.min(inner - row);
-                let (source, slot) = (source + start + row * step, panel + (block * inner + row) * nr);
-                let by_rows = piece.n_stride == 1 && width > 1;
-                let strip = |i: usize| match by_rows {
-                    true => Strip {
-                        source: source + i * step,
-                        source_step: 1,
-                        slot: slot + i * nr,
-                        slot_step: 1,
-                        len: width,
-                    },
-                    false => {
-                        let source = source + i * piece.n_stride;
-                        Strip { source, source_step: step, slot: slot + i, slot_step: nr, len: rows }
-                    }
-                };
-                (0..if by_rows { rows } else { width }).try_for_each(|i| f(strip(i)))?;
+                let (source, row) = (source + start + row * step, block * inner + row);
+                if piece.n_stride == 1 && width > 1 {
+                    (0..rows).try_for_each(|i| {
+                        let (source, slot) = (source + i * step, place(row + i, 0));
+                        f(Strip { source, source_step: 1, slot, slot_step: woven, len: width })
+                    })?;
+                    continue;
+                }
+                for i in 0..width {
+                    let source = source + i * piece.n_stride;
+                    (0..woven.min(rows)).try_for_each(|half| {
+                        f(Strip {
+                            source: source + half * step,
+                            source_step: woven * step,
+                            slot: place(row + half, i),
+                            slot_step: woven * nr,
+                            len: (rows - half).div_ceil(woven),
+                        })
+                    })?;
+                }
             }
         }
         first += width;

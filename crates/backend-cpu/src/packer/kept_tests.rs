@@ -5,7 +5,7 @@ use regraft_ir::{Graph, eval, text};
 
 use super::*;
 
-/// A recipe over f32 sources, and how its slot lies.
+/// A recipe over sources of the slot's dtype, and how its slot lies.
 struct Case {
     graph: Graph,
     panels: Option<Panels>,
@@ -13,6 +13,7 @@ struct Case {
 
 impl Case {
     fn new(body: &str, panels: Option<Panels>) -> Case {
+        let body = body.replace("f32", dtype(panels).name());
         Case { graph: text::parse(&format!("program \"r\" {{\n{body}\n}}")).expect("a program"), panels }
     }
 
@@ -29,8 +30,12 @@ impl Case {
 
     /// A slot whose elements are all different.
     fn numbered(&self) -> AlignedVec {
-        let bytes = self.format().byte_len(DType::F32, &self.shape()).expect("the format takes the slot");
-        AlignedVec::from_slice(&(1..=bytes as u32 / 4).collect::<Vec<u32>>())
+        let dtype = dtype(self.panels);
+        let bytes = self.format().byte_len(dtype, &self.shape()).expect("the format takes the slot");
+        match dtype.size() {
+            2 => AlignedVec::from_slice(&(1..=bytes as u16 / 2).collect::<Vec<u16>>()),
+            _ => AlignedVec::from_slice(&(1..=bytes as u32 / 4).collect::<Vec<u32>>()),
+        }
     }
 
     /// Where each source is kept.
@@ -47,6 +52,14 @@ impl Case {
     }
 }
 
+fn dtype(panels: Option<Panels>) -> DType {
+    match panels.map(|panels| panels.ty) {
+        Some(FloatType::F16) => DType::F16,
+        Some(FloatType::Bf16) => DType::BF16,
+        Some(FloatType::F32) | None => DType::F32,
+    }
+}
+
 /// Every source that is found is read back so that the recipe gives the slot's value.
 fn check(body: &str, panels: Option<Panels>) {
     let case = Case::new(body, panels);
@@ -56,20 +69,20 @@ fn check(body: &str, panels: Option<Panels>) {
         .iter()
         .map(|(shape, places)| {
             let places = places.as_ref().expect("all of it is moved");
-            Kept { slot: slot.bytes(), dtype: DType::F32, shape, places }
+            Kept { slot: slot.bytes(), dtype: dtype(panels), shape, places }
         })
         .collect();
     let sources: Vec<Tensor> = kept.iter().map(|kept| kept.tensor().expect("memory")).collect();
     let given = eval::Bindings { inputs: &[], sources: &sources, states: &[] };
     let value = eval::run(&case.graph, given).expect("it evaluates").outputs.remove(0);
-    let want = case.format().unpack(DType::F32, &case.shape(), slot.bytes()).expect("a slot of the recipe");
+    let want = case.format().unpack(dtype(panels), &case.shape(), slot.bytes()).expect("a slot of the recipe");
     assert!(value.bit_equal(&want), "{body} as {panels:?}");
     for (kept, source) in kept.iter().zip(&sources) {
         assert!(kept.is(source));
         let mut bytes = source.bytes().to_vec();
         for at in [0, bytes.len() / 2, bytes.len() - 1] {
             bytes[at] ^= 1;
-            let other = Tensor::new(DType::F32, source.shape().to_vec(), AlignedVec::copy_of(&bytes).into());
+            let other = Tensor::new(dtype(panels), source.shape().to_vec(), AlignedVec::copy_of(&bytes).into());
             assert!(!kept.is(&other.expect("as many bytes")), "{body} as {panels:?}: a difference at byte {at}");
             bytes[at] ^= 1;
         }
@@ -77,7 +90,7 @@ fn check(body: &str, panels: Option<Panels>) {
 }
 
 fn panels() -> impl Iterator<Item = Option<Panels>> {
-    [16, 32, 48, 64].into_iter().map(|nr| Some(Panels { nr }))
+    FloatType::ALL.into_iter().flat_map(|ty| [16, 32, 48, 64].map(|nr| Some(Panels { ty, nr })))
 }
 
 #[test]
@@ -129,7 +142,7 @@ fn grouped_convolutions_are_read_back() {
 #[test]
 fn what_is_not_there_or_not_as_it_was_is_not_found() {
     let nothing = |body: &str, panels| Case::new(body, panels).places().iter().all(|(_, places)| places.is_none());
-    let panels = Some(Panels { nr: 16 });
+    let panels = Some(Panels { ty: FloatType::F32, nr: 16 });
     let part = "source %0 : f32[6, 4] = \"a\" (parameter)
         %1 = slice %0 {axis = 0, start = 0, end = 5, step = 1} : f32[5, 4]
         output %1 = \"w\"";

@@ -12,8 +12,10 @@ use super::{
     kept::{Kept, KeptPlaces},
 };
 use crate::{
+    Scratch,
     format::Panels,
-    pack::{LANES, MatrixView, SourceElement, for_float, pack_panels, panels_len},
+    pack::{LANES, MatrixView, SourceElement, for_float, pack_half_panels, pack_panels, pack_scratch},
+    simd::FloatType,
 };
 
 /// A recipe with its slot's layout, compiled for this device.
@@ -44,7 +46,8 @@ impl SlotRecipe {
         let (dtype, format) = (recipe.dtype(), &layout.format);
         let panels = if format.is_plain() { None } else { Panels::parse(format) };
         let refuse = || BackendError::Format { format: format.clone(), ty: format!("{dtype}{:?}", layout.shape) };
-        if !format.is_plain() && panels.is_none_or(|p| !p.nr.is_multiple_of(LANES)) {
+        let fits = |panels: Panels| panels.nr.is_multiple_of(LANES) && FloatType::of(dtype) == Some(panels.ty);
+        if !format.is_plain() && !panels.is_some_and(fits) {
             return Err(refuse());
         }
         let source = |&index: &u32| {
@@ -165,7 +168,7 @@ impl SlotRecipe {
         packed.ok_or("values of panels are floats")?
     }
 
-    fn pack_matrices<T: SourceElement>(
+    fn pack_matrices<T: SourceElement + 'static>(
         &self,
         cx: &PackCx,
         panels: Panels,
@@ -173,17 +176,36 @@ impl SlotRecipe {
         out: &mut [u8],
     ) -> Result<(), String> {
         let [lead @ .., k, n] = self.shape.as_slice() else { return Err("a matrix has two axes".into()) };
-        let each = panels_len(*k, *n, panels.nr);
-        let out: &mut [f32] = bytemuck::try_cast_slice_mut(out).map_err(|_| "the slot is not aligned")?;
+        let each = panels.matrix_bytes(*k, *n);
         if matrices.len() != lead.iter().product::<usize>() || matrices.len() * each != out.len() {
             return Err("the matrices do not make up the slot".into());
         }
+        let mut scratch = match panels.ty {
+            FloatType::F32 => AlignedVec::default(),
+            FloatType::F16 | FloatType::Bf16 => {
+                AlignedVec::try_zeroed(pack_scratch(&cx.threads, *k, panels.nr)).map_err(|e| e.to_string())?
+            }
+        };
         for (pieces, out) in matrices.iter().zip(out.chunks_exact_mut(each.max(1))) {
             let fits = pieces.iter().all(|p| p.k_len() == *k && p.is_in_bounds());
             if !fits || pieces.iter().map(|p| p.n_len).sum::<usize>() != *n {
                 return Err("the pieces do not make up the matrix".into());
             }
-            pack_panels(&cx.threads, cx.isa, pieces, panels.nr, out);
+            let unaligned = |_| "the slot is not aligned";
+            let (threads, isa, nr, scratch) = (&cx.threads, cx.isa, panels.nr, &mut Scratch::new(scratch.bytes_mut()));
+            match panels.ty {
+                FloatType::F32 => {
+                    pack_panels(threads, isa, pieces, nr, bytemuck::try_cast_slice_mut(out).map_err(unaligned)?);
+                }
+                FloatType::F16 => {
+                    let out = bytemuck::try_cast_slice_mut::<_, half::f16>(out).map_err(unaligned)?;
+                    pack_half_panels(threads, isa, pieces, nr, out, scratch);
+                }
+                FloatType::Bf16 => {
+                    let out = bytemuck::try_cast_slice_mut::<_, half::bf16>(out).map_err(unaligned)?;
+                    pack_half_panels(threads, isa, pieces, nr, out, scratch);
+                }
+            }
         }
         Ok(())
     }

@@ -76,6 +76,93 @@ pub fn log<F: Fma>(x: f32) -> f32 {
     if x >= 0.0 { y } else { f32::NAN }
 }
 
+/// `log(1 + x)`: the logarithm of the rounded sum, corrected for what rounding took.
+#[inline(always)]
+pub fn log1p<F: Fma>(x: f32) -> f32 {
+    let u = 1.0 + x;
+    let corrected = log::<F>(u) * (x / (u - 1.0));
+    let y = if u == 1.0 { x } else { corrected };
+    let y = if x == f32::INFINITY { x } else { y };
+    if x == -1.0 { f32::NEG_INFINITY } else { y }
+}
+
+/// `e^x - 1`: a Taylor polynomial near zero, the difference beyond.
+#[inline(always)]
+pub fn expm1<F: Fma>(x: f32) -> f32 {
+    let p = F::mul_add(x, 1.0 / 40320.0, 1.0 / 5040.0);
+    let p = F::mul_add(p, x, 1.0 / 720.0);
+    let p = F::mul_add(p, x, 1.0 / 120.0);
+    let p = F::mul_add(p, x, 1.0 / 24.0);
+    let p = F::mul_add(p, x, 1.0 / 6.0);
+    let p = F::mul_add(p, x, 0.5);
+    let small = F::mul_add(p * x, x, x);
+    let large = exp::<F>(x) - 1.0;
+    if x.abs() < 0.5 { small } else { large }
+}
+
+/// `log(1 + e^x)`, and `x` itself above 20.
+#[inline(always)]
+pub fn softplus<F: Fma>(x: f32) -> f32 {
+    let y = log1p::<F>(exp::<F>(x));
+    if x > 20.0 { x } else { y }
+}
+
+/// Beyond this sine and cosine are left to the library, whose reduction of the argument has as many digits as it takes.
+pub const TRIGONOMETRIC_LIMIT: f32 = 1e6;
+
+/// `x - n pi/2` for the nearest `n`, and `n`, in f64: exact to f32 for `|x|` up to [`TRIGONOMETRIC_LIMIT`].
+#[inline(always)]
+fn quadrant(x: f32) -> (f64, i32) {
+    const TO_INT: f64 = 6_755_399_441_055_744.0; // 1.5 * 2^52
+    const HIGH: f64 = 1.570_796_310_901_641_8; // the first 25 bits of pi/2
+    const LOW: f64 = 1.589_325_477_352_819_6e-8;
+    let x = f64::from(x);
+    let shifted = x * std::f64::consts::FRAC_2_PI + TO_INT;
+    let n = shifted - TO_INT;
+    (x - n * HIGH - n * LOW, shifted.to_bits() as i32)
+}
+
+/// Sine of a reduced argument.
+#[inline(always)]
+fn sin_reduced(x: f64) -> f64 {
+    let z = x * x;
+    let p = z * 2.718_311_493_989_822e-6 - 1.983_933_483_609_663_2e-4;
+    let p = p * z + 8.333_329_385_889_463e-3;
+    let p = p * z - 1.666_666_664_162_655_3e-1;
+    x + x * z * p
+}
+
+/// Cosine of a reduced argument.
+#[inline(always)]
+fn cos_reduced(x: f64) -> f64 {
+    let z = x * x;
+    let p = z * 2.439_044_879_627_741_6e-5 - 1.388_676_377_460_993e-3;
+    let p = p * z + 4.166_662_332_373_906e-2;
+    let p = p * z - 4.999_999_972_510_31e-1;
+    1.0 + z * p
+}
+
+/// Sine of `x + turns pi/2`.
+#[inline(always)]
+fn sin_of(x: f32, turns: i32) -> f32 {
+    let (r, n) = quadrant(x);
+    let n = n.wrapping_add(turns);
+    let y = if n & 1 == 0 { sin_reduced(r) } else { cos_reduced(r) };
+    (if n & 2 == 0 { y } else { -y }) as f32
+}
+
+/// Sine, for `|x|` up to [`TRIGONOMETRIC_LIMIT`].
+#[inline(always)]
+pub fn sin(x: f32) -> f32 {
+    sin_of(x, 0)
+}
+
+/// Cosine, for `|x|` up to [`TRIGONOMETRIC_LIMIT`].
+#[inline(always)]
+pub fn cos(x: f32) -> f32 {
+    sin_of(x, 1)
+}
+
 /// Hyperbolic tangent: an odd polynomial near zero, `1 - 2 / (e^{2|x|} + 1)` with the sign of `x` beyond.
 #[inline(always)]
 pub fn tanh<F: Fma>(x: f32) -> f32 {

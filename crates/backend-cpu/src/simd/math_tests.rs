@@ -72,6 +72,38 @@ fn log_is_close() {
 }
 
 #[test]
+fn log1p_and_expm1_are_close() {
+    check("log1p", log1p::<Fused>, log1p::<Unfused>, f64::ln_1p, |_, y| 2.0 * y.abs());
+    check("expm1", expm1::<Fused>, expm1::<Unfused>, f64::exp_m1, |_, y| 2.0 * y.abs());
+    check(
+        "softplus",
+        softplus::<Fused>,
+        softplus::<Unfused>,
+        |x| if x > 20.0 { x } else { x.exp().ln_1p() },
+        |_, y| 2.0 * y.abs(),
+    );
+    assert_eq!(log1p::<Fused>(-1.0), f32::NEG_INFINITY);
+    assert!(log1p::<Fused>(-1.5).is_nan());
+}
+
+#[test]
+fn sine_and_cosine_are_close() {
+    let mut inputs: Vec<f32> = dense().filter(|x| x.abs() <= TRIGONOMETRIC_LIMIT || x.is_nan()).collect();
+    // Close to the zeros, where few digits are left.
+    inputs.extend((-2000..2000).map(|n| (f64::from(n) * std::f64::consts::FRAC_PI_2) as f32));
+    for x in inputs {
+        for (name, got, want) in [("sin", sin(x), f64::from(x).sin()), ("cos", cos(x), f64::from(x).cos())] {
+            let error = (f64::from(got) - want).abs();
+            assert!(
+                error <= 1.2e-7 * want.abs() + 1e-44 || (x.is_nan() && got.is_nan()),
+                "{name}({x:e}) = {got:e}, {want:e}"
+            );
+        }
+    }
+    assert!(sin(f32::INFINITY).is_nan() && cos(f32::NEG_INFINITY).is_nan());
+}
+
+#[test]
 fn tanh_is_close() {
     check("tanh", tanh::<Fused>, tanh::<Unfused>, f64::tanh, relative);
 }

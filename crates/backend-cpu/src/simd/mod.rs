@@ -3,6 +3,7 @@
 
 mod activation;
 mod dispatch;
+mod element;
 pub(crate) mod lanes;
 pub mod math;
 mod transpose;
@@ -12,6 +13,8 @@ use std::{fmt, sync::OnceLock};
 pub use activation::Activation;
 pub(crate) use dispatch::simd_fn;
 pub use dispatch::{Fma, Fused, Unfused};
+pub use element::{Float, FloatType, Floats};
+pub(crate) use element::{to_bf16, with_floats_mut};
 pub(crate) use transpose::{Product, Strip, copy_lines_streaming, transpose_strip};
 
 /// Tells the caches that `data` will be read soon.
@@ -32,15 +35,17 @@ pub(crate) fn prefetch(data: &[f32]) {
 pub enum Isa {
     /// What the target guarantees (SSE2 on x86-64), no fused multiply-add.
     Portable,
-    /// AVX2 with FMA: 8 lanes.
+    /// AVX2 with FMA and F16C: 8 lanes.
     Avx2,
     /// AVX-512 F, VL, BW and DQ: 16 lanes.
     Avx512,
+    /// AVX-512 with BF16: products of two bfloat16 numbers, added up in pairs.
+    Avx512Bf16,
 }
 
 impl Isa {
     /// All instruction sets, simplest first.
-    pub const ALL: [Isa; 3] = [Isa::Portable, Isa::Avx2, Isa::Avx512];
+    pub const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
 
     /// The best instruction set of this processor.
     pub fn detect() -> Isa {
@@ -59,6 +64,7 @@ impl Isa {
             Isa::Portable => "portable",
             Isa::Avx2 => "avx2+fma",
             Isa::Avx512 => "avx512",
+            Isa::Avx512Bf16 => "avx512+bf16",
         }
     }
 
@@ -66,8 +72,9 @@ impl Isa {
     pub fn features(self) -> &'static [&'static str] {
         match self {
             Isa::Portable => &[],
-            Isa::Avx2 => &["avx2", "fma"],
-            Isa::Avx512 => &["avx2", "avx512bw", "avx512dq", "avx512f", "avx512vl", "fma"],
+            Isa::Avx2 => &["avx2", "f16c", "fma"],
+            Isa::Avx512 => &["avx2", "avx512bw", "avx512dq", "avx512f", "avx512vl", "f16c", "fma"],
+            Isa::Avx512Bf16 => &["avx2", "avx512bf16", "avx512bw", "avx512dq", "avx512f", "avx512vl", "f16c", "fma"],
         }
     }
 
@@ -91,12 +98,13 @@ impl fmt::Display for Isa {
 
 #[cfg(target_arch = "x86_64")]
 fn detect() -> Isa {
-    let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+    let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
     let avx512 = is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512vl")
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512dq");
     match (avx2, avx512) {
+        (true, true) if is_x86_feature_detected!("avx512bf16") => Isa::Avx512Bf16,
         (true, true) => Isa::Avx512,
         (true, false) => Isa::Avx2,
         (false, _) => Isa::Portable,

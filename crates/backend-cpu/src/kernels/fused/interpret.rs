@@ -1,40 +1,48 @@
 //! A register machine over blocks: each instruction is a vectorised loop over one block.
 
+use half::{bf16, f16};
 use regraft_ir::ops::{BinaryFn, CompareFn, Fused, FusedFn, UnaryFn};
-use regraft_tensor::DType;
+use regraft_tensor::{DType, Element};
 
+use super::lanes::{self, Number};
 use crate::{
-    Isa,
-    simd::{Activation, math, simd_fn},
+    Isa, Scratch,
+    scratch::bytes_of,
+    simd::{Float, FloatType, Floats},
 };
 
 /// Elements of a block: a few registers of f32 fit into the first-level cache.
 pub(super) const BLOCK: usize = 512;
 
-/// The kind of number that a register holds.
+/// The kind of number that a register holds: floats narrower than f32 are computed as f32, integers narrower than i32 as i32 and
+/// then brought back into their range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Bank {
+    F64,
     F32,
     I64,
+    I32,
     Bool,
 }
 
 impl Bank {
-    fn of(dtype: DType) -> Option<Bank> {
+    fn of(dtype: DType) -> Bank {
         match dtype {
-            DType::F32 => Some(Bank::F32),
-            DType::I64 => Some(Bank::I64),
-            DType::Bool => Some(Bank::Bool),
-            DType::F64 | DType::F16 | DType::BF16 | DType::I32 | DType::I16 | DType::I8 | DType::U8 => None,
+            DType::F64 => Bank::F64,
+            DType::F32 | DType::F16 | DType::BF16 => Bank::F32,
+            DType::I64 => Bank::I64,
+            DType::I32 | DType::I16 | DType::I8 | DType::U8 => Bank::I32,
+            DType::Bool => Bank::Bool,
         }
     }
 }
 
-/// A register: its bank and its number there.
+/// A register: its bank, its number there, and what its values are.
 #[derive(Clone, Copy, Debug)]
 struct Register {
     bank: Bank,
     index: usize,
+    dtype: DType,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -50,108 +58,162 @@ pub(super) struct Program {
     registers: Vec<Register>,
     operands: usize,
     instructions: Vec<Instruction>,
-    counts: [usize; 3],
-    out_dtype: DType,
+    counts: [usize; 5],
 }
 
 impl Program {
-    /// Compiles a chain; `None` when a value is of a dtype that there are no registers for, or a step has no loop.
+    /// Compiles a chain; `None` when its steps do not take their arguments.
     pub(super) fn new(op: &Fused, operands: &[DType]) -> Option<Program> {
-        let dtypes = op.dtypes(operands).ok()?;
-        let mut counts = [0; 3];
+        let mut counts = [0; 5];
         let mut register = |dtype: DType| {
-            let bank = Bank::of(dtype)?;
+            let bank = Bank::of(dtype);
             let count = &mut counts[bank as usize];
             *count += 1;
-            Some(Register { bank, index: *count - 1 })
+            Register { bank, index: *count - 1, dtype }
         };
-        let registers = dtypes.iter().map(|&d| register(d)).collect::<Option<Vec<_>>>()?;
-        let mut instructions = Vec::with_capacity(op.steps.len());
-        for (i, step) in op.steps.iter().enumerate() {
+        let registers: Vec<Register> = op.dtypes(operands).ok()?.into_iter().map(&mut register).collect();
+        let instruction = |(i, step): (usize, &regraft_ir::ops::FusedStep)| {
             let mut args = [0; 3];
             args.iter_mut().zip(&step.args).for_each(|(to, &from)| *to = from as usize);
-            let instruction = Instruction { f: step.f, args, out: registers[operands.len() + i] };
-            let supported = match step.f {
-                FusedFn::Unary(f) => registers[args[0]].bank != Bank::F32 || has_loop(f),
-                FusedFn::Binary(_)
-                | FusedFn::Compare(_)
-                | FusedFn::Select
-                | FusedFn::Cast(_)
-                | FusedFn::Literal(..) => true,
-            };
-            if !supported {
-                return None;
-            }
-            instructions.push(instruction);
-        }
-        Some(Program { registers, operands: operands.len(), instructions, counts, out_dtype: *dtypes.last()? })
+            Instruction { f: step.f, args, out: registers[operands.len() + i] }
+        };
+        let instructions = op.steps.iter().enumerate().map(instruction).collect();
+        Some(Program { registers, operands: operands.len(), instructions, counts })
     }
 
-    pub(super) fn out_dtype(&self) -> DType {
-        self.out_dtype
+    fn result(&self) -> Register {
+        self.registers[self.registers.len() - 1]
+    }
+
+    /// Bytes of an element of the result.
+    pub(super) fn out_size(&self) -> usize {
+        self.result().dtype.size()
+    }
+
+    /// Bytes of scratch for one set of registers.
+    pub(super) fn scratch(&self) -> usize {
+        let [f64s, f32s, i64s, i32s, bools] = self.counts.map(|count| count * BLOCK);
+        bytes_of::<f64>(f64s)
+            + bytes_of::<f32>(f32s)
+            + bytes_of::<i64>(i64s)
+            + bytes_of::<i32>(i32s)
+            + bytes_of::<u8>(bools)
     }
 
     /// Runs all steps on the first `len` elements of the registers.
-    pub(super) fn run(&self, isa: Isa, registers: &mut Registers, len: usize) {
+    pub(super) fn run(&self, isa: Isa, registers: &mut Registers<'_>, len: usize) {
         for instruction in &self.instructions {
             self.step(isa, instruction, registers, len);
         }
     }
 
-    fn step(&self, isa: Isa, i: &Instruction, r: &mut Registers, len: usize) {
-        let arg = |n: usize| self.registers[i.args[n]];
+    fn step(&self, isa: Isa, i: &Instruction, r: &mut Registers<'_>, len: usize) {
+        let [a, b, c] = i.args.map(|arg| self.registers[arg]);
         match i.f {
             FusedFn::Literal(value, _) => match i.out.bank {
-                Bank::F32 => r.floats.out(i.out, len).1.fill(value.as_f64() as f32),
-                Bank::I64 => r.ints.out(i.out, len).1.fill(value.as_i64()),
+                Bank::F64 => r.f64s.out(i.out, len).1.fill(value.as_f64()),
+                Bank::F32 => {
+                    // The value as its dtype holds it.
+                    let value = value.as_f64() as f32;
+                    r.f32s.out(i.out, len).1.fill(rounded(i.out.dtype, value));
+                }
+                Bank::I64 => r.i64s.out(i.out, len).1.fill(value.as_i64()),
+                Bank::I32 => r.i32s.out(i.out, len).1.fill(wrapped(i.out.dtype, value.as_i64() as i32)),
                 Bank::Bool => r.bools.out(i.out, len).1.fill(u8::from(value.as_f64() != 0.0)),
             },
             FusedFn::Unary(f) => match i.out.bank {
+                Bank::F64 => unary(f, &mut r.f64s, a, i.out, len),
                 Bank::F32 => {
-                    let (before, out) = r.floats.out(i.out, len);
-                    unary(isa, f, block(before, arg(0), len), out);
+                    let (before, out) = r.f32s.out(i.out, len);
+                    lanes::unary_f32(isa, f, block(before, a, len), out);
                 }
-                Bank::I64 => {
-                    let (before, out) = r.ints.out(i.out, len);
-                    map(block(before, arg(0), len), out, |x| f.apply_i64(x).unwrap_or(x));
+                Bank::I64 => unary(f, &mut r.i64s, a, i.out, len),
+                Bank::I32 => {
+                    unary(f, &mut r.i32s, a, i.out, len);
+                    wrap(i.out.dtype, r.i32s.out(i.out, len).1);
                 }
                 Bank::Bool => {
                     let (before, out) = r.bools.out(i.out, len);
-                    map(block(before, arg(0), len), out, |x| u8::from(x == 0));
+                    lanes::map(block(before, a, len), out, |x| u8::from(x == 0));
                 }
             },
             FusedFn::Binary(f) => match i.out.bank {
+                Bank::F64 => binary(f, &mut r.f64s, [a, b], i.out, len),
                 Bank::F32 => {
-                    let (before, out) = r.floats.out(i.out, len);
-                    binary(isa, f, block(before, arg(0), len), block(before, arg(1), len), out);
+                    let (before, out) = r.f32s.out(i.out, len);
+                    lanes::binary_f32(isa, f, block(before, a, len), block(before, b, len), out);
                 }
-                Bank::I64 => {
-                    let (before, out) = r.ints.out(i.out, len);
-                    zip(block(before, arg(0), len), block(before, arg(1), len), out, |a, b| f.apply_i64(a, b));
+                Bank::I64 => binary(f, &mut r.i64s, [a, b], i.out, len),
+                Bank::I32 => {
+                    binary(f, &mut r.i32s, [a, b], i.out, len);
+                    wrap(i.out.dtype, r.i32s.out(i.out, len).1);
                 }
                 Bank::Bool => {
                     let (before, out) = r.bools.out(i.out, len);
-                    let apply = |a, b| u8::from(f.apply_i64(i64::from(a), i64::from(b)) != 0);
-                    zip(block(before, arg(0), len), block(before, arg(1), len), out, apply);
+                    lanes::binary_bool(f, block(before, a, len), block(before, b, len), out);
                 }
             },
-            FusedFn::Compare(f) => compare(isa, f, arg(0), arg(1), i.out, r, len),
-            FusedFn::Select => select(isa, arg(0), arg(1), arg(2), i.out, r, len),
-            FusedFn::Cast(_) => cast(arg(0), i.out, r, len),
+            FusedFn::Compare(f) => self.compare(isa, f, [a, b], i.out, r, len),
+            FusedFn::Select => select(isa, [a, b, c], i.out, r, len),
+            FusedFn::Cast(_) => cast(isa, a, i.out, r, len),
+        }
+    }
+
+    fn compare(&self, isa: Isa, f: CompareFn, [a, b]: [Register; 2], to: Register, r: &mut Registers<'_>, len: usize) {
+        let (before, out) = r.bools.out(to, len);
+        match a.bank {
+            Bank::F64 => lanes::compare(f, r.f64s.get(a, len), r.f64s.get(b, len), out),
+            Bank::F32 => lanes::compare_f32(isa, f, r.f32s.get(a, len), r.f32s.get(b, len), out),
+            Bank::I64 => lanes::compare_i64(isa, f, r.i64s.get(a, len), r.i64s.get(b, len), out),
+            Bank::I32 => lanes::compare_i32(isa, f, r.i32s.get(a, len), r.i32s.get(b, len), out),
+            Bank::Bool => lanes::compare(f, block(before, a, len), block(before, b, len), out),
         }
     }
 }
 
-/// Whether a function of f32 has a vectorised loop here.
-fn has_loop(f: UnaryFn) -> bool {
-    f != UnaryFn::Not
+fn unary<T: Number>(f: UnaryFn, bank: &mut Banked<'_, T>, a: Register, out: Register, len: usize) {
+    let (before, out) = bank.out(out, len);
+    lanes::unary(f, block(before, a, len), out);
+}
+
+fn binary<T: Number>(f: BinaryFn, bank: &mut Banked<'_, T>, [a, b]: [Register; 2], out: Register, len: usize) {
+    let (before, out) = bank.out(out, len);
+    lanes::binary(f, block(before, a, len), block(before, b, len), out);
+}
+
+/// The nearest value that `dtype` holds.
+fn rounded(dtype: DType, x: f32) -> f32 {
+    match dtype {
+        DType::F16 => f16::from_f32(x).to_f32(),
+        DType::BF16 => bf16::from_f32(x).to_f32(),
+        _ => x,
+    }
+}
+
+/// What is left of an integer in `dtype`.
+fn wrapped(dtype: DType, x: i32) -> i32 {
+    match dtype {
+        DType::I16 => i32::from(x as i16),
+        DType::I8 => i32::from(x as i8),
+        DType::U8 => i32::from(x as u8),
+        _ => x,
+    }
+}
+
+fn wrap(dtype: DType, xs: &mut [i32]) {
+    match dtype {
+        DType::I16 => xs.iter_mut().for_each(|x| *x = i32::from(*x as i16)),
+        DType::I8 => xs.iter_mut().for_each(|x| *x = i32::from(*x as i8)),
+        DType::U8 => xs.iter_mut().for_each(|x| *x = i32::from(*x as u8)),
+        _ => {}
+    }
 }
 
 /// The registers of one kind of number.
 #[derive(Debug)]
-struct Banked<T>(Vec<T>);
+struct Banked<'a, T>(&'a mut [T]);
 
-impl<T: Copy> Banked<T> {
+impl<T: Copy> Banked<'_, T> {
     /// The registers before `out`, and `out` itself: results are numbered after their arguments.
     fn out(&mut self, out: Register, len: usize) -> (&[T], &mut [T]) {
         let (before, rest) = self.0.split_at_mut(out.index * BLOCK);
@@ -159,7 +221,7 @@ impl<T: Copy> Banked<T> {
     }
 
     fn get(&self, register: Register, len: usize) -> &[T] {
-        &self.0[register.index * BLOCK..][..len]
+        block(self.0, register, len)
     }
 }
 
@@ -167,41 +229,34 @@ fn block<T>(registers: &[T], register: Register, len: usize) -> &[T] {
     &registers[register.index * BLOCK..][..len]
 }
 
-/// The registers of a thread; kept from call to call.
+/// The registers that a worker computes in.
 #[derive(Debug)]
-pub(super) struct Registers {
-    floats: Banked<f32>,
-    ints: Banked<i64>,
-    bools: Banked<u8>,
+pub(super) struct Registers<'a> {
+    f64s: Banked<'a, f64>,
+    f32s: Banked<'a, f32>,
+    i64s: Banked<'a, i64>,
+    i32s: Banked<'a, i32>,
+    bools: Banked<'a, u8>,
 }
 
-impl Default for Registers {
-    fn default() -> Self {
-        Registers::new()
-    }
-}
-
-impl Registers {
-    pub(super) const fn new() -> Self {
-        Registers { floats: Banked(Vec::new()), ints: Banked(Vec::new()), bools: Banked(Vec::new()) }
-    }
-
-    /// Makes room for the registers of `program`.
-    pub(super) fn reserve(&mut self, program: &Program) {
-        fn grow<T: Copy + Default>(bank: &mut Banked<T>, count: usize) {
-            if bank.0.len() < count * BLOCK {
-                bank.0.resize(count * BLOCK, T::default());
-            }
+impl<'a> Registers<'a> {
+    /// Those of `program`, in [`Program::scratch`] bytes.
+    pub(super) fn new(program: &Program, scratch: &mut Scratch<'a>) -> Self {
+        let [f64s, f32s, i64s, i32s, bools] = program.counts.map(|count| count * BLOCK);
+        Registers {
+            f64s: Banked(scratch.take(f64s)),
+            f32s: Banked(scratch.take(f32s)),
+            i64s: Banked(scratch.take(i64s)),
+            i32s: Banked(scratch.take(i32s)),
+            bools: Banked(scratch.take(bools)),
         }
-        let [floats, ints, bools] = program.counts;
-        grow(&mut self.floats, floats);
-        grow(&mut self.ints, ints);
-        grow(&mut self.bools, bools);
     }
 
     /// Loads `len` elements of operand `index`, from element `start` on, `stride` apart.
+    #[expect(clippy::too_many_arguments, reason = "what, from where, how much")]
     pub(super) fn load(
         &mut self,
+        isa: Isa,
         program: &Program,
         index: usize,
         bytes: &[u8],
@@ -212,228 +267,139 @@ impl Registers {
         debug_assert!(index < program.operands);
         let register = program.registers[index];
         match register.bank {
+            Bank::F64 => gather(cast_slice(bytes), start, stride, self.f64s.out(register, len).1),
             Bank::F32 => {
-                gather(super::super::support::elements(bytes), start, stride, self.floats.out(register, len).1)
+                let ty = FloatType::of(register.dtype).unwrap_or(FloatType::F32);
+                load_floats(isa, Floats::of_bytes(ty, bytes), start, stride, self.f32s.out(register, len).1);
             }
-            Bank::I64 => gather(super::super::support::elements(bytes), start, stride, self.ints.out(register, len).1),
+            Bank::I64 => gather(cast_slice(bytes), start, stride, self.i64s.out(register, len).1),
+            Bank::I32 => {
+                let to = self.i32s.out(register, len).1;
+                match register.dtype {
+                    DType::I16 => convert(cast_slice::<i16>(bytes), start, stride, to, i32::from),
+                    DType::I8 => convert(cast_slice::<i8>(bytes), start, stride, to, i32::from),
+                    DType::U8 => convert(bytes, start, stride, to, i32::from),
+                    _ => gather(cast_slice(bytes), start, stride, to),
+                }
+            }
             Bank::Bool => gather(bytes, start, stride, self.bools.out(register, len).1),
         }
     }
 
     /// Stores the result.
-    pub(super) fn store(&self, program: &Program, out: &mut [u8]) {
-        let register = program.registers[program.registers.len() - 1];
-        match register.bank {
-            Bank::F32 => {
-                let len = out.len() / 4;
-                out.copy_from_slice(bytemuck::cast_slice(self.floats.get(register, len)));
+    pub(super) fn store(&self, isa: Isa, program: &Program, out: &mut [u8]) {
+        let register = program.result();
+        let len = out.len() / register.dtype.size();
+        match (register.bank, register.dtype) {
+            (Bank::F64, _) => bytemuck::cast_slice_mut(out).copy_from_slice(self.f64s.get(register, len)),
+            (Bank::F32, DType::F16) => {
+                f16::narrow(isa, self.f32s.get(register, len), bytemuck::cast_slice_mut(out));
             }
-            Bank::I64 => {
-                let len = out.len() / 8;
-                out.copy_from_slice(bytemuck::cast_slice(self.ints.get(register, len)));
+            (Bank::F32, DType::BF16) => {
+                bf16::narrow(isa, self.f32s.get(register, len), bytemuck::cast_slice_mut(out));
             }
-            Bank::Bool => out.copy_from_slice(self.bools.get(register, out.len())),
+            (Bank::F32, _) => bytemuck::cast_slice_mut(out).copy_from_slice(self.f32s.get(register, len)),
+            (Bank::I64, _) => bytemuck::cast_slice_mut(out).copy_from_slice(self.i64s.get(register, len)),
+            (Bank::I32, DType::I16) => {
+                lanes::map(self.i32s.get(register, len), bytemuck::cast_slice_mut(out), |x| x as i16);
+            }
+            (Bank::I32, DType::I8 | DType::U8) => lanes::map(self.i32s.get(register, len), out, |x| x as u8),
+            (Bank::I32, _) => bytemuck::cast_slice_mut(out).copy_from_slice(self.i32s.get(register, len)),
+            (Bank::Bool, _) => out.copy_from_slice(self.bools.get(register, len)),
         }
     }
+}
+
+/// Whole elements of `bytes`.
+fn cast_slice<T: bytemuck::Pod>(bytes: &[u8]) -> &[T] {
+    super::super::support::elements(bytes)
 }
 
 fn gather<T: Copy>(from: &[T], start: usize, stride: usize, to: &mut [T]) {
     match stride {
-        0 => to.fill(from[start]),
         1 => to.copy_from_slice(&from[start..start + to.len()]),
-        _ => to.iter_mut().zip(from[start..].iter().step_by(stride)).for_each(|(to, from)| *to = *from),
+        _ => convert(from, start, stride, to, |x| x),
     }
 }
 
-fn map<T: Copy, U>(x: &[T], out: &mut [U], f: impl Fn(T) -> U) {
-    out.iter_mut().zip(x).for_each(|(out, &x)| *out = f(x));
-}
-
-fn zip<T: Copy, U>(a: &[T], b: &[T], out: &mut [U], f: impl Fn(T, T) -> U) {
-    out.iter_mut().zip(a.iter().zip(b)).for_each(|(out, (&a, &b))| *out = f(a, b));
-}
-
-simd_fn! {
-    fn unary<F>(f: UnaryFn, x: &[f32], out: &mut [f32]) {
-        #[inline(always)]
-        fn each(x: &[f32], out: &mut [f32], f: impl Fn(f32) -> f32) {
-            for (out, x) in out.iter_mut().zip(x) {
-                *out = f(*x);
-            }
-        }
-        #[inline(always)]
-        fn activate<F: crate::simd::Fma>(x: &[f32], out: &mut [f32], activation: Activation) {
-            out.copy_from_slice(x);
-            activation.apply_lanes::<F>(out);
-        }
-        match f {
-            UnaryFn::Neg => each(x, out, |x| -x),
-            UnaryFn::Abs => each(x, out, f32::abs),
-            UnaryFn::Sign => each(x, out, |x| if x > 0.0 { 1.0 } else if x < 0.0 { -1.0 } else { 0.0 }),
-            UnaryFn::Exp => each(x, out, math::exp::<F>),
-            UnaryFn::Log => each(x, out, math::log::<F>),
-            UnaryFn::Sqrt => each(x, out, f32::sqrt),
-            UnaryFn::Rsqrt => each(x, out, |x| 1.0 / x.sqrt()),
-            UnaryFn::Reciprocal => each(x, out, |x| 1.0 / x),
-            UnaryFn::Erf => each(x, out, math::erf::<F>),
-            UnaryFn::Tanh => activate::<F>(x, out, Activation::Tanh),
-            UnaryFn::Sigmoid => activate::<F>(x, out, Activation::Sigmoid),
-            UnaryFn::Relu => activate::<F>(x, out, Activation::Relu),
-            UnaryFn::Relu6 => activate::<F>(x, out, Activation::Relu6),
-            UnaryFn::Gelu => activate::<F>(x, out, Activation::Gelu),
-            UnaryFn::GeluTanh => activate::<F>(x, out, Activation::GeluTanh),
-            UnaryFn::Silu => activate::<F>(x, out, Activation::Silu),
-            UnaryFn::Hardswish => activate::<F>(x, out, Activation::Hardswish),
-            UnaryFn::Hardsigmoid => activate::<F>(x, out, Activation::Hardsigmoid),
-            UnaryFn::Floor => each(x, out, f32::floor),
-            UnaryFn::Ceil => each(x, out, f32::ceil),
-            UnaryFn::Round => each(x, out, f32::round_ties_even),
-            UnaryFn::Trunc => each(x, out, f32::trunc),
-            // Rare enough for one lane at a time, in f64.
-            UnaryFn::Log1p
-            | UnaryFn::Expm1
-            | UnaryFn::Sin
-            | UnaryFn::Cos
-            | UnaryFn::Tan
-            | UnaryFn::Asin
-            | UnaryFn::Acos
-            | UnaryFn::Atan
-            | UnaryFn::Sinh
-            | UnaryFn::Cosh
-            | UnaryFn::Asinh
-            | UnaryFn::Acosh
-            | UnaryFn::Atanh
-            | UnaryFn::Erfc
-            | UnaryFn::Erfcx
-            | UnaryFn::Ndtri
-            | UnaryFn::Erfinv
-            | UnaryFn::Lgamma
-            | UnaryFn::Digamma
-            | UnaryFn::BesselI0
-            | UnaryFn::BesselI1
-            | UnaryFn::Softplus
-            | UnaryFn::Not => {
-                each(x, out, |x| f.apply_f64(f64::from(x)) as f32);
-            }
-        }
+fn convert<T: Copy, U: Copy>(from: &[T], start: usize, stride: usize, to: &mut [U], f: impl Fn(T) -> U) {
+    match stride {
+        0 => to.fill(f(from[start])),
+        1 => lanes::map(&from[start..start + to.len()], to, f),
+        _ => to.iter_mut().zip(from[start..].iter().step_by(stride)).for_each(|(to, from)| *to = f(*from)),
     }
 }
 
-simd_fn! {
-    fn binary<F>(f: BinaryFn, a: &[f32], b: &[f32], out: &mut [f32]) {
-        #[inline(always)]
-        fn each(a: &[f32], b: &[f32], out: &mut [f32], f: impl Fn(f32, f32) -> f32) {
-            for (out, (a, b)) in out.iter_mut().zip(a.iter().zip(b)) {
-                *out = f(*a, *b);
-            }
-        }
-        match f {
-            BinaryFn::Add => each(a, b, out, |a, b| a + b),
-            BinaryFn::Sub => each(a, b, out, |a, b| a - b),
-            BinaryFn::Mul => each(a, b, out, |a, b| a * b),
-            BinaryFn::Div => each(a, b, out, |a, b| a / b),
-            BinaryFn::Max => each(a, b, out, |a, b| if a > b || a.is_nan() { a } else { b }),
-            BinaryFn::Min => each(a, b, out, |a, b| if a < b || a.is_nan() { a } else { b }),
-            BinaryFn::FloorDiv
-            | BinaryFn::TruncDiv
-            | BinaryFn::Rem
-            | BinaryFn::Fmod
-            | BinaryFn::Pow
-            | BinaryFn::Atan2
-            | BinaryFn::Hypot
-            | BinaryFn::Copysign
-            | BinaryFn::Zeta
-            | BinaryFn::Shl
-            | BinaryFn::Shr
-            | BinaryFn::Gcd
-            | BinaryFn::And
-            | BinaryFn::Or
-            | BinaryFn::Xor => each(a, b, out, |a, b| f.apply_f64(f64::from(a), f64::from(b)) as f32),
-        }
+fn load_floats(isa: Isa, from: Floats<'_>, start: usize, stride: usize, to: &mut [f32]) {
+    match (from, stride) {
+        (from, 1) => from.load(isa, start, to),
+        (Floats::F32(from), _) => gather(from, start, stride, to),
+        (Floats::F16(from), _) => convert(from, start, stride, to, f16::to_f32),
+        (Floats::Bf16(from), _) => convert(from, start, stride, to, bf16::to_f32),
     }
 }
 
-simd_fn! {
-    fn compare_f32<F>(f: CompareFn, a: &[f32], b: &[f32], out: &mut [u8]) {
-        compare_lanes(f, a, b, out);
+fn select(isa: Isa, [cond, a, b]: [Register; 3], out: Register, r: &mut Registers<'_>, len: usize) {
+    let Registers { f64s, f32s, i64s, i32s, bools } = r;
+    fn choose<T: Copy>(bank: &mut Banked<'_, T>, cond: &[u8], [a, b]: [Register; 2], out: Register, len: usize) {
+        let (before, out) = bank.out(out, len);
+        lanes::select(cond, block(before, a, len), block(before, b, len), out);
     }
-}
-
-simd_fn! {
-    fn compare_i64<F>(f: CompareFn, a: &[i64], b: &[i64], out: &mut [u8]) {
-        compare_lanes(f, a, b, out);
-    }
-}
-
-#[inline(always)]
-fn compare_lanes<T: Copy + PartialOrd>(f: CompareFn, a: &[T], b: &[T], out: &mut [u8]) {
-    match f {
-        CompareFn::Eq => zip(a, b, out, |a, b| u8::from(a == b)),
-        CompareFn::Ne => zip(a, b, out, |a, b| u8::from(a != b)),
-        CompareFn::Lt => zip(a, b, out, |a, b| u8::from(a < b)),
-        CompareFn::Le => zip(a, b, out, |a, b| u8::from(a <= b)),
-        CompareFn::Gt => zip(a, b, out, |a, b| u8::from(a > b)),
-        CompareFn::Ge => zip(a, b, out, |a, b| u8::from(a >= b)),
-    }
-}
-
-fn compare(isa: Isa, f: CompareFn, a: Register, b: Register, out: Register, r: &mut Registers, len: usize) {
-    match a.bank {
-        Bank::F32 => compare_f32(isa, f, r.floats.get(a, len), r.floats.get(b, len), r.bools.out(out, len).1),
-        Bank::I64 => compare_i64(isa, f, r.ints.get(a, len), r.ints.get(b, len), r.bools.out(out, len).1),
-        Bank::Bool => {
-            let (before, out) = r.bools.out(out, len);
-            compare_lanes(f, block(before, a, len), block(before, b, len), out);
-        }
-    }
-}
-
-simd_fn! {
-    fn select_f32<F>(cond: &[u8], a: &[f32], b: &[f32], out: &mut [f32]) {
-        select_lanes(cond, a, b, out);
-    }
-}
-
-#[inline(always)]
-fn select_lanes<T: Copy>(cond: &[u8], a: &[T], b: &[T], out: &mut [T]) {
-    for ((out, &cond), (&a, &b)) in out.iter_mut().zip(cond).zip(a.iter().zip(b)) {
-        *out = if cond != 0 { a } else { b };
-    }
-}
-
-fn select(isa: Isa, cond: Register, a: Register, b: Register, out: Register, r: &mut Registers, len: usize) {
+    let chosen = bools.get(cond, len);
     match out.bank {
+        Bank::F64 => choose(f64s, chosen, [a, b], out, len),
         Bank::F32 => {
-            let (before, out) = r.floats.out(out, len);
-            select_f32(isa, r.bools.get(cond, len), block(before, a, len), block(before, b, len), out);
+            let (before, out) = f32s.out(out, len);
+            lanes::select_f32(isa, chosen, block(before, a, len), block(before, b, len), out);
         }
-        Bank::I64 => {
-            let (before, out) = r.ints.out(out, len);
-            select_lanes(r.bools.get(cond, len), block(before, a, len), block(before, b, len), out);
-        }
+        Bank::I64 => choose(i64s, chosen, [a, b], out, len),
+        Bank::I32 => choose(i32s, chosen, [a, b], out, len),
         Bank::Bool => {
-            let (before, out) = r.bools.out(out, len);
-            select_lanes(block(before, cond, len), block(before, a, len), block(before, b, len), out);
+            let (before, out) = bools.out(out, len);
+            lanes::select(block(before, cond, len), block(before, a, len), block(before, b, len), out);
         }
     }
 }
 
-fn cast(from: Register, to: Register, r: &mut Registers, len: usize) {
-    let Registers { floats, ints, bools } = r;
+/// Converts as the tensors' elements do: floats are truncated to integers, integers wrap.
+fn cast(isa: Isa, from: Register, to: Register, r: &mut Registers<'_>, len: usize) {
+    let Registers { f64s, f32s, i64s, i32s, bools } = r;
     match (from.bank, to.bank) {
-        (Bank::F32, Bank::I64) => map(floats.get(from, len), ints.out(to, len).1, |x| x as i64),
-        (Bank::F32, Bank::Bool) => map(floats.get(from, len), bools.out(to, len).1, |x| u8::from(x != 0.0)),
-        (Bank::I64, Bank::F32) => map(ints.get(from, len), floats.out(to, len).1, |x| x as f32),
-        (Bank::I64, Bank::Bool) => map(ints.get(from, len), bools.out(to, len).1, |x| u8::from(x != 0)),
-        (Bank::Bool, Bank::F32) => map(bools.get(from, len), floats.out(to, len).1, f32::from),
-        (Bank::Bool, Bank::I64) => map(bools.get(from, len), ints.out(to, len).1, i64::from),
-        (Bank::F32, Bank::F32) => same(floats, from, to, len),
-        (Bank::I64, Bank::I64) => same(ints, from, to, len),
+        (Bank::F64, Bank::F64) => same(f64s, from, to, len),
+        (Bank::F64, Bank::F32) => lanes::map(f64s.get(from, len), f32s.out(to, len).1, |x| x as f32),
+        (Bank::F64, Bank::I64) => lanes::map(f64s.get(from, len), i64s.out(to, len).1, |x| x as i64),
+        (Bank::F64, Bank::I32) => lanes::map(f64s.get(from, len), i32s.out(to, len).1, |x| i32::from_i64(x as i64)),
+        (Bank::F64, Bank::Bool) => lanes::map(f64s.get(from, len), bools.out(to, len).1, |x| u8::from(x != 0.0)),
+        (Bank::F32, Bank::F64) => lanes::map(f32s.get(from, len), f64s.out(to, len).1, f64::from),
+        (Bank::F32, Bank::F32) => same(f32s, from, to, len),
+        (Bank::F32, Bank::I64) => lanes::f32_to_i64(isa, f32s.get(from, len), i64s.out(to, len).1),
+        (Bank::F32, Bank::I32) => lanes::map(f32s.get(from, len), i32s.out(to, len).1, |x| i32::from_i64(x as i64)),
+        (Bank::F32, Bank::Bool) => lanes::map(f32s.get(from, len), bools.out(to, len).1, |x| u8::from(x != 0.0)),
+        (Bank::I64, Bank::F64) => lanes::map(i64s.get(from, len), f64s.out(to, len).1, |x| x as f64),
+        (Bank::I64, Bank::F32) => lanes::i64_to_f32(isa, i64s.get(from, len), f32s.out(to, len).1),
+        (Bank::I64, Bank::I64) => same(i64s, from, to, len),
+        (Bank::I64, Bank::I32) => lanes::map(i64s.get(from, len), i32s.out(to, len).1, |x| x as i32),
+        (Bank::I64, Bank::Bool) => lanes::map(i64s.get(from, len), bools.out(to, len).1, |x| u8::from(x != 0)),
+        (Bank::I32, Bank::F64) => lanes::map(i32s.get(from, len), f64s.out(to, len).1, f64::from),
+        (Bank::I32, Bank::F32) => lanes::map(i32s.get(from, len), f32s.out(to, len).1, |x| x as f32),
+        (Bank::I32, Bank::I64) => lanes::map(i32s.get(from, len), i64s.out(to, len).1, i64::from),
+        (Bank::I32, Bank::I32) => same(i32s, from, to, len),
+        (Bank::I32, Bank::Bool) => lanes::map(i32s.get(from, len), bools.out(to, len).1, |x| u8::from(x != 0)),
+        (Bank::Bool, Bank::F64) => lanes::map(bools.get(from, len), f64s.out(to, len).1, f64::from),
+        (Bank::Bool, Bank::F32) => lanes::map(bools.get(from, len), f32s.out(to, len).1, f32::from),
+        (Bank::Bool, Bank::I64) => lanes::map(bools.get(from, len), i64s.out(to, len).1, i64::from),
+        (Bank::Bool, Bank::I32) => lanes::map(bools.get(from, len), i32s.out(to, len).1, i32::from),
         (Bank::Bool, Bank::Bool) => same(bools, from, to, len),
     }
+    match to.bank {
+        // A cast rounds, whatever follows.
+        Bank::F32 => lanes::round(isa, to.dtype, f32s.out(to, len).1),
+        Bank::I32 => wrap(to.dtype, i32s.out(to, len).1),
+        Bank::F64 | Bank::I64 | Bank::Bool => {}
+    }
 }
 
-fn same<T: Copy>(bank: &mut Banked<T>, from: Register, to: Register, len: usize) {
+fn same<T: Copy>(bank: &mut Banked<'_, T>, from: Register, to: Register, len: usize) {
     let (before, out) = bank.out(to, len);
     out.copy_from_slice(block(before, from, len));
 }

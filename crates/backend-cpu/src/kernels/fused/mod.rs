@@ -1,9 +1,8 @@
 //! Chains of elementwise ops: one pass over memory, a block at a time, each step a vectorised loop over the block.
 
 mod interpret;
+mod lanes;
 mod walk;
-
-use std::cell::Cell;
 
 use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, Operand, OperandType};
 use regraft_ir::{Op, TensorType, ops::Fused};
@@ -18,7 +17,7 @@ use super::{
     support::{expect_plain, unsupported},
 };
 
-use crate::Isa;
+use crate::{Isa, Scratch, threads::MAX_WORKERS};
 
 const FUSED: &str = "fused.blocks";
 
@@ -27,17 +26,13 @@ const TASK: usize = 16 * BLOCK;
 
 pub(super) const FAMILY: Family = Family { ids: &[FUSED], candidates, reads_strided, prepare };
 
-thread_local! {
-    static REGISTERS: Cell<Registers> = const { Cell::new(Registers::new()) };
-}
-
 fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
     let Op::Fused(op) = op else { return Vec::new() };
     let operands: Vec<DType> = inputs.iter().flatten().map(|o| o.ty.dtype).collect();
     if fuses(op, &operands) { vec![Candidate::plain(FUSED)] } else { Vec::new() }
 }
 
-/// Whether every step has a vectorised form on operands of these dtypes.
+/// Whether every step takes its arguments, given operands of these dtypes.
 pub(crate) fn fuses(op: &Fused, operands: &[DType]) -> bool {
     Program::new(op, operands).is_some()
 }
@@ -56,64 +51,58 @@ fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendEr
     let Op::Fused(op) = node.op else { return Err(unsupported(node, "it is not fused")) };
     expect_plain(node, 0..node.inputs.len())?;
     let dtypes: Vec<DType> = node.inputs.iter().flatten().map(|o| o.dtype).collect();
-    let program = Program::new(op, &dtypes).ok_or_else(|| unsupported(node, "a step has no vectorised form"))?;
+    let program = Program::new(op, &dtypes).ok_or_else(|| unsupported(node, "a step does not take its arguments"))?;
     let operands: Vec<_> = node.inputs.iter().flatten().map(|o| (o.shape, o.strides)).collect();
     Ok(Box::new(Prepared { cx: cx.clone(), program, walk: Walk::new(node.outputs[0].shape, &operands) }))
 }
 
-impl CpuKernel for Prepared {
-    fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]], _: &mut [u8]) -> Result<(), DataError> {
-        let operands: Vec<&[u8]> = inputs.iter().flatten().copied().collect();
-        let size = self.program.out_dtype().size();
-        let inner = self.walk.inner();
-        if inner == 0 || outputs[0].is_empty() {
-            return Ok(());
-        }
-        // Tasks are whole rows where rows are short, parts of a row where they are long.
-        let rows_per_task = (TASK / inner).max(1);
-        let part = inner.min(TASK);
-        let chunk = if rows_per_task > 1 { rows_per_task * inner } else { part };
-        let parts = inner.div_ceil(part);
-        if parts > 1 {
-            return self.run_long_rows(&operands, outputs[0], part, size);
-        }
-        self.cx.threads.for_each_chunk(outputs[0], chunk * size, |task, out| {
-            let mut registers = REGISTERS.take();
-            for (i, out) in out.chunks_exact_mut(inner * size).enumerate() {
-                self.run_part(&mut registers, &operands, task * rows_per_task + i, 0, out);
-            }
-            REGISTERS.set(registers);
-        });
-        Ok(())
-    }
-}
-
 impl Prepared {
-    fn run_long_rows(&self, operands: &[&[u8]], out: &mut [u8], part: usize, size: usize) -> Result<(), DataError> {
-        let inner = self.walk.inner();
-        for (row, out) in out.chunks_exact_mut(inner * size).enumerate() {
-            self.cx.threads.for_each_chunk(out, part * size, |task, out| {
-                let mut registers = REGISTERS.take();
-                self.run_part(&mut registers, operands, row, task * part, out);
-                REGISTERS.set(registers);
-            });
-        }
-        Ok(())
-    }
-
     /// Computes elements `from ..` of a row, as many as `out` holds, block by block.
-    fn run_part(&self, registers: &mut Registers, operands: &[&[u8]], row: usize, from: usize, out: &mut [u8]) {
-        let size = self.program.out_dtype().size();
-        registers.reserve(&self.program);
+    fn run_part(&self, registers: &mut Registers<'_>, operands: &[&[u8]], row: usize, from: usize, out: &mut [u8]) {
+        let (isa, size) = (self.cx.isa, self.program.out_size());
         for (i, out) in out.chunks_mut(BLOCK * size).enumerate() {
             let len = out.len() / size;
             for (index, bytes) in operands.iter().enumerate() {
                 let (start, stride) = self.walk.position(index, row, from + i * BLOCK);
-                registers.load(&self.program, index, bytes, start, stride, len);
+                registers.load(isa, &self.program, index, bytes, start, stride, len);
             }
-            self.program.run(self.cx.isa, registers, len);
-            registers.store(&self.program, out);
+            self.program.run(isa, registers, len);
+            registers.store(isa, &self.program, out);
         }
+    }
+}
+
+impl CpuKernel for Prepared {
+    fn scratch(&self) -> usize {
+        self.cx.threads.count().min(MAX_WORKERS) * self.program.scratch()
+    }
+
+    fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]], scratch: &mut [u8]) -> Result<(), DataError> {
+        let operands: Vec<&[u8]> = inputs.iter().flatten().copied().collect();
+        let (size, inner, threads) = (self.program.out_size(), self.walk.inner(), &self.cx.threads);
+        let out = &mut *outputs[0];
+        if inner == 0 || out.is_empty() {
+            return Ok(());
+        }
+        let mut scratch = Scratch::new(scratch);
+        let workers = threads.count().min(MAX_WORKERS);
+        let mut registers: Vec<_> = (0..workers).map(|_| Registers::new(&self.program, &mut scratch)).collect();
+        // Tasks are whole rows where rows are short, parts of a row where they are long.
+        if inner > TASK {
+            for (row, out) in out.chunks_exact_mut(inner * size).enumerate() {
+                threads.for_each_chunk_with(&mut registers, out, TASK * size, |registers, task, out| {
+                    self.run_part(registers, &operands, row, task * TASK, out);
+                });
+            }
+            return Ok(());
+        }
+        let rows = TASK / inner;
+        threads.for_each_chunk_with(&mut registers, out, rows * inner * size, |registers, task, out| {
+            for (i, out) in out.chunks_exact_mut(inner * size).enumerate() {
+                self.run_part(registers, &operands, task * rows + i, 0, out);
+            }
+        });
+        Ok(())
     }
 }
 

@@ -1,0 +1,103 @@
+//! Convolutions that no other family takes: channels-first images, three spatial axes, weights that are computed.
+
+use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, Operand, OperandType};
+use regraft_ir::{Op, TensorType, ops::SpatialLayout};
+
+use super::{
+    CpuKernel, Cx, Family,
+    linear::activation,
+    support::{Types, all_floats, expect_plain, operand, unsupported},
+};
+use crate::{
+    Isa, Scratch,
+    nn::direct::{DirectArgs, DirectShape, Window3, direct},
+    simd::{Activation, with_floats_mut},
+};
+
+const PIXELS: &str = "conv.direct";
+
+pub(super) const FAMILY: Family = Family { ids: &[PIXELS], candidates, reads_strided, prepare };
+
+fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
+    match op {
+        Op::Conv(op) if op.layout == SpatialLayout::Nchw && all_floats(inputs) => vec![Candidate::plain(PIXELS)],
+        _ => Vec::new(),
+    }
+}
+
+fn reads_strided(_: &Op, _: usize, _: &Operand<'_>) -> bool {
+    false
+}
+
+struct Prepared {
+    cx: Cx,
+    types: Types,
+    batch: usize,
+    window: Window3,
+    channels: [usize; 2],
+    groups: usize,
+    activation: Activation,
+    act_first: bool,
+}
+
+fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendError> {
+    let Op::Conv(op) = node.op else { return Err(unsupported(node, "it is no convolution")) };
+    let (x, w, out) = (operand(node, 0)?.shape, operand(node, 1)?.shape, node.outputs[0].shape);
+    if op.layout != SpatialLayout::Nchw || !(3..=5).contains(&x.len()) {
+        return Err(unsupported(node, "images must be channels-first, with one to three spatial axes"));
+    }
+    expect_plain(node, 0..4)?;
+    let types = Types::expect(node, 0..4)?;
+    // Axes that are not there have size 1.
+    let three = |values: &[usize], unit: usize| {
+        let mut all = [unit; 3];
+        all[3 - values.len()..].copy_from_slice(values);
+        all
+    };
+    let window = Window3 {
+        input: three(&x[2..], 1),
+        output: three(&out[2..], 1),
+        kernel: three(&w[2..], 1),
+        stride: three(&op.stride, 1),
+        dilation: three(&op.dilation, 1),
+        padding: three(&op.padding, 0),
+    };
+    Ok(Box::new(Prepared {
+        cx: cx.clone(),
+        types,
+        batch: x[0],
+        window,
+        channels: [x[1], w[0]],
+        groups: op.groups,
+        activation: activation(op.act),
+        act_first: op.act_first,
+    }))
+}
+
+impl CpuKernel for Prepared {
+    fn scratch(&self) -> usize {
+        let (k, rows) = (self.channels[0] / self.groups * self.window.taps(), self.channels[1] / self.groups);
+        DirectShape { k, rows, weight: self.types.of(1) }.scratch(self.cx.isa, &self.cx.threads)
+    }
+
+    fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]], scratch: &mut [u8]) -> Result<(), DataError> {
+        let args = DirectArgs {
+            batch: self.batch,
+            window: self.window,
+            channels: self.channels,
+            groups: self.groups,
+            image: self.types.read(inputs, 0),
+            weight: self.types.read(inputs, 1),
+            bias: self.types.optional(inputs, 2),
+            residual: self.types.optional(inputs, 3),
+            activation: self.activation,
+            act_before_residual: self.act_first,
+        };
+        with_floats_mut!(self.types.out(), &mut *outputs[0], out => {
+            if !out.is_empty() {
+                direct(&self.cx.threads, self.cx.isa, &args, out, &mut Scratch::new(scratch));
+            }
+        });
+        Ok(())
+    }
+}

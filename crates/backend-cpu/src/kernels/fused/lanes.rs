@@ -1,0 +1,301 @@
+//! The loops of the register machine.
+
+use half::{bf16, f16};
+use regraft_ir::ops::{BinaryFn, CompareFn, UnaryFn};
+use regraft_tensor::DType;
+
+use crate::{
+    Isa,
+    simd::{Activation, math, simd_fn, to_bf16},
+};
+
+pub(super) fn map<T: Copy, U>(x: &[T], out: &mut [U], f: impl Fn(T) -> U) {
+    out.iter_mut().zip(x).for_each(|(out, &x)| *out = f(x));
+}
+
+fn zip<T: Copy, U>(a: &[T], b: &[T], out: &mut [U], f: impl Fn(T, T) -> U) {
+    out.iter_mut().zip(a.iter().zip(b)).for_each(|(out, (&a, &b))| *out = f(a, b));
+}
+
+/// Numbers whose functions are those of the ops' definition.
+pub(super) trait Number: Copy + PartialOrd {
+    fn unary(f: UnaryFn, x: Self) -> Self;
+    fn binary(f: BinaryFn, a: Self, b: Self) -> Self;
+    /// `a + b`, `a - b`, `a · b`, for loops of their own.
+    fn add(a: Self, b: Self) -> Self;
+    fn sub(a: Self, b: Self) -> Self;
+    fn mul(a: Self, b: Self) -> Self;
+}
+
+impl Number for f64 {
+    fn unary(f: UnaryFn, x: f64) -> f64 {
+        f.apply_f64(x)
+    }
+    fn binary(f: BinaryFn, a: f64, b: f64) -> f64 {
+        f.apply_f64(a, b)
+    }
+    fn add(a: f64, b: f64) -> f64 {
+        a + b
+    }
+    fn sub(a: f64, b: f64) -> f64 {
+        a - b
+    }
+    fn mul(a: f64, b: f64) -> f64 {
+        a * b
+    }
+}
+
+macro_rules! integer {
+    ($($t:ty),*) => {$(
+        impl Number for $t {
+            fn unary(f: UnaryFn, x: $t) -> $t {
+                f.apply_i64(i64::from(x)).map_or(x, |y| y as $t)
+            }
+            fn binary(f: BinaryFn, a: $t, b: $t) -> $t {
+                f.apply_i64(i64::from(a), i64::from(b)) as $t
+            }
+            fn add(a: $t, b: $t) -> $t {
+                a.wrapping_add(b)
+            }
+            fn sub(a: $t, b: $t) -> $t {
+                a.wrapping_sub(b)
+            }
+            fn mul(a: $t, b: $t) -> $t {
+                a.wrapping_mul(b)
+            }
+        }
+    )*};
+}
+integer!(i64, i32);
+
+pub(super) fn unary<T: Number>(f: UnaryFn, x: &[T], out: &mut [T]) {
+    map(x, out, |x| T::unary(f, x));
+}
+
+pub(super) fn binary<T: Number>(f: BinaryFn, a: &[T], b: &[T], out: &mut [T]) {
+    match f {
+        BinaryFn::Add => zip(a, b, out, T::add),
+        BinaryFn::Sub => zip(a, b, out, T::sub),
+        BinaryFn::Mul => zip(a, b, out, T::mul),
+        // Each function has a loop of its own, which the compiler may turn into vectors.
+        BinaryFn::Max => zip(a, b, out, |a, b| T::binary(BinaryFn::Max, a, b)),
+        BinaryFn::Min => zip(a, b, out, |a, b| T::binary(BinaryFn::Min, a, b)),
+        BinaryFn::And => zip(a, b, out, |a, b| T::binary(BinaryFn::And, a, b)),
+        BinaryFn::Or => zip(a, b, out, |a, b| T::binary(BinaryFn::Or, a, b)),
+        BinaryFn::Xor => zip(a, b, out, |a, b| T::binary(BinaryFn::Xor, a, b)),
+        BinaryFn::Div
+        | BinaryFn::FloorDiv
+        | BinaryFn::TruncDiv
+        | BinaryFn::Rem
+        | BinaryFn::Fmod
+        | BinaryFn::Pow
+        | BinaryFn::Atan2
+        | BinaryFn::Hypot
+        | BinaryFn::Copysign
+        | BinaryFn::Zeta
+        | BinaryFn::Shl
+        | BinaryFn::Shr
+        | BinaryFn::Gcd => zip(a, b, out, |a, b| T::binary(f, a, b)),
+    }
+}
+
+pub(super) fn binary_bool(f: BinaryFn, a: &[u8], b: &[u8], out: &mut [u8]) {
+    match f {
+        BinaryFn::And | BinaryFn::Mul | BinaryFn::Min => zip(a, b, out, |a, b| a & b),
+        BinaryFn::Or | BinaryFn::Add | BinaryFn::Max => zip(a, b, out, |a, b| a | b),
+        BinaryFn::Xor => zip(a, b, out, |a, b| a ^ b),
+        BinaryFn::Sub
+        | BinaryFn::Div
+        | BinaryFn::FloorDiv
+        | BinaryFn::TruncDiv
+        | BinaryFn::Rem
+        | BinaryFn::Fmod
+        | BinaryFn::Pow
+        | BinaryFn::Atan2
+        | BinaryFn::Hypot
+        | BinaryFn::Copysign
+        | BinaryFn::Zeta
+        | BinaryFn::Shl
+        | BinaryFn::Shr
+        | BinaryFn::Gcd => zip(a, b, out, |a, b| u8::from(f.apply_i64(i64::from(a), i64::from(b)) != 0)),
+    }
+}
+
+simd_fn! {
+    pub(super) fn unary_f32<F>(f: UnaryFn, x: &[f32], out: &mut [f32]) {
+        #[inline(always)]
+        fn each(x: &[f32], out: &mut [f32], f: impl Fn(f32) -> f32) {
+            for (out, x) in out.iter_mut().zip(x) {
+                *out = f(*x);
+            }
+        }
+        #[inline(always)]
+        fn activate<F: crate::simd::Fma>(x: &[f32], out: &mut [f32], activation: Activation) {
+            out.copy_from_slice(x);
+            activation.apply_lanes::<F>(out);
+        }
+        /// Sine or cosine; arguments that need more digits of pi go to the library.
+        #[inline(always)]
+        fn trigonometric(x: &[f32], out: &mut [f32], near: impl Fn(f32) -> f32, far: impl Fn(f64) -> f64) {
+            each(x, out, near);
+            if x.iter().fold(0u32, |any, x| any | u32::from(x.abs() > math::TRIGONOMETRIC_LIMIT)) != 0 {
+                for (out, x) in out.iter_mut().zip(x).filter(|(_, x)| x.abs() > math::TRIGONOMETRIC_LIMIT) {
+                    *out = far(f64::from(*x)) as f32;
+                }
+            }
+        }
+        match f {
+            UnaryFn::Neg => each(x, out, |x| -x),
+            UnaryFn::Abs => each(x, out, f32::abs),
+            UnaryFn::Sign => each(x, out, |x| if x > 0.0 { 1.0 } else if x < 0.0 { -1.0 } else { 0.0 }),
+            UnaryFn::Not => each(x, out, |x| if x == 0.0 { 1.0 } else { 0.0 }),
+            UnaryFn::Exp => each(x, out, math::exp::<F>),
+            UnaryFn::Log => each(x, out, math::log::<F>),
+            UnaryFn::Log1p => each(x, out, math::log1p::<F>),
+            UnaryFn::Expm1 => each(x, out, math::expm1::<F>),
+            UnaryFn::Softplus => each(x, out, math::softplus::<F>),
+            UnaryFn::Sqrt => each(x, out, f32::sqrt),
+            UnaryFn::Rsqrt => each(x, out, |x| 1.0 / x.sqrt()),
+            UnaryFn::Reciprocal => each(x, out, |x| 1.0 / x),
+            UnaryFn::Sin => trigonometric(x, out, math::sin, f64::sin),
+            UnaryFn::Cos => trigonometric(x, out, math::cos, f64::cos),
+            UnaryFn::Erf => each(x, out, math::erf::<F>),
+            UnaryFn::Tanh => activate::<F>(x, out, Activation::Tanh),
+            UnaryFn::Sigmoid => activate::<F>(x, out, Activation::Sigmoid),
+            UnaryFn::Relu => activate::<F>(x, out, Activation::Relu),
+            UnaryFn::Relu6 => activate::<F>(x, out, Activation::Relu6),
+            UnaryFn::Gelu => activate::<F>(x, out, Activation::Gelu),
+            UnaryFn::GeluTanh => activate::<F>(x, out, Activation::GeluTanh),
+            UnaryFn::Silu => activate::<F>(x, out, Activation::Silu),
+            UnaryFn::Hardswish => activate::<F>(x, out, Activation::Hardswish),
+            UnaryFn::Hardsigmoid => activate::<F>(x, out, Activation::Hardsigmoid),
+            UnaryFn::Floor => each(x, out, f32::floor),
+            UnaryFn::Ceil => each(x, out, f32::ceil),
+            UnaryFn::Round => each(x, out, f32::round_ties_even),
+            UnaryFn::Trunc => each(x, out, f32::trunc),
+            UnaryFn::Tan => trigonometric(x, out, |x| math::sin(x) / math::cos(x), f64::tan),
+            // Rare enough for one lane at a time, in f64.
+            UnaryFn::Asin
+            | UnaryFn::Acos
+            | UnaryFn::Atan
+            | UnaryFn::Sinh
+            | UnaryFn::Cosh
+            | UnaryFn::Asinh
+            | UnaryFn::Acosh
+            | UnaryFn::Atanh
+            | UnaryFn::Erfc
+            | UnaryFn::Erfcx
+            | UnaryFn::Ndtri
+            | UnaryFn::Erfinv
+            | UnaryFn::Lgamma
+            | UnaryFn::Digamma
+            | UnaryFn::BesselI0
+            | UnaryFn::BesselI1 => each(x, out, |x| f.apply_f64(f64::from(x)) as f32),
+        }
+    }
+}
+
+simd_fn! {
+    pub(super) fn binary_f32<F>(f: BinaryFn, a: &[f32], b: &[f32], out: &mut [f32]) {
+        #[inline(always)]
+        fn each(a: &[f32], b: &[f32], out: &mut [f32], f: impl Fn(f32, f32) -> f32) {
+            for (out, (a, b)) in out.iter_mut().zip(a.iter().zip(b)) {
+                *out = f(*a, *b);
+            }
+        }
+        match f {
+            BinaryFn::Add => each(a, b, out, |a, b| a + b),
+            BinaryFn::Sub => each(a, b, out, |a, b| a - b),
+            BinaryFn::Mul => each(a, b, out, |a, b| a * b),
+            BinaryFn::Div => each(a, b, out, |a, b| a / b),
+            BinaryFn::Max => each(a, b, out, |a, b| if a > b || a.is_nan() { a } else { b }),
+            BinaryFn::Min => each(a, b, out, |a, b| if a < b || a.is_nan() { a } else { b }),
+            BinaryFn::Pow if b.iter().all(|b| *b == 2.0) => each(a, b, out, |a, _| a * a),
+            BinaryFn::FloorDiv
+            | BinaryFn::TruncDiv
+            | BinaryFn::Rem
+            | BinaryFn::Fmod
+            | BinaryFn::Pow
+            | BinaryFn::Atan2
+            | BinaryFn::Hypot
+            | BinaryFn::Copysign
+            | BinaryFn::Zeta
+            | BinaryFn::Shl
+            | BinaryFn::Shr
+            | BinaryFn::Gcd
+            | BinaryFn::And
+            | BinaryFn::Or
+            | BinaryFn::Xor => each(a, b, out, |a, b| f.apply_f64(f64::from(a), f64::from(b)) as f32),
+        }
+    }
+}
+
+#[inline(always)]
+pub(super) fn compare<T: Copy + PartialOrd>(f: CompareFn, a: &[T], b: &[T], out: &mut [u8]) {
+    match f {
+        CompareFn::Eq => zip(a, b, out, |a, b| u8::from(a == b)),
+        CompareFn::Ne => zip(a, b, out, |a, b| u8::from(a != b)),
+        CompareFn::Lt => zip(a, b, out, |a, b| u8::from(a < b)),
+        CompareFn::Le => zip(a, b, out, |a, b| u8::from(a <= b)),
+        CompareFn::Gt => zip(a, b, out, |a, b| u8::from(a > b)),
+        CompareFn::Ge => zip(a, b, out, |a, b| u8::from(a >= b)),
+    }
+}
+
+simd_fn! {
+    pub(super) fn compare_f32<F>(f: CompareFn, a: &[f32], b: &[f32], out: &mut [u8]) {
+        compare(f, a, b, out);
+    }
+}
+
+simd_fn! {
+    pub(super) fn compare_i64<F>(f: CompareFn, a: &[i64], b: &[i64], out: &mut [u8]) {
+        compare(f, a, b, out);
+    }
+}
+
+simd_fn! {
+    pub(super) fn compare_i32<F>(f: CompareFn, a: &[i32], b: &[i32], out: &mut [u8]) {
+        compare(f, a, b, out);
+    }
+}
+
+#[inline(always)]
+pub(super) fn select<T: Copy>(cond: &[u8], a: &[T], b: &[T], out: &mut [T]) {
+    for ((out, &cond), (&a, &b)) in out.iter_mut().zip(cond).zip(a.iter().zip(b)) {
+        *out = if cond != 0 { a } else { b };
+    }
+}
+
+simd_fn! {
+    pub(super) fn select_f32<F>(cond: &[u8], a: &[f32], b: &[f32], out: &mut [f32]) {
+        select(cond, a, b, out);
+    }
+}
+
+simd_fn! {
+    pub(super) fn f32_to_i64<F>(x: &[f32], out: &mut [i64]) {
+        map(x, out, |x| x as i64);
+    }
+}
+
+simd_fn! {
+    pub(super) fn i64_to_f32<F>(x: &[i64], out: &mut [f32]) {
+        map(x, out, |x| x as f32);
+    }
+}
+
+/// Rounds to what `dtype` holds.
+pub(super) fn round(isa: Isa, dtype: DType, xs: &mut [f32]) {
+    match dtype {
+        DType::BF16 => round_bf16(isa, xs),
+        DType::F16 => xs.iter_mut().for_each(|x| *x = f16::from_f32(*x).to_f32()),
+        _ => {}
+    }
+}
+
+simd_fn! {
+    fn round_bf16<F>(xs: &mut [f32]) {
+        xs.iter_mut().for_each(|x| *x = bf16::from_bits(to_bf16(*x)).to_f32());
+    }
+}

@@ -1,0 +1,73 @@
+//! Resampling with blending.
+
+use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, Operand, OperandType};
+use regraft_ir::{
+    Op, TensorType,
+    ops::{ResizeMode, SpatialLayout},
+};
+
+use super::{
+    CpuKernel, Cx, Family,
+    support::{Types, all_floats, expect_plain, operand, unsupported},
+};
+use crate::{
+    Isa, Scratch,
+    nn::resize::{Linear, Tap, resize_linear},
+    simd::with_floats_mut,
+};
+
+const LINEAR: &str = "resize.linear";
+
+pub(super) const FAMILY: Family = Family { ids: &[LINEAR], candidates, reads_strided, prepare };
+
+fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
+    match op {
+        Op::Resize(op) if op.mode == ResizeMode::Linear && all_floats(inputs) => vec![Candidate::plain(LINEAR)],
+        _ => Vec::new(),
+    }
+}
+
+fn reads_strided(_: &Op, _: usize, _: &Operand<'_>) -> bool {
+    false
+}
+
+struct Prepared {
+    cx: Cx,
+    types: Types,
+    plan: Linear,
+}
+
+fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendError> {
+    let op = match node.op {
+        Op::Resize(op) if op.mode == ResizeMode::Linear => op,
+        _ => return Err(unsupported(node, "it does not blend")),
+    };
+    expect_plain(node, [0])?;
+    let (x, types) = (operand(node, 0)?, Types::expect(node, 0..1)?);
+    let (input, output) = (op.layout.spatial(x.shape), op.layout.spatial(node.outputs[0].shape));
+    let channels = x.shape[op.layout.channel_axis(x.shape.len())];
+    let (batch, inner) = match op.layout {
+        SpatialLayout::Nchw => (x.shape[0] * channels, 1),
+        SpatialLayout::Nhwc => (x.shape[0], channels),
+    };
+    let taps = |(i, (&from, &to)): (usize, (&usize, &usize))| {
+        let tap = |(first, second, weight)| Tap { first, second, weight: weight as f32 };
+        op.taps(i, from, to, x.dtype).into_iter().map(tap).collect()
+    };
+    let taps = input.iter().zip(output).enumerate().map(taps).collect();
+    Ok(Box::new(Prepared { cx: cx.clone(), types, plan: Linear { batch, input: input.to_vec(), taps, inner } }))
+}
+
+impl CpuKernel for Prepared {
+    fn scratch(&self) -> usize {
+        self.plan.scratch(&self.cx.threads, self.types.out())
+    }
+
+    fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]], scratch: &mut [u8]) -> Result<(), DataError> {
+        let x = self.types.read(inputs, 0);
+        with_floats_mut!(self.types.out(), &mut *outputs[0], out => {
+            resize_linear(&self.cx.threads, self.cx.isa, &self.plan, x, out, &mut Scratch::new(scratch));
+        });
+        Ok(())
+    }
+}
