@@ -63,9 +63,9 @@ unsafe fn tile<const VECTORS: usize, const MR: usize>(job: &Job<'_>, mut c: Tile
                 let low = _mm512_set1_epi32(0xffff);
                 for r in 0..MR {
                     let x = bf16(_mm512_set1_epi32(i32::from(*rows[r].add(whole).cast::<u16>())));
-                    for v in 0..VECTORS {
+                    for (v, acc) in acc[r].iter_mut().enumerate() {
                         let step = _mm512_and_si512(_mm512_loadu_si512(b.add(LANES * v).cast()), low);
-                        acc[r][v] = _mm512_dpbf16_ps(acc[r][v], x, bf16(step));
+                        *acc = _mm512_dpbf16_ps(*acc, x, bf16(step));
                     }
                 }
                 b = b.add(LANES * VECTORS);

@@ -67,7 +67,9 @@ fn load<const KIND: u8>(panel: &[u8], step: usize, first_col: usize) -> [f32; WI
         _ => {
             let pairs: &[u32] = bytemuck::cast_slice(panel);
             let pairs = &pairs[step / 2 * NR + first_col..][..WIDTH];
-            array::from_fn(|j| f32::from_bits(if step % 2 == 0 { pairs[j] << 16 } else { pairs[j] & 0xffff_0000 }))
+            array::from_fn(|j| {
+                f32::from_bits(if step.is_multiple_of(2) { pairs[j] << 16 } else { pairs[j] & 0xffff_0000 })
+            })
         }
     }
 }
