@@ -55,6 +55,7 @@ from regraft.saving import load, save
 
 if TYPE_CHECKING:
     from regraft.compiling import compile, dry_run
+    from regraft.hub import from_pretrained
     from regraft.module import Module
     from regraft.mutable import MutableModule
     from regraft.partition import PartitionReport
@@ -97,6 +98,7 @@ __all__ = [
     "__version__",
     "compile",
     "dry_run",
+    "from_pretrained",
     "load",
     "refit_module_weights",
     "save",
@@ -113,6 +115,7 @@ _WITH_TORCH = {
     "PartitionReport": "regraft.partition",
     "compile": "regraft.compiling",
     "dry_run": "regraft.compiling",
+    "from_pretrained": "regraft.hub",
     "refit_module_weights": "regraft.refitting",
     "wrap": "regraft.pipelines",
 }
