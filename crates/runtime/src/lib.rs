@@ -16,6 +16,7 @@ mod file_check;
 mod generation;
 mod model;
 mod program;
+mod recordings;
 mod refit;
 mod save;
 mod serving;

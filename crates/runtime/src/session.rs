@@ -7,23 +7,28 @@ use regraft_tensor::{AlignedVec, Tensor};
 use crate::{
     Generation, Model, RuntimeError, RuntimeErrorKind,
     bind::{BoundPlan, Output},
+    recordings::Recordings,
 };
 
 /// A queue with an arena for what runs on it. Contents of the arena mean nothing between runs.
 pub(crate) struct Lane {
     queue: Arc<dyn Queue>,
     arena: Box<dyn Memory>,
+    /// Of runs in this arena.
+    recordings: Recordings,
 }
 
 impl Lane {
     pub(crate) fn new(device: &dyn Device) -> Result<Lane, RuntimeError> {
         let queue = device.queue(QueueClass::Run)?;
-        Ok(Lane { queue, arena: device.alloc(1, MemoryKind::Arena).map_err(RuntimeErrorKind::from)? })
+        let arena = device.alloc(1, MemoryKind::Arena).map_err(RuntimeErrorKind::from)?;
+        Ok(Lane { queue, arena, recordings: Recordings::default() })
     }
 
     /// Makes the arena hold `bytes`, and never smaller.
     fn grow(&mut self, device: &dyn Device, bytes: usize) -> Result<(), RuntimeError> {
         if self.arena.len() < bytes {
+            self.recordings = Recordings::default();
             // The old one goes first: a device may not have room for both.
             self.arena = device.alloc(1, MemoryKind::Arena).map_err(RuntimeErrorKind::from)?;
             self.arena = device.alloc(bytes, MemoryKind::Arena).map_err(RuntimeErrorKind::from)?;
@@ -84,7 +89,7 @@ impl Session {
         };
         lane.grow(device, bound.sequence.sizes().arena)?;
         let outputs = self.states(device, &lane, generation).and_then(|mut states| {
-            let run = Run { bound: &bound, generation, inputs: &inputs };
+            let run = Run { device, bound: &bound, generation, inputs: &inputs };
             let outputs = run.run(&mut lane, &mut states);
             // Outputs are read after the states were changed: they do not differ in what they leave.
             let lost = outputs.is_err() && bound.changes_states_early;
@@ -145,14 +150,15 @@ impl Session {
 
 /// One run.
 struct Run<'a> {
-    bound: &'a BoundPlan,
+    device: &'a dyn Device,
+    bound: &'a Arc<BoundPlan>,
     generation: &'a Generation,
     inputs: &'a [Tensor],
 }
 
 impl Run<'_> {
     fn run(&self, lane: &mut Lane, states: &mut [Box<dyn Memory>]) -> Result<Vec<Tensor>, RunError> {
-        let Lane { queue, arena } = lane;
+        let Lane { queue, arena, recordings } = lane;
         let staged = self.bound.staged_inputs.iter().zip(self.inputs);
         for (part, input) in staged.filter_map(|(part, input)| Some((part.as_ref()?, input))) {
             queue.write(input.bytes(), RegionMut::of(&mut **arena).part(part.range()));
@@ -166,7 +172,9 @@ impl Run<'_> {
             inputs: &inputs,
             slots: &slots,
         };
-        queue.submit(self.bound.extent, &mut || self.bound.sequence.launch(&**queue, &mut memory));
+        if !recordings.launch(self.device, &**queue, self.bound, &mut memory) {
+            queue.submit(self.bound.extent, &mut || self.bound.sequence.launch(&**queue, &mut memory));
+        }
         let fence = queue.fence();
         // Nothing of this run may be given to anyone else before it is over, whatever becomes of it.
         fence.wait()?;

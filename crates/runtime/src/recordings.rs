@@ -1,0 +1,107 @@
+//! Launches of bound plans that a device has recorded, to be repeated at the cost of one.
+//!
+//! A recording holds addresses: of the arena, which is its lane's own, and of slots. A run of another generation records the
+//! same launches with that one's slots, in place of the recording that was used longest ago.
+
+use std::sync::Arc;
+
+use regraft_backend::{Bindings, Device, Queue, Recording};
+
+use crate::bind::BoundPlan;
+
+/// The recordings of a lane.
+#[derive(Default)]
+pub(crate) struct Recordings {
+    /// The one used last is at the end.
+    entries: Vec<Entry>,
+}
+
+struct Entry {
+    bound: Arc<BoundPlan>,
+    /// Addresses of the slots that were recorded.
+    slots: Vec<u64>,
+    recorded: Recorded,
+}
+
+enum Recorded {
+    /// It has not run yet.
+    New,
+    /// It has run, and what is set up in a first run is there.
+    Ran,
+    /// It is repeated as it was recorded.
+    Yes(Box<dyn Recording>),
+    /// The device does not record it.
+    Never,
+}
+
+impl Recordings {
+    /// Bound plans that a lane remembers, each with as many generations as it has recordings for.
+    const LIMIT: usize = 32;
+    /// Recordings of one bound plan: a serving generation and the one before, or two variants in turns.
+    const GENERATIONS: usize = 2;
+
+    /// Launches what was recorded for this plan and these slots, or records it now; `false` where it is to be launched step by
+    /// step. The memory must be that of the lane each time.
+    pub(crate) fn launch(
+        &mut self,
+        device: &dyn Device,
+        queue: &dyn Queue,
+        bound: &Arc<BoundPlan>,
+        memory: &mut Bindings<'_>,
+    ) -> bool {
+        if !bound.is_repeatable {
+            return false;
+        }
+        let slots: Vec<u64> = (0..bound.sequence.sizes().slots.len()).map(|i| (memory.slots)(i).address()).collect();
+        let mut entry = self.take(bound, &slots);
+        let launched = match &mut entry.recorded {
+            Recorded::Never => false,
+            Recorded::New => {
+                entry.recorded = Recorded::Ran;
+                false
+            }
+            Recorded::Ran => {
+                let recorded = device.record(&mut |queue| bound.sequence.launch(queue, memory));
+                entry.recorded = recorded.ok().flatten().map_or(Recorded::Never, Recorded::Yes);
+                matches!(&entry.recorded, Recorded::Yes(_))
+            }
+            Recorded::Yes(_) if entry.slots == slots => true,
+            Recorded::Yes(recording) => {
+                let updated = recording.update(&mut |queue| bound.sequence.launch(queue, memory));
+                if updated.is_err() {
+                    entry.recorded = Recorded::Never;
+                }
+                updated.is_ok()
+            }
+        };
+        entry.slots = slots;
+        if let Recorded::Yes(recording) = &mut entry.recorded
+            && launched
+        {
+            recording.launch(queue);
+        }
+        if self.entries.len() >= Self::LIMIT {
+            self.entries.remove(0);
+        }
+        self.entries.push(entry);
+        launched
+    }
+
+    /// The entry of this plan and these slots, taken out: an exact one, else the one of this plan that was used longest ago if
+    /// there are as many as there may be, else a new one.
+    fn take(&mut self, bound: &Arc<BoundPlan>, slots: &[u64]) -> Entry {
+        let of_plan = |e: &Entry| Arc::ptr_eq(&e.bound, bound);
+        let exact = self.entries.iter().position(|e| of_plan(e) && e.slots == slots);
+        let count = self.entries.iter().filter(|e| of_plan(e)).count();
+        let oldest = || self.entries.iter().position(of_plan).filter(|_| count >= Self::GENERATIONS);
+        match exact.or_else(oldest) {
+            Some(at) => self.entries.remove(at),
+            // What one generation's first run has set up serves the others too.
+            None => Entry {
+                bound: bound.clone(),
+                slots: slots.to_vec(),
+                recorded: if count > 0 { Recorded::Ran } else { Recorded::New },
+            },
+        }
+    }
+}
