@@ -630,7 +630,8 @@ def test_a_7_gpt2_stored_transposed_split_and_tied(cli: Cli) -> None:
     ):
         model = adapted(base, LoraConfig(r=4, lora_alpha=6, **settings))
         refitted, _ = refit(cli, engine, saved(cli, model))
-        assert_close(cli.run(refitted, arrays(inputs)), answers(merged(model), inputs))
+        # Not merged: PEFT would merge an adapter of the embedding into the output layer, too.
+        assert_close(cli.run(refitted, arrays(inputs)), answers(model, inputs))
 
 
 class Folded(nn.Module):

@@ -187,10 +187,13 @@ fn take_apart<'w>(weights: &'w StateDict, problems: &mut Vec<AdapterProblem>) ->
     for (key, tensor) in weights.iter() {
         match dialect.read(key) {
             Key::Part(module, part) => {
-                if let Some((other, _)) = parts.entry(module).or_default().insert(part, (key, tensor)) {
+                let before = parts.entry(module).or_default().insert(part, (key, tensor));
+                // PEFT saves the biases of trained modules twice.
+                if let Some((other, _)) = before.filter(|(_, before)| !before.bit_equal(tensor)) {
                     problems.push(AdapterProblem::Twice { key: key.into(), other: other.into() });
                 }
             }
+            Key::Nothing => {}
             Key::Refused(why) => problems.push(AdapterProblem::Unsupported { key: key.into(), why: why.into() }),
             Key::Unknown => {
                 let why = "no tool names a part of an adapter so".into();

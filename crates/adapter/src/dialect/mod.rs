@@ -201,6 +201,8 @@ fn unwrapped(path: &str) -> String {
 pub(super) enum Key {
     /// A part of a module's update.
     Part(ModuleName, Part),
+    /// What the adapter was trained beside, and does nothing.
+    Nothing,
     /// A form that is known and cannot be applied: why.
     Refused(&'static str),
     /// A form of no dialect.

@@ -31,6 +31,11 @@ fn whole(name: &str) -> Key {
     if path.split('.').any(|segment| part(segment, &[]).is_some()) {
         return Key::Unknown;
     }
+    // PEFT keeps what a trained module was before beside it.
+    if path.ends_with(".original_module") {
+        return Key::Nothing;
+    }
+    let path = path.strip_suffix(".modules_to_save").map_or_else(|| path.clone(), str::to_owned);
     let inner = |path: &str| -> Option<String> {
         let path = path.strip_suffix(".base_layer")?;
         Some(path.strip_suffix(".token_adapter").unwrap_or(path).to_owned())
@@ -86,7 +91,7 @@ mod tests {
     fn part_of(key: &str) -> Option<(String, Part)> {
         match read(key) {
             Key::Part(module, part) => Some((module.path, part)),
-            Key::Refused(_) | Key::Unknown => None,
+            Key::Refused(_) | Key::Unknown | Key::Nothing => None,
         }
     }
 
@@ -120,12 +125,14 @@ mod tests {
             ("wte.token_adapter.base_layer.weight", "wte", Part::BaseWeight),
             ("wte.token_adapter.trainable_tokens_delta", "wte", Part::Tokens),
             ("fc.base_layer.bias", "fc", Part::Bias),
+            ("norm.modules_to_save.bias", "norm", Part::Bias),
             ("a._orig_mod.fc.lora_E", "a.fc", Part::Singular),
             ("a.fc.ia3_l", "a.fc", Part::Ia3),
         ] {
             assert_eq!(part_of(&format!("base_model.model.{key}")), expected(path, part), "{key}");
         }
         assert!(matches!(read("base_model.model.attn.base_layer.out_proj.lora_A.weight"), Key::Refused(_)));
+        assert_eq!(read("base_model.model.norm.original_module.bias"), Key::Nothing);
         assert_eq!(read("base_model.model.fc.prompt"), Key::Unknown);
     }
 }
