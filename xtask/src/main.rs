@@ -14,6 +14,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("backend", &["tensor", "ir", "weights", "adapter"]),
     ("backend-cpu", &["tensor", "ir", "weights", "backend"]),
     ("backend-cuda", &["tensor", "ir", "weights", "backend", "backend-cpu"]),
+    ("backend-mock", &["tensor", "ir", "weights", "backend"]),
     ("engine", &["tensor", "ir", "weights", "backend"]),
     ("object-cache", &["tensor", "engine"]),
     ("runtime", &["tensor", "ir", "weights", "adapter", "backend", "engine"]),

@@ -17,6 +17,7 @@ use regraft::{
 };
 use regraft_backend::Device;
 use regraft_backend_cpu::{CpuDevice, Isa};
+use regraft_backend_mock::MockDevice;
 use regraft_compile::{
     pipeline::{Backend, Options, Output},
     tune::Tuning,
@@ -110,15 +111,30 @@ impl Case {
     }
 }
 
-/// The device of the suite: the CPU with two threads, or what `REGRAFT_TEST_DEVICE` names, whatever the instruction set.
+/// The device of the suite: the CPU with two threads, or what `REGRAFT_TEST_DEVICE` names, whatever the instruction set. The tests
+/// of `tests/mock.rs` run on a mock device around the CPU.
 pub fn backend(isa: Isa) -> Arc<dyn Device> {
     static OTHER: OnceLock<Option<Arc<dyn Device>>> = OnceLock::new();
     let open = || {
-        let name = std::env::var("REGRAFT_TEST_DEVICE").ok().filter(|name| !name.is_empty())?;
+        let name = std::env::var("REGRAFT_TEST_DEVICE").ok().filter(|name| !name.is_empty() && !is_on_mock())?;
         let name = name.parse().unwrap_or_else(|e| panic!("REGRAFT_TEST_DEVICE: {e}"));
         Some(regraft::device(name, Threads::Count(2)).unwrap_or_else(|e| panic!("REGRAFT_TEST_DEVICE: {e}")))
     };
-    OTHER.get_or_init(open).clone().unwrap_or_else(|| Arc::new(CpuDevice::with_isa(isa, Some(2))))
+    OTHER.get_or_init(open).clone().unwrap_or_else(|| around(CpuDevice::with_isa(isa, Some(2))))
+}
+
+/// The CPU, or a mock device around it in `tests/mock.rs`, which holds the tests of the other programs once more. A mock device
+/// panics when it is dropped after anything broke the contract of devices.
+pub fn around(cpu: CpuDevice) -> Arc<dyn Device> {
+    let cpu = Arc::new(cpu);
+    if is_on_mock() { Arc::new(MockDevice::new(cpu)) } else { cpu }
+}
+
+/// Whether this is the test program of the mock device.
+pub fn is_on_mock() -> bool {
+    let program = std::env::current_exe().ok();
+    let name = program.as_deref().and_then(Path::file_stem).and_then(|name| name.to_str());
+    name.is_some_and(|name| name.starts_with("mock-"))
 }
 
 /// Panics unless `got` is close to PyTorch's `want`: max |Δ| ≤ 1e-4 · max |want| and cosine ≥ 0.99999; integers are equal.

@@ -118,7 +118,8 @@ fn r_18_v_2_runs_refits_and_variants_at_once() {
     let engine = case.compile();
     let weights = [own_weights(&engine), case.weights_b()];
     // On one thread each, so that what meets is runs and refits, and no pools of threads.
-    let model = regraft::model(engine, Arc::new(CpuDevice::new(Some(1)))).expect("it was compiled for this machine");
+    let model = regraft::model(engine, regraft_conformance::around(CpuDevice::new(Some(1))))
+        .expect("it was compiled for this machine");
     model.set_keep_previous(true);
     let inputs = case.tensors("input");
     let marked = Marked::new(&model, weights, &inputs);

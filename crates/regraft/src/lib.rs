@@ -42,7 +42,7 @@ pub use regraft_ir as ir;
 #[cfg(feature = "object-cache")]
 pub use regraft_object_cache::ObjectCache;
 pub use regraft_runtime::{
-    Adapters, Changed, Generation, Model, PoolMemory, Refit, RefitObserver, RefitOptions, RuntimeError,
+    Adapters, Changed, Generation, Model, PoolMemory, Refit, RefitObserver, RefitOptions, ReserveError, RuntimeError,
     RuntimeErrorKind, Session, Slot, SlotCopier, SourceContent, Staged, VariantMemory, Variants, publish_together,
 };
 pub use regraft_tensor::{AlignedVec, BorrowedBytes, Buffer, DType, Tensor, TensorError};

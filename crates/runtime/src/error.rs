@@ -112,8 +112,10 @@ pub enum RuntimeErrorKind {
         /// What happened.
         why: String,
     },
-    /// New slots do not fit into the memory limit; nothing was computed.
-    #[error("a refit does not fit into the memory limit: {0}; raise the limit, remove variants, or refit exclusively")]
+    /// New slots do not fit into the memory limit, or the device does not have their memory; nothing was computed.
+    #[error(
+        "new slots do not fit into memory: {0}; free memory or raise the limit, remove variants, or refit exclusively"
+    )]
     Memory(ReserveError),
     /// A run came while the weights were changed in place.
     #[error("the weights are being changed in place; run again when that is done")]

@@ -5,7 +5,7 @@ use regraft_ir::eval::bind_symbols_to;
 use regraft_tensor::{AlignedVec, Tensor};
 
 use crate::{
-    Generation, Model, RuntimeError, RuntimeErrorKind,
+    Generation, Model, RuntimeError, RuntimeErrorKind, Slot,
     bind::{BoundPlan, Output},
     recordings::Recordings,
 };
@@ -87,10 +87,12 @@ impl Session {
             Some(lane) => lane,
             None => Lane::new(device)?,
         };
-        lane.grow(device, bound.sequence.sizes().arena)?;
-        let outputs = self.states(device, &lane, generation).and_then(|mut states| {
+        // All memory comes before anything is computed.
+        let reserved = lane.grow(device, bound.sequence.sizes().arena).and_then(|()| reserve(&bound.outputs));
+        let outputs = reserved.and_then(|data| {
+            let mut states = self.states(device, &lane, generation)?;
             let run = Run { device, bound: &bound, generation, inputs: &inputs };
-            let outputs = run.run(&mut lane, &mut states);
+            let outputs = run.run(&mut lane, &mut states, data);
             // Outputs are read after the states were changed: they do not differ in what they leave.
             let lost = outputs.is_err() && bound.changes_states_early;
             self.states = if lost { States::Lost } else { States::Kept(states) };
@@ -128,13 +130,15 @@ impl Session {
         lane: &Lane,
         generation: &Generation,
     ) -> Result<Vec<Box<dyn Memory>>, RuntimeError> {
-        let states = self.model.plan().graph.states.iter().map(|state| {
-            let slot = &generation.slots[state.init as usize];
-            let mut memory = device.alloc(slot.len(), MemoryKind::Arena).map_err(RuntimeErrorKind::from)?;
-            lane.queue.copy(slot.region(), RegionMut::of(&mut *memory).part(0..slot.len()));
-            Ok(memory)
-        });
-        states.collect()
+        let slots: Vec<&Slot> =
+            self.model.plan().graph.states.iter().map(|state| &*generation.slots[state.init as usize]).collect();
+        let alloc = |slot: &&Slot| device.alloc(slot.len(), MemoryKind::Arena).map_err(RuntimeErrorKind::from);
+        // All of them before the first copy: what is being written must not be given back when a later one is refused.
+        let mut states = slots.iter().map(alloc).collect::<Result<Vec<_>, _>>()?;
+        for (memory, slot) in states.iter_mut().zip(slots) {
+            lane.queue.copy(slot.region(), RegionMut::of(&mut **memory).part(0..slot.len()));
+        }
+        Ok(states)
     }
 
     fn at_node(&self, error: RunError) -> RuntimeError {
@@ -157,8 +161,16 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn run(&self, lane: &mut Lane, states: &mut [Box<dyn Memory>]) -> Result<Vec<Tensor>, RunError> {
+    /// Runs, and reads the outputs into `data`.
+    fn run(
+        &self,
+        lane: &mut Lane,
+        states: &mut [Box<dyn Memory>],
+        data: Vec<AlignedVec>,
+    ) -> Result<Vec<Tensor>, RunError> {
         let Lane { queue, arena, recordings } = lane;
+        // Nothing of this run may be given to anyone else before it is over, whatever becomes of it.
+        let in_flight = InFlight(&**queue);
         let staged = self.bound.staged_inputs.iter().zip(self.inputs);
         for (part, input) in staged.filter_map(|(part, input)| Some((part.as_ref()?, input))) {
             queue.write(input.bytes(), RegionMut::of(&mut **arena).part(part.range()));
@@ -175,15 +187,40 @@ impl Run<'_> {
         if !recordings.launch(self.device, &**queue, self.bound, &mut memory) {
             queue.submit(self.bound.extent, &mut || self.bound.sequence.launch(&**queue, &mut memory));
         }
-        let fence = queue.fence();
-        // Nothing of this run may be given to anyone else before it is over, whatever becomes of it.
-        fence.wait()?;
-        self.bound.outputs.iter().map(|output| read(&**queue, memory.part(output.from), output)).collect()
+        in_flight.wait()?;
+        let outputs = self.bound.outputs.iter().zip(data);
+        outputs.map(|(output, data)| read(&**queue, memory.part(output.from), output, data)).collect()
     }
 }
 
-fn read(queue: &dyn Queue, from: Region<'_>, output: &Output) -> Result<Tensor, RunError> {
-    let mut data = AlignedVec::zeroed(from.len());
+/// Work on a queue that is waited for, also when the thread that put it there panics.
+struct InFlight<'a>(&'a dyn Queue);
+
+impl InFlight<'_> {
+    fn wait(self) -> Result<(), RunError> {
+        let fence = self.0.fence();
+        std::mem::forget(self);
+        fence.wait()
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        // The panic is what is told.
+        let _ = self.0.fence().wait();
+    }
+}
+
+/// Memory of the host for the outputs.
+fn reserve(outputs: &[Output]) -> Result<Vec<AlignedVec>, RuntimeError> {
+    let one = |output: &Output| {
+        let bytes = output.from.len;
+        AlignedVec::try_zeroed(bytes).map_err(|_| RuntimeErrorKind::no_host_memory(bytes, "an output").into())
+    };
+    outputs.iter().map(one).collect()
+}
+
+fn read(queue: &dyn Queue, from: Region<'_>, output: &Output, mut data: AlignedVec) -> Result<Tensor, RunError> {
     queue.read(from, data.bytes_mut())?;
     Ok(Tensor::new(output.dtype, output.shape.clone(), data.into()).expect("as many bytes as the shape has"))
 }

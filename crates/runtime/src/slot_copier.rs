@@ -5,6 +5,7 @@ use std::{
 
 use rayon::prelude::*;
 use regraft_backend::{Extent, Memory, MemoryKind, Queue, QueueClass, RegionMut};
+use regraft_tensor::AlignedVec;
 
 use crate::{Generation, Model, RuntimeError, RuntimeErrorKind};
 
@@ -26,14 +27,17 @@ impl SlotCopier {
         let queue = device.queue(QueueClass::Stage)?;
         let mut chosen: Vec<usize> = slots.into_iter().collect();
         chosen.sort_by_key(|&slot| std::cmp::Reverse(plan.slots[slot].bytes));
-        let memory = chosen.into_iter().map(|slot| {
+        let largest = chosen.first().map_or(0, |&slot| plan.slots[slot].bytes);
+        let refused = |_| RuntimeErrorKind::no_host_memory(largest, "a slot");
+        let zeros = AlignedVec::try_zeroed(largest).map_err(refused)?;
+        let alloc = |&slot: &usize| device.alloc(plan.slots[slot].bytes, MemoryKind::Slot);
+        let mut memory = chosen.iter().map(alloc).collect::<Result<Vec<_>, _>>().map_err(RuntimeErrorKind::from)?;
+        for (&slot, memory) in chosen.iter().zip(&mut memory) {
             let bytes = plan.slots[slot].bytes;
-            let mut memory = device.alloc(bytes, MemoryKind::Slot).map_err(RuntimeErrorKind::from)?;
-            queue.write(&vec![1; bytes], RegionMut::of(&mut *memory).part(0..bytes));
-            Ok::<_, RuntimeError>((slot, Mutex::new(memory)))
-        });
-        let slots = memory.collect::<Result<_, _>>()?;
-        Ok(SlotCopier { queue, slots })
+            queue.write(&zeros.bytes()[..bytes], RegionMut::of(&mut **memory).part(0..bytes));
+        }
+        queue.fence().wait().map_err(|error| RuntimeErrorKind::Run(error.kind))?;
+        Ok(SlotCopier { queue, slots: chosen.into_iter().zip(memory.into_iter().map(Mutex::new)).collect() })
     }
 
     /// Copies once; returns how long it took.

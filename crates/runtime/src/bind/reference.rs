@@ -15,14 +15,16 @@ impl ReferenceKernel {
         ReferenceKernel { op: node.op.clone(), inputs }
     }
 
-    fn results(&self, queue: &dyn Queue, inputs: &[Option<Region<'_>>]) -> Result<Vec<Tensor>, RunErrorKind> {
+    /// The results of node `node`, or the error of that node or of one before it on the queue.
+    fn results(&self, queue: &dyn Queue, node: usize, inputs: &[Option<Region<'_>>]) -> Result<Vec<Tensor>, RunError> {
+        let evaluated = |error| RunError { node: Some(node), kind: evaluated(error) };
         let mut tensors = Vec::with_capacity(inputs.len());
         for (region, ty) in inputs.iter().zip(&self.inputs) {
             tensors.push(match (region, ty) {
                 (Some(region), Some((dtype, shape))) => {
                     let len = Tensor::byte_len(*dtype, shape).map_err(|e| evaluated(e.into()))?;
                     let mut data = AlignedVec::try_zeroed(len).map_err(|e| evaluated(e.into()))?;
-                    queue.read(region.part(0..len), data.bytes_mut()).map_err(|error| error.kind)?;
+                    queue.read(region.part(0..len), data.bytes_mut())?;
                     let tensor = Tensor::new(*dtype, shape.clone(), data.into());
                     Some(tensor.map_err(|e| evaluated(e.into()))?)
                 }
@@ -47,13 +49,13 @@ impl Kernel for ReferenceKernel {
     }
 
     fn launch(&self, queue: &dyn Queue, launch: Launch<'_, '_>) {
-        match self.results(queue, launch.inputs) {
+        match self.results(queue, launch.node, launch.inputs) {
             Ok(results) => {
                 for (result, out) in results.iter().zip(launch.outputs) {
                     queue.write(result.bytes(), out.reborrow());
                 }
             }
-            Err(kind) => queue.report(RunError { node: Some(launch.node), kind }),
+            Err(error) => queue.report(error),
         }
     }
 }

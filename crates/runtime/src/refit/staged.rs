@@ -1,4 +1,8 @@
-use std::{sync::Arc, thread, time::Duration};
+use std::{
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
 
 use regraft_weights::{Phase, RefitReport, StateDict};
 
@@ -131,14 +135,13 @@ impl Model {
 fn alone(mut generation: Arc<Generation>) -> Result<Generation, Arc<Generation>> {
     const PATIENCE: Duration = Duration::from_secs(10);
     const STEP: Duration = Duration::from_micros(50);
-    let mut waited = Duration::ZERO;
+    let start = Instant::now();
     loop {
         match Arc::try_unwrap(generation) {
             Ok(generation) => return Ok(generation),
-            Err(shared) if waited >= PATIENCE => return Err(shared),
+            Err(shared) if start.elapsed() >= PATIENCE => return Err(shared),
             Err(shared) => generation = shared,
         }
         thread::sleep(STEP);
-        waited += STEP;
     }
 }
