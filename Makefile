@@ -10,7 +10,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 # said on the way goes to stderr.
 PYTHON_ENV = python=$$(scripts/python-env.sh | tee >(cat >&2) | tail -n 1); bin=$$(dirname "$$python")
 
-.PHONY: help setup demo build python test test-rust test-python test-adapters test-operators opinfo operators test-s3 race fuzz bless format lint
+.PHONY: help setup demo build python test test-rust test-python test-checkpoints test-adapters test-operators opinfo operators test-s3 race fuzz bless format lint
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -83,6 +83,11 @@ operators: opinfo ## write docs/operators.md
 	@$(PYTHON_ENV); "$$python" tests/opinfo/operators.py "$(TARGET)/debug/examples/operators" "$(TARGET)/opinfo.tsv" \
 		docs/operators.md 2>/dev/null
 
+test-checkpoints: python ## 300 generated checkpoints against PyTorch
+	@echo "== trying generated checkpoints"
+	@$(PYTHON_ENV); \
+	REGRAFT_CASES=300 PYTHONPATH="$(abspath $(TARGET))/python" "$$python" -m pytest -q tests/test_generated_checkpoints.py
+
 test-s3: ## the object cache against a server that speaks S3, on this machine
 	@echo "== building the command with the object cache"
 	$(CARGO) clippy --locked -p regraft-cli --features object-cache -- -D warnings
@@ -95,7 +100,7 @@ race: ## runs, refits and variants on real threads under ThreadSanitizer
 
 fuzz: ## each fuzz target for a minute; see fuzz/README.md
 	@echo "== fuzzing"
-	@for target in pickle adapter onnx safetensors pt2 weights engine engine_sealed cache_entry ir_text; do \
+	@for target in pickle torch_old names adapter onnx safetensors pt2 weights engine engine_sealed cache_entry ir_text; do \
 		echo "== $$target"; scripts/fuzz.sh "$$target" 60; \
 	done
 

@@ -12,6 +12,7 @@ import re
 import shutil
 import struct
 import subprocess
+import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
@@ -146,6 +147,23 @@ def torch() -> None:
             pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
             for name in pickles:
                 write("pickle", path.stem, archive.read(name))
+    legacy = (FILES / "legacy.bin").read_bytes()
+    # Behind the magic number, the version and the sizes.
+    start = legacy.index(b"\x80\x02", legacy.index(b"type_sizes"))
+    write("torch_old", "legacy", b"\0" + legacy[start:])
+    with tarfile.open(FILES / "tar.pt") as archive:
+        parts = [archive.extractfile(name).read() for name in ("storages", "tensors", "pickle")]
+    write("torch_old", "tar", b"\1" + b"\n=====\n".join(parts))
+    names = {
+        "front": "a.weight\nb.bias\n\nmodel.a.weight\nmodel.b.bias",
+        "inside": "a.module.b.weight2\na.c.bias\n\na.b.weight2\na._orig_mod.c.bias",
+        "norms": "n.weight\nn.bias\nc.parametrizations.weight.original0\n"
+        "c.parametrizations.weight.original1\n\nn.gamma\nn.beta\nc.weight_g\nc.weight_v",
+        "two": "a.w\n\ng.a.w\nd.a.w",
+    }
+    for name, text in names.items():
+        for settings in (0, 1, 2, 3, 12, 31):
+            write("names", f"{name}{settings}", bytes([settings]) + text.encode())
     write("weights", "embedding.pt2", (FIXTURES / "embedding.pt2").read_bytes())
     tensor = (
         b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\n"

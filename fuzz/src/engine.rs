@@ -14,7 +14,7 @@ use regraft_engine::{
 use regraft_ir::{Graph, ValueId, eval::bind_symbols};
 use regraft_runtime::{Model, RefitOptions};
 use regraft_tensor::{AlignedVec, Buffer, Tensor};
-use regraft_weights::{RefitMap, StateDict};
+use regraft_weights::{MatchOptions, RefitMap, StateDict};
 use serde_json::Value;
 
 use crate::{Parts, json, random::Random, text};
@@ -150,8 +150,8 @@ pub fn examine(engine: &Engine) {
     let bytes = (engine.slot_bytes(), engine.source_bytes(), engine.keep_sources());
     std::hint::black_box(bytes);
     for same in [false, true] {
-        if let Err(problems) = engine.check(&StateDict::new(), same) {
-            assert!(!problems.is_empty());
+        if let Err(misfit) = engine.check(&StateDict::new(), same, &MatchOptions::default()) {
+            assert!(!misfit.problems.is_empty());
         }
     }
     let once = engine.to_bytes().expect("what was read can be written");

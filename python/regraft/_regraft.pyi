@@ -22,6 +22,7 @@ __all__ = [
     "before_exit",
     "compile",
     "is_known",
+    "match_names",
     "publish_together",
 ]
 
@@ -74,7 +75,10 @@ class Adapter:
 @final
 class StateDict:
     @staticmethod
-    def open(path: str | PathLike[str]) -> StateDict: ...
+    def open(path: str | PathLike[str], key: str | None = None) -> StateDict: ...
+    @property
+    def skipped(self) -> dict[str, str]: ...
+    def renamed(self, names: dict[str, str]) -> StateDict: ...
     def keys(self) -> list[str]: ...
     def only(self, names: list[str]) -> StateDict: ...
     def __len__(self) -> int: ...
@@ -128,6 +132,8 @@ class Model:
         weights: _Weights | None = None,
         *,
         partial: bool = False,
+        ignore_unknown: bool = False,
+        constants: str | Collection[str] | None = None,
         reject_non_finite: bool = False,
         changed: str | Collection[str] | None = None,
         adapters: Sequence[tuple[Adapter, float]] | None = None,
@@ -139,6 +145,8 @@ class Model:
         weights: _Weights | None = None,
         *,
         partial: bool = False,
+        ignore_unknown: bool = False,
+        constants: str | Collection[str] | None = None,
         reject_non_finite: bool = False,
         changed: str | Collection[str] | None = None,
         adapters: Sequence[tuple[Adapter, float]] | None = None,
@@ -201,6 +209,15 @@ def compile(
     tune: str = "off",
     cache: object | None = None,
 ) -> tuple[Model, _CompileFacts]: ...
+def match_names(
+    sources: Sequence[tuple[str, list[str], str, list[int], bool, bool]],
+    weights: _Weights,
+    *,
+    partial: bool = False,
+    ignore_unknown: bool = False,
+    constants: str | Collection[str] | None = None,
+    rename: Sequence[tuple[str, str]] = ...,
+) -> tuple[list[tuple[str, str]], str, list[tuple[str, str]]]: ...
 def publish_together(staged: list[Staged]) -> list[str]: ...
 def before_exit() -> None: ...
 def is_known(operator: str) -> bool: ...

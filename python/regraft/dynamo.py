@@ -265,7 +265,7 @@ class _Program:
         new = {name: weight for name, weight in new.items() if name in known}
         if ties == served.ties:
             try:
-                served.module.refit(new, partial=True)
+                served.module.refit(new, partial=True, constants="all")
                 return
             except WeightsError as error:
                 _log.info("compiled again: %s", error)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import json
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 __all__ = [
     "CacheWarning",
@@ -15,6 +18,7 @@ __all__ = [
     "InputError",
     "NotBoundError",
     "NothingCompiledWarning",
+    "Problem",
     "RangesWarning",
     "RegraftError",
     "RegraftWarning",
@@ -55,8 +59,89 @@ class CompileError(RegraftError):
         self.unsupported = tuple(Unsupported(*part) for part in unsupported)
 
 
+class Problem(NamedTuple):
+    """One reason why weights do not fit."""
+
+    kind: str
+    """``missing``, ``unknown``, ``mismatch``, ``non_finite``, ``tied_differ``, ``ambiguous`` and others."""
+    name: str
+    """The weight, or the name that was given."""
+    what: str
+    """What is wrong with it, in words."""
+    details: Mapping[str, Any] = MappingProxyType({})
+    """What depends on the kind, such as ``expected`` and ``found``, or ``suggestion``."""
+
+
 class WeightsError(RegraftError, ValueError):
-    """Weights cannot be read, or do not fit; nothing was changed."""
+    """Weights cannot be read, or do not fit; nothing was changed.
+
+    ``problems`` lists every reason, and ``cause`` says what they have in common: ``few_keys``,
+    ``only_unknown``, ``near_rule``, ``folded_norm``, ``other_model``, ``ambiguous``, ``several`` and others;
+    empty where nothing is known.
+    """
+
+    problems: tuple[Problem, ...]
+    cause: str
+
+    def __init__(self, message: str, facts: str = "", problems: Iterable[Problem] = ()) -> None:
+        known: dict[str, Any] = json.loads(facts) if facts else {}
+        cause: dict[str, Any] = known.get("cause", {})
+        help = _help_for(cause)
+        super().__init__(f"{message}\n  help: {help}" if help else message)
+        self.cause = cause.get("cause", "")
+        listed = known.get("problems", ())
+        self.problems = (*map(_problem_of, listed), *problems)
+
+    def __reduce__(self) -> Any:
+        return _weights_error, (str(self), self.problems, self.cause)
+
+
+def _problem_of(fact: dict[str, Any]) -> Problem:
+    details = {key: value for key, value in fact["details"].items() if key not in ("problem", "name")}
+    return Problem(fact["details"]["problem"], fact["name"], fact["what"], details)
+
+
+def _weights_error(message: str, problems: tuple[Problem, ...], cause: str) -> WeightsError:
+    error = WeightsError(message, problems=problems)
+    error.cause = cause
+    return error
+
+
+def _help_for(cause: Mapping[str, Any]) -> str:
+    """What to do about weights that do not fit. Advice must not lead to weights that are mixed of two."""
+    match cause.get("cause"):
+        case "few_keys":
+            return "partial=True takes the weights that are given and keeps the others"
+        case "only_unknown":
+            return "strict=False ignores names that the program does not have, as PyTorch does"
+        case "near_rule":
+            rule = f" {cause['rule']}" if cause["rule"] else ""
+            found = f"{cause['matched']} of {cause['of']} names match{rule}"
+            return f"{found}; rename={{'from': 'to'}} renames others"
+        case "folded_norm":
+            return (
+                f"the file has none of the {cause['norms']} batch norms, such as {cause['module']}: an "
+                "optimiser folded them into other weights; export the model without optimisation "
+                "(torch.onnx.export(..., optimize=False, do_constant_folding=False)), or save its "
+                "state_dict()"
+            )
+        case "other_model":
+            return "the weights are of another model or size than the compiled one: compile that model"
+        case "ambiguous":
+            return "say which is meant: rename={'from': 'to'}, or key= for one part of a file"
+        case "not_identical":
+            return (
+                "give the weights that it was compiled with, or compile it with "
+                "refit_identical_engine_weights=False"
+            )
+        case "non_finite":
+            return "reject_non_finite=False takes such values as they are"
+        case "several":
+            return "choose one: " + ", ".join(f"key={key!r}" for key in cause["keys"])
+        case "no_key":
+            return "key= names one of them" if cause["keys"] else "leave key= out to read the whole file"
+        case _:
+            return ""
 
 
 class InputError(RegraftError, ValueError):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from regraft import _regraft
-from regraft.errors import InputError
+from regraft.errors import InputError, Problem
 
 __all__ = [
     "KeptRefit",
@@ -47,7 +47,7 @@ class KeptRefit:
     """Buffers that the program writes to: what they hold now says nothing about their weight."""
     identical: Mapping[str, str] | None = None
     """Digests that values must have; ``None`` where any will do."""
-    problems: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
     applied: list[str] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
     not_given: list[str] = field(default_factory=list)
@@ -66,26 +66,27 @@ class KeptRefit:
             if name not in given or (looked_at is not None and name not in looked_at):
                 self.not_given.append(name)
                 if name not in given and not partial and self.in_state_dict[name]:
-                    self.problems.append(f"  {name}  missing")
+                    self.problems.append(Problem("missing", name, "missing"))
                 continue
             problem = self._take(name, given[name], reject_non_finite)
             if problem is not None:
-                self.problems.append(f"  {name}  {problem}")
+                self.problems.append(Problem(problem[0], name, problem[1]))
 
-    def _take(self, name: str, value: Any, reject_non_finite: bool) -> str | None:
+    def _take(self, name: str, value: Any, reject_non_finite: bool) -> tuple[str, str] | None:
+        """What kind of problem there is, and in words."""
         before = self.kept[name]
         try:
             new = plain_tensor(value)
         except InputError as error:
-            return str(error)
+            return "mismatch", str(error)
         both_float = new.is_floating_point() and before.is_floating_point()
         if new.shape != before.shape or not (new.dtype == before.dtype or both_float):
-            return f"expected {type_of(before)}, found {type_of(new)}"
+            return "mismatch", f"expected {type_of(before)}, found {type_of(new)}"
         if reject_non_finite and new.is_floating_point() and not bool(torch.isfinite(new).all()):
-            return "has infinities or NaN"
+            return "non_finite", "has infinities or NaN"
         new = new.to(before.dtype, copy=True)
         if self.identical is not None and digest_of_tensor(new) != self.identical.get(name):
-            return "differs from the weights that the engine was built with"
+            return "not_identical", "differs from the weights that the engine was built with"
         if name not in self.written and not before.is_meta and same_bits(before, new):
             self.unchanged.append(name)
             return None

@@ -15,8 +15,9 @@ import torch
 
 from regraft import _regraft
 from regraft.caches import CannotTake, taken_apart
-from regraft.errors import CompileError, FrozenError, InputError, NotBoundError, WeightsError
+from regraft.errors import CompileError, FrozenError, InputError, NotBoundError, Problem, WeightsError
 from regraft.kept import KeptRefit, plain_tensor, same_bits, short_name
+from regraft.naming import Named, renamed
 from regraft.report import Memory, RefitReport, size_text
 
 if TYPE_CHECKING:
@@ -199,6 +200,10 @@ class Module(torch.nn.Module):
         weights: Mapping[str, Any] | _regraft.StateDict | str | PathLike[str] | None = None,
         *,
         partial: bool = False,
+        strict: bool = True,
+        key: str | None = None,
+        rename: Mapping[str, str] | None = None,
+        constants: Collection[str] | str | None = None,
         changed: Collection[str] | str | None = None,
         adapters: Sequence[tuple[_regraft.Adapter, float]] | None = None,
         reject_non_finite: bool = False,
@@ -209,8 +214,20 @@ class Module(torch.nn.Module):
 
         Args:
             weights: tensors by the names of ``state_dict()``, or a weight file (safetensors, ``.pt``,
-                ``.bin``, ``.pt2``, ONNX, or the index of shards). Tensors are read during the call only.
+                ``.bin``, ``.ckpt``, ``.pt2``, ONNX, the index of shards) or a folder of Hugging Face. Tensors
+                are read during the call only. Names are taken as they are, or by one rule for all of them:
+                what wrappers add is left out (``module.``, ``_orig_mod.``), one front is added or removed
+                (``model.``, ``net.``), other spellings of layers are read. The report says which.
             partial: take the names that are there and keep the other weights; otherwise all must be given.
+            strict: ``False`` ignores names that the program does not have, and keeps weights that are not
+                given, as PyTorch does.
+            key: the key of a checkpoint that the weights are under, such as ``"ema"``, where it has several;
+                or what their names begin with.
+            rename: fronts of names of the weights, with what they are called here, for what no rule
+                explains.
+            constants: names of non-persistent buffers and constants that the weights may change
+                (``"all"``: all that are given). They are the program's: no state dict holds them, and by
+                default they are left alone.
             changed: names that are new (``"all"``: all of them); the others are not looked at. By default
                 found out.
             adapters: the adapters from now on with their scales, made by :meth:`adapter`; by default those
@@ -234,19 +251,24 @@ class Module(torch.nn.Module):
                 "the module is frozen, so its weights cannot change: compile it with make_refittable=True"
             )
         if isinstance(weights, (str, os.PathLike)):
-            weights = _regraft.StateDict.open(weights)
+            weights = _regraft.StateDict.open(weights, key)
         elif weights is not None and not isinstance(weights, (Mapping, _regraft.StateDict)):
             found = type(weights).__name__
             raise WeightsError(f"expected a state dict or the path of a weight file, found {found}")
+        elif key is not None and weights is not None:
+            weights = _part_of(weights, key)
+        named = Named.of(self, weights, partial or not strict, not strict, constants, rename or {})
+        weights, changed = named.weights, named.changed(changed)
         options: dict[str, Any] = {
-            "partial": partial,
+            "partial": partial or not strict,
+            "constants": constants,
             "changed": changed,
             "adapters": None if adapters is None else _scaled(adapters),
             "reject_non_finite": reject_non_finite,
             "observer": observer,
         }
         if self._compiled.glue is None:
-            return self._refitted_whole(weights, verify=verify, **options)
+            return named.told(self._refitted_whole(weights, verify=verify, **options))
         if verify is not None or adapters:
             what = "verify" if verify is not None else "adapters"
             raise WeightsError(
@@ -254,18 +276,24 @@ class Module(torch.nn.Module):
             )
         with self._refitting:
             self._serving, report = self._refitted_parts(weights, **options)
-        return report
+        return named.told(report)
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """As :meth:`refit`, under PyTorch's name: ``strict=False`` keeps weights that are not given.
+        """As :meth:`refit`, under PyTorch's name: ``strict=False`` ignores names that the program does not
+        have, and keeps weights that are not given.
+
+        Returns:
+            The names of both, as PyTorch does.
 
         Raises:
-            WeightsError: as :meth:`refit`, also for unknown names when not ``strict``.
+            WeightsError: as :meth:`refit`.
         """
-        self.refit(state_dict, partial=not strict)
-        return torch.nn.modules.module._IncompatibleKeys([], [])
+        report = self.refit(state_dict, strict=strict)
+        missing = [] if strict else [name for name in report.kept if self._compiled.sources.get(name)]
+        unexpected = [name for name, why in report.ignored if why == "unknown"]
+        return torch.nn.modules.module._IncompatibleKeys(missing, unexpected)
 
     def state_dict(self, *, prefix: str = "") -> dict[str, torch.Tensor]:  # type: ignore[override]
         """Copies of the weights that serve, without adapters, by the names of the original module.
@@ -499,15 +527,18 @@ class Module(torch.nn.Module):
         return {name for source in model.sources for name in (source.name, *source.aliases)}
 
     def _refitted_parts(
-        self, weights: Any, *, partial: bool, changed: Any, **options: Any
+        self, weights: Any, *, partial: bool, changed: Any, constants: Any, **options: Any
     ) -> tuple[Serving, RefitReport]:
         """What serves after a refit of all parts, and its report; nothing serves yet."""
         compiled, serving = self._compiled, self._serving
         models, reports = tuple(model.fork() for model in serving.models), []
         given = {} if weights is None else {str(name): weights[name] for name in weights.keys()}  # noqa: SIM118
-        problems = [f"  {name}  unknown" for name in sorted(given.keys() - compiled.sources.keys())]
+        # What the program has of its own is only changed on purpose.
+        own = {name for name, in_state_dict in compiled.sources.items() if not in_state_dict}
+        left_alone = [name for name in given if name in own and not _allows(constants, name)]
+        given = {name: value for name, value in given.items() if name not in left_alone}
         changed = _with_ties(changed, compiled.ties)
-        problems += _share_ties(given, compiled.ties)
+        problems = _share_ties(given, compiled.ties)
         for model in models:
             names = self._names(model)
             mine = None if weights is None else {n: v for n, v in given.items() if n in names}
@@ -515,24 +546,32 @@ class Module(torch.nn.Module):
                 changed if changed is None or isinstance(changed, str) else [n for n in changed if n in names]
             )
             try:
-                reports.append(model.refit(mine, partial=partial, changed=mine_changed, **options))
+                reports.append(
+                    model.refit(mine, partial=partial, changed=mine_changed, constants="all", **options)
+                )
             except WeightsError as error:
-                problems += _lines_of(error)
+                # What is no list of problems is about something else.
+                if not error.problems:
+                    raise
+                problems += error.problems
         kept = KeptRefit(dict(serving.kept), compiled.sources, serving.initial.keys(), compiled.identical)
         if weights is not None:
             non_finite = options["reject_non_finite"]
             kept.take(given, partial=partial, changed=changed, reject_non_finite=non_finite)
         problems += kept.problems
         if problems:
-            lines = list(dict.fromkeys(problems))
-            raise WeightsError(f"{len(lines)} weights do not fit; nothing was changed\n" + "\n".join(lines))
+            listed = list({(problem.name, problem.what): problem for problem in problems}.values())
+            lines = [f"  {problem.name}  {problem.what}" for problem in listed]
+            message = f"{len(lines)} weights do not fit; nothing was changed\n" + "\n".join(lines)
+            raise WeightsError(message, problems=listed)
         initial = {
             name: kept.kept[name].clone() if name in kept.applied else value
             for name, value in serving.initial.items()
         }
         # Parts of a program take the state as inputs: it is among what is kept.
         after = Serving.of(models, kept.kept, [False] * len(models), initial)
-        return after, _with_kept(RefitReport.from_json(reports), kept)
+        report = _with_kept(RefitReport.from_json(reports), kept)
+        return after, replace(report, ignored=(*report.ignored, *((name, "constant") for name in left_alone)))
 
 
 def _config_text(config: str | PathLike[str] | Mapping[str, Any] | None) -> str | None:
@@ -574,9 +613,9 @@ def _with_ties(changed: Any, ties: Sequence[Sequence[str]]) -> Any:
     return names.union(*(group for group in ties if names & set(group)))
 
 
-def _share_ties(given: dict[str, Any], ties: Sequence[Sequence[str]]) -> list[str]:
+def _share_ties(given: dict[str, Any], ties: Sequence[Sequence[str]]) -> list[Problem]:
     """Gives all names of a weight the value that one of them has; what speaks against it."""
-    problems = []
+    problems: list[Problem] = []
     for group in ties:
         present = [name for name in group if name in given]
         if not present:
@@ -584,17 +623,29 @@ def _share_ties(given: dict[str, Any], ties: Sequence[Sequence[str]]) -> list[st
         value = given[present[0]]
         for name in present[1:]:
             if given[name] is not value and not same_bits(plain_tensor(given[name]), plain_tensor(value)):
-                problems.append(f"  {name}  is the same weight as {present[0]}, and has another value")
+                what = f"is the same weight as {present[0]}, and has another value"
+                problems.append(Problem("tied_differ", name, what))
         given.update(dict.fromkeys(group, value))
     return problems
 
 
-def _lines_of(error: WeightsError) -> list[str]:
-    """What an engine says of each weight, spaced as for one weight alone."""
-    lines = [line.strip() for line in str(error).splitlines()[1:] if "help:" not in line]
-    if not lines:
-        return [f"  {error}"]
-    return ["  " + "  ".join(part.strip() for part in line.split("  ") if part.strip()) for line in lines]
+def _allows(constants: Any, name: str) -> bool:
+    """Whether a weight that no state dict holds may be changed."""
+    return constants == "all" if constants is None or isinstance(constants, str) else name in constants
+
+
+def _part_of(weights: Any, key: str) -> Any:
+    """What is under ``key`` in a checkpoint that was loaded, or the tensors whose names begin with it."""
+    value: Any = weights
+    for part in [key] if key in weights else key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    if isinstance(value, Mapping):
+        return value
+    front = f"{key}."
+    names = {name: name.removeprefix(front) for name in map(str, weights.keys()) if name.startswith(front)}
+    if not names:
+        raise WeightsError(f"there are no weights under {key!r}")
+    return renamed(weights, names)
 
 
 def _with_kept(report: RefitReport, kept: KeptRefit) -> RefitReport:

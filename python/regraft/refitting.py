@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
@@ -36,6 +36,10 @@ def refit_module_weights(
     kwarg_inputs: Mapping[str, Any] | None = None,
     verify_output: bool = False,
     in_place: bool = False,
+    strict: bool = True,
+    key: str | None = None,
+    rename: Mapping[str, str] | None = None,
+    constants: Collection[str] | str | None = None,
 ) -> Module:
     """Gives a compiled module the weights of another module. Nothing is traced or compiled again.
 
@@ -49,6 +53,11 @@ def refit_module_weights(
             reference evaluator's (of weights alone) before anything is changed.
         in_place: change ``compiled_module`` itself; otherwise it keeps its weights, and the module returned
             shares all memory that is the same.
+        strict: ``False`` ignores names that the program does not have, and keeps weights that are not given.
+        key: the key of a checkpoint that the weights are under, where it has several.
+        rename: fronts of names of the weights, with what they are called here.
+        constants: names of non-persistent buffers and constants that a state dict or file may change
+            (``"all"``: all that are given). Those of a program or module are always taken.
 
     Returns:
         The module with the new weights: ``compiled_module`` itself when ``in_place``.
@@ -58,7 +67,14 @@ def refit_module_weights(
         VerificationError: when the results differ; nothing is changed then.
 
     """
-    weights = weights_of(new_weight_module)
+    weights = weights_of(new_weight_module, key)
+    is_module = isinstance(new_weight_module, (ExportedProgram, torch.nn.Module))
+    naming: dict[str, Any] = {
+        "strict": strict,
+        "rename": rename,
+        # What a program or module computes with is its own.
+        "constants": "all" if is_module else constants,
+    }
     if isinstance(new_weight_module, ExportedProgram):
         _check_same_program(compiled_module, new_weight_module)
     args, kwargs = tuple(arg_inputs or ()), dict(kwarg_inputs or {})
@@ -67,17 +83,17 @@ def refit_module_weights(
     quick = not verify_output and target.memory()["slots"] < _QUICK_BYTES
     with Progress("refit", quick=quick) as progress:
         samples = None
-        if verify_output and isinstance(new_weight_module, (ExportedProgram, torch.nn.Module)):
+        if verify_output and is_module:
             trial = compiled_module.fork()
-            trial.refit(weights)
+            trial.refit(weights, **naming)
             _verify(trial, new_weight_module, args, kwargs)
         elif verify_output:
             samples = compiled_module._compiled.convention.flatten(args, kwargs)
-        target.refit(weights, verify=samples, observer=progress.observer)
+        target.refit(weights, verify=samples, observer=progress.observer, **naming)
     return target
 
 
-def weights_of(source: Any) -> Mapping[str, Any] | _regraft.StateDict:
+def weights_of(source: Any, key: str | None = None) -> Mapping[str, Any] | _regraft.StateDict:
     """Tensors by name of anything that has weights.
 
     Raises:
@@ -96,7 +112,7 @@ def weights_of(source: Any) -> Mapping[str, Any] | _regraft.StateDict:
     if isinstance(source, (Mapping, _regraft.StateDict)):
         return source
     if isinstance(source, (str, PathLike)):
-        return _regraft.StateDict.open(source)
+        return _regraft.StateDict.open(source, key)
     found = type(source).__name__
     raise WeightsError(
         f"expected an exported program, a module, a state dict or a weight file, found {found}"

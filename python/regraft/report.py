@@ -45,6 +45,12 @@ class RefitReport:
     """Slots that are shared with the generation before."""
     bytes: int = 0
     """Bytes of the slots that were made anew."""
+    naming: str = ""
+    """How names of the weights became names of sources, in words; empty where they are the same."""
+    ignored: tuple[tuple[str, str], ...] = ()
+    """Names that were given and change nothing, each with the reason: ``constant`` (no state dict holds it),
+    ``unread`` by the program, ``counter`` of a batch norm, or ``unknown``.
+    """
     phases: dict[str, float] = field(default_factory=dict)
     """Milliseconds of each phase: match, check, compare, stage, publish, retire."""
 
@@ -78,6 +84,10 @@ class RefitReport:
             recomputed_slots=tuple(s["name"] for report in reports for s in report["recomputed_slots"]),
             shared_slots=tuple(name for report in reports for name in report["shared_slots"]),
             bytes=sum(report["bytes"] for report in reports),
+            naming=next((report["naming"] for report in reports if report["naming"]), ""),
+            ignored=tuple(
+                dict.fromkeys((i["name"], i["why"]) for report in reports for i in report["ignored"])
+            ),
             phases=phases,
         )
 

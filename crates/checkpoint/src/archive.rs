@@ -49,6 +49,15 @@ pub struct ArchiveError {
     pub help: String,
 }
 
+/// The order of bytes in numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ByteOrder {
+    /// The lowest byte first.
+    Little,
+    /// The highest byte first.
+    Big,
+}
+
 #[derive(Debug, Clone)]
 struct Entry {
     index: usize,
@@ -158,16 +167,30 @@ impl Archive {
         }
     }
 
+    /// The order of bytes in its numbers, as its mark says.
+    ///
+    /// # Errors
+    /// When it is neither of the two.
+    pub fn byte_order(&self) -> Result<ByteOrder, ArchiveError> {
+        match self.mark("byteorder")?.as_deref() {
+            Some("little") | None => Ok(ByteOrder::Little),
+            Some("big") => Ok(ByteOrder::Big),
+            Some(other) => {
+                Err(self.error("byteorder", format!("expected `little` or `big`, found `{other}`"), SAVE_AGAIN))
+            }
+        }
+    }
+
     /// Refuses the archive when its mark says that its numbers are not little-endian.
     ///
     /// # Errors
     /// When they are not.
     pub fn check_byte_order(&self) -> Result<(), ArchiveError> {
-        match self.mark("byteorder")?.as_deref() {
-            Some("little") | None => Ok(()),
-            Some(other) => {
-                let problem = format!("expected `little`, found `{other}`");
-                Err(self.error("byteorder", problem, "save it on a little-endian machine (x86-64, AArch64)"))
+        match self.byte_order()? {
+            ByteOrder::Little => Ok(()),
+            ByteOrder::Big => {
+                let help = "save it on a little-endian machine (x86-64, AArch64)";
+                Err(self.error("byteorder", "expected `little`, found `big`", help))
             }
         }
     }

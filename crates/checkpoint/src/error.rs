@@ -31,6 +31,20 @@ pub enum CheckpointErrorKind {
     /// The system does not give the file.
     #[error("{0}")]
     Io(String),
+    /// It holds several sets of weights.
+    #[error("it holds several sets of weights: {}", list(.keys))]
+    Several {
+        /// Under which keys.
+        keys: Vec<String>,
+    },
+    /// It holds no weights under the key that was given.
+    #[error("it holds no weights under `{key}`{}", if .keys.is_empty() { String::new() } else { format!("; there are {}", list(.keys)) })]
+    NoKey {
+        /// The key.
+        key: String,
+        /// Those under which there are weights.
+        keys: Vec<String>,
+    },
     /// It is not a weight file of a known format, or damaged.
     #[error("{what}\n  help: {help}")]
     Unreadable {
@@ -39,6 +53,11 @@ pub enum CheckpointErrorKind {
         /// What to do.
         help: String,
     },
+}
+
+fn list(keys: &[String]) -> String {
+    let quoted: Vec<String> = keys.iter().map(|key| format!("`{key}`")).collect();
+    quoted.join(", ")
 }
 
 /// What is wrong with a file whose name is not known here.

@@ -14,8 +14,10 @@
 
 mod archive;
 mod error;
+mod folder;
 mod index;
 mod onnx;
+mod options;
 mod safetensors;
 mod torch;
 mod view;
@@ -25,11 +27,15 @@ use std::path::Path;
 use regraft_tensor::{ErrorKind, MappedFile};
 use regraft_weights::StateDict;
 
-use self::error::FileProblem;
 pub use self::{
-    archive::{Archive, ArchiveError},
+    archive::{Archive, ArchiveError, ByteOrder},
     error::{CheckpointError, CheckpointErrorKind},
+    options::{OpenOptions, part_of},
     view::{View, check_memory},
+};
+use self::{
+    error::FileProblem,
+    options::{fronts, without_front},
 };
 
 /// What a weight file is; its content tells.
@@ -39,6 +45,10 @@ enum Format {
     Safetensors,
     /// `.pt`, `.pth` or `.bin`: a zip file as `torch.save` writes it.
     Torch,
+    /// The same before PyTorch 1.6: pickles, then storages.
+    TorchLegacy,
+    /// The same before PyTorch 0.1.10: a tar file.
+    TorchTar,
     /// `.pt2`: a program as `torch.export.save` writes it.
     ExportedProgram,
     /// `.onnx`.
@@ -54,6 +64,8 @@ impl Format {
                 let archive = Archive::new(file.clone())?;
                 Ok(if archive.names().any(is_of_program) { Format::ExportedProgram } else { Format::Torch })
             }
+            bytes if bytes.starts_with(torch::LEGACY_MAGIC) => Ok(Format::TorchLegacy),
+            bytes if torch::is_tar(bytes) => Ok(Format::TorchTar),
             // The version of the format is a model's first field.
             [0x08, ..] => Ok(Format::Onnx),
             other => Err(unknown(other)),
@@ -80,8 +92,8 @@ fn unknown(bytes: &[u8]) -> FileProblem {
         [] => FileProblem::new("it is empty", "copy it or save it again"),
         // The opcode of a pickle's protocol.
         [0x80, 0..=5, ..] => FileProblem::new(
-            "it is a bare pickle, which torch.save wrote before version 1.6",
-            "load it with PyTorch, and save its state_dict with torch.save or as .safetensors",
+            "it is a pickle that torch.save did not write",
+            "load it in Python, and save its tensors with torch.save or as .safetensors",
         ),
         [b'v', b'e', b'r', b's', b'i', b'o', b'n', b' ', rest @ ..] if rest.starts_with(b"https://git-lfs") => {
             FileProblem::new("it is a pointer of Git LFS, not the file itself", "fetch the file with `git lfs pull`")
@@ -93,27 +105,44 @@ fn unknown(bytes: &[u8]) -> FileProblem {
     }
 }
 
-/// Reads a weight file, by mapping where its bytes are stored as they are: `.safetensors`, a state dict that `torch.save`
-/// wrote (`.pt`, `.pth`, `.bin`; nothing in it is executed), the initialisers of an `.onnx`, or the shards that an
-/// `.index.json` names. What a file is, its content tells.
+/// Reads a weight file, by mapping where its bytes are stored as they are: `.safetensors`, a state dict or a checkpoint that
+/// `torch.save` wrote (`.pt`, `.pth`, `.bin`, `.ckpt`, of any version; nothing in it is executed), the initialisers of an
+/// `.onnx`, the shards that an `.index.json` names, or a folder as Hugging Face writes it. What a file is, its content tells.
 ///
 /// # Errors
-/// When the file cannot be read, is of no such format, is damaged or holds a dtype that Regraft does not know.
+/// When the file cannot be read, is of no such format, is damaged, or holds several sets of weights.
 pub fn open(path: &Path) -> Result<StateDict, CheckpointError> {
-    let mut dict = StateDict::new();
-    read(path, &mut dict)?;
-    Ok(dict)
+    open_with(path, &OpenOptions::default())
 }
 
-/// Reads the tensors of the file at `path`, or of the shards that it names, into `dict`.
-fn read(path: &Path, dict: &mut StateDict) -> Result<(), CheckpointError> {
-    if path.extension().is_none_or(|e| e != "json") {
-        return read_one(path, dict);
+/// As [`open`], of which part the options say.
+///
+/// # Errors
+/// As [`open`]; also when the part is not there.
+pub fn open_with(path: &Path, options: &OpenOptions) -> Result<StateDict, CheckpointError> {
+    if path.is_dir() {
+        let file = folder::weights_in(path).map_err(|p| p.of_file(path))?;
+        return open_with(&file, options);
     }
+    let mut dict = StateDict::new();
+    if path.extension().is_some_and(|e| e == "json") {
+        read_shards(path, &mut dict)?;
+        return part_of(dict, path, options);
+    }
+    // What a checkpoint of torch.save holds is a tree: its reader finds the part.
+    match read_one(path, &mut dict, options)? {
+        Format::Torch | Format::TorchLegacy | Format::TorchTar => Ok(dict),
+        Format::Safetensors | Format::Onnx | Format::ExportedProgram => part_of(dict, path, options),
+    }
+}
+
+/// Reads the tensors of the shards that the index at `path` names into `dict`.
+fn read_shards(path: &Path, dict: &mut StateDict) -> Result<(), CheckpointError> {
     for (shard, tensors) in index::shards(path).map_err(|p| p.of_file(path))? {
         let mut held = StateDict::new();
-        read_one(&shard, &mut held)?;
-        if let Some(missing) = tensors.iter().find(|name| held.get(name).is_none()) {
+        read_one(&shard, &mut held, &OpenOptions::default())?;
+        let is_there = |name: &str| held.get(name).is_some() || held.skipped().contains_key(name);
+        if let Some(missing) = tensors.iter().find(|name| !is_there(name)) {
             let problem = format!("the index says that it holds `{missing}`, which it does not");
             return Err(FileProblem::new(problem, "fetch the shards and their index again").of_file(&shard));
         }
@@ -122,18 +151,23 @@ fn read(path: &Path, dict: &mut StateDict) -> Result<(), CheckpointError> {
     Ok(())
 }
 
-fn read_one(path: &Path, dict: &mut StateDict) -> Result<(), CheckpointError> {
+fn read_one(path: &Path, dict: &mut StateDict, options: &OpenOptions) -> Result<Format, CheckpointError> {
     let file = map(path)?;
-    let result = Format::of(&file).and_then(|format| match format {
-        Format::Safetensors => safetensors::read(&file, dict),
-        Format::Torch => torch::read(&file, dict),
-        Format::Onnx => onnx::read(&file, dict),
-        Format::ExportedProgram => Err(FileProblem::new(
-            "it is an exported program",
-            "the importer reads its weights: use regraft::open_weights, or save the state_dict as .safetensors",
-        )),
-    });
-    result.map_err(|p| p.of_file(path))
+    let read = |format| {
+        match format {
+            Format::Safetensors => safetensors::read(&file, dict),
+            Format::Torch => torch::read(&file, dict, options),
+            Format::TorchLegacy => torch::read_legacy(&file, dict, options),
+            Format::TorchTar => torch::read_tar(&file, dict, options),
+            Format::Onnx => onnx::read(&file, dict),
+            Format::ExportedProgram => Err(FileProblem::new(
+                "it is an exported program",
+                "the importer reads its weights: use regraft::open_weights, or save the state_dict as .safetensors",
+            )),
+        }?;
+        Ok(format)
+    };
+    Format::of(&file).and_then(read).map_err(|p: FileProblem| p.of_file(path))
 }
 
 fn map(path: &Path) -> Result<MappedFile, CheckpointError> {

@@ -13,7 +13,10 @@ pub(super) fn read(file: &MappedFile, dict: &mut StateDict) -> Result<(), FilePr
     let (_, header) = SafeTensors::read_metadata(bytes).map_err(damaged)?;
     let parsed = SafeTensors::deserialize(bytes).map_err(damaged)?;
     for (name, view) in parsed.iter() {
-        let dtype = dtype_of(view.dtype()).ok_or_else(|| FileProblem::dtype(name, &format!("{:?}", view.dtype())))?;
+        let Some(dtype) = dtype_of(view.dtype()) else {
+            dict.skip(name, format!("a tensor of {:?}", view.dtype()));
+            continue;
+        };
         let start = view.data().as_ptr().addr() - bytes.as_ptr().addr();
         let outside = || FileProblem::tensor(name, "it does not lie inside the file");
         let buffer = Buffer::mapped(file, start..start + view.data().len()).ok_or_else(outside)?;

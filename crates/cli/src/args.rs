@@ -2,6 +2,7 @@
 
 mod cache;
 mod distribute;
+mod names;
 mod tune;
 
 use std::{num::NonZeroUsize, path::PathBuf, sync::Arc};
@@ -13,6 +14,7 @@ use regraft::{Device, DeviceName, KeepSources, Mode, Threads};
 pub(crate) use self::{
     cache::{CacheAction, CacheArgs, CacheFlags},
     distribute::{CheckArgs, StripArgs},
+    names::NameFlags,
     tune::TuneFlags,
 };
 
@@ -273,6 +275,8 @@ const REFIT: &str = "Give an engine new weights, adapters, or both, without comp
   regraft refit model.rgf --weights tuned.safetensors -o tuned.rgf
   regraft refit model.rgf --weights model.safetensors.index.json -o tuned.rgf     sharded
   regraft refit model.rgf --weights head.safetensors --partial -o tuned.rgf       only some keys
+  regraft refit model.rgf --weights last.ckpt --key ema -o tuned.rgf              one of several sets
+  regraft refit model.rgf --weights old.pt --rename encoder=model.encoder -o tuned.rgf
   regraft refit model.rgf --weights tuned.safetensors -o model.rgf                in place
   regraft refit model.rgf --adapter style.safetensors:0.7 --adapter detail.safetensors:0.3 -o styled.rgf
   regraft refit model.rgf --weights tuned.safetensors --verify inputs.npz -o tuned.rgf
@@ -280,7 +284,11 @@ const REFIT: &str = "Give an engine new weights, adapters, or both, without comp
 The result is bit for bit what compiling with the new weights gives. Every key must fit: missing, unknown and wrongly \
 shaped ones are listed all at once, and then nothing is written. A tensor that is the same as before costs one comparison.
 
-Weights are read from .safetensors, their .index.json, .pt2, .pt and .bin state dicts, and .onnx. Adapters (LoRA, DoRA, \
+Weights are read from .safetensors, their .index.json, .pt2, .onnx, folders of Hugging Face, and state dicts of torch.save \
+(.pt, .pth, .bin, .ckpt), also inside of checkpoints of Lightning and others. Names are taken as they are, or by one rule for the \
+whole file, which is printed: what wrappers add is left out (module., _orig_mod., _fsdp_wrapped_module.), one front is \
+added or removed (model., net.), other spellings of layers are read. Two rules that fit are an error that shows both. \
+Non-persistent buffers and constants are the program's, and only changed with --allow. Adapters (LoRA, DoRA, \
 AdaLoRA, LoHa, LoKr, IA3, full deltas, whole tensors) are read in the namings of PEFT (also its folders), diffusers and \
 kohya; they become part of the weights of the engine that is written, computed from the weights of the one that is read. How \
 they are scaled their files say, or an adapter_config.json beside them; otherwise --adapter-alpha does.";
@@ -290,7 +298,7 @@ pub(crate) struct RefitArgs {
     /// The engine
     #[arg(value_name = "MODEL.rgf")]
     pub(crate) engine: PathBuf,
-    /// New weights: .safetensors, .safetensors.index.json, .pt2, .pt, .bin or .onnx
+    /// New weights: .safetensors, .safetensors.index.json, .pt2, .pt, .bin or .onnx, or a folder of Hugging Face
     #[arg(short, long, value_name = "WEIGHTS", required_unless_present = "adapter")]
     pub(crate) weights: Option<PathBuf>,
     /// An adapter with its scale [default: 1]; may be given several times, in any order
@@ -321,6 +329,8 @@ pub(crate) struct RefitArgs {
     /// Refuse infinite values and NaN
     #[arg(long, requires = "weights")]
     pub(crate) reject_non_finite: bool,
+    #[command(flatten)]
+    pub(crate) names: NameFlags,
     #[command(flatten)]
     pub(crate) threads: ThreadArgs,
     #[command(flatten)]
@@ -353,7 +363,7 @@ pub(crate) struct BindArgs {
     /// The stripped engine
     #[arg(value_name = "STRIPPED.rgf")]
     pub(crate) engine: PathBuf,
-    /// The weights: .safetensors, .safetensors.index.json, .pt2, .pt, .bin or .onnx
+    /// The weights: .safetensors, .safetensors.index.json, .pt2, .pt, .bin or .onnx, or a folder of Hugging Face
     #[arg(short, long, value_name = "WEIGHTS")]
     pub(crate) weights: PathBuf,
     /// The engine to write
@@ -371,6 +381,8 @@ pub(crate) struct BindArgs {
     /// Refuse infinite values and NaN
     #[arg(long)]
     pub(crate) reject_non_finite: bool,
+    #[command(flatten)]
+    pub(crate) names: NameFlags,
     #[command(flatten)]
     pub(crate) threads: ThreadArgs,
     #[command(flatten)]

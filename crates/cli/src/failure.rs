@@ -7,7 +7,10 @@ use std::{
     process::ExitCode,
 };
 
-use regraft::{AdapterErrorKind, Problem, RuntimeErrorKind, WeightsErrorKind, adapter::AdapterProblem};
+use regraft::{
+    AdapterErrorKind, Cause, CheckpointError, CheckpointErrorKind, Misfit, Problem, RuntimeErrorKind, WeightsErrorKind,
+    adapter::AdapterProblem,
+};
 use serde_json::{Value, json};
 
 /// More problems than this are cut short unless asked for.
@@ -53,12 +56,6 @@ impl Failure {
         self
     }
 
-    /// Says more of the problems that say just `what`.
-    pub(crate) fn replace_what(mut self, what: &str, with: &str) -> Self {
-        self.problems.iter_mut().filter(|(_, w)| w == what).for_each(|(_, w)| with.clone_into(w));
-        self
-    }
-
     /// The parts of a text that was written for people: message, indented problems, a line of help.
     fn from_text(text: &str) -> Self {
         let mut lines = text.lines();
@@ -75,20 +72,21 @@ impl Failure {
         failure
     }
 
-    fn from_problems(problems: &[Problem], sources: usize) -> Self {
-        let failure = Failure::misfit(problems, sources);
-        Failure {
-            message: format!("{}; nothing was changed", failure.message),
-            help: help_for(problems).map(str::to_owned),
-            ..failure
-        }
+    /// Weights that do not fit an engine; `file` is what they were read from.
+    pub(crate) fn misfit(misfit: &Misfit, file: Option<&str>) -> Self {
+        let mut failure = Failure::new(misfit.summary());
+        let what = |problem: &Problem| match (problem, file) {
+            (Problem::Missing { found: None, .. }, Some(file)) => format!("missing in {file}"),
+            _ => problem.what(),
+        };
+        failure.problems = misfit.problems.iter().map(|p| (p.name().to_owned(), what(p))).collect();
+        failure.help = help_for(misfit);
+        failure
     }
 
-    /// Weights that do not fit an engine that was not to be changed.
-    pub(crate) fn misfit(problems: &[Problem], sources: usize) -> Self {
-        let mut failure = Failure::new(regraft::misfit_summary(problems, sources));
-        failure.problems = problems.iter().map(|p| (p.name().to_owned(), p.what())).collect();
-        failure
+    /// The same, of an engine that was to be changed.
+    pub(crate) fn unchanged(self) -> Self {
+        Failure { message: format!("{}; nothing was changed", self.message), ..self }
     }
 
     /// Prints to stderr; with `json` also an object to stdout.
@@ -129,18 +127,47 @@ impl Failure {
     }
 }
 
-fn help_for(problems: &[Problem]) -> Option<&'static str> {
-    let only = |is: fn(&Problem) -> bool| problems.iter().any(is);
-    if only(|p| matches!(p, Problem::NotIdentical { .. })) {
-        return Some("give the weights that the program was compiled with, or compile without --identical");
-    }
-    if only(|p| matches!(p, Problem::Missing { .. })) {
-        return Some("--partial refits only the keys that the file has (an engine that has weights already)");
-    }
-    if only(|p| matches!(p, Problem::NonFinite { .. })) {
-        return Some("without --reject-non-finite such values are taken as they are");
-    }
-    None
+/// What to do about weights that do not fit. Advice must not lead to an engine of mixed weights: parts of a file are offered
+/// only where everything that it has fits.
+fn help_for(misfit: &Misfit) -> Option<String> {
+    Some(match &misfit.cause {
+        Cause::FewKeys => {
+            "--partial refits only the keys that the file has (an engine that has weights already)".to_owned()
+        }
+        Cause::OnlyUnknown => "--ignore-unknown leaves names alone that the engine does not have".to_owned(),
+        Cause::NearRule { rule, matched, of } if rule.is_empty() => {
+            format!("{matched} of {of} names match; --rename FROM=TO renames others")
+        }
+        Cause::NearRule { rule, matched, of } => {
+            format!("{matched} of {of} names match {rule}; --rename FROM=TO renames others")
+        }
+        Cause::FoldedNorm { module, norms } => format!(
+            "the file has none of the {norms} batch norms, such as {module}: an optimiser folded them into other weights; \
+             export the model without optimisation (torch.onnx.export(..., optimize=False, do_constant_folding=False)), or \
+             save its state_dict"
+        ),
+        Cause::OtherModel => "the file is of another model or size than the engine; compile its program".to_owned(),
+        Cause::Ambiguous => "say which is meant: --rename FROM=TO, or --key for one part of the file".to_owned(),
+        Cause::NotIdentical => {
+            "give the weights that the program was compiled with, or compile without --identical".to_owned()
+        }
+        Cause::NonFinite => "without --reject-non-finite such values are taken as they are".to_owned(),
+        Cause::Other => return None,
+    })
+}
+
+/// The weights that do not fit, when that is what an error is about.
+pub(crate) fn misfit_of(error: &regraft::Error) -> Option<&Misfit> {
+    let kind = match error {
+        regraft::Error::Weights(error) => error.kind(),
+        regraft::Error::Runtime(error) => match error.kind() {
+            RuntimeErrorKind::Weights(kind) => kind,
+            _ => return None,
+        },
+        _ => return None,
+    };
+    let WeightsErrorKind::Fit(misfit) = kind;
+    Some(misfit)
 }
 
 /// `a: a: why` as `a: why`.
@@ -153,28 +180,34 @@ fn without_doubled_path(line: &str) -> String {
 
 impl From<regraft::Error> for Failure {
     fn from(error: regraft::Error) -> Self {
-        let weights = match &error {
-            regraft::Error::Weights(e) => Some(e.kind()),
-            regraft::Error::Adapter(e) => return from_adapter(e.kind()),
+        if let Some(misfit) = misfit_of(&error) {
+            return Failure::misfit(misfit, None).unchanged();
+        }
+        match &error {
+            regraft::Error::Adapter(e) => from_adapter(e.kind()),
+            regraft::Error::Checkpoint(e) => from_checkpoint(e),
             regraft::Error::Runtime(e) => match e.kind() {
-                RuntimeErrorKind::Weights(kind) => Some(kind),
-                RuntimeErrorKind::Adapter(kind) => return from_adapter(kind),
-                RuntimeErrorKind::NotBound => {
-                    return Failure::new("the engine is stripped: it has no weights yet")
-                        .help("bind it first: regraft bind STRIPPED.rgf --weights MODEL.safetensors -o BOUND.rgf");
-                }
+                RuntimeErrorKind::Adapter(kind) => from_adapter(kind),
+                RuntimeErrorKind::NotBound => Failure::new("the engine is stripped: it has no weights yet")
+                    .help("bind it first: regraft bind STRIPPED.rgf --weights MODEL.safetensors -o BOUND.rgf"),
                 RuntimeErrorKind::Frozen => {
-                    return Failure::new("the engine is frozen: it holds no recipes, so its weights cannot change")
-                        .help("compile the program with --mode refittable");
+                    Failure::new("the engine is frozen: it holds no recipes, so its weights cannot change")
+                        .help("compile the program with --mode refittable")
                 }
-                _ => None,
+                _ => Failure::from_text(&error.to_string()),
             },
-            _ => None,
-        };
-        match weights {
-            Some(WeightsErrorKind::Fit { problems, sources }) => Failure::from_problems(problems, *sources),
             _ => Failure::from_text(&error.to_string()),
         }
+    }
+}
+
+fn from_checkpoint(error: &CheckpointError) -> Failure {
+    let failure = Failure::from_text(&error.to_string());
+    match error.kind() {
+        CheckpointErrorKind::Several { keys } => failure
+            .help(format!("choose one: {}", keys.iter().map(|k| format!("--key {k}")).collect::<Vec<_>>().join(", "))),
+        CheckpointErrorKind::NoKey { .. } => failure.help("--key names one of them"),
+        CheckpointErrorKind::Io(_) | CheckpointErrorKind::Unreadable { .. } => failure,
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
 };
 
 use regraft::{
-    Changed, Engine, KeepSources, Mode, Model, Problem, RefitMap, RefitOptions, RefitReport, RuntimeError,
+    Changed, Constants, Engine, KeepSources, Mode, Model, Problem, RefitMap, RefitOptions, RefitReport, RuntimeError,
     RuntimeErrorKind, StateDict, Tensor, Threads, WeightsErrorKind,
 };
 use regraft_backend::Device;
@@ -27,10 +27,24 @@ use serde::Deserialize;
 pub use self::spoiled::Spoiled;
 
 /// All keys must be given.
-pub const FULL: RefitOptions = RefitOptions { partial: false, reject_non_finite: false, changed: Changed::Detect };
+pub const FULL: RefitOptions = RefitOptions {
+    partial: false,
+    ignore_unknown: false,
+    reject_non_finite: false,
+    constants: Constants::Keep,
+    renames: Vec::new(),
+    changed: Changed::Detect,
+};
 
 /// Some keys may be given.
-pub const PARTIAL: RefitOptions = RefitOptions { partial: true, ..FULL };
+pub const PARTIAL: RefitOptions = RefitOptions {
+    partial: true,
+    ignore_unknown: false,
+    reject_non_finite: false,
+    constants: Constants::Keep,
+    renames: Vec::new(),
+    changed: Changed::Detect,
+};
 
 /// A program with its tensors.
 #[derive(Clone, Debug)]
@@ -194,7 +208,7 @@ pub fn frozen(model: &Model) -> Engine {
 pub fn problems(result: Result<RefitReport, RuntimeError>) -> Vec<Problem> {
     let error = result.expect_err("the weights do not fit");
     match error.kind() {
-        RuntimeErrorKind::Weights(WeightsErrorKind::Fit { problems, .. }) => problems.clone(),
+        RuntimeErrorKind::Weights(WeightsErrorKind::Fit(misfit)) => misfit.problems.clone(),
         other => panic!("{other}"),
     }
 }

@@ -51,6 +51,7 @@ fn an_identical_engine_knows_its_weights() {
     let (case, engine) = (Case::open("conv_bn"), today(&before("conv_bn-v1-stripped-identical.rgf")));
     assert_eq!((engine.mode, engine.identical), (Mode::Stripped, true));
     let own = own_weights(&case.compile());
-    assert_eq!(engine.check(&own, false), Ok(own.len()));
-    assert!(engine.check(&case.weights_b(), false).is_err());
+    let options = regraft::MatchOptions::default();
+    assert_eq!(engine.check(&own, false, &options).map(|found| found.given), Ok(own.len()));
+    assert!(engine.check(&case.weights_b(), false, &options).is_err());
 }

@@ -5,7 +5,8 @@
 use std::{fs, path::Path, sync::Arc};
 
 use regraft::{
-    Adapter, Engine, KeepSources, Kept, Mode, Model, Problem, RefitOptions, StateDict, Tensor, adapter::AdapterOptions,
+    Adapter, Engine, KeepSources, Kept, MatchOptions, Mode, Model, Problem, RefitOptions, StateDict, Tensor,
+    adapter::AdapterOptions,
 };
 use regraft_backend_cpu::Isa;
 use regraft_conformance::{
@@ -269,15 +270,17 @@ fn digests_travel_with_engines() {
     assert!(engine.digests.iter().all(Option::is_some));
     let stripped = through_a_file(&engine.stripped(), folder.path());
     let own = own_weights(&case.compile());
-    assert_eq!(stripped.check(&own, true), Ok(own.len()));
-    assert_eq!(stripped.check(&case.weights_b(), false), Ok(own.len()));
-    let differing = stripped.check(&case.weights_b(), true).unwrap_err();
+    let options = MatchOptions::default();
+    let given = |weights: &StateDict, same| stripped.check(weights, same, &options).map(|found| found.given);
+    assert_eq!(given(&own, true), Ok(own.len()));
+    assert_eq!(given(&case.weights_b(), false), Ok(own.len()));
+    let differing = given(&case.weights_b(), true).unwrap_err().problems;
     assert!(differing.iter().all(|p| matches!(p, Problem::NotIdentical { .. })), "{differing:?}");
     let mut other = StateDict::new();
     other.insert("conv.weight", Tensor::from_slice(&[1], &[0f32]));
     other.insert("conv.wieght", Tensor::from_slice(&[1], &[0f32]));
-    let found = stripped.check(&other, false).unwrap_err();
+    let found = given(&other, false).unwrap_err().problems;
     assert!(found.iter().any(|p| matches!(p, Problem::Mismatch { name, .. } if name == "conv.weight")));
     assert!(found.iter().any(|p| matches!(p, Problem::Unknown { .. })));
-    assert!(found.iter().any(|p| matches!(p, Problem::Missing { name } if name == "bn.bias")));
+    assert!(found.iter().any(|p| matches!(p, Problem::Missing { name, .. } if name == "bn.bias")));
 }

@@ -105,7 +105,7 @@ fn r_11_every_problem_is_listed_and_nothing_changes() {
     weights.insert(bias.clone(), Tensor::from_slice(&[1], &[0i64]));
     let found = problems(model.refit(&weights, &FULL));
     assert_eq!(found.len(), 3, "{found:?}");
-    assert!(matches!(&found[0], Problem::Missing { name } if name == weight));
+    assert!(matches!(&found[0], Problem::Missing { name, .. } if name == weight));
     assert!(matches!(&found[1], Problem::Mismatch { name, .. } if name == bias));
     assert!(matches!(&found[2], Problem::Unknown { suggestion: Some(s), .. } if s == weight));
 

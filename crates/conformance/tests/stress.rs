@@ -37,7 +37,8 @@ impl Marked {
         let mut outputs = Vec::new();
         for with in [vec![], vec![(adapter.clone(), 0.5)]] {
             for weights in &weights {
-                let refit = Refit::new().weights(weights, &FULL).adapters(&with).expect("one adapter");
+                let options = FULL;
+                let refit = Refit::new().weights(weights, &options).adapters(&with).expect("one adapter");
                 refit.run(model).expect("the weights fit");
                 outputs.push(model.run(inputs).expect("it runs"));
             }
@@ -80,9 +81,9 @@ fn run(model: &Model, inputs: &[Tensor], marked: &Marked, done: &AtomicBool) {
 /// Refits back and forth, with and without the adapter, in steps that may be overtaken, and rolls back at times.
 fn refit(model: &Model, marked: &Marked, seed: usize) {
     for round in 0..rounds() {
-        let weights = &marked.weights[(round + seed) % 2];
+        let (weights, options) = (&marked.weights[(round + seed) % 2], FULL);
         let with = if (round / 2 + seed).is_multiple_of(2) { vec![(marked.adapter.clone(), 0.5)] } else { vec![] };
-        let refit = Refit::new().weights(weights, &FULL).adapters(&with).expect("one adapter");
+        let refit = Refit::new().weights(weights, &options).adapters(&with).expect("one adapter");
         match refit.stage(model).expect("the weights fit").publish() {
             Ok(_) => {}
             Err(error) => assert!(matches!(error.kind(), RuntimeErrorKind::Stale), "{error}"),

@@ -13,5 +13,5 @@ mod plan;
 pub use artifact::Unverified;
 pub use engine::{Engine, KeepSources, Mode};
 pub use error::{EngineError, EngineErrorKind};
-pub use manifest::{Kept, ManifestEntry};
+pub use manifest::{Checked, Kept, ManifestEntry};
 pub use plan::Plan;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use regraft_weights::{Digest, MatchOptions, Problem, SourceInfo, StateDict, match_names};
+use regraft_weights::{Digest, Ignored, MatchOptions, Misfit, NameRule, SourceInfo, StateDict, match_sources};
 
 use crate::{Engine, Mode};
 
@@ -28,6 +28,17 @@ pub enum Kept<'a> {
     Nowhere,
 }
 
+/// Weights that an engine would take.
+#[derive(Clone, Debug)]
+pub struct Checked {
+    /// How many sources they bring.
+    pub given: usize,
+    /// How their names become names of sources.
+    pub rule: NameRule,
+    /// Names that would change nothing.
+    pub ignored: Vec<Ignored>,
+}
+
 impl Engine {
     /// The weights manifest: one entry per source.
     pub fn manifest(&self) -> Vec<ManifestEntry<'_>> {
@@ -42,31 +53,25 @@ impl Engine {
 
     /// Whether a bind or a complete refit would take `weights`: names, shapes and dtypes, and with `same` their contents,
     /// which must be those that the engine was made with. Contents of an identical engine are always compared; otherwise no
-    /// tensor is read. Returns how many sources were given.
+    /// tensor is read.
     ///
     /// A frozen engine takes no weights; the answer is what it would be if it did.
     ///
     /// # Errors
     /// Every reason why they do not fit.
-    pub fn check(&self, weights: &StateDict, same: bool) -> Result<usize, Vec<Problem>> {
+    pub fn check(&self, weights: &StateDict, same: bool, options: &MatchOptions) -> Result<Checked, Misfit> {
         let digests = (self.identical || same).then_some(&*self.digests);
-        let options = MatchOptions::default();
-        let names = match_names(&self.refit_map, weights, options);
-        let mut problems = if self.mode == Mode::Frozen { self.missing(weights) } else { Vec::new() };
-        match names.check(&self.refit_map, digests, options) {
-            Ok(matched) if problems.is_empty() => Ok(matched.len()),
-            Ok(_) => Err(problems),
-            Err(found) => {
-                problems.extend(found);
-                Err(problems)
+        let sources = &self.refit_map.sources;
+        // A frozen engine has no recipes that say what is read.
+        let used: Vec<bool> = match self.mode {
+            Mode::Frozen => sources.iter().map(|source| !source.name.ends_with("num_batches_tracked")).collect(),
+            Mode::Refittable | Mode::Stripped => {
+                self.refit_map.slots_by_source().iter().map(|slots| !slots.is_empty()).collect()
             }
-        }
-    }
-
-    /// What a state dict lacks, when there are no recipes that say what is needed.
-    fn missing(&self, weights: &StateDict) -> Vec<Problem> {
-        let given = |info: &SourceInfo| info.names().any(|name| weights.get(name).is_some());
-        let missing = self.refit_map.sources.iter().filter(|info| info.kind.in_state_dict() && !given(info));
-        missing.map(|info| Problem::Missing { name: info.name.clone() }).collect()
+        };
+        let names = match_sources(sources, &used, weights, options);
+        let (rule, ignored) = (names.rule().clone(), names.ignored().to_vec());
+        let matched = names.check(sources, digests, options)?;
+        Ok(Checked { given: matched.len(), rule, ignored })
     }
 }

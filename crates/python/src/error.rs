@@ -2,10 +2,11 @@
 
 use pyo3::{prelude::*, types::PyTuple};
 use regraft::{
-    AdapterError, AdapterErrorKind, Error, RuntimeErrorKind,
+    AdapterError, AdapterErrorKind, CheckpointErrorKind, Error, Problem, RuntimeErrorKind, WeightsErrorKind,
     adapter::AdapterProblem,
     import::{ImportError, ImportErrorKind},
 };
+use serde_json::json;
 
 /// A class of `regraft.errors`.
 #[derive(Clone, Copy)]
@@ -60,6 +61,9 @@ const NOT_BOUND: &str = "the engine is stripped: it has no weights yet\n  help: 
 impl<E: Into<Error>> IntoPyErr for E {
     fn into_py(self) -> PyErr {
         let error = self.into();
+        if let Some(error) = weights_error(&error) {
+            return error;
+        }
         match &error {
             Error::Import(error) => import_error(error),
             Error::Compile(_) | Error::Records(_) => Class::Compile.error(error.to_string()),
@@ -99,6 +103,36 @@ fn class_of(kind: &RuntimeErrorKind) -> Class {
         RuntimeErrorKind::Stale => Class::Stale,
         _ => Class::Regraft,
     }
+}
+
+/// `WeightsError(message, facts)`, where the facts are JSON: problems, and what advice depends on. Advice is worded in Python.
+fn weights_error(error: &Error) -> Option<PyErr> {
+    let kind = match error {
+        Error::Weights(error) => Some(error.kind()),
+        Error::Runtime(error) => match error.kind() {
+            RuntimeErrorKind::Weights(kind) => Some(kind),
+            _ => None,
+        },
+        _ => None,
+    };
+    let facts = match (kind, error) {
+        (Some(WeightsErrorKind::Fit(misfit)), _) => {
+            let problem = |problem: &Problem| {
+                let details = serde_json::to_value(problem).unwrap_or_default();
+                json!({"name": problem.name(), "what": problem.what(), "details": details})
+            };
+            let problems: Vec<_> = misfit.problems.iter().map(problem).collect();
+            json!({"problems": problems, "cause": misfit.cause})
+        }
+        (None, Error::Checkpoint(error)) => match error.kind() {
+            CheckpointErrorKind::Several { keys } => json!({"cause": {"cause": "several", "keys": keys}}),
+            CheckpointErrorKind::NoKey { keys, .. } => json!({"cause": {"cause": "no_key", "keys": keys}}),
+            CheckpointErrorKind::Io(_) | CheckpointErrorKind::Unreadable { .. } => return None,
+        },
+        _ => return None,
+    };
+    let args = (error.to_string(), facts.to_string());
+    Some(Python::attach(|py| Class::Weights.build(py, args)).unwrap_or_else(|failed| failed))
 }
 
 /// `CompileError(message, unsupported)`, where `unsupported` lists `(node, operator, reason)`: the node is empty where all

@@ -17,6 +17,7 @@ mod error;
 mod exit;
 mod memory;
 mod model;
+mod names;
 mod program;
 mod refit;
 mod watch;
@@ -33,6 +34,7 @@ mod _regraft {
         compile::compile,
         exit::before_exit,
         model::{Model, Session},
+        names::match_names,
         program::{Program, SourceInfo, is_known},
         refit::{Adapter, Staged, publish_together},
         watch::Watch,

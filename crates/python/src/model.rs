@@ -67,36 +67,56 @@ impl Model {
 
     /// Checks weights, adapters or both, computes the slots that they change and publishes them in one step: all or nothing.
     /// Returns the report as JSON.
-    #[pyo3(signature = (weights=None, *, partial=false, reject_non_finite=false, changed=None, adapters=None, verify=None, observer=None))]
+    #[pyo3(signature = (weights=None, *, partial=false, ignore_unknown=false, constants=None, reject_non_finite=false, changed=None, adapters=None, verify=None, observer=None))]
     fn refit(
         &self,
         py: Python<'_>,
         weights: Option<&Bound<'_, PyAny>>,
         partial: bool,
+        ignore_unknown: bool,
+        constants: Option<&Bound<'_, PyAny>>,
         reject_non_finite: bool,
         changed: Option<&Bound<'_, PyAny>>,
         adapters: Option<&Bound<'_, PyAny>>,
         verify: Option<&Bound<'_, PyAny>>,
         observer: Option<Py<PyAny>>,
     ) -> PyResult<String> {
-        let order = Order::new(weights, partial, reject_non_finite, changed, adapters, verify, observer)?;
+        let order = Order::new(
+            weights,
+            (partial, ignore_unknown, reject_non_finite),
+            constants,
+            changed,
+            adapters,
+            verify,
+            observer,
+        )?;
         detached(py, || order.run(&self.0))
     }
 
     /// As `refit`, without publishing.
-    #[pyo3(signature = (weights=None, *, partial=false, reject_non_finite=false, changed=None, adapters=None, verify=None, observer=None))]
+    #[pyo3(signature = (weights=None, *, partial=false, ignore_unknown=false, constants=None, reject_non_finite=false, changed=None, adapters=None, verify=None, observer=None))]
     fn stage(
         &self,
         py: Python<'_>,
         weights: Option<&Bound<'_, PyAny>>,
         partial: bool,
+        ignore_unknown: bool,
+        constants: Option<&Bound<'_, PyAny>>,
         reject_non_finite: bool,
         changed: Option<&Bound<'_, PyAny>>,
         adapters: Option<&Bound<'_, PyAny>>,
         verify: Option<&Bound<'_, PyAny>>,
         observer: Option<Py<PyAny>>,
     ) -> PyResult<Staged> {
-        let order = Order::new(weights, partial, reject_non_finite, changed, adapters, verify, observer)?;
+        let order = Order::new(
+            weights,
+            (partial, ignore_unknown, reject_non_finite),
+            constants,
+            changed,
+            adapters,
+            verify,
+            observer,
+        )?;
         detached(py, || order.stage(&self.0)).map(Staged::new)
     }
 

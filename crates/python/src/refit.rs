@@ -15,6 +15,7 @@ use crate::{
     error::{Class, IntoPyErr},
     exit::detached,
     memory::tensors_of,
+    names::constants_of,
     weights::state_dict_of,
 };
 
@@ -95,8 +96,8 @@ pub(crate) struct Order {
 impl Order {
     pub(crate) fn new(
         weights: Option<&Bound<'_, PyAny>>,
-        partial: bool,
-        reject_non_finite: bool,
+        (partial, ignore_unknown, reject_non_finite): (bool, bool, bool),
+        constants: Option<&Bound<'_, PyAny>>,
         changed: Option<&Bound<'_, PyAny>>,
         adapters: Option<&Bound<'_, PyAny>>,
         verify: Option<&Bound<'_, PyAny>>,
@@ -119,7 +120,14 @@ impl Order {
         let samples = verify.map(|inputs| Ok::<_, PyErr>(vec![tensors_of(inputs)?])).transpose()?;
         Ok(Order {
             weights: weights.map(state_dict_of).transpose()?,
-            options: RefitOptions { partial, reject_non_finite, changed },
+            options: RefitOptions {
+                partial,
+                ignore_unknown,
+                reject_non_finite,
+                constants: constants_of(constants)?,
+                changed,
+                ..RefitOptions::default()
+            },
             adapters,
             samples,
             observer: observer.map(Observer),

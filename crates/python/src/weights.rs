@@ -1,8 +1,9 @@
 //! Named tensors: mappings of Python, and weight files.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use pyo3::prelude::*;
+use regraft::OpenOptions;
 
 use crate::{
     error::{Class, IntoPyErr},
@@ -17,9 +18,23 @@ pub(crate) struct StateDict(pub(crate) regraft::StateDict);
 
 #[pymethods]
 impl StateDict {
+    /// Reads a weight file, or the part of it that is under `key`.
     #[staticmethod]
-    fn open(py: Python<'_>, path: PathBuf) -> PyResult<StateDict> {
-        detached(py, || regraft::open_weights(&path)).map(StateDict).map_err(IntoPyErr::into_py)
+    #[pyo3(signature = (path, key=None))]
+    fn open(py: Python<'_>, path: PathBuf, key: Option<String>) -> PyResult<StateDict> {
+        let options = OpenOptions { key };
+        detached(py, || regraft::open_weights_with(&path, &options)).map(StateDict).map_err(IntoPyErr::into_py)
+    }
+
+    /// What stands in the file and was not read, by its place: in words what it is.
+    #[getter]
+    fn skipped(&self) -> BTreeMap<String, String> {
+        self.0.skipped().clone()
+    }
+
+    /// The tensors under other names; those without one are left out.
+    fn renamed(&self, names: BTreeMap<String, String>) -> StateDict {
+        StateDict(self.0.renamed(|name| names.get(name).cloned()))
     }
 
     /// Names, in their order.
@@ -57,7 +72,7 @@ pub(crate) fn state_dict_of(object: &Bound<'_, PyAny>) -> PyResult<regraft::Stat
         return Ok(dict.get().0.clone());
     }
     if memory::is_path(object)? {
-        return StateDict::open(object.py(), object.extract()?).map(|dict| dict.0);
+        return StateDict::open(object.py(), object.extract()?, None).map(|dict| dict.0);
     }
     if !object.hasattr("items")? {
         let found = object.get_type().qualname()?;

@@ -27,13 +27,13 @@ use std::{path::Path, sync::Arc};
 
 pub use regraft_adapter::{self as adapter, Adapter, AdapterError, AdapterErrorKind, AdapterOptions, AdapterSet};
 pub use regraft_backend::Device;
-pub use regraft_checkpoint::{CheckpointError, CheckpointErrorKind};
+pub use regraft_checkpoint::{CheckpointError, CheckpointErrorKind, OpenOptions};
 pub use regraft_compile::{
     pipeline::Observer,
     tune::{Records, RecordsError, TuneMode, TuneReport},
 };
 pub use regraft_engine::{
-    Engine, EngineErrorKind, KeepSources, Kept, ManifestEntry, Mode, Plan,
+    Checked, Engine, EngineErrorKind, KeepSources, Kept, ManifestEntry, Mode, Plan,
     atomic_file::{AtomicFile, WriteError},
     cache,
 };
@@ -47,8 +47,9 @@ pub use regraft_runtime::{
 };
 pub use regraft_tensor::{AlignedVec, BorrowedBytes, Buffer, DType, Tensor, TensorError};
 pub use regraft_weights::{
-    AdapterReport, Digest, Phase, PhaseTimes, Problem, Recipe, RefitMap, RefitReport, SlotReport, SourceInfo,
-    StateDict, WeightsError, WeightsErrorKind, misfit_summary,
+    AdapterReport, Cause, Constants, Digest, Ignored, MatchOptions, Misfit, NameRule, Phase, PhaseTimes, Problem,
+    Recipe, RefitMap, RefitReport, Rename, SlotReport, SourceInfo, StateDict, Unknown, WeightsError, WeightsErrorKind,
+    match_sources,
 };
 
 pub use self::{
@@ -72,19 +73,29 @@ pub enum Threads {
 /// Reads weights from a file, whose content tells the format:
 ///
 /// - `.safetensors`;
-/// - a state dict of `torch.save` (`.pt`, `.pth`, `.bin`), or a checkpoint that has one under `state_dict`,
-///   `model_state_dict` or `model`; nothing in it is executed;
+/// - a state dict of `torch.save` (`.pt`, `.pth`, `.bin`, `.ckpt`), of any version of PyTorch, or a checkpoint that has one
+///   inside; nothing in it is executed, and objects beside the tensors are left out (see [`StateDict::skipped`]);
 /// - the state dict of an exported program (`.pt2`), whatever the program does;
 /// - the initialisers of an `.onnx`;
-/// - the `.index.json` that names the shards of a model, beside it.
+/// - the `.index.json` that names the shards of a model, beside it;
+/// - a folder as `save_pretrained` of Hugging Face writes it.
 ///
 /// # Errors
 /// When the file cannot be read, is of no such format, is damaged or holds a dtype that Regraft does not know.
 pub fn open_weights(path: &Path) -> Result<StateDict, Error> {
+    open_weights_with(path, &OpenOptions::default())
+}
+
+/// As [`open_weights`], of which part the options say.
+///
+/// # Errors
+/// As [`open_weights`]; also when the part is not there.
+pub fn open_weights_with(path: &Path, options: &OpenOptions) -> Result<StateDict, Error> {
     if regraft_checkpoint::is_exported_program(path) {
-        return Ok(regraft_import::read_pt2_weights(path)?);
+        let weights = regraft_import::read_pt2_weights(path)?;
+        return Ok(regraft_checkpoint::part_of(weights, path, options)?);
     }
-    Ok(regraft_checkpoint::open(path)?)
+    Ok(regraft_checkpoint::open_with(path, options)?)
 }
 
 /// Reads an adapter for the engine of `map` from a file or a folder; `options` hold what is said of it besides. See

@@ -2,7 +2,7 @@ use regraft_adapter::AdapterErrorKind;
 use regraft_backend::{BackendError, OutOfMemory, PackError, RunErrorKind, SequenceError};
 use regraft_engine::EngineErrorKind;
 use regraft_ir::EvalError;
-use regraft_weights::{Problem, WeightsErrorKind};
+use regraft_weights::{Misfit, Problem, WeightsErrorKind};
 
 use crate::{Difference, ReserveError};
 
@@ -149,6 +149,6 @@ impl RuntimeErrorKind {
     }
 
     pub(crate) fn fit(problems: Vec<Problem>, sources: usize) -> Self {
-        WeightsErrorKind::Fit { problems, sources }.into()
+        WeightsErrorKind::Fit(Misfit::new(problems, sources)).into()
     }
 }

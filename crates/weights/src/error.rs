@@ -1,6 +1,8 @@
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{fmt, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
+
+use crate::Misfit;
 
 /// One reason why given weights do not fit an engine. Written as a line of a list: the source's name, then what is
 /// wrong with it.
@@ -11,13 +13,39 @@ pub enum Problem {
     Missing {
         /// Name of the source.
         name: String,
+        /// What the file has in its place, which is not read.
+        found: Option<String>,
     },
     /// The engine has no source of this name.
     Unknown {
         /// The name that was given.
         name: String,
-        /// A source of the engine with a similar name.
+        /// A source of the engine with a similar name and the same shape.
         suggestion: Option<String>,
+        /// Why it has no place.
+        why: Unknown,
+    },
+    /// Two rules for the names fit, and mean different tensors.
+    Ambiguous {
+        /// The rules in words.
+        rules: [String; 2],
+    },
+    /// No name that was given is one of a source.
+    NoneKnown {
+        /// How many were given.
+        names: usize,
+    },
+    /// No name begins with what was to be renamed.
+    RenameUnused {
+        /// What names were to begin with.
+        name: String,
+    },
+    /// Two names are one after renaming.
+    Twice {
+        /// A name that was given.
+        name: String,
+        /// The other one.
+        other: String,
     },
     /// Shape or dtype class differ.
     Mismatch {
@@ -87,7 +115,10 @@ impl Problem {
     /// The source or name it is about.
     pub fn name(&self) -> &str {
         match self {
-            Problem::Missing { name }
+            Problem::Ambiguous { .. } | Problem::NoneKnown { .. } => "names",
+            Problem::Missing { name, .. }
+            | Problem::RenameUnused { name }
+            | Problem::Twice { name, .. }
             | Problem::Unknown { name, .. }
             | Problem::Mismatch { name, .. }
             | Problem::NonFinite { name, .. }
@@ -104,9 +135,18 @@ impl Problem {
     /// What is wrong, in words.
     pub fn what(&self) -> String {
         match self {
-            Problem::Missing { .. } => "missing".into(),
+            Problem::Missing { found: None, .. } => "missing".into(),
+            Problem::Missing { found: Some(found), .. } => {
+                format!("missing: in its place is {found}, which is not read")
+            }
             Problem::Unknown { suggestion: Some(s), .. } => format!("unknown; did you mean {s}?"),
-            Problem::Unknown { suggestion: None, .. } => "unknown".into(),
+            Problem::Unknown { suggestion: None, why, .. } => format!("unknown: {why}"),
+            Problem::Ambiguous { rules: [one, other] } => {
+                format!("match {one} and {other}, and mean different tensors")
+            }
+            Problem::NoneKnown { names } => format!("none of the {names} given is one of a source of the engine"),
+            Problem::RenameUnused { .. } => "was to be renamed, and no name begins with it".into(),
+            Problem::Twice { other, .. } => format!("is {other}, too, after renaming"),
             Problem::Mismatch { expected, found, .. } => format!("expected {expected}, found {found}"),
             Problem::NonFinite { count, .. } => format!("{count} values are infinite or not a number"),
             Problem::TiedDiffer { alias, .. } => format!("differs from {alias}, which is the same tensor in the model"),
@@ -122,6 +162,89 @@ impl Problem {
             Problem::NotInFile { path, why, .. } => {
                 format!("is kept in {}, which {why}; give this source too", path.display())
             }
+        }
+    }
+}
+
+/// Why a name has no place in an engine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "why", rename_all = "snake_case")]
+pub enum Unknown {
+    /// No source has this name.
+    NoSource,
+    /// It does not begin as those names do that are sources.
+    OutsideOf {
+        /// What they begin with.
+        front: String,
+    },
+    /// An exporter of ONNX made it, for a weight that it folded or transposed.
+    MadeByExporter,
+}
+
+impl fmt::Display for Unknown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Unknown::NoSource => f.write_str("the engine has no such source"),
+            Unknown::OutsideOf { front } => write!(f, "not under `{front}.`, where the engine's sources are"),
+            Unknown::MadeByExporter => f.write_str("an exporter's name for a weight that it folded or transposed"),
+        }
+    }
+}
+
+/// A name that was given and changes nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "why", rename_all = "snake_case")]
+pub enum Ignored {
+    /// A non-persistent buffer or a constant of the program, which no state dict holds.
+    Constant {
+        /// The name that was given.
+        name: String,
+    },
+    /// A source of the program that it never reads.
+    Unread {
+        /// The name that was given.
+        name: String,
+    },
+    /// The counter of a batch norm.
+    Counter {
+        /// The name that was given.
+        name: String,
+    },
+    /// The engine has no such source, and that was to be ignored.
+    Unknown {
+        /// The name that was given.
+        name: String,
+    },
+}
+
+impl Ignored {
+    /// The name that was given.
+    pub fn name(&self) -> &str {
+        match self {
+            Ignored::Constant { name }
+            | Ignored::Unread { name }
+            | Ignored::Counter { name }
+            | Ignored::Unknown { name } => name,
+        }
+    }
+
+    /// Why it changes nothing, in one word.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Ignored::Constant { .. } => "constant",
+            Ignored::Unread { .. } => "unread",
+            Ignored::Counter { .. } => "counter",
+            Ignored::Unknown { .. } => "unknown",
+        }
+    }
+
+    /// Why it changes nothing, in words.
+    pub fn why(&self) -> &'static str {
+        match self {
+            Ignored::Constant { .. } => "a constant of the program, which no state dict holds",
+            Ignored::Unread { .. } => "the program never reads it",
+            Ignored::Counter { .. } => "the counter of a batch norm",
+            Ignored::Unknown { .. } => "the engine has no such source",
         }
     }
 }
@@ -148,34 +271,6 @@ impl From<WeightsErrorKind> for WeightsError {
 #[derive(Debug, thiserror::Error)]
 pub enum WeightsErrorKind {
     /// Given weights do not fit; nothing was changed.
-    #[error("{}", fit_message(.problems, *.sources))]
-    Fit {
-        /// Every reason.
-        problems: Vec<Problem>,
-        /// How many sources the engine has.
-        sources: usize,
-    },
-}
-
-/// How many sources of how many do not fit, and how many names are unknown, in words.
-pub fn misfit_summary(problems: &[Problem], sources: usize) -> String {
-    let is_unknown = |p: &&Problem| matches!(p, Problem::Unknown { .. });
-    let unknown = problems.iter().filter(is_unknown).count();
-    let known = problems.iter().filter(|p| !is_unknown(p)).map(Problem::name).collect::<BTreeSet<_>>().len();
-    let known_text = format!("{known} of {sources} sources {} not fit", if known == 1 { "does" } else { "do" });
-    let unknown_text = format!("{unknown} {} unknown", if unknown == 1 { "name is" } else { "names are" });
-    match (known, unknown) {
-        (_, 0) => known_text,
-        (0, _) => unknown_text,
-        _ => format!("{known_text}, {unknown_text}"),
-    }
-}
-
-fn fit_message(problems: &[Problem], sources: usize) -> String {
-    let mut text = format!("{}; nothing was changed", misfit_summary(problems, sources));
-    let width = problems.iter().map(|p| p.name().len()).max().unwrap_or(0).min(60);
-    for problem in problems {
-        text.push_str(&format!("\n  {:width$}  {}", problem.name(), problem.what()));
-    }
-    text
+    #[error("{0}")]
+    Fit(Misfit),
 }

@@ -1,56 +1,173 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use rayon::prelude::*;
 use regraft_tensor::{DType, Tensor};
 
-use crate::{Digest, Problem, RefitMap, SourceInfo, StateDict, on_shared_threads};
+use crate::{
+    Cause, Digest, Ignored, MatchOptions, Misfit, NameRule, Problem, RefitMap, SourceInfo, StateDict, Unknown,
+    naming::{self, Found, Sides},
+    on_shared_threads,
+};
 
-/// What a refit asks of the weights it is given.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct MatchOptions {
-    /// Take the keys that are there; otherwise every source that a state dict holds must be given.
-    pub partial: bool,
-    /// Refuse infinite values and NaN.
-    pub reject_non_finite: bool,
-}
-
-/// Given tensors by source index, as they were given: floats may be of another width than the source.
+/// Given tensors by source index, as they were given: their floats may be of another width than the source's.
 pub type Matched = BTreeMap<usize, Tensor>;
 
 /// Given tensors whose names were matched to sources, not checked yet.
 #[derive(Debug)]
 pub struct Names<'a> {
     given: BTreeMap<usize, (&'a str, &'a Tensor)>,
-    missing: Vec<Problem>,
+    /// The source of each name that was given, whether or not it takes a tensor.
+    by_name: HashMap<&'a str, usize>,
+    problems: Vec<Problem>,
     unknown: Vec<Problem>,
+    ignored: Vec<Ignored>,
+    rule: NameRule,
+    /// How many sources must be given.
+    needed: usize,
 }
 
-/// Matches the names of `weights` to the sources of `map`. What does not match is reported by [`Names::check`], together
-/// with all other problems.
-pub fn match_names<'a>(map: &'a RefitMap, weights: &'a StateDict, options: MatchOptions) -> Names<'a> {
-    let mut missing = Vec::new();
-    // A state dict may leave out what the program never reads, such as `num_batches_tracked`.
+/// Matches the names of `weights` to the sources of `map`: as they are, or by one rule for all of them. What does not match is
+/// reported by [`Names::check`], together with all other problems.
+pub fn match_names<'a>(map: &'a RefitMap, weights: &'a StateDict, options: &'a MatchOptions) -> Names<'a> {
     let used: Vec<bool> = map.slots_by_source().iter().map(|slots| !slots.is_empty()).collect();
-    let mut given: BTreeMap<usize, (&str, &Tensor)> = BTreeMap::new();
-    for (index, source) in map.sources.iter().enumerate() {
-        let mut names = source.names().filter_map(|n| Some((n, weights.get(n)?)));
-        match names.next() {
-            Some((name, tensor)) => {
-                if let Some((alias, _)) = names.find(|(_, other)| !other.bit_equal(tensor)) {
-                    missing.push(Problem::TiedDiffer { name: name.into(), alias: alias.into() });
-                }
-                given.insert(index, (name, tensor));
+    match_sources(&map.sources, &used, weights, options)
+}
+
+/// As [`match_names`], for sources of which those that are `used` have slots.
+pub fn match_sources<'a>(
+    sources: &'a [SourceInfo],
+    used: &[bool],
+    weights: &'a StateDict,
+    options: &'a MatchOptions,
+) -> Names<'a> {
+    // What the program never reads need not be given, and may have any shape.
+    let is_weight = |source: &SourceInfo| source.kind.in_state_dict() || options.constants.allow(source.names());
+    let is_checked: Vec<bool> = sources.iter().zip(used).map(|(source, used)| *used && is_weight(source)).collect();
+    let is_needed = |(source, used): (&SourceInfo, &bool)| *used && source.kind.in_state_dict() && !options.partial;
+    let needed: Vec<bool> = sources.iter().zip(used).map(is_needed).collect();
+    let (given, unused, doubles) = naming::rename(weights.iter(), &options.renames);
+    let (partial, ignore_unknown) = (options.partial, options.ignore_unknown);
+    let sides = Sides { sources, needed: &needed, is_checked: &is_checked, given: &given, ignore_unknown, partial };
+    let mut names = Names {
+        given: BTreeMap::new(),
+        by_name: HashMap::new(),
+        problems: Vec::new(),
+        unknown: Vec::new(),
+        ignored: Vec::new(),
+        rule: NameRule::default(),
+        needed: needed.iter().filter(|needed| **needed).count(),
+    };
+    names.problems.extend(unused.iter().map(|rename| Problem::RenameUnused { name: rename.from().to_owned() }));
+    names.problems.extend(doubles.into_iter().map(|(name, other)| Problem::Twice { name, other }));
+    let known = |name: &&String| sources.iter().any(|source| source.names().any(|other| other == name.as_str()));
+    if let crate::Constants::Change(constants) = &options.constants {
+        let unknown = constants.iter().filter(|name| !known(name));
+        names.problems.extend(unknown.map(|name| Problem::NotGiven { name: name.clone() }));
+    }
+    let found = match naming::find(&sides) {
+        Found::One(found) => found,
+        Found::Two(one, other) => {
+            names.problems.push(Problem::Ambiguous { rules: [one.to_string(), other.to_string()] });
+            return names;
+        }
+    };
+    names.rule = found.rule(&sides);
+    for ((name, tensor), index) in weights.iter().zip(&found.sources) {
+        names.take(sources, used, &is_checked, (name, tensor), *index, ignore_unknown);
+    }
+    names.add_missing(&sides, weights);
+    if names.problems.is_empty() && names.unknown.is_empty() && !found.fits {
+        names.problems.push(Problem::NoneKnown { names: weights.len() });
+    }
+    names.add_reasons(sources, weights);
+    names
+}
+
+impl<'a> Names<'a> {
+    /// Takes over one name of the file.
+    fn take(
+        &mut self,
+        sources: &[SourceInfo],
+        used: &[bool],
+        is_checked: &[bool],
+        (name, tensor): (&'a str, &'a Tensor),
+        source: Option<usize>,
+        ignore_unknown: bool,
+    ) {
+        let Some(index) = source else {
+            if naming::is_counter(name) {
+                self.ignored.push(Ignored::Counter { name: name.to_owned() });
+            } else if ignore_unknown {
+                self.ignored.push(Ignored::Unknown { name: name.to_owned() });
+            } else {
+                self.unknown.push(Problem::Unknown { name: name.to_owned(), suggestion: None, why: Unknown::NoSource });
             }
-            None if source.kind.in_state_dict() && !options.partial && used[index] => {
-                missing.push(Problem::Missing { name: source.name.clone() });
+            return;
+        };
+        self.by_name.insert(name, index);
+        if used[index] && !is_checked[index] {
+            self.ignored.push(Ignored::Constant { name: name.to_owned() });
+        } else if !is_checked[index] && !naming::fits(&sources[index], tensor) {
+            self.ignored.push(Ignored::Unread { name: name.to_owned() });
+        } else if !is_checked[index] && !sources[index].kind.in_state_dict() {
+            self.ignored.push(Ignored::Constant { name: name.to_owned() });
+        } else if let Some((other, given)) = self.given.get(&index) {
+            if !given.bit_equal(tensor) {
+                let (name, alias) = ((*other).to_owned(), name.to_owned());
+                self.problems.push(Problem::TiedDiffer { name, alias });
             }
-            None => {}
+        } else {
+            self.given.insert(index, (name, tensor));
         }
     }
-    Names { given, missing, unknown: unknown_names(map, weights) }
-}
 
-impl Names<'_> {
+    /// Lists the sources that must be given and are not.
+    fn add_missing(&mut self, sides: &Sides<'_>, weights: &StateDict) {
+        for (index, source) in sides.sources.iter().enumerate() {
+            if sides.needed[index] && !self.given.contains_key(&index) {
+                let is_it = |name: &str| source.names().any(|own| own == name || is_end_of(own, name));
+                let found = weights.skipped().iter().find(|(name, _)| is_it(name)).map(|(_, what)| what.clone());
+                self.problems.push(Problem::Missing { name: source.name.clone(), found });
+            }
+        }
+    }
+
+    /// Says of each unknown name why it has no place.
+    fn add_reasons(&mut self, sources: &[SourceInfo], weights: &StateDict) {
+        let (removed, is_whole) = (&self.rule.removed, self.rule.added.is_empty());
+        for problem in &mut self.unknown {
+            let Problem::Unknown { name, suggestion, why } = problem else { continue };
+            let Some(tensor) = weights.get(name) else { continue };
+            let fitting = sources.iter().filter(|source| naming::fits(source, tensor));
+            *suggestion = self::suggestion(name, fitting.flat_map(SourceInfo::names));
+            *why = match removed.as_slice() {
+                _ if is_of_exporter(name) => Unknown::MadeByExporter,
+                [front] if is_whole && !has_front(name, front) => Unknown::OutsideOf { front: front.clone() },
+                _ => Unknown::NoSource,
+            };
+        }
+    }
+
+    /// The rule by which all names are names of sources.
+    pub fn rule(&self) -> &NameRule {
+        &self.rule
+    }
+
+    /// Names that were given and change nothing.
+    pub fn ignored(&self) -> &[Ignored] {
+        &self.ignored
+    }
+
+    /// The source that a name of the file is.
+    pub fn source_of(&self, name: &str) -> Option<usize> {
+        self.by_name.get(name).copied()
+    }
+
+    /// The names of the file that are sources, with what they are.
+    pub fn by_name(&self) -> impl Iterator<Item = (&'a str, usize)> {
+        self.by_name.iter().map(|(name, source)| (*name, *source))
+    }
+
     /// Checks shapes, dtypes and values, and contents where a digest is given. Floats of another width fit: they are
     /// converted on the way to the slots.
     ///
@@ -59,37 +176,46 @@ impl Names<'_> {
     /// values.
     pub fn check(
         self,
-        map: &RefitMap,
+        sources: &[SourceInfo],
         digests: Option<&[Option<Digest>]>,
-        options: MatchOptions,
-    ) -> Result<Matched, Vec<Problem>> {
-        let Names { mut given, missing: mut problems, unknown } = self;
-        problems.extend(given.iter().filter_map(|(&i, (_, tensor))| mismatch(&map.sources[i], tensor)));
+        options: &MatchOptions,
+    ) -> Result<Matched, Misfit> {
+        let Names { mut given, mut problems, unknown, rule, needed, .. } = self;
+        let matched = given.iter().filter(|(i, (_, tensor))| naming::fits(&sources[**i], tensor)).count();
+        problems.extend(given.iter().filter_map(|(&i, (_, tensor))| mismatch(&sources[i], tensor)));
         problems.extend(unknown);
-        given.retain(|&i, (_, tensor)| mismatch(&map.sources[i], tensor).is_none());
-        problems.extend(check_values(map, &given, digests, options));
+        given.retain(|&i, (_, tensor)| naming::fits(&sources[i], tensor));
+        problems.extend(check_values(sources, &given, digests, options));
         if !problems.is_empty() {
-            return Err(problems);
+            let cause = Cause::of(&problems, sources, &rule, matched, needed);
+            return Err(Misfit { problems, sources: sources.len(), cause });
         }
         Ok(given.into_iter().map(|(i, (_, tensor))| (i, tensor.clone())).collect())
     }
 }
 
 fn mismatch(source: &SourceInfo, tensor: &Tensor) -> Option<Problem> {
-    let fits = source.shape == tensor.shape() && source.dtype.same_class(tensor.dtype());
-    (!fits).then(|| Problem::Mismatch {
+    (!naming::fits(source, tensor)).then(|| Problem::Mismatch {
         name: source.name.clone(),
         expected: source.type_text(),
         found: format!("{}{:?}", tensor.dtype(), tensor.shape()),
     })
 }
 
-fn unknown_names(map: &RefitMap, weights: &StateDict) -> Vec<Problem> {
-    let known = map.by_name();
-    let unknown = weights.iter().map(|(name, _)| name).filter(|n| !known.contains_key(n));
-    unknown
-        .map(|name| Problem::Unknown { name: name.into(), suggestion: suggestion(name, known.keys().copied()) })
-        .collect()
+/// Whether `name` is `own` behind something else.
+fn is_end_of(own: &str, name: &str) -> bool {
+    name.strip_suffix(own).is_some_and(|front| front.ends_with('.'))
+}
+
+fn has_front(name: &str, front: &str) -> bool {
+    name == front
+        || name.strip_prefix(front).is_some_and(|rest| rest.starts_with('.'))
+        || name.contains(&format!(".{front}."))
+}
+
+/// ONNX exporters name so what they folded or transposed.
+fn is_of_exporter(name: &str) -> bool {
+    name.starts_with("onnx::") || name.strip_prefix("val_").is_some_and(|rest| rest.bytes().all(|b| b.is_ascii_digit()))
 }
 
 /// The known name nearest to `name`, if it is near enough to be meant.
@@ -123,10 +249,10 @@ fn edit_distance(a: &str, b: &str) -> usize {
 }
 
 fn check_values(
-    map: &RefitMap,
+    sources: &[SourceInfo],
     given: &BTreeMap<usize, (&str, &Tensor)>,
     digests: Option<&[Option<Digest>]>,
-    options: MatchOptions,
+    options: &MatchOptions,
 ) -> Vec<Problem> {
     let check = |(&index, &(name, tensor)): (&usize, &(&str, &Tensor))| {
         let count = if options.reject_non_finite { non_finite(tensor) } else { 0 };
@@ -134,7 +260,7 @@ fn check_values(
             return Some(Problem::NonFinite { name: name.into(), count });
         }
         let expected = (*digests?.get(index)?)?;
-        let found = Digest::of(&tensor.cast(map.sources[index].dtype));
+        let found = Digest::of(&tensor.cast(sources[index].dtype));
         (found != expected).then(|| Problem::NotIdentical { name: name.into() })
     };
     on_shared_threads(|| given.par_iter().filter_map(check).collect())
@@ -171,18 +297,20 @@ mod tests {
             role: regraft_ir::Role::Other,
         };
         let sources = vec![source("fc.weight", &[2, 3]), source("fc.bias", &[2])];
-        let program = "program \"r\" {
-            source %0 : f32[2, 3] = \"fc.weight\" (parameter)
-            output %0 = \"slot\"
-        }";
-        let graph = regraft_ir::text::parse(program).expect("a program");
-        let (slot, format) = ("fc.weight".to_owned(), FormatId::PLAIN);
-        let recipe = Recipe { slot, graph, sources: vec![0], uses: vec![0], format, layout_ops: 0 };
-        RefitMap { sources, twins: vec![], recipes: vec![recipe] }
+        let recipe = |index: usize, shape: &str| {
+            let name = &sources[index].name;
+            let program =
+                format!("program \"r\" {{\nsource %0 : f32{shape} = \"{name}\" (parameter)\noutput %0 = \"slot\"\n}}");
+            let graph = regraft_ir::text::parse(&program).expect("a program");
+            let (slot, format, index) = (name.clone(), FormatId::PLAIN, index as u32);
+            Recipe { slot, graph, sources: vec![index], uses: vec![index], format, layout_ops: 0 }
+        };
+        let recipes = vec![recipe(0, "[2, 3]"), recipe(1, "[2]")];
+        RefitMap { sources, twins: vec![], recipes }
     }
 
-    fn check(weights: &StateDict, options: MatchOptions) -> Result<Matched, Vec<Problem>> {
-        match_names(&map(), weights, options).check(&map(), None, options)
+    fn check(weights: &StateDict, options: &MatchOptions) -> Result<Matched, Vec<Problem>> {
+        match_names(&map(), weights, options).check(&map().sources, None, options).map_err(|misfit| misfit.problems)
     }
 
     #[test]
@@ -190,7 +318,7 @@ mod tests {
         let mut weights = StateDict::new();
         weights.insert("fc.wieght", Tensor::from_slice(&[2, 3], &[0f32; 6]));
         weights.insert("fc.bias", Tensor::from_slice(&[3], &[0f32; 3]));
-        let problems = check(&weights, MatchOptions::default()).expect_err("nothing fits");
+        let problems = check(&weights, &MatchOptions::default()).expect_err("nothing fits");
         let lines: Vec<String> = problems.iter().map(|p| format!("{}: {}", p.name(), p.what())).collect();
         assert_eq!(
             lines,
@@ -207,8 +335,68 @@ mod tests {
         let mut weights = StateDict::new();
         weights.insert("fc.bias", Tensor::from_f64(DType::BF16, &[2], &[1.5, -2.0]));
         let options = MatchOptions { partial: true, ..MatchOptions::default() };
-        assert_eq!(check(&weights, options).expect("fits")[&1].dtype(), DType::BF16);
+        assert_eq!(check(&weights, &options).expect("fits")[&1].dtype(), DType::BF16);
         weights.insert("fc.bias", Tensor::from_i64(DType::I64, &[2], &[1, 2]));
-        assert!(check(&weights, options).is_err());
+        assert!(check(&weights, &options).is_err());
+    }
+
+    /// Which source each name becomes under a rule, and the rule, for sources and names of one shape.
+    fn named(sources: &[&str], given: &[&str], options: &MatchOptions) -> Result<(String, Vec<String>), Vec<Problem>> {
+        let info = |name: &&str| SourceInfo {
+            name: (*name).into(),
+            aliases: vec![],
+            kind: SourceKind::Parameter,
+            dtype: DType::F32,
+            shape: vec![1],
+            role: regraft_ir::Role::Other,
+        };
+        let sources: Vec<SourceInfo> = sources.iter().map(info).collect();
+        let one = || Tensor::from_slice(&[1], &[0f32]);
+        let weights: StateDict = given.iter().map(|name| ((*name).to_owned(), one())).collect();
+        let names = match_sources(&sources, &vec![true; sources.len()], &weights, options);
+        let rule = names.rule().to_string();
+        let matched = names.check(&sources, None, options).map_err(|misfit| misfit.problems)?;
+        Ok((rule, matched.keys().map(|index| sources[*index].name.clone()).collect()))
+    }
+
+    #[test]
+    fn one_rule_is_for_all_names() {
+        let full = MatchOptions::default();
+        for (given, rule) in [
+            (["a.w", "b.w"], "as they are"),
+            (["module.a.w", "module.b.w"], "after removing `module.`"),
+            (["x.y.a.w", "x.y.b.w"], "after removing `x.y.`"),
+            (["a._orig_mod.w", "b.w"], "after removing `_orig_mod.`"),
+        ] {
+            let found = named(&["a.w", "b.w"], &given, &full).expect(rule);
+            assert_eq!(found, (rule.to_owned(), vec!["a.w".to_owned(), "b.w".to_owned()]));
+        }
+        let found = named(&["model.a.w", "model.b.w"], &["net.a.w", "net.b.w"], &full).expect("a rule");
+        assert_eq!(found.0, "after removing `net.`, after adding `model.`");
+        // Not one rule, a part in the place of another, and a name too many.
+        assert!(named(&["a.w", "b.w"], &["x.a.w", "y.b.w"], &full).is_err());
+        assert!(named(&["encoder.a.w"], &["decoder.a.w"], &full).is_err());
+        assert!(named(&["a.w", "b.w"], &["x.a.w", "x.b.w", "y.c"], &full).is_err());
+    }
+
+    #[test]
+    fn two_rules_are_none() {
+        let given = ["generator.a.w", "discriminator.a.w"];
+        let lenient = MatchOptions { ignore_unknown: true, ..MatchOptions::default() };
+        for partial in [false, true] {
+            let options = MatchOptions { partial, ..lenient.clone() };
+            let problems = named(&["a.w"], &given, &options).expect_err("two rules");
+            let rules = ["after removing `discriminator.`", "after removing `generator.`"].map(str::to_owned);
+            let Problem::Ambiguous { rules: mut found } = problems[0].clone() else { panic!("{problems:?}") };
+            found.sort();
+            assert_eq!(found, rules);
+        }
+        // What is there by its own name is meant.
+        let found = named(&["a.w"], &["a.w", "ema.a.w"], &lenient).expect("as they are");
+        assert_eq!(found.0, "as they are");
+        // A few names of another model are none of this one.
+        let partial = MatchOptions { partial: true, ..lenient };
+        assert!(named(&["a.w", "b.w"], &["other.a.w", "c"], &partial).is_err());
+        assert!(named(&["a.w", "b.w"], &["module.a.w", "c"], &partial).is_ok());
     }
 }

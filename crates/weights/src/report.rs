@@ -2,6 +2,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::Ignored;
+
 /// A phase of a refit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -53,6 +55,12 @@ pub struct RefitReport {
     pub unchanged: Vec<String>,
     /// Sources that were not given and kept (partial refit, or held by no state dict).
     pub kept: Vec<String>,
+    /// How names of the file became names of sources, in words; empty where they are the same.
+    #[serde(default)]
+    pub naming: String,
+    /// Names that were given and change nothing.
+    #[serde(default)]
+    pub ignored: Vec<Ignored>,
     /// Adapters of the new generation.
     pub adapters: Vec<AdapterReport>,
     /// Sources that other adapters, or the same ones with other scales, are applied to than before.

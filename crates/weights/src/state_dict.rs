@@ -7,6 +7,7 @@ use regraft_tensor::Tensor;
 pub struct StateDict {
     tensors: BTreeMap<String, Tensor>,
     metadata: BTreeMap<String, String>,
+    skipped: BTreeMap<String, String>,
 }
 
 impl StateDict {
@@ -49,6 +50,7 @@ impl StateDict {
     pub fn append(&mut self, mut other: StateDict) {
         self.tensors.append(&mut other.tensors);
         self.metadata.append(&mut other.metadata);
+        self.skipped.append(&mut other.skipped);
     }
 
     /// What a file says beside its tensors, such as how an adapter was trained: text by name.
@@ -60,10 +62,27 @@ impl StateDict {
     pub fn add_metadata(&mut self, entries: impl IntoIterator<Item = (String, String)>) {
         self.metadata.extend(entries);
     }
+
+    /// What stands in the file and was not read, by its place: in words what it is, such as "a tensor of complex64".
+    pub fn skipped(&self) -> &BTreeMap<String, String> {
+        &self.skipped
+    }
+
+    /// Notes that what stands at `place` was not read.
+    pub fn skip(&mut self, place: impl Into<String>, what: impl Into<String>) {
+        self.skipped.insert(place.into(), what.into());
+    }
+
+    /// The tensors whose names `keep` gives a new one, and everything else that is known of the file.
+    #[must_use]
+    pub fn renamed(&self, mut keep: impl FnMut(&str) -> Option<String>) -> StateDict {
+        let tensors = self.tensors.iter().filter_map(|(name, tensor)| Some((keep(name)?, tensor.clone()))).collect();
+        StateDict { tensors, metadata: self.metadata.clone(), skipped: self.skipped.clone() }
+    }
 }
 
 impl FromIterator<(String, Tensor)> for StateDict {
     fn from_iter<I: IntoIterator<Item = (String, Tensor)>>(iter: I) -> Self {
-        StateDict { tensors: iter.into_iter().collect(), metadata: BTreeMap::new() }
+        StateDict { tensors: iter.into_iter().collect(), ..StateDict::default() }
     }
 }

@@ -548,7 +548,7 @@ class State:
                 adapters = [(adapter, 1.0) for _, adapter in serving.values()]
         if weights or adapters is not None:
             start = time.perf_counter()
-            report = entry.compiled.refit(weights or None, partial=True, adapters=adapters)
+            report = entry.compiled.refit(weights or None, partial=True, constants="all", adapters=adapters)
             # Weights of parts in PyTorch have no slots.
             if report.recomputed_slots or report.applied:
                 self.refits += 1

@@ -23,8 +23,9 @@ impl<'a> Bytes<'a> {
         self.bytes.len()
     }
 
-    pub(super) fn is_at_end(&self) -> bool {
-        self.at == self.bytes.len()
+    /// The next byte, which is not taken.
+    pub(super) fn peek(&self) -> Option<u8> {
+        self.bytes.get(self.at).copied()
     }
 
     pub(super) fn take(&mut self, len: usize) -> Result<&'a [u8], Refused> {

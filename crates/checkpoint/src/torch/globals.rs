@@ -2,34 +2,54 @@ use regraft_tensor::DType;
 
 use super::value::Global;
 
-/// The global called `module.name`, if a state dict may name it. Everything else that a pickle names is refused: in
-/// Python it would be imported and called.
-pub(super) fn find(module: &str, name: &str) -> Option<Global> {
-    match module {
-        "collections" if name == "OrderedDict" => Some(Global::OrderedDict),
-        "torch._utils" => rebuild(name),
-        "torch.storage" if name == "UntypedStorage" => Some(Global::Storage(Err("unknown"))),
-        "torch" if name == "Size" => Some(Global::Size),
-        "torch" => match name.strip_suffix("Storage") {
-            Some(class) => storage(class),
-            None => FOREIGN.iter().find(|known| **known == name).copied().map(Global::Foreign),
-        },
-        _ => None,
-    }
+/// What the global called `module.name` stands for. None is imported or called, as Python would; those that are not known make
+/// something that is left out.
+pub(super) fn find<'a>(module: &'a str, name: &'a str) -> Global<'a> {
+    known(module, name).unwrap_or(Global::Unknown { module, name })
 }
 
-fn rebuild(name: &str) -> Option<Global> {
+fn known(module: &str, name: &str) -> Option<Global<'static>> {
+    Some(match (module, name) {
+        ("collections", "OrderedDict" | "defaultdict" | "Counter") | ("builtins" | "__builtin__", "dict") => {
+            Global::Dict
+        }
+        ("builtins" | "__builtin__", "set" | "frozenset") => Global::Set,
+        ("builtins" | "__builtin__", "complex") => Global::Known("a complex number"),
+        ("builtins" | "__builtin__", "bytearray" | "bytes") | ("_codecs", "encode") => Global::Known("bytes"),
+        ("torch", "device") => Global::Known("a device"),
+        ("torch.serialization", "_get_layout") => Global::Known("a layout"),
+        ("torch", "Size") => Global::Size,
+        ("torch", "Tensor") | ("torch.nn.parameter", "Parameter" | "Buffer") => Global::TensorClass,
+        ("torch._tensor", "_rebuild_from_type_v2") => Global::FromType,
+        ("torch._utils", _) => return rebuild(name),
+        ("torch.storage", "UntypedStorage") => Global::Storage(Err("an unknown dtype")),
+        ("torch" | "torch.cuda", _) => match name.strip_suffix("Storage") {
+            Some(class) => return storage(class),
+            None => Global::DType(DTYPES.iter().find(|known| **known == name).copied()?),
+        },
+        _ => return None,
+    })
+}
+
+fn rebuild(name: &str) -> Option<Global<'static>> {
     Some(match name {
-        "_rebuild_tensor_v2" => Global::Tensor,
-        "_rebuild_parameter" => Global::Parameter,
+        "_rebuild_tensor" | "_rebuild_tensor_v2" => Global::Tensor,
+        "_rebuild_parameter" | "_rebuild_parameter_with_state" => Global::Parameter,
         // What torch.save uses for dtypes without a class of storages of their own, and for quantized ones.
         "_rebuild_tensor_v3" | "_rebuild_qtensor" => Global::ForeignTensor,
+        "_rebuild_sparse_tensor" | "_rebuild_sparse_csr_tensor" => Global::Known("a sparse tensor"),
+        "_rebuild_nested_tensor" => Global::Known("a nested tensor"),
+        "_rebuild_meta_tensor_no_storage" => Global::Known("a tensor without values"),
+        "_rebuild_device_tensor_from_numpy" | "_rebuild_device_tensor_from_cpu_tensor" | "_rebuild_xla_tensor" => {
+            Global::Known("a tensor of another kind of device")
+        }
+        "_rebuild_wrapper_subclass" => Global::Known("a tensor of a subclass"),
         _ => return None,
     })
 }
 
 /// The class of storages called `{class}Storage`.
-fn storage(class: &str) -> Option<Global> {
+fn storage(class: &str) -> Option<Global<'static>> {
     Some(Global::Storage(match class {
         "Double" => Ok(DType::F64),
         "Float" => Ok(DType::F32),
@@ -48,12 +68,26 @@ fn storage(class: &str) -> Option<Global> {
         "QInt32" => Err("qint32"),
         "QUInt4x2" => Err("quint4x2"),
         "QUInt2x4" => Err("quint2x4"),
+        "Untyped" => Err("an unknown dtype"),
         _ => return None,
     }))
 }
 
-/// Dtypes and quantization schemes that pickles of state dicts name and Regraft has not.
-const FOREIGN: &[&str] = &[
+/// Dtypes, quantization schemes and layouts that pickles name.
+const DTYPES: &[&str] = &[
+    "float64",
+    "float32",
+    "float16",
+    "bfloat16",
+    "int64",
+    "int32",
+    "int16",
+    "int8",
+    "uint8",
+    "bool",
+    "complex32",
+    "complex64",
+    "complex128",
     "float8_e4m3fn",
     "float8_e4m3fnuz",
     "float8_e5m2",
@@ -63,7 +97,12 @@ const FOREIGN: &[&str] = &[
     "uint16",
     "uint32",
     "uint64",
+    "qint8",
+    "quint8",
+    "qint32",
     "per_tensor_affine",
     "per_channel_affine",
     "per_channel_affine_float_qparams",
+    "strided",
+    "sparse_coo",
 ];

@@ -8,6 +8,7 @@ were loaded.
 
 import io
 import pickle
+import sys
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -15,6 +16,8 @@ from pathlib import Path
 import torch
 
 HERE = Path(__file__).parent
+sys.path.append(str(HERE.parents[3] / "tests"))
+from checkpoints import big_endian, tar  # noqa: E402
 
 
 def plain():
@@ -86,6 +89,13 @@ def main():
     torch.save({"a": torch.tensor([1.0, 2.0])}, HERE / "protocol4.pt", pickle_protocol=4)
     torch.save(torch.nn.ReLU(), HERE / "whole_module.pt")
     torch.save({"a": torch.ones(1)}, HERE / "legacy.bin", _use_new_zipfile_serialization=False)
+    small = {
+        "a": torch.tensor([[1.0, 2.0], [3.0, 4.0]]),
+        "b": torch.tensor([-7, 1 << 40]),
+        "h": torch.tensor(1.5).half(),
+    }
+    for write, name in ((tar, "tar.pt"), (big_endian, "big_endian.pt")):
+        write(small, HERE).rename(HERE / name)
     (HERE / "evil.pt").write_bytes(with_pickle(pickle.dumps({"a": Evil()}, protocol=2)))
 
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::Common;
+use super::{Common, NameFlags};
 
 pub(super) const STRIP: &str = "Take the weights out of an engine, to be distributed apart from it.
 
@@ -38,19 +38,21 @@ pub(super) const CHECK: &str = "Compare a weight file with the weights manifest 
 
 Names, shapes and dtypes are compared; no tensor is read, and the engine may be one for another machine. With --same, and \
 for engines compiled with --identical, contents are compared by their digests. The exit status is 0 when a bind or a \
-refit would take the file, and 1 when not.";
+refit would take the file, and 1 when not. Names are matched as `regraft refit` does, and how is printed.";
 
 #[derive(Args, Debug)]
 pub(crate) struct CheckArgs {
     /// The engine
     #[arg(value_name = "MODEL.rgf")]
     pub(crate) engine: PathBuf,
-    /// The weights: .safetensors, .safetensors.index.json, .pt2, .pt, .bin or .onnx
+    /// The weights: .safetensors, .safetensors.index.json, .pt2, .pt, .bin or .onnx, or a folder of Hugging Face
     #[arg(value_name = "WEIGHTS")]
     pub(crate) weights: PathBuf,
     /// The contents must be those that the engine was made with
     #[arg(long)]
     pub(crate) same: bool,
+    #[command(flatten)]
+    pub(crate) names: NameFlags,
     #[command(flatten)]
     pub(crate) common: Common,
 }

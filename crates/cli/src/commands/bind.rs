@@ -1,6 +1,6 @@
 use regraft::{KeepSources, Mode, RefitOptions};
 
-use super::{about_weights, check_writable, load, path_json, save, tell_refit};
+use super::{about_weights, check_writable, load, open_weights, path_json, save, tell_refit};
 use crate::{
     args::BindArgs,
     failure::Failure,
@@ -10,7 +10,7 @@ use crate::{
 pub(super) fn run(args: &BindArgs, out: &mut Output) -> Result<(), Failure> {
     check_writable(&args.output)?;
     args.report.as_deref().map_or(Ok(()), check_writable)?;
-    let weights = regraft::open_weights(&args.weights)?;
+    let weights = open_weights(&args.weights, &args.names, out)?;
     let model = load(&args.engine, args.threads, out)?;
     if model.mode() != Mode::Stripped {
         let failure = Failure::new(format!("the engine is {}: it has its weights already", model.mode()));
@@ -20,7 +20,13 @@ pub(super) fn run(args: &BindArgs, out: &mut Output) -> Result<(), Failure> {
         };
         return Err(failure.about(&args.engine).help(help));
     }
-    let options = RefitOptions { reject_non_finite: args.reject_non_finite, ..RefitOptions::default() };
+    let options = RefitOptions {
+        ignore_unknown: args.names.ignore_unknown,
+        reject_non_finite: args.reject_non_finite,
+        constants: args.names.constants(),
+        renames: args.names.renames(),
+        ..RefitOptions::default()
+    };
     let report = {
         let _busy = out.busy("binding");
         model.refit(&weights, &options).map_err(|e| about_weights(e.into(), &args.weights))?

@@ -17,16 +17,19 @@ mod tune;
 use std::{collections::BTreeMap, fs, io::Write, path::Path};
 
 use regraft::{
-    AtomicFile, Engine, KeepSources, Mode, Model, RefitReport,
+    AtomicFile, Engine, Ignored, KeepSources, Mode, Model, RefitReport, StateDict,
     ir::{Graph, TensorType},
 };
 use serde_json::{Value, json};
 
 use crate::{
-    args::{Command, ThreadArgs},
-    failure::Failure,
+    args::{Command, NameFlags, ThreadArgs},
+    failure::{Failure, misfit_of},
     output::{self, Output},
 };
+
+/// As many names stand in one line.
+const SHOWN: usize = 4;
 
 /// Runs a command.
 pub(crate) fn run(command: &Command, out: &mut Output) -> Result<(), Failure> {
@@ -96,10 +99,43 @@ fn begin_report(path: &Path, report: &RefitReport) -> Result<AtomicFile, Failure
     Ok(file)
 }
 
-/// The problems of weights, with the name of the file that has them.
-fn about_weights(failure: Failure, weights: &Path) -> Failure {
+/// Reads a weight file, and says what of it was not read.
+fn open_weights(path: &Path, names: &NameFlags, out: &mut Output) -> Result<StateDict, Failure> {
+    let weights = regraft::open_weights_with(path, &names.open())?;
+    let skipped = weights.skipped();
+    for (place, what) in skipped.iter().take(SHOWN) {
+        out.note(format!("{}: {place} is {what}, which was not read", path.display()));
+    }
+    if skipped.len() > SHOWN {
+        out.note(format!("{}: {} other places were not read", path.display(), skipped.len() - SHOWN));
+    }
+    if !skipped.is_empty() {
+        out.fact("skipped", json!(skipped));
+    }
+    Ok(weights)
+}
+
+/// How names were matched, and which of them change nothing.
+fn tell_names(naming: &str, ignored: &[Ignored], out: &mut Output) {
+    if !naming.is_empty() {
+        out.line("names", format!("match {naming}"));
+    }
+    let mut by_reason: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    ignored.iter().for_each(|i| by_reason.entry(i.why()).or_default().push(i.name()));
+    for (why, names) in by_reason {
+        let shown = names.iter().take(SHOWN).copied().collect::<Vec<_>>().join(", ");
+        let more = if names.len() > SHOWN { format!(" and {} more", names.len() - SHOWN) } else { String::new() };
+        out.line("ignored", format!("{shown}{more}: {why}"));
+    }
+}
+
+/// The error of a file or of weights that do not fit, with advice in the words of the command line.
+fn about_weights(error: regraft::Error, weights: &Path) -> Failure {
     let name = weights.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    failure.replace_what("missing", &format!("missing in {name}"))
+    match misfit_of(&error) {
+        Some(misfit) => Failure::misfit(misfit, Some(&name)).unchanged(),
+        None => error.into(),
+    }
 }
 
 /// The lines and facts of a refit or a bind.
@@ -112,6 +148,7 @@ fn tell_refit(report: &RefitReport, sources: usize, out: &mut Output) {
         }
     }
     out.line("matched", matched);
+    tell_names(&report.naming, &report.ignored, out);
     if !report.adapters.is_empty() {
         let adapters: Vec<String> = report.adapters.iter().map(|a| format!("{} ×{}", a.name, a.scale)).collect();
         out.line("adapted", format!("{} with {}", output::count(report.adapted.len(), "source"), adapters.join(", ")));

@@ -5,7 +5,7 @@ use std::{
 
 use regraft::{Adapter, AdapterOptions, KeepSources, Mode, Model, Phase, Refit, RefitObserver, RefitOptions, Staged};
 
-use super::{about_weights, check_writable, load, path_json, samples, save, tell_refit};
+use super::{about_weights, check_writable, load, open_weights, path_json, samples, save, tell_refit};
 use crate::{
     args::RefitArgs,
     failure::Failure,
@@ -15,7 +15,7 @@ use crate::{
 pub(super) fn run(args: &RefitArgs, out: &mut Output) -> Result<(), Failure> {
     check_writable(&args.output)?;
     args.report.as_deref().map_or(Ok(()), check_writable)?;
-    let weights = args.weights.as_deref().map(regraft::open_weights).transpose()?;
+    let weights = args.weights.as_deref().map(|path| open_weights(path, &args.names, out)).transpose()?;
     let model = load(&args.engine, args.threads, out)?;
     check_mode(&model, &args.engine)?;
     let adapters = open_adapters(args, &model)?;
@@ -25,8 +25,14 @@ pub(super) fn run(args: &RefitArgs, out: &mut Output) -> Result<(), Failure> {
     }
     let samples = args.verify.iter().map(|path| samples::read(path, &model.plan().graph));
     let samples = samples.collect::<Result<Vec<_>, _>>()?;
-    let options =
-        RefitOptions { partial: args.partial, reject_non_finite: args.reject_non_finite, ..RefitOptions::default() };
+    let options = RefitOptions {
+        partial: args.partial,
+        ignore_unknown: args.names.ignore_unknown,
+        reject_non_finite: args.reject_non_finite,
+        constants: args.names.constants(),
+        renames: args.names.renames(),
+        ..RefitOptions::default()
+    };
     let staged = {
         let watcher = Watcher(out.busy("refitting"));
         let mut refit = Refit::new().adapters(&adapters)?.observe(&watcher);

@@ -20,7 +20,7 @@ use regraft_engine::Plan;
 use regraft_tensor::Tensor;
 use regraft_weights::{
     AdapterReport, Digest, MatchOptions, Matched, Phase, Problem, RefitMap, RefitReport, SlotReport, StateDict,
-    match_names,
+    WeightsErrorKind, match_names,
 };
 
 pub use self::options::{Changed, RefitObserver, RefitOptions};
@@ -147,25 +147,37 @@ fn given(
 ) -> Result<Matched, RuntimeError> {
     let map = parts.map;
     // Without a generation to start from there is nothing to keep: everything must be given.
-    let matching =
-        MatchOptions { partial: options.partial && base.is_some(), reject_non_finite: options.reject_non_finite };
-    let names = phase(Phase::Match, report, observer, |_| match_names(map, weights, matching));
+    let matching = MatchOptions {
+        partial: options.partial && base.is_some(),
+        ignore_unknown: options.ignore_unknown,
+        reject_non_finite: options.reject_non_finite,
+        constants: options.constants.clone(),
+        renames: options.renames.clone(),
+    };
+    let names = phase(Phase::Match, report, observer, |_| match_names(map, weights, &matching));
+    report.ignored = names.ignored().to_vec();
+    if !names.rule().is_identity() {
+        report.naming = names.rule().to_string();
+    }
+    // A key is a name as it was given, or the name of a source.
+    let by_name = map.by_name();
+    let source_of = |key: &str| names.source_of(key).or_else(|| by_name.get(key).copied());
+    let keys: Option<Vec<(&String, Option<usize>)>> = match &options.changed {
+        Changed::Keys(keys) => Some(keys.iter().map(|key| (key, source_of(key))).collect()),
+        Changed::Detect | Changed::All => None,
+    };
     let matched = phase(Phase::Check, report, observer, |_| {
-        let mut problems = Vec::new();
-        let matched = names.check(map, parts.identical, matching).unwrap_or_else(|found| {
-            problems = found;
-            Matched::new()
-        });
-        if let Changed::Keys(keys) = &options.changed {
-            let known = map.by_name();
-            let unknown = keys.iter().filter(|key| !known.contains_key(key.as_str()) || weights.get(key).is_none());
-            problems.extend(unknown.map(|key| Problem::NotGiven { name: key.clone() }));
-        }
-        none_of(problems, map).map(|()| matched)
+        let matched = names.check(&map.sources, parts.identical, &matching);
+        let matched = matched.map_err(WeightsErrorKind::Fit)?;
+        let not_given = keys.iter().flatten().filter(|(_, source)| source.is_none_or(|s| !matched.contains_key(&s)));
+        none_of(not_given.map(|(key, _)| Problem::NotGiven { name: (*key).clone() }).collect(), map)?;
+        Ok::<_, RuntimeError>(matched)
     })?;
-    let named = |index: usize, keys: &BTreeSet<String>| map.sources[index].names().any(|name| keys.contains(name));
-    Ok(match &options.changed {
-        Changed::Keys(keys) if base.is_some() => matched.into_iter().filter(|(i, _)| named(*i, keys)).collect(),
+    Ok(match keys {
+        Some(keys) if base.is_some() => {
+            let named: BTreeSet<usize> = keys.iter().filter_map(|(_, source)| *source).collect();
+            matched.into_iter().filter(|(i, _)| named.contains(i)).collect()
+        }
         _ => matched,
     })
 }

@@ -1,14 +1,20 @@
 use std::collections::BTreeSet;
 
-use regraft_weights::Phase;
+use regraft_weights::{Constants, Phase, Rename};
 
 /// What a refit asks of the weights it is given.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RefitOptions {
     /// Take the keys that are there and keep the other sources; otherwise all must be given.
     pub partial: bool,
+    /// Leave names alone that the engine does not have; otherwise they are an error.
+    pub ignore_unknown: bool,
     /// Refuse infinite values and NaN.
     pub reject_non_finite: bool,
+    /// Which sources that no state dict holds the weights may change.
+    pub constants: Constants,
+    /// What names of the weights are called before they are matched.
+    pub renames: Vec<Rename>,
     /// Which of the given sources differ from what serves.
     pub changed: Changed,
 }
