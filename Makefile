@@ -88,6 +88,12 @@ test-checkpoints: python ## 300 generated checkpoints against PyTorch
 	@$(PYTHON_ENV); \
 	REGRAFT_CASES=300 PYTHONPATH="$(abspath $(TARGET))/python" "$$python" -m pytest -q tests/test_generated_checkpoints.py
 
+test-gpu: ## the conformance suite on an NVIDIA GPU, where there is one
+	@if ! nvidia-smi >/dev/null 2>&1; then echo "skipped: there is no NVIDIA GPU"; exit 0; fi; \
+	echo "== testing on a GPU"; \
+	REGRAFT_TEST_DEVICE=cuda:0 $(CARGO) test --locked -p regraft-conformance \
+		--test fixtures --test generations --test adapters --test keep_sources --test scenarios
+
 test-s3: ## the object cache against a server that speaks S3, on this machine
 	@echo "== building the command with the object cache"
 	$(CARGO) clippy --locked -p regraft-cli --features object-cache -- -D warnings

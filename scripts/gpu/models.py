@@ -1,8 +1,9 @@
-"""Whole models on a GPU against PyTorch there: compiled, run, refitted, and compared with a build from the same weights.
+"""Whole models on a GPU against PyTorch there: compiled, run, refitted, compared with a new build.
 
     python3 scripts/gpu/models.py REGRAFT FOLDER [bert] [resnet]
 
-Prints for each model the error against PyTorch in f32, PyTorch's own in f16, whether law 1 holds bit for bit, and times.
+Prints for each model the error against PyTorch in f32, PyTorch's own in f16, whether law 1 holds bit for bit,
+and times.
 """
 
 import json
@@ -63,7 +64,11 @@ def error(got, want):
 def check(binary, folder, name, make):
     torch.manual_seed(0)
     net, inputs = make()
-    reference = lambda: net.float()(*[x.float() if x.is_floating_point() else x for x in inputs]).detach().double().numpy()
+
+    def reference():
+        floats = [x.float() if x.is_floating_point() else x for x in inputs]
+        return net.float()(*floats).detach().double().numpy()
+
     half = [x.half() if x.is_floating_point() else x for x in inputs]
     for i, x in enumerate(half):
         np.save(folder / f"{name}_{i}.npy", x.numpy())
@@ -89,19 +94,29 @@ def check(binary, folder, name, make):
         engine, own, seconds = export("a")
         want = reference()
         got = run(engine)
-        print(f"{name}: compiled in {seconds:.1f} s; error {error(got, want):.2e}, PyTorch's own {error(own, want):.2e}", flush=True)
+        errors = f"error {error(got, want):.2e}, PyTorch's own {error(own, want):.2e}"
+        print(f"{name}: compiled in {seconds:.1f} s; {errors}", flush=True)
         net.half()
         change(net, 1)
         state = {k: v.contiguous().clone() for k, v in net.state_dict().items()}
         save_file(state, folder / f"{name}_b.safetensors")
-        report, seconds = regraft(
-            binary, "refit", engine, "--weights", folder / f"{name}_b.safetensors", "-o", folder / f"{name}_r.rgf", "--device", "cuda"
+        _, seconds = regraft(
+            binary,
+            "refit",
+            engine,
+            "--weights",
+            folder / f"{name}_b.safetensors",
+            "-o",
+            folder / f"{name}_r.rgf",
+            "--device",
+            "cuda",
         )
         refitted = run(folder / f"{name}_r.rgf")
         built, own, _ = export("b")
+        same = np.array_equal(refitted.view(np.uint16), run(built).view(np.uint16))
         print(
             f"{name}: refit {seconds:.1f} s with its file; error {error(refitted, reference()):.2e}; "
-            f"law 1: {'holds' if np.array_equal(refitted.view(np.uint16), run(built).view(np.uint16)) else 'BROKEN'}",
+            f"law 1 {'holds' if same else 'IS BROKEN'}",
             flush=True,
         )
     facts, _ = regraft(binary, "bench", engine, "--device", "cuda", "--runs", 60)
@@ -117,7 +132,9 @@ def check(binary, folder, name, make):
         for _ in range(30):
             net(*args)
         torch.cuda.synchronize()
-    print(f"{name}: PyTorch eager without a graph {(time.perf_counter() - start) / 30 * 1e3:.3f} ms", flush=True)
+    print(
+        f"{name}: PyTorch eager without a graph {(time.perf_counter() - start) / 30 * 1e3:.3f} ms", flush=True
+    )
 
 
 if __name__ == "__main__":
