@@ -9,7 +9,7 @@ use std::{num::NonZeroUsize, path::PathBuf, sync::Arc};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use regraft::{Device, DeviceName, KeepSources, Mode, Threads};
+use regraft::{DType, Device, DeviceName, KeepSources, Mode, Threads};
 
 pub(crate) use self::{
     cache::{CacheAction, CacheArgs, CacheFlags},
@@ -204,6 +204,7 @@ Then:
                                                            measures kernels on this machine
   regraft compile model.pt2 -o model.rgf --tune-records tuned.json
                                                            the same engine, byte for byte
+  regraft compile model.pt2 -o model.rgf --dtype bf16      computes an f32 model in bfloat16
   regraft compile model.pt2 --dump plan                    shows what a run will execute
   regraft compile model.pt2 --dump-dir stages              one text file per stage and pass
 
@@ -228,6 +229,9 @@ pub(crate) struct CompileArgs {
     /// Take no weights but those of the program
     #[arg(long)]
     pub(crate) identical: bool,
+    /// Compute a program of f32 in this float, as autocast does; its weights, inputs and outputs stay f32
+    #[arg(long, value_enum)]
+    pub(crate) dtype: Option<HalfArg>,
     #[command(flatten)]
     pub(crate) cache: CacheFlags,
     #[command(flatten)]
@@ -242,6 +246,24 @@ pub(crate) struct CompileArgs {
     pub(crate) threads: ThreadArgs,
     #[command(flatten)]
     pub(crate) common: Common,
+}
+
+/// A float narrower than f32.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum HalfArg {
+    /// bfloat16: the range of f32, 8 bits of precision
+    Bf16,
+    /// IEEE half: 11 bits of precision, up to 65504
+    F16,
+}
+
+impl From<HalfArg> for DType {
+    fn from(half: HalfArg) -> DType {
+        match half {
+            HalfArg::Bf16 => DType::BF16,
+            HalfArg::F16 => DType::F16,
+        }
+    }
 }
 
 const RUN: &str = "Run an engine once on arrays from .npy files (numpy.save).

@@ -3,7 +3,7 @@
 use regraft_backend::{Codegen, Device};
 use regraft_engine::Engine;
 use regraft_ir::Graph;
-use regraft_tensor::Tensor;
+use regraft_tensor::{DType, Tensor};
 
 use crate::{
     CompileError,
@@ -33,6 +33,8 @@ impl<'a> Backend<'a> {
 pub struct Options<'a> {
     /// Bind the engine to the weights it is built with.
     pub identical: bool,
+    /// The float, f16 or bf16, that a program of f32 is computed in; as it is if `None`.
+    pub dtype: Option<DType>,
     /// How to choose between kernels.
     pub tuning: Tuning<'a>,
 }
@@ -73,7 +75,7 @@ pub fn compile(
     observer: &mut dyn Observer,
 ) -> Result<Output, CompileError> {
     observer.imported(&graph);
-    lower::lower(&mut graph, backend.codegen.lowering(), |name, graph| observer.pass(name, graph))?;
+    lower::lower(&mut graph, backend.codegen.lowering(), options.dtype, |name, graph| observer.pass(name, graph))?;
     let mut tuner = Tuner::new(backend, options.tuning)?;
     let built = build::build(&graph, backend.codegen, &mut tuner)?;
     let (records, tune_report) = tuner.finish();

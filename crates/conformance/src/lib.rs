@@ -114,7 +114,7 @@ impl Case {
                 *tensor = Some(given.cast(source.dtype));
             }
         }
-        let options = Options { identical: false, tuning };
+        let options = Options { tuning, ..Options::default() };
         regraft_compile::pipeline::compile(imported.graph, &tensors, Backend::of(&*backend(isa)), options, &mut ())
             .unwrap_or_else(|e| panic!("{}: {e}", self.name))
     }

@@ -93,7 +93,11 @@ pub(crate) fn build(
 ) -> Result<(Engine, Option<Tuned>, CacheUse), Error> {
     let Imported { graph, weights, .. } = imported;
     let canonical = Canonical::of(graph);
-    let key = key(&canonical, &options.tune.key(device), &device.codegen().target(), env!("CARGO_PKG_VERSION"));
+    let choices = match options.dtype {
+        Some(dtype) => format!("{} in {dtype}", options.tune.key(device)),
+        None => options.tune.key(device),
+    };
+    let key = key(&canonical, &choices, &device.codegen().target(), env!("CARGO_PKG_VERSION"));
     let mut lookup = Lookup { cache: &**cache, key, canonical: &canonical, device, warnings: Vec::new() };
     let mut claim = None;
     let mut found = lookup.find();

@@ -6,6 +6,7 @@ use regraft_backend::Device;
 use regraft_compile::pipeline::{self, Backend, Observer};
 use regraft_engine::{Engine, KeepSources, Mode, cache::EngineCache};
 use regraft_import::Imported;
+use regraft_tensor::DType;
 
 use crate::{
     DeviceName, Error, Threads, Tune, Tuned,
@@ -22,6 +23,8 @@ pub struct CompileOptions {
     pub keep_sources: KeepSources,
     /// Bind the engine to the weights it is built with: it takes no others.
     pub identical: bool,
+    /// The float, f16 or bf16, that a program of f32 is computed in, as autocast does; its weights and interface stay f32.
+    pub dtype: Option<DType>,
     /// The device that the engine is for; it is opened to choose kernels, and to make slots where the engine holds them.
     pub device: DeviceName,
     /// Threads that make the slots of an engine that holds them, and of the runs that tuning measures.
@@ -38,6 +41,7 @@ impl Default for CompileOptions {
             mode: Mode::Refittable,
             keep_sources: KeepSources::Embedded,
             identical: false,
+            dtype: None,
             device: DeviceName::Cpu,
             threads: Threads::Auto,
             tune: Tune::default(),
@@ -113,7 +117,7 @@ pub(crate) fn build(
     observer: &mut dyn Observer,
 ) -> Result<(Engine, Tuned), Error> {
     Ok(tune::tuned(&options.tune, device, |tuning| {
-        let build = pipeline::Options { identical: options.identical, tuning };
+        let build = pipeline::Options { identical: options.identical, dtype: options.dtype, tuning };
         pipeline::compile(imported.graph, &imported.weights, Backend::of(device), build, observer)
     })?)
 }

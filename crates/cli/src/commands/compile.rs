@@ -1,7 +1,7 @@
 use std::{fs, path::Path, time::Instant};
 
 use regraft::{
-    AtomicFile, CacheUse, CompileOptions, Compiled, KeepSources, Mode, Observer,
+    AtomicFile, CacheUse, CompileOptions, Compiled, DType, KeepSources, Mode, Observer,
     ir::{Graph, text},
 };
 use serde_json::Value;
@@ -29,6 +29,7 @@ pub(super) fn run(args: &CompileArgs, out: &mut Output) -> Result<(), Failure> {
         mode,
         keep_sources: args.keep_sources.map_or(KeepSources::default(), KeepSources::from),
         identical: args.identical,
+        dtype: args.dtype.map(DType::from),
         device: args.threads.device,
         threads: args.threads.get(),
         tune: tune::options(&args.tune, &args.cache)?,

@@ -6,11 +6,13 @@
 pub mod axes;
 pub mod known;
 pub mod matcher;
+pub mod narrow;
 pub mod passes;
 pub mod pattern;
 
 use regraft_backend::Lowering;
 use regraft_ir::{Graph, IrError};
+use regraft_tensor::DType;
 
 use crate::CompileError;
 
@@ -38,18 +40,25 @@ pub const PASSES: &[Pass] = &[
     passes::fuse_elementwise::PASS,
 ];
 
-/// Runs all passes as the backend wants them; `observe` sees the graph after each.
+/// Runs all passes as the backend wants them; `observe` sees the graph after each. With `dtype`, f16 or bf16, a program of f32 is
+/// [narrowed](narrow::narrow) to it, once batch norms have been folded: their factors are applied before weights are rounded.
 ///
 /// # Errors
 /// [`CompileError::Pass`] naming the pass.
 pub fn lower(
     graph: &mut Graph,
     lowering: &dyn Lowering,
+    dtype: Option<DType>,
     mut observe: impl FnMut(&'static str, &Graph),
 ) -> Result<(), CompileError> {
     for pass in PASSES {
         run_pass(pass, graph, lowering)?;
         observe(pass.name, graph);
+        if let (Some(dtype), true) = (dtype, pass.name == passes::fold_batch_norm::PASS.name) {
+            narrow::narrow(graph, dtype).map_err(|error| CompileError::Pass { pass: "narrow", error })?;
+            run_pass(&passes::canonicalize::PASS, graph, lowering)?;
+            observe("narrow", graph);
+        }
     }
     Ok(())
 }
