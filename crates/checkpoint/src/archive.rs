@@ -21,6 +21,7 @@ const RATIO_FREE: u64 = 1 << 20;
 const MAX_ENTRIES: usize = 1 << 20;
 
 const DAMAGED: &str = "the file is truncated or damaged: copy it or save it again";
+const FREE_MEMORY: &str = "free memory, or save the file again without compression";
 const SAVE_AGAIN: &str = "load it with PyTorch and save it again";
 
 /// A zip file, as PyTorch uses it for all its formats, whose structure is sound: entries are inside the file, do not
@@ -252,7 +253,8 @@ impl Archive {
         // Cloning shares the directory and the mapping.
         let mut zip = self.zip.clone();
         let mut reader = zip.by_index(entry.index).map_err(|e| damaged(&e))?;
-        let mut bytes = AlignedVec::zeroed(size);
+        let refused = |e: regraft_tensor::TensorError| self.error(name, format!("it cannot be read: {e}"), FREE_MEMORY);
+        let mut bytes = AlignedVec::try_zeroed(size).map_err(refused)?;
         reader.read_exact(bytes.bytes_mut()).map_err(|e| damaged(&e))?;
         if reader.read(&mut [0]).map_err(|e| damaged(&e))? != 0 {
             return Err(damaged(&format!("it holds more than the {size} bytes it should")));

@@ -48,8 +48,9 @@ impl View {
             Some(range) if range == (0..storage.len()) => storage.clone(),
             Some(range) => storage.slice(range).ok_or_else(|| self.outside(storage.len()))?,
             None => gather_strided(storage.bytes(), self.dtype.size(), &self.shape, &self.strides, self.offset)
-                .map(|bytes| AlignedVec::copy_of(&bytes).into())
-                .map_err(|e| e.to_string())?,
+                .and_then(|bytes| AlignedVec::try_copy_of(&bytes))
+                .map_err(|e| e.to_string())?
+                .into(),
         };
         if self.dtype == DType::Bool
             && let Some(byte) = buffer.bytes().iter().find(|b| **b > 1)

@@ -6,6 +6,7 @@ use std::{
 use rayon::prelude::*;
 use regraft_backend::{Extent, Memory, MemoryKind, Queue, QueueClass, RegionMut};
 use regraft_tensor::AlignedVec;
+use regraft_weights::on_shared_threads;
 
 use crate::{Generation, Model, RuntimeError, RuntimeErrorKind};
 
@@ -48,11 +49,12 @@ impl SlotCopier {
         let bytes = self.slots.iter().map(|(slot, _)| generation.slots[*slot].len()).sum();
         let start = Instant::now();
         self.queue.submit(Extent { steps: self.slots.len(), bytes }, &mut || {
-            self.slots.par_iter().for_each(|(slot, to)| {
+            let copy = |(slot, to): &(usize, Mutex<Box<dyn Memory>>)| {
                 let from = generation.slots[*slot].region();
                 let mut to = to.lock().unwrap_or_else(PoisonError::into_inner);
                 self.queue.copy(from, RegionMut::of(&mut **to).part(0..from.len()));
-            });
+            };
+            on_shared_threads(|| self.slots.par_iter().for_each(copy));
         });
         self.queue.fence().wait().map_err(|error| RuntimeErrorKind::Run(error.kind))?;
         Ok(start.elapsed())

@@ -65,6 +65,16 @@ impl AlignedVec {
         v
     }
 
+    /// A copy of `bytes`, when the system gives the memory.
+    ///
+    /// # Errors
+    /// [`ErrorKind::OutOfMemory`].
+    pub fn try_copy_of(bytes: &[u8]) -> Result<Self, TensorError> {
+        let mut v = AlignedVec::try_zeroed(bytes.len())?;
+        v.bytes_mut().copy_from_slice(bytes);
+        Ok(v)
+    }
+
     /// A copy of the elements of `data`.
     pub fn from_slice<T: Pod>(data: &[T]) -> Self {
         AlignedVec::copy_of(bytemuck::cast_slice(data))

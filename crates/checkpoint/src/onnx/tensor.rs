@@ -159,7 +159,7 @@ impl<'a> Initializer<'a> {
         if values > given {
             return Err(format!("expected {values} values, found {given} bytes in all"));
         }
-        let mut out = Out { bytes: AlignedVec::zeroed(self.byte_len), filled: 0 };
+        let mut out = Out { bytes: AlignedVec::try_zeroed(self.byte_len).map_err(|e| e.to_string())?, filled: 0 };
         let wanted = Numbers::of_dtype(dtype);
         for field in Fields::new(file, self.place.clone()) {
             let field = field?;
