@@ -143,6 +143,8 @@ def safetensors() -> None:
 def torch() -> None:
     for path in sorted(FILES.glob("*.p*t*")):
         write("weights", path.name, path.read_bytes())
+        if not zipfile.is_zipfile(path):
+            continue
         with zipfile.ZipFile(path) as archive:
             pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
             for name in pickles:
