@@ -87,6 +87,9 @@ def renamed(weights: Any, names: Mapping[str, str]) -> Any:
 def _sources_of(module: Module) -> Iterable[tuple[str, list[str], str, list[int], bool, bool]]:
     """Names and type of each weight, whether a state dict holds it, and whether anything reads it."""
     compiled, kept = module._compiled, module._serving.kept
+    read = {
+        name for model in module.models for _, _, sources in model.slots for name in sources
+    } | kept.keys()
     types: dict[str, tuple[str, list[int]]] = {
         name: (short_name(str(value.dtype).removeprefix("torch.")), list(value.shape))
         for name, value in kept.items()
@@ -104,4 +107,5 @@ def _sources_of(module: Module) -> Iterable[tuple[str, list[str], str, list[int]
         if name in others:
             continue
         dtype, shape = types.get(name, ("f32", []))
-        yield name, aliases.get(name, []), dtype, shape, in_state_dict, name in types
+        is_read = not read.isdisjoint((name, *aliases.get(name, [])))
+        yield name, aliases.get(name, []), dtype, shape, in_state_dict, is_read

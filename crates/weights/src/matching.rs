@@ -76,7 +76,7 @@ pub fn match_sources<'a>(
         names.take(sources, used, &is_checked, (name, tensor), *index, ignore_unknown);
     }
     names.add_missing(&sides, weights);
-    if names.problems.is_empty() && names.unknown.is_empty() && !found.fits {
+    if names.problems.is_empty() && names.unknown.is_empty() && names.given.is_empty() && !found.fits {
         names.problems.push(Problem::NoneKnown { names: weights.len() });
     }
     names.add_reasons(sources, weights);
