@@ -10,7 +10,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 # said on the way goes to stderr.
 PYTHON_ENV = python=$$(scripts/python-env.sh | tee >(cat >&2) | tail -n 1); bin=$$(dirname "$$python")
 
-.PHONY: help setup demo build python test test-rust test-python test-checkpoints test-adapters test-operators opinfo operators test-s3 race fuzz bless format lint
+.PHONY: help setup demo build python test test-rust test-python test-checkpoints test-adapters test-operators opinfo operators test-gpu test-s3 race fuzz bless format lint
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
