@@ -137,8 +137,10 @@ def check(binary, folder, name, make):
     )
 
 
+MODELS = {"bert": bert, "resnet": resnet}
+
 if __name__ == "__main__":
     binary, folder = sys.argv[1], Path(sys.argv[2])
     folder.mkdir(parents=True, exist_ok=True)
-    for name in sys.argv[3:] or ["bert", "resnet"]:
-        check(binary, folder, name, {"bert": bert, "resnet": resnet}[name])
+    for name in sys.argv[3:] or MODELS:
+        check(binary, folder, name, MODELS[name])
