@@ -5,7 +5,7 @@
 use std::{fs, path::Path, sync::Arc};
 
 use regraft::{
-    Adapter, Engine, KeepSources, Kept, MatchOptions, Mode, Model, Problem, RefitOptions, StateDict, Tensor,
+    Adapter, Constants, Engine, KeepSources, Kept, MatchOptions, Mode, Model, Problem, RefitOptions, StateDict, Tensor,
     adapter::AdapterOptions,
 };
 use regraft_backend_cpu::Isa;
@@ -109,7 +109,8 @@ fn constants_that_a_refit_changed_are_kept_as_they_are_now() {
     let before = model.generation().unwrap().sources[index].converted().unwrap().unwrap();
     let values: Vec<f32> = before.to_f64_vec().iter().map(|v| (v + 1.0) as f32).collect();
     let after = Tensor::from_slice(before.shape(), &values);
-    model.refit(&one(&sources[index].name, after.clone()), &PARTIAL).unwrap();
+    let options = RefitOptions { constants: Constants::ChangeAll, ..PARTIAL };
+    model.refit(&one(&sources[index].name, after.clone()), &options).unwrap();
     let path = folder.path().join("engine.rgf");
     regraft::save(&model, Mode::Refittable, KeepSources::None, &path).unwrap();
     assert!(Engine::read(&path).unwrap().sources[index].as_ref().unwrap().bit_equal(&after));

@@ -101,7 +101,9 @@ fn r_11_every_problem_is_listed_and_nothing_changes() {
     let weight = names.iter().find(|n| n.ends_with("weight")).expect("a weight");
     let bias = names.iter().find(|n| n.ends_with("bias")).expect("a bias");
 
-    let mut weights = one(&format!("{weight}s"), Tensor::from_slice(&[1], &[0f32]));
+    // Only a tensor of its shape can be meant.
+    let meant = model.refit_map().sources.iter().find(|s| s.name == *weight).unwrap().shape.clone();
+    let mut weights = one(&format!("{weight}s"), Tensor::zeros(DType::F32, &meant).unwrap());
     weights.insert(bias.clone(), Tensor::from_slice(&[1], &[0i64]));
     let found = problems(model.refit(&weights, &FULL));
     assert_eq!(found.len(), 3, "{found:?}");

@@ -76,7 +76,9 @@ pub fn match_sources<'a>(
         names.take(sources, used, &is_checked, (name, tensor), *index, ignore_unknown);
     }
     names.add_missing(&sides, weights);
-    if names.problems.is_empty() && names.unknown.is_empty() && names.given.is_empty() && !found.fits {
+    // A rule that does not fit is taken only where it is none: what is wrong with names as they are shows later.
+    let is_taken = found.fits || (names.rule == NameRule::default() && !names.given.is_empty());
+    if names.problems.is_empty() && names.unknown.is_empty() && !is_taken {
         names.problems.push(Problem::NoneKnown { names: weights.len() });
     }
     names.add_reasons(sources, weights);
