@@ -42,6 +42,9 @@ pub unsafe trait Memory: fmt::Debug + Send + Sync {
     }
 }
 
+/// Where no bytes are: aligned as all memory is, so that they are a slice of any elements.
+const NO_BYTES: usize = 64;
+
 /// A part of memory, to be read.
 #[derive(Clone, Copy, Debug)]
 pub struct Region<'a> {
@@ -93,7 +96,8 @@ impl<'a> Region<'a> {
     pub fn host_bytes(&self) -> &'a [u8] {
         assert!(self.host, "memory of a device is not addressed from the host");
         if self.len == 0 {
-            return &[];
+            // SAFETY: no bytes are read through it; it is not null.
+            return unsafe { std::slice::from_raw_parts(NO_BYTES as *const u8, 0) };
         }
         // SAFETY: the region borrows, for 'a, host bytes or a `Memory` whose contract says that its bytes are valid,
         // initialised, and written by nobody else; `part` stays inside.
@@ -179,11 +183,24 @@ impl<'a> RegionMut<'a> {
     pub fn host_bytes(&mut self) -> &mut [u8] {
         assert!(self.host, "memory of a device is not addressed from the host");
         if self.len == 0 {
-            return &mut [];
+            // SAFETY: no bytes are read or written through it; it is not null.
+            return unsafe { std::slice::from_raw_parts_mut(NO_BYTES as *mut u8, 0) };
         }
         // SAFETY: the region borrows, exclusively for 'a, host bytes or a writable `Memory`, whose contract says that the
         // bytes are valid, initialised and reached in no other way; `part` stays inside, and `again` leaves it to its
         // callers that no two are used for the same bytes.
         unsafe { std::slice::from_raw_parts_mut(self.address as *mut u8, self.len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_bytes_are_aligned_for_any_elements() {
+        let mut none: [u8; 0] = [];
+        assert!((Region::of_host(&none).host_bytes().as_ptr() as usize).is_multiple_of(64));
+        assert!((RegionMut::of_host(&mut none).host_bytes().as_ptr() as usize).is_multiple_of(64));
     }
 }
