@@ -89,18 +89,6 @@ impl AlignedVec {
         self.len = len;
     }
 
-    /// [`AlignedVec::resize`] for memory that stays: large memory is in huge pages where the system has them. Bringing it
-    /// into use then costs a fraction, and so does finding it.
-    pub fn resize_to_stay(&mut self, len: usize) {
-        let lines = len.div_ceil(64);
-        if lines * 64 > self.capacity() && lines * 64 >= HUGE_FROM {
-            let pages = MmapMut::map_anon(lines * 64).map(|pages| huge(pages, lines));
-            // Where no pages are to be had the heap has to do.
-            self.memory = pages.unwrap_or_else(|_| Memory::Heap(bytemuck::zeroed_vec(lines)));
-        }
-        self.resize(len);
-    }
-
     /// Length in bytes.
     pub fn len(&self) -> usize {
         self.len
