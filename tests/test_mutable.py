@@ -307,6 +307,51 @@ def test_m_3_small_memory_is_read_whole_and_large_at_its_ends(offset: int) -> No
         assert watch.changed_memory([part.data_ptr() + 64]) == [0]
 
 
+def test_m_3_tensors_are_compared_by_what_pytorch_holds() -> None:
+    watch = _regraft.Watch()
+    one = torch.zeros(2, 3)
+    counted, other = one.detach(), one.data
+    facts = (one._cdata, counted._cdata, other._cdata)
+    assert watch.find_versions(*facts, one._version)
+    assert not _regraft.Watch().find_versions(*facts, one._version + 1), "another place"
+    assert not _regraft.Watch().find_versions(facts[0], facts[2], facts[2], 0), "nothing is shared"
+    tensors = [one, torch.zeros(4), torch.zeros(2, 2)]
+    known = [(tensor, tensor._cdata, tensor.untyped_storage()._cdata) for tensor in tensors]
+    assert watch.watch_tensors([known[0], (*known[1][:2], known[0][2]), known[2]]) == [1], (
+        "of another storage"
+    )
+    assert watch.changed_tensors() == ([], [])
+    one.add_(1)
+    assert watch.changed_tensors() == ([], [0])
+    tensors[2].data = tensors[2].data.t()
+    assert watch.changed_tensors() == ([2], [0])
+    watch.rebase_tensors()
+    assert watch.changed_tensors() == ([], [])
+    one.untyped_storage().resize_(4096)
+    assert watch.changed_tensors()[0] == [0], "its memory is elsewhere"
+
+
+def test_m_3_tensors_of_many_axes_and_of_inference_mode_arrive() -> None:
+    class Many(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(1, 1, 1, 1, 3, 3))
+            with torch.inference_mode():
+                self.register_buffer("made", torch.randn(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ self.weight[0, 0, 0, 0] + self.made
+
+    net, x = Many().eval(), torch.randn(2, 3)
+    mutable = MutableModule(net, min_block_size=1)
+    assert_agrees(mutable, x)
+    never_compiles(mutable, lambda: setattr(net.weight, "data", net.weight.data.transpose(4, 5)), x)
+    net.weight.requires_grad_(False)
+    refits = mutable.refits
+    assert_agrees(mutable, x)
+    assert mutable.refits == refits
+
+
 def test_m_3_containers_are_compared_by_what_they_hold() -> None:
     held: list[Any] = [{"a": 1, "b": [2]}, [], {}, ["x"]]
     watch = _regraft.Watch()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 import time
 
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 import regraft
-from regraft.progress import Progress
+from regraft.progress import Progress, _time
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,22 @@ def test_a_long_step_is_shown_while_it_lasts(monkeypatch: pytest.MonkeyPatch) ->
             time.sleep(0.01)
         assert "compile: engine 1 of 1" in shown.getvalue()
     assert shown.getvalue().rsplit("\r", 2)[-1] == ""
+
+
+def test_tuning_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REGRAFT_PROGRESS", "1")
+    monkeypatch.setattr("regraft.progress._PATIENCE", 0.0)
+    monkeypatch.setattr("regraft.progress._PAUSE", 0.0)
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    shown = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", shown)
+    net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 96)).eval()
+    regraft.compile(net, (torch.randn(2, 64),), tune="fast")
+    text = shown.getvalue()
+    assert re.search(r"engine 1 of 1, tuning problem 1 of 2, about \d+ s left", text), text
+    assert "tuning problem 2 of 2" in text
+    assert _time(89) == "89 s"
+    assert _time(600) == "10 min"
 
 
 def test_refits_of_small_modules_are_not_observed(

@@ -312,7 +312,8 @@ def test_s_5_gradients_are_pytorchs(net: Net, done: Done) -> None:
     reference = copy.deepcopy(net)
     x = torch.randn(3, 8)
     compiled = torch.compile(net, backend="regraft")
-    compiled(x).sum().backward()
+    with pytest.warns(regraft.GradientWarning, match=r"gradients are asked for.*inference_mode.*autograd"):
+        compiled(x).sum().backward()
     reference(x).sum().backward()
     for ours, theirs in zip(net.parameters(), reference.parameters(), strict=True):
         assert torch.equal(ours.grad, theirs.grad)
@@ -320,15 +321,74 @@ def test_s_5_gradients_are_pytorchs(net: Net, done: Done) -> None:
     assert_close(answer(compiled, x), answer(net, x))
     assert done.compiled == 1
     given = x.clone().requires_grad_()
-    compiled(given).sum().backward()
+    with pytest.warns(regraft.GradientWarning):
+        compiled(given).sum().backward()
     assert given.grad is not None
+
+
+def test_s_5_gradients_may_be_ignored_or_an_error(net: Net, done: Done) -> None:
+    x = torch.randn(3, 8)
+    found = torch.compile(net, backend="regraft", options={"autograd": "ignore"})(x)
+    assert not found.requires_grad
+    assert done.compiled == 1
+    assert_close([found.numpy()], answer(net, x))
+    torch.compiler.reset()
+    with pytest.raises(Exception, match="gradients are asked for, and engines compute none"):
+        torch.compile(net, backend="regraft", options={"autograd": "raise"})(x)
+    torch.compiler.reset()
+    with pytest.raises(Exception, match="autograd: expected one of pytorch, raise, ignore"):
+        torch.compile(net, backend="regraft", options={"autograd": "no"})(x)
+
+
+class Step(nn.Module):
+    """Writes to a cache that it is given, as generation with static caches does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, cache: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+        cache.index_copy_(1, at, self.project(x))
+        return (cache * 2).sum(1), cache
+
+
+@pytest.mark.parametrize("is_static", [False, True])
+def test_s_5_arguments_are_written_to(done: Done, is_static: bool) -> None:
+    step = Step().eval()
+    compiled = torch.compile(step, backend="regraft")
+    ours, theirs = torch.zeros(2, 6, 4), torch.zeros(2, 6, 4)
+    if is_static:
+        torch._dynamo.mark_static_address(ours)
+    # How fast it is, is not looked at here.
+    warnings.filterwarnings("ignore", category=regraft.SlowWarning)
+    with torch.inference_mode():
+        for at in (0, 3, 5):
+            x, where = torch.randn(2, 1, 4), torch.tensor([at])
+            found, same = compiled(x, ours, where)
+            assert same is ours
+            assert_close([found.numpy(), ours.numpy()], [t.numpy() for t in step(x, theirs, where)])
+    assert done.compiled == 1
+    assert not torch.equal(ours, torch.zeros_like(ours))
+
+
+def test_s_5_arguments_that_overlap_are_pytorchs() -> None:
+    def shifted(x: Tensor, y: Tensor) -> Tensor:
+        x.add_(1)
+        return (y * 3).relu() + 1
+
+    compiled = torch.compile(shifted, backend="regraft", options={"min_block_size": 1})
+    with torch.inference_mode():
+        assert_close(answer(compiled, torch.zeros(4), torch.ones(4)), [np.full(4, 4.0, np.float32)])
+        memory = torch.zeros(5)
+        assert_close([compiled(memory[:4], memory[1:]).numpy()], [np.array([4, 4, 4, 1], np.float32)])
 
 
 def test_s_5_writes_are_pytorchs(net: Net) -> None:
     net.train()
     reference = copy.deepcopy(net)
     x = torch.randn(4, 8)
-    assert_close(answer(torch.compile(net, backend="regraft"), x), answer(reference, x))
+    with pytest.warns(regraft.TrainingWarning, match=r"writes to weights or buffers.*eval\(\)"):
+        assert_close(answer(torch.compile(net, backend="regraft"), x), answer(reference, x))
     assert torch.equal(net.norm.running_mean, reference.norm.running_mean)
 
     def doubles(x: Tensor) -> Tensor:

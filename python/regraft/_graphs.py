@@ -141,7 +141,8 @@ class _Cutter:
         if not made:
             return None
         places = {node: place for place, node in enumerate(self.placeholders) if _is_tensor(node)}
-        weights = {node: place for node, place in places.items() if _is_weight(node)}
+        written = self.written()
+        weights = {n: place for n, place in places.items() if _is_weight(n) and n not in written}
         numbers = {node: number(self.args[place]) for node, place in self.numbers()}
         inputs = {node: p for node, p in places.items() if node not in weights and node not in numbers}
         held = self.held()
@@ -157,6 +158,11 @@ class _Cutter:
             orders=tuple(map(_order, made)),
             rest=torch.fx.GraphModule({}, self.rest(made)) if later else None,
         )
+
+    def written(self) -> set[torch.fx.Node]:
+        """Arguments that are written to in place."""
+        memory = {storage for node in self.nodes if _writes(node) for storage in _storages(node.args[0])}
+        return {node for node in self.placeholders if not memory.isdisjoint(_storages(node))}
 
     def numbers(self) -> Iterator[tuple[torch.fx.Node, int]]:
         return ((self.placeholders[place], place) for place in numbers_of(self.gm))
@@ -213,10 +219,14 @@ class _Cutter:
             node = pending.pop()
             if node not in needed:
                 needed.add(node)
-                pending += [arg for arg in node.all_input_nodes if arg not in copies]
+                before = node.all_input_nodes[:1] if _writes(node) else node.all_input_nodes
+                pending += [arg for arg in before if arg not in copies]
         memory = {storage for node in copies for storage in _storages(node)}
         for node in self.nodes:
-            if node in needed:
+            if node in needed and _writes(node):
+                # It was written to before.
+                copies[node] = copies[node.args[0]]
+            elif node in needed:
                 if not _makes_view(node):
                     raise CutError(f"its results share memory through {_name(node)}")
                 if not memory.issuperset(_storages(node)):
@@ -319,6 +329,13 @@ def _name(node: torch.fx.Node) -> str:
 def _makes_view(node: torch.fx.Node) -> bool:
     is_call = node.op in ("call_function", "call_method") and "out" not in node.kwargs
     return is_call and _name(node) in _VIEWS
+
+
+def _writes(node: torch.fx.Node) -> bool:
+    """Whether it writes to its first argument, and gives that."""
+    name = _name(node)
+    in_place = node.op in ("call_function", "call_method") and name.endswith("_") and name[-2:-1] != "_"
+    return in_place and bool(node.args) and isinstance(node.args[0], torch.fx.Node)
 
 
 def _value(node: torch.fx.Node) -> Any:

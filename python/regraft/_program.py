@@ -12,15 +12,25 @@ import torch
 import torch.utils._pytree as pytree
 from torch.export import ExportedProgram
 from torch.export.exported_program import ModuleCallEntry, ModuleCallSignature
-from torch.export.graph_signature import InputKind, OutputKind
+from torch.export.graph_signature import ExportGraphSignature, InputKind, OutputKind, OutputSpec
 
 from regraft import _regraft
+from regraft.errors import CompileError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["call_entry", "digest_of", "import_program", "tensors_of", "ties_of", "without_weights"]
+__all__ = [
+    "call_entry",
+    "digest_of",
+    "import_program",
+    "tensors_of",
+    "ties_of",
+    "without_weights",
+    "writes_as_results",
+]
 
+_WRITES = (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION)
 _WEIGHTS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
 
@@ -100,6 +110,37 @@ def without_weights(program: ExportedProgram) -> ExportedProgram:
     bare._constants = stand_ins.for_all(program.constants)
     bare._example_inputs = None
     return bare
+
+
+def writes_as_results(program: ExportedProgram) -> tuple[ExportedProgram, tuple[int, ...]]:
+    """``program``, which takes and gives flat tensors, with the new values of inputs that it writes to in
+    front of its results, and which inputs these are.
+
+    Raises:
+        CompileError: when PyTorch does not express it without writes in place.
+
+    """
+    operators = (node.target for node in program.graph.nodes if node.op == "call_function")
+    if not any(isinstance(op, torch._ops.OpOverload) and op._schema.is_mutable for op in operators):
+        return program, ()
+    try:
+        functional: ExportedProgram = program.run_decompositions({})
+    except Exception as error:
+        raise CompileError(
+            f"it writes in place, which PyTorch does not express otherwise: {error}"
+        ) from error
+    signature = functional.graph_signature
+    inputs, outputs = signature.user_inputs, signature.output_specs
+    written = [spec for spec in outputs if spec.kind == OutputKind.USER_INPUT_MUTATION]
+    if not written:
+        return functional if any(spec.kind in _WRITES for spec in outputs) else program, ()
+    made = copy.copy(functional)
+    made._graph_signature = ExportGraphSignature(
+        list(signature.input_specs),
+        [OutputSpec(OutputKind.USER_OUTPUT, spec.arg, None) if spec in written else spec for spec in outputs],
+    )
+    made._module_call_graph = [call_entry(len(inputs), len(outputs))]
+    return made, tuple(inputs.index(spec.target) for spec in written)
 
 
 def call_entry(inputs: int, outputs: int) -> ModuleCallEntry:

@@ -150,7 +150,8 @@ def _compiled(traced: Traced, settings: Mapping[str, Any], engine_cache: Any, pr
     failures: list[str] = []
     weights = tensors_of(program)
     for index, region in enumerate(cut.regions):
-        progress.step(f"engine {index + 1} of {len(cut.regions)}")
+        step = f"engine {index + 1} of {len(cut.regions)}"
+        progress.step(step)
         model, facts = _regraft.compile(
             region.program,
             _weights_of(region.program, weights),
@@ -159,6 +160,7 @@ def _compiled(traced: Traced, settings: Mapping[str, Any], engine_cache: Any, pr
             threads=settings["threads"],
             tune=settings["tune"],
             cache=engine_cache,
+            observer=progress.tuning(step),
         )
         models.append(model)
         cache.append(facts["cache"])

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import threading
@@ -27,9 +28,19 @@ from torch.export.graph_signature import OutputKind
 
 from regraft import _regraft
 from regraft._graphs import Cut, CutError, cut, number, numbers_of
+from regraft._program import writes_as_results
 from regraft.checks import unknown_settings, warn
 from regraft.compiling import Traced, compile, exported
-from regraft.errors import CompileError, FallbackWarning, InputError, WeightsError
+from regraft.errors import (
+    CompileError,
+    FallbackWarning,
+    GradientError,
+    GradientWarning,
+    InputError,
+    RegraftWarning,
+    TrainingWarning,
+    WeightsError,
+)
 from regraft.module import Module
 from regraft.mutable.watch import readable
 
@@ -65,13 +76,16 @@ def regraft(
     as :class:`regraft.MutableModule` does, and refits what changed. Modules of one class share a graph, and
     each has engines with its weights, which share all slots that are the same.
 
-    PyTorch runs a graph when gradients are asked for, when it writes to its arguments or to buffers (such as
-    batch norm in training), under autocast, and, with a warning, when it cannot be exported or compiled.
+    What a graph writes to its arguments, such as to static caches, is written. PyTorch runs a graph, with a
+    warning, when gradients are asked for, when it writes to buffers (such as batch norm in training), and
+    when it cannot be exported or compiled; and under autocast.
 
     Args:
         gm: the graph.
         example_inputs: what it was traced with.
-        options: settings of :func:`regraft.compile`, as ``torch.compile(..., options={...})`` gives them.
+        options: settings of :func:`regraft.compile`, as ``torch.compile(..., options={...})`` gives them, and
+            ``autograd``: what happens when gradients are asked for, as for
+            :class:`regraft.MutableModule`.
         mode: modes are those of another backend.
         name: what ``torch.compile`` calls it, without effect.
 
@@ -89,8 +103,9 @@ def regraft(
 
     """
     settings = dict(options or {})
-    _check(settings, mode)
-    return _Graph(gm, settings)
+    autograd = settings.pop("autograd", "pytorch")
+    _check(settings, mode, autograd)
+    return _Graph(gm, settings, autograd)
 
 
 # PyTorch itself loads and registers the backend of an installed package, and takes no name twice.
@@ -98,12 +113,14 @@ if "regraft" not in list_backends(exclude_tags=()):
     register_backend(compiler_fn=regraft, name="regraft")
 
 
-def _check(settings: Mapping[str, Any], mode: str | None) -> None:
+def _check(settings: Mapping[str, Any], mode: str | None, autograd: Any) -> None:
     if mode is not None:
         raise CompileError(
             f'mode={mode!r} is not for backend="regraft"\n'
             '  help: options={"tune": "fast"} or "full" chooses kernels by measuring them'
         )
+    if autograd not in ("pytorch", "raise", "ignore"):
+        raise CompileError(f"autograd: expected one of pytorch, raise, ignore, found {autograd!r}")
     of_calls = {"program_or_module", "inputs", "kwarg_inputs", "dynamic_shapes"}
     known = inspect.signature(compile).parameters.keys() - of_calls
     problem = unknown_settings(settings, known)
@@ -124,29 +141,45 @@ def _check(settings: Mapping[str, Any], mode: str | None) -> None:
 class _Graph:
     """A graph of Dynamo's, with a program for each set of numbers that it was called with."""
 
-    def __init__(self, gm: torch.fx.GraphModule, settings: Mapping[str, Any]) -> None:
+    def __init__(self, gm: torch.fx.GraphModule, settings: Mapping[str, Any], autograd: str) -> None:
         self._gm = gm
         self._settings = settings
+        self._autograd = autograd
         self._numbers = numbers_of(gm)
         self._programs: dict[tuple[Any, ...], _Program | None] = {}
         self._lock = threading.RLock()
-        self._warned = False
+        self._warned: set[type[RegraftWarning]] = set()
 
     def __call__(self, *args: Any) -> Any:
         """What the graph gives."""
-        if _is_pytorchs(args):
+        if _is_pytorchs() or (_wants_gradients(args) and not self._ignores_gradients()):
             return self._gm(*args)
         with self._lock:
             program = self._program_of(args)
             module = program.with_weights(args) if program is not None else None
-        if program is None or module is None:
+        if program is None or module is None or program.overlap(args):
             return self._gm(*args)
         try:
-            made = module.forward(*program.cut.inputs_of(args))
+            with torch.no_grad() if torch.is_grad_enabled() else contextlib.nullcontext():
+                return program.results_of(module.forward(*program.cut.inputs_of(args)), args)
         except InputError as error:
             self._warn(error)
             return self._gm(*args)
-        return program.cut.results_of(made, args)
+
+    def _ignores_gradients(self) -> bool:
+        """Whether a call that gradients are asked of runs compiled."""
+        if self._autograd == "raise":
+            raise GradientError(
+                "a graph of torch.compile: gradients are asked for, and engines compute none: call under "
+                'torch.no_grad() or torch.inference_mode(), or use the option autograd="pytorch" or "ignore"'
+            )
+        if self._autograd == "pytorch":
+            self._warn(
+                "gradients are asked for. For the compiled one call under torch.inference_mode() or "
+                'torch.no_grad(), or use the option autograd="ignore"',
+                GradientWarning,
+            )
+        return self._autograd == "ignore"
 
     def _program_of(self, args: Sequence[Any]) -> _Program | None:
         """The program for a call; ``None`` when PyTorch is to run it."""
@@ -163,6 +196,12 @@ class _Graph:
     def _compiled(self, args: Sequence[Any]) -> _Program | None:
         try:
             return _Program.of(self._gm, args, self._settings)
+        except _WritesError:
+            self._warn(
+                "it writes to weights or buffers of a module, as batch norm does in training: call eval()",
+                TrainingWarning,
+            )
+            return None
         except (CompileError, CutError) as error:
             if self._settings.get("require_full_compilation"):
                 raise CompileError(
@@ -171,17 +210,23 @@ class _Graph:
             self._warn(error)
             return None
 
-    def _warn(self, why: object) -> None:
+    def _warn(self, why: object, kind: type[RegraftWarning] = FallbackWarning) -> None:
         """Warns once of each graph."""
-        if not self._warned:
-            self._warned = True
-            warn(FallbackWarning, f"PyTorch runs a graph of torch.compile: {why}")
+        if kind not in self._warned:
+            self._warned.add(kind)
+            warn(kind, f"PyTorch runs a graph of torch.compile: {why}")
 
 
-def _is_pytorchs(args: Sequence[Any]) -> bool:
-    """Whether a call is PyTorch's matter: for its gradients, or under modes that change what operators do."""
-    if torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args):
-        return True
+class _WritesError(Exception):
+    """A graph writes to weights."""
+
+
+def _wants_gradients(args: Sequence[Any]) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args)
+
+
+def _is_pytorchs() -> bool:
+    """Whether a call is PyTorch's matter under modes that change what operators do."""
     return (
         torch.is_autocast_enabled("cpu")
         or bool(torch._C._len_torch_dispatch_stack())
@@ -198,15 +243,18 @@ class _Program:
         self._settings = settings
         self._served: list[_Served] = []
         """The last used one is the last."""
+        self._written: tuple[int, ...] = ()
+        """Arguments that it writes to: their new values are its first results."""
 
     @classmethod
     def of(
         cls, gm: torch.fx.GraphModule, args: Sequence[Any], settings: Mapping[str, Any]
     ) -> _Program | None:
-        """The program of a call; ``None`` when there is nothing to compile, or it writes to what it is given.
+        """The program of a call; ``None`` when there is nothing to compile.
 
         Raises:
             CompileError, CutError: when it cannot be compiled.
+            _WritesError: when it writes to weights.
 
         """
         taken = _taken_apart(gm, args)
@@ -217,13 +265,26 @@ class _Program:
         # What is written from here on is seen at the next call.
         facts = _facts_of(weights)
         module = program._compiled(taken[0], args)
-        if module is None or not module.models:
-            _log.info("PyTorch runs a graph: %s", "it writes" if module is None else module.report())
+        if not module.models:
+            _log.info("PyTorch runs a graph: %s", module.report())
             return None
         served = _Served(module, _ties(weights))
         served.rebase(weights, facts)
         program._served.append(served)
         return program
+
+    def overlap(self, args: Sequence[Any]) -> bool:
+        """Whether arguments share memory with one that is written to."""
+        if not self._written:
+            return False
+        memory = [arg.untyped_storage()._cdata for arg in args if isinstance(arg, torch.Tensor)]
+        return any(memory.count(args[place].untyped_storage()._cdata) > 1 for place in self._written)
+
+    def results_of(self, made: Sequence[torch.Tensor], args: Sequence[Any]) -> tuple[Any, ...]:
+        """The results of the graph from those of the module, after what it writes is written."""
+        for place, value in zip(self._written, made, strict=False):
+            args[place].copy_(value)
+        return self.cut.results_of(made[len(self._written) :], args)
 
     def with_weights(self, args: Sequence[Any]) -> Module:
         """A module with the weights of a call."""
@@ -270,18 +331,20 @@ class _Program:
             except WeightsError as error:
                 _log.info("compiled again: %s", error)
         taken = _taken_apart(self._gm, args)
-        module = self._compiled(taken[0], args) if taken is not None else None
-        if module is None:
+        if taken is None:
             raise CompileError("a graph of torch.compile became another one: call torch.compiler.reset()")
+        module = self._compiled(taken[0], args)
         served.module, served.ties = module, ties
 
-    def _compiled(self, module: torch.fx.GraphModule, args: Sequence[Any]) -> Module | None:
-        """``None`` when the program writes to what it is given."""
-        inputs = [x.clone() if x.is_inference() else x for x in self.cut.inputs_of(args)]
+    def _compiled(self, module: torch.fx.GraphModule, args: Sequence[Any]) -> Module:
+        """Raises :class:`_WritesError` when the program writes to its weights."""
         with torch.inference_mode(False), torch.no_grad():
+            inputs = [x.clone() if x.is_inference() else x for x in self.cut.inputs_of(args)]
             program = exported(module, inputs, None, self.cut.dynamic_shapes)
+            program, written = writes_as_results(program)
             if any(spec.kind in _MUTATIONS for spec in program.graph_signature.output_specs):
-                return None
+                raise _WritesError
+            self._written = tuple(self.cut.inputs[index] for index in written)
             return compile(Traced(program, is_part=True), **self._settings)
 
 

@@ -71,6 +71,14 @@ class Progress:
             return None
         return lambda phase, done, total: self._show(f"{self._what}: {phase}", done, total)
 
+    def tuning(self, step: str) -> Callable[[int, int, float], object] | None:
+        """Sees the tuning of a step advance; ``None`` when nobody looks."""
+        if not self._watched:
+            return None
+        return lambda number, count, seconds: self._show(
+            f"{self._what}: {step}, tuning problem {number} of {count}, about {_time(seconds)} left", 0, 0
+        )
+
     def _show(self, text: str, done: int, total: int) -> None:
         self._state = (text, done, total)
         # Steps are few; slots may be many.
@@ -83,6 +91,10 @@ class Progress:
                 self._line = self._line or _line()
                 self._line.show(*self._state)
                 self._next = time.monotonic() + _PAUSE
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 class _Line:

@@ -56,6 +56,8 @@ pub trait Observer {
     fn imported(&mut self, _graph: &Graph) {}
     /// The program after a pass.
     fn pass(&mut self, _name: &'static str, _graph: &Graph) {}
+    /// Candidates for problem `number` of `count` are about to be measured, and about `seconds` are left for these and the rest.
+    fn measuring(&mut self, _number: usize, _count: usize, _seconds: f64) {}
     /// The plan and the recipes.
     fn built(&mut self, _built: &Built) {}
 }
@@ -76,7 +78,7 @@ pub fn compile(
 ) -> Result<Output, CompileError> {
     observer.imported(&graph);
     lower::lower(&mut graph, backend.codegen.lowering(), options.dtype, |name, graph| observer.pass(name, graph))?;
-    let mut tuner = Tuner::new(backend, options.tuning)?;
+    let mut tuner = Tuner::new(backend, options.tuning, observer)?;
     let built = build::build(&graph, backend.codegen, &mut tuner)?;
     let (records, tune_report) = tuner.finish();
     observer.built(&built);

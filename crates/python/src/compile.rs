@@ -5,7 +5,8 @@ use pyo3::{
     types::{PyDict, PyTuple},
 };
 use regraft::{
-    CacheUse, Changed, CompileOptions, Engine, KeepSources, Mode, Plan, RefitOptions, Tune, TuneMode, ir::Node,
+    CacheUse, Changed, CompileOptions, Engine, KeepSources, Mode, Observer, Plan, RefitOptions, Tune, TuneMode,
+    ir::Node,
 };
 
 use crate::{
@@ -18,9 +19,10 @@ use crate::{
 };
 
 /// Compiles a program for the CPU of this machine and gives it weights, where there are any: one for each source of the
-/// program. Returns the model, and what compiling found out.
+/// program. Returns the model, and what compiling found out. `observer` is called with `(number, count, seconds left)` for each
+/// problem that is measured.
 #[pyfunction]
-#[pyo3(signature = (program, weights, *, mode="refittable", identical=false, threads=None, tune="off", cache=None))]
+#[pyo3(signature = (program, weights, *, mode="refittable", identical=false, threads=None, tune="off", cache=None, observer=None))]
 pub(crate) fn compile<'py>(
     py: Python<'py>,
     program: &Program,
@@ -30,6 +32,7 @@ pub(crate) fn compile<'py>(
     threads: Option<usize>,
     tune: &str,
     cache: Option<&Bound<'py, PyAny>>,
+    observer: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyTuple>> {
     let mode = model::mode_of(mode)?;
     let weights = weights.map(state_dict_of).transpose()?;
@@ -45,7 +48,7 @@ pub(crate) fn compile<'py>(
     };
     let imported = program.0.clone();
     let (model, compiled) = detached(py, || -> Result<_, regraft::Error> {
-        let compiled = regraft::compile_imported(imported, &options, &mut ())?;
+        let compiled = regraft::compile_imported(imported, &options, &mut Tuning(observer))?;
         let engine = compiled.engine.clone();
         let model = match &weights {
             Some(weights) => bound(engine, weights, mode, &options)?,
@@ -71,6 +74,21 @@ pub(crate) fn compile<'py>(
     facts.set_item("warnings", warnings)?;
     facts.set_item("evaluated", evaluated(model.plan()))?;
     PyTuple::new(py, [Bound::new(py, Model(model))?.into_any(), facts.into_any()])
+}
+
+/// Who is told how tuning advances.
+struct Tuning(Option<Py<PyAny>>);
+
+impl Observer for Tuning {
+    fn measuring(&mut self, number: usize, count: usize, seconds: f64) {
+        let Some(observer) = &self.0 else { return };
+        Python::attach(|py| {
+            if let Err(error) = observer.call1(py, (number, count, seconds)) {
+                // Watching must not decide what happens.
+                error.write_unraisable(py, Some(observer.bind(py)));
+            }
+        });
+    }
 }
 
 /// The model of an engine with weights. They come by a refit, which keeps no memory of others.

@@ -19,8 +19,14 @@ const LINE: usize = 64;
 const WHOLE: usize = 8;
 /// Lines that are read of larger memory.
 const SAMPLED: usize = 6;
-/// How many containers ahead tables are asked for.
-const AHEAD: usize = 16;
+/// Words in front of what is compared of a tensor and a storage: a table of functions, and reference counts.
+const NOT_COMPARED: usize = 2;
+/// Words of a tensor that are compared, all of them inside of what PyTorch allocates for one.
+const TENSOR_WORDS: usize = 19;
+/// Words of a storage that are compared.
+const STORAGE_WORDS: usize = 5;
+/// Leading words of a tensor that are addresses of what it consists of, such as its counter of versions.
+const PARTS: usize = 4;
 
 /// Containers (dicts and lists) with what was in them, by identity, and memory with samples of what was in it.
 ///
@@ -35,8 +41,11 @@ pub(crate) struct Watch {
     items: Vec<Py<PyAny>>,
     regions: Vec<Region>,
     places: Vec<Place>,
-    /// Tensors that are asked for their properties after a look at the containers.
-    tensors: Vec<Py<PyAny>>,
+    tensors: Vec<Tensor>,
+    /// Which word of a tensor is the address of its counter of versions; where that is not known, none is read.
+    counter: Option<usize>,
+    /// Tensors, by their places, that the last look found otherwise than they were.
+    seen: Vec<(usize, Facts)>,
 }
 
 struct Container {
@@ -44,6 +53,27 @@ struct Container {
     is_dict: bool,
     /// How many of the items are its.
     len: usize,
+}
+
+/// A tensor of PyTorch and what was known of it.
+struct Tensor {
+    /// Held, so that there is something at `address`.
+    object: Py<PyAny>,
+    /// Among the tensors that were given.
+    index: usize,
+    address: usize,
+    held: Facts,
+}
+
+/// What PyTorch holds of one tensor, word by word: what the words mean is not known here, only whether they change. Among them
+/// are the address of the storage, sizes and strides (of at most five axes), offset and type; and of the storage the address
+/// and the size of its memory. Reference counts, which come first, are left out.
+#[derive(Clone, PartialEq)]
+struct Facts {
+    words: [u64; TENSOR_WORDS],
+    storage: [u64; STORAGE_WORDS],
+    /// How often it was written to, as PyTorch counts; 0 where it does not.
+    version: u32,
 }
 
 /// Memory of one tensor.
@@ -79,31 +109,75 @@ impl Watch {
     /// Indices of containers that hold other objects than they did, or the same in another order.
     fn changed_containers(&self, py: Python<'_>) -> Vec<usize> {
         self.containers.iter().for_each(|container| prefetch(container.object.as_ptr() as usize, 1));
-        self.tensors.iter().for_each(|tensor| prefetch(tensor.as_ptr() as usize, 1));
+        self.tensors.iter().for_each(Tensor::prefetch);
         let (mut changed, mut items) = (Vec::new(), self.items.as_slice());
-        self.containers.iter().take(AHEAD).for_each(Container::prefetch_items);
+        self.containers.iter().for_each(Container::prefetch_items);
         for (index, container) in self.containers.iter().enumerate() {
-            if let Some(later) = self.containers.get(index + AHEAD) {
-                later.prefetch_items();
-            }
             let (expected, rest) = items.split_at(container.len);
             items = rest;
             if !container.holds(py, expected) {
                 changed.push(index);
             }
         }
-        self.tensors.iter().for_each(|tensor| {
-            // A tensor's object holds the address of what the tensor is, behind a flag.
-            let words = words_of(tensor, 4);
-            words[2..].iter().for_each(|word| prefetch(*word, 3));
-        });
+        self.tensors.iter().for_each(|tensor| tensor.prefetch_counter(self.counter));
         self.places.iter().for_each(|place| prefetch(place.address, 1));
         changed
     }
 
-    /// Tensors whose properties the caller reads after each look at the containers.
-    fn expect_tensors(&mut self, tensors: Vec<Py<PyAny>>) {
-        self.tensors = tensors;
+    /// Finds out where tensors have the address of their counter of versions: tensors that share memory, of which `one` and
+    /// `counted` also share the counter, and `other` has its own. Versions are read from then on if that is clear, and `version`
+    /// is there; whether it is.
+    fn find_versions(&mut self, one: usize, counted: usize, other: usize, version: u32) -> bool {
+        let [one, counted, other] = [one, counted, other].map(words_at::<PARTS>);
+        let mut places = (0..PARTS).filter(|&i| one[i] != 0 && one[i] == counted[i] && one[i] != other[i]);
+        let place = places.next().filter(|_| places.next().is_none());
+        self.counter = place.filter(|&place| version_at(one[place] as usize) == version);
+        self.counter.is_some()
+    }
+
+    /// Watches how these tensors lie in memory and how often they were written to, as it is now, and no others: tensors with
+    /// what PyTorch gives as `_cdata` of each and of its storage. Those of the indices that are returned cannot be watched so.
+    fn watch_tensors(&mut self, tensors: Vec<(Py<PyAny>, usize, usize)>) -> Vec<usize> {
+        self.tensors.clear();
+        self.seen.clear();
+        let mut unknown = Vec::new();
+        for (index, (object, address, storage)) in tensors.into_iter().enumerate() {
+            // The words of a tensor are what they are taken for if its storage is the first.
+            let is_known = words_at::<1>(address) == [storage as u64];
+            if is_known {
+                self.tensors.push(Tensor { object, index, address, held: Facts::of(address, self.counter) });
+            } else {
+                unknown.push(index);
+            }
+        }
+        unknown
+    }
+
+    /// Indices of tensors that may lie elsewhere in memory, or otherwise; and of those that were written to.
+    fn changed_tensors(&mut self) -> (Vec<usize>, Vec<usize>) {
+        self.seen.clear();
+        let (mut moved, mut written) = (Vec::new(), Vec::new());
+        for (place, tensor) in self.tensors.iter().enumerate() {
+            let now = Facts::of(tensor.address, self.counter);
+            if now == tensor.held {
+                continue;
+            }
+            if (now.words, now.storage) != (tensor.held.words, tensor.held.storage) {
+                moved.push(tensor.index);
+            }
+            if now.version != tensor.held.version {
+                written.push(tensor.index);
+            }
+            self.seen.push((place, now));
+        }
+        (moved, written)
+    }
+
+    /// Takes tensors for unchanged as the last look at them found them.
+    fn rebase_tensors(&mut self) {
+        for (place, facts) in self.seen.drain(..) {
+            self.tensors[place].held = facts;
+        }
     }
 
     /// Watches the memory of `sizes[i]` bytes at `addresses[i]`, as it is now, and no other.
@@ -118,22 +192,81 @@ impl Watch {
     /// Indices of regions that are elsewhere now, or whose samples differ. Only memory whose address is the same is read: the
     /// caller vouches that it is as large as it was.
     fn changed_memory(&self, addresses: Vec<usize>) -> Vec<usize> {
-        let ends = self.regions.iter().skip(1).map(|region| region.first_place).chain([self.places.len()]);
-        let regions = self.regions.iter().zip(ends).zip(addresses).enumerate();
-        let changed = regions.filter(|(_, ((region, end), address))| {
-            region.address != *address || !self.places[region.first_place..*end].iter().all(Place::is_as_it_was)
+        let regions = self.regions().zip(addresses).enumerate();
+        let changed = regions.filter(|(_, ((region, places), address))| {
+            region.address != *address || !places.iter().all(Place::is_as_it_was)
         });
+        changed.map(|(index, _)| index).collect()
+    }
+
+    /// Indices of regions whose samples differ, but for those of `moved`, which are not read: the caller vouches that the others
+    /// are where they were, and as large.
+    fn changed_samples(&self, moved: Vec<usize>) -> Vec<usize> {
+        let changed = self
+            .regions()
+            .enumerate()
+            .filter(|(index, (_, places))| !moved.contains(index) && !places.iter().all(Place::is_as_it_was));
         changed.map(|(index, _)| index).collect()
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         let containers = self.containers.iter().map(|container| &container.object);
-        containers.chain(&self.items).chain(&self.tensors).try_for_each(|object| visit.call(object))
+        let tensors = self.tensors.iter().map(|tensor| &tensor.object);
+        containers.chain(&self.items).chain(tensors).try_for_each(|object| visit.call(object))
     }
 
     fn __clear__(&mut self) {
         (self.containers, self.items, self.tensors) = Default::default();
     }
+}
+
+impl Watch {
+    /// Regions, each with its places.
+    fn regions(&self) -> impl Iterator<Item = (&Region, &[Place])> {
+        let ends = self.regions.iter().skip(1).map(|region| region.first_place).chain([self.places.len()]);
+        self.regions.iter().zip(ends).map(|(region, end)| (region, &self.places[region.first_place..end]))
+    }
+}
+
+impl Tensor {
+    /// Asks for what is read of it.
+    fn prefetch(&self) {
+        prefetch(self.address, 3);
+        prefetch(self.held.words[0] as usize, 1);
+    }
+
+    fn prefetch_counter(&self, counter: Option<usize>) {
+        if let Some(place) = counter {
+            prefetch(self.held.words[place] as usize, 1);
+        }
+    }
+}
+
+impl Facts {
+    fn of(tensor: usize, counter: Option<usize>) -> Facts {
+        let words: [u64; TENSOR_WORDS] = words_at(tensor);
+        // A tensor has one storage, and keeps it and the counter as long as it has their addresses.
+        let storage = if words[0] == 0 { [0; STORAGE_WORDS] } else { words_at(words[0] as usize) };
+        let counter = counter.map(|place| words[place] as usize).filter(|&address| address != 0);
+        Facts { words, storage, version: counter.map_or(0, version_at) }
+    }
+}
+
+/// The version in a counter of PyTorch.
+fn version_at(counter: usize) -> u32 {
+    let [version] = words_at(counter);
+    // The lower half, as all that has 64-bit addresses here is little-endian.
+    version as u32
+}
+
+/// Words of a tensor or a storage of PyTorch.
+fn words_at<const COUNT: usize>(address: usize) -> [u64; COUNT] {
+    let mut words = [0; COUNT];
+    for (i, word) in words.iter_mut().enumerate() {
+        // SAFETY: inside of an object that the caller keeps alive, which is larger, and aligned.
+        *word = unsafe { ptr::read_volatile((address as *const u64).add(NOT_COMPARED + i)) };
+    }
+    words
 }
 
 impl Container {
@@ -167,11 +300,21 @@ impl Container {
 
     /// Asks for the tables behind the object.
     fn prefetch_items(&self) {
-        if self.len > 0 {
-            // Where a dict has its keys and values, with the order of values in front of them, and a list its items.
-            let words = words_of(&self.object, if self.is_dict { 6 } else { 4 });
-            let lines = 2 + self.len * size_of::<usize>() / LINE;
-            words[3..].iter().for_each(|word| prefetch(word.wrapping_sub(LINE), lines));
+        if self.len == 0 {
+            return;
+        }
+        let (words, lines) = (self.len * size_of::<usize>(), |bytes: usize| 1 + bytes.div_ceil(LINE));
+        if self.is_dict {
+            let [.., table, values] = words_of::<6>(&self.object);
+            match values {
+                // A head, a table of indices, and entries of keys and values, some of them with a hash.
+                0 => prefetch(table, lines(2 * words)),
+                // Values alone, beside keys that many dicts share, with their order in front of them or behind.
+                _ => prefetch(values.wrapping_sub(LINE), 1 + lines(words / 2)),
+            }
+        } else {
+            let [.., items] = words_of::<4>(&self.object);
+            prefetch(items, lines(words));
         }
     }
 }
@@ -188,11 +331,10 @@ fn prefetch(address: usize, lines: usize) {
     let _ = (address, lines);
 }
 
-/// The first words of an object, which may be addresses: for hints only. Tensors, dicts and lists have at least as many as are
-/// asked for.
-fn words_of(object: &Py<PyAny>, count: usize) -> [usize; 6] {
-    let (mut words, object) = ([0; 6], object.as_ptr() as *const usize);
-    for (i, word) in words.iter_mut().enumerate().take(count) {
+/// The first words of an object, which may be addresses: for hints only. Dicts have at least six, and lists four.
+fn words_of<const COUNT: usize>(object: &Py<PyAny>) -> [usize; COUNT] {
+    let (mut words, object) = ([0; COUNT], object.as_ptr() as *const usize);
+    for (i, word) in words.iter_mut().enumerate() {
         // SAFETY: inside of a live object, aligned.
         *word = unsafe { ptr::read_volatile(object.add(i)) };
     }

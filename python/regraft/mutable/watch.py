@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import Any
 
 import torch
 
@@ -15,8 +16,8 @@ __all__ = ["Changes", "Watcher", "readable"]
 
 _version = attrgetter("_version")
 _address = torch.Tensor.data_ptr
-_stride = torch.Tensor.stride
-_size = torch.Tensor.numel
+# PyTorch keeps sizes and strides of more elsewhere.
+_MOST_AXES = 5
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Watcher:
       lists hold;
     - the version counter of each tensor, which every in-place operation and optimiser step increases (tensors
       made in inference mode have none: writes to them count as those below);
-    - the memory that each tensor is in, its number of elements and its strides.
+    - the memory that each tensor is in, its data type, sizes and strides.
 
     Writes that bypass the version counter (through ``.data``, NumPy or raw pointers) are found when they
     change a bit of what is sampled: tensors of up to 512 bytes are read whole, of larger ones both ends and
@@ -48,46 +49,73 @@ class Watcher:
     def __init__(self, tree: Tree) -> None:
         self._native = _regraft.Watch()
         self._native.watch_containers(tree.containers)
-        self._native.expect_tensors(tree.tensors)
-        # Tensors made in inference mode have no version counter.
-        self._counted = [tensor for tensor in tree.tensors if not tensor.is_inference()]
         self._in_memory = [tensor for tensor in tree.tensors if _has_memory(tensor)]
         self._indices = {id(tensor): index for index, tensor in enumerate(tree.tensors)}
-        self._seen = self._read()
-        self.rebase()
+        reads_versions = _reads_versions(self._native)
+        known = [(tensor, tensor._cdata, tensor.untyped_storage()._cdata) for tensor in self._in_memory]
+        unknown = self._native.watch_tensors(known)
+        # Those of many axes have sizes and strides elsewhere.
+        many = (i for i, tensor in enumerate(self._in_memory) if tensor.dim() > _MOST_AXES)
+        self._asked = sorted({*unknown, *many})
+        # Whose counter is asked for. Tensors made in inference mode have none.
+        left = {id(self._in_memory[index]) for index in unknown} if reads_versions else set(self._indices)
+        left |= self._indices.keys() - set(map(id, self._in_memory))
+        self._counted = [t for t in tree.tensors if id(t) in left and not t.is_inference()]
+        self._versions = self._seen = list(map(_version, self._counted))
+        self._layouts = dict(enumerate(map(_layout, self._in_memory)))
+        self._new_layouts: dict[int, tuple[Any, ...]] = {}
+        self._watch_memory()
 
     def rebase(self) -> None:
         """Takes the tensors for unchanged as the last look found them."""
-        self._versions, self._strides, self._sizes = self._seen
+        self._versions = self._seen
+        self._layouts.update(self._new_layouts)
+        self._native.rebase_tensors()
+        self._watch_memory()
+
+    def _watch_memory(self) -> None:
         sizes = [readable(tensor) for tensor in self._in_memory]
         self._native.watch_memory(list(map(_address, self._in_memory)), sizes)
 
     def look(self) -> Changes | None:
         """What changed since they were last taken for unchanged, ``None`` for nothing."""
         containers = self._native.changed_containers()
-        self._seen = versions, strides, sizes = self._read()
-        addresses = list(map(_address, self._in_memory))
-        moved: list[int] = []
-        if strides != self._strides or sizes != self._sizes:
-            layouts = zip(strides, sizes, self._strides, self._sizes, strict=True)
-            moved = [
-                i for i, (stride, size, old, count) in enumerate(layouts) if stride != old or size != count
-            ]
-            for index in moved:
-                # It may be smaller than it was, and is not read.
-                addresses[index] = 0
-        memory = self._native.changed_memory(addresses)
-        if not containers and not memory and not moved and versions == self._versions:
+        suspects, counted = self._native.changed_tensors()
+        moved = self._moved(suspects) if suspects or self._asked else []
+        # What moved may be smaller than it was, and is not read.
+        memory = self._native.changed_samples(moved)
+        self._seen = versions = list(map(_version, self._counted)) if self._counted else []
+        if not (containers or moved or counted or memory) and versions == self._versions:
+            # Something else of tensors changed, such as whether they require gradients.
+            if suspects:
+                self._native.rebase_tensors()
             return None
-        written = {self._indices[id(self._in_memory[index])] for index in (*memory, *moved)}
+        written = {self._indices[id(self._in_memory[index])] for index in (*moved, *counted, *memory)}
         counters = zip(versions, self._versions, self._counted, strict=True)
         written |= {self._indices[id(tensor)] for now, before, tensor in counters if now != before}
         return Changes(bool(containers) or bool(moved), written)
 
-    def _read(self) -> tuple[list[int], list[tuple[int, ...]], list[int]]:
-        """Version counters, strides, and numbers of elements."""
-        tensors = self._in_memory
-        return list(map(_version, self._counted)), list(map(_stride, tensors)), list(map(_size, tensors))
+    def _moved(self, suspects: list[int]) -> list[int]:
+        """Those of some tensors, and of those that must be asked, that lie otherwise in memory."""
+        self._new_layouts = {i: _layout(self._in_memory[i]) for i in sorted({*suspects, *self._asked})}
+        return [i for i, layout in self._new_layouts.items() if layout != self._layouts[i]]
+
+
+def _reads_versions(native: _regraft.Watch) -> bool:
+    """Whether the counters of tensors are found where they are looked for."""
+    with torch.inference_mode(False):
+        one = torch.zeros(2)
+        # Of these the first shares the counter, and the other has its own.
+        counted, other = one.detach(), one.data
+        for _ in range(3):
+            if not native.find_versions(one._cdata, counted._cdata, other._cdata, one._version):
+                return False
+            one.add_(1)
+    return True
+
+
+def _layout(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
 def _has_memory(tensor: torch.Tensor) -> bool:

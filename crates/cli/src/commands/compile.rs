@@ -12,7 +12,7 @@ use super::{
 use crate::{
     args::{CompileArgs, ModeArg},
     failure::Failure,
-    output::{self, Output},
+    output::{self, Busy, Output},
 };
 
 pub(super) fn run(args: &CompileArgs, out: &mut Output) -> Result<(), Failure> {
@@ -39,8 +39,10 @@ pub(super) fn run(args: &CompileArgs, out: &mut Output) -> Result<(), Failure> {
         return Err(Failure::usage("--keep-sources is about refittable engines; the others keep no sources"));
     }
     let compiled = {
-        let _busy = out.busy(format!("compiling {}", args.program.display()));
-        regraft::compile(&args.program, &options, &mut stages)?
+        stages.busy = Some(out.busy(format!("compiling {}", args.program.display())));
+        let compiled = regraft::compile(&args.program, &options, &mut stages);
+        stages.busy = None;
+        compiled?
     };
     check_mode(args, &compiled)?;
     stages.add_engine(&compiled);
@@ -149,6 +151,8 @@ struct Stages<'a> {
     passes: Vec<(&'static str, usize, f64)>,
     lowered: String,
     start: Instant,
+    /// What the terminal shows meanwhile.
+    busy: Option<Busy>,
 }
 
 impl<'a> Stages<'a> {
@@ -160,6 +164,7 @@ impl<'a> Stages<'a> {
             passes: Vec::new(),
             lowered: String::new(),
             start: Instant::now(),
+            busy: None,
         }
     }
 
@@ -240,6 +245,12 @@ impl Observer for Stages<'_> {
         }
         if self.wants("lower") {
             self.lowered = text::print(graph);
+        }
+    }
+
+    fn measuring(&mut self, number: usize, count: usize, seconds: f64) {
+        if let Some(busy) = &self.busy {
+            busy.message(format!("tuning problem {number} of {count}, about {seconds:.0} s left"));
         }
     }
 }

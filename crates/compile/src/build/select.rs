@@ -46,16 +46,23 @@ impl From<Candidate> for Choice {
 
 /// One choice per node of the plan: the backend's candidate that the tuner takes, or the reference evaluator.
 pub(crate) fn select(split: &Split, codegen: &dyn Codegen, tuner: &mut Tuner<'_>) -> Result<Vec<Choice>, TuneError> {
-    split.graph.nodes().iter().map(|node| choose(&split.graph, node, codegen, tuner)).collect()
+    let graph = &split.graph;
+    let offered: Vec<_> = graph.nodes().iter().map(|node| offered(graph, node, codegen)).collect();
+    tuner.expect(graph, graph.nodes().iter().zip(&offered));
+    let chosen = graph.nodes().iter().zip(offered).map(|(node, offered)| {
+        let best = if node.op.is_view() { offered.into_iter().next() } else { tuner.choose(graph, node, offered)? };
+        Ok(best.unwrap_or_else(|| Candidate::plain(KernelId::REFERENCE)).into())
+    });
+    chosen.collect()
 }
 
-fn choose(graph: &Graph, node: &Node, codegen: &dyn Codegen, tuner: &mut Tuner<'_>) -> Result<Choice, TuneError> {
+/// What the backend offers for a node, best first.
+fn offered(graph: &Graph, node: &Node, codegen: &dyn Codegen) -> Vec<Candidate> {
     if node.op.is_view() {
-        return Ok(Candidate::plain(KernelId::VIEW).into());
+        return vec![Candidate::plain(KernelId::VIEW)];
     }
     let operand = |v| OperandType { ty: graph.ty(v), known: graph.source_of(v).is_some() };
     let inputs: Vec<_> = node.inputs.iter().map(|v| v.map(operand)).collect();
     let outputs: Vec<_> = node.outputs.iter().map(|&v| graph.ty(v)).collect();
-    let best = tuner.choose(graph, node, codegen.candidates(&node.op, &inputs, &outputs))?;
-    Ok(best.unwrap_or_else(|| Candidate::plain(KernelId::REFERENCE)).into())
+    codegen.candidates(&node.op, &inputs, &outputs)
 }

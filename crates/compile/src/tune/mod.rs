@@ -14,7 +14,7 @@ mod measure;
 mod problem;
 mod records;
 
-use std::time::Instant;
+use std::{collections::BTreeSet, time::Instant};
 
 use regraft_backend::{Candidate, Target};
 use regraft_ir::{Graph, Node};
@@ -26,7 +26,7 @@ pub use self::{
     error::{RecordsError, RecordsErrorKind, TuneError},
     records::{CandidateName, Machine, Measurement, Record, Records},
 };
-use crate::pipeline::Backend;
+use crate::pipeline::{Backend, Observer};
 
 /// How thoroughly candidates are measured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -39,6 +39,17 @@ pub enum TuneMode {
     Fast,
     /// About 3 seconds for each problem, all candidates to the end.
     Full,
+}
+
+impl TuneMode {
+    /// About how many seconds a problem takes.
+    fn seconds(self) -> f64 {
+        match self {
+            TuneMode::Off => 0.0,
+            TuneMode::Fast => 0.3,
+            TuneMode::Full => 3.0,
+        }
+    }
 }
 
 /// Where the choices of a build come from.
@@ -74,14 +85,17 @@ pub struct Tuner<'a> {
     tuning: Tuning<'a>,
     report: TuneReport,
     used: Records,
+    observer: &'a mut dyn Observer,
+    /// Problems that will be measured.
+    expected: usize,
 }
 
 impl<'a> Tuner<'a> {
-    /// A tuner for one build.
+    /// A tuner for one build, whose measurements `observer` sees.
     ///
     /// # Errors
     /// When the pinned records are of another target than `backend`, or measuring is asked for without a device.
-    pub fn new(backend: Backend<'a>, tuning: Tuning<'a>) -> Result<Self, TuneError> {
+    pub fn new(backend: Backend<'a>, tuning: Tuning<'a>, observer: &'a mut dyn Observer) -> Result<Self, TuneError> {
         let target = backend.codegen.target();
         let other = |records: &&Records| *records.target() != target;
         if let Some(pinned) = tuning.pinned.filter(other) {
@@ -94,7 +108,32 @@ impl<'a> Tuner<'a> {
         let known = tuning.known.filter(|records| !other(records));
         let tuning = Tuning { known, ..tuning };
         let used = tuning.pinned.map_or_else(|| Records::of(backend), Records::none);
-        Ok(Tuner { backend, tuning, report: TuneReport::default(), used })
+        Ok(Tuner { backend, tuning, report: TuneReport::default(), used, observer, expected: 0 })
+    }
+
+    /// Counts the problems among these nodes that will be measured.
+    pub(crate) fn expect<'n>(&mut self, graph: &Graph, nodes: impl Iterator<Item = (&'n Node, &'n Vec<Candidate>)>) {
+        if self.tuning.mode == TuneMode::Off || self.tuning.pinned.is_some() {
+            return;
+        }
+        let problems = nodes.filter(|(_, candidates)| candidates.len() > 1).filter_map(|(node, candidates)| {
+            let key = NodeProblem::new(graph, node)?.to_string();
+            self.known(&key, candidates).is_none().then_some(key)
+        });
+        self.expected = problems.collect::<BTreeSet<_>>().len();
+    }
+
+    /// The record of this machine for a problem, if it was measured as thoroughly as is asked for.
+    fn known(&self, key: &str, candidates: &[Candidate]) -> Option<(&'a Record, usize)> {
+        let record = self.tuning.known?.get(key).filter(|record| record.mode >= self.tuning.mode)?;
+        Some((record, find(candidates, &record.choice)?))
+    }
+
+    fn tell_observer(&mut self) {
+        let done = self.report.measured;
+        let each = if done == 0 { self.tuning.mode.seconds() } else { self.report.seconds / done as f64 };
+        let count = self.expected.max(done + 1);
+        self.observer.measuring(done + 1, count, each * (count - done) as f64);
     }
 
     /// One of the `candidates` for a node of `graph`, which are the backend's, best first; `None` when there are none.
@@ -146,12 +185,12 @@ impl<'a> Tuner<'a> {
         if self.tuning.mode == TuneMode::Off {
             return Ok((first(), 0));
         }
-        let known = self.tuning.known.and_then(|r| r.get(key)).filter(|r| r.mode >= self.tuning.mode);
-        if let Some((record, choice)) = known.and_then(|r| Some((r, find(candidates, &r.choice)?))) {
+        if let Some((record, choice)) = self.known(key, candidates) {
             self.report.reused += 1;
             return Ok((record.clone(), choice));
         }
         let Some(device) = self.backend.device else { return Ok((first(), 0)) };
+        self.tell_observer();
         let start = Instant::now();
         let measured = measure::measure(device, problem, candidates, self.tuning.mode);
         self.report.seconds += start.elapsed().as_secs_f64();

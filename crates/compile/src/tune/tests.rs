@@ -5,7 +5,7 @@ use regraft_ir::text;
 use super::*;
 use crate::{
     CompileError,
-    pipeline::{Backend, Options, Output, compile},
+    pipeline::{Backend, Observer, Options, Output, compile},
 };
 
 const PROGRAM: &str = r#"program "two" {
@@ -50,6 +50,32 @@ fn problems_are_named_by_what_they_compute() {
         "linear f32[9, 40], known f32[40, 40], none, none : f32[9, 40]",
     ];
     assert_eq!(problems, expected);
+}
+
+/// What was told before each measurement.
+#[derive(Default)]
+struct Told(Vec<(usize, usize, f64)>);
+
+impl Observer for Told {
+    fn measuring(&mut self, number: usize, count: usize, seconds: f64) {
+        self.0.push((number, count, seconds));
+    }
+}
+
+#[test]
+fn measurements_are_counted_ahead() {
+    let told = |known: Option<&Records>| {
+        let mut told = Told::default();
+        let options = Options { tuning: Tuning { mode: TuneMode::Fast, known, pinned: None }, ..Options::default() };
+        let graph = text::parse(PROGRAM).unwrap();
+        let output = compile(graph, &[None, None, None], Backend::of(&backend()), options, &mut told).unwrap();
+        (told.0, output.records)
+    };
+    let (first, records) = told(None);
+    assert_eq!(first.iter().map(|t| (t.0, t.1)).collect::<Vec<_>>(), [(1, 2), (2, 2)]);
+    assert!((first[0].2 - 0.6).abs() < 1e-9, "the mode says what a problem takes: {}", first[0].2);
+    assert!(first[1].2 > 0.0);
+    assert_eq!(told(Some(&records)).0, []);
 }
 
 #[test]

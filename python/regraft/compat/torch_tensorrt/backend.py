@@ -25,7 +25,8 @@ def torch_tensorrt_backend(
     chosen = gathered(None, dict(options or {}))
     wanted = for_mutable(chosen)
     report_without_effect(chosen)
-    return regraft(gm, sample_inputs, options=wanted, **kwargs)
+    # As with Torch-TensorRT, results require no gradient.
+    return regraft(gm, sample_inputs, options={**wanted, "autograd": "ignore"}, **kwargs)
 
 
 def register() -> None:

@@ -84,7 +84,8 @@ def compile(
 def torch_compile(
     module: torch.nn.Module, *, config: CompilationSettings | Mapping[str, Any] | None = None, **settings: Any
 ) -> Callable[..., Any]:
-    """``torch.compile`` with Regraft as the backend, and the same settings as :func:`compile`.
+    """``torch.compile`` with Regraft as the backend, and the same settings as :func:`compile`. As with
+    Torch-TensorRT, results require no gradient.
 
     Raises:
         ValueError: for ``immutable_weights=True`` and others that cannot be: weights stay live.
@@ -94,7 +95,9 @@ def torch_compile(
     chosen = gathered(config, settings)
     wanted = for_mutable(chosen)
     report_without_effect(chosen)
-    compiled: Callable[..., Any] = torch.compile(module, backend=backend, options=wanted)
+    compiled: Callable[..., Any] = torch.compile(
+        module, backend=backend, options={**wanted, "autograd": "ignore"}
+    )
     return compiled
 
 
