@@ -5,13 +5,17 @@
 //! place of tensors; when every node maps a view to a view, packing reads the sources once and writes the slot once.
 //! A recipe of another form has no gather plan and is run by the reference evaluator, node by node.
 
+mod moves;
+
 use std::collections::HashMap;
 
 use regraft_ir::{
-    Def, Graph, Node, Op, ValueId,
+    Def, Graph, Node, Op, ValueId, eval,
     ops::{Binary, BinaryFn},
 };
-use regraft_tensor::DType;
+use regraft_tensor::{DType, Tensor};
+
+pub use self::moves::{Move, MoveAxis, MovePlan};
 
 use crate::{FormatId, VectorPlan};
 
@@ -342,6 +346,20 @@ impl Program {
         graph.add_output("scale", value);
         let vector = VectorPlan::compile(&graph, value);
         Some(Program { graph, sources, vector })
+    }
+
+    /// What it computes from its sources, in the program's dtypes and the order of [`Program::sources`].
+    ///
+    /// # Errors
+    /// When the sources do not fit.
+    pub fn value(&self, sources: &[Tensor]) -> Result<Tensor, String> {
+        let floats = sources.iter().map(Tensor::as_slice::<f32>).collect::<Option<Vec<_>>>();
+        if let Some(values) = self.vector.as_ref().zip(floats).and_then(|(vector, floats)| vector.run(&floats)) {
+            return Ok(Tensor::from_slice(&[values.len()], &values));
+        }
+        let given = eval::Bindings { inputs: &[], sources, states: &[] };
+        let mut results = eval::run(&self.graph, given).map_err(|e| e.to_string())?;
+        results.outputs.pop().ok_or_else(|| "the recipe yields nothing".into())
     }
 }
 

@@ -259,11 +259,7 @@ fn merge_first(matrices: &[Vec<Piece>], sources: &[Source<'_>]) -> Vec<bool> {
 /// The value of a part of a recipe.
 fn compute(cx: &PackCx, program: &Program, sources: &[Source<'_>]) -> Result<Tensor, String> {
     let sources = program.sources.iter().map(|&s| whole(cx, &sources[s as usize])).collect::<Result<Vec<_>, _>>()?;
-    let floats = sources.iter().map(Tensor::as_slice::<f32>).collect::<Option<Vec<_>>>();
-    match program.vector.as_ref().zip(floats).and_then(|(vector, floats)| vector.run(&floats)) {
-        Some(values) => Ok(Tensor::from_slice(&[values.len()], &values)),
-        None => evaluate(&program.graph, &sources),
-    }
+    program.value(&sources)
 }
 
 fn evaluate(graph: &Graph, sources: &[Tensor]) -> Result<Tensor, String> {

@@ -7,6 +7,7 @@
 mod common;
 mod libraries;
 mod packs;
+mod slots;
 mod speed;
 
 use std::{collections::HashSet, process::ExitCode, time::Instant};
@@ -235,6 +236,7 @@ fn main() -> ExitCode {
     if mode != "time" {
         check_kernels(&mut gpu, mode == "small", if mode == "small" { 1 } else { 2 });
         packs::check(&mut gpu);
+        slots::check(&mut gpu);
         libraries::check(&mut gpu, mode == "small");
     }
     if mode != "small" {

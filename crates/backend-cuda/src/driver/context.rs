@@ -1,7 +1,7 @@
 //! The driver, its devices, and the context of one.
 
 use std::{
-    ffi::{CStr, c_char, c_int},
+    ffi::{CStr, c_char, c_int, c_uint},
     fmt, ptr,
     sync::Arc,
 };
@@ -189,6 +189,22 @@ impl Context {
     /// What is known of the device.
     pub fn info(&self) -> &Info {
         &self.inner.info
+    }
+
+    /// Whether memory of the host is page-locked, all of it: the device reads it without a copy in between.
+    pub fn is_page_locked(&self, bytes: &[u8]) -> bool {
+        let is_host = |address: *const u8| {
+            let mut kind: c_uint = 0;
+            // SAFETY: an unsigned int is written for this attribute. The driver looks the address up, and reads nothing there.
+            let status = unsafe {
+                let to = (&raw mut kind).cast();
+                (self.inner.api.cuPointerGetAttribute)(to, ffi::POINTER_MEMORY_TYPE, address as u64)
+            };
+            status == ffi::SUCCESS && kind == ffi::MEMORY_TYPE_HOST
+        };
+        self.inner.bind().is_ok()
+            && bytes.first().is_some_and(|b| is_host(b))
+            && bytes.last().is_some_and(|b| is_host(b))
     }
 
     /// Free and total bytes of the device.

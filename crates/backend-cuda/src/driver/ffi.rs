@@ -26,6 +26,11 @@ pub(crate) const FUNC_MAX_DYNAMIC_SHARED: c_int = 8;
 /// `CU_MEMPOOL_ATTR_RELEASE_THRESHOLD`.
 pub(crate) const POOL_RELEASE_THRESHOLD: c_int = 4;
 
+/// `CU_POINTER_ATTRIBUTE_MEMORY_TYPE`.
+pub(crate) const POINTER_MEMORY_TYPE: c_int = 2;
+/// `CU_MEMORYTYPE_HOST`.
+pub(crate) const MEMORY_TYPE_HOST: c_uint = 1;
+
 /// Device attributes.
 pub(crate) mod attribute {
     use std::ffi::c_int;
@@ -86,6 +91,7 @@ api! {
         fn cuMemFree_v2(DevicePtr) -> Status;
         fn cuMemHostAlloc(*mut *mut c_void, usize, c_uint) -> Status;
         fn cuMemFreeHost(*mut c_void) -> Status;
+        fn cuPointerGetAttribute(*mut c_void, c_int, DevicePtr) -> Status;
         fn cuMemcpyAsync(DevicePtr, DevicePtr, usize, Handle) -> Status;
         fn cuMemcpyHtoDAsync_v2(DevicePtr, *const c_void, usize, Handle) -> Status;
         fn cuMemcpyDtoHAsync_v2(*mut c_void, DevicePtr, usize, Handle) -> Status;

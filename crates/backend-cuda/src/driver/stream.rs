@@ -136,6 +136,30 @@ impl Stream {
         self.synchronize()
     }
 
+    /// Copies all of these from memory of the host, which is best page-locked, and waits for it.
+    ///
+    /// # Errors
+    /// When one is of another size than where it goes, or the driver fails.
+    pub fn upload_slices(&self, parts: &[(&[u8], Span)]) -> Result<(), CudaError> {
+        let Some(((last, last_to), others)) = parts.split_last() else { return Ok(()) };
+        let mut sent = Ok(());
+        for (host, to) in others {
+            sent = to.expect(host.len()).and_then(|()| self.inner.bind()).and_then(|()| {
+                // SAFETY: both have this length. The wait below, whatever failed before it, ends the borrow.
+                self.inner.check("cuMemcpyHtoDAsync", unsafe {
+                    (self.inner.api.cuMemcpyHtoDAsync_v2)(to.address(), host.as_ptr().cast(), host.len(), self.handle)
+                })
+            });
+            if sent.is_err() {
+                break;
+            }
+        }
+        match sent {
+            Ok(()) => self.upload_slice(last, *last_to).or_else(|error| self.synchronize().and(Err(error))),
+            Err(error) => self.synchronize().and(Err(error)),
+        }
+    }
+
     /// Copies to page-locked memory, bytes `at..` of `host`.
     ///
     /// # Errors

@@ -80,6 +80,11 @@ impl Pack {
     }
 }
 
+/// Whether a [`Pack`] may have so many axes, neighbours joined, and elements.
+pub fn takes(axes: usize, elements: usize) -> bool {
+    axes <= 5 && elements < 1 << 31
+}
+
 /// Axes without those of size 1, neighbours joined.
 fn join(axes: &[Axis]) -> Vec<Axis> {
     let mut joined: Vec<Axis> = Vec::new();
@@ -112,7 +117,7 @@ impl Table {
         for job in jobs {
             let axes = join(&job.axes);
             let count: usize = axes.iter().map(|a| a.size).product();
-            if axes.len() > 5 || count >= 1 << 31 {
+            if !takes(axes.len(), count) {
                 return Err(Why::new(format!("{} axes, {count} elements", axes.len())));
             }
             if count == 0 {

@@ -301,6 +301,9 @@ fn describe(sides: &Sides<'_>, sources: &[Option<usize>], spelling: bool) -> Nam
     for ((name, _), source) in sides.given.iter().zip(sources) {
         let Some(source) = source else { continue };
         let info = &sides.sources[*source];
+        if info.names().any(|other| other == name) {
+            continue;
+        }
         // The name of a tied weight that is nearest.
         let distances = info.names().map(|other| segment_difference(name, other));
         let Some((removed, added, respelled)) = distances.min_by_key(|(a, b, c)| (a.len() + b.len(), *c)) else {
@@ -361,6 +364,9 @@ pub(crate) fn rename<'a>(
     names: impl Iterator<Item = (&'a str, &'a Tensor)>,
     renames: &'a [Rename],
 ) -> (Vec<(String, &'a Tensor)>, Vec<&'a Rename>, Vec<(String, String)>) {
+    if renames.is_empty() {
+        return (names.map(|(name, tensor)| (name.to_owned(), tensor)).collect(), Vec::new(), Vec::new());
+    }
     let mut unused: Vec<&Rename> = renames.iter().collect();
     let mut first: HashMap<String, String> = HashMap::new();
     let (mut renamed, mut doubles) = (Vec::new(), Vec::new());

@@ -1,0 +1,337 @@
+//! Some slots made together: their sources lie in one piece of staging memory, and three launches make them all: casts, merges,
+//! moves.
+
+use std::{collections::HashMap, sync::Arc};
+
+use regraft_backend::{PackError, PackJob};
+use regraft_tensor::{AlignedVec, DType, Tensor};
+use regraft_weights::{Move, MoveAxis, MovePlan};
+
+use super::{
+    lane::{ALIGN, Lane, Part},
+    resident::Resident,
+    slot::{Form, SlotPlan},
+};
+use crate::{
+    CudaError,
+    driver::{self, Context, Span},
+    kernels::{
+        Why,
+        pack::{Axis, Merge, Pack, Table},
+    },
+};
+
+/// Slots to be made, with what is uploaded for them.
+#[derive(Default)]
+pub(super) struct Batch<'a> {
+    uploads: Vec<Upload<'a>>,
+    /// Bytes of staging memory.
+    len: usize,
+    /// Sources that are staged already, by the address and length of their bytes.
+    staged: HashMap<(usize, usize), usize>,
+    casts: Vec<Cast>,
+    merges: Vec<Merging>,
+    moves: Vec<Moving>,
+    /// Tensors whose copies stay on the device.
+    residents: Vec<(Tensor, Arc<driver::Buffer>, usize)>,
+    resident_bytes: usize,
+    copies: Vec<Arc<driver::Buffer>>,
+    /// Bytes of the slots.
+    pub(super) slot_bytes: usize,
+}
+
+enum Upload<'a> {
+    Given(&'a [u8], usize),
+    Made(AlignedVec, usize),
+}
+
+/// A place in staging memory, or elsewhere on the device.
+#[derive(Clone, Copy)]
+enum Place {
+    Staged(usize),
+    Device(u64),
+}
+
+impl Place {
+    fn address(self, staging: u64) -> u64 {
+        match self {
+            Place::Staged(at) => staging + at as u64,
+            Place::Device(address) => address,
+        }
+    }
+}
+
+struct Cast {
+    from: Place,
+    to: Place,
+    types: (DType, DType),
+    len: usize,
+}
+
+struct Merging {
+    from: Place,
+    to: Place,
+    up: Place,
+    down: Place,
+    dtype: DType,
+    sizes: (usize, usize, usize),
+}
+
+struct Moving {
+    from: Place,
+    to: u64,
+    scale: Option<Place>,
+    types: (DType, DType),
+    this: Move,
+}
+
+impl<'a> Batch<'a> {
+    pub(super) fn is_empty(&self) -> bool {
+        self.moves.is_empty() && self.uploads.is_empty()
+    }
+
+    /// Bytes of staging memory that are asked for.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Adds a slot that moves make.
+    pub(super) fn add(
+        &mut self,
+        context: &Context,
+        resident: &Resident,
+        slot: &'a SlotPlan,
+        plan: &'a MovePlan,
+        forms: &[Form<'a>],
+        job: &PackJob<'a>,
+    ) -> Result<(), PackError> {
+        let recipe = |why: String| PackError::Recipe { slot: job.slot, why };
+        let mut places = Vec::with_capacity(forms.len());
+        for (index, (given, form)) in job.given.iter().zip(forms).enumerate() {
+            let moved = plan.moves.iter().any(|m| m.source as usize == index);
+            let (own, shape) = &slot.sources[index];
+            if given.tensor.shape() != shape {
+                return Err(recipe(format!("a source of shape {:?} is given as {:?}", shape, given.tensor.shape())));
+            }
+            places.push(if moved { Some(self.source(context, resident, given.tensor, *form, *own)?) } else { None });
+        }
+        let mut scales = Vec::with_capacity(plan.scales.len());
+        for program in &plan.scales {
+            let of = |&s: &u32| given_as(job, slot, s as usize);
+            let value = program.value(&program.sources.iter().map(of).collect::<Vec<_>>()).map_err(recipe)?;
+            let values = value.as_slice::<f32>().ok_or_else(|| recipe("factors are of f32".into()))?;
+            scales.push((self.made(AlignedVec::from_slice(values)), values.len()));
+        }
+        let out = Span::from(&job.out);
+        for m in &plan.moves {
+            let Some((from, dtype)) = places[m.source as usize] else { continue };
+            let scale = m.scale.map(|(index, first)| (scales[index as usize], first));
+            let reach =
+                |first: usize| first + m.axes.iter().map(|axis| (axis.size.max(1) - 1) * axis.by).sum::<usize>();
+            if scale.is_some_and(|((_, len), first)| !m.is_empty() && reach(first) >= len) {
+                return Err(recipe("there are fewer factors than columns".into()));
+            }
+            let last = m.to + m.axes.iter().map(|axis| (axis.size.max(1) - 1) * axis.to).sum::<usize>() + 1;
+            let size = slot.dtype.size();
+            out.part(0, last * size).map_err(|_| recipe("the moves are longer than the slot".into()))?;
+            let scale = scale.map(|((at, _), first)| Place::Staged(at + first * 4));
+            let (to, types) = (out.address() + (m.to * size) as u64, (dtype, slot.dtype));
+            self.moves.push(Moving { from, to, scale, types, this: m.clone() });
+        }
+        self.slot_bytes += job.out.len();
+        Ok(())
+    }
+
+    /// Adds a slot whose contents the host has made.
+    pub(super) fn add_made(&mut self, bytes: AlignedVec, job: &PackJob<'a>) {
+        let dtype = if bytes.len().is_multiple_of(8) { DType::I64 } else { DType::U8 };
+        let axis = MoveAxis { size: bytes.len() / dtype.size(), from: 1, to: 1, by: 0 };
+        let this = Move { source: 0, from: 0, to: 0, axes: vec![axis], scale: None };
+        let from = Place::Staged(self.made(bytes));
+        let to = Span::from(&job.out).address();
+        self.moves.push(Moving { from, to, scale: None, types: (dtype, dtype), this });
+        self.slot_bytes += job.out.len();
+    }
+
+    /// Where a source is once it is in its form, and its dtype there.
+    fn source(
+        &mut self,
+        context: &Context,
+        resident: &Resident,
+        tensor: &'a Tensor,
+        form: Form<'a>,
+        own: DType,
+    ) -> Result<(Place, DType), PackError> {
+        let given = tensor.dtype();
+        let at = match form {
+            Form::Merged(_) => self.pristine(context, resident, tensor)?,
+            Form::AsGiven | Form::Cast => Place::Staged(self.given(tensor.bytes())),
+        };
+        let len = tensor.numel();
+        let cast = |batch: &mut Batch<'a>| {
+            let to = Place::Staged(batch.space(len * own.size()));
+            batch.casts.push(Cast { from: at, to, types: (given, own), len });
+            to
+        };
+        Ok(match form {
+            Form::AsGiven => (at, given),
+            Form::Cast => (cast(self), own),
+            Form::Merged(product) => {
+                let from = if given == own { at } else { cast(self) };
+                let to = Place::Staged(self.space(len * own.size()));
+                let up = Place::Staged(self.given(bytemuck::cast_slice(&product.up)));
+                let down = Place::Staged(self.given(bytemuck::cast_slice(&product.down)));
+                let rows = product.up.len() / product.rank.max(1);
+                let cols = product.down.len() / product.rank.max(1);
+                if rows * cols != len && product.rank > 0 {
+                    return Err(PackError::Merge("the source is of another size".into()));
+                }
+                let sizes = if product.rank == 0 { (1, len, 0) } else { (rows, cols, product.rank) };
+                self.merges.push(Merging { from, to, up, down, dtype: own, sizes });
+                (to, own)
+            }
+        })
+    }
+
+    /// A source that adapters are merged into: on the device already, or to be kept there.
+    fn pristine(&mut self, context: &Context, resident: &Resident, tensor: &'a Tensor) -> Result<Place, PackError> {
+        if let Some(copy) = resident.get(tensor) {
+            let address = copy.address();
+            self.copies.push(copy);
+            return Ok(Place::Device(address));
+        }
+        let known = self.staged.contains_key(&key(tensor.bytes()));
+        let at = self.given(tensor.bytes());
+        if !known && resident.keeps(tensor, self.resident_bytes) {
+            // Where there is no room for a copy it is staged again the next time.
+            if let Ok(copy) = driver::Buffer::new(context, tensor.bytes().len()) {
+                self.resident_bytes += copy.len();
+                self.residents.push((tensor.clone(), copy, at));
+            }
+        }
+        Ok(Place::Staged(at))
+    }
+
+    /// Staging memory of the caller's bytes, which are uploaded once.
+    fn given(&mut self, bytes: &'a [u8]) -> usize {
+        if let Some(at) = self.staged.get(&key(bytes)) {
+            return *at;
+        }
+        let at = self.space(bytes.len());
+        self.staged.insert(key(bytes), at);
+        self.uploads.push(Upload::Given(bytes, at));
+        at
+    }
+
+    /// Staging memory of bytes that were made.
+    fn made(&mut self, bytes: AlignedVec) -> usize {
+        let at = self.space(bytes.len());
+        self.uploads.push(Upload::Made(bytes, at));
+        at
+    }
+
+    fn space(&mut self, bytes: usize) -> usize {
+        let at = self.len;
+        self.len += bytes.next_multiple_of(ALIGN);
+        at
+    }
+
+    /// The tables of the three launches, for staging memory at this address.
+    fn tables(&self, staging: u64) -> Result<[Table; 3], Why> {
+        let address = |place: Place| place.address(staging);
+        let whole = |len: usize| vec![Axis { size: len, from: 1, to: 1, by: 0 }];
+        let cast = |c: &Cast| Pack {
+            source: address(c.from),
+            target: address(c.to),
+            scale: 0,
+            source_type: c.types.0,
+            target_type: c.types.1,
+            axes: whole(c.len),
+        };
+        let merge = |m: &Merging| Merge {
+            source: address(m.from),
+            target: address(m.to),
+            up: address(m.up),
+            down: address(m.down),
+            source_type: m.dtype,
+            target_type: m.dtype,
+            rows: m.sizes.0,
+            cols: m.sizes.1,
+            rank: m.sizes.2,
+            to_row: m.sizes.1,
+            inner: m.sizes.1.max(1),
+            to_outer: 0,
+            to_inner: 1,
+        };
+        let axis = |a: &MoveAxis| Axis { size: a.size, from: a.from, to: a.to, by: a.by };
+        let moved = |m: &Moving| Pack {
+            source: address(m.from) + (m.this.from * m.types.0.size()) as u64,
+            target: m.to,
+            scale: m.scale.map_or(0, address),
+            source_type: m.types.0,
+            target_type: m.types.1,
+            axes: m.this.axes.iter().map(axis).collect(),
+        };
+        let casts: Vec<Pack> = self.casts.iter().map(cast).collect();
+        let merges: Vec<Merge> = self.merges.iter().map(merge).collect();
+        let moves: Vec<Pack> = self.moves.iter().map(moved).collect();
+        Ok([Table::packs(&casts)?, Table::merges(&merges)?, Table::packs(&moves)?])
+    }
+
+    /// Makes the slots; the work is over when this returns. Copies that stay on the device are handed to `resident`.
+    pub(super) fn run(
+        self,
+        context: &Context,
+        lane: &mut Lane,
+        resident: &mut Resident,
+        mut launch: impl FnMut(&Lane, Entry, &Table, Span) -> Result<(), CudaError>,
+    ) -> Result<(), CudaError> {
+        let refused = |why: Why| CudaError::NoAlgorithm { library: "the packer", problem: why.to_string() };
+        // Tables have the same sizes wherever staging memory is.
+        let sizes = self.tables(0).map_err(refused)?.map(|t| t.bytes.len().next_multiple_of(ALIGN));
+        let staging = driver::Buffer::new(context, self.len + sizes.iter().sum::<usize>())?;
+        let span = staging.region().span();
+        let tables = self.tables(span.address()).map_err(refused)?;
+        let mut at = self.len;
+        let mut table_places = [0; 3];
+        for (place, size) in table_places.iter_mut().zip(sizes) {
+            *place = at;
+            at += size;
+        }
+        let mut parts: Vec<Part<'_>> = (self.uploads.iter())
+            .map(|upload| match upload {
+                Upload::Given(bytes, at) => Part { bytes, at: *at },
+                Upload::Made(bytes, at) => Part { bytes: bytes.bytes(), at: *at },
+            })
+            .collect();
+        parts.extend(tables.iter().zip(table_places).map(|(table, at)| Part { bytes: &table.bytes, at }));
+        lane.upload(&parts, span)?;
+        for (_, copy, at) in &self.residents {
+            lane.stream.copy(span.part(*at, copy.len())?, &copy.region())?;
+        }
+        let entries = [Entry::Pack, Entry::Merge, Entry::Pack];
+        for ((table, at), entry) in tables.iter().zip(table_places).zip(entries) {
+            launch(lane, entry, table, span.part(at, table.bytes.len())?)?;
+        }
+        lane.stream.synchronize()?;
+        self.residents.iter().for_each(|(tensor, copy, _)| resident.keep(tensor, copy));
+        Ok(())
+    }
+}
+
+/// A kernel over a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Entry {
+    Pack,
+    Merge,
+    Differ,
+}
+
+/// A source in the program's dtype, on the host.
+fn given_as(job: &PackJob<'_>, slot: &SlotPlan, source: usize) -> Tensor {
+    job.given[source].tensor.cast(slot.sources[source].0)
+}
+
+fn key(bytes: &[u8]) -> (usize, usize) {
+    (bytes.as_ptr() as usize, bytes.len())
+}

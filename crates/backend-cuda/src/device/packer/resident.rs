@@ -1,0 +1,80 @@
+//! Sources that adapters are merged into, kept on the device: the next merge needs no copy of them.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Weak},
+};
+
+use regraft_tensor::{AlignedVec, Buffer, Tensor};
+
+use crate::driver;
+
+/// Copies of tensors, by the address of their memory.
+#[derive(Debug)]
+pub(super) struct Resident {
+    copies: HashMap<(usize, usize), (Guard, Arc<driver::Buffer>)>,
+    /// Most bytes that are kept.
+    limit: usize,
+}
+
+/// What makes sure that an address still holds what was copied from there.
+#[derive(Debug)]
+enum Guard {
+    /// Memory with this one owner never changes while it is alive.
+    Owned(Weak<AlignedVec>),
+    /// A mapping stays at its address while it is held; its file tells when it was changed.
+    Mapped(Buffer),
+}
+
+impl Guard {
+    /// `None` for memory of someone else.
+    fn new(buffer: &Buffer) -> Option<Guard> {
+        match buffer {
+            Buffer::Owned(memory) => Some(Guard::Owned(Arc::downgrade(memory))),
+            Buffer::Mapped(..) => Some(Guard::Mapped(buffer.clone())),
+            Buffer::Borrowed(_) => None,
+        }
+    }
+
+    fn holds(&self) -> bool {
+        match self {
+            Guard::Owned(memory) => memory.strong_count() > 0,
+            Guard::Mapped(buffer) => buffer.changed_file().is_none(),
+        }
+    }
+}
+
+impl Resident {
+    pub(super) fn new(limit: usize) -> Resident {
+        Resident { copies: HashMap::new(), limit }
+    }
+
+    /// The copy of a tensor.
+    pub(super) fn get(&self, tensor: &Tensor) -> Option<Arc<driver::Buffer>> {
+        let (guard, copy) = self.copies.get(&key(tensor))?;
+        // Memory of someone else may lie where memory that was copied lay before.
+        (guard.holds() && !tensor.is_borrowed()).then(|| copy.clone())
+    }
+
+    /// Whether a copy of a tensor of its size would be kept, besides `others` bytes that are to be kept as well.
+    pub(super) fn keeps(&self, tensor: &Tensor, others: usize) -> bool {
+        let bytes: usize = self.copies.values().map(|(_, copy)| copy.len()).sum();
+        !tensor.is_borrowed() && bytes + others + tensor.bytes().len() <= self.limit
+    }
+
+    /// Keeps a copy of a tensor.
+    pub(super) fn keep(&mut self, tensor: &Tensor, copy: &Arc<driver::Buffer>) {
+        if let Some(guard) = Guard::new(tensor.buffer()) {
+            self.copies.insert(key(tensor), (guard, copy.clone()));
+        }
+    }
+
+    /// Lets go of copies whose tensors are gone.
+    pub(super) fn settle(&mut self) {
+        self.copies.retain(|_, (guard, _)| guard.holds());
+    }
+}
+
+fn key(tensor: &Tensor) -> (usize, usize) {
+    (tensor.bytes().as_ptr() as usize, tensor.bytes().len())
+}

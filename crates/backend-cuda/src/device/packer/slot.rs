@@ -1,0 +1,105 @@
+//! What the device does to make one slot.
+
+use regraft_backend::{
+    Given, SlotLayout,
+    adapter::{Delta, LowRank, Overlay, Term},
+};
+use regraft_tensor::{DType, numel};
+use regraft_weights::{Move, MovePlan, Recipe, RefitMap};
+
+use crate::kernels::{is_small_float, pack};
+
+/// A slot's recipe as the device runs it.
+#[derive(Debug)]
+pub(super) struct SlotPlan {
+    /// `None` where the host makes the slot.
+    pub(super) moves: Option<MovePlan>,
+    pub(super) dtype: DType,
+    pub(super) bytes: usize,
+    /// Dtype and shape of each source, as the program has it.
+    pub(super) sources: Vec<(DType, Vec<usize>)>,
+}
+
+/// What is done to a source before it is moved.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Form<'a> {
+    /// Nothing: moves read it as it was given.
+    AsGiven,
+    /// It is rounded to the program's dtype.
+    Cast,
+    /// A product is added, in the program's dtype.
+    Merged(&'a LowRank),
+}
+
+impl SlotPlan {
+    pub(super) fn new(map: &RefitMap, recipe: &Recipe, layout: &SlotLayout) -> SlotPlan {
+        let source = |&index: &u32| {
+            let info = &map.sources[index as usize];
+            (info.dtype, info.shape.clone())
+        };
+        let sources: Vec<(DType, Vec<usize>)> = recipe.sources.iter().map(source).collect();
+        let dtype = recipe.dtype();
+        let fits = |m: &Move| {
+            let len = numel(&sources[m.source as usize].1).unwrap_or(0);
+            pack::takes(m.axes.len(), m.len()) && m.source_end() <= len
+        };
+        let moves = if layout.format.is_plain() { MovePlan::compile(&recipe.graph) } else { None };
+        SlotPlan {
+            moves: moves.filter(|plan| plan.moves.iter().all(fits)),
+            dtype,
+            bytes: numel(&layout.shape).map_or(0, |n| n * dtype.size()),
+            sources,
+        }
+    }
+
+    /// The moves that make the slot of these sources, with what is done to each of these first; `None` where the host makes it.
+    pub(super) fn accept<'a>(&self, given: &[Given<'a>]) -> Option<(&MovePlan, Vec<Form<'a>>)> {
+        let plan = self.moves.as_ref()?;
+        let scaled_by_adapted =
+            plan.scales.iter().flat_map(|scale| &scale.sources).any(|&s| given[s as usize].overlay.is_some());
+        if scaled_by_adapted || given.len() != self.sources.len() {
+            return None;
+        }
+        let forms = given.iter().enumerate().map(|(index, given)| self.form(plan, index, given));
+        Some((plan, forms.collect::<Option<_>>()?))
+    }
+
+    fn form<'a>(&self, plan: &MovePlan, index: usize, given: &Given<'a>) -> Option<Form<'a>> {
+        let (own, from) = (self.sources[index].0, given.tensor.dtype());
+        let moves = || plan.moves.iter().filter(|m| m.source as usize == index);
+        // A source of scales alone is read on the host.
+        if moves().next().is_none() {
+            return Some(Form::AsGiven);
+        }
+        let takes = |from: DType, to: DType, scaled: bool| {
+            (from == to && !scaled) || (is_small_float(from) && is_small_float(to))
+        };
+        if !moves().all(|m| takes(own, self.dtype, m.scale.is_some())) || !takes(from, own, false) {
+            return None;
+        }
+        if let Some(overlay) = given.overlay {
+            let product = low_rank(overlay).filter(|_| overlay.dtype == own && is_small_float(own))?;
+            return Some(Form::Merged(product));
+        }
+        // Rounding once is what the recipe does, too: nothing lies between, or nothing is lost before.
+        let once = own == DType::F32 || (own == self.dtype && moves().all(|m| m.scale.is_none()));
+        Some(if from == own || (once && takes(from, self.dtype, false)) { Form::AsGiven } else { Form::Cast })
+    }
+
+    /// The runs of a source that lie in the slot as they are: first byte in the source, first in the slot, bytes.
+    pub(super) fn kept_runs(&self, source: usize) -> Option<Vec<(usize, usize, usize)>> {
+        let plan = self.moves.as_ref().filter(|_| self.sources[source].0 == self.dtype)?;
+        plan.runs()?;
+        let size = self.dtype.size();
+        let of = plan.moves.iter().filter(|m| m.source as usize == source);
+        Some(of.map(|m| (m.from * size, m.to * size, m.len() * size)).collect())
+    }
+}
+
+/// The product that is all an overlay adds.
+fn low_rank(overlay: &Overlay) -> Option<&LowRank> {
+    match overlay.terms.as_slice() {
+        [Term { delta: Delta::LowRank(product), norms: None }] => Some(product),
+        _ => None,
+    }
+}
