@@ -1,6 +1,6 @@
 """Latencies on a GPU next to PyTorch's best, from host memory to host memory, block by block in one run.
 
-    python3 scripts/gpu/compare.py REGRAFT FOLDER [bert] [resnet]
+    python3 scripts/gpu/compare.py REGRAFT FOLDER [bert] [resnet] [vit] [unet] [llama]
 
 `scripts/gpu/models.py` must have left its engines in FOLDER. Both sides take inputs from the host and bring
 results back there, as the command does: PyTorch copies into the inputs of a CUDA graph of the module (eager,
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models import MODELS
+from models import MODELS, dtype_of
 
 ROUNDS = 3
 RUNS = 200
@@ -71,8 +71,9 @@ class Graphed:
 def compare(binary, folder, name):
     torch.manual_seed(0)
     net, inputs = MODELS[name]()
-    half = [x.half() if x.is_floating_point() else x for x in inputs]
-    net = net.half().cuda()
+    dtype = dtype_of(name)
+    half = [x.to(dtype) if x.is_floating_point() else x for x in inputs]
+    net = net.to(dtype).cuda()
     if name == "resnet":
         net = net.to(memory_format=torch.channels_last)
         half = [x.to(memory_format=torch.channels_last) for x in half]

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use regraft::{CompileOptions, DType, Model, RefitOptions, StateDict, Tensor, Threads};
+use regraft::{CompileOptions, DType, DeviceName, Model, RefitOptions, StateDict, Tensor, Threads};
 
 use crate::{
     Result,
@@ -26,6 +26,7 @@ pub(crate) struct Figures {
     refitted: Vec<f64>,
     refits: usize,
     refit_ms: f64,
+    every: Duration,
 }
 
 impl Figures {
@@ -38,7 +39,7 @@ impl Figures {
         format!(
             "{}\n{}, {} refits of {:.1} ms\np99 with refits ÷ without: {:.3}",
             line("without refits", &self.quiet),
-            line("with a refit every second", &self.refitted),
+            line(&format!("with a refit every {} ms", self.every.as_millis()), &self.refitted),
             self.refits,
             self.refit_ms,
             refitted / quiet
@@ -46,9 +47,12 @@ impl Figures {
     }
 }
 
-pub(crate) fn measure(program: &Path, seconds: u64) -> Result<Figures> {
-    let compiled = regraft::compile(program, &CompileOptions::default(), &mut ())?;
-    let model = regraft::model(compiled.engine, regraft::cpu(Threads::Count(1)))?;
+pub(crate) fn measure(program: &Path, device: DeviceName, seconds: u64, every: Duration) -> Result<Figures> {
+    let options = CompileOptions { device, ..CompileOptions::default() };
+    let compiled = regraft::compile(program, &options, &mut ())?;
+    // Runs on one thread of the CPU leave the others to refits.
+    let threads = if device == DeviceName::Cpu { Threads::Count(1) } else { Threads::Auto };
+    let model = regraft::model(compiled.engine, regraft::device(device, threads)?)?;
     let inputs = inputs(&model);
     let weights = [shifted(&model, 0.0), shifted(&model, 1e-3)];
     for weights in &weights {
@@ -60,9 +64,9 @@ pub(crate) fn measure(program: &Path, seconds: u64) -> Result<Figures> {
     let done = Arc::new(AtomicBool::new(false));
     let refitter = {
         let (model, refitting, done) = (model.clone(), refitting.clone(), done.clone());
-        thread::spawn(move || refit_every_second(&model, &weights, &refitting, &done))
+        thread::spawn(move || refit_regularly(&model, &weights, every, &refitting, &done))
     };
-    let mut figures = Figures { quiet: Vec::new(), refitted: Vec::new(), refits: 0, refit_ms: 0.0 };
+    let mut figures = Figures { quiet: Vec::new(), refitted: Vec::new(), refits: 0, refit_ms: 0.0, every };
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(seconds) {
         let with_refits = start.elapsed().as_millis() / TURN.as_millis() % 2 == 1;
@@ -78,7 +82,13 @@ pub(crate) fn measure(program: &Path, seconds: u64) -> Result<Figures> {
     Ok(figures)
 }
 
-fn refit_every_second(model: &Model, weights: &[StateDict; 2], on: &AtomicBool, done: &AtomicBool) -> Vec<f64> {
+fn refit_regularly(
+    model: &Model,
+    weights: &[StateDict; 2],
+    every: Duration,
+    on: &AtomicBool,
+    done: &AtomicBool,
+) -> Vec<f64> {
     let mut times = Vec::new();
     while !done.load(Ordering::SeqCst) {
         if on.load(Ordering::SeqCst) {
@@ -86,7 +96,7 @@ fn refit_every_second(model: &Model, weights: &[StateDict; 2], on: &AtomicBool, 
                 Ok(report) => times.push(report.phases_ms.total()),
                 Err(_) => return times,
             }
-            thread::sleep(Duration::from_secs(1));
+            thread::sleep(every);
         } else {
             thread::sleep(Duration::from_millis(20));
         }

@@ -5,6 +5,7 @@
 //! python bench/refit/export.py MODELS                  # with the environment of scripts/python-env.sh
 //! cargo run --release -p regraft-bench-refit -- MODELS [--json FILE]
 //! cargo run --release -p regraft-bench-refit -- MODELS --load bert_base
+//! cargo run --release -p regraft-bench-refit -- MODELS --load bert_base --device cuda --every 100
 //! ```
 #![deny(unsafe_code)]
 
@@ -14,9 +15,10 @@ mod load;
 mod refits;
 mod times;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::Parser;
+use regraft::DeviceName;
 use serde_json::json;
 
 use self::refits::Row;
@@ -35,12 +37,18 @@ struct Args {
     /// Only this model
     #[arg(long)]
     only: Option<String>,
-    /// Measure the latencies of a one-thread load on this model, with and without a refit every second, instead
+    /// Measure the latencies of a one-thread load on this model, with and without regular refits, instead
     #[arg(long, value_name = "MODEL")]
     load: Option<String>,
     /// Seconds of load
     #[arg(long, default_value_t = 60)]
     seconds: u64,
+    /// Milliseconds between refits of a load
+    #[arg(long, default_value_t = 1000)]
+    every: u64,
+    /// Where models run: cpu, cuda, cuda:1
+    #[arg(long, default_value = "cpu")]
+    device: DeviceName,
 }
 
 fn main() -> ExitCode {
@@ -57,7 +65,8 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 fn run(args: &Args) -> Result<()> {
     if let Some(name) = &args.load {
-        let figures = load::measure(&args.models.join(format!("{name}.pt2")), args.seconds)?;
+        let every = Duration::from_millis(args.every);
+        let figures = load::measure(&args.models.join(format!("{name}.pt2")), args.device, args.seconds, every)?;
         println!("{}", figures.text());
         return Ok(());
     }
@@ -72,7 +81,7 @@ fn run(args: &Args) -> Result<()> {
     println!("|---|---|---|---|---|---|---|---|");
     for program in programs {
         let name = program.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
-        for row in refits::measure(&program, args.rounds)? {
+        for row in refits::measure(&program, args.device, args.rounds)? {
             println!("{}", markdown(&name, &row));
             all.push(json!({"model": name, "refit": row}));
         }

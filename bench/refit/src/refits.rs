@@ -1,6 +1,6 @@
 use std::{collections::BTreeSet, path::Path};
 
-use regraft::{CompileOptions, Model, RefitOptions, RefitReport, SlotCopier, StateDict, Tensor, Threads};
+use regraft::{CompileOptions, DeviceName, Model, RefitOptions, RefitReport, SlotCopier, StateDict, Tensor, Threads};
 use serde::Serialize;
 
 use crate::{Result, adapters::lora, lent::lent, times::median};
@@ -26,9 +26,10 @@ pub(crate) struct Row {
     pub(crate) publish_us: f64,
 }
 
-pub(crate) fn measure(program: &Path, rounds: usize) -> Result<Vec<Row>> {
-    let compiled = regraft::compile(program, &CompileOptions::default(), &mut ())?;
-    let model = regraft::model(compiled.engine, regraft::cpu(Threads::Auto))?;
+pub(crate) fn measure(program: &Path, device: DeviceName, rounds: usize) -> Result<Vec<Row>> {
+    let options = CompileOptions { device, ..CompileOptions::default() };
+    let compiled = regraft::compile(program, &options, &mut ())?;
+    let model = regraft::model(compiled.engine, regraft::device(device, Threads::Auto)?)?;
     let weights = [moved(&model, |_| true), moved(&model, |_| true).map(|w| w * 0.5)].map(|w| w.0);
     let borrowed = [lent(&weights[0])?, lent(&weights[1])?];
     let mut rows = vec![

@@ -1,4 +1,4 @@
-//! Attention of our own: on matrix units for f16 and bf16, plainly for everything else.
+//! Attention of our own: on matrix units for f16 and bf16, split over the keys for a single query, plainly for everything else.
 
 use regraft_ir::ops::{Attention, HeadsLayout};
 use regraft_tensor::{DType, contiguous_strides};
@@ -10,20 +10,27 @@ use super::{
     spec::{Defines, Fields, Param, Spec, Why, grid},
 };
 
-/// Attention. Operands: `q`, `k`, `v`, `mask?`, any strides.
-///
-/// # Errors
-/// When a type or a size does not fit.
-pub fn attention(
+/// What all kernels of attention are given.
+struct Common {
+    /// How the mask is meant: see the sources.
+    mask: usize,
+    images: usize,
+    heads: usize,
+    kv_heads: usize,
+    queries: usize,
+    keys: usize,
+    d: usize,
+    e: usize,
+    fields: Fields,
+}
+
+fn common(
     op: &Attention,
-    q: &View<'_>,
-    k: &View<'_>,
-    v: &View<'_>,
+    [q, k, v]: [&View<'_>; 3],
     mask: Option<&View<'_>>,
     shape: &[usize],
     out: DType,
-    matrix_units: bool,
-) -> Result<Spec, Why> {
+) -> Result<Common, Why> {
     let kind = match mask.map(|m| m.dtype) {
         None => 0,
         Some(DType::Bool) => 2,
@@ -64,6 +71,24 @@ pub fn attention(
         .i32(keys as i32)
         .i32((heads / kv_heads) as i32)
         .f32(op.scale as f32);
+    Ok(Common { mask: kind, images, heads, kv_heads, queries, keys, d, e, fields })
+}
+
+/// Attention. Operands: `q`, `k`, `v`, `mask?`, any strides.
+///
+/// # Errors
+/// When a type or a size does not fit.
+pub fn attention(
+    op: &Attention,
+    q: &View<'_>,
+    k: &View<'_>,
+    v: &View<'_>,
+    mask: Option<&View<'_>>,
+    shape: &[usize],
+    out: DType,
+    matrix_units: bool,
+) -> Result<Spec, Why> {
+    let Common { mask: kind, images, heads, queries, d, e, fields, .. } = common(op, [q, k, v], mask, shape, out)?;
     let params = vec![
         Param::In(0, 0),
         Param::In(1, 0),
@@ -109,4 +134,68 @@ pub fn attention(
     let shared = (32 * (d + 1) + 32 * e + 16 * d) * 4;
     let launch = grid([queries.div_ceil(16), heads, images], 128, shared)?;
     Ok(Spec { source, entry: "attention", launch, params, scratch: 0 })
+}
+
+/// Most heads whose queries a block of [`decode`] holds in registers.
+const MOST_GROUP: usize = 8;
+/// Blocks that keep a large device busy.
+const BLOCKS: usize = 264;
+
+/// Attention of one query for each image and head, as a step of decoding has it. Operands as [`attention`]'s.
+///
+/// # Errors
+/// When a type or a size does not fit.
+pub fn decode(
+    op: &Attention,
+    q: &View<'_>,
+    k: &View<'_>,
+    v: &View<'_>,
+    mask: Option<&View<'_>>,
+    shape: &[usize],
+    out: DType,
+) -> Result<Vec<Spec>, Why> {
+    let common = common(op, [q, k, v], mask, shape, out)?;
+    let Common { images, heads, kv_heads, queries, keys, d, e, .. } = common;
+    let size = q.dtype.size();
+    let lanes = d * size / 16;
+    let one_type = [k.dtype, v.dtype, out].iter().all(|&t| t == q.dtype);
+    let side_by_side = [q, k, v].iter().all(|v| v.strides[3] == 1);
+    if queries != 1 || op.causal || d != e || keys == 0 || !one_type || !side_by_side {
+        return Err(Why::new("one query over keys of its own type, side by side"));
+    }
+    if !(lanes * 16 == d * size && lanes.is_power_of_two() && (4..=32).contains(&lanes)) {
+        return Err(Why::new(format!("heads of {d}")));
+    }
+    let each = heads / kv_heads;
+    let group = (1..=MOST_GROUP).rev().find(|g| each.is_multiple_of(*g)).unwrap_or(1);
+    let (blocks, teams) = (heads / group * images, 128 / lanes);
+    let splits = BLOCKS.div_ceil(blocks).clamp(1, keys.div_ceil(teams * 2));
+    let source = Defines::default()
+        .ty("T", c_type(q.dtype))
+        .ty("TM", c_type(mask.map_or(DType::F32, |m| m.dtype)))
+        .set("MASK", common.mask)
+        .set("D", d)
+        .set("GROUP", group)
+        .set("LANES", lanes)
+        .source("attention_decode", include_str!("attention_decode.cu"));
+    let heads_param = common.fields.param();
+    let scratch = images * heads * splits * (d + 2) * 4;
+    let mask = mask.map_or(Param::Null, |_| Param::In(3, 0));
+    let first = vec![Param::In(0, 0), Param::In(1, 0), Param::In(2, 0), mask, Param::Scratch(0), heads_param.clone()];
+    Ok(vec![
+        Spec {
+            source: source.clone(),
+            entry: "attention_decode",
+            launch: grid([splits, heads / group, images], 128, 0)?,
+            params: first,
+            scratch,
+        },
+        Spec {
+            source,
+            entry: "attention_join",
+            launch: grid([heads, images, 1], 128, 0)?,
+            params: vec![Param::Scratch(0), Param::Out(0, 0), heads_param, Param::i32(splits as i32)],
+            scratch,
+        },
+    ])
 }

@@ -89,6 +89,9 @@ pub fn groups(
     if groups == 0 || channels % groups != 0 || groups > 4096 {
         return Err(Why::new(format!("{channels} channels in {groups} groups")));
     }
+    if let Some(lanes) = lanes_of(x.dtype, channels, groups).filter(|_| nhwc) {
+        return group_rows(x.dtype, [weight, bias], (images, pixels, channels, groups), lanes, eps, act, out);
+    }
     // Enough blocks for a large device, each with some thousand elements; the split depends on sizes alone.
     let parts = (pixels * (channels / groups) / 2048).clamp(1, (512 / (images * groups)).max(1));
     let act = format!("f_{act}");
@@ -123,6 +126,69 @@ pub fn groups(
             source,
             entry: "group_norm_apply",
             launch: grid([images, blocks, 1], 256, groups * 8)?,
+            params: second,
+            scratch,
+        },
+    ])
+}
+
+/// Threads for all channels of a pixel, and channels of each, where blocks of [`group_rows`] can have so many.
+fn lanes_of(dtype: DType, channels: usize, groups: usize) -> Option<(usize, usize)> {
+    let width = [16 / dtype.size(), 4, 2, 1].into_iter().find(|width| channels.is_multiple_of(*width))?;
+    let lanes = channels / width;
+    // The statistics of a row of channels are in shared memory.
+    (lanes <= 1024 && channels <= 4096 && groups <= 1024).then_some((lanes, width))
+}
+
+/// Group norm with channels last.
+fn group_rows(
+    dtype: DType,
+    [weight, bias]: [Option<DType>; 2],
+    (images, pixels, channels, groups): (usize, usize, usize, usize),
+    (lanes, width): (usize, usize),
+    eps: f64,
+    act: &str,
+    out: DType,
+) -> Result<Vec<Spec>, Why> {
+    let threads = if lanes <= 256 { 256 } else { lanes.next_multiple_of(32) };
+    let rows = (threads / lanes).min(16).min(6144 / channels).max(1);
+    let source = Defines::default()
+        .ty("TX", c_type(dtype))
+        .ty("TW", c_type(weight.unwrap_or(dtype)))
+        .ty("TB", c_type(bias.unwrap_or(dtype)))
+        .ty("TO", c_type(out))
+        .flag("HAS_WEIGHT", weight.is_some())
+        .flag("HAS_BIAS", bias.is_some())
+        .set("CHANNELS", channels)
+        .set("GROUPS", groups)
+        .set("V", width)
+        .set("ROWS", rows)
+        .set("THREADS", threads)
+        .set("ACT", format!("f_{act}"))
+        .source("group_norm_rows", include_str!("group_norm_rows.cu"));
+    // Two blocks for each multiprocessor of a large device; the split depends on sizes alone.
+    let parts = pixels.div_ceil(rows * 4).clamp(1, 264usize.div_ceil(images));
+    let blocks = pixels.div_ceil(rows * 2).clamp(1, (132 * 8usize).div_ceil(images));
+    let scratch = images * groups * parts * 12;
+    let maybe = |there: Option<DType>, i: usize| there.map_or(Param::Null, |_| Param::In(i, 0));
+    let sizes = [Param::size(pixels), Param::i32(parts as i32)];
+    let mut first = vec![Param::In(0, 0), Param::Scratch(0)];
+    first.extend(sizes.clone());
+    let mut second = vec![Param::In(0, 0), maybe(weight, 1), maybe(bias, 2), Param::Scratch(0), Param::Out(0, 0)];
+    second.extend(sizes);
+    second.push(Param::f32(eps as f32));
+    Ok(vec![
+        Spec {
+            source: source.clone(),
+            entry: "group_norm_rows_stats",
+            launch: grid([images, parts, 1], threads, rows * channels * 8)?,
+            params: first,
+            scratch,
+        },
+        Spec {
+            source,
+            entry: "group_norm_rows_apply",
+            launch: grid([images, blocks, 1], threads, 0)?,
             params: second,
             scratch,
         },

@@ -160,6 +160,11 @@ pub fn specs(node: &Node<'_>) -> Result<Vec<Spec>, Why> {
         Op::Attention(op) => {
             let mask = node.inputs.get(3).and_then(Option::as_ref);
             let (q, k, v) = (node.operand(0)?, node.operand(1)?, node.operand(2)?);
+            if node.matrix_units
+                && let Ok(specs) = attention::decode(op, q, k, v, mask, shape, out)
+            {
+                return Ok(specs);
+            }
             one(attention::attention(op, q, k, v, mask, shape, out, node.matrix_units)?)
         }
         other => Err(Why::new(format!("no kernel for {}", other.name()))),
