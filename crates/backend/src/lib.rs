@@ -33,6 +33,6 @@ pub use self::{
     memory::{Memory, MemoryKind, Region, RegionMut},
     packer::{Comparison, Given, KeptSource, Pace, PackError, PackJob, Packer, StageObserver},
     queue::{Extent, Fence, PendingFence, Queue, QueueClass},
-    sequence::{Bindings, Part, Place, Sequence, SequenceError, Sizes, Step},
+    sequence::{Bindings, Location, Place, Sequence, SequenceError, Sizes, Step},
     target::{KernelId, Target},
 };

@@ -21,9 +21,9 @@ pub enum Place {
     State(usize),
 }
 
-/// Bytes of a memory.
+/// Where bytes lie: which memory, and which of its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Part {
+pub struct Location {
     /// Which memory.
     pub place: Place,
     /// First byte.
@@ -32,13 +32,13 @@ pub struct Part {
     pub len: usize,
 }
 
-impl Part {
+impl Location {
     /// The bytes.
     pub fn range(&self) -> Range<usize> {
         self.start..self.start + self.len
     }
 
-    fn overlaps(&self, other: &Part) -> bool {
+    fn overlaps(&self, other: &Location) -> bool {
         let apart = self.start + self.len <= other.start || other.start + other.len <= self.start;
         self.place == other.place && self.len > 0 && other.len > 0 && !apart
     }
@@ -49,9 +49,9 @@ pub struct Step {
     /// The kernel.
     pub kernel: Box<dyn Kernel>,
     /// Its operands.
-    pub inputs: Vec<Option<Part>>,
+    pub inputs: Vec<Option<Location>>,
     /// Its results, in the arena or in states.
-    pub outputs: Vec<Part>,
+    pub outputs: Vec<Location>,
     /// First byte in the arena of its scratch memory.
     pub scratch: usize,
     /// Number of the node that it belongs to.
@@ -59,8 +59,8 @@ pub struct Step {
 }
 
 impl Step {
-    fn scratch_part(&self) -> Part {
-        Part { place: Place::Arena, start: self.scratch, len: self.kernel.scratch() }
+    fn scratch_location(&self) -> Location {
+        Location { place: Place::Arena, start: self.scratch, len: self.kernel.scratch() }
     }
 
     /// The operand that is where result 0 is, because the kernel takes it there.
@@ -127,7 +127,7 @@ impl Bindings<'_> {
     ///
     /// # Panics
     /// When it lies outside.
-    pub fn part(&self, part: Part) -> Region<'_> {
+    pub fn part(&self, part: Location) -> Region<'_> {
         let whole = match part.place {
             Place::Arena => self.arena.shared(),
             Place::Slot(index) => (self.slots)(index),
@@ -185,7 +185,7 @@ impl Sequence {
                 outputs.push(unsafe { written(memory, *part) });
             }
             // SAFETY: as above.
-            let scratch = unsafe { written(memory, step.scratch_part()) };
+            let scratch = unsafe { written(memory, step.scratch_location()) };
             let launch = Launch { node: step.node, inputs: &inputs, outputs: &mut outputs, scratch };
             step.kernel.launch(queue, launch);
         }
@@ -196,7 +196,7 @@ impl Sequence {
 ///
 /// # Safety
 /// They are not written while the region is used.
-unsafe fn read<'a>(memory: &Bindings<'a>, part: Part) -> Region<'a> {
+unsafe fn read<'a>(memory: &Bindings<'a>, part: Location) -> Region<'a> {
     match part.place {
         Place::Slot(index) => (memory.slots)(index).part(part.range()),
         Place::Input(index) => memory.inputs[index].part(part.range()),
@@ -209,7 +209,7 @@ unsafe fn read<'a>(memory: &Bindings<'a>, part: Part) -> Region<'a> {
 ///
 /// # Safety
 /// They are not used otherwise while the region is.
-unsafe fn written<'a>(memory: &Bindings<'a>, part: Part) -> RegionMut<'a> {
+unsafe fn written<'a>(memory: &Bindings<'a>, part: Location) -> RegionMut<'a> {
     let whole = match part.place {
         Place::Arena => &memory.arena,
         Place::State(index) => &memory.states[index],
@@ -220,13 +220,13 @@ unsafe fn written<'a>(memory: &Bindings<'a>, part: Part) -> RegionMut<'a> {
 }
 
 fn check(step: &Step, sizes: &Sizes) -> Result<(), String> {
-    let inside = |part: &Part| match sizes.of(part.place) {
+    let inside = |part: &Location| match sizes.of(part.place) {
         Some(len) if part.start.checked_add(part.len).is_some_and(|end| end <= len) => Ok(()),
         Some(len) => Err(format!("{part:?} lies outside of {len} bytes")),
         None => Err(format!("{part:?} does not exist")),
     };
-    let scratch = step.scratch_part();
-    let written: Vec<&Part> = step.outputs.iter().chain([&scratch]).collect();
+    let scratch = step.scratch_location();
+    let written: Vec<&Location> = step.outputs.iter().chain([&scratch]).collect();
     for part in step.inputs.iter().flatten().chain(written.iter().copied()) {
         inside(part)?;
     }
@@ -299,11 +299,11 @@ mod tests {
         }
     }
 
-    fn arena(start: usize, len: usize) -> Part {
-        Part { place: Place::Arena, start, len }
+    fn arena(start: usize, len: usize) -> Location {
+        Location { place: Place::Arena, start, len }
     }
 
-    fn step(inputs: &[Part], output: Part, scratch: (usize, usize), in_place: Option<usize>) -> Step {
+    fn step(inputs: &[Location], output: Location, scratch: (usize, usize), in_place: Option<usize>) -> Step {
         let kernel = Box::new(Nothing { scratch: scratch.1, in_place });
         let inputs = inputs.iter().map(|p| Some(*p)).collect();
         Step { kernel, inputs, outputs: vec![output], scratch: scratch.0, node: 0 }
@@ -324,9 +324,9 @@ mod tests {
         assert!(made(step(&[arena(0, 4), arena(0, 4)], arena(0, 4), (8, 0), Some(0))).is_err(), "read otherwise too");
         assert!(made(step(&[], arena(14, 4), (0, 0), None)).is_err(), "outside");
         assert!(made(step(&[], arena(usize::MAX, 4), (0, 0), None)).is_err(), "overflow");
-        let slot = Part { place: Place::Slot(0), start: 0, len: 4 };
+        let slot = Location { place: Place::Slot(0), start: 0, len: 4 };
         assert!(made(step(&[], slot, (0, 0), None)).is_err(), "a slot is never written");
-        assert!(made(step(&[Part { place: Place::Input(1), ..slot }], arena(0, 4), (8, 0), None)).is_err());
+        assert!(made(step(&[Location { place: Place::Input(1), ..slot }], arena(0, 4), (8, 0), None)).is_err());
     }
 
     #[test]

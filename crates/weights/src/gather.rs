@@ -28,19 +28,19 @@ pub enum GatherPlan {
         runs: Vec<(u32, usize, usize)>,
     },
     /// A plain f32 slot: a small vector that is computed.
-    Vector(Program),
+    Vector(Computation),
     /// A slot of matrices, in whatever format.
     Matrices {
         /// For each matrix the pieces that make it up, side by side along `n`.
         matrices: Vec<Vec<Piece>>,
         /// Each computes a small vector that scales columns.
-        scales: Vec<Program>,
+        scales: Vec<Computation>,
     },
 }
 
 /// A part of a recipe that is computed, not moved.
 #[derive(Clone, Debug)]
-pub struct Program {
+pub struct Computation {
     /// Computes its one output.
     pub graph: Graph,
     /// For each source of `graph` its index in the recipe.
@@ -92,7 +92,7 @@ impl GatherPlan {
             (true, Some(view)) => view.into_copy(graph, graph.ty(out).dtype),
             (false, Some(view)) => view.into_matrices(graph),
             (true, None) => {
-                let program = Program::of(graph, out)?;
+                let program = Computation::of(graph, out)?;
                 program.vector.is_some().then_some(GatherPlan::Vector(program))
             }
             (false, None) => None,
@@ -334,21 +334,21 @@ impl View {
                 matrix.push(view.piece(at, scale.map(|s| (s, scale_at)))?);
             }
         }
-        let scales = scales.into_iter().map(|v| Program::of(graph, v)).collect::<Option<_>>()?;
+        let scales = scales.into_iter().map(|v| Computation::of(graph, v)).collect::<Option<_>>()?;
         Some(GatherPlan::Matrices { matrices, scales })
     }
 }
 
-impl Program {
+impl Computation {
     /// The part of `graph` that computes `value`.
-    fn of(graph: &Graph, value: ValueId) -> Option<Program> {
-        let regraft_ir::Part { mut graph, value, sources } = graph.part(value).ok()?;
+    fn of(graph: &Graph, value: ValueId) -> Option<Computation> {
+        let regraft_ir::Subgraph { mut graph, value, sources } = graph.part(value).ok()?;
         graph.add_output("scale", value);
         let vector = VectorPlan::compile(&graph, value);
-        Some(Program { graph, sources, vector })
+        Some(Computation { graph, sources, vector })
     }
 
-    /// What it computes from its sources, in the program's dtypes and the order of [`Program::sources`].
+    /// What it computes from its sources, in the program's dtypes and the order of [`Computation::sources`].
     ///
     /// # Errors
     /// When the sources do not fit.

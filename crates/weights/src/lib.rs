@@ -26,7 +26,7 @@ mod vector;
 pub use digest::{Digest, NoDigest};
 pub use error::{Ignored, Problem, Unknown, WeightsError, WeightsErrorKind};
 pub use format::{FormatId, SlotLayout};
-pub use gather::{GatherPlan, Move, MoveAxis, MovePlan, Piece, Program};
+pub use gather::{Computation, GatherPlan, Move, MoveAxis, MovePlan, Piece};
 pub use matching::{Matched, Names, match_names, match_sources, suggestion};
 pub use misfit::{Cause, Misfit};
 pub use naming::NameRule;

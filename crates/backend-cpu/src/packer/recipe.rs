@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use regraft_backend::{BackendError, Given, SlotLayout, adapter::Overlay};
 use regraft_ir::{Graph, eval};
 use regraft_tensor::{AlignedVec, DType, Tensor};
-use regraft_weights::{GatherPlan, Piece, Program, Recipe, RefitMap};
+use regraft_weights::{Computation, GatherPlan, Piece, Recipe, RefitMap};
 
 use super::{
     PackCx,
@@ -128,7 +128,7 @@ impl SlotRecipe {
         cx: &PackCx,
         panels: Panels,
         matrices: &[Vec<Piece>],
-        scales: &[Program],
+        scales: &[Computation],
         sources: &[Source<'_>],
         out: &mut [u8],
     ) -> Result<(), String> {
@@ -257,7 +257,7 @@ fn merge_first(matrices: &[Vec<Piece>], sources: &[Source<'_>]) -> Vec<bool> {
 }
 
 /// The value of a part of a recipe.
-fn compute(cx: &PackCx, program: &Program, sources: &[Source<'_>]) -> Result<Tensor, String> {
+fn compute(cx: &PackCx, program: &Computation, sources: &[Source<'_>]) -> Result<Tensor, String> {
     let sources = program.sources.iter().map(|&s| whole(cx, &sources[s as usize])).collect::<Result<Vec<_>, _>>()?;
     program.value(&sources)
 }

@@ -22,7 +22,7 @@ use crate::{
 const REPORT: usize = 32;
 /// Fences that may be waited for at once.
 const FENCES: usize = 64;
-/// Bytes of page-locked memory that inputs go through.
+/// Bytes of page-locked memory that inputs, and as many that results go through.
 const RING: usize = 4 << 20;
 
 /// A queue of a GPU.
@@ -43,6 +43,8 @@ pub(super) struct Inner {
     failed: AtomicBool,
     error: Mutex<Option<RunError>>,
     ring: Mutex<Ring>,
+    /// Page-locked memory that results go through.
+    results: Mutex<Option<Pinned>>,
 }
 
 /// Page-locked memory that is filled from the front; when it is full, what was copied is waited for.
@@ -66,6 +68,7 @@ impl CudaQueue {
             failed: AtomicBool::new(false),
             error: Mutex::default(),
             ring: Mutex::new(Ring { memory: None, used: 0 }),
+            results: Mutex::default(),
         };
         Ok(CudaQueue { inner: Arc::new(inner) })
     }
@@ -113,6 +116,25 @@ impl Inner {
         let copy = copy.transpose()?;
         self.stream.record(&event)?;
         Ok((event, copy))
+    }
+
+    /// Waits for the work so far, and copies its result to the host.
+    fn download(&self, from: Region<'_>, to: &mut [u8]) -> Result<(), CudaError> {
+        if to.is_empty() {
+            return self.stream.synchronize();
+        }
+        if to.len() > RING {
+            return self.stream.download_slice(from, to);
+        }
+        let mut results = self.results.lock().unwrap_or_else(PoisonError::into_inner);
+        let memory = match &mut *results {
+            Some(memory) => memory,
+            none => none.insert(Pinned::new(&self.cx.context, RING)?),
+        };
+        self.stream.download(Span::from(from).part(0, to.len())?, memory, 0)?;
+        self.stream.synchronize()?;
+        to.copy_from_slice(&memory.bytes()[..to.len()]);
+        Ok(())
     }
 
     /// What the report that was copied to `at` says; the work that made it is over.
@@ -187,11 +209,7 @@ impl Queue for CudaQueue {
         let inner = &self.inner;
         let failed = |error: CudaError| inner.device_failed(&error);
         let (_, copy) = inner.mark().map_err(failed)?;
-        if to.is_empty() {
-            inner.stream.synchronize().map_err(failed)?;
-        } else {
-            inner.stream.download_slice(from, to).map_err(failed)?;
-        }
+        inner.download(from, to).map_err(failed)?;
         copy.and_then(|at| inner.reported(at)).map_or(Ok(()), Err)
     }
 

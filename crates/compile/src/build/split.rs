@@ -1,6 +1,6 @@
 //! Binding-time separation: what is known from sources goes into recipes, the rest is the plan.
 
-use regraft_ir::{Graph, IrError, Op, Part, SourceKind, ValueId};
+use regraft_ir::{Graph, IrError, Op, SourceKind, Subgraph, ValueId};
 
 use crate::lower::known::known_values;
 
@@ -87,7 +87,7 @@ impl Splitter<'_> {
 
 /// The recipe of a known value followed by `prepare`, and the index in the program of each of its sources.
 pub(crate) fn recipe(lowered: &Graph, value: ValueId, prepare: &[Op]) -> Result<(Graph, Vec<u32>), IrError> {
-    let Part { mut graph, mut value, sources } = lowered.part(value)?;
+    let Subgraph { mut graph, mut value, sources } = lowered.part(value)?;
     for op in prepare {
         value = graph.add1(op.clone(), &[value], &"".into())?;
     }

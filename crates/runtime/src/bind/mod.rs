@@ -6,7 +6,9 @@ mod reference;
 mod states;
 mod view;
 
-use regraft_backend::{Device, Extent, KernelId, NodeSpec, Operand, Part, Place, ResultType, Sequence, Sizes, Step};
+use regraft_backend::{
+    Device, Extent, KernelId, Location, NodeSpec, Operand, Place, ResultType, Sequence, Sizes, Step,
+};
 use regraft_engine::Plan;
 use regraft_ir::{Def, Node, Op, TensorType, ValueId};
 use regraft_tensor::{DType, Tensor};
@@ -18,7 +20,7 @@ use crate::{RuntimeError, RuntimeErrorKind};
 /// A value that leaves the run; row-major.
 #[derive(Clone, Debug)]
 pub(crate) struct Output {
-    pub(crate) from: Part,
+    pub(crate) from: Location,
     pub(crate) dtype: DType,
     pub(crate) shape: Vec<usize>,
 }
@@ -27,7 +29,7 @@ pub(crate) struct Output {
 pub(crate) struct BoundPlan {
     pub(crate) sequence: Sequence,
     /// Where in the arena each input is copied to, on devices that cannot be given memory of the host.
-    pub(crate) staged_inputs: Vec<Option<Part>>,
+    pub(crate) staged_inputs: Vec<Option<Location>>,
     pub(crate) outputs: Vec<Output>,
     /// Whether a run that fails halfway may have changed states.
     pub(crate) changes_states_early: bool,
@@ -266,11 +268,11 @@ impl Binder<'_> {
         let too_large = || RuntimeErrorKind::TooLarge { what: "the memory of a run".into() };
         let (starts, arena) = memory::assign(&draft).ok_or_else(too_large)?;
         let part = |of: &Use| match of.home {
-            Home::Buffer(buffer) => Part { place: Place::Arena, start: starts[buffer] + of.start, len: of.len },
-            Home::Slot(i) => Part { place: Place::Slot(i), start: of.start, len: of.len },
-            Home::Input(i) => Part { place: Place::Input(i), start: of.start, len: of.len },
-            Home::State(i) => Part { place: Place::State(i), start: of.start, len: of.len },
-            Home::Nowhere => Part { place: Place::Arena, start: 0, len: 0 },
+            Home::Buffer(buffer) => Location { place: Place::Arena, start: starts[buffer] + of.start, len: of.len },
+            Home::Slot(i) => Location { place: Place::Slot(i), start: of.start, len: of.len },
+            Home::Input(i) => Location { place: Place::Input(i), start: of.start, len: of.len },
+            Home::State(i) => Location { place: Place::State(i), start: of.start, len: of.len },
+            Home::Nowhere => Location { place: Place::Arena, start: 0, len: 0 },
         };
         let step = |step: DraftStep| Step {
             kernel: step.kernel.expect("a draft of a plan has kernels"),
@@ -283,7 +285,7 @@ impl Binder<'_> {
             Home::Buffer(buffer) => part(&Use { home: *home, start: 0, len: draft.buffers[*buffer] }),
             _ => unreachable!("inputs are staged in buffers"),
         };
-        let staged_inputs: Vec<Option<Part>> =
+        let staged_inputs: Vec<Option<Location>> =
             draft.staged_inputs.iter().map(|home| home.as_ref().map(whole)).collect();
         let output = |leaving: &Leaving| Output {
             from: part(&leaving.from),

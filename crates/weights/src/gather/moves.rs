@@ -2,7 +2,7 @@
 
 use regraft_ir::Graph;
 
-use super::{HashMap, Part, Program, StridedView, View, Views};
+use super::{Computation, HashMap, Part, StridedView, View, Views};
 
 /// A plain slot as moves of its sources' elements: strided on both sides, scaled by a vector on the way where the recipe
 /// has it, rounded once to the slot's dtype.
@@ -11,7 +11,7 @@ pub struct MovePlan {
     /// Together they write every element of the slot once.
     pub moves: Vec<Move>,
     /// Each computes a small vector of factors in f32.
-    pub scales: Vec<Program>,
+    pub scales: Vec<Computation>,
 }
 
 /// A strided view of one source, and where it goes.
@@ -90,7 +90,7 @@ impl MovePlan {
             moves.push(Move { source: part.source, from: part.offset, to, axes: axes(part, &strides), scale });
         }
         let fills = moves.iter().map(Move::len).sum::<usize>() == shape.iter().product::<usize>();
-        let scales = factors.into_iter().map(|value| Program::of(graph, value)).collect::<Option<_>>()?;
+        let scales = factors.into_iter().map(|value| Computation::of(graph, value)).collect::<Option<_>>()?;
         fills.then_some(MovePlan { moves, scales })
     }
 
@@ -151,7 +151,7 @@ mod tests {
         (graph, plan)
     }
 
-    fn scale(program: &Program, sources: &[Tensor]) -> Tensor {
+    fn scale(program: &Computation, sources: &[Tensor]) -> Tensor {
         let sources: Vec<Tensor> = program.sources.iter().map(|&s| sources[s as usize].clone()).collect();
         program.value(&sources).expect("it computes")
     }

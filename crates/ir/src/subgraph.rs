@@ -1,8 +1,8 @@
 use crate::{Def, Graph, IrError, ValueId};
 
-/// The part of a graph that computes one value from sources.
+/// The subgraph that computes one value from sources.
 #[derive(Clone, Debug)]
-pub struct Part {
+pub struct Subgraph {
     /// Holds the sources and nodes that the value is made from, and nothing else; it has no outputs yet.
     pub graph: Graph,
     /// The value in it.
@@ -19,11 +19,11 @@ impl Graph {
     ///
     /// # Panics
     /// When `value` depends on an input or a state.
-    pub fn part(&self, value: ValueId) -> Result<Part, IrError> {
+    pub fn part(&self, value: ValueId) -> Result<Subgraph, IrError> {
         let values = vec![None; self.value_count()];
         let mut copier = Copier { whole: self, graph: Graph::new(""), sources: Vec::new(), values };
         let value = copier.copy(value)?;
-        Ok(Part { graph: copier.graph, value, sources: copier.sources })
+        Ok(Subgraph { graph: copier.graph, value, sources: copier.sources })
     }
 }
 
