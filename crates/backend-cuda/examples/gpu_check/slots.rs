@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use regraft_backend::{
-    Comparison, Device, Given, KeptSource, MemoryKind, Pace, PackJob, Packer, QueueClass, Region, RegionMut,
+    Comparison, Device, Given, KeptSource, Memory, MemoryKind, Pace, PackJob, Packer, QueueClass, Region, RegionMut,
     adapter::{Factors, Overlay, Update},
 };
 use regraft_backend_cpu::CpuDevice;
@@ -164,11 +164,11 @@ fn packed(
     });
     packer.pack(jobs.collect(), Pace::Fast, &()).map_err(|e| e.to_string())?;
     let queue = device.queue(QueueClass::Stage).map_err(|e| e.to_string())?;
-    let read = |memory: &Box<dyn regraft_backend::Memory>| {
+    let read = |memory: &dyn Memory| {
         let mut bytes = vec![0; memory.len()];
-        queue.read(Region::of(&**memory), &mut bytes).map(|()| bytes).map_err(|e| format!("{e:?}"))
+        queue.read(Region::of(memory), &mut bytes).map(|()| bytes).map_err(|e| format!("{e:?}"))
     };
-    memory.iter().map(read).collect()
+    memory.iter().map(|memory| read(&**memory)).collect()
 }
 
 /// Sources are read back from slots that keep them, and found to differ where one bit does.
