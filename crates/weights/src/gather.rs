@@ -353,9 +353,16 @@ impl Computation {
     /// # Errors
     /// When the sources do not fit.
     pub fn value(&self, sources: &[Tensor]) -> Result<Tensor, String> {
-        let floats = sources.iter().map(Tensor::as_slice::<f32>).collect::<Option<Vec<_>>>();
-        if let Some(values) = self.vector.as_ref().zip(floats).and_then(|(vector, floats)| vector.run(&floats)) {
-            return Ok(Tensor::from_slice(&[values.len()], &values));
+        if let Some(vector) = &self.vector {
+            let wide = |tensor: &Tensor| match tensor.dtype() {
+                DType::F16 | DType::BF16 => tensor.cast(DType::F32),
+                _ => tensor.clone(),
+            };
+            let wide: Vec<Tensor> = sources.iter().map(wide).collect();
+            let floats = wide.iter().map(Tensor::as_slice::<f32>).collect::<Option<Vec<_>>>();
+            if let Some(values) = floats.and_then(|floats| vector.run(&floats)) {
+                return Ok(Tensor::from_slice(&[values.len()], &values));
+            }
         }
         let given = eval::Bindings { inputs: &[], sources, states: &[] };
         let mut results = eval::run(&self.graph, given).map_err(|e| e.to_string())?;

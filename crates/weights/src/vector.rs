@@ -43,7 +43,7 @@ impl VectorPlan {
         (last + 1 == plan.steps.len()).then_some(plan)
     }
 
-    /// Computes the vector from the sources of the graph; `None` when one of them is not of the vector's length.
+    /// Computes the vector from the sources of the graph, halves in f32; `None` when one of them is not of the vector's length.
     pub fn run(&self, sources: &[&[f32]]) -> Option<Vec<f32>> {
         let fits = |step: &Step| match step {
             Step::Source(source) => sources.get(*source).is_some_and(|s| s.len() == self.len),
@@ -101,6 +101,12 @@ impl VectorPlan {
             })
         };
         match &node.op {
+            // Sources of halves are given in f32.
+            Op::Cast(_) if len == self.len => {
+                let source = graph.source_of(node.input(0))?;
+                let is_half = matches!(graph.ty(node.input(0)).dtype, DType::F16 | DType::BF16);
+                is_half.then_some(Made::Step(Step::Source(source as usize)))
+            }
             Op::Full(full) => Some(Made::Step(Step::Literal(full.value.as_f64() as f32))),
             Op::Reshape(_) if len == self.len => Some(Made::Same(self.step(graph, node.input(0), known)?)),
             Op::Unary(Unary { f }) if len == self.len => {

@@ -2,14 +2,15 @@
 //! these move into its weight and bias.
 //!
 //! Nothing is evaluated: the scaled weight `W·s` with `s = gamma/sqrt(var + eps)` and the bias `beta + (b - mean)·s` are
-//! nodes over sources, so they end up in recipes and every one of the five tensors stays replaceable.
+//! nodes over sources, so they end up in recipes and every one of the five tensors stays replaceable. Of a half precision
+//! program they are computed in f32 and rounded once, at the end.
 
 use std::sync::Arc;
 
 use regraft_backend::Lowering;
 use regraft_ir::{
     Graph, IrError, Node, Op, Scalar, ValueId,
-    ops::{Activation, Binary, BinaryFn, Full, Reshape, SpatialLayout, Unary, UnaryFn},
+    ops::{Activation, Binary, BinaryFn, Cast, Full, Reshape, SpatialLayout, Unary, UnaryFn},
 };
 use regraft_tensor::{DType, Dim};
 
@@ -38,20 +39,37 @@ fn binary(graph: &mut Graph, f: BinaryFn, a: ValueId, b: ValueId, scope: &Arc<st
     graph.add1(Binary { f }, &[a, b], scope)
 }
 
-/// `gamma/sqrt(var + eps)` and `beta - mean·scale`, each of shape `[c]`.
+/// A value in what weights are folded in: halves in f32.
+fn wide(graph: &mut Graph, value: ValueId, scope: &Arc<str>) -> Result<ValueId, IrError> {
+    match graph.ty(value).dtype {
+        DType::F16 | DType::BF16 => graph.add1(Cast { dtype: DType::F32 }, &[value], scope),
+        _ => Ok(value),
+    }
+}
+
+/// A value in the dtype of the program.
+fn rounded(graph: &mut Graph, value: ValueId, dtype: DType, scope: &Arc<str>) -> Result<ValueId, IrError> {
+    if graph.ty(value).dtype == dtype { Ok(value) } else { graph.add1(Cast { dtype }, &[value], scope) }
+}
+
+/// `gamma/sqrt(var + eps)` and `beta - mean·scale`, each of shape `[c]`, in what weights are folded in.
 fn scale_and_shift(graph: &mut Graph, node: &Node, eps: f64) -> Result<(ValueId, ValueId), IrError> {
     let scope = &node.scope;
-    let (mean, var) = (node.input(1), node.input(2));
+    let (mean, var) = (wide(graph, node.input(1), scope)?, wide(graph, node.input(2), scope)?);
     let dtype: DType = graph.ty(var).dtype;
     let eps = graph.add1(Full { value: Scalar::Float(eps), dtype, shape: vec![] }, &[], scope)?;
     let sum = binary(graph, BinaryFn::Add, var, eps, scope)?;
     let mut scale = graph.add1(Unary { f: UnaryFn::Rsqrt }, &[sum], scope)?;
     if let Some(gamma) = node.optional_input(3) {
+        let gamma = wide(graph, gamma, scope)?;
         scale = binary(graph, BinaryFn::Mul, gamma, scale, scope)?;
     }
     let moved = binary(graph, BinaryFn::Mul, mean, scale, scope)?;
     let shift = match node.optional_input(4) {
-        Some(beta) => binary(graph, BinaryFn::Sub, beta, moved, scope)?,
+        Some(beta) => {
+            let beta = wide(graph, beta, scope)?;
+            binary(graph, BinaryFn::Sub, beta, moved, scope)?
+        }
         None => graph.add1(Unary { f: UnaryFn::Neg }, &[moved], scope)?,
     };
     Ok((scale, shift))
@@ -76,14 +94,19 @@ fn fold(graph: &mut Graph, node: &Node, scale: ValueId, shift: ValueId) -> Resul
     let mut shape = vec![Dim::new(1); graph.ty(weight).rank()];
     shape[0] = graph.ty(scale).shape[0].clone();
     let per_row = graph.add1(Reshape { shape }, &[scale], scope)?;
+    let dtype = graph.ty(weight).dtype;
+    let weight = wide(graph, weight, scope)?;
     let weight = binary(graph, BinaryFn::Mul, weight, per_row, scope)?;
+    let weight = rounded(graph, weight, dtype, scope)?;
     let bias = match node.optional_input(2) {
         Some(bias) => {
+            let bias = wide(graph, bias, scope)?;
             let scaled = binary(graph, BinaryFn::Mul, bias, scale, scope)?;
             binary(graph, BinaryFn::Add, scaled, shift, scope)?
         }
         None => shift,
     };
+    let bias = rounded(graph, bias, dtype, scope)?;
     graph.add1(node.op.clone(), &[node.input(0), weight, bias], scope)
 }
 
@@ -96,6 +119,8 @@ fn apply(
     shift: ValueId,
 ) -> Result<ValueId, IrError> {
     let scope = &node.scope;
+    let dtype = graph.ty(node.input(0)).dtype;
+    let (scale, shift) = (rounded(graph, scale, dtype, scope)?, rounded(graph, shift, dtype, scope)?);
     let rank = graph.ty(node.input(0)).rank();
     let mut shape = vec![Dim::new(1); rank];
     shape[layout.channel_axis(rank)] = graph.ty(scale).shape[0].clone();
