@@ -21,7 +21,7 @@ import torch
 
 from models import MODELS, dtype_of
 
-ROUNDS = 3
+ROUNDS = 2
 RUNS = 200
 
 
@@ -29,6 +29,13 @@ def ours(binary, engine):
     command = [binary, "bench", engine, "--device", "cuda", "--runs", str(RUNS), "--json"]
     facts = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     return facts["latency_ms"]["median"], facts.get("refit")
+
+
+def refit_text(refit):
+    if not refit:
+        return "none"
+    ms, copy = refit["ms"]["median"], refit["copy_ms"]["median"]
+    return f"{refit['bytes'] / 1e6:.0f} MB in {ms:.2f} ms, copy on the device {copy:.2f} ms, {refit['best_phases_ms']}"
 
 
 class Graphed:
@@ -88,7 +95,7 @@ def compare(binary, folder, name):
             + ", ".join(f"{side} {ms:.3f}" for side, ms in theirs.items())
             + "; on the device alone: "
             + ", ".join(f"{side} {ms:.3f}" for side, ms in device.items())
-            + f"; best of theirs / ours {best / mine:.2f}; refit {json.dumps(refit)[:400]}",
+            + f"; best of theirs / ours {best / mine:.2f}; refit {refit_text(refit)}",
             flush=True,
         )
 
