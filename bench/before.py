@@ -4,9 +4,10 @@
     make build && cargo build --release -p regraft-bench-refit
     PYTHON bench/before.py OLD/target/release target/release [--json FILE] [MODEL ...]
 
-For every model of the test zoo: compile time, latency at the exported sizes, full refit and, where bench/refit
-measures them, LoRA swaps. The builds take turns (old, new, new, old); a figure is the median of its turns, and every
-ratio is old ÷ new, so that above 1 the new build is faster. Ends with the geometric mean of each column.
+For every model of the test zoo: compile time, latency at the exported sizes, full refit and, where
+bench/refit measures them, LoRA swaps. The builds take turns (old, new, new, old); a figure is the median of
+its turns, and every ratio is old ÷ new, so that above 1 the new build is faster. Ends with the geometric mean
+of each column.
 """
 
 from __future__ import annotations

@@ -35,7 +35,8 @@ def refit_text(refit):
     if not refit:
         return "none"
     ms, copy = refit["ms"]["median"], refit["copy_ms"]["median"]
-    return f"{refit['bytes'] / 1e6:.0f} MB in {ms:.2f} ms, copy on the device {copy:.2f} ms, {refit['best_phases_ms']}"
+    phases = refit["best_phases_ms"]
+    return f"{refit['bytes'] / 1e6:.0f} MB in {ms:.2f} ms, copy on the device {copy:.2f} ms, {phases}"
 
 
 class Graphed:
