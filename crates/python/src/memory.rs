@@ -15,13 +15,22 @@ use regraft::{BorrowedBytes, Buffer, DType, Tensor};
 
 use crate::{array::Array, error::Class};
 
+/// What becomes of tensors of PyTorch in memory of a GPU.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Elsewhere {
+    /// They are an error that says so: a call of an engine on the CPU would copy them each time.
+    Refused,
+    /// They are copied to the host.
+    Copied,
+}
+
 /// A tensor over the memory of a `torch.Tensor`, a `numpy.ndarray` or anything with `__dlpack__`, which it keeps alive. What
 /// is not dense is made dense first. Nobody may write to it while a call uses it; see [`borrow`].
-pub(crate) fn tensor_of(object: &Bound<'_, PyAny>) -> PyResult<Tensor> {
+pub(crate) fn tensor_of(object: &Bound<'_, PyAny>, elsewhere: Elsewhere) -> PyResult<Tensor> {
     if let Some(torch) = Torch::loaded(object.py())?
         && object.is_instance(torch.tensor.bind(object.py()))?
     {
-        return torch.tensor_of(object);
+        return torch.tensor_of(object, elsewhere);
     }
     if let Ok(array) = object.cast::<Array>() {
         return Ok(array.get().0.clone());
@@ -41,15 +50,15 @@ pub(crate) fn tensor_of(object: &Bound<'_, PyAny>) -> PyResult<Tensor> {
 }
 
 /// Tensors of a sequence, of a `.npy` or of the arrays of a `.npz`, in their order.
-pub(crate) fn tensors_of(objects: &Bound<'_, PyAny>) -> PyResult<Vec<Tensor>> {
+pub(crate) fn tensors_of(objects: &Bound<'_, PyAny>, elsewhere: Elsewhere) -> PyResult<Vec<Tensor>> {
     if is_path(objects)? {
         let loaded = loaded(objects)?;
         return match loaded.call_method0("values") {
-            Ok(arrays) => arrays.try_iter()?.map(|array| tensor_of(&array?)).collect(),
-            Err(_) => Ok(vec![tensor_of(&loaded)?]),
+            Ok(arrays) => arrays.try_iter()?.map(|array| tensor_of(&array?, elsewhere)).collect(),
+            Err(_) => Ok(vec![tensor_of(&loaded, elsewhere)?]),
         };
     }
-    objects.try_iter()?.map(|object| tensor_of(&object?)).collect()
+    objects.try_iter()?.map(|object| tensor_of(&object?, elsewhere)).collect()
 }
 
 /// Whether an object says where a file is.
@@ -123,7 +132,7 @@ impl Torch {
         })
     }
 
-    fn tensor_of(&self, object: &Bound<'_, PyAny>) -> PyResult<Tensor> {
+    fn tensor_of(&self, object: &Bound<'_, PyAny>, elsewhere: Elsewhere) -> PyResult<Tensor> {
         let py = object.py();
         let class = object.get_type();
         // A subclass that intercepts operators, such as a fake or a distributed tensor, has no memory that means anything.
@@ -132,6 +141,11 @@ impl Torch {
             return Err(Class::Input.error(format!("expected a plain tensor, found a {found}: give its values")));
         }
         if !object.getattr(pyo3::intern!(py, "is_cpu"))?.is_truthy()? {
+            if elsewhere == Elsewhere::Copied && object.getattr(pyo3::intern!(py, "is_cuda"))?.is_truthy()? {
+                // PyTorch copies behind the work that makes the tensor, and waits.
+                let copy = object.call_method0(pyo3::intern!(py, "detach"))?.call_method0(pyo3::intern!(py, "cpu"))?;
+                return self.tensor_of(&copy, Elsewhere::Refused);
+            }
             let device = object.getattr(pyo3::intern!(py, "device"))?;
             return Err(
                 Class::Input.error(format!("expected a tensor on the CPU, found one on {device}: move it (.cpu())"))
