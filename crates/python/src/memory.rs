@@ -87,15 +87,19 @@ pub(crate) fn size_text(bytes: usize) -> String {
 }
 
 /// What this module needs of PyTorch, once somebody has imported it.
-struct Torch {
+pub(crate) struct Torch {
     tensor: Py<PyAny>,
+    empty: Py<PyAny>,
+    device: Py<PyAny>,
+    /// Of a GPU by its number, where this PyTorch knows GPUs.
+    current_stream: Option<Py<PyAny>>,
     strided: Py<PyAny>,
     dispatch: Py<PyAny>,
     dtypes: Vec<(Py<PyAny>, DType)>,
 }
 
 impl Torch {
-    fn loaded(py: Python<'_>) -> PyResult<Option<&'static Torch>> {
+    pub(crate) fn loaded(py: Python<'_>) -> PyResult<Option<&'static Torch>> {
         static TORCH: PyOnceLock<Torch> = PyOnceLock::new();
         if let Some(torch) = TORCH.get(py) {
             return Ok(Some(torch));
@@ -124,7 +128,11 @@ impl Torch {
         ];
         let dtypes = names.into_iter().map(|(name, dtype)| Ok((module.getattr(name)?.unbind(), dtype)));
         let tensor = module.getattr("Tensor")?;
+        let internal = module.getattr("_C")?;
         Ok(Torch {
+            empty: module.getattr("empty")?.unbind(),
+            device: module.getattr("device")?.unbind(),
+            current_stream: internal.getattr("_cuda_getCurrentRawStream").ok().map(Bound::unbind),
             dispatch: tensor.getattr("__torch_dispatch__")?.unbind(),
             tensor: tensor.unbind(),
             strided: module.getattr("strided")?.unbind(),
@@ -134,12 +142,7 @@ impl Torch {
 
     fn tensor_of(&self, object: &Bound<'_, PyAny>, elsewhere: Elsewhere) -> PyResult<Tensor> {
         let py = object.py();
-        let class = object.get_type();
-        // A subclass that intercepts operators, such as a fake or a distributed tensor, has no memory that means anything.
-        if !class.is(&self.tensor) && !class.getattr(pyo3::intern!(py, "__torch_dispatch__"))?.is(&self.dispatch) {
-            let found = class.qualname()?;
-            return Err(Class::Input.error(format!("expected a plain tensor, found a {found}: give its values")));
-        }
+        self.check_plain(object)?;
         if !object.getattr(pyo3::intern!(py, "is_cpu"))?.is_truthy()? {
             if elsewhere == Elsewhere::Copied && object.getattr(pyo3::intern!(py, "is_cuda"))?.is_truthy()? {
                 // PyTorch copies behind the work that makes the tensor, and waits.
@@ -151,6 +154,46 @@ impl Torch {
                 Class::Input.error(format!("expected a tensor on the CPU, found one on {device}: move it (.cpu())"))
             );
         }
+        let dense = self.dense(object)?;
+        // SAFETY: PyTorch says that a dense CPU tensor of this dtype and shape begins there, and it is kept alive.
+        unsafe { borrow(dense.dtype, dense.shape, dense.address, &dense.object) }
+    }
+
+    /// Whether an object is a tensor in memory of a GPU.
+    pub(crate) fn is_on_gpu(&self, object: &Bound<'_, PyAny>) -> PyResult<bool> {
+        let py = object.py();
+        Ok(object.is_instance(self.tensor.bind(py))? && object.getattr(pyo3::intern!(py, "is_cuda"))?.is_truthy()?)
+    }
+
+    /// The GPU with this number, as PyTorch names it.
+    pub(crate) fn gpu<'py>(&self, py: Python<'py>, index: u32) -> PyResult<Bound<'py, PyAny>> {
+        self.device.bind(py).call1((pyo3::intern!(py, "cuda"), index))
+    }
+
+    /// The handle of the current stream of a GPU.
+    pub(crate) fn current_stream(&self, py: Python<'_>, index: u32) -> PyResult<u64> {
+        let none = || Class::Input.error("this PyTorch was built without CUDA");
+        self.current_stream.as_ref().ok_or_else(none)?.bind(py).call1((index,))?.extract()
+    }
+
+    /// A new tensor; `place` holds where.
+    pub(crate) fn empty<'py>(
+        &self,
+        py: Python<'py>,
+        dtype: DType,
+        shape: Vec<usize>,
+        place: &Bound<'py, PyDict>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let known = self.dtypes.iter().find(|(_, known)| *known == dtype).map(|(name, _)| name);
+        let options = place.copy()?;
+        options.set_item("dtype", known.ok_or_else(|| Class::Regraft.error(format!("PyTorch has no {dtype}")))?)?;
+        self.empty.bind(py).call((shape,), Some(&options))
+    }
+
+    /// What a tensor is, made dense where it is not.
+    pub(crate) fn dense<'py>(&self, object: &Bound<'py, PyAny>) -> PyResult<Dense<'py>> {
+        let py = object.py();
+        self.check_plain(object)?;
         if !object.getattr(pyo3::intern!(py, "layout"))?.is(&self.strided) {
             let layout = object.getattr(pyo3::intern!(py, "layout"))?;
             return Err(Class::Input.error(format!("expected a dense tensor, found one of {layout}: make it dense")));
@@ -169,9 +212,28 @@ impl Torch {
         };
         let shape: Vec<usize> = object.getattr(pyo3::intern!(py, "shape"))?.cast::<PyTuple>()?.extract()?;
         let address: usize = object.call_method0(pyo3::intern!(py, "data_ptr"))?.extract()?;
-        // SAFETY: PyTorch says that a dense CPU tensor of this dtype and shape begins there, and it is kept alive.
-        unsafe { borrow(*dtype, shape, address, &object) }
+        Ok(Dense { object, dtype: *dtype, shape, address })
     }
+
+    /// A subclass that intercepts operators, such as a fake or a distributed tensor, has no memory that means anything.
+    fn check_plain(&self, object: &Bound<'_, PyAny>) -> PyResult<()> {
+        let class = object.get_type();
+        let dispatch = pyo3::intern!(object.py(), "__torch_dispatch__");
+        if !class.is(&self.tensor) && !class.getattr(dispatch)?.is(&self.dispatch) {
+            let found = class.qualname()?;
+            return Err(Class::Input.error(format!("expected a plain tensor, found a {found}: give its values")));
+        }
+        Ok(())
+    }
+}
+
+/// A dense tensor of PyTorch.
+pub(crate) struct Dense<'py> {
+    /// What holds the memory.
+    pub(crate) object: Bound<'py, PyAny>,
+    pub(crate) dtype: DType,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) address: usize,
 }
 
 /// What this module needs of NumPy.

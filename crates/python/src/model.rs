@@ -6,13 +6,16 @@ use pyo3::{
     prelude::*,
     types::{PyBytes, PyDict, PyList},
 };
-use regraft::{AlignedVec, DeviceName, Engine, KeepSources, Mode, Tensor, Threads};
+use regraft::{
+    AlignedVec, DType, DeviceName, Engine, ForeignQueue, Input, KeepSources, Lent, Mode, RuntimeError, Tensor, Threads,
+};
 
 use crate::{
     array::Array,
     dlpack,
     error::{Class, IntoPyErr},
     exit::detached,
+    lent,
     memory::{self, Elsewhere, tensors_of},
     program::SourceInfo,
     refit::{Adapter, Order, Staged},
@@ -50,7 +53,7 @@ impl Model {
     }
 
     /// Runs the program once, with fresh state. `wrap` makes of each DLPack capsule what is returned; without it outputs are
-    /// arrays.
+    /// arrays. Where an input is a tensor of PyTorch on the engine's GPU, outputs are such tensors.
     #[pyo3(signature = (inputs, wrap=None))]
     fn run<'py>(
         &self,
@@ -58,6 +61,11 @@ impl Model {
         inputs: &Bound<'py, PyAny>,
         wrap: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyList>> {
+        if let Some(index) = lent::gpu_of(&self.0)
+            && let Some(outputs) = lent::run(py, index, inputs, self)?
+        {
+            return Ok(outputs);
+        }
         let inputs = tensors_of(inputs, elsewhere(&self.0))?;
         let outputs = detached(py, || self.0.run(&inputs)).map_err(IntoPyErr::into_py)?;
         wrapped(py, outputs, wrap)
@@ -65,7 +73,7 @@ impl Model {
 
     /// A sequence of runs that keeps the program's state.
     fn session(&self) -> Session {
-        Session { session: Mutex::new(self.0.session()), elsewhere: elsewhere(&self.0) }
+        Session { session: Mutex::new(self.0.session()), model: self.0.clone() }
     }
 
     /// Checks weights, adapters or both, computes the slots that they change and publishes them in one step: all or nothing.
@@ -306,7 +314,27 @@ impl Model {
 #[pyclass(frozen, module = "regraft")]
 pub(crate) struct Session {
     session: Mutex<regraft::Session>,
-    elsewhere: Elsewhere,
+    model: regraft::Model,
+}
+
+impl lent::Runs for Model {
+    fn output_types(&self, inputs: &[Input]) -> Result<Vec<(DType, Vec<usize>)>, RuntimeError> {
+        self.0.output_types(inputs)
+    }
+
+    fn run(&self, inputs: &[Input], outputs: &mut [Lent], queue: ForeignQueue) -> Result<(), RuntimeError> {
+        self.0.run_lent(inputs, outputs, queue)
+    }
+}
+
+impl lent::Runs for Session {
+    fn output_types(&self, inputs: &[Input]) -> Result<Vec<(DType, Vec<usize>)>, RuntimeError> {
+        self.model.output_types(inputs)
+    }
+
+    fn run(&self, inputs: &[Input], outputs: &mut [Lent], queue: ForeignQueue) -> Result<(), RuntimeError> {
+        self.lock().run_lent(inputs, outputs, queue)
+    }
 }
 
 #[pymethods]
@@ -319,7 +347,12 @@ impl Session {
         inputs: &Bound<'py, PyAny>,
         wrap: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyList>> {
-        let inputs = tensors_of(inputs, self.elsewhere)?;
+        if let Some(index) = lent::gpu_of(&self.model)
+            && let Some(outputs) = lent::run(py, index, inputs, self)?
+        {
+            return Ok(outputs);
+        }
+        let inputs = tensors_of(inputs, elsewhere(&self.model))?;
         let outputs = detached(py, || self.lock().run(&inputs)).map_err(IntoPyErr::into_py)?;
         wrapped(py, outputs, wrap)
     }
