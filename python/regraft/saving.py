@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from regraft import _regraft
 from regraft._folder import replaced_folder
-from regraft.errors import EngineFileError
+from regraft.errors import EngineFileError, RegraftError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -138,8 +138,11 @@ def _read(folder: Path, threads: int | None, device: Any) -> Module:
     try:
         description = json.loads((folder / _DESCRIPTION).read_text())
         return _module(folder, description, threads, device)
-    except EngineFileError:
-        raise
+    except RegraftError as error:
+        # Of the device, such as one that is not there.
+        if isinstance(error, EngineFileError) or type(error) is RegraftError:
+            raise
+        raise EngineFileError(f"{folder}: no saved module, or a damaged one: {error}") from error
     # Whatever a damaged description leads to.
     except Exception as error:
         raise EngineFileError(f"{folder}: no saved module, or a damaged one: {error}") from error
