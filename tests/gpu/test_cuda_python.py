@@ -233,6 +233,34 @@ def test_fork_after_use_is_refused_in_the_child() -> None:
     close(run(compiled, x()), run(net().to(CUDA), x().to(CUDA)))
 
 
+def test_memory_that_is_not_there_is_an_error_and_nothing_is_lost() -> None:
+    class Outer(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x.unsqueeze(1) * x.unsqueeze(0)).cumsum(1).sum((1, 2))
+
+    rows = torch.export.Dim("rows", min=2, max=1 << 20)
+    small = torch.randn(4, 64, device=CUDA)
+    compiled = regraft.compile(Outer(), (small,), dynamic_shapes=({0: rows},))
+    expected = run(compiled, small)
+    with pytest.raises(regraft.RegraftError, match="memory"):
+        run(compiled, torch.randn(1 << 17, 64, device=CUDA))
+    assert torch.equal(run(compiled, small), expected)
+
+
+def test_weights_on_the_gpu_stay_there() -> None:
+    linear = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 64)).eval()
+    module = linear.half().to(CUDA)
+    compiled = regraft.compile(module, (x().to(CUDA),))
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(0.5)
+    report = compiled.refit(module.state_dict())
+    assert len(report.applied) == 4 and not report.fetched, report.fetched
+    close(run(compiled, x().to(CUDA)), run(module, x().to(CUDA)))
+    report = compiled.refit(module.state_dict())
+    assert not report.applied and not report.fetched
+
+
 def test_a_device_that_is_not_there() -> None:
     with pytest.raises(regraft.RegraftError, match="there is no CUDA device 99"):
         regraft.compile(net(), (x(),), device="cuda:99")

@@ -14,6 +14,8 @@ mod generations;
 mod keep_sources;
 #[path = "mock/lent.rs"]
 mod lent;
+#[path = "mock/remote.rs"]
+mod remote;
 #[path = "scenarios.rs"]
 mod scenarios;
 #[path = "stress.rs"]

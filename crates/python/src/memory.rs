@@ -11,7 +11,7 @@ use pyo3::{
     sync::PyOnceLock,
     types::{PyDict, PyString, PyTuple},
 };
-use regraft::{BorrowedBytes, Buffer, DType, Tensor};
+use regraft::{BorrowedBytes, Buffer, DType, DeviceName, RemoteBytes, Tensor};
 
 use crate::{array::Array, error::Class};
 
@@ -47,6 +47,17 @@ pub(crate) fn tensor_of(object: &Bound<'_, PyAny>, elsewhere: Elsewhere) -> PyRe
     }
     let found = object.get_type().qualname()?;
     Err(Class::Input.error(format!("expected a tensor (PyTorch, NumPy or DLPack), found {found}")))
+}
+
+/// As [`tensor_of`], of a weight: one in memory of a GPU stays there until it is read on the host. What makes it is waited
+/// for.
+pub(crate) fn weight_of(object: &Bound<'_, PyAny>) -> PyResult<Tensor> {
+    if let Some(torch) = Torch::loaded(object.py())?
+        && torch.is_on_gpu(object)?
+    {
+        return torch.remote(object);
+    }
+    tensor_of(object, Elsewhere::Copied)
 }
 
 /// Tensors of a sequence, of a `.npy` or of the arrays of a `.npz`, in their order.
@@ -163,6 +174,35 @@ impl Torch {
     pub(crate) fn is_on_gpu(&self, object: &Bound<'_, PyAny>) -> PyResult<bool> {
         let py = object.py();
         Ok(object.is_instance(self.tensor.bind(py))? && object.getattr(pyo3::intern!(py, "is_cuda"))?.is_truthy()?)
+    }
+
+    /// A tensor on a GPU where it is.
+    fn remote(&self, object: &Bound<'_, PyAny>) -> PyResult<Tensor> {
+        let py = object.py();
+        let dense = self.dense(object)?;
+        let device = object.getattr(pyo3::intern!(py, "device"))?;
+        let index: u32 = device.getattr(pyo3::intern!(py, "index"))?.extract()?;
+        self.synchronize(py, index)?;
+        let failed = |error: regraft::TensorError| Class::Input.error(error.to_string());
+        let len = Tensor::byte_len(dense.dtype, &dense.shape).map_err(failed)?;
+        let held = dense.object.unbind();
+        let fetch = move || {
+            Python::attach(|py| {
+                let here = tensor_of(held.bind(py), Elsewhere::Copied).map_err(|error| error.to_string())?;
+                Ok(here.into_owned())
+            })
+        };
+        let name = DeviceName::Cuda(index).to_string();
+        // SAFETY: PyTorch says that a dense tensor of this type begins there on this GPU; what made it is over, and it is held.
+        // As on the host, who writes to it during a call makes its results meaningless.
+        let bytes = unsafe { RemoteBytes::new(name, dense.address as u64, len, Box::new(fetch)) };
+        Tensor::new(dense.dtype, dense.shape, Buffer::Remote(bytes)).map_err(failed)
+    }
+
+    /// Waits for the current stream of a GPU. It costs microseconds where the stream is idle.
+    fn synchronize(&self, py: Python<'_>, index: u32) -> PyResult<()> {
+        let stream = py.import("torch.cuda")?.call_method1("current_stream", (index,))?;
+        stream.call_method0("synchronize").map(drop)
     }
 
     /// The GPU with this number, as PyTorch names it.

@@ -47,7 +47,7 @@ pub use regraft_runtime::{
     RuntimeError, RuntimeErrorKind, Session, Slot, SlotCopier, SourceContent, Staged, VariantMemory, Variants,
     publish_together,
 };
-pub use regraft_tensor::{AlignedVec, BorrowedBytes, Buffer, DType, Tensor, TensorError};
+pub use regraft_tensor::{AlignedVec, BorrowedBytes, Buffer, DType, RemoteBytes, Tensor, TensorError};
 pub use regraft_weights::{
     AdapterReport, Cause, Constants, Digest, Ignored, MatchOptions, Misfit, NameRule, Phase, PhaseTimes, Problem,
     Recipe, RefitMap, RefitReport, Rename, SlotReport, SourceInfo, StateDict, Unknown, WeightsError, WeightsErrorKind,

@@ -10,7 +10,7 @@ use super::mock;
 const QUEUE: u64 = 7;
 
 /// Memory of the device that is a test's, and what is in it.
-struct Held {
+pub(super) struct Held {
     memory: Box<dyn Memory>,
     len: usize,
 }
@@ -20,12 +20,16 @@ impl Held {
         Held { memory: device.alloc(len, MemoryKind::Arena).unwrap(), len }
     }
 
-    fn of(device: &MockDevice, tensor: &Tensor) -> Held {
+    pub(super) fn of(device: &MockDevice, tensor: &Tensor) -> Held {
         let mut held = Held::new(device, tensor.bytes().len());
         let queue = device.queue(QueueClass::Run).unwrap();
         queue.write(tensor.bytes(), RegionMut::of(&mut *held.memory).part(0..held.len));
         queue.fence().wait().unwrap();
         held
+    }
+
+    pub(super) fn address(&self) -> u64 {
+        self.memory.address()
     }
 
     fn lend(&self) -> Lent {
