@@ -3,8 +3,8 @@
 PYTHON examples/diffusers_lora_cuda.py
 
 The components are small and have random weights, so that nothing is downloaded; with a model of yours only
-``small_pipeline`` is another. The table says how long the first image after each change took in the UNet's first
-call, which refits it, and what the refit itself took.
+``small_pipeline`` is another. The table says how long the UNet's first call took after each change, which
+refits it, how long the next one took, and what the refit itself took.
 """
 
 from __future__ import annotations
@@ -42,7 +42,13 @@ def small_pipeline() -> Any:
         norm_num_groups=8,
     )
     text = CLIPTextConfig(
-        hidden_size=64, intermediate_size=128, num_attention_heads=4, num_hidden_layers=2, vocab_size=1000
+        hidden_size=64,
+        intermediate_size=128,
+        num_attention_heads=4,
+        num_hidden_layers=2,
+        vocab_size=1000,
+        bos_token_id=0,
+        eos_token_id=1,
     )
     pipe = StableDiffusionPipeline(
         vae=vae,
@@ -70,13 +76,20 @@ def write_lora(folder: Path, name: str, seed: int) -> None:
     torch.manual_seed(seed)
     unet.add_adapter(LoraConfig(r=8, target_modules=["to_q", "to_k", "to_v"], init_lora_weights=False))
     layers = {key: value * 0.2 for key, value in get_peft_model_state_dict(unet).items()}
-    StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers, weight_name=f"{name}.safetensors")
+    StableDiffusionPipeline.save_lora_weights(
+        folder, unet_lora_layers=layers, weight_name=f"{name}.safetensors"
+    )
 
 
 def main() -> None:
     if not torch.cuda.is_available():
         print("skipped: there is no NVIDIA GPU")
         return
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.set_verbosity_error()
     torch.manual_seed(0)
     prompt = torch.randn(1, 77, 64, dtype=torch.float16, device="cuda")
     pipe = small_pipeline().to("cuda", torch.float16)

@@ -10,6 +10,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import regraft
+import regraft.dynamo
 from regraft.devices import device_name, device_of_program, place_of_results
 
 X = torch.randn(2, 8)
@@ -75,12 +76,13 @@ def test_a_gpu_that_is_not_there_is_one_clear_error(tmp_path: Path) -> None:
 
 def test_mutable_modules_and_torch_compile_take_the_setting() -> None:
     mutable = regraft.MutableModule(net(), device="cpu")
+    other, elsewhere = net(), regraft.MutableModule(net(), device="tpu")
     with torch.inference_mode():
         expected = mutable(X)
-        fast = torch.compile(net(), backend="regraft", options={"device": "cpu"})
+        fast = torch.compile(other, backend="regraft", options={"device": "cpu"})
         assert torch.equal(fast(X), expected)
         with pytest.raises(regraft.CompileError, match="device: "):
-            regraft.MutableModule(net(), device="tpu")(X)
+            elsewhere(X)
 
 
 def test_the_doctor_says_what_is_there() -> None:

@@ -34,5 +34,8 @@ def doctor() -> Doctor:
           gpu        cuda:0: NVIDIA H100 80GB HBM3, sm_90, 85.0 GB
 
     """
+    # Wheels of NVIDIA's are looked for beside those that this process has loaded something of.
+    import numpy  # noqa: F401
+
     text, facts = _regraft.doctor()
     return Doctor(text, json.loads(facts))

@@ -309,7 +309,8 @@ class Module(torch.nn.Module):
         return torch.nn.modules.module._IncompatibleKeys(missing, unexpected)
 
     def state_dict(self, *, prefix: str = "") -> dict[str, torch.Tensor]:  # type: ignore[override]
-        """Copies of the weights that serve, without adapters, by the names of the original module, on the CPU.
+        """Copies of the weights that serve, without adapters, on the CPU, by the names of the original
+        module.
 
         Weights that the program never reads are not among them. Buffers that an engine writes to are as they
         were given.
@@ -573,7 +574,9 @@ class Module(torch.nn.Module):
                     raise
                 problems += error.problems
         home = torch.device(compiled.home)
-        kept = KeptRefit(dict(serving.kept), compiled.sources, home, serving.initial.keys(), compiled.identical)
+        kept = KeptRefit(
+            dict(serving.kept), compiled.sources, home, serving.initial.keys(), compiled.identical
+        )
         if weights is not None:
             non_finite = options["reject_non_finite"]
             kept.take(given, partial=partial, changed=changed, reject_non_finite=non_finite)
@@ -641,7 +644,9 @@ def _share_ties(given: dict[str, Any], ties: Sequence[Sequence[str]]) -> list[Pr
             continue
         value = given[present[0]]
         for name in present[1:]:
-            if given[name] is not value and not same_bits(plain_tensor(given[name], CPU), plain_tensor(value, CPU)):
+            if given[name] is not value and not same_bits(
+                plain_tensor(given[name], CPU), plain_tensor(value, CPU)
+            ):
                 what = f"is the same weight as {present[0]}, and has another value"
                 problems.append(Problem("tied_differ", name, what))
         given.update(dict.fromkeys(group, value))

@@ -1,6 +1,6 @@
 """The Python package with modules and tensors on an NVIDIA GPU; skipped where there is none.
 
-    scripts/gpu/python.sh NATIVE FOLDER_FOR_LOGS
+scripts/gpu/python.sh NATIVE FOLDER_FOR_LOGS
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import regraft
+import regraft.dynamo
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU")
 
