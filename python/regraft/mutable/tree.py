@@ -181,8 +181,8 @@ def _kept(value: Any) -> Any:
 
 def same_structure(one: dict[str, tuple[Any, ...]], other: dict[str, tuple[Any, ...]]) -> bool:
     """Whether two trees are the same program: types of modules, shapes, dtypes and places of tensors and
-    which of them are one, plain attributes by value, other attributes and forward hooks by identity. ``False``
-    may be wrong; ``True`` is not, as far as objects in attributes were not changed in place.
+    which of them are one, plain attributes by value, other attributes and forward hooks by identity.
+    ``False`` may be wrong; ``True`` is not, as far as objects in attributes were not changed in place.
     """
     return same_values(one, other)
 
