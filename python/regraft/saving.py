@@ -165,8 +165,8 @@ def _module(folder: Path, description: dict[str, Any], threads: int | None, devi
             f"{folder}: format {description['format']}, this version reads {_FORMAT}: save it again"
         )
     glue = None if description["glue"] is None else Glue.from_json(description["glue"])
-    home = description.get("home", "cpu")
-    device = device_name(device or description.get("device", "cpu"))
+    home = device_name(str(description.get("home", "cpu"))) or "cpu"
+    device = device_name(device or str(description.get("device", "cpu")))
     kept = {}
     if glue is not None:
         kept = torch.load(folder / _KEPT, map_location=home, weights_only=True)
