@@ -26,6 +26,7 @@ from regraft._regraft import (
     __version__,
     before_exit,
 )
+from regraft.doctoring import doctor
 from regraft.errors import (
     CacheWarning,
     CompileError,
@@ -97,6 +98,7 @@ __all__ = [
     "WeightsError",
     "__version__",
     "compile",
+    "doctor",
     "dry_run",
     "from_pretrained",
     "load",

@@ -308,8 +308,8 @@ def _own(weight: torch.Tensor) -> torch.Tensor:
 def _check_tensor(node: torch.fx.Node, value: torch.Tensor) -> None:
     if type(value) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
         raise CutError(f"{node.name} is a {type(value).__name__}")
-    if value.device.type != "cpu":
-        raise CutError(f"{node.name} is on {value.device}, and engines run on the CPU")
+    if value.device.type not in ("cpu", "cuda"):
+        raise CutError(f"{node.name} is on {value.device}, where no engine runs")
     if value.layout != torch.strided:
         raise CutError(f"{node.name} is {value.layout}")
 

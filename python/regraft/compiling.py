@@ -18,6 +18,7 @@ from regraft import _regraft, caches
 from regraft._program import digest_of, tensors_of, ties_of
 from regraft.calling import CallingConvention
 from regraft.checks import check_module, check_settings, warn_of
+from regraft.devices import device_name, device_of_program
 from regraft.errors import CompileError
 from regraft.inputs import InputTypes
 from regraft.kept import digest_of_tensor, without_values
@@ -47,11 +48,12 @@ def compile(
     engine_cache: Any = None,
     tune: Tune = "off",
     threads: int | None = None,
+    device: str | torch.device | None = None,
     require_full_compilation: bool = False,
     min_block_size: int = 5,
     torch_executed_ops: Collection[str] = (),
 ) -> Module:
-    """Compiles a module for the CPU of this machine.
+    """Compiles a module for a device of this machine.
 
     What Regraft has no translation for stays in PyTorch; :meth:`Module.report` says what.
 
@@ -75,6 +77,9 @@ def compile(
         tune: choose kernels by measuring them: ``fast`` about 0.3 s, ``full`` about 3 s for each problem.
             Measurements are kept with the cache.
         threads: threads of a run; by default one per core.
+        device: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``; by default where the weights of the module are. A
+            module for a GPU takes tensors of PyTorch there and gives its results there; to tensors of the CPU
+            and NumPy it gives results on the CPU.
         require_full_compilation: raise instead of leaving parts to PyTorch.
         min_block_size: parts of fewer nodes are left to PyTorch.
         torch_executed_ops: operators to leave to PyTorch, such as ``"aten.relu.default"``.
@@ -108,6 +113,7 @@ def compile(
         "keep_sources": keep_sources,
         "tune": tune,
         "threads": threads,
+        "device": device_name(device),
         "min_block_size": min_block_size,
         "torch_executed_ops": tuple(torch_executed_ops),
         "require_full_compilation": require_full_compilation,
@@ -149,6 +155,8 @@ def _compiled(traced: Traced, settings: Mapping[str, Any], engine_cache: Any, pr
     evaluated: list[str] = []
     failures: list[str] = []
     weights = tensors_of(program)
+    home = device_of_program(program, weights.values()) if settings["device"] is None or cut.glue else "cpu"
+    device = settings["device"] or home
     for index, region in enumerate(cut.regions):
         step = f"engine {index + 1} of {len(cut.regions)}"
         progress.step(step)
@@ -161,6 +169,7 @@ def _compiled(traced: Traced, settings: Mapping[str, Any], engine_cache: Any, pr
             tune=settings["tune"],
             cache=engine_cache,
             observer=progress.tuning(step),
+            device=device,
         )
         models.append(model)
         cache.append(facts["cache"])
@@ -184,11 +193,13 @@ def _compiled(traced: Traced, settings: Mapping[str, Any], engine_cache: Any, pr
         written=buffers_written(program) if any(stateful) else cut.glue.mutated if cut.glue else (),
         identical={name: digest_of_tensor(value) for name, value in kept.items()} if identical else None,
         carry=traced.carry,
+        device=device,
+        home=home,
     )
     initial = {name: kept[name].clone() for name in compiled.written if name in kept}
     if strip:
         kept = without_values(kept, compiled.sources)
-    return Module(compiled, Serving.of(models, kept, stateful, initial))
+    return Module(compiled, Serving.of(models, kept, stateful, initial, device))
 
 
 def dry_run(

@@ -229,6 +229,7 @@ def _is_pytorchs() -> bool:
     """Whether a call is PyTorch's matter under modes that change what operators do."""
     return (
         torch.is_autocast_enabled("cpu")
+        or torch.is_autocast_enabled("cuda")
         or bool(torch._C._len_torch_dispatch_stack())
         or torch._C._functorch.peek_interpreter_stack() is not None
     )

@@ -74,8 +74,10 @@ class Glue:
         """Runs the graph on the tensors of a call; mutated buffers get their new values."""
         kept = serving.kept
         # The program has the types that it was exported with.
-        autocast = torch.is_autocast_enabled("cpu")
-        with torch.autocast("cpu", enabled=False) if autocast else contextlib.nullcontext():
+        with contextlib.ExitStack() as without_autocast:
+            for device in ("cpu", "cuda"):
+                if torch.is_autocast_enabled(device):
+                    without_autocast.enter_context(torch.autocast(device, enabled=False))
             results = self._call(serving, *(kept[name] for name in self.weights), *inputs)
         # What PyTorch's parts return may be memory of a weight, of an input or of another result, or see it.
         taken = {_memory(value) for value in (*kept.values(), *inputs)}

@@ -71,8 +71,8 @@ class InputTypes:
         """Of the inputs."""
         return {one.name for one in self.inputs}
 
-    def checked(self, values: Sequence[Any]) -> list[torch.Tensor]:
-        """The tensors of a call.
+    def checked(self, values: Sequence[Any], home: torch.device | None = None) -> list[torch.Tensor]:
+        """The tensors of a call, moved to ``home`` where that is given.
 
         Raises:
             InputError: when one is of another type.
@@ -82,7 +82,7 @@ class InputTypes:
         sizes: dict[str, int] = {}
         for wanted, value in zip(self.inputs, values, strict=True):
             try:
-                tensor = plain_tensor(value)
+                tensor = plain_tensor(value, home)
             except InputError as error:
                 raise InputError(f"input `{wanted.name}`: {error}") from error
             if not self._fits(wanted, tensor, sizes):

@@ -43,6 +43,8 @@ class KeptRefit:
     kept: dict[str, torch.Tensor]
     """What will serve; at first what serves."""
     in_state_dict: Mapping[str, bool]
+    home: torch.device
+    """Where the parts in PyTorch run."""
     written: Collection[str] = ()
     """Buffers that the program writes to: what they hold now says nothing about their weight."""
     identical: Mapping[str, str] | None = None
@@ -76,7 +78,7 @@ class KeptRefit:
         """What kind of problem there is, and in words."""
         before = self.kept[name]
         try:
-            new = plain_tensor(value)
+            new = plain_tensor(value, self.home)
         except InputError as error:
             return "mismatch", str(error)
         both_float = new.is_floating_point() and before.is_floating_point()
@@ -95,8 +97,9 @@ class KeptRefit:
         return None
 
 
-def plain_tensor(value: Any) -> torch.Tensor:
-    """``value`` as a dense tensor of the CPU, which may share its memory.
+def plain_tensor(value: Any, home: torch.device | None = None) -> torch.Tensor:
+    """``value`` as a dense tensor, which may share its memory: of the CPU, or wherever it is moved to
+    ``home``.
 
     Raises:
         InputError: when it is none.
@@ -105,19 +108,22 @@ def plain_tensor(value: Any) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
         if type(value).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
             raise InputError(f"expected a plain tensor, found a {type(value).__name__}: give its values")
-        if not value.is_cpu:
+        if not value.is_cpu and not (home is not None and value.is_cuda):
             raise InputError(f"expected a tensor on the CPU, found one on {value.device}: move it (.cpu())")
         if value.layout is not torch.strided:
             raise InputError(f"expected a dense tensor, found one of {value.layout}: make it dense")
         with torch._C.DisableTorchFunctionSubclass():
-            return value.detach().as_subclass(torch.Tensor)
+            plain = value.detach().as_subclass(torch.Tensor)
+            return plain if home is None else plain.to(home)
     try:
         if isinstance(value, (np.ndarray, np.generic)) or (
             hasattr(value, "__float__") and not hasattr(value, "__dlpack__")
         ):
-            return torch.from_numpy(np.array(value))
+            made = torch.from_numpy(np.array(value))
+            return made if home is None else made.to(home)
         if isinstance(value, _regraft.Array) or hasattr(value, "__dlpack__"):
-            return torch.utils.dlpack.from_dlpack(value)
+            made = torch.utils.dlpack.from_dlpack(value)
+            return made if home is None else made.to(home)
     except (TypeError, ValueError, BufferError, RuntimeError) as error:
         raise InputError(f"a {type(value).__name__} that PyTorch does not take: {error}") from error
     found = type(value).__name__
@@ -140,7 +146,7 @@ def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 def digest_of_tensor(value: torch.Tensor) -> str:
     """A digest of type and bits."""
-    return hashlib.sha256(type_of(value).encode() + _bytes(value).numpy().tobytes()).hexdigest()
+    return hashlib.sha256(type_of(value).encode() + _bytes(value).cpu().numpy().tobytes()).hexdigest()
 
 
 def type_of(value: torch.Tensor) -> str:

@@ -15,6 +15,7 @@ import torch
 
 from regraft import _regraft
 from regraft.caches import CannotTake, taken_apart
+from regraft.devices import CPU, moved, place_of_results
 from regraft.errors import CompileError, FrozenError, InputError, NotBoundError, Problem, WeightsError
 from regraft.kept import KeptRefit, plain_tensor, same_bits, short_name
 from regraft.naming import Named, renamed
@@ -67,6 +68,10 @@ class Compiled:
     """Digests of the only weights that parts in PyTorch take; ``None`` where they take any."""
     carry: Carry | None = None
     """What becomes of caches among the arguments."""
+    device: str = "cpu"
+    """Where the engines run: ``cpu`` or ``cuda:N``."""
+    home: str = "cpu"
+    """Where the parts in PyTorch run: where the program was when it was exported."""
     program: ExportedProgram | None = field(default=None, repr=False)
     """The program without weights, where somebody wants to save it."""
 
@@ -82,6 +87,8 @@ class Serving:
     """For engines that keep state between calls, what keeps it."""
     initial: Mapping[str, torch.Tensor]
     """For buffers among ``kept`` that the program writes to, what they were given last."""
+    device: str = "cpu"
+    """Where the engines run."""
 
     @classmethod
     def of(
@@ -90,12 +97,13 @@ class Serving:
         kept: Mapping[str, torch.Tensor],
         stateful: Sequence[bool],
         initial: Mapping[str, torch.Tensor],
+        device: str,
     ) -> Serving:
         """One whose engines begin with the state that their weights say."""
         sessions = tuple(
             m.session() if has_state else None for m, has_state in zip(models, stateful, strict=True)
         )
-        return cls(tuple(models), kept, sessions, initial)
+        return cls(tuple(models), kept, sessions, initial, device)
 
     @property
     def is_bound(self) -> bool:
@@ -111,7 +119,8 @@ class Serving:
     def run_engine(self, index: int, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Runs one of the engines."""
         session = self.sessions[index]
-        return (self.models[index] if session is None else session).run(inputs, _tensor_from)
+        made = (self.models[index] if session is None else session).run(inputs, _tensor_from)
+        return made if self.device == "cpu" else moved(made, place_of_results(inputs, self.device))
 
     def fork(self) -> Serving:
         """Another that shares everything with this one until it is refitted, but the state, which begins
@@ -119,7 +128,7 @@ class Serving:
         """
         models = tuple(model.fork() for model in self.models)
         stateful = [session is not None for session in self.sessions]
-        return Serving.of(models, self.at_first, stateful, self.initial)
+        return Serving.of(models, self.at_first, stateful, self.initial, self.device)
 
     @property
     def at_first(self) -> dict[str, torch.Tensor]:
@@ -182,7 +191,11 @@ class Module(torch.nn.Module):
             except InputError as error:
                 raise self._with_help(error, tensors) from error
         elif serving.is_bound:
-            made = compiled.glue(serving, compiled.takes.checked(tensors))
+            home = torch.device(compiled.home)
+            is_movable = compiled.device != "cpu" or compiled.home != "cpu"
+            made = compiled.glue(serving, compiled.takes.checked(tensors, home if is_movable else None))
+            if is_movable:
+                made = moved(made, place_of_results(tensors, compiled.device))
         else:
             raise NotBoundError(
                 "the module is stripped: it has no weights yet; give it all of them by refit()"
@@ -296,7 +309,8 @@ class Module(torch.nn.Module):
         return torch.nn.modules.module._IncompatibleKeys(missing, unexpected)
 
     def state_dict(self, *, prefix: str = "") -> dict[str, torch.Tensor]:  # type: ignore[override]
-        """Copies of the weights that serve, without adapters, by the names of the original module.
+        """Copies of the weights that serve, without adapters, on the CPU, by the names of the original
+        module.
 
         Weights that the program never reads are not among them. Buffers that an engine writes to are as they
         were given.
@@ -318,7 +332,7 @@ class Module(torch.nn.Module):
 
     def _weight(self, name: str) -> torch.Tensor | None:
         if name in self._serving.kept:
-            return self._serving.kept[name].clone()
+            return self._serving.kept[name].to(CPU, copy=True)
         for model in self.models:
             array = model.source(name) if name in self._names(model) else None
             if array is not None:
@@ -395,6 +409,11 @@ class Module(torch.nn.Module):
         """The settings that it was compiled with."""
         return self._compiled.settings
 
+    @property
+    def device(self) -> str:
+        """Where it runs: ``cpu`` or ``cuda:N``."""
+        return self._compiled.device
+
     def report(self) -> PartitionReport:
         """What became of the nodes of the program: engines, and what stays in PyTorch."""
         return self._compiled.report
@@ -451,7 +470,7 @@ class Module(torch.nn.Module):
         nothing.
         """
         for dtype in self._float_dtypes():
-            probe = torch.empty(0, dtype=dtype)
+            probe = torch.empty(0, dtype=dtype, device=self._compiled.device)
             try:
                 wanted = fn(probe)
             except RuntimeError as error:
@@ -502,7 +521,7 @@ class Module(torch.nn.Module):
             # As in PyTorch, what the program wrote there is gone.
             changed = model.fork()
             report = changed.refit(read, verify=verify, **options)
-            self._serving = Serving.of([changed], {}, [True], {})
+            self._serving = Serving.of([changed], {}, [True], {}, self._compiled.device)
         return RefitReport.from_json([report])
 
     def _state_given(self, weights: Any, changed: Any) -> set[str]:
@@ -554,7 +573,10 @@ class Module(torch.nn.Module):
                 if not error.problems:
                     raise
                 problems += error.problems
-        kept = KeptRefit(dict(serving.kept), compiled.sources, serving.initial.keys(), compiled.identical)
+        home = torch.device(compiled.home)
+        kept = KeptRefit(
+            dict(serving.kept), compiled.sources, home, serving.initial.keys(), compiled.identical
+        )
         if weights is not None:
             non_finite = options["reject_non_finite"]
             kept.take(given, partial=partial, changed=changed, reject_non_finite=non_finite)
@@ -569,7 +591,7 @@ class Module(torch.nn.Module):
             for name, value in serving.initial.items()
         }
         # Parts of a program take the state as inputs: it is among what is kept.
-        after = Serving.of(models, kept.kept, [False] * len(models), initial)
+        after = Serving.of(models, kept.kept, [False] * len(models), initial, compiled.device)
         report = _with_kept(RefitReport.from_json(reports), kept)
         return after, replace(report, ignored=(*report.ignored, *((name, "constant") for name in left_alone)))
 
@@ -622,7 +644,9 @@ def _share_ties(given: dict[str, Any], ties: Sequence[Sequence[str]]) -> list[Pr
             continue
         value = given[present[0]]
         for name in present[1:]:
-            if given[name] is not value and not same_bits(plain_tensor(given[name]), plain_tensor(value)):
+            if given[name] is not value and not same_bits(
+                plain_tensor(given[name], CPU), plain_tensor(value, CPU)
+            ):
                 what = f"is the same weight as {present[0]}, and has another value"
                 problems.append(Problem("tied_differ", name, what))
         given.update(dict.fromkeys(group, value))

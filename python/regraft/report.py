@@ -51,6 +51,8 @@ class RefitReport:
     """Names that were given and change nothing, each with the reason: ``constant`` (no state dict holds it),
     ``unread`` by the program, ``counter`` of a batch norm, or ``unknown``.
     """
+    fetched: tuple[str, ...] = ()
+    """Sources that were given on a GPU and copied to the host, because what is made of them is made there."""
     phases: dict[str, float] = field(default_factory=dict)
     """Milliseconds of each phase: match, check, compare, stage, publish, retire."""
 
@@ -88,6 +90,7 @@ class RefitReport:
             ignored=tuple(
                 dict.fromkeys((i["name"], i["why"]) for report in reports for i in report["ignored"])
             ),
+            fetched=names("fetched"),
             phases=phases,
         )
 

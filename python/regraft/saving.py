@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from regraft import _regraft
 from regraft._folder import replaced_folder
-from regraft.errors import EngineFileError
+from regraft.errors import EngineFileError, RegraftError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    import torch
 
     from regraft.module import Compiled, Module
     from regraft.mutable import MutableModule
@@ -53,9 +55,17 @@ def save(module: Module | MutableModule, path: str | os.PathLike[str], *, strip:
         _write(module, folder, strip)
 
 
-def load(path: str | os.PathLike[str], *, threads: int | None = None) -> Any:
+def load(
+    path: str | os.PathLike[str], *, threads: int | None = None, device: str | torch.device | None = None
+) -> Any:
     """Loads what :func:`save` wrote as a :class:`Module`, or an engine file (``.rgf``) as a :class:`Model`,
     which needs no PyTorch. Nothing in the files is executed.
+
+    Args:
+        path: the folder or the file.
+        threads: threads of a run; by default one per core.
+        device: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``: of the kind that it was compiled for. By default where
+            a saved module was compiled, and the CPU for an engine file.
 
     Raises:
         EngineFileError: when a file is damaged, of another version, or built for another machine.
@@ -69,8 +79,8 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None) -> Any:
             "program"
         )
     if source.is_dir():
-        return _read(source, threads)
-    return _regraft.Model.load(source, threads)
+        return _read(source, threads, device)
+    return _regraft.Model.load(source, threads, "cpu" if device is None else str(device))
 
 
 def _write(module: Module, folder: Path, strip: bool) -> None:
@@ -105,6 +115,8 @@ def _write(module: Module, folder: Path, strip: bool) -> None:
         "settings": dict(compiled.settings),
         "glue": None if compiled.glue is None else compiled.glue.to_json(),
         "carry": None if compiled.carry is None else compiled.carry.to_json(),
+        "device": compiled.device,
+        "home": compiled.home,
     }
     (folder / _DESCRIPTION).write_text(json.dumps(description, indent=1))
     if compiled.glue is not None:
@@ -114,7 +126,7 @@ def _write(module: Module, folder: Path, strip: bool) -> None:
         torch.save(kept, folder / _KEPT)
 
 
-def _read(folder: Path, threads: int | None) -> Module:
+def _read(folder: Path, threads: int | None, device: Any) -> Module:
     try:
         import torch  # noqa: F401
     except ImportError as error:
@@ -125,19 +137,23 @@ def _read(folder: Path, threads: int | None) -> Module:
         ) from error
     try:
         description = json.loads((folder / _DESCRIPTION).read_text())
-        return _module(folder, description, threads)
-    except EngineFileError:
-        raise
+        return _module(folder, description, threads, device)
+    except RegraftError as error:
+        # Of the device, such as one that is not there.
+        if isinstance(error, EngineFileError) or type(error) is RegraftError:
+            raise
+        raise EngineFileError(f"{folder}: no saved module, or a damaged one: {error}") from error
     # Whatever a damaged description leads to.
     except Exception as error:
         raise EngineFileError(f"{folder}: no saved module, or a damaged one: {error}") from error
 
 
-def _module(folder: Path, description: dict[str, Any], threads: int | None) -> Module:
+def _module(folder: Path, description: dict[str, Any], threads: int | None, device: Any) -> Module:
     import torch
 
     from regraft.caches import Carry
     from regraft.calling import CallingConvention
+    from regraft.devices import device_name
     from regraft.errors import Unsupported
     from regraft.glue import Glue
     from regraft.inputs import InputTypes
@@ -149,9 +165,11 @@ def _module(folder: Path, description: dict[str, Any], threads: int | None) -> M
             f"{folder}: format {description['format']}, this version reads {_FORMAT}: save it again"
         )
     glue = None if description["glue"] is None else Glue.from_json(description["glue"])
+    home = device_name(str(description.get("home", "cpu"))) or "cpu"
+    device = device_name(device or str(description.get("device", "cpu")))
     kept = {}
     if glue is not None:
-        kept = torch.load(folder / _KEPT, map_location="cpu", weights_only=True)
+        kept = torch.load(folder / _KEPT, map_location=home, weights_only=True)
     report = description["report"]
     compiled = Compiled(
         convention=CallingConvention.from_json(description["convention"]),
@@ -170,9 +188,12 @@ def _module(folder: Path, description: dict[str, Any], threads: int | None) -> M
         written=tuple(description["written"]),
         identical=description["identical"],
         carry=None if description.get("carry") is None else Carry.from_json(description["carry"]),
+        device=device,
+        home=home,
     )
     models = [
-        _regraft.Model.load(folder / f"{index}.rgf", threads) for index in range(description["engines"])
+        _regraft.Model.load(folder / f"{index}.rgf", threads, device)
+        for index in range(description["engines"])
     ]
     problem = _misfit(compiled, models, kept)
     if problem is not None:
@@ -180,7 +201,7 @@ def _module(folder: Path, description: dict[str, Any], threads: int | None) -> M
     initial = {
         name: kept[name].clone() for name in compiled.written if name in kept and not kept[name].is_meta
     }
-    return Module(compiled, Serving.of(models, kept, description["stateful"], initial))
+    return Module(compiled, Serving.of(models, kept, description["stateful"], initial, device))
 
 
 def _misfit(compiled: Compiled, models: Sequence[_regraft.Model], kept: Mapping[str, Any]) -> str | None:
@@ -206,4 +227,5 @@ def _is_plain(value: Any) -> bool:
     """Whether it is a dense tensor with values, or one that a stripped module has in their place."""
     import torch
 
-    return type(value) is torch.Tensor and value.layout is torch.strided and (value.is_cpu or value.is_meta)
+    is_somewhere = value.device.type in ("cpu", "cuda", "meta")
+    return type(value) is torch.Tensor and value.layout is torch.strided and is_somewhere

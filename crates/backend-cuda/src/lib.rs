@@ -16,6 +16,7 @@ pub mod cudnn;
 mod device;
 pub mod driver;
 mod error;
+pub mod found;
 pub mod gemm;
 pub mod kernels;
 mod launcher;

@@ -1,4 +1,7 @@
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, atomic::Ordering},
+};
 
 use regraft_backend::{
     BackendError, Codegen, Device, Kernel, KernelId, Memory, MemoryKind, NodeSpec, Operand, OutOfMemory, Packer, Queue,
@@ -13,7 +16,7 @@ use crate::{
     kernel::MockKernel,
     packer::MockPacker,
     queue::MockQueue,
-    shared::{NAME, Shared},
+    shared::{NAME, Order, Shared},
 };
 
 /// Which allocations fail.
@@ -73,6 +76,16 @@ impl MockDevice {
     /// Allocations go well again, as far as the limit allows.
     pub fn heal(&self) {
         self.shared.set_failing(None, 0);
+    }
+
+    /// What runs were put behind and in front of, since this was last asked.
+    pub fn take_orders(&self) -> Vec<Order> {
+        self.shared.take_orders()
+    }
+
+    /// Fences say from now on that their work takes whatever it reads, as those of kernels without indices do.
+    pub fn refuse_nothing(&self) {
+        self.shared.may_refuse.store(false, Ordering::SeqCst);
     }
 
     /// Sets the bytes of memory that the device has.

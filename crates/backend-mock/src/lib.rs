@@ -20,5 +20,6 @@ mod violation;
 
 pub use self::{
     device::{Failing, MockDevice},
+    shared::Order,
     violation::Violation,
 };

@@ -60,7 +60,8 @@ struct OwnJob {
 
 impl Packer for MockPacker {
     fn pack(&self, jobs: Vec<PackJob<'_>>, pace: Pace, observer: &dyn StageObserver) -> Result<(), PackError> {
-        let accesses: Vec<Access> = jobs.iter().map(|job| written(&job.out)).collect();
+        let mut accesses: Vec<Access> = jobs.iter().map(|job| written(&job.out)).collect();
+        accesses.extend(jobs.iter().flat_map(|job| &job.given).filter_map(|given| remote(given.tensor)));
         let own = |job: PackJob<'_>| OwnJob {
             slot: job.slot,
             given: job.given.iter().map(|given| (given.tensor.clone(), given.overlay.cloned())).collect(),
@@ -69,6 +70,9 @@ impl Packer for MockPacker {
         let mut jobs: Vec<OwnJob> = jobs.into_iter().map(own).collect();
         let (shared, inner, mut outcome) = (self.shared.clone(), self.inner.clone(), None);
         let work = move |_: &mut _, spans: Vec<Span>, send: &mut dyn FnMut(Told)| {
+            let mut here = spans.iter().skip(jobs.len());
+            let given = jobs.iter_mut().flat_map(|job| &mut job.given);
+            given.for_each(|(tensor, _)| bring(tensor, &mut here));
             let (staged, progress) = std::sync::mpsc::channel();
             let done = inner.pack(jobs.iter_mut().map(OwnJob::lend).collect(), pace, &Reporter(staged));
             progress.into_iter().for_each(|(bytes, of)| send(Told::Staged(bytes, of)));
@@ -99,6 +103,10 @@ impl Packer for MockPacker {
         self.inner.keeps(slot, source)
     }
 
+    fn reads_remote(&self, _: usize, _: usize) -> bool {
+        true
+    }
+
     fn read_back(&self, kept: &[KeptSource<'_>]) -> Result<Vec<Tensor>, PackError> {
         let accesses: Vec<Access> = kept.iter().map(|kept| read(&kept.memory)).collect();
         let places: Vec<(usize, usize)> = kept.iter().map(|kept| (kept.slot, kept.source)).collect();
@@ -115,12 +123,20 @@ impl Packer for MockPacker {
             Comparison::Tensors(a, b) => OwnPair::Tensors((*a).clone(), (*b).clone()),
             Comparison::Kept(kept, tensor) => {
                 accesses.push(read(&kept.memory));
+                accesses.extend(remote(tensor));
                 OwnPair::Kept(kept.slot, kept.source, (*tensor).clone())
             }
         };
-        let pairs: Vec<OwnPair> = pairs.iter().map(own).collect();
+        let mut pairs: Vec<OwnPair> = pairs.iter().map(own).collect();
         self.call(&accesses, move |packer, spans| {
-            let copies: Vec<Guarded> = spans.iter().map(Guarded::copy_of).collect();
+            let mut copies: Vec<Guarded> = Vec::new();
+            let mut span = spans.iter();
+            for pair in &mut pairs {
+                if let OwnPair::Kept(_, _, tensor) = pair {
+                    copies.extend(span.next().map(Guarded::copy_of));
+                    bring(tensor, &mut span);
+                }
+            }
             let mut copy = copies.iter();
             let mut lent = Vec::with_capacity(pairs.len());
             for pair in &pairs {
@@ -156,6 +172,21 @@ impl OwnJob {
 enum OwnPair {
     Tensors(Tensor, Tensor),
     Kept(usize, usize, Tensor),
+}
+
+/// The memory of a tensor that is on this device.
+fn remote(tensor: &Tensor) -> Option<Access> {
+    tensor.remote_on(NAME).map(|address| Access { address, len: tensor.byte_count(), writes: false })
+}
+
+/// Makes a tensor that is on this device one of the host: its bytes are the next of `spans`.
+fn bring<'a>(tensor: &mut Tensor, spans: &mut impl Iterator<Item = &'a Span>) {
+    if remote(tensor).is_some()
+        && let Some(span) = spans.next()
+    {
+        let copy = Tensor::new(tensor.dtype(), tensor.shape().to_vec(), span.copy().into());
+        *tensor = copy.expect("as many bytes as the shape has");
+    }
 }
 
 fn at(slot: usize, source: usize, copy: &Guarded) -> KeptSource<'_> {

@@ -12,13 +12,14 @@ use std::{
 };
 
 use regraft_backend::{
-    BackendError, Extent, Fence, PendingFence, Queue, QueueClass, Region, RegionMut, RunError, RunErrorKind,
+    BackendError, Extent, Fence, ForeignQueue, PendingFence, Queue, QueueClass, Region, RegionMut, RunError,
+    RunErrorKind,
 };
 
 use crate::{
     Violation,
     memory::Span,
-    shared::{Access, NAME, Shared, lock},
+    shared::{Access, NAME, Order, Shared, lock},
 };
 
 /// How far the host has seen a queue get. Work has a ticket, which counts from one.
@@ -187,6 +188,14 @@ impl Queue for MockQueue {
         Ok(())
     }
 
+    fn wait_for(&self, other: ForeignQueue) {
+        self.shared.order(Order::WaitsFor(other.handle()));
+    }
+
+    fn release(&self, other: ForeignQueue) {
+        self.shared.order(Order::Releases(other.handle()));
+    }
+
     fn report(&self, error: RunError) {
         self.put(&[], |worker, _| worker.fail(error));
     }
@@ -198,7 +207,8 @@ impl Queue for MockQueue {
             *lock(&end.outcome) = Some(worker.error.take().map_or(Ok(()), Err));
             end.told.notify_all();
         });
-        Fence::pending(Arc::new(MockFence { end: own, progress: self.progress.clone(), ticket }))
+        let may_refuse = self.shared.may_refuse.load(Ordering::SeqCst);
+        Fence::pending(Arc::new(MockFence { end: own, progress: self.progress.clone(), ticket, may_refuse }))
     }
 }
 
@@ -212,6 +222,7 @@ struct MockFence {
     end: Arc<End>,
     progress: Arc<Progress>,
     ticket: u64,
+    may_refuse: bool,
 }
 
 impl PendingFence for MockFence {
@@ -221,6 +232,10 @@ impl PendingFence for MockFence {
             self.progress.see(self.ticket);
         }
         done
+    }
+
+    fn may_refuse(&self) -> bool {
+        self.may_refuse
     }
 
     fn wait(&self) -> Result<(), RunError> {

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -30,6 +30,18 @@ pub(crate) struct Shared {
     violations: Mutex<Vec<Violation>>,
     gate: Gate,
     queues: AtomicU64,
+    /// Whether fences say that work may refuse what it reads.
+    pub(crate) may_refuse: AtomicBool,
+    orders: Mutex<Vec<Order>>,
+}
+
+/// What a run was put behind, or in front of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// It waits for this queue of another library.
+    WaitsFor(u64),
+    /// That queue waits for it.
+    Releases(u64),
 }
 
 /// Addresses are never used twice, so a stale one is always told.
@@ -64,7 +76,8 @@ impl Shared {
             left: 0,
         };
         let (violations, gate, queues) = (Mutex::default(), Gate::default(), AtomicU64::new(1));
-        Shared { inner, memory: Mutex::new(memory), violations, gate, queues }
+        let (may_refuse, orders) = (AtomicBool::new(true), Mutex::default());
+        Shared { inner, memory: Mutex::new(memory), violations, gate, queues, may_refuse, orders }
     }
 
     pub(crate) fn next_queue(&self) -> u64 {
@@ -77,6 +90,14 @@ impl Shared {
 
     pub(crate) fn violate(&self, violation: Violation) {
         lock(&self.violations).push(violation);
+    }
+
+    pub(crate) fn order(&self, order: Order) {
+        lock(&self.orders).push(order);
+    }
+
+    pub(crate) fn take_orders(&self) -> Vec<Order> {
+        std::mem::take(&mut *lock(&self.orders))
     }
 
     pub(crate) fn take_violations(&self) -> Vec<Violation> {

@@ -30,9 +30,9 @@ pub use self::{
     error::{BackendError, DataError, OutOfMemory, RunError, RunErrorKind},
     format::{Plain, SlotFormat},
     kernel::{Kernel, Launch, NodeSpec, Operand, ResultType},
-    memory::{Memory, MemoryKind, Region, RegionMut},
+    memory::{Lent, Memory, MemoryKind, Region, RegionMut},
     packer::{Comparison, Given, KeptSource, Pace, PackError, PackJob, Packer, StageObserver},
-    queue::{Extent, Fence, PendingFence, Queue, QueueClass},
+    queue::{Extent, Fence, ForeignQueue, PendingFence, Queue, QueueClass},
     sequence::{Bindings, Location, Place, Sequence, SequenceError, Sizes, Step},
     target::{KernelId, Target},
 };

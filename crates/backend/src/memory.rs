@@ -105,6 +105,46 @@ impl<'a> Region<'a> {
     }
 }
 
+/// Memory of a device that another library lends for the work of a run, such as a tensor of PyTorch.
+#[derive(Debug)]
+pub struct Lent {
+    address: u64,
+    len: usize,
+}
+
+impl Lent {
+    /// `len` bytes at an address of the device.
+    ///
+    /// # Safety
+    /// The bytes are memory of the device that this is given to, until the work that it is given to is over on the device,
+    /// which may be long after the call that begins it: the lender orders what comes next behind that work, through the
+    /// [queue](crate::ForeignQueue) that is given beside it. Nobody else writes to them until then, and to those that the work
+    /// writes nobody else has access.
+    pub unsafe fn new(address: u64, len: usize) -> Lent {
+        Lent { address, len }
+    }
+
+    /// Bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The bytes, to be read.
+    pub fn region(&self) -> Region<'_> {
+        Region { address: self.address, len: self.len, host: false, memory: PhantomData }
+    }
+
+    /// The bytes, to be written.
+    pub fn region_mut(&mut self) -> RegionMut<'_> {
+        RegionMut { address: self.address, len: self.len, host: false, memory: PhantomData }
+    }
+}
+
 /// A part of memory, to be written. There is no other region of the same bytes.
 #[derive(Debug)]
 pub struct RegionMut<'a> {

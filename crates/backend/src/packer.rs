@@ -106,6 +106,12 @@ pub trait Packer: fmt::Debug + Send + Sync {
     /// dtype without adapters.
     fn keeps(&self, slot: usize, source: usize) -> bool;
 
+    /// Whether source `source` of slot `slot` is read where it is, when it is given in memory of this device, in the program's
+    /// dtype and without adapters.
+    fn reads_remote(&self, _slot: usize, _source: usize) -> bool {
+        false
+    }
+
     /// Reads sources back from slots.
     ///
     /// # Errors

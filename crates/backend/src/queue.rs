@@ -22,6 +22,26 @@ pub struct Extent {
     pub bytes: usize,
 }
 
+/// A queue of another library on the same device, by the handle that its maker gave it: a `CUstream` of PyTorch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ForeignQueue(u64);
+
+impl ForeignQueue {
+    /// The queue with this handle.
+    ///
+    /// # Safety
+    /// It is a queue of the device that this is given to, and stays one as long as calls are given it.
+    #[allow(unsafe_code)]
+    pub unsafe fn new(handle: u64) -> ForeignQueue {
+        ForeignQueue(handle)
+    }
+
+    /// The handle.
+    pub fn handle(self) -> u64 {
+        self.0
+    }
+}
+
 /// Work in order: each piece starts when the one before is done. Dropping a queue does not stop its work.
 ///
 /// Memory that is given to a queue must stay, and not be given to another, until a fence behind the work is done.
@@ -43,6 +63,13 @@ pub trait Queue: Send + Sync {
     /// # Errors
     /// When that work failed.
     fn read(&self, from: Region<'_>, to: &mut [u8]) -> Result<(), RunError>;
+
+    /// What comes after here waits, on the device, for what is on the other queue now. Nothing to do where work is done at
+    /// once. What goes wrong is [reported](Queue::report).
+    fn wait_for(&self, _other: ForeignQueue) {}
+
+    /// What comes after on the other queue waits, on the device, for the work so far here.
+    fn release(&self, _other: ForeignQueue) {}
 
     /// Says that work failed. The work behind it is not done, and the next fence says so.
     fn report(&self, error: RunError);
@@ -67,6 +94,12 @@ enum State {
 pub trait PendingFence: Send + Sync {
     /// Whether it is over.
     fn is_done(&self) -> bool;
+
+    /// Whether the work may still turn out to be wrong for the values that it reads, such as an index out of range: then
+    /// nobody should be given its results before it was waited for.
+    fn may_refuse(&self) -> bool {
+        true
+    }
 
     /// Waits until it is over.
     ///
@@ -96,6 +129,16 @@ impl Fence {
         match &self.0 {
             State::Done | State::Failed(_) => true,
             State::Pending(fence) => fence.is_done(),
+        }
+    }
+
+    /// Whether the outcome must be known before results are given away: the work failed, or [may
+    /// refuse](PendingFence::may_refuse) what it reads.
+    pub fn may_refuse(&self) -> bool {
+        match &self.0 {
+            State::Done => false,
+            State::Failed(_) => true,
+            State::Pending(fence) => fence.may_refuse(),
         }
     }
 

@@ -30,7 +30,7 @@ impl View {
             (Ok(Some(range)), Buffer::Mapped(..) | Buffer::Borrowed(_)) => {
                 !self.is_aligned(storage.bytes().get(range).unwrap_or_default())
             }
-            (Ok(Some(range)), Buffer::Owned(_)) => range != (0..storage.len()),
+            (Ok(Some(range)), Buffer::Owned(_) | Buffer::Remote(_)) => range != (0..storage.len()),
             (Ok(None), _) => true,
             // Refused before anything is allocated.
             (Err(_), _) => false,

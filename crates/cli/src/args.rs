@@ -68,6 +68,9 @@ pub(crate) enum Command {
     /// Look at the engine cache, and keep it small and sound
     #[command(long_about = cache::CACHE)]
     Cache(CacheArgs),
+    /// Say what this machine has: processor, GPUs, libraries, and what each missing one costs
+    #[command(long_about = DOCTOR)]
+    Doctor(DoctorArgs),
     /// Print a completion script for a shell
     #[command(long_about = COMPLETIONS)]
     Completions(CompletionsArgs),
@@ -87,6 +90,7 @@ impl Command {
             Command::Inspect(a) => a.common,
             Command::Bench(a) => a.common,
             Command::Cache(a) => a.common,
+            Command::Doctor(a) => a.common,
             Command::Completions(_) => Common::default(),
         }
     }
@@ -502,6 +506,20 @@ fn symbol_size(text: &str) -> Result<(String, i64), String> {
     let (name, size) = text.split_once('=').ok_or("expected SYMBOL=SIZE, such as s0=8")?;
     let size = size.trim().parse().map_err(|_| format!("`{size}` is no size"))?;
     Ok((name.trim().to_owned(), size))
+}
+
+const DOCTOR: &str = "Say what this machine has: processor, GPUs, libraries, and what each missing one costs.
+
+  regraft doctor
+  regraft doctor --json
+
+Libraries of NVIDIA's are looked for in the folders of REGRAFT_CUDA_PATH, in the nvidia-* wheels of the active Python \
+environment, and where the system looks.";
+
+#[derive(Args, Debug)]
+pub(crate) struct DoctorArgs {
+    #[command(flatten)]
+    pub(crate) common: Common,
 }
 
 const COMPLETIONS: &str = "Print a completion script for a shell.

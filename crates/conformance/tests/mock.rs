@@ -12,6 +12,10 @@ mod format_before;
 mod generations;
 #[path = "keep_sources.rs"]
 mod keep_sources;
+#[path = "mock/lent.rs"]
+mod lent;
+#[path = "mock/remote.rs"]
+mod remote;
 #[path = "scenarios.rs"]
 mod scenarios;
 #[path = "stress.rs"]

@@ -18,11 +18,11 @@ use crate::{
     weights::state_dict_of,
 };
 
-/// Compiles a program for the CPU of this machine and gives it weights, where there are any: one for each source of the
+/// Compiles a program for a device of this machine and gives it weights, where there are any: one for each source of the
 /// program. Returns the model, and what compiling found out. `observer` is called with `(number, count, seconds left)` for each
 /// problem that is measured.
 #[pyfunction]
-#[pyo3(signature = (program, weights, *, mode="refittable", identical=false, threads=None, tune="off", cache=None, observer=None))]
+#[pyo3(signature = (program, weights, *, mode="refittable", identical=false, threads=None, tune="off", cache=None, observer=None, device="cpu"))]
 pub(crate) fn compile<'py>(
     py: Python<'py>,
     program: &Program,
@@ -33,14 +33,16 @@ pub(crate) fn compile<'py>(
     tune: &str,
     cache: Option<&Bound<'py, PyAny>>,
     observer: Option<Py<PyAny>>,
+    device: &str,
 ) -> PyResult<Bound<'py, PyTuple>> {
     let mode = model::mode_of(mode)?;
     let weights = weights.map(state_dict_of).transpose()?;
-    let threads = model::threads_of(threads)?;
+    let (threads, device) = (model::threads_of(threads)?, model::device_of(device)?);
     let cache_dir = regraft::cache_folder().filter(|_| cache.is_some()).map(|folder| folder.join("tuning"));
     let options = CompileOptions {
         mode: Mode::Stripped,
         identical,
+        device,
         threads,
         tune: Tune { mode: tune_of(tune)?, pinned: None, cache_dir },
         cache: cache.map(cache_of),
@@ -52,7 +54,7 @@ pub(crate) fn compile<'py>(
         let engine = compiled.engine.clone();
         let model = match &weights {
             Some(weights) => bound(engine, weights, mode, &options)?,
-            None => regraft::model(engine, regraft::cpu(threads))?,
+            None => regraft::model(engine, regraft::device(device, threads)?)?,
         };
         Ok((model, compiled))
     })
@@ -109,7 +111,7 @@ fn bound(
     let names: Vec<String> =
         infos.iter().filter(|i| i.kind.in_state_dict()).flat_map(|i| i.names().map(String::from)).collect();
     let given = names.into_iter().filter_map(|name| Some((name.clone(), weights.get(&name)?.clone()))).collect();
-    let backend = regraft::cpu(options.threads);
+    let backend = regraft::device(options.device, options.threads)?;
     let engine = engine.with_weights(values, options.identical).stripped();
     let model = regraft::model(engine, backend.clone())?;
     if mode == Mode::Stripped {

@@ -4,8 +4,8 @@
 //! Everything that takes longer than a few microseconds runs without the interpreter's lock. Errors are the exceptions of
 //! `regraft.errors`.
 //!
-//! `unsafe` is confined to [`memory`], which passes the memory of tensors in, [`dlpack`], which passes it out, and [`watch`],
-//! which looks at it between calls.
+//! `unsafe` is confined to [`memory`], which passes the memory of tensors in, [`lent`], which does so on a GPU, [`dlpack`], which
+//! passes it out, and [`watch`], which looks at it between calls.
 #![deny(unsafe_op_in_unsafe_fn)]
 #![deny(unsafe_code)]
 
@@ -13,8 +13,10 @@ mod array;
 mod cache;
 mod compile;
 mod dlpack;
+mod doctor;
 mod error;
 mod exit;
+mod lent;
 mod memory;
 mod model;
 mod names;
@@ -32,6 +34,7 @@ mod _regraft {
         array::Array,
         cache::DiskCache,
         compile::compile,
+        doctor::doctor,
         exit::before_exit,
         model::{Model, Session},
         names::match_names,

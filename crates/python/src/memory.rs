@@ -11,17 +11,26 @@ use pyo3::{
     sync::PyOnceLock,
     types::{PyDict, PyString, PyTuple},
 };
-use regraft::{BorrowedBytes, Buffer, DType, Tensor};
+use regraft::{BorrowedBytes, Buffer, DType, DeviceName, RemoteBytes, Tensor};
 
 use crate::{array::Array, error::Class};
 
+/// What becomes of tensors of PyTorch in memory of a GPU.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Elsewhere {
+    /// They are an error that says so: a call of an engine on the CPU would copy them each time.
+    Refused,
+    /// They are copied to the host.
+    Copied,
+}
+
 /// A tensor over the memory of a `torch.Tensor`, a `numpy.ndarray` or anything with `__dlpack__`, which it keeps alive. What
 /// is not dense is made dense first. Nobody may write to it while a call uses it; see [`borrow`].
-pub(crate) fn tensor_of(object: &Bound<'_, PyAny>) -> PyResult<Tensor> {
+pub(crate) fn tensor_of(object: &Bound<'_, PyAny>, elsewhere: Elsewhere) -> PyResult<Tensor> {
     if let Some(torch) = Torch::loaded(object.py())?
         && object.is_instance(torch.tensor.bind(object.py()))?
     {
-        return torch.tensor_of(object);
+        return torch.tensor_of(object, elsewhere);
     }
     if let Ok(array) = object.cast::<Array>() {
         return Ok(array.get().0.clone());
@@ -40,16 +49,27 @@ pub(crate) fn tensor_of(object: &Bound<'_, PyAny>) -> PyResult<Tensor> {
     Err(Class::Input.error(format!("expected a tensor (PyTorch, NumPy or DLPack), found {found}")))
 }
 
+/// As [`tensor_of`], of a weight: one in memory of a GPU stays there until it is read on the host. What makes it is waited
+/// for.
+pub(crate) fn weight_of(object: &Bound<'_, PyAny>) -> PyResult<Tensor> {
+    if let Some(torch) = Torch::loaded(object.py())?
+        && torch.is_on_gpu(object)?
+    {
+        return torch.remote(object);
+    }
+    tensor_of(object, Elsewhere::Copied)
+}
+
 /// Tensors of a sequence, of a `.npy` or of the arrays of a `.npz`, in their order.
-pub(crate) fn tensors_of(objects: &Bound<'_, PyAny>) -> PyResult<Vec<Tensor>> {
+pub(crate) fn tensors_of(objects: &Bound<'_, PyAny>, elsewhere: Elsewhere) -> PyResult<Vec<Tensor>> {
     if is_path(objects)? {
         let loaded = loaded(objects)?;
         return match loaded.call_method0("values") {
-            Ok(arrays) => arrays.try_iter()?.map(|array| tensor_of(&array?)).collect(),
-            Err(_) => Ok(vec![tensor_of(&loaded)?]),
+            Ok(arrays) => arrays.try_iter()?.map(|array| tensor_of(&array?, elsewhere)).collect(),
+            Err(_) => Ok(vec![tensor_of(&loaded, elsewhere)?]),
         };
     }
-    objects.try_iter()?.map(|object| tensor_of(&object?)).collect()
+    objects.try_iter()?.map(|object| tensor_of(&object?, elsewhere)).collect()
 }
 
 /// Whether an object says where a file is.
@@ -78,15 +98,19 @@ pub(crate) fn size_text(bytes: usize) -> String {
 }
 
 /// What this module needs of PyTorch, once somebody has imported it.
-struct Torch {
+pub(crate) struct Torch {
     tensor: Py<PyAny>,
+    empty: Py<PyAny>,
+    device: Py<PyAny>,
+    /// Of a GPU by its number, where this PyTorch knows GPUs.
+    current_stream: Option<Py<PyAny>>,
     strided: Py<PyAny>,
     dispatch: Py<PyAny>,
     dtypes: Vec<(Py<PyAny>, DType)>,
 }
 
 impl Torch {
-    fn loaded(py: Python<'_>) -> PyResult<Option<&'static Torch>> {
+    pub(crate) fn loaded(py: Python<'_>) -> PyResult<Option<&'static Torch>> {
         static TORCH: PyOnceLock<Torch> = PyOnceLock::new();
         if let Some(torch) = TORCH.get(py) {
             return Ok(Some(torch));
@@ -115,7 +139,11 @@ impl Torch {
         ];
         let dtypes = names.into_iter().map(|(name, dtype)| Ok((module.getattr(name)?.unbind(), dtype)));
         let tensor = module.getattr("Tensor")?;
+        let internal = module.getattr("_C")?;
         Ok(Torch {
+            empty: module.getattr("empty")?.unbind(),
+            device: module.getattr("device")?.unbind(),
+            current_stream: internal.getattr("_cuda_getCurrentRawStream").ok().map(Bound::unbind),
             dispatch: tensor.getattr("__torch_dispatch__")?.unbind(),
             tensor: tensor.unbind(),
             strided: module.getattr("strided")?.unbind(),
@@ -123,20 +151,89 @@ impl Torch {
         })
     }
 
-    fn tensor_of(&self, object: &Bound<'_, PyAny>) -> PyResult<Tensor> {
+    fn tensor_of(&self, object: &Bound<'_, PyAny>, elsewhere: Elsewhere) -> PyResult<Tensor> {
         let py = object.py();
-        let class = object.get_type();
-        // A subclass that intercepts operators, such as a fake or a distributed tensor, has no memory that means anything.
-        if !class.is(&self.tensor) && !class.getattr(pyo3::intern!(py, "__torch_dispatch__"))?.is(&self.dispatch) {
-            let found = class.qualname()?;
-            return Err(Class::Input.error(format!("expected a plain tensor, found a {found}: give its values")));
-        }
+        self.check_plain(object)?;
         if !object.getattr(pyo3::intern!(py, "is_cpu"))?.is_truthy()? {
+            if elsewhere == Elsewhere::Copied && object.getattr(pyo3::intern!(py, "is_cuda"))?.is_truthy()? {
+                // PyTorch copies behind the work that makes the tensor, and waits.
+                let copy = object.call_method0(pyo3::intern!(py, "detach"))?.call_method0(pyo3::intern!(py, "cpu"))?;
+                return self.tensor_of(&copy, Elsewhere::Refused);
+            }
             let device = object.getattr(pyo3::intern!(py, "device"))?;
             return Err(
                 Class::Input.error(format!("expected a tensor on the CPU, found one on {device}: move it (.cpu())"))
             );
         }
+        let dense = self.dense(object)?;
+        // SAFETY: PyTorch says that a dense CPU tensor of this dtype and shape begins there, and it is kept alive.
+        unsafe { borrow(dense.dtype, dense.shape, dense.address, &dense.object) }
+    }
+
+    /// Whether an object is a tensor in memory of a GPU.
+    pub(crate) fn is_on_gpu(&self, object: &Bound<'_, PyAny>) -> PyResult<bool> {
+        let py = object.py();
+        Ok(object.is_instance(self.tensor.bind(py))? && object.getattr(pyo3::intern!(py, "is_cuda"))?.is_truthy()?)
+    }
+
+    /// A tensor on a GPU where it is.
+    fn remote(&self, object: &Bound<'_, PyAny>) -> PyResult<Tensor> {
+        let py = object.py();
+        let dense = self.dense(object)?;
+        let device = object.getattr(pyo3::intern!(py, "device"))?;
+        let index: u32 = device.getattr(pyo3::intern!(py, "index"))?.extract()?;
+        self.synchronize(py, index)?;
+        let failed = |error: regraft::TensorError| Class::Input.error(error.to_string());
+        let len = Tensor::byte_len(dense.dtype, &dense.shape).map_err(failed)?;
+        let held = dense.object.unbind();
+        let fetch = move || {
+            Python::attach(|py| {
+                let here = tensor_of(held.bind(py), Elsewhere::Copied).map_err(|error| error.to_string())?;
+                Ok(here.into_owned())
+            })
+        };
+        let name = DeviceName::Cuda(index).to_string();
+        // SAFETY: PyTorch says that a dense tensor of this type begins there on this GPU; what made it is over, and it is held.
+        // As on the host, who writes to it during a call makes its results meaningless.
+        let bytes = unsafe { RemoteBytes::new(name, dense.address as u64, len, Box::new(fetch)) };
+        Tensor::new(dense.dtype, dense.shape, Buffer::Remote(bytes)).map_err(failed)
+    }
+
+    /// Waits for the current stream of a GPU. It costs microseconds where the stream is idle.
+    fn synchronize(&self, py: Python<'_>, index: u32) -> PyResult<()> {
+        let stream = py.import("torch.cuda")?.call_method1("current_stream", (index,))?;
+        stream.call_method0("synchronize").map(drop)
+    }
+
+    /// The GPU with this number, as PyTorch names it.
+    pub(crate) fn gpu<'py>(&self, py: Python<'py>, index: u32) -> PyResult<Bound<'py, PyAny>> {
+        self.device.bind(py).call1((pyo3::intern!(py, "cuda"), index))
+    }
+
+    /// The handle of the current stream of a GPU.
+    pub(crate) fn current_stream(&self, py: Python<'_>, index: u32) -> PyResult<u64> {
+        let none = || Class::Input.error("this PyTorch was built without CUDA");
+        self.current_stream.as_ref().ok_or_else(none)?.bind(py).call1((index,))?.extract()
+    }
+
+    /// A new tensor; `place` holds where.
+    pub(crate) fn empty<'py>(
+        &self,
+        py: Python<'py>,
+        dtype: DType,
+        shape: Vec<usize>,
+        place: &Bound<'py, PyDict>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let known = self.dtypes.iter().find(|(_, known)| *known == dtype).map(|(name, _)| name);
+        let options = place.copy()?;
+        options.set_item("dtype", known.ok_or_else(|| Class::Regraft.error(format!("PyTorch has no {dtype}")))?)?;
+        self.empty.bind(py).call((shape,), Some(&options))
+    }
+
+    /// What a tensor is, made dense where it is not.
+    pub(crate) fn dense<'py>(&self, object: &Bound<'py, PyAny>) -> PyResult<Dense<'py>> {
+        let py = object.py();
+        self.check_plain(object)?;
         if !object.getattr(pyo3::intern!(py, "layout"))?.is(&self.strided) {
             let layout = object.getattr(pyo3::intern!(py, "layout"))?;
             return Err(Class::Input.error(format!("expected a dense tensor, found one of {layout}: make it dense")));
@@ -155,9 +252,28 @@ impl Torch {
         };
         let shape: Vec<usize> = object.getattr(pyo3::intern!(py, "shape"))?.cast::<PyTuple>()?.extract()?;
         let address: usize = object.call_method0(pyo3::intern!(py, "data_ptr"))?.extract()?;
-        // SAFETY: PyTorch says that a dense CPU tensor of this dtype and shape begins there, and it is kept alive.
-        unsafe { borrow(*dtype, shape, address, &object) }
+        Ok(Dense { object, dtype: *dtype, shape, address })
     }
+
+    /// A subclass that intercepts operators, such as a fake or a distributed tensor, has no memory that means anything.
+    fn check_plain(&self, object: &Bound<'_, PyAny>) -> PyResult<()> {
+        let class = object.get_type();
+        let dispatch = pyo3::intern!(object.py(), "__torch_dispatch__");
+        if !class.is(&self.tensor) && !class.getattr(dispatch)?.is(&self.dispatch) {
+            let found = class.qualname()?;
+            return Err(Class::Input.error(format!("expected a plain tensor, found a {found}: give its values")));
+        }
+        Ok(())
+    }
+}
+
+/// A dense tensor of PyTorch.
+pub(crate) struct Dense<'py> {
+    /// What holds the memory.
+    pub(crate) object: Bound<'py, PyAny>,
+    pub(crate) dtype: DType,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) address: usize,
 }
 
 /// What this module needs of NumPy.

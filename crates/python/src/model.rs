@@ -6,14 +6,17 @@ use pyo3::{
     prelude::*,
     types::{PyBytes, PyDict, PyList},
 };
-use regraft::{AlignedVec, Engine, KeepSources, Mode, Tensor, Threads};
+use regraft::{
+    AlignedVec, DType, DeviceName, Engine, ForeignQueue, Input, KeepSources, Lent, Mode, RuntimeError, Tensor, Threads,
+};
 
 use crate::{
     array::Array,
     dlpack,
     error::{Class, IntoPyErr},
     exit::detached,
-    memory::{self, tensors_of},
+    lent,
+    memory::{self, Elsewhere, tensors_of},
     program::SourceInfo,
     refit::{Adapter, Order, Staged},
 };
@@ -25,29 +28,32 @@ pub(crate) struct Model(pub(crate) regraft::Model);
 
 #[pymethods]
 impl Model {
-    /// Loads an engine file (`.rgf`). Weights are mapped; slots are made where the file has none.
+    /// Loads an engine file (`.rgf`) for a device: `cpu`, `cuda` or `cuda:N`. Weights are mapped; slots are made where the
+    /// file has none.
     #[staticmethod]
-    #[pyo3(signature = (path, threads=None))]
-    fn load(py: Python<'_>, path: PathBuf, threads: Option<usize>) -> PyResult<Model> {
-        let threads = threads_of(threads)?;
-        detached(py, || regraft::load(&path, threads)).map(Model).map_err(IntoPyErr::into_py)
+    #[pyo3(signature = (path, threads=None, device="cpu"))]
+    fn load(py: Python<'_>, path: PathBuf, threads: Option<usize>, device: &str) -> PyResult<Model> {
+        let (threads, device) = (threads_of(threads)?, device_of(device)?);
+        detached(py, || regraft::model(Engine::open(&path)?, regraft::device(device, threads)?))
+            .map(Model)
+            .map_err(IntoPyErr::into_py)
     }
 
     /// Reads an engine from the bytes of a file.
     #[staticmethod]
-    #[pyo3(signature = (data, threads=None))]
-    fn from_bytes(py: Python<'_>, data: &[u8], threads: Option<usize>) -> PyResult<Model> {
-        let threads = threads_of(threads)?;
+    #[pyo3(signature = (data, threads=None, device="cpu"))]
+    fn from_bytes(py: Python<'_>, data: &[u8], threads: Option<usize>, device: &str) -> PyResult<Model> {
+        let (threads, device) = (threads_of(threads)?, device_of(device)?);
         detached(py, || {
             let engine = Engine::from_bytes("engine".as_ref(), AlignedVec::copy_of(data).into())?;
-            regraft::model(engine, regraft::cpu(threads))
+            regraft::model(engine, regraft::device(device, threads)?)
         })
         .map(Model)
         .map_err(IntoPyErr::into_py)
     }
 
     /// Runs the program once, with fresh state. `wrap` makes of each DLPack capsule what is returned; without it outputs are
-    /// arrays.
+    /// arrays. Where an input is a tensor of PyTorch on the engine's GPU, outputs are such tensors.
     #[pyo3(signature = (inputs, wrap=None))]
     fn run<'py>(
         &self,
@@ -55,14 +61,19 @@ impl Model {
         inputs: &Bound<'py, PyAny>,
         wrap: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyList>> {
-        let inputs = tensors_of(inputs)?;
+        if let Some(index) = lent::gpu_of(&self.0)
+            && let Some(outputs) = lent::run(py, index, inputs, self)?
+        {
+            return Ok(outputs);
+        }
+        let inputs = tensors_of(inputs, elsewhere(&self.0))?;
         let outputs = detached(py, || self.0.run(&inputs)).map_err(IntoPyErr::into_py)?;
         wrapped(py, outputs, wrap)
     }
 
     /// A sequence of runs that keeps the program's state.
     fn session(&self) -> Session {
-        Session(Mutex::new(self.0.session()))
+        Session { session: Mutex::new(self.0.session()), model: self.0.clone() }
     }
 
     /// Checks weights, adapters or both, computes the slots that they change and publishes them in one step: all or nothing.
@@ -217,6 +228,12 @@ impl Model {
         self.0.adapters().active().into_iter().map(|(adapter, scale)| (adapter.name.clone(), scale)).collect()
     }
 
+    /// Where it runs: `cpu`, `cuda:0`.
+    #[getter]
+    fn device(&self) -> String {
+        self.0.device().name()
+    }
+
     /// Instruction set and backend that it was built for.
     #[getter]
     fn target(&self) -> String {
@@ -295,7 +312,30 @@ impl Model {
 
 /// A sequence of runs with its own state and scratch memory.
 #[pyclass(frozen, module = "regraft")]
-pub(crate) struct Session(Mutex<regraft::Session>);
+pub(crate) struct Session {
+    session: Mutex<regraft::Session>,
+    model: regraft::Model,
+}
+
+impl lent::Runs for Model {
+    fn output_types(&self, inputs: &[Input]) -> Result<Vec<(DType, Vec<usize>)>, RuntimeError> {
+        self.0.output_types(inputs)
+    }
+
+    fn run(&self, inputs: &[Input], outputs: &mut [Lent], queue: ForeignQueue) -> Result<(), RuntimeError> {
+        self.0.run_lent(inputs, outputs, queue)
+    }
+}
+
+impl lent::Runs for Session {
+    fn output_types(&self, inputs: &[Input]) -> Result<Vec<(DType, Vec<usize>)>, RuntimeError> {
+        self.model.output_types(inputs)
+    }
+
+    fn run(&self, inputs: &[Input], outputs: &mut [Lent], queue: ForeignQueue) -> Result<(), RuntimeError> {
+        self.lock().run_lent(inputs, outputs, queue)
+    }
+}
 
 #[pymethods]
 impl Session {
@@ -307,7 +347,12 @@ impl Session {
         inputs: &Bound<'py, PyAny>,
         wrap: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyList>> {
-        let inputs = tensors_of(inputs)?;
+        if let Some(index) = lent::gpu_of(&self.model)
+            && let Some(outputs) = lent::run(py, index, inputs, self)?
+        {
+            return Ok(outputs);
+        }
+        let inputs = tensors_of(inputs, elsewhere(&self.model))?;
         let outputs = detached(py, || self.lock().run(&inputs)).map_err(IntoPyErr::into_py)?;
         wrapped(py, outputs, wrap)
     }
@@ -321,8 +366,13 @@ impl Session {
 impl Session {
     /// A session is whole after any panic: the state of a failed run is the one before.
     fn lock(&self) -> std::sync::MutexGuard<'_, regraft::Session> {
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.session.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
+}
+
+/// What a model does with inputs on a GPU.
+fn elsewhere(model: &regraft::Model) -> Elsewhere {
+    if model.device().reads_host() { Elsewhere::Refused } else { Elsewhere::Copied }
 }
 
 fn wrapped<'py>(
@@ -346,6 +396,11 @@ pub(crate) fn threads_of(threads: Option<usize>) -> PyResult<Threads> {
         Some(0) => Err(Class::Regraft.error("threads: expected at least 1, found 0")),
         Some(n) => Ok(Threads::Count(n)),
     }
+}
+
+/// The device of a name; `cuda` is the first one.
+pub(crate) fn device_of(name: &str) -> PyResult<DeviceName> {
+    name.parse().map_err(|error: regraft::UnknownDevice| Class::Regraft.error(format!("device: {error}")))
 }
 
 pub(crate) fn mode_of(name: &str) -> PyResult<Mode> {

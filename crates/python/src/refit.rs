@@ -14,7 +14,7 @@ use regraft::{
 use crate::{
     error::{Class, IntoPyErr},
     exit::detached,
-    memory::tensors_of,
+    memory::{Elsewhere, tensors_of},
     names::constants_of,
     weights::state_dict_of,
 };
@@ -117,7 +117,7 @@ impl Order {
         };
         let adapters = adapters.map(|list| list.try_iter()?.map(adapter).collect::<PyResult<_>>()).transpose()?;
         // One sample: the inputs of one run.
-        let samples = verify.map(|inputs| Ok::<_, PyErr>(vec![tensors_of(inputs)?])).transpose()?;
+        let samples = verify.map(|inputs| Ok::<_, PyErr>(vec![tensors_of(inputs, Elsewhere::Copied)?])).transpose()?;
         Ok(Order {
             weights: weights.map(state_dict_of).transpose()?,
             options: RefitOptions {

@@ -81,7 +81,7 @@ pub(crate) fn state_dict_of(object: &Bound<'_, PyAny>) -> PyResult<regraft::Stat
     let mut weights = regraft::StateDict::new();
     for item in object.call_method0("items")?.try_iter()? {
         let (name, value): (String, Bound<'_, PyAny>) = item?.extract()?;
-        let tensor = memory::tensor_of(&value);
+        let tensor = memory::weight_of(&value);
         let tensor = tensor.map_err(|error| Class::Weights.error(format!("{name}: {}", error.value(object.py()))))?;
         weights.insert(name, tensor);
     }

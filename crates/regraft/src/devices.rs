@@ -1,6 +1,10 @@
 //! The one place where devices are made.
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{
+    fmt,
+    str::FromStr,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use regraft_backend::Device;
 use regraft_backend_cpu::CpuDevice;
@@ -57,6 +61,8 @@ pub struct DeviceError {
 
 /// A device of this machine. `threads` are those of the host; GPUs use them where they do not make slots themselves.
 ///
+/// A GPU is opened once and stays open until the process ends: every model on it shares its kernels and libraries.
+///
 /// # Errors
 /// When there is no such device, or a library that it needs is missing or too old.
 pub fn device(name: DeviceName, threads: Threads) -> Result<Arc<dyn Device>, Error> {
@@ -66,13 +72,26 @@ pub fn device(name: DeviceName, threads: Threads) -> Result<Arc<dyn Device>, Err
     };
     match name {
         DeviceName::Cpu => Ok(Arc::new(CpuDevice::new(count))),
-        DeviceName::Cuda(index) => {
-            let cubins = cache_folder().map(|folder| folder.join("cubins"));
-            let options = CudaOptions { lookup: Lookup::from_environment(), cubins, tf32: false, threads: count };
-            let opened = CudaDevice::open(index, &options).map_err(|error| DeviceError { device: name, error })?;
-            Ok(Arc::new(opened))
-        }
+        DeviceName::Cuda(index) => gpu(index, count),
     }
+}
+
+/// A GPU with so many threads of the host, as it was opened.
+type Opened = ((u32, Option<usize>), Arc<dyn Device>);
+
+fn gpu(index: u32, threads: Option<usize>) -> Result<Arc<dyn Device>, Error> {
+    static OPENED: Mutex<Vec<Opened>> = Mutex::new(Vec::new());
+    // A list that is pushed to is whole after any panic.
+    let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, device)) = opened.iter().find(|(key, _)| *key == (index, threads)) {
+        return Ok(device.clone());
+    }
+    let cubins = cache_folder().map(|folder| folder.join("cubins"));
+    let options = CudaOptions { lookup: Lookup::from_environment(), cubins, tf32: false, threads };
+    let failed = |error| DeviceError { device: DeviceName::Cuda(index), error };
+    let device: Arc<dyn Device> = Arc::new(CudaDevice::open(index, &options).map_err(failed)?);
+    opened.push(((index, threads), device.clone()));
+    Ok(device)
 }
 
 /// The CPU of this machine.

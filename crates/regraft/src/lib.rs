@@ -20,13 +20,14 @@
 mod cached;
 mod compile;
 mod devices;
+mod doctor;
 mod error;
 mod tune;
 
 use std::{path::Path, sync::Arc};
 
 pub use regraft_adapter::{self as adapter, Adapter, AdapterError, AdapterErrorKind, AdapterOptions, AdapterSet};
-pub use regraft_backend::Device;
+pub use regraft_backend::{Device, ForeignQueue, Lent};
 pub use regraft_checkpoint::{CheckpointError, CheckpointErrorKind, OpenOptions};
 pub use regraft_compile::{
     pipeline::Observer,
@@ -42,10 +43,11 @@ pub use regraft_ir as ir;
 #[cfg(feature = "object-cache")]
 pub use regraft_object_cache::ObjectCache;
 pub use regraft_runtime::{
-    Adapters, Changed, Generation, Model, PoolMemory, Refit, RefitObserver, RefitOptions, ReserveError, RuntimeError,
-    RuntimeErrorKind, Session, Slot, SlotCopier, SourceContent, Staged, VariantMemory, Variants, publish_together,
+    Adapters, Changed, Generation, Input, Model, PoolMemory, Refit, RefitObserver, RefitOptions, ReserveError,
+    RuntimeError, RuntimeErrorKind, Session, Slot, SlotCopier, SourceContent, Staged, VariantMemory, Variants,
+    publish_together,
 };
-pub use regraft_tensor::{AlignedVec, BorrowedBytes, Buffer, DType, Tensor, TensorError};
+pub use regraft_tensor::{AlignedVec, BorrowedBytes, Buffer, DType, RemoteBytes, Tensor, TensorError};
 pub use regraft_weights::{
     AdapterReport, Cause, Constants, Digest, Ignored, MatchOptions, Misfit, NameRule, Phase, PhaseTimes, Problem,
     Recipe, RefitMap, RefitReport, Rename, SlotReport, SourceInfo, StateDict, Unknown, WeightsError, WeightsErrorKind,
@@ -56,6 +58,7 @@ pub use self::{
     cached::{CacheUse, cache_folder, cache_limit, disk_cache, parse_size},
     compile::{CompileOptions, Compiled, compile, compile_imported},
     devices::{DeviceError, DeviceName, UnknownDevice, cpu, device},
+    doctor::{Doctor, doctor},
     error::Error,
     tune::{Tune, Tuned},
 };

@@ -5,7 +5,8 @@ use std::{
 
 use regraft_backend::Device;
 use regraft_engine::{Engine, KeepSources, Mode, Plan};
-use regraft_tensor::Tensor;
+use regraft_ir::eval::bind_symbols_to;
+use regraft_tensor::{DType, Tensor};
 use regraft_weights::{RefitMap, RefitReport, StateDict};
 
 use crate::{
@@ -111,6 +112,7 @@ impl Model {
 
     /// Memory of slots, of this model and all its forks and variants.
     pub fn slot_memory(&self) -> PoolMemory {
+        self.shared.program.in_flight.prune();
         self.pool().memory()
     }
 
@@ -123,6 +125,7 @@ impl Model {
 
     /// Gives memory of retired slots and of past runs, which waits for the next ones, back to the device.
     pub fn trim(&self) {
+        self.shared.program.in_flight.prune();
         self.pool().trim();
         lock(&self.shared.program.lanes).clear();
     }
@@ -161,12 +164,22 @@ impl Model {
 
     /// Runs the program once on a generation of it, whether it serves or not.
     pub(crate) fn run_on(&self, generation: &Generation, inputs: &[Tensor]) -> Result<Vec<Tensor>, RuntimeError> {
-        let lanes = &self.shared.program.lanes;
-        let lane = lock(lanes).pop();
-        let mut session = Session::new(self.clone(), lane);
+        let mut session = self.session_in_lane();
         let outputs = session.run_on(generation, inputs);
-        lock(lanes).extend(session.into_lane());
+        self.keep_lane(session);
         outputs
+    }
+
+    /// A session in scratch memory of past runs, where there is some.
+    pub(crate) fn session_in_lane(&self) -> Session {
+        let lane = lock(&self.shared.program.lanes).pop();
+        Session::new(self.clone(), lane)
+    }
+
+    /// Keeps the scratch memory of a session for the next run.
+    pub(crate) fn keep_lane(&self, session: Session) {
+        let lane = session.into_lane();
+        lock(&self.shared.program.lanes).extend(lane);
     }
 
     /// The serving generation for a run, which holds it to its end.
@@ -190,6 +203,7 @@ impl Model {
         self.check_refittable()?;
         self.check_file()?;
         let program = &self.shared.program;
+        program.in_flight.prune();
         let base = if refit.weights.is_none() { Some(self.pin()?) } else { self.generation() };
         let (parts, mut report) = (program.parts(), RefitReport::default());
         let change = refit::check(&parts, base.as_deref(), &program.carried, refit, &mut report)?;
@@ -236,8 +250,14 @@ impl Model {
         staged.publish().map(drop)
     }
 
+    /// The plan bound to the sizes of inputs of these types.
+    pub(crate) fn bound_to(&self, types: &[(DType, &[usize])]) -> Result<Arc<BoundPlan>, RuntimeError> {
+        let symbols = bind_symbols_to(&self.plan().graph, types).map_err(RuntimeErrorKind::Input)?;
+        self.bound(&symbols)
+    }
+
     /// The plan bound to these sizes.
-    pub(crate) fn bound(&self, symbols: &[i64]) -> Result<Arc<BoundPlan>, RuntimeError> {
+    fn bound(&self, symbols: &[i64]) -> Result<Arc<BoundPlan>, RuntimeError> {
         let program = &self.shared.program;
         if let Some(plan) = lock(&program.bound).get(symbols) {
             return Ok(plan);

@@ -16,6 +16,7 @@ use crate::{
     Generation, RuntimeError, RuntimeErrorKind, Slot, SourceContent,
     file_check::FileCheck,
     generation::SlotPool,
+    lent::InFlight,
     refit,
     session::{BoundCache, Lane},
 };
@@ -39,6 +40,8 @@ pub(crate) struct Program {
     pub(crate) pool: Arc<SlotPool>,
     /// Queues and memory of past runs, for the next ones.
     pub(crate) lanes: Mutex<Vec<Lane>>,
+    /// What runs hold that are on their way.
+    pub(crate) in_flight: InFlight,
     pub(crate) reader: WeightReader,
     pub(crate) file_check: FileCheck,
 }
@@ -82,6 +85,7 @@ impl Program {
             device,
             packer,
             lanes: Mutex::default(),
+            in_flight: InFlight::default(),
             reader,
             refit_map,
             file_check: FileCheck::of(unverified),

@@ -1,12 +1,15 @@
 use std::sync::Arc;
 
-use regraft_backend::{Bindings, Device, Memory, MemoryKind, Queue, QueueClass, Region, RegionMut, RunError};
-use regraft_ir::eval::bind_symbols_to;
+use regraft_backend::{
+    Bindings, Device, Fence, ForeignQueue, Lent, Memory, MemoryKind, Queue, QueueClass, Region, RegionMut, RunError,
+    RunErrorKind,
+};
 use regraft_tensor::{AlignedVec, Tensor};
 
 use crate::{
-    Generation, Model, RuntimeError, RuntimeErrorKind, Slot,
+    Generation, Input, Model, RuntimeError, RuntimeErrorKind, Slot,
     bind::{BoundPlan, Output},
+    lent,
     recordings::Recordings,
 };
 
@@ -16,24 +19,39 @@ pub(crate) struct Lane {
     arena: Box<dyn Memory>,
     /// Of runs in this arena.
     recordings: Recordings,
+    /// The end of the last run that was not waited for.
+    last: Fence,
 }
 
 impl Lane {
     pub(crate) fn new(device: &dyn Device) -> Result<Lane, RuntimeError> {
         let queue = device.queue(QueueClass::Run)?;
         let arena = device.alloc(1, MemoryKind::Arena).map_err(RuntimeErrorKind::from)?;
-        Ok(Lane { queue, arena, recordings: Recordings::default() })
+        Ok(Lane { queue, arena, recordings: Recordings::default(), last: Fence::done() })
     }
 
     /// Makes the arena hold `bytes`, and never smaller.
     fn grow(&mut self, device: &dyn Device, bytes: usize) -> Result<(), RuntimeError> {
         if self.arena.len() < bytes {
+            self.settle();
             self.recordings = Recordings::default();
             // The old one goes first: a device may not have room for both.
             self.arena = device.alloc(1, MemoryKind::Arena).map_err(RuntimeErrorKind::from)?;
             self.arena = device.alloc(bytes, MemoryKind::Arena).map_err(RuntimeErrorKind::from)?;
         }
         Ok(())
+    }
+
+    /// Waits for runs that were not waited for.
+    fn settle(&mut self) {
+        // What went wrong on a device shows in everything that comes after.
+        let _ = std::mem::take(&mut self.last).wait();
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        self.settle();
     }
 }
 
@@ -62,7 +80,8 @@ impl Session {
     }
 
     /// The lane, for another session.
-    pub(crate) fn into_lane(self) -> Option<Lane> {
+    pub(crate) fn into_lane(mut self) -> Option<Lane> {
+        self.settle_states();
         self.lane
     }
 
@@ -76,23 +95,92 @@ impl Session {
     }
 
     pub(crate) fn run_on(&mut self, generation: &Generation, inputs: &[Tensor]) -> Result<Vec<Tensor>, RuntimeError> {
-        let graph = &self.model.plan().graph;
-        let shapes: Vec<_> = inputs.iter().map(|t| (t.dtype(), t.shape())).collect();
-        let symbols = bind_symbols_to(graph, &shapes).map_err(RuntimeErrorKind::Input)?;
+        let types: Vec<_> = inputs.iter().map(|t| (t.dtype(), t.shape())).collect();
+        let bound = self.model.bound_to(&types)?;
         let inputs: Vec<Tensor> = inputs.iter().map(Tensor::aligned).collect();
-        let bound = self.model.bound(&symbols)?;
+        let given: Vec<Given<'_>> = inputs.iter().map(|input| Given::Host(input.bytes())).collect();
+        // All memory comes before anything is computed.
+        let data = reserve(&bound.outputs)?;
+        self.launch(generation, &bound, &given, None, |queue, memory, in_flight| {
+            in_flight.fence().wait()?;
+            let outputs = bound.outputs.iter().zip(data);
+            outputs.map(|(output, data)| read(queue, memory.part(output.from), output, data)).collect()
+        })
+    }
+
+    /// Runs the program over memory that is lent, behind what is on the lender's queue, which waits for the outputs on the
+    /// device. Returns before the run is over, unless the program may refuse values that it reads (an index out of range), or
+    /// works on the host in between.
+    ///
+    /// # Errors
+    /// As [`Session::run`]; also when an output is not as large as its memory, or the device is the host.
+    pub fn run_lent(
+        &mut self,
+        inputs: &[Input],
+        outputs: &mut [Lent],
+        queue: ForeignQueue,
+    ) -> Result<(), RuntimeError> {
+        let generation = self.model.pin()?;
+        let types: Vec<_> = inputs.iter().map(Input::ty).collect();
+        let bound = self.model.bound_to(&types)?;
+        self.check_lent(&bound, outputs)?;
+        let aligned = |input: &Input| if let Input::Host(tensor) = input { Some(tensor.aligned()) } else { None };
+        let aligned: Vec<Option<Tensor>> = inputs.iter().map(aligned).collect();
+        let given = inputs.iter().zip(&aligned).filter_map(|(input, aligned)| match input {
+            Input::Host(_) => Some(Given::Host(aligned.as_ref()?.bytes())),
+            Input::Lent { memory, .. } => Some(Given::Lent(memory.region())),
+        });
+        let given: Vec<Given<'_>> = given.collect();
+        let fence = self.launch(&generation, &bound, &given, Some(queue), |own, memory, in_flight| {
+            for (output, lent) in bound.outputs.iter().zip(outputs) {
+                own.copy(memory.part(output.from), lent.region_mut());
+            }
+            own.release(queue);
+            let fence = in_flight.fence();
+            if fence.may_refuse() {
+                fence.wait()?;
+            }
+            Ok(fence)
+        })?;
+        if let Some(lane) = &mut self.lane {
+            lane.last = fence.clone();
+        }
+        self.model.shared.program.in_flight.hold(fence, generation);
+        Ok(())
+    }
+
+    fn check_lent(&self, bound: &BoundPlan, outputs: &[Lent]) -> Result<(), RuntimeError> {
+        let device = self.model.device();
+        if device.reads_host() {
+            let kind =
+                RunErrorKind::Device { device: device.name(), why: "it has no memory that could be lent".into() };
+            return Err(RuntimeErrorKind::Run(kind).into());
+        }
+        let expected: usize = bound.outputs.iter().map(|output| output.from.len).sum();
+        let fit = outputs.len() == bound.outputs.len()
+            && bound.outputs.iter().zip(outputs).all(|(output, lent)| output.from.len == lent.len());
+        if fit { Ok(()) } else { Err(lent::misfit(expected, outputs.iter().map(Lent::len).sum())) }
+    }
+
+    /// Puts a run on a queue, behind what is on `other`; `finish` gets what it leaves.
+    fn launch<T>(
+        &mut self,
+        generation: &Generation,
+        bound: &Arc<BoundPlan>,
+        inputs: &[Given<'_>],
+        behind: Option<ForeignQueue>,
+        finish: impl FnOnce(&dyn Queue, &Bindings<'_>, InFlight<'_>) -> Result<T, RunError>,
+    ) -> Result<T, RuntimeError> {
         let model = self.model.clone();
         let device = &**model.device();
         let mut lane = match self.lane.take() {
             Some(lane) => lane,
             None => Lane::new(device)?,
         };
-        // All memory comes before anything is computed.
-        let reserved = lane.grow(device, bound.sequence.sizes().arena).and_then(|()| reserve(&bound.outputs));
-        let outputs = reserved.and_then(|data| {
+        let outputs = lane.grow(device, bound.sequence.sizes().arena).and_then(|()| {
             let mut states = self.states(device, &lane, generation)?;
-            let run = Run { device, bound: &bound, generation, inputs: &inputs };
-            let outputs = run.run(&mut lane, &mut states, data);
+            let run = Run { device, bound, generation, inputs, behind };
+            let outputs = run.run(&mut lane, &mut states, finish);
             // Outputs are read after the states were changed: they do not differ in what they leave.
             let lost = outputs.is_err() && bound.changes_states_early;
             self.states = if lost { States::Lost } else { States::Kept(states) };
@@ -104,7 +192,17 @@ impl Session {
 
     /// Forgets the state: the next run starts from the weights again.
     pub fn reset_state(&mut self) {
+        self.settle_states();
         self.states = States::Fresh;
+    }
+
+    /// Waits for runs that may still use the states.
+    fn settle_states(&mut self) {
+        if let (States::Kept(states), Some(lane)) = (&self.states, &mut self.lane)
+            && !states.is_empty()
+        {
+            lane.settle();
+        }
     }
 
     /// The states, taken from the session for a run.
@@ -157,26 +255,48 @@ struct Run<'a> {
     device: &'a dyn Device,
     bound: &'a Arc<BoundPlan>,
     generation: &'a Generation,
-    inputs: &'a [Tensor],
+    inputs: &'a [Given<'a>],
+    /// Behind whose work it comes.
+    behind: Option<ForeignQueue>,
+}
+
+/// What a run reads.
+enum Given<'a> {
+    /// Bytes of the host.
+    Host(&'a [u8]),
+    /// Memory of the device.
+    Lent(Region<'a>),
 }
 
 impl Run<'_> {
-    /// Runs, and reads the outputs into `data`.
-    fn run(
+    /// Puts the run on the lane's queue, and lets `finish` take what it leaves.
+    fn run<T>(
         &self,
         lane: &mut Lane,
         states: &mut [Box<dyn Memory>],
-        data: Vec<AlignedVec>,
-    ) -> Result<Vec<Tensor>, RunError> {
-        let Lane { queue, arena, recordings } = lane;
+        finish: impl FnOnce(&dyn Queue, &Bindings<'_>, InFlight<'_>) -> Result<T, RunError>,
+    ) -> Result<T, RunError> {
+        let Lane { queue, arena, recordings, .. } = lane;
         // Nothing of this run may be given to anyone else before it is over, whatever becomes of it.
         let in_flight = InFlight(&**queue);
+        if let Some(other) = self.behind {
+            queue.wait_for(other);
+        }
         let staged = self.bound.staged_inputs.iter().zip(self.inputs);
+        // Recordings hold addresses, so what is lent is copied, too: on the device.
         for (part, input) in staged.filter_map(|(part, input)| Some((part.as_ref()?, input))) {
-            queue.write(input.bytes(), RegionMut::of(&mut **arena).part(part.range()));
+            let to = RegionMut::of(&mut **arena).part(part.range());
+            match input {
+                Given::Host(bytes) => queue.write(bytes, to),
+                Given::Lent(region) => queue.copy(*region, to),
+            }
         }
         let direct = self.bound.staged_inputs.iter().zip(self.inputs).filter(|(part, _)| part.is_none());
-        let inputs: Vec<Region<'_>> = direct.map(|(_, input)| Region::of_host(input.bytes())).collect();
+        let direct = direct.map(|(_, input)| match input {
+            Given::Host(bytes) => Region::of_host(bytes),
+            Given::Lent(region) => *region,
+        });
+        let inputs: Vec<Region<'_>> = direct.collect();
         let slots = |index: usize| self.generation.slots[index].region();
         let mut memory = Bindings {
             arena: RegionMut::of(&mut **arena),
@@ -187,9 +307,7 @@ impl Run<'_> {
         if !recordings.launch(self.device, &**queue, self.bound, &mut memory) {
             queue.submit(self.bound.extent, &mut || self.bound.sequence.launch(&**queue, &mut memory));
         }
-        in_flight.wait()?;
-        let outputs = self.bound.outputs.iter().zip(data);
-        outputs.map(|(output, data)| read(&**queue, memory.part(output.from), output, data)).collect()
+        finish(&**queue, &memory, in_flight)
     }
 }
 
@@ -197,10 +315,11 @@ impl Run<'_> {
 struct InFlight<'a>(&'a dyn Queue);
 
 impl InFlight<'_> {
-    fn wait(self) -> Result<(), RunError> {
+    /// The end of the work, which is the caller's to wait for.
+    fn fence(self) -> Fence {
         let fence = self.0.fence();
         std::mem::forget(self);
-        fence.wait()
+        fence
     }
 }
 

@@ -3,7 +3,7 @@ use std::{fmt, ops::Range, sync::Arc};
 use bytemuck::{Pod, Zeroable};
 use memmap2::MmapMut;
 
-use crate::{BorrowedBytes, ErrorKind, MappedFile, TensorError};
+use crate::{BorrowedBytes, ErrorKind, MappedFile, RemoteBytes, TensorError};
 
 /// One cache line.
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -158,6 +158,8 @@ pub enum Buffer {
     Mapped(MappedFile, Range<usize>),
     /// Memory of someone else, who may write to it once the call that it was given to is over. Nothing keeps it.
     Borrowed(BorrowedBytes),
+    /// As [`Buffer::Borrowed`], in memory of a device: copied to the host when the bytes are first asked for.
+    Remote(RemoteBytes),
 }
 
 impl Buffer {
@@ -167,11 +169,11 @@ impl Buffer {
         Some(Buffer::Mapped(file.clone(), range))
     }
 
-    /// A part of these bytes that shares their memory (of owned bytes, a copy), or `None` when it reaches outside.
+    /// A part of these bytes that shares their memory (of owned and remote bytes, a copy), or `None` when it reaches outside.
     pub fn slice(&self, range: Range<usize>) -> Option<Buffer> {
         let part = self.bytes().get(range.clone())?;
         match self {
-            Buffer::Owned(_) => Some(AlignedVec::copy_of(part).into()),
+            Buffer::Owned(_) | Buffer::Remote(_) => Some(AlignedVec::copy_of(part).into()),
             Buffer::Mapped(file, whole) => Buffer::mapped(file, whole.start + range.start..whole.start + range.end),
             Buffer::Borrowed(bytes) => bytes.slice(range).map(Buffer::Borrowed),
         }
@@ -183,12 +185,13 @@ impl Buffer {
             Buffer::Owned(v) => v.bytes(),
             Buffer::Mapped(file, range) => &file.bytes()[range.clone()],
             Buffer::Borrowed(bytes) => bytes.bytes(),
+            Buffer::Remote(bytes) => bytes.bytes(),
         }
     }
 
     /// Length in bytes.
     pub fn len(&self) -> usize {
-        self.bytes().len()
+        if let Buffer::Remote(bytes) = self { bytes.len() } else { self.bytes().len() }
     }
 
     /// Whether there are no bytes.
@@ -196,11 +199,16 @@ impl Buffer {
         self.len() == 0
     }
 
+    /// Where the bytes are on `device`, when they are in its memory.
+    pub fn remote_on(&self, device: &str) -> Option<u64> {
+        if let Buffer::Remote(bytes) = self { bytes.on(device) } else { None }
+    }
+
     /// The file behind mapped bytes.
     pub fn file(&self) -> Option<&std::path::Path> {
         match self {
             Buffer::Mapped(file, _) => Some(file.path()),
-            Buffer::Owned(_) | Buffer::Borrowed(_) => None,
+            Buffer::Owned(_) | Buffer::Borrowed(_) | Buffer::Remote(_) => None,
         }
     }
 
@@ -208,13 +216,13 @@ impl Buffer {
     pub fn changed_file(&self) -> Option<&std::path::Path> {
         match self {
             Buffer::Mapped(file, _) if !file.is_intact() => Some(file.path()),
-            Buffer::Mapped(..) | Buffer::Owned(_) | Buffer::Borrowed(_) => None,
+            Buffer::Mapped(..) | Buffer::Owned(_) | Buffer::Borrowed(_) | Buffer::Remote(_) => None,
         }
     }
 
     /// Whether the memory is someone else's, and may be written to after the call that it was given to.
     pub fn is_borrowed(&self) -> bool {
-        matches!(self, Buffer::Borrowed(_))
+        matches!(self, Buffer::Borrowed(_) | Buffer::Remote(_))
     }
 
     /// The same bytes in memory that stays as it is: a copy of those that are borrowed.
@@ -224,7 +232,11 @@ impl Buffer {
 
     /// Whether both are the same memory, so that their contents need no comparison.
     pub fn same_memory(&self, other: &Buffer) -> bool {
-        std::ptr::eq(self.bytes(), other.bytes())
+        match (self, other) {
+            (Buffer::Remote(one), Buffer::Remote(other)) => one.is_same(other),
+            (Buffer::Remote(_), _) | (_, Buffer::Remote(_)) => false,
+            _ => std::ptr::eq(self.bytes(), other.bytes()),
+        }
     }
 }
 

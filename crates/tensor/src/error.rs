@@ -31,6 +31,14 @@ pub enum ErrorKind {
         /// Bytes asked for.
         bytes: usize,
     },
+    /// Bytes in memory of a device cannot be copied to the host.
+    #[error("{device}: {why}")]
+    Remote {
+        /// The device.
+        device: String,
+        /// What happened.
+        why: String,
+    },
     /// A strided view reads outside of its storage.
     #[error("a view of shape {shape:?}, strides {strides:?} at offset {offset} leaves its storage of {len} elements")]
     OutOfStorage {

@@ -2,7 +2,8 @@
 //!
 //! - [`DType`] and [`Element`]: the element types and their Rust counterparts;
 //! - [`Dim`]: a dimension that is a constant, a symbol or an expression over symbols;
-//! - [`Buffer`]: immutable bytes, owned (64-byte aligned), mapped from a file, or borrowed for a call;
+//! - [`Buffer`]: immutable bytes, owned (64-byte aligned), mapped from a file, or borrowed for a call, here or on a
+//!   device;
 //! - [`Tensor`]: a dense, row-major host tensor over a [`Buffer`];
 //! - [`PerProcess`]: what a forked child must have of its own.
 #![deny(unsafe_op_in_unsafe_fn)]
@@ -16,6 +17,7 @@ mod dtype;
 mod error;
 mod mapped;
 mod per_process;
+mod remote;
 mod strides;
 mod tensor;
 
@@ -26,5 +28,6 @@ pub use dtype::{DType, Element};
 pub use error::{ErrorKind, TensorError};
 pub use mapped::MappedFile;
 pub use per_process::PerProcess;
+pub use remote::RemoteBytes;
 pub use strides::{contiguous_strides, for_each_index, gather_strided, numel};
 pub use tensor::Tensor;

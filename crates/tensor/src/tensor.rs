@@ -128,6 +128,33 @@ impl Tensor {
         self.data.len() / self.dtype.size()
     }
 
+    /// Number of bytes.
+    pub fn byte_count(&self) -> usize {
+        self.data.len()
+    }
+
+    /// Where it is on `device`, when it is in its memory: see [`RemoteBytes`](crate::RemoteBytes).
+    pub fn remote_on(&self, device: &str) -> Option<u64> {
+        self.data.remote_on(device)
+    }
+
+    /// Whether it is in memory of a device.
+    pub fn is_remote(&self) -> bool {
+        matches!(self.data, Buffer::Remote(_))
+    }
+
+    /// This tensor in memory of the host: itself, or a copy when it is in memory of a device.
+    ///
+    /// # Errors
+    /// When the device fails, or there is not enough memory.
+    pub fn fetched(&self) -> Result<Tensor, TensorError> {
+        let Buffer::Remote(bytes) = &self.data else { return Ok(self.clone()) };
+        let here = bytes.fetch()?;
+        let mut copy = AlignedVec::try_to_stay(here.len())?;
+        copy.bytes_mut().copy_from_slice(here);
+        Ok(Tensor { data: copy.into(), ..self.clone() })
+    }
+
     /// The buffer under the tensor.
     pub fn buffer(&self) -> &Buffer {
         &self.data
@@ -156,7 +183,7 @@ impl Tensor {
 
     /// This tensor with memory that is aligned for its elements: itself, or a copy when a file held it at an odd place.
     pub fn aligned(&self) -> Tensor {
-        if self.bytes().as_ptr().align_offset(self.dtype.size()) == 0 {
+        if self.is_remote() || self.bytes().as_ptr().align_offset(self.dtype.size()) == 0 {
             return self.clone();
         }
         Tensor { data: AlignedVec::copy_of(self.bytes()).into(), ..self.clone() }

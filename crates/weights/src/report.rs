@@ -61,6 +61,9 @@ pub struct RefitReport {
     /// Names that were given and change nothing.
     #[serde(default)]
     pub ignored: Vec<Ignored>,
+    /// Sources that were given in memory of a device and copied to the host, because what is made of them is made there.
+    #[serde(default)]
+    pub fetched: Vec<String>,
     /// Adapters of the new generation.
     pub adapters: Vec<AdapterReport>,
     /// Sources that other adapters, or the same ones with other scales, are applied to than before.

@@ -43,7 +43,7 @@ impl StateDict {
 
     /// Bytes of all tensors.
     pub fn byte_len(&self) -> usize {
-        self.tensors.values().map(|t| t.bytes().len()).sum()
+        self.tensors.values().map(Tensor::byte_count).sum()
     }
 
     /// Adds all tensors and metadata of `other`; they replace those of the same name.

@@ -21,7 +21,7 @@ from regraft.mutable.state import Entry, State
 
 __all__ = ["load", "save"]
 
-_FORMAT = 2
+_FORMAT = 3
 _DESCRIPTION = "mutable.json"
 
 
@@ -111,14 +111,16 @@ def _entry_to_json(entry: Entry) -> dict[str, Any]:
         "leaves": [_leaf_to_json(leaf) for leaf in takes.leaves],
         "symbols": [list(ends) for ends in takes.ranges],
         "types": {
-            name: [str(dtype), list(shape), first] for name, (dtype, shape, first) in entry.types.items()
+            name: [str(dtype), list(shape), first, place]
+            for name, (dtype, shape, first, place) in entry.types.items()
         },
     }
 
 
 def _entry_from_json(data: Mapping[str, Any], folder: Path, state: State, threads: int | None) -> Entry:
     types = {
-        name: (_dtype(dtype), tuple(shape), first) for name, (dtype, shape, first) in data["types"].items()
+        name: (_dtype(dtype), tuple(shape), first, str(place))
+        for name, (dtype, shape, first, place) in data["types"].items()
     }
     compiled = regraft.load(folder, threads=threads)
     spec = None if data["spec"] is None else pytree.treespec_loads(data["spec"])

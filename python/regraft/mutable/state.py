@@ -57,7 +57,7 @@ class Entry:
     takes: Takes
     compiled: Module
     types: dict[str, tuple[Any, ...]]
-    """Dtype and shape of each weight of the program."""
+    """Dtype, shape and place of each weight of the program."""
     constants: dict[str, torch.Tensor] = field(default_factory=dict)
     """Weights that are no parameter, buffer or attribute of a module, as exporting found them: in the memory
     that the module reads.
@@ -233,7 +233,7 @@ class State:
                     "PyTorch runs it in training mode: call eval() to run it compiled",
                 )
             return True
-        if torch.is_autocast_enabled("cpu"):
+        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
             self.warn(
                 FallbackWarning,
                 "autocast",
@@ -596,10 +596,10 @@ def _why_refitted(report: RefitReport, has_adapters: bool) -> str:
 
 
 def _types(program: ExportedProgram) -> dict[str, tuple[Any, ...]]:
-    """Dtype and shape of each weight, and the first name of the same tensor."""
+    """Dtype, shape, the first name of the same tensor, and the place of each weight."""
     first: dict[int, str] = {}
     return {
-        name: (tensor.dtype, tuple(tensor.shape), first.setdefault(id(tensor), name))
+        name: (tensor.dtype, tuple(tensor.shape), first.setdefault(id(tensor), name), str(tensor.device))
         for name, tensor in tensors_of(program).items()
     }
 

@@ -159,7 +159,7 @@ class Tree:
 
 def _facts(module: nn.Module) -> tuple[Any, ...]:
     tensors = {
-        name: (tensor.dtype, tuple(tensor.shape))
+        name: (tensor.dtype, tuple(tensor.shape), tensor.device)
         for registry in (module._parameters, module._buffers)
         for name, tensor in registry.items()
         if tensor is not None
@@ -173,16 +173,16 @@ def _facts(module: nn.Module) -> tuple[Any, ...]:
 def _kept(value: Any) -> Any:
     """A copy as deep as changes are looked for."""
     if isinstance(value, torch.Tensor):
-        return torch.Tensor, value.dtype, tuple(value.shape)
+        return torch.Tensor, value.dtype, tuple(value.shape), value.device
     if type(value) is dict:
         return dict(value)
     return list(value) if type(value) is list else value
 
 
 def same_structure(one: dict[str, tuple[Any, ...]], other: dict[str, tuple[Any, ...]]) -> bool:
-    """Whether two trees are the same program: types of modules, shapes and dtypes of tensors and which of
-    them are one, plain attributes by value, other attributes and forward hooks by identity. ``False`` may be
-    wrong; ``True`` is not, as far as objects in attributes were not changed in place.
+    """Whether two trees are the same program: types of modules, shapes, dtypes and places of tensors and
+    which of them are one, plain attributes by value, other attributes and forward hooks by identity.
+    ``False`` may be wrong; ``True`` is not, as far as objects in attributes were not changed in place.
     """
     return same_values(one, other)
 

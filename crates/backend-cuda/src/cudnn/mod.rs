@@ -39,17 +39,22 @@ struct HandleCell(Handle);
 unsafe impl Send for HandleCell {}
 
 impl Dnn {
+    /// The library and its version, whatever it is.
+    pub(crate) fn found(lookup: &Lookup) -> Result<(ffi::Cudnn, Version), CudaError> {
+        let api = ffi::Cudnn::load(lookup.open(LibraryKind::Cudnn)?)?;
+        // SAFETY: the function takes nothing.
+        let number = u32::try_from(unsafe { (api.cudnnGetVersion)() }).unwrap_or(0);
+        Ok((api, Version([number / 10_000, number % 10_000 / 100, number % 100])))
+    }
+
     /// Opens cuDNN for a device.
     ///
     /// # Errors
     /// When it is missing, too old, or cannot start.
     pub fn open(lookup: &Lookup, context: &Context) -> Result<Dnn, CudaError> {
         context.bind()?;
-        let api = ffi::Cudnn::load(lookup.open(LibraryKind::Cudnn)?)?;
-        // SAFETY: the function takes nothing.
-        let number = u32::try_from(unsafe { (api.cudnnGetVersion)() }).unwrap_or(0);
-        let version = Version([number / 10_000, number % 10_000 / 100, number % 100]);
-        let version = api.opened.require(version)?;
+        let (api, version) = Dnn::found(lookup)?;
+        api.opened.require(version)?;
         let mut handle: Handle = ptr::null_mut();
         // SAFETY: `handle` is written; a context is current.
         let code = unsafe { (api.cudnnCreate)(&raw mut handle) };

@@ -9,7 +9,8 @@ use std::{
 };
 
 use regraft_backend::{
-    BackendError, DataError, Extent, Fence, PendingFence, Queue, Recording, Region, RegionMut, RunError, RunErrorKind,
+    BackendError, DataError, Extent, Fence, ForeignQueue, PendingFence, Queue, Recording, Region, RegionMut, RunError,
+    RunErrorKind,
 };
 
 use super::Cx;
@@ -88,6 +89,18 @@ impl CudaQueue {
         self.inner.failed.load(Ordering::Acquire)
     }
 
+    /// What comes after in `second` waits for what is in `first`.
+    fn order(&self, first: &Stream, second: &Stream) {
+        let ordered = || {
+            let end = Event::new(&self.inner.cx.context)?;
+            first.record(&end)?;
+            second.wait(&end)
+        };
+        if let Err(error) = ordered() {
+            self.fail(None, &error);
+        }
+    }
+
     /// Reports what went wrong with a launch of `node`.
     pub(super) fn fail(&self, node: Option<usize>, error: &CudaError) {
         self.report(RunError { node, kind: self.inner.cx.run_failed(error) });
@@ -100,6 +113,12 @@ impl Inner {
             return None;
         }
         self.error.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// The stream of another library.
+    fn foreign(&self, queue: ForeignQueue) -> Stream {
+        // SAFETY: who made the queue promised that it is a stream of this device, and lives while calls are given it.
+        unsafe { Stream::borrowed(&self.cx.context, queue.handle() as usize) }
     }
 
     fn device_failed(&self, error: &CudaError) -> RunError {
@@ -213,6 +232,16 @@ impl Queue for CudaQueue {
         copy.and_then(|at| inner.reported(at)).map_or(Ok(()), Err)
     }
 
+    fn wait_for(&self, other: ForeignQueue) {
+        let other = self.inner.foreign(other);
+        self.order(&other, &self.inner.stream);
+    }
+
+    fn release(&self, other: ForeignQueue) {
+        let other = self.inner.foreign(other);
+        self.order(&self.inner.stream, &other);
+    }
+
     fn report(&self, error: RunError) {
         self.inner.error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
         self.inner.failed.store(true, Ordering::Release);
@@ -247,6 +276,10 @@ struct Pending {
 impl PendingFence for Pending {
     fn is_done(&self) -> bool {
         self.event.is_done().unwrap_or(true)
+    }
+
+    fn may_refuse(&self) -> bool {
+        self.copy.is_some()
     }
 
     fn wait(&self) -> Result<(), RunError> {

@@ -31,15 +31,21 @@ impl Driver {
     /// # Errors
     /// When there is none, it is too old, or it cannot be initialised.
     pub fn open(lookup: &Lookup) -> Result<Driver, CudaError> {
+        let (api, version) = Driver::found(lookup)?;
+        api.opened.require(version)?;
+        // SAFETY: the flags must be 0.
+        check(&api, "cuInit", unsafe { (api.cuInit)(0) })?;
+        Ok(Driver { api: Arc::new(api), version })
+    }
+
+    /// The library and its version, whatever it is.
+    pub(crate) fn found(lookup: &Lookup) -> Result<(Cuda, Version), CudaError> {
         let api = Cuda::load(lookup.open(LibraryKind::Driver)?)?;
         let mut number: c_int = 0;
         // SAFETY: `number` is written; this call needs no initialisation.
         check(&api, "cuDriverGetVersion", unsafe { (api.cuDriverGetVersion)(&raw mut number) })?;
         let number = u32::try_from(number).unwrap_or(0);
-        let version = api.opened.require(Version([number / 1000, number % 1000 / 10, 0]))?;
-        // SAFETY: the flags must be 0.
-        check(&api, "cuInit", unsafe { (api.cuInit)(0) })?;
-        Ok(Driver { api: Arc::new(api), version })
+        Ok((api, Version([number / 1000, number % 1000 / 10, 0])))
     }
 
     /// The version of CUDA that the driver supports.

@@ -52,7 +52,7 @@ pub(super) mod preference {
 /// `cublasLtMatmulHeuristicResult_t`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Found {
+pub(crate) struct Found {
     pub(super) algorithm: [u64; 8],
     pub(super) workspace: usize,
     pub(super) state: c_int,

@@ -149,18 +149,23 @@ pub struct Operands {
 }
 
 impl Blas {
+    /// The library and its version, whatever it is.
+    pub(crate) fn found(lookup: &Lookup) -> Result<(CublasLt, Version), CudaError> {
+        let api = CublasLt::load(lookup.open(LibraryKind::CublasLt)?)?;
+        // SAFETY: the function takes nothing.
+        let number = u32::try_from(unsafe { (api.cublasLtGetVersion)() }).unwrap_or(0);
+        // 130200 is 13.2.0; 120402 is 12.4.2.
+        Ok((api, Version([number / 10_000, number % 10_000 / 100, number % 100])))
+    }
+
     /// Opens cuBLASLt for a device.
     ///
     /// # Errors
     /// When it is missing, too old, or cannot start.
     pub fn open(lookup: &Lookup, context: &Context) -> Result<Blas, CudaError> {
         context.bind()?;
-        let api = CublasLt::load(lookup.open(LibraryKind::CublasLt)?)?;
-        // SAFETY: the function takes nothing.
-        let number = u32::try_from(unsafe { (api.cublasLtGetVersion)() }).unwrap_or(0);
-        // 130200 is 13.2.0; 120402 is 12.4.2.
-        let version = Version([number / 10_000, number % 10_000 / 100, number % 100]);
-        let version = api.opened.require(version)?;
+        let (api, version) = Blas::found(lookup)?;
+        api.opened.require(version)?;
         let mut handle: Handle = ptr::null_mut();
         // SAFETY: `handle` is written; a context is current.
         status("cublasLtCreate", unsafe { (api.cublasLtCreate)(&raw mut handle) })?;

@@ -39,12 +39,18 @@ impl Compiler {
     /// # Errors
     /// When it is missing or too old.
     pub fn open(lookup: &Lookup) -> Result<Compiler, CudaError> {
+        let (api, version) = Compiler::found(lookup)?;
+        api.opened.require(version)?;
+        Ok(Compiler { api: Arc::new(api), version })
+    }
+
+    /// The library and its version, whatever it is.
+    pub(crate) fn found(lookup: &Lookup) -> Result<(Nvrtc, Version), CudaError> {
         let api = Nvrtc::load(lookup.open(LibraryKind::Nvrtc)?)?;
         let (mut major, mut minor): (c_int, c_int) = (0, 0);
         // SAFETY: both are written.
         status("nvrtcVersion", unsafe { (api.nvrtcVersion)(&raw mut major, &raw mut minor) })?;
-        let version = api.opened.require(Version([major.unsigned_abs(), minor.unsigned_abs(), 0]))?;
-        Ok(Compiler { api: Arc::new(api), version })
+        Ok((api, Version([major.unsigned_abs(), minor.unsigned_abs(), 0])))
     }
 
     /// The compiler's version.

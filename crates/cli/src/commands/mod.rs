@@ -7,6 +7,7 @@ mod check;
 mod compile;
 mod completions;
 mod diff;
+mod doctor;
 mod inspect;
 mod refit;
 mod run;
@@ -44,6 +45,7 @@ pub(crate) fn run(command: &Command, out: &mut Output) -> Result<(), Failure> {
         Command::Inspect(args) => inspect::run(args, out),
         Command::Bench(args) => bench::run(args, out),
         Command::Cache(args) => cache::run(args, out),
+        Command::Doctor(args) => doctor::run(args, out),
         Command::Completions(args) => completions::run(args, out),
     }
 }

@@ -204,11 +204,30 @@ fn usage_errors_and_help_have_their_exit_codes() {
     {
         assert_eq!(sandbox.call(args).status.code(), Some(2), "{args:?}");
     }
-    for command in ["compile", "run", "refit", "bind", "inspect", "bench", "completions"] {
+    for command in ["compile", "run", "refit", "bind", "inspect", "bench", "doctor", "completions"] {
         let text = sandbox.ok(&[command, "--help"]);
         assert!(text.contains(&format!("\n  regraft {command} ")), "the help of {command} shows examples");
     }
     assert!(sandbox.ok(&["--version"]).starts_with("regraft "));
+}
+
+#[test]
+fn the_doctor_says_what_the_machine_has_and_what_is_missing() {
+    let sandbox = Sandbox::new();
+    let text = sandbox.ok(&["doctor"]);
+    let facts = sandbox.json(&["doctor"]);
+    assert!(text.contains(facts["cpu"]["target"].as_str().unwrap()), "{text}");
+    assert_eq!(facts["libraries"].as_array().unwrap().len(), 4);
+    for library in facts["libraries"].as_array().unwrap() {
+        let (name, cost) = (library["name"].as_str().unwrap(), library["without_it"].as_str().unwrap());
+        match library["problem"].as_str() {
+            None => assert!(text.contains(library["path"].as_str().unwrap()), "{text}"),
+            Some(problem) => {
+                assert!(problem.contains(library["needed"].as_str().unwrap()), "{problem}");
+                assert!(text.contains(name) && text.contains(cost), "{text}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -5,11 +5,13 @@ mod compare;
 mod keep;
 mod options;
 mod phases;
+mod remote;
 mod request;
 mod stage;
 mod staged;
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
@@ -82,7 +84,7 @@ pub(crate) fn check(
     report: &mut RefitReport,
 ) -> Result<Change, RuntimeError> {
     let mut before = base.map_or(carried, |g| &g.sources).to_vec();
-    let matched = match request.weights {
+    let mut matched = match request.weights {
         Some((weights, options)) => given(parts, base, weights, options, request.observer, report)?,
         None => Matched::new(),
     };
@@ -95,6 +97,10 @@ pub(crate) fn check(
         let affected = slots_of(parts.map, base.is_none(), |s| matched.contains_key(&s), &adapted);
         before = at_hand(parts, &before, &siblings(parts.map, &matched, &affected))?;
         check_siblings(parts.map, &matched, &before, &affected)
+    })?;
+    let detects = request.weights.is_some_and(|(_, options)| matches!(options.changed, Changed::Detect));
+    phase(Phase::Check, report, request.observer, |report| {
+        remote::bring(parts, &mut matched, &before, base.is_some() && detects, &adapters, report)
     })?;
     let changed = phase(Phase::Compare, report, request.observer, |_| {
         let options = request.weights.map(|(_, options)| &options.changed);
@@ -146,6 +152,9 @@ fn given(
     report: &mut RefitReport,
 ) -> Result<Matched, RuntimeError> {
     let map = parts.map;
+    let looks_at_values = options.reject_non_finite || parts.identical.is_some();
+    let weights = if looks_at_values { remote::all_fetched(weights)? } else { Cow::Borrowed(weights) };
+    let weights = &*weights;
     // Without a generation to start from there is nothing to keep: everything must be given.
     let matching = MatchOptions {
         partial: options.partial && base.is_some(),

@@ -102,6 +102,7 @@ impl Model {
         let empty = empty.expect("as many slots as were asked for");
         let (stale, sources) = (change.stale.clone(), change.free_slots_of(&parts, &base)?);
         let place = self.shared.serving.take_out(&base).map_err(|Stale| RuntimeErrorKind::Stale)?;
+        program.in_flight.settle();
         let (mut kept, held) = match alone(base) {
             Ok(base) => (base, None),
             Err(base) => (Generation::clone(&base), Some(base)),

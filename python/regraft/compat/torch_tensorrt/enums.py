@@ -116,7 +116,7 @@ class EngineCapability(Enum):
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU, which code for Torch-TensorRT may name; engines run on the CPU whatever it says.
+    """A GPU, as code for Torch-TensorRT names it; on a machine without one engines run on the CPU.
 
     Example:
         >>> Device("cuda:1").gpu_id

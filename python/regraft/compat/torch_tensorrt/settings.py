@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from regraft.compat.torch_tensorrt.cache import engine_cache_of
-from regraft.compat.torch_tensorrt.enums import EngineCapability, dtype
+from regraft.compat.torch_tensorrt.enums import Device, EngineCapability, dtype
 from regraft.errors import SettingsWarning
 
 __all__ = ["CompilationSettings", "Role", "for_mutable", "gathered", "report_without_effect", "to_regraft"]
@@ -148,6 +148,8 @@ class CompilationSettings:
         found: dict[Role, list[str]] = {Role.GPU: [], Role.PRECISION: []}
         for about in fields(self):
             role = about.metadata["role"]
+            if about.name == "device" and device_of(self) is not None:
+                continue
             if role in found and _asks_for_something(getattr(self, about.name), about.default):
                 found[role].append(about.name)
         if self.reuse_cached_engines and not self.cache_built_engines and self.custom_engine_cache is None:
@@ -189,7 +191,7 @@ def report_without_effect(settings: CompilationSettings, stacklevel: int = 2) ->
     found = settings.without_effect()
     parts = []
     if found[Role.GPU]:
-        parts.append(f"without effect on the CPU: {', '.join(found[Role.GPU])}")
+        parts.append(f"without effect here: {', '.join(found[Role.GPU])}")
     if found[Role.PRECISION]:
         parts.append(
             f"weights and arithmetic keep the precision of the model, whatever these say: "
@@ -220,7 +222,23 @@ def to_regraft(settings: CompilationSettings) -> dict[str, Any]:
             reads=settings.reuse_cached_engines,
         ),
         "tune": "full" if level >= 5 else "fast" if level == 4 else "off",
+        "device": device_of(settings),
     }
+
+
+def device_of(settings: CompilationSettings) -> str | None:
+    """The device that is asked for, as :func:`regraft.compile` takes it; ``None`` when none is, or a GPU on
+    a machine without one, where engines run on the CPU.
+    """
+    device = settings.device
+    if isinstance(device, Device):
+        device = f"cuda:{device.gpu_id}" if device.gpu_id >= 0 else None
+    elif isinstance(device, int) and not isinstance(device, bool):
+        device = f"cuda:{device}"
+    if device is None:
+        return None
+    name = str(device).replace("gpu", "cuda")
+    return None if name.startswith("cuda") and not torch.cuda.is_available() else name
 
 
 def for_mutable(settings: CompilationSettings) -> dict[str, Any]:
