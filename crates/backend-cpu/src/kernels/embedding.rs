@@ -34,7 +34,7 @@ fn reads_strided(_: &Op, _: usize, _: &Operand<'_>) -> bool {
 }
 
 /// An index operand, broadcast to the shape of the points.
-struct IndexOperand {
+pub(super) struct IndexOperand {
     dtype: DType,
     /// Where each point finds its index.
     places: Vec<u32>,
@@ -98,7 +98,8 @@ fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendEr
     Ok(Box::new(Prepared { cx: cx.clone(), size: x.dtype.size(), kind }))
 }
 
-fn index_operand(
+/// Operand `index` as indices of an axis of `size` elements, broadcast to `points`.
+pub(super) fn index_operand(
     node: &NodeSpec<'_>,
     index: usize,
     points: &[usize],
@@ -119,6 +120,25 @@ fn index_operand(
     if fits { Ok(IndexOperand { dtype: o.dtype, places, size }) } else { Err(unsupported(node, "too many indices")) }
 }
 
+/// The row that each point names: its indices, as one number. Negative ones count from the end if `wrap`.
+pub(super) fn rows_of(
+    operands: &[IndexOperand],
+    wrap: bool,
+    inputs: &[Option<&[u8]>],
+    rows: &mut [usize],
+) -> Result<(), DataError> {
+    rows.fill(0);
+    for (i, operand) in operands.iter().enumerate() {
+        let indices = indices(operand.dtype, read(inputs, i));
+        for (row, place) in rows.iter_mut().zip(&operand.places) {
+            let at = indices.checked(*place as usize, operand.size, wrap);
+            let at = at.map_err(|index| DataError::Index { index, size: operand.size })?;
+            *row = *row * operand.size + at;
+        }
+    }
+    Ok(())
+}
+
 fn indices(dtype: DType, bytes: &[u8]) -> Indices<'_> {
     if dtype == DType::I32 { Indices::I32(elements(bytes)) } else { Indices::I64(elements(bytes)) }
 }
@@ -136,15 +156,7 @@ impl CpuKernel for Prepared {
         match &self.kind {
             Kind::Rows { sizes, wrap, indices: operands, points } => {
                 let rows = Scratch::new(scratch).take::<usize>(*points);
-                rows.fill(0);
-                for (i, operand) in operands.iter().enumerate() {
-                    let indices = indices(operand.dtype, read(inputs, i + 1));
-                    for (row, place) in rows.iter_mut().zip(&operand.places) {
-                        let at = indices.checked(*place as usize, operand.size, *wrap);
-                        let at = at.map_err(|index| DataError::Index { index, size: operand.size })?;
-                        *row = *row * operand.size + at;
-                    }
-                }
+                rows_of(operands, *wrap, &inputs[1..], rows)?;
                 with_size!(self.size, T => take_rows::<T>(threads, elements(x), *sizes, rows, elements_mut(out)));
             }
             Kind::Gather { dtype, shape, strides, axis, size } => {

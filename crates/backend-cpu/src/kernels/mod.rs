@@ -5,21 +5,26 @@
 mod attention;
 mod conv;
 mod copy;
+mod create;
 mod depthwise;
 mod direct;
 mod embedding;
 mod fused;
+mod joined;
 mod linear;
 mod lstm;
 mod matmul;
 mod moves;
 mod norm;
 mod pool;
+mod put;
 mod reduce;
 mod resize;
 mod softmax;
+mod sort;
 mod strided;
 mod support;
+mod transposed;
 
 use regraft_backend::{
     BackendError, Candidate, DataError, Kernel, KernelId, Launch, NodeSpec, Operand, OperandType, Queue, RunError,
@@ -125,6 +130,10 @@ const FAMILIES: &[Family] = &[
     lstm::FAMILY,
     moves::FAMILY,
     resize::FAMILY,
+    transposed::FAMILY,
+    sort::FAMILY,
+    put::FAMILY,
+    create::FAMILY,
 ];
 
 pub(crate) fn candidates(

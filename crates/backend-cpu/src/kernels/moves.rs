@@ -2,13 +2,14 @@
 
 use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, Operand, OperandType};
 use regraft_ir::{
-    Op, Scalar, TensorType,
+    Op, TensorType,
     ops::{Pad, PadMode, Resize, ResizeMode},
 };
 use regraft_tensor::{DType, contiguous_strides};
 
 use super::{
     CpuKernel, Cx, Family,
+    create::bits,
     support::{elements, elements_mut, expect_plain, operand, read, unsupported, with_size},
 };
 use crate::{
@@ -87,14 +88,6 @@ fn nearest(op: &Resize, axis: usize, from: usize, to: usize, dtype: DType) -> Ve
         Some(i) => op.taps(i, from, to, dtype).into_iter().map(|(first, ..)| first).collect(),
         None => (0..from).collect(),
     }
-}
-
-/// The bits of a literal.
-fn bits(value: Scalar, dtype: DType) -> u64 {
-    let mut bytes = [0; 8];
-    let one = regraft_tensor::Tensor::from_f64(dtype, &[1], &[value.as_f64()]);
-    bytes[..dtype.size()].copy_from_slice(one.bytes());
-    u64::from_le_bytes(bytes)
 }
 
 impl CpuKernel for Prepared {
