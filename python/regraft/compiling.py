@@ -17,7 +17,7 @@ from torch.utils._sympy.value_ranges import ValueRanges
 from regraft import _regraft, caches
 from regraft._program import digest_of, tensors_of, ties_of
 from regraft.calling import CallingConvention
-from regraft.checks import check_module, check_settings, warn_of
+from regraft.checks import Evaluated, check_module, check_settings, dtype_name, warn_of
 from regraft.errors import CompileError
 from regraft.inputs import InputTypes
 from regraft.kept import digest_of_tensor, without_values
@@ -46,6 +46,7 @@ def compile(
     keep_sources: KeepSources = "embedded",
     engine_cache: Any = None,
     tune: Tune = "off",
+    dtype: torch.dtype | str | None = None,
     threads: int | None = None,
     require_full_compilation: bool = False,
     min_block_size: int = 5,
@@ -74,6 +75,8 @@ def compile(
             ``remove(key)``; an engine of the same program, whatever its weights, is taken from there.
         tune: choose kernels by measuring them: ``fast`` about 0.3 s, ``full`` about 3 s for each problem.
             Measurements are kept with the cache.
+        dtype: ``torch.bfloat16`` or ``torch.float16``: what a program of float32 is computed in, as under
+            ``torch.autocast``. Weights, inputs and outputs stay float32; so do functions that need it.
         threads: threads of a run; by default one per core.
         require_full_compilation: raise instead of leaving parts to PyTorch.
         min_block_size: parts of fewer nodes are left to PyTorch.
@@ -107,6 +110,7 @@ def compile(
         "refit_identical_engine_weights": refit_identical_engine_weights,
         "keep_sources": keep_sources,
         "tune": tune,
+        "dtype": dtype_name(dtype),
         "threads": threads,
         "min_block_size": min_block_size,
         "torch_executed_ops": tuple(torch_executed_ops),
@@ -146,7 +150,7 @@ def _compiled(traced: Traced, settings: Mapping[str, Any], engine_cache: Any, pr
     )
     mode = "stripped" if strip else "refittable" if make_refittable else "frozen"
     models, cache = [], []
-    evaluated: list[str] = []
+    evaluated: list[Evaluated] = []
     failures: list[str] = []
     weights = tensors_of(program)
     for index, region in enumerate(cut.regions):
@@ -157,6 +161,7 @@ def _compiled(traced: Traced, settings: Mapping[str, Any], engine_cache: Any, pr
             _weights_of(region.program, weights),
             mode=mode,
             identical=identical,
+            dtype=settings["dtype"],
             threads=settings["threads"],
             tune=settings["tune"],
             cache=engine_cache,

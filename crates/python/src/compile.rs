@@ -5,8 +5,7 @@ use pyo3::{
     types::{PyDict, PyTuple},
 };
 use regraft::{
-    CacheUse, Changed, CompileOptions, Engine, KeepSources, Mode, Observer, Plan, RefitOptions, Tune, TuneMode,
-    ir::Node,
+    CacheUse, Changed, CompileOptions, DType, Engine, Evaluated, KeepSources, Mode, Observer, RefitOptions, Tune, TuneMode,
 };
 
 use crate::{
@@ -22,13 +21,14 @@ use crate::{
 /// program. Returns the model, and what compiling found out. `observer` is called with `(number, count, seconds left)` for each
 /// problem that is measured.
 #[pyfunction]
-#[pyo3(signature = (program, weights, *, mode="refittable", identical=false, threads=None, tune="off", cache=None, observer=None))]
+#[pyo3(signature = (program, weights, *, mode="refittable", identical=false, dtype=None, threads=None, tune="off", cache=None, observer=None))]
 pub(crate) fn compile<'py>(
     py: Python<'py>,
     program: &Program,
     weights: Option<&Bound<'py, PyAny>>,
     mode: &str,
     identical: bool,
+    dtype: Option<&str>,
     threads: Option<usize>,
     tune: &str,
     cache: Option<&Bound<'py, PyAny>>,
@@ -41,6 +41,7 @@ pub(crate) fn compile<'py>(
     let options = CompileOptions {
         mode: Mode::Stripped,
         identical,
+        dtype: dtype.map(dtype_of).transpose()?,
         threads,
         tune: Tune { mode: tune_of(tune)?, pinned: None, cache_dir },
         cache: cache.map(cache_of),
@@ -122,10 +123,17 @@ fn bound(
     }
 }
 
-/// `operator of dtype` for each node that the backend has no kernel for: the evaluator runs it, far slower.
-fn evaluated(plan: &Plan) -> Vec<String> {
-    let dtype = |node: &Node| node.outputs.first().map_or("", |&output| plan.graph.ty(output).dtype.name());
-    plan.evaluated().map(|node| format!("{} of {}", node.op.name(), dtype(node))).collect()
+/// `(operator, dtype, nodes, modules, bytes)` for what no kernel runs: the evaluator does, far slower.
+fn evaluated(groups: Vec<Evaluated>) -> Vec<(&'static str, &'static str, usize, Vec<String>, u64)> {
+    groups.into_iter().map(|g| (g.op, g.dtype.name(), g.nodes, g.modules, g.bytes)).collect()
+}
+
+fn dtype_of(name: &str) -> PyResult<DType> {
+    match name {
+        "bf16" => Ok(DType::BF16),
+        "f16" => Ok(DType::F16),
+        other => Err(Class::Compile.error(format!("dtype: expected 'bf16' or 'f16', found '{other}'"))),
+    }
 }
 
 fn tune_of(name: &str) -> PyResult<TuneMode> {

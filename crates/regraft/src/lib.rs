@@ -33,7 +33,7 @@ pub use regraft_compile::{
     tune::{Records, RecordsError, TuneMode, TuneReport},
 };
 pub use regraft_engine::{
-    Checked, Engine, EngineErrorKind, KeepSources, Kept, ManifestEntry, Mode, Plan,
+    Checked, Engine, EngineErrorKind, Evaluated, KeepSources, Kept, ManifestEntry, Mode, Plan,
     atomic_file::{AtomicFile, WriteError},
     cache,
 };
