@@ -210,6 +210,7 @@ def compile(
     mode: str = "refittable",
     identical: bool = False,
     dtype: str | None = None,
+    weight_format: str | None = None,
     threads: int | None = None,
     tune: str = "off",
     cache: object | None = None,

@@ -38,6 +38,7 @@ __all__ = [
 _CHOICES = {
     "tune": ("off", "fast", "full"),
     "keep_sources": ("embedded", "prepacked", "reference", "none"),
+    "weights": (None, "int8", "int4"),
 }
 # Packages whose layers hold weights in forms of their own.
 _QUANTISING = (

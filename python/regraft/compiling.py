@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 from torch.utils._sympy.value_ranges import ValueRanges
 
 from regraft import _regraft, caches
+from regraft._loss import loss_on_examples
 from regraft._program import digest_of, tensors_of, ties_of
 from regraft.calling import CallingConvention
 from regraft.checks import Evaluated, check_module, check_settings, dtype_name, warn_of
@@ -32,6 +33,7 @@ _LEAST = 2
 
 KeepSources = Literal["embedded", "prepacked", "reference", "none"]
 Tune = Literal["off", "fast", "full"]
+WeightFormat = Literal["int8", "int4"]
 
 
 def compile(
@@ -47,6 +49,7 @@ def compile(
     engine_cache: Any = None,
     tune: Tune = "off",
     dtype: torch.dtype | str | None = None,
+    weights: WeightFormat | None = None,
     threads: int | None = None,
     require_full_compilation: bool = False,
     min_block_size: int = 5,
@@ -77,6 +80,10 @@ def compile(
             Measurements are kept with the cache.
         dtype: ``torch.bfloat16`` or ``torch.float16``: what a program of float32 is computed in, as under
             ``torch.autocast``. Weights, inputs and outputs stay float32; so do functions that need it.
+        weights: ``int8`` (a scale for each row; what the weight meets is rounded to 8 bits as it comes) or
+            ``int4`` (a scale for each 32, for products with single rows): what weights of linear layers are
+            stored as. They are rounded last, so refits and adapters work from full precision all the same;
+            :attr:`Module.loss` says what that costs on the inputs of the export.
         threads: threads of a run; by default one per core.
         require_full_compilation: raise instead of leaving parts to PyTorch.
         min_block_size: parts of fewer nodes are left to PyTorch.
@@ -103,7 +110,9 @@ def compile(
             "strip_engine_weights: a stripped engine is refitted to get weights: keep make_refittable=True"
         )
     _check_cache(engine_cache)
-    check_settings(tune=tune, keep_sources=keep_sources, threads=threads, min_block_size=min_block_size)
+    check_settings(
+        tune=tune, keep_sources=keep_sources, weights=weights, threads=threads, min_block_size=min_block_size
+    )
     settings = {
         "make_refittable": make_refittable,
         "strip_engine_weights": strip_engine_weights,
@@ -111,6 +120,7 @@ def compile(
         "keep_sources": keep_sources,
         "tune": tune,
         "dtype": dtype_name(dtype),
+        "weights": weights,
         "threads": threads,
         "min_block_size": min_block_size,
         "torch_executed_ops": tuple(torch_executed_ops),
@@ -162,6 +172,7 @@ def _compiled(traced: Traced, settings: Mapping[str, Any], engine_cache: Any, pr
             mode=mode,
             identical=identical,
             dtype=settings["dtype"],
+            weight_format=settings["weights"],
             threads=settings["threads"],
             tune=settings["tune"],
             cache=engine_cache,
@@ -193,7 +204,10 @@ def _compiled(traced: Traced, settings: Mapping[str, Any], engine_cache: Any, pr
     initial = {name: kept[name].clone() for name in compiled.written if name in kept}
     if strip:
         kept = without_values(kept, compiled.sources)
-    return Module(compiled, Serving.of(models, kept, stateful, initial))
+    module = Module(compiled, Serving.of(models, kept, stateful, initial))
+    if settings["weights"] is not None and not strip:
+        module._loss = loss_on_examples(module, program)
+    return module
 
 
 def dry_run(

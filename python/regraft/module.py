@@ -154,6 +154,7 @@ class Module(torch.nn.Module):
         self._compiled = compiled
         self._serving = serving
         self._refitting = threading.Lock()
+        self._loss: float | None = None
         self.training = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -394,6 +395,14 @@ class Module(torch.nn.Module):
     def settings(self) -> Mapping[str, Any]:
         """The settings that it was compiled with."""
         return self._compiled.settings
+
+    @property
+    def loss(self) -> float | None:
+        """What ``weights`` of small integers cost on the inputs of the export: the norm of the difference of
+        all outputs from PyTorch's, next to that of the outputs. ``None`` where weights are as they were, and
+        after loading.
+        """
+        return self._loss
 
     def report(self) -> PartitionReport:
         """What became of the nodes of the program: engines, and what stays in PyTorch."""

@@ -12,6 +12,8 @@ mod format_before;
 mod generations;
 #[path = "keep_sources.rs"]
 mod keep_sources;
+#[path = "precision.rs"]
+mod precision;
 #[path = "scenarios.rs"]
 mod scenarios;
 #[path = "stress.rs"]

@@ -6,6 +6,7 @@ use pyo3::{
 };
 use regraft::{
     CacheUse, Changed, CompileOptions, DType, Engine, Evaluated, KeepSources, Mode, Observer, RefitOptions, Tune, TuneMode,
+    WeightFormat,
 };
 
 use crate::{
@@ -21,7 +22,7 @@ use crate::{
 /// program. Returns the model, and what compiling found out. `observer` is called with `(number, count, seconds left)` for each
 /// problem that is measured.
 #[pyfunction]
-#[pyo3(signature = (program, weights, *, mode="refittable", identical=false, dtype=None, threads=None, tune="off", cache=None, observer=None))]
+#[pyo3(signature = (program, weights, *, mode="refittable", identical=false, dtype=None, weight_format=None, threads=None, tune="off", cache=None, observer=None))]
 pub(crate) fn compile<'py>(
     py: Python<'py>,
     program: &Program,
@@ -29,6 +30,7 @@ pub(crate) fn compile<'py>(
     mode: &str,
     identical: bool,
     dtype: Option<&str>,
+    weight_format: Option<&str>,
     threads: Option<usize>,
     tune: &str,
     cache: Option<&Bound<'py, PyAny>>,
@@ -42,6 +44,7 @@ pub(crate) fn compile<'py>(
         mode: Mode::Stripped,
         identical,
         dtype: dtype.map(dtype_of).transpose()?,
+        weights: weight_format.map(format_of).transpose()?,
         threads,
         tune: Tune { mode: tune_of(tune)?, pinned: None, cache_dir },
         cache: cache.map(cache_of),
@@ -73,7 +76,7 @@ pub(crate) fn compile<'py>(
     facts.set_item("cache", cache)?;
     facts.set_item("key", key)?;
     facts.set_item("warnings", warnings)?;
-    facts.set_item("evaluated", evaluated(model.plan()))?;
+    facts.set_item("evaluated", evaluated(model.plan().evaluated()))?;
     PyTuple::new(py, [Bound::new(py, Model(model))?.into_any(), facts.into_any()])
 }
 
@@ -134,6 +137,11 @@ fn dtype_of(name: &str) -> PyResult<DType> {
         "f16" => Ok(DType::F16),
         other => Err(Class::Compile.error(format!("dtype: expected 'bf16' or 'f16', found '{other}'"))),
     }
+}
+
+fn format_of(name: &str) -> PyResult<WeightFormat> {
+    let refuse = || Class::Compile.error(format!("weights: expected 'int8' or 'int4', found '{name}'"));
+    WeightFormat::from_name(name).ok_or_else(refuse)
 }
 
 fn tune_of(name: &str) -> PyResult<TuneMode> {

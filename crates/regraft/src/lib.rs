@@ -38,7 +38,7 @@ pub use regraft_engine::{
     cache,
 };
 pub use regraft_import as import;
-pub use regraft_ir as ir;
+pub use regraft_ir::{self as ir, ops::WeightFormat};
 #[cfg(feature = "object-cache")]
 pub use regraft_object_cache::ObjectCache;
 pub use regraft_runtime::{

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use regraft_backend::{Bindings, Device, Memory, MemoryKind, Queue, QueueClass, Region, RegionMut, RunError};
 use regraft_ir::eval::bind_symbols_to;
-use regraft_tensor::{AlignedVec, Tensor};
+use regraft_tensor::{AlignedVec, Buffer, Tensor};
 
 use crate::{
     Generation, Model, RuntimeError, RuntimeErrorKind, Slot,
@@ -16,13 +16,15 @@ pub(crate) struct Lane {
     arena: Box<dyn Memory>,
     /// Of runs in this arena.
     recordings: Recordings,
+    /// Memory of earlier outputs.
+    given: Given,
 }
 
 impl Lane {
     pub(crate) fn new(device: &dyn Device) -> Result<Lane, RuntimeError> {
         let queue = device.queue(QueueClass::Run)?;
         let arena = device.alloc(1, MemoryKind::Arena).map_err(RuntimeErrorKind::from)?;
-        Ok(Lane { queue, arena, recordings: Recordings::default() })
+        Ok(Lane { queue, arena, recordings: Recordings::default(), given: Given::default() })
     }
 
     /// Makes the arena hold `bytes`, and never smaller.
@@ -88,7 +90,8 @@ impl Session {
             None => Lane::new(device)?,
         };
         // All memory comes before anything is computed.
-        let reserved = lane.grow(device, bound.sequence.sizes().arena).and_then(|()| reserve(&bound.outputs));
+        let grown = lane.grow(device, bound.sequence.sizes().arena);
+        let reserved = grown.and_then(|()| lane.given.reserve(&bound.outputs));
         let outputs = reserved.and_then(|data| {
             let mut states = self.states(device, &lane, generation)?;
             let run = Run { device, bound: &bound, generation, inputs: &inputs };
@@ -98,6 +101,9 @@ impl Session {
             self.states = if lost { States::Lost } else { States::Kept(states) };
             outputs.map_err(|error| self.at_node(error))
         });
+        if let Ok(outputs) = &outputs {
+            lane.given.keep(outputs);
+        }
         self.lane = Some(lane);
         outputs
     }
@@ -161,14 +167,14 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Runs, and reads the outputs into `data`.
+    /// Runs, and leaves the outputs in `data`.
     fn run(
         &self,
         lane: &mut Lane,
         states: &mut [Box<dyn Memory>],
-        data: Vec<AlignedVec>,
+        mut data: Vec<AlignedVec>,
     ) -> Result<Vec<Tensor>, RunError> {
-        let Lane { queue, arena, recordings } = lane;
+        let Lane { queue, arena, recordings, .. } = lane;
         // Nothing of this run may be given to anyone else before it is over, whatever becomes of it.
         let in_flight = InFlight(&**queue);
         let staged = self.bound.staged_inputs.iter().zip(self.inputs);
@@ -178,18 +184,33 @@ impl Run<'_> {
         let direct = self.bound.staged_inputs.iter().zip(self.inputs).filter(|(part, _)| part.is_none());
         let inputs: Vec<Region<'_>> = direct.map(|(_, input)| Region::of_host(input.bytes())).collect();
         let slots = |index: usize| self.generation.slots[index].region();
-        let mut memory = Bindings {
-            arena: RegionMut::of(&mut **arena),
-            states: states.iter_mut().map(|state| RegionMut::of(&mut **state)).collect(),
-            inputs: &inputs,
-            slots: &slots,
-        };
+        // Memory of outputs that are computed in it stands behind the states; others are read into theirs when the run is over.
+        let outputs = &self.bound.outputs;
+        let mut beside: Vec<AlignedVec> = data.iter_mut().map(|_| AlignedVec::default()).collect();
+        for ((data, beside), output) in data.iter_mut().zip(&mut beside).zip(outputs) {
+            if output.in_place {
+                std::mem::swap(data, beside);
+            }
+        }
+        let mut places: Vec<RegionMut<'_>> = states.iter_mut().map(|state| RegionMut::of(&mut **state)).collect();
+        if outputs.iter().any(|output| output.in_place) {
+            places.extend(beside.iter_mut().map(|data| RegionMut::of_host(data.bytes_mut())));
+        }
+        let arena = RegionMut::of(&mut **arena);
+        let mut memory = Bindings { arena, states: places, inputs: &inputs, slots: &slots };
         if !recordings.launch(self.device, &**queue, self.bound, &mut memory) {
             queue.submit(self.bound.extent, &mut || self.bound.sequence.launch(&**queue, &mut memory));
         }
         in_flight.wait()?;
-        let outputs = self.bound.outputs.iter().zip(data);
-        outputs.map(|(output, data)| read(&**queue, memory.part(output.from), output, data)).collect()
+        for (data, output) in data.iter_mut().zip(outputs).filter(|(_, output)| !output.in_place) {
+            queue.read(memory.part(output.from), data.bytes_mut())?;
+        }
+        drop(memory);
+        let whole = |((data, beside), output): ((AlignedVec, AlignedVec), &Output)| {
+            let data = if output.in_place { beside } else { data };
+            Tensor::new(output.dtype, output.shape.clone(), data.into()).expect("as many bytes as the shape has")
+        };
+        Ok(data.into_iter().zip(beside).zip(outputs).map(whole).collect())
     }
 }
 
@@ -211,18 +232,43 @@ impl Drop for InFlight<'_> {
     }
 }
 
-/// Memory of the host for the outputs.
-fn reserve(outputs: &[Output]) -> Result<Vec<AlignedVec>, RuntimeError> {
-    let one = |output: &Output| {
-        let bytes = output.from.len;
-        AlignedVec::try_zeroed(bytes).map_err(|_| RuntimeErrorKind::no_host_memory(bytes, "an output").into())
-    };
-    outputs.iter().map(one).collect()
+/// Bytes of earlier outputs that a lane keeps.
+const MOST_KEPT: usize = 256 << 20;
+
+/// Memory of outputs that were given away: what nobody holds any more is given again. Finding new pages takes longer than writing a
+/// simple operator's result to them.
+#[derive(Default)]
+struct Given {
+    /// The oldest first.
+    outputs: Vec<Arc<AlignedVec>>,
 }
 
-fn read(queue: &dyn Queue, from: Region<'_>, output: &Output, mut data: AlignedVec) -> Result<Tensor, RunError> {
-    queue.read(from, data.bytes_mut())?;
-    Ok(Tensor::new(output.dtype, output.shape.clone(), data.into()).expect("as many bytes as the shape has"))
+impl Given {
+    /// Memory of the host for the outputs.
+    fn reserve(&mut self, outputs: &[Output]) -> Result<Vec<AlignedVec>, RuntimeError> {
+        let one = |output: &Output| {
+            let bytes = output.from.len;
+            let free = self.outputs.iter().position(|o| o.len() == bytes && Arc::strong_count(o) == 1);
+            if let Some(again) = free.and_then(|at| Arc::into_inner(self.outputs.remove(at))) {
+                return Ok(again);
+            }
+            AlignedVec::try_zeroed(bytes).map_err(|_| RuntimeErrorKind::no_host_memory(bytes, "an output").into())
+        };
+        outputs.iter().map(one).collect()
+    }
+
+    /// Remembers outputs. Callers mostly hold those of one run while they ask for the next.
+    fn keep(&mut self, outputs: &[Tensor]) {
+        for output in outputs {
+            if let Buffer::Owned(memory) = output.buffer() {
+                self.outputs.push(memory.clone());
+            }
+        }
+        let bytes = |outputs: &[Arc<AlignedVec>]| outputs.iter().map(|o| o.len()).sum::<usize>();
+        while self.outputs.len() > 2 * outputs.len() || bytes(&self.outputs) > MOST_KEPT {
+            self.outputs.remove(0);
+        }
+    }
 }
 
 impl std::fmt::Debug for Session {

@@ -18,6 +18,7 @@ mod moves;
 mod norm;
 mod pool;
 mod put;
+mod quantized;
 mod reduce;
 mod resize;
 mod softmax;
@@ -134,6 +135,7 @@ const FAMILIES: &[Family] = &[
     sort::FAMILY,
     put::FAMILY,
     create::FAMILY,
+    quantized::FAMILY,
 ];
 
 pub(crate) fn candidates(

@@ -46,6 +46,11 @@ impl<'a> Seen<'a> {
         if floats { Ok(()) } else { Err(Why("operands must be f32, f16 or bf16")) }
     }
 
+    /// The element type of an operand, if it is there.
+    pub(super) fn dtype(&self, index: usize) -> Option<DType> {
+        self.operands.get(index).copied().flatten().map(|(dtype, _)| dtype)
+    }
+
     /// Axes of an operand that must be there.
     pub(super) fn rank(&self, index: usize) -> usize {
         self.operands.get(index).copied().flatten().map_or(0, |(_, rank)| rank)

@@ -1,5 +1,6 @@
 //! Every kernel, in every dtype it takes and on every instruction set, against the reference evaluator.
 
+mod quantized;
 mod rest;
 
 use proptest::prelude::*;

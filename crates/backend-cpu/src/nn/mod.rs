@@ -52,7 +52,7 @@ fn for_each_row<T: Send>(threads: &Threads, out: &mut [T], cols: usize, row: imp
 }
 
 /// Workers that have a part of the scratch each.
-fn workers(threads: &Threads) -> usize {
+pub(crate) fn workers(threads: &Threads) -> usize {
     threads.count().min(MAX_WORKERS)
 }
 

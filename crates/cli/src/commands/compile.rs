@@ -1,13 +1,14 @@
 use std::{fs, path::Path, time::Instant};
 
 use regraft::{
-    AtomicFile, CacheUse, CompileOptions, Compiled, DType, Evaluated, KeepSources, Mode, Observer,
+    AtomicFile, CacheUse, CompileOptions, Compiled, DType, Evaluated, KeepSources, Mode, Observer, WeightFormat,
     ir::{Graph, text},
 };
 use serde_json::{Value, json};
 
 use super::{
-    cache, check_writable, file_size, histogram, inputs, named_types, path_json, tell_engine_facts, tune, write_engine,
+    cache, check_writable, file_size, histogram, inputs, loss, named_types, path_json, tell_engine_facts, tune,
+    write_engine,
 };
 use crate::{
     args::{CompileArgs, ModeArg},
@@ -30,6 +31,7 @@ pub(super) fn run(args: &CompileArgs, out: &mut Output) -> Result<(), Failure> {
         keep_sources: args.keep_sources.map_or(KeepSources::default(), KeepSources::from),
         identical: args.identical,
         dtype: args.dtype.map(DType::from),
+        weights: args.weights.map(WeightFormat::from),
         device: args.threads.device,
         threads: args.threads.get(),
         tune: tune::options(&args.tune, &args.cache)?,
@@ -48,6 +50,9 @@ pub(super) fn run(args: &CompileArgs, out: &mut Output) -> Result<(), Failure> {
     stages.add_engine(&compiled);
     stages.check_names(&args.dump)?;
     tell(args, &compiled, &stages, out);
+    if options.weights.is_some() {
+        loss::tell(args, &options, &compiled, out)?;
+    }
     if let Some(tuned) = &compiled.tuned {
         tune::tell(&args.tune, &options.tune, tuned, out)?;
     }

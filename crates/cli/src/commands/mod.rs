@@ -8,6 +8,7 @@ mod compile;
 mod completions;
 mod diff;
 mod inspect;
+mod loss;
 mod refit;
 mod run;
 mod samples;
