@@ -1,11 +1,14 @@
 """Whole models in bfloat16 and float16: ours, our float32, and PyTorch's in the same dtype, all by turns.
 
-    make python
-    PYTHONPATH=target/python PYTHON bench/half.py --threads 1 --state half.json     # with scripts/python-env.sh
+With the environment of scripts/python-env.sh:
 
-What has been measured is kept in the state file, so that a run that was stopped goes on. ResNet-50, BERT-base with 128
-tokens, ViT-B/16 and the diffusion UNet with half the channels; int8 on BERT-base and a single-token step of GPT-2 in int4.
-PyTorch is the better of eager (under autocast) and inductor. Errors are norms of differences from float32, next to it.
+    make python
+    PYTHONPATH=target/python PYTHON bench/half.py --threads 1 --state half.json
+
+What has been measured is kept in the state file, so that a run that was stopped goes on. ResNet-50, BERT-base
+with 128 tokens, ViT-B/16 and the diffusion UNet with half the channels; int8 on BERT-base and a single-token
+step of GPT-2 in int4. PyTorch is the better of eager (under autocast) and inductor. Errors are norms of
+differences from float32, next to it.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ import regraft
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from models import calibrate_batch_norms_, images, randomise_  # noqa: E402
+from models import calibrate_batch_norms_, images, randomise_
 
 Model = tuple[nn.Module, tuple[Tensor, ...]]
 SECONDS = 0.4
@@ -71,7 +74,11 @@ def unet() -> Model:
     model = UNet2DConditionModel(
         sample_size=32, block_out_channels=(160, 320, 640, 640), attention_head_dim=8, cross_attention_dim=768
     ).eval()
-    return First(randomise_(model, 0)), (torch.randn(1, 4, 32, 32), torch.tensor(500), torch.randn(1, 77, 768))
+    return First(randomise_(model, 0)), (
+        torch.randn(1, 4, 32, 32),
+        torch.tensor(500),
+        torch.randn(1, 77, 768),
+    )
 
 
 def gpt2() -> Model:
@@ -88,7 +95,13 @@ def gpt2() -> Model:
     return randomise_(Step(), 0), (torch.randint(0, 50000, (1, 1)),)
 
 
-MODELS: dict[str, Callable[[], Model]] = {"resnet50": resnet, "bert": bert, "vit": vit, "unet": unet, "gpt2": gpt2}
+MODELS: dict[str, Callable[[], Model]] = {
+    "resnet50": resnet,
+    "bert": bert,
+    "vit": vit,
+    "unet": unet,
+    "gpt2": gpt2,
+}
 # What is measured of each: settings of regraft.compile beside float32, by name.
 FORMS: dict[str, dict[str, Any]] = {
     "bf16": {"dtype": torch.bfloat16},
@@ -126,7 +139,11 @@ def measure(name: str, form: str, options: argparse.Namespace) -> dict[str, floa
         with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
             return model(*inputs)
 
-    sides: dict[str, Callable[[], Any]] = {"f32": lambda: ours(*inputs), form: lambda: narrow(*inputs), "eager": eager}
+    sides: dict[str, Callable[[], Any]] = {
+        "f32": lambda: ours(*inputs),
+        form: lambda: narrow(*inputs),
+        "eager": eager,
+    }
     if dtype is not None and not options.no_inductor:
         fast = torch.compile(model)
 
@@ -169,7 +186,9 @@ def main() -> None:
     warnings.simplefilter("ignore")
     state = json.loads(options.state.read_text()) if options.state and options.state.exists() else {}
     only = [part for part in options.only.split(",") if part]
-    print("| model | form | our f32, ms | ours, ms | gain | PyTorch, ms | PyTorch / ours | error | PyTorch's |")
+    print(
+        "| model | form | our f32, ms | ours, ms | gain | PyTorch, ms | PyTorch / ours | error | PyTorch's |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     with torch.no_grad():
         for name, form in ((name, form) for name, forms in WANTED.items() for form in forms):

@@ -1,4 +1,6 @@
-"""What weights of small integers cost: a compiled module next to its program, on the inputs that it was exported with."""
+"""What weights of small integers cost: a compiled module next to its program, on the inputs that it was
+exported with.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ def loss_on_examples(module: Callable[..., Any], program: ExportedProgram) -> fl
     with torch.no_grad():
         wanted = _tensors(program.module()(*_copied(args), **_copied(kwargs)))
         found = _tensors(module(*_copied(args), **_copied(kwargs)))
-    difference = sum(float((a.double() - b.double()).square().sum()) for a, b in zip(found, wanted, strict=True))
+    difference = sum(
+        float((a.double() - b.double()).square().sum()) for a, b in zip(found, wanted, strict=True)
+    )
     size = sum(float(b.double().square().sum()) for b in wanted)
     return (difference / size) ** 0.5 if difference else 0.0
 

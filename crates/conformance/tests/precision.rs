@@ -50,7 +50,7 @@ fn r_8_a_refit_is_a_build_in_every_precision() {
 }
 
 /// Low-rank updates of every matrix.
-fn everywhere(model: &Model, rank: usize, seed: usize) -> Arc<Adapter> {
+fn everywhere(model: &Model, name: &str, rank: usize, seed: usize) -> Arc<Adapter> {
     let numbers = |len: usize, seed: usize| (0..len).map(move |i| ((i + seed * 31) * 7919 % 10007) as f32 * 2e-5 - 0.1);
     let matrix = |rows, cols, seed| Tensor::from_slice(&[rows, cols], &numbers(rows * cols, seed).collect::<Vec<_>>());
     let layer = |(source, info): (usize, &regraft::SourceInfo)| {
@@ -59,7 +59,7 @@ fn everywhere(model: &Model, rank: usize, seed: usize) -> Arc<Adapter> {
         Some(AdapterLayer { source, update: Update::LowRank { factors, scale: 0.5, magnitude: None } })
     };
     let map = model.refit_map();
-    Arc::new(Adapter::new("a", map.sources.iter().enumerate().filter_map(layer).collect()))
+    Arc::new(Adapter::new(name, map.sources.iter().enumerate().filter_map(layer).collect()))
 }
 
 #[test]
@@ -72,7 +72,7 @@ fn a_2_a_thousand_cycles_in_bf16_and_int8() {
         let compiled = || case.model(case.compile_in(&StateDict::new(), precision));
         let (model, inputs) = (compiled(), case.tensors("input"));
         let day_one = model.run(&inputs).unwrap();
-        let (a, b) = (everywhere(&model, 4, 1), everywhere(&model, 7, 50));
+        let (a, b) = (everywhere(&model, "a", 4, 1), everywhere(&model, "b", 7, 50));
         let (mut memory, mut with_a) = (Vec::new(), None);
         for _ in 0..500 {
             model.adapters().set(&[(a.clone(), 1.0)]).unwrap();

@@ -6,7 +6,7 @@ use regraft_tensor::{DType, contiguous_strides, for_each_index};
 
 use super::{
     CpuKernel, Cx, Family,
-    support::{around, elements, elements_mut, expect_plain, operand, read, unsupported, with_size},
+    support::{Seen, Why, around, elements, elements_mut, expect_plain, operand, plain, read, unsupported, with_size},
 };
 use crate::{
     Isa, Scratch,
@@ -20,13 +20,17 @@ const INDEX: &str = "index.rows";
 
 pub(super) const FAMILY: Family = Family { ids: &[ROWS, GATHER, INDEX], candidates, reads_strided, prepare };
 
-fn candidates(_: Isa, op: &Op, _: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
-    match op {
-        Op::Embedding(_) => vec![Candidate::plain(ROWS)],
-        Op::Gather(_) => vec![Candidate::plain(GATHER)],
-        Op::Index(_) => vec![Candidate::plain(INDEX)],
-        _ => Vec::new(),
+fn accept(node: &Seen<'_>) -> Result<&'static str, Why> {
+    match node.op {
+        Op::Embedding(_) => Ok(ROWS),
+        Op::Gather(_) => Ok(GATHER),
+        Op::Index(_) => Ok(INDEX),
+        _ => Err(Why("it indexes nothing")),
     }
+}
+
+fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
+    plain(accept(&Seen::of_types(op, inputs)))
 }
 
 fn reads_strided(_: &Op, _: usize, _: &Operand<'_>) -> bool {
@@ -67,6 +71,7 @@ struct Prepared {
 }
 
 fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendError> {
+    accept(&Seen::of_node(node)).map_err(|why| unsupported(node, why.0))?;
     expect_plain(node, 0..node.inputs.len())?;
     let x = operand(node, 0)?;
     let kind = match node.op {

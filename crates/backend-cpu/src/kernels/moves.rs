@@ -10,7 +10,7 @@ use regraft_tensor::{DType, contiguous_strides};
 use super::{
     CpuKernel, Cx, Family,
     create::bits,
-    support::{elements, elements_mut, expect_plain, operand, read, unsupported, with_size},
+    support::{Seen, Why, elements, elements_mut, expect_plain, operand, plain, read, unsupported, with_size},
 };
 use crate::{
     Isa,
@@ -23,13 +23,17 @@ const NEAREST: &str = "resize.nearest";
 
 pub(super) const FAMILY: Family = Family { ids: &[FLIP, PAD, NEAREST], candidates, reads_strided, prepare };
 
-fn candidates(_: Isa, op: &Op, _: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
-    match op {
-        Op::Flip(_) => vec![Candidate::plain(FLIP)],
-        Op::Pad(_) => vec![Candidate::plain(PAD)],
-        Op::Resize(op) if op.mode == ResizeMode::Nearest => vec![Candidate::plain(NEAREST)],
-        _ => Vec::new(),
+fn accept(node: &Seen<'_>) -> Result<&'static str, Why> {
+    match node.op {
+        Op::Flip(_) => Ok(FLIP),
+        Op::Pad(_) => Ok(PAD),
+        Op::Resize(op) if op.mode == ResizeMode::Nearest => Ok(NEAREST),
+        _ => Err(Why("it moves nothing")),
     }
+}
+
+fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
+    plain(accept(&Seen::of_types(op, inputs)))
 }
 
 fn reads_strided(_: &Op, _: usize, _: &Operand<'_>) -> bool {
@@ -46,6 +50,7 @@ struct Prepared {
 }
 
 fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendError> {
+    accept(&Seen::of_node(node)).map_err(|why| unsupported(node, why.0))?;
     expect_plain(node, [0])?;
     let (x, out) = (operand(node, 0)?, node.outputs[0].shape);
     let sources = |axis: usize| -> Result<Vec<usize>, BackendError> {

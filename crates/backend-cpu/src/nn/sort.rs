@@ -69,7 +69,8 @@ pub fn sort_scratch<T: Sorted>(threads: &Threads, axis: usize) -> usize {
     workers(threads) * bytes_of::<T::Packed>(axis)
 }
 
-/// For each place along the middle dimension of `[outer, axis, inner]` the position of the element that goes there.
+/// For each of the first places along the middle dimension of `[outer, axis, inner]`, as many as `out` has, the position of the element
+/// that goes there.
 ///
 /// # Panics
 ///
@@ -83,18 +84,26 @@ pub fn positions<T: Sorted>(
     scratch: &mut Scratch<'_>,
 ) {
     let [outer, axis, inner] = sizes;
-    assert!(x.len() >= outer * axis * inner && out.len() == outer * axis * inner && u32::try_from(axis).is_ok());
+    let keep = out.len() / (outer * inner).max(1);
+    assert!(x.len() >= outer * axis * inner && out.len() == outer * keep * inner && u32::try_from(axis).is_ok());
+    assert!(keep <= axis, "there are fewer elements than stay");
+    if out.is_empty() {
+        return;
+    }
     let mut scratch = scratch.again();
     let mut rows = scratch.parts::<T::Packed>(workers(threads), axis);
-    let outers = [(outer, axis * inner)];
-    let grid = TileGrid { outer: &outers, rows: axis, cols: inner, row_stride: inner, tile_rows: axis, tile_cols: 1 };
+    let outers = [(outer, keep * inner)];
+    let grid = TileGrid { outer: &outers, rows: keep, cols: inner, row_stride: inner, tile_rows: keep, tile_cols: 1 };
     threads.for_each_tile_with(&mut rows, out, &grid, |row, at, mut tile| {
         let x = &x[at.matrix * axis * inner + at.col..];
         for (i, packed) in row.iter_mut().enumerate() {
             *packed = x[i * inner].pack(i, descending);
         }
-        row.sort_unstable();
-        for (i, packed) in row.iter().enumerate() {
+        if keep < axis {
+            row.select_nth_unstable(keep);
+        }
+        row[..keep].sort_unstable();
+        for (i, packed) in row[..keep].iter().enumerate() {
             tile.row(i)[0] = T::position(*packed) as i64;
         }
     });
@@ -108,18 +117,19 @@ pub fn positions<T: Sorted>(
 pub fn take_positions<T: Pod + Send + Sync>(
     threads: &Threads,
     x: &[T],
-    [_, axis, inner]: [usize; 3],
+    [outer, axis, inner]: [usize; 3],
     positions: &[i64],
     out: &mut [T],
 ) {
     assert_eq!(positions.len(), out.len());
-    if axis == 0 || inner == 0 {
+    if out.is_empty() {
         return;
     }
+    let keep = out.len() / (outer * inner).max(1);
     threads.for_each_chunk(out, super::GRAIN, |task, out| {
         for (i, y) in out.iter_mut().enumerate() {
             let at = task * super::GRAIN + i;
-            *y = x[(at / inner / axis * axis + positions[at] as usize) * inner + at % inner];
+            *y = x[(at / inner / keep * axis + positions[at] as usize) * inner + at % inner];
         }
     });
 }

@@ -299,7 +299,8 @@ impl Binder<'_> {
         let changes_states_early = draft.changes_states_early;
         let sizes = sizes(plan, &draft, arena);
         let slot_bytes = sizes.slots.iter().fold(arena, |sum, bytes| sum.saturating_add(*bytes));
-        let bytes = sizes.inputs.iter().fold(slot_bytes, |sum, bytes| sum.saturating_add(*bytes));
+        let in_place = sizes.states.get(plan.graph.states.len()..).unwrap_or_default();
+        let bytes = sizes.inputs.iter().chain(in_place).fold(slot_bytes, |sum, bytes| sum.saturating_add(*bytes));
         let steps: Vec<Step> = draft.steps.into_iter().map(step).collect();
         let extent = Extent { steps: steps.len(), bytes };
         let is_repeatable =

@@ -96,7 +96,9 @@ proptest! {
     fn sorted(dtype in any(), shape in prop::collection::vec(1usize..9, 2), long in 1usize..300, axis in 0usize..3, descending: bool) {
         let mut shape = shape;
         shape.insert(axis, long);
-        check(Sort { axis, descending }, &[Some(values(dtype, &shape, 1))], &[], 0.0);
+        let x = [Some(values(dtype, &shape, 1))];
+        check(Sort { axis, descending, keep: None }, &x, &[], 0.0);
+        check(Sort { axis, descending, keep: Some(long / 3) }, &x, &[], 0.0);
     }
 
     #[test]
@@ -147,7 +149,7 @@ fn sorted_with_nan_and_zeros() {
         let x = [f64::NAN, 1.0, -0.0, 0.0, f64::INFINITY, f64::NEG_INFINITY, -1.0, f64::NAN, 0.0, -0.0];
         let x = [Some(Tensor::from_f64(dtype, &[10], &x))];
         for descending in [false, true] {
-            check(Sort { axis: 0, descending }, &x, &[], 0.0);
+            check(Sort { axis: 0, descending, keep: None }, &x, &[], 0.0);
         }
         for f in [CumulateFn::ArgMax, CumulateFn::ArgMin, CumulateFn::LogSumExp] {
             check(Cumulate { f, axis: 0 }, &x, &[], 1.0);
