@@ -5,8 +5,8 @@ use pyo3::{
     types::{PyDict, PyTuple},
 };
 use regraft::{
-    CacheUse, Changed, CompileOptions, DType, Engine, Evaluated, KeepSources, Mode, Observer, RefitOptions, Tune, TuneMode,
-    WeightFormat,
+    CacheUse, Changed, CompileOptions, DType, Engine, Evaluated, KeepSources, Mode, Observer, RefitOptions, Tune,
+    TuneMode, WeightFormat,
 };
 
 use crate::{
