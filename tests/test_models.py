@@ -24,6 +24,10 @@ def test_outputs_and_law_1(cli: Cli, name: str, decomposed: bool) -> None:
     input_sets = model.input_sets[:2] if decomposed else model.input_sets
 
     engine = cli.compile(model.archive(cli.path(name, ".pt2"), "a", decomposed=decomposed))
+    kernels = cli.inspect(engine, "--kernels")["kernels"]
+    assert not [kernel["op"] for kernel in kernels if kernel["kernel"] == "reference"], (
+        "the evaluator runs it"
+    )
     with_a = cli.run_all(engine, input_sets)
     for actual, expected in zip(with_a, model.expected("a"), strict=False):
         assert_close(actual, expected)

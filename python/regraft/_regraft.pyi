@@ -115,7 +115,7 @@ class _CompileFacts(TypedDict):
     cache: str
     key: str | None
     warnings: list[str]
-    evaluated: list[str]
+    evaluated: list[tuple[str, str, int, list[str], int]]
 
 @final
 class Model:
@@ -212,6 +212,8 @@ def compile(
     *,
     mode: str = "refittable",
     identical: bool = False,
+    dtype: str | None = None,
+    weight_format: str | None = None,
     threads: int | None = None,
     tune: str = "off",
     cache: object | None = None,

@@ -5,9 +5,8 @@ from __future__ import annotations
 import difflib
 import sys
 import warnings
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -28,6 +27,7 @@ __all__ = [
     "check_module",
     "check_settings",
     "depends_on_mode",
+    "dtype_name",
     "listed",
     "refuse_quantised",
     "unknown_settings",
@@ -38,6 +38,7 @@ __all__ = [
 _CHOICES = {
     "tune": ("off", "fast", "full"),
     "keep_sources": ("embedded", "prepacked", "reference", "none"),
+    "weights": (None, "int8", "int4"),
 }
 # Packages whose layers hold weights in forms of their own.
 _QUANTISING = (
@@ -48,9 +49,6 @@ _QUANTISING = (
     "awq",
     "gptqmodel",
 )
-_FLOATS = ("f64", "f32", "f16", "bf16")
-# Operators that cost next to nothing, however they run.
-_QUICK = ("full", "index", "iota", "size_of")
 _Dropout = nn.modules.dropout._DropoutNd
 
 
@@ -159,8 +157,12 @@ def _dispatches(tensor: torch.Tensor) -> bool:
     )
 
 
+Evaluated = tuple[str, str, int, list[str], int]
+"""What the reference evaluator runs: operator, dtype, how many nodes, in which modules, bytes of a run."""
+
+
 def warn_of(
-    report: PartitionReport, evaluated: Sequence[str], failures: Iterable[str], *, is_part: bool = False
+    report: PartitionReport, evaluated: Iterable[Evaluated], failures: Iterable[str], *, is_part: bool = False
 ) -> None:
     """Warns of what became of a program that was compiled."""
     for text in failures:
@@ -173,17 +175,26 @@ def warn_of(
             f"to compile "
             "small parts, too, or leave it uncompiled",
         )
-    # Whole numbers are those of positions and masks, which are few.
-    split = [(name, *name.rsplit(" of ", 1)) for name in evaluated]
-    slow = [name for name, op, dtype in split if dtype in _FLOATS and op not in _QUICK]
-    if slow:
-        parts = [f"{count} x {name}" for name, count in Counter(slow).most_common()]
+    parts = [
+        f"{count} x {op} of {dtype} ({size / 1e6:.2g} MB a run"
+        + (f", in {listed(modules)})" if any(modules) else ")")
+        for op, dtype, count, modules, size in sorted(evaluated, key=lambda found: -found[4])
+    ]
+    if parts:
         warn(
             SlowWarning,
-            f"no kernel knows {listed(parts)}: the reference evaluator runs it, far slower. Convert the "
+            f"no kernel runs {listed(parts)}: the reference evaluator does, far slower. Convert the "
             f"module (such as "
             ".float()), or leave the operator to PyTorch with torch_executed_ops",
         )
+
+
+def dtype_name(dtype: Any) -> str | None:
+    """What the engine calls the float that programs of f32 are computed in."""
+    name = {"bfloat16": "bf16", "float16": "f16"}.get(str(dtype).removeprefix("torch."), dtype)
+    if name not in (None, "bf16", "f16"):
+        raise CompileError(f"dtype: expected torch.bfloat16, torch.float16 or None, found {dtype!r}")
+    return cast("str | None", name)
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:

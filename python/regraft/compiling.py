@@ -15,9 +15,10 @@ from torch.export import ExportedProgram
 from torch.utils._sympy.value_ranges import ValueRanges
 
 from regraft import _regraft, caches
+from regraft._loss import loss_on_examples
 from regraft._program import digest_of, tensors_of, ties_of
 from regraft.calling import CallingConvention
-from regraft.checks import check_module, check_settings, warn_of
+from regraft.checks import Evaluated, check_module, check_settings, dtype_name, warn_of
 from regraft.devices import device_name, device_of_program
 from regraft.errors import CompileError
 from regraft.inputs import InputTypes
@@ -33,6 +34,7 @@ _LEAST = 2
 
 KeepSources = Literal["embedded", "prepacked", "reference", "none"]
 Tune = Literal["off", "fast", "full"]
+WeightFormat = Literal["int8", "int4"]
 
 
 def compile(
@@ -47,6 +49,8 @@ def compile(
     keep_sources: KeepSources = "embedded",
     engine_cache: Any = None,
     tune: Tune = "off",
+    dtype: torch.dtype | str | None = None,
+    weights: WeightFormat | None = None,
     threads: int | None = None,
     device: str | torch.device | None = None,
     require_full_compilation: bool = False,
@@ -76,6 +80,12 @@ def compile(
             ``remove(key)``; an engine of the same program, whatever its weights, is taken from there.
         tune: choose kernels by measuring them: ``fast`` about 0.3 s, ``full`` about 3 s for each problem.
             Measurements are kept with the cache.
+        dtype: ``torch.bfloat16`` or ``torch.float16``: what a program of float32 is computed in, as under
+            ``torch.autocast``. Weights, inputs and outputs stay float32; so do functions that need it.
+        weights: ``int8`` (a scale for each row; what the weight meets is rounded to 8 bits as it comes) or
+            ``int4`` (a scale for each 32, for products with single rows): what weights of linear layers are
+            stored as. They are rounded last, so refits and adapters work from full precision all the same;
+            :attr:`Module.loss` says what that costs on the inputs of the export.
         threads: threads of a run; by default one per core.
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``; by default where the weights of the module are. A
             module for a GPU takes tensors of PyTorch there and gives its results there; to tensors of the CPU
@@ -105,13 +115,17 @@ def compile(
             "strip_engine_weights: a stripped engine is refitted to get weights: keep make_refittable=True"
         )
     _check_cache(engine_cache)
-    check_settings(tune=tune, keep_sources=keep_sources, threads=threads, min_block_size=min_block_size)
+    check_settings(
+        tune=tune, keep_sources=keep_sources, weights=weights, threads=threads, min_block_size=min_block_size
+    )
     settings = {
         "make_refittable": make_refittable,
         "strip_engine_weights": strip_engine_weights,
         "refit_identical_engine_weights": refit_identical_engine_weights,
         "keep_sources": keep_sources,
         "tune": tune,
+        "dtype": dtype_name(dtype),
+        "weights": weights,
         "threads": threads,
         "device": device_name(device),
         "min_block_size": min_block_size,
@@ -152,7 +166,7 @@ def _compiled(traced: Traced, settings: Mapping[str, Any], engine_cache: Any, pr
     )
     mode = "stripped" if strip else "refittable" if make_refittable else "frozen"
     models, cache = [], []
-    evaluated: list[str] = []
+    evaluated: list[Evaluated] = []
     failures: list[str] = []
     weights = tensors_of(program)
     home = device_of_program(program, weights.values()) if settings["device"] is None or cut.glue else "cpu"
@@ -165,6 +179,8 @@ def _compiled(traced: Traced, settings: Mapping[str, Any], engine_cache: Any, pr
             _weights_of(region.program, weights),
             mode=mode,
             identical=identical,
+            dtype=settings["dtype"],
+            weight_format=settings["weights"],
             threads=settings["threads"],
             tune=settings["tune"],
             cache=engine_cache,
@@ -199,7 +215,10 @@ def _compiled(traced: Traced, settings: Mapping[str, Any], engine_cache: Any, pr
     initial = {name: kept[name].clone() for name in compiled.written if name in kept}
     if strip:
         kept = without_values(kept, compiled.sources)
-    return Module(compiled, Serving.of(models, kept, stateful, initial, device))
+    module = Module(compiled, Serving.of(models, kept, stateful, initial, device))
+    if settings["weights"] is not None and not strip:
+        module._loss = loss_on_examples(module, program)
+    return module
 
 
 def dry_run(

@@ -163,6 +163,7 @@ class Module(torch.nn.Module):
         self._compiled = compiled
         self._serving = serving
         self._refitting = threading.Lock()
+        self._loss: float | None = None
         self.training = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -413,6 +414,14 @@ class Module(torch.nn.Module):
     def device(self) -> str:
         """Where it runs: ``cpu`` or ``cuda:N``."""
         return self._compiled.device
+
+    @property
+    def loss(self) -> float | None:
+        """What ``weights`` of small integers cost on the inputs of the export: the norm of the difference of
+        all outputs from PyTorch's, next to that of the outputs. ``None`` where weights are as they were, and
+        after loading.
+        """
+        return self._loss
 
     def report(self) -> PartitionReport:
         """What became of the nodes of the program: engines, and what stays in PyTorch."""

@@ -5,11 +5,16 @@ use std::sync::Arc;
 use regraft_backend::{Candidate, Codegen, FormatId, Lowering, OperandType, Plain, SlotFormat, Target};
 use regraft_ir::{
     Op, TensorType,
-    ops::{Fused, SpatialLayout},
+    ops::{Fused, SpatialLayout, WeightFormat},
 };
 use regraft_tensor::DType;
 
-use crate::{Isa, format::Panels, kernels, simd::FloatType};
+use crate::{
+    Isa,
+    format::{BytePanels, Panels},
+    kernels,
+    simd::FloatType,
+};
 
 /// Chooses kernels for one instruction set of an x86-64 or other CPU.
 #[derive(Clone, Copy, Debug)]
@@ -43,7 +48,13 @@ impl Codegen for CpuCodegen {
     }
 
     fn format(&self, id: &FormatId) -> Option<Arc<dyn SlotFormat>> {
-        if id.is_plain() { Some(Arc::new(Plain)) } else { Some(Arc::new(Panels::parse(id)?)) }
+        if id.is_plain() {
+            return Some(Arc::new(Plain));
+        }
+        match Panels::parse(id) {
+            Some(panels) => Some(Arc::new(panels)),
+            None => Some(Arc::new(BytePanels::parse(id)?)),
+        }
     }
 }
 
@@ -58,6 +69,10 @@ impl Lowering for CpuCodegen {
     }
 
     fn takes_epilogue(&self, _: &Op, _: DType) -> bool {
+        true
+    }
+
+    fn stores_weights(&self, _: WeightFormat) -> bool {
         true
     }
 }

@@ -67,6 +67,55 @@ impl SlotFormat for Panels {
     }
 }
 
+/// A matrix `[k, n]` of bytes as `ceil(n / nr)` panels of `nr` columns, `steps` rows side by side in each column: the last ones
+/// padded with zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BytePanels {
+    /// Columns of a panel.
+    pub nr: usize,
+    /// Rows that stand side by side.
+    pub steps: usize,
+}
+
+impl BytePanels {
+    /// The format's name.
+    pub fn id(self) -> FormatId {
+        FormatId::new(format!("panels_bytes<n{},k{}>", self.nr, self.steps))
+    }
+
+    /// The format of this name.
+    pub fn parse(id: &FormatId) -> Option<BytePanels> {
+        let (nr, steps) = id.name().strip_prefix("panels_bytes<n")?.strip_suffix('>')?.split_once(",k")?;
+        let positive = |text: &str| text.parse().ok().filter(|n| *n > 0);
+        Some(BytePanels { nr: positive(nr)?, steps: positive(steps).filter(|steps| *steps <= 4)? })
+    }
+
+    /// Bytes of a panel of `k` rows.
+    pub(crate) fn panel_bytes(self, k: usize) -> usize {
+        k.next_multiple_of(self.steps) * self.nr
+    }
+
+    /// Where an element of a panel stands.
+    pub(crate) fn place_in_panel(self, row: usize, column: usize) -> usize {
+        (row / self.steps * self.nr + column) * self.steps + row % self.steps
+    }
+}
+
+impl SlotFormat for BytePanels {
+    fn byte_len(&self, dtype: DType, shape: &[usize]) -> Option<usize> {
+        let [k, n] = shape else { return None };
+        let columns = n.div_ceil(self.nr).checked_mul(self.nr).filter(|columns| columns - n < MOST_PADDING)?;
+        let is_byte = matches!(dtype, DType::I8 | DType::U8);
+        k.checked_next_multiple_of(self.steps)?.checked_mul(columns).filter(|_| is_byte)
+    }
+
+    fn place(&self, _: DType, shape: &[usize], index: usize) -> usize {
+        let [k, n] = shape else { return 0 };
+        let (row, column) = (index / n, index % n);
+        column / self.nr * self.panel_bytes(*k) + self.place_in_panel(row, column % self.nr)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,6 +143,25 @@ mod tests {
             assert_eq!(places.len(), 200);
             assert!(places[199] + ty.size() <= format.byte_len(dtype, &shape).unwrap());
         }
+    }
+
+    #[test]
+    fn bytes_have_places_of_their_own() {
+        for (panels, dtype) in
+            [(BytePanels { nr: 32, steps: 4 }, DType::I8), (BytePanels { nr: 64, steps: 1 }, DType::U8)]
+        {
+            let shape = [7, 40];
+            let mut places: Vec<usize> = (0..280).map(|i| panels.place(dtype, &shape, i)).collect();
+            places.sort_unstable();
+            places.dedup();
+            assert!(places.len() == 280 && places[279] < panels.byte_len(dtype, &shape).unwrap());
+            assert_eq!(panels.byte_len(DType::F32, &shape), None);
+            assert_eq!(BytePanels::parse(&panels.id()), Some(panels));
+        }
+        for other in ["panels_bytes<n32,k0>", "panels_bytes<n32,k8>", "panels_bytes<n,k4>", "panels_bytes<n32>"] {
+            assert_eq!(BytePanels::parse(&FormatId::new(other)), None, "{other}");
+        }
+        assert_eq!(BytePanels { nr: 1 << 40, steps: 4 }.byte_len(DType::I8, &[3, 1]), None);
     }
 
     #[test]

@@ -31,7 +31,7 @@ pub mod threads;
 
 pub use codegen::CpuCodegen;
 pub use device::CpuDevice;
-pub use format::Panels;
+pub use format::{BytePanels, Panels};
 pub use scratch::Scratch;
 pub use simd::Isa;
 pub use threads::Threads;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use regraft_ir::{
     Op, TensorType,
-    ops::{Fused, SpatialLayout},
+    ops::{Fused, SpatialLayout, WeightFormat},
 };
 use regraft_tensor::DType;
 use regraft_weights::FormatId;
@@ -58,6 +58,11 @@ pub trait Lowering: Send + Sync {
     /// Whether `op`, a product or convolution with the epilogue that it now has, runs well as one kernel. `dtype` is that of
     /// its result.
     fn takes_epilogue(&self, op: &Op, dtype: DType) -> bool;
+
+    /// Whether there are kernels of linear layers for weights that are stored so.
+    fn stores_weights(&self, _: WeightFormat) -> bool {
+        false
+    }
 }
 
 /// Chooses kernels and formats for one target.

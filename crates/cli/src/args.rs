@@ -9,7 +9,7 @@ use std::{num::NonZeroUsize, path::PathBuf, sync::Arc};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use regraft::{DType, Device, DeviceName, KeepSources, Mode, Threads};
+use regraft::{DType, Device, DeviceName, KeepSources, Mode, Threads, WeightFormat};
 
 pub(crate) use self::{
     cache::{CacheAction, CacheArgs, CacheFlags},
@@ -209,6 +209,8 @@ Then:
   regraft compile model.pt2 -o model.rgf --tune-records tuned.json
                                                            the same engine, byte for byte
   regraft compile model.pt2 -o model.rgf --dtype bf16      computes an f32 model in bfloat16
+  regraft compile model.pt2 -o model.rgf --weights int8 --sample x.npy
+                                                           a quarter of the memory, and what that costs on x
   regraft compile model.pt2 --dump plan                    shows what a run will execute
   regraft compile model.pt2 --dump-dir stages              one text file per stage and pass
 
@@ -236,6 +238,12 @@ pub(crate) struct CompileArgs {
     /// Compute a program of f32 in this float, as autocast does; its weights, inputs and outputs stay f32
     #[arg(long, value_enum)]
     pub(crate) dtype: Option<HalfArg>,
+    /// Store the weights of linear layers as these integers; refits and adapters work from full precision all the same
+    #[arg(long, value_enum)]
+    pub(crate) weights: Option<WeightsArg>,
+    /// What the loss by --weights is measured on: NAME=FILE, or FILE for the next input; generated where none is given
+    #[arg(long, value_name = "[NAME=]FILE.npy", requires = "weights")]
+    pub(crate) sample: Vec<String>,
     #[command(flatten)]
     pub(crate) cache: CacheFlags,
     #[command(flatten)]
@@ -266,6 +274,24 @@ impl From<HalfArg> for DType {
         match half {
             HalfArg::Bf16 => DType::BF16,
             HalfArg::F16 => DType::F16,
+        }
+    }
+}
+
+/// How weights are stored.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum WeightsArg {
+    /// 8 bits with a scale for each row; what they meet is rounded to 8 bits as it comes
+    Int8,
+    /// 4 bits with a scale for each 32, for products with single rows
+    Int4,
+}
+
+impl From<WeightsArg> for WeightFormat {
+    fn from(weights: WeightsArg) -> WeightFormat {
+        match weights {
+            WeightsArg::Int8 => WeightFormat::Int8,
+            WeightsArg::Int4 => WeightFormat::Int4,
         }
     }
 }

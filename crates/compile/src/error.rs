@@ -29,6 +29,14 @@ pub enum CompileError {
         /// The format.
         format: FormatId,
     },
+    /// The backend has no kernels for weights of this form.
+    #[error(
+        "this device has no kernels for weights stored as {format}\n  help: leave --weights out, or compile for the CPU"
+    )]
+    Weights {
+        /// The form.
+        format: &'static str,
+    },
     /// A slot or a source does not fit in memory.
     #[error("{what} is too large for memory")]
     TooLarge {

@@ -3,12 +3,12 @@
 use regraft_backend::{Codegen, Device};
 use regraft_engine::Engine;
 use regraft_ir::Graph;
-use regraft_tensor::{DType, Tensor};
+use regraft_tensor::Tensor;
 
 use crate::{
     CompileError,
     build::{self, Built},
-    lower,
+    lower::{self, Precision},
     tune::{Records, TuneReport, Tuner, Tuning},
 };
 
@@ -33,8 +33,8 @@ impl<'a> Backend<'a> {
 pub struct Options<'a> {
     /// Bind the engine to the weights it is built with.
     pub identical: bool,
-    /// The float, f16 or bf16, that a program of f32 is computed in; as it is if `None`.
-    pub dtype: Option<DType>,
+    /// What a program of f32 is computed in, and its weights are stored as.
+    pub precision: Precision,
     /// How to choose between kernels.
     pub tuning: Tuning<'a>,
 }
@@ -77,7 +77,7 @@ pub fn compile(
     observer: &mut dyn Observer,
 ) -> Result<Output, CompileError> {
     observer.imported(&graph);
-    lower::lower(&mut graph, backend.codegen.lowering(), options.dtype, |name, graph| observer.pass(name, graph))?;
+    lower::lower(&mut graph, backend.codegen.lowering(), options.precision, |name, graph| observer.pass(name, graph))?;
     let mut tuner = Tuner::new(backend, options.tuning, observer)?;
     let built = build::build(&graph, backend.codegen, &mut tuner)?;
     let (records, tune_report) = tuner.finish();

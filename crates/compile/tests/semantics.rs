@@ -7,7 +7,7 @@ use std::{fs, path::Path};
 
 use proptest::prelude::{ProptestConfig, any, proptest};
 use regraft_backend_cpu::{CpuCodegen, Isa};
-use regraft_compile::lower::{PASSES, lower, run_pass};
+use regraft_compile::lower::{PASSES, Precision, lower, run_pass};
 use regraft_ir::{
     Graph, SourceKind, TensorType, ValueId,
     eval::{self, Bindings},
@@ -114,7 +114,7 @@ fn assert_close(what: &str, expected: &[Tensor], found: &[Tensor]) {
 fn check_lowering(what: &str, graph: &Graph, given: &Given, expected: &[Tensor]) {
     let mut all = graph.clone();
     let mut steps = Vec::new();
-    lower(&mut all, &cpu(), None, |name, graph| steps.push((name, graph.clone()))).unwrap();
+    lower(&mut all, &cpu(), Precision::default(), |name, graph| steps.push((name, graph.clone()))).unwrap();
     for (name, graph) in steps {
         assert_close(&format!("{what} lowered up to {name}"), expected, &results(&graph, given));
     }
@@ -257,9 +257,9 @@ fn random_node(graph: &mut Graph, random: &mut Random, values: &[ValueId], x: Va
 #[test]
 fn lowering_twice_changes_nothing_more() {
     for (file, _, mut graph) in programs() {
-        lower(&mut graph, &cpu(), None, |_, _| {}).unwrap();
+        lower(&mut graph, &cpu(), Precision::default(), |_, _| {}).unwrap();
         let once = text::print(&graph);
-        lower(&mut graph, &cpu(), None, |_, _| {}).unwrap();
+        lower(&mut graph, &cpu(), Precision::default(), |_, _| {}).unwrap();
         assert_eq!(text::print(&graph), once, "{file}");
     }
 }

@@ -19,6 +19,7 @@ use regraft_backend::Device;
 use regraft_backend_cpu::{CpuDevice, Isa};
 use regraft_backend_mock::MockDevice;
 use regraft_compile::{
+    lower::Precision,
     pipeline::{Backend, Options, Output},
     tune::Tuning,
 };
@@ -107,6 +108,15 @@ impl Case {
 
     /// As [`Case::compile_with`], with kernels chosen by `tuning`.
     pub fn compile_tuned(&self, weights: &StateDict, isa: Isa, tuning: Tuning<'_>) -> Output {
+        self.compile_by(weights, isa, Options { tuning, ..Options::default() })
+    }
+
+    /// As [`Case::compile_with`], computed and stored in narrower types.
+    pub fn compile_in(&self, weights: &StateDict, precision: Precision) -> Engine {
+        self.compile_by(weights, Isa::detect(), Options { precision, ..Options::default() }).engine
+    }
+
+    fn compile_by(&self, weights: &StateDict, isa: Isa, options: Options<'_>) -> Output {
         let imported = regraft_import::import_pt2(self.program()).unwrap_or_else(|e| panic!("{}: {e}", self.name));
         let mut tensors = imported.weights;
         for (source, tensor) in RefitMap::uses_of(&imported.graph).0.iter().zip(&mut tensors) {
@@ -114,7 +124,6 @@ impl Case {
                 *tensor = Some(given.cast(source.dtype));
             }
         }
-        let options = Options { tuning, ..Options::default() };
         regraft_compile::pipeline::compile(imported.graph, &tensors, Backend::of(&*backend(isa)), options, &mut ())
             .unwrap_or_else(|e| panic!("{}: {e}", self.name))
     }

@@ -357,3 +357,23 @@ fn an_observer_sees_every_phase_and_all_bytes() {
     assert_eq!(*watcher.phases.lock().unwrap(), [Match, Check, Check, Compare, Stage]);
     assert_eq!(watcher.bytes.load(Ordering::Relaxed) as usize, staged.report().bytes);
 }
+
+#[test]
+fn outputs_that_are_held_keep_their_bits_and_others_give_their_memory_again() {
+    let case = Case::open("tiny_resnet");
+    let model = case.model(case.compile());
+    let inputs = case.tensors("input");
+    let negated: Vec<Tensor> = inputs
+        .iter()
+        .map(|t| Tensor::from_f64(t.dtype(), t.shape(), &t.to_f64_vec().iter().map(|x| -x).collect::<Vec<_>>()))
+        .collect();
+    let mut session = model.session();
+    let first = session.run(&inputs).unwrap();
+    let (bits, address) = (first[0].bytes().to_vec(), first[0].bytes().as_ptr());
+    let second = session.run(&negated).unwrap();
+    assert!(first[0].bytes() == bits && !second[0].bit_equal(&first[0]), "what is held is not written again");
+    drop(first);
+    let third = session.run(&inputs).unwrap();
+    assert!(third[0].bytes() == bits && third[0].bytes().as_ptr() == address, "what is free is given again");
+    assert!(!second[0].bit_equal(&third[0]));
+}

@@ -16,6 +16,8 @@ mod keep_sources;
 mod lent;
 #[path = "mock/remote.rs"]
 mod remote;
+#[path = "precision.rs"]
+mod precision;
 #[path = "scenarios.rs"]
 mod scenarios;
 #[path = "stress.rs"]

@@ -14,4 +14,4 @@ pub use artifact::Unverified;
 pub use engine::{Engine, KeepSources, Mode};
 pub use error::{EngineError, EngineErrorKind};
 pub use manifest::{Checked, Kept, ManifestEntry};
-pub use plan::Plan;
+pub use plan::{Evaluated, Plan};

@@ -1,5 +1,6 @@
 use regraft_backend::{KernelId, SlotLayout};
 use regraft_ir::{Graph, Node, ValueId};
+use regraft_tensor::DType;
 
 use crate::EngineErrorKind;
 
@@ -17,16 +18,57 @@ pub struct Plan {
     pub slots: Vec<SlotLayout>,
 }
 
+/// Nodes of one op and element type that the backend has no kernel for: the reference evaluator runs them, far slower.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Evaluated {
+    /// The op.
+    pub op: &'static str,
+    /// Element type of their first results.
+    pub dtype: DType,
+    /// How many nodes.
+    pub nodes: usize,
+    /// The modules that they belong to, each once; an empty path is the program itself.
+    pub modules: Vec<String>,
+    /// Bytes that they read and write in a run of the sizes that the program was exported with.
+    pub bytes: u64,
+}
+
 impl Plan {
     /// Name of slot `index`.
     pub fn slot_name(&self, index: usize) -> &str {
         &self.graph.sources[index].name
     }
 
-    /// The nodes that the backend has no kernel for: the reference evaluator runs them, far slower.
-    pub fn evaluated(&self) -> impl Iterator<Item = &Node> {
+    /// What the reference evaluator runs, grouped by op and element type, the most bytes first.
+    pub fn evaluated(&self) -> Vec<Evaluated> {
+        let mut groups: Vec<Evaluated> = Vec::new();
         let nodes = self.graph.nodes().iter().zip(&self.kernels);
-        nodes.filter(|(_, kernel)| kernel.0 == KernelId::REFERENCE).map(|(node, _)| node)
+        for (node, _) in nodes.filter(|(_, kernel)| kernel.0 == KernelId::REFERENCE) {
+            let (op, dtype) = (node.op.name(), self.graph.ty(node.outputs[0]).dtype);
+            let at = groups.iter().position(|group| (group.op, group.dtype) == (op, dtype)).unwrap_or_else(|| {
+                groups.push(Evaluated { op, dtype, nodes: 0, modules: Vec::new(), bytes: 0 });
+                groups.len() - 1
+            });
+            let group = &mut groups[at];
+            group.nodes += 1;
+            group.bytes = group.bytes.saturating_add(self.bytes_of(node));
+            if !group.modules.iter().any(|module| **module == *node.scope) {
+                group.modules.push(node.scope.to_string());
+            }
+        }
+        groups.sort_by_key(|group| std::cmp::Reverse(group.bytes));
+        groups
+    }
+
+    /// Bytes of the operands and results of a node, for the sizes that the program was exported with.
+    fn bytes_of(&self, node: &Node) -> u64 {
+        let sizes: Vec<i64> = self.graph.symbols.iter().map(|symbol| symbol.opt).collect();
+        let bytes = |value: ValueId| {
+            let ty = self.graph.ty(value);
+            let sizes = ty.shape.iter().map(|dim| dim.eval(&sizes).map_or(0, |size| size.max(0) as u64));
+            sizes.fold(ty.dtype.size() as u64, u64::saturating_mul)
+        };
+        node.inputs.iter().flatten().chain(&node.outputs).map(|v| bytes(*v)).fold(0, u64::saturating_add)
     }
 
     /// Checks that the parts fit together; for plans that come from files.

@@ -5,8 +5,8 @@ use pyo3::{
     types::{PyDict, PyTuple},
 };
 use regraft::{
-    CacheUse, Changed, CompileOptions, Engine, KeepSources, Mode, Observer, Plan, RefitOptions, Tune, TuneMode,
-    ir::Node,
+    CacheUse, Changed, CompileOptions, DType, Engine, Evaluated, KeepSources, Mode, Observer, RefitOptions, Tune,
+    TuneMode, WeightFormat,
 };
 
 use crate::{
@@ -22,13 +22,15 @@ use crate::{
 /// program. Returns the model, and what compiling found out. `observer` is called with `(number, count, seconds left)` for each
 /// problem that is measured.
 #[pyfunction]
-#[pyo3(signature = (program, weights, *, mode="refittable", identical=false, threads=None, tune="off", cache=None, observer=None, device="cpu"))]
+#[pyo3(signature = (program, weights, *, mode="refittable", identical=false, dtype=None, weight_format=None, threads=None, tune="off", cache=None, observer=None, device="cpu"))]
 pub(crate) fn compile<'py>(
     py: Python<'py>,
     program: &Program,
     weights: Option<&Bound<'py, PyAny>>,
     mode: &str,
     identical: bool,
+    dtype: Option<&str>,
+    weight_format: Option<&str>,
     threads: Option<usize>,
     tune: &str,
     cache: Option<&Bound<'py, PyAny>>,
@@ -43,6 +45,8 @@ pub(crate) fn compile<'py>(
         mode: Mode::Stripped,
         identical,
         device,
+        dtype: dtype.map(dtype_of).transpose()?,
+        weights: weight_format.map(format_of).transpose()?,
         threads,
         tune: Tune { mode: tune_of(tune)?, pinned: None, cache_dir },
         cache: cache.map(cache_of),
@@ -74,7 +78,7 @@ pub(crate) fn compile<'py>(
     facts.set_item("cache", cache)?;
     facts.set_item("key", key)?;
     facts.set_item("warnings", warnings)?;
-    facts.set_item("evaluated", evaluated(model.plan()))?;
+    facts.set_item("evaluated", evaluated(model.plan().evaluated()))?;
     PyTuple::new(py, [Bound::new(py, Model(model))?.into_any(), facts.into_any()])
 }
 
@@ -124,10 +128,22 @@ fn bound(
     }
 }
 
-/// `operator of dtype` for each node that the backend has no kernel for: the evaluator runs it, far slower.
-fn evaluated(plan: &Plan) -> Vec<String> {
-    let dtype = |node: &Node| node.outputs.first().map_or("", |&output| plan.graph.ty(output).dtype.name());
-    plan.evaluated().map(|node| format!("{} of {}", node.op.name(), dtype(node))).collect()
+/// `(operator, dtype, nodes, modules, bytes)` for what no kernel runs: the evaluator does, far slower.
+fn evaluated(groups: Vec<Evaluated>) -> Vec<(&'static str, &'static str, usize, Vec<String>, u64)> {
+    groups.into_iter().map(|g| (g.op, g.dtype.name(), g.nodes, g.modules, g.bytes)).collect()
+}
+
+fn dtype_of(name: &str) -> PyResult<DType> {
+    match name {
+        "bf16" => Ok(DType::BF16),
+        "f16" => Ok(DType::F16),
+        other => Err(Class::Compile.error(format!("dtype: expected 'bf16' or 'f16', found '{other}'"))),
+    }
+}
+
+fn format_of(name: &str) -> PyResult<WeightFormat> {
+    let refuse = || Class::Compile.error(format!("weights: expected 'int8' or 'int4', found '{name}'"));
+    WeightFormat::from_name(name).ok_or_else(refuse)
 }
 
 fn tune_of(name: &str) -> PyResult<TuneMode> {

@@ -93,10 +93,13 @@ pub(crate) fn build(
 ) -> Result<(Engine, Option<Tuned>, CacheUse), Error> {
     let Imported { graph, weights, .. } = imported;
     let canonical = Canonical::of(graph);
-    let choices = match options.dtype {
-        Some(dtype) => format!("{} in {dtype}", options.tune.key(device)),
-        None => options.tune.key(device),
-    };
+    let mut choices = options.tune.key(device);
+    if let Some(dtype) = options.dtype {
+        choices += &format!(" in {dtype}");
+    }
+    if let Some(format) = options.weights {
+        choices += &format!(" with weights of {}", format.name());
+    }
     let key = key(&canonical, &choices, &device.codegen().target(), env!("CARGO_PKG_VERSION"));
     let mut lookup = Lookup { cache: &**cache, key, canonical: &canonical, device, warnings: Vec::new() };
     let mut claim = None;

@@ -3,9 +3,13 @@
 use std::{path::Path, sync::Arc, time::Instant};
 
 use regraft_backend::Device;
-use regraft_compile::pipeline::{self, Backend, Observer};
+use regraft_compile::{
+    lower::Precision,
+    pipeline::{self, Backend, Observer},
+};
 use regraft_engine::{Engine, KeepSources, Mode, cache::EngineCache};
 use regraft_import::Imported;
+use regraft_ir::ops::WeightFormat;
 use regraft_tensor::DType;
 
 use crate::{
@@ -25,6 +29,9 @@ pub struct CompileOptions {
     pub identical: bool,
     /// The float, f16 or bf16, that a program of f32 is computed in, as autocast does; its weights and interface stay f32.
     pub dtype: Option<DType>,
+    /// The small integers that weights of linear layers are stored as. They are rounded as slots are made, so that refits and
+    /// adapters work from checkpoints in full precision.
+    pub weights: Option<WeightFormat>,
     /// The device that the engine is for; it is opened to choose kernels, and to make slots where the engine holds them.
     pub device: DeviceName,
     /// Threads that make the slots of an engine that holds them, and of the runs that tuning measures.
@@ -42,6 +49,7 @@ impl Default for CompileOptions {
             keep_sources: KeepSources::Embedded,
             identical: false,
             dtype: None,
+            weights: None,
             device: DeviceName::Cpu,
             threads: Threads::Auto,
             tune: Tune::default(),
@@ -117,7 +125,8 @@ pub(crate) fn build(
     observer: &mut dyn Observer,
 ) -> Result<(Engine, Tuned), Error> {
     Ok(tune::tuned(&options.tune, device, |tuning| {
-        let build = pipeline::Options { identical: options.identical, dtype: options.dtype, tuning };
+        let precision = Precision { dtype: options.dtype, weights: options.weights };
+        let build = pipeline::Options { identical: options.identical, precision, tuning };
         pipeline::compile(imported.graph, &imported.weights, Backend::of(device), build, observer)
     })?)
 }

@@ -34,12 +34,12 @@ pub use regraft_compile::{
     tune::{Records, RecordsError, TuneMode, TuneReport},
 };
 pub use regraft_engine::{
-    Checked, Engine, EngineErrorKind, KeepSources, Kept, ManifestEntry, Mode, Plan,
+    Checked, Engine, EngineErrorKind, Evaluated, KeepSources, Kept, ManifestEntry, Mode, Plan,
     atomic_file::{AtomicFile, WriteError},
     cache,
 };
 pub use regraft_import as import;
-pub use regraft_ir as ir;
+pub use regraft_ir::{self as ir, ops::WeightFormat};
 #[cfg(feature = "object-cache")]
 pub use regraft_object_cache::ObjectCache;
 pub use regraft_runtime::{

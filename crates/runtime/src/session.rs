@@ -4,7 +4,7 @@ use regraft_backend::{
     Bindings, Device, Fence, ForeignQueue, Lent, Memory, MemoryKind, Queue, QueueClass, Region, RegionMut, RunError,
     RunErrorKind,
 };
-use regraft_tensor::{AlignedVec, Tensor};
+use regraft_tensor::{AlignedVec, Buffer, Tensor};
 
 use crate::{
     Generation, Input, Model, RuntimeError, RuntimeErrorKind, Slot,
@@ -21,13 +21,16 @@ pub(crate) struct Lane {
     recordings: Recordings,
     /// The end of the last run that was not waited for.
     last: Fence,
+    /// Memory of earlier outputs.
+    outputs: OutputMemory,
 }
 
 impl Lane {
     pub(crate) fn new(device: &dyn Device) -> Result<Lane, RuntimeError> {
         let queue = device.queue(QueueClass::Run)?;
         let arena = device.alloc(1, MemoryKind::Arena).map_err(RuntimeErrorKind::from)?;
-        Ok(Lane { queue, arena, recordings: Recordings::default(), last: Fence::done() })
+        let (recordings, outputs) = (Recordings::default(), OutputMemory::default());
+        Ok(Lane { queue, arena, recordings, last: Fence::done(), outputs })
     }
 
     /// Makes the arena hold `bytes`, and never smaller.
@@ -100,12 +103,37 @@ impl Session {
         let inputs: Vec<Tensor> = inputs.iter().map(Tensor::aligned).collect();
         let given: Vec<Given<'_>> = inputs.iter().map(|input| Given::Host(input.bytes())).collect();
         // All memory comes before anything is computed.
-        let data = reserve(&bound.outputs)?;
-        self.launch(generation, &bound, &given, None, |queue, memory, in_flight| {
+        let mut data = self.lane()?.outputs.reserve(&bound.outputs)?;
+        // Outputs that are computed where they leave; others are read into their memory when the run is over.
+        let mut in_place: Vec<AlignedVec> = Vec::new();
+        if bound.outputs.iter().any(|output| output.in_place) {
+            let own = |(output, data): (&Output, &mut AlignedVec)| {
+                if output.in_place { std::mem::take(data) } else { AlignedVec::default() }
+            };
+            in_place.extend(bound.outputs.iter().zip(&mut data).map(own));
+        }
+        self.launch(generation, &bound, &given, None, &mut in_place, |queue, memory, in_flight| {
             in_flight.fence().wait()?;
-            let outputs = bound.outputs.iter().zip(data);
-            outputs.map(|(output, data)| read(queue, memory.part(output.from), output, data)).collect()
-        })
+            let read = bound.outputs.iter().zip(&mut data).filter(|(output, _)| !output.in_place);
+            read.map(|(output, data)| queue.read(memory.part(output.from), data.bytes_mut())).collect()
+        })?;
+        for (data, in_place) in data.iter_mut().zip(in_place).filter(|(_, in_place)| !in_place.is_empty()) {
+            *data = in_place;
+        }
+        let whole = |(output, data): (&Output, AlignedVec)| {
+            Tensor::new(output.dtype, output.shape.clone(), data.into()).expect("as many bytes as the shape has")
+        };
+        let outputs: Vec<Tensor> = bound.outputs.iter().zip(data).map(whole).collect();
+        self.lane()?.outputs.keep(&outputs);
+        Ok(outputs)
+    }
+
+    /// The lane, made when there is none.
+    fn lane(&mut self) -> Result<&mut Lane, RuntimeError> {
+        match &mut self.lane {
+            Some(lane) => Ok(lane),
+            none => Ok(none.insert(Lane::new(&**self.model.device())?)),
+        }
     }
 
     /// Runs the program over memory that is lent, behind what is on the lender's queue, which waits for the outputs on the
@@ -131,7 +159,7 @@ impl Session {
             Input::Lent { memory, .. } => Some(Given::Lent(memory.region())),
         });
         let given: Vec<Given<'_>> = given.collect();
-        let fence = self.launch(&generation, &bound, &given, Some(queue), |own, memory, in_flight| {
+        let fence = self.launch(&generation, &bound, &given, Some(queue), &mut [], |own, memory, in_flight| {
             for (output, lent) in bound.outputs.iter().zip(outputs) {
                 own.copy(memory.part(output.from), lent.region_mut());
             }
@@ -162,13 +190,15 @@ impl Session {
         if fit { Ok(()) } else { Err(lent::misfit(expected, outputs.iter().map(Lent::len).sum())) }
     }
 
-    /// Puts a run on a queue, behind what is on `other`; `finish` gets what it leaves.
+    /// Puts a run on a queue, behind what is on `other`; `finish` gets what it leaves. `in_place` is memory of the host for each
+    /// output, where outputs are computed in it.
     fn launch<T>(
         &mut self,
         generation: &Generation,
         bound: &Arc<BoundPlan>,
         inputs: &[Given<'_>],
         behind: Option<ForeignQueue>,
+        in_place: &mut [AlignedVec],
         finish: impl FnOnce(&dyn Queue, &Bindings<'_>, InFlight<'_>) -> Result<T, RunError>,
     ) -> Result<T, RuntimeError> {
         let model = self.model.clone();
@@ -180,7 +210,7 @@ impl Session {
         let outputs = lane.grow(device, bound.sequence.sizes().arena).and_then(|()| {
             let mut states = self.states(device, &lane, generation)?;
             let run = Run { device, bound, generation, inputs, behind };
-            let outputs = run.run(&mut lane, &mut states, finish);
+            let outputs = run.run(&mut lane, &mut states, in_place, finish);
             // Outputs are read after the states were changed: they do not differ in what they leave.
             let lost = outputs.is_err() && bound.changes_states_early;
             self.states = if lost { States::Lost } else { States::Kept(states) };
@@ -274,6 +304,7 @@ impl Run<'_> {
         &self,
         lane: &mut Lane,
         states: &mut [Box<dyn Memory>],
+        in_place: &mut [AlignedVec],
         finish: impl FnOnce(&dyn Queue, &Bindings<'_>, InFlight<'_>) -> Result<T, RunError>,
     ) -> Result<T, RunError> {
         let Lane { queue, arena, recordings, .. } = lane;
@@ -298,12 +329,11 @@ impl Run<'_> {
         });
         let inputs: Vec<Region<'_>> = direct.collect();
         let slots = |index: usize| self.generation.slots[index].region();
-        let mut memory = Bindings {
-            arena: RegionMut::of(&mut **arena),
-            states: states.iter_mut().map(|state| RegionMut::of(&mut **state)).collect(),
-            inputs: &inputs,
-            slots: &slots,
-        };
+        // Memory of outputs that are computed in it stands behind the states.
+        let mut places: Vec<RegionMut<'_>> = states.iter_mut().map(|state| RegionMut::of(&mut **state)).collect();
+        places.extend(in_place.iter_mut().map(|data| RegionMut::of_host(data.bytes_mut())));
+        let arena = RegionMut::of(&mut **arena);
+        let mut memory = Bindings { arena, states: places, inputs: &inputs, slots: &slots };
         if !recordings.launch(self.device, &**queue, self.bound, &mut memory) {
             queue.submit(self.bound.extent, &mut || self.bound.sequence.launch(&**queue, &mut memory));
         }
@@ -330,18 +360,43 @@ impl Drop for InFlight<'_> {
     }
 }
 
-/// Memory of the host for the outputs.
-fn reserve(outputs: &[Output]) -> Result<Vec<AlignedVec>, RuntimeError> {
-    let one = |output: &Output| {
-        let bytes = output.from.len;
-        AlignedVec::try_zeroed(bytes).map_err(|_| RuntimeErrorKind::no_host_memory(bytes, "an output").into())
-    };
-    outputs.iter().map(one).collect()
+/// Bytes of earlier outputs that a lane keeps.
+const MOST_KEPT: usize = 256 << 20;
+
+/// Memory of outputs that were given away: what nobody holds any more is given again. Finding new pages takes longer than writing a
+/// simple operator's result to them.
+#[derive(Default)]
+struct OutputMemory {
+    /// The oldest first.
+    outputs: Vec<Arc<AlignedVec>>,
 }
 
-fn read(queue: &dyn Queue, from: Region<'_>, output: &Output, mut data: AlignedVec) -> Result<Tensor, RunError> {
-    queue.read(from, data.bytes_mut())?;
-    Ok(Tensor::new(output.dtype, output.shape.clone(), data.into()).expect("as many bytes as the shape has"))
+impl OutputMemory {
+    /// Memory of the host for the outputs.
+    fn reserve(&mut self, outputs: &[Output]) -> Result<Vec<AlignedVec>, RuntimeError> {
+        let one = |output: &Output| {
+            let bytes = output.from.len;
+            let free = self.outputs.iter().position(|o| o.len() == bytes && Arc::strong_count(o) == 1);
+            if let Some(again) = free.and_then(|at| Arc::into_inner(self.outputs.remove(at))) {
+                return Ok(again);
+            }
+            AlignedVec::try_zeroed(bytes).map_err(|_| RuntimeErrorKind::no_host_memory(bytes, "an output").into())
+        };
+        outputs.iter().map(one).collect()
+    }
+
+    /// Remembers outputs. Callers mostly hold those of one run while they ask for the next.
+    fn keep(&mut self, outputs: &[Tensor]) {
+        for output in outputs {
+            if let Buffer::Owned(memory) = output.buffer() {
+                self.outputs.push(memory.clone());
+            }
+        }
+        let bytes = |outputs: &[Arc<AlignedVec>]| outputs.iter().map(|o| o.len()).sum::<usize>();
+        while self.outputs.len() > 2 * outputs.len() || bytes(&self.outputs) > MOST_KEPT {
+            self.outputs.remove(0);
+        }
+    }
 }
 
 impl std::fmt::Debug for Session {

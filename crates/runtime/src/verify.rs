@@ -3,7 +3,7 @@
 use std::{collections::HashSet, fmt};
 
 use regraft_adapter::AdapterLayer;
-use regraft_ir::{Graph, ValueId, eval};
+use regraft_ir::{Graph, Node, Op, ValueId, eval, ops::WeightFormat};
 use regraft_tensor::{DType, Tensor};
 use regraft_weights::Recipe;
 use serde::Serialize;
@@ -74,7 +74,7 @@ impl Staged {
     pub fn verify(&self, samples: &[Vec<Tensor>]) -> Result<Verification, RuntimeError> {
         let reference = Reference { staged: self };
         let slots = reference.slots()?;
-        let tolerance = OUTPUT_TOLERANCE.max(4.0 * reference.rounding());
+        let tolerance = OUTPUT_TOLERANCE.max(4.0 * reference.rounding().max(reference.computing()));
         let mut found = Verification { slots: self.report.recomputed_slots.len(), outputs: 0, largest_difference: 0.0 };
         for (run, inputs) in samples.iter().enumerate() {
             let outputs = self.model().run_on(self.generation(), inputs)?;
@@ -106,22 +106,26 @@ impl Reference<'_> {
     fn rounding(&self) -> f64 {
         let map = self.staged.model().refit_map();
         let layers = self.generation().adapters.iter().flat_map(|(adapter, _)| &adapter.layers);
-        let step = |layer: &AdapterLayer| match map
-            .source_of(layer.source)
-            .map_or(DType::F32, |source| map.sources[source].dtype)
-        {
-            DType::F16 => 2f64.powi(-10),
-            DType::BF16 => 2f64.powi(-7),
-            DType::F64 | DType::F32 | DType::I64 | DType::I32 | DType::I16 | DType::I8 | DType::U8 | DType::Bool => 0.0,
+        let dtype = |layer: &AdapterLayer| map.source_of(layer.source).map_or(DType::F32, |one| map.sources[one].dtype);
+        layers.map(|layer| step(dtype(layer))).fold(0.0, f64::max)
+    }
+
+    /// The largest step by which values are rounded on their way through the plan: a kernel of several ops rounds once where the
+    /// evaluator rounds after each, and activations are rounded to bytes.
+    fn computing(&self) -> f64 {
+        let graph = &self.staged.model().plan().graph;
+        let of = |node: &Node| match &node.op {
+            Op::QuantLinear(op) if op.format == WeightFormat::Int8 => BYTE,
+            _ => node.outputs.iter().map(|v| step(graph.ty(*v).dtype)).fold(0.0, f64::max),
         };
-        layers.map(step).fold(0.0, f64::max)
+        graph.nodes().iter().map(of).fold(0.0, f64::max)
     }
 
     /// The value of every slot as the plan's ops see it; those made anew are compared with what was staged.
     fn slots(&self) -> Result<Vec<Tensor>, RuntimeError> {
         let recomputed: HashSet<&str> = self.staged.report().recomputed_slots.iter().map(|s| s.name.as_str()).collect();
         let model = self.staged.model();
-        let tolerance = SLOT_TOLERANCE.max(self.rounding());
+        let rounding = self.rounding();
         let mut values = Vec::with_capacity(model.plan().slots.len());
         for (slot, recipe) in model.refit_map().recipes.iter().enumerate() {
             let sources = recipe.uses.iter().map(|&one| self.used(one as usize)).collect::<Result<Vec<_>, _>>()?;
@@ -132,7 +136,7 @@ impl Reference<'_> {
                 let format = model.device().codegen().format(&layout.format);
                 let staged = format.and_then(|f| f.unpack(recipe.dtype(), &layout.shape, bytes.bytes()));
                 let by = staged.map_or(f64::INFINITY, |staged| difference(&staged, &packed));
-                if by > tolerance {
+                if by > SLOT_TOLERANCE.max(rounding).max(narrowing(recipe)) {
                     let name = recipe.slot.clone();
                     return Err(RuntimeErrorKind::Differs(Difference::Slot { name, by }).into());
                 }
@@ -174,6 +178,32 @@ impl Reference<'_> {
         let states: Vec<Tensor> = graph.states.iter().map(|s| slots[s.init as usize].clone()).collect();
         evaluate(graph, inputs, slots, &states).map_err(|why| failed("the plan", why))
     }
+}
+
+/// One step of a byte, relative to the greatest.
+const BYTE: f64 = 1.01 / 127.0;
+
+/// One step of the two numbers of a byte.
+const HALVES: f64 = 17.0 / 239.0;
+
+/// The largest step, relative to the value, by which a float is rounded to this type; 0 for f32.
+fn step(dtype: DType) -> f64 {
+    match dtype {
+        DType::F16 => 2f64.powi(-10),
+        DType::BF16 => 2f64.powi(-7),
+        DType::F64 | DType::F32 | DType::I64 | DType::I32 | DType::I16 | DType::I8 | DType::U8 | DType::Bool => 0.0,
+    }
+}
+
+/// By how much a recipe that rounds may be off, where what it rounds is off in the last bits.
+fn narrowing(recipe: &Recipe) -> f64 {
+    let of = |node: &Node| match &node.op {
+        Op::Cast(op) => step(op.dtype),
+        Op::Quantize(op) if op.format == WeightFormat::Int8 => BYTE,
+        Op::Quantize(_) => HALVES,
+        _ => 0.0,
+    };
+    recipe.graph.nodes().iter().map(of).fold(0.0, f64::max)
 }
 
 /// A recipe's value as it is packed, and as the plan's op sees it.

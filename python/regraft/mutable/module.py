@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from regraft.checks import unknown_settings
+from regraft.checks import dtype_name, unknown_settings
 from regraft.compiling import compile
 from regraft.errors import CompileError, EngineFileError
 from regraft.module import Module
@@ -456,6 +456,7 @@ def _check(module: Any, autograd: str, watch: str, settings: Mapping[str, Any]) 
     problem = unknown_settings(settings, known)
     if problem is not None:
         raise CompileError(problem)
+    dtype_name(settings.get("dtype"))
     if not settings.get("make_refittable", True) or settings.get("refit_identical_engine_weights"):
         raise CompileError(
             "a mutable module refits: leave make_refittable on and refit_identical_engine_weights off"

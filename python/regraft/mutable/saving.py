@@ -14,6 +14,7 @@ from torch import nn
 
 import regraft
 from regraft._folder import replaced_folder
+from regraft.checks import dtype_name
 from regraft.errors import CompileError, EngineFileError
 from regraft.inputs import Size
 from regraft.mutable.inputs import Leaf, Ranges, Takes, is_hint
@@ -51,7 +52,7 @@ def _write(state: State, folder: Path) -> None:
         "fallback": state.fallback,
         "settings": {
             name: list(value) if isinstance(value, (set, frozenset, tuple)) else value
-            for name, value in state.settings.items()
+            for name, value in (state.settings | {"dtype": dtype_name(state.settings.get("dtype"))}).items()
             # An object of this process.
             if name != "engine_cache"
         },

@@ -15,6 +15,8 @@
 mod conv;
 mod driver;
 mod epilogue;
+mod int4;
+mod int8;
 mod matmul;
 mod micro;
 #[cfg(target_arch = "x86_64")]
@@ -30,6 +32,8 @@ pub use conv::{Conv2d, conv2d_offsets};
 pub use driver::{GemmArgs, GemmShape, gemm};
 pub(crate) use driver::{Panels, Workspace, multiply_block};
 pub use epilogue::{Epilogue, Residual};
+pub use int4::{INT4_WIDTH, Int4Args, int4_product, int4_scratch};
+pub use int8::{INT8_STEPS, INT8_WIDTH, Int8Args, int8_product, int8_scratch};
 pub use matmul::{DynamicB, MatmulArgs, MatmulShape, matmul};
 pub(crate) use matmul::{dynamic_scratch, dynamic_width, pack_dynamic};
 pub use micro::{panel_width, panel_widths, panel_widths_of};

@@ -189,6 +189,8 @@ impl<'a> Operand<'a> {
             let floats: &mut [f32] = bytemuck::cast_slice_mut(scratch);
             for (row, out) in rows.zip(floats.chunks_exact_mut(lda)) {
                 for (tap, out) in block.taps.clone().zip(out.chunks_exact_mut(block.k.len().max(1))) {
+                    // A row without elements has chunks all the same.
+                    let out = &mut out[..block.k.len()];
                     match self.tap_start(row, tap) {
                         Some(at) => self.a.load(isa, at + block.k.start, out),
                         None => out.fill(0.0),

@@ -1,11 +1,11 @@
 //! Joining values along an axis.
 
 use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, Operand, OperandType};
-use regraft_ir::{Op, TensorType};
+use regraft_ir::{Op, TensorType, ops::Concat};
 
 use super::{
     CpuKernel, Cx, Family,
-    support::{expect_plain, unsupported},
+    support::{Seen, Why, expect_plain, plain, unsupported},
 };
 
 use crate::Isa;
@@ -17,11 +17,15 @@ const TASK: usize = 64 << 10;
 
 pub(super) const FAMILY: Family = Family { ids: &[CONCAT], candidates, reads_strided, prepare };
 
-fn candidates(_: Isa, op: &Op, _: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
-    match op {
-        Op::Concat(_) => vec![Candidate::plain(CONCAT)],
-        _ => Vec::new(),
+fn accept<'a>(node: &Seen<'a>) -> Result<&'a Concat, Why> {
+    match node.op {
+        Op::Concat(op) => Ok(op),
+        _ => Err(Why("it joins nothing")),
     }
+}
+
+fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
+    plain(accept(&Seen::of_types(op, inputs)).map(|_| CONCAT))
 }
 
 fn reads_strided(_: &Op, _: usize, _: &Operand<'_>) -> bool {
@@ -35,7 +39,7 @@ struct Prepared {
 }
 
 fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendError> {
-    let Op::Concat(op) = node.op else { return Err(unsupported(node, "it joins nothing")) };
+    let op = accept(&Seen::of_node(node)).map_err(|why| unsupported(node, why.0))?;
     expect_plain(node, 0..node.inputs.len())?;
     let run = |o: &Operand<'_>| o.shape[op.axis..].iter().product::<usize>() * o.dtype.size();
     let runs = node.inputs.iter().flatten().map(run).collect();

@@ -1,12 +1,15 @@
 //! Convolutions that no other family takes: channels-first images, three spatial axes, weights that are computed.
 
 use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, Operand, OperandType};
-use regraft_ir::{Op, TensorType, ops::SpatialLayout};
+use regraft_ir::{
+    Op, TensorType,
+    ops::{Conv, SpatialLayout},
+};
 
 use super::{
     CpuKernel, Cx, Family,
     linear::activation,
-    support::{Types, all_floats, expect_plain, operand, unsupported},
+    support::{Seen, Types, Why, expect_plain, operand, plain, unsupported},
 };
 use crate::{
     Isa, Scratch,
@@ -18,11 +21,16 @@ const PIXELS: &str = "conv.direct";
 
 pub(super) const FAMILY: Family = Family { ids: &[PIXELS], candidates, reads_strided, prepare };
 
-fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
-    match op {
-        Op::Conv(op) if op.layout == SpatialLayout::Nchw && all_floats(inputs) => vec![Candidate::plain(PIXELS)],
-        _ => Vec::new(),
+/// Channels-first images of floats.
+fn accept<'a>(node: &Seen<'a>) -> Result<&'a Conv, Why> {
+    match node.op {
+        Op::Conv(op) if op.layout == SpatialLayout::Nchw => node.all_floats().map(|()| op),
+        _ => Err(Why("it is no convolution of channels-first images")),
     }
+}
+
+fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
+    plain(accept(&Seen::of_types(op, inputs)).map(|_| PIXELS))
 }
 
 fn reads_strided(_: &Op, _: usize, _: &Operand<'_>) -> bool {
@@ -40,20 +48,18 @@ struct Prepared {
     act_first: bool,
 }
 
+/// Values of one to three spatial axes; an axis that is not there has `unit`.
+pub(super) fn three(values: &[usize], unit: usize) -> [usize; 3] {
+    let mut all = [unit; 3];
+    all[3 - values.len()..].copy_from_slice(values);
+    all
+}
+
 fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendError> {
-    let Op::Conv(op) = node.op else { return Err(unsupported(node, "it is no convolution")) };
+    let op = accept(&Seen::of_node(node)).map_err(|why| unsupported(node, why.0))?;
     let (x, w, out) = (operand(node, 0)?.shape, operand(node, 1)?.shape, node.outputs[0].shape);
-    if op.layout != SpatialLayout::Nchw || !(3..=5).contains(&x.len()) {
-        return Err(unsupported(node, "images must be channels-first, with one to three spatial axes"));
-    }
     expect_plain(node, 0..4)?;
     let types = Types::expect(node, 0..4)?;
-    // Axes that are not there have size 1.
-    let three = |values: &[usize], unit: usize| {
-        let mut all = [unit; 3];
-        all[3 - values.len()..].copy_from_slice(values);
-        all
-    };
     let window = Window3 {
         input: three(&x[2..], 1),
         output: three(&out[2..], 1),

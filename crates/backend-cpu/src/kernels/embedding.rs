@@ -6,7 +6,7 @@ use regraft_tensor::{DType, contiguous_strides, for_each_index};
 
 use super::{
     CpuKernel, Cx, Family,
-    support::{around, elements, elements_mut, expect_plain, operand, read, unsupported, with_size},
+    support::{Seen, Why, around, elements, elements_mut, expect_plain, operand, plain, read, unsupported, with_size},
 };
 use crate::{
     Isa, Scratch,
@@ -20,13 +20,17 @@ const INDEX: &str = "index.rows";
 
 pub(super) const FAMILY: Family = Family { ids: &[ROWS, GATHER, INDEX], candidates, reads_strided, prepare };
 
-fn candidates(_: Isa, op: &Op, _: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
-    match op {
-        Op::Embedding(_) => vec![Candidate::plain(ROWS)],
-        Op::Gather(_) => vec![Candidate::plain(GATHER)],
-        Op::Index(_) => vec![Candidate::plain(INDEX)],
-        _ => Vec::new(),
+fn accept(node: &Seen<'_>) -> Result<&'static str, Why> {
+    match node.op {
+        Op::Embedding(_) => Ok(ROWS),
+        Op::Gather(_) => Ok(GATHER),
+        Op::Index(_) => Ok(INDEX),
+        _ => Err(Why("it indexes nothing")),
     }
+}
+
+fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
+    plain(accept(&Seen::of_types(op, inputs)))
 }
 
 fn reads_strided(_: &Op, _: usize, _: &Operand<'_>) -> bool {
@@ -34,7 +38,7 @@ fn reads_strided(_: &Op, _: usize, _: &Operand<'_>) -> bool {
 }
 
 /// An index operand, broadcast to the shape of the points.
-struct IndexOperand {
+pub(super) struct IndexOperand {
     dtype: DType,
     /// Where each point finds its index.
     places: Vec<u32>,
@@ -67,6 +71,7 @@ struct Prepared {
 }
 
 fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendError> {
+    accept(&Seen::of_node(node)).map_err(|why| unsupported(node, why.0))?;
     expect_plain(node, 0..node.inputs.len())?;
     let x = operand(node, 0)?;
     let kind = match node.op {
@@ -98,7 +103,8 @@ fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendEr
     Ok(Box::new(Prepared { cx: cx.clone(), size: x.dtype.size(), kind }))
 }
 
-fn index_operand(
+/// Operand `index` as indices of an axis of `size` elements, broadcast to `points`.
+pub(super) fn index_operand(
     node: &NodeSpec<'_>,
     index: usize,
     points: &[usize],
@@ -119,6 +125,25 @@ fn index_operand(
     if fits { Ok(IndexOperand { dtype: o.dtype, places, size }) } else { Err(unsupported(node, "too many indices")) }
 }
 
+/// The row that each point names: its indices, as one number. Negative ones count from the end if `wrap`.
+pub(super) fn rows_of(
+    operands: &[IndexOperand],
+    wrap: bool,
+    inputs: &[Option<&[u8]>],
+    rows: &mut [usize],
+) -> Result<(), DataError> {
+    rows.fill(0);
+    for (i, operand) in operands.iter().enumerate() {
+        let indices = indices(operand.dtype, read(inputs, i));
+        for (row, place) in rows.iter_mut().zip(&operand.places) {
+            let at = indices.checked(*place as usize, operand.size, wrap);
+            let at = at.map_err(|index| DataError::Index { index, size: operand.size })?;
+            *row = *row * operand.size + at;
+        }
+    }
+    Ok(())
+}
+
 fn indices(dtype: DType, bytes: &[u8]) -> Indices<'_> {
     if dtype == DType::I32 { Indices::I32(elements(bytes)) } else { Indices::I64(elements(bytes)) }
 }
@@ -136,15 +161,7 @@ impl CpuKernel for Prepared {
         match &self.kind {
             Kind::Rows { sizes, wrap, indices: operands, points } => {
                 let rows = Scratch::new(scratch).take::<usize>(*points);
-                rows.fill(0);
-                for (i, operand) in operands.iter().enumerate() {
-                    let indices = indices(operand.dtype, read(inputs, i + 1));
-                    for (row, place) in rows.iter_mut().zip(&operand.places) {
-                        let at = indices.checked(*place as usize, operand.size, *wrap);
-                        let at = at.map_err(|index| DataError::Index { index, size: operand.size })?;
-                        *row = *row * operand.size + at;
-                    }
-                }
+                rows_of(operands, *wrap, &inputs[1..], rows)?;
                 with_size!(self.size, T => take_rows::<T>(threads, elements(x), *sizes, rows, elements_mut(out)));
             }
             Kind::Gather { dtype, shape, strides, axis, size } => {

@@ -1,11 +1,11 @@
 //! The recurrent part of an LSTM.
 
 use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, Operand, OperandType};
-use regraft_ir::{Op, TensorType};
+use regraft_ir::{Op, TensorType, ops::Lstm};
 
 use super::{
     CpuKernel, Cx, Family,
-    support::{Types, all_floats, elements_mut, expect_plain, operand, unsupported},
+    support::{Seen, Types, Why, elements_mut, expect_plain, operand, plain, unsupported},
 };
 use crate::{
     Isa, Scratch,
@@ -17,11 +17,15 @@ const STEPS: &str = "lstm.steps";
 
 pub(super) const FAMILY: Family = Family { ids: &[STEPS], candidates, reads_strided, prepare };
 
-fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
-    match op {
-        Op::Lstm(_) if all_floats(inputs) => vec![Candidate::plain(STEPS)],
-        _ => Vec::new(),
+fn accept<'a>(node: &Seen<'a>) -> Result<&'a Lstm, Why> {
+    match node.op {
+        Op::Lstm(op) => node.all_floats().map(|()| op),
+        _ => Err(Why("it is no LSTM")),
     }
+}
+
+fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
+    plain(accept(&Seen::of_types(op, inputs)).map(|_| STEPS))
 }
 
 fn reads_strided(_: &Op, _: usize, _: &Operand<'_>) -> bool {
@@ -37,7 +41,7 @@ struct Prepared {
 }
 
 fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendError> {
-    let Op::Lstm(op) = node.op else { return Err(unsupported(node, "it is no LSTM")) };
+    let op = accept(&Seen::of_node(node)).map_err(|why| unsupported(node, why.0))?;
     expect_plain(node, 0..node.inputs.len())?;
     let types = Types::expect(node, 0..node.inputs.len())?;
     let (gates, state) = (operand(node, 0)?, operand(node, 1)?);

@@ -5,21 +5,27 @@
 mod attention;
 mod conv;
 mod copy;
+mod create;
 mod depthwise;
 mod direct;
 mod embedding;
 mod fused;
+mod joined;
 mod linear;
 mod lstm;
 mod matmul;
 mod moves;
 mod norm;
 mod pool;
+mod put;
+mod quantized;
 mod reduce;
 mod resize;
 mod softmax;
+mod sort;
 mod strided;
 mod support;
+mod transposed;
 
 use regraft_backend::{
     BackendError, Candidate, DataError, Kernel, KernelId, Launch, NodeSpec, Operand, OperandType, Queue, RunError,
@@ -125,6 +131,11 @@ const FAMILIES: &[Family] = &[
     lstm::FAMILY,
     moves::FAMILY,
     resize::FAMILY,
+    transposed::FAMILY,
+    sort::FAMILY,
+    put::FAMILY,
+    create::FAMILY,
+    quantized::FAMILY,
 ];
 
 pub(crate) fn candidates(

@@ -2,14 +2,15 @@
 
 use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, Operand, OperandType};
 use regraft_ir::{
-    Op, Scalar, TensorType,
+    Op, TensorType,
     ops::{Pad, PadMode, Resize, ResizeMode},
 };
 use regraft_tensor::{DType, contiguous_strides};
 
 use super::{
     CpuKernel, Cx, Family,
-    support::{elements, elements_mut, expect_plain, operand, read, unsupported, with_size},
+    create::bits,
+    support::{Seen, Why, elements, elements_mut, expect_plain, operand, plain, read, unsupported, with_size},
 };
 use crate::{
     Isa,
@@ -22,13 +23,17 @@ const NEAREST: &str = "resize.nearest";
 
 pub(super) const FAMILY: Family = Family { ids: &[FLIP, PAD, NEAREST], candidates, reads_strided, prepare };
 
-fn candidates(_: Isa, op: &Op, _: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
-    match op {
-        Op::Flip(_) => vec![Candidate::plain(FLIP)],
-        Op::Pad(_) => vec![Candidate::plain(PAD)],
-        Op::Resize(op) if op.mode == ResizeMode::Nearest => vec![Candidate::plain(NEAREST)],
-        _ => Vec::new(),
+fn accept(node: &Seen<'_>) -> Result<&'static str, Why> {
+    match node.op {
+        Op::Flip(_) => Ok(FLIP),
+        Op::Pad(_) => Ok(PAD),
+        Op::Resize(op) if op.mode == ResizeMode::Nearest => Ok(NEAREST),
+        _ => Err(Why("it moves nothing")),
     }
+}
+
+fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
+    plain(accept(&Seen::of_types(op, inputs)))
 }
 
 fn reads_strided(_: &Op, _: usize, _: &Operand<'_>) -> bool {
@@ -45,6 +50,7 @@ struct Prepared {
 }
 
 fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendError> {
+    accept(&Seen::of_node(node)).map_err(|why| unsupported(node, why.0))?;
     expect_plain(node, [0])?;
     let (x, out) = (operand(node, 0)?, node.outputs[0].shape);
     let sources = |axis: usize| -> Result<Vec<usize>, BackendError> {
@@ -87,14 +93,6 @@ fn nearest(op: &Resize, axis: usize, from: usize, to: usize, dtype: DType) -> Ve
         Some(i) => op.taps(i, from, to, dtype).into_iter().map(|(first, ..)| first).collect(),
         None => (0..from).collect(),
     }
-}
-
-/// The bits of a literal.
-fn bits(value: Scalar, dtype: DType) -> u64 {
-    let mut bytes = [0; 8];
-    let one = regraft_tensor::Tensor::from_f64(dtype, &[1], &[value.as_f64()]);
-    bytes[..dtype.size()].copy_from_slice(one.bytes());
-    u64::from_le_bytes(bytes)
 }
 
 impl CpuKernel for Prepared {

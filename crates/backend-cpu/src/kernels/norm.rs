@@ -1,34 +1,42 @@
-//! Layer, RMS and group normalisation.
+//! Layer, RMS, group and batch normalisation.
 
 use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, Operand, OperandType};
 use regraft_ir::{Op, TensorType, ops::SpatialLayout};
 
 use super::{
     CpuKernel, Cx, Family,
-    support::{Types, all_floats, expect_plain, operand, unsupported},
+    support::{Seen, Types, Why, expect_plain, operand, plain, unsupported},
 };
 use crate::{
     Isa, Scratch,
-    nn::norm::{GroupNorm, RowNorm, group_norm, layer_norm, rms_norm},
+    nn::{
+        batch_norm::{BatchNorm, batch_norm},
+        norm::{GroupNorm, RowNorm, group_norm, layer_norm, rms_norm},
+    },
     simd::with_floats_mut,
 };
 
 const LAYER: &str = "layer_norm.rows";
 const RMS: &str = "rms_norm.rows";
 const GROUP: &str = "group_norm.groups";
+const BATCH: &str = "batch_norm.channels";
 
-pub(super) const FAMILY: Family = Family { ids: &[LAYER, RMS, GROUP], candidates, reads_strided, prepare };
+pub(super) const FAMILY: Family = Family { ids: &[LAYER, RMS, GROUP, BATCH], candidates, reads_strided, prepare };
+
+/// Floats of any kind.
+fn accept(node: &Seen<'_>) -> Result<&'static str, Why> {
+    node.all_floats()?;
+    match node.op {
+        Op::LayerNorm(_) => Ok(LAYER),
+        Op::RmsNorm(_) => Ok(RMS),
+        Op::GroupNorm(_) => Ok(GROUP),
+        Op::BatchNorm(_) => Ok(BATCH),
+        _ => Err(Why("it is no normalisation")),
+    }
+}
 
 fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
-    if !all_floats(inputs) {
-        return Vec::new();
-    }
-    match op {
-        Op::LayerNorm(_) => vec![Candidate::plain(LAYER)],
-        Op::RmsNorm(_) => vec![Candidate::plain(RMS)],
-        Op::GroupNorm(_) => vec![Candidate::plain(GROUP)],
-        _ => Vec::new(),
-    }
+    plain(accept(&Seen::of_types(op, inputs)))
 }
 
 fn reads_strided(_: &Op, _: usize, _: &Operand<'_>) -> bool {
@@ -38,7 +46,17 @@ fn reads_strided(_: &Op, _: usize, _: &Operand<'_>) -> bool {
 enum Kind {
     Layer,
     Rms,
-    Group { batch: usize, channels: usize, positions: usize, groups: usize, channels_last: bool },
+    Group {
+        batch: usize,
+        channels: usize,
+        positions: usize,
+        groups: usize,
+        channels_last: bool,
+    },
+    /// Elements of a channel that stand side by side.
+    Batch {
+        positions: usize,
+    },
 }
 
 struct Prepared {
@@ -51,6 +69,7 @@ struct Prepared {
 }
 
 fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendError> {
+    accept(&Seen::of_node(node)).map_err(|why| unsupported(node, why.0))?;
     expect_plain(node, 0..node.inputs.len())?;
     let types = Types::expect(node, 0..node.inputs.len())?;
     let x = operand(node, 0)?;
@@ -64,6 +83,10 @@ fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendEr
             let positions = op.layout.spatial(x.shape).iter().product();
             let channels_last = op.layout == SpatialLayout::Nhwc;
             (Kind::Group { batch: x.shape[0], channels, positions, groups: op.groups, channels_last }, channels, op.eps)
+        }
+        Op::BatchNorm(op) => {
+            let axis = op.layout.channel_axis(rank);
+            (Kind::Batch { positions: x.shape[axis + 1..].iter().product() }, x.shape[axis], op.eps)
         }
         _ => return Err(unsupported(node, "it is no normalisation")),
     };
@@ -79,6 +102,7 @@ impl CpuKernel for Prepared {
             Kind::Group { channels, positions, groups, .. } => {
                 GroupNorm::scratch(threads, channels, positions, groups, out)
             }
+            Kind::Batch { positions } => BatchNorm::scratch(threads, self.cols, positions, out),
         }
     }
 
@@ -98,6 +122,12 @@ impl CpuKernel for Prepared {
             Kind::Group { batch, channels, positions, groups, channels_last } => {
                 let norm = GroupNorm { x, batch, channels, positions, groups, channels_last, weight, bias, eps };
                 group_norm(threads, isa, &norm, out, scratch);
+            }
+            Kind::Batch { positions } => {
+                let (mean, variance) = (self.types.read(inputs, 1).first(cols), self.types.read(inputs, 2).first(cols));
+                let (weight, bias) = (affine(3), affine(4));
+                let norm = BatchNorm { x, channels: cols, positions, mean, variance, weight, bias, eps };
+                batch_norm(threads, isa, &norm, out, scratch);
             }
         });
         Ok(())

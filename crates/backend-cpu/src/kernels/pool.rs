@@ -1,63 +1,96 @@
-//! Pooling of channels-last images.
+//! Pooling.
 
 use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, Operand, OperandType};
-use regraft_ir::{Op, TensorType, ops::SpatialLayout};
+use regraft_ir::{
+    Op, TensorType,
+    ops::{AdaptiveAvgPool, SpatialLayout, adaptive_window},
+};
 
 use super::{
     CpuKernel, Cx, Family,
-    support::{Types, all_floats, expect_plain, operand, unsupported},
+    support::{Seen, Types, Why, expect_plain, operand, plain, unsupported},
 };
 use crate::{
     Isa, Scratch,
     gemm::Conv2d,
     nn::{
         pool::{Pooling, pool, pool_scratch},
+        pool_any::{Span, SpanAxis, SpanPool, span_pool},
         reduce::{Reduction, reduce},
     },
     simd::with_floats_mut,
 };
 
 const WINDOWS: &str = "pool.windows";
+const SPANS: &str = "pool.spans";
 const GLOBAL: &str = "pool.global";
 
-pub(super) const FAMILY: Family = Family { ids: &[WINDOWS, GLOBAL], candidates, reads_strided, prepare };
+pub(super) const FAMILY: Family = Family { ids: &[WINDOWS, SPANS, GLOBAL], candidates, reads_strided, prepare };
 
-/// Kernel, stride, padding and dilation of a window, per spatial axis.
+/// Windows of one shape: kernel, stride, padding and dilation, per spatial axis.
 struct Window<'a> {
+    layout: SpatialLayout,
     pooling: Pooling,
+    divisor: Option<usize>,
     kernel: &'a [usize],
     stride: &'a [usize],
     padding: &'a [usize],
     dilation: Option<&'a [usize]>,
 }
 
-fn window(op: &Op) -> Option<(SpatialLayout, Window<'_>)> {
-    match op {
-        Op::MaxPool(op) => {
-            let (kernel, stride, padding) = (&op.kernel, &op.stride, &op.padding);
-            let dilation = Some(op.dilation.as_slice());
-            Some((op.layout, Window { pooling: Pooling::Max, kernel, stride, padding, dilation }))
+/// How a node is run.
+enum Spec<'a> {
+    /// Channels-last images of up to two axes.
+    Windows(Window<'a>),
+    /// All others.
+    Spans(Window<'a>),
+    /// Windows of other sizes.
+    Adaptive(&'a AdaptiveAvgPool),
+    /// One window is all of the image: a reduction of neighbouring axes in either layout.
+    Global(SpatialLayout),
+}
+
+impl Spec<'_> {
+    fn id(&self) -> &'static str {
+        match self {
+            Spec::Windows(_) => WINDOWS,
+            Spec::Spans(_) | Spec::Adaptive(_) => SPANS,
+            Spec::Global(_) => GLOBAL,
         }
-        Op::AvgPool(op) if op.divisor.is_none() => {
-            let (kernel, stride, padding) = (&op.kernel, &op.stride, &op.padding);
-            let pooling = Pooling::Average { include_padding: op.count_include_pad };
-            Some((op.layout, Window { pooling, kernel, stride, padding, dilation: None }))
-        }
-        _ => None,
     }
 }
 
+fn accept<'a>(node: &Seen<'a>) -> Result<Spec<'a>, Why> {
+    node.all_floats()?;
+    let window = match node.op {
+        Op::MaxPool(op) => Window {
+            layout: op.layout,
+            pooling: Pooling::Max,
+            divisor: None,
+            kernel: &op.kernel,
+            stride: &op.stride,
+            padding: &op.padding,
+            dilation: Some(&op.dilation),
+        },
+        Op::AvgPool(op) => Window {
+            layout: op.layout,
+            pooling: Pooling::Average { include_padding: op.count_include_pad },
+            divisor: op.divisor,
+            kernel: &op.kernel,
+            stride: &op.stride,
+            padding: &op.padding,
+            dilation: None,
+        },
+        Op::AdaptiveAvgPool(op) if op.size.iter().all(|&s| s == 1) => return Ok(Spec::Global(op.layout)),
+        Op::AdaptiveAvgPool(op) => return Ok(Spec::Adaptive(op)),
+        _ => return Err(Why("it pools nothing")),
+    };
+    let flat = window.layout == SpatialLayout::Nhwc && node.rank(0) < 5;
+    Ok(if flat && window.divisor.is_none() { Spec::Windows(window) } else { Spec::Spans(window) })
+}
+
 fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
-    let rank = inputs.first().copied().flatten().map_or(0, |x| x.ty.rank());
-    if !all_floats(inputs) || !matches!(rank, 3 | 4) {
-        return Vec::new();
-    }
-    match op {
-        // The mean over all positions is a reduction of neighbouring axes in either layout.
-        Op::AdaptiveAvgPool(op) if op.size.iter().all(|&s| s == 1) => vec![Candidate::plain(GLOBAL)],
-        _ if window(op).is_some_and(|(layout, _)| layout == SpatialLayout::Nhwc) => vec![Candidate::plain(WINDOWS)],
-        _ => Vec::new(),
-    }
+    plain(accept(&Seen::of_types(op, inputs)).map(|spec| spec.id()))
 }
 
 fn reads_strided(_: &Op, _: usize, _: &Operand<'_>) -> bool {
@@ -66,6 +99,7 @@ fn reads_strided(_: &Op, _: usize, _: &Operand<'_>) -> bool {
 
 enum Kind {
     Windows { pooling: Pooling, geometry: Conv2d, channels: usize },
+    Spans(SpanPool),
     Global { sizes: [usize; 3] },
 }
 
@@ -76,37 +110,103 @@ struct Prepared {
 }
 
 fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendError> {
+    let spec = accept(&Seen::of_node(node)).map_err(|why| unsupported(node, why.0))?;
     expect_plain(node, [0])?;
     let types = Types::expect(node, 0..1)?;
-    let (x, out, cx) = (operand(node, 0)?.shape, node.outputs[0].shape, cx.clone());
-    if let Op::AdaptiveAvgPool(op) = node.op
-        && op.size.iter().all(|&s| s == 1)
-    {
-        let positions = op.layout.spatial(x).iter().product();
-        let channels = x[op.layout.channel_axis(x.len())];
-        let sizes = match op.layout {
-            SpatialLayout::Nhwc => [x[0], positions, channels],
-            SpatialLayout::Nchw => [x[0] * channels, positions, 1],
-        };
-        return Ok(Box::new(Prepared { cx, types, kind: Kind::Global { sizes } }));
+    let (x, out) = (operand(node, 0)?.shape, node.outputs[0].shape);
+    let kind = match spec {
+        Spec::Global(layout) => {
+            let positions = layout.spatial(x).iter().product();
+            let channels = x[layout.channel_axis(x.len())];
+            let sizes = match layout {
+                SpatialLayout::Nhwc => [x[0], positions, channels],
+                SpatialLayout::Nchw => [x[0] * channels, positions, 1],
+            };
+            Kind::Global { sizes }
+        }
+        Spec::Windows(w) => {
+            let (geometry, channels) = (w.geometry(x, out), x[x.len() - 1]);
+            Kind::Windows { pooling: w.pooling, geometry, channels }
+        }
+        Spec::Spans(w) => {
+            let spans = |axis, size, count| SpanAxis {
+                size,
+                step: w.dilation.map_or(1, |d| d[axis]),
+                spans: (0..count).map(|i| w.span(axis, i, size)).collect(),
+            };
+            Kind::Spans(span_pooling(w.pooling != Pooling::Max, w.layout, [x, out], spans))
+        }
+        Spec::Adaptive(op) => {
+            let span = |i, count, size| {
+                let (first, end) = adaptive_window(i, count, size);
+                Span { first, count: end - first, counts_as: end - first }
+            };
+            let spans =
+                |_, size, count| SpanAxis { size, step: 1, spans: (0..count).map(|i| span(i, count, size)).collect() };
+            Kind::Spans(span_pooling(true, op.layout, [x, out], spans))
+        }
+    };
+    Ok(Box::new(Prepared { cx: cx.clone(), types, kind }))
+}
+
+impl Window<'_> {
+    fn geometry(&self, x: &[usize], out: &[usize]) -> Conv2d {
+        // One-dimensional images are one row high.
+        let pair = |values: &[usize], unit: usize| if let [h, w] = *values { [h, w] } else { [unit, values[0]] };
+        Conv2d {
+            batch: x[0],
+            input: pair(self.layout.spatial(x), 1),
+            output: pair(self.layout.spatial(out), 1),
+            kernel: pair(self.kernel, 1),
+            stride: pair(self.stride, 1),
+            dilation: self.dilation.map_or([1, 1], |d| pair(d, 1)),
+            padding: pair(self.padding, 0),
+        }
     }
-    let Some((SpatialLayout::Nhwc, w)) = window(node.op).filter(|_| matches!(x.len(), 3 | 4)) else {
-        return Err(unsupported(node, "it pools no windows of channels-last images"));
+
+    /// What position `i` covers of an axis of `size` elements.
+    fn span(&self, axis: usize, i: usize, size: usize) -> Span {
+        let (step, padding) = (self.dilation.map_or(1, |d| d[axis]), self.padding[axis]);
+        let begin = i * self.stride[axis];
+        let tap = |t: usize| (begin + t * step).checked_sub(padding).filter(|at| *at < size);
+        let mut taps = (0..self.kernel[axis]).filter_map(tap);
+        let first = taps.next();
+        let count = first.map_or(0, |_| 1 + taps.count());
+        let counts_as = match (self.divisor, self.pooling) {
+            (Some(divisor), _) => {
+                if axis == 0 {
+                    divisor
+                } else {
+                    1
+                }
+            }
+            (None, Pooling::Average { include_padding: true }) => {
+                (begin + self.kernel[axis]).min(size + 2 * padding).saturating_sub(begin)
+            }
+            (None, _) => count,
+        };
+        Span { first: first.unwrap_or(0), count, counts_as }
+    }
+}
+
+/// A pooling by the windows that `spans` gives for an axis, from the sizes of the image and of the result.
+fn span_pooling(
+    mean: bool,
+    layout: SpatialLayout,
+    [x, out]: [&[usize]; 2],
+    spans: impl Fn(usize, usize, usize) -> SpanAxis,
+) -> SpanPool {
+    let (from, to, channels) = (layout.spatial(x), layout.spatial(out), x[layout.channel_axis(x.len())]);
+    let mut axes = [(); 3].map(|()| SpanAxis::none());
+    let missing = 3 - from.len();
+    for (axis, (&size, &count)) in from.iter().zip(to).enumerate() {
+        axes[missing + axis] = spans(axis, size, count);
+    }
+    let (outer, inner) = match layout {
+        SpatialLayout::Nchw => (x[0] * channels, 1),
+        SpatialLayout::Nhwc => (x[0], channels),
     };
-    // One-dimensional images are one row high.
-    let pair = |values: &[usize], unit: usize| if let [h, w] = *values { [h, w] } else { [unit, values[0]] };
-    let layout = SpatialLayout::Nhwc;
-    let geometry = Conv2d {
-        batch: x[0],
-        input: pair(layout.spatial(x), 1),
-        output: pair(layout.spatial(out), 1),
-        kernel: pair(w.kernel, 1),
-        stride: pair(w.stride, 1),
-        dilation: w.dilation.map_or([1, 1], |d| pair(d, 1)),
-        padding: pair(w.padding, 0),
-    };
-    let kind = Kind::Windows { pooling: w.pooling, geometry, channels: x[x.len() - 1] };
-    Ok(Box::new(Prepared { cx, types, kind }))
+    SpanPool { mean, outer, axes, inner }
 }
 
 impl CpuKernel for Prepared {
@@ -115,6 +215,7 @@ impl CpuKernel for Prepared {
             Kind::Windows { geometry, channels, .. } => {
                 pool_scratch(&self.cx.threads, geometry, *channels, [self.types.of(0), self.types.out()])
             }
+            Kind::Spans(pool) => pool.scratch(&self.cx.threads, self.types.out()),
             Kind::Global { .. } => 0,
         }
     }
@@ -127,6 +228,7 @@ impl CpuKernel for Prepared {
                 let image = x.first(geometry.batch * geometry.input[0] * geometry.input[1] * channels);
                 pool(threads, isa, *pooling, geometry, *channels, image, out, &mut Scratch::new(scratch));
             }
+            Kind::Spans(spans) => span_pool(threads, isa, spans, x, out, &mut Scratch::new(scratch)),
             Kind::Global { sizes } => {
                 reduce(threads, isa, Reduction::Mean, x.first(sizes.iter().product()), *sizes, out);
             }

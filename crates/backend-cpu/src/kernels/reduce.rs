@@ -1,44 +1,50 @@
-//! Reductions, running sums and positions of extrema.
+//! Reductions, what runs along an axis, and positions of extrema.
 
-use half::{bf16, f16};
 use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, Operand, OperandType};
 use regraft_ir::{
     Op, TensorType,
-    ops::{ArgReduceFn, ReduceFn},
+    ops::{ArgReduceFn, CumulateFn, ReduceFn},
 };
-use regraft_tensor::{DType, Element};
+use regraft_tensor::{DType, contiguous_strides};
 
 use super::{
     CpuKernel, Cx, Family,
-    support::{around, elements, elements_mut, expect_plain, operand, read, unsupported, with_elements},
+    joined::Joined,
+    support::{
+        Seen, Why, around, elements, elements_mut, expect_plain, operand, plain, read, unsupported, with_elements,
+        with_size,
+    },
 };
 use crate::{
-    Isa, Threads,
+    Isa, Scratch, Threads,
     nn::{
         reduce::{Reduction, reduce},
-        scan::{arg_extremum, cumsum, join},
+        scan::{arg_extremum, arg_so_far, cumprod, cumsum, join, log_cum_sum_exp},
+        transpose::copy_strided,
     },
+    scratch::bytes_of,
     simd::{FloatType, Floats, with_floats_mut},
 };
 
 const AXES: &str = "reduce.axes";
 const CUMSUM: &str = "cumsum.axis";
+const CUMULATE: &str = "cumulate.axis";
 const ARG: &str = "arg_reduce.axis";
 
-pub(super) const FAMILY: Family = Family { ids: &[AXES, CUMSUM, ARG], candidates, reads_strided, prepare };
+pub(super) const FAMILY: Family = Family { ids: &[AXES, CUMSUM, CUMULATE, ARG], candidates, reads_strided, prepare };
 
-/// Whether no axis that is reduced has one between that is not.
-fn neighbouring(axes: &[usize]) -> bool {
-    !axes.is_empty() && axes.windows(2).all(|w| w[1] == w[0] + 1)
+fn accept(node: &Seen<'_>) -> Result<&'static str, Why> {
+    match node.op {
+        Op::Reduce(_) => Ok(AXES),
+        Op::Cumsum(_) => Ok(CUMSUM),
+        Op::Cumulate(_) => Ok(CUMULATE),
+        Op::ArgReduce(_) => Ok(ARG),
+        _ => Err(Why("it is no reduction")),
+    }
 }
 
-fn candidates(_: Isa, op: &Op, _: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
-    match op {
-        Op::Reduce(op) if neighbouring(&op.axes) => vec![Candidate::plain(AXES)],
-        Op::Cumsum(_) => vec![Candidate::plain(CUMSUM)],
-        Op::ArgReduce(_) => vec![Candidate::plain(ARG)],
-        _ => Vec::new(),
-    }
+fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
+    plain(accept(&Seen::of_types(op, inputs)))
 }
 
 fn reads_strided(_: &Op, _: usize, _: &Operand<'_>) -> bool {
@@ -49,7 +55,14 @@ fn reads_strided(_: &Op, _: usize, _: &Operand<'_>) -> bool {
 enum Kind {
     Reduce(ReduceFn),
     Cumsum,
+    Cumulate(CumulateFn),
     Arg(ArgReduceFn),
+}
+
+/// A copy in which the axes that are reduced stand last.
+struct Sorted {
+    shape: Vec<usize>,
+    strides: Vec<usize>,
 }
 
 struct Prepared {
@@ -57,26 +70,51 @@ struct Prepared {
     kind: Kind,
     dtype: DType,
     sizes: [usize; 3],
+    /// What is reduced, where it is not the operand as it is.
+    sorted: Option<Sorted>,
 }
 
 fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendError> {
+    accept(&Seen::of_node(node)).map_err(|why| unsupported(node, why.0))?;
     expect_plain(node, [0])?;
     let x = operand(node, 0)?;
+    let mut sorted = None;
     let (kind, sizes) = match node.op {
-        Op::Reduce(op) if neighbouring(&op.axes) => {
-            let (first, last) = (op.axes[0], op.axes[op.axes.len() - 1]);
-            let product = |sizes: &[usize]| sizes.iter().product();
-            let sizes = [product(&x.shape[..first]), product(&x.shape[first..=last]), product(&x.shape[last + 1..])];
+        Op::Reduce(op) => {
+            let (sizes, copy) = reduced(&op.axes, x.shape);
+            sorted = copy;
             (Kind::Reduce(op.f), sizes)
         }
         Op::Cumsum(op) => (Kind::Cumsum, around(x.shape, op.axis)),
+        Op::Cumulate(op) => (Kind::Cumulate(op.f), around(x.shape, op.axis)),
         Op::ArgReduce(op) => (Kind::Arg(op.f), around(x.shape, op.axis)),
-        _ => return Err(unsupported(node, "it is no reduction over neighbouring axes")),
+        _ => return Err(unsupported(node, "it is no reduction")),
     };
     if sizes[1] == 0 && matches!(kind, Kind::Arg(_)) {
         return Err(unsupported(node, "the axis is empty"));
     }
-    Ok(Box::new(Prepared { cx: cx.clone(), kind, dtype: x.dtype, sizes }))
+    Ok(Box::new(Prepared { cx: cx.clone(), kind, dtype: x.dtype, sizes, sorted }))
+}
+
+/// The operand as `[outer, reduced, inner]`, and the copy of it that lies so if it does not itself.
+fn reduced(axes: &[usize], shape: &[usize]) -> ([usize; 3], Option<Sorted>) {
+    let product = |sizes: &[usize]| sizes.iter().product();
+    // Axes of size 1 are nowhere in particular.
+    let large: Vec<usize> = axes.iter().copied().filter(|axis| shape[*axis] != 1).collect();
+    let between = |first: usize, last: usize| (first..=last).any(|axis| shape[axis] != 1 && !axes.contains(&axis));
+    match (large.first(), large.last()) {
+        (Some(&first), Some(&last)) if between(first, last) => {}
+        (Some(&first), Some(&last)) => {
+            let sizes = [product(&shape[..first]), product(&shape[first..=last]), product(&shape[last + 1..])];
+            return (sizes, None);
+        }
+        _ => return ([product(shape), 1, 1], None),
+    }
+    let strides = contiguous_strides(shape);
+    let order: Vec<usize> = (0..shape.len()).filter(|axis| !axes.contains(axis)).chain(axes.iter().copied()).collect();
+    let pick = |from: &[usize]| order.iter().map(|axis| from[*axis]).collect::<Vec<_>>();
+    let (sorted, kept) = (Sorted { shape: pick(shape), strides: pick(&strides) }, shape.len() - axes.len());
+    ([product(&sorted.shape[..kept]), product(&sorted.shape[kept..]), 1], Some(sorted))
 }
 
 /// The reduction of floats that routines have.
@@ -90,45 +128,6 @@ fn reduction(f: ReduceFn) -> Option<Reduction> {
         ReduceFn::Any | ReduceFn::All => None,
     }
 }
-
-/// What integers are joined by.
-trait Joined: Element {
-    const LEAST: Self;
-    const GREATEST: Self;
-    fn plus(self, other: Self) -> Self;
-    fn times(self, other: Self) -> Self;
-    fn greater(self, other: Self) -> Self;
-    fn lesser(self, other: Self) -> Self;
-}
-
-macro_rules! joined {
-    ($($t:ty),*) => {$(
-        impl Joined for $t {
-            const LEAST: $t = <$t>::MIN;
-            const GREATEST: $t = <$t>::MAX;
-            fn plus(self, other: $t) -> $t { self.wrapping_add(other) }
-            fn times(self, other: $t) -> $t { self.wrapping_mul(other) }
-            fn greater(self, other: $t) -> $t { Ord::max(self, other) }
-            fn lesser(self, other: $t) -> $t { Ord::min(self, other) }
-        }
-    )*};
-}
-joined!(i64, i32, i16, i8, u8);
-
-macro_rules! joined_floats {
-    ($($t:ty),*) => {$(
-        impl Joined for $t {
-            const LEAST: $t = <$t>::NEG_INFINITY;
-            const GREATEST: $t = <$t>::INFINITY;
-            fn plus(self, other: $t) -> $t { self + other }
-            fn times(self, other: $t) -> $t { self * other }
-            fn greater(self, other: $t) -> $t { if other > self || other.is_nan() { other } else { self } }
-            fn lesser(self, other: $t) -> $t { if other < self || other.is_nan() { other } else { self } }
-        }
-    )*};
-}
-// Short floats are reduced as f32; these are for `any` and `all`.
-joined_floats!(f64, f32, f16, bf16);
 
 /// Reduces numbers in their own type.
 fn reduce_elements<T: Joined>(threads: &Threads, f: ReduceFn, x: &[T], sizes: [usize; 3], out: &mut [u8]) {
@@ -150,11 +149,24 @@ fn reduce_elements<T: Joined>(threads: &Threads, f: ReduceFn, x: &[T], sizes: [u
 }
 
 impl CpuKernel for Prepared {
-    fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]], _: &mut [u8]) -> Result<(), DataError> {
-        let (threads, bytes, sizes) = (&self.cx.threads, read(inputs, 0), self.sizes);
+    fn scratch(&self) -> usize {
+        let count = |sorted: &Sorted| sorted.shape.iter().product::<usize>();
+        bytes_of::<u8>(self.sorted.as_ref().map_or(0, count) * self.dtype.size())
+    }
+
+    fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]], scratch: &mut [u8]) -> Result<(), DataError> {
+        let (threads, mut bytes, sizes) = (&self.cx.threads, read(inputs, 0), self.sizes);
         let out = &mut *outputs[0];
         if out.is_empty() {
             return Ok(());
+        }
+        if let Some(Sorted { shape, strides }) = &self.sorted {
+            let size = self.dtype.size();
+            let copy = Scratch::new(scratch).take::<u8>(shape.iter().product::<usize>() * size);
+            with_size!(size, T => {
+                copy_strided(threads, self.cx.isa, elements::<T>(bytes), shape, strides, elements_mut(copy));
+            });
+            bytes = copy;
         }
         let count = sizes.iter().product();
         match self.kind {
@@ -172,6 +184,24 @@ impl CpuKernel for Prepared {
             Kind::Cumsum => {
                 with_elements!(self.dtype, T => cumsum(threads, elements::<T>(bytes), sizes, elements_mut(out)));
             }
+            Kind::Cumulate(f @ (CumulateFn::ArgMax | CumulateFn::ArgMin)) => {
+                let (greatest, out) = (f == CumulateFn::ArgMax, elements_mut(out));
+                with_elements!(self.dtype, T => arg_so_far(threads, greatest, elements::<T>(bytes), sizes, out));
+            }
+            Kind::Cumulate(CumulateFn::Prod) => {
+                with_elements!(self.dtype, T => cumprod(threads, elements::<T>(bytes), sizes, elements_mut(out)));
+            }
+            Kind::Cumulate(CumulateFn::LogSumExp) => match FloatType::of(self.dtype) {
+                // Inference lets floats alone through.
+                None => log_cum_sum_exp(threads, elements::<f64>(bytes), sizes, elements_mut(out)),
+                Some(FloatType::F32) => log_cum_sum_exp(threads, elements::<f32>(bytes), sizes, elements_mut(out)),
+                Some(FloatType::F16) => {
+                    log_cum_sum_exp(threads, elements::<half::f16>(bytes), sizes, elements_mut(out))
+                }
+                Some(FloatType::Bf16) => {
+                    log_cum_sum_exp(threads, elements::<half::bf16>(bytes), sizes, elements_mut(out));
+                }
+            },
             Kind::Arg(f) => {
                 let greatest = f == ArgReduceFn::Max;
                 with_elements!(self.dtype, T => {

@@ -3,12 +3,12 @@
 use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, Operand, OperandType};
 use regraft_ir::{
     Op, TensorType,
-    ops::{ResizeMode, SpatialLayout},
+    ops::{Resize, ResizeMode, SpatialLayout},
 };
 
 use super::{
     CpuKernel, Cx, Family,
-    support::{Types, all_floats, expect_plain, operand, unsupported},
+    support::{Seen, Types, Why, expect_plain, operand, plain, unsupported},
 };
 use crate::{
     Isa, Scratch,
@@ -20,11 +20,15 @@ const LINEAR: &str = "resize.linear";
 
 pub(super) const FAMILY: Family = Family { ids: &[LINEAR], candidates, reads_strided, prepare };
 
-fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
-    match op {
-        Op::Resize(op) if op.mode == ResizeMode::Linear && all_floats(inputs) => vec![Candidate::plain(LINEAR)],
-        _ => Vec::new(),
+fn accept<'a>(node: &Seen<'a>) -> Result<&'a Resize, Why> {
+    match node.op {
+        Op::Resize(op) if op.mode == ResizeMode::Linear => node.all_floats().map(|()| op),
+        _ => Err(Why("it does not blend")),
     }
+}
+
+fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
+    plain(accept(&Seen::of_types(op, inputs)).map(|_| LINEAR))
 }
 
 fn reads_strided(_: &Op, _: usize, _: &Operand<'_>) -> bool {
@@ -38,10 +42,7 @@ struct Prepared {
 }
 
 fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendError> {
-    let op = match node.op {
-        Op::Resize(op) if op.mode == ResizeMode::Linear => op,
-        _ => return Err(unsupported(node, "it does not blend")),
-    };
+    let op = accept(&Seen::of_node(node)).map_err(|why| unsupported(node, why.0))?;
     expect_plain(node, [0])?;
     let (x, types) = (operand(node, 0)?, Types::expect(node, 0..1)?);
     let (input, output) = (op.layout.spatial(x.shape), op.layout.spatial(node.outputs[0].shape));

@@ -1,11 +1,11 @@
 //! Softmax over one axis.
 
 use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, Operand, OperandType};
-use regraft_ir::{Op, TensorType};
+use regraft_ir::{Op, TensorType, ops::Softmax};
 
 use super::{
     CpuKernel, Cx, Family,
-    support::{Types, all_floats, around, expect_plain, operand, unsupported},
+    support::{Seen, Types, Why, around, expect_plain, operand, plain, unsupported},
 };
 use crate::{
     Isa, Scratch,
@@ -17,11 +17,15 @@ const AXIS: &str = "softmax.axis";
 
 pub(super) const FAMILY: Family = Family { ids: &[AXIS], candidates, reads_strided, prepare };
 
-fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
-    match op {
-        Op::Softmax(_) if all_floats(inputs) => vec![Candidate::plain(AXIS)],
-        _ => Vec::new(),
+fn accept<'a>(node: &Seen<'a>) -> Result<&'a Softmax, Why> {
+    match node.op {
+        Op::Softmax(op) => node.all_floats().map(|()| op),
+        _ => Err(Why("it is no softmax")),
     }
+}
+
+fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
+    plain(accept(&Seen::of_types(op, inputs)).map(|_| AXIS))
 }
 
 fn reads_strided(_: &Op, _: usize, _: &Operand<'_>) -> bool {
@@ -36,7 +40,7 @@ struct Prepared {
 }
 
 fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendError> {
-    let Op::Softmax(op) = node.op else { return Err(unsupported(node, "it is no softmax")) };
+    let op = accept(&Seen::of_node(node)).map_err(|why| unsupported(node, why.0))?;
     expect_plain(node, [0])?;
     let (types, sizes) = (Types::expect(node, 0..1)?, around(operand(node, 0)?.shape, op.axis));
     Ok(Box::new(Prepared { cx: cx.clone(), types, sizes, log: op.log }))

@@ -3,7 +3,9 @@
 use std::ops::Range;
 
 use bytemuck::Pod;
-use regraft_backend::{BackendError, FormatId, NodeSpec, Operand, OperandType, SlotLayout};
+use regraft_backend::{BackendError, Candidate, FormatId, NodeSpec, Operand, OperandType, SlotLayout};
+use regraft_ir::Op;
+use regraft_tensor::DType;
 
 use crate::{
     Isa,
@@ -14,6 +16,50 @@ use crate::{
 
 pub(super) fn unsupported(node: &NodeSpec<'_>, why: impl Into<String>) -> BackendError {
     BackendError::Unsupported { kernel: node.kernel.clone(), op: node.op.name(), why: why.into() }
+}
+
+/// Why a family does not take a node.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Why(pub(super) &'static str);
+
+/// What is known of a node when its kernel is chosen and when it is prepared alike: what a family's `accept` looks at.
+#[derive(Clone, Debug)]
+pub(super) struct Seen<'a> {
+    pub(super) op: &'a Op,
+    /// Element types and numbers of axes of operands that are there.
+    operands: Vec<Option<(DType, usize)>>,
+}
+
+impl<'a> Seen<'a> {
+    pub(super) fn of_types(op: &'a Op, inputs: &[Option<OperandType<'_>>]) -> Self {
+        Seen { op, operands: inputs.iter().map(|o| o.map(|o| (o.ty.dtype, o.ty.rank()))).collect() }
+    }
+
+    pub(super) fn of_node(node: &NodeSpec<'a>) -> Self {
+        let operands = node.inputs.iter().map(|o| o.map(|o| (o.dtype, o.shape.len()))).collect();
+        Seen { op: node.op, operands }
+    }
+
+    /// That all operands are floats that routines take.
+    pub(super) fn all_floats(&self) -> Result<(), Why> {
+        let floats = self.operands.iter().flatten().all(|(dtype, _)| FloatType::of(*dtype).is_some());
+        if floats { Ok(()) } else { Err(Why("operands must be f32, f16 or bf16")) }
+    }
+
+    /// The element type of an operand, if it is there.
+    pub(super) fn dtype(&self, index: usize) -> Option<DType> {
+        self.operands.get(index).copied().flatten().map(|(dtype, _)| dtype)
+    }
+
+    /// Axes of an operand that must be there.
+    pub(super) fn rank(&self, index: usize) -> usize {
+        self.operands.get(index).copied().flatten().map_or(0, |(_, rank)| rank)
+    }
+}
+
+/// The candidate of an accepted node, all operands as the op sees them.
+pub(super) fn plain(accepted: Result<&'static str, Why>) -> Vec<Candidate> {
+    accepted.map_or_else(|_| Vec::new(), |id| vec![Candidate::plain(id)])
 }
 
 /// The required operand at `index`.

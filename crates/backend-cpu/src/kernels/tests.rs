@@ -1,5 +1,8 @@
 //! Every kernel, in every dtype it takes and on every instruction set, against the reference evaluator.
 
+mod quantized;
+mod rest;
+
 use proptest::prelude::*;
 use regraft_backend::{Codegen, NodeSpec, Operand, OperandType, ResultType, SlotLayout};
 use regraft_ir::{

@@ -2,6 +2,7 @@
 //! (`[batch, height, width, channels]`).
 
 pub mod attention;
+pub mod batch_norm;
 pub mod depthwise;
 pub mod direct;
 pub mod im2col;
@@ -9,11 +10,15 @@ pub mod lstm;
 pub mod moves;
 pub mod norm;
 pub mod pool;
+pub mod pool_any;
+pub mod put;
 pub mod reduce;
 pub mod resize;
 pub mod scan;
 pub mod softmax;
+pub mod sort;
 pub mod transpose;
+pub mod transposed;
 mod window;
 
 use crate::{
@@ -47,7 +52,7 @@ fn for_each_row<T: Send>(threads: &Threads, out: &mut [T], cols: usize, row: imp
 }
 
 /// Workers that have a part of the scratch each.
-fn workers(threads: &Threads) -> usize {
+pub(crate) fn workers(threads: &Threads) -> usize {
     threads.count().min(MAX_WORKERS)
 }
 

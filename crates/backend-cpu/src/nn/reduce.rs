@@ -127,7 +127,7 @@ fn columns(isa: Isa, reduction: Reduction, xs: Floats<'_>, inner: usize, first: 
 
 simd_fn! {
     /// Joins each element of `x` to that of `out`.
-    fn combine<F>(reduction: Reduction, x: &[f32], out: &mut [f32]) {
+    pub(super) fn combine<F>(reduction: Reduction, x: &[f32], out: &mut [f32]) {
         match reduction {
             Reduction::Sum | Reduction::Mean => out.iter_mut().zip(x).for_each(|(y, x)| *y += x),
             Reduction::Max => out.iter_mut().zip(x).for_each(|(y, x)| *y = lanes::greater(*y, *x)),

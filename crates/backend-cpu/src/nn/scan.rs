@@ -9,14 +9,18 @@ use crate::{
     threads::{TileGrid, TileMut},
 };
 
-/// A number that is added up in a wider one: floats in f64, integers in themselves, wrapping.
+/// A number that is added up and multiplied in a wider one: floats in f64, integers in themselves, wrapping.
 pub trait Summed: Pod + Send + Sync {
-    /// What sums are kept in.
+    /// What sums and products are kept in.
     type Sum: Copy + Send + Sync;
     /// Nothing.
     const ZERO: Self::Sum;
+    /// One.
+    const ONE: Self::Sum;
     /// `sum + x`.
     fn add(sum: Self::Sum, x: Self) -> Self::Sum;
+    /// `product * x`.
+    fn mul(product: Self::Sum, x: Self) -> Self::Sum;
     /// The sum, rounded.
     fn of(sum: Self::Sum) -> Self;
 }
@@ -26,9 +30,14 @@ macro_rules! summed_integers {
         impl Summed for $t {
             type Sum = $t;
             const ZERO: $t = 0;
+            const ONE: $t = 1;
             #[inline(always)]
             fn add(sum: $t, x: $t) -> $t {
                 sum.wrapping_add(x)
+            }
+            #[inline(always)]
+            fn mul(product: $t, x: $t) -> $t {
+                product.wrapping_mul(x)
             }
             #[inline(always)]
             fn of(sum: $t) -> $t {
@@ -44,9 +53,14 @@ macro_rules! summed_floats {
         impl Summed for $t {
             type Sum = f64;
             const ZERO: f64 = 0.0;
+            const ONE: f64 = 1.0;
             #[inline(always)]
             fn add(sum: f64, x: $t) -> f64 {
                 sum + $wide(x)
+            }
+            #[inline(always)]
+            fn mul(product: f64, x: $t) -> f64 {
+                product * $wide(x)
             }
             #[inline(always)]
             fn of(sum: f64) -> $t {
@@ -78,12 +92,21 @@ fn columns<T: Pod + Send + Sync>(
     threads.for_each_tile(out, &grid, |at, tile| task(at.matrix * axis * inner + at.col, tile));
 }
 
-/// Running sums of `x` (`[outer, axis, inner]`) along the middle dimension.
+/// What each element of `x` (`[outer, axis, inner]`) makes with all before it along the middle dimension: `step` takes what was made so
+/// far, the element and its position, and `of` rounds.
 ///
 /// # Panics
 ///
 /// If a length does not fit.
-pub fn cumsum<T: Summed>(threads: &Threads, x: &[T], sizes: [usize; 3], out: &mut [T]) {
+pub fn scan<T: Pod + Send + Sync, A: Copy + Send + Sync, O: Pod + Send + Sync>(
+    threads: &Threads,
+    x: &[T],
+    sizes: [usize; 3],
+    start: A,
+    step: impl Fn(A, T, usize) -> A + Sync,
+    of: impl Fn(A) -> O + Sync,
+    out: &mut [O],
+) {
     assert!(x.len() >= out.len() && out.len() == sizes.iter().product::<usize>());
     let [_, axis, inner] = sizes;
     if axis == 0 {
@@ -94,25 +117,77 @@ pub fn cumsum<T: Summed>(threads: &Threads, x: &[T], sizes: [usize; 3], out: &mu
         return threads.for_each_chunk(out, per_task * axis, |task, out| {
             let x = &x[task * per_task * axis..][..out.len()];
             for (out, x) in out.chunks_exact_mut(axis).zip(x.chunks_exact(axis)) {
-                let mut sum = T::ZERO;
-                for (y, x) in out.iter_mut().zip(x) {
-                    sum = T::add(sum, *x);
-                    *y = T::of(sum);
+                let mut made = start;
+                for (i, (y, x)) in out.iter_mut().zip(x).enumerate() {
+                    made = step(made, *x, i);
+                    *y = of(made);
                 }
             }
         });
     }
-    columns(threads, sizes, out, |start, mut tile| {
-        let mut sums = [T::ZERO; COLUMNS];
-        for r in 0..axis {
-            let out = tile.row(r);
-            let x = &x[start + r * inner..][..out.len()];
-            for ((y, x), sum) in out.iter_mut().zip(x).zip(&mut sums) {
-                *sum = T::add(*sum, *x);
-                *y = T::of(*sum);
+    columns(threads, sizes, out, |begin, mut tile| {
+        let mut made = [start; COLUMNS];
+        for i in 0..axis {
+            let out = tile.row(i);
+            let x = &x[begin + i * inner..][..out.len()];
+            for ((y, x), made) in out.iter_mut().zip(x).zip(&mut made) {
+                *made = step(*made, *x, i);
+                *y = of(*made);
             }
         }
     });
+}
+
+/// Running sums.
+///
+/// # Panics
+///
+/// As [`scan`].
+pub fn cumsum<T: Summed>(threads: &Threads, x: &[T], sizes: [usize; 3], out: &mut [T]) {
+    scan(threads, x, sizes, T::ZERO, |sum, x, _| T::add(sum, x), T::of, out);
+}
+
+/// Running products.
+///
+/// # Panics
+///
+/// As [`scan`].
+pub fn cumprod<T: Summed>(threads: &Threads, x: &[T], sizes: [usize; 3], out: &mut [T]) {
+    scan(threads, x, sizes, T::ONE, |product, x, _| T::mul(product, x), T::of, out);
+}
+
+/// Running logarithms of sums of exponentials.
+///
+/// # Panics
+///
+/// As [`scan`].
+pub fn log_cum_sum_exp<T: Summed<Sum = f64>>(threads: &Threads, x: &[T], sizes: [usize; 3], out: &mut [T]) {
+    let step = |sum, x, _| log_add_exp(sum, T::add(0.0, x));
+    scan(threads, x, sizes, f64::NEG_INFINITY, step, T::of, out);
+}
+
+/// `log(e^a + e^b)`, of which equal infinities are themselves.
+fn log_add_exp(a: f64, b: f64) -> f64 {
+    if a.is_nan() || b.is_nan() {
+        return f64::NAN;
+    }
+    let (low, high) = (a.min(b), a.max(b));
+    if low == high && high.is_infinite() || low == f64::NEG_INFINITY { high } else { high + (low - high).exp().ln_1p() }
+}
+
+/// The position of the greatest (or least) element so far: the last of equals, and NaN before everything.
+///
+/// # Panics
+///
+/// As [`scan`].
+pub fn arg_so_far<T: Ordered>(threads: &Threads, greatest: bool, x: &[T], sizes: [usize; 3], out: &mut [i64]) {
+    let nan = |v: T::Key| v.partial_cmp(&v).is_none();
+    let step = |(best, at): (T::Key, i64), x: T, i: usize| {
+        let x = x.key();
+        let wins = i == 0 || nan(x) || (!nan(best) && if greatest { x >= best } else { x <= best });
+        if wins { (x, i as i64) } else { (best, at) }
+    };
+    scan(threads, x, sizes, (T::zeroed().key(), 0), step, |(_, at)| at, out);
 }
 
 /// A number that is compared.

@@ -2,6 +2,7 @@
 
 mod kept;
 mod recipe;
+mod rounded;
 
 use std::{
     iter::zip,

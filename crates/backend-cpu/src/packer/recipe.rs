@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use regraft_backend::{BackendError, Given, SlotLayout, adapter::Overlay};
+use regraft_backend::{BackendError, Given, SlotFormat, SlotLayout, adapter::Overlay};
 use regraft_ir::{Graph, eval};
 use regraft_tensor::{AlignedVec, DType, Tensor};
 use regraft_weights::{Computation, GatherPlan, Piece, Recipe, RefitMap};
@@ -10,10 +10,11 @@ use regraft_weights::{Computation, GatherPlan, Piece, Recipe, RefitMap};
 use super::{
     PackCx,
     kept::{Kept, KeptPlaces},
+    rounded::Rounded,
 };
 use crate::{
     Scratch,
-    format::Panels,
+    format::{BytePanels, Panels},
     pack::{LANES, MatrixView, SourceElement, for_float, pack_half_panels, pack_panels, pack_scratch},
     simd::FloatType,
 };
@@ -23,7 +24,11 @@ use crate::{
 pub(super) struct SlotRecipe {
     graph: Graph,
     gather: Option<GatherPlan>,
-    /// `None` for a plain slot.
+    /// How the slot is a part of a weight that is rounded to small integers.
+    rounded: Option<Rounded>,
+    /// Panels of bytes.
+    bytes: Option<BytePanels>,
+    /// Panels of floats; for a plain slot there are neither.
     panels: Option<Panels>,
     shape: Vec<usize>,
     dtype: DType,
@@ -47,7 +52,8 @@ impl SlotRecipe {
         let panels = if format.is_plain() { None } else { Panels::parse(format) };
         let refuse = || BackendError::Format { format: format.clone(), ty: format!("{dtype}{:?}", layout.shape) };
         let fits = |panels: Panels| panels.nr.is_multiple_of(LANES) && FloatType::of(dtype) == Some(panels.ty);
-        if !format.is_plain() && !panels.is_some_and(fits) {
+        let bytes = BytePanels::parse(format).filter(|bytes| bytes.byte_len(dtype, &layout.shape).is_some());
+        if !format.is_plain() && !panels.is_some_and(fits) && bytes.is_none() {
             return Err(refuse());
         }
         let source = |&index: &u32| {
@@ -56,7 +62,9 @@ impl SlotRecipe {
         };
         Ok(SlotRecipe {
             graph: recipe.graph.clone(),
-            gather: GatherPlan::compile(&recipe.graph, format),
+            gather: if bytes.is_some() { None } else { GatherPlan::compile(&recipe.graph, format) },
+            rounded: Rounded::find(&recipe.graph),
+            bytes,
             panels,
             shape: layout.shape.clone(),
             dtype,
@@ -68,6 +76,11 @@ impl SlotRecipe {
     /// Fills the slot.
     pub(super) fn run(&self, cx: &PackCx, given: &[Given<'_>], out: &mut [u8]) -> Result<(), String> {
         let sources = self.sources(given);
+        if let Some(rounded) = &self.rounded {
+            let tensors = sources.iter().map(|source| whole(cx, source)).collect::<Result<Vec<_>, _>>()?;
+            let weight = evaluate(&rounded.weight, &tensors)?;
+            return rounded.fill(cx, &weight, self.bytes, out);
+        }
         match (&self.gather, self.panels) {
             (Some(GatherPlan::Copy { runs }), _) => copy(cx, runs, &sources, out),
             (Some(GatherPlan::Vector(program)), _) => self.pack_value(cx, &compute(cx, program, &sources)?, out),
@@ -151,6 +164,13 @@ impl SlotRecipe {
 
     /// Packs the value of an evaluated recipe.
     fn pack_value(&self, cx: &PackCx, value: &Tensor, out: &mut [u8]) -> Result<(), String> {
+        if let (Some(panels), [k, n]) = (self.bytes, self.shape.as_slice()) {
+            out.fill(0);
+            for (index, byte) in value.bytes().iter().enumerate().take(k * n) {
+                out[panels.place(value.dtype(), &self.shape, index)] = *byte;
+            }
+            return Ok(());
+        }
         let Some(panels) = self.panels else {
             if value.bytes().len() != out.len() {
                 return Err("the value does not fill the slot".into());

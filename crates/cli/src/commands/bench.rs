@@ -96,7 +96,7 @@ fn same_interface(model: &Model, other: &Model, path: &std::path::Path) -> Resul
 // ------------------------------------------------------------------------------------------------------------- inputs
 
 /// The size of every symbol: what was asked for, else what the program was exported with.
-fn sizes(graph: &Graph, asked: &[(String, i64)]) -> Result<Vec<i64>, Failure> {
+pub(super) fn sizes(graph: &Graph, asked: &[(String, i64)]) -> Result<Vec<i64>, Failure> {
     let mut sizes: Vec<i64> = graph.symbols.iter().map(|s| s.opt).collect();
     for (name, size) in asked {
         let number = name.strip_prefix('s').and_then(|n| n.parse::<usize>().ok());
@@ -117,7 +117,7 @@ fn sizes(graph: &Graph, asked: &[(String, i64)]) -> Result<Vec<i64>, Failure> {
 }
 
 /// Random inputs that the program takes: integers may be ids, and tables have any number of rows.
-fn working_inputs(model: &Model, symbols: &[i64]) -> Result<Vec<Tensor>, Failure> {
+pub(super) fn working_inputs(model: &Model, symbols: &[i64]) -> Result<Vec<Tensor>, Failure> {
     let mut last = None;
     for limit in [100, 2, 1] {
         let inputs = random_inputs(&model.plan().graph, symbols, limit)?;

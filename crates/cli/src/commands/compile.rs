@@ -1,13 +1,14 @@
 use std::{fs, path::Path, time::Instant};
 
 use regraft::{
-    AtomicFile, CacheUse, CompileOptions, Compiled, DType, KeepSources, Mode, Observer,
+    AtomicFile, CacheUse, CompileOptions, Compiled, DType, Evaluated, KeepSources, Mode, Observer, WeightFormat,
     ir::{Graph, text},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{
-    cache, check_writable, file_size, histogram, inputs, named_types, path_json, tell_engine_facts, tune, write_engine,
+    cache, check_writable, file_size, histogram, inputs, loss, named_types, path_json, tell_engine_facts, tune,
+    write_engine,
 };
 use crate::{
     args::{CompileArgs, ModeArg},
@@ -30,6 +31,7 @@ pub(super) fn run(args: &CompileArgs, out: &mut Output) -> Result<(), Failure> {
         keep_sources: args.keep_sources.map_or(KeepSources::default(), KeepSources::from),
         identical: args.identical,
         dtype: args.dtype.map(DType::from),
+        weights: args.weights.map(WeightFormat::from),
         device: args.threads.device,
         threads: args.threads.get(),
         tune: tune::options(&args.tune, &args.cache)?,
@@ -48,6 +50,9 @@ pub(super) fn run(args: &CompileArgs, out: &mut Output) -> Result<(), Failure> {
     stages.add_engine(&compiled);
     stages.check_names(&args.dump)?;
     tell(args, &compiled, &stages, out);
+    if options.weights.is_some() {
+        loss::tell(args, &options, &compiled, out)?;
+    }
     if let Some(tuned) = &compiled.tuned {
         tune::tell(&args.tune, &options.tune, tuned, out)?;
     }
@@ -116,6 +121,7 @@ fn tell(args: &CompileArgs, compiled: &Compiled, stages: &Stages<'_>, out: &mut 
         CacheUse::Off | CacheUse::Built { .. } => out.line("built", built),
     }
     tell_cache(&compiled.cache, out);
+    tell_evaluated(&engine.plan.evaluated(), out);
     if args.mode.is_none() && engine.mode == Mode::Stripped {
         out.note("the program was saved without weights, so the engine is stripped; regraft bind gives it weights");
     }
@@ -125,6 +131,28 @@ fn tell(args: &CompileArgs, compiled: &Compiled, stages: &Stages<'_>, out: &mut 
     out.fact("program_nodes", compiled.nodes);
     out.fact("import_seconds", compiled.import_seconds);
     out.fact("build_seconds", compiled.build_seconds);
+}
+
+/// What no kernel runs, with where it stands and what it costs.
+fn tell_evaluated(groups: &[Evaluated], out: &mut Output) {
+    let facts = groups.iter().map(
+        |g| json!({"op": g.op, "dtype": g.dtype.name(), "nodes": g.nodes, "modules": g.modules, "bytes": g.bytes}),
+    );
+    out.fact("evaluated", facts.collect::<Vec<Value>>());
+    if groups.is_empty() {
+        return;
+    }
+    out.note("no kernel runs a part of the program; the reference evaluator does, far slower:");
+    for group in groups {
+        let named: Vec<&str> = group.modules.iter().take(3).map(String::as_str).collect();
+        let rest = match group.modules.len() - named.len() {
+            0 => String::new(),
+            rest => format!(" and {rest} more"),
+        };
+        let (count, bytes) = (output::count(group.nodes, "node"), output::bytes(group.bytes));
+        let place = if named == [""] { String::new() } else { format!(" in {}{rest}", named.join(", ")) };
+        out.note(format!("  {} of {}: {count}, {bytes} a run,{place}", group.op, group.dtype).trim_end_matches(','));
+    }
 }
 
 fn tell_cache(cache: &CacheUse, out: &mut Output) {
@@ -205,7 +233,7 @@ impl<'a> Stages<'a> {
 
     fn print(&self, out: &mut Output) {
         if out.is_json() {
-            let stage = |(name, text): &(String, String)| serde_json::json!({"stage": name, "text": text});
+            let stage = |(name, text): &(String, String)| json!({"stage": name, "text": text});
             out.fact("dump", self.texts.iter().map(stage).collect::<Vec<Value>>());
             return;
         }

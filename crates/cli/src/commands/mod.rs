@@ -9,6 +9,7 @@ mod completions;
 mod diff;
 mod doctor;
 mod inspect;
+mod loss;
 mod refit;
 mod run;
 mod samples;

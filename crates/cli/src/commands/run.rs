@@ -40,7 +40,7 @@ pub(super) fn run(args: &RunArgs, out: &mut Output) -> Result<(), Failure> {
 }
 
 /// The file of each input, in the program's order.
-fn assign(given: &[String], graph: &Graph) -> Result<Vec<PathBuf>, Failure> {
+pub(super) fn assign(given: &[String], graph: &Graph) -> Result<Vec<PathBuf>, Failure> {
     let index = |name: &str| graph.inputs.iter().position(|i| i.name == name);
     let mut files: Vec<Option<PathBuf>> = vec![None; graph.inputs.len()];
     let mut in_order = Vec::new();
@@ -78,7 +78,7 @@ fn list_inputs(failure: Failure, graph: &Graph) -> Failure {
 }
 
 /// Reads the files and checks them against the program's types, all of them before anything runs.
-fn read(files: &[PathBuf], graph: &Graph) -> Result<Vec<Tensor>, Failure> {
+pub(super) fn read(files: &[PathBuf], graph: &Graph) -> Result<Vec<Tensor>, Failure> {
     let mut tensors = Vec::with_capacity(files.len());
     let mut problems = Vec::new();
     for (file, (name, ty)) in files.iter().zip(inputs(graph)) {

@@ -253,3 +253,16 @@ fn a_reader_that_goes_away_is_no_error() {
     assert_eq!(output.status.code(), Some(0));
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
 }
+
+#[test]
+fn compile_says_what_no_kernel_runs_and_what_weights_of_integers_cost() {
+    let (fixture, sandbox) = compiled("mlp_gelu");
+    let program = fixture.program.to_str().unwrap();
+    let facts = sandbox.json(&["compile", program, "-o", "b.rgf", "--weights", "int8"]);
+    assert_eq!(facts["evaluated"].as_array().unwrap().len(), 0);
+    assert!(facts["loss"].as_f64().unwrap() > 0.0 && facts["loss"].as_f64().unwrap() < 0.1, "{facts}");
+    let text = sandbox.ok(&["compile", program, "-o", "c.rgf", "--weights", "int8", "--sample", "input_0.npy"]);
+    assert!(text.contains("of the outputs on the sample"), "{text}");
+    let error = sandbox.fails(&["compile", program, "-o", "d.rgf", "--weights", "int2"], 2);
+    assert!(error.contains("int8, int4"), "{error}");
+}

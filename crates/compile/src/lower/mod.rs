@@ -9,9 +9,10 @@ pub mod matcher;
 pub mod narrow;
 pub mod passes;
 pub mod pattern;
+pub mod quantize;
 
 use regraft_backend::Lowering;
-use regraft_ir::{Graph, IrError};
+use regraft_ir::{Graph, IrError, ops::WeightFormat};
 use regraft_tensor::DType;
 
 use crate::CompileError;
@@ -23,6 +24,15 @@ pub struct Pass {
     pub name: &'static str,
     /// Changes the graph. Dead nodes may be left behind; the pass manager compacts.
     pub run: fn(&mut Graph, &dyn Lowering) -> Result<(), IrError>,
+}
+
+/// What a program of f32 is computed in, and its weights are stored as.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Precision {
+    /// The float, f16 or bf16, that a program of f32 is computed in; as it is if `None`.
+    pub dtype: Option<DType>,
+    /// The small integers that weights of linear layers are stored as; as they are if `None`.
+    pub weights: Option<WeightFormat>,
 }
 
 /// All passes in order.
@@ -40,17 +50,22 @@ pub const PASSES: &[Pass] = &[
     passes::fuse_elementwise::PASS,
 ];
 
-/// Runs all passes as the backend wants them; `observe` sees the graph after each. With `dtype`, f16 or bf16, a program of f32 is
-/// [narrowed](narrow::narrow) to it, once batch norms have been folded: their factors are applied before weights are rounded.
+/// Runs all passes as the backend wants them; `observe` sees the graph after each. With a `dtype` a program of f32 is
+/// [narrowed](narrow::narrow) to it, once batch norms have been folded: their factors are applied before weights are rounded. Weights
+/// are [rounded](quantize::quantize) to small integers last.
 ///
 /// # Errors
-/// [`CompileError::Pass`] naming the pass.
+/// [`CompileError::Pass`] naming the pass; [`CompileError::Weights`] when the backend has no kernels for weights stored so.
 pub fn lower(
     graph: &mut Graph,
     lowering: &dyn Lowering,
-    dtype: Option<DType>,
+    precision: Precision,
     mut observe: impl FnMut(&'static str, &Graph),
 ) -> Result<(), CompileError> {
+    let Precision { dtype, weights } = precision;
+    if let Some(format) = weights.filter(|format| !lowering.stores_weights(*format)) {
+        return Err(CompileError::Weights { format: format.name() });
+    }
     for pass in PASSES {
         run_pass(pass, graph, lowering)?;
         observe(pass.name, graph);
@@ -59,6 +74,12 @@ pub fn lower(
             run_pass(&passes::canonicalize::PASS, graph, lowering)?;
             observe("narrow", graph);
         }
+    }
+    if let Some(format) = weights {
+        let at = |error| CompileError::Pass { pass: "quantize", error };
+        quantize::quantize(graph, format).map_err(at)?;
+        graph.compact().map_err(at)?;
+        observe("quantize", graph);
     }
     Ok(())
 }

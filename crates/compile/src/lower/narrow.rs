@@ -1,9 +1,10 @@
 //! A program of f32 computed in a narrower float, as PyTorch's autocast does.
 //!
-//! Products, convolutions, attention and lookups take narrow operands and give narrow results. What follows them stays narrow, norms
-//! and softmax too (kernels compute in f32 and round what they give), but functions that blow errors up and sums over many
-//! elements are f32. Weights are cast on the way to their slots, so sources, and with them refits and adapters, stay as they are.
-//! Inputs, outputs and states keep their types.
+//! Products, convolutions and attention take narrow operands and give narrow results. What follows them stays narrow, norms and
+//! softmax too (kernels compute in f32 and round what they give), but functions that blow errors up and sums over many elements are
+//! f32. What meets a computed value of f32 is f32: a residual stream that begins in f32, as that of a transformer does, is not rounded
+//! at every layer. Weights are cast on the way to their slots, so sources, and with them refits and adapters, stay as they are. Inputs,
+//! outputs and states keep their types.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -20,7 +21,7 @@ use super::known::known_values;
 enum Side {
     /// In the narrow dtype, whatever it is given.
     Narrow,
-    /// In the narrow dtype if any of its operands is.
+    /// In the narrow dtype if what is computed of its operands is.
     Follow,
     /// In f32.
     Wide,
@@ -28,13 +29,9 @@ enum Side {
 
 fn side(op: &Op) -> Side {
     match op {
-        Op::Linear(_)
-        | Op::Matmul(_)
-        | Op::Conv(_)
-        | Op::ConvTranspose(_)
-        | Op::Attention(_)
-        | Op::Lstm(_)
-        | Op::Embedding(_) => Side::Narrow,
+        Op::Linear(_) | Op::Matmul(_) | Op::Conv(_) | Op::ConvTranspose(_) | Op::Attention(_) | Op::Lstm(_) => {
+            Side::Narrow
+        }
         Op::Unary(op) => match op.f {
             UnaryFn::Neg
             | UnaryFn::Abs
@@ -86,11 +83,15 @@ fn side(op: &Op) -> Side {
 struct Forms {
     wide: Option<ValueId>,
     narrow: Option<ValueId>,
+    /// Whether it was computed in the narrow dtype.
+    is_narrow: bool,
 }
 
 struct Narrowing<'g> {
     graph: &'g mut Graph,
     dtype: DType,
+    /// Whether a value of the program before is made of sources alone.
+    known: &'g [bool],
     forms: HashMap<ValueId, Forms>,
 }
 
@@ -103,7 +104,7 @@ pub fn narrow(graph: &mut Graph, dtype: DType) -> Result<(), IrError> {
     let ids: Vec<NodeId> = graph.node_ids().collect();
     let results: Vec<ValueId> =
         graph.outputs.iter().map(|o| o.value).chain(graph.states.iter().map(|s| s.next)).collect();
-    let mut narrowing = Narrowing { graph, dtype, forms: HashMap::new() };
+    let mut narrowing = Narrowing { graph, dtype, known: &known, forms: HashMap::new() };
     for id in ids {
         let is_known = narrowing.graph.node(id).outputs.iter().all(|v| known[v.0 as usize]);
         // What is made of sources alone is computed as it is, in recipes; a lookup is not.
@@ -148,7 +149,7 @@ impl Narrowing<'_> {
         }
         let wide = forms.wide.unwrap_or(value);
         let narrow = self.graph.add1(Cast { dtype: self.dtype }, &[wide], scope)?;
-        self.forms.insert(value, Forms { wide: Some(wide), narrow: Some(narrow) });
+        self.forms.insert(value, Forms { wide: Some(wide), narrow: Some(narrow), is_narrow: forms.is_narrow });
         Ok(narrow)
     }
 
@@ -156,8 +157,12 @@ impl Narrowing<'_> {
         let node = self.graph.node(id).clone();
         let floats: Vec<ValueId> = node.inputs.iter().flatten().copied().filter(|&v| self.is_f32(v)).collect();
         let gives_f32 = node.outputs.iter().any(|&v| self.is_f32(v));
-        // A value that has become narrow has no wide form yet.
-        let follows = floats.iter().any(|v| self.forms.get(v).is_some_and(|f| f.narrow.is_some() && f.wide.is_none()));
+        let is_narrow = |v: &&ValueId| self.forms.get(v).is_some_and(|forms| forms.is_narrow);
+        // Weights and single numbers take the dtype of what they meet.
+        let is_weight =
+            |v: ValueId| self.known.get(v.0 as usize).copied().unwrap_or(false) || self.graph.ty(v).rank() == 0;
+        let mut computed = floats.iter().filter(|v| !is_weight(**v)).peekable();
+        let follows = computed.peek().is_some() && computed.all(|v| is_narrow(&v));
         let narrow = gives_f32
             && !floats.is_empty()
             && match side(&node.op) {
@@ -179,9 +184,9 @@ impl Narrowing<'_> {
         let results = self.graph.add(node.op.clone(), inputs, &node.scope)?;
         for (&old, new) in node.outputs.iter().zip(results) {
             let forms = if self.graph.ty(new).dtype == self.graph.ty(old).dtype {
-                Forms { wide: Some(new), narrow: None }
+                Forms { wide: Some(new), narrow: None, is_narrow: false }
             } else {
-                Forms { wide: None, narrow: Some(new) }
+                Forms { wide: None, narrow: Some(new), is_narrow: true }
             };
             self.forms.insert(old, forms);
         }
@@ -247,6 +252,25 @@ mod tests {
         for (got, want) in got.to_f64_vec().into_iter().zip(want.to_f64_vec()) {
             assert!((got - want).abs() <= 0.03 * (1.0 + want.abs()), "{got} for {want}");
         }
+    }
+
+    #[test]
+    fn what_meets_f32_is_f32_and_weights_take_the_dtype_of_what_they_meet() {
+        let text = narrowed(
+            "input %0 : f32[4, 8] = \"x\"
+  source %1 : f32[8, 8] = \"w\" (parameter)
+  source %2 : f32[8] = \"g\" (parameter)
+  %3 = linear %0, %1 : f32[4, 8]
+  %4 = binary %3, %2 {f = mul} : f32[4, 8]
+  %5 = unary %4 {f = exp} : f32[4, 8]
+  %6 = binary %4, %4 {f = max} : f32[4, 8]
+  %7 = binary %6, %0 {f = add} : f32[4, 8]
+  output %7 = \"y\"
+  output %5 = \"z\"",
+        );
+        let of = |what: &str| text.lines().find(|line| line.contains(what)).unwrap_or_default().to_owned();
+        assert!(of("f = mul").contains(": bf16[") && of("f = max").contains(": bf16["), "{text}");
+        assert!(of("f = add").contains(": f32["), "{text}");
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod linear;
 mod lstm;
 mod norm;
 mod pool;
+mod quantized;
 mod reduce;
 mod resize;
 mod shape;
@@ -39,6 +40,7 @@ pub use self::{
     lstm::Lstm,
     norm::{BatchNorm, GroupNorm, LayerNorm, RmsNorm},
     pool::{AdaptiveAvgPool, AvgPool, MaxPool, adaptive_window, pool_out_size},
+    quantized::{QuantLinear, Quantize, WeightFormat},
     reduce::{ArgReduce, ArgReduceFn, Cumsum, Reduce, ReduceFn},
     resize::{Resize, ResizeMode},
     shape::{Concat, Expand, Flip, Pad, PadMode, Permute, Reshape, Slice, infer_reshape},
@@ -171,6 +173,10 @@ define_ops! {
     Matmul = "matmul",
     /// `x·Wᵀ + b`, with an epilogue.
     Linear = "linear",
+    /// A weight as small integers with scales.
+    Quantize = "quantize",
+    /// `x·Wᵀ + b` with a weight of small integers, with an epilogue.
+    QuantLinear = "quant_linear",
     /// Convolution, with an epilogue.
     Conv = "conv",
     /// Transposed convolution.

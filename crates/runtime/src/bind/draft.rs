@@ -16,6 +16,8 @@ pub(crate) enum Home {
     Input(usize),
     /// A state of the session.
     State(usize),
+    /// The memory that an output of the run leaves in.
+    Output(usize),
 }
 
 /// Bytes that a step reads or writes.

@@ -20,7 +20,10 @@ use crate::{RuntimeError, RuntimeErrorKind};
 /// A value that leaves the run; row-major.
 #[derive(Clone, Debug)]
 pub(crate) struct Output {
+    /// Where it is when a run is over.
     pub(crate) from: Location,
+    /// Whether that is the memory that it leaves in: memory behind the states, one for each output.
+    pub(crate) in_place: bool,
     pub(crate) dtype: DType,
     pub(crate) shape: Vec<usize>,
 }
@@ -272,6 +275,7 @@ impl Binder<'_> {
             Home::Slot(i) => Location { place: Place::Slot(i), start: of.start, len: of.len },
             Home::Input(i) => Location { place: Place::Input(i), start: of.start, len: of.len },
             Home::State(i) => Location { place: Place::State(i), start: of.start, len: of.len },
+            Home::Output(i) => Location { place: Place::State(plan.graph.states.len() + i), start: of.start, len: of.len },
             Home::Nowhere => Location { place: Place::Arena, start: 0, len: 0 },
         };
         let step = |step: DraftStep| Step {
@@ -287,16 +291,18 @@ impl Binder<'_> {
         };
         let staged_inputs: Vec<Option<Location>> =
             draft.staged_inputs.iter().map(|home| home.as_ref().map(whole)).collect();
-        let output = |leaving: &Leaving| Output {
+        let output = |(index, leaving): (usize, &Leaving)| Output {
             from: part(&leaving.from),
+            in_place: leaving.from.home == Home::Output(index),
             dtype: leaving.dtype,
             shape: leaving.shape.clone(),
         };
-        let outputs = draft.outputs.iter().map(output).collect();
+        let outputs = draft.outputs.iter().enumerate().map(output).collect();
         let changes_states_early = draft.changes_states_early;
         let sizes = sizes(plan, &draft, arena);
         let slot_bytes = sizes.slots.iter().fold(arena, |sum, bytes| sum.saturating_add(*bytes));
-        let bytes = sizes.inputs.iter().fold(slot_bytes, |sum, bytes| sum.saturating_add(*bytes));
+        let in_place = sizes.states.get(plan.graph.states.len()..).unwrap_or_default();
+        let bytes = sizes.inputs.iter().chain(in_place).fold(slot_bytes, |sum, bytes| sum.saturating_add(*bytes));
         let steps: Vec<Step> = draft.steps.into_iter().map(step).collect();
         let extent = Extent { steps: steps.len(), bytes };
         let is_repeatable =
@@ -308,10 +314,16 @@ impl Binder<'_> {
 
 /// The sizes of the memory that a draft works on.
 fn sizes(plan: &Plan, draft: &Draft, arena: usize) -> Sizes {
+    let in_place = |(index, leaving): (usize, &Leaving)| {
+        if leaving.from.home == Home::Output(index) { leaving.from.len } else { 0 }
+    };
+    // Memory of outputs stands behind that of states; a run is given none where no output is computed in place.
+    let outputs = draft.outputs.iter().enumerate().map(in_place);
+    let outputs = outputs.filter(|_| draft.outputs.iter().any(|leaving| matches!(leaving.from.home, Home::Output(_))));
     Sizes {
         arena,
         slots: plan.slots.iter().map(|slot| slot.bytes).collect(),
         inputs: draft.input_bytes.clone(),
-        states: draft.state_bytes.clone(),
+        states: draft.state_bytes.iter().copied().chain(outputs).collect(),
     }
 }

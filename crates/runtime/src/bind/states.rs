@@ -1,4 +1,5 @@
-//! What a run leaves: outputs, and states, which are updated where they are.
+//! What a run leaves: outputs, and states, which are updated where they are. A device that reads memory of the host computes outputs
+//! where they leave.
 //!
 //! All values that leave are computed first; then new states are copied over old ones, so that a run that fails leaves the
 //! states as they were. A kernel that works [in place](regraft_backend::Kernel::in_place), such as one that writes a row of a
@@ -40,6 +41,9 @@ impl Binder<'_> {
             }
         }
         reuse_operands(&mut self.draft);
+        if self.device.reads_host() {
+            write_outputs(&mut self.draft);
+        }
         Ok(())
     }
 
@@ -82,6 +86,17 @@ fn reuse_operands(draft: &mut Draft) {
         let read_once = step.reads.iter().flatten().filter(|other| other.home == read.home).count() == 1;
         if from != to && whole && read.len == written.len && read_once && draft.last_use(read.home) == Some(at) {
             draft.rename(written.home, read.home);
+        }
+    }
+}
+
+/// Lets outputs be computed where they leave, which spares a copy of each.
+fn write_outputs(draft: &mut Draft) {
+    for index in 0..draft.outputs.len() {
+        let from = draft.outputs[index].from;
+        let Home::Buffer(buffer) = from.home else { continue };
+        if from.start == 0 && from.len > 0 && from.len == draft.buffers[buffer] {
+            draft.rename(from.home, Home::Output(index));
         }
     }
 }

@@ -37,6 +37,11 @@ impl Bank {
     }
 }
 
+/// Whether registers hold values of this type as tensors do.
+fn is_native(dtype: DType) -> bool {
+    matches!(dtype, DType::F64 | DType::F32 | DType::I64 | DType::I32 | DType::Bool)
+}
+
 /// A register: its bank, its number there, and what its values are.
 #[derive(Clone, Copy, Debug)]
 struct Register {
@@ -104,6 +109,92 @@ impl Program {
     pub(super) fn run(&self, isa: Isa, registers: &mut Registers<'_>, len: usize) {
         for instruction in &self.instructions {
             self.step(isa, instruction, registers, len);
+        }
+    }
+
+    /// Whether this is one step on operands, whose values and result are what registers hold, or a cast of floats. Then
+    /// [`Program::run_alone`] computes it.
+    pub(super) fn is_alone(&self) -> bool {
+        let [Instruction { f, args, out }] = self.instructions.as_slice() else { return false };
+        let arg = |i: usize| self.registers[args[i]].dtype;
+        match f {
+            FusedFn::Literal(..) => false,
+            FusedFn::Cast(_) => {
+                let wide = [arg(0), out.dtype].contains(&DType::F32);
+                wide && arg(0) != out.dtype && FloatType::of(arg(0)).is_some() && FloatType::of(out.dtype).is_some()
+            }
+            FusedFn::Unary(_) | FusedFn::Binary(_) => is_native(out.dtype),
+            FusedFn::Compare(_) => is_native(arg(0)),
+            FusedFn::Select => is_native(out.dtype),
+        }
+    }
+
+    /// The bytes of `len` elements of operand `index` from element `start` on.
+    pub(super) fn bytes_of<'b>(&self, index: usize, bytes: &'b [u8], start: usize, len: usize) -> &'b [u8] {
+        let size = self.registers[index].dtype.size();
+        &bytes[start * size..][..len * size]
+    }
+
+    /// Runs the one step from operands, which stand side by side, to the result: spares a copy of each.
+    pub(super) fn run_alone(&self, isa: Isa, operands: &[&[u8]], out: &mut [u8]) {
+        let Some(Instruction { f, args, out: to }) = self.instructions.first() else { return };
+        let of = |i: usize| operands[args[i]];
+        macro_rules! typed {
+            ($dtype:expr, $T:ident => $body:expr) => {
+                match $dtype {
+                    DType::F64 => {
+                        type $T = f64;
+                        $body
+                    }
+                    DType::I64 => {
+                        type $T = i64;
+                        $body
+                    }
+                    DType::I32 => {
+                        type $T = i32;
+                        $body
+                    }
+                    _ => {}
+                }
+            };
+        }
+        match (*f, to.dtype) {
+            (FusedFn::Unary(f), DType::F32) => {
+                lanes::unary_f32(isa, f, cast_slice(of(0)), bytemuck::cast_slice_mut(out));
+            }
+            (FusedFn::Unary(_), DType::Bool) => lanes::map(of(0), out, |x| u8::from(x == 0)),
+            (FusedFn::Unary(f), dtype) => {
+                typed!(dtype, T => lanes::unary::<T>(f, cast_slice(of(0)), bytemuck::cast_slice_mut(out)));
+            }
+            (FusedFn::Binary(f), DType::F32) => {
+                lanes::binary_f32(isa, f, cast_slice(of(0)), cast_slice(of(1)), bytemuck::cast_slice_mut(out));
+            }
+            (FusedFn::Binary(f), DType::Bool) => lanes::binary_bool(f, of(0), of(1), out),
+            (FusedFn::Binary(f), dtype) => typed!(dtype, T => {
+                lanes::binary::<T>(f, cast_slice(of(0)), cast_slice(of(1)), bytemuck::cast_slice_mut(out));
+            }),
+            (FusedFn::Compare(f), _) => match self.registers[args[0]].dtype {
+                DType::F32 => lanes::compare_f32(isa, f, cast_slice(of(0)), cast_slice(of(1)), out),
+                DType::I64 => lanes::compare_i64(isa, f, cast_slice(of(0)), cast_slice(of(1)), out),
+                DType::I32 => lanes::compare_i32(isa, f, cast_slice(of(0)), cast_slice(of(1)), out),
+                DType::F64 => lanes::compare(f, cast_slice::<f64>(of(0)), cast_slice(of(1)), out),
+                _ => lanes::compare(f, of(0), of(1), out),
+            },
+            (FusedFn::Select, DType::F32) => {
+                let (a, b) = (cast_slice(of(1)), cast_slice(of(2)));
+                lanes::select_f32(isa, of(0), a, b, bytemuck::cast_slice_mut(out));
+            }
+            (FusedFn::Select, DType::Bool) => lanes::select(of(0), of(1), of(2), out),
+            (FusedFn::Select, dtype) => typed!(dtype, T => {
+                lanes::select::<T>(of(0), cast_slice(of(1)), cast_slice(of(2)), bytemuck::cast_slice_mut(out));
+            }),
+            (FusedFn::Cast(_), DType::F32) => {
+                let ty = FloatType::of(self.registers[args[0]].dtype).unwrap_or(FloatType::F32);
+                Floats::of_bytes(ty, of(0)).load(isa, 0, bytemuck::cast_slice_mut(out));
+            }
+            (FusedFn::Cast(_), DType::BF16) => bf16::narrow(isa, cast_slice(of(0)), bytemuck::cast_slice_mut(out)),
+            (FusedFn::Cast(_), _) => f16::narrow(isa, cast_slice(of(0)), bytemuck::cast_slice_mut(out)),
+            (FusedFn::Literal(..), _) => {}
         }
     }
 

@@ -45,6 +45,8 @@ struct Prepared {
     cx: Cx,
     program: Program,
     walk: Walk,
+    /// Whether the one step is computed without registers.
+    alone: bool,
 }
 
 fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendError> {
@@ -53,13 +55,23 @@ fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendEr
     let dtypes: Vec<DType> = node.inputs.iter().flatten().map(|o| o.dtype).collect();
     let program = Program::new(op, &dtypes).ok_or_else(|| unsupported(node, "a step does not take its arguments"))?;
     let operands: Vec<_> = node.inputs.iter().flatten().map(|o| (o.shape, o.strides)).collect();
-    Ok(Box::new(Prepared { cx: cx.clone(), program, walk: Walk::new(node.outputs[0].shape, &operands) }))
+    let walk = Walk::new(node.outputs[0].shape, &operands);
+    let alone = operands.len() <= 3 && program.is_alone() && walk.is_side_by_side();
+    Ok(Box::new(Prepared { cx: cx.clone(), program, walk, alone }))
 }
 
 impl Prepared {
     /// Computes elements `from ..` of a row, as many as `out` holds, block by block.
     fn run_part(&self, registers: &mut Registers<'_>, operands: &[&[u8]], row: usize, from: usize, out: &mut [u8]) {
         let (isa, size) = (self.cx.isa, self.program.out_size());
+        if self.alone {
+            let mut parts: [&[u8]; 3] = [&[]; 3];
+            for (index, (part, bytes)) in parts.iter_mut().zip(operands).enumerate() {
+                let (start, _) = self.walk.position(index, row, from);
+                *part = self.program.bytes_of(index, bytes, start, out.len() / size);
+            }
+            return self.program.run_alone(isa, &parts[..operands.len()], out);
+        }
         for (i, out) in out.chunks_mut(BLOCK * size).enumerate() {
             let len = out.len() / size;
             for (index, bytes) in operands.iter().enumerate() {

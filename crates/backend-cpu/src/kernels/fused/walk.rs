@@ -41,6 +41,11 @@ impl Walk {
         self.inner
     }
 
+    /// Whether neighbours of a row are neighbours in every operand.
+    pub(super) fn is_side_by_side(&self) -> bool {
+        self.strides.iter().all(|(_, along)| *along == 1)
+    }
+
     /// The element of operand `index` that stands at `column` of `row`, and its stride along the row.
     pub(super) fn position(&self, index: usize, row: usize, column: usize) -> (usize, usize) {
         let (outer, inner) = &self.strides[index];

@@ -10,8 +10,19 @@ use crate::pt2::args::{Cx, Res, ValueId, unsupported, wrong};
 
 /// Values and positions in order along an axis; a number is in order.
 fn sorted(cx: &mut Cx<'_, '_>, x: ValueId, axis: usize, descending: bool) -> Res<(ValueId, ValueId)> {
+    first_sorted(cx, x, axis, descending, None)
+}
+
+/// As [`sorted`]; of more than `keep` only the first stay.
+fn first_sorted(
+    cx: &mut Cx<'_, '_>,
+    x: ValueId,
+    axis: usize,
+    descending: bool,
+    keep: Option<usize>,
+) -> Res<(ValueId, ValueId)> {
     let row = cx.with_axis(x)?;
-    let results = cx.emit_all(Sort { axis, descending }, vec![Some(row)])?;
+    let results = cx.emit_all(Sort { axis, descending, keep }, vec![Some(row)])?;
     let [values, positions] = results.as_slice() else { return wrong("expected values and positions") };
     let (values, positions) = (*values, *positions);
     if cx.rank(x) > 0 { Ok((values, positions)) } else { Ok((cx.squeeze(values, 0)?, cx.squeeze(positions, 0)?)) }
@@ -38,7 +49,12 @@ pub(super) fn topk(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<ValueId>>> {
     let x = cx.tensor("self")?;
     let axis = cx.axis_arg("dim", Some(-1), cx.rank(x))?;
     let k = cx.dim("k")?;
-    let (values, positions) = sorted(cx, x, axis, cx.bool_or("largest", true)?)?;
+    let descending = cx.bool_or("largest", true)?;
+    if let Some(keep) = k.as_usize().filter(|_| cx.rank(x) > 0) {
+        let (values, positions) = first_sorted(cx, x, axis, descending, Some(keep))?;
+        return Ok(vec![Some(values), Some(positions)]);
+    }
+    let (values, positions) = sorted(cx, x, axis, descending)?;
     if cx.rank(x) == 0 {
         return Ok(vec![Some(values), Some(positions)]);
     }

@@ -1,0 +1,44 @@
+//! Functions that join two numbers of any type.
+
+use half::{bf16, f16};
+use regraft_tensor::Element;
+
+/// What numbers of one type are joined by. Integers wrap, NaN wins.
+pub(super) trait Joined: Element {
+    /// No number is less.
+    const LEAST: Self;
+    /// No number is greater.
+    const GREATEST: Self;
+    fn plus(self, other: Self) -> Self;
+    fn times(self, other: Self) -> Self;
+    fn greater(self, other: Self) -> Self;
+    fn lesser(self, other: Self) -> Self;
+}
+
+macro_rules! joined {
+    ($($t:ty),*) => {$(
+        impl Joined for $t {
+            const LEAST: $t = <$t>::MIN;
+            const GREATEST: $t = <$t>::MAX;
+            fn plus(self, other: $t) -> $t { self.wrapping_add(other) }
+            fn times(self, other: $t) -> $t { self.wrapping_mul(other) }
+            fn greater(self, other: $t) -> $t { Ord::max(self, other) }
+            fn lesser(self, other: $t) -> $t { Ord::min(self, other) }
+        }
+    )*};
+}
+joined!(i64, i32, i16, i8, u8);
+
+macro_rules! joined_floats {
+    ($($t:ty),*) => {$(
+        impl Joined for $t {
+            const LEAST: $t = <$t>::NEG_INFINITY;
+            const GREATEST: $t = <$t>::INFINITY;
+            fn plus(self, other: $t) -> $t { self + other }
+            fn times(self, other: $t) -> $t { self * other }
+            fn greater(self, other: $t) -> $t { if other > self || other.is_nan() { other } else { self } }
+            fn lesser(self, other: $t) -> $t { if other < self || other.is_nan() { other } else { self } }
+        }
+    )*};
+}
+joined_floats!(f64, f32, f16, bf16);

@@ -1,0 +1,158 @@
+//! Kernels of ops that few models have, and of forms that they rarely take.
+
+use regraft_ir::ops::{
+    AdaptiveAvgPool, AvgPool, BatchNorm, ConvTranspose, Cumulate, CumulateFn, Full, IndexPut, Iota, MaxPool, PutFn,
+    SizeOf, Sort,
+};
+
+use super::*;
+
+fn any() -> impl Strategy<Value = DType> {
+    prop::sample::select(DType::ALL.to_vec())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn transposed_convolutions(
+        dtype in float(), spatial in 1usize..4, groups in prop::sample::select(vec![(1, 3, 5), (2, 2, 3), (3, 1, 1)]),
+        size in 1usize..6, kernel in 1usize..5, stride in 1usize..4, padding in 0usize..2, dilation in 1usize..3, extra in 0usize..2,
+        bias: bool, known: bool,
+    ) {
+        let (groups, ic, oc) = groups;
+        prop_assume!((size - 1) * stride + dilation * (kernel - 1) + 1 + extra > 2 * padding);
+        let op = ConvTranspose {
+            stride: vec![stride; spatial], padding: vec![padding; spatial], output_padding: vec![extra; spatial],
+            dilation: vec![dilation; spatial], groups,
+        };
+        let image = [vec![2, groups * ic], vec![size; spatial]].concat();
+        let weight = [vec![groups * ic, oc], vec![kernel; spatial]].concat();
+        let inputs = [
+            Some(values(dtype, &image, 1)), Some(values(dtype, &weight, 2)), bias.then(|| values(dtype, &[groups * oc], 3)),
+        ];
+        check(op, &inputs, if known { &[1] } else { &[] }, 2.0);
+    }
+
+    #[test]
+    fn pools_of_every_form(
+        dtype in float(), spatial in 1usize..4, channels in 1usize..5, size in 3usize..7, kernel in 1usize..4, stride in 1usize..3,
+        padding in 0usize..2, dilation in 1usize..3, last: bool, ceil: bool, count_include_pad: bool,
+        divisor in prop::option::of(1usize..9), to in 1usize..9,
+    ) {
+        let layout = if last { SpatialLayout::Nhwc } else { SpatialLayout::Nchw };
+        let x = [Some(values(dtype, &layout.shape(&2, &channels, &vec![size; spatial]), 1))];
+        let padding = if 2 * padding > kernel { 0 } else { padding };
+        let list = |value: usize| vec![value; spatial];
+        let (kernel, stride, padding) = (list(kernel), list(stride), list(padding));
+        if dilation * (kernel[0] - 1) < size {
+            check(MaxPool {
+                kernel: kernel.clone(), stride: stride.clone(), padding: padding.clone(), dilation: list(dilation), ceil, layout,
+            }, &x, &[], 1.0);
+        }
+        check(AvgPool { kernel, stride, padding, ceil, count_include_pad, divisor, layout }, &x, &[], 2.0);
+        check(AdaptiveAvgPool { size: list(to), layout }, &x, &[], 2.0);
+        check(AdaptiveAvgPool { size: list(1), layout }, &x, &[], 2.0);
+    }
+
+    #[test]
+    fn batch_norms(dtype in float(), channels in 1usize..40, spatial in prop::collection::vec(1usize..6, 0..3), last: bool, affine: bool) {
+        let layout = if last { SpatialLayout::Nhwc } else { SpatialLayout::Nchw };
+        let of = |seed: usize| Some(values(dtype, &[channels], seed));
+        let variance = Tensor::from_f64(dtype, &[channels], &(1..=channels).map(|i| i as f64 / 8.0).collect::<Vec<_>>());
+        let affine = |seed: usize| of(seed).filter(|_| affine);
+        let x = Some(values(dtype, &layout.shape(&3, &channels, &spatial), 1));
+        check(BatchNorm { eps: 1e-3, layout }, &[x, of(2), Some(variance), affine(3), affine(4)], &[], 4.0);
+    }
+
+    #[test]
+    fn reductions_of_any_axes(dtype in number(), shape in prop::collection::vec(1usize..6, 4), axes in 0usize..16, keep: bool) {
+        let axes: Vec<usize> = (0..4).filter(|i| axes >> i & 1 == 1).collect();
+        let x = [Some(values(dtype, &shape, 1))];
+        for f in [ReduceFn::Sum, ReduceFn::Mean, ReduceFn::Max, ReduceFn::Prod, ReduceFn::Any, ReduceFn::All] {
+            if f != ReduceFn::Mean || dtype.is_float() {
+                check(Reduce { f, axes: axes.clone(), keep }, &x, &[], 20.0);
+            }
+        }
+    }
+
+    #[test]
+    fn what_runs_along_an_axis(dtype in any(), shape in prop::collection::vec(1usize..9, 3), wide in 1usize..400, axis in 0usize..3) {
+        let shape = [shape[0], shape[1], if axis == 2 { shape[2] } else { wide }];
+        let x = [Some(values(dtype, &shape, 1))];
+        for f in [CumulateFn::Prod, CumulateFn::LogSumExp, CumulateFn::ArgMax, CumulateFn::ArgMin] {
+            let takes = match f {
+                CumulateFn::Prod => dtype != DType::Bool,
+                CumulateFn::LogSumExp => dtype.is_float(),
+                _ => true,
+            };
+            if takes {
+                check(Cumulate { f, axis }, &x, &[], 1.0);
+            }
+        }
+    }
+
+    #[test]
+    fn sorted(dtype in any(), shape in prop::collection::vec(1usize..9, 2), long in 1usize..300, axis in 0usize..3, descending: bool) {
+        let mut shape = shape;
+        shape.insert(axis, long);
+        let x = [Some(values(dtype, &shape, 1))];
+        check(Sort { axis, descending, keep: None }, &x, &[], 0.0);
+        check(Sort { axis, descending, keep: Some(long / 3) }, &x, &[], 0.0);
+    }
+
+    #[test]
+    fn written_by_index(
+        dtype in any(), index in prop::sample::select(vec![DType::I64, DType::I32]), f in prop::sample::select(PutFn::ALL.to_vec()),
+        sizes in prop::collection::vec(1usize..5, 3), wide in 1usize..300, axis in 0usize..3, several: bool, points in 1usize..6,
+        broadcast in 0usize..3,
+    ) {
+        let shape = [sizes[0], sizes[1], if axis == 2 { sizes[2] } else { wide }];
+        let indices = if several && axis < 2 { 2 } else { 1 };
+        let at = |seed: usize, shape: &[usize], size: usize| {
+            let count: usize = shape.iter().product();
+            let at = |i: usize| ((i * 7 + seed) % (2 * size)) as i64 - size as i64;
+            Some(Tensor::from_i64(index, shape, &(0..count).map(at).collect::<Vec<_>>()))
+        };
+        let mut inputs = vec![Some(values(dtype, &shape, 1)), None, at(1, &[points, 1], shape[axis])];
+        let mut written = [&shape[..axis], &[points, 1], &shape[axis + indices..]].concat();
+        if indices == 2 {
+            inputs.push(at(2, &[3], shape[axis + 1]));
+            written[axis + 1] = 3;
+        }
+        let values_shape = match broadcast {
+            0 => written.clone(),
+            1 => vec![],
+            _ => written.iter().enumerate().map(|(i, size)| if i % 2 == 0 { 1 } else { *size }).collect(),
+        };
+        inputs[1] = Some(values(dtype, &values_shape, 5));
+        check(IndexPut { axis, f }, &inputs, &[], 2.0);
+    }
+
+    #[test]
+    fn made_of_nothing(dtype in any(), shape in prop::collection::vec(0i64..9, 0..3), value in -3i64..200, step in -3i64..4, len in 0i64..70_000) {
+        let dims: Vec<Dim> = shape.iter().map(|d| Dim::new(*d)).collect();
+        check(Full { value: Scalar::Int(value), dtype, shape: dims.clone() }, &[], &[], 0.0);
+        if dtype.is_float() {
+            check(Full { value: Scalar::Float(0.3), dtype, shape: dims }, &[], &[], 0.0);
+        }
+        if dtype != DType::Bool {
+            check(Iota { len: Dim::new(len), start: Dim::new(value), step: Dim::new(step), dtype }, &[], &[], 0.0);
+        }
+        check(SizeOf { value: Dim::new(value) }, &[], &[], 0.0);
+    }
+}
+
+#[test]
+fn sorted_with_nan_and_zeros() {
+    for dtype in [DType::F64, DType::F32, DType::F16, DType::BF16] {
+        let x = [f64::NAN, 1.0, -0.0, 0.0, f64::INFINITY, f64::NEG_INFINITY, -1.0, f64::NAN, 0.0, -0.0];
+        let x = [Some(Tensor::from_f64(dtype, &[10], &x))];
+        for descending in [false, true] {
+            check(Sort { axis: 0, descending, keep: None }, &x, &[], 0.0);
+        }
+        for f in [CumulateFn::ArgMax, CumulateFn::ArgMin, CumulateFn::LogSumExp] {
+            check(Cumulate { f, axis: 0 }, &x, &[], 1.0);
+        }
+    }
+}

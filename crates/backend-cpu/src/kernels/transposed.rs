@@ -1,0 +1,78 @@
+//! Transposed convolutions.
+
+use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, Operand, OperandType};
+use regraft_ir::{Op, TensorType, ops::ConvTranspose};
+
+use super::{
+    CpuKernel, Cx, Family,
+    direct::three,
+    support::{Seen, Types, Why, expect_plain, operand, plain, unsupported},
+};
+use crate::{
+    Isa, Scratch,
+    nn::{
+        direct::Window3,
+        transposed::{Transposed, TransposedArgs, transposed},
+    },
+    simd::with_floats_mut,
+};
+
+const PHASES: &str = "conv_transpose.phases";
+
+pub(super) const FAMILY: Family = Family { ids: &[PHASES], candidates, reads_strided, prepare };
+
+/// Any of floats.
+fn accept<'a>(node: &Seen<'a>) -> Result<&'a ConvTranspose, Why> {
+    match node.op {
+        Op::ConvTranspose(op) => node.all_floats().map(|()| op),
+        _ => Err(Why("it is no transposed convolution")),
+    }
+}
+
+fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
+    plain(accept(&Seen::of_types(op, inputs)).map(|_| PHASES))
+}
+
+fn reads_strided(_: &Op, _: usize, _: &Operand<'_>) -> bool {
+    false
+}
+
+struct Prepared {
+    cx: Cx,
+    types: Types,
+    plan: Transposed,
+}
+
+fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendError> {
+    let op = accept(&Seen::of_node(node)).map_err(|why| unsupported(node, why.0))?;
+    expect_plain(node, 0..3)?;
+    let types = Types::expect(node, 0..3)?;
+    let (x, w, out) = (operand(node, 0)?.shape, operand(node, 1)?.shape, node.outputs[0].shape);
+    let window = Window3 {
+        input: three(&x[2..], 1),
+        output: three(&out[2..], 1),
+        kernel: three(&w[2..], 1),
+        stride: three(&op.stride, 1),
+        dilation: three(&op.dilation, 1),
+        padding: three(&op.padding, 0),
+    };
+    let plan = Transposed::new(x[0], window, [x[1], out[1]], op.groups);
+    Ok(Box::new(Prepared { cx: cx.clone(), types, plan }))
+}
+
+impl CpuKernel for Prepared {
+    fn scratch(&self) -> usize {
+        self.plan.scratch(self.cx.isa, &self.cx.threads)
+    }
+
+    fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]], scratch: &mut [u8]) -> Result<(), DataError> {
+        let (image, weight) = (self.types.read(inputs, 0), self.types.read(inputs, 1));
+        let args = TransposedArgs { image, weight, bias: self.types.optional(inputs, 2) };
+        with_floats_mut!(self.types.out(), &mut *outputs[0], out => {
+            if !out.is_empty() {
+                transposed(&self.cx.threads, self.cx.isa, &self.plan, &args, out, &mut Scratch::new(scratch));
+            }
+        });
+        Ok(())
+    }
+}
