@@ -189,7 +189,8 @@ pub(super) fn spaced(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let moved = cx.binary(regraft_ir::ops::BinaryFn::Mul, count, step)?;
     let mut out = cx.binary(regraft_ir::ops::BinaryFn::Add, start, moved)?;
     if cx.node.target.contains("logspace") {
-        let base = cx.float(cx.float_or("base", 10.0)?, DType::F64)?;
+        let base = cx.float_or("base", 10.0)?;
+        let base = cx.float(base, DType::F64)?;
         out = cx.binary(regraft_ir::ops::BinaryFn::Pow, base, out)?;
     }
     if !dtype.is_float() {

@@ -10,7 +10,6 @@ mod convert;
 mod create;
 mod diagonal;
 mod distance;
-mod einsum;
 mod elementwise;
 mod fft;
 mod forms;
@@ -380,7 +379,7 @@ const ATEN: &[(&str, Handler)] = &[
     ("dot.default", One(linear::dot)),
     ("vdot.default", One(linear::dot)),
     ("outer.default", One(linear::outer)),
-    ("einsum.default", One(einsum::einsum)),
+    ("einsum.default", One(product::einsum)),
     ("addbmm.default", Wide(product::addbmm)),
     ("addmv.default", Wide(product::addmv)),
     ("addr.default", Wide(product::addr)),

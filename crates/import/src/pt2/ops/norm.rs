@@ -88,7 +88,8 @@ fn statistics(cx: &mut Cx<'_, '_>, x: ValueId, axes: &[usize]) -> Res<(ValueId, 
     let apart = cx.binary(BinaryFn::Sub, x, mean)?;
     let square = cx.binary(BinaryFn::Mul, apart, apart)?;
     let var = cx.reduce(ReduceFn::Mean, square, axes, true)?;
-    let var = cx.with_literal(BinaryFn::Add, var, cx.float_or("eps", 1e-5)?)?;
+    let eps = cx.float_or("eps", 1e-5)?;
+    let var = cx.with_literal(BinaryFn::Add, var, eps)?;
     Ok((mean, cx.unary(UnaryFn::Rsqrt, var)?))
 }
 

@@ -631,7 +631,7 @@ fn triangle(cx: &mut Cx<'_, '_>, f: CompareFn) -> Res<ValueId> {
     if cx.dtype_of(x) == DType::Bool {
         return cx.binary(BinaryFn::And, x, keep);
     }
-    let zero = cx.number_value(&Number::Int(0), cx.dtype_of(x))?;
+    let zero = cx.number_like(&Number::Int(0), x)?;
     cx.emit(Select {}, &[keep, x, zero])
 }
 
@@ -680,7 +680,7 @@ fn replaced(cx: &mut Cx<'_, '_>, x: ValueId, src: ValueId, axis: usize, start: D
     if !start.is(0) {
         list.push(cx.slice(x, axis, Dim::new(0), start)?);
     }
-    list.push(cx.cast(src, cx.dtype_of(x))?);
+    list.push(cx.cast_like(src, x)?);
     if end != size {
         list.push(cx.slice(x, axis, end, size)?);
     }
