@@ -185,7 +185,8 @@ fn on_the_cpu(imported: regraft_import::Imported, inputs: &[Tensor]) -> Result<V
 
 /// The importer's error in one line, without the path of the file and advice.
 fn reason(error: &str) -> String {
-    let mut unknown: Vec<&str> = error.split_whitespace().filter(|w| w.starts_with("torch.ops.") || w.starts_with("ai.onnx.")).collect();
+    let mut unknown: Vec<&str> =
+        error.split_whitespace().filter(|w| w.starts_with("torch.ops.") || w.starts_with("ai.onnx.")).collect();
     if error.contains("no translation") && !unknown.is_empty() {
         unknown.dedup();
         return format!("no translation of {}", unknown.join(", "));

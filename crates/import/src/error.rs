@@ -181,6 +181,8 @@ fn op_list(ops: &[UnknownOp]) -> String {
     let of_torch = ops.iter().any(|op| op.target.starts_with("torch.") || op.target.starts_with('_'));
     text + match of_torch {
         true => "\n  help: run_decompositions() before saving may express them with operators that are known",
-        false => "\n  help: another opset_version, or an exporter without fusions, may express them with operators that are known",
+        false => {
+            "\n  help: another opset_version, or an exporter without fusions, may express them with operators that are known"
+        }
     }
 }

@@ -161,12 +161,7 @@ pub(crate) fn cubic_weights(g: &mut Builder, t: ValueId, a: f64) -> Res<[ValueId
     let one = g.float(1.0, g.dtype_of(t))?;
     let rest = g.binary(BinaryFn::Sub, one, t)?;
     let (behind, before) = (g.with_literal(BinaryFn::Add, t, 1.0)?, g.with_literal(BinaryFn::Add, rest, 1.0)?);
-    Ok([
-        polynomial(g, behind, far)?,
-        polynomial(g, t, near)?,
-        polynomial(g, rest, near)?,
-        polynomial(g, before, far)?,
-    ])
+    Ok([polynomial(g, behind, far)?, polynomial(g, t, near)?, polynomial(g, rest, near)?, polynomial(g, before, far)?])
 }
 
 fn cubic(g: &mut Builder, image: ValueId, at: &[Axis], outside: Outside, corners: bool) -> Res<ValueId> {

@@ -156,7 +156,9 @@ impl<'t, 'p> Cx<'t, 'p> {
         let dims = self.dims(i)?;
         match dims.iter().map(Dim::as_const).collect::<Option<Vec<i64>>>() {
             Some(ints) => Ok(ints),
-            None => unsupported(format!("the input {i}, which depends on sizes ({dims:?}),"), "make these sizes static"),
+            None => {
+                unsupported(format!("the input {i}, which depends on sizes ({dims:?}),"), "make these sizes static")
+            }
         }
     }
 
@@ -213,7 +215,9 @@ impl<'t, 'p> Cx<'t, 'p> {
     pub(super) fn natural(&self, name: &str, default: usize) -> Res<usize> {
         match self.optional_int_attr(name)? {
             None => Ok(default),
-            Some(v) => usize::try_from(v).or_else(|_| wrong(format!("expected a natural number as `{name}`, found {v}"))),
+            Some(v) => {
+                usize::try_from(v).or_else(|_| wrong(format!("expected a natural number as `{name}`, found {v}")))
+            }
         }
     }
 

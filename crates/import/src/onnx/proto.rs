@@ -70,8 +70,8 @@ pub(crate) enum Value<'a> {
     Floats(Vec<f32>),
     Ints(Vec<i64>),
     Texts(Vec<&'a [u8]>),
-    /// Of a kind that no operator of ours has: its number.
-    Other(i64),
+    /// Of a kind that no operator of ours has.
+    Other,
 }
 
 #[derive(Debug, Default)]
@@ -247,7 +247,7 @@ impl<'a> Attribute<'a> {
             6 => Value::Floats(parts.floats),
             7 => Value::Ints(parts.ints),
             8 => Value::Texts(parts.texts),
-            other => Value::Other(other),
+            _ => Value::Other,
         };
         Ok(Attribute { name, value })
     }

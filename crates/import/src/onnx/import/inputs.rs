@@ -183,7 +183,9 @@ impl<'p> Translator<'p> {
         let declared = info.tensor.as_ref().and_then(|(dtype, _)| dtype_of(*dtype).ok());
         let found = self.b.dtype_of(value);
         match declared {
-            Some(declared) if declared != found => Err(Problem::Wrong(format!("it is {found}, declared as {declared}"))),
+            Some(declared) if declared != found => {
+                Err(Problem::Wrong(format!("it is {found}, declared as {declared}")))
+            }
             _ => Ok(Some(value)),
         }
     }

@@ -5,11 +5,7 @@ use regraft_ir::ValueId;
 use super::{Bound, MOST_NODES, MOST_PROBLEMS, Translator, handler};
 use crate::{
     build::{Problem, Res, unsupported, wrong},
-    onnx::{
-        args::Cx,
-        ops::Handler,
-        proto::Node,
-    },
+    onnx::{args::Cx, ops::Handler, proto::Node},
 };
 
 impl<'p> Translator<'p> {

@@ -127,10 +127,7 @@ pub(super) fn prelu(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
 /// One where an axis has its greatest value first, zero elsewhere.
 pub(super) fn hardmax(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let (x, axis, shape) = super::reduce::softmax_operand(cx)?;
-    let at = cx.emit(
-        regraft_ir::ops::ArgReduce { f: regraft_ir::ops::ArgReduceFn::Max, axis, keep: true },
-        &[x],
-    )?;
+    let at = cx.emit(regraft_ir::ops::ArgReduce { f: regraft_ir::ops::ArgReduceFn::Max, axis, keep: true }, &[x])?;
     let size = cx.ty(x).shape.get(axis).cloned().unwrap_or(Dim::new(1));
     let rank = cx.rank(x);
     let places = cx.position(rank, axis, size)?;

@@ -1,15 +1,20 @@
 //! The operators that are known: one file per family, one line per operator in the tables below.
 
 mod activation;
+mod attention;
 mod control;
 mod elementwise;
 mod index;
+mod loss;
+mod microsoft;
 mod norm;
 mod product;
 mod quant;
+mod recurrent;
 mod reduce;
 mod resize;
 mod shape;
+mod signal;
 mod window;
 
 use std::{collections::HashMap, sync::OnceLock};
@@ -35,7 +40,7 @@ pub(super) enum Handler {
     Refuse(&'static str, &'static str),
 }
 
-use Handler::{Many, One, Refuse, Wide};
+use Handler::{Many, One, Refuse, Wide, WideMany};
 
 const DATA: &str = "a result whose size depends on the values of a tensor";
 const DATA_HELP: &str = "compute it outside of the model, or use Where and masks of a fixed size";
@@ -216,6 +221,25 @@ const ONNX: &[(&str, Handler)] = &[
     ("OneHot", One(index::one_hot)),
     ("Compress", One(index::compress)),
     ("ReverseSequence", One(index::reverse_sequence)),
+    ("TensorScatter", One(signal::tensor_scatter)),
+    // Attention and recurrent networks.
+    ("Attention", WideMany(attention::attention)),
+    ("RotaryEmbedding", Wide(attention::rotary)),
+    ("LSTM", WideMany(recurrent::lstm)),
+    ("GRU", WideMany(recurrent::gru)),
+    ("RNN", WideMany(recurrent::rnn)),
+    // Losses.
+    ("NegativeLogLikelihoodLoss", Wide(loss::negative_log_likelihood)),
+    ("SoftmaxCrossEntropyLoss", WideMany(loss::softmax_cross_entropy)),
+    // Signals.
+    ("GridSample", Wide(signal::grid)),
+    ("AffineGrid", Wide(signal::affine_grid)),
+    ("DFT", Wide(signal::dft)),
+    ("HannWindow", One(|cx| signal::window(cx, &[0.5, -0.5]))),
+    ("HammingWindow", One(|cx| signal::window(cx, &[25.0 / 46.0, -21.0 / 46.0]))),
+    ("BlackmanWindow", One(|cx| signal::window(cx, &[0.42, -0.5, 0.08]))),
+    // ONNX Runtime puts these here, too.
+    ("SimplifiedLayerNormalization", Many(microsoft::rms_norm)),
     // Quantised numbers.
     ("QuantizeLinear", One(quant::quantize)),
     ("DequantizeLinear", One(quant::dequantize)),
@@ -256,7 +280,23 @@ const ONNX: &[(&str, Handler)] = &[
 ];
 
 /// Operators that ONNX Runtime's optimisers write.
-const MICROSOFT: &[(&str, Handler)] = &[];
+const MICROSOFT: &[(&str, Handler)] = &[
+    ("Attention", WideMany(attention::packed)),
+    ("BiasGelu", Wide(|cx| microsoft::biased(cx, UnaryFn::Gelu))),
+    ("DequantizeLinear", One(quant::dequantize)),
+    ("EmbedLayerNormalization", WideMany(microsoft::embed_layer_norm)),
+    ("FastGelu", Wide(|cx| microsoft::biased(cx, UnaryFn::GeluTanh))),
+    ("FusedConv", Wide(microsoft::conv)),
+    ("FusedMatMul", Wide(microsoft::matmul)),
+    ("Gelu", One(activation::gelu)),
+    ("MultiHeadAttention", WideMany(attention::multi_head)),
+    ("QuantizeLinear", One(quant::quantize)),
+    ("QuickGelu", Wide(microsoft::quick_gelu)),
+    ("RotaryEmbedding", Wide(attention::rotary_microsoft)),
+    ("SimplifiedLayerNormalization", Many(microsoft::rms_norm)),
+    ("SkipLayerNormalization", WideMany(microsoft::skip_layer_norm)),
+    ("SkipSimplifiedLayerNormalization", WideMany(microsoft::skip_rms_norm)),
+];
 
 /// The translation of an operator; `None` when it is not known.
 pub(super) fn find(domain: &str, operator: &str) -> Option<Handler> {

@@ -142,7 +142,11 @@ pub(super) fn softmax(cx: &mut Cx<'_, '_>, log: bool) -> Res<ValueId> {
     cx.reshape(out, shape)
 }
 
-fn running(cx: &mut Cx<'_, '_>, begin: f64, f: impl Fn(&mut Cx<'_, '_>, ValueId, usize) -> Res<ValueId>) -> Res<ValueId> {
+fn running(
+    cx: &mut Cx<'_, '_>,
+    begin: f64,
+    f: impl Fn(&mut Cx<'_, '_>, ValueId, usize) -> Res<ValueId>,
+) -> Res<ValueId> {
     let mut x = cx.input(0)?;
     let axis = cx.int(1)?;
     let axis = cx.axis_of(axis, cx.rank(x))?;

@@ -86,7 +86,9 @@ pub(super) fn resize(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     if how.positions == "tf_crop_and_resize" {
         let n = list.len();
         for (i, axis) in list.iter_mut().enumerate() {
-            let (Some(start), Some(end)) = (roi.get(i), roi.get(n + i)) else { return wrong("expected a part as `roi`") };
+            let (Some(start), Some(end)) = (roi.get(i), roi.get(n + i)) else {
+                return wrong("expected a part as `roi`");
+            };
             axis.part = (*start, *end);
         }
     }
@@ -145,6 +147,18 @@ fn resampled(cx: &mut Cx<'_, '_>, x: ValueId, how: &How<'_>, axes: Vec<Axis>) ->
     let axes: Vec<Axis> = axes.into_iter().filter(changes).collect();
     if axes.is_empty() {
         return Ok(x);
+    }
+    // Runtimes and ONNX's own answers differ about where the last element then lies.
+    let uneven = |a: &Axis| match (a.scale, a.from.as_const()) {
+        (Some(scale), Some(from)) => (from as f64 * scale).fract() != 0.0,
+        (Some(scale), None) => scale.fract() != 0.0,
+        (None, _) => false,
+    };
+    if how.positions == "align_corners" && how.mode != "nearest" && axes.iter().any(uneven) {
+        return unsupported(
+            "`align_corners` with a scale that gives no whole size",
+            "give `sizes` in place of `scales`",
+        );
     }
     if let Some(op) = interpolate(cx, x, how, &axes) {
         return cx.emit(op, &[x]);

@@ -92,8 +92,7 @@ pub(super) fn unsqueeze(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
 pub(super) fn expand(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let x = cx.input(0)?;
     let wanted = cx.dims(1)?;
-    let shape =
-        regraft_ir::ops::broadcast(&cx.shape(x), &wanted).map_err(|e| Problem::Wrong(e.to_string()))?;
+    let shape = regraft_ir::ops::broadcast(&cx.shape(x), &wanted).map_err(|e| Problem::Wrong(e.to_string()))?;
     cx.expand(x, shape)
 }
 
@@ -346,7 +345,10 @@ fn wrapped(cx: &mut Cx<'_, '_>, x: ValueId, before: &[i64], after: &[i64]) -> Re
         }
         let total = size(cx, out, axis);
         let Some(n) = total.as_const().filter(|n| (0..=*n).contains(before) && (0..=*n).contains(after)) else {
-            return unsupported("padding by more than there is, or of a dynamic size", "make the axis static and longer");
+            return unsupported(
+                "padding by more than there is, or of a dynamic size",
+                "make the axis static and longer",
+            );
         };
         let mut parts = Vec::new();
         if *before > 0 {

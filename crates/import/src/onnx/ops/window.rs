@@ -3,8 +3,8 @@
 use regraft_ir::{
     Scalar,
     ops::{
-        Activation, AdaptiveAvgPool, AvgPool, BinaryFn, Conv, ConvTranspose, MaxPool, PadMode, ReduceFn, SpatialLayout,
-        UnaryFn,
+        Activation, AdaptiveAvgPool, AvgPool, BinaryFn, Conv, ConvTranspose, MaxPool, PadMode, ReduceFn, Slice,
+        SpatialLayout, UnaryFn,
     },
 };
 use regraft_tensor::{DType, Dim};
@@ -42,7 +42,9 @@ impl Windows {
                     };
                     let span = (k - 1).saturating_mul(*d) + 1;
                     let total = match shape.get(i).and_then(Dim::as_usize) {
-                        Some(size) => (size.div_ceil(*s).saturating_sub(1).saturating_mul(*s) + span).saturating_sub(size),
+                        Some(size) => {
+                            (size.div_ceil(*s).saturating_sub(1).saturating_mul(*s) + span).saturating_sub(size)
+                        }
                         // Whatever the size, when every element has a window.
                         None if *s == 1 => span - 1,
                         None => return unsupported("`auto_pad` of a dynamic size", "export the model with `pads`"),
@@ -162,13 +164,9 @@ pub(super) fn conv_transpose(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     } else if auto != "NOTSET" || wanted.is_some() {
         // What is cut off follows from the size of the result.
         for i in 0..n {
-            let (Some(size), Some(k), Some(s), Some(d), Some(e)) = (
-                sizes.get(i).and_then(Dim::as_usize),
-                kernel.get(i),
-                stride.get(i),
-                dilation.get(i),
-                extra.get(i),
-            ) else {
+            let (Some(size), Some(k), Some(s), Some(d), Some(e)) =
+                (sizes.get(i).and_then(Dim::as_usize), kernel.get(i), stride.get(i), dilation.get(i), extra.get(i))
+            else {
                 return unsupported("`output_shape` or `auto_pad` of a dynamic size", "export the model with `pads`");
             };
             let full = size.saturating_sub(1).saturating_mul(*s) + e + (k - 1).saturating_mul(*d) + 1;
@@ -259,7 +257,7 @@ pub(super) fn avg_pool(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
 
 fn average(cx: &mut Cx<'_, '_>, x: ValueId, w: &Windows, ceil: bool, include: bool) -> Res<ValueId> {
     if w.dilation.iter().any(|d| *d != 1) {
-        return unsupported("an average over dilated windows", "use a convolution");
+        return dilated(cx, x, w, ceil, include);
     }
     let (kernel, stride, layout) = (w.kernel.clone(), w.stride.clone(), SpatialLayout::Nchw);
     let op = AvgPool { kernel, stride, padding: w.none(), ceil, count_include_pad: include, divisor: None, layout };
@@ -279,6 +277,65 @@ fn average(cx: &mut Cx<'_, '_>, x: ValueId, w: &Windows, ceil: bool, include: bo
     let ones = padded(cx, ones, before, after)?;
     let part = cx.emit(op, &[ones])?;
     cx.binary(BinaryFn::Div, mean, part)
+}
+
+/// The mean over dilated windows: sums of what stands at each tap, over how many there are.
+fn dilated(cx: &mut Cx<'_, '_>, x: ValueId, w: &Windows, ceil: bool, include: bool) -> Res<ValueId> {
+    let sizes = spatial(cx, x)?;
+    let Some(sizes) = sizes.iter().map(Dim::as_usize).collect::<Option<Vec<usize>>>() else {
+        return unsupported("an average over dilated windows of a dynamic size", "make it static");
+    };
+    let (mut counts, mut beyond) = (Vec::new(), vec![0i64; 2]);
+    for (i, size) in sizes.iter().enumerate() {
+        let (Some(k), Some(s), Some(d)) = (w.kernel.get(i), w.stride.get(i), w.dilation.get(i)) else {
+            return wrong("expected sizes of windows");
+        };
+        let (Some(before), Some(after)) = (w.before.get(i), w.after.get(i)) else { return wrong("expected padding") };
+        let (span, padded) = ((k - 1).saturating_mul(*d) + 1, size + before + after);
+        let Some(room) = padded.checked_sub(span) else { return wrong("a window that does not fit") };
+        let mut count = if ceil { room.div_ceil(*s) } else { room / s } + 1;
+        // A last window must begin in the image or in the padding before it.
+        if ceil && (count - 1).saturating_mul(*s) >= size + before {
+            count -= 1;
+        }
+        counts.push(count);
+        beyond.push(((count - 1).saturating_mul(*s) + span).saturating_sub(padded) as i64);
+    }
+    let one = cx.float_like(1.0, x)?;
+    let shape = cx.shape(x);
+    let ones = cx.expand(one, shape)?;
+    let (before, after) = w.pads();
+    let edge = Scalar::Float(if include { 1.0 } else { 0.0 });
+    let ones = filled(cx, ones, before.clone(), after.clone(), edge, PadMode::Constant)?;
+    let ones = padded(cx, ones, vec![0; beyond.len()], beyond.clone())?;
+    let wide = padded(cx, x, before, after)?;
+    let wide = padded(cx, wide, vec![0; beyond.len()], beyond)?;
+    let (sum, part) = (over_taps(cx, wide, w, &counts)?, over_taps(cx, ones, w, &counts)?);
+    cx.binary(BinaryFn::Div, sum, part)
+}
+
+/// The sum over the taps of each window.
+fn over_taps(cx: &mut Cx<'_, '_>, x: ValueId, w: &Windows, counts: &[usize]) -> Res<ValueId> {
+    let mut out = x;
+    // Windows are products of those of each axis.
+    for (i, count) in counts.iter().enumerate() {
+        let (Some(k), Some(s), Some(d)) = (w.kernel.get(i), w.stride.get(i), w.dilation.get(i)) else {
+            return wrong("expected sizes of windows");
+        };
+        let mut sum: Option<ValueId> = None;
+        for tap in 0..*k {
+            let start = tap.saturating_mul(*d);
+            let end = start + (count - 1).saturating_mul(*s) + 1;
+            let op = Slice { axis: i + 2, start: Dim::from(start), end: Dim::from(end), step: *s };
+            let part = cx.emit(op, &[out])?;
+            sum = Some(match sum {
+                Some(sum) => cx.binary(BinaryFn::Add, sum, part)?,
+                None => part,
+            });
+        }
+        out = sum.map_or_else(|| wrong("a window without taps"), Ok)?;
+    }
+    Ok(out)
 }
 
 pub(super) fn lp_pool(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
