@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -155,13 +154,12 @@ def test_weights_beside_the_model(cli: Cli) -> None:
     module = export("encoder", 1, program)
     model = onnx.load(program)
     onnx.save(model, program, save_as_external_data=True, location="weights.data", size_threshold=0)
-    assert_close(cli.run(cli.compile(program), feeds("encoder")[0]), expected(module, MODELS["encoder"][1][0]))
+    answers = expected(module, MODELS["encoder"][1][0])
+    assert_close(cli.run(cli.compile(program), feeds("encoder")[0]), answers)
 
-    escaped = copy.deepcopy(model)
-    onnx.save(escaped, program, save_as_external_data=True, location="other.data", size_threshold=0)
-    bytes_ = program.read_bytes().replace(b"other.data", b"../../etc1")
-    program.write_bytes(bytes_)
-    with pytest.raises(CommandFailed, match=r"\.\./\.\./etc1"):
+    # No path leads out of the folder.
+    program.write_bytes(program.read_bytes().replace(b"weights.data", b"../../w.data"))
+    with pytest.raises(CommandFailed, match=r"\.\./\.\./w\.data"):
         cli.compile(program)
 
 

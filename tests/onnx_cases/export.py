@@ -28,10 +28,12 @@ CONSTANT = {
     "HannWindow": [0], "If": [0], "Loop": [0, 1], "OneHot": [1], "Pad": [1, 3], "Range": [0, 1, 2],
     "Reshape": [1], "Resize": [1, 2, 3], "Slice": [1, 2, 3, 4], "Split": [1], "SplitToSequence": [1],
     "Squeeze": [1], "Tile": [1], "TopK": [1], "Trilu": [1], "Unsqueeze": [1], "Upsample": [1],
-    "SequenceAt": [1], "SequenceErase": [1], "SequenceInsert": [2], "Clip": [],
-} | {f"Reduce{kind}": [1] for kind in "L1 L2 LogSum LogSumExp Max Mean Min Prod Sum SumSquare".split()}  # fmt: skip
+    "SequenceAt": [1], "SequenceErase": [1], "SequenceInsert": [2],
+    "ReduceL1": [1], "ReduceL2": [1], "ReduceLogSum": [1], "ReduceLogSumExp": [1], "ReduceMax": [1],
+    "ReduceMean": [1], "ReduceMin": [1], "ReduceProd": [1], "ReduceSum": [1], "ReduceSumSquare": [1],
+}  # fmt: skip
 
-STORED = "bfloat16 float16 float32 float64 int8 int16 int32 int64 uint8 bool".split()
+STORED = ["bfloat16", "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"]
 
 
 def stored(array: object) -> torch.Tensor | None:

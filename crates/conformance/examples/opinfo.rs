@@ -1,5 +1,6 @@
 //! Imports and runs the samples of PyTorch's operator database that `tests/opinfo/export.py` wrote, or the node cases of ONNX
-//! that `tests/onnx_cases/export.py` wrote: `cargo run -p regraft-conformance --example opinfo -- FOLDER [--expected LIST] [--bless] [--only TEXT] [--results FILE]`
+//! that `tests/onnx_cases/export.py` wrote:
+//! `cargo run -p regraft-conformance --example opinfo -- FOLDER [--expected LIST] [--bless] [--only TEXT] [--results FILE]`
 //!
 //! Each program runs on the reference evaluator and on the CPU backend. A sample is *right*, *refused* by the importer, or
 //! *wrong*. LIST has a line for each operator of which samples are refused: `operator`, `dtype=count ...` and why, with tabs
@@ -290,10 +291,14 @@ fn read_list(path: &Path) -> List {
 }
 
 fn write_list(path: &Path, list: &List) -> std::io::Result<()> {
-    let mut text = String::from(
-        "# Samples of PyTorch's operator database that the importer refuses: operator, number for each dtype, reason.\n\
-         # `make opinfo` fails when there are more; lines only go or shrink.\n",
-    );
+    // The list says itself what it is of.
+    let before = std::fs::read_to_string(path).unwrap_or_default();
+    let mut text: String = before.lines().take_while(|l| l.starts_with('#')).map(|l| format!("{l}\n")).collect();
+    if text.is_empty() {
+        text.push_str(
+            "# What the importer refuses: operator, number for each dtype, reason; lines only go or shrink.\n",
+        );
+    }
     for (operator, counts) in list {
         let pairs: Vec<String> = counts.refused.iter().map(|(d, n)| format!("{d}={n}")).collect();
         let _ = writeln!(text, "{operator}\t{}\t{}", pairs.join(" "), counts.reason);

@@ -431,7 +431,7 @@ pub(super) fn arange(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
             return wrong("expected numbers");
         };
         let len = ((limit - start) / step).ceil().max(0.0);
-        if !(len < 1e9) {
+        if len.is_nan() || len >= 1e9 {
             return wrong(format!("a range from {start} to {limit} by {step}"));
         }
         let places = cx.iota(Dim::new(len as i64), 0, 1)?;
