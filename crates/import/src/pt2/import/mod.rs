@@ -4,6 +4,7 @@
 //! program is a `Cell` over a `Storage`, and a write becomes a new value of that storage, from which views are made
 //! anew. Where it is not known whether a tensor shares memory, reading it after a write is an error, never a wrong answer.
 
+mod control;
 mod in_place;
 mod inline;
 mod inputs;
