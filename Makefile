@@ -10,7 +10,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 # said on the way goes to stderr.
 PYTHON_ENV = python=$$(scripts/python-env.sh | tee >(cat >&2) | tail -n 1); bin=$$(dirname "$$python")
 
-.PHONY: help setup demo build python test test-rust test-python test-checkpoints test-adapters test-operators opinfo operators test-gpu test-s3 race fuzz bless format lint
+.PHONY: help setup demo build python test test-rust test-python test-checkpoints test-adapters test-operators onnx-cases opinfo operators test-gpu test-s3 race fuzz bless format lint
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -43,7 +43,7 @@ python: ## build the wheel of the Python package, and unpack it to target/python
 	"$$python" -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
 		--target "$(TARGET)/python" "$(TARGET)"/wheels/regraft-*.whl
 
-test: test-rust test-python test-operators ## all tests
+test: test-rust test-python test-operators onnx-cases ## all tests
 
 test-rust: ## tests in Rust: units, conformance fixtures, command line
 	@echo "== testing in Rust"
@@ -71,6 +71,11 @@ test-operators: ## a sample of each operator of PyTorch's database against PyTor
 	@$(PYTHON_ENV); "$$python" tests/opinfo/export.py "$(TARGET)/opinfo-few" --samples 1 --dtypes f32 2>/dev/null
 	@echo "== running them"
 	@$(OPINFO) "$(TARGET)/opinfo-few" --expected tests/opinfo/refused.tsv | tail -n 20
+
+onnx-cases: ## the node cases of the onnx package
+	@echo "== running the node cases of ONNX"
+	@$(PYTHON_ENV); OMP_NUM_THREADS=1 "$$python" tests/onnx_cases/export.py "$(TARGET)/onnx-cases" 2>/dev/null
+	@$(OPINFO) "$(TARGET)/onnx-cases" --expected tests/onnx_cases/refused.tsv | grep -v '^refused'
 
 opinfo: ## all samples of PyTorch's operator database, in five dtypes; goes on where it was stopped
 	@echo "== exporting samples (ten minutes)"

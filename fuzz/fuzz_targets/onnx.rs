@@ -31,5 +31,11 @@ fuzz_target!(|bytes: &[u8]| {
         1 => message(7, bytes),
         _ => message(7, &[plain("a"), message(5, bytes), plain("b")].concat()),
     };
-    regraft_fuzz::open("model.onnx", &[&[0x08, 8][..], &inside].concat());
+    let model = [&[0x08, 8][..], &inside].concat();
+    regraft_fuzz::open("model.onnx", &model);
+    // The whole of it, translated.
+    match regraft_import::import_onnx(regraft_fuzz::file("model.onnx", &model)) {
+        Ok(imported) => imported.graph.verify().expect("a sound graph"),
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
 });

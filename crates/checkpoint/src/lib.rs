@@ -16,7 +16,7 @@ mod archive;
 mod error;
 mod folder;
 mod index;
-mod onnx;
+pub mod onnx;
 mod options;
 mod safetensors;
 mod torch;

@@ -38,7 +38,7 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Compile an exported program (.pt2) to an engine (.rgf)
+    /// Compile an exported program (.pt2 or .onnx) to an engine (.rgf)
     #[command(long_about = COMPILE)]
     Compile(CompileArgs),
     /// Run an engine once on arrays from .npy files
@@ -190,7 +190,7 @@ impl From<KeepSourcesArg> for KeepSources {
     }
 }
 
-const COMPILE: &str = "Compile an exported program (.pt2) to an engine (.rgf) for the CPU of this machine.
+const COMPILE: &str = "Compile an exported program (.pt2 or .onnx) to an engine (.rgf) for the CPU of this machine.
 
 In Python:
   program = torch.export.export(net, args)
@@ -211,6 +211,7 @@ Then:
   regraft compile model.pt2 -o model.rgf --dtype bf16      computes an f32 model in bfloat16
   regraft compile model.pt2 -o model.rgf --weights int8 --sample x.npy
                                                            a quarter of the memory, and what that costs on x
+  regraft compile model.onnx -o model.rgf                  an ONNX model, its initialisers as weights
   regraft compile model.pt2 --dump plan                    shows what a run will execute
   regraft compile model.pt2 --dump-dir stages              one text file per stage and pass
 
@@ -220,7 +221,7 @@ Engines are kept in a cache without their weights, and found again by the progra
 
 #[derive(Args, Debug)]
 pub(crate) struct CompileArgs {
-    /// The program, as torch.export.save wrote it
+    /// The program, as torch.export.save wrote it, or an ONNX model
     #[arg(value_name = "MODEL.pt2")]
     pub(crate) program: PathBuf,
     /// The engine to write

@@ -1,4 +1,5 @@
-//! Imports and runs the samples of PyTorch's operator database that `tests/opinfo/export.py` wrote:
+//! Imports and runs the samples of PyTorch's operator database that `tests/opinfo/export.py` wrote, or the node cases of ONNX
+//! that `tests/onnx_cases/export.py` wrote:
 //! `cargo run -p regraft-conformance --example opinfo -- FOLDER [--expected LIST] [--bless] [--only TEXT] [--results FILE]`
 //!
 //! Each program runs on the reference evaluator and on the CPU backend. A sample is *right*, *refused* by the importer, or
@@ -127,7 +128,7 @@ fn programs(folder: &Path, only: &str) -> Vec<PathBuf> {
     let entries = |folder: &Path| std::fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path());
     let mut found: Vec<PathBuf> = entries(folder)
         .flat_map(|operator| entries(&operator).collect::<Vec<_>>())
-        .filter(|p| p.extension().is_some_and(|e| e == "pt2") && p.to_string_lossy().contains(only))
+        .filter(|p| p.extension().is_some_and(|e| e == "pt2" || e == "onnx") && p.to_string_lossy().contains(only))
         .collect();
     found.sort();
     found
@@ -144,7 +145,7 @@ fn numbered(tensors: &StateDict, prefix: &str) -> Vec<Tensor> {
 }
 
 fn check(path: &Path) -> Outcome {
-    let imported = match regraft_import::import_pt2(path) {
+    let imported = match regraft_import::import(path) {
         Ok(imported) => imported,
         Err(error) => return Outcome::Refused(reason(&error.to_string())),
     };
@@ -185,13 +186,14 @@ fn on_the_cpu(imported: regraft_import::Imported, inputs: &[Tensor]) -> Result<V
 
 /// The importer's error in one line, without the path of the file and advice.
 fn reason(error: &str) -> String {
-    let mut unknown: Vec<&str> = error.split_whitespace().filter(|w| w.starts_with("torch.ops.")).collect();
+    let mut unknown: Vec<&str> =
+        error.split_whitespace().filter(|w| w.starts_with("torch.ops.") || w.starts_with("ai.onnx.")).collect();
     if error.contains("no translation") && !unknown.is_empty() {
         unknown.dedup();
         return format!("no translation of {}", unknown.join(", "));
     }
     let line = one_line(error);
-    let line = line.split_once(".pt2: ").map_or(line.as_str(), |(_, rest)| rest);
+    let line = [".pt2: ", ".onnx: "].iter().find_map(|e| line.split_once(e)).map_or(line.as_str(), |(_, rest)| rest);
     let line = line.split_once("; help: ").map_or(line, |(what, _)| what);
     line.replace('\t', " ")
 }
@@ -289,10 +291,14 @@ fn read_list(path: &Path) -> List {
 }
 
 fn write_list(path: &Path, list: &List) -> std::io::Result<()> {
-    let mut text = String::from(
-        "# Samples of PyTorch's operator database that the importer refuses: operator, number for each dtype, reason.\n\
-         # `make opinfo` fails when there are more; lines only go or shrink.\n",
-    );
+    // The list says itself what it is of.
+    let before = std::fs::read_to_string(path).unwrap_or_default();
+    let mut text: String = before.lines().take_while(|l| l.starts_with('#')).map(|l| format!("{l}\n")).collect();
+    if text.is_empty() {
+        text.push_str(
+            "# What the importer refuses: operator, number for each dtype, reason; lines only go or shrink.\n",
+        );
+    }
     for (operator, counts) in list {
         let pairs: Vec<String> = counts.refused.iter().map(|(d, n)| format!("{d}={n}")).collect();
         let _ = writeln!(text, "{operator}\t{}\t{}", pairs.join(" "), counts.reason);

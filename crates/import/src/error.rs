@@ -66,6 +66,9 @@ pub enum ImportErrorKind {
         /// What to do.
         help: String,
     },
+    /// Parts of the program that cannot be translated; all that were found.
+    #[error("{}", problem_list(.0))]
+    Problems(Vec<ProgramProblem>),
     /// Operators without a translation; all of them.
     #[error("{}", op_list(.0))]
     UnknownOps(Vec<UnknownOp>),
@@ -78,6 +81,17 @@ pub struct WeightProblem {
     pub name: String,
     /// What was expected and what was found.
     pub problem: String,
+}
+
+/// A part of a program that cannot be translated.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ProgramProblem {
+    /// The node, input or output.
+    pub at: String,
+    /// What was expected and what was found, or what is not supported.
+    pub what: String,
+    /// What to do.
+    pub help: String,
 }
 
 /// An operator that has no translation.
@@ -141,6 +155,17 @@ fn weight_list(problems: &[WeightProblem]) -> String {
     text + "\n  help: export and save the program again, or copy the file again if it was transferred"
 }
 
+fn problem_list(problems: &[ProgramProblem]) -> String {
+    let mut text = match problems {
+        [ProgramProblem { at, what, help }] => return format!("{at}: {what}\n  help: {help}"),
+        problems => format!("{} parts of the program cannot be translated", problems.len()),
+    };
+    for ProgramProblem { at, what, help } in problems {
+        let _ = write!(text, "\n  {at}: {what}\n    help: {help}");
+    }
+    text
+}
+
 fn op_list(ops: &[UnknownOp]) -> String {
     let mut text = match ops.len() {
         1 => "1 operator has no translation".to_owned(),
@@ -153,5 +178,11 @@ fn op_list(ops: &[UnknownOp]) -> String {
             let _ = write!(text, ", first in {module_path}");
         }
     }
-    text + "\n  help: run_decompositions() before saving may express them with operators that are known"
+    let of_torch = ops.iter().any(|op| op.target.starts_with("torch.") || op.target.starts_with('_'));
+    text + match of_torch {
+        true => "\n  help: run_decompositions() before saving may express them with operators that are known",
+        false => {
+            "\n  help: another opset_version, or an exporter without fusions, may express them with operators that are known"
+        }
+    }
 }

@@ -75,7 +75,7 @@ pub struct Compiled {
     pub tuned: Option<Tuned>,
 }
 
-/// Compiles a `.pt2` program, as `torch.export.save` writes it, for a device of this machine. `observer` sees the program
+/// Compiles a program, a `.pt2` file as `torch.export.save` writes it or an ONNX model, for a device of this machine. `observer` sees the program
 /// between the stages, unless the engine comes from the cache; `&mut ()` looks away.
 ///
 /// # Errors
@@ -83,7 +83,7 @@ pub struct Compiled {
 /// are missing for the mode asked for. A cache that fails is no error: what happened is in [`Compiled::cache`].
 pub fn compile(program: &Path, options: &CompileOptions, observer: &mut dyn Observer) -> Result<Compiled, Error> {
     let start = Instant::now();
-    let imported = regraft_import::import_pt2(program)?;
+    let imported = regraft_import::import(program)?;
     let import_seconds = start.elapsed().as_secs_f64();
     Ok(Compiled { import_seconds, ..compile_imported(imported, options, observer)? })
 }

@@ -5,7 +5,7 @@
 
 mod external;
 mod tensor;
-mod wire;
+pub mod wire;
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -13,7 +13,7 @@ use std::{
 };
 
 use rayon::prelude::*;
-use regraft_tensor::{Buffer, MappedFile};
+use regraft_tensor::{Buffer, MappedFile, Tensor};
 
 use self::{
     external::External,
@@ -22,6 +22,8 @@ use self::{
 };
 use super::{FileProblem, View, check_memory};
 use regraft_weights::{StateDict, on_shared_threads};
+
+pub use self::tensor::dtype_of;
 
 /// `ModelProto.graph`.
 const GRAPH: u64 = 7;
@@ -110,6 +112,34 @@ fn read_initializer(file: &[u8], field: Field) -> Result<(&str, Initializer<'_>)
         return Err(damaged(format!("byte {at}: an initialiser has no name")));
     }
     Ok((message.name, Initializer::of(message)?))
+}
+
+/// Reads tensors anywhere in a model, also those whose bytes stand in files beside it.
+pub struct TensorReader {
+    file: MappedFile,
+    external: External,
+}
+
+impl TensorReader {
+    /// A reader for the model in `file`.
+    pub fn of(file: &MappedFile) -> Self {
+        TensorReader { file: file.clone(), external: External::of(file) }
+    }
+
+    /// The tensor whose message stands at `place`. Memory stays in proportion to the message.
+    ///
+    /// # Errors
+    /// When it is damaged, or of a kind that is not read.
+    pub fn tensor(&mut self, place: Range<usize>) -> Result<Tensor, FileProblem> {
+        let message = tensor::Message::read(self.file.bytes(), place).map_err(damaged)?;
+        let (name, initializer) = (message.name, Initializer::of(message)?);
+        let of_tensor = |e: String| FileProblem::tensor(name, e);
+        let bytes = match storage(&self.file, &mut self.external, &initializer)? {
+            Some(bytes) => bytes,
+            None => initializer.numbers(self.file.bytes()).map_err(of_tensor)?,
+        };
+        initializer.view.tensor(&bytes).map_err(of_tensor)
+    }
 }
 
 /// The bytes that an initialiser is seen in; `None` when they stand there as numbers.

@@ -211,7 +211,11 @@ impl Out {
 }
 
 /// The dtype that `TensorProto.DataType` numbers; the name of one that Regraft has not.
-fn dtype_of(data_type: i64) -> Result<DType, String> {
+/// The dtype of an element type by its number.
+///
+/// # Errors
+/// The name of one that Regraft has not.
+pub fn dtype_of(data_type: i64) -> Result<DType, String> {
     const FOREIGN: [(i64, &str); 14] = [
         (4, "uint16"),
         (8, "string"),

@@ -1,19 +1,24 @@
+//! Protobuf messages, field by field, without a schema.
+
 use std::ops::Range;
 
 /// The fields of one protobuf message, in the order of the file.
 ///
 /// Places are those of the whole file, so that long fields can be taken as parts of its mapping.
 #[derive(Clone, Debug)]
-pub(super) struct Fields<'a> {
+pub struct Fields<'a> {
     file: &'a [u8],
     rest: Range<usize>,
 }
 
 /// What a field holds, by its wire type.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Wire {
+pub enum Wire {
+    /// A number of up to 64 bits.
     Varint(u64),
+    /// A number of 32 bits.
     Fixed32([u8; 4]),
+    /// A number of 64 bits.
     Fixed64([u8; 8]),
     /// Text, bytes, a message or packed numbers.
     Bytes(Range<usize>),
@@ -21,15 +26,18 @@ pub(super) enum Wire {
 
 /// A field: its number, where it stands, and what it holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Field {
-    pub(super) number: u64,
-    pub(super) at: usize,
-    pub(super) wire: Wire,
+pub struct Field {
+    /// Its number.
+    pub number: u64,
+    /// The byte of the file that it begins at.
+    pub at: usize,
+    /// What it holds.
+    pub wire: Wire,
 }
 
 impl<'a> Fields<'a> {
     /// The fields of the message that stands in `place` of `file`.
-    pub(super) fn new(file: &'a [u8], place: Range<usize>) -> Self {
+    pub fn new(file: &'a [u8], place: Range<usize>) -> Self {
         let end = place.end.min(file.len());
         Fields { file, rest: place.start.min(end)..end }
     }
@@ -102,7 +110,10 @@ impl Iterator for Fields<'_> {
 
 impl Field {
     /// The place of a message, text or bytes.
-    pub(super) fn bytes(self) -> Result<Range<usize>, String> {
+    ///
+    /// # Errors
+    /// When the field has another wire type.
+    pub fn bytes(self) -> Result<Range<usize>, String> {
         match self.wire {
             Wire::Bytes(place) => Ok(place),
             _ => Err(self.unexpected()),
@@ -110,14 +121,20 @@ impl Field {
     }
 
     /// A text.
-    pub(super) fn text(self, file: &[u8]) -> Result<&str, String> {
+    ///
+    /// # Errors
+    /// When the field has another wire type, or the text is not UTF-8.
+    pub fn text(self, file: &[u8]) -> Result<&str, String> {
         let (at, number) = (self.at, self.number);
         let bytes = file.get(self.bytes()?).unwrap_or_default();
         std::str::from_utf8(bytes).map_err(|_| format!("byte {at}: the text of field {number} is not UTF-8"))
     }
 
     /// An integer.
-    pub(super) fn int(self) -> Result<i64, String> {
+    ///
+    /// # Errors
+    /// When the field has another wire type.
+    pub fn int(self) -> Result<i64, String> {
         match self.wire {
             // Negative integers are written as 64 bits.
             Wire::Varint(value) => Ok(value as i64),
@@ -126,7 +143,10 @@ impl Field {
     }
 
     /// Gives `each` the integers of a repeated field, packed or not.
-    pub(super) fn ints(self, file: &[u8], each: &mut impl FnMut(i64) -> Result<(), String>) -> Result<(), String> {
+    ///
+    /// # Errors
+    /// When the field has another wire type, a number is damaged, or `each` fails.
+    pub fn ints(self, file: &[u8], each: &mut impl FnMut(i64) -> Result<(), String>) -> Result<(), String> {
         match self.wire {
             Wire::Bytes(place) => {
                 let mut packed = Fields::new(file, place);
@@ -140,7 +160,10 @@ impl Field {
     }
 
     /// Gives `each` the bytes of the numbers of `N` bytes of a repeated field, packed or not.
-    pub(super) fn fixed<const N: usize>(
+    ///
+    /// # Errors
+    /// When the field has another wire type, or `each` fails.
+    pub fn fixed<const N: usize>(
         self,
         file: &[u8],
         each: &mut impl FnMut(&[u8]) -> Result<(), String>,

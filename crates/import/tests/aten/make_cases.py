@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
+from torch._higher_order_ops.map import map as higher_order_map
+from torch._higher_order_ops.scan import scan
 from torch.export import Dim, export
 from torch.utils import _pytree as pytree
 
@@ -1207,6 +1209,27 @@ def bags(self, x, ids, weights):
         F.interpolate(x[None, None], scale_factor=1.7, mode="nearest-exact"),
         torch.nonzero_static(x > 0.5, size=6),
     )
+
+
+@case("control", r(3, 4), r(4), first=nn.Linear(4, 4), other=nn.Linear(4, 4), decompose=False)
+def control(self, x, h):
+    chosen = torch.cond(x.sum() > 0, lambda x: self.first(x), lambda x: self.other(x) + 1, (x,))
+    turned = torch.cond(x.sum() < 0, lambda x: self.first(x), lambda x: self.other(x) + 1, (x,))
+    rows = higher_order_map(lambda a, b: a * b + 1, x, h)
+    return chosen, turned, rows, *scan(lambda c, a: (c * 0.5 + a, (c + a).sin()), h, x)
+
+
+@case(
+    "standardised",
+    r(2, 3, 5, 5),
+    weight=nn.Parameter(r(6, 3, 2, 2)),
+    gain=nn.Parameter(r(6)),
+    decompose=False,
+)
+def standardised(self, x):
+    flat, gain = self.weight.reshape(1, 6, -1), self.gain * 0.3
+    weight = F.batch_norm(flat, None, None, weight=gain, training=True, momentum=0.0, eps=1e-5)
+    return F.conv2d(x, weight.reshape_as(self.weight)), F.batch_norm(x, None, None, training=True)
 
 
 def main(wanted):

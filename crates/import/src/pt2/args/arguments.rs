@@ -24,7 +24,8 @@ impl<'p> Cx<'_, 'p> {
 
     /// The tensor called `name`, in f32 if halves are to be read so, and the part that is asked for of a complex one.
     fn read(&mut self, name: &str) -> Res<ValueId> {
-        let value = self.t.read(name, &self.scope)?;
+        let scope = self.scope.clone();
+        let value = self.t.read(name, &scope)?;
         match self.part {
             Some(part) if self.t.is_complex(name) => crate::pt2::ops::part_of_pair(self, value, part),
             _ => self.widened(value),

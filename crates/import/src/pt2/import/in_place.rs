@@ -23,14 +23,14 @@ impl Translator<'_> {
         let mut steps = vec![base];
         for op in chain {
             let last = *steps.last().unwrap_or(&base);
-            steps.push(self.add_one(op.clone(), &[last], scope)?);
+            steps.push(self.b.add_one(op.clone(), &[last], scope)?);
         }
         let mut new = value;
         for (op, &from) in chain.iter().zip(&steps).rev() {
-            let ty = self.graph.ty(from).clone();
+            let ty = self.b.graph.ty(from).clone();
             new = match op {
-                Op::Reshape(_) => self.add_one(Reshape { shape: ty.shape }.into(), &[new], scope)?,
-                Op::Permute(p) => self.add_one(Permute { perm: inverse(&p.perm) }.into(), &[new], scope)?,
+                Op::Reshape(_) => self.b.add_one(Reshape { shape: ty.shape }.into(), &[new], scope)?,
+                Op::Permute(p) => self.b.add_one(Permute { perm: inverse(&p.perm) }.into(), &[new], scope)?,
                 Op::Slice(s) if s.step == 1 => self.put_slice(s, from, new, scope)?,
                 Op::Slice(s) if s.start.as_const().is_some() => self.put_steps(s, from, new, scope)?,
                 _ => return unsupported("writing in place to a view that repeats elements", DECOMPOSE),
@@ -42,30 +42,30 @@ impl Translator<'_> {
     /// As [`Self::put_slice`], for a slice that skips elements.
     fn put_steps(&mut self, slice: &Slice, from: ValueId, new: ValueId, scope: &Arc<str>) -> Res<ValueId> {
         let axis = slice.axis;
-        let len = self.graph.ty(new).shape.get(axis).cloned().unwrap_or(Dim::new(1));
+        let len = self.b.graph.ty(new).shape.get(axis).cloned().unwrap_or(Dim::new(1));
         let step = Dim::from(slice.step);
         let places = Iota { len, start: slice.start.clone(), step, dtype: DType::I64 };
-        let places = self.add_one(places.into(), &[], scope)?;
-        self.add_one(IndexPut { axis, f: PutFn::Set }.into(), &[from, new, places], scope)
+        let places = self.b.add_one(places.into(), &[], scope)?;
+        self.b.add_one(IndexPut { axis, f: PutFn::Set }.into(), &[from, new, places], scope)
     }
 
     /// `from`, with `new` in place of what `slice` shows of it.
     fn put_slice(&mut self, slice: &Slice, from: ValueId, new: ValueId, scope: &Arc<str>) -> Res<ValueId> {
         let axis = slice.axis;
-        let size = self.graph.ty(from).shape.get(axis).cloned().unwrap_or(Dim::new(1));
+        let size = self.b.graph.ty(from).shape.get(axis).cloned().unwrap_or(Dim::new(1));
         let mut parts = Vec::new();
         if !slice.start.is(0) {
             let before = Slice { axis, start: Dim::new(0), end: slice.start.clone(), step: 1 };
-            parts.push(self.add_one(before.into(), &[from], scope)?);
+            parts.push(self.b.add_one(before.into(), &[from], scope)?);
         }
         parts.push(new);
         if slice.end != size {
             let after = Slice { axis, start: slice.end.clone(), end: size, step: 1 };
-            parts.push(self.add_one(after.into(), &[from], scope)?);
+            parts.push(self.b.add_one(after.into(), &[from], scope)?);
         }
         match parts.as_slice() {
             [one] => Ok(*one),
-            parts => self.add_one(Concat { axis }.into(), parts, scope),
+            parts => self.b.add_one(Concat { axis }.into(), parts, scope),
         }
     }
 }
@@ -84,8 +84,8 @@ impl<'p> Cx<'_, 'p> {
         } else {
             self.emit(Expand { shape: ty.shape.clone() }, &[value])?
         };
-        if self.t.graph.producer(value).is_some() && self.ty(value).shape != ty.shape {
-            self.t.graph.set_type(value, ty);
+        if self.graph.producer(value).is_some() && self.ty(value).shape != ty.shape {
+            self.graph.set_type(value, ty);
         }
         self.t.write(cell, value, &scope)?;
         for name in names {

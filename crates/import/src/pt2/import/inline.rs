@@ -8,12 +8,18 @@ use crate::pt2::{
 
 /// Inner graphs may hold inner graphs, but not this deep.
 const MAX_NESTING: usize = 32;
+/// Branches and loops, whose graphs do not just run once.
+const CONTROL: [&str; 3] =
+    ["torch.ops.higher_order.cond", "torch.ops.higher_order.map_impl", "torch.ops.higher_order.scan"];
 
 impl<'p> Translator<'p> {
     /// A call of an inner graph that runs as if it stood here.
     pub(super) fn inline(&mut self, node: &'p Node, names: &[&'p str], depth: usize) -> Res<()> {
         if depth >= MAX_NESTING {
             return unsupported(format!("inner graphs nested deeper than {MAX_NESTING}"), "simplify the model");
+        }
+        if CONTROL.contains(&node.target.as_str()) {
+            return self.control(node, names, depth);
         }
         let Some(at) = node.inputs.iter().position(|i| matches!(i.arg, Argument::Graph(_))) else {
             return wrong("expected an inner graph among the arguments");
@@ -26,16 +32,7 @@ impl<'p> Translator<'p> {
         let flat = self
             .bound_in(operands.iter().map(|i| &i.arg))
             .or_else(|name| wrong(format!("it reads `{name}`, which nothing before it makes")))?;
-        let params: Vec<&'p str> = inner.graph.inputs.iter().filter_map(Argument::first_name).collect();
-        if params.len() != flat.len() {
-            return wrong(format!("its inner graph takes {} values, found {}", params.len(), flat.len()));
-        }
-        let outer = std::mem::take(&mut self.env);
-        self.env = params.into_iter().zip(flat).collect();
-        self.nodes(&inner.graph, depth + 1)?;
-        let results = self.bound_in(inner.graph.outputs.iter());
-        self.env = outer;
-        let results = results.or_else(|name| wrong(format!("its inner graph gives `{name}`, which nothing makes")))?;
+        let results = self.inner(&inner.graph, flat, depth)?;
         if names.len() != results.len() {
             return wrong(format!("its inner graph gives {} values, {} are expected", results.len(), names.len()));
         }
@@ -44,7 +41,7 @@ impl<'p> Translator<'p> {
     }
 
     /// What the names in `args` stand for, or the last name of the first argument with one that stands for nothing.
-    fn bound_in<'a>(&self, args: impl Iterator<Item = &'a Argument>) -> Result<Vec<Bound>, &'a str> {
+    pub(super) fn bound_in<'a>(&self, args: impl Iterator<Item = &'a Argument>) -> Result<Vec<Bound>, &'a str> {
         let mut flat = Vec::new();
         for arg in args {
             let mut missing = None;

@@ -36,16 +36,16 @@ impl<'p> Translator<'p> {
             let root = weight.and_then(|w| w.alias_of.as_deref()).unwrap_or(name);
             let cell = match roots.get(root) {
                 Some(&(source, cell)) => {
-                    if let Some(source) = self.graph.sources.get_mut(source as usize) {
+                    if let Some(source) = self.b.graph.sources.get_mut(source as usize) {
                         source.aliases.push(name.to_owned());
                     }
                     cell
                 }
                 None => {
                     let ty = archive.tensor_type(archive.graph(), graph_name)?;
-                    let value = self.graph.add_source(name, kind, TensorType::new(ty.dtype, ty.shape));
-                    let source = self.graph.sources.len() as u32 - 1;
-                    self.mark(value, true);
+                    let value = self.b.graph.add_source(name, kind, TensorType::new(ty.dtype, ty.shape));
+                    let source = self.b.graph.sources.len() as u32 - 1;
+                    self.b.mark(value, true);
                     let cell = self.new_storage(value, Origin::Source(source, kind));
                     roots.insert(root, (source, cell));
                     cell
@@ -61,14 +61,14 @@ impl<'p> Translator<'p> {
     fn tied_names(&mut self, roots: &Roots<'p>) {
         for (name, root) in self.archive.weights.aliases() {
             if let (false, Some(&(source, _))) = (self.buffers.contains_key(name), roots.get(root))
-                && let Some(source) = self.graph.sources.get_mut(source as usize)
+                && let Some(source) = self.b.graph.sources.get_mut(source as usize)
             {
                 source.aliases.push(name.to_owned());
             }
         }
         for (root, (source, _)) in roots {
             if !self.buffers.contains_key(root)
-                && let Some(source) = self.graph.sources.get_mut(*source as usize)
+                && let Some(source) = self.b.graph.sources.get_mut(*source as usize)
             {
                 source.aliases.push((*root).to_owned());
             }
@@ -84,8 +84,8 @@ impl<'p> Translator<'p> {
                 InputSpec::UserInput(u) => match &u.arg {
                     Argument::Tensor(_) => {
                         let ty = archive.tensor_type(archive.graph(), graph_name)?;
-                        let value = self.graph.add_input(name, TensorType::new(ty.dtype, ty.shape));
-                        self.mark(value, false);
+                        let value = self.b.graph.add_input(name, TensorType::new(ty.dtype, ty.shape));
+                        self.b.mark(value, false);
                         Bound::Tensor(self.new_storage(value, Origin::Input(name.to_owned())))
                     }
                     Argument::SymInt(_) => Bound::Dim(archive.sym_int(archive.graph(), graph_name)?),

@@ -77,7 +77,7 @@ impl Translator<'_> {
                 let chain = chain.clone();
                 let mut value = self.cell_parts(base)?.0.value;
                 for op in chain.iter() {
-                    value = self.add_one(op.clone(), &[value], scope)?;
+                    value = self.b.add_one(op.clone(), &[value], scope)?;
                 }
                 value
             }
@@ -110,7 +110,7 @@ impl Translator<'_> {
     fn chain(&self, base: ValueId, value: ValueId) -> Option<Arc<[Op]>> {
         let (mut ops, mut at) = (Vec::new(), value);
         while at != base {
-            let node = self.graph.node(self.graph.producer(at)?);
+            let node = self.b.graph.node(self.b.graph.producer(at)?);
             let moves = matches!(node.op, Op::Reshape(_) | Op::Permute(_) | Op::Slice(_) | Op::Expand(_));
             let [Some(from)] = node.inputs.as_slice() else { return None };
             if !moves || ops.len() > 256 {
@@ -131,7 +131,7 @@ impl Translator<'_> {
                 return unsupported(format!("writing to the input `{name}`"), "write to a clone of it in forward()");
             }
             Origin::Source(source, SourceKind::Parameter | SourceKind::Constant) => {
-                let name = self.graph.sources.get(*source as usize).map_or("", |s| &s.name);
+                let name = self.b.graph.sources.get(*source as usize).map_or("", |s| &s.name);
                 let what = format!("writing to `{name}`, which is no buffer");
                 return unsupported(what, "register it with register_buffer()");
             }

@@ -4,6 +4,7 @@
 //! program is a `Cell` over a `Storage`, and a write becomes a new value of that storage, from which views are made
 //! anew. Where it is not known whether a tensor shares memory, reading it after a write is an error, never a wrong answer.
 
+mod control;
 mod in_place;
 mod inline;
 mod inputs;
@@ -12,8 +13,6 @@ mod nodes;
 mod outputs;
 mod results;
 mod sharing;
-mod sizes;
-mod uses;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -22,41 +21,19 @@ use std::{
 };
 
 use regraft_ir::{Graph, ValueId};
-use regraft_tensor::{Dim, Range, Tensor};
+use regraft_tensor::Dim;
 
 use super::{
     Pt2Archive,
     args::{Problem, Res, unsupported, wrong},
     ops,
     schema::{self, Argument},
-    spec::CallSpec,
 };
-use crate::{ImportError, ImportErrorKind, UnknownOp};
+use crate::{
+    ImportError, ImportErrorKind, Imported, UnknownOp,
+    build::{Builder, open_symbol, tell_apart},
+};
 use memory::{Cell, Storage};
-
-/// An imported program.
-#[derive(Clone, Debug)]
-pub struct Imported {
-    /// The program.
-    pub graph: Graph,
-    /// The value of each source, by its index; `None` where the file holds none.
-    pub weights: Vec<Option<Tensor>>,
-    /// How the program is called: the structure of inputs and outputs, with constant inputs, and their names.
-    pub call: CallSpec,
-    /// What was imported.
-    pub report: ImportReport,
-}
-
-/// What was imported, in figures.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ImportReport {
-    /// Nodes of the exported program.
-    pub nodes: usize,
-    /// Sources of the graph; tied ones count once.
-    pub sources: usize,
-    /// Bytes of the sources.
-    pub bytes: u64,
-}
 
 /// Reads the `.pt2` file at `path` and translates its program.
 ///
@@ -144,15 +121,12 @@ enum Bound {
 /// The program on its way to a graph.
 pub(crate) struct Translator<'p> {
     pub(crate) archive: &'p Pt2Archive,
-    pub(crate) graph: Graph,
-    pub(crate) ranges: Vec<Range>,
+    pub(crate) b: Builder,
     /// The graph whose nodes are being translated.
     current: &'p schema::Graph,
     env: HashMap<&'p str, Bound>,
     cells: Vec<Cell>,
     storages: Vec<Storage>,
-    /// Whether a value is computed from sources alone, by its id.
-    constant: Vec<bool>,
     /// The cell of each source, by name.
     buffers: HashMap<&'p str, usize>,
     /// The class of the module of each scope.
@@ -169,13 +143,11 @@ impl<'p> Translator<'p> {
         }
         Translator {
             archive,
-            graph,
-            ranges: archive.symbols.ranges(),
+            b: Builder::new(graph, archive.symbols.iter().map(|s| s.opt).collect()),
             current: archive.graph(),
             env: HashMap::new(),
             cells: Vec::new(),
             storages: Vec::new(),
-            constant: Vec::new(),
             buffers: HashMap::new(),
             classes: HashMap::new(),
             node_count: 0,
@@ -186,27 +158,25 @@ impl<'p> Translator<'p> {
         let archive = self.archive;
         let broken = |e: regraft_ir::IrError| archive.schema_error("", format!("its translation is not sound: {e}"));
         self.check_symbols()?;
-        self.graph.compact().map_err(broken)?;
-        uses::tell_apart(&mut self.graph, &self.classes);
-        self.graph.verify().map_err(broken)?;
-        let graph = self.graph;
-        let mut weights = Vec::with_capacity(graph.sources.len());
-        let mut bytes = 0u64;
-        let sources = graph.sources.iter().filter(|source| source.twin_of.is_none()).count();
-        for source in &graph.sources {
-            let of = source.twin_of.and_then(|of| graph.sources.get(of as usize));
-            let weight = archive.weights.get(&of.unwrap_or(source).name).and_then(|w| w.tensor.clone());
-            if of.is_some() {
-                weights.push(weight);
-                continue;
-            }
-            let ty = graph.ty(source.value);
-            let len = ty.sizes().and_then(|s| Tensor::byte_len(ty.dtype, &s).ok()).unwrap_or(0);
-            bytes = bytes.saturating_add(len as u64);
-            weights.push(weight);
-        }
-        let report = ImportReport { nodes: self.node_count, sources, bytes };
-        Ok(Imported { weights, call: archive.call.clone(), report, graph })
+        self.b.graph.compact().map_err(broken)?;
+        tell_apart(&mut self.b.graph, &self.classes);
+        self.b.graph.verify().map_err(broken)?;
+        let value = |name: &str| archive.weights.get(name).and_then(|w| w.tensor.clone());
+        Ok(Imported::of(self.b.graph, archive.call.clone(), self.node_count, value))
+    }
+
+    /// Every symbol that the graph uses must follow from the sizes of the inputs.
+    fn check_symbols(&self) -> Result<(), ImportError> {
+        let Some((symbol, at)) = open_symbol(&self.b.graph) else { return Ok(()) };
+        let name = self.archive.symbols.info(symbol).map_or_else(|| symbol.to_string(), |i| i.name.clone());
+        Err(self_error(
+            self.archive,
+            &at,
+            Problem::Unsupported {
+                what: format!("a size `{name}` that does not follow from the sizes of the inputs"),
+                help: "give it as a dimension of an input, or make it static".to_owned(),
+            },
+        ))
     }
 
     /// The tensor called `name`, as it is now.
@@ -238,12 +208,6 @@ impl<'p> Translator<'p> {
             Some(Bound::Tensor(_)) => wrong(format!("expected an integer `{name}`, found a tensor")),
             None => wrong(format!("it reads `{name}`, which nothing before it makes")),
         }
-    }
-
-    /// The value that an expression had when the program was exported.
-    pub(crate) fn example(&self, dim: &Dim) -> Option<i64> {
-        let opts: Vec<i64> = self.archive.symbols.iter().map(|s| s.opt).collect::<Option<_>>()?;
-        dim.eval(&opts).ok()
     }
 
     /// What the program says of a tensor.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use regraft_ir::{Op, TensorType, ValueId};
+use regraft_ir::TensorType;
 use regraft_tensor::Dim;
 
 use super::{Bound, Translator, self_error};
@@ -40,7 +40,8 @@ impl<'p> Translator<'p> {
             return self.complex_node(node, &names);
         }
         let results = names.iter().map(|n| self.declared(n).ok()).collect();
-        let mut cx = Cx { t: self, node, results, scope, wide: false, part: None };
+        self.b.scope = scope;
+        let mut cx = Cx { t: self, node, results, wide: false, part: None };
         match found.handler {
             Handler::Drop => {
                 let number = ["aten.item.", "aten._local_scalar_dense."].iter().any(|n| node.target.contains(n));
@@ -124,7 +125,8 @@ impl<'p> Translator<'p> {
             Some(ty)
         };
         let results = names.iter().zip(&pairs).map(element).collect();
-        let mut cx = Cx { t: self, node, results, scope: node.module_path().into(), wide: false, part: None };
+        self.b.scope = node.module_path().into();
+        let mut cx = Cx { t: self, node, results, wide: false, part: None };
         let real = ops::find(&node.target).map(|f| f.handler);
         let values = match how {
             Complex::Own(f) => vec![f(&mut cx)?],
@@ -180,35 +182,6 @@ impl<'p> Translator<'p> {
         }
         let ty = self.archive.tensor_type(self.current, name)?;
         Ok(TensorType::new(ty.dtype, ty.shape))
-    }
-
-    pub(super) fn mark(&mut self, value: ValueId, constant: bool) {
-        let at = value.0 as usize;
-        if self.constant.len() <= at {
-            self.constant.resize(at + 1, false);
-        }
-        if let Some(slot) = self.constant.get_mut(at) {
-            *slot = constant;
-        }
-    }
-
-    pub(crate) fn is_constant(&self, value: ValueId) -> bool {
-        self.constant.get(value.0 as usize).copied().unwrap_or(false)
-    }
-
-    pub(crate) fn add(&mut self, op: Op, inputs: Vec<Option<ValueId>>, scope: &Arc<str>) -> Res<Vec<ValueId>> {
-        let constant =
-            inputs.iter().flatten().next().is_some() && inputs.iter().flatten().all(|v| self.is_constant(*v));
-        let outputs = self.graph.add(op, inputs, scope)?;
-        for v in &outputs {
-            self.mark(*v, constant);
-        }
-        Ok(outputs)
-    }
-
-    pub(super) fn add_one(&mut self, op: Op, inputs: &[ValueId], scope: &Arc<str>) -> Res<ValueId> {
-        let out = self.add(op, inputs.iter().map(|v| Some(*v)).collect(), scope)?;
-        out.first().copied().map_or_else(|| wrong("the operator has no result"), Ok)
     }
 }
 

@@ -40,7 +40,7 @@ impl Translator<'_> {
                     let name = names.next().cloned().unwrap_or_else(|| format!("output_{i}"));
                     let Some(value) = self.output_value(arg, &scope) else { continue };
                     let value = value.map_err(fail)?;
-                    self.graph.add_output(name, value);
+                    self.b.graph.add_output(name, value);
                 }
                 OutputSpec::BufferMutation(b) => {
                     let Some(&cell) = self.buffers.get(b.buffer_name.as_str()) else {
@@ -76,7 +76,7 @@ impl Translator<'_> {
             }
             Argument::SymInt(SymIntArgument::Name(n)) => self
                 .dim(n)
-                .and_then(|value| self.add(SizeOf { value }.into(), vec![], scope))
+                .and_then(|value| self.b.add(SizeOf { value }.into(), vec![], scope))
                 .and_then(|v| v.first().copied().map_or_else(|| wrong("no result"), Ok)),
             _ => return None,
         })
@@ -93,7 +93,7 @@ impl Translator<'_> {
                 continue;
             }
             if s.lost {
-                let name = self.graph.sources.get(source as usize).map_or_else(String::new, |s| s.name.clone());
+                let name = self.b.graph.sources.get(source as usize).map_or_else(String::new, |s| s.name.clone());
                 return Err(self_error(self.archive, &name, lost()));
             }
             if !mutated.iter().any(|(m, _)| *m == cell) {
@@ -110,20 +110,20 @@ impl Translator<'_> {
             let Some(storage) = self.cells.get(cell).and_then(|c| self.storages.get(c.storage)) else { continue };
             let Origin::Source(source, _) = storage.origin else { continue };
             let Some(Some((name, init))) =
-                self.graph.sources.get(source as usize).map(|s| Some((s.name.clone(), s.value)))
+                self.b.graph.sources.get(source as usize).map(|s| Some((s.name.clone(), s.value)))
             else {
                 continue;
             };
-            if self.graph.states.iter().any(|s| s.init == source) {
+            if self.b.graph.states.iter().any(|s| s.init == source) {
                 return Err(archive.schema_error(name, "it is written twice"));
             }
-            let (from, to) = (self.graph.ty(init).clone(), self.graph.ty(next).clone());
+            let (from, to) = (self.b.graph.ty(init).clone(), self.b.graph.ty(next).clone());
             if from != to {
                 return Err(archive.schema_error(name, format!("it goes from {from} to {to}")));
             }
-            let state = self.graph.add_state(name, source);
-            self.graph.replace_uses(init, state);
-            if let Some(state) = self.graph.states.last_mut() {
+            let state = self.b.graph.add_state(name, source);
+            self.b.graph.replace_uses(init, state);
+            if let Some(state) = self.b.graph.states.last_mut() {
                 state.next = if next == init { state.value } else { next };
             }
         }

@@ -67,10 +67,10 @@ impl<'p> Cx<'_, 'p> {
         if from_data(&expected) && from_data(&found) {
             return unsupported("a size that depends on the values of a tensor", "give it as a dimension of an input");
         }
-        if self.t.graph.producer(value).is_some() {
+        if self.graph.producer(value).is_some() {
             let shape: Vec<Dim> = found.shape.iter().zip(&expected.shape).map(|(a, b)| simpler(a, b)).collect();
             if shape != found.shape {
-                self.t.graph.set_type(value, TensorType::new(found.dtype, shape));
+                self.graph.set_type(value, TensorType::new(found.dtype, shape));
             }
         }
         Ok(())

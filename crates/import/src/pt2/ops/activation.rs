@@ -8,7 +8,7 @@ use crate::pt2::args::{Cx, Res, ValueId, unsupported, wrong};
 
 /// `x f value`, as a condition.
 fn test(cx: &mut Cx<'_, '_>, f: CompareFn, x: ValueId, value: f64) -> Res<ValueId> {
-    let value = cx.float(value, cx.dtype_of(x))?;
+    let value = cx.float_like(value, x)?;
     cx.emit(Compare { f }, &[x, value])
 }
 
@@ -149,7 +149,7 @@ pub(super) fn threshold(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let x = cx.tensor("self")?;
     let (threshold, value) = (cx.float_or("threshold", 0.0)?, cx.float_or("value", 0.0)?);
     let below = test(cx, CompareFn::Le, x, threshold)?;
-    let value = cx.float(value, cx.dtype_of(x))?;
+    let value = cx.float_like(value, x)?;
     cx.emit(Select {}, &[below, value, x])
 }
 
@@ -159,14 +159,14 @@ pub(super) fn hardshrink(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let size = float_arg(cx, "self")?;
     let size = cx.unary(UnaryFn::Abs, size)?;
     let inside = test(cx, CompareFn::Le, size, lambda)?;
-    let zero = cx.float(0.0, cx.dtype_of(x))?;
+    let zero = cx.float_like(0.0, x)?;
     cx.emit(Select {}, &[inside, zero, x])
 }
 
 pub(super) fn softshrink(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let x = cx.tensor("self")?;
     let lambda = cx.float_or("lambd", 0.5)?;
-    let zero = cx.float(0.0, cx.dtype_of(x))?;
+    let zero = cx.float_like(0.0, x)?;
     let (above, below) = (test(cx, CompareFn::Gt, x, lambda)?, test(cx, CompareFn::Lt, x, -lambda)?);
     let (minus, plus) = (cx.with_literal(BinaryFn::Sub, x, lambda)?, cx.with_literal(BinaryFn::Add, x, lambda)?);
     let low = cx.emit(Select {}, &[below, plus, zero])?;

@@ -4,7 +4,7 @@
 use regraft_ir::ops::{BinaryFn, UnaryFn};
 use regraft_tensor::{DType, Dim};
 
-use super::{fft, linear};
+use super::fft;
 use crate::pt2::args::{Cx, Number, Operand, Res, ValueId, unsupported, wrong};
 
 /// How an operator on complex numbers is translated.
@@ -277,10 +277,10 @@ fn div(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
 fn matmul(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let (a, b, dtype) = two(cx)?;
     let (ar, br) = (super::elementwise::value(cx, &a.re, dtype)?, super::elementwise::value(cx, &b.re, dtype)?);
-    let re = linear::product(cx, ar, br)?;
+    let re = crate::build::product(cx, ar, br)?;
     let mixed = |cx: &mut Cx<'_, '_>, x: Option<ValueId>, y: Option<ValueId>| -> Res<Option<ValueId>> {
         let (Some(x), Some(y)) = (x, y) else { return Ok(None) };
-        linear::product(cx, x, y).map(Some)
+        crate::build::product(cx, x, y).map(Some)
     };
     let (ii, ri, ir) = (mixed(cx, a.im, b.im)?, mixed(cx, Some(ar), b.im)?, mixed(cx, a.im, Some(br))?);
     let re = match ii {

@@ -21,7 +21,7 @@ pub(super) fn to(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
 
 pub(super) fn to_other(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let (x, other) = (cx.tensor("self")?, cx.tensor("other")?);
-    cx.cast(x, cx.dtype_of(other))
+    cx.cast_like(x, other)
 }
 
 pub(super) fn prims_convert(cx: &mut Cx<'_, '_>) -> Res<ValueId> {

@@ -59,13 +59,13 @@ fn embedded(cx: &mut Cx<'_, '_>, x: ValueId, offset: i64) -> Res<ValueId> {
     let (front, behind) = if offset >= 0 { (0, shift) } else { (shift, 0) };
     let wide = padded(cx, x, last, front, behind)?;
     let wide = cx.unsqueeze(wide, last + 1)?;
-    let zero = cx.number_value(&Number::Int(0), cx.dtype_of(x))?;
+    let zero = cx.number_like(&Number::Int(0), x)?;
     cx.select(here, wide, zero)
 }
 
 /// `x` with zeros in front and behind along its last axis.
 fn padded(cx: &mut Cx<'_, '_>, x: ValueId, last: usize, front: i64, behind: i64) -> Res<ValueId> {
-    let zero = cx.number_value(&Number::Int(0), cx.dtype_of(x))?;
+    let zero = cx.number_like(&Number::Int(0), x)?;
     let mut parts = Vec::new();
     for (len, before) in [(front, true), (behind, false)] {
         if before {
@@ -198,7 +198,7 @@ pub(super) fn vander(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     if count > 1024 {
         return unsupported(format!("{count} powers of a vector"), "compute them with pow()");
     }
-    let one = cx.number_value(&Number::Int(1), cx.dtype_of(x))?;
+    let one = cx.number_like(&Number::Int(1), x)?;
     let mut power = {
         let shape = cx.shape(x);
         cx.expand(one, shape)?

@@ -49,7 +49,8 @@ pub(super) fn pairwise_distance(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
 /// `‖a - b + eps‖` along the last axis.
 pub(super) fn distance(cx: &mut Cx<'_, '_>, a: ValueId, b: ValueId, eps: &str, default: f64) -> Res<ValueId> {
     let apart = cx.binary(BinaryFn::Sub, a, b)?;
-    let apart = cx.with_literal(BinaryFn::Add, apart, cx.float_or(eps, default)?)?;
+    let eps = cx.float_or(eps, default)?;
+    let apart = cx.with_literal(BinaryFn::Add, apart, eps)?;
     let Some(last) = cx.rank(apart).checked_sub(1) else { return wrong("expected tensors with axes") };
     let (p, keep) = (cx.float_or("p", 2.0)?, cx.bool_or("keepdim", false)?);
     norm(cx, apart, p, &[last], keep)
@@ -91,7 +92,7 @@ pub(super) fn pdist(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
         parts.push(norm(cx, apart, p, &[1], false)?);
     }
     if parts.is_empty() {
-        let none = cx.float(0.0, cx.dtype_of(x))?;
+        let none = cx.float_like(0.0, x)?;
         return cx.expand(none, vec![Dim::new(0)]);
     }
     cx.concat(&parts, 0)
@@ -106,9 +107,9 @@ pub(super) fn renorm(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let length = norm(cx, x, p, &axes, true)?;
     let above = cx.compare_with(CompareFn::Gt, length, most)?;
     let safe = cx.with_literal(BinaryFn::Add, length, 1e-7)?;
-    let most = cx.float(most, cx.dtype_of(length))?;
+    let most = cx.float_like(most, length)?;
     let factor = cx.binary(BinaryFn::Div, most, safe)?;
-    let one = cx.float(1.0, cx.dtype_of(factor))?;
+    let one = cx.float_like(1.0, factor)?;
     let factor = cx.select(above, factor, one)?;
     cx.binary(BinaryFn::Mul, x, factor)
 }

@@ -231,7 +231,8 @@ pub(super) fn unary(cx: &mut Cx<'_, '_>, f: UnaryFn) -> Res<ValueId> {
 /// The argument as a float.
 pub(super) fn float_arg(cx: &mut Cx<'_, '_>, name: &str) -> Res<ValueId> {
     let x = cx.tensor(name)?;
-    cx.cast(x, to_float(cx.dtype_of(x)))
+    let dtype = to_float(cx.dtype_of(x));
+    cx.cast(x, dtype)
 }
 
 fn scaled(cx: &mut Cx<'_, '_>, f: UnaryFn, before: f64, after: f64) -> Res<ValueId> {
@@ -271,7 +272,7 @@ pub(super) fn logit(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
         }
         Some(eps) if eps > 0.5 => {
             // `x < low ? low : (x > high ? high : x)`, where `low` is above `high`.
-            let (low, high) = (cx.float(eps, cx.dtype_of(x))?, cx.float(1.0 - eps, cx.dtype_of(x))?);
+            let (low, high) = (cx.float_like(eps, x)?, cx.float_like(1.0 - eps, x)?);
             let below = cx.emit(Compare { f: CompareFn::Lt }, &[x, low])?;
             let above = cx.emit(Compare { f: CompareFn::Gt }, &[x, high])?;
             let upper = cx.emit(Select {}, &[above, high, x])?;
@@ -279,7 +280,7 @@ pub(super) fn logit(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
         }
         _ => {}
     }
-    let one = cx.float(1.0, cx.dtype_of(x))?;
+    let one = cx.float_like(1.0, x)?;
     let rest = cx.binary(BinaryFn::Sub, one, x)?;
     let odds = cx.binary(BinaryFn::Div, x, rest)?;
     cx.unary(UnaryFn::Log, odds)
@@ -301,7 +302,7 @@ pub(super) fn isinf(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
         return all_false(cx, x);
     }
     let size = cx.unary(UnaryFn::Abs, x)?;
-    let infinity = cx.float(f64::INFINITY, cx.dtype_of(x))?;
+    let infinity = cx.float_like(f64::INFINITY, x)?;
     cx.emit(Compare { f: CompareFn::Eq }, &[size, infinity])
 }
 
@@ -311,7 +312,7 @@ pub(super) fn isfinite(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
         return cx.emit(Compare { f: CompareFn::Eq }, &[x, x]);
     }
     let size = cx.unary(UnaryFn::Abs, x)?;
-    let infinity = cx.float(f64::INFINITY, cx.dtype_of(x))?;
+    let infinity = cx.float_like(f64::INFINITY, x)?;
     cx.emit(Compare { f: CompareFn::Lt }, &[size, infinity])
 }
 

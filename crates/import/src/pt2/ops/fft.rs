@@ -8,10 +8,7 @@ use regraft_ir::{
 };
 use regraft_tensor::{DType, Dim};
 
-use super::{
-    complex::{joined, parts},
-    linear,
-};
+use super::complex::{joined, parts};
 use crate::pt2::args::{Cx, Res, ValueId, unsupported, wrong};
 
 /// The longest transform, whose matrix has the square of that many elements.
@@ -99,9 +96,9 @@ fn dft(cx: &mut Cx<'_, '_>, s: Signal, axis: usize, n: usize, keep: usize, inver
     })?;
     let (cos, sin) = matrix(cx, n, keep, n, cx.dtype_of(s.re))?;
     let sin = if inverse { sin } else { cx.unary(UnaryFn::Neg, sin)? };
-    let (mut re, mut im) = (linear::product(cx, s.re, cos)?, linear::product(cx, s.re, sin)?);
+    let (mut re, mut im) = (crate::build::product(cx, s.re, cos)?, crate::build::product(cx, s.re, sin)?);
     if let Some(part) = s.im {
-        let (a, b) = (linear::product(cx, part, sin)?, linear::product(cx, part, cos)?);
+        let (a, b) = (crate::build::product(cx, part, sin)?, crate::build::product(cx, part, cos)?);
         re = cx.binary(BinaryFn::Sub, re, a)?;
         im = cx.binary(BinaryFn::Add, im, b)?;
     }
@@ -129,9 +126,9 @@ fn real_signal(cx: &mut Cx<'_, '_>, s: Signal, axis: usize, n: usize, inverse: b
     }
     let weights = cx.concat(&weights, 0)?;
     let (cos, sin) = (cx.binary(BinaryFn::Mul, cos, weights)?, cx.binary(BinaryFn::Mul, sin, weights)?);
-    let mut out = linear::product(cx, s.re, cos)?;
+    let mut out = crate::build::product(cx, s.re, cos)?;
     if let Some(im) = s.im {
-        let part = linear::product(cx, im, sin)?;
+        let part = crate::build::product(cx, im, sin)?;
         out = cx.binary(if inverse { BinaryFn::Sub } else { BinaryFn::Add }, out, part)?;
     }
     turned(cx, out, axis, true)
@@ -157,7 +154,7 @@ fn finished(cx: &mut Cx<'_, '_>, s: Signal, factor: f64) -> Res<ValueId> {
     match s.im {
         Some(im) => joined(cx, s.re, im),
         None => {
-            let zero = cx.float(0.0, cx.dtype_of(s.re))?;
+            let zero = cx.float_like(0.0, s.re)?;
             joined(cx, s.re, zero)
         }
     }

@@ -3,7 +3,7 @@
 use regraft_ir::ops::{Flip, Index, UnaryFn};
 use regraft_tensor::{DType, Dim};
 
-use super::{elementwise, shape};
+use super::{elementwise, parts};
 use crate::pt2::args::{Cx, Number, Operand, Res, ValueId, unsupported, wrong};
 
 /// At least `rank` axes, as `atleast_1d`, `atleast_2d` and `atleast_3d` add them.
@@ -26,7 +26,7 @@ pub(super) fn atleast_each(cx: &mut Cx<'_, '_>, rank: usize) -> Res<Vec<ValueId>
 
 pub(super) fn dstack(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let list = cx.tensors("tensors")?.into_iter().map(|v| raised(cx, v, 3)).collect::<Res<Vec<_>>>()?;
-    shape::join(cx, list, 2)
+    parts::join(cx, list, 2)
 }
 
 pub(super) fn column_stack(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
@@ -38,7 +38,7 @@ pub(super) fn column_stack(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
             _ => v,
         });
     }
-    shape::join(cx, columns, 1)
+    parts::join(cx, columns, 1)
 }
 
 /// Elements in reverse along one axis.
@@ -95,7 +95,7 @@ pub(super) fn split_by_name(cx: &mut Cx<'_, '_>) -> Res<Vec<ValueId>> {
     let x = cx.tensor("self")?;
     let axis = split_axis(cx, x);
     if cx.has("sections") {
-        return shape::sections(cx, x, axis);
+        return parts::sections(cx, x, axis);
     }
     at_positions(cx, x, axis)
 }
@@ -159,7 +159,7 @@ pub(super) fn cartesian_prod(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
         let v = cx.flat(v)?;
         columns.push(cx.unsqueeze(v, 1)?);
     }
-    shape::join(cx, columns, 1)
+    parts::join(cx, columns, 1)
 }
 
 /// `start` to `end` in equal steps, from tensors without axes; powers of `base` for `logspace`.
@@ -189,7 +189,8 @@ pub(super) fn spaced(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let moved = cx.binary(regraft_ir::ops::BinaryFn::Mul, count, step)?;
     let mut out = cx.binary(regraft_ir::ops::BinaryFn::Add, start, moved)?;
     if cx.node.target.contains("logspace") {
-        let base = cx.float(cx.float_or("base", 10.0)?, DType::F64)?;
+        let base = cx.float_or("base", 10.0)?;
+        let base = cx.float(base, DType::F64)?;
         out = cx.binary(regraft_ir::ops::BinaryFn::Pow, base, out)?;
     }
     if !dtype.is_float() {
@@ -206,7 +207,7 @@ pub(super) fn fftshift(cx: &mut Cx<'_, '_>, back: bool) -> Res<ValueId> {
     for axis in axes {
         let size = cx.size(out, axis)? as i64;
         let shift = if back { (size + 1) / 2 } else { size / 2 };
-        out = shape::rolled(cx, out, axis, shift)?;
+        out = borders::rolled(cx, out, axis, shift)?;
     }
     Ok(out)
 }

@@ -36,7 +36,7 @@ pub(super) fn x_log_y(cx: &mut Cx<'_, '_>, log: UnaryFn) -> Res<ValueId> {
     let logarithm = cx.unary(log, y)?;
     let product = cx.binary(BinaryFn::Mul, x, logarithm)?;
     let none = cx.compare_with(CompareFn::Eq, x, 0.0)?;
-    let zero = cx.float(0.0, cx.dtype_of(x))?;
+    let zero = cx.float_like(0.0, x)?;
     let out = cx.select(none, zero, product)?;
     let nan = cx.is_nan(y)?;
     cx.select(nan, y, out)
@@ -86,7 +86,7 @@ pub(super) fn sinc(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let sine = cx.unary(UnaryFn::Sin, angle)?;
     let ratio = cx.binary(BinaryFn::Div, sine, angle)?;
     let none = cx.compare_with(CompareFn::Eq, x, 0.0)?;
-    let one = cx.float(1.0, cx.dtype_of(x))?;
+    let one = cx.float_like(1.0, x)?;
     cx.select(none, one, ratio)
 }
 
@@ -96,7 +96,7 @@ pub(super) fn entr(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let log = cx.unary(UnaryFn::Log, x)?;
     let product = cx.binary(BinaryFn::Mul, x, log)?;
     let out = cx.unary(UnaryFn::Neg, product)?;
-    let (zero, least) = (cx.float(0.0, cx.dtype_of(x))?, cx.float(f64::NEG_INFINITY, cx.dtype_of(x))?);
+    let (zero, least) = (cx.float_like(0.0, x)?, cx.float_like(f64::NEG_INFINITY, x)?);
     let none = cx.compare(CompareFn::Eq, x, zero)?;
     let out = cx.select(none, zero, out)?;
     let below = cx.compare(CompareFn::Lt, x, zero)?;
@@ -170,7 +170,7 @@ pub(super) fn mvlgamma(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
         return wrong(format!("a multivariate gamma function in {p} dimensions"));
     }
     let start = (p * (p - 1)) as f64 / 4.0 * std::f64::consts::PI.ln();
-    let mut sum = cx.float(start, cx.dtype_of(x))?;
+    let mut sum = cx.float_like(start, x)?;
     for i in 0..p {
         let moved = cx.with_literal(BinaryFn::Sub, x, i as f64 / 2.0)?;
         let part = cx.unary(UnaryFn::Lgamma, moved)?;
@@ -221,7 +221,7 @@ pub(super) fn signbit(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     } else {
         x
     };
-    let zero = cx.number_value(&Number::Int(0), cx.dtype_of(sign))?;
+    let zero = cx.number_like(&Number::Int(0), sign)?;
     cx.compare(CompareFn::Lt, sign, zero)
 }
 

@@ -103,8 +103,8 @@ fn uneven_bags(
 
 /// Whether `offsets` is `0, k, 2k, ..` for equal bags.
 fn regular(cx: &Cx<'_, '_>, offsets: ValueId, flat: &Dim, bags: &Dim) -> bool {
-    let Some(id) = cx.t.graph.producer(offsets) else { return false };
-    match &cx.t.graph.node(id).op {
+    let Some(id) = cx.graph.producer(offsets) else { return false };
+    match &cx.graph.node(id).op {
         regraft_ir::Op::Iota(iota) => iota.start.is(0) && flat.exact_div(bags).is_some_and(|per| per == iota.step),
         _ => false,
     }
@@ -217,8 +217,8 @@ pub(super) fn index(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
 
 /// Whether an index is seen to count from the front.
 fn is_natural(cx: &Cx<'_, '_>, v: ValueId) -> bool {
-    let Some(id) = cx.t.graph.producer(v) else { return false };
-    matches!(&cx.t.graph.node(id).op, regraft_ir::Op::Iota(i) if i.start.is(0) && i.step.as_const().is_some_and(|s| s >= 0))
+    let Some(id) = cx.graph.producer(v) else { return false };
+    matches!(&cx.graph.node(id).op, regraft_ir::Op::Iota(i) if i.start.is(0) && i.step.as_const().is_some_and(|s| s >= 0))
 }
 
 pub(super) fn one_hot(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
@@ -230,7 +230,8 @@ pub(super) fn one_hot(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let row =
         cx.emit(Iota { len: Dim::new(classes), start: Dim::new(0), step: Dim::new(1), dtype: DType::I64 }, &[])?;
     let ids = cx.cast(ids, DType::I64)?;
-    let ids = cx.unsqueeze(ids, cx.rank(ids))?;
+    let rank = cx.rank(ids);
+    let ids = cx.unsqueeze(ids, rank)?;
     let hot = cx.emit(Compare { f: CompareFn::Eq }, &[ids, row])?;
     cx.cast(hot, DType::I64)
 }

@@ -1,13 +1,13 @@
 //! Matrix products. A product with a matrix of weights becomes `linear`, one of two computed values `matmul`.
 
-use regraft_ir::{
-    Op,
-    ops::{BinaryFn, Linear, Matmul},
-};
+use regraft_ir::ops::{BinaryFn, Matmul};
 use regraft_tensor::{DType, Dim};
 
 use super::elementwise;
-use crate::pt2::args::{Cx, Number, Operand, Res, ValueId, wrong};
+use crate::{
+    build::{linear_op, matrices, product, transposed},
+    pt2::args::{Cx, Number, Operand, Res, ValueId},
+};
 
 pub(super) fn linear(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let (x, weight, bias) = (cx.tensor("input")?, cx.tensor("weight")?, cx.optional_tensor("bias")?);
@@ -20,56 +20,6 @@ pub(super) fn linear(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
         };
     }
     cx.emit_opt(linear_op(), vec![Some(x), Some(weight), bias])
-}
-
-fn linear_op() -> Linear {
-    Linear { act: regraft_ir::ops::Activation::None, act_first: false }
-}
-
-/// `b` with its last two axes swapped: the operand of a permutation that did the same, when there is one.
-fn transposed(cx: &mut Cx<'_, '_>, b: ValueId) -> Res<ValueId> {
-    let rank = cx.rank(b);
-    let mut perm: Vec<usize> = (0..rank).collect();
-    if rank >= 2 {
-        perm.swap(rank - 1, rank - 2);
-    }
-    if let Some(id) = cx.t.graph.producer(b) {
-        let node = cx.t.graph.node(id);
-        if let (Op::Permute(p), [Some(from)]) = (&node.op, node.inputs.as_slice())
-            && p.perm == perm
-        {
-            return Ok(*from);
-        }
-    }
-    cx.permute(b, perm)
-}
-
-/// `a · b` for operands with at least two axes.
-fn matrices(cx: &mut Cx<'_, '_>, a: ValueId, b: ValueId) -> Res<ValueId> {
-    if cx.rank(b) == 2 && cx.is_constant(b) && !cx.is_constant(a) && cx.dtype_of(a).is_float() {
-        let weight = transposed(cx, b)?;
-        return cx.emit(linear_op(), &[a, weight]);
-    }
-    cx.emit(Matmul { transpose_b: false }, &[a, b])
-}
-
-/// `torch.matmul`, for all numbers of axes.
-pub(super) fn product(cx: &mut Cx<'_, '_>, a: ValueId, b: ValueId) -> Res<ValueId> {
-    let (ra, rb) = (cx.rank(a), cx.rank(b));
-    if ra == 0 || rb == 0 {
-        return wrong("a product of matrices with a number");
-    }
-    let left = if ra == 1 { cx.unsqueeze(a, 0)? } else { a };
-    let right = if rb == 1 { cx.unsqueeze(b, 1)? } else { b };
-    let mut out = matrices(cx, left, right)?;
-    if rb == 1 {
-        out = cx.squeeze(out, cx.rank(out).saturating_sub(1))?;
-    }
-    if ra == 1 {
-        let last = cx.rank(out).saturating_sub(if rb == 1 { 1 } else { 2 });
-        out = cx.squeeze(out, last)?;
-    }
-    Ok(out)
 }
 
 pub(super) fn matmul(cx: &mut Cx<'_, '_>) -> Res<ValueId> {

@@ -80,7 +80,7 @@ fn softplus(cx: &mut Cx<'_, '_>, x: ValueId) -> Res<ValueId> {
 
 pub(super) fn binary_cross_entropy(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let (x, target) = pair(cx, "self", "target")?;
-    let one = cx.float(1.0, cx.dtype_of(x))?;
+    let one = cx.float_like(1.0, x)?;
     let (rest, other) = (cx.binary(BinaryFn::Sub, one, x)?, cx.binary(BinaryFn::Sub, one, target)?);
     let (yes, no) = (cx.unary(UnaryFn::Log, x)?, cx.unary(UnaryFn::Log, rest)?);
     // Logarithms below -100 count as -100.
@@ -101,7 +101,7 @@ fn weighted(cx: &mut Cx<'_, '_>, loss: ValueId) -> Res<ValueId> {
 
 pub(super) fn binary_cross_entropy_with_logits(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let (x, target) = pair(cx, "self", "target")?;
-    let one = cx.float(1.0, cx.dtype_of(x))?;
+    let one = cx.float_like(1.0, x)?;
     let other = cx.binary(BinaryFn::Sub, one, target)?;
     let against = cx.binary(BinaryFn::Mul, other, x)?;
     let minus = cx.unary(UnaryFn::Neg, x)?;
@@ -126,7 +126,7 @@ pub(super) fn kl_div(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
         let log = cx.unary(UnaryFn::Log, target)?;
         let entropy = cx.binary(BinaryFn::Mul, target, log)?;
         let none = cx.compare_with(CompareFn::Eq, target, 0.0)?;
-        let zero = cx.float(0.0, cx.dtype_of(x))?;
+        let zero = cx.float_like(0.0, x)?;
         let entropy = cx.select(none, zero, entropy)?;
         let cross = cx.binary(BinaryFn::Mul, target, x)?;
         cx.binary(BinaryFn::Sub, entropy, cross)?
@@ -144,10 +144,11 @@ pub(super) fn soft_margin(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
 
 pub(super) fn hinge_embedding(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let (x, target) = pair(cx, "self", "target")?;
-    let margin = cx.float(cx.float_or("margin", 1.0)?, cx.dtype_of(x))?;
+    let margin = cx.float_or("margin", 1.0)?;
+    let margin = cx.float_like(margin, x)?;
     let room = cx.binary(BinaryFn::Sub, margin, x)?;
     let room = positive(cx, room)?;
-    let zero = cx.float(0.0, cx.dtype_of(x))?;
+    let zero = cx.float_like(0.0, x)?;
     let (like, unlike) = (cx.compare_with(CompareFn::Ne, target, -1.0)?, cx.compare_with(CompareFn::Ne, target, 1.0)?);
     let (a, b) = (cx.select(unlike, room, zero)?, cx.select(like, x, zero)?);
     let loss = cx.binary(BinaryFn::Add, a, b)?;
@@ -157,13 +158,13 @@ pub(super) fn hinge_embedding(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
 pub(super) fn margin_ranking(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let (a, b) = pair(cx, "input1", "input2")?;
     let target = cx.tensor("target")?;
-    let target = cx.cast(target, cx.dtype_of(a))?;
+    let target = cx.cast_like(target, a)?;
     let apart = cx.binary(BinaryFn::Sub, b, a)?;
     let product = cx.binary(BinaryFn::Mul, target, apart)?;
     let margin = cx.number_or("margin", crate::pt2::args::Number::Int(0))?;
-    let margin = cx.number_value(&margin, cx.dtype_of(a))?;
+    let margin = cx.number_like(&margin, a)?;
     let loss = cx.binary(BinaryFn::Add, product, margin)?;
-    let zero = cx.number_value(&crate::pt2::args::Number::Int(0), cx.dtype_of(a))?;
+    let zero = cx.number_like(&crate::pt2::args::Number::Int(0), a)?;
     let loss = cx.binary(BinaryFn::Max, loss, zero)?;
     reduced(cx, loss)
 }
@@ -174,7 +175,8 @@ pub(super) fn poisson_nll(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
         let (power, product) = (cx.unary(UnaryFn::Exp, x)?, cx.binary(BinaryFn::Mul, target, x)?);
         cx.binary(BinaryFn::Sub, power, product)?
     } else {
-        let safe = cx.with_literal(BinaryFn::Add, x, cx.float_or("eps", 1e-8)?)?;
+        let eps = cx.float_or("eps", 1e-8)?;
+        let safe = cx.with_literal(BinaryFn::Add, x, eps)?;
         let log = cx.unary(UnaryFn::Log, safe)?;
         let product = cx.binary(BinaryFn::Mul, target, log)?;
         cx.binary(BinaryFn::Sub, x, product)?
@@ -189,7 +191,7 @@ pub(super) fn poisson_nll(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
         let second = cx.with_literal(BinaryFn::Mul, turned, 0.5)?;
         let term = cx.binary(BinaryFn::Add, first, second)?;
         let small = cx.compare_with(CompareFn::Le, target, 1.0)?;
-        let zero = cx.float(0.0, cx.dtype_of(x))?;
+        let zero = cx.float_like(0.0, x)?;
         let term = cx.select(small, zero, term)?;
         loss = cx.binary(BinaryFn::Add, loss, term)?;
     }
@@ -206,7 +208,8 @@ pub(super) fn triplet_margin(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
         far = cx.binary(BinaryFn::Min, far, other)?;
     }
     let apart = cx.binary(BinaryFn::Sub, near, far)?;
-    let loss = cx.with_literal(BinaryFn::Add, apart, cx.float_or("margin", 1.0)?)?;
+    let margin = cx.float_or("margin", 1.0)?;
+    let loss = cx.with_literal(BinaryFn::Add, apart, margin)?;
     let loss = positive(cx, loss)?;
     reduced(cx, loss)
 }
@@ -216,10 +219,11 @@ pub(super) fn cosine_embedding(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let axis = cx.rank(target);
     // The lengths are those of the squares and a small number.
     let cosine = cosine_of(cx, a, b, axis, 1e-6)?;
-    let one = cx.float(1.0, cx.dtype_of(cosine))?;
-    let zero = cx.float(0.0, cx.dtype_of(cosine))?;
+    let one = cx.float_like(1.0, cosine)?;
+    let zero = cx.float_like(0.0, cosine)?;
     let like = cx.binary(BinaryFn::Sub, one, cosine)?;
-    let unlike = cx.with_literal(BinaryFn::Sub, cosine, cx.float_or("margin", 0.0)?)?;
+    let margin = cx.float_or("margin", 0.0)?;
+    let unlike = cx.with_literal(BinaryFn::Sub, cosine, margin)?;
     let unlike = positive(cx, unlike)?;
     let target = cx.cast(target, DType::F32)?;
     let (same, other) = (cx.compare_with(CompareFn::Eq, target, 1.0)?, cx.compare_with(CompareFn::Eq, target, -1.0)?);
@@ -256,7 +260,8 @@ fn nll(cx: &mut Cx<'_, '_>, x: ValueId, target: ValueId, smoothing: f64) -> Res<
     if smoothing > 0.0 {
         let spread = match weight {
             Some(weight) => {
-                let weight = cx.along(weight, cx.rank(x), axis)?;
+                let rank = cx.rank(x);
+                let weight = cx.along(weight, rank, axis)?;
                 cx.binary(BinaryFn::Mul, x, weight)?
             }
             None => x,
@@ -301,7 +306,7 @@ pub(super) fn cross_entropy(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     if !cx.dtype_of(target).is_float() {
         return nll(cx, logs, target, smoothing);
     }
-    let mut target = cx.cast(target, cx.dtype_of(logs))?;
+    let mut target = cx.cast_like(target, logs)?;
     if smoothing > 0.0 {
         let classes = cx.size(x, axis)? as f64;
         target = cx.with_literal(BinaryFn::Mul, target, 1.0 - smoothing)?;
@@ -309,7 +314,8 @@ pub(super) fn cross_entropy(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     }
     let mut product = cx.binary(BinaryFn::Mul, logs, target)?;
     if let Some(weight) = cx.optional_tensor("weight")? {
-        let weight = cx.along(weight, cx.rank(x), axis)?;
+        let rank = cx.rank(x);
+        let weight = cx.along(weight, rank, axis)?;
         product = cx.binary(BinaryFn::Mul, product, weight)?;
     }
     let sum = cx.reduce(ReduceFn::Sum, product, &[axis], false)?;
@@ -330,7 +336,8 @@ pub(super) fn multi_margin(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let column = cx.unsqueeze(target, 1)?;
     let right = cx.emit(Gather { axis: 1 }, &[x, column])?;
     let apart = cx.binary(BinaryFn::Sub, x, right)?;
-    let room = cx.with_literal(BinaryFn::Add, apart, cx.float_or("margin", 1.0)?)?;
+    let margin = cx.float_or("margin", 1.0)?;
+    let room = cx.with_literal(BinaryFn::Add, apart, margin)?;
     let mut loss = positive(cx, room)?;
     if p == 2.0 {
         loss = cx.binary(BinaryFn::Mul, loss, loss)?;
@@ -342,10 +349,10 @@ pub(super) fn multi_margin(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let Some(classes) = cx.ty(x).shape.get(1).cloned() else { return wrong("expected classes") };
     let class = cx.position(2, 1, classes.clone())?;
     let other = cx.compare(CompareFn::Ne, class, column)?;
-    let zero = cx.float(0.0, cx.dtype_of(x))?;
+    let zero = cx.float_like(0.0, x)?;
     let loss = cx.select(other, loss, zero)?;
     let sum = cx.reduce(ReduceFn::Sum, loss, &[1], false)?;
-    let classes = cx.dim_value(&classes, cx.dtype_of(x))?;
+    let classes = cx.dim_like(&classes, x)?;
     let loss = cx.binary(BinaryFn::Div, sum, classes)?;
     let loss = if alone { cx.reshape(loss, vec![])? } else { loss };
     reduced(cx, loss)

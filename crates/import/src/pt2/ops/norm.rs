@@ -18,9 +18,34 @@ fn batch(cx: &mut Cx<'_, '_>, training: bool) -> Res<ValueId> {
 }
 
 pub(super) fn batch_norm(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
-    // Without running statistics those of the batch are used in any mode.
-    let training = cx.bool_or("training", false)? || !cx.has("running_mean");
+    // Without running statistics those of the batch are used in any mode, and nothing is written. So weights are
+    // standardised: as a recipe.
+    if !cx.has("running_mean") && !cx.has("running_var") {
+        let out = cx.in_f32(by_own_statistics)?;
+        return cx.narrowed(0, out);
+    }
+    let training = cx.bool_or("training", false)?;
     batch(cx, training)
+}
+
+/// Each channel normalised by its mean and variance over everything else.
+fn by_own_statistics(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let x = cx.tensor("input")?;
+    let rank = cx.rank(x);
+    if rank < 2 {
+        return wrong(format!("a normalisation of channels of a tensor with {rank} axes"));
+    }
+    let axes: Vec<usize> = (0..rank).filter(|axis| *axis != 1).collect();
+    let (mean, rstd) = statistics(cx, x, &axes)?;
+    let apart = cx.binary(BinaryFn::Sub, x, mean)?;
+    let mut out = cx.binary(BinaryFn::Mul, apart, rstd)?;
+    for (f, name) in [(BinaryFn::Mul, "weight"), (BinaryFn::Add, "bias")] {
+        if let Some(v) = cx.optional_tensor(name)? {
+            let v = cx.along(v, rank, 1)?;
+            out = cx.binary(f, out, v)?;
+        }
+    }
+    Ok(out)
 }
 
 pub(super) fn native_batch_norm(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<ValueId>>> {
@@ -88,7 +113,8 @@ fn statistics(cx: &mut Cx<'_, '_>, x: ValueId, axes: &[usize]) -> Res<(ValueId, 
     let apart = cx.binary(BinaryFn::Sub, x, mean)?;
     let square = cx.binary(BinaryFn::Mul, apart, apart)?;
     let var = cx.reduce(ReduceFn::Mean, square, axes, true)?;
-    let var = cx.with_literal(BinaryFn::Add, var, cx.float_or("eps", 1e-5)?)?;
+    let eps = cx.float_or("eps", 1e-5)?;
+    let var = cx.with_literal(BinaryFn::Add, var, eps)?;
     Ok((mean, cx.unary(UnaryFn::Rsqrt, var)?))
 }
 

@@ -2,31 +2,12 @@
 
 use regraft_ir::{
     Scalar,
-    ops::{BinaryFn, CompareFn, Gather, IndexPut, PutFn, ReduceFn, Sort, UnaryFn},
+    ops::{BinaryFn, CompareFn, Gather, IndexPut, PutFn, ReduceFn, UnaryFn},
 };
 use regraft_tensor::{DType, Dim};
 
+use crate::build::{first_sorted, sorted};
 use crate::pt2::args::{Cx, Res, ValueId, unsupported, wrong};
-
-/// Values and positions in order along an axis; a number is in order.
-fn sorted(cx: &mut Cx<'_, '_>, x: ValueId, axis: usize, descending: bool) -> Res<(ValueId, ValueId)> {
-    first_sorted(cx, x, axis, descending, None)
-}
-
-/// As [`sorted`]; of more than `keep` only the first stay.
-fn first_sorted(
-    cx: &mut Cx<'_, '_>,
-    x: ValueId,
-    axis: usize,
-    descending: bool,
-    keep: Option<usize>,
-) -> Res<(ValueId, ValueId)> {
-    let row = cx.with_axis(x)?;
-    let results = cx.emit_all(Sort { axis, descending, keep }, vec![Some(row)])?;
-    let [values, positions] = results.as_slice() else { return wrong("expected values and positions") };
-    let (values, positions) = (*values, *positions);
-    if cx.rank(x) > 0 { Ok((values, positions)) } else { Ok((cx.squeeze(values, 0)?, cx.squeeze(positions, 0)?)) }
-}
 
 pub(super) fn sort(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<ValueId>>> {
     let x = cx.tensor("self")?;
@@ -265,7 +246,7 @@ pub(super) fn quantile(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let row = cx.permute(row, perm)?;
     let Some(size) = cx.ty(row).shape.last().cloned() else { return wrong("expected an axis") };
     let (values, _) = sorted(cx, row, last, false)?;
-    let end = cx.dim_value(&(&size - &Dim::new(1)), cx.dtype_of(x))?;
+    let end = cx.dim_like(&(&size - &Dim::new(1)), x)?;
     let place = cx.binary(BinaryFn::Mul, q, end)?;
     let (low, high) = (cx.unary(UnaryFn::Floor, place)?, cx.unary(UnaryFn::Ceil, place)?);
     let weight = match cx.optional_text("interpolation")?.unwrap_or("linear") {
@@ -290,7 +271,7 @@ pub(super) fn quantile(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     // A row with NaN gives NaN.
     let nan = cx.is_nan(row)?;
     let some = cx.reduce(ReduceFn::Any, nan, &[last], false)?;
-    let none = cx.float(f64::NAN, cx.dtype_of(x))?;
+    let none = cx.float_like(f64::NAN, x)?;
     let some = if cx.rank(q) == 1 { cx.unsqueeze(some, last)? } else { some };
     out = cx.select(some, none, out)?;
     // Quantiles are the first axis, the others stand in order.

@@ -3,10 +3,7 @@
 use regraft_ir::ops::{BinaryFn, CompareFn, Index, Matmul, ReduceFn};
 use regraft_tensor::{DType, Dim};
 
-use super::{
-    elementwise::{apply, result_type, value},
-    linear,
-};
+use super::elementwise::{apply, result_type, value};
 use crate::pt2::args::{Cx, Number, Operand, Res, ValueId, wrong};
 
 /// `beta·self + alpha·product`, in the dtype of the product. What `beta` 0 leaves out is not looked at.
@@ -29,7 +26,7 @@ fn added(cx: &mut Cx<'_, '_>, product: ValueId) -> Res<ValueId> {
 
 pub(super) fn addmv(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let (a, b) = (cx.tensor("mat")?, cx.tensor("vec")?);
-    let product = linear::product(cx, a, b)?;
+    let product = crate::build::product(cx, a, b)?;
     added(cx, product)
 }
 
@@ -96,7 +93,7 @@ fn contract(cx: &mut Cx<'_, '_>, a: ValueId, b: ValueId, of_a: &[usize], of_b: &
     let b = cx.permute(b, of_b.iter().chain(&right).copied().collect())?;
     let a = cx.reshape(a, vec![product(&rows), inner.clone()])?;
     let b = cx.reshape(b, vec![inner, product(&columns)])?;
-    let out = linear::product(cx, a, b)?;
+    let out = crate::build::product(cx, a, b)?;
     cx.reshape(out, [rows, columns].concat())
 }
 
@@ -120,7 +117,7 @@ pub(super) fn bilinear(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let [o, i, j] = shape.as_slice() else { return wrong("expected a weight with three axes") };
     let flat = cx.permute(weight, vec![1, 0, 2])?;
     let flat = cx.reshape(flat, vec![i.clone(), o * j])?;
-    let half = linear::product(cx, rows, flat)?;
+    let half = crate::build::product(cx, rows, flat)?;
     let mut split = cx.shape(a);
     split.pop();
     split.extend([o.clone(), j.clone()]);
@@ -147,7 +144,7 @@ pub(super) fn multi_dot(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let mut rest = list.into_iter();
     let Some(mut out) = rest.next() else { return wrong("expected tensors") };
     for v in rest {
-        out = linear::product(cx, out, v)?;
+        out = crate::build::product(cx, out, v)?;
     }
     Ok(out)
 }
@@ -199,6 +196,12 @@ pub(super) fn grouped(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let last = cx.dim_value(&(&groups - &Dim::new(1)), DType::I64)?;
     let group = cx.binary(BinaryFn::Min, group, last)?;
     let out = cx.emit(Index { axis: 0 }, &[all, group, row])?;
-    let zero = cx.float(0.0, cx.dtype_of(out))?;
+    let zero = cx.float_like(0.0, out)?;
     cx.select(inside, out, zero)
+}
+
+pub(super) fn einsum(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let equation = cx.optional_text("equation")?.unwrap_or("");
+    let values = cx.tensors("tensors")?;
+    crate::build::einsum(cx, equation, values)
 }

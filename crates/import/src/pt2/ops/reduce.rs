@@ -22,13 +22,15 @@ fn whole(cx: &Cx<'_, '_>, x: ValueId) -> Res<DType> {
 
 pub(super) fn sum(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let (x, axes, keep) = arguments(cx)?;
-    let x = cx.cast(x, whole(cx, x)?)?;
+    let dtype = whole(cx, x)?;
+    let x = cx.cast(x, dtype)?;
     cx.reduce(ReduceFn::Sum, x, &axes, keep)
 }
 
 pub(super) fn prod(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let (x, axes, keep) = arguments(cx)?;
-    let x = cx.cast(x, whole(cx, x)?)?;
+    let dtype = whole(cx, x)?;
+    let x = cx.cast(x, dtype)?;
     cx.reduce(ReduceFn::Prod, x, &axes, keep)
 }
 
@@ -189,7 +191,7 @@ pub(super) fn norm(cx: &mut Cx<'_, '_>, x: ValueId, p: f64, axes: &[usize], keep
         cx.reduce(ReduceFn::Min, size, axes, keep)
     } else if p == 0.0 {
         let there = cx.compare_with(CompareFn::Ne, size, 0.0)?;
-        let there = cx.cast(there, cx.dtype_of(size))?;
+        let there = cx.cast_like(there, size)?;
         cx.reduce(ReduceFn::Sum, there, axes, keep)
     } else {
         let powers = cx.with_literal(BinaryFn::Pow, size, p)?;
@@ -216,7 +218,8 @@ fn numbers(cx: &mut Cx<'_, '_>, x: ValueId) -> Res<(ValueId, ValueId)> {
 
 pub(super) fn nansum(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let (x, axes, keep) = arguments(cx)?;
-    let x = cx.cast(x, whole(cx, x)?)?;
+    let dtype = whole(cx, x)?;
+    let x = cx.cast(x, dtype)?;
     let x = if cx.dtype_of(x).is_float() { numbers(cx, x)?.0 } else { x };
     cx.reduce(ReduceFn::Sum, x, &axes, keep)
 }
@@ -238,7 +241,8 @@ pub(super) fn sum_to_size(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let repeated =
         |i: &usize| *i < new || (shape.get(i - new).is_some_and(|d| d.is(1)) && !from.get(*i).is_some_and(|d| d.is(1)));
     let axes: Vec<usize> = (0..cx.rank(x)).filter(repeated).collect();
-    let x = cx.cast(x, whole(cx, x)?)?;
+    let dtype = whole(cx, x)?;
+    let x = cx.cast(x, dtype)?;
     let sum = cx.reduce(ReduceFn::Sum, x, &axes, false)?;
     cx.reshape(sum, shape)
 }
@@ -252,7 +256,8 @@ fn cumulate(cx: &mut Cx<'_, '_>, f: CumulateFn, x: ValueId) -> Res<ValueId> {
 
 pub(super) fn cumprod(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let x = cx.tensor("self")?;
-    let x = cx.cast(x, whole(cx, x)?)?;
+    let dtype = whole(cx, x)?;
+    let x = cx.cast(x, dtype)?;
     cumulate(cx, CumulateFn::Prod, x)
 }
 
@@ -297,7 +302,8 @@ pub(super) fn trapezoid(cx: &mut Cx<'_, '_>, running: bool) -> Res<ValueId> {
         let width = if alone { cx.along(width, rank, axis)? } else { width };
         cx.binary(BinaryFn::Mul, sum, width)?
     } else {
-        cx.with_literal(BinaryFn::Mul, sum, cx.float_or("dx", 1.0)?)?
+        let dx = cx.float_or("dx", 1.0)?;
+        cx.with_literal(BinaryFn::Mul, sum, dx)?
     };
     let area = cx.with_literal(BinaryFn::Mul, area, 0.5)?;
     if running { cx.emit(Cumsum { axis }, &[area]) } else { cx.reduce(ReduceFn::Sum, area, &[axis], false) }
@@ -306,6 +312,7 @@ pub(super) fn trapezoid(cx: &mut Cx<'_, '_>, running: bool) -> Res<ValueId> {
 pub(super) fn cumsum(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let x = cx.tensor("self")?;
     let axis = cx.axis_arg("dim", None, cx.rank(x))?;
-    let x = cx.cast(x, whole(cx, x)?)?;
+    let dtype = whole(cx, x)?;
+    let x = cx.cast(x, dtype)?;
     if cx.rank(x) == 0 { Ok(x) } else { cx.emit(Cumsum { axis }, &[x]) }
 }

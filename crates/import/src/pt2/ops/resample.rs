@@ -6,7 +6,7 @@ use regraft_ir::{
 };
 use regraft_tensor::{DType, Dim};
 
-use super::grid::cubic_weights;
+use crate::build::cubic_weights;
 use crate::pt2::args::{Cx, Res, ValueId, unsupported, wrong};
 
 /// How an axis is resampled: its sizes, and what a step of the result is in the image.
@@ -92,7 +92,7 @@ pub(super) fn bicubic(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
         let floor = cx.unary(UnaryFn::Floor, at)?;
         let part = cx.binary(BinaryFn::Sub, at, floor)?;
         let mut sum: Option<ValueId> = None;
-        for (k, weight) in cubic_weights(cx, part)?.into_iter().enumerate() {
+        for (k, weight) in cubic_weights(cx, part, -0.75)?.into_iter().enumerate() {
             let place = cx.with_literal(BinaryFn::Add, floor, k as f64 - 1.0)?;
             let place = clamped(cx, place, axis.from)?;
             let value = cx.take(out, 2 + i, place)?;

@@ -2,26 +2,12 @@
 
 use regraft_ir::{
     Scalar,
-    ops::{BinaryFn, CompareFn, Cumsum, IndexPut, PutFn, ReduceFn},
+    ops::{BinaryFn, CompareFn, Cumsum, PutFn, ReduceFn},
 };
 use regraft_tensor::{DType, Dim};
 
+use crate::build::{coordinates, put};
 use crate::pt2::args::{Cx, Number, Operand, Res, ValueId, unsupported, wrong};
-
-/// Where `scatter` writes: for each axis the position, all of which broadcast to the shape of `index`.
-fn coordinates(cx: &mut Cx<'_, '_>, index: ValueId, axis: usize) -> Res<Vec<ValueId>> {
-    let (rank, shape) = (cx.rank(index), cx.shape(index));
-    let mut list = Vec::with_capacity(rank);
-    for (i, len) in shape.into_iter().enumerate() {
-        list.push(if i == axis { index } else { cx.position(rank, i, len)? });
-    }
-    Ok(list)
-}
-
-fn put(cx: &mut Cx<'_, '_>, f: PutFn, x: ValueId, values: ValueId, axis: usize, at: &[ValueId]) -> Res<ValueId> {
-    let operands: Vec<ValueId> = [x, values].into_iter().chain(at.iter().copied()).collect();
-    cx.emit(IndexPut { axis, f }, &operands)
-}
 
 /// The part of `src` that `index` has positions for.
 fn cut_to(cx: &mut Cx<'_, '_>, src: ValueId, index: ValueId) -> Res<ValueId> {
@@ -187,7 +173,7 @@ pub(super) fn index_add(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let (x, mut values, axis, index, scalar) = rows(cx, "source")?;
     let alpha = cx.number_or("alpha", Number::Int(1))?;
     if !alpha.is(1.0) {
-        let alpha = cx.number_value(&alpha, cx.dtype_of(x))?;
+        let alpha = cx.number_like(&alpha, x)?;
         let f = if cx.dtype_of(x) == DType::Bool { BinaryFn::And } else { BinaryFn::Mul };
         values = cx.binary(f, values, alpha)?;
     }
@@ -214,7 +200,7 @@ pub(super) fn index_put(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let indices = cx.optional_tensors("indices")?;
     let axes: Vec<usize> = (0..indices.len()).filter(|&i| indices.get(i).is_some_and(Option::is_some)).collect();
     let given: Vec<ValueId> = indices.into_iter().flatten().collect();
-    let values = cx.cast(values, cx.dtype_of(x))?;
+    let values = cx.cast_like(values, x)?;
     if let [mask] = given.as_slice()
         && matches!(cx.dtype_of(*mask), DType::Bool | DType::U8)
     {
@@ -279,7 +265,7 @@ pub(super) fn put_flat(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let (x, index, source) = (cx.tensor("self")?, cx.tensor("index")?, cx.tensor("source")?);
     let f = if cx.bool_or("accumulate", false)? { PutFn::Add } else { PutFn::Set };
     let shape = cx.shape(x);
-    let source = cx.cast(source, cx.dtype_of(x))?;
+    let source = cx.cast_like(source, x)?;
     let (x, index, source) = (cx.flat(x)?, cx.flat(index)?, cx.flat(source)?);
     let index = cx.cast(index, DType::I64)?;
     let out = put(cx, f, x, source, 0, &[index])?;
@@ -334,7 +320,7 @@ pub(super) fn put_range(
         return unsupported("a write with a step from a dynamic position", "export this dimension as a static one");
     };
     let at = cx.iota(len, start, step)?;
-    let src = cx.cast(src, cx.dtype_of(x))?;
+    let src = cx.cast_like(src, x)?;
     put(cx, PutFn::Set, x, src, axis, &[at])
 }
 
@@ -348,7 +334,7 @@ pub(super) fn diagonal_scatter(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let mut front: Vec<usize> = (0..rank).collect();
     front.rotate_right(1);
     let src = cx.permute(src, front)?;
-    let src = cx.cast(src, cx.dtype_of(x))?;
+    let src = cx.cast_like(src, x)?;
     let out = put(cx, PutFn::Set, moved, src, 0, &[rows, columns])?;
     let mut back = vec![0; perm.len()];
     for (i, axis) in perm.into_iter().enumerate() {

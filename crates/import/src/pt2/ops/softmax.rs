@@ -37,10 +37,10 @@ pub(super) fn safe_softmax(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let out = of(cx, false)?;
     let x = cx.tensor("self")?;
     let axis = cx.axis_arg("dim", None, cx.rank(x))?;
-    let least = cx.float(f64::NEG_INFINITY, cx.dtype_of(x))?;
+    let least = cx.float_like(f64::NEG_INFINITY, x)?;
     let empty = cx.emit(Compare { f: CompareFn::Eq }, &[x, least])?;
     let empty = cx.emit(Reduce { f: ReduceFn::All, axes: vec![axis], keep: true }, &[empty])?;
-    let zero = cx.float(0.0, cx.dtype_of(out))?;
+    let zero = cx.float_like(0.0, out)?;
     cx.emit(Select {}, &[empty, zero, out])
 }
 
@@ -52,9 +52,9 @@ pub(super) fn logsumexp(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let max = cx.emit(reduce(ReduceFn::Max, true), &[x])?;
     // A greatest value that is infinite must not be subtracted from itself.
     let size = cx.unary(UnaryFn::Abs, max)?;
-    let infinity = cx.float(f64::INFINITY, cx.dtype_of(x))?;
+    let infinity = cx.float_like(f64::INFINITY, x)?;
     let infinite = cx.emit(Compare { f: CompareFn::Eq }, &[size, infinity])?;
-    let zero = cx.float(0.0, cx.dtype_of(x))?;
+    let zero = cx.float_like(0.0, x)?;
     let shift = cx.emit(Select {}, &[infinite, zero, max])?;
     let shifted = cx.binary(BinaryFn::Sub, x, shift)?;
     let powers = cx.unary(UnaryFn::Exp, shifted)?;

@@ -135,7 +135,7 @@ pub(super) fn col2im(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let at_rows = cx.unsqueeze(at_rows, 2)?;
     let at_rows = cx.unsqueeze(at_rows, 3)?;
     let at_columns = image.taps(cx, 1, columns)?;
-    let zero = cx.literal(Scalar::Int(0), cx.dtype_of(x))?;
+    let zero = cx.literal_like(Scalar::Int(0), x)?;
     let (tall, wide) = (h + &Dim::from(2 * ph), w + &Dim::from(2 * pw));
     let empty = cx.expand(zero, vec![n.clone(), c, tall, wide])?;
     let out = cx.emit(IndexPut { axis: 2, f: PutFn::Add }, &[empty, x, at_rows, at_columns])?;
@@ -322,7 +322,7 @@ pub(super) fn max_unpool(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let (rows, pixels, taken) = (product(&out_shape), product(&size), product(cx.shape(x).get(front..).unwrap_or(&[])));
     let (values, index) =
         (cx.reshape(x, vec![rows.clone(), taken.clone()])?, cx.reshape(index, vec![rows.clone(), taken])?);
-    let zero = cx.literal(Scalar::Int(0), cx.dtype_of(x))?;
+    let zero = cx.literal_like(Scalar::Int(0), x)?;
     let empty = cx.expand(zero, vec![rows.clone(), pixels])?;
     let row = cx.position(2, 0, rows)?;
     let out = cx.emit(IndexPut { axis: 0, f: PutFn::Set }, &[empty, values, row, index])?;

@@ -16,7 +16,7 @@ type Readers = HashMap<ValueId, Vec<Operand>>;
 
 /// Makes twins of sources that several modules read, and finds out the role of each source. `classes` has the class of the
 /// module of each scope.
-pub(super) fn tell_apart(graph: &mut Graph, classes: &HashMap<Arc<str>, &str>) {
+pub(crate) fn tell_apart(graph: &mut Graph, classes: &HashMap<Arc<str>, &str>) {
     let readers = readers(graph);
     for index in 0..graph.sources.len() {
         make_twins(graph, &readers, index);

@@ -3,14 +3,14 @@
 use regraft_ir::TensorType;
 use regraft_tensor::{DType, Dim, Range};
 
-use super::{Cx, Res, ValueId, unsupported};
+use super::{Builder, Res, ValueId, unsupported};
 
 /// `INT64_MAX` and its like: what slices use for "to the end".
 const FAR: i64 = i64::MAX / 4;
 
-impl Cx<'_, '_> {
+impl Builder {
     pub(crate) fn ty(&self, v: ValueId) -> &TensorType {
-        self.t.graph.ty(v)
+        self.graph.ty(v)
     }
 
     pub(crate) fn shape(&self, v: ValueId) -> Vec<Dim> {
@@ -34,36 +34,13 @@ impl Cx<'_, '_> {
         )
     }
 
-    /// The program's type of result `i`.
-    pub(crate) fn result(&self, i: usize) -> Option<&TensorType> {
-        self.results.get(i).and_then(Option::as_ref)
-    }
-
-    /// The program's dtype of the first result.
-    pub(crate) fn result_dtype(&self) -> Option<DType> {
-        self.result(0).map(|t| t.dtype)
-    }
-
-    /// `shape`, with every size that the program spells in a simpler way taken from its type of result `i`.
-    pub(crate) fn refine(&self, i: usize, shape: Vec<Dim>) -> Vec<Dim> {
-        match self.result(i) {
-            Some(t) if t.rank() == shape.len() => shape.iter().zip(&t.shape).map(|(a, b)| simpler(a, b)).collect(),
-            _ => shape,
-        }
-    }
-
     pub(crate) fn bounds(&self, dim: &Dim) -> Range {
-        dim.bounds(&self.t.ranges)
+        dim.bounds(&self.ranges)
     }
 
     /// Whether `a ≤ b` for all sizes that the program allows.
     pub(crate) fn surely_le(&self, a: &Dim, b: &Dim) -> bool {
         self.bounds(&(b - a)).min >= 0
-    }
-
-    /// Whether the value is computed from sources alone.
-    pub(crate) fn is_constant(&self, v: ValueId) -> bool {
-        self.t.is_constant(v)
     }
 
     /// An index as Python takes it (negative from the end, anything beyond is the end), within `0..=size`.
@@ -73,7 +50,7 @@ impl Cx<'_, '_> {
         }
         let range = self.bounds(index);
         // An index whose sign depends on sizes is taken as what it was when the program was exported.
-        let index = if range.max < 0 || (range.min < 0 && self.t.example(index).is_some_and(|v| v < 0)) {
+        let index = if range.max < 0 || (range.min < 0 && self.example(index).is_some_and(|v| v < 0)) {
             let sum = index + size;
             if self.bounds(&sum).min >= 0 { sum } else { sum.max_of(&Dim::new(0)) }
         } else {

@@ -9,9 +9,9 @@ use regraft_ir::{
 };
 use regraft_tensor::{DType, Dim};
 
-use super::{Cx, Number, Res, ValueId, wrong};
+use super::{Builder, Number, Res, ValueId, wrong};
 
-impl Cx<'_, '_> {
+impl Builder {
     pub(crate) fn emit(&mut self, op: impl Into<Op>, inputs: &[ValueId]) -> Res<ValueId> {
         let inputs: Vec<_> = inputs.iter().map(|&v| Some(v)).collect();
         self.emit_all(op, inputs)?.first().copied().map_or_else(|| wrong("the operator has no result"), Ok)
@@ -25,36 +25,12 @@ impl Cx<'_, '_> {
     }
 
     pub(crate) fn emit_all(&mut self, op: impl Into<Op>, inputs: Vec<Option<ValueId>>) -> Res<Vec<ValueId>> {
-        self.t.add(op.into(), inputs, &self.scope)
+        let scope = self.scope.clone();
+        self.add(op.into(), inputs, &scope)
     }
 
     pub(crate) fn cast(&mut self, v: ValueId, dtype: DType) -> Res<ValueId> {
         if self.dtype_of(v) == dtype { Ok(v) } else { self.emit(Cast { dtype }, &[v]) }
-    }
-
-    /// What `handler` makes of half-precision tensors, computed in f32 and rounded once, as PyTorch's kernels do. A handler
-    /// of several steps would round, and overflow, between them.
-    pub(crate) fn in_f32<T>(&mut self, handler: impl FnOnce(&mut Self) -> Res<T>) -> Res<T> {
-        let outer = std::mem::replace(&mut self.wide, true);
-        let out = handler(self);
-        self.wide = outer;
-        out
-    }
-
-    /// The value, in f32 if it is to be read so.
-    pub(super) fn widened(&mut self, v: ValueId) -> Res<ValueId> {
-        match self.dtype_of(v) {
-            DType::F16 | DType::BF16 if self.wide => self.cast(v, DType::F32),
-            _ => Ok(v),
-        }
-    }
-
-    /// Result `i` in the half-precision dtype that the program says it has.
-    pub(crate) fn narrowed(&mut self, i: usize, v: ValueId) -> Res<ValueId> {
-        match self.result(i).map(|t| t.dtype) {
-            Some(dtype @ (DType::F16 | DType::BF16)) if self.dtype_of(v) == DType::F32 => self.cast(v, dtype),
-            _ => Ok(v),
-        }
     }
 
     pub(crate) fn unary(&mut self, f: UnaryFn, v: ValueId) -> Res<ValueId> {
@@ -78,6 +54,31 @@ impl Cx<'_, '_> {
 
     pub(crate) fn float(&mut self, value: f64, dtype: DType) -> Res<ValueId> {
         self.literal(Scalar::Float(value), dtype)
+    }
+
+    /// A float literal in the dtype of `v`.
+    pub(crate) fn float_like(&mut self, value: f64, v: ValueId) -> Res<ValueId> {
+        self.float(value, self.dtype_of(v))
+    }
+
+    /// A literal in the dtype of `v`.
+    pub(crate) fn literal_like(&mut self, value: Scalar, v: ValueId) -> Res<ValueId> {
+        self.literal(value, self.dtype_of(v))
+    }
+
+    /// A number in the dtype of `v`.
+    pub(crate) fn number_like(&mut self, number: &Number, v: ValueId) -> Res<ValueId> {
+        self.number_value(number, self.dtype_of(v))
+    }
+
+    /// A size in the dtype of `v`.
+    pub(crate) fn dim_like(&mut self, dim: &Dim, v: ValueId) -> Res<ValueId> {
+        self.dim_value(dim, self.dtype_of(v))
+    }
+
+    /// `x` in the dtype of `v`.
+    pub(crate) fn cast_like(&mut self, x: ValueId, v: ValueId) -> Res<ValueId> {
+        self.cast(x, self.dtype_of(v))
     }
 
     /// A number as a value of rank 0.

@@ -1,9 +1,9 @@
-//! `torch.einsum` by permutations, reshapes and matrix products.
+//! Sums of products by labels, as `torch.einsum`, by permutations, reshapes and matrix products.
 
 use regraft_ir::ops::{Expand, Matmul, Reduce, ReduceFn};
 use regraft_tensor::Dim;
 
-use crate::pt2::args::{Cx, Res, ValueId, simpler, unsupported, wrong};
+use super::{Builder, Res, ValueId, simpler, unsupported, wrong};
 
 /// A value whose axes have labels.
 struct Labelled {
@@ -14,9 +14,9 @@ struct Labelled {
 /// Labels for the axes that an ellipsis stands for, the last first.
 const HIDDEN: char = '\u{e000}';
 
-pub(super) fn einsum(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
-    let equation: String = cx.optional_text("equation")?.unwrap_or("").chars().filter(|c| !c.is_whitespace()).collect();
-    let values = cx.tensors("tensors")?;
+/// `torch.einsum` of these operands.
+pub(crate) fn einsum(g: &mut Builder, equation: &str, values: Vec<ValueId>) -> Res<ValueId> {
+    let equation: String = equation.chars().filter(|c| !c.is_whitespace()).collect();
     let (left, right) = match equation.split_once("->") {
         Some((left, right)) => (left, Some(right)),
         None => (equation.as_str(), None),
@@ -28,7 +28,7 @@ pub(super) fn einsum(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let mut hidden = 0;
     let mut operands = Vec::new();
     for (part, value) in parts.iter().zip(values) {
-        let rank = cx.rank(value);
+        let rank = g.rank(value);
         let (labels, extra) = labels(part, rank)?;
         hidden = hidden.max(extra);
         operands.push(Labelled { value, labels });
@@ -56,12 +56,12 @@ pub(super) fn einsum(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let rest: Vec<Labelled> = rest.collect();
     for (i, next) in rest.iter().enumerate() {
         let later = |c: &char| output.contains(c) || rest.iter().skip(i + 1).any(|o| o.labels.contains(c));
-        sum = pair(cx, sum, next, later)?;
+        sum = pair(g, sum, next, later)?;
     }
-    let sum = reduce(cx, sum, |c| output.contains(c))?;
+    let sum = reduce(g, sum, |c| output.contains(c))?;
     let perm: Option<Vec<usize>> = output.iter().map(|c| sum.labels.iter().position(|d| d == c)).collect();
     match perm {
-        Some(perm) if perm.len() == sum.labels.len() => cx.permute(sum.value, perm),
+        Some(perm) if perm.len() == sum.labels.len() => g.permute(sum.value, perm),
         _ => unsupported(format!("the equation `{equation}`"), "write it with matmul(), sum() and permute()"),
     }
 }
@@ -94,27 +94,27 @@ fn labels(part: &str, rank: usize) -> Res<(Vec<char>, usize)> {
 }
 
 /// Sums over the labels that are not to be kept.
-fn reduce(cx: &mut Cx<'_, '_>, x: Labelled, keep: impl Fn(&char) -> bool) -> Res<Labelled> {
+fn reduce(g: &mut Builder, x: Labelled, keep: impl Fn(&char) -> bool) -> Res<Labelled> {
     let axes: Vec<usize> = (0..x.labels.len()).filter(|&i| x.labels.get(i).is_some_and(|c| !keep(c))).collect();
     if axes.is_empty() {
         return Ok(x);
     }
-    let value = cx.emit(Reduce { f: ReduceFn::Sum, axes, keep: false }, &[x.value])?;
+    let value = g.emit(Reduce { f: ReduceFn::Sum, axes, keep: false }, &[x.value])?;
     Ok(Labelled { value, labels: x.labels.into_iter().filter(|c| keep(c)).collect() })
 }
 
 /// The product of two operands, summed over the labels that nothing later needs.
-fn pair(cx: &mut Cx<'_, '_>, a: Labelled, b: &Labelled, later: impl Fn(&char) -> bool) -> Res<Labelled> {
+fn pair(g: &mut Builder, a: Labelled, b: &Labelled, later: impl Fn(&char) -> bool) -> Res<Labelled> {
     let b = Labelled { value: b.value, labels: b.labels.clone() };
-    let a = reduce(cx, a, |c| later(c) || b.labels.contains(c))?;
-    let b = reduce(cx, b, |c| later(c) || a.labels.contains(c))?;
+    let a = reduce(g, a, |c| later(c) || b.labels.contains(c))?;
+    let b = reduce(g, b, |c| later(c) || a.labels.contains(c))?;
     let shared = |c: &&char| b.labels.contains(c);
     let batch: Vec<char> = a.labels.iter().filter(shared).filter(|c| later(c)).copied().collect();
     let inner: Vec<char> = a.labels.iter().filter(shared).filter(|c| !later(c)).copied().collect();
     let only_a: Vec<char> = a.labels.iter().filter(|c| !b.labels.contains(c)).copied().collect();
     let only_b: Vec<char> = b.labels.iter().filter(|c| !a.labels.contains(c)).copied().collect();
-    let size = |cx: &Cx<'_, '_>, c: &char| {
-        let of = |x: &Labelled| x.labels.iter().position(|d| d == c).and_then(|i| cx.ty(x.value).shape.get(i).cloned());
+    let size = |g: &Builder, c: &char| {
+        let of = |x: &Labelled| x.labels.iter().position(|d| d == c).and_then(|i| g.ty(x.value).shape.get(i).cloned());
         match (of(&a), of(&b)) {
             (Some(a), Some(b)) if a.is(1) => b,
             (Some(a), Some(b)) if b.is(1) => a,
@@ -122,36 +122,36 @@ fn pair(cx: &mut Cx<'_, '_>, a: Labelled, b: &Labelled, later: impl Fn(&char) ->
             (a, b) => a.or(b).unwrap_or(Dim::new(1)),
         }
     };
-    let sizes = |cx: &Cx<'_, '_>, list: &[char]| list.iter().map(|c| size(cx, c)).collect::<Vec<Dim>>();
+    let sizes = |g: &Builder, list: &[char]| list.iter().map(|c| size(g, c)).collect::<Vec<Dim>>();
     let product = |list: &[Dim]| list.iter().fold(Dim::new(1), |n, d| &n * d);
-    let (nb, ni) = (sizes(cx, &batch), sizes(cx, &inner));
-    let (na, no) = (sizes(cx, &only_a), sizes(cx, &only_b));
-    let arrange = |cx: &mut Cx<'_, '_>, x: &Labelled, order: Vec<char>, full: Vec<Dim>, shape: Vec<Dim>| {
+    let (nb, ni) = (sizes(g, &batch), sizes(g, &inner));
+    let (na, no) = (sizes(g, &only_a), sizes(g, &only_b));
+    let arrange = |g: &mut Builder, x: &Labelled, order: Vec<char>, full: Vec<Dim>, shape: Vec<Dim>| {
         let perm = order.iter().filter_map(|c| x.labels.iter().position(|d| d == c)).collect();
-        let value = cx.permute(x.value, perm)?;
+        let value = g.permute(x.value, perm)?;
         // Axes of size 1 stand for any size.
-        let value = if cx.ty(value).shape.iter().zip(&full).any(|(a, b)| a.is(1) && !b.is(1)) {
-            cx.emit(Expand { shape: full }, &[value])?
+        let value = if g.ty(value).shape.iter().zip(&full).any(|(a, b)| a.is(1) && !b.is(1)) {
+            g.emit(Expand { shape: full }, &[value])?
         } else {
             value
         };
-        cx.reshape(value, shape)
+        g.reshape(value, shape)
     };
     let left = arrange(
-        cx,
+        g,
         &a,
         [&batch[..], &only_a[..], &inner[..]].concat(),
         [&nb[..], &na[..], &ni[..]].concat(),
         [&nb[..], &[product(&na), product(&ni)]].concat(),
     )?;
     let right = arrange(
-        cx,
+        g,
         &b,
         [&batch[..], &inner[..], &only_b[..]].concat(),
         [&nb[..], &ni[..], &no[..]].concat(),
         [&nb[..], &[product(&ni), product(&no)]].concat(),
     )?;
-    let out = cx.emit(Matmul { transpose_b: false }, &[left, right])?;
-    let value = cx.reshape(out, [&nb[..], &na[..], &no[..]].concat())?;
+    let out = g.emit(Matmul { transpose_b: false }, &[left, right])?;
+    let value = g.reshape(out, [&nb[..], &na[..], &no[..]].concat())?;
     Ok(Labelled { value, labels: [&batch[..], &only_a[..], &only_b[..]].concat() })
 }

@@ -1,0 +1,180 @@
+//! ONNX models made by hand: what is imported, what is refused, and damaged ones, which are never more than refused.
+
+use std::path::PathBuf;
+
+use regraft_import::{Imported, import, import_bare};
+use regraft_ir::{Role, SourceKind, text};
+
+fn varint(mut value: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while value > 0x7f {
+        bytes.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    bytes.push(value as u8);
+    bytes
+}
+
+fn number(field: u64, value: i64) -> Vec<u8> {
+    [varint(field << 3), varint(value as u64)].concat()
+}
+
+fn message(field: u64, content: &[u8]) -> Vec<u8> {
+    [varint(field << 3 | 2), varint(content.len() as u64), content.to_vec()].concat()
+}
+
+fn text_field(field: u64, text: &str) -> Vec<u8> {
+    message(field, text.as_bytes())
+}
+
+fn floats(name: &str, dims: &[i64], values: &[f32]) -> Vec<u8> {
+    let dims: Vec<u8> = dims.iter().flat_map(|d| number(1, *d)).collect();
+    let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    message(5, &[dims, number(2, 1), text_field(8, name), message(9, &bytes)].concat())
+}
+
+fn ints(name: &str, values: &[i64]) -> Vec<u8> {
+    let data: Vec<u8> = values.iter().flat_map(|v| number(7, *v)).collect();
+    message(5, &[number(1, values.len() as i64), number(2, 7), text_field(8, name), data].concat())
+}
+
+fn node(op: &str, inputs: &[&str], output: &str, attributes: &[(&str, i64)]) -> Vec<u8> {
+    let mut content: Vec<u8> = inputs.iter().flat_map(|i| text_field(1, i)).collect();
+    content.extend([text_field(2, output), text_field(3, &format!("/block/{op}")), text_field(4, op)].concat());
+    for (name, value) in attributes {
+        content.extend(message(5, &[text_field(1, name), number(3, *value), number(20, 2)].concat()));
+    }
+    message(1, &content)
+}
+
+/// An input or output of f32 with sizes, negative ones by the name `n`.
+fn info(field: u64, name: &str, sizes: &[i64]) -> Vec<u8> {
+    let size = |s: &i64| message(1, &if *s < 0 { text_field(2, "n") } else { number(1, *s) });
+    let shape: Vec<u8> = sizes.iter().flat_map(size).collect();
+    let tensor = [number(1, 1), message(2, &shape)].concat();
+    message(field, &[text_field(1, name), message(2, &message(1, &tensor))].concat())
+}
+
+fn model(graph: &[Vec<u8>], opset: i64) -> Vec<u8> {
+    [number(1, 8), message(7, &graph.concat()), message(8, &number(2, opset))].concat()
+}
+
+/// `reshape(gemm(x, wᵀ, b)·m, [0, 2, 2])`.
+fn block() -> Vec<Vec<u8>> {
+    vec![
+        node("Gemm", &["x", "fc.weight", "fc.bias"], "h", &[("transB", 1)]),
+        node("MatMul", &["h", "onnx::MatMul_7"], "p", &[]),
+        node("Reshape", &["p", "shape"], "y", &[]),
+        floats("fc.weight", &[3, 2], &[1., 2., 3., 4., 5., 6.]),
+        floats("fc.bias", &[3], &[0.5, 0., -0.5]),
+        floats("onnx::MatMul_7", &[3, 4], &[1.; 12]),
+        ints("shape", &[0, 2, 2]),
+        info(11, "x", &[-1, 2]),
+        info(12, "y", &[-1, 2, 2]),
+    ]
+}
+
+fn written(folder: &tempfile::TempDir, bytes: &[u8]) -> PathBuf {
+    let path = folder.path().join("model.onnx");
+    std::fs::write(&path, bytes).expect("a file");
+    path
+}
+
+fn imported(bytes: &[u8]) -> Result<Imported, String> {
+    let folder = tempfile::tempdir().expect("a folder");
+    import(written(&folder, bytes)).map_err(|e| e.to_string())
+}
+
+#[test]
+fn a_model_has_its_initialisers_as_sources() {
+    let imported = imported(&model(&block(), 17)).expect("a program");
+    let graph = &imported.graph;
+    let sources: Vec<_> = graph.sources.iter().map(|s| (s.name.as_str(), s.kind, s.role)).collect();
+    assert_eq!(
+        sources,
+        [
+            ("fc.weight", SourceKind::Parameter, Role::Linear),
+            ("fc.bias", SourceKind::Parameter, Role::Other),
+            ("onnx::MatMul_7", SourceKind::Parameter, Role::LinearInOut),
+            // What shapes say belongs to the program.
+            ("shape", SourceKind::Constant, Role::Other),
+        ]
+    );
+    assert_eq!(graph.ty(graph.outputs[0].value).to_string(), "f32[s0, 2, 2]");
+    let text = text::print(graph);
+    assert!(text.contains("// block"), "{text}");
+    assert_eq!(imported.call.input_names, ["x"]);
+}
+
+#[test]
+fn without_weights_the_program_keeps_what_is_its_own() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let imported = import_bare(written(&folder, &model(&block(), 17))).expect("a program");
+    let there: Vec<bool> = imported.weights.iter().map(Option::is_some).collect();
+    assert_eq!(there, [false, false, false, true]);
+}
+
+#[test]
+fn what_is_not_translated_is_refused_by_name() {
+    let with = |extra: Vec<u8>, opset: i64| {
+        let mut graph = block();
+        graph.insert(0, extra);
+        imported(&model(&graph, opset)).expect_err("refused")
+    };
+    let unknown = with(node("Frobnicate", &["x"], "z", &[]), 17);
+    assert!(unknown.contains("ai.onnx.Frobnicate") && unknown.contains("first in block"), "{unknown}");
+    let opset = with(node("Relu", &["x"], "z", &[]), 99);
+    assert!(opset.contains("opset 99"), "{opset}");
+    let attribute = with(node("Relu", &["x"], "z", &[("slope", 3)]), 17);
+    assert!(attribute.contains("the attribute `slope`") && attribute.contains("/block/Relu (Relu)"), "{attribute}");
+    let input = with(node("Relu", &["x", "fc.bias"], "z", &[]), 17);
+    assert!(input.contains("its input 1 (`fc.bias`)"), "{input}");
+    let data = with(node("NonZero", &["x"], "z", &[]), 17);
+    assert!(data.contains("depends on the values"), "{data}");
+    // All at once; what reads a refused result is not told.
+    let mut graph = block();
+    graph.insert(0, node("NonZero", &["x"], "u", &[]));
+    graph.insert(1, node("Relu", &["u"], "v", &[]));
+    graph.insert(2, node("Unique", &["x"], "w", &[]));
+    let both = imported(&model(&graph, 17)).expect_err("refused");
+    assert!(both.contains("2 parts of the program") && !both.contains("(Relu)"), "{both}");
+}
+
+#[test]
+fn damaged_models_are_refused_at_most() {
+    let sound = model(&block(), 17);
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut state = 7u64;
+    let mut next = |n: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % n
+    };
+    for _ in 0..2000 {
+        let mut bytes = sound.clone();
+        for _ in 0..1 + next(3) {
+            let at = 1 + next(bytes.len() - 1);
+            match next(3) {
+                0 => bytes[at] ^= 1 << next(8),
+                1 => bytes[at] = [0, 1, 0x7f, 0x80, 0xff][next(5)],
+                _ => bytes.truncate(at.max(2)),
+            }
+            if bytes.len() < 3 {
+                break;
+            }
+        }
+        if let Ok(imported) = import(written(&folder, &bytes)) {
+            imported.graph.verify().expect("a sound graph");
+        }
+    }
+}
+
+#[test]
+fn functions_that_call_themselves_end() {
+    let call = message(1, &[text_field(1, "x"), text_field(2, "y"), text_field(4, "F"), text_field(7, "d")].concat());
+    let inner = message(7, &[text_field(1, "a"), text_field(2, "b"), text_field(4, "F"), text_field(7, "d")].concat());
+    let function =
+        message(25, &[text_field(1, "F"), text_field(4, "a"), text_field(5, "b"), inner, text_field(10, "d")].concat());
+    let graph = [call, info(11, "x", &[2]), info(12, "y", &[2])];
+    let error = imported(&[model(&graph, 17), function].concat()).expect_err("refused");
+    assert!(error.contains("deep"), "{error}");
+}
