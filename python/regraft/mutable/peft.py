@@ -150,7 +150,9 @@ def scale_of_call(module: nn.Module, kwargs: dict[str, Any]) -> tuple[dict[str, 
     for name in _SCALING & kwargs.keys():
         scale = kwargs[name].get("scale") if isinstance(kwargs[name], dict) else None
         if isinstance(scale, (int, float)) and _is("diffusers.loaders.peft", "PeftAdapterMixin", module):
-            return {**kwargs, name: {**kwargs[name], "scale": 1.0}}, float(scale)
+            # Calls without a scale have none of it, and take the same program.
+            others = {key: value for key, value in kwargs[name].items() if key != "scale"}
+            return {**kwargs, name: others or None}, float(scale)
     return kwargs, 1.0
 
 
