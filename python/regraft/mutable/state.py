@@ -529,7 +529,7 @@ class State:
             return True
         known, native = entry.types.keys(), entry.native
         try:
-            peft.check_ties(self.tree.tuners, self.structure[""])
+            peft.check_ties(self.tree.tuners, self.structure[""], native)
             layers = peft.layers_with_values(self.tree.tuners, native)
             wanted = {name for name in layers if any(map(peft.is_within(name), entry.pending))}
             overlay = peft.overlay(self.tree.tuners, native, wanted, scale)
