@@ -77,6 +77,13 @@ class MutableTorchTensorRTModule(regraft.MutableModule):
         state.look_closely()
         self.refit_state.set_state(_condition(state))
 
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As the original's; the next call refits."""
+        result = super().load_state_dict(*args, **kwargs)
+        if self._regraft_state.entries:
+            self.refit_state.note(RefitFlag.NEEDS_REFIT)
+        return result
+
     def refit_gm(self) -> None:
         """Brings the program that ran last up to date with the original now, not at the next call."""
         state = self._regraft_state
@@ -168,23 +175,25 @@ class RefitState:
         elif state != RefitFlag.LIVE:
             found.look_closely()
 
+    def note(self, state: RefitFlag) -> None:
+        """Says what was found out, until the next call."""
+        found = self._state()
+        if found is not None:
+            self._set = state, found.history.calls
+
     def get_state(self) -> RefitFlag:
-        """What it needs."""
+        """What it needs; ``UNKNOWN`` when something changed and was not looked at."""
         state = self._state()
         if state is None or not state.entries:
             return RefitFlag.NEEDS_RECOMPILE
         if self._set is not None and self._set[1] == state.history.calls:
             return self._set[0]
         with state.lock:
-            changes = state.watcher.look()
             state._changed_to_pytorch()
-        entry = state.entries[-1]
-        if not entry.verified:
-            return RefitFlag.NEEDS_RECOMPILE
-        if not entry.pending and not entry.stale_adapters:
-            return RefitFlag.LIVE
-        # Whether what took the place of a tensor differs from it was not looked at.
-        return RefitFlag.UNKNOWN if changes is not None and changes.structure else RefitFlag.NEEDS_REFIT
+            entry = state.entries[-1]
+            same = entry.verified and not entry.pending and not entry.stale_adapters
+        # What differs was not looked at.
+        return RefitFlag.LIVE if same else RefitFlag.UNKNOWN
 
 
 _STATES: weakref.WeakKeyDictionary[State, RefitState] = weakref.WeakKeyDictionary()
