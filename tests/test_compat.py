@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zipfile
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -354,8 +355,9 @@ def test_a_mutable_module_follows_its_original(tmp_path: Path) -> None:
     torch_tensorrt.MutableTorchTensorRTModule.save(mutable, tmp_path / "mutable")
     again = torch_tensorrt.MutableTorchTensorRTModule.load(tmp_path / "mutable", model)
     assert torch.equal(again(*INPUTS), mutable(*INPUTS))
+    regraft.MutableModule.save(mutable, tmp_path / "other")
     with pytest.raises(TypeError, match="the module must be given"):
-        torch_tensorrt.MutableTorchTensorRTModule.load(tmp_path / "mutable")
+        torch_tensorrt.MutableTorchTensorRTModule.load(tmp_path / "other")
     with pytest.raises(ValueError, match="immutable_weights"):
         torch_tensorrt.MutableTorchTensorRTModule(model, immutable_weights=True)
 
@@ -388,16 +390,15 @@ def test_frozen_modules_and_damaged_files(tmp_path: Path) -> None:
         torch_tensorrt.load(tmp_path / "text")
     with pytest.raises(regraft.EngineFileError, match="choose the name of a file"):
         torch_tensorrt.save(frozen, tmp_path)
-    import zipfile
-
     for member in ("regraft/../../escaped", "regraft/a//b"):
         with zipfile.ZipFile(tmp_path / "hostile", "w") as archive:
             archive.writestr(member, "x")
         with pytest.raises(regraft.EngineFileError, match="is no name of a file of a module"):
             torch_tensorrt.load(tmp_path / "hostile")
-    torch.export.save(torch.export.export(net(0), tuple(INPUTS)), tmp_path / "program.pt2")
+    with zipfile.ZipFile(tmp_path / "empty", "w") as archive:
+        archive.writestr("text", "x")
     with pytest.raises(regraft.EngineFileError, match=r"no engines in it\n  help: torch\.export\.load"):
-        torch_tensorrt.load(tmp_path / "program.pt2")
+        torch_tensorrt.load(tmp_path / "empty")
 
 
 def test_mutable_modules_are_one_file(tmp_path: Path) -> None:
@@ -517,3 +518,107 @@ def test_operators_to_leave_are_translated_or_an_error() -> None:
     close(module(*INPUTS), net(0)(*INPUTS))
     with pytest.raises(regraft.CompileError, match=r"PyTorch has no operator aten\.convolotion"):
         torch_tensorrt.dynamo.compile(program, INPUTS, torch_executed_ops={"aten.convolotion"})
+
+
+def test_children_are_named_as_by_torch_tensorrt() -> None:
+    program = torch.export.export(net(0), tuple(INPUTS))
+    module = torch_tensorrt.dynamo.compile(program, INPUTS, min_block_size=1)
+    assert [name for name, _ in module.named_children()] == ["_run_on_acc_0"]
+    part = module._run_on_acc_0
+    assert part.settings.min_block_size == 1 and "2 slots" not in repr(part)
+    assert set(part.weight_name_map["head.weight"]) == {"head.weight"} and part.input_binding_names == ["x"]
+    assert regraft.Model.from_bytes(part.engine.to_bytes("refittable", "embedded")).inputs[0][0] == "x"
+    assert torch.equal(part(*INPUTS)[0], module(*INPUTS))
+    # Which weights go where is part of the engine.
+    part.weight_name_map = None
+    other = torch.export.export(net(1), tuple(INPUTS))
+    refitted = torch_tensorrt.dynamo.refit_module_weights(module, other, INPUTS)
+    close(refitted(*INPUTS), net(1)(*INPUTS))
+    close(refitted._run_on_acc_0(*INPUTS)[0], net(1)(*INPUTS))
+    close(part(*INPUTS)[0], net(0)(*INPUTS))
+
+    cut = torch_tensorrt.dynamo.compile(
+        program, INPUTS, min_block_size=1, torch_executed_ops={"torch.ops.aten.mean.dim"}
+    )
+    assert [name for name, _ in cut.named_children()] == ["_run_on_acc_0", "_run_on_gpu_1", "_run_on_acc_2"]
+    assert "aten.mean.dim" in repr(cut._run_on_gpu_1)
+    part = torch_tensorrt.dynamo.compile(program, INPUTS)._run_on_acc_0
+    with pytest.raises(regraft.CompileError, match="the module that it is a part of is gone"):
+        part(*INPUTS)
+
+
+@pytest.mark.parametrize("ops", [(), ("aten.mean.dim",)], ids=["whole", "cut"])
+def test_compiled_modules_are_exported_again(tmp_path: Path, ops: tuple[str, ...]) -> None:
+    program = torch.export.export(net(0), tuple(INPUTS))
+    module = torch_tensorrt.dynamo.compile(program, INPUTS, min_block_size=1, torch_executed_ops=ops)
+    again = torch.export.export(module, tuple(INPUTS), strict=False)
+    close(again.module()(*INPUTS), net(0)(*INPUTS))
+    torch.export.save(again, tmp_path / "again.ep")
+    loaded = torch_tensorrt.load(tmp_path / "again.ep").module()
+    assert isinstance(loaded, regraft.Module) and loaded.models
+    close(loaded(*INPUTS), net(0)(*INPUTS))
+    # What torch.export.load gives is refitted, too.
+    read = torch.export.load(tmp_path / "again.ep")
+    with torch.inference_mode():
+        refitted = torch_tensorrt.dynamo.refit_module_weights(module, net(1).state_dict())
+        close(refitted(*INPUTS), net(1)(*INPUTS))
+        assert torch_tensorrt.dynamo.refit_module_weights(read, read)(*INPUTS).shape == (2, 5)
+    frozen = torch_tensorrt.dynamo.compile(program, INPUTS, immutable_weights=True)
+    with pytest.raises(Exception, match="cannot be exported: export the original"):
+        torch.export.export(frozen, tuple(INPUTS), strict=False)
+
+
+def test_programs_with_objects_are_not_read(tmp_path: Path) -> None:
+    torch.export.save(torch.export.export(net(0), tuple(INPUTS)), tmp_path / "program.pt2")
+    with zipfile.ZipFile(tmp_path / "program.pt2") as archive:
+        front = archive.namelist()[0].split("/")[0]
+    with zipfile.ZipFile(tmp_path / "program.pt2", "a") as archive:
+        archive.writestr(f"{front}/data/constants/custom_obj_0", b"\x80\x04.")
+    with pytest.raises(regraft.EngineFileError, match="custom_obj_0 is an object that reading would execute"):
+        torch_tensorrt.load(tmp_path / "program.pt2")
+    (tmp_path / "nothing.ep").write_bytes(b"nothing")
+    with pytest.raises(regraft.EngineFileError, match="no saved module, or a damaged one"):
+        torch_tensorrt.load(tmp_path / "nothing.ep")
+
+
+def test_mutable_modules_are_loaded_without_their_code(tmp_path: Path) -> None:
+    mutable = torch_tensorrt.MutableTorchTensorRTModule(net(0), min_block_size=1)
+    mutable(*INPUTS)
+    mutable.load_state_dict(net(1).state_dict())
+    torch_tensorrt.MutableTorchTensorRTModule.save(mutable, tmp_path / "mutable.pkl")
+    loaded = torch_tensorrt.MutableTorchTensorRTModule.load(tmp_path / "mutable.pkl")
+    close(loaded(*INPUTS), net(1)(*INPUTS))
+    loaded.load_state_dict(net(2).state_dict())
+    close(loaded(*INPUTS), net(2)(*INPUTS))
+    assert loaded.recompiles == 0
+
+
+def test_gradients_are_not_asked_of_compiled_graphs() -> None:
+    torch._dynamo.reset()
+    fast = torch_tensorrt.compile(net(0), ir="torch_compile", min_block_size=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", regraft.RegraftWarning)
+        found = fast(*INPUTS)
+    assert not found.requires_grad
+    close(found, net(0)(*INPUTS))
+    torch._dynamo.reset()
+
+
+def test_names_of_tensorrt_say_what_to_do_instead() -> None:
+    from regraft.compat.torch_tensorrt.dynamo import _refit, lowering
+    from regraft.compat.torch_tensorrt.dynamo._defaults import MIN_BLOCK_SIZE, TIMING_CACHE_PATH
+
+    assert MIN_BLOCK_SIZE == 5 and TIMING_CACHE_PATH.endswith("timing_cache.bin")
+    for found, message in (
+        (lowering.get_decompositions, "dynamo.lowering.get_decompositions: Regraft lowers programs itself"),
+        (_refit.get_engine_from_encoded_engine, "regraft.Model.from_bytes"),
+        (torch_tensorrt.runtime.RuntimeCache, "about TensorRT on a GPU"),
+        (torch_tensorrt.cross_compile_for_windows, "for the machine that builds them"),
+    ):
+        assert "which Regraft has not" in repr(found)
+        with pytest.raises(NotImplementedError, match=message):
+            found(1)
+    with pytest.raises(NotImplementedError, match="messages here are of Python's logger"):
+        torch_tensorrt.logging.TRT_LOGGER.log("text")
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        torch_tensorrt.nothing  # noqa: B018

@@ -294,20 +294,43 @@ def test_m_8_copies_keep_their_adapters(mutable: MutableModule, ids: torch.Tenso
     assert counted() == (1, 0) and copied.recompiles == 0
 
 
-def test_m_8_adapters_of_a_tied_weight_run_in_pytorch(ids: torch.Tensor) -> None:
-    class Tied(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.words, self.head = nn.Embedding(50, 16), nn.Linear(16, 50, bias=False)
-            self.head.weight = self.words.weight
-            self.config: dict[str, Any] = {}
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.head = nn.Embedding(50, 16), nn.Linear(16, 50, bias=False)
+        self.head.weight = self.words.weight
+        self.config: dict[str, Any] = {}
 
-        def forward(self, ids: torch.Tensor) -> torch.Tensor:
-            return self.head(self.words(ids))
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.words(ids))
 
+
+@pytest.mark.parametrize("targets", [["head"], ["words"], ["head", "words"]], ids="-".join)
+def test_m_8_adapters_belong_to_one_use_of_a_tied_weight(ids: torch.Tensor, targets: list[str]) -> None:
+    mutable = MutableModule(Tied().eval())
+    plain = compiled_result(mutable, ids)[0]
+    base = mutable.words.weight
+    model = peft.get_peft_model(mutable, lora(target_modules=targets)).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", regraft.RegraftWarning)
+        never_compiles(mutable, lambda: None, ids)
+        for factor in (part for name, part in model.named_parameters() if "lora_" in name):
+            factor.data.mul_(1.5)
+        never_compiles(mutable, lambda: None, ids)
+        never_compiles(mutable, lambda: base.data.mul_(2), ids)
+        base.data.div_(2)
+        with model.disable_adapter():
+            assert_agrees(mutable, ids)
+        assert model.unload() is mutable
+        assert torch.equal(compiled_result(mutable, ids)[0], plain)
+    assert mutable.recompiles == 0
+
+
+def test_m_8_merged_adapters_of_a_tied_weight_run_in_pytorch(ids: torch.Tensor) -> None:
     mutable = MutableModule(Tied().eval())
     assert_agrees(mutable, ids)
-    model = peft.get_peft_model(mutable, lora(target_modules=["head"])).eval()
+    # These are no sum that a use of a weight could have of its own.
+    model = peft.get_peft_model(mutable, lora(target_modules=["head"], use_dora=True)).eval()
     with pytest.warns(UserWarning, match=r"head has adapters, and shares its weight with words\.weight"):
         assert_agrees(mutable, ids)
     never = Counted(mutable)
@@ -551,7 +574,7 @@ def test_m_9_the_scale_of_a_call_refits(pipeline: Any, tmp_path: Path) -> None:
     pipe.load_lora_weights(file, adapter_name="style")
     mutable = MutableModule(original)
     counted = Counted(mutable)
-    for scale, expected in ((0.5, (1, 0)), (0.5, (0, 0)), (0.25, (1, 0)), (None, (1, 1)), (0.5, (1, 0))):
+    for scale, expected in ((0.5, (1, 0)), (0.5, (0, 0)), (0.25, (1, 0)), (None, (1, 0)), (0.5, (1, 0))):
         pipe.unet = mutable
         found = images(pipe, scale)
         assert counted() == expected

@@ -642,13 +642,55 @@ def test_state_that_is_given_in_part(cut: bool) -> None:
     ids=["whole", "row", "view", "copy"],
 )
 @pytest.mark.parametrize("cut", [False, True], ids=["whole", "cut"])
-def test_writes_to_inputs_are_refused(write: Callable[[Tensor], Any], cut: bool) -> None:
+def test_writes_to_inputs_arrive(write: Callable[[Tensor], Any], cut: bool, tmp_path: Path) -> None:
     def compute(layer: Function, x: Tensor) -> Tensor:
         write(x)
         return uncompiled(layer.fc(x)) if cut else layer.fc(x)
 
-    with pytest.raises(regraft.CompileError, match="writes to its input"):
-        regraft.compile(seeded(lambda: Function(compute)), (X.clone(),), min_block_size=1)
+    module = seeded(lambda: Function(compute))
+    compiled = regraft.compile(module, (X.clone(),), min_block_size=1)
+    regraft.save(compiled, tmp_path / "saved")
+    program = torch.export.export(module, (X.clone(),))
+    with torch.no_grad():
+        for one in (compiled, compiled.fork(), regraft.load(tmp_path / "saved")):
+            ours, theirs = X.clone(), X.clone()
+            assert_close([one(ours).numpy(), ours.numpy()], [module(theirs).numpy(), theirs.numpy()])
+            assert not torch.equal(ours, X)
+        assert torch.equal(X, regraft.refit_module_weights(compiled, program, (X,), verify_output=True) and X)
+
+
+class Step(nn.Module):
+    """A step that keeps what it made in a cache of its caller."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, cache: Tensor, scale: float, *, at: Tensor) -> dict[str, Tensor]:
+        cache.index_copy_(0, at, self.fc(x) * scale)
+        return {"sum": cache.sum(0), "x": x * 2}
+
+
+def test_caches_among_inputs_are_written_to() -> None:
+    module, x, at = seeded(Step), numbers(1, 4), torch.tensor([1])
+    compiled = regraft.compile(module, (x, torch.zeros(3, 4), 0.5), kwarg_inputs={"at": at}, min_block_size=1)
+    with torch.no_grad():
+        ours, theirs = torch.ones(3, 4), torch.ones(3, 4)
+        for row in (0, 2):
+            found, wanted = (
+                m(x, c, 0.5, at=torch.tensor([row])) for m, c in ((compiled, ours), (module, theirs))
+            )
+            assert_close([found["sum"].numpy(), ours.numpy()], [wanted["sum"].numpy(), theirs.numpy()])
+            assert torch.equal(found["x"], wanted["x"])
+        memory = torch.zeros(12)
+        with pytest.raises(regraft.InputError, match=r"input cache: .* shares its memory: give a copy"):
+            compiled(memory[:4].view(1, 4), memory.view(3, 4), 0.5, at=at)
+        with pytest.raises(regraft.InputError, match=r"input cache: .* give a tensor of PyTorch"):
+            compiled(x, ours.numpy(), 0.5, at=at)
+        mutable = regraft.MutableModule(module, min_block_size=1)
+        mutable(x, ours, 0.5, at=at)
+        module(x, theirs, 0.5, at=at)
+        assert_close([ours.numpy()], [theirs.numpy()])
 
 
 def test_many_threads_with_state() -> None:

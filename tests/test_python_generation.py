@@ -154,6 +154,27 @@ def test_greedy_with_a_static_cache(build: Build) -> None:
     assert counted() == (0, 0), "another length is the same program"
 
 
+@pytest.mark.parametrize(
+    ("build", "cache"),
+    [
+        (llama, {}),
+        (llama, {"cache_implementation": "static"}),
+        (gpt2, {}),
+        (t5, {"cache_implementation": "static"}),
+        (whisper, {}),
+    ],
+)
+def test_greedy_in_bf16(build: Build, cache: dict[str, Any]) -> None:
+    mutable = MutableModule(built(build).to(torch.bfloat16))
+    given = {
+        name: value.to(torch.bfloat16) if value.is_floating_point() else value
+        for name, value in prompt(mutable).items()
+    }
+    assert_same_tokens(mutable, given, **cache)
+    assert mutable.recompiles <= 2, mutable.explain()
+    assert_all_compiled(mutable)
+
+
 @pytest.mark.parametrize("cache", [{}, {"cache_implementation": "static"}])
 def test_beams_and_sampling(cache: dict[str, Any]) -> None:
     mutable = MutableModule(built(llama))

@@ -240,3 +240,202 @@ def test_wrap_says_what_it_leaves() -> None:
         regraft.wrap(pipe, components=["text"])
     with pytest.raises(regraft.CompileError, match=r"has no components\n  help: regraft\.MutableModule"):
         regraft.wrap(nn.Linear(2, 2))
+
+
+def text_of(width: int, pooled: int = 0) -> dict[str, torch.Tensor]:
+    """What text encoders would give."""
+    given = {"prompt_embeds": numbers(1, 6, width), "negative_prompt_embeds": numbers(1, 6, width) / 2}
+    if pooled:
+        given["pooled_prompt_embeds"] = numbers(1, pooled)
+        given["negative_pooled_prompt_embeds"] = numbers(1, pooled) / 2
+    return given
+
+
+def with_control() -> tuple[Any, dict[str, Any]]:
+    network = seeded(unet)
+    control = diffusers.ControlNetModel.from_unet(network, conditioning_embedding_out_channels=(4, 8)).eval()
+    for weights in (*control.controlnet_down_blocks.parameters(), control.controlnet_mid_block.weight):
+        nn.init.normal_(weights)
+    parts = {"vae": seeded(vae), "unet": network, "controlnet": control}
+    pipe = diffusers.StableDiffusionControlNetPipeline(
+        **parts,
+        text_encoder=None,
+        tokenizer=None,
+        scheduler=diffusers.DDIMScheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    return pipe, {"image": torch.full((1, 3, 16, 16), 0.3), **text_of(8)}
+
+
+def sd3() -> tuple[Any, dict[str, Any]]:
+    def transformer() -> nn.Module:
+        return diffusers.SD3Transformer2DModel(
+            sample_size=8,
+            patch_size=1,
+            in_channels=4,
+            out_channels=4,
+            num_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            caption_projection_dim=16,
+            joint_attention_dim=16,
+            pooled_projection_dim=8,
+        )
+
+    absent = dict.fromkeys(("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2"))
+    pipe = diffusers.StableDiffusion3Pipeline(
+        transformer=seeded(transformer),
+        vae=seeded(vae),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        tokenizer_3=None,
+        **absent,
+    )
+    pipe.vae.register_to_config(shift_factor=0.06)
+    return pipe, text_of(16, pooled=8)
+
+
+def flux() -> tuple[Any, dict[str, Any]]:
+    def transformer() -> nn.Module:
+        return diffusers.FluxTransformer2DModel(
+            patch_size=1,
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            pooled_projection_dim=8,
+            axes_dims_rope=[4, 4, 8],
+        )
+
+    absent = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
+    pipe = diffusers.FluxPipeline(
+        transformer=seeded(transformer),
+        vae=seeded(vae),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        **absent,
+    )
+    pipe.vae.register_to_config(shift_factor=0.06)
+    given = text_of(16, pooled=8)
+    return pipe, {name: value for name, value in given.items() if not name.startswith("negative")}
+
+
+@pytest.mark.parametrize("build", [with_control, sd3, flux], ids=lambda build: build.__name__)
+def test_pipelines_of_other_kinds(build: Any) -> None:
+    pipe, given = build()
+    pipe.set_progress_bar_config(disable=True)
+
+    def made() -> Any:
+        generator = torch.Generator().manual_seed(0)
+        sizes = {"height": 16, "width": 16, "num_inference_steps": 2}
+        return pipe(**given, **sizes, generator=generator, output_type="np").images
+
+    wanted = made()
+    modules = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+    wrapped = regraft.wrap(pipe, components=tuple(modules))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", regraft.FallbackWarning)
+        assert_close([made()], [wanted])
+    for name, module in wrapped.items():
+        assert len(module._regraft_state.entries) == 1 and module.recompiles == 0, (name, module.explain())
+
+
+class Adapters:
+    """Files of adapters for the pipeline above: none has the values of another."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def file(self, name: str, seed: int, *, text: bool = False, kohya: bool = False) -> str:
+        from diffusers.utils import convert_state_dict_to_kohya
+        from peft import LoraConfig, get_peft_model_state_dict
+
+        def factors(part: Any, *targets: str) -> dict[str, torch.Tensor]:
+            config = LoraConfig(r=4, lora_alpha=6, init_lora_weights=False, target_modules=list(targets))
+            part.add_adapter(config, "default")
+            return {key: value.contiguous() for key, value in get_peft_model_state_dict(part).items()}
+
+        pipe, path = pipeline(), self.folder / name
+        torch.manual_seed(seed)
+        layers = factors(pipe.unet, "to_q", "to_k", "to_v", "to_out.0")
+        if kohya:
+            from safetensors.torch import save_file
+
+            path.mkdir()
+            state = convert_state_dict_to_kohya({f"unet.{key}": value for key, value in layers.items()})
+            save_file(state, path / "style.safetensors")
+            return str(path / "style.safetensors")
+        encoder = factors(pipe.text_encoder, "q_proj", "v_proj") if text else None
+        pipe.save_lora_weights(path, unet_lora_layers=layers, text_encoder_lora_layers=encoder)
+        return str(path)
+
+
+def steps_with(pipe: Any, files: Adapters) -> list[tuple[Any, dict[str, Any]]]:
+    """Thirty things that people do with LoRAs, with options of the image after each."""
+    with_text, other = files.file("a", 1, text=True), files.file("b", 2, text=True)
+    small, swapped, kohya = files.file("c", 3), files.file("d", 4), files.file("k", 5, kohya=True)
+    load, choose = pipe.load_lora_weights, pipe.set_adapters
+    steps = [
+        lambda: None,
+        lambda: load(with_text, adapter_name="A"),
+        lambda: choose(["A"], [{"unet": {"down": 0.5, "mid": 0.2, "up": 1.0}}]),
+        lambda: choose(["A"], [0.8]),
+        lambda: load(other, adapter_name="B"),
+        lambda: choose(["A", "B"], [0.3, 0.7]),
+        lambda: choose(["B", "A"], [0.7, 0.3]),
+        lambda: choose(["B"], [1.0]),
+        lambda: pipe.disable_lora(),
+        lambda: pipe.enable_lora(),
+        lambda: pipe.fuse_lora(),
+        lambda: pipe.unfuse_lora(),
+        lambda: pipe.fuse_lora(lora_scale=0.5),
+        lambda: pipe.unfuse_lora(),
+        lambda: pipe.delete_adapters("A"),
+        lambda: load(kohya, adapter_name="K"),
+        lambda: choose(["K"], [1.0]),
+        lambda: choose(["K", "B"], [0.5, 0.5]),
+        lambda: pipe.unload_lora_weights(),
+        lambda: load(small, adapter_name="C"),
+        lambda: load(swapped, adapter_name="C", hotswap=True),
+        lambda: load(small, adapter_name="C", hotswap=True),
+        lambda: choose(["C"], [0.3]),
+        lambda: pipe.unload_lora_weights(),
+        lambda: load(kohya, adapter_name="K"),
+        lambda: pipe.fuse_lora(components=["unet"]),
+        lambda: pipe.unfuse_lora(components=["unet"]),
+        lambda: pipe.unload_lora_weights(),
+    ]
+    planned: list[tuple[Any, dict[str, Any]]] = [(step, {}) for step in steps]
+    # A scale of one call, and a call without one.
+    planned[2:2] = [(steps[0], {"cross_attention_kwargs": {"scale": 0.5}}), (steps[0], {})]
+    return planned
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+def test_m_9_thirty_steps_of_adapters_compile_nothing(tmp_path: Path, dtype: torch.dtype) -> None:
+    pipe = pipeline().to(dtype)
+    names = ("text_encoder", "unet")
+    wrapped = regraft.wrap(pipe, components=names)
+    steps = steps_with(pipe, Adapters(tmp_path))
+    assert len(steps) == 30
+    images = []
+    for step, options in steps:
+        step()
+        with torch.no_grad():
+            found = image(pipe, **options)
+            for name in names:
+                setattr(pipe, name, wrapped[name].module)
+            wanted = image(pipe, **options)
+        for name in names:
+            setattr(pipe, name, wrapped[name])
+        # Halves are rounded elsewhere, which guidance makes seven times as large.
+        most, mean = (1e-4, 1e-5) if dtype == torch.float32 else (0.15, 0.02)
+        assert abs(found - wanted).max() <= most and abs(found - wanted).mean() <= mean
+        images.append(wanted)
+    for name in names:
+        assert wrapped[name].recompiles == 0, wrapped[name].explain()
+    assert wrapped["unet"].refits > 15 and wrapped["text_encoder"].refits > 8
+    # Adapters do something.
+    assert sum(float(abs(one - images[0]).max()) > 1e-4 for one in images) > 15

@@ -12,7 +12,13 @@ import torch
 import torch.utils._pytree as pytree
 from torch.export import ExportedProgram
 from torch.export.exported_program import ModuleCallEntry, ModuleCallSignature
-from torch.export.graph_signature import ExportGraphSignature, InputKind, OutputKind, OutputSpec
+from torch.export.graph_signature import (
+    ExportGraphSignature,
+    InputKind,
+    OutputKind,
+    OutputSpec,
+    TensorArgument,
+)
 
 from regraft import _regraft
 from regraft.errors import CompileError
@@ -30,7 +36,6 @@ __all__ = [
     "writes_as_results",
 ]
 
-_WRITES = (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION)
 _WEIGHTS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
 
@@ -113,34 +118,63 @@ def without_weights(program: ExportedProgram) -> ExportedProgram:
 
 
 def writes_as_results(program: ExportedProgram) -> tuple[ExportedProgram, tuple[int, ...]]:
-    """``program``, which takes and gives flat tensors, with the new values of inputs that it writes to in
-    front of its results, and which inputs these are.
+    """``program`` with the new values of inputs that it writes to in front of its results, taking and giving
+    flat tensors; and which of the tensors of a call these are. Writes to weights are left, and show among its
+    results.
 
     Raises:
         CompileError: when PyTorch does not express it without writes in place.
 
     """
-    operators = (node.target for node in program.graph.nodes if node.op == "call_function")
-    if not any(isinstance(op, torch._ops.OpOverload) and op._schema.is_mutable for op in operators):
-        return program, ()
-    try:
-        functional: ExportedProgram = program.run_decompositions({})
-    except Exception as error:
-        raise CompileError(
-            f"it writes in place, which PyTorch does not express otherwise: {error}"
-        ) from error
+    functional = program
+    if _writes_to_what_it_takes(program):
+        try:
+            functional = program.run_decompositions({})
+        except Exception as error:
+            raise CompileError(
+                f"it writes in place, which PyTorch does not express otherwise: {error}"
+            ) from error
     signature = functional.graph_signature
-    inputs, outputs = signature.user_inputs, signature.output_specs
+    outputs = signature.output_specs
     written = [spec for spec in outputs if spec.kind == OutputKind.USER_INPUT_MUTATION]
     if not written:
-        return functional if any(spec.kind in _WRITES for spec in outputs) else program, ()
+        return functional, ()
     made = copy.copy(functional)
     made._graph_signature = ExportGraphSignature(
         list(signature.input_specs),
         [OutputSpec(OutputKind.USER_OUTPUT, spec.arg, None) if spec in written else spec for spec in outputs],
     )
-    made._module_call_graph = [call_entry(len(inputs), len(outputs))]
-    return made, tuple(inputs.index(spec.target) for spec in written)
+    results = [spec for spec in outputs if spec in written or spec.kind == OutputKind.USER_OUTPUT]
+    made._module_call_graph = [call_entry(len(signature.user_inputs), len(results))]
+    inputs = [spec.arg for spec in signature.input_specs if spec.kind == InputKind.USER_INPUT]
+    tensors = [arg.name for arg in inputs if isinstance(arg, TensorArgument)]
+    return made, tuple(tensors.index(spec.target or "") for spec in written)
+
+
+def _writes_to_what_it_takes(program: ExportedProgram) -> bool:
+    """Whether it may write to its inputs or weights in place."""
+    taken = {_storage(node) for node in program.graph.nodes if node.op == "placeholder"} - {None}
+    return any(
+        storage is None or storage in taken
+        for node in program.graph.nodes
+        if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload)
+        for storage in _written_by(node)
+    )
+
+
+def _written_by(node: torch.fx.Node) -> Iterable[int | None]:
+    """The memory that a call of an operator writes to; ``None`` where that is not known."""
+    for index, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = node.args[index] if index < len(node.args) else node.kwargs.get(argument.name)
+            for leaf in value if isinstance(value, (list, tuple)) else [value]:
+                if isinstance(leaf, torch.fx.Node):
+                    yield _storage(leaf)
+
+
+def _storage(node: torch.fx.Node) -> int | None:
+    value = node.meta.get("val")
+    return value.untyped_storage()._cdata if isinstance(value, torch.Tensor) else None
 
 
 def call_entry(inputs: int, outputs: int) -> ModuleCallEntry:

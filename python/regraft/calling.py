@@ -23,7 +23,7 @@ from torch.export.graph_signature import (
 
 from regraft.errors import CompileError, GradientError, InputError, Unsupported
 
-__all__ = ["CallingConvention", "Constant", "refuse_written_inputs"]
+__all__ = ["CallingConvention", "Constant"]
 
 # Packages whose modules return data classes that they register themselves when they are imported.
 _REGISTERING = ("transformers", "diffusers")
@@ -70,7 +70,6 @@ class CallingConvention:
             )
         user_inputs = [spec.arg for spec in signature.input_specs if spec.kind == InputKind.USER_INPUT]
         user_outputs = [spec.arg for spec in signature.output_specs if spec.kind == OutputKind.USER_OUTPUT]
-        refuse_written_inputs(program)
         inputs = tuple(_leaf(arg, "input") for arg in user_inputs)
         return cls(
             in_spec=in_spec,
@@ -245,16 +244,6 @@ def _refuse_transforms(leaves: Sequence[Any]) -> None:
                 raise GradientError(
                     "an input has a tangent, and engines compute none: use the original module"
                 )
-
-
-def refuse_written_inputs(program: ExportedProgram) -> None:
-    """Raises a :class:`CompileError` when ``program`` says that it changes the tensors of its caller."""
-    for spec in program.graph_signature.output_specs:
-        if spec.kind == OutputKind.USER_INPUT_MUTATION:
-            reason = f"the program writes to its input {spec.target}"
-            raise CompileError(
-                f"{reason}\n  help: return the new value instead", (Unsupported(spec.arg.name, "", reason),)
-            )
 
 
 def _register_outputs(package: str, data: Mapping[str, Any]) -> None:

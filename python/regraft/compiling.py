@@ -16,7 +16,7 @@ from torch.utils._sympy.value_ranges import ValueRanges
 
 from regraft import _regraft, caches
 from regraft._loss import loss_on_examples
-from regraft._program import digest_of, tensors_of, ties_of
+from regraft._program import digest_of, tensors_of, ties_of, writes_as_results
 from regraft.calling import CallingConvention
 from regraft.checks import Evaluated, check_module, check_settings, dtype_name, warn_of
 from regraft.devices import device_name, device_of_program
@@ -153,10 +153,12 @@ class Traced(NamedTuple):
 
 
 def _compiled(traced: Traced, settings: Mapping[str, Any], engine_cache: Any, progress: Progress) -> Module:
-    program = traced.program
+    # How it is called, and what it is, says the program as it was exported.
+    program, overwritten = writes_as_results(traced.program)
+    program = program if overwritten else traced.program
     make_refittable, strip = settings["make_refittable"], settings["strip_engine_weights"]
     identical = settings["refit_identical_engine_weights"]
-    convention = CallingConvention.of(program, traced.arguments)
+    convention = CallingConvention.of(traced.program, traced.arguments)
     progress.step("partition")
     cut = partition(
         program,
@@ -200,7 +202,7 @@ def _compiled(traced: Traced, settings: Mapping[str, Any], engine_cache: Any, pr
         glue=cut.glue,
         report=cut.report,
         sources={name: name in program.state_dict for name in weights},
-        digest=digest_of(program),
+        digest=digest_of(traced.program),
         mode=mode,
         keep_sources=settings["keep_sources"],
         cache=tuple(cache),
@@ -211,6 +213,7 @@ def _compiled(traced: Traced, settings: Mapping[str, Any], engine_cache: Any, pr
         carry=traced.carry,
         device=device,
         home=home,
+        overwritten=overwritten,
     )
     initial = {name: kept[name].clone() for name in compiled.written if name in kept}
     if strip:
@@ -237,7 +240,7 @@ def dry_run(
         CompileError: as :func:`compile`.
 
     """
-    program = exported(program_or_module, inputs, kwarg_inputs, dynamic_shapes)
+    program, _ = writes_as_results(exported(program_or_module, inputs, kwarg_inputs, dynamic_shapes))
     return partition(
         program, min_block_size=min_block_size, torch_executed_ops=torch_executed_ops, allow_torch=True
     ).report

@@ -72,6 +72,8 @@ class Compiled:
     """Where the engines run: ``cpu`` or ``cuda:N``."""
     home: str = "cpu"
     """Where the parts in PyTorch run: where the program was when it was exported."""
+    overwritten: tuple[int, ...] = ()
+    """Which tensors of a call the program writes to: its first results are their new values."""
     program: ExportedProgram | None = field(default=None, repr=False)
     """The program without weights, where somebody wants to save it."""
 
@@ -186,6 +188,8 @@ class Module(torch.nn.Module):
         """One call, whose ``caches`` were taken apart."""
         compiled, serving = self._compiled, self._serving
         tensors = compiled.convention.flatten(args, kwargs)
+        if compiled.overwritten:
+            _check_overwritten(tensors, compiled)
         if compiled.glue is None:
             try:
                 made = serving.run_engine(0, tensors)
@@ -201,6 +205,8 @@ class Module(torch.nn.Module):
             raise NotBoundError(
                 "the module is stripped: it has no weights yet; give it all of them by refit()"
             )
+        if compiled.overwritten:
+            made = _overwrite(tensors, compiled.overwritten, made)
         result = compiled.convention.unflatten(made)
         return result if compiled.carry is None else compiled.carry.result(result, tensors, caches)
 
@@ -603,6 +609,34 @@ class Module(torch.nn.Module):
         after = Serving.of(models, kept.kept, [False] * len(models), initial, compiled.device)
         report = _with_kept(RefitReport.from_json(reports), kept)
         return after, replace(report, ignored=(*report.ignored, *((name, "constant") for name in left_alone)))
+
+
+def _check_overwritten(tensors: Sequence[Any], compiled: Compiled) -> None:
+    """Checks that what the program writes to is nobody else's."""
+    named = [
+        name
+        for name, leaf in zip(compiled.convention.names, compiled.convention.inputs, strict=True)
+        if leaf is None
+    ]
+    memory = [
+        tensor.untyped_storage()._cdata if isinstance(tensor, torch.Tensor) else None for tensor in tensors
+    ]
+    for place in compiled.overwritten:
+        if memory[place] is None:
+            raise InputError(f"input {named[place]}: the program writes to it: give a tensor of PyTorch")
+        if memory.count(memory[place]) > 1:
+            raise InputError(
+                f"input {named[place]}: the program writes to it, and another input shares its memory: "
+                "give a copy (.clone())"
+            )
+
+
+def _overwrite(tensors: Sequence[Any], places: Sequence[int], made: list[Any]) -> list[Any]:
+    """Writes the first results to the tensors of a call; the others."""
+    with torch.no_grad():
+        for place, value in zip(places, made, strict=False):
+            tensors[place].copy_(value)
+    return made[len(places) :]
 
 
 def _config_text(config: str | PathLike[str] | Mapping[str, Any] | None) -> str | None:

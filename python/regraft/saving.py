@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["load", "save"]
 
-_FORMAT = 2
+_FORMAT = 3
 _DESCRIPTION = "module.json"
 _KEPT = "kept.pt"
 
@@ -114,6 +114,7 @@ def _write(module: Module, folder: Path, strip: bool) -> None:
         },
         "settings": dict(compiled.settings),
         "glue": None if compiled.glue is None else compiled.glue.to_json(),
+        "overwritten": compiled.overwritten,
         "carry": None if compiled.carry is None else compiled.carry.to_json(),
         "device": compiled.device,
         "home": compiled.home,
@@ -187,6 +188,7 @@ def _module(folder: Path, description: dict[str, Any], threads: int | None, devi
         ties=tuple(map(tuple, description["ties"])),
         written=tuple(description["written"]),
         identical=description["identical"],
+        overwritten=tuple(description["overwritten"]),
         carry=None if description.get("carry") is None else Carry.from_json(description["carry"]),
         device=device,
         home=home,
@@ -208,9 +210,11 @@ def _misfit(compiled: Compiled, models: Sequence[_regraft.Model], kept: Mapping[
     """What of a description does not fit the rest of it, or the engines."""
     convention, glue = compiled.convention, compiled.glue
     tensors = sum(leaf is None for leaf in convention.inputs)
-    results = sum(leaf is None for leaf in convention.outputs)
+    results = sum(leaf is None for leaf in convention.outputs) + len(compiled.overwritten)
     if convention.in_spec.num_leaves != len(convention.inputs) or len(compiled.takes.inputs) != tensors:
         return "arguments"
+    if any(type(place) is not int or not 0 <= place < tensors for place in compiled.overwritten):
+        return "arguments that it writes to"
     if convention.out_spec.num_leaves != len(convention.outputs):
         return "results"
     named = {*kept, *(source.name for model in models for source in model.sources)}

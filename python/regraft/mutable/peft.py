@@ -150,7 +150,9 @@ def scale_of_call(module: nn.Module, kwargs: dict[str, Any]) -> tuple[dict[str, 
     for name in _SCALING & kwargs.keys():
         scale = kwargs[name].get("scale") if isinstance(kwargs[name], dict) else None
         if isinstance(scale, (int, float)) and _is("diffusers.loaders.peft", "PeftAdapterMixin", module):
-            return {**kwargs, name: {**kwargs[name], "scale": 1.0}}, float(scale)
+            # Calls without a scale have none of it, and take the same program.
+            others = {key: value for key, value in kwargs[name].items() if key != "scale"}
+            return {**kwargs, name: others or None}, float(scale)
     return kwargs, 1.0
 
 
@@ -177,18 +179,24 @@ class CannotMerge(Exception):
     """A layer whose adapters are no change of its weights."""
 
 
-def check_ties(tuners: Mapping[str, nn.Module], ties: Iterable[Collection[str]]) -> None:
-    """Checks that adapters change the weights of no other layer.
+def check_ties(
+    tuners: Mapping[str, nn.Module], ties: Iterable[Collection[str]], native: Collection[str]
+) -> None:
+    """Checks that adapters change the weights of no other layer: those that Regraft merges itself belong to
+    a use of a weight, and the other uses keep theirs.
 
     Args:
         tuners: wrappers by the names of the layers inside.
         ties: names of sources that are one tensor.
+        native: sources that adapters may be given for.
 
     Raises:
         CannotMerge: when a layer with adapters shares a weight, so that a program has one source for both.
 
     """
     for name, tuner in tuners.items():
+        if _native_layer(name, tuner, native) is not None:
+            continue
         within = is_within(name)
         shared = [names for names in ties if 0 < sum(map(within, names)) < len(names)]
         if shared and not adds_nothing(tuner):

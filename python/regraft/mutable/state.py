@@ -15,7 +15,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from regraft import _regraft, caches
-from regraft._program import digest_of, tensors_of
+from regraft._program import digest_of, tensors_of, without_weights
 from regraft.checks import listed, refuse_quantised, warn
 from regraft.compiling import Traced, compile, exported_with
 from regraft.errors import (
@@ -131,6 +131,8 @@ class State:
         """Why adapters are PyTorch's matter now."""
         self.warned: set[str] = set()
         self._look_closely = False
+        self.keep_programs = False
+        """Whether compiled modules keep their programs, to be saved with them."""
         self._take_apart()
 
     def method(self, root: nn.Module, name: str) -> Callable[..., Any]:
@@ -443,6 +445,8 @@ class State:
         with _with_help():
             refuse_quantised(self.module)
             compiled = compile(traced, **self.settings)
+        if self.keep_programs:
+            compiled._compiled = replace(compiled._compiled, program=without_weights(program))
         self._note_compilation(call, compiled, bool(unverified), time.perf_counter() - start)
         entry = Entry(takes, compiled, types, self._constants(program))
         entry.stale_adapters = bool(self.tree.tuners)
@@ -525,7 +529,7 @@ class State:
             return True
         known, native = entry.types.keys(), entry.native
         try:
-            peft.check_ties(self.tree.tuners, self.structure[""])
+            peft.check_ties(self.tree.tuners, self.structure[""], native)
             layers = peft.layers_with_values(self.tree.tuners, native)
             wanted = {name for name in layers if any(map(peft.is_within(name), entry.pending))}
             overlay = peft.overlay(self.tree.tuners, native, wanted, scale)

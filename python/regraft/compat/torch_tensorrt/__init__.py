@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,11 +22,12 @@ from torch.export import ExportedProgram
 
 import regraft
 from regraft.compat.torch_tensorrt import backend, dynamo, logging, runtime
+from regraft.compat.torch_tensorrt.absent import absent
 from regraft.compat.torch_tensorrt.dynamo import MutableTorchTensorRTModule
 from regraft.compat.torch_tensorrt.dynamo._convert import convert_module_to_trt_engine
 from regraft.compat.torch_tensorrt.enums import Device, DeviceType, EngineCapability, dtype, memory_format
 from regraft.compat.torch_tensorrt.features import ENABLED_FEATURES
-from regraft.compat.torch_tensorrt.files import load_file, save_file
+from regraft.compat.torch_tensorrt.files import has_engines, load_file, program_of, save_file
 from regraft.compat.torch_tensorrt.input import Input
 from regraft.compat.torch_tensorrt.loaded import LoadedProgram
 from regraft.compat.torch_tensorrt.settings import CompilationSettings
@@ -51,6 +53,30 @@ __all__ = [
 
 convert_method_to_trt_engine = convert_module_to_trt_engine
 backend.register()
+
+_OF_WINDOWS = "engine files are for the machine that builds them: compile on the other one"
+_CUDA = "it is about TensorRT on a GPU"
+__getattr__ = absent(
+    __name__,
+    {
+        "cross_compile_for_windows": _OF_WINDOWS,
+        "load_cross_compiled_exported_program": _OF_WINDOWS,
+        "Platform": _OF_WINDOWS,
+        "ts": "TorchScript has no frontend here: export the module with torch.export",
+        "fx": "the FX frontend has none here: export the module with torch.export",
+        "distributed": "a module runs on one machine",
+        "executorch": "engines are run by regraft alone",
+        "kernels": _CUDA,
+        "optimization_profile": "one engine serves the whole range of its sizes: leave profiles out",
+        "RuntimeCache": _CUDA,
+        "runtime_cache": _CUDA,
+        "RuntimeSettings": _CUDA,
+        "runtime_config": _CUDA,
+        "set_dynamic_shapes_kernel_strategy": _CUDA,
+        "TorchTensorRTModule": "compiled modules are CompiledModule, with Engine for each engine",
+        "TRTModuleNext": "compiled modules are CompiledModule, with Engine for each engine",
+    },
+)
 
 
 def compile(
@@ -140,6 +166,7 @@ def save(
 
 def load(file_path: str | os.PathLike[str], extra_files: Any = None, **kwargs: Any) -> LoadedProgram:
     """Loads what :func:`save` wrote, or a folder of :func:`regraft.save`. Nothing in the files is executed.
+    A program without engines, such as an export of a compiled module, is compiled.
 
     Example:
         >>> model = load("compiled.ep").module()  # doctest: +SKIP
@@ -147,4 +174,8 @@ def load(file_path: str | os.PathLike[str], extra_files: Any = None, **kwargs: A
     Raises:
         regraft.EngineFileError: when it is damaged, of another version, or built for another machine.
     """
+    if Path(file_path).is_file() and not has_engines(file_path):
+        program = program_of(file_path)
+        if program is not None:
+            return LoadedProgram(regraft.compile(program, min_block_size=1))
     return LoadedProgram(load_file(file_path))

@@ -19,6 +19,8 @@ class FeatureSet(NamedTuple):
     windows_cross_compile: bool = False
     tensorrt_rtx: bool = False
     trtllm_for_nccl: bool = False
+    native_trt_collectives: bool = False
+    complex_decomposition: bool = True
 
 
 ENABLED_FEATURES = FeatureSet()

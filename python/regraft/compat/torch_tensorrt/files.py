@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import re
 import shutil
 import tempfile
 import zipfile
@@ -24,10 +25,13 @@ import regraft
 from regraft.errors import EngineFileError
 from regraft.module import Module
 
-__all__ = ["load_file", "packed", "save_file", "unpacked"]
+__all__ = ["has_engines", "load_file", "packed", "program_of", "save_file", "unpacked", "with_weights"]
 
 _FOLDER = "regraft"
 _MOST_MEMBERS = 10_000
+# Makes PyTorch unpickle tensors and nothing else.
+_SAFELY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+_IS_DATA = re.compile(r"/constants/(tensor_\d+|[^/]*\.json|payload[^/]*)$")
 
 
 def save_file(module: Module, path: str | os.PathLike[str]) -> None:
@@ -36,8 +40,8 @@ def save_file(module: Module, path: str | os.PathLike[str]) -> None:
     if program is None or module._compiled.mode == "frozen" or not module._serving.is_bound:
         packed(path, lambda folder: regraft.save(module, folder))
         return
-    with_weights = _with_weights(program, module.state_dict())
-    packed(path, lambda folder: regraft.save(module, folder, strip=True), with_weights)
+    whole = with_weights(program, module.state_dict())
+    packed(path, lambda folder: regraft.save(module, folder, strip=True), whole)
 
 
 def load_file(path: str | os.PathLike[str]) -> Module:
@@ -52,6 +56,15 @@ def load_file(path: str | os.PathLike[str]) -> Module:
             weights.symlink_to(Path(path).absolute())
             module.refit(_only_known(module, regraft.StateDict.open(weights)))
         return module
+
+
+def has_engines(path: str | os.PathLike[str]) -> bool:
+    """Whether there are engines in a file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(f"/{_FOLDER}/" in f"/{name}" for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def packed(
@@ -114,6 +127,40 @@ def _extract(archive: zipfile.ZipFile, folder: Path) -> None:
             shutil.copyfileobj(source, out)
 
 
+def program_of(path: str | os.PathLike[str]) -> ExportedProgram | None:
+    """The exported program in a file, as ``torch.export.load`` reads it; ``None`` where there is none.
+
+    Raises:
+        EngineFileError: when the file cannot be read, or holds objects that reading would execute.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (OSError, zipfile.BadZipFile) as error:
+        raise EngineFileError(f"{path}: no saved module, or a damaged one: {error}") from error
+    if not any(name.endswith("/archive_format") for name in names):
+        return None
+    # Of what is stored PyTorch unpickles any object but tensors and weights.
+    objects = [name for name in names if "/constants/" in name and not _IS_DATA.search(name)]
+    if objects:
+        raise EngineFileError(
+            f"{path}: {objects[0]} is an object that reading would execute: torch.export.load reads files "
+            "that you trust"
+        )
+    before = os.environ.get(_SAFELY)
+    os.environ[_SAFELY] = "1"
+    try:
+        with open(path, "rb") as file:
+            return torch.export.load(file)
+    except Exception as error:
+        raise EngineFileError(f"{path}: PyTorch cannot read the program: {error}") from error
+    finally:
+        if before is None:
+            del os.environ[_SAFELY]
+        else:
+            os.environ[_SAFELY] = before
+
+
 def _a_module(loaded: Any, path: Any) -> Module:
     if not isinstance(loaded, Module):
         raise EngineFileError(f"{path}: it is an engine file, which regraft.load opens")
@@ -125,7 +172,7 @@ def _only_known(module: Module, weights: regraft.StateDict) -> regraft.StateDict
     return weights.only([name for name in weights.keys() if name in known])  # noqa: SIM118
 
 
-def _with_weights(program: ExportedProgram, weights: dict[str, torch.Tensor]) -> ExportedProgram:
+def with_weights(program: ExportedProgram, weights: dict[str, torch.Tensor]) -> ExportedProgram:
     """``program`` with these weights; what it never reads is zero."""
     parameters = set(program.graph_signature.parameters)
     found = copy.copy(program)

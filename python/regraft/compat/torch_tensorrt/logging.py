@@ -6,6 +6,8 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
+from regraft.compat.torch_tensorrt.absent import absent
+
 __all__ = ["debug", "errors", "graphs", "info", "internal_errors", "set_level", "warnings"]
 
 _logger = logging.getLogger("regraft")
@@ -50,3 +52,7 @@ def errors() -> contextlib.AbstractContextManager[None]:
 
 
 internal_errors = errors
+
+__getattr__ = absent(
+    __name__, {"TRT_LOGGER": "it is TensorRT's: messages here are of Python's logger \"regraft\""}
+)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from regraft.checks import warn
+from regraft.compat.torch_tensorrt.absent import absent
 from regraft.errors import SettingsWarning
 
 __all__ = [
@@ -21,6 +22,25 @@ __all__ = [
     "set_multi_device_safe_mode",
     "weight_streaming",
 ]
+
+_CUDA = "it is about TensorRT on a GPU, and engines run on the CPU: leave it out"
+__getattr__ = absent(
+    __name__,
+    {
+        "TorchTensorRTModule": "compiled modules are CompiledModule, with Engine for each engine",
+        "optimization_profile": "one engine serves the whole range of its sizes: leave profiles out",
+        **dict.fromkeys(
+            (
+                "RuntimeCache",
+                "runtime_cache",
+                "RuntimeSettings",
+                "runtime_config",
+                "set_dynamic_shapes_kernel_strategy",
+            ),
+            _CUDA,
+        ),
+    },
+)
 
 _warned: set[str] = set()
 _modes = {"cudagraphs": False}

@@ -12,7 +12,9 @@ from torch.export import ExportedProgram
 
 import regraft
 from regraft._program import without_weights
+from regraft.compat.torch_tensorrt.absent import absent
 from regraft.compat.torch_tensorrt.cache import BaseEngineCache, DiskEngineCache
+from regraft.compat.torch_tensorrt.compiled import CompiledModule
 from regraft.compat.torch_tensorrt.dynamo._convert import (
     convert_exported_program_to_serialized_trt_engine,
 )
@@ -41,6 +43,19 @@ __all__ = [
 ]
 
 
+__getattr__ = absent(
+    __name__,
+    {
+        "cross_compile_for_windows": "engine files are for the machine that builds them",
+        "save_cross_compiled_exported_program": "engine files are for the machine that builds them",
+        "load_cross_compiled_exported_program": "engine files are for the machine that builds them",
+        "export": "torch.export.export takes compiled modules as they are",
+        "SourceIR": "modules are compiled as exported programs",
+        "Debugger": "regraft compile --dump-dir shows every stage, and module.report() what stays in PyTorch",
+    },
+)
+
+
 def compile(
     exported_program: ExportedProgram | torch.nn.Module,
     inputs: Sequence[Any] | None = None,
@@ -61,8 +76,8 @@ def compile(
         **settings: settings by keyword, which win over ``config``: those of :class:`CompilationSettings`.
 
     Returns:
-        The compiled module. For ``dryrun`` the program as a module of PyTorch: what would be compiled is
-        printed, or written to the file that ``dryrun`` names.
+        The compiled module, with a child ``_run_on_acc_N`` for each engine. For ``dryrun`` the program as a
+        module of PyTorch: what would be compiled is printed, or written to the file that ``dryrun`` names.
 
     Raises:
         TypeError: for a setting that does not exist, with the name that was probably meant.
@@ -78,7 +93,7 @@ def compile(
         return _dry_run(exported_program, chosen)
     module = regraft.compile(exported_program, **to_regraft(chosen))
     module._compiled = replace(module._compiled, program=without_weights(exported_program))
-    return module
+    return CompiledModule.of(module, chosen)
 
 
 def torch_compile(

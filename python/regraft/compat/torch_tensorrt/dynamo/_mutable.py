@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch.export import ExportedProgram
 
 import regraft
-from regraft.compat.torch_tensorrt.files import packed, unpacked
+from regraft.compat.torch_tensorrt.files import packed, program_of, unpacked, with_weights
 from regraft.compat.torch_tensorrt.settings import (
     CompilationSettings,
     for_mutable,
@@ -76,6 +77,13 @@ class MutableTorchTensorRTModule(regraft.MutableModule):
         state.look_closely()
         self.refit_state.set_state(_condition(state))
 
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As the original's; the next call refits."""
+        result = super().load_state_dict(*args, **kwargs)
+        if self._regraft_state.entries:
+            self.refit_state.note(RefitFlag.NEEDS_REFIT)
+        return result
+
     def refit_gm(self) -> None:
         """Brings the program that ran last up to date with the original now, not at the next call."""
         state = self._regraft_state
@@ -98,7 +106,8 @@ class MutableTorchTensorRTModule(regraft.MutableModule):
     @staticmethod
     def save(module: torch.nn.Module, path: str | os.PathLike[str]) -> None:
         """Saves settings, ranges and programs as :meth:`regraft.MutableModule.save` does, to one file;
-        to a folder where there is one. The module's code is not saved.
+        to a folder where there is one. The module's code is not saved; a file also holds the program that
+        ran last, with the weights of now.
 
         Raises:
             regraft.EngineFileError: when it cannot be written.
@@ -106,25 +115,32 @@ class MutableTorchTensorRTModule(regraft.MutableModule):
         if Path(path).is_dir():
             regraft.MutableModule.save(module, path)
         else:
-            packed(path, lambda folder: regraft.MutableModule.save(module, folder))
+            program = _program_of(module) if isinstance(module, regraft.MutableModule) else None
+            packed(path, lambda folder: regraft.MutableModule.save(module, folder), program)
 
     @staticmethod
     def load(
         path: str | os.PathLike[str], pytorch_model: torch.nn.Module | None = None
     ) -> MutableTorchTensorRTModule:
-        """Loads what ``save`` wrote. The code of the module is not in it: give the module.
+        """Loads what ``save`` wrote. The code of the module is not in it: without the module, the program of
+        a file takes its place, with the sizes that it was compiled for.
 
         Raises:
-            TypeError: without a module.
+            TypeError: without a module, when there is no program.
             regraft.EngineFileError: when the folder is damaged, of another version, or built for another
             machine.
         """
         if Path(path).is_file() and pytorch_model is not None:
             with unpacked(path) as folder:
                 return _renamed(regraft.MutableModule.load(folder, pytorch_model))
+        if pytorch_model is None and Path(path).is_file():
+            program = program_of(path)
+            if program is not None:
+                return MutableTorchTensorRTModule.load(path, _in_pytorch(program))
         if pytorch_model is None:
             raise TypeError(
-                "load(path, pytorch_model): saved modules hold no code, so the module must be given"
+                "load(path, pytorch_model): there is no code and no program in it, so the module must be "
+                "given"
             )
         return _renamed(regraft.MutableModule.load(path, pytorch_model))
 
@@ -159,23 +175,25 @@ class RefitState:
         elif state != RefitFlag.LIVE:
             found.look_closely()
 
+    def note(self, state: RefitFlag) -> None:
+        """Says what was found out, until the next call."""
+        found = self._state()
+        if found is not None:
+            self._set = state, found.history.calls
+
     def get_state(self) -> RefitFlag:
-        """What it needs."""
+        """What it needs; ``UNKNOWN`` when something changed and was not looked at."""
         state = self._state()
         if state is None or not state.entries:
             return RefitFlag.NEEDS_RECOMPILE
         if self._set is not None and self._set[1] == state.history.calls:
             return self._set[0]
         with state.lock:
-            changes = state.watcher.look()
             state._changed_to_pytorch()
-        entry = state.entries[-1]
-        if not entry.verified:
-            return RefitFlag.NEEDS_RECOMPILE
-        if not entry.pending and not entry.stale_adapters:
-            return RefitFlag.LIVE
-        # Whether what took the place of a tensor differs from it was not looked at.
-        return RefitFlag.UNKNOWN if changes is not None and changes.structure else RefitFlag.NEEDS_REFIT
+            entry = state.entries[-1]
+            same = entry.verified and not entry.pending and not entry.stale_adapters
+        # What differs was not looked at.
+        return RefitFlag.LIVE if same else RefitFlag.UNKNOWN
 
 
 _STATES: weakref.WeakKeyDictionary[State, RefitState] = weakref.WeakKeyDictionary()
@@ -198,6 +216,28 @@ def _condition(state: State) -> RefitFlag:
         return RefitFlag.LIVE if same else RefitFlag.NEEDS_REFIT
 
 
+def _program_of(mutable: regraft.MutableModule) -> ExportedProgram | None:
+    """The program that ran last, with the weights of now; ``None`` where there is none, or adapters are on
+    top of it.
+    """
+    state = mutable._regraft_state
+    with state.lock:
+        programs = [entry.compiled._compiled for entry in state.entries]
+        found = [c.program for c in programs if c.program is not None and c.carry is None]
+        if not found or state.tree.tuners:
+            return None
+        return with_weights(found[-1], {name: t.detach() for name, t in state.tree.sources.items()})
+
+
+def _in_pytorch(program: ExportedProgram) -> torch.nn.Module:
+    """The program as a module in eval mode."""
+    module: torch.nn.Module = program.module()
+    for part in module.modules():
+        # PyTorch leaves out eval() of such modules: their mode was compiled in.
+        part.training = False
+    return module
+
+
 _CLASSES: dict[type, type] = {}
 
 
@@ -213,4 +253,5 @@ def _renamed(mutable: regraft.MutableModule) -> MutableTorchTensorRTModule:
         }
         _CLASSES[made] = type(made.__name__, (MutableTorchTensorRTModule, made), names)
     object.__setattr__(mutable, "__class__", _CLASSES[made])
+    mutable._regraft_state.keep_programs = True
     return cast(MutableTorchTensorRTModule, mutable)

@@ -10,6 +10,7 @@ import torch
 from torch.export import ExportedProgram
 
 import regraft
+from regraft.compat.torch_tensorrt.absent import absent
 from regraft.compat.torch_tensorrt.dynamo._tracing import one_of, trace
 from regraft.compat.torch_tensorrt.input import example_of
 from regraft.compat.torch_tensorrt.loaded import LoadedProgram
@@ -17,9 +18,17 @@ from regraft.compat.torch_tensorrt.settings import CompilationSettings, to_regra
 
 __all__ = ["construct_refit_mapping", "refit_module_weights"]
 
+__getattr__ = absent(
+    __name__,
+    {
+        "get_engine_from_encoded_engine": "module.models has the engines, and regraft.Model.from_bytes "
+        "reads the bytes of one",
+    },
+)
+
 
 def refit_module_weights(
-    compiled_module: regraft.Module | LoadedProgram,
+    compiled_module: regraft.Module | LoadedProgram | ExportedProgram,
     new_weight_module: Any,
     arg_inputs: Sequence[Any] | None = None,
     kwarg_inputs: Mapping[str, Any] | None = None,
@@ -32,7 +41,8 @@ def refit_module_weights(
     """:func:`regraft.refit_module_weights`, for what this package compiled or loaded.
 
     Args:
-        compiled_module: a compiled module, or what ``load`` gave.
+        compiled_module: a compiled module, or what ``load`` gave. What ``torch.export.load`` gave is a
+            program, which is compiled for this.
         new_weight_module: an exported program with the new weights, or anything else that Regraft reads
             weights from.
         arg_inputs: positional arguments of one call, for ``verify_output``; also as ``inputs``.
@@ -46,7 +56,10 @@ def refit_module_weights(
         regraft.WeightsError: with everything that does not fit; nothing is changed then.
         regraft.VerificationError: when the results differ; nothing is changed then.
     """
-    module = compiled_module.module() if isinstance(compiled_module, LoadedProgram) else compiled_module
+    if isinstance(compiled_module, ExportedProgram):
+        module = regraft.compile(compiled_module, min_block_size=1)
+    else:
+        module = compiled_module.module() if isinstance(compiled_module, LoadedProgram) else compiled_module
     args = one_of(inputs, arg_inputs)
     return regraft.refit_module_weights(
         module,

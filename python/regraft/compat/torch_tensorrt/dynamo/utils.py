@@ -7,7 +7,13 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 
-__all__ = ["COSINE_THRESHOLD", "check_module_output", "check_output_equal", "cosine_similarity"]
+__all__ = [
+    "COSINE_THRESHOLD",
+    "check_module_output",
+    "check_output_equal",
+    "cosine_similarity",
+    "get_model_device",
+]
 
 COSINE_THRESHOLD = 0.99
 
@@ -41,3 +47,9 @@ def check_module_output(
     kwargs = dict(kwarg_inputs or {})
     with torch.no_grad():
         return check_output_equal(new_module(*arg_inputs, **kwargs), refitted_module(*arg_inputs, **kwargs))
+
+
+def get_model_device(module: torch.nn.Module) -> torch.device:
+    """Where its first parameter or buffer is; the CPU where it has none."""
+    first = next((tensor for of in (module.parameters(), module.buffers()) for tensor in of), None)
+    return torch.device("cpu") if first is None else first.device
