@@ -3,6 +3,7 @@
 mod cache;
 mod distribute;
 mod names;
+mod serve;
 mod tune;
 
 use std::{num::NonZeroUsize, path::PathBuf, sync::Arc};
@@ -15,6 +16,7 @@ pub(crate) use self::{
     cache::{CacheAction, CacheArgs, CacheFlags},
     distribute::{CheckArgs, StripArgs},
     names::NameFlags,
+    serve::ServeArgs,
     tune::TuneFlags,
 };
 
@@ -65,6 +67,9 @@ pub(crate) enum Command {
     /// Measure latency, refit time and a plain copy of the same bytes
     #[command(long_about = BENCH)]
     Bench(BenchArgs),
+    /// Serve engines over the network, and change their weights while they serve
+    #[command(long_about = serve::SERVE)]
+    Serve(ServeArgs),
     /// Look at the engine cache, and keep it small and sound
     #[command(long_about = cache::CACHE)]
     Cache(CacheArgs),
@@ -86,6 +91,7 @@ impl Command {
             Command::Diff(a) => a.common,
             Command::Inspect(a) => a.common,
             Command::Bench(a) => a.common,
+            Command::Serve(a) => a.common,
             Command::Cache(a) => a.common,
             Command::Completions(_) => Common::default(),
         }

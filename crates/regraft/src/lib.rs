@@ -21,12 +21,13 @@ mod cached;
 mod compile;
 mod devices;
 mod error;
+mod samples;
 mod tune;
 
 use std::{path::Path, sync::Arc};
 
 pub use regraft_adapter::{self as adapter, Adapter, AdapterError, AdapterErrorKind, AdapterOptions, AdapterSet};
-pub use regraft_backend::Device;
+pub use regraft_backend::{Device, RunErrorKind};
 pub use regraft_checkpoint::{CheckpointError, CheckpointErrorKind, OpenOptions};
 pub use regraft_compile::{
     pipeline::Observer,
@@ -45,7 +46,7 @@ pub use regraft_runtime::{
     Adapters, Changed, Generation, Model, PoolMemory, Refit, RefitObserver, RefitOptions, ReserveError, RuntimeError,
     RuntimeErrorKind, Session, Slot, SlotCopier, SourceContent, Staged, VariantMemory, Variants, publish_together,
 };
-pub use regraft_tensor::{AlignedVec, BorrowedBytes, Buffer, DType, Tensor, TensorError};
+pub use regraft_tensor::{AlignedVec, BorrowedBytes, Buffer, DType, Symbol, Tensor, TensorError};
 pub use regraft_weights::{
     AdapterReport, Cause, Constants, Digest, Ignored, MatchOptions, Misfit, NameRule, Phase, PhaseTimes, Problem,
     Recipe, RefitMap, RefitReport, Rename, SlotReport, SourceInfo, StateDict, Unknown, WeightsError, WeightsErrorKind,
@@ -57,6 +58,7 @@ pub use self::{
     compile::{CompileOptions, Compiled, compile, compile_imported},
     devices::{DeviceError, DeviceName, UnknownDevice, cpu, device},
     error::Error,
+    samples::random_inputs,
     tune::{Tune, Tuned},
 };
 

@@ -11,6 +11,7 @@ mod inspect;
 mod refit;
 mod run;
 mod samples;
+mod serve;
 mod strip;
 mod tune;
 
@@ -43,6 +44,7 @@ pub(crate) fn run(command: &Command, out: &mut Output) -> Result<(), Failure> {
         Command::Diff(args) => diff::run(args, out),
         Command::Inspect(args) => inspect::run(args, out),
         Command::Bench(args) => bench::run(args, out),
+        Command::Serve(args) => serve::run(args, out),
         Command::Cache(args) => cache::run(args, out),
         Command::Completions(args) => completions::run(args, out),
     }

@@ -9,6 +9,8 @@ mod commands;
 #[cfg(test)]
 mod scenarios;
 #[cfg(test)]
+mod serve;
+#[cfg(test)]
 mod support;
 #[cfg(test)]
 mod tuning;
