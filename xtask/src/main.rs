@@ -10,6 +10,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("ir", &["tensor"]),
     ("weights", &["tensor", "ir"]),
     ("checkpoint", &["tensor", "weights"]),
+    ("delta", &["tensor", "weights"]),
     ("adapter", &["tensor", "ir", "weights"]),
     ("backend", &["tensor", "ir", "weights", "adapter"]),
     ("backend-cpu", &["tensor", "ir", "weights", "backend"]),

@@ -19,6 +19,7 @@
 
 mod cached;
 mod compile;
+mod deltas;
 mod devices;
 mod error;
 mod samples;
@@ -33,6 +34,7 @@ pub use regraft_compile::{
     pipeline::Observer,
     tune::{Records, RecordsError, TuneMode, TuneReport},
 };
+pub use regraft_delta as delta;
 pub use regraft_engine::{
     Checked, Engine, EngineErrorKind, KeepSources, Kept, ManifestEntry, Mode, Plan,
     atomic_file::{AtomicFile, WriteError},
@@ -56,6 +58,7 @@ pub use regraft_weights::{
 pub use self::{
     cached::{CacheUse, cache_folder, cache_limit, disk_cache, parse_size},
     compile::{CompileOptions, Compiled, compile, compile_imported},
+    deltas::apply_delta,
     devices::{DeviceError, DeviceName, UnknownDevice, cpu, device},
     error::Error,
     samples::random_inputs,

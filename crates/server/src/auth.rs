@@ -100,12 +100,12 @@ impl Guard {
         Guard { tokens, loopback: address.is_loopback() }
     }
 
-    /// Checks that a request with these headers has `right`.
-    pub(crate) fn check(&self, headers: &HeaderMap, right: Right) -> Result<(), Refusal> {
+    /// Checks that a request with these headers has `right`. HTTP/2 names the host as the `authority` of its target.
+    pub(crate) fn check(&self, headers: &HeaderMap, authority: Option<&str>, right: Right) -> Result<(), Refusal> {
         let (tokens, others) = self.tokens.of(right);
         let is_open = tokens.is_empty() && (right != Right::Any || others.is_empty());
         match is_open {
-            true if self.loopback => check_origin(headers),
+            true if self.loopback => check_origin(headers, authority),
             true => Err(Refusal::new(Kind::Forbidden, "no token gives the right to do this here")
                 .help("the server was started without a token for it, on an address that others reach")),
             false => {
@@ -131,8 +131,8 @@ fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
 
 /// Refuses what a page of another site makes a browser on this machine send: a request from a foreign origin, or under a
 /// foreign name that leads here.
-fn check_origin(headers: &HeaderMap) -> Result<(), Refusal> {
-    let host = headers.get(HOST).and_then(|host| host.to_str().ok());
+fn check_origin(headers: &HeaderMap, authority: Option<&str>) -> Result<(), Refusal> {
+    let host = headers.get(HOST).map(|host| host.to_str().unwrap_or_default()).or(authority);
     if !host.is_none_or(is_local) {
         return Err(Refusal::new(Kind::Forbidden, "the request is for another host")
             .help("without tokens the server answers to localhost, 127.0.0.1 and [::1]"));
@@ -174,12 +174,12 @@ mod tests {
         let guard = Guard::new(tokens(&["a-token-for-runs"], &["one-for-weights"]), Ipv4Addr::UNSPECIFIED.into());
         let runs = headers(&[("authorization", "Bearer a-token-for-runs")]);
         let weights = headers(&[("authorization", "bearer one-for-weights")]);
-        assert!(guard.check(&runs, Right::Infer).is_ok() && guard.check(&weights, Right::Weights).is_ok());
-        assert!(guard.check(&runs, Right::Any).is_ok() && guard.check(&weights, Right::Any).is_ok());
-        assert_eq!(guard.check(&runs, Right::Weights).unwrap_err().kind, Kind::Forbidden);
-        assert_eq!(guard.check(&weights, Right::Infer).unwrap_err().kind, Kind::Forbidden);
+        assert!(guard.check(&runs, None, Right::Infer).is_ok() && guard.check(&weights, None, Right::Weights).is_ok());
+        assert!(guard.check(&runs, None, Right::Any).is_ok() && guard.check(&weights, None, Right::Any).is_ok());
+        assert_eq!(guard.check(&runs, None, Right::Weights).unwrap_err().kind, Kind::Forbidden);
+        assert_eq!(guard.check(&weights, None, Right::Infer).unwrap_err().kind, Kind::Forbidden);
         for headers in [headers(&[]), headers(&[("authorization", "Basic a-token-for-runs")])] {
-            assert_eq!(guard.check(&headers, Right::Infer).unwrap_err().kind, Kind::Unauthorized);
+            assert_eq!(guard.check(&headers, None, Right::Infer).unwrap_err().kind, Kind::Unauthorized);
         }
     }
 
@@ -187,15 +187,16 @@ mod tests {
     fn a_right_without_a_token_is_nobodys_unless_on_loopback() {
         let some = tokens(&["a-token-for-runs"], &[]);
         let open = Guard::new(some.clone(), Ipv4Addr::UNSPECIFIED.into());
-        assert_eq!(open.check(&headers(&[]), Right::Weights).unwrap_err().kind, Kind::Forbidden);
+        assert_eq!(open.check(&headers(&[]), None, Right::Weights).unwrap_err().kind, Kind::Forbidden);
         let here = Guard::new(some, Ipv4Addr::LOCALHOST.into());
-        assert!(here.check(&headers(&[]), Right::Weights).is_ok());
-        assert!(here.check(&headers(&[]), Right::Infer).is_err());
+        assert!(here.check(&headers(&[]), None, Right::Weights).is_ok());
+        assert!(here.check(&headers(&[]), None, Right::Infer).is_err());
     }
 
     #[test]
     fn pages_of_other_sites_are_refused() {
         let guard = Guard::new(Tokens::default(), Ipv4Addr::LOCALHOST.into());
+        assert!(guard.check(&headers(&[]), Some("evil.example"), Right::Infer).is_err());
         for (pairs, ok) in [
             (&[("host", "127.0.0.1:8000")][..], true),
             (&[("host", "[::1]:8000")], true),
@@ -205,7 +206,7 @@ mod tests {
             (&[("host", "evil.example:8000")], false),
             (&[("host", "127.0.0.1.evil.example")], false),
         ] {
-            assert_eq!(guard.check(&headers(pairs), Right::Weights).is_ok(), ok, "{pairs:?}");
+            assert_eq!(guard.check(&headers(pairs), None, Right::Weights).is_ok(), ok, "{pairs:?}");
         }
     }
 

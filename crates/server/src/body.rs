@@ -125,6 +125,11 @@ impl Pieces {
         Pieces { pieces: pieces.into_iter().filter(|piece| !piece.is_empty()).collect(), trailers: None }
     }
 
+    /// What comes after the pieces.
+    pub(crate) fn with_trailers(self, trailers: HeaderMap) -> Pieces {
+        Pieces { trailers: Some(trailers), ..self }
+    }
+
     fn len(&self) -> u64 {
         self.pieces.iter().map(|piece| piece.len() as u64).sum()
     }

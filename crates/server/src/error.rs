@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
 use hyper::StatusCode;
 use regraft::{
     AdapterErrorKind, Cause, CheckpointErrorKind, Misfit, RunErrorKind, RuntimeErrorKind, WeightsErrorKind,
-    adapter::AdapterProblem,
+    adapter::AdapterProblem, delta::DeltaErrorKind,
 };
 use serde_json::{Value, json};
 
@@ -178,6 +178,7 @@ impl From<regraft::Error> for Refusal {
             regraft::Error::Weights(e) => of_weights(e.kind()),
             regraft::Error::Adapter(e) => of_adapter(e.kind()),
             regraft::Error::Checkpoint(e) => of_checkpoint(e.kind()),
+            regraft::Error::Delta(e) => of_delta(e.kind()),
             other => Refusal::new(Kind::Misfit, other.to_string()),
         }
     }
@@ -251,6 +252,21 @@ fn of_adapter(kind: &AdapterErrorKind) -> Refusal {
     match problems.iter().any(|problem| matches!(problem, AdapterProblem::NoScale { .. })) {
         true => refusal.help("`alpha` states what the adapter was trained with"),
         false => refusal,
+    }
+}
+
+fn of_delta(kind: &DeltaErrorKind) -> Refusal {
+    match kind {
+        DeltaErrorKind::Base(problems) => {
+            let problems: Vec<_> = problems.iter().map(|p| (p.name.clone(), p.what.clone())).collect();
+            Refusal::new(Kind::Misfit, "the delta was made from other weights than serve; nothing was changed")
+                .problems(problems)
+        }
+        DeltaErrorKind::Damaged { why, .. } | DeltaErrorKind::Read { why, .. } => {
+            Refusal::new(Kind::Misfit, format!("the delta cannot be read: {why}"))
+        }
+        DeltaErrorKind::Memory(_) => Refusal::new(Kind::Memory, kind.to_string()),
+        other => Refusal::new(Kind::Misfit, other.to_string()),
     }
 }
 

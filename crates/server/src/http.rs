@@ -6,6 +6,7 @@ use hyper::{
     HeaderMap, Request, StatusCode,
     body::{Body, Incoming},
     header::{CONTENT_ENCODING, CONTENT_TYPE},
+    http::{request::Parts, uri::Authority},
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -14,7 +15,7 @@ use crate::{
     auth::Right,
     body::{self, Reserved},
     error::{Kind, Refusal},
-    metrics,
+    grpc, metrics,
     reply::{self, Reply},
     request,
     route::{Route, query},
@@ -26,6 +27,10 @@ use crate::{
 
 const OPENAPI: &str = include_str!("openapi.json");
 const INSPECTOR: &str = include_str!("inspector.html");
+
+/// What the server does beside the protocol itself.
+pub(crate) const EXTENSIONS: [&str; 4] =
+    ["binary_tensor_data", "model_repository", "regraft_weights", "regraft_adapters"];
 
 /// JSON of more bytes is taken apart on a thread of its own.
 const LONG: usize = 64 << 10;
@@ -41,6 +46,9 @@ pub(crate) async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> R
 async fn dispatch(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<Reply, Refusal> {
     let begin = Instant::now();
     let (head, body) = request.into_parts();
+    if grpc::is_one(&head.headers) {
+        return Ok(grpc::answer(shared, &head, body).await);
+    }
     let route = Route::of(&head.method, head.uri.path())?;
     let right = match route {
         Route::Live | Route::Ready | Route::OpenApi | Route::Inspector => None,
@@ -52,7 +60,7 @@ async fn dispatch(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<Re
         }
     };
     if let Some(right) = right {
-        shared.guard.check(&head.headers, right)?;
+        check(shared, &head, right)?;
     }
     if head.headers.get(CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
         return Err(Refusal::new(Kind::MediaType, "compressed bodies are not taken; send the body as it is"));
@@ -96,6 +104,11 @@ async fn dispatch(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<Re
     }
 }
 
+/// Checks that a request has a right.
+pub(crate) fn check(shared: &Shared, head: &Parts, right: Right) -> Result<(), Refusal> {
+    shared.guard.check(&head.headers, head.uri.authority().map(Authority::as_str), right)
+}
+
 /// The page of the inspector: it may load nothing, and talk to this server only.
 fn inspector() -> Reply {
     let mut reply = reply::content(StatusCode::OK, "text/html; charset=utf-8", INSPECTOR);
@@ -113,8 +126,7 @@ fn health(ready: bool) -> Reply {
 
 /// What the protocol calls the metadata of a server.
 fn about_server() -> Value {
-    let extensions = ["binary_tensor_data", "model_repository", "regraft_weights", "regraft_adapters"];
-    json!({"name": "regraft", "version": env!("CARGO_PKG_VERSION"), "extensions": extensions})
+    json!({"name": "regraft", "version": env!("CARGO_PKG_VERSION"), "extensions": EXTENSIONS})
 }
 
 fn index(shared: &Shared) -> Value {
@@ -213,7 +225,8 @@ fn of_query(text: &str) -> Result<StageRequest, Refusal> {
                 request.kind = match value {
                     "weights" => BodyKind::Weights,
                     "adapter" => BodyKind::Adapter,
-                    _ => return Err(wrong("weights or adapter")),
+                    "delta" => BodyKind::Delta,
+                    _ => return Err(wrong("weights, adapter or delta")),
                 }
             }
             "partial" => request.partial = flag()?,

@@ -11,7 +11,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! A request passes these modules: `server` (connections), `http` (rights, bodies), `request` and `numbers` (tensors), `queue`
+//! A request passes these modules: `server` (connections), `http` and `grpc` (rights, bodies), `request` and `numbers` (tensors), `queue`
 //! and `run` (batches), `reply`. Weights: `weights` (stage, publish, roll back), `generations` (what they are called), `variants`
 //! and `adapters` (adapters that requests name).
 #![forbid(unsafe_code)]
@@ -24,10 +24,12 @@ mod dtype;
 mod error;
 mod files;
 mod generations;
+mod grpc;
 mod http;
 mod metrics;
 mod numbers;
 mod options;
+mod proto;
 mod queue;
 mod reply;
 mod request;

@@ -234,3 +234,44 @@ pub(crate) fn from_bytes(name: &str, dtype: DType, shape: Vec<usize>, bytes: &[u
     let data = AlignedVec::try_copy_of(bytes).map_err(|e| Refusal::bad(format!("input `{name}`: {e}")))?;
     Tensor::new(dtype, shape, data.into()).map_err(|e| Refusal::bad(format!("input `{name}`: {e}")))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::signature::Signature;
+
+    fn signature() -> Signature {
+        let program = "program \"p\" {
+            dims   s0 in 1..=8 (opt 4)
+            input  %0 : f32[s0, 2] = \"x\"
+            output %0 = \"y\"
+        }";
+        Signature::of_graph(&regraft::ir::text::parse(program).unwrap())
+    }
+
+    const SOUND: &str = r#"{"id":"1","parameters":{"timeout":5},"inputs":[{"name":"x","shape":[1,2],"datatype":"FP32",
+        "parameters":{"binary_data_size":8}}],"outputs":[{"name":"y","parameters":{"binary_data":true}}]}01234567"#;
+
+    #[test]
+    fn a_sound_request_is_read() {
+        let parsed = parse(SOUND.as_bytes(), Some(SOUND.len() - 8), &signature()).unwrap();
+        assert_eq!(parsed.request.inputs[0].bytes(), b"01234567");
+        assert_eq!(parsed.outputs, [Asked { index: 0, binary: true }]);
+        assert_eq!(parsed.request.timeout, Some(Duration::from_micros(5)));
+    }
+
+    proptest! {
+        #[test]
+        fn damaged_requests_are_refused_or_read(
+            edits in proptest::collection::vec((0..SOUND.len(), any::<u8>()), 0..6),
+            cut in 0..SOUND.len(),
+            json_len in proptest::option::of(0usize..400),
+        ) {
+            let mut body = SOUND.as_bytes().to_vec();
+            edits.iter().for_each(|&(at, byte)| body[at] = byte);
+            _ = parse(&body[..body.len() - cut / 4], json_len, &signature());
+        }
+    }
+}

@@ -39,7 +39,10 @@ pub(crate) struct Signature {
 
 impl Signature {
     pub(crate) fn of(model: &Model) -> Signature {
-        let graph = &model.plan().graph;
+        Signature::of_graph(&model.plan().graph)
+    }
+
+    pub(crate) fn of_graph(graph: &Graph) -> Signature {
         let port = |name: &String, value| Port { name: name.clone(), ty: graph.ty(value).clone() };
         Signature {
             inputs: graph.inputs.iter().map(|i| port(&i.name, i.value)).collect(),

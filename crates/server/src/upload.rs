@@ -40,6 +40,11 @@ impl Upload {
         Ok(self)
     }
 
+    /// The file, as long as this is not dropped.
+    pub(crate) fn path(&self) -> &Path {
+        self.file.path()
+    }
+
     /// The tensors, mapped from the file. Only safetensors are taken from a body.
     pub(crate) fn open(self) -> Result<StateDict, Refusal> {
         let mut start = [0; 9];

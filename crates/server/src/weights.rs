@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::SystemTime,
 };
@@ -53,6 +54,8 @@ pub(crate) enum BodyKind {
     #[default]
     Weights,
     Adapter,
+    /// What changes in the weights that serve.
+    Delta,
 }
 
 /// An adapter to be served.
@@ -176,7 +179,7 @@ impl Served {
     /// Reads what a request names.
     fn order(&self, request: &StageRequest, body: Option<Upload>) -> Result<Order, Refusal> {
         let options = RefitOptions {
-            partial: request.partial,
+            partial: request.partial || request.kind == BodyKind::Delta,
             ignore_unknown: request.ignore_unknown,
             reject_non_finite: request.reject_non_finite,
             constants: Constants::Keep,
@@ -186,6 +189,11 @@ impl Served {
         let mut adapters = request.adapters.as_ref().map(|given| self.adapters_of(given)).transpose()?;
         let weights = match (&request.file, body) {
             (Some(_), Some(_)) => return Err(Refusal::bad("both `file` and a body bring weights; send one of them")),
+            (Some(file), None) if request.kind == BodyKind::Delta => {
+                let path = files::below(self.options.weights_root.as_deref(), file)?;
+                Some(self.changes(&path)?)
+            }
+            (None, Some(upload)) if request.kind == BodyKind::Delta => Some(self.changes(upload.path())?),
             (Some(file), None) => {
                 let path = files::below(self.options.weights_root.as_deref(), file)?;
                 Some(regraft::open_weights_with(&path, &OpenOptions { key: request.key.clone() })?)
@@ -202,7 +210,7 @@ impl Served {
             text.push_str(&format!("{}\n", digest_of(weights)));
         }
         let weights = match request.kind {
-            BodyKind::Weights => weights,
+            BodyKind::Weights | BodyKind::Delta => weights,
             BodyKind::Adapter if request.file.is_none() && adapters.is_none() => {
                 adapters = weights.map(|weights| self.adapter_in_body(request, &weights)).transpose()?;
                 None
@@ -214,6 +222,12 @@ impl Served {
         }
         text.push_str(if adapters.is_some() { "adapters" } else { "" });
         Ok(Order { weights, options, adapters, request: Digest::of_bytes(text.as_bytes()) })
+    }
+
+    /// What a delta changes in the weights that serve.
+    fn changes(&self, path: &Path) -> Result<StateDict, Refusal> {
+        let delta = regraft::delta::Delta::open(path).map_err(regraft::Error::from)?;
+        Ok(regraft::apply_delta(&delta, &self.model)?)
     }
 
     fn adapters_of(&self, given: &[AdapterRequest]) -> Result<Vec<(Opened, f64)>, Refusal> {

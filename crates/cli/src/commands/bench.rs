@@ -1,8 +1,7 @@
 use std::time::{Duration, Instant};
 
 use regraft::{
-    DType, Mode, Model, PhaseTimes, RefitOptions, RuntimeError, RuntimeErrorKind, SlotCopier, StateDict, Tensor,
-    ir::Graph,
+    Mode, Model, PhaseTimes, RefitOptions, RuntimeError, RuntimeErrorKind, SlotCopier, StateDict, Tensor, ir::Graph,
 };
 use serde_json::{Value, json};
 
@@ -307,6 +306,8 @@ fn moved(tensor: &Tensor, step: f64) -> Tensor {
 
 #[cfg(test)]
 mod tests {
+    use regraft::DType;
+
     use super::*;
 
     #[test]

@@ -6,6 +6,7 @@ mod cache;
 mod check;
 mod compile;
 mod completions;
+mod delta;
 mod diff;
 mod inspect;
 mod refit;
@@ -41,6 +42,7 @@ pub(crate) fn run(command: &Command, out: &mut Output) -> Result<(), Failure> {
         Command::Bind(args) => bind::run(args, out),
         Command::Strip(args) => strip::run(args, out),
         Command::Check(args) => check::run(args, out),
+        Command::Delta(args) => delta::run(args, out),
         Command::Diff(args) => diff::run(args, out),
         Command::Inspect(args) => inspect::run(args, out),
         Command::Bench(args) => bench::run(args, out),

@@ -7,6 +7,8 @@ mod cache;
 #[cfg(test)]
 mod commands;
 #[cfg(test)]
+mod delta;
+#[cfg(test)]
 mod scenarios;
 #[cfg(test)]
 mod serve;

@@ -10,11 +10,11 @@ use crate::support::{Answer, Client, Fixture, Running, outputs_of};
 
 const INFER: &str = "/v2/models/m/infer";
 
-fn floats(bytes: &[u8]) -> Vec<f32> {
+pub(crate) fn floats(bytes: &[u8]) -> Vec<f32> {
     bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect()
 }
 
-fn tensor(shape: &[usize], bytes: &[u8]) -> Tensor {
+pub(crate) fn tensor(shape: &[usize], bytes: &[u8]) -> Tensor {
     Tensor::from_slice(shape, &floats(bytes))
 }
 

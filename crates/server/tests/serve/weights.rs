@@ -238,3 +238,37 @@ fn requests_name_adapters() {
     // And a request's adapter alone.
     is(value(&run(json!({"adapter": "one"}))), plain + added);
 }
+
+#[test]
+fn a_delta_is_for_its_exact_base() {
+    let fixture = Fixture::new("linear");
+    let running = Running::new(fixture.model(), ModelOptions::default());
+    let open = |bytes: &[u8]| {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("w.safetensors"), bytes).unwrap();
+        regraft::open_weights(&dir.path().join("w.safetensors")).unwrap()
+    };
+    let (base, new) = (marked(&fixture, 1.0), marked(&fixture, 2.0));
+    let mut delta = Vec::new();
+    regraft::delta::write(&open(&base), &open(&new), &mut delta).unwrap();
+    // What serves is something else.
+    let refused = send(&running, "?kind=delta", &delta);
+    assert!(refused.error(422).contains("other weights"));
+    let problems = refused.json()["problems"].clone();
+    assert_eq!(problems.as_array().unwrap().len(), 2, "{problems}");
+
+    send(&running, "", &base).ok();
+    running.post(PUBLISH, &json!({})).ok();
+    let staged = send(&running, "?kind=delta", &delta).ok();
+    assert_eq!((&staged["report"]["applied"], &staged["report"]["kept"]), (&json!(["bias"]), &json!(["weight"])));
+    running.post(PUBLISH, &json!({})).ok();
+    assert_eq!(ask(&running, &json!({})).1[0], 2.0);
+    // The digest is that of the whole weights, however they came, and the same delta again changes nothing.
+    let serving = running.get(STATUS).ok()["serving"]["digest"].clone();
+    assert_eq!(staged["staged"]["digest"], serving);
+    assert_eq!(send(&running, "", &new).ok()["staged"]["digest"], serving);
+    assert_eq!(send(&running, "?kind=delta", &delta).ok()["staged"]["digest"], serving);
+    delta.truncate(delta.len() - 1);
+    send(&running, "?kind=delta", &delta).error(422);
+    send(&running, "?kind=delta", b"nonsense").error(422);
+}
