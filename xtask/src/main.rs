@@ -10,6 +10,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("ir", &["tensor"]),
     ("weights", &["tensor", "ir"]),
     ("checkpoint", &["tensor", "weights"]),
+    ("delta", &["tensor", "weights"]),
     ("adapter", &["tensor", "ir", "weights"]),
     ("backend", &["tensor", "ir", "weights", "adapter"]),
     ("backend-cpu", &["tensor", "ir", "weights", "backend"]),
@@ -23,7 +24,7 @@ const EDGES: &[(&str, &[&str])] = &[
 ];
 
 /// Crates above the line: they may depend on everything.
-const TOP: &[&str] = &["regraft", "cli", "conformance", "python"];
+const TOP: &[&str] = &["regraft", "cli", "conformance", "python", "server"];
 
 fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() != Some("check") {

@@ -1,8 +1,10 @@
 //! What the command line may say. The texts here are what `--help` teaches.
 
 mod cache;
+mod delta;
 mod distribute;
 mod names;
+mod serve;
 mod tune;
 
 use std::{num::NonZeroUsize, path::PathBuf, sync::Arc};
@@ -13,8 +15,10 @@ use regraft::{DType, Device, DeviceName, KeepSources, Mode, Threads, WeightForma
 
 pub(crate) use self::{
     cache::{CacheAction, CacheArgs, CacheFlags},
+    delta::DeltaArgs,
     distribute::{CheckArgs, StripArgs},
     names::NameFlags,
+    serve::ServeArgs,
     tune::TuneFlags,
 };
 
@@ -56,6 +60,9 @@ pub(crate) enum Command {
     /// Compare a weight file with what an engine takes; loads neither
     #[command(long_about = distribute::CHECK)]
     Check(CheckArgs),
+    /// Write what differs between two sets of weights to a file, for refits
+    #[command(long_about = delta::DELTA)]
+    Delta(DeltaArgs),
     /// List what differs between two engines: sources and slots
     #[command(long_about = DIFF)]
     Diff(DiffArgs),
@@ -65,6 +72,9 @@ pub(crate) enum Command {
     /// Measure latency, refit time and a plain copy of the same bytes
     #[command(long_about = BENCH)]
     Bench(BenchArgs),
+    /// Serve engines over the network, and change their weights while they serve
+    #[command(long_about = serve::SERVE)]
+    Serve(ServeArgs),
     /// Look at the engine cache, and keep it small and sound
     #[command(long_about = cache::CACHE)]
     Cache(CacheArgs),
@@ -86,9 +96,11 @@ impl Command {
             Command::Bind(a) => a.common,
             Command::Strip(a) => a.common,
             Command::Check(a) => a.common,
+            Command::Delta(a) => a.common,
             Command::Diff(a) => a.common,
             Command::Inspect(a) => a.common,
             Command::Bench(a) => a.common,
+            Command::Serve(a) => a.common,
             Command::Cache(a) => a.common,
             Command::Doctor(a) => a.common,
             Command::Completions(_) => Common::default(),
@@ -333,6 +345,7 @@ const REFIT: &str = "Give an engine new weights, adapters, or both, without comp
   regraft refit model.rgf --weights tuned.safetensors -o model.rgf                in place
   regraft refit model.rgf --adapter style.safetensors:0.7 --adapter detail.safetensors:0.3 -o styled.rgf
   regraft refit model.rgf --weights tuned.safetensors --verify inputs.npz -o tuned.rgf
+  regraft refit model.rgf --delta tuned.rgd -o tuned.rgf                          see `regraft delta`
 
 The result is bit for bit what compiling with the new weights gives. Every key must fit: missing, unknown and wrongly \
 shaped ones are listed all at once, and then nothing is written. A tensor that is the same as before costs one comparison.
@@ -352,8 +365,11 @@ pub(crate) struct RefitArgs {
     #[arg(value_name = "MODEL.rgf")]
     pub(crate) engine: PathBuf,
     /// New weights: .safetensors, .safetensors.index.json, .pt2, .pt, .bin or .onnx, or a folder of Hugging Face
-    #[arg(short, long, value_name = "WEIGHTS", required_unless_present = "adapter")]
+    #[arg(short, long, value_name = "WEIGHTS", required_unless_present_any = ["adapter", "delta"])]
     pub(crate) weights: Option<PathBuf>,
+    /// What changes in the weights, as `regraft delta` wrote it
+    #[arg(long, value_name = "DELTA.rgd", conflicts_with = "weights")]
+    pub(crate) delta: Option<PathBuf>,
     /// An adapter with its scale [default: 1]; may be given several times, in any order
     #[arg(short, long, value_name = "FILE[:SCALE]", value_parser = adapter)]
     pub(crate) adapter: Vec<(PathBuf, f64)>,

@@ -233,6 +233,19 @@ macro_rules! from_errors {
 }
 from_errors!(regraft::RuntimeError, regraft::WeightsError, regraft::AdapterError, regraft::WriteError);
 
+impl From<regraft_server::ServeError> for Failure {
+    fn from(error: regraft_server::ServeError) -> Self {
+        use regraft_server::ServeError;
+        let failure = Failure::from_text(&error.to_string());
+        match error {
+            ServeError::OpenToAll(_) => failure.help("--infer-tokens and --weights-tokens name files of tokens"),
+            ServeError::Batching { .. } => failure.help("without --batch each request runs alone"),
+            ServeError::NameTwice(_) | ServeError::Name(_) => failure.help("give a name: NAME=MODEL.rgf"),
+            _ => failure,
+        }
+    }
+}
+
 impl From<regraft::cache::CacheError> for Failure {
     fn from(error: regraft::cache::CacheError) -> Self {
         Failure::from_text(&error.to_string()).help("give another folder with --cache-dir, or set REGRAFT_CACHE_DIR")

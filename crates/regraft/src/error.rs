@@ -17,6 +17,9 @@ pub enum Error {
     /// A weight file could not be read.
     #[error(transparent)]
     Checkpoint(#[from] regraft_checkpoint::CheckpointError),
+    /// A delta of weights could not be read, written or applied.
+    #[error(transparent)]
+    Delta(#[from] regraft_delta::DeltaError),
     /// The weights do not fit.
     #[error(transparent)]
     Weights(#[from] regraft_weights::WeightsError),

@@ -19,20 +19,23 @@
 
 mod cached;
 mod compile;
+mod deltas;
 mod devices;
 mod doctor;
 mod error;
+mod samples;
 mod tune;
 
 use std::{path::Path, sync::Arc};
 
 pub use regraft_adapter::{self as adapter, Adapter, AdapterError, AdapterErrorKind, AdapterOptions, AdapterSet};
-pub use regraft_backend::{Device, ForeignQueue, Lent};
+pub use regraft_backend::{Device, ForeignQueue, Lent, RunErrorKind};
 pub use regraft_checkpoint::{CheckpointError, CheckpointErrorKind, OpenOptions};
 pub use regraft_compile::{
     pipeline::Observer,
     tune::{Records, RecordsError, TuneMode, TuneReport},
 };
+pub use regraft_delta as delta;
 pub use regraft_engine::{
     Checked, Engine, EngineErrorKind, Evaluated, KeepSources, Kept, ManifestEntry, Mode, Plan,
     atomic_file::{AtomicFile, WriteError},
@@ -47,7 +50,7 @@ pub use regraft_runtime::{
     RuntimeError, RuntimeErrorKind, Session, Slot, SlotCopier, SourceContent, Staged, VariantMemory, Variants,
     publish_together,
 };
-pub use regraft_tensor::{AlignedVec, BorrowedBytes, Buffer, DType, RemoteBytes, Tensor, TensorError};
+pub use regraft_tensor::{AlignedVec, BorrowedBytes, Buffer, DType, RemoteBytes, Symbol, Tensor, TensorError};
 pub use regraft_weights::{
     AdapterReport, Cause, Constants, Digest, Ignored, MatchOptions, Misfit, NameRule, Phase, PhaseTimes, Problem,
     Recipe, RefitMap, RefitReport, Rename, SlotReport, SourceInfo, StateDict, Unknown, WeightsError, WeightsErrorKind,
@@ -57,9 +60,11 @@ pub use regraft_weights::{
 pub use self::{
     cached::{CacheUse, cache_folder, cache_limit, disk_cache, parse_size},
     compile::{CompileOptions, Compiled, compile, compile_imported},
+    deltas::apply_delta,
     devices::{DeviceError, DeviceName, UnknownDevice, cpu, device},
     doctor::{Doctor, doctor},
     error::Error,
+    samples::random_inputs,
     tune::{Tune, Tuned},
 };
 

@@ -158,8 +158,17 @@ impl Model {
     /// # Errors
     /// As [`Session::run`].
     pub fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, RuntimeError> {
+        self.run_and_tell(inputs).map(|(outputs, _)| outputs)
+    }
+
+    /// As [`Model::run`], with the generation that the run saw: for answers that say what they were computed from.
+    ///
+    /// # Errors
+    /// As [`Model::run`].
+    pub fn run_and_tell(&self, inputs: &[Tensor]) -> Result<(Vec<Tensor>, Arc<Generation>), RuntimeError> {
         let generation = self.pin()?;
-        self.run_on(&generation, inputs)
+        let outputs = self.run_on(&generation, inputs)?;
+        Ok((outputs, generation))
     }
 
     /// Runs the program once on a generation of it, whether it serves or not.

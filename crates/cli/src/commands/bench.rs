@@ -1,8 +1,7 @@
 use std::time::{Duration, Instant};
 
 use regraft::{
-    DType, Mode, Model, PhaseTimes, RefitOptions, RuntimeError, RuntimeErrorKind, SlotCopier, StateDict, Tensor,
-    ir::Graph,
+    Mode, Model, PhaseTimes, RefitOptions, RuntimeError, RuntimeErrorKind, SlotCopier, StateDict, Tensor, ir::Graph,
 };
 use serde_json::{Value, json};
 
@@ -120,7 +119,7 @@ pub(super) fn sizes(graph: &Graph, asked: &[(String, i64)]) -> Result<Vec<i64>, 
 pub(super) fn working_inputs(model: &Model, symbols: &[i64]) -> Result<Vec<Tensor>, Failure> {
     let mut last = None;
     for limit in [100, 2, 1] {
-        let inputs = random_inputs(&model.plan().graph, symbols, limit)?;
+        let inputs = regraft::random_inputs(&model.plan().graph, symbols, limit, 0).map_err(Failure::new)?;
         match model.run(&inputs) {
             Ok(_) => return Ok(inputs),
             Err(error) if is_index(&error) => last = Some(error),
@@ -132,49 +131,6 @@ pub(super) fn working_inputs(model: &Model, symbols: &[i64]) -> Result<Vec<Tenso
 
 fn is_index(error: &RuntimeError) -> bool {
     matches!(error.kind(), RuntimeErrorKind::Node { .. })
-}
-
-fn random_inputs(graph: &Graph, symbols: &[i64], limit: i64) -> Result<Vec<Tensor>, Failure> {
-    let mut random = Random(0x5eed);
-    let mut inputs = Vec::with_capacity(graph.inputs.len());
-    for input in &graph.inputs {
-        let ty = graph.ty(input.value);
-        let shape: Option<Vec<usize>> =
-            ty.shape.iter().map(|d| d.eval(symbols).ok().and_then(|v| usize::try_from(v).ok())).collect();
-        let shape =
-            shape.ok_or_else(|| Failure::new(format!("input {}: {ty} has no size for these dims", input.name)))?;
-        let count: usize = shape.iter().product();
-        inputs.push(if ty.dtype == DType::Bool || (ty.dtype.is_int() && input.name.contains("mask")) {
-            Tensor::from_i64(ty.dtype, &shape, &vec![1; count])
-        } else if ty.dtype.is_float() {
-            Tensor::from_f64(ty.dtype, &shape, &(0..count).map(|_| random.float()).collect::<Vec<_>>())
-        } else {
-            Tensor::from_i64(ty.dtype, &shape, &(0..count).map(|_| random.below(limit)).collect::<Vec<_>>())
-        });
-    }
-    Ok(inputs)
-}
-
-/// SplitMix64: the same inputs at every call.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// In -1..1.
-    fn float(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 52) as f64 - 1.0
-    }
-
-    fn below(&mut self, limit: i64) -> i64 {
-        (self.next() % limit.unsigned_abs().max(1)) as i64
-    }
 }
 
 // ------------------------------------------------------------------------------------------------------------ latency
@@ -350,6 +306,8 @@ fn moved(tensor: &Tensor, step: f64) -> Tensor {
 
 #[cfg(test)]
 mod tests {
+    use regraft::DType;
+
     use super::*;
 
     #[test]
@@ -379,7 +337,7 @@ mod tests {
         assert_eq!(sizes(&graph, &[]).unwrap(), [4]);
         assert_eq!(sizes(&graph, &[("s0".into(), 8)]).unwrap(), [8]);
         assert!(sizes(&graph, &[("s0".into(), 9)]).is_err() && sizes(&graph, &[("s1".into(), 1)]).is_err());
-        let inputs = random_inputs(&graph, &[3], 10).unwrap();
+        let inputs = regraft::random_inputs(&graph, &[3], 10, 0).unwrap();
         assert_eq!(inputs[0].shape(), [3]);
     }
 }

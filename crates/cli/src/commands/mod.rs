@@ -6,6 +6,7 @@ mod cache;
 mod check;
 mod compile;
 mod completions;
+mod delta;
 mod diff;
 mod doctor;
 mod inspect;
@@ -13,6 +14,7 @@ mod loss;
 mod refit;
 mod run;
 mod samples;
+mod serve;
 mod strip;
 mod tune;
 
@@ -42,9 +44,11 @@ pub(crate) fn run(command: &Command, out: &mut Output) -> Result<(), Failure> {
         Command::Bind(args) => bind::run(args, out),
         Command::Strip(args) => strip::run(args, out),
         Command::Check(args) => check::run(args, out),
+        Command::Delta(args) => delta::run(args, out),
         Command::Diff(args) => diff::run(args, out),
         Command::Inspect(args) => inspect::run(args, out),
         Command::Bench(args) => bench::run(args, out),
+        Command::Serve(args) => serve::run(args, out),
         Command::Cache(args) => cache::run(args, out),
         Command::Doctor(args) => doctor::run(args, out),
         Command::Completions(args) => completions::run(args, out),

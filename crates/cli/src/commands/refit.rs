@@ -3,7 +3,9 @@ use std::{
     sync::Arc,
 };
 
-use regraft::{Adapter, AdapterOptions, KeepSources, Mode, Model, Phase, Refit, RefitObserver, RefitOptions, Staged};
+use regraft::{
+    Adapter, AdapterOptions, KeepSources, Mode, Model, Phase, Refit, RefitObserver, RefitOptions, Staged, StateDict,
+};
 
 use super::{about_weights, check_writable, load, open_weights, path_json, samples, save, tell_refit};
 use crate::{
@@ -18,6 +20,8 @@ pub(super) fn run(args: &RefitArgs, out: &mut Output) -> Result<(), Failure> {
     let weights = args.weights.as_deref().map(|path| open_weights(path, &args.names, out)).transpose()?;
     let model = load(&args.engine, args.threads, out)?;
     check_mode(&model, &args.engine)?;
+    let changes = args.delta.as_deref().map(|path| changes(path, &model, out)).transpose()?;
+    let weights = weights.or(changes);
     let adapters = open_adapters(args, &model)?;
     for (adapter, _) in adapters.iter().filter(|(adapter, _)| !adapter.elsewhere.is_empty()) {
         let (count, first) = (adapter.elsewhere.len(), &adapter.elsewhere[0]);
@@ -26,7 +30,7 @@ pub(super) fn run(args: &RefitArgs, out: &mut Output) -> Result<(), Failure> {
     let samples = args.verify.iter().map(|path| samples::read(path, &model.plan().graph));
     let samples = samples.collect::<Result<Vec<_>, _>>()?;
     let options = RefitOptions {
-        partial: args.partial,
+        partial: args.partial || args.delta.is_some(),
         ignore_unknown: args.names.ignore_unknown,
         reject_non_finite: args.reject_non_finite,
         constants: args.names.constants(),
@@ -39,7 +43,7 @@ pub(super) fn run(args: &RefitArgs, out: &mut Output) -> Result<(), Failure> {
         if let Some(weights) = &weights {
             refit = refit.weights(weights, &options);
         }
-        let about = args.weights.as_deref().unwrap_or(&args.engine);
+        let about = args.weights.as_deref().or(args.delta.as_deref()).unwrap_or(&args.engine);
         refit.stage(&model).map_err(|e| about_weights(e.into(), about))?
     };
     if !samples.is_empty() {
@@ -68,6 +72,13 @@ fn check_mode(model: &Model, engine: &Path) -> Result<(), Failure> {
             Err(Failure::new("the engine is stripped: it has no weights to change").about(engine).help(help))
         }
     }
+}
+
+/// What a delta changes in the weights of the model.
+fn changes(path: &Path, model: &Model, out: &Output) -> Result<StateDict, Failure> {
+    let _busy = out.busy("applying the delta");
+    let delta = regraft::delta::Delta::open(path).map_err(regraft::Error::from)?;
+    Ok(regraft::apply_delta(&delta, model)?)
 }
 
 /// Reads the adapters; two files of one name are told apart by their paths.

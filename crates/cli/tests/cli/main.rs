@@ -7,7 +7,11 @@ mod cache;
 #[cfg(test)]
 mod commands;
 #[cfg(test)]
+mod delta;
+#[cfg(test)]
 mod scenarios;
+#[cfg(test)]
+mod serve;
 #[cfg(test)]
 mod support;
 #[cfg(test)]

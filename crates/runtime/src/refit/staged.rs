@@ -38,6 +38,15 @@ impl Staged {
         &self.model
     }
 
+    /// Whether the model still serves what this was staged from, so that it can be published now.
+    pub fn is_current(&self) -> bool {
+        match (self.model.generation(), &self.base) {
+            (Some(serving), Some(base)) => Arc::ptr_eq(&serving, base),
+            (None, None) => true,
+            _ => false,
+        }
+    }
+
     /// Makes it the serving generation of the model that it was staged on, in one atomic step. Runs under way finish with
     /// the one they began with.
     ///

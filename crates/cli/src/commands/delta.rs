@@ -1,0 +1,49 @@
+use std::{io::BufWriter, path::Path};
+
+use regraft::{AtomicFile, StateDict};
+
+use super::{open_engine, open_weights};
+use crate::{
+    args::{DeltaArgs, NameFlags},
+    failure::Failure,
+    output::{self, Output},
+};
+
+pub(super) fn run(args: &DeltaArgs, out: &mut Output) -> Result<(), Failure> {
+    let (base, new) = (weights(&args.base, out)?, weights(&args.new, out)?);
+    let mut file = AtomicFile::create(&args.output)?;
+    let summary = {
+        let _busy = out.busy("comparing");
+        regraft::delta::write(&base, &new, BufWriter::new(&mut file)).map_err(regraft::Error::from)?
+    };
+    file.commit()?;
+    let tensors = output::count(summary.tensors, "tensor");
+    let changed = format!("{} of {tensors}, {}", summary.changed, output::bytes(summary.changed_bytes));
+    out.line("changed", changed);
+    let part = summary.written as f64 / summary.bytes.max(1) as f64 * 100.0;
+    let size = output::bytes(summary.written);
+    out.line("wrote", format!("{}, {size}, {part:.1} % of the weights", args.output.display()));
+    out.fact("tensors", summary.tensors);
+    out.fact("changed", summary.changed);
+    out.fact("changed_bytes", summary.changed_bytes);
+    out.fact("weights_bytes", summary.bytes);
+    out.fact("bytes", summary.written);
+    Ok(())
+}
+
+/// The weights of a file, or the sources of an engine.
+fn weights(path: &Path, out: &mut Output) -> Result<StateDict, Failure> {
+    if path.extension().is_none_or(|ending| ending != "rgf") {
+        return open_weights(path, &NameFlags::default(), out);
+    }
+    let engine = open_engine(path)?;
+    let all = engine.refit_map.sources.iter().zip(&engine.sources);
+    // Those that no state dict holds belong to the program.
+    let all = all.filter(|(info, _)| info.kind.in_state_dict());
+    let missing = || {
+        Failure::new("the engine does not hold all its sources")
+            .about(path)
+            .help("give the weight file, or compile with --keep-sources embedded")
+    };
+    all.map(|(info, tensor)| Ok((info.name.clone(), tensor.clone().ok_or_else(missing)?))).collect()
+}

@@ -1,0 +1,73 @@
+use std::{io, path::PathBuf};
+
+/// An error of this crate.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct DeltaError(Box<DeltaErrorKind>);
+
+impl DeltaError {
+    /// The kind of this error.
+    pub fn kind(&self) -> &DeltaErrorKind {
+        &self.0
+    }
+}
+
+impl From<DeltaErrorKind> for DeltaError {
+    fn from(kind: DeltaErrorKind) -> Self {
+        DeltaError(Box::new(kind))
+    }
+}
+
+/// The kinds of [`DeltaError`].
+#[derive(Debug, thiserror::Error)]
+pub enum DeltaErrorKind {
+    /// The file cannot be read.
+    #[error("{}: {why}", .path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        why: String,
+    },
+    /// The file cannot be written.
+    #[error("the delta cannot be written: {0}")]
+    Write(#[from] io::Error),
+    /// It is no delta, or damaged.
+    #[error("{}: no delta of weights, or a damaged one: {why}", .path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The weights are not those that it was made from.
+    #[error("the delta was made from other weights; {} of its tensors do not fit{}", .0.len(), lines(.0))]
+    Base(Vec<DeltaProblem>),
+    /// The second checkpoint lacks tensors that the first one has.
+    #[error("{} tensors of the first weights are not in the second, such as {}; a delta is between complete weights", .0.len(), .0.first().map_or("", String::as_str))]
+    Missing(Vec<String>),
+    /// There is not enough memory.
+    #[error("there is not enough memory for `{0}`")]
+    Memory(String),
+    /// The base cannot be read.
+    #[error("`{name}` cannot be read: {why}")]
+    Unreadable {
+        /// The tensor.
+        name: String,
+        /// Why.
+        why: String,
+    },
+}
+
+/// Why a tensor of the weights at hand is not that of the base.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeltaProblem {
+    /// Its name.
+    pub name: String,
+    /// What is wrong.
+    pub what: String,
+}
+
+fn lines(problems: &[DeltaProblem]) -> String {
+    problems.iter().map(|problem| format!("\n  {}  {}", problem.name, problem.what)).collect()
+}

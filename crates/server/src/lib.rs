@@ -1,0 +1,51 @@
+//! Serves models over the network, in the open inference protocol (KServe's version 2), and changes their weights while they
+//! serve.
+//!
+//! ```no_run
+//! use regraft_server::{ModelOptions, Server, ServerOptions, asked_to_stop};
+//!
+//! let model = regraft::load("model.rgf".as_ref(), regraft::Threads::Auto)?;
+//! let mut server = Server::new(ServerOptions::default())?;
+//! server.add("model", model, ModelOptions::default())?;
+//! server.run(|address, _| println!("listening on {address}"), asked_to_stop())?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! A request passes these modules: `server` (connections), `http` and `grpc` (rights, bodies), `request` and `numbers` (tensors), `queue`
+//! and `run` (batches), `reply`. Weights: `weights` (stage, publish, roll back), `generations` (what they are called), `variants`
+//! and `adapters` (adapters that requests name).
+#![forbid(unsafe_code)]
+
+mod adapters;
+mod auth;
+mod batching;
+mod body;
+mod dtype;
+mod error;
+mod files;
+mod generations;
+mod grpc;
+mod http;
+mod metrics;
+mod numbers;
+mod options;
+mod proto;
+mod queue;
+mod reply;
+mod request;
+mod route;
+mod run;
+mod served;
+mod server;
+mod signature;
+mod tls;
+mod upload;
+mod variants;
+mod weights;
+
+pub use self::{
+    auth::Tokens,
+    error::ServeError,
+    options::{ModelOptions, ServerOptions},
+    server::{ServedModel, Server, asked_to_stop},
+};

@@ -1,0 +1,149 @@
+//! Runs the jobs of a queue: alone, or the rows of several together.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Instant,
+};
+
+use bytes::Bytes;
+use regraft::{AlignedVec, DType, Generation, Model, RuntimeError, Tensor};
+
+use crate::{
+    error::{Kind, Refusal},
+    generations::Label,
+    queue::Job,
+    served::Served,
+};
+
+/// What a request gets.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) outputs: Vec<Output>,
+    /// The weights that it was computed from.
+    pub(crate) label: Arc<Label>,
+}
+
+/// An output, or some rows of one.
+#[derive(Debug)]
+pub(crate) struct Output {
+    pub(crate) dtype: DType,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) bytes: Bytes,
+}
+
+/// A tensor's bytes, to be sent without a copy.
+struct Sent(Tensor);
+
+impl AsRef<[u8]> for Sent {
+    fn as_ref(&self) -> &[u8] {
+        self.0.bytes()
+    }
+}
+
+/// Runs what comes out of the queue of `served` until it is closed and empty.
+pub(crate) fn work(served: &Served) {
+    while let Some(jobs) = served.queue.next() {
+        run(served, jobs);
+    }
+}
+
+fn run(served: &Served, jobs: Vec<Job>) {
+    let begin = Instant::now();
+    jobs.iter().for_each(|job| served.metrics.waited(begin.duration_since(job.queued)));
+    if jobs.len() == 1 {
+        for job in jobs {
+            let outcome = outputs_of(served, &job, &job.inputs);
+            served.metrics.ran(begin.elapsed(), job.rows());
+            let outputs = |outputs: Vec<Tensor>| outputs.into_iter().map(whole).collect();
+            answer(job, outcome.map(|(all, label)| Answer { outputs: outputs(all), label }));
+        }
+        return;
+    }
+    let rows: Vec<usize> = jobs.iter().map(Job::rows).collect();
+    let together = join(&jobs).and_then(|inputs| outputs_of(served, &jobs[0], &inputs));
+    served.metrics.ran(begin.elapsed(), rows.iter().sum());
+    match together {
+        Ok((outputs, label)) => {
+            let parts = split(outputs, &rows);
+            for (job, outputs) in jobs.into_iter().zip(parts) {
+                answer(job, Ok(Answer { outputs, label: label.clone() }));
+            }
+        }
+        // What is wrong with one must not be told to the others.
+        Err(_) => jobs.into_iter().for_each(|job| run(served, vec![job])),
+    }
+}
+
+fn answer(job: Job, outcome: Result<Answer, Refusal>) {
+    // The client may have gone.
+    let _ = job.answer.send(outcome);
+}
+
+fn outputs_of(served: &Served, job: &Job, inputs: &[Tensor]) -> Result<(Vec<Tensor>, Arc<Label>), Refusal> {
+    match &job.variant {
+        Some(variant) => Ok((run_once(&variant.model, inputs)?.0, variant.label.clone())),
+        None => {
+            let (outputs, generation) = run_once(&served.model, inputs)?;
+            Ok((outputs, served.generations.label(&generation)))
+        }
+    }
+}
+
+/// A run that panics is a bug; the server goes on, and says so to the one who asked.
+fn run_once(model: &Model, inputs: &[Tensor]) -> Result<(Vec<Tensor>, Arc<Generation>), Refusal> {
+    // Whatever a run leaves behind is its own: generations are immutable, and a lane that was not given back is dropped.
+    let outcome = catch_unwind(AssertUnwindSafe(|| model.run_and_tell(inputs)));
+    match outcome {
+        Ok(outcome) => outcome.map_err(|error: RuntimeError| Refusal::from(error)),
+        Err(_) => Err(Refusal::new(Kind::Internal, "the run panicked: this is a bug in regraft")),
+    }
+}
+
+fn whole(tensor: Tensor) -> Output {
+    Output { dtype: tensor.dtype(), shape: tensor.shape().to_vec(), bytes: Bytes::from_owner(Sent(tensor)) }
+}
+
+/// The inputs of all jobs, one under the other.
+fn join(jobs: &[Job]) -> Result<Vec<Tensor>, Refusal> {
+    let inputs = jobs[0].inputs.iter().enumerate();
+    let joined = inputs.map(|(index, first)| {
+        let parts = || jobs.iter().map(|job| &job.inputs[index]);
+        stack(first, parts())
+    });
+    joined.collect()
+}
+
+/// Tensors that differ in their first size only, one under the other.
+pub(crate) fn stack<'a>(first: &Tensor, parts: impl Iterator<Item = &'a Tensor> + Clone) -> Result<Tensor, Refusal> {
+    let no_memory = || Refusal::new(Kind::Memory, "there is not enough memory to run the requests together");
+    let len = parts.clone().map(|part| part.bytes().len()).sum();
+    let mut data = AlignedVec::try_zeroed(len).map_err(|_| no_memory())?;
+    let (mut shape, mut at) = (first.shape().to_vec(), 0);
+    shape[0] = parts.clone().map(|part| part.shape()[0]).sum();
+    for part in parts {
+        let bytes = part.bytes();
+        data.bytes_mut()[at..at + bytes.len()].copy_from_slice(bytes);
+        at += bytes.len();
+    }
+    Ok(Tensor::new(first.dtype(), shape, data.into()).expect("as many bytes as the parts have"))
+}
+
+/// The rows of each job, in the memory of all.
+fn split(outputs: Vec<Tensor>, rows: &[usize]) -> Vec<Vec<Output>> {
+    let all: usize = rows.iter().sum();
+    let outputs: Vec<Output> = outputs.into_iter().map(whole).collect();
+    let mut first = 0;
+    let mut parts = Vec::with_capacity(rows.len());
+    for &count in rows {
+        let part = |output: &Output| {
+            let row = output.bytes.len() / all.max(1);
+            let mut shape = output.shape.clone();
+            shape[0] = count;
+            Output { dtype: output.dtype, shape, bytes: output.bytes.slice(first * row..(first + count) * row) }
+        };
+        parts.push(outputs.iter().map(part).collect());
+        first += count;
+    }
+    parts
+}
