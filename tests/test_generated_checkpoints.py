@@ -226,7 +226,8 @@ def test_case(seed: int, tmp_path: Path) -> None:
         assert expected is not None, f"{what}: taken, and PyTorch refuses it"
         with torch.no_grad():
             wanted = expected(x)
-        assert torch.allclose(compiled(x), wanted, rtol=2e-3, atol=2e-4), what
+        # A variance that was swapped for a bias has roots that are none, in PyTorch as here.
+        assert torch.allclose(compiled(x), wanted, rtol=2e-3, atol=2e-4, equal_nan=True), what
 
 
 def refit(module: regraft.Module, path: Path) -> str | None:
