@@ -1,4 +1,4 @@
-//! Adapters that LyCORIS wrote, against what LyCORIS merges them to: `lycoris/generate.py` made both.
+//! Adapters that LyCORIS wrote, against the weights that LyCORIS computes with: `lycoris/generate.py` made both.
 
 use regraft_adapter::{Adapter, AdapterOptions};
 

@@ -72,6 +72,19 @@ def changed(model, base):
     return {k: v.contiguous() for k, v in model.state_dict().items() if not torch.equal(v, base[k])}
 
 
+def merge(network, by):
+    """What the network computes with. `merge_to` of LoHa and LoKr applies alpha / rank twice (4.1.3), and
+    `forward`, which trains and serves them, once."""
+    for module in network.loras:
+        if module.name not in ("loha", "lokr", "kron"):
+            module.merge_to(by)
+            continue
+        weight = module.org_module[0].weight
+        diff = module.get_weight(module.shape) * module.scalar
+        new = module.apply_weight_decompose(weight + diff, by) if module.wd else weight + diff * by
+        weight.data.copy_(new.detach())
+
+
 def merged(number, name, names, options):
     model = Net()
     fill(model, 0)
@@ -94,11 +107,11 @@ def merged(number, name, names, options):
     folder.mkdir(exist_ok=True)
     state = {key: tensor.detach().clone().contiguous() for key, tensor in network.state_dict().items()}
     save_file(state, folder / "lycoris.safetensors")
-    network.merge_to(1.0)
+    merge(network, 1.0)
     save_file(changed(model, base), folder / "merged.safetensors")
     if name in HALVED:
         fill(model, 0)
-        network.merge_to(0.5)
+        merge(network, 0.5)
         save_file(changed(model, base), folder / "half.safetensors")
     print(name, sorted(state))
 

@@ -99,7 +99,7 @@ CASES = {
     "lokr_whole": LoKrConfig(
         r=8, alpha=3, rank_pattern={"wide": 6}, target_modules=[*LINEAR, "conv", "point"]
     ),
-    "oft": OFTConfig(r=0, oft_block_size=2, target_modules=[*LINEAR, "point"], use_cayley_neumann=True),
+    "oft": OFTConfig(r=0, oft_block_size=2, target_modules=["wide", "point"], use_cayley_neumann=True),
     "oft_exact": OFTConfig(r=1, oft_block_size=0, target_modules=LINEAR, use_cayley_neumann=False),
     "oft_shared": OFTConfig(
         r=0,
