@@ -147,7 +147,9 @@ def tar(state: State, folder: Path) -> Path:
         storage_class = getattr(torch, kind)
         key, tensor_key = 1000 + number, 94000000000000 + number
         pickle.dump((key, "cpu", storage_class), storages, protocol=2)
-        storages.write(struct.pack("<q", value.numel()) + value.numpy().tobytes())
+        storages.write(
+            struct.pack("<q", value.numel()) + value.reshape(-1).view(torch.uint8).numpy().tobytes()
+        )
         tensor_class = getattr(torch, kind.replace("Storage", "Tensor"))
         pickle.dump((tensor_key, key, tensor_class), tensors, protocol=2)
         tensors.write(struct.pack("<q", value.dim()))

@@ -298,6 +298,9 @@ def test_advice_follows_the_cause(compiled: regraft.Module, tuned: nn.Module, tm
     found = cause({**folded, "encoder.0.conv.bias": torch.zeros(4), "encoder.1.conv.bias": torch.zeros(4)})
     assert found[0] == "folded_norm" and "partial" not in found[1] and "without optimisation" in found[1]
     assert cause(folded)[0] == "folded_norm"
+    packed = {**state, "head.qweight": torch.zeros(1), "head.qzeros": torch.zeros(1)}
+    del packed["head.weight"]
+    assert cause(packed)[0] == "quantized" and "AWQ or GPTQ" in cause(packed)[1]
     larger = {name: torch.zeros([*value.shape, 2]) for name, value in state.items()}
     assert cause(larger)[0] == "other_model" and "partial" not in cause(larger)[1]
     assert cause({"a.b": torch.ones(1)})[0] == "other_model"

@@ -24,10 +24,12 @@ import pytest
 import torch
 from peft import (
     AdaLoraConfig,
+    BOFTConfig,
     IA3Config,
     LoHaConfig,
     LoKrConfig,
     LoraConfig,
+    OFTConfig,
     PeftConfig,
     PeftModel,
     get_peft_model,
@@ -43,7 +45,7 @@ from small import answers, arrays, compile_model
 
 CASES = int(os.environ.get("REGRAFT_GENERATED", "40"))
 ADAPTERS_OF_A_MODULE = 5
-TRAINED = ("lora_", "hada_", "lokr_", "ia3_")
+TRAINED = ("lora_", "hada_", "lokr_", "ia3_", "oft_")
 TOKENS = (torch.tensor([[3, 0, 8, 7]]),)
 
 
@@ -99,7 +101,9 @@ class Case:
 def random_config(chance: random.Random, base: nn.Module) -> tuple[str, PeftConfig]:
     linear = modules_of(base, nn.Linear, Conv1D)
     plain = modules_of(base, nn.Linear, nn.Conv1d)
-    kind = chance.choice(["lora", "lora", "lora", "lora", "dora", "loha", "lokr", "ia3", "adalora"])
+    kind = chance.choice(
+        ["lora", "lora", "lora", "lora", "dora", "loha", "lokr", "ia3", "adalora", "oft", "boft"]
+    )
     rank, alpha = chance.randint(1, 6), chance.choice([1, 2, 5, 16, 32])
 
     def some(names: list[str]) -> list[str]:
@@ -113,6 +117,17 @@ def random_config(chance: random.Random, base: nn.Module) -> tuple[str, PeftConf
         targets = some(linear)
         return kind, IA3Config(
             target_modules=targets, feedforward_modules=chance.sample(targets, len(targets) // 2)
+        )
+    if kind == "oft":
+        settings = {name: chance.random() < 0.5 for name in ("use_cayley_neumann", "block_share", "coft")}
+        size = chance.choice([2, 4])
+        return kind, OFTConfig(
+            r=0, oft_block_size=size, eps=0.2, target_modules=some(modules_of(base, nn.Linear)), **settings
+        )
+    if kind == "boft":
+        size = chance.choice([2, 4])
+        return kind, BOFTConfig(
+            boft_block_size=size, boft_block_num=0, target_modules=some(modules_of(base, nn.Linear))
         )
     if kind == "adalora":
         targets = some(modules_of(base, nn.Linear))
@@ -144,7 +159,7 @@ def trained(base: nn.Module, config: PeftConfig, seed: int) -> PeftModel:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "lora_magnitude_vector" in name or "ia3_" in name:
+            if any(part in name for part in ("lora_magnitude_vector", "ia3_", "boft_s")):
                 parameter.mul_(1 + 0.3 * torch.rand(parameter.shape, generator=generator))
             elif any(part in name for part in TRAINED):
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)

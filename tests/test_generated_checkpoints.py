@@ -221,12 +221,15 @@ def test_case(seed: int, tmp_path: Path) -> None:
         refusal = refit(compiled, CONTAINERS[container](named, folder))
         if refusal is not None:
             assert expected is None, f"{what}: refused, and PyTorch takes it\n{refusal}"
-            assert torch.equal(compiled(x), before), f"{what}: a refused refit changed something"
+            assert torch.allclose(compiled(x), before, rtol=0, atol=0, equal_nan=True), (
+                f"{what}: a refused refit changed something"
+            )
             continue
         assert expected is not None, f"{what}: taken, and PyTorch refuses it"
         with torch.no_grad():
             wanted = expected(x)
-        assert torch.allclose(compiled(x), wanted, rtol=2e-3, atol=2e-4), what
+        # A variance that was swapped for a bias has roots that are none, in PyTorch as here.
+        assert torch.allclose(compiled(x), wanted, rtol=2e-3, atol=2e-4, equal_nan=True), what
 
 
 def refit(module: regraft.Module, path: Path) -> str | None:

@@ -71,7 +71,7 @@ const MODULES: [&str; 21] = [
     "",
 ];
 
-const PARTS: [&str; 42] = [
+const PARTS: [&str; 48] = [
     "lora_A.weight",
     "lora_B.weight",
     "lora_A.default.weight",
@@ -113,6 +113,12 @@ const PARTS: [&str; 42] = [
     "lora_E",
     "ia3_l",
     "on_input",
+    "oft_R.weight",
+    "oft_embedding_R.weight",
+    "boft_R",
+    "boft_s",
+    "oft_blocks",
+    "rescale",
     "token_adapter.trainable_tokens_delta",
 ];
 
@@ -187,7 +193,7 @@ enum ValueOf {
 }
 
 /// Fields of an `adapter_config.json`.
-const FIELDS: [&str; 16] = [
+const FIELDS: [&str; 22] = [
     "peft_type",
     "r",
     "lora_alpha",
@@ -204,6 +210,12 @@ const FIELDS: [&str; 16] = [
     "target_modules",
     "lora_bias",
     "modules_to_save",
+    "target_parameters",
+    "use_cayley_neumann",
+    "num_cayley_neumann_terms",
+    "block_share",
+    "coft",
+    "eps",
 ];
 
 impl ValueOf {

@@ -76,8 +76,8 @@ class WeightsError(RegraftError, ValueError):
     """Weights cannot be read, or do not fit; nothing was changed.
 
     ``problems`` lists every reason, and ``cause`` says what they have in common: ``few_keys``,
-    ``only_unknown``, ``near_rule``, ``folded_norm``, ``other_model``, ``ambiguous``, ``several`` and others;
-    empty where nothing is known.
+    ``only_unknown``, ``near_rule``, ``folded_norm``, ``quantized``, ``other_model``, ``ambiguous``,
+    ``several`` and others; empty where nothing is known.
     """
 
     problems: tuple[Problem, ...]
@@ -124,6 +124,12 @@ def _help_for(cause: Mapping[str, Any]) -> str:
                 "optimiser folded them into other weights; export the model without optimisation "
                 "(torch.onnx.export(..., optimize=False, do_constant_folding=False)), or save its "
                 "state_dict()"
+            )
+        case "quantized":
+            return (
+                f"the weights are quantized ({cause['format']}), which Regraft does not read: give those in "
+                "float32, float16 or bfloat16 that they were made of, or dequantize them with the tool that "
+                "wrote them"
             )
         case "other_model":
             return "the weights are of another model or size than the compiled one: compile that model"

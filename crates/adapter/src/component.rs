@@ -77,12 +77,14 @@ impl<'a> Component<'a> {
         let config = settings.config;
         let scalings = config.scalings(settings.alpha);
         for (module, target) in targets {
+            let parameter = config.parameter(&module.path);
             let layer = Layer {
                 module: &module.path,
                 parts: parts[module].clone(),
-                scaling: scalings.of(&module.path),
+                scaling: scalings.of(parameter.as_deref().unwrap_or(&module.path)),
                 needs_scale: module.needs_scale(parts[module].values().map(|(key, _)| *key)),
                 config,
+                is_parameter: parameter.is_some(),
             };
             match layer.updates(*target, map) {
                 Ok(updates) => self.layers.extend(updates.into_iter().map(|u| (u, first_key(&layer.parts)))),

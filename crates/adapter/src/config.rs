@@ -17,7 +17,7 @@ use crate::AdapterProblem;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AdapterConfig {
-    /// `LORA`, `ADALORA`, `LOHA`, `LOKR`, `IA3` or `TRAINABLE_TOKENS`.
+    /// `LORA`, `ADALORA`, `LOHA`, `LOKR`, `IA3`, `OFT`, `BOFT` or `TRAINABLE_TOKENS`.
     #[serde(deserialize_with = "null_as_default")]
     pub peft_type: Option<String>,
     /// The rank of layers that `rank_pattern` does not name.
@@ -53,7 +53,7 @@ pub struct AdapterConfig {
 }
 
 /// The kinds of adapters of PEFT that are read.
-const KINDS: [&str; 6] = ["LORA", "ADALORA", "LOHA", "LOKR", "IA3", "TRAINABLE_TOKENS"];
+const KINDS: [&str; 8] = ["LORA", "ADALORA", "LOHA", "LOKR", "IA3", "OFT", "BOFT", "TRAINABLE_TOKENS"];
 
 /// PEFT's rank and alpha where its configuration does not say.
 const PEFT_DEFAULT: usize = 8;
@@ -119,6 +119,16 @@ impl AdapterConfig {
     /// Whether it says the alpha of every module.
     pub(super) fn has_alpha(&self) -> bool {
         self.scaling.is_some() || self.peft_type.is_some() || self.lora_alpha.is_some() || self.alpha.is_some()
+    }
+
+    /// What a setting says that is on or off.
+    pub(super) fn flag(&self, name: &str) -> Option<bool> {
+        self.other.get(name)?.as_bool()
+    }
+
+    /// What a setting says that is a number.
+    pub(super) fn number(&self, name: &str) -> Option<f64> {
+        self.other.get(name)?.as_f64()
     }
 
     /// IA3: whether a module's inputs are scaled, as PEFT decides it.

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use regraft_ir::Role;
-use regraft_tensor::Tensor;
+use regraft_tensor::{DType, Tensor};
 use regraft_weights::{RefitMap, SourceInfo};
 
 use crate::{
     AdapterConfig, AdapterLayer, AdapterProblem, Factors, Magnitude, MagnitudeAxis, Update, config::Scaling,
-    dialect::Part, matrix, resolve::Target,
+    dialect::Part, matrix, oft::ROTATION, resolve::Target,
 };
 
 /// The tensors of one module by what they are, each with its key.
@@ -23,18 +23,30 @@ pub(super) struct Layer<'a, 'l> {
     /// A scale must be said: the tool that wrote the tensors keeps it elsewhere.
     pub(super) needs_scale: bool,
     pub(super) config: &'l AdapterConfig,
+    /// It is a parameter that PEFT adapted without a module's help.
+    pub(super) is_parameter: bool,
 }
 
-type Outcome<T> = Result<T, AdapterProblem>;
+pub(super) type Outcome<T> = Result<T, AdapterProblem>;
 
 /// A weight as updates see it.
 #[derive(Clone, Copy)]
-struct Weight<'a> {
-    info: &'a SourceInfo,
+pub(super) struct Weight<'a> {
+    pub(super) info: &'a SourceInfo,
     /// What it is to the module that is adapted.
-    role: Role,
-    rows: usize,
-    cols: usize,
+    pub(super) role: Role,
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+}
+
+impl Weight<'_> {
+    /// How many rows or columns it has.
+    pub(super) fn lines(&self, axis: MagnitudeAxis) -> usize {
+        match axis {
+            MagnitudeAxis::Rows => self.rows,
+            MagnitudeAxis::Columns => self.cols,
+        }
+    }
 }
 
 /// Factors that were read, and how they lie in the weight.
@@ -78,18 +90,30 @@ impl<'a> Layer<'a, '_> {
 
     fn weight(&self, weight: Weight<'_>) -> Outcome<Update> {
         let has = |parts: &[Part]| parts.iter().any(|part| self.parts.contains_key(part));
+        if self.is_parameter {
+            return self.only(LORA).and_then(|()| self.of_parameter(weight));
+        }
+        if has(ROTATION) {
+            return self.only(ROTATION).and_then(|()| self.rotated(weight));
+        }
         if has(FULL) {
             return self.only(FULL).and_then(|()| self.full(weight));
         }
         if (has(LOHA) || has(LOKR)) && weight.role == Role::LinearInOut {
-            let key = self.parts.values().next().map_or("", |(key, _)| *key);
+            let key = self.first_key();
             return Err(unsupported(key, "the weight is stored as [in, out], which LoHa and LoKr are not defined for"));
         }
         if has(LOHA) {
-            return self.only(LOHA).and_then(|()| self.hadamard(weight));
+            return self
+                .only(LOHA)
+                .and_then(|()| self.hadamard(weight))
+                .and_then(|update| self.decomposed(update, weight));
         }
         if has(LOKR) {
-            return self.only(LOKR).and_then(|()| self.kronecker(weight));
+            return self
+                .only(LOKR)
+                .and_then(|()| self.kronecker(weight))
+                .and_then(|update| self.decomposed(update, weight));
         }
         let mut product = match has(EMBEDDING) {
             true => self.only(EMBEDDING).and_then(|()| self.embedding(weight))?,
@@ -98,21 +122,21 @@ impl<'a> Layer<'a, '_> {
         let scale = match self.given(Part::Singular) {
             Some(given) => self.with_singular_values(given, &mut product)?,
             None => {
-                self.check_rank(self.parts.values().next().map_or("", |(key, _)| *key), product.rank)?;
+                self.check_rank(self.first_key(), product.rank)?;
                 self.scale(product.rank)?
             }
         };
         let magnitude = self.magnitude(weight, product.outputs)?;
-        if self.config.use_dora && magnitude.is_none() {
-            let key = self.parts.values().next().map_or("", |(key, _)| *key);
+        if self.config.use_dora && magnitude.is_none() && self.norms_of_inputs(weight)?.is_none() {
+            let key = self.first_key();
             return Err(incomplete(key, Part::Magnitude.name()));
         }
-        Ok(Update::LowRank { factors: product.factors, scale, magnitude })
+        self.decomposed(Update::LowRank { factors: product.factors, scale, magnitude }, weight)
     }
 
     /// Checks that there are no parts of other kinds, which would be left out.
     fn only(&self, kind: &[Part]) -> Outcome<()> {
-        let others = [FULL, LOHA, LOKR, EMBEDDING, LORA, IA3].into_iter().filter(|other| *other != kind);
+        let others = [FULL, LOHA, LOKR, EMBEDDING, LORA, IA3, ROTATION].into_iter().filter(|other| *other != kind);
         match others.flatten().find_map(|part| self.given(*part)) {
             Some((key, _)) => Err(unsupported(key, "the file has an update of another kind for the same module")),
             None => Ok(()),
@@ -318,7 +342,8 @@ impl<'a> Layer<'a, '_> {
             _ => (MagnitudeAxis::Rows, factors.clone()),
         };
         let mut layers = vec![AdapterLayer { source, update: Update::Scaled { axis, factors: weights } }];
-        let is_scaled = |source: &usize| !on_inputs && info_of(map, *source).dtype.is_float();
+        // LyCORIS leaves the bias as it is.
+        let is_scaled = |source: &usize| !on_inputs && !from_lycoris && info_of(map, *source).dtype.is_float();
         if let Some(source) = bias.filter(is_scaled) {
             layers.push(AdapterLayer { source, update: Update::Scaled { axis: MagnitudeAxis::Rows, factors } });
         }
@@ -397,7 +422,7 @@ impl<'a> Layer<'a, '_> {
     }
 
     /// The file's alpha over the rank, or what the configuration says.
-    fn scale(&self, rank: usize) -> Outcome<f64> {
+    pub(super) fn scale(&self, rank: usize) -> Outcome<f64> {
         let Some((key, alpha)) = self.given(Part::Alpha) else { return self.said_scale(rank) };
         let values = if alpha.numel() == 1 { alpha.to_f64_vec() } else { Vec::new() };
         match values.as_slice() {
@@ -419,7 +444,7 @@ impl<'a> Layer<'a, '_> {
     }
 
     /// Factors of another rank than the configuration says are not those that it is about.
-    fn check_rank(&self, key: &str, rank: usize) -> Outcome<()> {
+    pub(super) fn check_rank(&self, key: &str, rank: usize) -> Outcome<()> {
         let said = self.scaling.rank.filter(|_| self.config.r.is_some() && !self.parts.contains_key(&Part::Alpha));
         match said.filter(|said| *said != rank) {
             Some(said) => {
@@ -448,18 +473,43 @@ impl<'a> Layer<'a, '_> {
         // `[out, 1, ...]` are norms of outputs, `[1, in, ...]` of inputs: one per column only where there is no kernel.
         let per_row = values.shape().first() == Some(&weight.rows) && values.numel() == weight.rows;
         let axis = if per_row { MagnitudeAxis::Rows } else { MagnitudeAxis::Columns };
-        if !per_row && values.numel() != weight.cols && weight.info.shape.len() > 2 {
-            return Err(unsupported(key, "norms over the inputs of a convolution with a kernel are not supported"));
+        if self.norms_of_inputs(weight)?.is_some() {
+            return Ok(None);
         }
         Ok(Some(Magnitude { axis, values: norms(key, values, weight, axis)? }))
     }
 
-    fn given(&self, part: Part) -> Option<(&'a str, &'a Tensor)> {
+    /// LyCORIS's norms of the inputs of a convolution with a kernel, `[1, in, 1, ...]`, and columns of each.
+    fn norms_of_inputs(&self, weight: Weight<'_>) -> Outcome<Option<(Tensor, usize)>> {
+        let Some((key, values)) = self.given(Part::DoraScale) else { return Ok(None) };
+        let [_, inputs, kernel @ ..] = weight.info.shape.as_slice() else { return Ok(None) };
+        let taps = kernel.iter().product::<usize>();
+        let is_theirs = values.shape().len() == weight.info.shape.len() && values.shape()[..2] == [1, *inputs];
+        match taps > 1 && is_theirs && values.numel() == *inputs {
+            true => Ok(Some((matrix::flat(key, values, 1)?, taps))),
+            false => Ok(None),
+        }
+    }
+
+    /// The update with norms that are of neither rows nor columns, where the file has those.
+    fn decomposed(&self, update: Update, weight: Weight<'_>) -> Outcome<Update> {
+        let Some((norms, taps)) = self.norms_of_inputs(weight)? else { return Ok(update) };
+        let (delta, _) = update.delta(weight.rows, weight.cols);
+        let delta = Tensor::from_f64(DType::F32, &[weight.rows, weight.cols], &delta);
+        Ok(Update::Decomposed { delta, taps, norms })
+    }
+
+    pub(super) fn given(&self, part: Part) -> Option<(&'a str, &'a Tensor)> {
         self.parts.get(&part).copied()
     }
 
+    /// Some key of the module, for messages.
+    pub(super) fn first_key(&self) -> &'a str {
+        self.parts.values().next().map_or("", |(key, _)| *key)
+    }
+
     /// A part that must be there because `other` is.
-    fn part(&self, part: Part, other: Part) -> Outcome<(&'a str, &'a Tensor)> {
+    pub(super) fn part(&self, part: Part, other: Part) -> Outcome<(&'a str, &'a Tensor)> {
         self.given(part).ok_or_else(|| {
             let there = self.given(other).or_else(|| self.parts.values().next().copied());
             incomplete(there.map_or("", |(key, _)| key), part.name())
@@ -518,10 +568,7 @@ fn rank_of(key: &str, down: &Tensor, weight: Weight<'_>) -> Outcome<usize> {
 }
 
 fn norms(key: &str, values: &Tensor, weight: Weight<'_>, axis: MagnitudeAxis) -> Outcome<Tensor> {
-    let wanted = match axis {
-        MagnitudeAxis::Rows => weight.rows,
-        MagnitudeAxis::Columns => weight.cols,
-    };
+    let wanted = weight.lines(axis);
     let norms = matrix::flat(key, values, values.numel().max(1))?;
     match values.numel() == wanted {
         true => Ok(norms),
@@ -529,11 +576,11 @@ fn norms(key: &str, values: &Tensor, weight: Weight<'_>, axis: MagnitudeAxis) ->
     }
 }
 
-fn incomplete(key: &str, missing: &str) -> AdapterProblem {
+pub(super) fn incomplete(key: &str, missing: &str) -> AdapterProblem {
     AdapterProblem::Incomplete { key: key.into(), missing: missing.into() }
 }
 
-fn unsupported(key: &str, why: &str) -> AdapterProblem {
+pub(super) fn unsupported(key: &str, why: &str) -> AdapterProblem {
     AdapterProblem::Unsupported { key: key.into(), why: why.into() }
 }
 

@@ -13,12 +13,15 @@ mod fused;
 mod layer;
 mod matrix;
 mod metadata;
+mod oft;
 mod overlay;
+mod parameter;
 mod problem;
 mod read;
 mod reference;
 mod resolve;
 mod rewrite;
+mod rotation;
 mod set;
 
 use regraft_tensor::Tensor;
@@ -30,6 +33,7 @@ pub use self::{
     overlay::{Delta, LowRank, Matrix, Norms, Overlay, Term},
     problem::AdapterProblem,
     read::{AdapterOptions, read_config},
+    rotation::{Rotation, Turn},
     set::AdapterSet,
 };
 
@@ -150,6 +154,17 @@ pub enum Update {
         /// One factor per row or column, f32.
         factors: Tensor,
     },
+    /// DoRA with a norm per input of a convolution with a kernel: `norms * (W + delta) / norm(W + delta)`.
+    Decomposed {
+        /// `rows x cols`, with the file's factor.
+        delta: Tensor,
+        /// Columns of one input.
+        taps: usize,
+        /// One norm per input, f32.
+        norms: Tensor,
+    },
+    /// OFT, BOFT: rows or columns are mixed.
+    Rotated(Rotation),
 }
 
 impl Update {
@@ -168,6 +183,12 @@ impl Update {
             }
             Update::Scaled { axis: MagnitudeAxis::Rows, factors } => (factors.numel(), cols),
             Update::Scaled { axis: MagnitudeAxis::Columns, factors } => (rows, factors.numel()),
+            Update::Decomposed { delta, taps, norms } if norms.numel() * taps == of(delta, 1) => {
+                (of(delta, 0), of(delta, 1))
+            }
+            Update::Decomposed { .. } => (usize::MAX, cols),
+            Update::Rotated(rotation) if rotation.is_of(rows, cols) => (rows, cols),
+            Update::Rotated(_) => (usize::MAX, cols),
         }
     }
 }
@@ -192,17 +213,22 @@ impl Update {
             Update::Full { delta, .. } => vec![delta],
             Update::Replace { values } | Update::Rows { values, .. } => vec![values],
             Update::Scaled { factors, .. } => vec![factors],
+            Update::Decomposed { delta, norms, .. } => vec![delta, norms],
+            Update::Rotated(rotation) => rotation.tensors().collect(),
         };
         tensors.extend(self.magnitude().map(|magnitude| &magnitude.values));
         tensors
     }
 
     /// Which rows, or which axis.
-    fn places(&self) -> (&[usize], Option<MagnitudeAxis>) {
+    fn places(&self) -> (Vec<&[usize]>, Option<MagnitudeAxis>) {
         match self {
-            Update::Rows { rows, .. } => (rows, None),
-            Update::Scaled { axis, .. } => (&[], Some(*axis)),
-            _ => (&[], None),
+            Update::Rows { rows, .. } => (vec![rows], None),
+            Update::Scaled { axis, .. } => (vec![], Some(*axis)),
+            Update::Rotated(rotation) => {
+                (rotation.turns.iter().map(|turn| turn.places.as_slice()).collect(), Some(rotation.axis))
+            }
+            _ => (vec![], None),
         }
     }
 
@@ -212,7 +238,11 @@ impl Update {
             | Update::Hadamard { scale, .. }
             | Update::Kronecker { scale, .. }
             | Update::Full { scale, .. } => *scale,
-            Update::Replace { .. } | Update::Rows { .. } | Update::Scaled { .. } => 1.0,
+            Update::Replace { .. }
+            | Update::Rows { .. }
+            | Update::Scaled { .. }
+            | Update::Decomposed { .. }
+            | Update::Rotated(_) => 1.0,
         }
     }
 
@@ -221,7 +251,12 @@ impl Update {
             Update::LowRank { magnitude, .. }
             | Update::Hadamard { magnitude, .. }
             | Update::Kronecker { magnitude, .. } => magnitude.as_ref(),
-            Update::Full { .. } | Update::Replace { .. } | Update::Rows { .. } | Update::Scaled { .. } => None,
+            Update::Full { .. }
+            | Update::Replace { .. }
+            | Update::Rows { .. }
+            | Update::Scaled { .. }
+            | Update::Decomposed { .. }
+            | Update::Rotated(_) => None,
         }
     }
 }

@@ -153,7 +153,11 @@ impl Term {
                 (Delta::Kronecker { left, right }, magnitude.as_ref())
             }
             Update::Full { delta, scale } => (Delta::Full { delta: delta.clone(), scale: (scale * by) as f32 }, None),
-            Update::Replace { .. } | Update::Rows { .. } | Update::Scaled { .. } => {
+            Update::Replace { .. }
+            | Update::Rows { .. }
+            | Update::Scaled { .. }
+            | Update::Decomposed { .. }
+            | Update::Rotated(_) => {
                 unreachable!("rewrites are no terms")
             }
         };

@@ -15,6 +15,7 @@ use crate::{
     fused,
     layer::Parts,
     metadata::Configs,
+    parameter,
     resolve::Modules,
 };
 
@@ -126,12 +127,13 @@ fn read(
     let split = fused::split(weights, map);
     let weights = split.as_ref().unwrap_or(weights);
     let configs = Configs::new(weights, options, problems);
-    let parts = take_apart(weights, problems);
+    let parts = parameter::named(take_apart(weights, problems), |name| configs.of(name), map, problems);
     let mut components: BTreeMap<_, BTreeMap<&ModuleName, &Parts<'_>>> = BTreeMap::new();
     for (module, parts) in &parts {
         components.entry(module.component).or_default().insert(module, parts);
     }
-    let modules = Modules::new(map);
+    let targets = components.keys().flat_map(|name| configs.of(*name).target_parameters());
+    let modules = Modules::new(map, targets.map(|name| name.rsplit('.').next().unwrap_or(name)).collect());
     let alpha = configs.alpha().or(options.alpha);
     let settings = |name| Settings { config: configs.of(name), alpha };
     if options.alpha.is_some() && !needs_alpha(&components, &configs) {

@@ -24,7 +24,8 @@ impl Update {
         Tensor::from_f64(source.dtype(), source.shape(), &values)
     }
 
-    fn delta(&self, rows: usize, cols: usize) -> (Vec<f64>, Option<&Magnitude>) {
+    /// What is added, with the file's factor, and DoRA's norms.
+    pub(crate) fn delta(&self, rows: usize, cols: usize) -> (Vec<f64>, Option<&Magnitude>) {
         let (values, scale, magnitude) = match self {
             Update::LowRank { factors, scale, magnitude } => (factors.product(rows, cols), scale, magnitude.as_ref()),
             Update::Hadamard { first, second, scale, magnitude } => {
@@ -39,7 +40,11 @@ impl Update {
                 ((0..rows * cols).map(|e| at(e / cols, e % cols)).collect(), scale, magnitude.as_ref())
             }
             Update::Full { delta, scale } => (delta.to_f64_vec(), scale, None),
-            Update::Replace { .. } | Update::Rows { .. } | Update::Scaled { .. } => {
+            Update::Replace { .. }
+            | Update::Rows { .. }
+            | Update::Scaled { .. }
+            | Update::Decomposed { .. }
+            | Update::Rotated(_) => {
                 unreachable!("rewrites have no delta")
             }
         };

@@ -48,7 +48,8 @@ pub(super) enum Resolved {
 }
 
 impl<'a> Modules<'a> {
-    pub(super) fn new(map: &'a RefitMap) -> Self {
+    /// Those of `map`, and its parameters of these names as if they were modules.
+    pub(super) fn new(map: &'a RefitMap, parameters: BTreeSet<&str>) -> Self {
         let mut dotted: BTreeMap<&str, Target> = BTreeMap::new();
         for (name, index) in map.uses_by_name() {
             // `torch.nn.MultiheadAttention` holds the stacked projections itself.
@@ -57,6 +58,8 @@ impl<'a> Modules<'a> {
                 dotted.entry(module).or_default().weight = Some(index);
             } else if let Some(module) = of([".bias", ".in_proj_bias"]) {
                 dotted.entry(module).or_default().bias = Some(index);
+            } else if name.rsplit('.').next().is_some_and(|last| parameters.contains(last)) {
+                dotted.entry(name).or_default().weight = Some(index);
             }
         }
         let mut flat: HashMap<String, Vec<&str>> = HashMap::new();

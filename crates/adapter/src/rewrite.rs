@@ -2,12 +2,19 @@
 
 use regraft_tensor::{AlignedVec, DType, Tensor};
 
-use crate::{MagnitudeAxis, Update};
+use crate::{MagnitudeAxis, Rotation, Update};
 
 impl Update {
     /// Whether it is no sum: what it makes of a source is made first, and other updates add to that.
     pub fn is_rewrite(&self) -> bool {
-        matches!(self, Update::Replace { .. } | Update::Rows { .. } | Update::Scaled { .. })
+        match self {
+            Update::Replace { .. }
+            | Update::Rows { .. }
+            | Update::Scaled { .. }
+            | Update::Decomposed { .. }
+            | Update::Rotated(_) => true,
+            Update::LowRank { .. } | Update::Hadamard { .. } | Update::Kronecker { .. } | Update::Full { .. } => false,
+        }
     }
 
     /// What a rewrite makes of `source`, in the source's dtype; the source itself where this is none.
@@ -24,6 +31,8 @@ impl Update {
                 shaped_as(source, data)
             }
             Update::Scaled { axis, factors } => scaled(source, *axis, &factors.to_f64_vec(), by),
+            Update::Decomposed { delta, taps, norms } => decomposed(source, (delta, *taps), norms, by),
+            Update::Rotated(rotation) => rotated(source, rotation, by),
             Update::LowRank { .. } | Update::Hadamard { .. } | Update::Kronecker { .. } | Update::Full { .. } => {
                 source.clone()
             }
@@ -34,6 +43,29 @@ impl Update {
 fn shaped_as(source: &Tensor, data: AlignedVec) -> Tensor {
     let tensor = Tensor::new(source.dtype(), source.shape().to_vec(), data.into());
     tensor.expect("an update is of its source's size")
+}
+
+/// As the reference of DoRA, with a norm for the columns of each input.
+fn decomposed(source: &Tensor, (delta, taps): (&Tensor, usize), norms: &Tensor, by: f64) -> Tensor {
+    let (deltas, norms) = (delta.to_f64_vec(), norms.to_f64_vec());
+    let input = |e: usize| e % (norms.len() * taps) / taps;
+    let mut values = source.to_f64_vec();
+    let mut squares = vec![0.0; norms.len()];
+    for (e, (value, delta)) in values.iter_mut().zip(&deltas).enumerate() {
+        *value += by * delta;
+        squares[input(e)] += *value * *value;
+    }
+    values.iter_mut().enumerate().for_each(|(e, value)| *value *= norms[input(e)] / squares[input(e)].sqrt());
+    Tensor::from_f64(source.dtype(), source.shape(), &values)
+}
+
+/// Sums are of f64, and rounded once to the source's dtype.
+fn rotated(source: &Tensor, rotation: &Rotation, by: f64) -> Tensor {
+    let rows = source.shape().first().copied().unwrap_or(1);
+    let cols = (source.numel() / rows.max(1)).max(1);
+    let mut values = source.to_f64_vec();
+    rotation.apply(&mut values, (rows, cols), by);
+    Tensor::from_f64(source.dtype(), source.shape(), &values)
 }
 
 /// Each product is rounded once to f32, as PyTorch does, and then to the source's dtype.

@@ -94,12 +94,12 @@ impl AdapterSet {
     }
 }
 
-/// Whether both updates bring values for the same place.
+/// Whether both updates bring values for the same place, or would come out otherwise in the other order.
 fn both_bring(one: &Update, other: &Update) -> bool {
     match (one, other) {
-        (Update::Replace { .. }, Update::Replace { .. } | Update::Rows { .. })
-        | (Update::Rows { .. }, Update::Replace { .. }) => true,
         (Update::Rows { rows, .. }, Update::Rows { rows: others, .. }) => rows.iter().any(|row| others.contains(row)),
-        _ => false,
+        // Factors may be multiplied in any order.
+        (Update::Scaled { .. }, Update::Scaled { .. }) => false,
+        _ => one.is_rewrite() && other.is_rewrite(),
     }
 }

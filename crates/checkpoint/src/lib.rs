@@ -98,6 +98,10 @@ fn unknown(bytes: &[u8]) -> FileProblem {
         [b'v', b'e', b'r', b's', b'i', b'o', b'n', b' ', rest @ ..] if rest.starts_with(b"https://git-lfs") => {
             FileProblem::new("it is a pointer of Git LFS, not the file itself", "fetch the file with `git lfs pull`")
         }
+        [b'G', b'G', b'U', b'F', ..] => FileProblem::new(
+            "it is a GGUF file, which Regraft does not read: its weights are quantized, and named otherwise",
+            "give the model's .safetensors, which it was made of",
+        ),
         _ => FileProblem::new(
             "it is no weight file: it begins like none of the known formats",
             "known are .safetensors, .pt, .pth and .bin of torch.save, .pt2, .onnx, and an index.json of shards",

@@ -146,6 +146,10 @@ fn help_for(misfit: &Misfit) -> Option<String> {
              export the model without optimisation (torch.onnx.export(..., optimize=False, do_constant_folding=False)), or \
              save its state_dict"
         ),
+        Cause::Quantized { format } => format!(
+            "the weights of the file are quantized ({format}), which Regraft does not read: give those in f32, f16 or bf16 that \
+             they were made of, or dequantize them with the tool that wrote them"
+        ),
         Cause::OtherModel => "the file is of another model or size than the engine; compile its program".to_owned(),
         Cause::Ambiguous => "say which is meant: --rename FROM=TO, or --key for one part of the file".to_owned(),
         Cause::NotIdentical => {

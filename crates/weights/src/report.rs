@@ -72,12 +72,6 @@ pub struct RefitReport {
     pub recomputed_slots: Vec<SlotReport>,
     /// Slots shared with the generation before.
     pub shared_slots: Vec<String>,
-    /// Sources that were asked for and not given. Empty in a refit that went through.
-    pub missing: Vec<String>,
-    /// Names that were given and the engine does not know. Empty in a refit that went through.
-    pub unknown: Vec<String>,
-    /// Sources whose shape or dtype does not fit. Empty in a refit that went through.
-    pub mismatched: Vec<String>,
     /// Bytes of slots written.
     pub bytes: usize,
     /// Milliseconds per phase, in order.

@@ -4,12 +4,14 @@
 use super::{Key, ModuleName, Part, peft};
 
 /// Parts that follow the name of a module.
-const PARTS: [(&str, Part); 7] = [
+const PARTS: [(&str, Part); 9] = [
     (".lora_down.weight", Part::Down),
     (".lora_up.weight", Part::Up),
     (".lora_mid.weight", Part::Mid),
     (".alpha", Part::Alpha),
     (".dora_scale", Part::DoraScale),
+    (".oft_blocks", Part::OftBlocks),
+    (".rescale", Part::Rescale),
     (".diff", Part::Diff),
     (".diff_b", Part::DiffBias),
 ];

@@ -31,9 +31,17 @@ pub(super) fn read(key: &str) -> Key {
         "lora_mid.weight" => Part::Mid,
         "alpha" => Part::Alpha,
         "dora_scale" => Part::DoraScale,
+        "oft_blocks" => Part::OftBlocks,
+        "rescale" => Part::Rescale,
         // LyCORIS calls those of norms `w_norm` and `b_norm`.
         "diff" | "w_norm" => Part::Diff,
         "diff_b" | "b_norm" => Part::DiffBias,
+        "a1.weight" | "a2.weight" | "b1.weight" | "b2.weight" | "bm1.weight" | "bm2.weight" => {
+            return Key::Refused("GLoRA is not supported: merge the adapter with LyCORIS");
+        }
+        "lambda_layer" | "p_layer.weight" | "q_layer.weight" => {
+            return Key::Refused("T-LoRA is not supported: merge the adapter with LyCORIS");
+        }
         // LyCORIS's IA3.
         "weight" => Part::Ia3,
         "on_input" => Part::OnInput,

@@ -60,6 +60,18 @@ pub(super) enum Part {
     LokrT2,
     /// AdaLoRA: the singular values, `[r, 1]`.
     Singular,
+    /// OFT of PEFT: upper triangles of the skew-symmetric matrices of rotations.
+    OftR,
+    /// The same, of an embedding.
+    OftEmbeddingR,
+    /// BOFT of PEFT: matrices of rotations.
+    BoftR,
+    /// BOFT of PEFT: a scale per output.
+    BoftS,
+    /// OFT and BOFT of LyCORIS.
+    OftBlocks,
+    /// OFT and BOFT of LyCORIS: a scale per output.
+    Rescale,
     /// IA3: what outputs or inputs are scaled by.
     Ia3,
     /// LyCORIS's IA3: whether it is inputs that are scaled.
@@ -105,6 +117,12 @@ impl Part {
             Part::LokrW2B => "lokr_w2_b",
             Part::LokrT2 => "lokr_t2",
             Part::Singular => "lora_E",
+            Part::OftR => "oft_R",
+            Part::OftEmbeddingR => "oft_embedding_R",
+            Part::BoftR => "boft_R",
+            Part::BoftS => "boft_s",
+            Part::OftBlocks => "oft_blocks",
+            Part::Rescale => "rescale",
             Part::Ia3 => "ia3_l",
             Part::OnInput => "on_input",
             Part::Weight => "weight",

@@ -20,6 +20,9 @@ pub(super) fn read(key: &str) -> Key {
         }
         // PEFT puts no component in front: the path is the module's name in the model that was trained.
         Some((path, part)) => Key::Part(ModuleName { component: None, path: unwrapped(path), flat: false }, part),
+        None if name.split('.').any(|segment| segment == "oft_r") => Key::Refused(
+            "OFT as PEFT wrote it before 0.15, which newer versions read otherwise: merge it with that version",
+        ),
         None => whole(name),
     }
 }
@@ -77,6 +80,10 @@ fn part(segment: &str, after: &[&str]) -> Option<Part> {
         "lora_magnitude_vector" => Part::Magnitude,
         "lora_E" => Part::Singular,
         "ia3_l" => Part::Ia3,
+        "oft_R" => Part::OftR,
+        "oft_embedding_R" => Part::OftEmbeddingR,
+        "boft_R" => Part::BoftR,
+        "boft_s" => Part::BoftS,
         "trainable_tokens_delta" => Part::Tokens,
         _ => Part::of_lycoris(segment)?,
     };

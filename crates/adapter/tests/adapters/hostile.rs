@@ -10,7 +10,7 @@ use crate::{config, map};
 const DIMS: [usize; 8] = [0, 1, 2, 3, 4, 6, 12, 24];
 const DTYPES: [DType; 6] = [DType::F32, DType::F32, DType::F16, DType::F64, DType::I64, DType::Bool];
 const MODULES: [&str; 6] = ["fc", "square", "conv", "line", "emb", "empty"];
-const PARTS: [&str; 31] = [
+const PARTS: [&str; 37] = [
     "lora_down.weight",
     "lora_up.weight",
     "lora_mid.weight",
@@ -41,6 +41,12 @@ const PARTS: [&str; 31] = [
     "bias",
     "base_layer.weight",
     "on_input",
+    "oft_R.weight",
+    "oft_embedding_R.weight",
+    "boft_R",
+    "boft_s",
+    "oft_blocks",
+    "rescale",
     "token_adapter.trainable_tokens_delta",
 ];
 const PREFIXES: [&str; 6] = ["", "unet.", "base_model.model.", "lora_unet_", "lycoris_", "lora_te2_"];

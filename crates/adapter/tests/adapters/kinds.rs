@@ -30,7 +30,7 @@ fn scale_of(adapter: &Adapter) -> f64 {
         | Update::Hadamard { scale, .. }
         | Update::Kronecker { scale, .. }
         | Update::Full { scale, .. } => *scale,
-        Update::Replace { .. } | Update::Rows { .. } | Update::Scaled { .. } => panic!("no scale"),
+        _ => panic!("no scale"),
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod hostile;
 mod kinds;
+mod lycoris;
 mod names;
 mod peft;
 mod problems;

@@ -6,7 +6,7 @@ use regraft_tensor::Tensor;
 use crate::{beside, map};
 
 /// The largest difference over the largest value.
-fn difference(ours: &Tensor, expected: &Tensor) -> f64 {
+pub(crate) fn difference(ours: &Tensor, expected: &Tensor) -> f64 {
     let (ours, expected) = (ours.to_f64_vec(), expected.to_f64_vec());
     let largest = expected.iter().fold(0f64, |m, v| m.max(v.abs()));
     ours.iter().zip(&expected).fold(0f64, |m, (a, b)| m.max((a - b).abs())) / largest
@@ -14,7 +14,9 @@ fn difference(ours: &Tensor, expected: &Tensor) -> f64 {
 
 fn check(case: &str) {
     let folder = beside("peft").join(case);
-    let base = regraft_checkpoint::open(&beside("peft/base.safetensors")).expect("base weights");
+    let own = folder.join("base.safetensors");
+    let base = if own.exists() { own } else { beside("peft/base.safetensors") };
+    let base = regraft_checkpoint::open(&base).expect("base weights");
     let merged = regraft_checkpoint::open(&folder.join("merged.safetensors")).expect("merged weights");
     let map = map(base.iter().map(|(name, tensor)| (name, tensor.shape())));
     let adapter = Adapter::open(&folder, &AdapterOptions::default(), &map, regraft_checkpoint::open)
@@ -53,5 +55,12 @@ cases!(
     loha_effective,
     lokr,
     lokr_effective,
-    lokr_whole
+    lokr_whole,
+    oft,
+    oft_exact,
+    oft_shared,
+    boft,
+    boft_blocks,
+    boft_butterflies,
+    experts
 );

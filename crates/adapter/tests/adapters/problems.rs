@@ -126,3 +126,44 @@ fn factors_are_floats() {
     weights.insert("fc.lora_A.weight", Tensor::from_i64(DType::I64, &[2, 4], &[1; 8]));
     assert_eq!(problems(&weights, &map), ["fc.lora_A.weight: expected floats, found i64[2, 4]"]);
 }
+
+/// Shapes that claim more blocks than there are numbers, and what no weight does.
+#[test]
+fn rotations_that_are_none_are_refused() {
+    let oft =
+        |more: &str| config(&format!(r#"{{"peft_type": "OFT", "use_cayley_neumann": false, "coft": false{more}}}"#));
+    let said = oft(r#", "block_share": false"#);
+    let map = map([("fc.weight", &[6, 4][..]), ("conv.weight", &[6, 4, 3, 3])]);
+    let of = |key: &str, shape: &[usize], config: &_| problems_with(&dict([(key, shape)]), config, &map).join("; ");
+    let key = "base_model.model.fc.oft_R.weight";
+    assert!(of(key, &[1 << 40, 0], &said).contains("expected blocks for 4 inputs"));
+    assert!(of(key, &[0, 1 << 62], &said).contains("fc.oft_R.weight: expected"));
+    assert!(of(key, &[3, 1], &said).contains("expected blocks for 4 inputs"));
+    assert!(of(key, &[2, 1], &oft("")).contains("does not say `block_share`"));
+    assert!(of(key, &[2, 1], &config("{}")).contains("has no adapter_config.json"));
+    assert!(of("base_model.model.conv.oft_R.weight", &[18, 1], &said).contains("adds them where they overlap"));
+    assert!(of("base_model.model.fc.oft_r", &[2, 2, 2], &said).contains("before 0.15"));
+    assert!(of("base_model.model.fc.boft_R", &[1, 2, 2, 2], &said).contains("has no boft_s beside it"));
+    assert!(of("lycoris_fc.oft_blocks", &[3, 2, 2], &config("{}")).contains("has no alpha beside it"));
+    assert!(of("lycoris_fc.a1.weight", &[2, 4], &config("{}")).contains("GLoRA is not supported"));
+}
+
+/// Which parameter is meant, and how it lies, is told by shapes that fit one way only.
+#[test]
+fn parameters_that_cannot_be_told_apart_are_refused() {
+    let targets = config(
+        r#"{"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_parameters": ["experts.up", "experts.gate"]}"#,
+    );
+    let keys = ["base_layer.lora_A", "base_layer.lora_B", "lora_A", "lora_B"];
+    let keys = keys.map(|part| format!("base_model.model.experts.{part}.weight"));
+    let of = |rows: usize, cols: usize| {
+        let shapes = [[3, cols], [rows, 3], [3, cols], [rows, 3]];
+        dict(keys.iter().zip(&shapes).map(|(key, shape)| (key.as_str(), &shape[..])))
+    };
+    let alike = map([("experts.up", &[3, 6, 4][..]), ("experts.gate", &[3, 6, 4])]);
+    assert!(problems_with(&of(6, 4), &targets, &alike).join("; ").contains("may mean experts.gate or experts.up"));
+    let square = map([("experts.up", &[3, 4, 4][..])]);
+    let one = config(r#"{"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_parameters": ["experts.up"]}"#);
+    let weights = dict([(keys[2].as_str(), &[3, 4][..]), (keys[3].as_str(), &[4, 3])]);
+    assert!(problems_with(&weights, &one, &square).join("; ").contains("its shape does not tell"));
+}

@@ -53,6 +53,7 @@ fn the_length_of_a_header_is_no_other_format() {
 #[test]
 fn unknown_files_are_refused_with_advice() {
     refused(open_as("x", b""), "it is empty");
+    refused(open_as("x.gguf", b"GGUF\x03\0\0\0"), "it is a GGUF file");
     refused(open_as("x", b"hello"), "begins like none of the known formats");
     refused(open_as("x.safetensors", b"version https://git-lfs.github.com/spec/v1\n"), "a pointer of Git LFS");
     refused(open_as("x", b"\x80\x02}q\0."), "it is a pickle that torch.save did not write");

@@ -4,10 +4,12 @@
 
 import json
 import pathlib
+import sys
 
 import numpy
 import torch
-from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
+from peft import BOFTConfig, LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, get_peft_model
+from peft.tuners.boft import layer as boft
 from peft.tuners.lokr import layer as lokr
 from safetensors.torch import save_file
 from torch import nn
@@ -30,6 +32,27 @@ class Net(nn.Module):
         self.emb = nn.Embedding(7, 4)
         self.gpt = Conv1D(6, 4)
         self.gpt_square = Conv1D(5, 5)
+
+    def forward(self, x):
+        return x
+
+
+class Experts(nn.Module):
+    """Parameters with an axis of experts."""
+
+    def __init__(self):
+        super().__init__()
+        self.up = nn.Parameter(torch.zeros(3, 6, 4))
+        self.down = nn.Parameter(torch.zeros(3, 4, 5))
+
+
+class Mixture(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.wide = nn.Linear(4, 6)
+        self.conv_square = nn.Conv2d(4, 6, 3)
+        self.router = nn.Linear(4, 3, bias=False)
+        self.experts = Experts()
 
     def forward(self, x):
         return x
@@ -76,7 +99,32 @@ CASES = {
     "lokr_whole": LoKrConfig(
         r=8, alpha=3, rank_pattern={"wide": 6}, target_modules=[*LINEAR, "conv", "point"]
     ),
+    "oft": OFTConfig(r=0, oft_block_size=2, target_modules=["wide", "point"], use_cayley_neumann=True),
+    "oft_exact": OFTConfig(r=1, oft_block_size=0, target_modules=LINEAR, use_cayley_neumann=False),
+    "oft_shared": OFTConfig(
+        r=0,
+        oft_block_size=2,
+        target_modules=["wide"],
+        use_cayley_neumann=False,
+        block_share=True,
+        coft=True,
+        eps=0.3,
+    ),
+    "boft": BOFTConfig(boft_block_num=1, boft_block_size=0, target_modules=[*LINEAR, "point"]),
+    "boft_blocks": BOFTConfig(boft_block_size=2, boft_block_num=0, target_modules=["wide", "conv_square"]),
+    "boft_butterflies": BOFTConfig(
+        boft_block_size=2, boft_block_num=0, boft_n_butterfly_factor=2, target_modules=["wide"]
+    ),
+    "experts": LoraConfig(
+        r=2,
+        lora_alpha=3,
+        target_modules=[],
+        rank_pattern={"experts.down": 3},
+        target_parameters=["experts.up", "experts.down", "router.weight"],
+    ),
 }
+# Cases for modules of their own, whose weights are in the folder of the case.
+OWN = {"boft_blocks", "experts"}
 
 
 def kron(a, b):
@@ -87,30 +135,47 @@ def kron(a, b):
 lokr.torch.kron = kron
 
 
+class BlockDiagonal:
+    """What PEFT's extension for GPUs computes, without which it makes no butterflies."""
+
+    @staticmethod
+    def apply(blocks):
+        return torch.stack([torch.block_diag(*factor.unbind()) for factor in blocks])
+
+
+boft.get_fbd_cuda = lambda: True
+boft.FastBlockDiag = BlockDiagonal
+
+
 def merged(name, config):
-    model = Net()
+    model = Mixture() if name in OWN else Net()
     fill(model, 0)
+    base = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    if name in OWN:
+        (HERE / name).mkdir(exist_ok=True)
+        save_file(base, HERE / name / "base.safetensors")
     model = get_peft_model(model, config)
     generator = torch.Generator().manual_seed(list(CASES).index(name) + 1)
     with torch.no_grad():
         for key, tensor in sorted(model.named_parameters()):
-            if any(word in key for word in ("lora_", "hada_", "lokr_")):
+            if any(word in key for word in ("lora_", "hada_", "lokr_", "oft_")):
                 tensor.copy_(values(tensor.shape, generator))
     model.save_pretrained(HERE / name)
     settings = json.loads((HERE / name / "adapter_config.json").read_text())
     settings["target_modules"].sort()
+    (settings.get("target_parameters") or []).sort()
     (HERE / name / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
     (HERE / name / "README.md").unlink(missing_ok=True)
-    before = {key: tensor.clone() for key, tensor in base.items()}
     after = model.double().merge_and_unload().state_dict()
-    changed = {k: v.float().contiguous() for k, v in after.items() if not torch.equal(v, before[k].double())}
+    changed = {k: v.float().contiguous() for k, v in after.items() if not torch.equal(v, base[k].double())}
     save_file(changed, HERE / name / "merged.safetensors")
     print(name, len(changed))
 
 
-net = Net()
-fill(net, 0)
-base = net.state_dict()
-save_file(base, HERE / "base.safetensors")
-for case in CASES.items():
-    merged(*case)
+if __name__ == "__main__":
+    net = Net()
+    fill(net, 0)
+    save_file(net.state_dict(), HERE / "base.safetensors")
+    for case in CASES.items():
+        if case[0] in (sys.argv[1:] or CASES):
+            merged(*case)
