@@ -14,10 +14,10 @@ mod generations;
 mod keep_sources;
 #[path = "mock/lent.rs"]
 mod lent;
-#[path = "mock/remote.rs"]
-mod remote;
 #[path = "precision.rs"]
 mod precision;
+#[path = "mock/remote.rs"]
+mod remote;
 #[path = "scenarios.rs"]
 mod scenarios;
 #[path = "stress.rs"]

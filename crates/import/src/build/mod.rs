@@ -26,7 +26,7 @@ pub(crate) use self::{
     grid::{Outside, Sampling, cubic_weights, grid_sample},
     known::Known,
     number::{Number, Operand},
-    positions::{coordinates, put, first_sorted, sorted},
+    positions::{coordinates, first_sorted, put, sorted},
     problem::{DECOMPOSE, Problem, Res, unsupported, wrong},
     product::{linear_op, matrices, product, transposed},
     sizes::open_symbol,

@@ -275,7 +275,9 @@ impl Binder<'_> {
             Home::Slot(i) => Location { place: Place::Slot(i), start: of.start, len: of.len },
             Home::Input(i) => Location { place: Place::Input(i), start: of.start, len: of.len },
             Home::State(i) => Location { place: Place::State(i), start: of.start, len: of.len },
-            Home::Output(i) => Location { place: Place::State(plan.graph.states.len() + i), start: of.start, len: of.len },
+            Home::Output(i) => {
+                Location { place: Place::State(plan.graph.states.len() + i), start: of.start, len: of.len }
+            }
             Home::Nowhere => Location { place: Place::Arena, start: 0, len: 0 },
         };
         let step = |step: DraftStep| Step {
