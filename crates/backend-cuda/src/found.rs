@@ -37,7 +37,7 @@ pub fn found(lookup: &Lookup, kind: LibraryKind) -> Result<Found, CudaError> {
 /// What is wrong with a library that was found.
 pub fn too_old(kind: LibraryKind, found: &Found) -> Option<LibraryError> {
     let (needed, path) = (kind.needed(), found.path.clone());
-    (found.version < needed).then(|| LibraryError::TooOld { kind, path, found: found.version, needed })
+    (found.version < needed).then_some(LibraryError::TooOld { kind, path, found: found.version, needed })
 }
 
 /// The GPUs of this machine.

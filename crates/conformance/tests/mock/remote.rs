@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use regraft::{Buffer, Changed, RefitOptions, RemoteBytes, StateDict, Tensor};
+use regraft::{Buffer, Changed, Device as _, RefitOptions, RemoteBytes, StateDict, Tensor};
 use regraft_backend_mock::MockDevice;
 use regraft_conformance::{Case, FULL, assert_close, assert_same_slots};
 

@@ -93,14 +93,13 @@ pub(crate) fn check(
     let adapters = request.adapters.clone().map_or_else(|| adapters_before.clone(), Arc::new);
     check_adapters(parts.map, &adapters)?;
     let adapted: BTreeSet<usize> = adapters.differing_uses(adapters_before).into_iter().collect();
-    phase(Phase::Check, report, request.observer, |_| {
+    let detects = request.weights.is_some_and(|(_, options)| matches!(options.changed, Changed::Detect));
+    let is_compared = base.is_some() && detects;
+    phase(Phase::Check, report, request.observer, |report| {
         let affected = slots_of(parts.map, base.is_none(), |s| matched.contains_key(&s), &adapted);
         before = at_hand(parts, &before, &siblings(parts.map, &matched, &affected))?;
-        check_siblings(parts.map, &matched, &before, &affected)
-    })?;
-    let detects = request.weights.is_some_and(|(_, options)| matches!(options.changed, Changed::Detect));
-    phase(Phase::Check, report, request.observer, |report| {
-        remote::bring(parts, &mut matched, &before, base.is_some() && detects, &adapters, report)
+        check_siblings(parts.map, &matched, &before, &affected)?;
+        remote::bring(parts, &mut matched, &before, is_compared, &adapters, report)
     })?;
     let changed = phase(Phase::Compare, report, request.observer, |_| {
         let options = request.weights.map(|(_, options)| &options.changed);
