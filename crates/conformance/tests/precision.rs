@@ -40,7 +40,7 @@ fn r_8_a_refit_is_a_build_in_every_precision() {
             assert!(exact < 0.15, "{name}: off by {exact}");
             let b = case.weights_b();
             let staged = Refit::new().weights(&b, &FULL).stage(&model).unwrap();
-            staged.verify(&[inputs.clone()]).unwrap_or_else(|e| panic!("{name}: {e}"));
+            staged.verify(std::slice::from_ref(&inputs)).unwrap_or_else(|e| panic!("{name}: {e}"));
             staged.publish().unwrap();
             let built = case.model(case.compile_in(&b, precision));
             assert_same(&name, &model.run(&inputs).unwrap(), &built.run(&inputs).unwrap());

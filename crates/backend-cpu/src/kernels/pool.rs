@@ -168,10 +168,11 @@ impl Window<'_> {
     fn span(&self, axis: usize, i: usize, size: usize) -> Span {
         let (step, padding) = (self.dilation.map_or(1, |d| d[axis]), self.padding[axis]);
         let begin = i * self.stride[axis];
-        let tap = |t: usize| (begin + t * step).checked_sub(padding).filter(|at| *at < size);
-        let mut taps = (0..self.kernel[axis]).filter_map(tap);
-        let first = taps.next();
-        let count = first.map_or(0, |_| 1 + taps.count());
+        // Taps before the first element are in the padding.
+        let skipped = padding.saturating_sub(begin).div_ceil(step);
+        let first = begin + skipped * step - padding;
+        let taps = self.kernel[axis].saturating_sub(skipped);
+        let count = taps.min(size.saturating_sub(first).div_ceil(step));
         let counts_as = match (self.divisor, self.pooling) {
             (Some(divisor), _) => {
                 if axis == 0 {
@@ -185,7 +186,7 @@ impl Window<'_> {
             }
             (None, _) => count,
         };
-        Span { first: first.unwrap_or(0), count, counts_as }
+        Span { first, count, counts_as }
     }
 }
 

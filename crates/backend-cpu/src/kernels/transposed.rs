@@ -21,12 +21,16 @@ const PHASES: &str = "conv_transpose.phases";
 
 pub(super) const FAMILY: Family = Family { ids: &[PHASES], candidates, reads_strided, prepare };
 
-/// Any of floats.
+/// The most phases: each has lists of its own.
+const MOST_PHASES: usize = 1 << 12;
+
+/// Any of floats, with strides that a model has.
 fn accept<'a>(node: &Seen<'a>) -> Result<&'a ConvTranspose, Why> {
-    match node.op {
-        Op::ConvTranspose(op) => node.all_floats().map(|()| op),
-        _ => Err(Why("it is no transposed convolution")),
+    let Op::ConvTranspose(op) = node.op else { return Err(Why("it is no transposed convolution")) };
+    if op.stride.iter().fold(1, |phases: usize, stride| phases.saturating_mul(*stride)) > MOST_PHASES {
+        return Err(Why("its strides are too large"));
     }
+    node.all_floats().map(|()| op)
 }
 
 fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
