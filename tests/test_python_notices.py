@@ -87,6 +87,17 @@ def test_nothing_left_to_compile() -> None:
     assert not compiled.models
 
 
+def test_operators_that_a_program_does_not_have() -> None:
+    with pytest.warns(
+        regraft.SettingsWarning, match=r"torch_executed_ops: the program has no aten\.cos: .*dry_run"
+    ):
+        compiled_net(min_block_size=1, torch_executed_ops=["aten.cos.default", "aten.relu.out"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", regraft.RegraftWarning)
+        # As it is called once the program is decomposed.
+        compiled_net(min_block_size=1, torch_executed_ops=["aten.addmm.default"])
+
+
 def test_a_dtype_that_runs_slowly() -> None:
     with pytest.warns(regraft.SlowWarning, match=r"linear of f64.*evaluator.*\.float\(\)"):
         regraft.compile(net().double(), (X.double(),))
