@@ -468,9 +468,26 @@ def test_hashes_and_entries_of_caches() -> None:
     assert hashes[0] != BaseEngineCache.get_hash(programs[0].module(), (spec,), frozen)
     packed = BaseEngineCache.pack(b"engine", ["x"], {"a": 1})
     assert BaseEngineCache.unpack(packed) == (b"engine", ["x"], {"a": 1})
-    for damaged in (b"", packed[:10], b"\xff" * 20):
+    deep, mapping = b"[" * 100_000, b'{"a": 1}'
+    hostile = (len(text).to_bytes(8, "little") + text for text in (deep, mapping))
+    for damaged in (b"", packed[:10], b"\xff" * 20, *hostile):
         with pytest.raises(regraft.EngineFileError, match="damaged"):
             BaseEngineCache.unpack(damaged)
+
+    class InMemory(BaseEngineCache):
+        def __init__(self) -> None:
+            self.entries: dict[str, bytes] = {}
+
+        def save(self, hash: str, blob: bytes, *args: Any, **kwargs: Any) -> None:
+            self.entries[hash] = blob
+
+        def load(self, hash: str, *args: Any, **kwargs: Any) -> bytes | None:
+            return self.entries.get(hash)
+
+    cache = InMemory()
+    assert cache.check(hashes[0]) is None
+    cache.insert(hashes[0], (b"engine", ["x"]))
+    assert cache.check(hashes[0]) == (b"engine", ["x"])
 
 
 def test_engines_as_bytes() -> None:

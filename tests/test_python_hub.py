@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,6 +47,43 @@ def test_a_folder_and_engines_beside_it(tmp_path: Path) -> None:
     (tmp_path / "bert" / "regraft" / "mutable.json").write_text("{}")
     with pytest.warns(regraft.CacheWarning, match="compiled anew.* Save it again"):
         regraft.from_pretrained(tmp_path / "bert")
+
+
+def test_engines_go_to_the_hub_without_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    pushed: dict[str, object] = {}
+
+    def upload_folder(api: object, *, folder_path: str, path_in_repo: str, **options: object) -> str:
+        shutil.copytree(folder_path, tmp_path / "bert" / path_in_repo)
+        pushed.update(options)
+        return "https://hub/commit"
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload_folder)
+    model, ids = seeded(bert), torch.arange(6)[None]
+    model.save_pretrained(tmp_path / "bert")
+    mutable = regraft.from_pretrained(tmp_path / "bert")
+    with pytest.raises(regraft.EngineFileError, match=r"no engines to push: .* call it once"):
+        regraft.push_to_hub(mutable, "owner/bert")
+    with torch.no_grad():
+        wanted = mutable(input_ids=ids).logits
+        assert regraft.push_to_hub(mutable, "owner/bert", revision="engines") == "https://hub/commit"
+        assert pushed["repo_id"] == "owner/bert" and pushed["revision"] == "engines"
+        (engine,) = (tmp_path / "bert" / "regraft").rglob("*.rgf")
+        assert regraft.load(engine).is_bound is False
+        # The one that finds them has weights of its own.
+        seeded(bert, 1).save_pretrained(tmp_path / "bert")
+        again = regraft.from_pretrained(tmp_path / "bert")
+        found = again(input_ids=ids).logits
+        assert_close([found.numpy()], [seeded(bert, 1)(input_ids=ids).logits.numpy()])
+        assert not torch.equal(found, wanted) and "compile" not in again.explain().totals
+
+    def fails(api: object, **options: object) -> str:
+        raise OSError("401 Unauthorized")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", fails)
+    with pytest.raises(regraft.EngineFileError, match="the Hub does not take the engines: 401 Unauthorized"):
+        regraft.push_to_hub(mutable, "owner/bert")
 
 
 def test_components_of_diffusers(tmp_path: Path) -> None:

@@ -87,6 +87,17 @@ def test_nothing_left_to_compile() -> None:
     assert not compiled.models
 
 
+def test_operators_that_a_program_does_not_have() -> None:
+    with pytest.warns(
+        regraft.SettingsWarning, match=r"torch_executed_ops: the program has no aten\.cos: .*dry_run"
+    ):
+        compiled_net(min_block_size=1, torch_executed_ops=["aten.cos.default", "aten.relu.out"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", regraft.RegraftWarning)
+        # As it is called once the program is decomposed.
+        compiled_net(min_block_size=1, torch_executed_ops=["aten.addmm.default"])
+
+
 def test_a_dtype_that_runs_slowly() -> None:
     with pytest.warns(regraft.SlowWarning, match=r"linear of f64.*evaluator.*\.float\(\)"):
         regraft.compile(net().double(), (X.double(),))
@@ -255,8 +266,10 @@ def test_mutable_modules_are_saved_by_save(tmp_path: Path) -> None:
         regraft.EngineFileError, match=r'MutableModule\.load\(".*", module\), or regraft\.load\(".*/0"\)'
     ):
         regraft.load(tmp_path / "saved")
-    with pytest.raises(regraft.EngineFileError, match=r"save its \.compiled"):
-        regraft.save(mutable, tmp_path / "stripped", strip=True)
+    regraft.save(mutable, tmp_path / "stripped", strip=True)
+    other = MutableModule.load(tmp_path / "stripped", net())
+    assert torch.equal(compiled_result(other, X)[0], compiled_result(mutable, X)[0])
+    assert other.recompiles == 0
 
 
 def test_adapters_by_their_file_alone(tmp_path: Path) -> None:

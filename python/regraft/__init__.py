@@ -56,7 +56,7 @@ from regraft.saving import load, save
 
 if TYPE_CHECKING:
     from regraft.compiling import compile, dry_run
-    from regraft.hub import from_pretrained
+    from regraft.hub import from_pretrained, push_to_hub
     from regraft.module import Module
     from regraft.mutable import MutableModule
     from regraft.partition import PartitionReport
@@ -102,6 +102,7 @@ __all__ = [
     "dry_run",
     "from_pretrained",
     "load",
+    "push_to_hub",
     "refit_module_weights",
     "save",
     "wrap",
@@ -118,6 +119,7 @@ _WITH_TORCH = {
     "compile": "regraft.compiling",
     "dry_run": "regraft.compiling",
     "from_pretrained": "regraft.hub",
+    "push_to_hub": "regraft.hub",
     "refit_module_weights": "regraft.refitting",
     "wrap": "regraft.pipelines",
 }

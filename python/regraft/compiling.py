@@ -18,13 +18,13 @@ from regraft import _regraft, caches
 from regraft._loss import loss_on_examples
 from regraft._program import digest_of, tensors_of, ties_of, writes_as_results
 from regraft.calling import CallingConvention
-from regraft.checks import Evaluated, check_module, check_settings, dtype_name, warn_of
+from regraft.checks import Evaluated, check_module, check_settings, dtype_name, listed, warn, warn_of
 from regraft.devices import device_name, device_of_program
-from regraft.errors import CompileError
+from regraft.errors import CompileError, SettingsWarning
 from regraft.inputs import InputTypes
 from regraft.kept import digest_of_tensor, without_values
 from regraft.module import Compiled, Module, Serving
-from regraft.partition import Partitioned, PartitionReport, buffers_written, partition
+from regraft.partition import Partitioned, PartitionReport, buffers_written, partition, unused_operators
 from regraft.progress import Progress
 
 __all__ = ["compile", "dry_run"]
@@ -101,6 +101,7 @@ def compile(
         TrainingWarning: when the module is in training mode where that may change what it computes.
         NothingCompiledWarning: when all of it stays in PyTorch.
         SlowWarning: when no kernel knows an operator or a data type.
+        SettingsWarning: when the program has nothing of an operator that ``torch_executed_ops`` names.
         CacheWarning: when the cache fails or holds a damaged entry; the engine is built then.
 
     Example:
@@ -194,6 +195,13 @@ def _compiled(traced: Traced, settings: Mapping[str, Any], engine_cache: Any, pr
         evaluated += facts["evaluated"]
         failures += facts["warnings"]
     warn_of(cut.report, evaluated, failures, is_part=traced.is_part)
+    unused = unused_operators(program, settings["torch_executed_ops"], cut.report)
+    if unused and not traced.is_part:
+        warn(
+            SettingsWarning,
+            f"torch_executed_ops: the program has no {listed(unused)}: leave it out; report() and dry_run() "
+            "name the operators that it has",
+        )
     kept = _kept(cut, weights)
     stateful = [region.program.has_state for region in cut.regions]
     compiled = Compiled(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from regraft.checks import listed, warn
 from regraft.errors import CacheWarning, CompileError, EngineFileError, WeightsError
 from regraft.mutable import MutableModule
 
-__all__ = ["from_pretrained"]
+__all__ = ["from_pretrained", "push_to_hub"]
 
 # Where engines lie that were saved beside a model.
 _ENGINES = "regraft"
@@ -78,6 +79,61 @@ def from_pretrained(
     model: Any = found
     made = model.from_pretrained(str(folder), local_files_only=True, **options).eval()
     return _with_engines(made, folder, settings)
+
+
+def push_to_hub(
+    model: nn.Module,
+    repository: str,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    message: str = "Engines of Regraft, without weights",
+) -> str:
+    """Puts the engines of a mutable module beside a model on the Hugging Face Hub, without weights: these are
+    the model's, and :func:`from_pretrained` binds them.
+
+    Args:
+        model: a mutable module that was called, so that there are engines.
+        repository: its name on the Hub, as ``owner/model``.
+        revision: the branch; by default the main one.
+        token: of an account that may write there; by default that of this machine.
+        message: of the commit.
+
+    Returns:
+        Where the commit is to be seen.
+
+    Raises:
+        EngineFileError: when there are no engines, or the Hub does not take them.
+
+    Example:
+        >>> regraft.push_to_hub(model, "owner/model")  # doctest: +SKIP
+
+    """
+    if not isinstance(model, MutableModule) or not model._regraft_state.entries:
+        raise EngineFileError(
+            f"{repository}: there are no engines to push: give a mutable module, and call it once"
+        )
+    try:
+        from huggingface_hub import HfApi
+    except ImportError as error:
+        raise EngineFileError(
+            f"{repository}: huggingface_hub cannot be imported to reach the Hub: install it"
+        ) from error
+    with tempfile.TemporaryDirectory(prefix="regraft-") as folder:
+        engines = Path(folder) / _ENGINES
+        MutableModule.save(model, engines, strip=True)
+        try:
+            made = HfApi(token=token).upload_folder(
+                repo_id=repository,
+                folder_path=str(engines),
+                path_in_repo=_ENGINES,
+                revision=revision,
+                commit_message=message,
+            )
+        except Exception as error:
+            first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise EngineFileError(f"{repository}: the Hub does not take the engines: {first}") from error
+    return str(getattr(made, "commit_url", made))
 
 
 def _downloaded(name: str, revision: str | None, offline: bool) -> Path:

@@ -28,7 +28,14 @@ from regraft._program import call_entry, import_program, weight_specs
 from regraft.errors import CompileError, Unsupported
 from regraft.glue import Glue, run_engine
 
-__all__ = ["PartitionReport", "Partitioned", "Region", "buffers_written", "partition"]
+__all__ = [
+    "PartitionReport",
+    "Partitioned",
+    "Region",
+    "buffers_written",
+    "partition",
+    "unused_operators",
+]
 
 _DTYPES = frozenset(
     (
@@ -219,6 +226,15 @@ def _meant_by(op: str, used: Collection[str]) -> set[str]:
             f"those of a program"
         )
     return {name} | found
+
+
+def unused_operators(program: ExportedProgram, ops: Iterable[str], report: PartitionReport) -> list[str]:
+    """Those of ``ops`` that ``program`` has nothing of, in no overload, as it is or cut."""
+    names = {str(node.target) for node in program.graph.nodes}
+    names |= {part.op.removeprefix("torch.ops.") for part in report.in_pytorch}
+    used = {name.rsplit(".", 1)[0] for name in names}
+    packets = dict.fromkeys(_full_name(op).rsplit(".", 1)[0] for op in ops)
+    return [packet for packet in packets if used.isdisjoint((packet, *_DECOMPOSED.get(packet, ())))]
 
 
 # What operators of decomposed programs are in programs as they are exported.

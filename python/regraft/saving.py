@@ -33,7 +33,8 @@ def save(module: Module | MutableModule, path: str | os.PathLike[str], *, strip:
         module: what :func:`regraft.compile` made, or a :class:`MutableModule`, which is saved as
             :meth:`MutableModule.save` does.
         path: the folder. It is replaced when it is one that ``save`` made.
-        strip: leave the weights out: the module that is loaded runs after a refit with all of them.
+        strip: leave the weights out: the module that is loaded runs after a refit with all of them. Those of
+            a mutable module come from the module that it is loaded around.
 
     Raises:
         EngineFileError: when the folder cannot be written, or is something else. What was there is kept then.
@@ -43,11 +44,7 @@ def save(module: Module | MutableModule, path: str | os.PathLike[str], *, strip:
     from regraft.mutable import MutableModule
 
     if isinstance(module, MutableModule):
-        if strip:
-            raise EngineFileError(
-                "a mutable module is saved with its weights: save its .compiled to strip them"
-            )
-        MutableModule.save(module, path)
+        MutableModule.save(module, path, strip=strip)
         return
     if not isinstance(module, Module):
         raise EngineFileError(f"expected a module that regraft.compile made, found {type(module).__name__}")

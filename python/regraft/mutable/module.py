@@ -219,9 +219,9 @@ class MutableModule(nn.Module):
             state.ranges = Ranges(tuple(args_dynamic_shape), dict(kwargs_dynamic_shape or {}))
 
     @staticmethod
-    def save(module: nn.Module, path: str | PathLike[str]) -> None:
+    def save(module: nn.Module, path: str | PathLike[str], *, strip: bool = False) -> None:
         """Saves a mutable module as a folder: settings and ranges as JSON, and its programs as
-        :func:`regraft.save` does. The module's code is not saved.
+        :func:`regraft.save` does, without weights if ``strip``. The module's code is not saved.
 
         Raises:
             EngineFileError: when the folder cannot be written, or is something else.
@@ -229,7 +229,7 @@ class MutableModule(nn.Module):
         """
         from regraft.mutable.saving import save
 
-        save(_state_of(module), path)
+        save(_state_of(module), path, strip)
 
     @staticmethod
     def load(path: str | PathLike[str], module: nn.Module) -> MutableModule:

@@ -26,18 +26,18 @@ _FORMAT = 3
 _DESCRIPTION = "mutable.json"
 
 
-def save(state: State, path: str | os.PathLike[str]) -> None:
+def save(state: State, path: str | os.PathLike[str], strip: bool) -> None:
     """Writes the folder; one that is there is replaced when it is of this kind."""
     with replaced_folder(path, _DESCRIPTION, "saved mutable module") as folder, state.lock:
-        _write(state, folder)
+        _write(state, folder, strip)
 
 
-def _write(state: State, folder: Path) -> None:
+def _write(state: State, folder: Path, strip: bool) -> None:
     entries: list[dict[str, Any]] = []
     for entry in state.entries:
         try:
             description = _entry_to_json(entry)
-            regraft.save(entry.compiled, folder / str(len(entries)))
+            regraft.save(entry.compiled, folder / str(len(entries)), strip=strip)
         except CompileError:
             # Arguments or results of a class without a name in files: it is compiled again.
             continue

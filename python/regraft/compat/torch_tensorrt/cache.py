@@ -86,9 +86,25 @@ class BaseEngineCache(ABC):
         try:
             if len(packed_obj) < 8 + size:
                 raise ValueError("it ends too early")
-            return (bytes(packed_obj[8 + size :]), *json.loads(packed_obj[8 : 8 + size]))
-        except (ValueError, TypeError) as error:
+            facts = json.loads(packed_obj[8 : 8 + size])
+            if not isinstance(facts, list):
+                raise TypeError("its facts are no list")
+            return (bytes(packed_obj[8 + size :]), *facts)
+        except (ValueError, TypeError, RecursionError) as error:
             raise regraft.EngineFileError(f"no packed engine, or a damaged one: {error}") from error
+
+    def insert(self, hash: str, entry: Sequence[Any], *args: Any, **kwargs: Any) -> None:
+        """Stores an engine with facts about it, as :meth:`pack` takes them."""
+        self.save(hash, self.pack(*entry), *args, **kwargs)
+
+    def check(self, hash: str, *args: Any, **kwargs: Any) -> tuple[Any, ...] | None:
+        """What :meth:`insert` stored, or None when there is nothing.
+
+        Raises:
+            regraft.EngineFileError: when it is something else.
+        """
+        entry = self.load(hash, *args, **kwargs)
+        return self.unpack(entry) if entry else None
 
     @abstractmethod
     def save(self, hash: str, blob: bytes, *args: Any, **kwargs: Any) -> None:

@@ -104,19 +104,19 @@ class MutableTorchTensorRTModule(regraft.MutableModule):
         return _STATES.setdefault(self._regraft_state, RefitState(self._regraft_state))
 
     @staticmethod
-    def save(module: torch.nn.Module, path: str | os.PathLike[str]) -> None:
+    def save(module: torch.nn.Module, path: str | os.PathLike[str], *, strip: bool = False) -> None:
         """Saves settings, ranges and programs as :meth:`regraft.MutableModule.save` does, to one file;
         to a folder where there is one. The module's code is not saved; a file also holds the program that
-        ran last, with the weights of now.
+        ran last, with the weights of now. ``strip`` leaves the weights out of engines.
 
         Raises:
             regraft.EngineFileError: when it cannot be written.
         """
         if Path(path).is_dir():
-            regraft.MutableModule.save(module, path)
+            regraft.MutableModule.save(module, path, strip=strip)
         else:
             program = _program_of(module) if isinstance(module, regraft.MutableModule) else None
-            packed(path, lambda folder: regraft.MutableModule.save(module, folder), program)
+            packed(path, lambda folder: regraft.MutableModule.save(module, folder, strip=strip), program)
 
     @staticmethod
     def load(
