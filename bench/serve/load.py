@@ -49,12 +49,13 @@ def main() -> None:
         "--size", type=int, default=1, help="what sizes that vary are, besides those in --sizes"
     )
     parser.add_argument("--sizes", default="", help="NAME=2x128,... of inputs")
+    parser.add_argument("--ids", type=int, default=100, help="integers are below this")
     parser.add_argument("--serve", default="", help="more options of the server, such as '--batch 16'")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, Server(arguments) as server:
         about = server.get("/v2/models/m")
         sizes = dict(pair.split("=") for pair in arguments.sizes.split(",") if pair)
-        body, header = request(about, sizes, arguments.size)
+        body, header = request(about, sizes, arguments.size, arguments.ids)
         a, b = weights(arguments, Path(folder))
         print(
             f"{'clients':>7}  {'publishes':>9}  {'requests/s':>10}  {'p50':>9}  {'p99':>9}"
@@ -98,7 +99,9 @@ class Server:
         return self.call("GET", path)
 
 
-def request(about: dict[str, Any], sizes: dict[str, str], size: int) -> tuple[bytes, dict[str, str]]:
+def request(
+    about: dict[str, Any], sizes: dict[str, str], size: int, ids: int
+) -> tuple[bytes, dict[str, str]]:
     """A request with random inputs."""
     chance = random.Random(5)
     inputs, data = [], []
@@ -113,7 +116,7 @@ def request(about: dict[str, Any], sizes: dict[str, str], size: int) -> tuple[by
             values = struct.pack(f"<{count}f", *(chance.uniform(-1, 1) for _ in range(count)))
         elif kind == "INT64":
             ones = "mask" in port["name"]
-            values = struct.pack(f"<{count}q", *(1 if ones else chance.randrange(100) for _ in range(count)))
+            values = struct.pack(f"<{count}q", *(1 if ones else chance.randrange(ids) for _ in range(count)))
         else:
             values = bytes(count * WIDTH[kind])
         parameters = {"binary_data_size": len(values)}
@@ -182,6 +185,7 @@ def measure(
     stop = threading.Event()
     times: list[list[float]] = [[] for _ in range(clients)]
     generations: set[str] = set()
+    failures: list[str] = []
 
     def client(mine: list[float]) -> None:
         connection = server.connect()
@@ -192,7 +196,8 @@ def measure(
             text = answer.read()
             mine.append(time.perf_counter() - begin)
             if answer.status != 200:
-                raise SystemExit(f"{answer.status} {text[:200]!r}")
+                failures.append(f"{answer.status} {text[:200].decode(errors='replace')}")
+                return
             generations.add(answer.headers["Regraft-Generation"])
 
     def publisher(pair: tuple[bytes, bytes]) -> None:
@@ -212,6 +217,8 @@ def measure(
     stop.set()
     for thread in threads:
         thread.join()
+    if failures:
+        raise SystemExit(failures[0])
     after = server.get("/inspector/state")["models"][0]["metrics"]["run_seconds"]
     all_times = sorted(one for mine in times for one in mine[5:])
     p50, p99 = all_times[len(all_times) // 2], all_times[len(all_times) * 99 // 100]

@@ -34,7 +34,7 @@ pub(crate) struct Budget {
 }
 
 /// A part of the budget, given back when dropped.
-pub(crate) struct Reserved(#[expect(dead_code, reason = "held")] OwnedSemaphorePermit);
+pub(crate) struct Reserved(OwnedSemaphorePermit);
 
 impl Budget {
     pub(crate) fn new(bytes: usize) -> Budget {
@@ -55,8 +55,46 @@ impl Budget {
     }
 }
 
+/// The memory that a body needs until its request is answered.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Need {
+    /// For each of its bytes.
+    pub(crate) per_byte: usize,
+    /// Besides.
+    pub(crate) more: usize,
+}
+
+/// As [`read`], with memory set aside: before anything is read where the length is announced, otherwise for each part.
+pub(crate) async fn read_within(
+    body: Incoming,
+    limit: usize,
+    budget: &Budget,
+    need: Need,
+) -> Result<(Bytes, Reserved), Refusal> {
+    let announced = body.size_hint().exact().map(|len| usize::try_from(len).unwrap_or(usize::MAX));
+    let at_first = announced.unwrap_or(0).min(limit).saturating_mul(need.per_byte).saturating_add(need.more);
+    let mut reserved = budget.reserve(at_first)?;
+    let bytes = read_parts(body, limit, |part| {
+        if announced.is_none() {
+            reserved.0.merge(budget.reserve(part.saturating_mul(need.per_byte))?.0);
+        }
+        Ok(())
+    });
+    let bytes = bytes.await?;
+    Ok((bytes, reserved))
+}
+
 /// Reads a body of at most `limit` bytes into memory.
-pub(crate) async fn read(mut body: Incoming, limit: usize) -> Result<Bytes, Refusal> {
+pub(crate) async fn read(body: Incoming, limit: usize) -> Result<Bytes, Refusal> {
+    read_parts(body, limit, |_| Ok(())).await
+}
+
+/// `take` is asked before a part of so many bytes is kept.
+async fn read_parts(
+    mut body: Incoming,
+    limit: usize,
+    mut take: impl FnMut(usize) -> Result<(), Refusal>,
+) -> Result<Bytes, Refusal> {
     if body.size_hint().lower() > limit as u64 {
         return Err(too_large(limit));
     }
@@ -67,6 +105,7 @@ pub(crate) async fn read(mut body: Incoming, limit: usize) -> Result<Bytes, Refu
         if part.len() > limit - so_far {
             return Err(too_large(limit));
         }
+        take(part.len())?;
         match &first {
             None => first = Some(part),
             Some(one) => {

@@ -8,7 +8,7 @@ use std::{
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use hyper::{
     HeaderMap, Response,
-    body::{Body, Incoming},
+    body::Incoming,
     header::{CONTENT_TYPE, HeaderValue},
     http::request::Parts,
 };
@@ -18,7 +18,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     auth::Right,
-    body::{self, Pieces},
+    body::{self, Need, Pieces},
     dtype,
     error::{Kind, Refusal},
     http,
@@ -60,10 +60,10 @@ async fn dispatch(shared: &Arc<Shared>, head: &Parts, body: Incoming) -> Result<
         "ModelInfer" => http::check(shared, head, Right::Infer)?,
         _ => http::check(shared, head, Right::Any)?,
     }
-    let needed =
-        body.size_hint().exact().map_or(shared.options.max_body, |len| usize::try_from(len).unwrap_or(usize::MAX));
-    let _reserved = shared.budget.reserve(needed.min(shared.options.max_body).saturating_mul(2))?;
-    let message = unframed(body::read(body, shared.options.max_body).await?)?;
+    // Numbers that are sent one by one may take a byte each there, and 8 here.
+    let need = Need { per_byte: 10, more: 0 };
+    let (body, _reserved) = body::read_within(body, shared.options.max_body, &shared.budget, need).await?;
+    let message = unframed(body)?;
     match method {
         "ServerLive" => Ok(done(&Yes { yes: true })),
         "ServerReady" => Ok(done(&Yes { yes: shared.is_ready() })),

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::{
     auth::Right,
-    body::{self, Reserved},
+    body::{self, Need, Reserved},
     error::{Kind, Refusal},
     grpc, metrics,
     reply::{self, Reply},
@@ -185,11 +185,11 @@ async fn infer(
 /// again for bytes, and 4 times as much for numbers in JSON.
 async fn read(shared: &Shared, body: Incoming, json_len: Option<usize>) -> Result<(bytes::Bytes, Reserved), Refusal> {
     let limit = shared.options.max_body;
-    let announced = body.size_hint().exact().map_or(limit, |len| usize::try_from(len).unwrap_or(usize::MAX));
-    let in_json = json_len.unwrap_or(announced).min(announced);
-    let needed = announced.min(limit).saturating_mul(2).saturating_add(in_json.min(limit).saturating_mul(3));
-    let reserved = shared.budget.reserve(needed)?;
-    Ok((body::read(body, limit).await?, reserved))
+    let need = match json_len {
+        None => Need { per_byte: 5, more: 0 },
+        Some(len) => Need { per_byte: 2, more: len.min(limit).saturating_mul(3) },
+    };
+    body::read_within(body, limit, &shared.budget, need).await
 }
 
 /// Stages what a request brings: JSON that names files and adapters, or a body of tensors with what is to be done in the query.

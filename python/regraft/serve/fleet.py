@@ -130,6 +130,8 @@ def _each(
     """Does it on all servers at a time: what came of it, and what went wrong."""
     results: dict[str, T] = {}
     errors: dict[str, ServerError] = {}
+    if not clients:
+        return results, errors
     with ThreadPoolExecutor(max_workers=min(len(clients), 64)) as threads:
         waiting = {name: threads.submit(work, client) for name, client in clients.items()}
         for name, one in waiting.items():

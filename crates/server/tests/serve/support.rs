@@ -73,7 +73,7 @@ pub(crate) fn outputs_of(fixture: &Fixture, weights: Option<&[u8]>, input: &Tens
         let weights: StateDict = regraft::open_weights(&path).unwrap();
         model.refit(&weights, &regraft::RefitOptions::default()).unwrap();
     }
-    model.run(&[input.clone()]).unwrap()[0].bytes().to_vec()
+    model.run(std::slice::from_ref(input)).unwrap()[0].bytes().to_vec()
 }
 
 /// A server that stops when this is dropped.
