@@ -114,8 +114,8 @@ impl Session {
         }
         self.launch(generation, &bound, &given, None, &mut in_place, |queue, memory, in_flight| {
             in_flight.fence().wait()?;
-            let read = bound.outputs.iter().zip(&mut data).filter(|(output, _)| !output.in_place);
-            read.map(|(output, data)| queue.read(memory.part(output.from), data.bytes_mut())).collect()
+            let mut read = bound.outputs.iter().zip(&mut data).filter(|(output, _)| !output.in_place);
+            read.try_for_each(|(output, data)| queue.read(memory.part(output.from), data.bytes_mut()))
         })?;
         for (data, in_place) in data.iter_mut().zip(in_place).filter(|(_, in_place)| !in_place.is_empty()) {
             *data = in_place;

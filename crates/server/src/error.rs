@@ -235,6 +235,7 @@ fn advice(misfit: &Misfit) -> Option<&'static str> {
         Cause::OnlyUnknown => "`ignore_unknown` leaves names alone that the engine does not have",
         Cause::NearRule { .. } => "`renames` (FROM=TO) reads names that begin with FROM as beginning with TO",
         Cause::FoldedNorm { .. } => "an optimiser folded batch norms into other weights: send the model's state dict",
+        Cause::Quantized { .. } => "the weights are stored in few bits: dequantize them, and send the result",
         Cause::OtherModel => "the weights are of another model or size than the engine",
         Cause::Ambiguous => "say which names are meant with `renames`, or which part of the file with `key`",
         Cause::NotIdentical => "the engine takes only the weights that it was compiled with",

@@ -98,7 +98,7 @@ impl<'a> Batch<'a> {
     /// Adds a slot that moves make.
     pub(super) fn add(
         &mut self,
-        context: &Context,
+        (context, device): (&Context, &str),
         resident: &Resident,
         slot: &'a SlotPlan,
         plan: &'a MovePlan,
@@ -113,7 +113,11 @@ impl<'a> Batch<'a> {
             if given.tensor.shape() != shape {
                 return Err(recipe(format!("a source of shape {:?} is given as {:?}", shape, given.tensor.shape())));
             }
-            places.push(if moved { Some(self.source(context, resident, given.tensor, *form, *own)?) } else { None });
+            places.push(if moved {
+                Some(self.source((context, device), resident, given.tensor, *form, *own)?)
+            } else {
+                None
+            });
         }
         let mut scales = Vec::with_capacity(plan.scales.len());
         for program in &plan.scales {
@@ -156,7 +160,7 @@ impl<'a> Batch<'a> {
     /// Where a source is once it is in its form, and its dtype there.
     fn source(
         &mut self,
-        context: &Context,
+        (context, device): (&Context, &str),
         resident: &Resident,
         tensor: &'a Tensor,
         form: Form<'a>,
@@ -164,6 +168,7 @@ impl<'a> Batch<'a> {
     ) -> Result<(Place, DType), PackError> {
         let given = tensor.dtype();
         let at = match form {
+            _ if let Some(address) = tensor.remote_on(device) => Place::Device(address),
             Form::Merged(_) => self.pristine(context, resident, tensor)?,
             Form::AsGiven | Form::Cast => Place::Staged(self.given(tensor.bytes())),
         };

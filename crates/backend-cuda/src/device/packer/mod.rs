@@ -180,7 +180,7 @@ impl CudaPacker {
         while !rest.is_empty() {
             let mut bytes = 0;
             let fits = |pair: &&(KeptSource<'_>, &Tensor)| {
-                bytes += pair.1.bytes().len().next_multiple_of(ALIGN);
+                bytes += pair.1.byte_count().next_multiple_of(ALIGN);
                 bytes <= STAGING
             };
             let count = rest.iter().take_while(fits).count().max(1);
@@ -198,21 +198,29 @@ impl CudaPacker {
             at += bytes.next_multiple_of(ALIGN);
             here
         };
-        let mut parts: Vec<Part<'_>> =
-            pairs.iter().map(|(_, tensor)| Part { bytes: tensor.bytes(), at: space(tensor.bytes().len()) }).collect();
+        let mut parts: Vec<Part<'_>> = Vec::new();
         let mut runs = Vec::new();
-        for (index, ((kept, _), part)) in pairs.iter().zip(&parts).enumerate() {
+        for (index, (kept, tensor)) in pairs.iter().enumerate() {
             let memory = Span::from(kept.memory);
+            let remote = tensor.remote_on(&self.cx.name);
+            let staged = if remote.is_some() { 0 } else { space(tensor.byte_count()) };
+            if remote.is_none() {
+                parts.push(Part { bytes: tensor.bytes(), at: staged });
+            }
             for (first, in_slot, len) in self.slots[kept.slot].kept_runs(kept.source).unwrap_or_default() {
-                runs.push((index, part.at + first, memory.part(in_slot, len)?));
+                runs.push((index, remote, staged + first, memory.part(in_slot, len)?));
             }
         }
         let table_at = space(Table::pairs(&vec![Pair { first: 0, second: 0, bytes: 0 }; runs.len()]).bytes.len());
         let flags_at = space(runs.len() * 4);
         let staging = driver::Buffer::new(&self.cx.context, at)?;
         let span = staging.region().span();
-        let pair = |(_, at, kept): &(usize, usize, Span)| {
-            Ok(Pair { first: span.part(*at, kept.len())?.address(), second: kept.address(), bytes: kept.len() })
+        let pair = |(_, remote, at, kept): &(usize, Option<u64>, usize, Span)| {
+            let first = match remote {
+                Some(address) => address + *at as u64,
+                None => span.part(*at, kept.len())?.address(),
+            };
+            Ok(Pair { first, second: kept.address(), bytes: kept.len() })
         };
         let table = Table::pairs(&runs.iter().map(pair).collect::<Result<Vec<_>, CudaError>>()?);
         let mut flags = vec![0u8; runs.len() * 4];
@@ -247,7 +255,7 @@ impl Packer for CudaPacker {
         for job in on_device {
             let slot = &self.slots[job.slot];
             let Some((plan, forms)) = slot.accept(&job.given) else { continue };
-            batch.add(&self.cx.context, &self.state().resident, slot, plan, &forms, job)?;
+            batch.add((&self.cx.context, &self.cx.name), &self.state().resident, slot, plan, &forms, job)?;
             if batch.len() >= STAGING {
                 flush(std::mem::take(&mut batch))?;
             }
@@ -286,6 +294,10 @@ impl Packer for CudaPacker {
 
     fn keeps(&self, slot: usize, source: usize) -> bool {
         self.slots[slot].kept_runs(source).is_some() && self.host.keeps(slot, source)
+    }
+
+    fn reads_remote(&self, slot: usize, source: usize) -> bool {
+        self.slots[slot].only_moves(source)
     }
 
     fn read_back(&self, kept: &[KeptSource<'_>]) -> Result<Vec<Tensor>, PackError> {

@@ -32,7 +32,7 @@ impl Guard {
         match buffer {
             Buffer::Owned(memory) => Some(Guard::Owned(Arc::downgrade(memory))),
             Buffer::Mapped(..) => Some(Guard::Mapped(buffer.clone())),
-            Buffer::Borrowed(_) => None,
+            Buffer::Borrowed(_) | Buffer::Remote(_) => None,
         }
     }
 
@@ -51,15 +51,18 @@ impl Resident {
 
     /// The copy of a tensor.
     pub(super) fn get(&self, tensor: &Tensor) -> Option<Arc<driver::Buffer>> {
-        let (guard, copy) = self.copies.get(&key(tensor))?;
         // Memory of someone else may lie where memory that was copied lay before.
-        (guard.holds() && !tensor.is_borrowed()).then(|| copy.clone())
+        if tensor.is_borrowed() {
+            return None;
+        }
+        let (guard, copy) = self.copies.get(&key(tensor))?;
+        guard.holds().then(|| copy.clone())
     }
 
     /// Whether a copy of a tensor of its size would be kept, besides `others` bytes that are to be kept as well.
     pub(super) fn keeps(&self, tensor: &Tensor, others: usize) -> bool {
         let bytes: usize = self.copies.values().map(|(_, copy)| copy.len()).sum();
-        !tensor.is_borrowed() && bytes + others + tensor.bytes().len() <= self.limit
+        !tensor.is_borrowed() && bytes + others + tensor.byte_count() <= self.limit
     }
 
     /// Keeps a copy of a tensor.

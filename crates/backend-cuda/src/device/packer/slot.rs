@@ -64,6 +64,17 @@ impl SlotPlan {
         Some((plan, forms.collect::<Option<_>>()?))
     }
 
+    /// Whether moves alone read a source that is given in the program's dtype: its values are not looked at on the host.
+    pub(super) fn only_moves(&self, source: usize) -> bool {
+        let Some(plan) = &self.moves else { return false };
+        let own = self.sources[source].0;
+        let takes = |m: &Move| takes(own, self.dtype, m.scale.is_some());
+        let mut of = plan.moves.iter().filter(|m| m.source as usize == source).peekable();
+        of.peek().is_some()
+            && of.all(takes)
+            && !plan.scales.iter().any(|scale| scale.sources.iter().any(|&s| s as usize == source))
+    }
+
     fn form<'a>(&self, plan: &MovePlan, index: usize, given: &Given<'a>) -> Option<Form<'a>> {
         let (own, from) = (self.sources[index].0, given.tensor.dtype());
         let moves = || plan.moves.iter().filter(|m| m.source as usize == index);
@@ -71,9 +82,6 @@ impl SlotPlan {
         if moves().next().is_none() {
             return Some(Form::AsGiven);
         }
-        let takes = |from: DType, to: DType, scaled: bool| {
-            (from == to && !scaled) || (is_small_float(from) && is_small_float(to))
-        };
         if !moves().all(|m| takes(own, self.dtype, m.scale.is_some())) || !takes(from, own, false) {
             return None;
         }
@@ -94,6 +102,11 @@ impl SlotPlan {
         let of = plan.moves.iter().filter(|m| m.source as usize == source);
         Some(of.map(|m| (m.from * size, m.to * size, m.len() * size)).collect())
     }
+}
+
+/// Whether a kernel moves elements of one type to another.
+fn takes(from: DType, to: DType, scaled: bool) -> bool {
+    (from == to && !scaled) || (is_small_float(from) && is_small_float(to))
 }
 
 /// The product that is all an overlay adds.

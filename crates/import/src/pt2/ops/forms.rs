@@ -3,6 +3,7 @@
 use regraft_ir::ops::{Flip, Index, UnaryFn};
 use regraft_tensor::{DType, Dim};
 
+use super::borders;
 use super::{elementwise, parts};
 use crate::pt2::args::{Cx, Number, Operand, Res, ValueId, unsupported, wrong};
 
