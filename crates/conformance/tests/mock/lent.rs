@@ -1,5 +1,7 @@
 //! Runs over memory that another library lends.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use regraft::{DType, ForeignQueue, Input, Lent, Model, Tensor};
 use regraft_backend::{Device, Memory, MemoryKind, QueueClass, Region, RegionMut};
 use regraft_backend_mock::{MockDevice, Order};

@@ -1,5 +1,7 @@
 //! Weights that are given in memory of the device.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use std::sync::{
     Arc,
     atomic::{AtomicUsize, Ordering},
