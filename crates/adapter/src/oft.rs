@@ -76,7 +76,8 @@ impl Layer<'_, '_> {
         let [count, elements] = *given.shape() else { return Err(shape(key, "[blocks, elements]", given)) };
         let size = side_of_triangle(elements).ok_or_else(|| shape(key, "the upper triangles of matrices", given))?;
         let lines = weight.lines(inputs);
-        let is_whole = if is_shared { count == 1 && lines % size == 0 } else { count.checked_mul(size) == Some(lines) };
+        let is_whole =
+            if is_shared { count == 1 && lines.is_multiple_of(size) } else { count.checked_mul(size) == Some(lines) };
         if !is_whole {
             return Err(shape(key, &format!("blocks for {lines} inputs"), given));
         }
@@ -109,7 +110,10 @@ impl Layer<'_, '_> {
         let lines = weight.lines(inputs);
         let is_whole = size == again && size > 0 && factors > 0 && count.checked_mul(size) == Some(lines);
         // The butterflies of more than one factor cut blocks in halves.
-        if !is_whole || factors > 32 || (factors > 1 && (size % 2 != 0 || count % (1 << (factors - 1)) != 0)) {
+        if !is_whole
+            || factors > 32
+            || (factors > 1 && (!size.is_multiple_of(2) || !count.is_multiple_of(1 << (factors - 1))))
+        {
             return Err(shape(key, &format!("blocks for {lines} inputs"), given));
         }
         let values = numbers(key, given)?;
@@ -242,8 +246,9 @@ fn butterfly_places(lines: usize, blocks: usize, half: usize) -> Vec<usize> {
 
 /// Where LyCORIS's butterflies put each line at factor number `factor`: pairs that are `2^factor * size / 2` apart side by side.
 fn interleaved(lines: usize, size: usize, factor: usize) -> Option<Vec<usize>> {
-    let apart =
-        (size / 2).checked_shl(u32::try_from(factor).ok()?).filter(|apart| *apart > 0 && lines % (2 * apart) == 0)?;
+    let apart = (size / 2)
+        .checked_shl(u32::try_from(factor).ok()?)
+        .filter(|apart| *apart > 0 && lines.is_multiple_of(2 * apart))?;
     let place = |line: usize| {
         let (group, rest) = (line / (2 * apart), line % (2 * apart));
         group * 2 * apart + rest % apart * 2 + rest / apart

@@ -36,7 +36,7 @@ impl Turn {
         let mut seen = vec![false; self.places.len()];
         let is_new = |place: &usize| seen.get_mut(*place).is_some_and(|seen| !std::mem::replace(seen, true));
         let in_place = self.places.is_empty() || (self.places.len() == lines && self.places.iter().all(is_new));
-        let in_blocks = size > 0 && lines % size == 0 && (count == 1 || count * size == lines);
+        let in_blocks = size > 0 && lines.is_multiple_of(size) && (count == 1 || count * size == lines);
         size == again && in_blocks && in_place && self.blocks.as_slice::<f32>().is_some()
     }
 }
