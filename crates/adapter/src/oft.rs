@@ -110,7 +110,10 @@ impl Layer<'_, '_> {
         let lines = weight.lines(inputs);
         let is_whole = size == again && size > 0 && factors > 0 && count.checked_mul(size) == Some(lines);
         // The butterflies of more than one factor cut blocks in halves.
-        if !is_whole || factors > 32 || (factors > 1 && (size % 2 != 0 || count % (1 << (factors - 1)) != 0)) {
+        if !is_whole
+            || factors > 32
+            || (factors > 1 && (!size.is_multiple_of(2) || !count.is_multiple_of(1 << (factors - 1))))
+        {
             return Err(shape(key, &format!("blocks for {lines} inputs"), given));
         }
         let values = numbers(key, given)?;

@@ -152,7 +152,7 @@ impl Layer<'_, '_> {
             [experts, rows, cols] if experts > 1 && (inputs, outputs) == (rows, cols) => (experts, true),
             _ => return Err(shape(down_key, &format!("factors of {}", weight.info.type_text()), down)),
         };
-        if ranks == 0 || ranks % experts != 0 || ranks > experts * 4 * inputs.max(outputs) {
+        if ranks == 0 || !ranks.is_multiple_of(experts) || ranks > experts * 4 * inputs.max(outputs) {
             return Err(shape(down_key, &format!("a rank for each of {experts} experts"), down));
         }
         let rank = ranks / experts;
