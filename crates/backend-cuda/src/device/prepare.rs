@@ -164,9 +164,8 @@ fn specs_in(node: &NodeSpec<'_>, weight_order: WeightOrder, matrix_units: bool) 
     specs(&Node { op: node.op, inputs: &inputs, outputs: &outputs, weight_order, matrix_units })
 }
 
-/// The operand that an elementwise node may overwrite: each element of it is read where the result is written.
+/// The operand that a node may overwrite: each element of it is read where the result is written.
 fn in_place(node: &NodeSpec<'_>) -> Option<usize> {
-    elementwise::chain_of(node.op, node.inputs.len())?;
     let out = node.outputs.first()?;
     let fits = |o: &Operand<'_>| {
         o.slot.is_none()
@@ -174,6 +173,10 @@ fn in_place(node: &NodeSpec<'_>) -> Option<usize> {
             && o.shape == out.shape
             && o.strides == regraft_tensor::contiguous_strides(o.shape)
     };
+    if matches!(node.op, Op::IndexPut(_)) {
+        return node.inputs.first()?.as_ref().is_some_and(fits).then_some(0);
+    }
+    elementwise::chain_of(node.op, node.inputs.len())?;
     node.inputs.iter().position(|o| o.as_ref().is_some_and(fits))
 }
 

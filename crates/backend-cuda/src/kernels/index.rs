@@ -67,30 +67,73 @@ pub fn gather(x: &View<'_>, index: &View<'_>, axis: usize) -> Result<Spec, Why> 
     Ok(Spec { source, entry: "gather_axis", launch: stepping(count), params, scratch: 0 })
 }
 
+/// Strides of a value in one piece that is broadcast to a shape of so many axes.
+fn broadcast_strides(shape: &[usize], axes: usize) -> Vec<usize> {
+    let lead = axes.saturating_sub(shape.len());
+    let mut strides = vec![0; axes];
+    for (to, (&size, &stride)) in strides[lead..].iter_mut().zip(shape.iter().zip(&contiguous_strides(shape))) {
+        *to = if size == 1 { 0 } else { stride };
+    }
+    strides
+}
+
+/// The dtype of index tensors, and the structure that sources read them with.
+fn indices_of(x: &View<'_>, indices: &[View<'_>], axis: usize, points: &[usize]) -> Result<(DType, Fields), Why> {
+    let dtype = indices.first().map_or(DType::I64, |i| i.dtype);
+    if indices.is_empty() || indices.len() > 4 || indices.iter().any(|i| i.dtype != dtype) {
+        return Err(Why::new("one to four index tensors of one dtype"));
+    }
+    let mut sizes = x.shape[axis..axis + indices.len()].to_vec();
+    sizes.resize(4, 1);
+    let mut fields = Fields::default().sizes(&sizes).sizes(&padded(points, 1)?);
+    for i in 0..4 {
+        let strides = indices.get(i).map_or(vec![0; points.len()], |view| broadcast_strides(view.shape, points.len()));
+        fields = fields.sizes(&padded(&strides, 0)?);
+    }
+    Ok((dtype, fields))
+}
+
+/// More points than each element is worth comparing with.
+const MOST_POINTS: usize = 256;
+
+/// `x` with values put at a few points, which the indices on the axes from `axis` on broadcast to. Operands: `x`, `values`, the
+/// indices.
+///
+/// # Errors
+/// When a type, a size or the number of indices or points does not fit.
+pub fn put(x: &View<'_>, values: &View<'_>, indices: &[View<'_>], axis: usize, points: &[usize]) -> Result<Spec, Why> {
+    let (dtype, fields) = indices_of(x, indices, axis, points)?;
+    let count: usize = points.iter().product();
+    if values.dtype != x.dtype || count > MOST_POINTS {
+        return Err(Why::new(format!("{count} points of {} in {}", values.dtype, x.dtype)));
+    }
+    let end = axis + indices.len();
+    let written = [&x.shape[..axis], points, &x.shape[end..]].concat();
+    let strides = broadcast_strides(values.shape, written.len());
+    let shape = Fields::default().sizes(&padded(&written, 1)?).sizes(&padded(&strides, 0)?);
+    let outer: usize = x.shape[..axis].iter().product();
+    let inner: usize = x.shape[end..].iter().product();
+    let indexed: usize = x.shape[axis..end].iter().product();
+    let source = Defines::default()
+        .ty("E", bits_type(x.dtype))
+        .ty("TI", c_type(dtype))
+        .set("COUNT", indices.len())
+        .source("index_put", include_str!("index_put.cu"));
+    let mut params = vec![Param::In(0, 0), Param::In(1, 0)];
+    params.extend((0..4).map(|i| if i < indices.len() { Param::In(i + 2, 0) } else { Param::Null }));
+    params.extend([Param::Out(0, 0), Param::Report]);
+    params.extend([outer, count, inner, indexed].map(Param::size));
+    params.extend([fields.param(), shape.param()]);
+    Ok(Spec { source, entry: "index_put_set", launch: stepping(outer * indexed * inner), params, scratch: 0 })
+}
+
 /// Several index tensors on the axes from `axis` on, which broadcast to `points`. Operands: `x`, the indices.
 ///
 /// # Errors
 /// When a size or the number of indices does not fit.
 pub fn index(x: &View<'_>, indices: &[View<'_>], axis: usize, points: &[usize]) -> Result<Spec, Why> {
-    let dtype = indices.first().map_or(DType::I64, |i| i.dtype);
-    if indices.is_empty() || indices.len() > 4 || indices.iter().any(|i| i.dtype != dtype) {
-        return Err(Why::new("one to four index tensors of one dtype"));
-    }
+    let (dtype, fields) = indices_of(x, indices, axis, points)?;
     let end = axis + indices.len();
-    let mut sizes = x.shape[axis..end].to_vec();
-    sizes.resize(4, 1);
-    let mut fields = Fields::default().sizes(&sizes).sizes(&padded(points, 1)?);
-    for i in 0..4 {
-        let mut strides = vec![0; points.len()];
-        if let Some(view) = indices.get(i) {
-            let lead = points.len().saturating_sub(view.shape.len());
-            let own = contiguous_strides(view.shape);
-            for (a, (&size, &stride)) in view.shape.iter().zip(&own).enumerate() {
-                strides[lead + a] = if size == 1 { 0 } else { stride };
-            }
-        }
-        fields = fields.sizes(&padded(&strides, 0)?);
-    }
     let outer: usize = x.shape[..axis].iter().product();
     let inner: usize = x.shape[end..].iter().product();
     let indexed: usize = x.shape[axis..end].iter().product();

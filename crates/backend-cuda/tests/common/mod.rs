@@ -362,7 +362,21 @@ fn indices(r: &mut Random, all: &mut Vec<Case>) {
         let (a, b) = (r.ints(DType::I64, &[2, 1], -4, 3), r.ints(DType::I64, &[3], -4, 3));
         all.push(Case::new(format!("index {dtype}"), Index { axis: 0 }, vec![x.clone(), a.clone(), b.clone()]));
         all.push(Case::new(format!("index inner {dtype}"), Index { axis: 1 }, vec![x.clone(), a, b.clone()]));
-        all.push(Case::new(format!("index last {dtype}"), Index { axis: 2 }, vec![x, b]));
+        all.push(Case::new(format!("index last {dtype}"), Index { axis: 2 }, vec![x.clone(), b.clone()]));
+        let value = |r: &mut Random, shape: &[usize]| {
+            if dtype == DType::I64 { r.ints(dtype, shape, 10, 19) } else { r.floats(dtype, shape) }
+        };
+        // Three points of four rows: some are named twice.
+        let (a, set) = (r.ints(DType::I64, &[2, 1], -4, 3), |axis| IndexPut { axis, f: PutFn::Set });
+        let puts = [
+            ("first", set(0), vec![value(r, &[3, 5, 6]), b.clone()]),
+            ("last, broadcast", set(2), vec![value(r, &[5, 1]), b.clone()]),
+            ("two axes", set(0), vec![value(r, &[2, 3, 1]), a, b]),
+            ("a position", set(1), vec![value(r, &[4, 1, 6]), r.ints(DType::I64, &[1], 0, 4)]),
+        ];
+        for (name, op, others) in puts {
+            all.push(Case::new(format!("index put {name} {dtype}"), op, [vec![x.clone()], others].concat()));
+        }
     }
 }
 
