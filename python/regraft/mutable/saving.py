@@ -52,7 +52,7 @@ def _write(state: State, folder: Path, strip: bool) -> None:
         "fallback": state.fallback,
         "settings": {
             name: list(value) if isinstance(value, (set, frozenset, tuple)) else value
-            for name, value in (state.settings | {"dtype": dtype_name(state.settings.get("dtype"))}).items()
+            for name, value in _named(state.settings).items()
             # An object of this process.
             if name != "engine_cache"
         },
@@ -181,6 +181,11 @@ def _symbol(data: Any) -> tuple[str, int, int | None]:
     if not isinstance(name, str) or not isinstance(least, int) or not isinstance(most, int | None):
         raise ValueError(f"{data} is no range")
     return name, least, most
+
+
+def _named(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as JSON holds them."""
+    return {name: dtype_name(value) if name == "dtype" else value for name, value in settings.items()}
 
 
 def _dtype(name: str) -> torch.dtype:
