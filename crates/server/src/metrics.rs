@@ -161,7 +161,7 @@ impl Metrics {
     }
 
     fn add_phases(&self, times: &PhaseTimes) {
-        for (total, (_, ms)) in self.phases.iter().zip(phases(times)) {
+        for (total, (_, ms)) in self.phases.iter().zip(times.named()) {
             total.fetch_add((ms * 1e3) as u64, Ordering::Relaxed);
         }
     }
@@ -180,17 +180,6 @@ impl Metrics {
             "run_seconds": self.ran.to_json(), "batch_rows": self.rows.to_json(), "refits": refits,
         })
     }
-}
-
-fn phases(times: &PhaseTimes) -> [(&'static str, f64); 6] {
-    [
-        ("match", times.matching),
-        ("check", times.check),
-        ("compare", times.compare),
-        ("stage", times.stage),
-        ("publish", times.publish),
-        ("retire", times.retire),
-    ]
 }
 
 /// The text that Prometheus reads, of all models.
@@ -235,7 +224,7 @@ pub(crate) fn prometheus<'a>(models: &[(&'a str, &'a Metrics, Now)]) -> String {
     count("regraft_rolled_back_total", "Generations that were published again.", |m| &m.rolled_back);
     let name = "regraft_refit_seconds_total";
     family(name, "counter", "Time that refits took, by phase.", &|text, label, metrics, _| {
-        for (total, (phase, _)) in metrics.phases.iter().zip(phases(&PhaseTimes::default())) {
+        for (total, (phase, _)) in metrics.phases.iter().zip(PhaseTimes::default().named()) {
             sample(text, name, &format!("{label},phase=\"{phase}\""), counter(total) / 1e6);
         }
     });

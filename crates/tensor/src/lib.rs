@@ -29,5 +29,5 @@ pub use error::{ErrorKind, TensorError};
 pub use mapped::MappedFile;
 pub use per_process::PerProcess;
 pub use remote::RemoteBytes;
-pub use strides::{contiguous_strides, for_each_index, gather_strided, numel};
+pub use strides::{broadcast_shape, contiguous_strides, for_each_index, gather_strided, numel};
 pub use tensor::Tensor;

@@ -15,6 +15,22 @@ pub fn contiguous_strides(shape: &[usize]) -> Vec<usize> {
     strides
 }
 
+/// The shape that all of these broadcast to, or `None` when two sizes differ and neither is 1.
+pub fn broadcast_shape(shapes: &[&[usize]]) -> Option<Vec<usize>> {
+    let mut all = vec![1; shapes.iter().map(|shape| shape.len()).max().unwrap_or(0)];
+    for shape in shapes {
+        let lead = all.len() - shape.len();
+        for (to, &size) in all[lead..].iter_mut().zip(*shape) {
+            match (*to, size) {
+                (a, b) if a == b || b == 1 => {}
+                (1, b) => *to = b,
+                _ => return None,
+            }
+        }
+    }
+    Some(all)
+}
+
 /// Calls `f(position)` for every index of `shape` in row-major order; `position` is `Σ index·stride`.
 pub fn for_each_index(shape: &[usize], strides: &[usize], mut f: impl FnMut(usize)) {
     if shape.contains(&0) {

@@ -110,8 +110,20 @@ impl PhaseTimes {
         }
     }
 
+    /// The phases in their order, by name.
+    pub fn named(&self) -> [(&'static str, f64); 6] {
+        [
+            ("match", self.matching),
+            ("check", self.check),
+            ("compare", self.compare),
+            ("stage", self.stage),
+            ("publish", self.publish),
+            ("retire", self.retire),
+        ]
+    }
+
     /// All phases together.
     pub fn total(&self) -> f64 {
-        self.matching + self.check + self.compare + self.stage + self.publish + self.retire
+        self.named().iter().map(|(_, ms)| ms).sum()
     }
 }

@@ -4,7 +4,7 @@
 //! pixel itself. Or windows are written out first (`conv.im2col`), which pays where channels are so few that a tap is too short
 //! for the micro-kernel. The weight's rows run over `(ky, kx, channel)` either way.
 
-use regraft_backend::{BackendError, Candidate, DataError, KernelId, NodeSpec, Operand, OperandType, WeightLayout};
+use regraft_backend::{BackendError, Candidate, DataError, KernelId, NodeSpec, OperandType, WeightLayout};
 use regraft_ir::{
     Op, TensorType,
     ops::{Conv, Permute, Reshape, SpatialLayout},
@@ -15,7 +15,8 @@ use super::{
     CpuKernel, Cx, Family,
     linear::activation,
     support::{
-        Types, all_floats, elements, elements_mut, expect_panels, expect_plain, operand, unsupported, with_size,
+        Types, all_floats, elements, elements_mut, expect_panels, expect_plain, never_strided, operand, unsupported,
+        with_size,
     },
 };
 use crate::{
@@ -36,7 +37,7 @@ const FEW_CHANNELS: usize = 8;
 /// Pixels that one product should at least have; small images are taken together.
 const PIXELS: usize = 512;
 
-pub(super) const FAMILY: Family = Family { ids: &[PANELS, IM2COL], candidates, reads_strided, prepare };
+pub(super) const FAMILY: Family = Family { ids: &[PANELS, IM2COL], candidates, reads_strided: never_strided, prepare };
 
 fn candidates(isa: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
     let Op::Conv(op) = op else { return Vec::new() };
@@ -77,10 +78,6 @@ fn matrix_of(weight: &[usize], groups: usize) -> Vec<Op> {
         Permute { perm }.into(),
         Reshape { shape: dims(&[groups, k, out / groups]) }.into(),
     ]
-}
-
-fn reads_strided(_: &Op, _: usize, _: &Operand<'_>) -> bool {
-    false
 }
 
 /// The geometry of a convolution; one-dimensional images are one row high.

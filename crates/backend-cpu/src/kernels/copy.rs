@@ -5,7 +5,7 @@ use regraft_ir::{Op, TensorType, ops::Concat};
 
 use super::{
     CpuKernel, Cx, Family,
-    support::{Seen, Why, expect_plain, plain, unsupported},
+    support::{Seen, Why, expect_plain, never_strided, plain, unsupported},
 };
 
 use crate::Isa;
@@ -15,7 +15,7 @@ const CONCAT: &str = "concat.runs";
 /// Bytes that a task writes, at least.
 const TASK: usize = 64 << 10;
 
-pub(super) const FAMILY: Family = Family { ids: &[CONCAT], candidates, reads_strided, prepare };
+pub(super) const FAMILY: Family = Family { ids: &[CONCAT], candidates, reads_strided: never_strided, prepare };
 
 fn accept<'a>(node: &Seen<'a>) -> Result<&'a Concat, Why> {
     match node.op {
@@ -26,10 +26,6 @@ fn accept<'a>(node: &Seen<'a>) -> Result<&'a Concat, Why> {
 
 fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
     plain(accept(&Seen::of_types(op, inputs)).map(|_| CONCAT))
-}
-
-fn reads_strided(_: &Op, _: usize, _: &Operand<'_>) -> bool {
-    false
 }
 
 struct Prepared {

@@ -1,12 +1,12 @@
 //! Values made from nothing but attributes.
 
-use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, Operand, OperandType};
+use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, OperandType};
 use regraft_ir::{Op, Scalar, TensorType};
 use regraft_tensor::{DType, Element, Tensor};
 
 use super::{
     CpuKernel, Cx, Family,
-    support::{Seen, Why, elements_mut, plain, unsupported, with_elements, with_size},
+    support::{Seen, Why, elements_mut, never_strided, plain, unsupported, with_elements, with_size},
 };
 use crate::Isa;
 
@@ -17,7 +17,8 @@ const SIZE: &str = "size_of.value";
 /// Elements that a task writes.
 const TASK: usize = 64 << 10;
 
-pub(super) const FAMILY: Family = Family { ids: &[FULL, IOTA, SIZE], candidates, reads_strided, prepare };
+pub(super) const FAMILY: Family =
+    Family { ids: &[FULL, IOTA, SIZE], candidates, reads_strided: never_strided, prepare };
 
 fn accept(node: &Seen<'_>) -> Result<&'static str, Why> {
     match node.op {
@@ -30,10 +31,6 @@ fn accept(node: &Seen<'_>) -> Result<&'static str, Why> {
 
 fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
     plain(accept(&Seen::of_types(op, inputs)))
-}
-
-fn reads_strided(_: &Op, _: usize, _: &Operand<'_>) -> bool {
-    false
 }
 
 enum Kind {

@@ -1,8 +1,6 @@
 //! Convolutions with one channel a group, over channels-last images.
 
-use regraft_backend::{
-    BackendError, Candidate, DataError, FormatId, KernelId, NodeSpec, Operand, OperandType, WeightLayout,
-};
+use regraft_backend::{BackendError, Candidate, DataError, FormatId, KernelId, NodeSpec, OperandType, WeightLayout};
 use regraft_ir::{
     Op, TensorType,
     ops::{Conv, Permute, Reshape, SpatialLayout},
@@ -13,7 +11,7 @@ use super::{
     CpuKernel, Cx, Family,
     conv::geometry,
     linear::activation,
-    support::{Types, all_floats, expect_packed, expect_plain, operand, optional, unsupported},
+    support::{Types, all_floats, expect_packed, expect_plain, never_strided, operand, optional, unsupported},
 };
 use crate::{
     Isa, Scratch,
@@ -26,7 +24,7 @@ use crate::{
 
 const TAPS: &str = "conv.depthwise";
 
-pub(super) const FAMILY: Family = Family { ids: &[TAPS], candidates, reads_strided, prepare };
+pub(super) const FAMILY: Family = Family { ids: &[TAPS], candidates, reads_strided: never_strided, prepare };
 
 /// Whether each channel of the result comes of one channel of its own.
 fn is_depthwise(op: &Conv, weight: &[usize], rank: usize) -> bool {
@@ -55,10 +53,6 @@ fn taps_of(weight: &[usize]) -> Vec<Op> {
 /// One panel: all channels of a tap side by side, padded to whole vectors.
 fn format(ty: FloatType, channels: usize) -> FormatId {
     Panels { ty, nr: tap_stride(channels) }.id()
-}
-
-fn reads_strided(_: &Op, _: usize, _: &Operand<'_>) -> bool {
-    false
 }
 
 struct Prepared {

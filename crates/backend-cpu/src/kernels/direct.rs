@@ -1,6 +1,6 @@
 //! Convolutions that no other family takes: channels-first images, three spatial axes, weights that are computed.
 
-use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, Operand, OperandType};
+use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, OperandType};
 use regraft_ir::{
     Op, TensorType,
     ops::{Conv, SpatialLayout},
@@ -9,7 +9,7 @@ use regraft_ir::{
 use super::{
     CpuKernel, Cx, Family,
     linear::activation,
-    support::{Seen, Types, Why, expect_plain, operand, plain, unsupported},
+    support::{Seen, Types, Why, expect_plain, never_strided, operand, plain, unsupported},
 };
 use crate::{
     Isa, Scratch,
@@ -19,7 +19,7 @@ use crate::{
 
 const PIXELS: &str = "conv.direct";
 
-pub(super) const FAMILY: Family = Family { ids: &[PIXELS], candidates, reads_strided, prepare };
+pub(super) const FAMILY: Family = Family { ids: &[PIXELS], candidates, reads_strided: never_strided, prepare };
 
 /// Channels-first images of floats.
 fn accept<'a>(node: &Seen<'a>) -> Result<&'a Conv, Why> {
@@ -31,10 +31,6 @@ fn accept<'a>(node: &Seen<'a>) -> Result<&'a Conv, Why> {
 
 fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
     plain(accept(&Seen::of_types(op, inputs)).map(|_| PIXELS))
-}
-
-fn reads_strided(_: &Op, _: usize, _: &Operand<'_>) -> bool {
-    false
 }
 
 struct Prepared {

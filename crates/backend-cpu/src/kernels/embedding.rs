@@ -1,12 +1,15 @@
 //! Elements at computed positions: rows of a table, gathers, index tensors.
 
-use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, Operand, OperandType};
+use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, OperandType};
 use regraft_ir::{Op, TensorType};
 use regraft_tensor::{DType, contiguous_strides, for_each_index};
 
 use super::{
     CpuKernel, Cx, Family,
-    support::{Seen, Why, around, elements, elements_mut, expect_plain, operand, plain, read, unsupported, with_size},
+    support::{
+        Seen, Why, around, elements, elements_mut, expect_plain, never_strided, operand, plain, read, unsupported,
+        with_size,
+    },
 };
 use crate::{
     Isa, Scratch,
@@ -18,7 +21,8 @@ const ROWS: &str = "embedding.rows";
 const GATHER: &str = "gather.axis";
 const INDEX: &str = "index.rows";
 
-pub(super) const FAMILY: Family = Family { ids: &[ROWS, GATHER, INDEX], candidates, reads_strided, prepare };
+pub(super) const FAMILY: Family =
+    Family { ids: &[ROWS, GATHER, INDEX], candidates, reads_strided: never_strided, prepare };
 
 fn accept(node: &Seen<'_>) -> Result<&'static str, Why> {
     match node.op {
@@ -31,10 +35,6 @@ fn accept(node: &Seen<'_>) -> Result<&'static str, Why> {
 
 fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
     plain(accept(&Seen::of_types(op, inputs)))
-}
-
-fn reads_strided(_: &Op, _: usize, _: &Operand<'_>) -> bool {
-    false
 }
 
 /// An index operand, broadcast to the shape of the points.

@@ -1,6 +1,6 @@
 //! Elements in other places: flips, padding, nearest neighbours; and literals.
 
-use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, Operand, OperandType};
+use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, OperandType};
 use regraft_ir::{
     Op, TensorType,
     ops::{Pad, PadMode, Resize, ResizeMode},
@@ -10,7 +10,9 @@ use regraft_tensor::{DType, contiguous_strides};
 use super::{
     CpuKernel, Cx, Family,
     create::bits,
-    support::{Seen, Why, elements, elements_mut, expect_plain, operand, plain, read, unsupported, with_size},
+    support::{
+        Seen, Why, elements, elements_mut, expect_plain, never_strided, operand, plain, read, unsupported, with_size,
+    },
 };
 use crate::{
     Isa,
@@ -21,7 +23,8 @@ const FLIP: &str = "flip.runs";
 const PAD: &str = "pad.runs";
 const NEAREST: &str = "resize.nearest";
 
-pub(super) const FAMILY: Family = Family { ids: &[FLIP, PAD, NEAREST], candidates, reads_strided, prepare };
+pub(super) const FAMILY: Family =
+    Family { ids: &[FLIP, PAD, NEAREST], candidates, reads_strided: never_strided, prepare };
 
 fn accept(node: &Seen<'_>) -> Result<&'static str, Why> {
     match node.op {
@@ -34,10 +37,6 @@ fn accept(node: &Seen<'_>) -> Result<&'static str, Why> {
 
 fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
     plain(accept(&Seen::of_types(op, inputs)))
-}
-
-fn reads_strided(_: &Op, _: usize, _: &Operand<'_>) -> bool {
-    false
 }
 
 struct Prepared {

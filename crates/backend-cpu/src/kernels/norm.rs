@@ -1,11 +1,11 @@
 //! Layer, RMS, group and batch normalisation.
 
-use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, Operand, OperandType};
+use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, OperandType};
 use regraft_ir::{Op, TensorType, ops::SpatialLayout};
 
 use super::{
     CpuKernel, Cx, Family,
-    support::{Seen, Types, Why, expect_plain, operand, plain, unsupported},
+    support::{Seen, Types, Why, expect_plain, never_strided, operand, plain, unsupported},
 };
 use crate::{
     Isa, Scratch,
@@ -21,7 +21,8 @@ const RMS: &str = "rms_norm.rows";
 const GROUP: &str = "group_norm.groups";
 const BATCH: &str = "batch_norm.channels";
 
-pub(super) const FAMILY: Family = Family { ids: &[LAYER, RMS, GROUP, BATCH], candidates, reads_strided, prepare };
+pub(super) const FAMILY: Family =
+    Family { ids: &[LAYER, RMS, GROUP, BATCH], candidates, reads_strided: never_strided, prepare };
 
 /// Floats of any kind.
 fn accept(node: &Seen<'_>) -> Result<&'static str, Why> {
@@ -37,10 +38,6 @@ fn accept(node: &Seen<'_>) -> Result<&'static str, Why> {
 
 fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
     plain(accept(&Seen::of_types(op, inputs)))
-}
-
-fn reads_strided(_: &Op, _: usize, _: &Operand<'_>) -> bool {
-    false
 }
 
 enum Kind {

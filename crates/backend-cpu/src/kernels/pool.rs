@@ -1,6 +1,6 @@
 //! Pooling.
 
-use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, Operand, OperandType};
+use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, OperandType};
 use regraft_ir::{
     Op, TensorType,
     ops::{AdaptiveAvgPool, SpatialLayout, adaptive_window},
@@ -8,7 +8,7 @@ use regraft_ir::{
 
 use super::{
     CpuKernel, Cx, Family,
-    support::{Seen, Types, Why, expect_plain, operand, plain, unsupported},
+    support::{Seen, Types, Why, expect_plain, never_strided, operand, plain, unsupported},
 };
 use crate::{
     Isa, Scratch,
@@ -25,7 +25,8 @@ const WINDOWS: &str = "pool.windows";
 const SPANS: &str = "pool.spans";
 const GLOBAL: &str = "pool.global";
 
-pub(super) const FAMILY: Family = Family { ids: &[WINDOWS, SPANS, GLOBAL], candidates, reads_strided, prepare };
+pub(super) const FAMILY: Family =
+    Family { ids: &[WINDOWS, SPANS, GLOBAL], candidates, reads_strided: never_strided, prepare };
 
 /// Windows of one shape: kernel, stride, padding and dilation, per spatial axis.
 struct Window<'a> {
@@ -91,10 +92,6 @@ fn accept<'a>(node: &Seen<'a>) -> Result<Spec<'a>, Why> {
 
 fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
     plain(accept(&Seen::of_types(op, inputs)).map(|spec| spec.id()))
-}
-
-fn reads_strided(_: &Op, _: usize, _: &Operand<'_>) -> bool {
-    false
 }
 
 enum Kind {

@@ -1,19 +1,20 @@
 //! Elements written at computed positions.
 
 use bytemuck::Pod;
-use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, Operand, OperandType};
+use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, OperandType};
 use regraft_ir::{
     Op, TensorType,
     ops::{IndexPut, PutFn},
 };
-use regraft_tensor::{DType, contiguous_strides, for_each_index};
+use regraft_tensor::{DType, broadcast_shape, contiguous_strides, for_each_index};
 
 use super::{
     CpuKernel, Cx, Family,
     embedding::{IndexOperand, index_operand, rows_of},
     joined::Joined,
     support::{
-        Seen, Why, elements, elements_mut, expect_plain, operand, plain, read, unsupported, with_elements, with_size,
+        Seen, Why, elements, elements_mut, expect_plain, never_strided, operand, plain, read, unsupported,
+        with_elements, with_size,
     },
 };
 use crate::{
@@ -25,7 +26,7 @@ use crate::{
 
 const RUNS: &str = "index_put.runs";
 
-pub(super) const FAMILY: Family = Family { ids: &[RUNS], candidates, reads_strided, prepare };
+pub(super) const FAMILY: Family = Family { ids: &[RUNS], candidates, reads_strided: never_strided, prepare };
 
 fn accept<'a>(node: &Seen<'a>) -> Result<&'a IndexPut, Why> {
     match node.op {
@@ -36,10 +37,6 @@ fn accept<'a>(node: &Seen<'a>) -> Result<&'a IndexPut, Why> {
 
 fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
     plain(accept(&Seen::of_types(op, inputs)).map(|_| RUNS))
-}
-
-fn reads_strided(_: &Op, _: usize, _: &Operand<'_>) -> bool {
-    false
 }
 
 struct Prepared {
@@ -58,7 +55,8 @@ fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendEr
     expect_plain(node, 0..node.inputs.len())?;
     let (x, values) = (operand(node, 0)?, operand(node, 1)?);
     let end = op.axis + node.inputs.len() - 2;
-    let points = points_of(node)?;
+    let indexed: Vec<&[usize]> = node.inputs[2..].iter().flatten().map(|o| o.shape).collect();
+    let points = broadcast_shape(&indexed).ok_or_else(|| unsupported(node, "indices do not broadcast"))?;
     let indices = (op.axis..end).map(|axis| index_operand(node, axis - op.axis + 2, &points, x.shape[axis]));
     let indices = indices.collect::<Result<_, _>>()?;
     let written = [&x.shape[..op.axis], &points, &x.shape[end..]].concat();
@@ -83,23 +81,6 @@ fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendEr
     let sizes = [product(&x.shape[..op.axis]), product(&x.shape[op.axis..end]), product(&x.shape[end..])];
     let points = product(&points);
     Ok(Box::new(Prepared { cx: cx.clone(), dtype: x.dtype, f: op.f, sizes, points, indices, places }))
-}
-
-/// The shape that index operands broadcast to.
-fn points_of(node: &NodeSpec<'_>) -> Result<Vec<usize>, BackendError> {
-    let shapes = node.inputs[2..].iter().flatten().map(|o| o.shape);
-    let rank = shapes.clone().map(<[usize]>::len).max().unwrap_or(0);
-    let mut points = vec![1; rank];
-    for shape in shapes {
-        for (to, &size) in points[rank - shape.len()..].iter_mut().zip(shape) {
-            match (*to, size) {
-                (a, b) if a == b || b == 1 => {}
-                (1, b) => *to = b,
-                _ => return Err(unsupported(node, "indices do not broadcast")),
-            }
-        }
-    }
-    Ok(points)
 }
 
 impl Prepared {

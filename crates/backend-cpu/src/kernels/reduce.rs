@@ -1,6 +1,6 @@
 //! Reductions, what runs along an axis, and positions of extrema.
 
-use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, Operand, OperandType};
+use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, OperandType};
 use regraft_ir::{
     Op, TensorType,
     ops::{ArgReduceFn, CumulateFn, ReduceFn},
@@ -11,8 +11,8 @@ use super::{
     CpuKernel, Cx, Family,
     joined::Joined,
     support::{
-        Seen, Why, around, elements, elements_mut, expect_plain, operand, plain, read, unsupported, with_elements,
-        with_size,
+        Seen, Why, around, elements, elements_mut, expect_plain, never_strided, operand, plain, read, unsupported,
+        with_elements, with_size,
     },
 };
 use crate::{
@@ -31,7 +31,8 @@ const CUMSUM: &str = "cumsum.axis";
 const CUMULATE: &str = "cumulate.axis";
 const ARG: &str = "arg_reduce.axis";
 
-pub(super) const FAMILY: Family = Family { ids: &[AXES, CUMSUM, CUMULATE, ARG], candidates, reads_strided, prepare };
+pub(super) const FAMILY: Family =
+    Family { ids: &[AXES, CUMSUM, CUMULATE, ARG], candidates, reads_strided: never_strided, prepare };
 
 fn accept(node: &Seen<'_>) -> Result<&'static str, Why> {
     match node.op {
@@ -45,10 +46,6 @@ fn accept(node: &Seen<'_>) -> Result<&'static str, Why> {
 
 fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
     plain(accept(&Seen::of_types(op, inputs)))
-}
-
-fn reads_strided(_: &Op, _: usize, _: &Operand<'_>) -> bool {
-    false
 }
 
 #[derive(Clone, Copy)]

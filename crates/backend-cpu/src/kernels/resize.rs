@@ -1,6 +1,6 @@
 //! Resampling with blending.
 
-use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, Operand, OperandType};
+use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, OperandType};
 use regraft_ir::{
     Op, TensorType,
     ops::{Resize, ResizeMode, SpatialLayout},
@@ -8,7 +8,7 @@ use regraft_ir::{
 
 use super::{
     CpuKernel, Cx, Family,
-    support::{Seen, Types, Why, expect_plain, operand, plain, unsupported},
+    support::{Seen, Types, Why, expect_plain, never_strided, operand, plain, unsupported},
 };
 use crate::{
     Isa, Scratch,
@@ -18,7 +18,7 @@ use crate::{
 
 const LINEAR: &str = "resize.linear";
 
-pub(super) const FAMILY: Family = Family { ids: &[LINEAR], candidates, reads_strided, prepare };
+pub(super) const FAMILY: Family = Family { ids: &[LINEAR], candidates, reads_strided: never_strided, prepare };
 
 fn accept<'a>(node: &Seen<'a>) -> Result<&'a Resize, Why> {
     match node.op {
@@ -29,10 +29,6 @@ fn accept<'a>(node: &Seen<'a>) -> Result<&'a Resize, Why> {
 
 fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
     plain(accept(&Seen::of_types(op, inputs)).map(|_| LINEAR))
-}
-
-fn reads_strided(_: &Op, _: usize, _: &Operand<'_>) -> bool {
-    false
 }
 
 struct Prepared {

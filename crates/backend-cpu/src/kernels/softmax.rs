@@ -1,11 +1,11 @@
 //! Softmax over one axis.
 
-use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, Operand, OperandType};
+use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, OperandType};
 use regraft_ir::{Op, TensorType, ops::Softmax};
 
 use super::{
     CpuKernel, Cx, Family,
-    support::{Seen, Types, Why, around, expect_plain, operand, plain, unsupported},
+    support::{Seen, Types, Why, around, expect_plain, never_strided, operand, plain, unsupported},
 };
 use crate::{
     Isa, Scratch,
@@ -15,7 +15,7 @@ use crate::{
 
 const AXIS: &str = "softmax.axis";
 
-pub(super) const FAMILY: Family = Family { ids: &[AXIS], candidates, reads_strided, prepare };
+pub(super) const FAMILY: Family = Family { ids: &[AXIS], candidates, reads_strided: never_strided, prepare };
 
 fn accept<'a>(node: &Seen<'a>) -> Result<&'a Softmax, Why> {
     match node.op {
@@ -26,10 +26,6 @@ fn accept<'a>(node: &Seen<'a>) -> Result<&'a Softmax, Why> {
 
 fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
     plain(accept(&Seen::of_types(op, inputs)).map(|_| AXIS))
-}
-
-fn reads_strided(_: &Op, _: usize, _: &Operand<'_>) -> bool {
-    false
 }
 
 struct Prepared {

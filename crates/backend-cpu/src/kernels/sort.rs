@@ -1,13 +1,14 @@
 //! Elements in order along an axis.
 
-use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, Operand, OperandType};
+use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, OperandType};
 use regraft_ir::{Op, TensorType, ops::Sort};
 use regraft_tensor::DType;
 
 use super::{
     CpuKernel, Cx, Family,
     support::{
-        Seen, Why, around, elements, elements_mut, expect_plain, operand, plain, read, unsupported, with_elements,
+        Seen, Why, around, elements, elements_mut, expect_plain, never_strided, operand, plain, read, unsupported,
+        with_elements,
     },
 };
 use crate::{
@@ -17,7 +18,7 @@ use crate::{
 
 const AXIS: &str = "sort.axis";
 
-pub(super) const FAMILY: Family = Family { ids: &[AXIS], candidates, reads_strided, prepare };
+pub(super) const FAMILY: Family = Family { ids: &[AXIS], candidates, reads_strided: never_strided, prepare };
 
 fn accept<'a>(node: &Seen<'a>) -> Result<&'a Sort, Why> {
     match node.op {
@@ -28,10 +29,6 @@ fn accept<'a>(node: &Seen<'a>) -> Result<&'a Sort, Why> {
 
 fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
     plain(accept(&Seen::of_types(op, inputs)).map(|_| AXIS))
-}
-
-fn reads_strided(_: &Op, _: usize, _: &Operand<'_>) -> bool {
-    false
 }
 
 struct Prepared {

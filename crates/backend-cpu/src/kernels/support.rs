@@ -62,6 +62,11 @@ pub(super) fn plain(accepted: Result<&'static str, Why>) -> Vec<Candidate> {
     accepted.map_or_else(|_| Vec::new(), |id| vec![Candidate::plain(id)])
 }
 
+/// Of a family whose operands lie in one piece.
+pub(super) fn never_strided(_: &Op, _: usize, _: &Operand<'_>) -> bool {
+    false
+}
+
 /// The required operand at `index`.
 pub(super) fn operand<'a>(node: &NodeSpec<'a>, index: usize) -> Result<Operand<'a>, BackendError> {
     node.inputs.get(index).copied().flatten().ok_or_else(|| unsupported(node, format!("operand {index} is missing")))

@@ -1,12 +1,12 @@
 //! Transposed convolutions.
 
-use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, Operand, OperandType};
+use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, OperandType};
 use regraft_ir::{Op, TensorType, ops::ConvTranspose};
 
 use super::{
     CpuKernel, Cx, Family,
     direct::three,
-    support::{Seen, Types, Why, expect_plain, operand, plain, unsupported},
+    support::{Seen, Types, Why, expect_plain, never_strided, operand, plain, unsupported},
 };
 use crate::{
     Isa, Scratch,
@@ -19,7 +19,7 @@ use crate::{
 
 const PHASES: &str = "conv_transpose.phases";
 
-pub(super) const FAMILY: Family = Family { ids: &[PHASES], candidates, reads_strided, prepare };
+pub(super) const FAMILY: Family = Family { ids: &[PHASES], candidates, reads_strided: never_strided, prepare };
 
 /// The most phases: each has lists of its own.
 const MOST_PHASES: usize = 1 << 12;
@@ -35,10 +35,6 @@ fn accept<'a>(node: &Seen<'a>) -> Result<&'a ConvTranspose, Why> {
 
 fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
     plain(accept(&Seen::of_types(op, inputs)).map(|_| PHASES))
-}
-
-fn reads_strided(_: &Op, _: usize, _: &Operand<'_>) -> bool {
-    false
 }
 
 struct Prepared {

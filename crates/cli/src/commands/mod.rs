@@ -179,15 +179,7 @@ fn tell_refit(report: &RefitReport, sources: usize, out: &mut Output) {
 }
 
 fn phases(times: &regraft::PhaseTimes) -> String {
-    let phases = [
-        ("match", times.matching),
-        ("check", times.check),
-        ("compare", times.compare),
-        ("stage", times.stage),
-        ("publish", times.publish),
-        ("retire", times.retire),
-    ];
-    phases.map(|(name, ms)| format!("{name} {}", output::milliseconds(ms))).join(", ")
+    times.named().map(|(name, ms)| format!("{name} {}", output::milliseconds(ms))).join(", ")
 }
 
 /// `48 linear, 25 layer_norm, 12 attention, 88 others`: the most frequent first.

@@ -113,6 +113,23 @@ impl Builder {
         if self.ty(v).shape == shape { Ok(v) } else { self.emit(Expand { shape }, &[v]) }
     }
 
+    /// `v`, read as `shape`, so many times along each axis. The result still has the repeats as axes of their own: the second
+    /// value is the shape that joins them.
+    pub(crate) fn repeated(&mut self, v: ValueId, shape: &[Dim], times: &[Dim]) -> Res<(ValueId, Vec<Dim>)> {
+        let (mut split, mut wide, mut joined) = (Vec::new(), Vec::new(), Vec::new());
+        for (d, n) in shape.iter().zip(times) {
+            if !n.is(1) {
+                split.push(Dim::new(1));
+                wide.push(n.clone());
+            }
+            split.push(d.clone());
+            wide.push(d.clone());
+            joined.push(d * n);
+        }
+        let v = self.reshape(v, split)?;
+        Ok((self.expand(v, wide)?, joined))
+    }
+
     pub(crate) fn slice(&mut self, v: ValueId, axis: usize, start: Dim, end: Dim) -> Res<ValueId> {
         if start.is(0) && self.ty(v).shape.get(axis) == Some(&end) {
             return Ok(v);

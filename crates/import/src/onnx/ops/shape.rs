@@ -241,18 +241,7 @@ pub(super) fn tile(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     if times.len() != shape.len() {
         return wrong(format!("expected {} repeats, found {}", shape.len(), times.len()));
     }
-    let (mut split, mut wide, mut joined) = (Vec::new(), Vec::new(), Vec::new());
-    for (d, n) in shape.iter().zip(&times) {
-        if !n.is(1) {
-            split.push(Dim::new(1));
-            wide.push(n.clone());
-        }
-        split.push(d.clone());
-        wide.push(d.clone());
-        joined.push(d * n);
-    }
-    let x = cx.reshape(x, split)?;
-    let x = cx.expand(x, wide)?;
+    let (x, joined) = cx.repeated(x, &shape, &times)?;
     cx.reshape(x, joined)
 }
 

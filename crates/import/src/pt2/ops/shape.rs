@@ -226,18 +226,7 @@ pub(super) fn repeat(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     while shape.len() < times.len() {
         shape.insert(0, Dim::new(1));
     }
-    let (mut split, mut wide, mut joined) = (Vec::new(), Vec::new(), Vec::new());
-    for (d, n) in shape.iter().zip(&times) {
-        if !n.is(1) {
-            split.push(Dim::new(1));
-            wide.push(n.clone());
-        }
-        split.push(d.clone());
-        wide.push(d.clone());
-        joined.push(d * n);
-    }
-    let x = cx.reshape(x, split)?;
-    let x = cx.expand(x, wide)?;
+    let (x, joined) = cx.repeated(x, &shape, &times)?;
     let joined = cx.refine(0, joined);
     cx.reshape(x, joined)
 }
