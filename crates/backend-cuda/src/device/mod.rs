@@ -2,6 +2,7 @@
 
 mod codegen;
 mod kernel;
+mod lane;
 mod memory;
 mod packer;
 mod prepare;
@@ -23,11 +24,11 @@ use regraft_tensor::Buffer;
 use regraft_weights::RefitMap;
 
 pub use self::codegen::CudaCodegen;
-use self::{memory::CudaMemory, packer::CudaPacker, queue::CudaQueue};
+use self::{lane::Lane, memory::CudaMemory, packer::CudaPacker, queue::CudaQueue};
 use crate::{
     CudaError, Kernels,
     cudnn::Dnn,
-    driver::{self, Context, Driver, Info, Pinned, Priority, Stream},
+    driver::{Context, Driver, Info, Priority},
     gemm::Blas,
     library::{LibraryError, Lookup},
     nvrtc::{Compiler, CubinCache},
@@ -63,14 +64,9 @@ pub struct CudaDevice {
     codegen: CudaCodegen,
     /// Makes slots on the host where the device does not.
     host: CpuDevice,
-    /// Carries what is uploaded ahead of runs.
-    upload: Stream,
-    /// Page-locked memory that uploads go through.
-    ring: Mutex<Pinned>,
+    /// Carries what is uploaded ahead of runs, and what refits copy.
+    lane: Arc<Mutex<Lane>>,
 }
-
-/// Bytes of page-locked memory that uploads go through.
-const RING: usize = 32 << 20;
 
 impl CudaDevice {
     /// Opens GPU `index` of this machine.
@@ -91,51 +87,29 @@ impl CudaDevice {
             }
             Err(error) => return Err(error),
         };
-        let upload = Stream::new(&context, Priority::Low)?;
-        let ring = Mutex::new(Pinned::new(&context, RING)?);
+        let lane = Arc::new(Mutex::new(Lane::new(&context)?));
         let codegen = CudaCodegen::new(context.info().arch());
         let cx = Cx { name: format!("cuda:{index}").into(), context, kernels, blas, dnn, tf32: options.tf32 };
-        Ok(CudaDevice { cx, codegen, host: CpuDevice::new(options.threads), upload, ring })
+        Ok(CudaDevice { cx, codegen, host: CpuDevice::new(options.threads), lane })
     }
 
     /// What the driver says about the device.
     pub fn info(&self) -> &Info {
         self.cx.context.info()
     }
-
-    /// Copies bytes of the host to the device, through page-locked memory, and waits.
-    fn upload(&self, from: &[u8], to: driver::Span) -> Result<(), CudaError> {
-        let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
-        upload(&self.upload, &mut ring, from, to)
-    }
-}
-
-/// Copies through two halves of `ring`: one is filled while the other is on its way.
-pub(crate) fn upload(stream: &Stream, ring: &mut Pinned, from: &[u8], to: driver::Span) -> Result<(), CudaError> {
-    to.expect(from.len())?;
-    let half = ring.len() / 2;
-    let context = stream.context();
-    let marks = [driver::Event::new(&context)?, driver::Event::new(&context)?];
-    for (i, part) in from.chunks(half.max(1)).enumerate() {
-        let at = i % 2 * half;
-        marks[i % 2].wait()?;
-        ring.bytes_mut()[at..at + part.len()].copy_from_slice(part);
-        stream.upload(ring, at, to.part(i * half, part.len())?)?;
-        stream.record(&marks[i % 2])?;
-    }
-    stream.synchronize()
 }
 
 impl Cx {
+    /// What of the contract an error says, where it is that memory was refused.
+    pub(crate) fn refused(&self, error: &CudaError) -> Option<OutOfMemory> {
+        let CudaError::OutOfMemory { bytes, free, .. } = *error else { return None };
+        Some(OutOfMemory { device: self.name.to_string(), bytes, kind: MemoryKind::Slot, free: Some(free) })
+    }
+
     pub(crate) fn failed(&self, error: CudaError) -> BackendError {
-        match error {
-            CudaError::OutOfMemory { bytes, free, .. } => BackendError::Memory(OutOfMemory {
-                device: self.name.to_string(),
-                bytes,
-                kind: MemoryKind::Slot,
-                free: Some(free),
-            }),
-            error => BackendError::Device { device: self.name.to_string(), why: error.to_string() },
+        match self.refused(&error) {
+            Some(refused) => BackendError::Memory(refused),
+            None => BackendError::Device { device: self.name.to_string(), why: error.to_string() },
         }
     }
 
@@ -175,7 +149,8 @@ impl Device for CudaDevice {
 
     fn adopt(&self, contents: &Buffer) -> Result<Box<dyn Memory>, BackendError> {
         let memory = CudaMemory::new(&self.cx.context, contents.len()).map_err(|e| self.cx.failed(e))?;
-        self.upload(contents.bytes(), memory.span()).map_err(|e| self.cx.failed(e))?;
+        let mut lane = self.lane.lock().unwrap_or_else(PoisonError::into_inner);
+        lane.send_all(contents.bytes(), memory.span()).map_err(|e| self.cx.failed(e))?;
         Ok(Box::new(memory))
     }
 
@@ -197,7 +172,7 @@ impl Device for CudaDevice {
 
     fn packer(&self, map: &RefitMap, layouts: &[SlotLayout]) -> Result<Arc<dyn Packer>, BackendError> {
         let host = self.host.packer(map, layouts)?;
-        let packer = CudaPacker::new(&self.cx, host, map, layouts).map_err(|e| self.cx.failed(e))?;
+        let packer = CudaPacker::new(&self.cx, &self.lane, host, map, layouts).map_err(|e| self.cx.failed(e))?;
         Ok(Arc::new(packer))
     }
 

@@ -73,7 +73,7 @@ pub fn copy(index: usize, from: &View<'_>, to: &[usize], first: usize) -> Result
 }
 
 /// The strides with which `view` is read as `shape`.
-fn broadcast_strides(view: &View<'_>, shape: &[usize]) -> Result<Vec<usize>, Why> {
+pub(super) fn broadcast_strides(view: &View<'_>, shape: &[usize]) -> Result<Vec<usize>, Why> {
     let lead = shape
         .len()
         .checked_sub(view.shape.len())

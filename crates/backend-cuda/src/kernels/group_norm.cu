@@ -4,16 +4,6 @@ DEVICE i64 place(i64 image, i64 channel, i64 pixel, i64 channels, i64 pixels) {
     return NHWC ? (image * pixels + pixel) * channels + channel : (image * channels + channel) * pixels + pixel;
 }
 
-// Joins means and squared deviations of two sets.
-DEVICE void join(float& n, float& mean, float& dev, float n2, float mean2, float dev2) {
-    float total = n + n2;
-    if (total == 0.f) return;
-    float d = mean2 - mean, part = n2 / total;
-    mean += d * part;
-    dev += dev2 + d * d * n * part;
-    n = total;
-}
-
 // Block (group, part): a part of the pixels of one group. `partial` holds {count, mean, deviation} of each.
 extern "C" __global__ void __launch_bounds__(256)
 group_norm_stats(const TX* x, float* partial, i64 channels, i64 pixels, int groups, int parts) {

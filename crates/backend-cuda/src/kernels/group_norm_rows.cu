@@ -6,16 +6,6 @@
 // Threads that join the statistics of one group: a power of two, at most a warp.
 #define TEAM (GROUPS * 32 <= THREADS ? 32 : GROUPS * 16 <= THREADS ? 16 : GROUPS * 8 <= THREADS ? 8 : GROUPS * 4 <= THREADS ? 4 : 1)
 
-// Joins means and squared deviations of two sets.
-DEVICE void join(float& n, float& mean, float& dev, float n2, float mean2, float dev2) {
-    float total = n + n2;
-    if (total == 0.f) return;
-    float d = mean2 - mean, part = n2 / total;
-    mean += d * part;
-    dev += dev2 + d * d * n * part;
-    n = total;
-}
-
 DEVICE void join_team(float& n, float& mean, float& dev) {
 #pragma unroll
     for (int o = TEAM / 2; o > 0; o >>= 1) {

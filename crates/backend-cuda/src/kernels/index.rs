@@ -4,7 +4,7 @@ use regraft_tensor::{DType, contiguous_strides};
 
 use super::{
     bits_type, c_type,
-    elementwise::View,
+    elementwise::{View, broadcast_strides},
     spec::{Defines, Fields, Param, Spec, Why, stepping},
 };
 
@@ -67,16 +67,6 @@ pub fn gather(x: &View<'_>, index: &View<'_>, axis: usize) -> Result<Spec, Why> 
     Ok(Spec { source, entry: "gather_axis", launch: stepping(count), params, scratch: 0 })
 }
 
-/// Strides of a value in one piece that is broadcast to a shape of so many axes.
-fn broadcast_strides(shape: &[usize], axes: usize) -> Vec<usize> {
-    let lead = axes.saturating_sub(shape.len());
-    let mut strides = vec![0; axes];
-    for (to, (&size, &stride)) in strides[lead..].iter_mut().zip(shape.iter().zip(&contiguous_strides(shape))) {
-        *to = if size == 1 { 0 } else { stride };
-    }
-    strides
-}
-
 /// The dtype of index tensors, and the structure that sources read them with.
 fn indices_of(x: &View<'_>, indices: &[View<'_>], axis: usize, points: &[usize]) -> Result<(DType, Fields), Why> {
     let dtype = indices.first().map_or(DType::I64, |i| i.dtype);
@@ -87,7 +77,10 @@ fn indices_of(x: &View<'_>, indices: &[View<'_>], axis: usize, points: &[usize])
     sizes.resize(4, 1);
     let mut fields = Fields::default().sizes(&sizes).sizes(&padded(points, 1)?);
     for i in 0..4 {
-        let strides = indices.get(i).map_or(vec![0; points.len()], |view| broadcast_strides(view.shape, points.len()));
+        let strides = match indices.get(i) {
+            Some(view) => broadcast_strides(view, points)?,
+            None => vec![0; points.len()],
+        };
         fields = fields.sizes(&padded(&strides, 0)?);
     }
     Ok((dtype, fields))
@@ -109,7 +102,7 @@ pub fn put(x: &View<'_>, values: &View<'_>, indices: &[View<'_>], axis: usize, p
     }
     let end = axis + indices.len();
     let written = [&x.shape[..axis], points, &x.shape[end..]].concat();
-    let strides = broadcast_strides(values.shape, written.len());
+    let strides = broadcast_strides(values, &written)?;
     let shape = Fields::default().sizes(&padded(&written, 1)?).sizes(&padded(&strides, 0)?);
     let outer: usize = x.shape[..axis].iter().product();
     let inner: usize = x.shape[end..].iter().product();
@@ -117,8 +110,9 @@ pub fn put(x: &View<'_>, values: &View<'_>, indices: &[View<'_>], axis: usize, p
     let source = Defines::default()
         .ty("E", bits_type(x.dtype))
         .ty("TI", c_type(dtype))
+        .set("VEC", 1)
         .set("COUNT", indices.len())
-        .source("index_put", include_str!("index_put.cu"));
+        .source("index_put", include_str!("index.cu"));
     let mut params = vec![Param::In(0, 0), Param::In(1, 0)];
     params.extend((0..4).map(|i| if i < indices.len() { Param::In(i + 2, 0) } else { Param::Null }));
     params.extend([Param::Out(0, 0), Param::Report]);

@@ -104,7 +104,7 @@ pub fn groups(
         .flag("HAS_BIAS", bias.is_some())
         .flag("NHWC", nhwc)
         .set("ACT", act)
-        .source("group_norm", include_str!("group_norm.cu"));
+        .source("group_norm", concat!(include_str!("join.cu"), include_str!("group_norm.cu")));
     let scratch = images * groups * parts * 12;
     let sizes = [Param::size(channels), Param::size(pixels), Param::i32(groups as i32), Param::i32(parts as i32)];
     let mut first = vec![Param::In(0, 0), Param::Scratch(0)];
@@ -165,7 +165,7 @@ fn group_rows(
         .set("ROWS", rows)
         .set("THREADS", threads)
         .set("ACT", format!("f_{act}"))
-        .source("group_norm_rows", include_str!("group_norm_rows.cu"));
+        .source("group_norm_rows", concat!(include_str!("join.cu"), include_str!("group_norm_rows.cu")));
     // Two blocks for each multiprocessor of a large device; the split depends on sizes alone.
     let parts = pixels.div_ceil(rows * 4).clamp(1, 264usize.div_ceil(images));
     let blocks = pixels.div_ceil(rows * 2).clamp(1, (132 * 8usize).div_ceil(images));

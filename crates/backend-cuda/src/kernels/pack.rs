@@ -13,6 +13,13 @@ const PIECE: usize = 4096;
 /// Bytes of a piece of a [`Pair`].
 const PAIR_PIECE: usize = 65_536;
 
+/// Bytes of a [`Pack`] in a table.
+pub const PACK_BYTES: usize = 208;
+/// Bytes of a [`Merge`] in a table.
+pub const MERGE_BYTES: usize = 104;
+/// Bytes of a [`Pair`] in a table.
+pub const PAIR_BYTES: usize = 32;
+
 /// The source of `pack`, `merge` and `differ`.
 pub fn source() -> Source {
     Defines::default().source("pack", include_str!("pack.cu"))
@@ -226,6 +233,7 @@ mod tests {
             Pack { source: 1, target: 2, scale: 0, source_type: DType::F32, target_type: DType::F16, axes: vec![axis] };
         let table = Table::packs(&[job.clone(), job]).expect("they fit");
         assert_eq!((table.bytes.len(), table.jobs, table.pieces), (2 * 208, 2, 6));
+        assert_eq!(table.bytes.len(), 2 * PACK_BYTES);
         let merge = Merge {
             source: 1,
             target: 2,
@@ -243,7 +251,9 @@ mod tests {
         };
         let table = Table::merges(&[merge]).expect("it fits");
         assert_eq!((table.bytes.len(), table.pieces), (104, 4));
-        assert_eq!(Table::pairs(&[Pair { first: 1, second: 2, bytes: 0 }]).pieces, 1);
+        assert_eq!(table.bytes.len(), MERGE_BYTES);
+        let table = Table::pairs(&[Pair { first: 1, second: 2, bytes: 0 }]);
+        assert_eq!((table.bytes.len(), table.pieces), (PAIR_BYTES, 1));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The kernels of our own for a node with known sizes.
 
 use regraft_ir::{Op, ops::PutFn};
-use regraft_tensor::{DType, contiguous_strides};
+use regraft_tensor::{DType, broadcast_shape, contiguous_strides};
 
 use super::{
     attention,
@@ -102,7 +102,7 @@ pub fn specs(node: &Node<'_>) -> Result<Vec<Spec>, Why> {
         Op::IndexPut(op) if op.f == PutFn::Set => {
             let indices = (2..node.inputs.len()).map(|i| node.whole(i).copied()).collect::<Result<Vec<_>, _>>()?;
             let shapes: Vec<&[usize]> = indices.iter().map(|view| view.shape).collect();
-            let points = broadcast(&shapes).ok_or_else(|| Why::new("indices that do not broadcast"))?;
+            let points = broadcast_shape(&shapes).ok_or_else(|| Why::new("indices that do not broadcast"))?;
             one(index::put(node.whole(0)?, node.whole(1)?, &indices, op.axis, &points)?)
         }
         Op::Concat(op) => movement::concat(&node.present()?, op.axis, shape),
@@ -175,23 +175,6 @@ pub fn specs(node: &Node<'_>) -> Result<Vec<Spec>, Why> {
         }
         other => Err(Why::new(format!("no kernel for {}", other.name()))),
     }
-}
-
-/// What shapes broadcast to.
-fn broadcast(shapes: &[&[usize]]) -> Option<Vec<usize>> {
-    let mut all = vec![1; shapes.iter().map(|shape| shape.len()).max()?];
-    for shape in shapes {
-        let lead = all.len() - shape.len();
-        for (to, &size) in all[lead..].iter_mut().zip(*shape) {
-            match (*to, size) {
-                (_, 1) => {}
-                (1, _) => *to = size,
-                (a, b) if a == b => {}
-                _ => return None,
-            }
-        }
-    }
-    Some(all)
 }
 
 fn indexed(node: &Node<'_>, axis: usize, shape: &[usize]) -> Result<Vec<Spec>, Why> {

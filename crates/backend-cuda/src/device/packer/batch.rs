@@ -8,7 +8,7 @@ use regraft_tensor::{AlignedVec, DType, Tensor};
 use regraft_weights::{Move, MoveAxis, MovePlan};
 
 use super::{
-    lane::{ALIGN, Lane, Part},
+    super::lane::{ALIGN, Lane, Part},
     resident::Resident,
     slot::{Form, SlotPlan},
 };
@@ -17,7 +17,7 @@ use crate::{
     driver::{self, Context, Span},
     kernels::{
         Why,
-        pack::{Axis, Merge, Pack, Table},
+        pack::{Axis, MERGE_BYTES, Merge, PACK_BYTES, Pack, Table},
     },
 };
 
@@ -292,8 +292,8 @@ impl<'a> Batch<'a> {
         mut launch: impl FnMut(&Lane, Entry, &Table, Span) -> Result<(), CudaError>,
     ) -> Result<(), CudaError> {
         let refused = |why: Why| CudaError::NoAlgorithm { library: "the packer", problem: why.to_string() };
-        // Tables have the same sizes wherever staging memory is.
-        let sizes = self.tables(0).map_err(refused)?.map(|t| t.bytes.len().next_multiple_of(ALIGN));
+        let sizes = [self.casts.len() * PACK_BYTES, self.merges.len() * MERGE_BYTES, self.moves.len() * PACK_BYTES];
+        let sizes = sizes.map(|bytes| bytes.next_multiple_of(ALIGN));
         let staging = driver::Buffer::new(context, self.len + sizes.iter().sum::<usize>())?;
         let span = staging.region().span();
         let tables = self.tables(span.address()).map_err(refused)?;

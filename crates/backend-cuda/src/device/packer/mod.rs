@@ -4,7 +4,6 @@
 //! way. What does more than move, scale and cast is made on the host by the CPU's packer and uploaded.
 
 mod batch;
-mod lane;
 mod resident;
 mod slot;
 
@@ -23,15 +22,17 @@ use regraft_weights::RefitMap;
 
 use self::{
     batch::{Batch, Entry},
-    lane::{ALIGN, Lane, Part},
     resident::Resident,
     slot::SlotPlan,
 };
-use super::Cx;
+use super::{
+    Cx,
+    lane::{ALIGN, Lane, Part},
+};
 use crate::{
     CudaError,
     driver::{self, Args, Function, Launch, Span},
-    kernels::pack::{Pair, Table, source},
+    kernels::pack::{PAIR_BYTES, Pair, Table, source},
 };
 
 /// Makes slots of a program on a GPU.
@@ -40,7 +41,8 @@ pub(super) struct CudaPacker {
     host: Arc<dyn Packer>,
     slots: Vec<SlotPlan>,
     kernels: PackKernels,
-    state: Mutex<State>,
+    lane: Arc<Mutex<Lane>>,
+    resident: Mutex<Resident>,
 }
 
 /// The kernels over tables.
@@ -48,11 +50,6 @@ struct PackKernels {
     pack: Function,
     merge: Function,
     differ: Function,
-}
-
-struct State {
-    lane: Lane,
-    resident: Resident,
 }
 
 /// Bytes of staging memory that are used at once, where a single slot does not need more.
@@ -69,6 +66,7 @@ impl fmt::Debug for CudaPacker {
 impl CudaPacker {
     pub(super) fn new(
         cx: &Cx,
+        lane: &Arc<Mutex<Lane>>,
         host: Arc<dyn Packer>,
         map: &RefitMap,
         layouts: &[SlotLayout],
@@ -79,25 +77,23 @@ impl CudaPacker {
             merge: module.function("merge", 0)?,
             differ: module.function("differ", 0)?,
         };
-        let resident = Resident::new(cx.context.info().memory / RESIDENT_SHARE);
-        let state = Mutex::new(State { lane: Lane::new(&cx.context)?, resident });
+        let resident = Mutex::new(Resident::new(cx.context.info().memory / RESIDENT_SHARE));
         let slots = zip(&map.recipes, layouts).map(|(recipe, layout)| SlotPlan::new(map, recipe, layout)).collect();
-        Ok(CudaPacker { cx: cx.clone(), host, slots, kernels, state })
+        Ok(CudaPacker { cx: cx.clone(), host, slots, kernels, lane: lane.clone(), resident })
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lane(&self) -> MutexGuard<'_, Lane> {
+        self.lane.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn resident(&self) -> MutexGuard<'_, Resident> {
+        self.resident.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn failed(&self, error: CudaError) -> PackError {
-        match error {
-            CudaError::OutOfMemory { bytes, free, .. } => PackError::Memory(OutOfMemory {
-                device: self.cx.name.to_string(),
-                bytes,
-                kind: MemoryKind::Slot,
-                free: Some(free),
-            }),
-            error => PackError::Device { device: self.cx.name.to_string(), why: error.to_string() },
+        match self.cx.refused(&error) {
+            Some(refused) => PackError::Memory(refused),
+            None => PackError::Device { device: self.cx.name.to_string(), why: error.to_string() },
         }
     }
 
@@ -133,7 +129,7 @@ impl CudaPacker {
     }
 
     fn run(&self, batch: Batch<'_>, pace: Pace) -> Result<(), PackError> {
-        let State { lane, resident } = &mut *self.state();
+        let (lane, resident) = (&mut *self.lane(), &mut *self.resident());
         let launch = |lane: &Lane, entry, table: &Table, jobs| self.launch(lane, entry, table, jobs, None, pace);
         batch.run(&self.cx.context, lane, resident, launch).map_err(|e| self.failed(e))
     }
@@ -168,7 +164,7 @@ impl CudaPacker {
         for (first, at, len) in runs {
             let to = data.bytes_mut().get_mut(first..first + len).ok_or_else(nothing)?;
             let from = memory.part(at, len).map_err(|e| self.failed(e))?;
-            self.state().lane.download(from, to).map_err(|e| self.failed(e))?;
+            self.lane().download(from, to).map_err(|e| self.failed(e))?;
         }
         Ok(data)
     }
@@ -211,7 +207,7 @@ impl CudaPacker {
                 runs.push((index, remote, staged + first, memory.part(in_slot, len)?));
             }
         }
-        let table_at = space(Table::pairs(&vec![Pair { first: 0, second: 0, bytes: 0 }; runs.len()]).bytes.len());
+        let table_at = space(runs.len() * PAIR_BYTES);
         let flags_at = space(runs.len() * 4);
         let staging = driver::Buffer::new(&self.cx.context, at)?;
         let span = staging.region().span();
@@ -227,7 +223,7 @@ impl CudaPacker {
         parts.push(Part { bytes: &table.bytes, at: table_at });
         let zeros = flags.clone();
         parts.push(Part { bytes: &zeros, at: flags_at });
-        let lane = &mut self.state().lane;
+        let lane = &mut *self.lane();
         lane.upload(&parts, span)?;
         let flags_span = span.part(flags_at, flags.len())?;
         let jobs = span.part(table_at, table.bytes.len())?;
@@ -249,13 +245,15 @@ impl Packer for CudaPacker {
             done += batch.slot_bytes;
             self.run(batch, pace).map(|()| observer.staged(done, total))
         };
-        let (on_device, on_host): (Vec<_>, Vec<_>) =
-            jobs.iter().partition(|job| self.slots[job.slot].accept(&job.given).is_some());
+        let mut on_host = Vec::new();
         let mut batch = Batch::default();
-        for job in on_device {
+        for job in &jobs {
             let slot = &self.slots[job.slot];
-            let Some((plan, forms)) = slot.accept(&job.given) else { continue };
-            batch.add((&self.cx.context, &self.cx.name), &self.state().resident, slot, plan, &forms, job)?;
+            let Some((plan, forms)) = slot.accept(&job.given) else {
+                on_host.push(job);
+                continue;
+            };
+            batch.add((&self.cx.context, &self.cx.name), &self.resident(), slot, plan, &forms, job)?;
             if batch.len() >= STAGING {
                 flush(std::mem::take(&mut batch))?;
             }
@@ -281,7 +279,7 @@ impl Packer for CudaPacker {
         if !batch.is_empty() {
             flush(batch)?;
         }
-        self.state().resident.settle();
+        self.resident().settle();
         Ok(())
     }
 

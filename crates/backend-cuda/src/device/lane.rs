@@ -1,4 +1,4 @@
-//! A stream of low priority with page-locked memory: what a refit copies goes through it.
+//! A stream of low priority with page-locked memory: what is uploaded ahead of runs, and what refits copy, goes through it.
 
 use std::iter;
 
@@ -86,6 +86,13 @@ impl Lane {
         copy(copies);
         self.stream.upload(&self.ring, index * SEGMENT, to)?;
         self.stream.record(&self.marks[index])
+    }
+
+    /// Copies bytes of the host to memory of the device, and waits.
+    pub(super) fn send_all(&mut self, from: &[u8], to: Span) -> Result<(), CudaError> {
+        to.expect(from.len())?;
+        self.upload(&[Part { bytes: from, at: 0 }], to)?;
+        self.stream.synchronize()
     }
 
     /// Copies memory of the device to the host, and waits.
