@@ -23,7 +23,7 @@ fn what_was_measured_is_not_measured_again() {
     let facts = sandbox.json(&["compile", program, "-o", "c.rgf", "--tune", "full"]);
     let tuning = &facts["tuning"];
     assert_eq!((&tuning["mode"], &tuning["measured"], &tuning["reused"]), (&"full".into(), &1.into(), &0.into()));
-    assert!(tuning["seconds"].as_f64().unwrap() > 0.1);
+    assert!(tuning["seconds"].as_f64().unwrap() > 0.0);
 }
 
 #[test]
