@@ -51,8 +51,9 @@ impl Adapter {
             // The adapter keeps its factors, and the caller may change his.
             let weights: StateDict = state_dict_of(weights)?
                 .iter()
-                .map(|(key, tensor)| (key.to_owned(), tensor.to_owned_memory()))
-                .collect();
+                .map(|(key, tensor)| Ok((key.to_owned(), tensor.to_owned_memory()?)))
+                .collect::<Result<_, regraft::TensorError>>()
+                .map_err(|error| Class::Weights.error(format!("{name}: {error}")))?;
             detached(py, || Ok(adapter::Adapter::from_state_dict(name, &weights, options, map)?))
         };
         Ok(Adapter(Arc::new(adapter.map_err(IntoPyErr::into_py)?)))
