@@ -122,6 +122,14 @@ fuzz: ## each fuzz target for a minute; see fuzz/README.md
 		echo "== $$target"; scripts/fuzz.sh "$$target" 60; \
 	done
 
+docs: ## the site of the documentation, in target/site; fails on warnings and on links that lead nowhere
+	@echo "== building the documentation"
+	@python=$$(scripts/small-env.sh docs requirements/docs.txt "170 MB" | tee >(cat >&2) | tail -n 1); \
+	NO_MKDOCS_2_WARNING=1 "$$python" -m mkdocs build --site-dir "$(abspath $(TARGET))/site"
+
+reference: build python ## write docs/reference from `--help` and docstrings
+	@$(PYTHON_ENV); PYTHONPATH="$(abspath $(TARGET))/python" "$$python" scripts/reference.py "$(TARGET)/release/regraft"
+
 picture: python ## the picture of the README: measures latency while weights change, and draws it
 	@$(PYTHON_ENV); PYTHONPATH="$(abspath $(TARGET))/python" "$$python" bench/picture.py
 

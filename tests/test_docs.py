@@ -1,7 +1,7 @@
 """The documentation runs: Python and commands of a document in order, examples of docstrings each alone.
 
-A document has one namespace and a folder of its own. Blocks of ``python`` and ``sh`` run; what is only shown is
-``text``, ``console`` or indented. Commands find ``regraft`` and ``python`` on the path.
+A document has one namespace and a folder of its own. Blocks of ``python`` and ``sh`` run; what is only shown
+is ``text``, ``console`` or indented. Commands find ``regraft`` and ``python`` on the path.
 """
 
 from __future__ import annotations
@@ -73,6 +73,25 @@ def test_document(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             continue
         # Line numbers of the document, for the message of a failure.
         exec(compile("\n" * (line - 1) + code, str(ROOT / document), "exec"), namespace)
+
+
+def test_links_of_the_readme() -> None:
+    """Those of the pages `make docs` checks."""
+    found = re.findall(r"\]\(([^)#\s]+)[^)]*\)", (ROOT / "README.md").read_text())
+    assert len(found) > 10
+    missing = [link for link in found if "://" not in link and not (ROOT / link).exists()]
+    assert not missing
+
+
+def test_reference_is_current() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", ROOT / "scripts/reference.py", find_binary(), "--check"],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def docstrings() -> list[doctest.DocTest]:
