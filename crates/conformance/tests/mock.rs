@@ -4,6 +4,8 @@
 mod adapters;
 #[path = "borrowed.rs"]
 mod borrowed;
+#[path = "damage.rs"]
+mod damage;
 #[path = "fixtures.rs"]
 mod fixtures;
 #[path = "format_before.rs"]

@@ -284,24 +284,36 @@ pub(crate) fn compute(
 ) -> Result<Generation, RuntimeError> {
     let stale = change.stale.clone();
     let (generation, evaluated) = phase(Phase::Stage, report, observer, |_| {
-        let Change { mut sources, adapters, stale, mut passing } = change;
-        passing.extend(keep::bring_out(parts, &mut sources, &stale)?);
-        let others = base.map_or(&[][..], |base| &base.slots);
-        let made = make(parts, &sources, &adapters, &stale, others, pool, observer)?;
-        let mut fresh = stale.iter().zip(made.slots).peekable();
-        let slot = |index: usize| match fresh.next_if(|(stale, _)| **stale == index) {
-            Some((_, slot)) => slot,
-            None => base.expect("without a base all slots are stale").slots[index].clone(),
-        };
-        let slots: Vec<_> = (0..parts.plan.slots.len()).map(slot).collect();
-        keep::settle(parts, &mut sources, &passing, &slots, &adapters)?;
-        Ok::<_, RuntimeError>((
-            Generation { id: base.map_or(0, |base| base.id + 1), slots, sources, adapters },
-            made.evaluated,
-        ))
+        let (mut change, mut staged) = (Some(change), None);
+        parts
+            .packer
+            .on_threads(&mut || staged = change.take().map(|change| stage(parts, pool, base, change, observer)));
+        staged.expect("a packer runs what it is given")
     })?;
     fill_slots(report, parts, &stale, &evaluated);
     Ok(generation)
+}
+
+/// The generation of a checked change, and the slots that took more than one pass over memory.
+fn stage(
+    parts: &Parts<'_>,
+    pool: &Arc<SlotPool>,
+    base: Option<&Generation>,
+    change: Change,
+    observer: &dyn RefitObserver,
+) -> Result<(Generation, BTreeSet<usize>), RuntimeError> {
+    let Change { mut sources, adapters, stale, mut passing } = change;
+    passing.extend(keep::bring_out(parts, &mut sources, &stale)?);
+    let others = base.map_or(&[][..], |base| &base.slots);
+    let made = make(parts, &sources, &adapters, &stale, others, pool, observer)?;
+    let mut fresh = stale.iter().zip(made.slots).peekable();
+    let slot = |index: usize| match fresh.next_if(|(stale, _)| **stale == index) {
+        Some((_, slot)) => slot,
+        None => base.expect("without a base all slots are stale").slots[index].clone(),
+    };
+    let slots: Vec<_> = (0..parts.plan.slots.len()).map(slot).collect();
+    keep::settle(parts, &mut sources, &passing, &slots, &adapters)?;
+    Ok((Generation { id: base.map_or(0, |base| base.id + 1), slots, sources, adapters }, made.evaluated))
 }
 
 fn fill_sources(report: &mut RefitReport, map: &RefitMap, matched: &Matched, changed: &BTreeSet<usize>) {
