@@ -2,7 +2,7 @@ use std::{fmt, path::Path, sync::Arc};
 
 use regraft_backend::Target;
 use regraft_tensor::{Buffer, Tensor};
-use regraft_weights::{Digest, RefitMap};
+use regraft_weights::{BakedAdapter, Digest, RefitMap};
 use serde::{Deserialize, Serialize};
 
 use crate::{EngineErrorKind, Plan, artifact::Unverified};
@@ -81,6 +81,8 @@ pub struct Engine {
     pub files: Vec<Option<Arc<Path>>>,
     /// The packed slots, where the engine holds them.
     pub slots: Option<Vec<Buffer>>,
+    /// Adapters that are part of its weights.
+    pub baked: Vec<BakedAdapter>,
     /// The file of these weights, until they were compared with their digests.
     pub unverified: Option<Unverified>,
 }
@@ -99,6 +101,7 @@ impl Engine {
             sources: vec![None; count],
             files: vec![None; count],
             slots: None,
+            baked: Vec::new(),
             unverified: None,
         }
     }
@@ -149,6 +152,7 @@ impl Engine {
         }
         self.files.fill(None);
         self.slots = None;
+        self.baked.clear();
         self.mode = Mode::Stripped;
         self
     }

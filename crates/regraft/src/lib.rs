@@ -52,9 +52,9 @@ pub use regraft_runtime::{
 };
 pub use regraft_tensor::{AlignedVec, BorrowedBytes, Buffer, DType, RemoteBytes, Symbol, Tensor, TensorError};
 pub use regraft_weights::{
-    AdapterReport, Cause, Constants, Digest, Ignored, MatchOptions, Misfit, NameRule, Phase, PhaseTimes, Problem,
-    Recipe, RefitMap, RefitReport, Rename, SlotReport, SourceInfo, StateDict, Unknown, WeightsError, WeightsErrorKind,
-    match_sources,
+    AdapterReport, BakedAdapter, Cause, Constants, Digest, Ignored, MatchOptions, Misfit, NameRule, Phase, PhaseTimes,
+    Problem, Recipe, RefitMap, RefitReport, Rename, SlotReport, SourceInfo, StateDict, Unknown, WeightsError,
+    WeightsErrorKind, match_sources,
 };
 
 pub use self::{

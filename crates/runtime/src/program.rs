@@ -10,7 +10,7 @@ use regraft_adapter::AdapterSet;
 use regraft_backend::{Device, Packer, QueueClass, Target};
 use regraft_engine::{Engine, EngineErrorKind, KeepSources, Mode, Plan};
 use regraft_tensor::{Buffer, Tensor};
-use regraft_weights::{Digest, RefitMap, StateDict};
+use regraft_weights::{BakedAdapter, Digest, RefitMap, StateDict};
 
 use crate::{
     Generation, RuntimeError, RuntimeErrorKind, Slot, SourceContent,
@@ -37,6 +37,8 @@ pub(crate) struct Program {
     pub(crate) bound: Mutex<BoundCache>,
     /// What the engine brings of each source.
     pub(crate) carried: Vec<Arc<SourceContent>>,
+    /// Adapters that are part of that.
+    pub(crate) baked: Arc<[BakedAdapter]>,
     pub(crate) pool: Arc<SlotPool>,
     /// Queues and memory of past runs, for the next ones.
     pub(crate) lanes: Mutex<Vec<Lane>>,
@@ -60,7 +62,8 @@ impl Program {
         engine.plan.check()?;
         check_layouts(&engine.plan, &*device)?;
         let keep_sources = engine.keep_sources();
-        let Engine { mode, target, plan, refit_map, identical, digests, sources, files, slots, unverified } = engine;
+        let Engine { mode, target, plan, refit_map, identical, digests, sources, files, slots, baked, unverified } =
+            engine;
         let identical = identical.then(|| digests.clone());
         // The digest of a tensor at hand is computed when it is asked for: what a file says of it may be wrong.
         let content = |(i, tensor): (usize, Option<Tensor>)| {
@@ -85,6 +88,7 @@ impl Program {
             keep_sources,
             bound: Mutex::default(),
             carried,
+            baked: baked.into(),
             pool: Arc::new(SlotPool::new(device.clone())),
             device,
             packer,
@@ -115,7 +119,8 @@ impl Program {
                 refit::make(&self.parts(), &self.carried, &AdapterSet::default(), &all, &[], &self.pool, &())?.slots
             }
         };
-        Ok(Some(Generation { id: 0, slots, sources: self.carried.clone(), adapters: Arc::default() }))
+        let (sources, baked) = (self.carried.clone(), self.baked.clone());
+        Ok(Some(Generation { id: 0, slots, sources, adapters: Arc::default(), baked }))
     }
 
     /// Slots with these contents.

@@ -44,6 +44,23 @@ pub struct AdapterReport {
     pub scale: f64,
     /// Number of sources that it touches.
     pub layers: usize,
+    /// Those of them that the program never reads, so that nothing comes of it.
+    #[serde(default)]
+    pub unread: usize,
+    /// Its values that are infinite or not a number: what it touches has such values, too.
+    #[serde(default)]
+    pub non_finite: usize,
+}
+
+/// An adapter that became part of the weights when they were saved.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BakedAdapter {
+    /// Its name.
+    pub name: String,
+    /// Its scale.
+    pub scale: f64,
+    /// The sources that it is part of.
+    pub sources: Vec<String>,
 }
 
 /// What a refit did, and where the time went.
@@ -66,6 +83,9 @@ pub struct RefitReport {
     pub fetched: Vec<String>,
     /// Adapters of the new generation.
     pub adapters: Vec<AdapterReport>,
+    /// Adapters that are part of the weights that the new generation has without those: they were there when these were saved.
+    #[serde(default)]
+    pub baked: Vec<BakedAdapter>,
     /// Sources that other adapters, or the same ones with other scales, are applied to than before.
     pub adapted: Vec<String>,
     /// Slots computed anew.

@@ -12,17 +12,17 @@ mod staged;
 
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     sync::Arc,
 };
 
-use regraft_adapter::{AdapterErrorKind, AdapterSet};
+use regraft_adapter::{Adapter, AdapterErrorKind, AdapterLayer, AdapterProblem, AdapterSet};
 use regraft_backend::Packer;
 use regraft_engine::Plan;
 use regraft_tensor::Tensor;
 use regraft_weights::{
-    AdapterReport, Digest, MatchOptions, Matched, Phase, Problem, RefitMap, RefitReport, SlotReport, StateDict,
-    WeightsErrorKind, match_names,
+    AdapterReport, BakedAdapter, Digest, MatchOptions, Matched, Phase, Problem, RefitMap, RefitReport, SlotReport,
+    StateDict, WeightsErrorKind, match_names,
 };
 
 pub use self::options::{Changed, RefitObserver, RefitOptions};
@@ -51,6 +51,8 @@ pub(crate) struct Change {
     /// Sources of the new generation.
     pub(crate) sources: Vec<Arc<SourceContent>>,
     pub(crate) adapters: Arc<AdapterSet>,
+    /// Adapters that are part of the sources.
+    baked: Arc<[BakedAdapter]>,
     /// The slots to make anew.
     pub(crate) stale: Vec<usize>,
     /// Sources that are not kept as the tensors that they are now.
@@ -93,6 +95,9 @@ pub(crate) fn check(
     let adapters_before = base.map_or(&none, |g| &g.adapters);
     let adapters = request.adapters.clone().map_or_else(|| adapters_before.clone(), Arc::new);
     check_adapters(parts.map, &adapters)?;
+    if request.rejects_non_finite() {
+        none_of(non_finite_of(parts.map, &adapters), parts.map)?;
+    }
     let adapted: BTreeSet<usize> = adapters.differing_uses(adapters_before).into_iter().collect();
     let detects = request.weights.is_some_and(|(_, options)| matches!(options.changed, Changed::Detect));
     let is_compared = base.is_some() && detects;
@@ -123,13 +128,19 @@ pub(crate) fn check(
     }
     fill_sources(report, parts.map, &matched, &changed);
     fill_adapters(report, parts.map, &adapters, &adapted);
-    Ok(Change { sources, adapters, stale, passing })
+    let baked = still_baked(parts.map, base, &changed);
+    report.baked = baked.to_vec();
+    Ok(Change { sources, adapters, baked, stale, passing })
 }
 
 /// An adapter names sources by number: one of another engine would change other weights.
 fn check_adapters(map: &RefitMap, adapters: &AdapterSet) -> Result<(), RuntimeError> {
-    for (adapter, _) in adapters.iter() {
-        let problems = adapter.misfits(map);
+    for (adapter, scale) in adapters.iter() {
+        let mut problems = adapter.misfits(map);
+        if !scale.is_finite() {
+            let why = format!("{scale} is no scale: give a finite number");
+            problems.push(AdapterProblem::Config { field: "scale".into(), why });
+        }
         if !problems.is_empty() {
             let (adapter, keys) = (adapter.name.clone(), adapter.layers.len());
             return Err(RuntimeErrorKind::from(AdapterErrorKind::Fit { adapter, problems, keys }).into());
@@ -140,6 +151,28 @@ fn check_adapters(map: &RefitMap, adapters: &AdapterSet) -> Result<(), RuntimeEr
         return Err(RuntimeErrorKind::Source { name: map.use_name(used_as).to_owned(), why }.into());
     }
     Ok(())
+}
+
+/// Values of adapters that are infinite or not a number, by the names of the sources that they are for.
+fn non_finite_of(map: &RefitMap, adapters: &AdapterSet) -> Vec<Problem> {
+    let of = |adapter: &Adapter| {
+        let layers = adapter.layers.iter().zip(adapter.non_finite().1).filter(|(_, count)| **count > 0);
+        let name = |source| format!("{} (adapter {})", map.use_name(source), adapter.name);
+        layers.map(|(layer, count)| Problem::NonFinite { name: name(layer.source), count: *count }).collect::<Vec<_>>()
+    };
+    adapters.iter().flat_map(|(adapter, _)| of(adapter)).collect()
+}
+
+/// The adapters that are part of a generation's sources and still are when these change: other weights in their place are
+/// without them.
+fn still_baked(map: &RefitMap, base: Option<&Generation>, changed: &BTreeSet<usize>) -> Arc<[BakedAdapter]> {
+    let Some(base) = base.filter(|base| !base.baked.is_empty()) else { return Arc::default() };
+    let gone: HashSet<&str> = changed.iter().flat_map(|&source| map.sources[source].names()).collect();
+    let rest = |baked: &BakedAdapter| {
+        let sources: Vec<String> = baked.sources.iter().filter(|name| !gone.contains(name.as_str())).cloned().collect();
+        (!sources.is_empty()).then(|| BakedAdapter { sources, ..baked.clone() })
+    };
+    base.baked.iter().filter_map(rest).collect()
 }
 
 /// The given tensors by source, without those that the caller says have not changed.
@@ -285,9 +318,8 @@ pub(crate) fn compute(
     let stale = change.stale.clone();
     let (generation, evaluated) = phase(Phase::Stage, report, observer, |_| {
         let (mut change, mut staged) = (Some(change), None);
-        parts
-            .packer
-            .on_threads(&mut || staged = change.take().map(|change| stage(parts, pool, base, change, observer)));
+        let mut work = || staged = change.take().map(|change| stage(parts, pool, base, change, observer));
+        parts.packer.on_threads(&mut work);
         staged.expect("a packer runs what it is given")
     })?;
     fill_slots(report, parts, &stale, &evaluated);
@@ -302,7 +334,7 @@ fn stage(
     change: Change,
     observer: &dyn RefitObserver,
 ) -> Result<(Generation, BTreeSet<usize>), RuntimeError> {
-    let Change { mut sources, adapters, stale, mut passing } = change;
+    let Change { mut sources, adapters, baked, stale, mut passing } = change;
     passing.extend(keep::bring_out(parts, &mut sources, &stale)?);
     let others = base.map_or(&[][..], |base| &base.slots);
     let made = make(parts, &sources, &adapters, &stale, others, pool, observer)?;
@@ -313,7 +345,7 @@ fn stage(
     };
     let slots: Vec<_> = (0..parts.plan.slots.len()).map(slot).collect();
     keep::settle(parts, &mut sources, &passing, &slots, &adapters)?;
-    Ok((Generation { id: base.map_or(0, |base| base.id + 1), slots, sources, adapters }, made.evaluated))
+    Ok((Generation { id: base.map_or(0, |base| base.id + 1), slots, sources, adapters, baked }, made.evaluated))
 }
 
 fn fill_sources(report: &mut RefitReport, map: &RefitMap, matched: &Matched, changed: &BTreeSet<usize>) {
@@ -325,8 +357,18 @@ fn fill_sources(report: &mut RefitReport, map: &RefitMap, matched: &Matched, cha
 
 fn fill_adapters(report: &mut RefitReport, map: &RefitMap, adapters: &AdapterSet, adapted: &BTreeSet<usize>) {
     report.adapted = adapted.iter().map(|&i| map.use_name(i).to_owned()).collect();
+    let slots = if adapters.is_empty() { Vec::new() } else { map.slots_by_source() };
     report.adapters = (adapters.iter())
-        .map(|(adapter, scale)| AdapterReport { name: adapter.name.clone(), scale, layers: adapter.layers.len() })
+        .map(|(adapter, scale)| {
+            let is_unread = |layer: &&AdapterLayer| map.source_of(layer.source).is_none_or(|s| slots[s].is_empty());
+            AdapterReport {
+                name: adapter.name.clone(),
+                scale,
+                layers: adapter.layers.len(),
+                unread: adapter.layers.iter().filter(is_unread).count(),
+                non_finite: adapter.non_finite().0,
+            }
+        })
         .collect();
 }
 

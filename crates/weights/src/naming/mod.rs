@@ -224,6 +224,11 @@ fn canonical<'n>(names: impl Iterator<Item = &'n str>, level: Level, spelling: b
     if spelling { canonical_spelling(&names) } else { names }
 }
 
+/// A name without all that wrappers and holders add.
+pub(crate) fn without_holders(name: &str) -> Cow<'_, str> {
+    canonical(std::iter::once(name), Level::Holders, false).swap_remove(0)
+}
+
 fn has_doubles(names: &[Cow<'_, str>]) -> bool {
     let mut sorted: Vec<&str> = names.iter().map(|name| &**name).collect();
     sorted.sort_unstable();
