@@ -163,7 +163,7 @@ proptest! {
     }
 
     #[test]
-    fn products(dtype in float(), batch in 1usize..4, m in 1usize..9, n in 1usize..40, k in 1usize..40, transpose_b: bool) {
+    fn products(dtype in float(), batch in 1usize..4, m in 1usize..9, n in 1usize..40, k in 0usize..40, transpose_b: bool) {
         let b = if transpose_b { [batch, n, k] } else { [batch, k, n] };
         check(Matmul { transpose_b }, &[Some(values(dtype, &[batch, m, k], 1)), Some(values(dtype, &b, 2))], &[], 2.0);
     }
