@@ -71,6 +71,9 @@ fn dtype_of(dtype: &NpyDType) -> Option<DType> {
         (TypeChar::Int, 2) => DType::I16,
         (TypeChar::Int, 1) => DType::I8,
         (TypeChar::Uint, 1) => DType::U8,
+        (TypeChar::Uint, 2) => DType::U16,
+        (TypeChar::Uint, 4) => DType::U32,
+        (TypeChar::Uint, 8) => DType::U64,
         (TypeChar::Bool, 1) => DType::Bool,
         _ => return None,
     })
@@ -86,6 +89,9 @@ fn elements(npy: NpyFile<impl Read>, dtype: DType, shape: &[usize]) -> io::Resul
         DType::I16 => Ok(Tensor::from_slice(shape, &row_major::<i16>(npy, shape)?)),
         DType::I8 => Ok(Tensor::from_slice(shape, &row_major::<i8>(npy, shape)?)),
         DType::U8 => Ok(Tensor::from_slice(shape, &row_major::<u8>(npy, shape)?)),
+        DType::U16 => Ok(Tensor::from_slice(shape, &row_major::<u16>(npy, shape)?)),
+        DType::U32 => Ok(Tensor::from_slice(shape, &row_major::<u32>(npy, shape)?)),
+        DType::U64 => Ok(Tensor::from_slice(shape, &row_major::<u64>(npy, shape)?)),
         DType::Bool => Ok(Tensor::from_bools(shape, &row_major::<bool>(npy, shape)?)),
         DType::BF16 => Err(io::Error::other("numpy has no bf16")),
     }
@@ -136,6 +142,9 @@ pub(crate) fn write(file: &mut AtomicFile, tensor: &Tensor) -> io::Result<()> {
         DType::I16 => extend(file, shape, tensor.as_slice::<i16>()),
         DType::I8 => extend(file, shape, tensor.as_slice::<i8>()),
         DType::U8 => extend(file, shape, tensor.as_slice::<u8>()),
+        DType::U16 => extend(file, shape, tensor.as_slice::<u16>()),
+        DType::U32 => extend(file, shape, tensor.as_slice::<u32>()),
+        DType::U64 => extend(file, shape, tensor.as_slice::<u64>()),
         DType::Bool => {
             let values: Vec<bool> = tensor.bytes().iter().map(|&b| b != 0).collect();
             extend(file, shape, Some(&values))

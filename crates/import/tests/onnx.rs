@@ -178,3 +178,81 @@ fn functions_that_call_themselves_end() {
     let error = imported(&[model(&graph, 17), function].concat()).expect_err("refused");
     assert!(error.contains("deep"), "{error}");
 }
+
+/// An input or output whose type is the message `kind`.
+fn typed(field: u64, name: &str, kind: &[u8]) -> Vec<u8> {
+    message(field, &[text_field(1, name), message(2, kind)].concat())
+}
+
+#[test]
+fn a_sequence_is_given_as_its_tensors() {
+    let element = message(1, &number(1, 1));
+    let sequence = message(4, &message(1, &element));
+    let mut graph = vec![
+        node("SplitToSequence", &["x"], "parts", &[("axis", 1), ("keepdims", 0)]),
+        info(11, "x", &[2, 3]),
+        typed(12, "parts", &sequence),
+    ];
+    let imported_graph = imported(&model(&graph, 17)).expect("a program").graph;
+    let outputs: Vec<&str> = imported_graph.outputs.iter().map(|o| o.name.as_str()).collect();
+    assert_eq!(outputs, ["parts.0", "parts.1", "parts.2"]);
+    assert_eq!(imported_graph.ty(imported_graph.outputs[1].value).to_string(), "f32[2]");
+    // The name of another output.
+    graph.push(info(12, "parts.1", &[2]));
+    graph.push(node("Relu", &["x"], "parts.1", &[]));
+    let error = imported(&model(&graph, 17)).expect_err("refused");
+    assert!(error.contains("two outputs of this name"), "{error}");
+    // How many tensors a caller would give is not known.
+    let graph = [node("SequenceLength", &["s"], "n", &[]), typed(11, "s", &sequence), info(12, "n", &[])];
+    let error = imported(&model(&graph, 17)).expect_err("refused");
+    assert!(error.contains("input `s`") && error.contains("SequenceConstruct"), "{error}");
+}
+
+#[test]
+fn unsigned_integers_are_inputs_like_others() {
+    let wide = message(1, &[number(1, 13), message(2, &message(1, &number(1, 2)))].concat());
+    let graph = [node("Add", &["x", "x"], "y", &[]), typed(11, "x", &wide), typed(12, "y", &wide)];
+    let graph = imported(&model(&graph, 17)).expect("a program").graph;
+    assert_eq!(graph.ty(graph.outputs[0].value).to_string(), "u64[2]");
+}
+
+#[test]
+fn sizes_are_checked_before_memory_is_taken() {
+    let far = 1i64 << 40;
+    let graphs = [
+        vec![
+            node("Col2Im", &["x", "image", "block"], "y", &[]),
+            ints("image", &[far, far]),
+            ints("block", &[1, far]),
+            info(11, "x", &[1, 4, 4]),
+        ],
+        vec![
+            node("Col2Im", &["x", "image", "block"], "y", &[]),
+            ints("image", &[1 << 21, 1]),
+            ints("block", &[1 << 20, 1]),
+            info(11, "x", &[1, 1 << 20, 1 << 20]),
+        ],
+        vec![
+            node("STFT", &["x", "step", "", "frame"], "y", &[]),
+            ints("step", &[1]),
+            ints("frame", &[far]),
+            info(11, "x", &[1, far, 1]),
+        ],
+        vec![node("DFT", &["x"], "y", &[("axis", 1)]), info(11, "x", &[1, far, 1])],
+        vec![node("MelWeightMatrix", &["n", "n", "n", "n", "n"], "y", &[]), ints("n", &[far]), info(11, "x", &[1])],
+        vec![node("Det", &["x"], "y", &[]), info(11, "x", &[4096, 4096])],
+        vec![
+            node("RoiAlign", &["x", "b", "i"], "y", &[("output_height", far), ("sampling_ratio", far)]),
+            info(11, "x", &[1, 1, 4, 4]),
+            info(11, "b", &[1, 4]),
+            info(11, "i", &[1]),
+        ],
+        vec![node("MaxPool", &["x"], "y", &[("kernel_shape", far), ("storage_order", 1)]), info(11, "x", &[1, 1, far])],
+        vec![node("SplitToSequence", &["x"], "y", &[]), info(11, "x", &[1 << 30])],
+    ];
+    for mut graph in graphs {
+        graph.push(info(12, "y", &[1]));
+        let error = imported(&model(&graph, 17)).expect_err("refused");
+        assert!(!error.is_empty());
+    }
+}

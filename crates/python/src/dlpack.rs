@@ -119,7 +119,7 @@ fn export(tensor: Tensor) -> (Box<Context>, DlTensor) {
 fn data_type(dtype: DType) -> DataType {
     let code = match dtype {
         DType::I8 | DType::I16 | DType::I32 | DType::I64 => 0,
-        DType::U8 => 1,
+        DType::U8 | DType::U16 | DType::U32 | DType::U64 => 1,
         DType::F16 | DType::F32 | DType::F64 => 2,
         DType::BF16 => 4,
         DType::Bool => 6,

@@ -136,6 +136,9 @@ impl Torch {
             ("int16", DType::I16),
             ("int8", DType::I8),
             ("uint8", DType::U8),
+            ("uint16", DType::U16),
+            ("uint32", DType::U32),
+            ("uint64", DType::U64),
         ];
         let dtypes = names.into_iter().map(|(name, dtype)| Ok((module.getattr(name)?.unbind(), dtype)));
         let tensor = module.getattr("Tensor")?;
@@ -334,6 +337,9 @@ fn dtype_of_numpy(name: &str) -> Option<DType> {
         "int16" => DType::I16,
         "int8" => DType::I8,
         "uint8" => DType::U8,
+        "uint16" => DType::U16,
+        "uint32" => DType::U32,
+        "uint64" => DType::U64,
         _ => return None,
     })
 }

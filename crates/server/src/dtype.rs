@@ -2,7 +2,7 @@
 
 use regraft::DType;
 
-const NAMES: [(DType, &str); 10] = [
+const NAMES: [(DType, &str); 13] = [
     (DType::F64, "FP64"),
     (DType::F32, "FP32"),
     (DType::F16, "FP16"),
@@ -13,6 +13,9 @@ const NAMES: [(DType, &str); 10] = [
     (DType::I8, "INT8"),
     (DType::U8, "UINT8"),
     (DType::Bool, "BOOL"),
+    (DType::U16, "UINT16"),
+    (DType::U32, "UINT32"),
+    (DType::U64, "UINT64"),
 ];
 
 /// The protocol's name of `dtype`.

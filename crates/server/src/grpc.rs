@@ -238,6 +238,9 @@ fn numbers(name: &str, dtype: DType, contents: &InferTensorContents) -> Result<A
         DType::I32 => AlignedVec::from_slice(&contents.ints),
         DType::I64 => AlignedVec::from_slice(&contents.int64s),
         DType::U8 => narrow!(contents.uints, u8),
+        DType::U16 => narrow!(contents.uints, u16),
+        DType::U32 => AlignedVec::from_slice(&contents.uints),
+        DType::U64 => AlignedVec::from_slice(&contents.uint64s),
         DType::F32 => AlignedVec::from_slice(&contents.fp32s),
         DType::F64 => AlignedVec::from_slice(&contents.fp64s),
         DType::F16 | DType::BF16 => {

@@ -74,6 +74,9 @@ impl Elements<'_> {
             DType::I16 => put!(i16),
             DType::I8 => put!(i8),
             DType::U8 => put!(u8),
+            DType::U16 => put!(u16),
+            DType::U32 => put!(u32),
+            DType::U64 => put!(u64),
             DType::Bool if value == 0 || value == 1 => self.put(&[value as u8]),
             DType::Bool => return Err(outside()),
             DType::F64 | DType::F32 | DType::F16 | DType::BF16 => self.float(value as f64, outside)?,
@@ -102,7 +105,15 @@ impl Elements<'_> {
                 self.put(&half.to_le_bytes());
                 half.is_finite()
             }
-            DType::I64 | DType::I32 | DType::I16 | DType::I8 | DType::U8 | DType::Bool => false,
+            DType::I64
+            | DType::I32
+            | DType::I16
+            | DType::I8
+            | DType::U8
+            | DType::Bool
+            | DType::U16
+            | DType::U32
+            | DType::U64 => false,
         };
         if finite { Ok(()) } else { Err(outside()) }
     }
@@ -200,6 +211,9 @@ pub(crate) fn write(bytes: &[u8], dtype: DType, json: &mut Vec<u8>) -> Result<()
         DType::I16 => all!(i16, 2),
         DType::I8 => all!(i8, 1),
         DType::U8 => all!(u8, 1),
+        DType::U16 => all!(u16, 2),
+        DType::U32 => all!(u32, 4),
+        DType::U64 => all!(u64, 8),
         DType::Bool => all!(u8, 1, |v: u8| Some(v != 0)),
     }
     json.push(b']');

@@ -29,11 +29,17 @@ pub enum DType {
     U8,
     /// One byte that is 0 or 1.
     Bool,
+    /// 16-bit unsigned integer.
+    U16,
+    /// 32-bit unsigned integer.
+    U32,
+    /// 64-bit unsigned integer.
+    U64,
 }
 
 impl DType {
     /// All data types.
-    pub const ALL: [DType; 10] = [
+    pub const ALL: [DType; 13] = [
         DType::F64,
         DType::F32,
         DType::F16,
@@ -44,14 +50,17 @@ impl DType {
         DType::I8,
         DType::U8,
         DType::Bool,
+        DType::U16,
+        DType::U32,
+        DType::U64,
     ];
 
     /// Bytes of one element.
     pub const fn size(self) -> usize {
         match self {
-            DType::F64 | DType::I64 => 8,
-            DType::F32 | DType::I32 => 4,
-            DType::F16 | DType::BF16 | DType::I16 => 2,
+            DType::F64 | DType::I64 | DType::U64 => 8,
+            DType::F32 | DType::I32 | DType::U32 => 4,
+            DType::F16 | DType::BF16 | DType::I16 | DType::U16 => 2,
             DType::I8 | DType::U8 | DType::Bool => 1,
         }
     }
@@ -69,6 +78,9 @@ impl DType {
             DType::I8 => "i8",
             DType::U8 => "u8",
             DType::Bool => "bool",
+            DType::U16 => "u16",
+            DType::U32 => "u32",
+            DType::U64 => "u64",
         }
     }
 
@@ -84,7 +96,12 @@ impl DType {
 
     /// Whether this is an integer type; `bool` is none.
     pub const fn is_int(self) -> bool {
-        matches!(self, DType::I64 | DType::I32 | DType::I16 | DType::I8 | DType::U8)
+        !self.is_float() && !matches!(self, DType::Bool)
+    }
+
+    /// Whether this is an unsigned integer of more than 8 bits. Programs carry these; few kernels compute them.
+    pub const fn is_wide_unsigned(self) -> bool {
+        matches!(self, DType::U16 | DType::U32 | DType::U64)
     }
 
     /// Whether values of `self` may stand in for `other` in a state dict: floats for floats, otherwise the same type.
@@ -113,7 +130,7 @@ pub trait Element: Pod + PartialEq + Send + Sync + fmt::Debug + 'static {
     fn to_f64(self) -> f64;
     /// The value nearest to `v`, as PyTorch's `to(dtype)` converts: integers truncate.
     fn from_f64(v: f64) -> Self;
-    /// The value as i64; floats truncate.
+    /// The value as i64; floats truncate, and u64 keeps its bits.
     fn to_i64(self) -> i64;
     /// The value of an integer; wraps in narrower types.
     fn from_i64(v: i64) -> Self;
@@ -130,7 +147,23 @@ macro_rules! int_element {
         }
     )*};
 }
-int_element!(i64 => I64, i32 => I32, i16 => I16, i8 => I8);
+int_element!(i64 => I64, i32 => I32, i16 => I16, i8 => I8, u16 => U16, u32 => U32);
+
+impl Element for u64 {
+    const DTYPE: DType = DType::U64;
+    fn to_f64(self) -> f64 {
+        self as f64
+    }
+    fn from_f64(v: f64) -> Self {
+        if v < 0.0 { v as i64 as u64 } else { v as u64 }
+    }
+    fn to_i64(self) -> i64 {
+        self as i64
+    }
+    fn from_i64(v: i64) -> Self {
+        v as u64
+    }
+}
 
 impl Element for u8 {
     const DTYPE: DType = DType::U8;

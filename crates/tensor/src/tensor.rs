@@ -72,6 +72,9 @@ impl Tensor {
             DType::I16 => make::<i16>(data),
             DType::I8 => make::<i8>(data),
             DType::U8 => make::<u8>(data),
+            DType::U16 => make::<u16>(data),
+            DType::U32 => make::<u32>(data),
+            DType::U64 => make::<u64>(data),
             DType::Bool => AlignedVec::copy_of(&data.iter().map(|&v| u8::from(v != 0.0)).collect::<Vec<u8>>()),
         };
         Self::from_vec_of(dtype, shape, bytes)
@@ -93,6 +96,9 @@ impl Tensor {
             DType::I16 => make::<i16>(data),
             DType::I8 => make::<i8>(data),
             DType::U8 => make::<u8>(data),
+            DType::U16 => make::<u16>(data),
+            DType::U32 => make::<u32>(data),
+            DType::U64 => make::<u64>(data),
             DType::F64 | DType::F32 | DType::F16 | DType::BF16 => {
                 return Self::from_f64(dtype, shape, &data.iter().map(|&v| v as f64).collect::<Vec<_>>());
             }
@@ -214,10 +220,13 @@ impl Tensor {
             DType::I16 => self.map(i16::to_f64),
             DType::I8 => self.map(i8::to_f64),
             DType::U8 | DType::Bool => self.map(u8::to_f64),
+            DType::U16 => self.map(u16::to_f64),
+            DType::U32 => self.map(u32::to_f64),
+            DType::U64 => self.map(u64::to_f64),
         }
     }
 
-    /// All elements as i64; floats truncate.
+    /// All elements as i64; floats truncate, and u64 keeps its bits.
     pub fn to_i64_vec(&self) -> Vec<i64> {
         match self.dtype {
             DType::F64 => self.map(f64::to_i64),
@@ -229,6 +238,9 @@ impl Tensor {
             DType::I16 => self.map(i16::to_i64),
             DType::I8 => self.map(i8::to_i64),
             DType::U8 | DType::Bool => self.map(u8::to_i64),
+            DType::U16 => self.map(u16::to_i64),
+            DType::U32 => self.map(u32::to_i64),
+            DType::U64 => self.map(u64::to_i64),
         }
     }
 
@@ -273,6 +285,18 @@ mod tests {
         assert_eq!(t.cast(DType::I64).to_i64_vec(), [1, -1, 3]);
         assert_eq!(t.cast(DType::Bool).to_i64_vec(), [1, 1, 1]);
         assert_eq!(t.cast(DType::BF16).cast(DType::F32).to_f64_vec()[0], 1.8984375);
+    }
+
+    #[test]
+    fn unsigned_integers_keep_their_bits_and_their_values() {
+        let large = Tensor::from_slice(&[2], &[u64::MAX, 1]);
+        assert_eq!(large.to_f64_vec(), [18_446_744_073_709_551_615.0, 1.0]);
+        assert_eq!(Tensor::from_i64(DType::U64, &[2], &large.to_i64_vec()).as_slice(), Some(&[u64::MAX, 1][..]));
+        assert_eq!(large.cast(DType::I32).to_i64_vec(), [-1, 1]);
+        let wrapped = Tensor::from_slice(&[2], &[-1i64, 65537]);
+        assert_eq!(wrapped.cast(DType::U16).to_i64_vec(), [65535, 1]);
+        assert_eq!(wrapped.cast(DType::U32).to_f64_vec(), [4_294_967_295.0, 65537.0]);
+        assert_eq!(Tensor::from_f64(DType::U64, &[2], &[1.9, 1e19]).to_f64_vec(), [1.0, 1e19]);
     }
 
     #[test]

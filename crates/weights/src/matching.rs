@@ -284,7 +284,15 @@ pub fn non_finite(tensor: &Tensor) -> usize {
         DType::F64 => count(tensor, |b: [u8; 8]| !f64::from_ne_bytes(b).is_finite()),
         DType::F16 => count(tensor, |b: [u8; 2]| !half::f16::from_ne_bytes(b).is_finite()),
         DType::BF16 => count(tensor, |b: [u8; 2]| !half::bf16::from_ne_bytes(b).is_finite()),
-        DType::I64 | DType::I32 | DType::I16 | DType::I8 | DType::U8 | DType::Bool => 0,
+        DType::I64
+        | DType::I32
+        | DType::I16
+        | DType::I8
+        | DType::U8
+        | DType::Bool
+        | DType::U16
+        | DType::U32
+        | DType::U64 => 0,
     }
 }
 

@@ -29,6 +29,10 @@ pub(crate) fn pack_dynamic(
     out: &mut [u8],
     scratch: &mut [f32],
 ) {
+    // Panels of no rows start anywhere.
+    if out.is_empty() {
+        return;
+    }
     let (k_stride, n_stride) = if b.transposed { (1, b.ld) } else { (b.ld, 1) };
     macro_rules! view {
         ($data:expr) => {

@@ -186,7 +186,7 @@ impl<'a> Operand<'a> {
             }
         } else {
             assert_eq!(ty, FloatType::F32, "what is converted is widened");
-            let floats: &mut [f32] = bytemuck::cast_slice_mut(scratch);
+            let floats: &mut [f32] = if scratch.is_empty() { &mut [] } else { bytemuck::cast_slice_mut(scratch) };
             for (row, out) in rows.zip(floats.chunks_exact_mut(lda)) {
                 for (tap, out) in block.taps.clone().zip(out.chunks_exact_mut(block.k.len().max(1))) {
                     // A row without elements has chunks all the same.

@@ -27,7 +27,7 @@ macro_rules! joined {
         }
     )*};
 }
-joined!(i64, i32, i16, i8, u8);
+joined!(i64, i32, i16, i8, u8, u16, u32, u64);
 
 macro_rules! joined_floats {
     ($($t:ty),*) => {$(

@@ -271,6 +271,18 @@ macro_rules! with_elements {
                 type $T = u8;
                 $body
             }
+            regraft_tensor::DType::U16 => {
+                type $T = u16;
+                $body
+            }
+            regraft_tensor::DType::U32 => {
+                type $T = u32;
+                $body
+            }
+            regraft_tensor::DType::U64 => {
+                type $T = u64;
+                $body
+            }
         }
     };
 }

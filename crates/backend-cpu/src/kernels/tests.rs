@@ -24,7 +24,7 @@ fn values(dtype: DType, shape: &[usize], seed: usize) -> Tensor {
     let number = |i: usize| ((i * 31 + seed * 17) * 7919 % 2003) as f64 / 1001.0 - 1.0;
     let scale = |x: f64| match dtype {
         DType::Bool => f64::from(x > 0.2),
-        DType::U8 => (x + 1.0) * 50.0,
+        DType::U8 | DType::U16 | DType::U32 | DType::U64 => (x + 1.0) * 50.0,
         d if d.is_float() => x,
         _ => x * 50.0,
     };
@@ -142,6 +142,9 @@ fn number() -> impl Strategy<Value = DType> {
         DType::I16,
         DType::I8,
         DType::U8,
+        DType::U16,
+        DType::U32,
+        DType::U64,
     ])
 }
 
@@ -160,7 +163,7 @@ proptest! {
     }
 
     #[test]
-    fn products(dtype in float(), batch in 1usize..4, m in 1usize..9, n in 1usize..40, k in 1usize..40, transpose_b: bool) {
+    fn products(dtype in float(), batch in 1usize..4, m in 1usize..9, n in 1usize..40, k in 0usize..40, transpose_b: bool) {
         let b = if transpose_b { [batch, n, k] } else { [batch, k, n] };
         check(Matmul { transpose_b }, &[Some(values(dtype, &[batch, m, k], 1)), Some(values(dtype, &b, 2))], &[], 2.0);
     }

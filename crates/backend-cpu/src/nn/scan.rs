@@ -46,7 +46,7 @@ macro_rules! summed_integers {
         }
     )*};
 }
-summed_integers!(i64, i32, i16, i8, u8);
+summed_integers!(i64, i32, i16, i8, u8, u16, u32, u64);
 
 macro_rules! summed_floats {
     ($($t:ty, $wide:expr, $narrow:expr;)*) => {$(
@@ -219,6 +219,9 @@ ordered! {
     i16, i16, |x| x;
     i8, i8, |x| x;
     u8, u8, |x| x;
+    u16, u16, |x| x;
+    u32, u32, |x| x;
+    u64, u64, |x| x;
 }
 
 /// The position of the greatest (or least) element along the middle dimension of `x` (`[outer, axis, inner]`): the first of equals,

@@ -62,6 +62,9 @@ sorted! {
     i16, u64, u32, |x| (i32::from(x) as u32) ^ (1 << 31);
     i8, u64, u32, |x| (i32::from(x) as u32) ^ (1 << 31);
     u8, u64, u32, u32::from;
+    u16, u64, u32, u32::from;
+    u32, u64, u32, |x: u32| x;
+    u64, u128, u64, |x: u64| x;
 }
 
 /// Bytes of scratch that [`positions`] needs.

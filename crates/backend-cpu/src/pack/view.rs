@@ -126,7 +126,10 @@ macro_rules! for_float {
             | regraft_tensor::DType::I16
             | regraft_tensor::DType::I8
             | regraft_tensor::DType::U8
-            | regraft_tensor::DType::Bool => None,
+            | regraft_tensor::DType::Bool
+            | regraft_tensor::DType::U16
+            | regraft_tensor::DType::U32
+            | regraft_tensor::DType::U64 => None,
         }
     };
 }

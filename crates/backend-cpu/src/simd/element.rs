@@ -27,7 +27,7 @@ impl FloatType {
             DType::F32 => Some(FloatType::F32),
             DType::F16 => Some(FloatType::F16),
             DType::BF16 => Some(FloatType::Bf16),
-            DType::F64 | DType::I64 | DType::I32 | DType::I16 | DType::I8 | DType::U8 | DType::Bool => None,
+            _ => None,
         }
     }
 
@@ -281,6 +281,14 @@ impl<'a> Floats<'a> {
     /// When they are not aligned.
     pub fn of_bytes(ty: FloatType, bytes: &'a [u8]) -> Floats<'a> {
         let bytes = &bytes[..bytes.len() / ty.size() * ty.size()];
+        // No bytes start anywhere.
+        if bytes.is_empty() {
+            return match ty {
+                FloatType::F32 => Floats::F32(&[]),
+                FloatType::F16 => Floats::F16(&[]),
+                FloatType::Bf16 => Floats::Bf16(&[]),
+            };
+        }
         match ty {
             FloatType::F32 => Floats::F32(bytemuck::cast_slice(bytes)),
             FloatType::F16 => Floats::F16(bytemuck::cast_slice(bytes)),

@@ -228,7 +228,7 @@ const fn value_type(dtype: DType) -> &'static str {
         DType::F64 => "double",
         DType::F32 | DType::F16 | DType::BF16 => "float",
         DType::Bool => "bool",
-        DType::I64 | DType::I32 | DType::I16 | DType::I8 | DType::U8 => "i64",
+        DType::I64 | DType::I32 | DType::I16 | DType::I8 | DType::U8 | DType::U16 | DType::U32 | DType::U64 => "i64",
     }
 }
 

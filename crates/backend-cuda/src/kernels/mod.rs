@@ -36,6 +36,9 @@ pub(crate) const fn c_type(dtype: DType) -> &'static str {
         DType::I8 => "i8",
         DType::U8 => "u8",
         DType::Bool => "b8",
+        DType::U16 => "u16",
+        DType::U32 => "u32",
+        DType::U64 => "u64",
     }
 }
 

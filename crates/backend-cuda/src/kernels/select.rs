@@ -73,6 +73,12 @@ pub fn reads_strided(op: &Op, index: usize) -> bool {
 /// Why no kernel of our own takes it.
 pub fn specs(node: &Node<'_>) -> Result<Vec<Spec>, Why> {
     let &(out, shape) = node.outputs.first().ok_or_else(|| Why::new("no result"))?;
+    // Whole numbers are computed in i64, which holds no u64, and what only moves them is not worth another list.
+    let mut dtypes =
+        node.inputs.iter().flatten().map(|view| view.dtype).chain(node.outputs.iter().map(|(dtype, _)| *dtype));
+    if dtypes.any(DType::is_wide_unsigned) {
+        return Err(Why::new("unsigned integers of more than 8 bits"));
+    }
     if let Some(steps) = elementwise::chain_of(node.op, node.inputs.len()) {
         return Ok(vec![elementwise::chain(&steps, &node.present()?, shape)?]);
     }

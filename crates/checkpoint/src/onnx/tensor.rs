@@ -119,8 +119,11 @@ impl Numbers {
             DType::F32 => Numbers::Floats,
             DType::F64 => Numbers::Doubles,
             DType::I64 => Numbers::Ints64,
+            DType::U32 | DType::U64 => Numbers::UInts64,
             // Halves by their bits.
-            DType::F16 | DType::BF16 | DType::I32 | DType::I16 | DType::I8 | DType::U8 | DType::Bool => Numbers::Ints32,
+            DType::F16 | DType::BF16 | DType::I32 | DType::I16 | DType::I8 | DType::U8 | DType::U16 | DType::Bool => {
+                Numbers::Ints32
+            }
         }
     }
 }
@@ -203,24 +206,23 @@ impl Out {
             DType::I32 => self.put(&i32::try_from(value).map_err(outside)?.to_le_bytes()),
             DType::I16 => self.put(&i16::try_from(value).map_err(outside)?.to_le_bytes()),
             DType::I8 => self.put(&i8::try_from(value).map_err(outside)?.to_le_bytes()),
-            DType::F16 | DType::BF16 => self.put(&u16::try_from(value).map_err(outside)?.to_le_bytes()),
+            // Varints of 64 bits: the number is negative here where its highest bit is set.
+            DType::U64 => self.put(&value.to_le_bytes()),
+            DType::U32 => self.put(&u32::try_from(value).map_err(outside)?.to_le_bytes()),
+            DType::F16 | DType::BF16 | DType::U16 => self.put(&u16::try_from(value).map_err(outside)?.to_le_bytes()),
             DType::U8 | DType::Bool => self.put(&[u8::try_from(value).map_err(outside)?]),
             DType::F32 | DType::F64 => Err(format!("an integer, expected {dtype}")),
         }
     }
 }
 
-/// The dtype that `TensorProto.DataType` numbers; the name of one that Regraft has not.
 /// The dtype of an element type by its number.
 ///
 /// # Errors
 /// The name of one that Regraft has not.
 pub fn dtype_of(data_type: i64) -> Result<DType, String> {
-    const FOREIGN: [(i64, &str); 14] = [
-        (4, "uint16"),
+    const FOREIGN: [(i64, &str); 11] = [
         (8, "string"),
-        (12, "uint32"),
-        (13, "uint64"),
         (14, "complex64"),
         (15, "complex128"),
         (17, "float8_e4m3fn"),
@@ -236,12 +238,15 @@ pub fn dtype_of(data_type: i64) -> Result<DType, String> {
         1 => DType::F32,
         2 => DType::U8,
         3 => DType::I8,
+        4 => DType::U16,
         5 => DType::I16,
         6 => DType::I32,
         7 => DType::I64,
         9 => DType::Bool,
         10 => DType::F16,
         11 => DType::F64,
+        12 => DType::U32,
+        13 => DType::U64,
         16 => DType::BF16,
         other => {
             let name = FOREIGN.iter().find(|(number, _)| *number == other).map(|(_, name)| (*name).to_owned());

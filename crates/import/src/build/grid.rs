@@ -144,6 +144,14 @@ fn linear(g: &mut Builder, image: ValueId, at: &[Axis]) -> Res<ValueId> {
     sum.map_or_else(|| wrong("expected coordinates"), Ok)
 }
 
+/// The image between its elements at points, of which `at` has the coordinate along each axis: `[n, c, points..]`, where the first
+/// axis of the points is that of the batch. Outside of the image are zeros.
+pub(crate) fn sampled(g: &mut Builder, image: ValueId, at: &[ValueId]) -> Res<ValueId> {
+    let sizes = g.shape(image).into_iter().skip(2);
+    let axes: Vec<Axis> = at.iter().zip(sizes).map(|(at, size)| Axis { at: *at, size }).collect();
+    linear(g, image, &axes)
+}
+
 /// Weights of the four neighbours of a cubic convolution with the coefficient `a`, of which PyTorch's is -0.75.
 pub(crate) fn cubic_weights(g: &mut Builder, t: ValueId, a: f64) -> Res<[ValueId; 4]> {
     let polynomial = |g: &mut Builder, x: ValueId, c: [f64; 4]| -> Res<ValueId> {

@@ -1,6 +1,8 @@
 //! The graph that an importer builds: ways to add nodes, what is known of values, and what several operators are made of.
 //! Both importers use these, each behind a context of its own that knows the arguments of a node.
 
+mod deform;
+mod determinant;
 mod einsum;
 mod grid;
 mod known;
@@ -9,9 +11,11 @@ mod number;
 mod positions;
 mod problem;
 mod product;
+mod roi;
 mod sizes;
 mod uses;
 mod values;
+mod windows;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -22,16 +26,20 @@ use regraft_ir::{Graph, Op};
 use regraft_tensor::{Dim, Range, Tensor};
 
 pub(crate) use self::{
+    deform::{Deform, deform_conv},
+    determinant::determinant,
     einsum::einsum,
-    grid::{Outside, Sampling, cubic_weights, grid_sample},
+    grid::{Outside, Sampling, cubic_weights, grid_sample, sampled},
     known::Known,
     number::{Number, Operand},
     positions::{coordinates, first_sorted, put, sorted},
     problem::{DECOMPOSE, Problem, Res, unsupported, wrong},
     product::{linear_op, matrices, product, transposed},
+    roi::{Rois, roi_align},
     sizes::open_symbol,
     uses::tell_apart,
     values::{row_major, simpler},
+    windows::{greatest, pool_taps, seen, taps},
 };
 pub(crate) use regraft_ir::ValueId;
 

@@ -105,6 +105,7 @@ impl<'t, 'p> Cx<'t, 'p> {
         match self.bound(i)? {
             Bound::Value(value) => Ok(value),
             Bound::Sequence(_) => not_a_tensor(self.node.inputs.get(i).copied().unwrap_or_default()),
+            Bound::Nothing => unsupported("an optional value that is not there as an operand", "use a value"),
             Bound::Missing(what) => unsupported(what, "change the model so that nothing needs it"),
             Bound::Refused => wrong("it reads what was refused"),
         }

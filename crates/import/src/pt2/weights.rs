@@ -285,7 +285,10 @@ fn planned<'a>(name: &'a str, meta: &PayloadMeta, origin: Origin, folder: &str) 
 }
 
 fn dtype_and_shape(meta: &TensorMeta) -> Result<(DType, Vec<usize>), String> {
-    let supported = || DType::ALL.map(DType::name).join(", ");
+    let supported = || {
+        let taken = DType::ALL.into_iter().filter(|dtype| !dtype.is_wide_unsigned());
+        taken.map(DType::name).collect::<Vec<_>>().join(", ")
+    };
     let dtype = meta.dtype.dtype();
     let dtype = dtype.ok_or_else(|| format!("its dtype is {:?}, supported are {}", meta.dtype, supported()))?;
     if meta.sizes.len() > MAX_RANK {

@@ -4,7 +4,7 @@ use regraft_tensor::{DType, Tensor};
 
 use super::{
     OpDef, Operands,
-    support::{around, check_axis, input},
+    support::{around, check_axis, input, ordered_vec},
 };
 use crate::{EvalError, OpError, TensorType, attrs, word_enum};
 
@@ -106,7 +106,7 @@ impl OpDef for Cumulate {
             let found = if x.dtype().is_float() {
                 positions(&x.to_f64_vec(), axes, |a, b| self.f.beats(a, b))
             } else {
-                positions(&x.to_i64_vec(), axes, |a, b| self.f.beats_int(a, b))
+                positions(&ordered_vec(x), axes, |a, b| self.f.beats_int(a, b))
             };
             return Ok(vec![Tensor::from_i64(DType::I64, x.shape(), &found)]);
         }

@@ -4,7 +4,7 @@ use regraft_tensor::{DType, Tensor};
 
 use super::{
     OpDef, Operands, special,
-    support::{broadcast_f64, broadcast_i64, broadcast_types, input, sizes},
+    support::{broadcast_f64, broadcast_i64, broadcast_types, input, ordered, sizes},
     unary::UnaryFn,
 };
 use crate::{EvalError, OpError, TensorType, attrs, word_enum};
@@ -133,7 +133,7 @@ impl BinaryFn {
                     a.wrapping_rem(b)
                 }
             }
-            BinaryFn::Pow => pow(a, b),
+            BinaryFn::Pow => power(a, b),
             BinaryFn::Max => a.max(b),
             BinaryFn::Min => a.min(b),
             BinaryFn::And => a & b,
@@ -141,9 +141,38 @@ impl BinaryFn {
             BinaryFn::Xor => a ^ b,
             BinaryFn::Shl => u32::try_from(b).ok().and_then(|b| a.checked_shl(b)).unwrap_or(0),
             BinaryFn::Shr => a >> u32::try_from(b).map_or(63, |b| b.min(63)),
-            BinaryFn::Gcd => gcd(a, b),
+            BinaryFn::Gcd => gcd(a.unsigned_abs(), b.unsigned_abs()) as i64,
             // Integers do not take them.
             BinaryFn::Atan2 | BinaryFn::Hypot | BinaryFn::Copysign | BinaryFn::Zeta => 0,
+        }
+    }
+
+    /// The value at integers of `dtype`, each as [`Tensor::to_i64_vec`] gives it.
+    pub fn apply_int(self, dtype: DType, a: i64, b: i64) -> i64 {
+        if dtype == DType::U64 { self.apply_u64(a as u64, b as u64) as i64 } else { self.apply_i64(a, b) }
+    }
+
+    fn apply_u64(self, a: u64, b: u64) -> u64 {
+        match self {
+            BinaryFn::Div | BinaryFn::TruncDiv | BinaryFn::FloorDiv => a.checked_div(b).unwrap_or(0),
+            BinaryFn::Rem | BinaryFn::Fmod => a.checked_rem(b).unwrap_or(0),
+            BinaryFn::Pow => natural_power(a as i64, b) as u64,
+            BinaryFn::Max => a.max(b),
+            BinaryFn::Min => a.min(b),
+            BinaryFn::Shr => u32::try_from(b).ok().and_then(|b| a.checked_shr(b)).unwrap_or(0),
+            BinaryFn::Gcd => gcd(a, b),
+            // Of these the sign of an operand changes no bit.
+            BinaryFn::Add
+            | BinaryFn::Sub
+            | BinaryFn::Mul
+            | BinaryFn::And
+            | BinaryFn::Or
+            | BinaryFn::Xor
+            | BinaryFn::Shl
+            | BinaryFn::Atan2
+            | BinaryFn::Hypot
+            | BinaryFn::Copysign
+            | BinaryFn::Zeta => self.apply_i64(a as i64, b as i64) as u64,
         }
     }
 
@@ -173,15 +202,19 @@ fn floor_div(a: f64, b: f64) -> f64 {
 }
 
 /// `base^exponent`, wrapping; what is no integer is rounded towards zero.
-fn pow(base: i64, exponent: i64) -> i64 {
-    if exponent < 0 {
-        return match base {
+fn power(base: i64, exponent: i64) -> i64 {
+    match u64::try_from(exponent) {
+        Ok(exponent) => natural_power(base, exponent),
+        Err(_) => match base {
             1 => 1,
             -1 if exponent % 2 == 0 => 1,
             -1 => -1,
             _ => 0,
-        };
+        },
     }
+}
+
+fn natural_power(base: i64, exponent: u64) -> i64 {
     let (mut power, mut square, mut left) = (1i64, base, exponent);
     while left > 0 {
         if left % 2 == 1 {
@@ -193,12 +226,11 @@ fn pow(base: i64, exponent: i64) -> i64 {
     power
 }
 
-fn gcd(a: i64, b: i64) -> i64 {
-    let (mut a, mut b) = (a.unsigned_abs(), b.unsigned_abs());
+fn gcd(mut a: u64, mut b: u64) -> u64 {
     while b != 0 {
         (a, b) = (b, a % b);
     }
-    a as i64
+    a
 }
 
 word_enum! {
@@ -287,7 +319,7 @@ impl OpDef for Unary {
             let values: Vec<_> = x.to_f64_vec().iter().map(|&v| self.f.apply_f64(v)).collect();
             Tensor::from_f64(dtype, shape, &values)
         } else {
-            let apply = |&v: &i64| self.f.apply_i64(v).expect("inference checked the dtype");
+            let apply = |&v: &i64| self.f.apply_int(dtype, v).expect("inference checked the dtype");
             Tensor::from_i64(dtype, shape, &x.to_i64_vec().iter().map(apply).collect::<Vec<_>>())
         }])
     }
@@ -310,7 +342,7 @@ impl OpDef for Binary {
             Tensor::from_f64(dtype, &shape, &pairs.map(|(a, b)| self.f.apply_f64(a, b)).collect::<Vec<_>>())
         } else {
             let pairs = broadcast_i64(a, &shape).into_iter().zip(broadcast_i64(b, &shape));
-            Tensor::from_i64(dtype, &shape, &pairs.map(|(a, b)| self.f.apply_i64(a, b)).collect::<Vec<_>>())
+            Tensor::from_i64(dtype, &shape, &pairs.map(|(a, b)| self.f.apply_int(dtype, a, b)).collect::<Vec<_>>())
         }])
     }
 }
@@ -330,7 +362,8 @@ impl OpDef for Compare {
             pairs.map(|(a, b)| self.f.apply(a, b)).collect()
         } else {
             let pairs = broadcast_i64(a, &shape).into_iter().zip(broadcast_i64(b, &shape));
-            pairs.map(|(a, b)| self.f.apply(a, b)).collect()
+            let order = |v: i64| ordered(a.dtype(), v);
+            pairs.map(|(a, b)| self.f.apply(order(a), order(b))).collect()
         };
         Ok(vec![Tensor::from_bools(&shape, &values)])
     }
@@ -403,6 +436,22 @@ mod tests {
             assert_eq!(BinaryFn::Pow.apply_i64(a, b), power, "{a}^{b}");
         }
         assert_eq!(BinaryFn::Pow.apply_i64(-1, i64::MAX), -1);
+    }
+
+    #[test]
+    fn large_unsigned_integers_are_no_negative_ones() {
+        let binary = |f: BinaryFn, a: u64, b: u64| f.apply_int(DType::U64, a as i64, b as i64) as u64;
+        let (most, half) = (u64::MAX, 1 << 63);
+        assert_eq!([binary(BinaryFn::Add, most, 2), binary(BinaryFn::Sub, 0, 1)], [1, most]);
+        assert_eq!([binary(BinaryFn::TruncDiv, most, 2), binary(BinaryFn::Rem, most, 10)], [half - 1, 5]);
+        assert_eq!([binary(BinaryFn::Max, most, 1), binary(BinaryFn::Min, half, 1)], [most, 1]);
+        assert_eq!([binary(BinaryFn::Shr, most, 63), binary(BinaryFn::Shr, most, 64)], [1, 0]);
+        assert_eq!([binary(BinaryFn::Pow, 3, 2), binary(BinaryFn::TruncDiv, 5, 0)], [9, 0]);
+        let unary = |f: UnaryFn, x: u64| f.apply_int(DType::U64, x as i64).map(|v| v as u64);
+        assert_eq!([unary(UnaryFn::Abs, most), unary(UnaryFn::Sign, most)], [Some(most), Some(1)]);
+        let (a, b) = (Tensor::from_slice(&[1], &[most]), Tensor::from_slice(&[1], &[1u64]));
+        let less = crate::Op::from(Compare { f: CompareFn::Lt }).eval(&[Some(&a), Some(&b)]).expect("same dtype");
+        assert_eq!(less[0].to_i64_vec(), [0]);
     }
 
     #[test]

@@ -116,7 +116,7 @@ impl OpDef for IndexPut {
         } else {
             let mut out = x.to_i64_vec();
             let new = broadcast_i64(values, &shape);
-            targets.iter().zip(new).for_each(|(&at, v)| out[at] = f.apply_i64(out[at], v));
+            targets.iter().zip(new).for_each(|(&at, v)| out[at] = f.apply_int(x.dtype(), out[at], v));
             Tensor::from_i64(x.dtype(), x.shape(), &out)
         }])
     }

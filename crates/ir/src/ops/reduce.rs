@@ -5,7 +5,7 @@ use regraft_tensor::{DType, Dim, Tensor};
 use super::{
     OpDef, Operands,
     elementwise::BinaryFn,
-    support::{around, broadcast_positions, check_axis, input, sizes},
+    support::{around, broadcast_positions, check_axis, input, ordered_vec, sizes},
 };
 use crate::{EvalError, OpError, TensorType, attrs, word_enum};
 
@@ -139,7 +139,13 @@ impl OpDef for Reduce {
                 true => x.to_f64_vec().into_iter().map(|v| i64::from(v != 0.0)).collect(),
                 false => x.to_i64_vec(),
             };
-            let out = join_all(values, &targets, vec![start_int; len], |a, b| f.apply_i64(a, b));
+            // No u64 is less than 0 or greater than all ones.
+            let start = match self.f {
+                ReduceFn::Max if dtype == DType::U64 => 0,
+                ReduceFn::Min if dtype == DType::U64 => -1,
+                _ => start_int,
+            };
+            let out = join_all(values, &targets, vec![start; len], |a, b| f.apply_int(dtype, a, b));
             Tensor::from_i64(dtype, &shape, &out)
         }])
     }
@@ -183,7 +189,7 @@ impl OpDef for ArgReduce {
             let values = x.to_f64_vec();
             rows.map(|r| self.f.position(row(r).map(|at| values[at]))).collect()
         } else {
-            let values = x.to_i64_vec();
+            let values = ordered_vec(x);
             rows.map(|r| self.f.position(row(r).map(|at| values[at]))).collect()
         };
         Ok(vec![Tensor::from_i64(DType::I64, &sizes(&types[0]), &found)])

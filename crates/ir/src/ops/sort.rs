@@ -6,7 +6,7 @@ use regraft_tensor::{DType, Dim, Tensor};
 
 use super::{
     OpDef, Operands,
-    support::{around, check_axis, input, pick, sizes},
+    support::{around, check_axis, input, ordered_vec, pick, sizes},
 };
 use crate::{EvalError, OpError, TensorType, attrs};
 
@@ -70,7 +70,7 @@ impl OpDef for Sort {
         let found = if x.dtype().is_float() {
             sorted(&x.to_f64_vec(), axes, |a, b| turn(order(a, b)))
         } else {
-            sorted(&x.to_i64_vec(), axes, |a: i64, b| turn(a.cmp(&b)))
+            sorted(&ordered_vec(x), axes, |a: i64, b| turn(a.cmp(&b)))
         };
         let (_, size, inner) = axes;
         let shape = sizes(&types[0]);

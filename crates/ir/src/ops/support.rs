@@ -193,6 +193,16 @@ pub(crate) fn broadcast_i64(t: &Tensor, shape: &[usize]) -> Vec<i64> {
     broadcast_positions(t.shape(), shape).into_iter().map(|at| values[at]).collect()
 }
 
+/// A number in whose order an integer of `dtype` stands, of which [`Tensor::to_i64_vec`] gives `value`.
+pub(crate) fn ordered(dtype: DType, value: i64) -> i64 {
+    if dtype == DType::U64 { value ^ i64::MIN } else { value }
+}
+
+/// The elements of a tensor of integers or booleans as numbers in their order.
+pub(crate) fn ordered_vec(t: &Tensor) -> Vec<i64> {
+    t.to_i64_vec().into_iter().map(|v| ordered(t.dtype(), v)).collect()
+}
+
 /// A tensor whose element at row-major index `i` is element `positions[i]` of `t`.
 pub(crate) fn pick(t: &Tensor, shape: &[usize], positions: impl IntoIterator<Item = usize>) -> Tensor {
     let (size, data) = (t.dtype().size(), t.bytes());

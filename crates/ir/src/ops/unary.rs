@@ -193,6 +193,15 @@ impl UnaryFn {
         })
     }
 
+    /// The value at an integer of `dtype`, which is given and taken as [`regraft_tensor::Tensor::to_i64_vec`] has it.
+    pub fn apply_int(self, dtype: DType, x: i64) -> Option<i64> {
+        match self {
+            UnaryFn::Abs | UnaryFn::Relu if dtype == DType::U64 => Some(x),
+            UnaryFn::Sign if dtype == DType::U64 => Some(i64::from(x != 0)),
+            f => f.apply_i64(x),
+        }
+    }
+
     pub(super) fn takes(self, dtype: DType) -> bool {
         match dtype {
             DType::Bool => self == UnaryFn::Not,

@@ -26,14 +26,16 @@ enum Bank {
 }
 
 impl Bank {
-    fn of(dtype: DType) -> Bank {
-        match dtype {
+    /// `None` for a dtype that no bank computes as the reference does.
+    fn of(dtype: DType) -> Option<Bank> {
+        Some(match dtype {
             DType::F64 => Bank::F64,
             DType::F32 | DType::F16 | DType::BF16 => Bank::F32,
             DType::I64 => Bank::I64,
             DType::I32 | DType::I16 | DType::I8 | DType::U8 => Bank::I32,
             DType::Bool => Bank::Bool,
-        }
+            DType::U16 | DType::U32 | DType::U64 => return None,
+        })
     }
 }
 
@@ -71,12 +73,13 @@ impl Program {
     pub(super) fn new(op: &Fused, operands: &[DType]) -> Option<Program> {
         let mut counts = [0; 5];
         let mut register = |dtype: DType| {
-            let bank = Bank::of(dtype);
+            let bank = Bank::of(dtype)?;
             let count = &mut counts[bank as usize];
             *count += 1;
-            Register { bank, index: *count - 1, dtype }
+            Some(Register { bank, index: *count - 1, dtype })
         };
-        let registers: Vec<Register> = op.dtypes(operands).ok()?.into_iter().map(&mut register).collect();
+        let dtypes = op.dtypes(operands).ok()?;
+        let registers = dtypes.into_iter().map(&mut register).collect::<Option<Vec<Register>>>()?;
         let instruction = |(i, step): (usize, &regraft_ir::ops::FusedStep)| {
             let mut args = [0; 3];
             args.iter_mut().zip(&step.args).for_each(|(to, &from)| *to = from as usize);

@@ -105,7 +105,10 @@ impl<'p> Translator<'p> {
 
     fn input_type(&mut self, info: &ValueInfo<'p>, named: &mut HashMap<&'p str, Symbol>) -> Res<TensorType> {
         let Some((dtype, sizes)) = &info.tensor else {
-            return unsupported("an input that is no tensor", "give each of its tensors as an input");
+            return unsupported(
+                "an input that is no tensor",
+                "give each of its tensors as an input, and join them by SequenceConstruct",
+            );
         };
         let dtype = dtype_of(*dtype).or_else(|name| {
             unsupported(format!("an input of dtype {name}"), "cast it to a dtype that Regraft has before it is given")
@@ -161,6 +164,17 @@ impl<'p> Translator<'p> {
             if !seen.insert(info.name) {
                 return Err(damaged(self.path, info.name, "it has two outputs of this name".to_owned()));
             }
+            // A sequence is given as its tensors.
+            if let Some(Bound::Sequence(list)) = self.lookup(info.name) {
+                for (i, value) in list.clone().into_iter().enumerate() {
+                    let name = format!("{}.{i}", info.name);
+                    if model.graph.outputs.iter().any(|other| other.name == name) {
+                        return Err(damaged(self.path, &name, "it has two outputs of this name".to_owned()));
+                    }
+                    self.b.graph.add_output(name, value);
+                }
+                continue;
+            }
             match self.output(info) {
                 Ok(Some(value)) => self.b.graph.add_output(info.name, value),
                 Ok(None) => {}
@@ -174,8 +188,8 @@ impl<'p> Translator<'p> {
         let value = match self.lookup(info.name) {
             Some(Bound::Value(value)) => *value,
             Some(Bound::Refused) => return Ok(None),
-            Some(Bound::Sequence(_)) => {
-                return unsupported("an output that is a sequence of tensors", "give each as an output of its own");
+            Some(Bound::Sequence(_) | Bound::Nothing) => {
+                return unsupported("an output without a tensor", "remove this output");
             }
             Some(Bound::Missing(what)) => return unsupported(what.clone(), "remove this output"),
             None => return wrong("nothing makes it"),

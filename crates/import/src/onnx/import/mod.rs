@@ -103,6 +103,8 @@ pub(super) enum Bound {
     Value(ValueId),
     /// Several tensors.
     Sequence(Vec<ValueId>),
+    /// An optional value that is not there.
+    Nothing,
     /// Something that Regraft does not compute, in words.
     Missing(String),
     /// The result of a node that was refused: what reads it is not reported again.

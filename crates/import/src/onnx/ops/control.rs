@@ -1,19 +1,17 @@
-//! Branches, loops and sequences, as far as they are known.
+//! Branches and loops, as far as they are known.
 
 use regraft_tensor::Dim;
 
 use crate::{
     build::Known,
-    onnx::args::{Bound, Cx, Res, ValueId, unsupported, wrong},
+    onnx::{
+        args::{Bound, Cx, Res, ValueId, unsupported, wrong},
+        proto::Graph,
+    },
 };
 
 /// More rounds of a loop than are unrolled.
 const MOST_ROUNDS: i64 = 1024;
-
-/// What it reads, which may be no tensor.
-pub(super) fn identity(cx: &mut Cx<'_, '_>) -> Res<Vec<Bound>> {
-    Ok(vec![cx.bound(0)?])
-}
 
 /// A condition that is known.
 fn truth(cx: &mut Cx<'_, '_>, value: ValueId) -> Option<bool> {
@@ -110,40 +108,23 @@ fn stack(cx: &mut Cx<'_, '_>, columns: &mut [Vec<ValueId>], results: impl Iterat
 
 /// A loop over an axis of its operands.
 pub(super) fn scan(cx: &mut Cx<'_, '_>) -> Res<Vec<Bound>> {
+    if cx.version < 9 {
+        return scan_of_batches(cx);
+    }
     let body = cx.graph_attr("body")?;
     let scanned = cx.natural("num_scan_inputs", 1)?;
     let Some(kept) = cx.count().checked_sub(scanned) else { return wrong("expected operands") };
     let Some(scans) = body.outputs.len().checked_sub(kept) else { return wrong("its graph gives too few values") };
-    let list = |cx: &Cx<'_, '_>, name: &str, n: usize| -> Res<Vec<i64>> {
-        let list = cx.optional_ints_attr(name)?.unwrap_or_else(|| vec![0; n]);
-        if list.len() == n { Ok(list) } else { wrong(format!("expected {n} numbers as `{name}`")) }
-    };
-    let (in_axes, in_back) = (list(cx, "scan_input_axes", scanned)?, list(cx, "scan_input_directions", scanned)?);
-    let (out_axes, out_back) = (list(cx, "scan_output_axes", scans)?, list(cx, "scan_output_directions", scans)?);
-    let mut state = (0..kept).map(|i| cx.bound(i)).collect::<Res<Vec<_>>>()?;
+    let (in_axes, in_back) = (numbers(cx, "scan_input_axes", scanned)?, numbers(cx, "scan_input_directions", scanned)?);
+    let (out_axes, out_back) = (numbers(cx, "scan_output_axes", scans)?, numbers(cx, "scan_output_directions", scans)?);
+    let state = (0..kept).map(|i| cx.bound(i)).collect::<Res<Vec<_>>>()?;
     let mut operands = Vec::new();
     for ((i, axis), back) in (kept..).zip(in_axes).zip(in_back) {
         let x = cx.plain(i)?;
         let axis = cx.axis_of(axis, cx.rank(x))?;
-        operands.push((x, axis, cx.size(x, axis)?, back != 0));
+        operands.push(Scanned { x, axis, back: back != 0 });
     }
-    let rounds = operands.first().map_or(0, |o| o.2);
-    if operands.iter().any(|o| o.2 != rounds) || rounds == 0 || rounds as i64 > MOST_ROUNDS {
-        return unsupported(format!("a scan of {rounds} rounds"), format!("use 1 to {MOST_ROUNDS}, the same for all"));
-    }
-    let mut columns: Vec<Vec<ValueId>> = vec![Vec::new(); scans];
-    for round in 0..rounds {
-        let mut inputs = state;
-        for (x, axis, size, back) in &operands {
-            let at = if *back { size - 1 - round } else { round };
-            let row = cx.slice(*x, *axis, Dim::from(at), Dim::from(at + 1))?;
-            inputs.push(Bound::Value(cx.squeeze(row, *axis)?));
-        }
-        let mut results = cx.t.inner(body, inputs)?.into_iter();
-        state = results.by_ref().take(kept).collect();
-        stack(cx, &mut columns, results)?;
-    }
-    let mut out = state;
+    let (mut out, columns) = rounds_of(cx, body, state, &operands, scans)?;
     for ((mut column, axis), back) in columns.into_iter().zip(out_axes).zip(out_back) {
         if back != 0 {
             column.reverse();
@@ -158,97 +139,91 @@ pub(super) fn scan(cx: &mut Cx<'_, '_>) -> Res<Vec<Bound>> {
     Ok(out)
 }
 
-// ---- sequences ----
+/// An attribute of `n` numbers, which are 0 when it is not there.
+fn numbers(cx: &Cx<'_, '_>, name: &str, n: usize) -> Res<Vec<i64>> {
+    let list = cx.optional_ints_attr(name)?.unwrap_or_else(|| vec![0; n]);
+    if list.len() == n { Ok(list) } else { wrong(format!("expected {n} numbers as `{name}`")) }
+}
 
-fn tensors(cx: &Cx<'_, '_>, i: usize) -> Res<Vec<ValueId>> {
-    match cx.bound(i)? {
-        Bound::Sequence(list) => Ok(list),
-        _ => wrong("expected a sequence of tensors"),
+/// An operand that a loop runs over.
+struct Scanned {
+    x: ValueId,
+    axis: usize,
+    back: bool,
+}
+
+/// Runs the graph of a scan once for each element of the scanned axes: what is kept at the end, and what each round gives, with an
+/// axis of size 1 in front.
+fn rounds_of<'p>(
+    cx: &mut Cx<'_, 'p>,
+    body: &'p Graph<'p>,
+    mut state: Vec<Bound>,
+    operands: &[Scanned],
+    scans: usize,
+) -> Res<(Vec<Bound>, Vec<Vec<ValueId>>)> {
+    let sizes = operands.iter().map(|o| cx.size(o.x, o.axis)).collect::<Res<Vec<_>>>()?;
+    let rounds = sizes.first().copied().unwrap_or(0);
+    if sizes.iter().any(|size| *size != rounds) || rounds == 0 || rounds as i64 > MOST_ROUNDS {
+        return unsupported(format!("a scan of {rounds} rounds"), format!("use 1 to {MOST_ROUNDS}, the same for all"));
     }
-}
-
-/// A position in a sequence of `len` tensors.
-fn place(cx: &mut Cx<'_, '_>, i: usize, len: usize) -> Res<usize> {
-    let at = cx.int(i)?;
-    cx.axis_of(at, len)
-}
-
-pub(super) fn sequence(cx: &mut Cx<'_, '_>) -> Res<Vec<Bound>> {
-    cx.ignore("dtype");
-    let list = (0..cx.count()).map(|i| cx.plain(i)).collect::<Res<Vec<_>>>()?;
-    Ok(vec![Bound::Sequence(list)])
-}
-
-pub(super) fn sequence_at(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
-    let list = tensors(cx, 0)?;
-    let at = place(cx, 1, list.len())?;
-    list.get(at).copied().map_or_else(|| wrong("expected tensors"), Ok)
-}
-
-pub(super) fn sequence_length(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
-    let len = tensors(cx, 0)?.len();
-    cx.dim_value(&Dim::from(len), regraft_tensor::DType::I64)
-}
-
-pub(super) fn sequence_insert(cx: &mut Cx<'_, '_>) -> Res<Vec<Bound>> {
-    let (mut list, value) = (tensors(cx, 0)?, cx.plain(1)?);
-    let at = if cx.has(2) { place(cx, 2, list.len() + 1)? } else { list.len() };
-    list.insert(at, value);
-    if list.len() > 4096 { wrong("a sequence of more than 4096 tensors") } else { Ok(vec![Bound::Sequence(list)]) }
-}
-
-pub(super) fn sequence_erase(cx: &mut Cx<'_, '_>) -> Res<Vec<Bound>> {
-    let mut list = tensors(cx, 0)?;
-    let last = list.len().saturating_sub(1);
-    let at = if cx.has(1) { place(cx, 1, list.len())? } else { last };
-    if at < list.len() {
-        list.remove(at);
-    }
-    Ok(vec![Bound::Sequence(list)])
-}
-
-pub(super) fn concat_from_sequence(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
-    let mut list = tensors(cx, 0)?;
-    let new = cx.flag("new_axis", false)?;
-    let Some(first) = list.first() else { return wrong("expected tensors") };
-    let rank = cx.rank(*first) + usize::from(new);
-    let axis = cx.axis_attr("axis", 0, rank)?;
-    if new {
-        for value in &mut list {
-            *value = cx.unsqueeze(*value, axis)?;
+    let kept = state.len();
+    let mut columns: Vec<Vec<ValueId>> = vec![Vec::new(); scans];
+    for round in 0..rounds {
+        let mut inputs = state;
+        for Scanned { x, axis, back } in operands {
+            let at = if *back { rounds - 1 - round } else { round };
+            let row = cx.slice(*x, *axis, Dim::from(at), Dim::from(at + 1))?;
+            inputs.push(Bound::Value(cx.squeeze(row, *axis)?));
         }
+        let mut results = cx.t.inner(body, inputs)?.into_iter();
+        state = results.by_ref().take(kept).collect();
+        stack(cx, &mut columns, results)?;
     }
-    cx.concat(&list, axis)
+    Ok((state, columns))
 }
 
-pub(super) fn split_to_sequence(cx: &mut Cx<'_, '_>) -> Res<Vec<Bound>> {
-    let x = cx.plain(0)?;
-    let axis = cx.axis_attr("axis", 0, cx.rank(x))?;
-    let total = cx.size(x, axis)?;
-    let keep = cx.flag("keepdims", true)?;
-    let alone = !cx.has(1);
-    let lengths: Vec<usize> = if alone {
-        vec![1; total]
-    } else {
-        let number = cx.plain(1)?;
-        let given = cx.ints(1)?;
-        match given.as_slice() {
-            [per] if cx.rank(number) == 0 => {
-                let per = usize::try_from(*per).ok().filter(|p| *p > 0);
-                let Some(per) = per else { return wrong("parts without elements") };
-                (0..total.div_ceil(per)).map(|i| per.min(total - i * per)).collect()
-            }
-            list => list.iter().filter_map(|l| usize::try_from(*l).ok()).collect(),
-        }
+/// Before opset 9 each operand has an axis of examples in front, which are scanned one by one.
+fn scan_of_batches(cx: &mut Cx<'_, '_>) -> Res<Vec<Bound>> {
+    let body = cx.graph_attr("body")?;
+    let scanned = cx.natural("num_scan_inputs", 1)?;
+    let Some(kept) = cx.count().checked_sub(1 + scanned) else { return wrong("expected operands") };
+    let Some(scans) = body.outputs.len().checked_sub(kept) else { return wrong("its graph gives too few values") };
+    if cx.has(0) {
+        return unsupported("a scan with `sequence_lens`", "export the model with opset 9 or later");
+    }
+    let back = numbers(cx, "directions", scanned)?;
+    let all = (1..=kept + scanned).map(|i| cx.plain(i)).collect::<Res<Vec<_>>>()?;
+    let examples = match all.first() {
+        Some(first) => cx.size(*first, 0)?,
+        None => return wrong("expected operands"),
     };
-    if lengths.len() > 4096 || lengths.iter().sum::<usize>() != total {
-        return wrong(format!("parts of {lengths:?} of an axis of {total}"));
+    if examples == 0 || examples as i64 > MOST_ROUNDS {
+        return unsupported(format!("a scan of {examples} examples"), format!("use 1 to {MOST_ROUNDS}"));
     }
-    let (mut list, mut start) = (Vec::new(), 0);
-    for length in lengths {
-        let part = cx.slice(x, axis, Dim::from(start), Dim::from(start + length))?;
-        list.push(if alone && !keep { cx.squeeze(part, axis)? } else { part });
-        start += length;
+    let mut results: Vec<Vec<ValueId>> = vec![Vec::new(); kept + scans];
+    for example in 0..examples {
+        let mut rows = Vec::new();
+        for x in &all {
+            let row = cx.slice(*x, 0, Dim::from(example), Dim::from(example + 1))?;
+            rows.push(cx.squeeze(row, 0)?);
+        }
+        let operands: Vec<Scanned> = rows
+            .split_off(kept)
+            .into_iter()
+            .zip(&back)
+            .map(|(x, back)| Scanned { x, axis: 0, back: *back != 0 })
+            .collect();
+        let state = rows.into_iter().map(Bound::Value).collect();
+        let (state, columns) = rounds_of(cx, body, state, &operands, scans)?;
+        let mut values = Vec::new();
+        for column in columns {
+            values.push(Bound::Value(cx.concat(&column, 0)?));
+        }
+        stack(cx, &mut results, state.into_iter().chain(values))?;
     }
-    Ok(vec![Bound::Sequence(list)])
+    let mut out = Vec::new();
+    for rows in results {
+        out.push(Bound::Value(cx.concat(&rows, 0)?));
+    }
+    Ok(out)
 }

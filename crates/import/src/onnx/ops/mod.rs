@@ -7,14 +7,18 @@ mod elementwise;
 mod index;
 mod loss;
 mod microsoft;
+mod ngrams;
 mod norm;
 mod product;
 mod quant;
 mod recurrent;
 mod reduce;
+mod regions;
 mod resize;
+mod sequence;
 mod shape;
 mod signal;
+mod spectrum;
 mod window;
 
 use std::{collections::HashMap, sync::OnceLock};
@@ -145,18 +149,23 @@ const ONNX: &[(&str, Handler)] = &[
     // Conversions, and what is nothing in inference.
     ("Cast", One(elementwise::cast)),
     ("CastLike", One(elementwise::cast_like)),
-    ("Identity", Handler::Bound(control::identity)),
+    ("Identity", Handler::Bound(sequence::identity)),
     ("Dropout", Many(elementwise::dropout)),
     // Matrix products.
     ("MatMul", One(product::matmul)),
     ("Gemm", One(product::gemm)),
     ("Einsum", One(product::einsum)),
     ("MatMulInteger", One(product::integers)),
+    ("Det", Wide(product::determinant)),
     // Windows.
     ("Conv", One(window::conv)),
     ("ConvTranspose", One(window::conv_transpose)),
     ("ConvInteger", One(window::conv_integer)),
+    ("DeformConv", Wide(regions::deformed)),
+    ("RoiAlign", Wide(regions::rois)),
+    ("Col2Im", Wide(regions::from_columns)),
     ("MaxPool", Many(window::max_pool)),
+    ("MaxUnpool", One(regions::unpool)),
     ("AveragePool", One(window::avg_pool)),
     ("LpPool", Wide(window::lp_pool)),
     ("GlobalAveragePool", One(|cx| window::global(cx, ReduceFn::Mean))),
@@ -234,10 +243,13 @@ const ONNX: &[(&str, Handler)] = &[
     // Signals.
     ("GridSample", Wide(signal::grid)),
     ("AffineGrid", Wide(signal::affine_grid)),
-    ("DFT", Wide(signal::dft)),
-    ("HannWindow", One(|cx| signal::window(cx, &[0.5, -0.5]))),
-    ("HammingWindow", One(|cx| signal::window(cx, &[25.0 / 46.0, -21.0 / 46.0]))),
-    ("BlackmanWindow", One(|cx| signal::window(cx, &[0.42, -0.5, 0.08]))),
+    ("DFT", Wide(spectrum::dft)),
+    ("STFT", Wide(spectrum::stft)),
+    ("MelWeightMatrix", One(spectrum::mel_weights)),
+    ("HannWindow", One(|cx| spectrum::window(cx, &[0.5, -0.5]))),
+    ("HammingWindow", One(|cx| spectrum::window(cx, &[25.0 / 46.0, -21.0 / 46.0]))),
+    ("BlackmanWindow", One(|cx| spectrum::window(cx, &[0.42, -0.5, 0.08]))),
+    ("TfIdfVectorizer", One(ngrams::tf_idf)),
     // ONNX Runtime puts these here, too.
     ("SimplifiedLayerNormalization", Many(microsoft::rms_norm)),
     // Quantised numbers.
@@ -250,14 +262,18 @@ const ONNX: &[(&str, Handler)] = &[
     ("If", Handler::Bound(control::branch)),
     ("Loop", Handler::Bound(control::repeat)),
     ("Scan", Handler::Bound(control::scan)),
-    ("SequenceConstruct", Handler::Bound(control::sequence)),
-    ("SequenceEmpty", Handler::Bound(control::sequence)),
-    ("SequenceAt", One(control::sequence_at)),
-    ("SequenceLength", One(control::sequence_length)),
-    ("SequenceInsert", Handler::Bound(control::sequence_insert)),
-    ("SequenceErase", Handler::Bound(control::sequence_erase)),
-    ("ConcatFromSequence", One(control::concat_from_sequence)),
-    ("SplitToSequence", Handler::Bound(control::split_to_sequence)),
+    ("SequenceConstruct", Handler::Bound(sequence::sequence)),
+    ("SequenceEmpty", Handler::Bound(sequence::sequence)),
+    ("SequenceAt", One(sequence::sequence_at)),
+    ("SequenceLength", One(sequence::sequence_length)),
+    ("SequenceInsert", Handler::Bound(sequence::sequence_insert)),
+    ("SequenceErase", Handler::Bound(sequence::sequence_erase)),
+    ("SequenceMap", Handler::Bound(sequence::sequence_map)),
+    ("ConcatFromSequence", One(sequence::concat_from_sequence)),
+    ("SplitToSequence", Handler::Bound(sequence::split_to_sequence)),
+    ("Optional", Handler::Bound(sequence::optional)),
+    ("OptionalHasElement", One(sequence::optional_has_element)),
+    ("OptionalGetElement", Handler::Bound(sequence::optional_get_element)),
     // What depends on data.
     ("NonZero", Refuse(DATA, DATA_HELP)),
     ("Unique", Refuse(DATA, DATA_HELP)),
@@ -272,7 +288,6 @@ const ONNX: &[(&str, Handler)] = &[
     ("StringNormalizer", Refuse(TEXT, TEXT_HELP)),
     ("StringSplit", Refuse(TEXT, TEXT_HELP)),
     ("RegexFullMatch", Refuse(TEXT, TEXT_HELP)),
-    ("TfIdfVectorizer", Refuse(TEXT, TEXT_HELP)),
     ("ImageDecoder", Refuse("a decoder of image files", "decode images outside of the model")),
     ("Adam", Refuse(TRAINING, TRAINING_HELP)),
     ("Adagrad", Refuse(TRAINING, TRAINING_HELP)),

@@ -8,15 +8,44 @@ use crate::onnx::args::{Cx, Res, ValueId, unsupported, wrong};
 pub(super) fn batch(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<ValueId>>> {
     let x = cx.input(0)?;
     let (scale, bias, mean, var) = (cx.input(1)?, cx.input(2)?, cx.input(3)?, cx.input(4)?);
-    cx.ignore("momentum");
+    let momentum = cx.float_attr("momentum", 0.9)?;
     cx.ignore("spatial");
     let eps = cx.float_attr("epsilon", 1e-5)?;
     if cx.flag("training_mode", false)? {
-        return unsupported("batch normalisation in training mode", "export the model in evaluation mode");
+        return batch_in_training(cx, x, [scale, bias, mean, var], eps, momentum);
     }
     let layout = SpatialLayout::Nchw;
     let out = cx.emit_opt(BatchNorm { eps, layout }, vec![Some(x), Some(mean), Some(var), Some(scale), Some(bias)])?;
     Ok(vec![Some(out)])
+}
+
+/// By the statistics of the batch, which move the running ones.
+fn batch_in_training(
+    cx: &mut Cx<'_, '_>,
+    x: ValueId,
+    [scale, bias, mean, var]: [ValueId; 4],
+    eps: f64,
+    momentum: f64,
+) -> Res<Vec<Option<ValueId>>> {
+    let axes: Vec<usize> = (0..cx.rank(x)).filter(|axis| *axis != 1).collect();
+    let wide = if cx.dtype_of(x) == DType::F64 { x } else { cx.cast(x, DType::F32)? };
+    let of_batch = cx.reduce(ReduceFn::Mean, wide, &axes, true)?;
+    let apart = cx.binary(BinaryFn::Sub, wide, of_batch)?;
+    let square = cx.binary(BinaryFn::Mul, apart, apart)?;
+    let spread = cx.reduce(ReduceFn::Mean, square, &axes, false)?;
+    let of_batch = cx.reduce(ReduceFn::Mean, wide, &axes, false)?;
+    let mut moved = |old: ValueId, new: ValueId| -> Res<ValueId> {
+        let new = cx.cast_like(new, old)?;
+        let old = cx.with_literal(BinaryFn::Mul, old, momentum)?;
+        let new = cx.with_literal(BinaryFn::Mul, new, 1.0 - momentum)?;
+        cx.binary(BinaryFn::Add, old, new)
+    };
+    let (running_mean, running_var) = (moved(mean, of_batch)?, moved(var, spread)?);
+    let layout = SpatialLayout::Nchw;
+    let (of_batch, spread) = (cx.cast_like(of_batch, mean)?, cx.cast_like(spread, var)?);
+    let inputs = [x, of_batch, spread, scale, bias].map(Some).to_vec();
+    let out = cx.emit_opt(BatchNorm { eps, layout }, inputs)?;
+    Ok(vec![Some(out), Some(running_mean), Some(running_var)])
 }
 
 pub(super) fn instance(cx: &mut Cx<'_, '_>) -> Res<ValueId> {

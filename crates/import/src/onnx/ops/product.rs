@@ -1,10 +1,10 @@
-//! Matrix products.
+//! Matrix products and determinants.
 
 use regraft_ir::ops::{BinaryFn, Matmul};
 use regraft_tensor::DType;
 
 use crate::{
-    build::{einsum as sum_of_products, linear_op, product, transposed},
+    build::{determinant as determinant_of, einsum as sum_of_products, linear_op, product, transposed},
     onnx::args::{Cx, Res, ValueId, wrong},
 };
 
@@ -77,4 +77,10 @@ fn shifted(cx: &mut Cx<'_, '_>, x: ValueId, zero: usize, rows: bool) -> Res<Valu
         zero = cx.unsqueeze(zero, 1)?;
     }
     cx.binary(BinaryFn::Sub, x, zero)
+}
+
+/// The determinant of square matrices in the last two axes.
+pub(super) fn determinant(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let x = cx.input(0)?;
+    determinant_of(cx, x)
 }

@@ -1,7 +1,10 @@
 //! Recurrent networks.
 
-use regraft_ir::ops::{BinaryFn, Lstm, UnaryFn};
-use regraft_tensor::Dim;
+use regraft_ir::{
+    Scalar,
+    ops::{BinaryFn, CompareFn, Lstm, UnaryFn},
+};
+use regraft_tensor::{DType, Dim};
 
 use crate::{
     build::linear_op,
@@ -21,6 +24,8 @@ struct Network {
     /// Whether each direction runs backwards.
     backwards: Vec<bool>,
     batch_first: bool,
+    /// How many steps each sequence has, when not all have those of the time axis: `[batch, 1]`.
+    lengths: Option<ValueId>,
 }
 
 fn network(cx: &mut Cx<'_, '_>) -> Res<Network> {
@@ -41,15 +46,17 @@ fn network(cx: &mut Cx<'_, '_>) -> Res<Network> {
     }
     cx.ignore("activation_alpha");
     cx.ignore("activation_beta");
+    let mut lengths = None;
     if cx.has(4) {
         let length = cx.ty(x).shape.first().cloned().unwrap_or(Dim::new(1));
-        let lengths = cx.plain(4)?;
-        let known = cx.known(lengths).and_then(|k| k.dims());
+        let given = cx.plain(4)?;
+        let known = cx.known(given).and_then(|k| k.dims());
         if known.is_none_or(|list| list.iter().any(|l| *l != length)) {
-            return unsupported("sequences of different lengths", "give sequences of one length, without this input");
+            let given = cx.cast(given, DType::I64)?;
+            lengths = Some(cx.unsqueeze(given, 1)?);
         }
     }
-    Ok(Network { x, weights, recurrent, biases, hidden, backwards, batch_first })
+    Ok(Network { x, weights, recurrent, biases, hidden, backwards, batch_first, lengths })
 }
 
 /// Refuses activations beside the usual ones.
@@ -107,9 +114,25 @@ fn finish(cx: &mut Cx<'_, '_>, n: &Network, outputs: &[ValueId], states: &[Vec<V
 pub(super) fn lstm(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<ValueId>>> {
     let n = network(cx)?;
     check_activations(cx, &["Sigmoid", "Tanh", "Tanh"])?;
-    if cx.flag("input_forget", false)? || cx.has(7) {
-        return unsupported("an LSTM with peepholes or coupled gates", "use one without");
+    let coupled = cx.flag("input_forget", false)?;
+    let peepholes = cx.optional(7)?;
+    let plain = !coupled && peepholes.is_none() && n.lengths.is_none();
+    let (mut outputs, mut h, mut c) = (Vec::new(), Vec::new(), Vec::new());
+    for (direction, reverse) in n.backwards.iter().copied().enumerate() {
+        let [y, last_h, last_c] = if plain {
+            lstm_op(cx, &n, direction, reverse)?
+        } else {
+            lstm_steps(cx, &n, direction, reverse, peepholes, coupled)?
+        };
+        outputs.push(y);
+        h.push(last_h);
+        c.push(last_c);
     }
+    finish(cx, &n, &outputs, &[h, c])
+}
+
+/// One direction as an op: all states, and the last of both kinds.
+fn lstm_op(cx: &mut Cx<'_, '_>, n: &Network, direction: usize, reverse: bool) -> Res<[ValueId; 3]> {
     // ONNX has input, output, forget and cell; the op has input, forget, cell and output.
     let ordered = |cx: &mut Cx<'_, '_>, x: ValueId| -> Res<ValueId> {
         let mut parts = Vec::new();
@@ -118,55 +141,123 @@ pub(super) fn lstm(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<ValueId>>> {
         }
         cx.concat(&parts, 0)
     };
-    let (mut outputs, mut h, mut c) = (Vec::new(), Vec::new(), Vec::new());
-    for (direction, reverse) in n.backwards.iter().copied().enumerate() {
-        let (w, r) = (of(cx, n.weights, direction)?, of(cx, n.recurrent, direction)?);
-        let (w, r) = (ordered(cx, w)?, ordered(cx, r)?);
-        let (mut b_ih, mut b_hh) = (None, None);
-        if let Some(biases) = n.biases {
-            let both = of(cx, biases, direction)?;
-            let half = 4 * n.hidden;
-            let first = cx.slice(both, 0, Dim::new(0), Dim::from(half))?;
-            let second = cx.slice(both, 0, Dim::from(half), Dim::from(2 * half))?;
-            (b_ih, b_hh) = (Some(ordered(cx, first)?), Some(ordered(cx, second)?));
-        }
-        let gates = cx.emit_opt(linear_op(), vec![Some(n.x), Some(w), b_ih])?;
-        let (h0, c0) = (begin(cx, &n, 5, direction)?, begin(cx, &n, 6, direction)?);
-        let mut operands = vec![Some(gates), Some(h0), Some(c0), Some(r)];
-        operands.extend(b_hh.map(Some));
-        let results = cx.emit_all(Lstm { reverse }, operands)?;
-        let [y, last_h, last_c] = results.as_slice() else { return wrong("expected three results") };
-        outputs.push(*y);
-        h.push(*last_h);
-        c.push(*last_c);
+    let (w, r) = (of(cx, n.weights, direction)?, of(cx, n.recurrent, direction)?);
+    let (w, r) = (ordered(cx, w)?, ordered(cx, r)?);
+    let (mut b_ih, mut b_hh) = (None, None);
+    if let Some(biases) = n.biases {
+        let both = of(cx, biases, direction)?;
+        let half = 4 * n.hidden;
+        let first = cx.slice(both, 0, Dim::new(0), Dim::from(half))?;
+        let second = cx.slice(both, 0, Dim::from(half), Dim::from(2 * half))?;
+        (b_ih, b_hh) = (Some(ordered(cx, first)?), Some(ordered(cx, second)?));
     }
-    finish(cx, &n, &outputs, &[h, c])
+    let gates = cx.emit_opt(linear_op(), vec![Some(n.x), Some(w), b_ih])?;
+    let (h0, c0) = (begin(cx, n, 5, direction)?, begin(cx, n, 6, direction)?);
+    let mut operands = vec![Some(gates), Some(h0), Some(c0), Some(r)];
+    operands.extend(b_hh.map(Some));
+    let results = cx.emit_all(Lstm { reverse }, operands)?;
+    let [y, last_h, last_c] = results.as_slice() else { return wrong("expected three results") };
+    Ok([*y, *last_h, *last_c])
 }
 
-/// Runs one step for each element of the time axis; gives all states, in the order of the input, and the last.
-fn unrolled(
+/// As [`lstm_op`], step by step: with gates that see the cell, or whose forget gate is what the input gate leaves.
+fn lstm_steps(
     cx: &mut Cx<'_, '_>,
     n: &Network,
     direction: usize,
     reverse: bool,
-    step: impl Fn(&mut Cx<'_, '_>, ValueId, ValueId) -> Res<ValueId>,
-) -> Res<(ValueId, ValueId)> {
+    peepholes: Option<ValueId>,
+    coupled: bool,
+) -> Res<[ValueId; 3]> {
+    let mut gates = Vec::new();
+    for i in 0..4 {
+        gates.push(parts(cx, n, direction, i, 4)?);
+    }
+    let &[input, output, forget, cell] = gates.as_slice() else { return wrong("expected four gates") };
+    let mut holes = [None; 3];
+    if let Some(peepholes) = peepholes {
+        let all = of(cx, peepholes, direction)?;
+        for (i, hole) in holes.iter_mut().enumerate() {
+            *hole = Some(gate(cx, all, i, n.hidden)?);
+        }
+    }
+    let [see_input, see_output, see_forget] = holes;
+    let seen = |cx: &mut Cx<'_, '_>, gate: ValueId, cell: ValueId, hole: Option<ValueId>| -> Res<ValueId> {
+        let gate = match hole {
+            Some(hole) => {
+                let part = cx.binary(BinaryFn::Mul, hole, cell)?;
+                cx.binary(BinaryFn::Add, gate, part)?
+            }
+            None => gate,
+        };
+        cx.unary(UnaryFn::Sigmoid, gate)
+    };
+    let step = |cx: &mut Cx<'_, '_>, x: ValueId, states: &[ValueId]| -> Res<Vec<ValueId>> {
+        let &[h, c] = states else { return wrong("expected two states") };
+        let i = sum(cx, x, h, input)?;
+        let i = seen(cx, i, c, see_input)?;
+        let f = if coupled {
+            let one = cx.float_like(1.0, i)?;
+            cx.binary(BinaryFn::Sub, one, i)?
+        } else {
+            let f = sum(cx, x, h, forget)?;
+            seen(cx, f, c, see_forget)?
+        };
+        let fresh = sum(cx, x, h, cell)?;
+        let fresh = cx.unary(UnaryFn::Tanh, fresh)?;
+        let (kept, added) = (cx.binary(BinaryFn::Mul, f, c)?, cx.binary(BinaryFn::Mul, i, fresh)?);
+        let c = cx.binary(BinaryFn::Add, kept, added)?;
+        let o = sum(cx, x, h, output)?;
+        let o = seen(cx, o, c, see_output)?;
+        let shown = cx.unary(UnaryFn::Tanh, c)?;
+        Ok(vec![cx.binary(BinaryFn::Mul, o, shown)?, c])
+    };
+    let states = vec![begin(cx, n, 5, direction)?, begin(cx, n, 6, direction)?];
+    let (y, last) = unrolled(cx, n, reverse, states, step)?;
+    match last.as_slice() {
+        [h, c] => Ok([y, *h, *c]),
+        _ => wrong("expected two states"),
+    }
+}
+
+/// Runs one step for each element of the time axis, whose first state is the output; gives all outputs, in the order of the input,
+/// and the last states. A sequence that is over keeps its states and gives zeros.
+fn unrolled(
+    cx: &mut Cx<'_, '_>,
+    n: &Network,
+    reverse: bool,
+    mut states: Vec<ValueId>,
+    step: impl Fn(&mut Cx<'_, '_>, ValueId, &[ValueId]) -> Res<Vec<ValueId>>,
+) -> Res<(ValueId, Vec<ValueId>)> {
     let steps = cx.size(n.x, 0)?;
     if steps == 0 || steps > MOST_STEPS {
         return unsupported(format!("a recurrent network of {steps} steps"), format!("use 1 to {MOST_STEPS}"));
     }
-    let mut state = begin(cx, n, 5, direction)?;
     let mut all = Vec::with_capacity(steps);
     for i in 0..steps {
         let at = if reverse { steps - 1 - i } else { i };
         let row = of(cx, n.x, at)?;
-        state = step(cx, row, state)?;
-        all.push(cx.unsqueeze(state, 0)?);
+        let mut next = step(cx, row, &states)?;
+        let mut output = next.first().copied();
+        if let Some(lengths) = n.lengths {
+            let at = cx.literal(Scalar::Int(at as i64), DType::I64)?;
+            let on = cx.compare(CompareFn::Lt, at, lengths)?;
+            for (new, old) in next.iter_mut().zip(&states) {
+                *new = cx.select(on, *new, *old)?;
+            }
+            if let Some(shown) = output {
+                let zero = cx.float_like(0.0, shown)?;
+                output = Some(cx.select(on, shown, zero)?);
+            }
+        }
+        states = next;
+        let Some(output) = output else { return wrong("expected a state") };
+        all.push(cx.unsqueeze(output, 0)?);
     }
     if reverse {
         all.reverse();
     }
-    Ok((cx.concat(&all, 0)?, state))
+    Ok((cx.concat(&all, 0)?, states))
 }
 
 /// The weights and biases of gate `i` of `gates`, for the input and for the state.
@@ -202,7 +293,8 @@ pub(super) fn gru(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<ValueId>>> {
     for (direction, reverse) in n.backwards.iter().copied().enumerate() {
         let (update, reset, new) =
             (parts(cx, &n, direction, 0, 3)?, parts(cx, &n, direction, 1, 3)?, parts(cx, &n, direction, 2, 3)?);
-        let step = |cx: &mut Cx<'_, '_>, x: ValueId, h: ValueId| -> Res<ValueId> {
+        let step = |cx: &mut Cx<'_, '_>, x: ValueId, states: &[ValueId]| -> Res<Vec<ValueId>> {
+            let &[h] = states else { return wrong("expected one state") };
             let (z, r) = (sum(cx, x, h, update)?, sum(cx, x, h, reset)?);
             let (z, r) = (cx.unary(UnaryFn::Sigmoid, z)?, cx.unary(UnaryFn::Sigmoid, r)?);
             let from_x = linear(cx, x, new[0])?;
@@ -218,11 +310,12 @@ pub(super) fn gru(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<ValueId>>> {
             // (1 - z)·fresh + z·h
             let apart = cx.binary(BinaryFn::Sub, h, fresh)?;
             let part = cx.binary(BinaryFn::Mul, z, apart)?;
-            cx.binary(BinaryFn::Add, fresh, part)
+            Ok(vec![cx.binary(BinaryFn::Add, fresh, part)?])
         };
-        let (y, state) = unrolled(cx, &n, direction, reverse, step)?;
+        let states = vec![begin(cx, &n, 5, direction)?];
+        let (y, states) = unrolled(cx, &n, reverse, states, step)?;
         outputs.push(y);
-        last.push(state);
+        last.extend(states);
     }
     finish(cx, &n, &outputs, &[last])
 }
@@ -239,13 +332,15 @@ pub(super) fn rnn(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<ValueId>>> {
             other => return unsupported(format!("the activation `{other}`"), "use Tanh, Relu or Sigmoid"),
         };
         let part = parts(cx, &n, direction, 0, 1)?;
-        let step = |cx: &mut Cx<'_, '_>, x: ValueId, h: ValueId| {
+        let step = |cx: &mut Cx<'_, '_>, x: ValueId, states: &[ValueId]| -> Res<Vec<ValueId>> {
+            let &[h] = states else { return wrong("expected one state") };
             let sum = sum(cx, x, h, part)?;
-            cx.unary(f, sum)
+            Ok(vec![cx.unary(f, sum)?])
         };
-        let (y, state) = unrolled(cx, &n, direction, reverse, step)?;
+        let states = vec![begin(cx, &n, 5, direction)?];
+        let (y, states) = unrolled(cx, &n, reverse, states, step)?;
         outputs.push(y);
-        last.push(state);
+        last.extend(states);
     }
     finish(cx, &n, &outputs, &[last])
 }

@@ -1,7 +1,10 @@
 //! Reductions, softmax, running sums and orders.
 
-use regraft_ir::ops::{
-    ArgReduce, ArgReduceFn, BinaryFn, CompareFn, Cumsum, Cumulate, CumulateFn, Flip, ReduceFn, Softmax, UnaryFn,
+use regraft_ir::{
+    Scalar,
+    ops::{
+        ArgReduce, ArgReduceFn, BinaryFn, CompareFn, Cumsum, Cumulate, CumulateFn, Flip, ReduceFn, Softmax, UnaryFn,
+    },
 };
 use regraft_tensor::{DType, Dim};
 
@@ -30,9 +33,11 @@ fn over(cx: &mut Cx<'_, '_>, f: ReduceFn, x: ValueId, axes: &[usize], keep: bool
     let sizes = cx.ty(x).shape.clone();
     let nothing = axes.iter().any(|a| sizes.get(*a).is_some_and(|d| d.is(0)));
     if nothing && matches!(f, ReduceFn::Max | ReduceFn::Min) {
-        let value = match (f, dtype.is_float()) {
-            (ReduceFn::Max, true) => f64::NEG_INFINITY,
-            (_, true) => f64::INFINITY,
+        let value = match (f, dtype) {
+            (ReduceFn::Max, DType::Bool) => Scalar::Int(0),
+            (_, DType::Bool) => Scalar::Int(1),
+            (ReduceFn::Max, dtype) if dtype.is_float() => Scalar::Float(f64::NEG_INFINITY),
+            (_, dtype) if dtype.is_float() => Scalar::Float(f64::INFINITY),
             _ => return unsupported("an extremum of no elements", "reduce an axis that has elements"),
         };
         let kept = |(i, d): (usize, &Dim)| match axes.contains(&i) {
@@ -40,7 +45,7 @@ fn over(cx: &mut Cx<'_, '_>, f: ReduceFn, x: ValueId, axes: &[usize], keep: bool
             false => Some(d.clone()),
         };
         let shape = sizes.iter().enumerate().filter_map(kept).collect();
-        let value = cx.float(value, dtype)?;
+        let value = cx.literal(value, dtype)?;
         return cx.expand(value, shape);
     }
     if dtype == DType::Bool && matches!(f, ReduceFn::Max | ReduceFn::Min) {

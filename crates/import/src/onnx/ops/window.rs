@@ -4,13 +4,16 @@ use regraft_ir::{
     Scalar,
     ops::{
         Activation, AdaptiveAvgPool, AvgPool, BinaryFn, Conv, ConvTranspose, MaxPool, PadMode, ReduceFn, Slice,
-        SpatialLayout, UnaryFn,
+        SpatialLayout, UnaryFn, pool_out_size,
     },
 };
 use regraft_tensor::{DType, Dim};
 
 use super::shape::{filled, padded};
-use crate::onnx::args::{Cx, Res, ValueId, unsupported, wrong};
+use crate::{
+    build::{greatest, pool_taps, seen},
+    onnx::args::{Cx, Res, ValueId, unsupported, wrong},
+};
 
 /// How windows lie over the spatial axes.
 pub(super) struct Windows {
@@ -154,7 +157,7 @@ pub(super) fn conv_transpose(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let n = sizes.len();
     let kernel = kernel(cx, weight, n)?;
     let (stride, dilation) = (cx.naturals("strides", n, 1)?, cx.naturals("dilations", n, 1)?);
-    let extra = cx.naturals("output_padding", n, 0)?;
+    let mut extra = cx.naturals("output_padding", n, 0)?;
     let groups = cx.natural("group", 1)?;
     let mut pads = cx.naturals("pads", 2 * n, 0)?;
     let auto = cx.text("auto_pad", "NOTSET")?;
@@ -177,9 +180,12 @@ pub(super) fn conv_transpose(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
                 },
                 None => size.saturating_mul(*s),
             };
-            let Some(total) = full.checked_sub(out) else {
-                return unsupported("an `output_shape` beyond the windows", "use `output_padding`");
-            };
+            // What lies beyond all windows is padded behind.
+            let total = full.saturating_sub(out);
+            let beyond = e + out.saturating_sub(full);
+            if let Some(extra) = extra.get_mut(i) {
+                *extra = beyond;
+            }
             let small = total / 2;
             let (b, a) = if auto == "SAME_UPPER" { (small, total - small) } else { (total - small, small) };
             if let Some(before) = pads.get_mut(i) {
@@ -233,8 +239,8 @@ fn windows(cx: &Cx<'_, '_>, x: ValueId) -> Res<(Windows, bool)> {
 pub(super) fn max_pool(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<ValueId>>> {
     let (mut x, dtype) = pooled(cx)?;
     let (w, ceil) = windows(cx, x)?;
-    // About positions, which are not computed.
-    cx.ignore("storage_order");
+    let first_fastest = cx.flag("storage_order", false)?;
+    let places = if cx.wants(1) { Some(pool_places(cx, x, &w, ceil, first_fastest)?) } else { None };
     let padding = if w.pools() {
         w.before.clone()
     } else {
@@ -245,7 +251,43 @@ pub(super) fn max_pool(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<ValueId>>> {
     let layout = SpatialLayout::Nchw;
     let op = MaxPool { kernel: w.kernel, stride: w.stride, padding, dilation: w.dilation, ceil, layout };
     let out = cx.emit(op, &[x])?;
-    Ok(vec![Some(cx.cast(out, dtype)?)])
+    Ok(vec![Some(cx.cast(out, dtype)?), places])
+}
+
+/// Where the greatest element of each window stands among all elements of the tensor.
+fn pool_places(cx: &mut Cx<'_, '_>, x: ValueId, w: &Windows, ceil: bool, first_fastest: bool) -> Res<ValueId> {
+    const MOST: usize = 1 << 20;
+    if ceil && !w.even() {
+        return unsupported("positions of a pool with `ceil_mode` and uneven padding", "use even padding");
+    }
+    let shape = cx.shape(x);
+    let (front, spatial) = shape.split_at(shape.len().min(2));
+    let mut taps = Vec::new();
+    for (i, size) in spatial.iter().enumerate() {
+        let at = |list: &[usize]| list.get(i).copied().unwrap_or(0);
+        let [k, s, d, before, after] = [&w.kernel, &w.stride, &w.dilation, &w.before, &w.after].map(|list| at(list));
+        if [k, s, d, before, after].iter().any(|v| *v > MOST) || before > (k - 1) * d {
+            return unsupported("positions of a pool whose windows are large, or see nothing,", "use others");
+        }
+        let windows = if before == after {
+            pool_out_size(size, k, s, before, d, ceil)
+        } else {
+            let room = &(size + &Dim::from(before + after)) - &Dim::from((k - 1) * d + 1);
+            &room.floor_div(&Dim::from(s)) + &Dim::new(1)
+        };
+        taps.push(pool_taps(cx, size, windows, [k, s, before, d])?);
+    }
+    let seen = seen(cx, x, &taps, first_fastest)?;
+    let (_, place) = greatest(cx, &seen)?;
+    // Each image begins where the one before it ends.
+    let product = |list: &[Dim]| list.iter().fold(Dim::new(1), |n, d| &n * d);
+    let rank = shape.len();
+    let image = cx.iota(product(front), 0, 1)?;
+    let ones = vec![Dim::new(1); rank.saturating_sub(front.len())];
+    let image = cx.reshape(image, [front, &ones[..]].concat())?;
+    let size = cx.dim_value(&product(spatial), DType::I64)?;
+    let start = cx.binary(BinaryFn::Mul, image, size)?;
+    cx.binary(BinaryFn::Add, start, place)
 }
 
 pub(super) fn avg_pool(cx: &mut Cx<'_, '_>) -> Res<ValueId> {

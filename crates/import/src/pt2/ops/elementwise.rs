@@ -131,9 +131,12 @@ pub(super) fn div(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     match cx.optional_text("rounding_mode")? {
         None => apply(cx, BinaryFn::Div, &a, &b, to_float(dtype)),
         Some("floor") => apply(cx, BinaryFn::FloorDiv, &a, &b, dtype),
-        // PyTorch truncates the rounded quotient.
+        // PyTorch truncates the rounded quotient: what is narrower than f32 is rounded by a conversion of its own, which no
+        // kernel leaves out.
         Some("trunc") if dtype.is_float() => {
-            let quotient = apply(cx, BinaryFn::Div, &a, &b, dtype)?;
+            let wide = if matches!(dtype, DType::F16 | DType::BF16) { DType::F32 } else { dtype };
+            let quotient = apply(cx, BinaryFn::Div, &a, &b, wide)?;
+            let quotient = cx.cast(quotient, dtype)?;
             cx.unary(UnaryFn::Trunc, quotient)
         }
         Some("trunc") => apply(cx, BinaryFn::TruncDiv, &a, &b, dtype),

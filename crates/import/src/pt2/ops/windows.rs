@@ -2,23 +2,18 @@
 
 use regraft_ir::{
     Scalar,
-    ops::{ArgReduce, ArgReduceFn, BinaryFn, CompareFn, Gather, IndexPut, Pad, PadMode, PutFn, pool_out_size},
+    ops::{BinaryFn, IndexPut, Pad, PadMode, PutFn, pool_out_size},
 };
 use regraft_tensor::{DType, Dim};
 
 use super::pool::{done, input, sizes, spatial};
-use crate::pt2::args::{Cx, Res, ValueId, unsupported, wrong};
+use crate::{
+    build::{greatest, pool_taps, seen, taps},
+    pt2::args::{Cx, Res, ValueId, unsupported, wrong},
+};
 
 /// The largest size of a window, a step or an image along one axis; sums and products of two stay far from overflow.
 const MOST: usize = 1 << 20;
-
-/// Positions of the taps of each window along one axis: `[windows, taps]`.
-fn taps(cx: &mut Cx<'_, '_>, windows: Dim, kernel: usize, stride: usize, dilation: usize) -> Res<ValueId> {
-    let start = cx.iota(windows, 0, stride as i64)?;
-    let start = cx.unsqueeze(start, 1)?;
-    let tap = cx.iota(Dim::from(kernel), 0, dilation as i64)?;
-    cx.binary(BinaryFn::Add, start, tap)
-}
 
 /// `x.unfold(dim, size, step)`: windows along an axis, their elements as a new last axis.
 pub(super) fn unfold(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
@@ -144,96 +139,6 @@ pub(super) fn col2im(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     if alone { cx.squeeze(out, 0) } else { Ok(out) }
 }
 
-/// The elements that each window sees, spread over axes `[.., windows.., taps]`, and where each stands in the image.
-struct Seen {
-    values: ValueId,
-    /// The position among all elements of the image, in the shape `[windows.., taps]`.
-    positions: ValueId,
-    axis: usize,
-}
-
-/// Reads windows by the positions of their taps along each axis, `[windows, taps]` each, all within the image.
-fn seen(cx: &mut Cx<'_, '_>, x: ValueId, taps: &[ValueId]) -> Res<Seen> {
-    let n = taps.len();
-    let sizes: Vec<Dim> = cx.shape(x).into_iter().skip(2).collect();
-    let mut values = x;
-    for (i, at) in taps.iter().enumerate() {
-        values = cx.take(values, 2 + 2 * i, *at)?;
-    }
-    // [n, c, w0, t0, w1, t1, ..] -> [n, c, w0, w1, .., t0·t1·..]
-    let order: Vec<usize> = (0..n).map(|i| 2 * i).chain((0..n).map(|i| 2 * i + 1)).collect();
-    let perm: Vec<usize> = [0, 1].into_iter().chain(order.iter().map(|i| i + 2)).collect();
-    let values = cx.permute(values, perm)?;
-    let shape = cx.shape(values);
-    let (front, behind) = shape.split_at(2 + n);
-    let joined = behind.iter().fold(Dim::new(1), |n, d| &n * d);
-    let mut flat = front.to_vec();
-    flat.push(joined.clone());
-    let values = cx.reshape(values, flat)?;
-    let mut positions = None;
-    for (i, at) in taps.iter().enumerate() {
-        let mut axes = vec![Dim::new(1); 2 * n];
-        for (axis, from) in [(2 * i, 0), (2 * i + 1, 1)] {
-            if let (Some(slot), Some(d)) = (axes.get_mut(axis), cx.ty(*at).shape.get(from).cloned()) {
-                *slot = d;
-            }
-        }
-        let place = cx.reshape(*at, axes)?;
-        positions = Some(match positions {
-            None => place,
-            Some(before) => {
-                let Some(size) = sizes.get(i) else { return wrong("expected an axis for each window") };
-                let size = cx.dim_value(size, DType::I64)?;
-                let before = cx.binary(BinaryFn::Mul, before, size)?;
-                cx.binary(BinaryFn::Add, before, place)?
-            }
-        });
-    }
-    let Some(positions) = positions else { return wrong("expected windows") };
-    let mut perm = order;
-    perm.truncate(2 * n);
-    let positions = cx.permute(positions, perm)?;
-    let mut flat = front.get(2..).unwrap_or_default().to_vec();
-    flat.push(joined);
-    let positions = cx.reshape(positions, flat)?;
-    Ok(Seen { values, positions, axis: 2 + n })
-}
-
-/// The greatest element of each window and its position in the image.
-fn greatest(cx: &mut Cx<'_, '_>, seen: &Seen) -> Res<(ValueId, ValueId)> {
-    let axis = seen.axis;
-    let which = cx.emit(ArgReduce { f: ArgReduceFn::Max, axis, keep: true }, &[seen.values])?;
-    let value = cx.emit(Gather { axis }, &[seen.values, which])?;
-    let shape = cx.shape(seen.values);
-    let positions = cx.expand(seen.positions, shape)?;
-    let position = cx.emit(Gather { axis }, &[positions, which])?;
-    Ok((cx.squeeze(value, axis)?, cx.squeeze(position, axis)?))
-}
-
-/// Positions where windows begin along an axis, kept within it: what lies outside repeats an element of the window.
-fn pool_taps(cx: &mut Cx<'_, '_>, size: &Dim, windows: Dim, k: [usize; 4]) -> Res<ValueId> {
-    let [kernel, stride, padding, dilation] = k;
-    let start = cx.iota(windows, -(padding as i64), stride as i64)?;
-    let start = cx.unsqueeze(start, 1)?;
-    let tap = cx.iota(Dim::from(kernel), 0, dilation as i64)?;
-    let at = cx.binary(BinaryFn::Add, start, tap)?;
-    // The first tap of a window that is inside, by steps of the dilation.
-    let zero = cx.literal(Scalar::Int(0), DType::I64)?;
-    let step = cx.literal(Scalar::Int(dilation as i64), DType::I64)?;
-    let wrapped = cx.binary(BinaryFn::Rem, at, step)?;
-    let before = cx.compare(CompareFn::Lt, at, zero)?;
-    let at = cx.select(before, wrapped, at)?;
-    // The last tap that is inside.
-    let size = cx.dim_value(size, DType::I64)?;
-    let over = cx.binary(BinaryFn::Sub, at, size)?;
-    let over = cx.binary(BinaryFn::FloorDiv, over, step)?;
-    let one = cx.literal(Scalar::Int(1), DType::I64)?;
-    let back = cx.binary(BinaryFn::Add, over, one)?;
-    let back = cx.binary(BinaryFn::Mul, back, step)?;
-    let back = cx.binary(BinaryFn::Max, back, zero)?;
-    cx.binary(BinaryFn::Sub, at, back)
-}
-
 pub(super) fn max_pool_with_indices(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<ValueId>>> {
     let n = spatial(cx)?;
     let (x, alone) = input(cx, n)?;
@@ -251,7 +156,7 @@ pub(super) fn max_pool_with_indices(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<Value
         let windows = pool_out_size(size, k[0], k[1], k[2], k[3], ceil);
         taps.push(pool_taps(cx, size, windows, k)?);
     }
-    let seen = seen(cx, x, &taps)?;
+    let seen = seen(cx, x, &taps, false)?;
     let (value, position) = greatest(cx, &seen)?;
     // Who does not read the positions gets the pool alone: unused nodes go.
     let value = if cx.dtype_of(x).is_float() { super::pool::max_pool(cx)? } else { done(cx, value, alone)? };
@@ -301,7 +206,7 @@ pub(super) fn adaptive_max_pool(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<ValueId>>
             }
         });
     }
-    let seen = seen(cx, x, &taps)?;
+    let seen = seen(cx, x, &taps, false)?;
     let (value, position) = greatest(cx, &seen)?;
     // Windows that divide are a pool of their own, which is faster.
     let value = match super::pool::even_max_pool(cx, x, &wanted, &have)? {
