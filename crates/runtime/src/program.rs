@@ -1,6 +1,7 @@
 //! What never changes of a model, shared by its forks, and the first generation that an engine gives.
 
 use std::{
+    collections::BTreeMap,
     error::Error,
     path::Path,
     sync::{Arc, Mutex},
@@ -108,7 +109,16 @@ impl Program {
             }
             (Mode::Refittable, None) => {
                 let all: Vec<usize> = (0..self.refit_map.recipes.len()).collect();
-                refit::make(&self.parts(), &self.carried, &AdapterSet::default(), &all, &[], &self.pool, &())?.slots
+                refit::make(
+                    &self.parts(),
+                    &self.carried,
+                    &AdapterSet::default(),
+                    &all,
+                    &BTreeMap::new(),
+                    &self.pool,
+                    &(),
+                )?
+                .slots
             }
         };
         Ok(Some(Generation { id: 0, slots, sources: self.carried.clone(), adapters: Arc::default() }))
