@@ -90,6 +90,27 @@ def test_every_setting_has_a_role() -> None:
     assert len(named) > 45 and named <= SETTINGS
 
 
+def test_private_modules_that_code_imports_from() -> None:
+    for module, names in (
+        ("_Device", "Device"),
+        ("_Input", "Input"),
+        ("_compile", "compile load save"),
+        ("_enums", "dtype memory_format EngineCapability DeviceType"),
+        ("_features", "ENABLED_FEATURES"),
+        ("dynamo._compiler", "CompilationSettings compile"),
+        ("dynamo._exporter", "export"),
+        ("dynamo._tracer", "trace"),
+        ("dynamo._refit", "refit_module_weights construct_refit_mapping"),
+    ):
+        value = importlib.import_module(f"{torch_tensorrt.__name__}.{module}")
+        for name in names.split():
+            public = torch_tensorrt.dynamo if module.startswith("dynamo.") else torch_tensorrt
+            assert getattr(value, name) is getattr(public, name)
+    machine = importlib.import_module(f"{torch_tensorrt.__name__}._utils")
+    assert not machine.is_tegra_platform() and not machine.is_tensorrt_version_supported("10.0")
+    assert torch.__version__.startswith(machine.sanitized_torch_version())
+
+
 def test_modules_about_tensorrt_say_what_to_do_instead() -> None:
     for module, name, words in (
         ("dynamo.conversion", "dynamo_tensorrt_converter", "docs/operators.md"),

@@ -25,6 +25,7 @@ __all__ = [
     "is_known",
     "match_names",
     "publish_together",
+    "slot_bytes_of",
 ]
 
 __version__: str
