@@ -201,6 +201,7 @@ def test_results_are_exported_in_each_way(tmp_path: Path) -> None:
         assert torch.equal(program.module()(*args, **kwargs)["sums"], wanted["sums"])
     with pytest.raises(ValueError, match="for the machine that builds them"):
         torch_tensorrt.dynamo.export(gm, cross_compile_module=True)
+    assert list(inspect.signature(gm.forward).parameters) == ["x", "gain"]
     torch_tensorrt.save(gm, tmp_path / "net.ep", extra_files={"notes.txt": "of a test"})
     texts = {"notes.txt": ""}
     loaded = torch_tensorrt.load(tmp_path / "net.ep", extra_files=texts).module()
@@ -211,6 +212,20 @@ def test_results_are_exported_in_each_way(tmp_path: Path) -> None:
         torch_tensorrt.load(tmp_path / "net.ep", extra_files={"other": ""})
     with pytest.raises(ValueError, match="format='torchscript'"):
         torch_tensorrt.load(tmp_path / "net.ep", format="torchscript")
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_results_are_exported_with_ranges(by_name: bool) -> None:
+    net, batch = (
+        nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).eval(),
+        torch.export.Dim("b", max=8),
+    )
+    program = torch.export.export(net, (numbers(2, 8),), dynamic_shapes=({0: batch},))
+    gm = torch_tensorrt.dynamo.compile(program, min_block_size=1)
+    ranges = {"input": {0: batch}} if by_name else ({0: batch},)
+    again = torch.export.export(gm, (numbers(2, 8),), dynamic_shapes=ranges, strict=False).module()
+    for size in (2, 5):
+        assert torch.equal(again(numbers(size, 8)), net(numbers(size, 8)))
 
 
 def test_the_program_of_a_mutable_module() -> None:
