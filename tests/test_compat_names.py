@@ -90,6 +90,27 @@ def test_every_setting_has_a_role() -> None:
     assert len(named) > 45 and named <= SETTINGS
 
 
+def test_private_modules_that_code_imports_from() -> None:
+    for module, names in (
+        ("_Device", "Device"),
+        ("_Input", "Input"),
+        ("_compile", "compile load save"),
+        ("_enums", "dtype memory_format EngineCapability DeviceType"),
+        ("_features", "ENABLED_FEATURES"),
+        ("dynamo._compiler", "CompilationSettings compile"),
+        ("dynamo._exporter", "export"),
+        ("dynamo._tracer", "trace"),
+        ("dynamo._refit", "refit_module_weights construct_refit_mapping"),
+    ):
+        value = importlib.import_module(f"{torch_tensorrt.__name__}.{module}")
+        for name in names.split():
+            public = torch_tensorrt.dynamo if module.startswith("dynamo.") else torch_tensorrt
+            assert getattr(value, name) is getattr(public, name)
+    machine = importlib.import_module(f"{torch_tensorrt.__name__}._utils")
+    assert not machine.is_tegra_platform() and not machine.is_tensorrt_version_supported("10.0")
+    assert torch.__version__.startswith(machine.sanitized_torch_version())
+
+
 def test_modules_about_tensorrt_say_what_to_do_instead() -> None:
     for module, name, words in (
         ("dynamo.conversion", "dynamo_tensorrt_converter", "docs/operators.md"),
@@ -180,6 +201,7 @@ def test_results_are_exported_in_each_way(tmp_path: Path) -> None:
         assert torch.equal(program.module()(*args, **kwargs)["sums"], wanted["sums"])
     with pytest.raises(ValueError, match="for the machine that builds them"):
         torch_tensorrt.dynamo.export(gm, cross_compile_module=True)
+    assert list(inspect.signature(gm.forward).parameters) == ["x", "gain"]
     torch_tensorrt.save(gm, tmp_path / "net.ep", extra_files={"notes.txt": "of a test"})
     texts = {"notes.txt": ""}
     loaded = torch_tensorrt.load(tmp_path / "net.ep", extra_files=texts).module()
@@ -190,6 +212,20 @@ def test_results_are_exported_in_each_way(tmp_path: Path) -> None:
         torch_tensorrt.load(tmp_path / "net.ep", extra_files={"other": ""})
     with pytest.raises(ValueError, match="format='torchscript'"):
         torch_tensorrt.load(tmp_path / "net.ep", format="torchscript")
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_results_are_exported_with_ranges(by_name: bool) -> None:
+    net, batch = (
+        nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).eval(),
+        torch.export.Dim("b", max=8),
+    )
+    program = torch.export.export(net, (numbers(2, 8),), dynamic_shapes=({0: batch},))
+    gm = torch_tensorrt.dynamo.compile(program, min_block_size=1)
+    ranges = {"input": {0: batch}} if by_name else ({0: batch},)
+    again = torch.export.export(gm, (numbers(2, 8),), dynamic_shapes=ranges, strict=False).module()
+    for size in (2, 5):
+        assert torch.equal(again(numbers(size, 8)), net(numbers(size, 8)))
 
 
 def test_the_program_of_a_mutable_module() -> None:

@@ -22,6 +22,8 @@ mod precision;
 mod remote;
 #[path = "scenarios.rs"]
 mod scenarios;
+#[path = "siblings.rs"]
+mod siblings;
 #[path = "stress.rs"]
 mod stress;
 #[path = "tuning.rs"]

@@ -20,9 +20,9 @@ use crate::{
 
 /// Compiles a program for a device of this machine and gives it weights, where there are any: one for each source of the
 /// program. Returns the model, and what compiling found out. `observer` is called with `(number, count, seconds left)` for each
-/// problem that is measured.
+/// problem that is measured. `siblings` are models of other programs over the same weights, to share slots with.
 #[pyfunction]
-#[pyo3(signature = (program, weights, *, mode="refittable", identical=false, dtype=None, weight_format=None, threads=None, tune="off", cache=None, observer=None, device="cpu"))]
+#[pyo3(signature = (program, weights, *, mode="refittable", identical=false, dtype=None, weight_format=None, threads=None, tune="off", cache=None, observer=None, device="cpu", siblings=Vec::new()))]
 pub(crate) fn compile<'py>(
     py: Python<'py>,
     program: &Program,
@@ -36,7 +36,9 @@ pub(crate) fn compile<'py>(
     cache: Option<&Bound<'py, PyAny>>,
     observer: Option<Py<PyAny>>,
     device: &str,
+    siblings: Vec<PyRef<'py, Model>>,
 ) -> PyResult<Bound<'py, PyTuple>> {
+    let siblings: Vec<regraft::Model> = siblings.iter().map(|sibling| sibling.0.clone()).collect();
     let mode = model::mode_of(mode)?;
     let weights = weights.map(state_dict_of).transpose()?;
     let (threads, device) = (model::threads_of(threads)?, model::device_of(device)?);
@@ -57,7 +59,7 @@ pub(crate) fn compile<'py>(
         let compiled = regraft::compile_imported(imported, &options, &mut Tuning(observer))?;
         let engine = compiled.engine.clone();
         let model = match &weights {
-            Some(weights) => bound(engine, weights, mode, &options)?,
+            Some(weights) => bound(engine, weights, mode, &options, &siblings)?,
             None => regraft::model(engine, regraft::device(device, threads)?)?,
         };
         Ok((model, compiled))
@@ -103,6 +105,7 @@ fn bound(
     weights: &regraft::StateDict,
     mode: Mode,
     options: &CompileOptions,
+    siblings: &[regraft::Model],
 ) -> Result<regraft::Model, regraft::Error> {
     let infos = &engine.refit_map.sources;
     let of_source = |info: &regraft::SourceInfo| info.names().find_map(|name| weights.get(name).cloned());
@@ -124,6 +127,7 @@ fn bound(
     let backend = regraft::device(options.device, options.threads)?;
     let engine = engine.with_weights(values, options.identical).stripped();
     let model = regraft::model(engine, backend.clone())?;
+    siblings.iter().try_for_each(|sibling| model.share_slots_with(sibling))?;
     if mode == Mode::Stripped {
         return Ok(model);
     }

@@ -1,6 +1,10 @@
 //! Models: what runs, and what is refitted.
 
-use std::{path::PathBuf, sync::Mutex};
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+};
 
 use pyo3::{
     prelude::*,
@@ -150,21 +154,34 @@ impl Model {
 
     /// An adapter for this engine: from a file or folder, or from tensors by the names that PEFT, diffusers or kohya's scripts
     /// give them; `config` is the text of PEFT's `adapter_config.json`, `alpha` what it was trained with where nothing says so.
-    #[pyo3(signature = (name, weights, config=None, alpha=None))]
+    /// A file or folder alone has the name that it has.
+    #[pyo3(signature = (name, weights=None, config=None, alpha=None))]
     fn adapter(
         &self,
         py: Python<'_>,
-        name: &str,
-        weights: &Bound<'_, PyAny>,
+        name: &Bound<'_, PyAny>,
+        weights: Option<&Bound<'_, PyAny>>,
         config: Option<&str>,
         alpha: Option<f64>,
     ) -> PyResult<Adapter> {
-        Adapter::new(py, &self.0, name, weights, config, alpha)
+        let path: PathBuf = name.extract()?;
+        let stem = path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy();
+        match weights {
+            Some(weights) => Adapter::new(py, &self.0, &path.to_string_lossy(), weights, config, alpha),
+            None => Adapter::new(py, &self.0, &stem, name, config, alpha),
+        }
     }
 
     /// Another model that starts with the same generation and shares the engine and every slot that neither changes.
     fn fork(&self) -> Model {
         Model(self.0.fork())
+    }
+
+    /// Shares slots from now on with a model of another program over the same weights: what a refit would make, and the
+    /// other has, is not made. Slots that both have now become one.
+    fn share_slots_with(&self, py: Python<'_>, other: PyRef<'_, Model>) -> PyResult<()> {
+        let other = other.0.clone();
+        detached(py, || self.0.share_slots_with(&other)).map_err(IntoPyErr::into_py)
     }
 
     /// `refittable`, `stripped` or `frozen`: what the engine held when it was made.
@@ -325,6 +342,15 @@ impl Model {
             self.target()
         )
     }
+}
+
+/// Bytes of the slots of several models, each slot counted once.
+#[pyfunction]
+pub(crate) fn slot_bytes_of(models: Vec<PyRef<'_, Model>>) -> usize {
+    let generations: Vec<_> = models.iter().filter_map(|model| model.0.generation()).collect();
+    let slots = generations.iter().flat_map(|generation| &generation.slots);
+    let distinct: HashMap<_, usize> = slots.map(|slot| (Arc::as_ptr(slot), slot.len())).collect();
+    distinct.values().sum()
 }
 
 /// A sequence of runs with its own state and scratch memory.

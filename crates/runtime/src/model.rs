@@ -16,6 +16,7 @@ use crate::{
     program::{Program, WeightReader},
     refit,
     serving::{Empty, NoPrevious, Serving},
+    siblings::Siblings,
     sync::{AtomicBool, Ordering},
 };
 
@@ -33,6 +34,7 @@ pub(crate) struct Shared {
     pub(crate) program: Arc<Program>,
     pub(crate) serving: Serving<Generation>,
     pub(crate) variants: Variants,
+    pub(crate) siblings: Siblings,
     keep_previous: AtomicBool,
 }
 
@@ -66,7 +68,9 @@ impl Model {
     pub fn fork(&self) -> Model {
         let fork = Shared::new(self.shared.program.clone(), self.generation());
         fork.keep_previous.store(self.shared.keep_previous.load(Ordering::SeqCst), Ordering::SeqCst);
-        Model { shared: Arc::new(fork) }
+        let fork = Model { shared: Arc::new(fork) };
+        self.shared.siblings.all().iter().for_each(|sibling| fork.link(sibling));
+        fork
     }
 
     /// What the engine held when it was loaded; a bound stripped engine stays [`Mode::Stripped`] here.
@@ -234,7 +238,8 @@ impl Model {
         let base = if refit.weights.is_none() { Some(self.pin()?) } else { self.generation() };
         let (parts, mut report) = (program.parts(), RefitReport::default());
         let change = refit::check(&parts, base.as_deref(), &program.carried, refit, &mut report)?;
-        let generation = refit::compute(&parts, &program.pool, base.as_deref(), change, refit.observer, &mut report)?;
+        let to = refit::To { pool: &program.pool, siblings: &self.shared.siblings.all() };
+        let generation = refit::compute(&parts, to, base.as_deref(), change, refit.observer, &mut report)?;
         Ok(Staged { model: self.clone(), generation: Arc::new(generation), base, report })
     }
 
@@ -301,6 +306,7 @@ impl Shared {
             program,
             serving: Serving::new(first),
             variants: Variants::default(),
+            siblings: Siblings::default(),
             keep_previous: AtomicBool::new(false),
         }
     }

@@ -1,6 +1,7 @@
 //! What never changes of a model, shared by its forks, and the first generation that an engine gives.
 
 use std::{
+    collections::BTreeMap,
     error::Error,
     path::Path,
     sync::{Arc, Mutex},
@@ -116,7 +117,16 @@ impl Program {
             }
             (Mode::Refittable, None) => {
                 let all: Vec<usize> = (0..self.refit_map.recipes.len()).collect();
-                refit::make(&self.parts(), &self.carried, &AdapterSet::default(), &all, &[], &self.pool, &())?.slots
+                refit::make(
+                    &self.parts(),
+                    &self.carried,
+                    &AdapterSet::default(),
+                    &all,
+                    &BTreeMap::new(),
+                    &self.pool,
+                    &(),
+                )?
+                .slots
             }
         };
         let (sources, baked) = (self.carried.clone(), self.baked.clone());

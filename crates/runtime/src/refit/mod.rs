@@ -7,6 +7,7 @@ mod options;
 mod phases;
 mod remote;
 mod request;
+mod share;
 mod stage;
 mod staged;
 
@@ -32,9 +33,12 @@ pub(crate) use self::{
     at_hand::{at_hand, named},
     keep::owned,
     phases::phase,
+    share::slots_alike,
     stage::make,
 };
-use crate::{Generation, RuntimeError, RuntimeErrorKind, SourceContent, generation::SlotPool, program::WeightReader};
+use crate::{
+    Generation, Model, RuntimeError, RuntimeErrorKind, Slot, SourceContent, generation::SlotPool, program::WeightReader,
+};
 
 /// The parts of a program that a refit works with.
 #[derive(Clone, Copy)]
@@ -44,6 +48,14 @@ pub(crate) struct Parts<'a> {
     pub(crate) identical: Option<&'a [Option<Digest>]>,
     pub(crate) packer: &'a Arc<dyn Packer>,
     pub(crate) reader: &'a WeightReader,
+}
+
+/// Where slots come from besides the generation before.
+#[derive(Clone, Copy)]
+pub(crate) struct To<'a> {
+    pub(crate) pool: &'a Arc<SlotPool>,
+    /// Models that may have some of them.
+    pub(crate) siblings: &'a [Model],
 }
 
 /// A change that was checked and not computed yet.
@@ -309,43 +321,47 @@ pub(crate) fn merged_use(
 /// Computes the slots of a checked change.
 pub(crate) fn compute(
     parts: &Parts<'_>,
-    pool: &Arc<SlotPool>,
+    to: To<'_>,
     base: Option<&Generation>,
     change: Change,
     observer: &dyn RefitObserver,
     report: &mut RefitReport,
 ) -> Result<Generation, RuntimeError> {
-    let stale = change.stale.clone();
-    let (generation, evaluated) = phase(Phase::Stage, report, observer, |_| {
+    let (generation, fresh, evaluated) = phase(Phase::Stage, report, observer, |_| {
         let (mut change, mut staged) = (Some(change), None);
-        let mut work = || staged = change.take().map(|change| stage(parts, pool, base, change, observer));
+        let mut work = || staged = change.take().map(|change| stage(parts, to, base, change, observer));
         parts.packer.on_threads(&mut work);
         staged.expect("a packer runs what it is given")
     })?;
-    fill_slots(report, parts, &stale, &evaluated);
+    fill_slots(report, parts, &fresh, &evaluated);
     Ok(generation)
 }
 
-/// The generation of a checked change, and the slots that took more than one pass over memory.
+/// The generation of a checked change, the slots that were made for it, and those that took more than one pass over memory.
 fn stage(
     parts: &Parts<'_>,
-    pool: &Arc<SlotPool>,
+    to: To<'_>,
     base: Option<&Generation>,
     change: Change,
     observer: &dyn RefitObserver,
-) -> Result<(Generation, BTreeSet<usize>), RuntimeError> {
+) -> Result<(Generation, Vec<usize>, BTreeSet<usize>), RuntimeError> {
     let Change { mut sources, adapters, baked, stale, mut passing } = change;
     passing.extend(keep::bring_out(parts, &mut sources, &stale)?);
-    let others = base.map_or(&[][..], |base| &base.slots);
-    let made = make(parts, &sources, &adapters, &stale, others, pool, observer)?;
-    let mut fresh = stale.iter().zip(made.slots).peekable();
-    let slot = |index: usize| match fresh.next_if(|(stale, _)| **stale == index) {
-        Some((_, slot)) => slot,
-        None => base.expect("without a base all slots are stale").slots[index].clone(),
-    };
-    let slots: Vec<_> = (0..parts.plan.slots.len()).map(slot).collect();
+    let mut slots = base.map_or_else(BTreeMap::new, |base| slots_besides(&base.slots, &stale));
+    slots.extend(share::slots_of(to.siblings, parts, &sources, &adapters, &stale)?);
+    let fresh: Vec<usize> = stale.into_iter().filter(|slot| !slots.contains_key(slot)).collect();
+    let made = make(parts, &sources, &adapters, &fresh, &slots, to.pool, observer)?;
+    slots.extend(fresh.iter().copied().zip(made.slots));
+    let slots: Vec<_> = slots.into_values().collect();
     keep::settle(parts, &mut sources, &passing, &slots, &adapters)?;
-    Ok((Generation { id: base.map_or(0, |base| base.id + 1), slots, sources, adapters, baked }, made.evaluated))
+    let id = base.map_or(0, |base| base.id + 1);
+    Ok((Generation { id, slots, sources, adapters, baked }, fresh, made.evaluated))
+}
+
+/// The slots but for the `stale` ones, by number.
+pub(crate) fn slots_besides(slots: &[Arc<Slot>], stale: &[usize]) -> BTreeMap<usize, Arc<Slot>> {
+    let stays = |(slot, _): &(usize, Arc<Slot>)| stale.binary_search(slot).is_err();
+    slots.iter().cloned().enumerate().filter(stays).collect()
 }
 
 fn fill_sources(report: &mut RefitReport, map: &RefitMap, matched: &Matched, changed: &BTreeSet<usize>) {

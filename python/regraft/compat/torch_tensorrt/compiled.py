@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import weakref
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -114,6 +116,31 @@ def _parent_of(part: torch.nn.Module, what: str) -> CompiledModule:
     return cast(CompiledModule, parent)
 
 
+def _with_names(module: CompiledModule, names: list[str], positional: int) -> Callable[..., Any]:
+    """``forward`` of a compiled module with the signature of the original, which an export asks for."""
+    of = weakref.ref(module)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        module = of()
+        assert module is not None, "an attribute of the module"
+        return CompiledModule.forward(module, *args, **kwargs)
+
+    kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+    parameters = [inspect.Parameter(name, kinds[index >= positional]) for index, name in enumerate(names)]
+    forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return forward
+
+
+def _names_of(program: ExportedProgram | None) -> tuple[list[str], int] | None:
+    """Names of the arguments that a program takes, and how many of them by position, where it says so."""
+    signature = program.module_call_graph[0].signature if program and program.module_call_graph else None
+    names = getattr(signature, "forward_arg_names", None)
+    if signature is None or names is None:
+        return None
+    args, kwargs = signature.in_spec.children()
+    return (list(names), args.num_children) if len(names) == args.num_children + kwargs.num_children else None
+
+
 def _class_of(module: Any) -> type:
     """A graph module for who asks, but for an export, which would run the graph instead of calling."""
     return type(module) if torch.compiler.is_exporting() else _AsGraph
@@ -145,6 +172,9 @@ class CompiledModule(Module):
             self.add_module(WEIGHTS, Weights(self))
         self._code = self._graph.python_code("self").src
         self.meta: dict[str, Any] = {}
+        names_of_arguments = _names_of(compiled.program)
+        if names_of_arguments is not None:
+            self.__dict__["forward"] = _with_names(self, *names_of_arguments)
 
     @property
     def graph(self) -> torch.fx.Graph:

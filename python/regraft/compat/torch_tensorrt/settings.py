@@ -47,7 +47,7 @@ _FOR_CALLERS: dict[str, tuple[Any, ...]] = {
     "allow_complex_dtypes": (False, True),
 }
 # Names that immutable_weights had, with the opposite meaning.
-_FORMER = frozenset({"make_refittable", "refit"})
+_FORMER = frozenset({"make_refittable", "make_refitable", "refit"})
 
 
 _HONOURED = {"role": Role.HONOURED}
@@ -84,6 +84,7 @@ class CompilationSettings:
     custom_engine_cache: Any = field(default=None, metadata=_HONOURED)
     # Former names.
     make_refittable: bool | None = field(default=None, metadata=_FORMER_NAME)
+    make_refitable: bool | None = field(default=None, metadata=_FORMER_NAME)
     refit: bool | None = field(default=None, metadata=_FORMER_NAME)
 
     enabled_precisions: Collection[torch.dtype | dtype] = field(

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.utils._pytree as pytree
 
+from regraft.compat.torch_tensorrt._utils import is_tegra_platform, is_tensorrt_version_supported
 from regraft.compat.torch_tensorrt.absent import absent
 from regraft.compat.torch_tensorrt.dynamo._defaults import default_device
 from regraft.compat.torch_tensorrt.enums import Device
@@ -37,6 +38,8 @@ __all__ = [
     "get_torch_inputs",
     "get_torch_tensor",
     "input_is_dynamic",
+    "is_tegra_platform",
+    "is_tensorrt_version_supported",
     "parse_dynamo_kwargs",
     "prepare_inputs",
     "set_log_level",
@@ -62,7 +65,6 @@ __getattr__ = absent(
     {
         "DataTypeEquivalence": "unified_dtype_converter converts data types",
         "TRTDataType": _TENSORRT,
-        "is_tensorrt_version_supported": _TENSORRT,
         "parse_complex_tensor_structs": "tensors of complex numbers stay in PyTorch",
         "extract_var_range_info": "ranges are those of the exported program: range_constraints",
         "extract_var_range_info_for_profile": "one engine serves the whole range of its sizes",
