@@ -10,7 +10,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 # said on the way goes to stderr.
 PYTHON_ENV = python=$$(scripts/python-env.sh | tee >(cat >&2) | tail -n 1); bin=$$(dirname "$$python")
 
-.PHONY: help packages setup demo build python wheels docs reference picture test test-rust test-python test-checkpoints test-adapters test-operators onnx-cases opinfo operators test-gpu test-s3 test-serve test-fleet race fuzz bless format lint
+.PHONY: help packages setup demo build python wheels docs reference picture test test-rust test-python test-checkpoints test-adapters test-operators onnx-cases opinfo operators test-gpu test-s3 test-serve test-fleet test-inspector race fuzz bless format lint
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -108,7 +108,7 @@ test-s3: ## the object cache against a server that speaks S3, on this machine
 	@echo "== testing the object cache"
 	@CARGO="$(CARGO)" scripts/s3-test.sh
 
-test-serve: build ## `regraft serve` with tritonclient, over HTTP and gRPC
+test-serve: build ## `regraft serve` with the clients of Triton and KServe, over HTTP and gRPC; what is in deploy/
 	@echo "== testing the server with the clients that people use"
 	@REGRAFT_BIN="$(TARGET)/release/regraft" scripts/serve-test.sh
 
@@ -116,13 +116,17 @@ test-fleet: build python ## a fleet on Ray Serve: a cluster of several processes
 	@echo "== testing a fleet on Ray Serve"
 	@REGRAFT_BIN="$(TARGET)/release/regraft" PYTHONPATH="$(abspath $(TARGET))/python" scripts/fleet-test.sh
 
+test-inspector: build ## the inspector's page in headless Chromium, on a screen and on a phone
+	@echo "== testing the inspector's page"
+	@REGRAFT_BIN="$(TARGET)/release/regraft" scripts/inspector-test.sh
+
 race: ## runs, refits and variants on real threads under ThreadSanitizer
 	@echo "== looking for races"
 	REGRAFT_STRESS=400 scripts/race.sh
 
 fuzz: ## each fuzz target for a minute; see fuzz/README.md
 	@echo "== fuzzing"
-	@for target in pickle torch_old names adapter onnx safetensors pt2 weights engine engine_sealed cache_entry ir_text; do \
+	@for target in pickle torch_old names adapter onnx safetensors pt2 weights engine engine_sealed cache_entry ir_text request request_grpc; do \
 		echo "== $$target"; scripts/fuzz.sh "$$target" 60; \
 	done
 

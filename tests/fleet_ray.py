@@ -32,8 +32,10 @@ FIXTURES = Path(__file__).resolve().parent.parent / "crates/conformance/fixtures
 REGRAFT = os.environ["REGRAFT_BIN"]
 APP = "fleet"
 WAIT = 120.0
-# Requests in all while replicas are killed; more on machines that have the time.
+# How much is done while replicas are killed; more on machines that have the time.
 REQUESTS = int(os.environ.get("REGRAFT_FLEET_REQUESTS", "10000"))
+PUBLICATIONS = int(os.environ.get("REGRAFT_FLEET_PUBLICATIONS", "8"))
+REPLICAS = int(os.environ.get("REGRAFT_FLEET_REPLICAS", "4"))
 
 
 class Fragile(Replica):
@@ -185,7 +187,7 @@ def fleet(engine: Path, tmp_path: Path) -> Iterator[Callable[..., Fleet]]:
     forget(app=APP, deployment="Fragile")
 
 
-def test_all_or_none(fleet: Callable[..., Fleet], tmp_path: Path) -> None:
+def test_all_or_none(fleet: Callable[..., Fleet], engine: Path, tmp_path: Path) -> None:
     running = fleet(num_replicas=3)
     assert len(running.everyone(3)) == 3
     assert running.ask().version == 0
@@ -241,21 +243,33 @@ def test_all_or_none(fleet: Callable[..., Fleet], tmp_path: Path) -> None:
     assert running.publish(301.0).version == 25
     assert {mark_of(running.ask()) for _ in range(50)} == {301.0}
 
+    # Another engine in the same place starts with its own weights, and takes part from then on.
+    other = tmp_path / "other.rgf"
+    subprocess.run([REGRAFT, "refit", engine, "--weights", file, "-o", other], check=True)
+    running.engine = other
+    running.run(num_replicas=2)
+    running.everyone(2)
+    assert {(a.version, mark_of(a)) for a in (running.ask() for _ in range(20))} == {(25, 300.0)}
+    time.sleep(2)
+    assert set(running.versions().values()) == {25} and len(running.versions()) == 2
+    assert running.publish(302.0).version == 26
+    assert {(a.version, mark_of(a)) for a in (running.ask() for _ in range(20))} == {(26, 302.0)}
+
     # What a request can get wrong.
     with pytest.raises(Exception, match="expected a list of arrays"):
         running.handle.remote("text").result(timeout_s=WAIT)
     with pytest.raises(Exception, match="expected the inputs"):
         running.handle.remote({"other": running.inputs[0]}).result(timeout_s=WAIT)
     name = regraft.Model.load(running.engine).inputs[0][0]
-    assert mark_of(running.handle.remote({name: running.inputs[0]}).result(timeout_s=WAIT)) == 301.0
+    assert mark_of(running.handle.remote({name: running.inputs[0]}).result(timeout_s=WAIT)) == 302.0
 
 
 def test_replicas_die_under_load(fleet: Callable[..., Fleet]) -> None:
     """No answer mixes generations, none is older than what was published before it was asked for, and no
     request is lost but those in flight on a process that was killed.
     """
-    running = fleet(num_replicas=4)
-    running.everyone(4)
+    running = fleet(num_replicas=REPLICAS)
+    running.everyone(REPLICAS)
     clients = 8
     newest = running.publish(1000.0).version
     marks = {newest: 1000.0}
@@ -288,8 +302,8 @@ def test_replicas_die_under_load(fleet: Callable[..., Fleet]) -> None:
     phases = ["die-stage", "die-staged", "die-publish", "die-published"]
     kills, round = 0, 0
     late: list[float] = []
-    while sum(done) < REQUESTS or round < 2 * len(phases):
-        if len(running.versions()) == 4:
+    while sum(done) < REQUESTS or round < PUBLICATIONS:
+        if len(running.versions()) == REPLICAS:
             running.order(phases[round % len(phases)])
             kills += 1
         mark = 1001.0 + round

@@ -46,11 +46,8 @@ class _Line:
     """The weights of one engine: what makes them of those in its file."""
 
     kept: list[_Kept] = field(default_factory=list)
-    digest: str = ""
-
-
-class _Gone(Exception):
-    """A replica died."""
+    is_lost: bool = False
+    """They died with a ledger, and no replica could give them back."""
 
 
 class Ledger:
@@ -68,15 +65,19 @@ class Ledger:
 
     async def join(
         self, name: str, engine: str, version: int, actor: Any
-    ) -> tuple[list[Order], list[list[Any]]]:
-        """A place for a replica, and what it has to do for the newest weights."""
+    ) -> tuple[int, list[Order], list[list[Any]]]:
+        """A place for a replica; which version is the newest, and what the replica has to do for it.
+
+        An engine that no replica had before begins with the weights of its file.
+        """
         async with self._lock:
             await self._recover()
+            line = self._line(engine)
+            if line.is_lost and version != self._version:
+                raise RuntimeError("the newest weights were lost with the ledger: publish all weights again")
             self._members[name] = _Member(actor, engine, self._version)
-            kept = self._line(engine).kept
-            if version == self._version:
-                kept = []
-            return [one.order for one in kept], [one.blocks for one in kept]
+            kept = [] if version == self._version else line.kept
+            return self._version, [one.order for one in kept], [one.blocks for one in kept]
 
     async def pulse(self, name: str, engine: str, version: int, actor: Any) -> bool:
         """A replica tells that it is there; whether it serves the newest weights and has its place."""
@@ -116,6 +117,8 @@ class Ledger:
         staged, failed = await self._each(lambda name: self._stage(name, order, blocks, timeout))
         if not staged and not failed:
             failed = {"": "no replica is running; a publication needs one that tries the weights"}
+        if not order.is_whole and any(line.is_lost for line in self._lines.values()):
+            failed = {"": "weights were lost with a ledger that died: publish all of them, not a part"}
         digests: dict[str, set[str]] = {}
         for name, ready in staged.items():
             digests.setdefault(self._members[name].engine, set()).add(ready.digest)
@@ -124,10 +127,10 @@ class Ledger:
                 name: f"would serve {ready.digest[:16]}, unlike others" for name, ready in staged.items()
             }
         if failed:
-            for name in staged:
-                self._members[name].actor.__ray_call__.remote(_calls().discard, name)
-            return {"failed": failed, "of": len(staged) + len(failed)}
-        self._record(order, blocks, digests)
+            for name, member in self._members.items():
+                member.actor.__ray_call__.remote(_calls().discard, name)
+            return {"failed": failed, "of": len(self._members)}
+        self._record(order, blocks, set(digests))
         published, lost = await self._each(lambda name: self._make_serve(name, order.version))
         for name in lost:
             # It would answer from old weights after everybody was told that none does.
@@ -135,15 +138,15 @@ class Ledger:
         await self._shorten(timeout)
         return {"version": order.version, "published": sorted(published), "lost": lost}
 
-    def _record(self, order: Order, blocks: list[Any], digests: dict[str, set[str]]) -> None:
+    def _record(self, order: Order, blocks: list[Any], engines: set[str]) -> None:
         """From here on the weights are the newest: who joins gets them."""
         self._version = order.version
         # Engines of which no replica is left.
-        self._lines = {engine: self._line(engine) for engine in digests}
-        for engine, line in self._lines.items():
+        self._lines = {engine: self._line(engine) for engine in engines}
+        for line in self._lines.values():
             line.kept = [] if order.is_whole else line.kept
             line.kept.append(_Kept(order, blocks))
-            line.digest = next(iter(digests[engine]))
+            line.is_lost = False
 
     async def _stage(self, name: str, order: Order, blocks: list[Any], timeout: float) -> Ready:
         outcome = await self._done(name, "stage", timeout, order, *blocks)
@@ -226,7 +229,9 @@ class Ledger:
         if self._version:
             for engine in {member.engine for member in self._members.values()}:
                 whole = await self._whole(engine, 600.0)
-                if whole is not None:
+                if whole is None:
+                    self._line(engine).is_lost = True
+                else:
                     self._line(engine).kept = [whole]
                     await self._bring_up(engine, whole)
         self._was_lost = False

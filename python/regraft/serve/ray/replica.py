@@ -217,10 +217,13 @@ class Member:
         # The ledger does not count on this replica before it has joined, so nothing waits for it meanwhile.
         self._has_joined.clear()
         joined = self._ledger.join.remote(self.name, self.engine, self.version, me)
-        orders, blocks = ray.get(joined, timeout=_PATIENCE)
+        newest, orders, blocks = ray.get(joined, timeout=_PATIENCE)
         for order, references in zip(orders, blocks, strict=True):
             self._stage(order, ray.get(references, timeout=_PATIENCE))
             self.publish(order.version)
+        with self._changing:
+            # Of an engine that is new here, what its file brought is the newest.
+            self._versions[self._model.generation or 0] = self.version = newest
         self._has_joined.set()
 
     def _pulse(self) -> None:
@@ -235,7 +238,7 @@ class Member:
                 if not ray.get(pulse, timeout=_PATIENCE):
                     self._catch_up(me)
                 self.trouble = ""
-            except RegraftError as error:
+            except (RegraftError, RuntimeError) as error:
                 self.trouble = f"the newest weights cannot be taken: {error}"
             except Exception:
                 # A ledger that is being started again does not answer; the next word reaches it.
