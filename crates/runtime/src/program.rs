@@ -62,7 +62,7 @@ impl Program {
         let keep_sources = engine.keep_sources();
         let Engine { mode, target, plan, refit_map, identical, digests, sources, files, slots, unverified } = engine;
         let identical = identical.then(|| digests.clone());
-        // The digest of a tensor at hand is computed when it is asked for: what a file says of it may be wrong.
+        // The digest of an available tensor is computed when it is asked for: what a file says of it may be wrong.
         let content = |(i, tensor): (usize, Option<Tensor>)| match (tensor, mode) {
             (Some(tensor), _) => SourceContent::new(refit_map.sources[i].dtype, Some(tensor.to_owned_memory())),
             // Which weights a stripped engine was made from says nothing of those that it will get.
