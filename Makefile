@@ -10,7 +10,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 # said on the way goes to stderr.
 PYTHON_ENV = python=$$(scripts/python-env.sh | tee >(cat >&2) | tail -n 1); bin=$$(dirname "$$python")
 
-.PHONY: help packages setup demo build python wheels docs reference picture test test-rust test-python test-checkpoints test-adapters test-operators onnx-cases opinfo operators test-gpu test-s3 test-serve race fuzz bless format lint
+.PHONY: help packages setup demo build python wheels docs reference picture test test-rust test-python test-checkpoints test-adapters test-operators onnx-cases opinfo operators test-gpu test-s3 test-serve test-fleet race fuzz bless format lint
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -111,6 +111,10 @@ test-s3: ## the object cache against a server that speaks S3, on this machine
 test-serve: build ## `regraft serve` with tritonclient, over HTTP and gRPC
 	@echo "== testing the server with the clients that people use"
 	@REGRAFT_BIN="$(TARGET)/release/regraft" scripts/serve-test.sh
+
+test-fleet: build python ## a fleet on Ray Serve: a cluster of several processes of which some are killed
+	@echo "== testing a fleet on Ray Serve"
+	@REGRAFT_BIN="$(TARGET)/release/regraft" PYTHONPATH="$(abspath $(TARGET))/python" scripts/fleet-test.sh
 
 race: ## runs, refits and variants on real threads under ThreadSanitizer
 	@echo "== looking for races"

@@ -7,8 +7,8 @@ use pyo3::{
     types::{PyDict, PyTuple},
 };
 use regraft::{
-    CacheUse, Changed, Compiler, DType, Device, Engine, Evaluated, KeepSources, Mode, Observer, RefitOptions, Tune,
-    TuneMode, WeightFormat,
+    CacheUse, Changed, Compiler, DType, Device, Engine, Evaluated, KeepSources, Mode, Observer, RefitOptions,
+    RuntimeError, RuntimeErrorKind, Tune, TuneMode, WeightFormat,
 };
 
 use crate::{
@@ -111,11 +111,17 @@ fn bound(
     let infos = &engine.refit_map.sources;
     let of_source = |info: &regraft::SourceInfo| info.names().find_map(|name| weights.get(name).cloned());
     let values = infos.iter().map(|info| {
-        let tensor = of_source(info)?;
+        let Some(tensor) = of_source(info) else { return Ok(None) };
         // No state dict brings these again: the engine holds them.
-        if info.kind.in_state_dict() { Some(tensor) } else { Some(tensor.to_owned_memory()) }
+        if info.kind.in_state_dict() {
+            Ok(Some(tensor))
+        } else {
+            tensor.to_owned_memory().map(Some).map_err(|error| {
+                RuntimeError::from(RuntimeErrorKind::Source { name: info.name.clone(), why: error.to_string() })
+            })
+        }
     });
-    let values = values.collect();
+    let values = values.collect::<Result<_, _>>()?;
     let names: Vec<String> =
         infos.iter().filter(|i| i.kind.in_state_dict()).flat_map(|i| i.names().map(String::from)).collect();
     let given = names.into_iter().filter_map(|name| Some((name.clone(), weights.get(&name)?.clone()))).collect();

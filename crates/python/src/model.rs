@@ -72,6 +72,23 @@ impl Model {
         wrapped(py, outputs, wrap)
     }
 
+    /// As `run`, with the number of the generation that the run saw.
+    fn run_and_tell<'py>(&self, py: Python<'py>, inputs: &Bound<'py, PyAny>) -> PyResult<(Bound<'py, PyList>, u64)> {
+        let inputs = tensors_of(inputs, elsewhere(&self.0))?;
+        let (outputs, generation) = detached(py, || self.0.run_and_tell(&inputs)).map_err(IntoPyErr::into_py)?;
+        Ok((wrapped(py, outputs, None)?, generation.id))
+    }
+
+    /// The digest of all weights that serve, under their names and without adapters: the same in every process that serves
+    /// the same weights, whatever they came from; `None` where there are none yet. Weights that were not looked at yet are read.
+    fn weights_digest(&self, py: Python<'_>) -> PyResult<Option<String>> {
+        let digest = || {
+            self.0.check_file()?;
+            self.0.generation().map(|generation| self.0.weights_digest(&generation)).transpose()
+        };
+        detached(py, digest).map_err(IntoPyErr::into_py).map(|digest| digest.map(|d| d.to_string()))
+    }
+
     /// A sequence of runs that keeps the program's state.
     fn session(&self) -> Session {
         Session { session: Mutex::new(self.0.session()), model: self.0.clone() }

@@ -7,7 +7,7 @@ use regraft_backend::Device;
 use regraft_engine::{Engine, KeepSources, Mode, Plan};
 use regraft_ir::eval::bind_symbols_to;
 use regraft_tensor::{DType, Tensor};
-use regraft_weights::{RefitMap, RefitReport, StateDict};
+use regraft_weights::{Digest, RefitMap, RefitReport, StateDict};
 
 use crate::{
     Adapters, Generation, PoolMemory, Refit, RefitOptions, RuntimeError, RuntimeErrorKind, Session, Staged, Variants,
@@ -169,6 +169,24 @@ impl Model {
         let generation = self.pin()?;
         let outputs = self.run_on(&generation, inputs)?;
         Ok((outputs, generation))
+    }
+
+    /// The digest of all sources of a generation of this model under their names, each in the dtype that the engine has it in: the
+    /// same whatever file they came from, and whether at once or in parts. Adapters are not in it. The digests of sources are
+    /// computed where they are not known yet.
+    ///
+    /// # Errors
+    /// When sources cannot be read back from the device.
+    pub fn weights_digest(&self, generation: &Generation) -> Result<Digest, RuntimeError> {
+        let mut text = String::new();
+        for (info, content) in self.refit_map().sources.iter().zip(&generation.sources) {
+            let digest = content.digest()?;
+            text.push_str(&info.name);
+            text.push('\0');
+            text.push_str(&digest.map(|d| d.to_string()).unwrap_or_default());
+            text.push('\n');
+        }
+        Ok(Digest::of_bytes(text.as_bytes()))
     }
 
     /// Runs the program once on a generation of it, whether it serves or not.

@@ -63,16 +63,20 @@ impl Program {
         let Engine { mode, target, plan, refit_map, identical, digests, sources, files, slots, unverified } = engine;
         let identical = identical.then(|| digests.clone());
         // The digest of an available tensor is computed when it is asked for: what a file says of it may be wrong.
-        let content = |(i, tensor): (usize, Option<Tensor>)| match (tensor, mode) {
-            (Some(tensor), _) => SourceContent::new(refit_map.sources[i].dtype, Some(tensor.to_owned_memory())),
-            // Which weights a stripped engine was made from says nothing of those that it will get.
-            (None, Mode::Stripped) => SourceContent::new(refit_map.sources[i].dtype, None),
-            (None, Mode::Frozen | Mode::Refittable) => {
-                SourceContent::known(refit_map.sources[i].dtype, digests[i], files[i].clone())
-            }
+        let content = |(i, tensor): (usize, Option<Tensor>)| {
+            let info = &refit_map.sources[i];
+            let content = match (tensor, mode) {
+                (Some(tensor), _) => SourceContent::new(info.dtype, Some(refit::owned(&tensor, &info.name)?)),
+                // Which weights a stripped engine was made from says nothing of those that it will get.
+                (None, Mode::Stripped) => SourceContent::new(info.dtype, None),
+                (None, Mode::Frozen | Mode::Refittable) => {
+                    SourceContent::known(info.dtype, digests[i], files[i].clone())
+                }
+            };
+            Ok::<_, RuntimeError>(Arc::new(content))
         };
         let packer = device.packer(&refit_map, &plan.slots)?;
-        let carried = sources.into_iter().enumerate().map(|source| Arc::new(content(source))).collect();
+        let carried = sources.into_iter().enumerate().map(content).collect::<Result<_, _>>()?;
         let program = Program {
             mode,
             target,
@@ -103,7 +107,7 @@ impl Program {
                 return Err(EngineErrorKind::Malformed("a frozen engine without slots".into()).into());
             }
             (Mode::Refittable, Some(slots)) => {
-                let adopt = |s: Buffer| Ok(Arc::new(self.pool.adopt(&s.to_owned_memory())?));
+                let adopt = |s: Buffer| Ok(Arc::new(self.pool.adopt(&s)?));
                 slots.into_iter().map(adopt).collect::<Result<_, RuntimeError>>()?
             }
             (Mode::Refittable, None) => {

@@ -30,6 +30,7 @@ pub use self::request::Refit;
 pub use self::staged::{Staged, publish_together};
 pub(crate) use self::{
     at_hand::{at_hand, named},
+    keep::owned,
     phases::phase,
     stage::make,
 };
@@ -293,7 +294,7 @@ pub(crate) fn compute(
             None => base.expect("without a base all slots are stale").slots[index].clone(),
         };
         let slots: Vec<_> = (0..parts.plan.slots.len()).map(slot).collect();
-        keep::settle(parts, &mut sources, &passing, &slots, &adapters);
+        keep::settle(parts, &mut sources, &passing, &slots, &adapters)?;
         Ok::<_, RuntimeError>((
             Generation { id: base.map_or(0, |base| base.id + 1), slots, sources, adapters },
             made.evaluated,

@@ -16,7 +16,16 @@ from regraft.compat.torch_tensorrt.cache import engine_cache_of
 from regraft.compat.torch_tensorrt.enums import Device, EngineCapability, dtype
 from regraft.errors import SettingsWarning
 
-__all__ = ["CompilationSettings", "Role", "for_mutable", "gathered", "report_without_effect", "to_regraft"]
+__all__ = [
+    "CompilationSettings",
+    "Role",
+    "for_mutable",
+    "from_regraft",
+    "gathered",
+    "report_without_effect",
+    "settings_are_compatible",
+    "to_regraft",
+]
 
 
 class Role(Enum):
@@ -186,6 +195,31 @@ def gathered(
     return CompilationSettings(**given)
 
 
+# Settings that decide what an engine is: one that was built with others is another engine.
+_OF_ENGINES = (
+    "immutable_weights",
+    "min_block_size",
+    "optimization_level",
+    "refit_identical_engine_weights",
+    "require_full_compilation",
+    "strip_engine_weights",
+    "torch_executed_ops",
+)
+
+
+def settings_are_compatible(set_a: CompilationSettings, set_b: CompilationSettings) -> tuple[bool, set[str]]:
+    """Whether an engine that was built with one can be used with the other, and which settings speak against
+    it.
+    """
+
+    def of(settings: CompilationSettings, name: str) -> Any:
+        value = getattr(settings, name)
+        return sorted(map(str, value)) if name == "torch_executed_ops" else value
+
+    other = {name for name in _OF_ENGINES if of(set_a, name) != of(set_b, name)}
+    return not other, other
+
+
 def report_without_effect(settings: CompilationSettings, stacklevel: int = 2) -> None:
     """One warning that names all settings that were given and change nothing; none if there are none."""
     found = settings.without_effect()
@@ -224,6 +258,25 @@ def to_regraft(settings: CompilationSettings) -> dict[str, Any]:
         "tune": "full" if level >= 5 else "fast" if level == 4 else "off",
         "device": device_of(settings),
     }
+
+
+def from_regraft(settings: Mapping[str, Any]) -> CompilationSettings:
+    """The settings of a compiled module under Torch-TensorRT's names."""
+    same = (
+        "min_block_size",
+        "torch_executed_ops",
+        "require_full_compilation",
+        "strip_engine_weights",
+        "refit_identical_engine_weights",
+    )
+    chosen = {name: settings[name] for name in same if name in settings}
+    chosen["torch_executed_ops"] = tuple(chosen.get("torch_executed_ops", ()))
+    levels = {"fast": 4, "full": 5}
+    return CompilationSettings(
+        immutable_weights=not settings.get("make_refittable", True),
+        optimization_level=levels.get(settings.get("tune", "off")),
+        **chosen,
+    )
 
 
 def device_of(settings: CompilationSettings) -> str | None:
