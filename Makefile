@@ -130,6 +130,9 @@ fuzz: ## each fuzz target for a minute; see fuzz/README.md
 		echo "== $$target"; scripts/fuzz.sh "$$target" 60; \
 	done
 
+wheels: packages ## wheels for x86-64 and aarch64 that need no Rust, in target/manylinux
+	@scripts/wheels.sh "$(TARGET)/manylinux"
+
 docs: ## the site of the documentation, in target/site; fails on warnings and on links that lead nowhere
 	@echo "== building the documentation"
 	@python=$$(scripts/small-env.sh docs requirements/docs.txt "170 MB" | tee >(cat >&2) | tail -n 1); \

@@ -1,6 +1,7 @@
-"""What `mkdocs.yml` needs beyond mkdocs: pages from outside of docs/, links that leave it, and Rust as rustdoc reads it.
+"""What mkdocs.yml needs beyond mkdocs: pages from outside of docs/, links that leave it, Rust as in rustdoc.
 
-The texts read well as they are, in an editor and on GitHub; so what differs on the site is changed as the site is built.
+The texts read well as they are, in an editor and on GitHub; what differs on the site is changed when it is
+built.
 """
 
 from __future__ import annotations

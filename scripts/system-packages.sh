@@ -11,6 +11,7 @@ missing=()
 for command in "$@"; do
     case $command in
         cc) command -v cc >/dev/null || missing+=(gcc libc6-dev) ;;
+        c++) command -v c++ >/dev/null || missing+=(g++) ;;
         python-venv) "$python" -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3 python3-venv) ;;
         *) command -v "$command" >/dev/null || missing+=("$command") ;;
     esac

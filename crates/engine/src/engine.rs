@@ -8,12 +8,13 @@ use serde::{Deserialize, Serialize};
 use crate::{EngineErrorKind, Plan, artifact::Unverified};
 
 /// What an engine holds besides its plan, and so what can be done with it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
     /// Plan and packed slots, no recipes: ready on load, refit is refused.
     Frozen,
-    /// Plan, recipes, and sources or slots or both (see [`KeepSources`]): ready on load, slots are made anew by each refit.
+    /// Plan, recipes, and sources or slots or both (see [`KeepSources`]): ready on load, slots are rebuilt by each refit.
+    #[default]
     Refittable,
     /// Plan and recipes: runs once weights are bound.
     Stripped,

@@ -1,11 +1,13 @@
 //! From a program and its weights to a model.
 
+use std::sync::Arc;
+
 use pyo3::{
     prelude::*,
     types::{PyDict, PyTuple},
 };
 use regraft::{
-    CacheUse, Changed, CompileOptions, DType, Engine, Evaluated, KeepSources, Mode, Observer, RefitOptions,
+    CacheUse, Changed, Compiler, DType, Device, Engine, Evaluated, KeepSources, Mode, Observer, RefitOptions,
     RuntimeError, RuntimeErrorKind, Tune, TuneMode, WeightFormat,
 };
 
@@ -43,24 +45,25 @@ pub(crate) fn compile<'py>(
     let weights = weights.map(state_dict_of).transpose()?;
     let (threads, device) = (model::threads_of(threads)?, model::device_of(device)?);
     let cache_dir = regraft::cache_folder().filter(|_| cache.is_some()).map(|folder| folder.join("tuning"));
-    let options = CompileOptions {
-        mode: Mode::Stripped,
-        identical,
-        device,
-        dtype: dtype.map(dtype_of).transpose()?,
-        weights: weight_format.map(format_of).transpose()?,
-        threads,
-        tune: Tune { mode: tune_of(tune)?, pinned: None, cache_dir },
-        cache: cache.map(cache_of),
-        ..CompileOptions::default()
-    };
+    let mut compiler = Compiler::new()
+        .mode(Mode::Stripped)
+        .identical(identical)
+        .device(device)
+        .dtype(dtype.map(dtype_of).transpose()?)
+        .weights(weight_format.map(format_of).transpose()?)
+        .threads(threads)
+        .tune(Tune { mode: tune_of(tune)?, pinned: None, cache_dir });
+    if let Some(cache) = cache {
+        compiler = compiler.cache(cache_of(cache));
+    }
     let imported = program.0.clone();
     let (model, compiled) = detached(py, || -> Result<_, regraft::Error> {
-        let compiled = regraft::compile_imported(imported, &options, &mut Tuning(observer))?;
+        let compiled = compiler.compile_imported(imported, &mut Tuning(observer))?;
         let engine = compiled.engine.clone();
+        let device = regraft::device(device, threads)?;
         let model = match &weights {
-            Some(weights) => bound(engine, weights, mode, &options, &siblings)?,
-            None => regraft::model(engine, regraft::device(device, threads)?)?,
+            Some(weights) => bound(engine, weights, mode, identical, device, &siblings)?,
+            None => regraft::model(engine, device)?,
         };
         Ok((model, compiled))
     })
@@ -104,7 +107,8 @@ fn bound(
     engine: Engine,
     weights: &regraft::StateDict,
     mode: Mode,
-    options: &CompileOptions,
+    identical: bool,
+    device: Arc<dyn Device>,
     siblings: &[regraft::Model],
 ) -> Result<regraft::Model, regraft::Error> {
     let infos = &engine.refit_map.sources;
@@ -124,16 +128,15 @@ fn bound(
     let names: Vec<String> =
         infos.iter().filter(|i| i.kind.in_state_dict()).flat_map(|i| i.names().map(String::from)).collect();
     let given = names.into_iter().filter_map(|name| Some((name.clone(), weights.get(&name)?.clone()))).collect();
-    let backend = regraft::device(options.device, options.threads)?;
-    let engine = engine.with_weights(values, options.identical).stripped();
-    let model = regraft::model(engine, backend.clone())?;
+    let engine = engine.with_weights(values, identical).stripped();
+    let model = regraft::model(engine, device.clone())?;
     siblings.iter().try_for_each(|sibling| model.share_slots_with(sibling))?;
     if mode == Mode::Stripped {
         return Ok(model);
     }
     model.refit(&given, &RefitOptions { changed: Changed::All, ..RefitOptions::default() })?;
     match mode {
-        Mode::Frozen => regraft::model(model.to_engine(Mode::Frozen, KeepSources::None)?, backend),
+        Mode::Frozen => regraft::model(model.to_engine(Mode::Frozen, KeepSources::None)?, device),
         _ => Ok(model),
     }
 }

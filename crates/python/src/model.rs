@@ -11,7 +11,8 @@ use pyo3::{
     types::{PyBytes, PyDict, PyList},
 };
 use regraft::{
-    AlignedVec, DType, DeviceName, Engine, ForeignQueue, Input, KeepSources, Lent, Mode, RuntimeError, Tensor, Threads,
+    AlignedVec, DType, DeviceName, Engine, ForeignQueue, Input, KeepSources, Lent, Mode, ModelExt as _, RuntimeError,
+    Tensor, Threads,
 };
 
 use crate::{
@@ -315,7 +316,7 @@ impl Model {
     #[pyo3(signature = (path, mode="refittable", keep_sources="embedded"))]
     fn save(&self, py: Python<'_>, path: PathBuf, mode: &str, keep_sources: &str) -> PyResult<u64> {
         let (mode, keep) = (mode_of(mode)?, keep_of(keep_sources)?);
-        detached(py, || regraft::save(&self.0, mode, keep, &path)).map_err(IntoPyErr::into_py)
+        detached(py, || self.0.save_as(&path, mode, keep)).map_err(IntoPyErr::into_py)
     }
 
     /// The bytes of such a file.

@@ -121,7 +121,7 @@ impl Model {
     }
 
     /// Sets the most bytes that slots may take, of this model and all its forks and variants. A stage that does not fit is
-    /// refused before anything is computed. A refit needs room for the slots that it makes anew beside those that serve;
+    /// refused before anything is computed. A refit needs room for the slots that it rebuilds beside those that serve;
     /// see [`Model::refit_exclusive`] for machines that do not have it.
     pub fn set_memory_limit(&self, limit: Option<usize>) {
         self.pool().set_limit(limit);

@@ -66,7 +66,7 @@ impl Program {
         let Engine { mode, target, plan, refit_map, identical, digests, sources, files, slots, baked, unverified } =
             engine;
         let identical = identical.then(|| digests.clone());
-        // The digest of a tensor at hand is computed when it is asked for: what a file says of it may be wrong.
+        // The digest of an available tensor is computed when it is asked for: what a file says of it may be wrong.
         let content = |(i, tensor): (usize, Option<Tensor>)| {
             let info = &refit_map.sources[i];
             let content = match (tensor, mode) {

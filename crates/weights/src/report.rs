@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -22,7 +22,7 @@ pub enum Phase {
     Retire,
 }
 
-/// A slot that a refit computed anew.
+/// A slot that a refit rebuilt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SlotReport {
     /// Name of the slot.
@@ -88,7 +88,7 @@ pub struct RefitReport {
     pub baked: Vec<BakedAdapter>,
     /// Sources that other adapters, or the same ones with other scales, are applied to than before.
     pub adapted: Vec<String>,
-    /// Slots computed anew.
+    /// Slots that were rebuilt.
     pub recomputed_slots: Vec<SlotReport>,
     /// Slots shared with the generation before.
     pub shared_slots: Vec<String>,
@@ -96,6 +96,20 @@ pub struct RefitReport {
     pub bytes: usize,
     /// Milliseconds per phase, in order.
     pub phases_ms: PhaseTimes,
+}
+
+/// One line: how many sources and slots, how many bytes, how long.
+impl fmt::Display for RefitReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let given = self.applied.len() + self.unchanged.len();
+        write!(f, "{} of {given} sources changed", self.applied.len())?;
+        if !self.adapters.is_empty() {
+            let of = |adapter: &AdapterReport| format!("{} at {}", adapter.name, adapter.scale);
+            write!(f, ", adapters {}", self.adapters.iter().map(of).collect::<Vec<_>>().join(" and "))?;
+        }
+        let (slots, megabytes) = (self.recomputed_slots.len(), self.bytes as f64 / 1e6);
+        write!(f, ", {slots} slots rebuilt, {megabytes:.1} MB in {:.1} ms", self.phases_ms.total())
+    }
 }
 
 /// Milliseconds per phase.

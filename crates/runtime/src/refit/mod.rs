@@ -306,7 +306,7 @@ pub(crate) fn merged_sources(
     sources.iter().enumerate().map(tensor).collect()
 }
 
-/// The tensor that a use of one of a generation's sources is with its adapters applied; `None` when it is not at hand.
+/// The tensor that a use of one of a generation's sources is with its adapters applied; `None` when it is not available.
 pub(crate) fn merged_use(
     parts: &Parts<'_>,
     generation: &Generation,

@@ -85,7 +85,7 @@ pub fn publish_together(all: Vec<Staged>) -> Result<Vec<RefitReport>, RuntimeErr
 
 impl Model {
     /// Refits in the memory of the serving generation, for machines that cannot hold two: the slots that change are given
-    /// up before they are made anew. **Not atomic under load**: runs under way are waited for, and until the refit is done
+    /// up before they are rebuilt. **Not atomic under load**: runs under way are waited for, and until the refit is done
     /// new runs fail with [`RuntimeErrorKind::ChangingInPlace`]. Everything is checked before anything is given up; when
     /// computing fails all the same, the old slots are made again from the old sources, or, where these were released, the
     /// model is left without weights.
