@@ -269,6 +269,28 @@ def test_what_is_about_how_tensorrt_runs_is_accepted_with_a_warning(monkeypatch:
         torch_tensorrt.RuntimeSettings().merge(nothing=1)
 
 
+def test_caches_are_written_in_place() -> None:
+    class Step(nn.Module):
+        def forward(self, keys: torch.Tensor, values: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+            keys[:, :, 3:4] = new
+            values[:, :, 5:6] = new * 2
+            return keys.sum() + values.sum()
+
+    def call(count: float) -> tuple[torch.Tensor, ...]:
+        return torch.zeros(2, 4, 8, 4), torch.zeros(2, 4, 8, 4), torch.full((2, 4, 1, 4), count)
+
+    program = torch.export.export(Step(), call(1.0))
+    gm = torch_tensorrt.compile(program, ir="dynamo", inputs=list(call(1.0)), min_block_size=1)
+    aliased = gm._run_on_acc_0.aliased_io
+    assert sorted(aliased.values()) == [("keys", "kv_cache_update"), ("values", "kv_cache_update")]
+    mine, theirs = call(3.0), call(3.0)
+    for count in (3.0, 7.0):
+        mine[2].fill_(count)
+        theirs[2].fill_(count)
+        torch.testing.assert_close(gm(*mine), Step()(*theirs))
+        assert all(torch.equal(one, other) for one, other in zip(mine, theirs, strict=True))
+
+
 def test_devices_that_are_not_there() -> None:
     net, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU()).eval(), numbers(2, 4)
     device = torch_tensorrt.Device("dla:0", allow_gpu_fallback=True)
