@@ -210,7 +210,7 @@ pub(crate) fn pick(t: &Tensor, shape: &[usize], positions: impl IntoIterator<Ite
     for at in positions {
         bytes.extend_from_slice(&data[at * size..(at + 1) * size]);
     }
-    let buffer = regraft_tensor::AlignedVec::copy_of(&bytes).into();
+    let buffer = AlignedVec::copy_of(&bytes).into();
     Tensor::new(t.dtype(), shape.to_vec(), buffer).expect("one position per element")
 }
 

@@ -8,11 +8,7 @@
 mod prefix;
 mod spelling;
 
-use std::{
-    borrow::Cow,
-    collections::{BTreeMap, HashMap},
-    fmt,
-};
+use std::{borrow::Cow, collections::HashMap, fmt};
 
 use regraft_tensor::Tensor;
 use serde::{Deserialize, Serialize};

@@ -21,6 +21,7 @@ import torch
 from torch.export import ExportedProgram
 
 import regraft
+from regraft.checks import warn
 from regraft.compat.torch_tensorrt import (
     distributed,
     dynamo,
@@ -47,6 +48,7 @@ from regraft.compat.torch_tensorrt.input import Input
 from regraft.compat.torch_tensorrt.loaded import LoadedProgram
 from regraft.compat.torch_tensorrt.runtime import (
     RuntimeSettings,
+    TorchTensorRTModule,
     enable_cudagraphs,
     enable_output_allocator,
     enable_pre_allocated_outputs,
@@ -61,6 +63,7 @@ from regraft.compat.torch_tensorrt.runtime import (
     weight_streaming,
 )
 from regraft.compat.torch_tensorrt.settings import CompilationSettings
+from regraft.errors import SettingsWarning
 
 __all__ = [
     "ENABLED_FEATURES",
@@ -72,6 +75,7 @@ __all__ = [
     "LoadedProgram",
     "MutableTorchTensorRTModule",
     "RuntimeSettings",
+    "TorchTensorRTModule",
     "backend",
     "compile",
     "convert_method_to_trt_engine",
@@ -120,7 +124,6 @@ __getattr__ = absent(
         "Platform": _OF_WINDOWS,
         "function_overload_with_kwargs": "it registers operators of TorchScript, which has no frontend here",
         "RuntimeCache": "kernels that were compiled for a GPU are kept by themselves: leave it out",
-        "TorchTensorRTModule": "compiled modules are CompiledModule, with Engine for each engine",
         "TRTModuleNext": "compiled modules are CompiledModule, with Engine for each engine",
     },
 )
@@ -187,18 +190,22 @@ def save(
     pickle_protocol: int = 2,
     extra_files: Mapping[str, Any] | None = None,
     use_legacy_exporter: bool | None = None,
+    **others: Any,
 ) -> None:
     """Saves a compiled module to one file. It is an exported program, too, with the weights of now:
     ``torch.export.load`` reads it, and what that gives runs in PyTorch. A frozen module is saved as its
     engines alone.
 
     Nothing is traced again, so example inputs, ``dynamic_shapes``, ``retrace``, ``pickle_protocol`` and
-    ``use_legacy_exporter`` change nothing. ``extra_files`` are texts that are stored with the program.
+    ``use_legacy_exporter`` change nothing. ``extra_files`` are texts that are stored with the program. Other
+    keywords are taken, as by Torch-TensorRT, with a warning.
 
     Raises:
         ValueError: for another ``output_format``, and for ``extra_files`` where there is no program.
         regraft.EngineFileError: when it cannot be written.
     """
+    if others:
+        warn(SettingsWarning, f"compat.torch_tensorrt: save has no {', '.join(others)}: leave it out")
     if output_format != "exported_program":
         raise ValueError(
             f"output_format={output_format!r}: compiled modules are saved as exported programs: leave it out"

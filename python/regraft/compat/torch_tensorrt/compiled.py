@@ -62,6 +62,20 @@ class Engine(torch.nn.Module):
         """Names of what it gives."""
         return [name for name, *_ in self.engine.outputs]
 
+    @property
+    def aliased_io(self) -> dict[str, tuple[str, str]]:
+        """For outputs that are new values of inputs which the program writes to, the input, and what kind of
+        writing it is.
+        """
+        compiled = self._of._compiled
+        if compiled.glue is not None:
+            return {}
+        inputs = self.input_binding_names
+        return {
+            name: (inputs[place], "kv_cache_update")
+            for place, name in zip(compiled.overwritten, self.output_binding_names, strict=False)
+        }
+
     def forward(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
         """Runs the engine alone."""
         return self._of._serving.run_engine(self._index, inputs)

@@ -11,10 +11,13 @@ from typing import Any
 
 from regraft.checks import warn
 from regraft.compat.torch_tensorrt.absent import absent
+from regraft.compat.torch_tensorrt.engine import TorchTensorRTModule
 from regraft.errors import SettingsWarning
+from regraft.module import Module
 
 __all__ = [
     "RuntimeSettings",
+    "TorchTensorRTModule",
     "enable_cudagraphs",
     "enable_output_allocator",
     "enable_pre_allocated_outputs",
@@ -32,7 +35,6 @@ __all__ = [
 __getattr__ = absent(
     __name__,
     {
-        "TorchTensorRTModule": "compiled modules are CompiledModule, with Engine for each engine",
         "RuntimeCache": "kernels that were compiled for a GPU are kept by themselves: leave it out",
     },
 )
@@ -139,19 +141,36 @@ def optimization_profile(module: Any, profile: Any = None) -> Iterator[Any]:
     yield module
 
 
-@contextlib.contextmanager
-def weight_streaming(module: Any) -> Iterator[_Streaming]:
-    """Weights are in the memory that engines run in: without effect on the CPU."""
-    _say("weight_streaming")
-    yield _Streaming(module)
+class weight_streaming:
+    """Weights are in the memory that engines run in, all of them: budgets are kept, and change nothing.
 
+    Example:
+        >>> with weight_streaming(module) as context:  # doctest: +SKIP
+        ...     context.device_budget = context.total_device_budget // 2
+    """
 
-class _Streaming:
     def __init__(self, module: Any) -> None:
-        total = module.memory()["slots"] if hasattr(module, "memory") else 0
-        self.total_device_budget = total
-        self.device_budget = total
+        _say("weight_streaming")
+        self.total_device_budget: int = module.memory()["slots"] if isinstance(module, Module) else 0
+        self._budget = self.total_device_budget
+
+    @property
+    def device_budget(self) -> int:
+        """What was set, at most all of it."""
+        return self._budget
+
+    @device_budget.setter
+    def device_budget(self, budget: int) -> None:
+        if budget < 0:
+            raise RuntimeError(f"device_budget: expected a number of bytes, found {budget}")
+        self._budget = min(budget, self.total_device_budget)
 
     def get_automatic_weight_streaming_budget(self) -> int:
         """All of it."""
-        return int(self.total_device_budget)
+        return self.total_device_budget
+
+    def __enter__(self) -> weight_streaming:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._budget = self.total_device_budget

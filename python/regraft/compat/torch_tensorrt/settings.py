@@ -285,6 +285,9 @@ def device_of(settings: CompilationSettings) -> str | None:
     a machine without one, where engines run on the CPU.
     """
     device = settings.device
+    if isinstance(device, Device) and device.dla_core >= 0:
+        # There is none, which is said where the module is compiled.
+        return f"dla:{device.dla_core}"
     if isinstance(device, Device):
         device = f"cuda:{device.gpu_id}" if device.gpu_id >= 0 else None
     elif isinstance(device, int) and not isinstance(device, bool):
