@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Compiles a program for a device of this machine and gives it weights, where there are any: one for each source of the
-/// program. Returns the model, and what compiling found out. `observer` is called with `(number, count, seconds left)` for each
+/// program, or those that it was read with. Returns the model, and what compiling found out. `observer` is called with `(number, count, seconds left)` for each
 /// problem that is measured.
 #[pyfunction]
 #[pyo3(signature = (program, weights, *, mode="refittable", identical=false, dtype=None, weight_format=None, threads=None, tune="off", cache=None, observer=None, device="cpu"))]
@@ -42,7 +42,8 @@ pub(crate) fn compile<'py>(
     let (threads, device) = (model::threads_of(threads)?, model::device_of(device)?);
     let cache_dir = regraft::cache_folder().filter(|_| cache.is_some()).map(|folder| folder.join("tuning"));
     let options = CompileOptions {
-        mode: Mode::Stripped,
+        // Weights of a file come with its program; others by a refit.
+        mode: if weights.is_none() && program.has_weights() { mode } else { Mode::Stripped },
         identical,
         device,
         dtype: dtype.map(dtype_of).transpose()?,
