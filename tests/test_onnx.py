@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import regraft
 from comparing import assert_close, assert_same, same
 from conftest import Cli, CommandFailed
 from models import randomise_
@@ -161,6 +162,36 @@ def test_weights_beside_the_model(cli: Cli) -> None:
     program.write_bytes(program.read_bytes().replace(b"weights.data", b"../../w.data"))
     with pytest.raises(CommandFailed, match=r"\.\./\.\./w\.data"):
         cli.compile(program)
+
+
+def test_python_compiles_and_refits_a_model(tmp_path: Path) -> None:
+    program, tuned = tmp_path / "encoder.onnx", tmp_path / "tuned.onnx"
+    a, b = export("encoder", 1, program), export("encoder", 2, tuned)
+    model = regraft.compile(program)
+    for module, step in [(a, None), (b, tuned)]:
+        if step is not None:
+            model.refit(step)
+        for inputs in MODELS["encoder"][1]:
+            found = model.run([t.numpy() for t in inputs])
+            assert_close([np.asarray(array) for array in found], expected(module, inputs))
+    assert [name for name, _ in model.inputs] == NAMES["encoder"] and model.mode == "refittable"
+    assert not regraft.compile(str(program), strip_engine_weights=True).is_bound
+    assert regraft.compile(program, make_refittable=False).mode == "frozen"
+
+
+def test_python_refuses_what_has_no_meaning_for_a_file(tmp_path: Path) -> None:
+    program = tmp_path / "encoder.onnx"
+    export("encoder", 1, program)
+    with pytest.raises(regraft.CompileError, match="says itself what its inputs are"):
+        regraft.compile(program, dynamic_shapes={"x": None})
+    with pytest.raises(regraft.CompileError, match="compiled whole"):
+        regraft.compile(program, torch_executed_ops={"Gather"})
+    damaged = tmp_path / "damaged.onnx"
+    damaged.write_bytes(program.read_bytes()[:200])
+    with pytest.raises(regraft.CompileError, match=r"damaged\.onnx"):
+        regraft.compile(damaged)
+    with pytest.raises(regraft.CompileError, match=r"missing\.onnx"):
+        regraft.compile(tmp_path / "missing.onnx")
 
 
 def test_an_unknown_operator_is_named(cli: Cli) -> None:

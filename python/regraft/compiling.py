@@ -7,7 +7,7 @@ import inspect
 import os
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast, overload
 
 import torch
 import torch.utils._pytree as pytree
@@ -21,6 +21,7 @@ from regraft.calling import CallingConvention
 from regraft.checks import Evaluated, check_module, check_settings, dtype_name, listed, warn, warn_of
 from regraft.devices import device_name, device_of_program
 from regraft.errors import CompileError, SettingsWarning
+from regraft.files import compile_file, is_onnx
 from regraft.inputs import InputTypes
 from regraft.kept import digest_of_tensor, without_values
 from regraft.module import Compiled, Module, Serving
@@ -37,8 +38,50 @@ Tune = Literal["off", "fast", "full"]
 WeightFormat = Literal["int8", "int4"]
 
 
+@overload
+def compile(
+    program_or_module: str | os.PathLike[str],
+    inputs: None = None,
+    *,
+    kwarg_inputs: Mapping[str, Any] | None = ...,
+    dynamic_shapes: Any = ...,
+    make_refittable: bool = ...,
+    strip_engine_weights: bool = ...,
+    refit_identical_engine_weights: bool = ...,
+    keep_sources: KeepSources = ...,
+    engine_cache: Any = ...,
+    tune: Tune = ...,
+    dtype: torch.dtype | str | None = ...,
+    weights: WeightFormat | None = ...,
+    threads: int | None = ...,
+    device: str | torch.device | None = ...,
+    require_full_compilation: bool = ...,
+    min_block_size: int = ...,
+    torch_executed_ops: Collection[str] = ...,
+) -> _regraft.Model: ...
+@overload
 def compile(
     program_or_module: ExportedProgram | torch.nn.Module | Traced,
+    inputs: Sequence[Any] | torch.Tensor | None = None,
+    *,
+    kwarg_inputs: Mapping[str, Any] | None = ...,
+    dynamic_shapes: Any = ...,
+    make_refittable: bool = ...,
+    strip_engine_weights: bool = ...,
+    refit_identical_engine_weights: bool = ...,
+    keep_sources: KeepSources = ...,
+    engine_cache: Any = ...,
+    tune: Tune = ...,
+    dtype: torch.dtype | str | None = ...,
+    weights: WeightFormat | None = ...,
+    threads: int | None = ...,
+    device: str | torch.device | None = ...,
+    require_full_compilation: bool = ...,
+    min_block_size: int = ...,
+    torch_executed_ops: Collection[str] = ...,
+) -> Module: ...
+def compile(
+    program_or_module: ExportedProgram | torch.nn.Module | Traced | str | os.PathLike[str],
     inputs: Sequence[Any] | torch.Tensor | None = None,
     *,
     kwarg_inputs: Mapping[str, Any] | None = None,
@@ -56,7 +99,7 @@ def compile(
     require_full_compilation: bool = False,
     min_block_size: int = 5,
     torch_executed_ops: Collection[str] = (),
-) -> Module:
+) -> Module | _regraft.Model:
     """Compiles a module for a device of this machine.
 
     What Regraft has no translation for stays in PyTorch; :meth:`Module.report` says what.
@@ -64,7 +107,8 @@ def compile(
     Args:
         program_or_module: an exported program, or a module, which is exported with ``inputs``. Modules are
             compiled as they
-            are: call ``.eval()`` first.
+            are: call ``.eval()`` first. Or the path of an ONNX model (``.onnx``), which gives the
+            :class:`Model` of one engine, as :func:`load` does of an engine file.
         inputs: positional arguments of one call, to export a module with; one tensor alone need not be
             in a sequence.
         kwarg_inputs: keyword arguments of that call.
@@ -134,6 +178,13 @@ def compile(
         "require_full_compilation": require_full_compilation,
     }
     with Progress("compile") as progress:
+        if is_onnx(program_or_module):
+            if inputs is not None or kwarg_inputs is not None or dynamic_shapes is not None:
+                raise CompileError(
+                    f"{program_or_module}: an ONNX model says itself what its inputs are: leave inputs, "
+                    "kwarg_inputs and dynamic_shapes out"
+                )
+            return compile_file(cast("str", program_or_module), settings, engine_cache, progress)
         progress.step("export")
         if isinstance(program_or_module, torch.nn.Module):
             check_module(program_or_module)
@@ -268,7 +319,7 @@ def exported(
 
 
 def traced(
-    program_or_module: ExportedProgram | torch.nn.Module | Traced,
+    program_or_module: ExportedProgram | torch.nn.Module | Traced | str | os.PathLike[str],
     inputs: Sequence[Any] | torch.Tensor | None,
     kwarg_inputs: Mapping[str, Any] | None,
     dynamic_shapes: Any,

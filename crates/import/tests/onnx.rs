@@ -140,9 +140,69 @@ fn what_is_not_translated_is_refused_by_name() {
     assert!(both.contains("2 parts of the program") && !both.contains("(Relu)"), "{both}");
 }
 
+/// A node with several results and lists of numbers as attributes.
+fn listed(op: &str, inputs: &[&str], outputs: &[&str], attributes: &[(&str, &[i64])]) -> Vec<u8> {
+    message(1, &content_of(op, inputs, outputs, attributes))
+}
+
+fn content_of(op: &str, inputs: &[&str], outputs: &[&str], attributes: &[(&str, &[i64])]) -> Vec<u8> {
+    let mut content: Vec<u8> = inputs.iter().flat_map(|i| text_field(1, i)).collect();
+    content.extend(outputs.iter().flat_map(|o| text_field(2, o)));
+    content.extend(text_field(4, op));
+    for (name, values) in attributes {
+        let values: Vec<u8> = values.iter().flat_map(|v| number(8, *v)).collect();
+        content.extend(message(5, &[text_field(1, name), values, number(20, 7)].concat()));
+    }
+    content
+}
+
+/// Operators that compute with sizes and lists of the file: windows, sequences, spectra, boxes, n-grams.
+fn parts() -> Vec<Vec<u8>> {
+    let pool: &[(&str, &[i64])] = &[("kernel_shape", &[2, 2]), ("strides", &[2, 2]), ("pads", &[0, 1, 1, 0])];
+    let grams: &[(&str, &[i64])] =
+        &[("pool_int64s", &[2, 3, 5, 4, 5, 6]), ("ngram_counts", &[0, 2]), ("ngram_indexes", &[0, 1, 2, 3])];
+    let counted = content_of("TfIdfVectorizer", &["shape"], &["grams"], grams);
+    let more = [("min_gram_length", 1), ("max_gram_length", 2), ("max_skip_count", 1)];
+    let more = more.map(|(name, v)| message(5, &[text_field(1, name), number(3, v), number(20, 2)].concat()));
+    let mode = message(5, &[text_field(1, "mode"), text_field(4, "TF"), number(20, 3)].concat());
+    let counted = message(1, &[counted, more.concat(), mode].concat());
+    vec![
+        listed("MaxPool", &["image"], &["small", "places"], pool),
+        listed("MaxUnpool", &["small", "places"], &["large"], &pool[..2]),
+        listed("SplitToSequence", &["image", "halves"], &["list"], &[]),
+        node("ConcatFromSequence", &["list"], "again", &[("axis", 1)]),
+        listed("Col2Im", &["columns", "size", "block"], &["put"], &[("strides", &[1, 1]), ("pads", &[0, 0, 1, 1])]),
+        node("DFT", &["signal"], "spectrum", &[("axis", 1), ("onesided", 1)]),
+        listed("STFT", &["signal", "step", "", "frame"], &["spectra"], &[]),
+        listed("RoiAlign", &["image", "boxes", "which"], &["parts"], &[]),
+        counted,
+        ints("halves", &[1, 1]),
+        ints("shape", &[5, 4, 5]),
+        ints("size", &[4, 4]),
+        ints("block", &[2, 2]),
+        ints("step", &[2]),
+        ints("frame", &[4]),
+        ints("which", &[0]),
+        floats("boxes", &[1, 4], &[0., 0., 3., 3.]),
+        info(11, "image", &[2, 2, 4, 4]),
+        info(11, "columns", &[1, 4, 16]),
+        info(11, "signal", &[1, 8, 1]),
+        info(12, "again", &[2, 2, 4, 4]),
+        info(12, "spectra", &[1, 3, 3, 2]),
+        info(12, "grams", &[4]),
+    ]
+}
+
 #[test]
 fn damaged_models_are_refused_at_most() {
-    let sound = model(&block(), 17);
+    for sound in [model(&block(), 17), model(&parts(), 18)] {
+        imported(&sound).expect("a program");
+        damaged(&sound);
+    }
+}
+
+/// Imports a model with bytes of it changed, many times.
+fn damaged(sound: &[u8]) {
     let folder = tempfile::tempdir().expect("a folder");
     let mut state = 7u64;
     let mut next = |n: usize| {
@@ -150,7 +210,7 @@ fn damaged_models_are_refused_at_most() {
         (state >> 33) as usize % n
     };
     for _ in 0..2000 {
-        let mut bytes = sound.clone();
+        let mut bytes = sound.to_vec();
         for _ in 0..1 + next(3) {
             let at = 1 + next(bytes.len() - 1);
             match next(3) {

@@ -21,8 +21,9 @@ use crate::{
 };
 
 /// Compiles a program for a device of this machine and gives it weights, where there are any: one for each source of the
-/// program. Returns the model, and what compiling found out. `observer` is called with `(number, count, seconds left)` for each
-/// problem that is measured. `siblings` are models of other programs over the same weights, to share slots with.
+/// program, or those that it was read with. Returns the model, and what compiling found out. `observer` is called with
+/// `(number, count, seconds left)` for each problem that is measured. `siblings` are models of other programs over the same
+/// weights, to share slots with.
 #[pyfunction]
 #[pyo3(signature = (program, weights, *, mode="refittable", identical=false, dtype=None, weight_format=None, threads=None, tune="off", cache=None, observer=None, device="cpu", siblings=Vec::new()))]
 pub(crate) fn compile<'py>(
@@ -45,8 +46,10 @@ pub(crate) fn compile<'py>(
     let weights = weights.map(state_dict_of).transpose()?;
     let (threads, device) = (model::threads_of(threads)?, model::device_of(device)?);
     let cache_dir = regraft::cache_folder().filter(|_| cache.is_some()).map(|folder| folder.join("tuning"));
+    // Weights of a file come with its program; others by a refit.
+    let compiled_mode = if weights.is_none() && program.has_weights() { mode } else { Mode::Stripped };
     let mut compiler = Compiler::new()
-        .mode(Mode::Stripped)
+        .mode(compiled_mode)
         .identical(identical)
         .device(device)
         .dtype(dtype.map(dtype_of).transpose()?)

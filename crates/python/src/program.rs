@@ -10,7 +10,7 @@ use crate::{
     exit::detached,
 };
 
-/// A program on its way to an engine, without the values of its weights.
+/// A program on its way to an engine; one of PyTorch without the values of its weights.
 #[pyclass(frozen, module = "regraft")]
 pub(crate) struct Program(pub(crate) Imported);
 
@@ -48,12 +48,25 @@ impl From<&regraft::SourceInfo> for SourceInfo {
     }
 }
 
+impl Program {
+    /// Whether it was read with values for all of its weights.
+    pub(crate) fn has_weights(&self) -> bool {
+        self.0.weights.iter().all(Option::is_some)
+    }
+}
+
 #[pymethods]
 impl Program {
     /// Reads the program of a `.pt2` file.
     #[staticmethod]
     fn from_pt2(py: Python<'_>, path: PathBuf) -> PyResult<Program> {
         detached(py, || import::import_pt2_program(path)).map(Program).map_err(IntoPyErr::into_py)
+    }
+
+    /// Reads an `.onnx` file, with its weights: [`compile`](crate::compile::compile) takes them from here.
+    #[staticmethod]
+    fn from_onnx(py: Python<'_>, path: PathBuf) -> PyResult<Program> {
+        detached(py, || import::import_onnx(path)).map(Program).map_err(IntoPyErr::into_py)
     }
 
     /// Reads the program in the bytes of a `.pt2` file.

@@ -15,10 +15,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+import torchvision
 from safetensors.torch import save_file
 from torch import nn
 from torch._higher_order_ops.map import map as higher_order_map
 from torch._higher_order_ops.scan import scan
+from torch._higher_order_ops.while_loop import while_loop
 from torch.export import Dim, export
 from torch.utils import _pytree as pytree
 
@@ -1230,6 +1232,40 @@ def standardised(self, x):
     flat, gain = self.weight.reshape(1, 6, -1), self.gain * 0.3
     weight = F.batch_norm(flat, None, None, weight=gain, training=True, momentum=0.0, eps=1e-5)
     return F.conv2d(x, weight.reshape_as(self.weight)), F.batch_norm(x, None, None, training=True)
+
+
+def counted(step, x, rounds, first=None):
+    """`step` applied to `x` as often as `rounds` says, counted by a tensor."""
+    first = torch.zeros((), dtype=torch.int64) if first is None else first
+    return while_loop(lambda i, _: i < rounds, lambda i, x: (i + 1, step(x)), (first, x))
+
+
+@case("while_loops", r(2, 4), fc=nn.Linear(4, 4), decompose=False)
+def while_loops(self, x):
+    count, deep = counted(lambda x: torch.tanh(self.fc(x)), x, 3)
+    _, halved = counted(lambda x: x * 0.5, x, 7, first=torch.tensor(5))
+    return count, deep, halved, counted(lambda x: x + 1, x, 0)[1]
+
+
+BOXES = torch.tensor(
+    [[0, 0.5, 1.0, 4.5, 5.0], [1, -1.5, 2.0, 3.0, 9.0], [1, 2.0, 2.0, 2.2, 2.1], [0, 0.0, 0.0, 0.0, 0.0]]
+)
+
+
+@case(
+    "regions",
+    r(2, 4, 6, 5),
+    BOXES,
+    r(2, 2 * 2 * 4, 5, 4),
+    r(2, 2 * 4, 5, 4),
+    w=nn.Parameter(r(6, 2, 2, 2)),
+    decompose=False,
+)
+def regions(self, x, boxes, offset, mask):
+    aligned = torchvision.ops.roi_align(x, boxes, (3, 2), 0.75, sampling_ratio=2, aligned=True)
+    old = torchvision.ops.roi_align(x, boxes, 2, 1.0, sampling_ratio=3)
+    moved = torchvision.ops.deform_conv2d(x, offset * 2, self.w, mask=mask.sigmoid())
+    return aligned, old, moved, torchvision.ops.deform_conv2d(x, offset[:, :8], self.w)
 
 
 def main(wanted):

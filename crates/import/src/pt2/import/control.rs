@@ -1,4 +1,4 @@
-//! Control flow that exported programs keep: branches, and loops over the first axis of tensors.
+//! Control flow that exported programs keep: branches, loops over the first axis of tensors, and those whose end is known.
 
 use regraft_ir::{
     ValueId,
@@ -22,6 +22,7 @@ impl<'p> Translator<'p> {
         let results = match node.target.rsplit('.').next() {
             Some("cond") => self.branches(node, depth)?,
             Some("map_impl") => self.mapped(node, depth)?,
+            Some("while_loop") => self.looped(node, depth)?,
             _ => self.scanned(node, depth)?,
         };
         if names.len() != results.len() {
@@ -206,5 +207,53 @@ impl<'p> Translator<'p> {
         }
         carried.extend(self.stacked(columns)?);
         Ok(carried)
+    }
+
+    /// `while_loop`: rounds as long as a condition holds, which must follow from numbers that the code writes down.
+    fn looped(&mut self, node: &'p Node, depth: usize) -> Res<Vec<Bound>> {
+        let (cond, body) = (Self::graph_at(node, 0)?, Self::graph_at(node, 1)?);
+        let (first, rest) = (self.flat_at(node, 2)?, self.flat_at(node, 3)?);
+        // What goes in is not what comes out, even without any round.
+        let mut carried = Vec::with_capacity(first.len());
+        for bound in first {
+            carried.push(match bound {
+                Bound::Dim(dim) => Bound::Dim(dim),
+                bound => {
+                    let value = self.value_of(&bound)?;
+                    self.computed(value)
+                }
+            });
+        }
+        for _ in 0..=MOST_ROUNDS {
+            let operands: Vec<Bound> = carried.iter().chain(&rest).cloned().collect();
+            let holds = self.pure(cond, operands.clone(), depth)?;
+            let [holds] = holds.as_slice() else { return wrong("expected one condition") };
+            match self.truth(holds)? {
+                Some(true) => {}
+                Some(false) => return Ok(carried),
+                None => {
+                    return unsupported(
+                        "a loop whose end is computed from data",
+                        "count its rounds from a number that the code writes down, or use scan()",
+                    );
+                }
+            }
+            let results = self.pure(body, operands, depth)?;
+            if results.len() != carried.len() {
+                return wrong(format!("its graph gives {} values, {} go on", results.len(), carried.len()));
+            }
+            carried = results;
+        }
+        unsupported(format!("a loop of more than {MOST_ROUNDS} rounds"), "use fewer rounds")
+    }
+
+    /// A condition, when it is known while the program is read.
+    fn truth(&mut self, bound: &Bound) -> Res<Option<bool>> {
+        if let Bound::Dim(dim) = bound {
+            return Ok(dim.as_const().map(|v| v != 0));
+        }
+        let value = self.value_of(bound)?;
+        let known = self.b.known(value).and_then(|known| known.dims());
+        Ok(known.and_then(|dims| dims.first()?.as_const()).map(|v| v != 0))
     }
 }

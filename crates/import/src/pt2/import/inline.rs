@@ -9,8 +9,12 @@ use crate::pt2::{
 /// Inner graphs may hold inner graphs, but not this deep.
 const MAX_NESTING: usize = 32;
 /// Branches and loops, whose graphs do not just run once.
-const CONTROL: [&str; 3] =
-    ["torch.ops.higher_order.cond", "torch.ops.higher_order.map_impl", "torch.ops.higher_order.scan"];
+const CONTROL: [&str; 4] = [
+    "torch.ops.higher_order.cond",
+    "torch.ops.higher_order.map_impl",
+    "torch.ops.higher_order.scan",
+    "torch.ops.higher_order.while_loop",
+];
 
 impl<'p> Translator<'p> {
     /// A call of an inner graph that runs as if it stood here.

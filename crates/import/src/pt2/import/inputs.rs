@@ -46,6 +46,12 @@ impl<'p> Translator<'p> {
                     let value = self.b.graph.add_source(name, kind, TensorType::new(ty.dtype, ty.shape));
                     let source = self.b.graph.sources.len() as u32 - 1;
                     self.b.mark(value, true);
+                    // A number that the code wrote down may count rounds.
+                    if let (SourceKind::Constant, Some(tensor)) = (kind, weight.and_then(|w| w.tensor.as_ref()))
+                        && tensor.numel() == 1
+                    {
+                        self.b.literals.insert(source, tensor.clone());
+                    }
                     let cell = self.new_storage(value, Origin::Source(source, kind));
                     roots.insert(root, (source, cell));
                     cell

@@ -126,6 +126,13 @@ fn at_positions(cx: &mut Cx<'_, '_>, x: ValueId, axis: usize) -> Res<Vec<ValueId
 /// A view by any strides of a tensor that is dense and row-major, read element by element. Writing through it is refused.
 pub(super) fn strided(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let x = cx.tensor("self")?;
+    let at = strided_places(cx)?;
+    let flat = cx.flat(x)?;
+    cx.emit(Index { axis: 0 }, &[flat, at])
+}
+
+/// The position of each element of such a view.
+pub(super) fn strided_places(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let (sizes, strides) = (cx.ints("size")?, cx.ints("stride")?);
     let offset = cx.int_or("storage_offset", 0)?;
     if !cx.first_is_row_major() || sizes.len() != strides.len() {
@@ -138,10 +145,67 @@ pub(super) fn strided(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
         let along = cx.along(along, rank, axis)?;
         at = cx.binary(regraft_ir::ops::BinaryFn::Add, at, along)?;
     }
-    let flat = cx.flat(x)?;
-    let shape: Vec<Dim> = sizes.iter().map(|s| Dim::new(*s)).collect();
-    let at = cx.expand(at, shape)?;
-    cx.emit(Index { axis: 0 }, &[flat, at])
+    cx.expand(at, sizes.iter().map(|s| Dim::new(*s)).collect())
+}
+
+/// `torch.combinations`: every choice of `r` elements of a vector, in order.
+pub(super) fn combinations(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    const MOST: usize = 1024;
+    let x = cx.tensor("self")?;
+    let (r, again) = (cx.int_or("r", 2)?, cx.bool_or("with_replacement", false)?);
+    let n = cx.size(x, 0)?;
+    let Some(r) = usize::try_from(r).ok().filter(|r| (1..=MOST).contains(r)) else {
+        return unsupported(format!("combinations of {r} elements"), format!("use 1 to {MOST}"));
+    };
+    let mut rows: Vec<Vec<usize>> = vec![Vec::new()];
+    for _ in 0..r {
+        let mut longer = Vec::new();
+        for row in rows {
+            let first = row.last().map_or(0, |last| if again { *last } else { last + 1 });
+            longer.extend((first..n).map(|next| [&row[..], &[next]].concat()));
+            if longer.len().saturating_mul(r) > MOST {
+                return unsupported(format!("the combinations of {r} of {n} elements"), "take fewer");
+            }
+        }
+        rows = longer;
+    }
+    let places: Vec<Dim> = rows.iter().flatten().map(|at| Dim::from(*at)).collect();
+    let places = cx.int_vector(&places)?;
+    let places = cx.reshape(places, vec![Dim::from(rows.len()), Dim::from(r)])?;
+    cx.take(x, 0, places)
+}
+
+/// Tensors cut along an axis into as many parts as others, with zeros behind, and joined part by part.
+pub(super) fn chunk_cat(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let list = cx.tensors("tensors")?;
+    let chunks = cx.int("num_chunks")?;
+    let Some(chunks) = usize::try_from(chunks).ok().filter(|n| (1..1 << 20).contains(n)) else {
+        return wrong(format!("{chunks} parts"));
+    };
+    let mut parts = Vec::new();
+    let mut at = 0;
+    for v in list {
+        let axis = cx.axis_arg("dim", None, cx.rank(v))?;
+        at = axis + 1;
+        let size = cx.size(v, axis)?;
+        let more = size.next_multiple_of(chunks) - size;
+        let mut shape = cx.shape(v);
+        let mut whole = v;
+        if more > 0 {
+            let zero = cx.literal_like(regraft_ir::Scalar::Int(0), v)?;
+            if let Some(slot) = shape.get_mut(axis) {
+                *slot = Dim::from(more);
+            }
+            let zeros = cx.expand(zero, shape)?;
+            whole = parts::join(cx, vec![v, zeros], axis)?;
+            shape = cx.shape(whole);
+        }
+        let (front, behind) = shape.split_at(axis);
+        let each = behind.iter().fold(Dim::new(1), |n, d| &n * d).floor_div(&Dim::from(chunks));
+        let split = front.iter().cloned().chain([Dim::from(chunks), each]).collect();
+        parts.push(cx.reshape(whole, split)?);
+    }
+    parts::join(cx, parts, at)
 }
 
 /// `torch.cartesian_prod`: every choice of one element of each.

@@ -7,7 +7,7 @@ use super::elementwise::{apply, float_arg, result_type, to_float, two, value};
 use crate::pt2::args::{Cx, Number, Operand, Res, ValueId, unsupported, wrong};
 
 /// Both operands as floats of one dtype.
-fn floats(cx: &mut Cx<'_, '_>) -> Res<(ValueId, ValueId)> {
+pub(super) fn floats(cx: &mut Cx<'_, '_>) -> Res<(ValueId, ValueId)> {
     let (a, b) = two(cx)?;
     let dtype = to_float(result_type(cx, &[&a, &b])?);
     Ok((value(cx, &a, dtype)?, value(cx, &b, dtype)?))

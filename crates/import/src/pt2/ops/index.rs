@@ -177,8 +177,48 @@ pub(super) fn index_select(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
 
 /// `x[i, j]`, `x[:, i]`, `x[i, :, j]`: index tensors on any axes.
 pub(super) fn index(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
-    let mut x = cx.tensor("self")?;
+    let x = cx.tensor("self")?;
     let indices = cx.optional_tensors("indices")?;
+    indexed(cx, x, indices)
+}
+
+/// `x[indices]` where a mask is true, `fill` elsewhere; indices outside are taken for the nearest inside.
+pub(super) fn masked_index(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let (x, mask) = (cx.tensor("self")?, cx.tensor("mask")?);
+    let fill = cx.number("fill")?;
+    let indices = cx.optional_tensors("indices")?;
+    let indices = clamped(cx, x, indices, false)?;
+    let found = indexed(cx, x, indices)?;
+    let fill = cx.number_like(&fill, x)?;
+    let mask = cx.cast(mask, DType::Bool)?;
+    cx.select(mask, found, fill)
+}
+
+/// Indices within the axes of `x`, of which those from the end may stay.
+pub(super) fn clamped(
+    cx: &mut Cx<'_, '_>,
+    x: ValueId,
+    indices: Vec<Option<ValueId>>,
+    from_the_end: bool,
+) -> Res<Vec<Option<ValueId>>> {
+    let shape = cx.shape(x);
+    let mut out = Vec::with_capacity(indices.len());
+    for (index, size) in indices.into_iter().zip(shape.iter().chain(std::iter::repeat(&Dim::new(1)))) {
+        let Some(index) = index else {
+            out.push(None);
+            continue;
+        };
+        let index = cx.cast(index, DType::I64)?;
+        let last = cx.dim_value(&(size - &Dim::new(1)), DType::I64)?;
+        let first = if from_the_end { &Dim::new(0) - size } else { Dim::new(0) };
+        let first = cx.dim_value(&first, DType::I64)?;
+        let index = cx.binary(BinaryFn::Max, index, first)?;
+        out.push(Some(cx.binary(BinaryFn::Min, index, last)?));
+    }
+    Ok(out)
+}
+
+fn indexed(cx: &mut Cx<'_, '_>, mut x: ValueId, indices: Vec<Option<ValueId>>) -> Res<ValueId> {
     let axes: Vec<usize> = (0..indices.len()).filter(|&i| indices.get(i).is_some_and(Option::is_some)).collect();
     let mut given = Vec::new();
     for v in indices.into_iter().flatten() {

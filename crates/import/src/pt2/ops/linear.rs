@@ -1,11 +1,11 @@
 //! Matrix products. A product with a matrix of weights becomes `linear`, one of two computed values `matmul`.
 
-use regraft_ir::ops::{BinaryFn, Matmul};
+use regraft_ir::ops::{BinaryFn, Matmul, UnaryFn};
 use regraft_tensor::{DType, Dim};
 
 use super::elementwise;
 use crate::{
-    build::{linear_op, matrices, product, transposed},
+    build::{determinant, linear_op, matrices, product, transposed},
     pt2::args::{Cx, Number, Operand, Res, ValueId},
 };
 
@@ -19,7 +19,36 @@ pub(super) fn linear(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
             None => Ok(out),
         };
     }
+    if !cx.dtype_of(x).is_float() {
+        let turned = transposed(cx, weight)?;
+        let out = product(cx, x, turned)?;
+        return match bias {
+            Some(bias) => cx.binary(BinaryFn::Add, out, bias),
+            None => Ok(out),
+        };
+    }
     cx.emit_opt(linear_op(), vec![Some(x), Some(weight), bias])
+}
+
+fn matrix(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    cx.tensor(if cx.has("A") { "A" } else { "self" })
+}
+
+pub(super) fn det(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let x = matrix(cx)?;
+    determinant(cx, x)
+}
+
+pub(super) fn logdet(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let det = det(cx)?;
+    cx.unary(UnaryFn::Log, det)
+}
+
+/// The sign of the determinant, and the logarithm of its size.
+pub(super) fn slogdet(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<ValueId>>> {
+    let det = det(cx)?;
+    let size = cx.unary(UnaryFn::Abs, det)?;
+    Ok(vec![Some(cx.unary(UnaryFn::Sign, det)?), Some(cx.unary(UnaryFn::Log, size)?)])
 }
 
 pub(super) fn matmul(cx: &mut Cx<'_, '_>) -> Res<ValueId> {

@@ -2,7 +2,7 @@
 
 use regraft_ir::{
     Scalar,
-    ops::{BinaryFn, CompareFn, Gather, IndexPut, PutFn, ReduceFn, UnaryFn},
+    ops::{ArgReduce, ArgReduceFn, BinaryFn, CompareFn, Gather, IndexPut, PutFn, ReduceFn, UnaryFn},
 };
 use regraft_tensor::{DType, Dim};
 
@@ -222,6 +222,33 @@ pub(super) fn histc(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let none = cx.expand(none, vec![Dim::new(bins)])?;
     let counts = cx.emit(IndexPut { axis: 0, f: PutFn::Add }, &[none, counted, place])?;
     cx.cast(counts, dtype)
+}
+
+/// The most frequent element along an axis, the least of several, and where one of them stands.
+pub(super) fn mode(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<ValueId>>> {
+    const MOST: usize = 4096;
+    let x = cx.tensor("self")?;
+    let axis = cx.axis_arg("dim", Some(-1), cx.rank(x))?;
+    let keep = cx.bool_or("keepdim", false)?;
+    let (values, places) = sorted(cx, x, axis, false)?;
+    if cx.rank(x) == 0 {
+        return Ok(vec![Some(values), Some(places)]);
+    }
+    let size = cx.size(x, axis)?;
+    if size > MOST {
+        return unsupported(format!("mode() of {size} elements"), format!("use at most {MOST}"));
+    }
+    let (column, row) = (cx.unsqueeze(values, axis + 1)?, cx.unsqueeze(values, axis)?);
+    let same = cx.compare(CompareFn::Eq, column, row)?;
+    let same = cx.cast(same, DType::I64)?;
+    let counts = cx.reduce(ReduceFn::Sum, same, &[axis + 1], false)?;
+    let which = cx.emit(ArgReduce { f: ArgReduceFn::Max, axis, keep: true }, &[counts])?;
+    let mut out = Vec::new();
+    for v in [values, places] {
+        let one = cx.emit(Gather { axis }, &[v, which])?;
+        out.push(Some(if keep { one } else { cx.squeeze(one, axis)? }));
+    }
+    Ok(out)
 }
 
 /// Quantiles by interpolation between neighbours of the order.

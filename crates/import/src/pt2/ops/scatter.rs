@@ -198,6 +198,38 @@ pub(super) fn index_put(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let (x, values) = (cx.tensor("self")?, cx.tensor("values")?);
     let f = if cx.bool_or("accumulate", false)? { PutFn::Add } else { PutFn::Set };
     let indices = cx.optional_tensors("indices")?;
+    put_indexed(cx, f, x, values, indices)
+}
+
+/// `x[indices] += values` where a mask is true; indices outside are taken for the nearest inside.
+pub(super) fn masked_put(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let (x, mask, values) = (cx.tensor("self")?, cx.tensor("mask")?, cx.tensor("values")?);
+    let indices = cx.optional_tensors("indices")?;
+    let indices = super::index::clamped(cx, x, indices, true)?;
+    let mask = cx.cast(mask, DType::Bool)?;
+    let zero = cx.literal_like(Scalar::Int(0), values)?;
+    let values = cx.select(mask, values, zero)?;
+    put_indexed(cx, PutFn::Add, x, values, indices)
+}
+
+/// `x` with its elements under a view by any strides taken from another tensor.
+pub(super) fn strided_scatter(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let (x, source) = (cx.tensor("self")?, cx.tensor("src")?);
+    let shape = cx.shape(x);
+    let at = super::forms::strided_places(cx)?;
+    let source = cx.cast_like(source, x)?;
+    let flat = cx.flat(x)?;
+    let out = put(cx, PutFn::Set, flat, source, 0, &[at])?;
+    cx.reshape(out, shape)
+}
+
+fn put_indexed(
+    cx: &mut Cx<'_, '_>,
+    f: PutFn,
+    x: ValueId,
+    values: ValueId,
+    indices: Vec<Option<ValueId>>,
+) -> Res<ValueId> {
     let axes: Vec<usize> = (0..indices.len()).filter(|&i| indices.get(i).is_some_and(Option::is_some)).collect();
     let given: Vec<ValueId> = indices.into_iter().flatten().collect();
     let values = cx.cast_like(values, x)?;

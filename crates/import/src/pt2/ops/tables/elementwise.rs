@@ -5,6 +5,7 @@ use regraft_ir::ops::{BinaryFn, CompareFn, UnaryFn};
 use crate::pt2::ops::{
     Handler::{self, Many, One, Wide, WideMany},
     activation, elementwise, functions,
+    polynomials::{self, Kind},
 };
 
 macro_rules! unary {
@@ -20,6 +21,11 @@ macro_rules! binary {
 macro_rules! float2 {
     ($f:ident) => {
         Wide(|cx| functions::binary_float(cx, BinaryFn::$f))
+    };
+}
+macro_rules! chebyshev {
+    ($kind:ident, $shifted:expr) => {
+        One(|cx| polynomials::chebyshev(cx, Kind::$kind, $shifted))
     };
 }
 macro_rules! compare {
@@ -79,6 +85,30 @@ pub(super) const ATEN: &[(&str, Handler)] = &[
     ("hypot.default", float2!(Hypot)),
     ("copysign.Tensor", float2!(Copysign)),
     ("copysign.Scalar", float2!(Copysign)),
+    ("special_chebyshev_polynomial_t.default", chebyshev!(First, false)),
+    ("special_chebyshev_polynomial_t.x_scalar", chebyshev!(First, false)),
+    ("special_chebyshev_polynomial_t.n_scalar", chebyshev!(First, false)),
+    ("special_shifted_chebyshev_polynomial_t.default", chebyshev!(First, true)),
+    ("special_shifted_chebyshev_polynomial_t.x_scalar", chebyshev!(First, true)),
+    ("special_shifted_chebyshev_polynomial_t.n_scalar", chebyshev!(First, true)),
+    ("special_chebyshev_polynomial_u.default", chebyshev!(Second, false)),
+    ("special_chebyshev_polynomial_u.x_scalar", chebyshev!(Second, false)),
+    ("special_chebyshev_polynomial_u.n_scalar", chebyshev!(Second, false)),
+    ("special_shifted_chebyshev_polynomial_u.default", chebyshev!(Second, true)),
+    ("special_shifted_chebyshev_polynomial_u.x_scalar", chebyshev!(Second, true)),
+    ("special_shifted_chebyshev_polynomial_u.n_scalar", chebyshev!(Second, true)),
+    ("special_chebyshev_polynomial_v.default", chebyshev!(Third, false)),
+    ("special_chebyshev_polynomial_v.x_scalar", chebyshev!(Third, false)),
+    ("special_chebyshev_polynomial_v.n_scalar", chebyshev!(Third, false)),
+    ("special_shifted_chebyshev_polynomial_v.default", chebyshev!(Third, true)),
+    ("special_shifted_chebyshev_polynomial_v.x_scalar", chebyshev!(Third, true)),
+    ("special_shifted_chebyshev_polynomial_v.n_scalar", chebyshev!(Third, true)),
+    ("special_chebyshev_polynomial_w.default", chebyshev!(Fourth, false)),
+    ("special_chebyshev_polynomial_w.x_scalar", chebyshev!(Fourth, false)),
+    ("special_chebyshev_polynomial_w.n_scalar", chebyshev!(Fourth, false)),
+    ("special_shifted_chebyshev_polynomial_w.default", chebyshev!(Fourth, true)),
+    ("special_shifted_chebyshev_polynomial_w.x_scalar", chebyshev!(Fourth, true)),
+    ("special_shifted_chebyshev_polynomial_w.n_scalar", chebyshev!(Fourth, true)),
     ("special_zeta.default", float2!(Zeta)),
     ("special_zeta.other_scalar", float2!(Zeta)),
     ("special_zeta.self_scalar", float2!(Zeta)),

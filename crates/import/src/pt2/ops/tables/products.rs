@@ -32,6 +32,11 @@ pub(super) const ATEN: &[(&str, Handler)] = &[
     ("chain_matmul.default", One(product::multi_dot)),
     ("linalg_matmul.default", One(linear::matmul)),
     ("kron.default", One(product::kron)),
+    ("det.default", One(linear::det)),
+    ("linalg_det.default", One(linear::det)),
+    ("logdet.default", One(linear::logdet)),
+    ("slogdet.default", Many(linear::slogdet)),
+    ("linalg_slogdet.default", Many(linear::slogdet)),
     ("cross.default", Wide(distance::cross)),
     ("linalg_cross.default", Wide(distance::cross)),
     // Convolutions.

@@ -1,8 +1,8 @@
 //! Conversions, sizes, and what is refused or nothing.
 
 use crate::pt2::ops::{
-    Handler::{self, Dim as Sym, Drop, Inline, Many, MaybeView, One, Refuse},
-    convert, product, sym,
+    Handler::{self, Dim as Sym, Drop, Inline, Many, MaybeView, One, Refuse, Wide},
+    convert, product, regions, sym,
 };
 
 const DATA: &str = "a result whose size depends on the values of a tensor";
@@ -124,7 +124,10 @@ pub(super) const OTHERS: &[(&str, Handler)] = &[
     ("torch.ops.higher_order.cond", Inline),
     ("torch.ops.higher_order.map_impl", Inline),
     ("torch.ops.higher_order.scan", Inline),
+    ("torch.ops.higher_order.while_loop", Inline),
     ("torch.ops.prims.convert_element_type.default", MaybeView(convert::prims_convert)),
     ("torch.ops.transformers.grouped_mm_fallback.default", One(product::grouped)),
+    ("torch.ops.torchvision.roi_align.default", Wide(regions::rois)),
+    ("torch.ops.torchvision.deform_conv2d.default", Wide(regions::deformed)),
     ("torch.ops.prims.view_of.default", MaybeView(convert::same)),
 ];

@@ -98,6 +98,8 @@ pub(super) const ATEN: &[(&str, Handler)] = &[
     ("dsplit.array", Views(forms::split_by_name)),
     ("tensor_split.indices", Views(forms::tensor_split_indices)),
     ("cartesian_prod.default", One(forms::cartesian_prod)),
+    ("combinations.default", One(forms::combinations)),
+    ("_chunk_cat.default", One(forms::chunk_cat)),
     ("hann_window.default", One(|cx| fft::cosine_window(cx, 0.5, 0.5))),
     ("hann_window.periodic", One(|cx| fft::cosine_window(cx, 0.5, 0.5))),
     ("hamming_window.default", One(|cx| fft::cosine_window(cx, 0.54, 0.46))),

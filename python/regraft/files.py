@@ -1,0 +1,55 @@
+"""From a model in a file of another format to an engine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from regraft import _regraft
+from regraft.checks import warn_of
+from regraft.errors import CompileError
+from regraft.partition import PartitionReport
+from regraft.progress import Progress
+
+__all__ = ["compile_file", "is_onnx"]
+
+
+def is_onnx(path: Any) -> bool:
+    """Whether it is the path of an ONNX model."""
+    return isinstance(path, (str, os.PathLike)) and os.fspath(path).endswith(".onnx")
+
+
+def compile_file(
+    path: str | os.PathLike[str], settings: Mapping[str, Any], engine_cache: Any, progress: Progress
+) -> _regraft.Model:
+    """The engine of an ONNX model, with the weights that it holds. Nothing of it can stay in PyTorch.
+
+    Raises:
+        CompileError: when the file is damaged, or has an operator that is not supported.
+
+    """
+    if settings["torch_executed_ops"]:
+        raise CompileError(
+            f"{os.fspath(path)}: torch_executed_ops: an ONNX model is compiled whole: leave it out"
+        )
+    mode = "refittable" if settings["make_refittable"] else "frozen"
+    progress.step("import")
+    program = _regraft.Program.from_onnx(path)
+    step = "engine 1 of 1"
+    progress.step(step)
+    model, facts = _regraft.compile(
+        program,
+        None,
+        mode="stripped" if settings["strip_engine_weights"] else mode,
+        identical=settings["refit_identical_engine_weights"],
+        dtype=settings["dtype"],
+        weight_format=settings["weights"],
+        threads=settings["threads"],
+        tune=settings["tune"],
+        cache=engine_cache,
+        observer=progress.tuning(step),
+        device=settings["device"] or "cpu",
+    )
+    warn_of(PartitionReport(engines=({"onnx": facts["nodes"]},)), facts["evaluated"], facts["warnings"])
+    return model
