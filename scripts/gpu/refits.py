@@ -3,8 +3,8 @@
     python3 scripts/gpu/refits.py [bert] [unet]       # with the package regraft and diffusers on PYTHONPATH
 
 Each refit changes every float of an f16 model, and is followed by a copy of the same tensors; the figures are
-medians in milliseconds. A LoRA is of rank 16 and on all attention projections; PyTorch's merge of it is a product
-and a sum for each of them in a CUDA graph, in one direction.
+medians in milliseconds. A LoRA is of rank 16 and on all attention projections; PyTorch's merge of it is a
+product and a sum for each of them in a CUDA graph, in one direction.
 """
 
 import statistics

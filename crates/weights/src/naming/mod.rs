@@ -31,7 +31,7 @@ pub(crate) struct Sides<'a> {
     /// Whether the shape of what is given for a source matters.
     pub(crate) is_checked: &'a [bool],
     /// Names of the file after renaming, with their tensors.
-    pub(crate) given: &'a [(String, &'a Tensor)],
+    pub(crate) given: &'a [(Cow<'a, str>, &'a Tensor)],
     /// Whether names without a source are no obstacle.
     pub(crate) ignore_unknown: bool,
     /// Whether sources that are not given are no obstacle.
@@ -115,7 +115,7 @@ pub(crate) enum Found {
 /// Finds the rule by which the names of the file are those of sources.
 pub(crate) fn find(sides: &Sides<'_>) -> Found {
     let engine = Names::of_engine(sides, Level::None, false);
-    let file: Vec<Cow<'_, str>> = sides.given.iter().map(|(name, _)| Cow::from(name)).collect();
+    let file: Vec<Cow<'_, str>> = sides.given.iter().map(|(name, _)| Cow::from(&**name)).collect();
     let as_they_are = engine.as_ref().map(|engine| assign(sides, engine, &file, ("", ""), false));
     let mut nearest = as_they_are.unwrap_or_else(|| unmatched(sides));
     if nearest.fits || nearest.is_named {
@@ -125,7 +125,7 @@ pub(crate) fn find(sides: &Sides<'_>) -> Found {
     let mut seen = Vec::new();
     for (level, spelling) in LEVELS {
         let Some(engine) = Names::of_engine(sides, level, spelling) else { continue };
-        let file = canonical(sides.given.iter().map(|(name, _)| name.as_str()), level, spelling);
+        let file = canonical(sides.given.iter().map(|(name, _)| &**name), level, spelling);
         // What this level changes on neither side, the one before has tried.
         if seen.iter().any(|(e, f): &(Names<'_>, Vec<_>)| e.by_name == engine.by_name && *f == file)
             || has_doubles(&file)
@@ -365,9 +365,9 @@ fn segment_difference(from: &str, to: &str) -> (Vec<String>, Vec<String>, bool) 
 pub(crate) fn rename<'a>(
     names: impl Iterator<Item = (&'a str, &'a Tensor)>,
     renames: &'a [Rename],
-) -> (Vec<(String, &'a Tensor)>, Vec<&'a Rename>, Vec<(String, String)>) {
+) -> (Vec<(Cow<'a, str>, &'a Tensor)>, Vec<&'a Rename>, Vec<(String, String)>) {
     if renames.is_empty() {
-        return (names.map(|(name, tensor)| (name.to_owned(), tensor)).collect(), Vec::new(), Vec::new());
+        return (names.map(|(name, tensor)| (name.into(), tensor)).collect(), Vec::new(), Vec::new());
     }
     let mut unused: Vec<&Rename> = renames.iter().collect();
     let mut first: HashMap<String, String> = HashMap::new();
@@ -384,7 +384,7 @@ pub(crate) fn rename<'a>(
         if let Some(other) = first.insert(new.clone(), name.to_owned()) {
             doubles.push((name.to_owned(), other));
         }
-        renamed.push((new, tensor));
+        renamed.push((new.into(), tensor));
     }
     (renamed, unused, doubles)
 }
