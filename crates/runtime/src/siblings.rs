@@ -29,6 +29,7 @@ impl Siblings {
 
     fn add(&self, sibling: &Arc<Shared>) {
         let mut known = lock(&self.0);
+        known.retain(|sibling| sibling.strong_count() > 0);
         if !known.iter().any(|other| std::ptr::eq(other.as_ptr(), Arc::as_ptr(sibling))) {
             known.push(Arc::downgrade(sibling));
         }

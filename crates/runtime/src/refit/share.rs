@@ -25,6 +25,9 @@ pub(super) fn slots_of(
     let mut left: Vec<usize> = which.iter().copied().filter(|&slot| is_plain(parts.map, slot, &adapted)).collect();
     let mut found = BTreeMap::new();
     for sibling in siblings {
+        if left.is_empty() {
+            break;
+        }
         // One without weights has nothing to share, nor one whose file is damaged.
         let Some(generation) = sibling.generation().filter(|_| sibling.check_file().is_ok()) else { continue };
         let theirs = sibling.shared.program.parts();
