@@ -285,6 +285,52 @@ SIZES = """program "sizes" {
 """
 
 
+def requests() -> None:
+    """Requests for the program `PORTS` of src/lib.rs."""
+    x, ids = [[0.5, 1.5]], [[1, 2, 3]]
+    inputs = [
+        {"name": "x", "shape": [1, 2], "datatype": "FP32", "data": x},
+        {"name": "ids", "shape": [1, 3], "datatype": "INT64", "data": ids},
+        {"name": "mask", "shape": [1], "datatype": "BOOL", "data": [True]},
+        {"name": "half", "shape": [2], "datatype": "FP16", "data": [1, 2]},
+    ]
+    parameters = {"adapter": "style", "scale": 0.5, "timeout": 7, "binary_data_output": True}
+    outputs = [{"name": "y", "parameters": {"binary_data": False}}]
+    body = {"id": "1", "inputs": inputs, "parameters": parameters, "outputs": outputs}
+    write("request", "json", b"\0" + json.dumps(body).encode())
+    data = struct.pack("<2f3q?2e", *x[0], *ids[0], True, 1, 2)
+    for one, size in zip(inputs, (8, 24, 1, 4), strict=True):
+        del one["data"]
+        one["parameters"] = {"binary_data_size": size}
+    head = json.dumps(body).encode()
+    write("request", "binary", b"\1" + struct.pack("<H", len(head)) + head + data)
+    query = "kind=adapter&name=style&scale=0.7&alpha=8&partial=true&ignore_unknown=true&digest=00"
+    write("request", "target", f"\2/v2/models/m/versions/1/weights/stage?{query}".encode())
+    order = {
+        "file": "a/b.safetensors",
+        "adapters": [{"name": "s", "scale": 1}],
+        "renames": ["a=b"],
+        "kind": "weights",
+    }
+    write("request", "stage", b"\3" + json.dumps(order).encode())
+
+    def input_of(name: str, kind: str, shape: list[int], contents: bytes = b"") -> bytes:
+        sizes = b"".join(map(varint, shape))
+        return message(
+            5, message(1, name.encode()) + message(2, kind.encode()) + message(3, sizes) + contents
+        )
+
+    ports = [("x", "FP32", [1, 2]), ("ids", "INT64", [1, 3]), ("mask", "BOOL", [1]), ("half", "FP16", [2])]
+    raw = b"".join(message(7, part) for part in (data[:8], data[8:32], data[32:33], data[33:]))
+    texts = (
+        message(1, b"m") + message(3, b"id") + message(4, message(1, b"timeout") + message(2, number(2, 7)))
+    )
+    write("request_grpc", "raw", b"\0" + texts + b"".join(input_of(*port) for port in ports) + raw)
+    numbers = message(5, message(6, struct.pack("<2f", *x[0])))
+    write("request_grpc", "numbers", b"\0" + texts + input_of("x", "FP32", [1, 2], numbers))
+    write("request_grpc", "frame", b"\1\0\0\0\0\3" + message(1, b"m"))
+
+
 def programs() -> None:
     for path in sorted(PASSES.rglob("*.txt")):
         found = re.search(r"^program .*?^}\n", path.read_text(), re.M | re.S)
@@ -300,4 +346,5 @@ safetensors()
 torch()
 edits()
 engines()
+requests()
 programs()

@@ -71,10 +71,11 @@ class Browser:
         return str(self.call("element", {"using": "xpath", "value": xpath})[ELEMENT])
 
     def click(self, xpath: str) -> None:
-        self.call(f"element/{self.element(xpath)}/click", {})
+        # Between finding it and the click the page may be drawn anew.
+        until(lambda: self.call(f"element/{self.element(xpath)}/click", {}) is None)
 
     def type(self, xpath: str, text: str) -> None:
-        self.call(f"element/{self.element(xpath)}/value", {"text": text})
+        until(lambda: self.call(f"element/{self.element(xpath)}/value", {"text": text}) is None)
 
     def errors(self) -> list[str]:
         return [

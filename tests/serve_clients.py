@@ -5,12 +5,7 @@ Run by scripts/serve-test.sh.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,54 +13,9 @@ import pytest
 import tritonclient.grpc as grpc_client
 import tritonclient.http as http_client
 
-FIXTURES = Path(__file__).resolve().parent.parent / "crates/conformance/fixtures"
-REGRAFT = os.environ["REGRAFT_BIN"]
+from serve_support import FIXTURES, Served, close, served, tensors
 
-
-def tensors(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a safetensors file."""
-    data = path.read_bytes()
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    header.pop("__metadata__", None)
-    kinds = {"F32": np.float32, "I64": np.int64, "I32": np.int32, "BOOL": np.bool_}
-    start = 8 + length
-    return {
-        name: np.frombuffer(
-            data[start + about["data_offsets"][0] : start + about["data_offsets"][1]], kinds[about["dtype"]]
-        ).reshape(about["shape"])
-        for name, about in header.items()
-    }
-
-
-@dataclass
-class Served:
-    """A server with the model `linear` and what it should give."""
-
-    address: str
-    engine: Path
-    folder: Path
-
-    def inputs(self) -> np.ndarray:
-        return tensors(FIXTURES / "linear.safetensors")["input.0"]
-
-    def expected(self, which: str = "expected.0") -> np.ndarray:
-        return tensors(FIXTURES / "linear.safetensors")[which]
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    folder = tmp_path_factory.mktemp("serve")
-    engine = folder / "linear.rgf"
-    environment = os.environ | {"REGRAFT_CACHE_DIR": str(folder / "cache")}
-    subprocess.run([REGRAFT, "compile", FIXTURES / "linear.pt2", "-o", engine], check=True, env=environment)
-    command = [REGRAFT, "serve", engine, "--address", "127.0.0.1:0", "--batch", "8", "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        address = json.loads(server.stdout.readline())["listening"].removeprefix("http://")
-        yield Served(address, engine, folder)
-        server.terminate()
-        assert server.wait(timeout=30) == 0
+__all__ = ["served"]
 
 
 @pytest.fixture(params=["http", "grpc"])
@@ -74,12 +24,6 @@ def client(served: Served, request: pytest.FixtureRequest) -> Iterator[tuple[Any
     opened = module.InferenceServerClient(served.address)
     yield module, opened
     opened.close()
-
-
-def close(actual: np.ndarray, expected: np.ndarray) -> bool:
-    return actual.shape == expected.shape and bool(
-        np.abs(actual - expected).max() <= 1e-4 * np.abs(expected).max()
-    )
 
 
 def test_health_and_metadata(client: tuple[Any, Any]) -> None:
@@ -168,27 +112,12 @@ def test_many_at_once(served: Served, client: tuple[Any, Any]) -> None:
 
 def test_weights_change_for_both(served: Served) -> None:
     """What is published over HTTP, both protocols serve."""
-    import urllib.request
-
-    def post(path: str, body: bytes) -> dict[str, Any]:
-        with urllib.request.urlopen(
-            f"http://{served.address}/v2/models/linear/weights/{path}", data=body
-        ) as answer:
-            return json.loads(answer.read())
-
     new = {
         name[2:]: array
         for name, array in tensors(FIXTURES / "linear.safetensors").items()
         if name.startswith("b/")
     }
-    header, data, at = {}, b"", 0
-    for name, array in new.items():
-        header[name] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": [at, at + array.nbytes]}
-        data += array.tobytes()
-        at += array.nbytes
-    text = json.dumps(header).encode()
-    post("stage", len(text).to_bytes(8, "little") + text + data)
-    digest = post("publish", b"")["serving"]["digest"]
+    digest = served.publish(new)
     for module in (http_client, grpc_client):
         with module.InferenceServerClient(served.address) as opened:
             about = opened.get_model_metadata("linear")
@@ -204,4 +133,4 @@ def test_weights_change_for_both(served: Served) -> None:
                 response["parameters"]["weights"] if is_http else response.parameters["weights"].string_param
             )
             assert told == digest
-    post("rollback", b"")
+    served.roll_back()

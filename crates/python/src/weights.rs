@@ -90,7 +90,7 @@ impl StateDict {
 /// A tensor at `start` in one of the `buckets`; or what is wrong with that.
 fn part_of(buckets: &[Tensor], dtype: &str, shape: Vec<usize>, bucket: usize, start: usize) -> Result<Tensor, String> {
     let known = DType::from_name(dtype).ok_or_else(|| format!("`{dtype}` is no type of elements"))?;
-    if start % known.size() != 0 {
+    if !start.is_multiple_of(known.size()) {
         return Err(format!("begins at byte {start}, where no {dtype} can"));
     }
     let len = Tensor::byte_len(known, &shape).map_err(|error| error.to_string())?;

@@ -22,8 +22,6 @@ use crate::{
     upload::Upload,
 };
 
-/// How long the next part of a body may take.
-const PATIENCE: Duration = Duration::from_secs(15);
 /// Memory is set aside in pieces of this many bytes.
 const PIECE: usize = 4096;
 
@@ -70,11 +68,12 @@ pub(crate) async fn read_within(
     limit: usize,
     budget: &Budget,
     need: Need,
+    patience: Duration,
 ) -> Result<(Bytes, Reserved), Refusal> {
     let announced = body.size_hint().exact().map(|len| usize::try_from(len).unwrap_or(usize::MAX));
     let at_first = announced.unwrap_or(0).min(limit).saturating_mul(need.per_byte).saturating_add(need.more);
     let mut reserved = budget.reserve(at_first)?;
-    let bytes = read_parts(body, limit, |part| {
+    let bytes = read_parts(body, limit, patience, |part| {
         if announced.is_none() {
             reserved.0.merge(budget.reserve(part.saturating_mul(need.per_byte))?.0);
         }
@@ -85,14 +84,15 @@ pub(crate) async fn read_within(
 }
 
 /// Reads a body of at most `limit` bytes into memory.
-pub(crate) async fn read(body: Incoming, limit: usize) -> Result<Bytes, Refusal> {
-    read_parts(body, limit, |_| Ok(())).await
+pub(crate) async fn read(body: Incoming, limit: usize, patience: Duration) -> Result<Bytes, Refusal> {
+    read_parts(body, limit, patience, |_| Ok(())).await
 }
 
 /// `take` is asked before a part of so many bytes is kept.
 async fn read_parts(
     mut body: Incoming,
     limit: usize,
+    patience: Duration,
     mut take: impl FnMut(usize) -> Result<(), Refusal>,
 ) -> Result<Bytes, Refusal> {
     if body.size_hint().lower() > limit as u64 {
@@ -100,7 +100,7 @@ async fn read_parts(
     }
     let mut first: Option<Bytes> = None;
     let mut rest = BytesMut::new();
-    while let Some(part) = next(&mut body).await? {
+    while let Some(part) = next(&mut body, patience).await? {
         let so_far = first.as_ref().map_or(0, Bytes::len) + rest.len();
         if part.len() > limit - so_far {
             return Err(too_large(limit));
@@ -124,17 +124,18 @@ async fn read_parts(
 }
 
 /// Writes a body to a file.
-pub(crate) async fn read_to(mut body: Incoming, mut upload: Upload) -> Result<Upload, Refusal> {
-    while let Some(part) = next(&mut body).await? {
+pub(crate) async fn read_to(mut body: Incoming, mut upload: Upload, patience: Duration) -> Result<Upload, Refusal> {
+    while let Some(part) = next(&mut body, patience).await? {
         upload.write(part).await?;
     }
     upload.finish().await
 }
 
-async fn next(body: &mut Incoming) -> Result<Option<Bytes>, Refusal> {
+/// The next part of a body, which may take as long as `patience`.
+async fn next(body: &mut Incoming, patience: Duration) -> Result<Option<Bytes>, Refusal> {
     loop {
-        let frame = tokio::time::timeout(PATIENCE, body.frame()).await;
-        let slow = || Refusal::new(Kind::SlowBody, format!("the body came to a stop for {} s", PATIENCE.as_secs()));
+        let frame = tokio::time::timeout(patience, body.frame()).await;
+        let slow = || Refusal::new(Kind::SlowBody, format!("the body came to a stop for {} s", patience.as_secs_f64()));
         match frame.map_err(|_| slow())? {
             None => return Ok(None),
             Some(Err(error)) => return Err(Refusal::bad(format!("the body cannot be read: {error}"))),

@@ -60,6 +60,16 @@ pub enum ServeError {
         /// Why.
         why: String,
     },
+    /// Spans cannot be sent there.
+    #[error(
+        "spans cannot be sent to `{collector}`: {why}; expected the address of a collector, such as http://localhost:4318"
+    )]
+    Collector {
+        /// What was given.
+        collector: String,
+        /// Why not.
+        why: String,
+    },
     /// The system refuses something.
     #[error("{what}: {error}")]
     System {

@@ -30,9 +30,9 @@ use crate::{
     reply::{self, Reply},
     request::{complete, dtype_of, from_bytes, port_index, shape_of, with_parameters},
     run::Answer,
-    served::{Served, VERSION},
+    served::{InferRequest, Served, VERSION},
     server::Shared,
-    signature::Port,
+    signature::{Port, Signature},
 };
 
 /// Flag and length before a message.
@@ -62,7 +62,8 @@ async fn dispatch(shared: &Arc<Shared>, head: &Parts, body: Incoming) -> Result<
     }
     // Numbers that are sent one by one may take a byte each there, and 8 here.
     let need = Need { per_byte: 10, more: 0 };
-    let (body, _reserved) = body::read_within(body, shared.options.max_body, &shared.budget, need).await?;
+    let (body, _reserved) =
+        body::read_within(body, shared.options.max_body, &shared.budget, need, shared.options.body_patience).await?;
     let message = unframed(body)?;
     match method {
         "ServerLive" => Ok(done(&Yes { yes: true })),
@@ -96,6 +97,7 @@ async fn dispatch(shared: &Arc<Shared>, head: &Parts, body: Incoming) -> Result<
                 timeout(&head.headers).map_or(shared.options.timeout, |asked| asked.min(shared.options.timeout));
             let outcome = infer(served, request, begin, limit).await;
             served.metrics.ended(begin.elapsed(), outcome.as_ref().map(|_| ()).map_err(|refusal| refusal.kind));
+            shared.traces.request(&head.headers, &served.name, "grpc", begin, outcome.as_ref());
             outcome
         }
         _ => Err(Refusal::new(Kind::Method, format!("the method {method} is not served"))),
@@ -131,8 +133,18 @@ async fn infer(
     begin: Instant,
     limit: Duration,
 ) -> Result<Reply, Refusal> {
-    let inputs = inputs(&request, served)?;
-    let names = served.signature.outputs.iter().map(|port| port.name.as_str());
+    let (parsed, asked) = read(&request, &served.signature)?;
+    let answer = served.infer(parsed, begin, limit).await?;
+    let mut reply = done(&response(served, request.id, &asked, &answer)?);
+    reply::label(&mut reply, &answer.label);
+    reply.extensions_mut().insert(answer.timing);
+    Ok(reply)
+}
+
+/// What a message asks for: the run, and which of the outputs.
+pub(crate) fn read(request: &ModelInferRequest, signature: &Signature) -> Result<(InferRequest, Vec<usize>), Refusal> {
+    let inputs = inputs(request, signature)?;
+    let names = signature.outputs.iter().map(|port| port.name.as_str());
     let mut asked: Vec<usize> = Vec::new();
     for output in &request.outputs {
         let index = port_index(&output.name, names.clone(), "output")?;
@@ -145,13 +157,10 @@ async fn infer(
         asked.push(index);
     }
     if asked.is_empty() {
-        asked = (0..served.signature.outputs.len()).collect();
+        asked = (0..signature.outputs.len()).collect();
     }
     let parameters: Map<String, Value> = request.parameters.iter().filter_map(parameter).collect();
-    let answer = served.infer(with_parameters(inputs, &parameters)?, begin, limit).await?;
-    let mut reply = done(&response(served, request.id, &asked, &answer)?);
-    reply::label(&mut reply, &answer.label);
-    Ok(reply)
+    Ok((with_parameters(inputs, &parameters)?, asked))
 }
 
 fn response(served: &Served, id: String, asked: &[usize], answer: &Answer) -> Result<ModelInferResponse, Refusal> {
@@ -193,13 +202,12 @@ fn parameter((name, parameter): (&String, &InferParameter)) -> Option<(String, V
 }
 
 /// The inputs in the program's order: all as bytes, or all as numbers.
-fn inputs(request: &ModelInferRequest, served: &Served) -> Result<Vec<Tensor>, Refusal> {
+fn inputs(request: &ModelInferRequest, signature: &Signature) -> Result<Vec<Tensor>, Refusal> {
     let raw = &request.raw_input_contents;
     if !raw.is_empty() && raw.len() != request.inputs.len() {
         let why = format!("there are {} inputs and {} raw_input_contents", request.inputs.len(), raw.len());
         return Err(Refusal::bad(why));
     }
-    let signature = &served.signature;
     let mut inputs: Vec<Option<Tensor>> = vec![None; signature.inputs.len()];
     for (position, input) in request.inputs.iter().enumerate() {
         let index = port_index(&input.name, signature.inputs.iter().map(|port| port.name.as_str()), "input")?;
@@ -251,7 +259,7 @@ fn numbers(name: &str, dtype: DType, contents: &InferTensorContents) -> Result<A
 }
 
 /// The message in the body of a unary call.
-fn unframed(mut body: Bytes) -> Result<Bytes, Refusal> {
+pub(crate) fn unframed(mut body: Bytes) -> Result<Bytes, Refusal> {
     if body.len() < PREFIX {
         return Err(Refusal::bad("the call has no message"));
     }
@@ -266,7 +274,7 @@ fn unframed(mut body: Bytes) -> Result<Bytes, Refusal> {
     Ok(body)
 }
 
-fn decoded<M: Message + Default>(message: Bytes) -> Result<M, Refusal> {
+pub(crate) fn decoded<M: Message + Default>(message: Bytes) -> Result<M, Refusal> {
     M::decode(message).map_err(|error| Refusal::bad(format!("the message cannot be read: {error}")))
 }
 

@@ -1,6 +1,9 @@
 //! Requests of HTTP: rights, bodies, and what answers them.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use hyper::{
     HeaderMap, Request, StatusCode,
@@ -21,6 +24,7 @@ use crate::{
     route::{Route, query},
     served::{Served, VERSION},
     server::Shared,
+    traces::Phases,
     upload::{Upload, too_large},
     weights::{BodyKind, StageRequest, blocking},
 };
@@ -67,31 +71,38 @@ async fn dispatch(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<Re
     }
     let headers = &head.headers;
     match route {
-        Route::Live => Ok(reply::empty(StatusCode::OK)),
-        Route::Ready => Ok(health(shared.is_ready())),
+        Route::Live => Ok(reply::json(&json!({"live": true}))),
+        Route::Ready => Ok(health(json!({"ready": shared.is_ready()}))),
         Route::Server => Ok(reply::json(&about_server())),
         Route::Index => Ok(reply::json(&index(shared))),
         Route::Model(name) => Ok(reply::json(&shared.model(name)?.metadata())),
-        Route::ModelReady(name) => Ok(health(shared.model(name)?.is_ready() && !shared.is_stopping())),
+        Route::ModelReady(name) => {
+            let is_ready = shared.model(name)?.is_ready() && !shared.is_stopping();
+            Ok(health(json!({"name": name, "ready": is_ready})))
+        }
         Route::Infer(name) => {
             let served = shared.model(name)?;
             let outcome = infer(shared, served, headers, body, begin).await;
             served.metrics.ended(begin.elapsed(), outcome.as_ref().map(|_| ()).map_err(|refusal| refusal.kind));
+            shared.traces.request(headers, name, "http", begin, outcome.as_ref());
             outcome
         }
         Route::Status(name) => Ok(reply::json(&shared.model(name)?.status())),
         Route::Stage(name) => {
-            let served = shared.model(name)?;
-            stage(served, headers, head.uri.query().unwrap_or_default(), body).await
+            let outcome = stage(shared, name, headers, head.uri.query().unwrap_or_default(), body).await;
+            shared.traces.weights(headers, name, "stage", begin, outcome.as_ref());
+            outcome
         }
         Route::Discard(name) => Ok(reply::json(&shared.model(name)?.discard())),
         Route::Publish(name) => {
-            let served = shared.model(name)?;
-            done(served, served.publish(expected(body).await?).await?)
+            let outcome = publish(shared, name, body).await;
+            shared.traces.weights(headers, name, "publish", begin, outcome.as_ref());
+            outcome
         }
         Route::RollBack(name) => {
-            let served = shared.model(name)?;
-            done(served, served.roll_back(expected(body).await?).await?)
+            let outcome = roll_back(shared, name, body).await;
+            shared.traces.weights(headers, name, "rollback", begin, outcome.as_ref());
+            outcome
         }
         Route::Metrics => {
             let models: Vec<_> = shared.models().map(|m| (m.name.as_str(), &m.metrics, m.now())).collect();
@@ -120,8 +131,11 @@ fn inspector() -> Reply {
     reply
 }
 
-fn health(ready: bool) -> Reply {
-    reply::empty(if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE })
+/// The status says it, and the body again: KServe's client reads that.
+fn health(about: Value) -> Reply {
+    let is_ready = about["ready"] == true;
+    let status = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    reply::content(status, "application/json", about.to_string())
 }
 
 /// What the protocol calls the metadata of a server.
@@ -137,8 +151,23 @@ fn index(shared: &Shared) -> Value {
     shared.models().map(one).collect()
 }
 
+async fn publish(shared: &Shared, name: &str, body: Incoming) -> Result<Reply, Refusal> {
+    let served = shared.model(name)?;
+    let expected = expected(body, shared.options.body_patience).await?;
+    done(served, served.publish(expected).await?)
+}
+
+async fn roll_back(shared: &Shared, name: &str, body: Incoming) -> Result<Reply, Refusal> {
+    let served = shared.model(name)?;
+    let expected = expected(body, shared.options.body_patience).await?;
+    done(served, served.roll_back(expected).await?)
+}
+
 fn done(served: &Served, value: Value) -> Result<Reply, Refusal> {
     let mut reply = reply::json(&value);
+    if let Some(phases) = Phases::of(&value) {
+        reply.extensions_mut().insert(phases);
+    }
     if let Some(label) = served.serving() {
         reply::label(&mut reply, &label);
     }
@@ -170,15 +199,17 @@ async fn infer(
         false => request::parse(&bytes, json_len, &served.signature)?,
     };
     let answer = served.infer(parsed.request, begin, shared.options.timeout).await?;
-    let (id, outputs) = (parsed.id, parsed.outputs);
+    let (id, outputs, timing) = (parsed.id, parsed.outputs, answer.timing);
     let in_json = outputs.iter().filter(|o| !o.binary).map(|o| answer.outputs[o.index].bytes.len()).sum::<usize>();
-    match in_json > LONG {
+    let mut reply = match in_json > LONG {
         true => {
             let served = served.clone();
-            blocking(move || reply::inferred(&served, id.as_deref(), &outputs, &answer)).await
+            blocking(move || reply::inferred(&served, id.as_deref(), &outputs, &answer)).await?
         }
-        false => reply::inferred(served, id.as_deref(), &outputs, &answer),
-    }
+        false => reply::inferred(served, id.as_deref(), &outputs, &answer)?,
+    };
+    reply.extensions_mut().insert(timing);
+    Ok(reply)
 }
 
 /// Reads the body of a request to run a model, with memory set aside for it and for the tensors that are made of it: as much
@@ -189,15 +220,16 @@ async fn read(shared: &Shared, body: Incoming, json_len: Option<usize>) -> Resul
         None => Need { per_byte: 5, more: 0 },
         Some(len) => Need { per_byte: 2, more: len.min(limit).saturating_mul(3) },
     };
-    body::read_within(body, limit, &shared.budget, need).await
+    body::read_within(body, limit, &shared.budget, need, shared.options.body_patience).await
 }
 
 /// Stages what a request brings: JSON that names files and adapters, or a body of tensors with what is to be done in the query.
-async fn stage(served: &Arc<Served>, headers: &HeaderMap, text: &str, body: Incoming) -> Result<Reply, Refusal> {
+async fn stage(shared: &Shared, name: &str, headers: &HeaderMap, text: &str, body: Incoming) -> Result<Reply, Refusal> {
+    let (served, patience) = (shared.model(name)?, shared.options.body_patience);
     let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let is_json = content_type.split(';').next().is_some_and(|kind| kind.trim() == "application/json");
     let (request, upload, turn) = if is_json {
-        let bytes = body::read(body, SHORT).await?;
+        let bytes = body::read(body, SHORT, patience).await?;
         let request: StageRequest =
             serde_json::from_slice(&bytes).map_err(|error| Refusal::bad(format!("the body: {error}")))?;
         (request, None, served.turn().await)
@@ -208,13 +240,13 @@ async fn stage(served: &Arc<Served>, headers: &HeaderMap, text: &str, body: Inco
         }
         let turn = served.turn().await;
         let upload = Upload::create(&served.options.uploads, served.max_upload)?;
-        (request, Some(body::read_to(body, upload).await?), turn)
+        (request, Some(body::read_to(body, upload, patience).await?), turn)
     };
     done(served, served.stage(turn, request, upload).await?)
 }
 
 /// A request to stage a body, from the query of its URL.
-fn of_query(text: &str) -> Result<StageRequest, Refusal> {
+pub(crate) fn of_query(text: &str) -> Result<StageRequest, Refusal> {
     let mut request = StageRequest::default();
     for (name, value) in query(text) {
         let wrong = |expected: &str| Refusal::bad(format!("`{name}` in the query is {expected}, found `{value}`"));
@@ -243,13 +275,13 @@ fn of_query(text: &str) -> Result<StageRequest, Refusal> {
 }
 
 /// The digest that a request to publish or to roll back expects: `{"digest": "..."}`, or nothing.
-async fn expected(body: Incoming) -> Result<Option<String>, Refusal> {
+async fn expected(body: Incoming, patience: Duration) -> Result<Option<String>, Refusal> {
     #[derive(Default, Deserialize)]
     #[serde(deny_unknown_fields)]
     struct Expected {
         digest: Option<String>,
     }
-    let bytes = body::read(body, SHORT).await?;
+    let bytes = body::read(body, SHORT, patience).await?;
     if bytes.is_empty() {
         return Ok(None);
     }

@@ -13,7 +13,7 @@
 //!
 //! A request passes these modules: `server` (connections), `http` and `grpc` (rights, bodies), `request` and `numbers` (tensors), `queue`
 //! and `run` (batches), `reply`. Weights: `weights` (stage, publish, roll back), `generations` (what they are called), `variants`
-//! and `adapters` (adapters that requests name).
+//! and `adapters` (adapters that requests name). What is seen of all this: `metrics` and `traces`.
 #![forbid(unsafe_code)]
 
 mod adapters;
@@ -23,11 +23,14 @@ mod body;
 mod dtype;
 mod error;
 mod files;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod generations;
 mod grpc;
 mod http;
 mod metrics;
 mod numbers;
+mod opening;
 mod options;
 mod proto;
 mod queue;
@@ -39,6 +42,7 @@ mod served;
 mod server;
 mod signature;
 mod tls;
+mod traces;
 mod upload;
 mod variants;
 mod weights;
@@ -46,6 +50,6 @@ mod weights;
 pub use self::{
     auth::Tokens,
     error::ServeError,
-    options::{ModelOptions, ServerOptions},
+    options::{ModelOptions, ServerOptions, TraceOptions},
     server::{ServedModel, Server, asked_to_stop},
 };

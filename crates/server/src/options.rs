@@ -27,6 +27,21 @@ pub struct ServerOptions {
     pub timeout: Duration,
     /// How long requests under way have when the server is stopped.
     pub grace: Duration,
+    /// How long the head of a request, or the handshake before it, may take; as long a connection may be idle.
+    pub head_patience: Duration,
+    /// How long the next part of a body may take.
+    pub body_patience: Duration,
+    /// Where spans are sent. Without it none are made.
+    pub traces: Option<TraceOptions>,
+}
+
+/// What becomes of spans.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TraceOptions {
+    /// A collector of OpenTelemetry that takes OTLP over HTTP: `http://HOST:PORT`.
+    pub collector: String,
+    /// The part of all requests that spans are made of, from 0 to 1. A caller that says whether it traces is followed.
+    pub sample: f64,
 }
 
 impl Default for ServerOptions {
@@ -40,6 +55,9 @@ impl Default for ServerOptions {
             max_connections: 1024,
             timeout: Duration::from_secs(60),
             grace: Duration::from_secs(30),
+            head_patience: Duration::from_secs(30),
+            body_patience: Duration::from_secs(15),
+            traces: None,
         }
     }
 }

@@ -41,13 +41,6 @@ pub(crate) fn json(value: &Value) -> Reply {
     content(StatusCode::OK, "application/json", value.to_string())
 }
 
-/// An answer without a body.
-pub(crate) fn empty(status: StatusCode) -> Reply {
-    let mut reply = Response::new(Pieces::default());
-    *reply.status_mut() = status;
-    reply
-}
-
 /// The error object of the protocol.
 pub(crate) fn refusal(refusal: &Refusal) -> Reply {
     let mut reply = content(refusal.kind.status(), "application/json", refusal.to_json().to_string());

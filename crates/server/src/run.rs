@@ -22,6 +22,17 @@ pub(crate) struct Answer {
     pub(crate) outputs: Vec<Output>,
     /// The weights that it was computed from.
     pub(crate) label: Arc<Label>,
+    pub(crate) timing: Timing,
+}
+
+/// When a request ran.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Timing {
+    pub(crate) queued: Instant,
+    pub(crate) began: Instant,
+    pub(crate) ended: Instant,
+    /// Rows of the run, with those of the requests that ran together with it.
+    pub(crate) rows: usize,
 }
 
 /// An output, or some rows of one.
@@ -54,20 +65,23 @@ fn run(served: &Served, jobs: Vec<Job>) {
     if jobs.len() == 1 {
         for job in jobs {
             let outcome = outputs_of(served, &job, &job.inputs);
-            served.metrics.ran(begin.elapsed(), job.rows());
+            let timing = Timing { queued: job.queued, began: begin, ended: Instant::now(), rows: job.rows() };
+            served.metrics.ran(timing.ended - begin, timing.rows);
             let outputs = |outputs: Vec<Tensor>| outputs.into_iter().map(whole).collect();
-            answer(job, outcome.map(|(all, label)| Answer { outputs: outputs(all), label }));
+            answer(job, outcome.map(|(all, label)| Answer { outputs: outputs(all), label, timing }));
         }
         return;
     }
     let rows: Vec<usize> = jobs.iter().map(Job::rows).collect();
     let together = join(&jobs).and_then(|inputs| outputs_of(served, &jobs[0], &inputs));
-    served.metrics.ran(begin.elapsed(), rows.iter().sum());
+    let (ended, all) = (Instant::now(), rows.iter().sum());
+    served.metrics.ran(ended - begin, all);
     match together {
         Ok((outputs, label)) => {
             let parts = split(outputs, &rows);
             for (job, outputs) in jobs.into_iter().zip(parts) {
-                answer(job, Ok(Answer { outputs, label: label.clone() }));
+                let timing = Timing { queued: job.queued, began: begin, ended, rows: all };
+                answer(job, Ok(Answer { outputs, label: label.clone(), timing }));
             }
         }
         // What is wrong with one must not be told to the others.

@@ -34,12 +34,12 @@ use crate::{
     error::{Kind, Refusal},
     files::is_plain_name,
     http,
+    opening::Opening,
     served::Served,
     tls,
+    traces::Traces,
 };
 
-/// How long the head of a request, or the handshake before it, may take; as long a connection may be idle.
-const HEAD_PATIENCE: Duration = Duration::from_secs(30);
 /// Requests of one connection at a time, where a connection has several.
 const STREAMS: u32 = 128;
 
@@ -49,6 +49,7 @@ pub(crate) struct Shared {
     pub(crate) options: ServerOptions,
     pub(crate) guard: Guard,
     pub(crate) budget: Budget,
+    pub(crate) traces: Traces,
     stopping: AtomicBool,
     started: Instant,
 }
@@ -138,17 +139,20 @@ impl Server {
         }
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
         let runtime = runtime.map_err(|error| ServeError::System { what: "threads cannot be started", error })?;
+        let traces = Traces::start(self.options.traces.as_ref(), runtime.handle())?;
         models.values().try_for_each(Served::start)?;
         let shared = Arc::new(Shared {
             models,
             guard: Guard::new(self.options.tokens.clone(), self.options.address.ip()),
             budget: Budget::new(self.options.max_memory),
+            traces,
             options: self.options,
             stopping: AtomicBool::new(false),
             started: Instant::now(),
         });
         let served = runtime.block_on(serve(shared.clone(), acceptor, listening, stop));
         shared.models().for_each(|served| served.stop());
+        shared.traces.stop();
         runtime.shutdown_timeout(Duration::from_secs(1));
         served
     }
@@ -203,7 +207,7 @@ async fn serve(
             match acceptor {
                 None => connection(shared, stream, watcher).await,
                 Some(acceptor) => {
-                    if let Ok(Ok(stream)) = timeout(HEAD_PATIENCE, acceptor.accept(stream)).await {
+                    if let Ok(Ok(stream)) = timeout(shared.options.head_patience, acceptor.accept(stream)).await {
                         connection(shared, stream, watcher).await;
                     }
                 }
@@ -232,8 +236,9 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     stream: S,
     watcher: hyper_util::server::graceful::Watcher,
 ) {
+    let patience = shared.options.head_patience;
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_PATIENCE).max_buf_size(128 << 10);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(patience).max_buf_size(128 << 10);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -241,13 +246,13 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(4 << 20)
         .max_header_list_size(32 << 10)
-        .keep_alive_interval(HEAD_PATIENCE)
-        .keep_alive_timeout(HEAD_PATIENCE);
+        .keep_alive_interval(patience)
+        .keep_alive_timeout(patience);
     let service = service_fn(move |request| {
         let shared = shared.clone();
         async move { Ok::<_, Infallible>(http::answer(shared, request).await) }
     });
-    let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
+    let connection = builder.serve_connection(TokioIo::new(Opening::new(stream, patience)), service).into_owned();
     // Whatever ends a connection is its client's matter.
     let _ = watcher.watch(connection).await;
 }

@@ -95,10 +95,21 @@ pub(crate) struct ServeArgs {
     /// Its private key, as PEM
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     pub(crate) tls_key: Option<PathBuf>,
+    /// Send spans to this collector of OpenTelemetry (OTLP over HTTP), such as http://localhost:4318
+    #[arg(long, value_name = "URL")]
+    pub(crate) otlp: Option<String>,
+    /// The part of the requests that spans are made of, from 0 to 1; callers that trace are followed
+    #[arg(long, value_name = "PART", value_parser = part, default_value = "1", requires = "otlp")]
+    pub(crate) otlp_sample: f64,
     #[command(flatten)]
     pub(crate) threads: ThreadArgs,
     #[command(flatten)]
     pub(crate) common: Common,
+}
+
+fn part(text: &str) -> Result<f64, String> {
+    let number = text.parse::<f64>().ok().filter(|part| (0.0..=1.0).contains(part));
+    number.ok_or_else(|| "expected a number from 0 to 1".into())
 }
 
 /// `2ms`, `0.5s`, `10` (seconds).

@@ -4,7 +4,7 @@ use std::{
 };
 
 use regraft::{Model, RefitOptions};
-use regraft_server::{ModelOptions, ServedModel, Server, ServerOptions, Tokens, asked_to_stop};
+use regraft_server::{ModelOptions, ServedModel, Server, ServerOptions, Tokens, TraceOptions, asked_to_stop};
 use serde_json::json;
 
 use super::{about_weights, open_engine, open_weights};
@@ -77,6 +77,8 @@ fn server_options(args: &ServeArgs) -> Result<ServerOptions, Failure> {
         max_connections: args.max_connections.get(),
         timeout: args.timeout,
         grace: args.grace,
+        traces: args.otlp.clone().map(|collector| TraceOptions { collector, sample: args.otlp_sample }),
+        ..ServerOptions::default()
     })
 }
 

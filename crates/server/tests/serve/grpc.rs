@@ -81,7 +81,13 @@ fn a_call_gives_what_the_model_gives() {
     }
     let [both, neither] = [[raw.clone(), field(7, &bytes)].concat(), [field(1, b"m"), field(5, &input(b""))].concat()];
     let short = [field(1, b"m"), field(5, &input(b"")), field(7, &bytes[4..])].concat();
-    for message in [&both, &neither, &short, &field(1, b"m"), &vec![0xff; 40]] {
+    // A name that is no UTF-8, a length beyond the end, sizes that overflow together.
+    let bad_utf_8 = [field(1, b"\xff\xfe"), field(5, &input(b""))].concat();
+    let beyond = [&[5 << 3 | 2][..], &varint(u64::MAX)].concat();
+    let huge: Vec<u8> = [i64::MAX as u64, i64::MAX as u64].into_iter().flat_map(varint).collect();
+    let huge = [field(1, name.as_bytes()), field(2, b"FP32"), field(3, &huge)].concat();
+    let huge = [field(1, b"m"), field(5, &huge), field(7, &bytes)].concat();
+    for message in [&both, &neither, &short, &field(1, b"m"), &vec![0xff; 40], &bad_utf_8, &beyond, &huge] {
         assert_eq!(status(&running, "ModelInfer", message), "3");
     }
     assert_eq!(status(&running, "ModelInfer", &field(1, b"none")), "5");

@@ -7,6 +7,10 @@ mod infer;
 #[cfg(test)]
 mod limits;
 #[cfg(test)]
+mod slow;
+#[cfg(test)]
 mod support;
+#[cfg(test)]
+mod traces;
 #[cfg(test)]
 mod weights;

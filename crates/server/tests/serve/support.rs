@@ -212,6 +212,18 @@ impl Client {
         Answer { status, headers, body: self.rest.drain(..len).collect() }
     }
 
+    /// Reads until the server ends the connection.
+    pub(crate) fn read_to_end(&mut self) {
+        if let Err(error) = self.stream.read_to_end(&mut self.rest) {
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "the connection did not end: {error}");
+        }
+    }
+
+    /// What came and was not taken as an answer.
+    pub(crate) fn unread(&self) -> String {
+        String::from_utf8_lossy(&self.rest).into_owned()
+    }
+
     /// Whether more came.
     pub(crate) fn more(&mut self) -> bool {
         let mut part = [0; 65536];
