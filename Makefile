@@ -10,12 +10,15 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 # said on the way goes to stderr.
 PYTHON_ENV = python=$$(scripts/python-env.sh | tee >(cat >&2) | tail -n 1); bin=$$(dirname "$$python")
 
-.PHONY: help setup demo build python test test-rust test-python test-checkpoints test-adapters test-operators onnx-cases opinfo operators test-gpu test-s3 test-serve race fuzz bless format lint
+.PHONY: help packages setup demo build python wheels docs reference picture test test-rust test-python test-checkpoints test-adapters test-operators onnx-cases opinfo operators test-gpu test-s3 test-serve test-fleet test-inspector race fuzz bless format lint
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 
-setup: ## install the regraft command, and a Python environment with PyTorch and the package regraft
+packages:
+	@CARGO="$(CARGO)" scripts/system-packages.sh cc git python-venv
+
+setup: packages ## install the regraft command, and a Python environment with PyTorch and the package regraft
 	@echo "== installing the regraft command"
 	$(CARGO) install --locked --path crates/cli
 	@echo "== making the Python environment, and installing the package into it"
@@ -23,7 +26,7 @@ setup: ## install the regraft command, and a Python environment with PyTorch and
 	PATH="$$bin:$$PATH" "$$python" -m pip install --quiet --no-deps --no-build-isolation .; \
 	echo "== done: \`regraft --help\`, and \`import regraft\` with $$python"
 
-demo: ## sentence embeddings: compile, bind, run, refit, refit back; no PyTorch needed
+demo: packages ## sentence embeddings: compile, bind, run, refit, refit back; no PyTorch needed
 	@echo "== building the demo"
 	$(CARGO) build --release --locked -p regraft-demo
 	@echo "== fetching trained weights (once)"
@@ -43,7 +46,7 @@ python: ## build the wheel of the Python package, and unpack it to target/python
 	"$$python" -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
 		--target "$(TARGET)/python" "$(TARGET)"/wheels/regraft-*.whl
 
-test: test-rust test-python test-operators onnx-cases ## all tests
+test: packages test-rust test-python test-operators onnx-cases test-s3 ## all tests; installs what they need, as root or with sudo
 
 test-rust: ## tests in Rust: units, conformance fixtures, command line
 	@echo "== testing in Rust"
@@ -105,9 +108,17 @@ test-s3: ## the object cache against a server that speaks S3, on this machine
 	@echo "== testing the object cache"
 	@CARGO="$(CARGO)" scripts/s3-test.sh
 
-test-serve: build ## `regraft serve` with tritonclient, over HTTP and gRPC
+test-serve: build ## `regraft serve` with the clients of Triton and KServe, over HTTP and gRPC; what is in deploy/
 	@echo "== testing the server with the clients that people use"
 	@REGRAFT_BIN="$(TARGET)/release/regraft" scripts/serve-test.sh
+
+test-fleet: build python ## a fleet on Ray Serve: a cluster of several processes of which some are killed
+	@echo "== testing a fleet on Ray Serve"
+	@REGRAFT_BIN="$(TARGET)/release/regraft" PYTHONPATH="$(abspath $(TARGET))/python" scripts/fleet-test.sh
+
+test-inspector: build ## the inspector's page in headless Chromium, on a screen and on a phone
+	@echo "== testing the inspector's page"
+	@REGRAFT_BIN="$(TARGET)/release/regraft" scripts/inspector-test.sh
 
 race: ## runs, refits and variants on real threads under ThreadSanitizer
 	@echo "== looking for races"
@@ -115,9 +126,23 @@ race: ## runs, refits and variants on real threads under ThreadSanitizer
 
 fuzz: ## each fuzz target for a minute; see fuzz/README.md
 	@echo "== fuzzing"
-	@for target in pickle torch_old names adapter onnx safetensors pt2 weights engine engine_sealed cache_entry ir_text; do \
+	@for target in pickle torch_old names adapter onnx safetensors pt2 weights engine engine_sealed cache_entry ir_text request request_grpc; do \
 		echo "== $$target"; scripts/fuzz.sh "$$target" 60; \
 	done
+
+wheels: packages ## wheels for x86-64 and aarch64 that need no Rust, in target/manylinux
+	@scripts/wheels.sh "$(TARGET)/manylinux"
+
+docs: ## the site of the documentation, in target/site; fails on warnings and on links that lead nowhere
+	@echo "== building the documentation"
+	@python=$$(scripts/small-env.sh docs requirements/docs.txt "170 MB" | tee >(cat >&2) | tail -n 1); \
+	NO_MKDOCS_2_WARNING=1 "$$python" -m mkdocs build --site-dir "$(abspath $(TARGET))/site"
+
+reference: build python ## write docs/reference from `--help` and docstrings
+	@$(PYTHON_ENV); PYTHONPATH="$(abspath $(TARGET))/python" "$$python" scripts/reference.py "$(TARGET)/release/regraft"
+
+picture: python ## the picture of the README: measures latency while weights change, and draws it
+	@$(PYTHON_ENV); PYTHONPATH="$(abspath $(TARGET))/python" "$$python" bench/picture.py
 
 bless: ## rewrite the golden files of the passes; look at the diff before committing
 	@echo "== rewriting golden files"
@@ -129,7 +154,7 @@ format: ## format the files in Rust and Python
 	@$(PYTHON_ENV); \
 	"$$bin/ruff" format .; "$$bin/ruff" check --fix --select I .
 
-lint: ## formatting, clippy, documentation, crate dependencies, types
+lint: packages ## formatting, clippy, documentation, crate dependencies, types
 	@echo "== formatting"
 	$(CARGO) fmt --all --check
 	@echo "== clippy"

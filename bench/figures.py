@@ -1,4 +1,4 @@
-"""The figures of the README: every model of the test zoo through `regraft bench`, as a Markdown table.
+"""The figures of docs/figures.md: every model of the test zoo through `regraft bench`, as a Markdown table.
 
     PYTHON bench/figures.py            # with the environment of scripts/python-env.sh and a release build
 

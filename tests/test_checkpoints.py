@@ -313,6 +313,48 @@ def test_advice_follows_the_cause(compiled: regraft.Module, tuned: nn.Module, tm
     assert "--" not in text
 
 
+def test_what_a_file_has_in_another_form_is_not_kept(
+    compiled: regraft.Module, tuned: nn.Module, tmp_path: Path
+) -> None:
+    """Neither in part nor leniently: the file has these weights, and they cannot be read."""
+    state = dict(tuned.state_dict())
+    weight = state.pop("head.weight")
+    packed = {"head.qweight": torch.zeros(1, dtype=torch.int32), "head.scales": torch.zeros(1)}
+    narrow = saved({**state, "head.weight": weight.to(torch.float8_e4m3fn)}, tmp_path)
+    given: list[tuple[Any, str]] = [
+        ({**state, **packed}, "head.qweight .quantized."),
+        ({f"model.{name}": value for name, value in {**state, **packed}.items()}, "head.qweight .quantized."),
+        (narrow, "float8"),
+    ]
+    for weights, found in given:
+        for options in ({"strict": False}, {"strict": False, "partial": True}):
+            module = compiled.fork()
+            with pytest.raises(WeightsError, match=rf"head\.weight +missing: in its place is .*{found}"):
+                module.refit(weights, **options)
+    # What is not there at all is kept, as PyTorch does.
+    assert "head.weight" in compiled.fork().refit(state, strict=False).kept
+
+
+class OnAnotherDevice:
+    """What a tensor of a device is saved as that PyTorch has no storages for."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+    def __reduce__(self) -> Any:
+        arguments = (self.tensor, self.tensor.dtype, "cpu", False)
+        return torch._utils._rebuild_device_tensor_from_cpu_tensor, arguments
+
+
+def test_tensors_of_other_devices(compiled: regraft.Module, tuned: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "device.pt"
+    torch.save({name: OnAnotherDevice(value) for name, value in tuned.state_dict().items()}, path)
+    assert torch.load(path, weights_only=True).keys() == tuned.state_dict().keys()
+    module = compiled.fork()
+    module.refit(path)
+    expect(module, tuned)
+
+
 def test_folders(compiled: regraft.Module, tuned: nn.Module, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="a folder without weight files"):
         compiled.fork().refit(tmp_path)

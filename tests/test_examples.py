@@ -18,6 +18,7 @@ EXPECTED = {
     ],
     "fine_tuning.py": ["60 refits", "as PyTorch at each step: True"],
     "lora_hot_swap.py": ["the first and the last result are the same: True", "recompiles 0"],
+    "policy_training.py": ["41 refits: ", "learned: True, as the trainer: True"],
     "stripped_distribution.py": ["server: no weights yet", "server: class"],
 }
 

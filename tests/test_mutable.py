@@ -10,7 +10,7 @@ import pickle
 import threading
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -350,6 +350,50 @@ def test_m_3_tensors_of_many_axes_and_of_inference_mode_arrive() -> None:
     refits = mutable.refits
     assert_agrees(mutable, x)
     assert mutable.refits == refits
+
+
+def test_m_3_every_way_to_change_a_container_arrives() -> None:
+    """Where dicts count what is done to them, that they do is relied on."""
+
+    class Part(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.value, self.table, self.items = 0, {"a": 1, "b": 2}, [1, 2]
+
+    part = Part()
+    native = regraft._regraft.Watch()
+
+    def assign() -> None:
+        part.value += 1
+
+    changes: list[Callable[[], object]] = [
+        assign,
+        lambda: setattr(part, "value", part.value + 1),
+        lambda: vars(part).update(value=-1),
+        lambda: part.register_buffer("b", None),
+        lambda: part._buffers.pop("b"),
+        lambda: part.__delattr__("value"),
+        lambda: part.table.__setitem__("a", object()),
+        lambda: part.table.setdefault("c", 3),
+        lambda: part.table.popitem(),
+        lambda: part.table.__ior__({"a": 5}),
+        lambda: part.items.append(3),
+        lambda: part.items.__setitem__(0, 9),
+        part.table.clear,
+    ]
+    # What the interpreter does often, it does in other ways.
+    for _ in range(1000):
+        assign()
+    for change in changes:
+        containers = [vars(part), part._buffers, part._parameters, part.table, part.items]
+        native.watch_containers(containers)
+        assert native.is_unchanged() and native.changed_containers() == []
+        change()
+        assert not native.is_unchanged() and len(native.changed_containers()) == 1
+    native.watch_containers([part.table])
+    part.table["a"] = 1
+    del part.table["a"]
+    assert native.is_unchanged() and native.changed_containers() == [], "it holds what it did"
 
 
 def test_m_3_containers_are_compared_by_what_they_hold() -> None:

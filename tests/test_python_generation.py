@@ -159,6 +159,7 @@ def test_greedy_with_a_static_cache(build: Build) -> None:
     [
         (llama, {}),
         (llama, {"cache_implementation": "static"}),
+        (qwen, {}),
         (gpt2, {}),
         (t5, {"cache_implementation": "static"}),
         (whisper, {}),
@@ -185,6 +186,49 @@ def test_beams_and_sampling(cache: dict[str, Any]) -> None:
         mutable, prompt(mutable, batch=6), 12, do_sample=True, top_k=20, temperature=0.8, **cache
     )
     assert counted() == (0, 0)
+
+
+def test_the_programs_of_a_model_share_their_slots(tmp_path: Path) -> None:
+    mutable = MutableModule(built(llama))
+    given = prompt(mutable)
+    for weights in (None, built(llama, 1).state_dict()):
+        if weights is not None:
+            mutable.load_state_dict(weights)
+        assert_same_tokens(mutable, given, 6)
+        assert mutable.recompiles == 1
+        of_one = mutable.compiled.memory()["slots"]
+        # But for a constant or two.
+        assert of_one <= mutable.memory()["slots"] <= of_one + 64
+        assert mutable.memory()["shared"] >= of_one - 64
+    MutableModule.save(mutable, tmp_path / "saved")
+    for other in (MutableModule.load(tmp_path / "saved", built(llama, 1)), copy.deepcopy(mutable)):
+        assert len(other._regraft_state.entries) == 2
+        assert other.memory() == {**mutable.memory(), "free": other.memory()["free"]}
+        assert_same_tokens(other, given, 6)
+        other.load_state_dict(built(llama).state_dict())
+        assert_same_tokens(other, given, 6)
+        assert other.recompiles == 0 and other.memory()["slots"] <= of_one + 64
+    assert_same_tokens(mutable, given, 6)
+
+
+@pytest.mark.parametrize("is_compiled", [False, True], ids=["plain", "compiled"])
+def test_speculative_decoding(is_compiled: bool) -> None:
+    mutable, small = MutableModule(built(llama)), built(llama, 3)
+    assistant = MutableModule(small) if is_compiled else small
+    given = prompt(mutable)
+    wanted = tokens(MutableModule.module.fget(mutable), given, 24, assistant_model=small)
+    assert torch.equal(wanted, tokens(MutableModule.module.fget(mutable), given, 24))
+    assert torch.equal(tokens(mutable, given, 24, assistant_model=assistant), wanted)
+    assert mutable.recompiles <= 2, mutable.explain()
+    assert_all_compiled(mutable)
+    # The prompt, the check of several tokens, and a single step read the same slots.
+    assert len(mutable._regraft_state.entries) >= 2
+    assert mutable.memory()["slots"] <= mutable.compiled.memory()["slots"] + 64
+    if is_compiled:
+        assert_all_compiled(assistant)
+        counted = Counted(mutable)
+        assert torch.equal(tokens(mutable, given, 24, assistant_model=assistant), wanted)
+        assert counted() == (0, 0)
 
 
 def test_prompts_of_different_lengths_are_padded() -> None:

@@ -98,6 +98,12 @@ def test_operators_that_a_program_does_not_have() -> None:
         compiled_net(min_block_size=1, torch_executed_ops=["aten.addmm.default"])
 
 
+def test_operators_without_a_kernel() -> None:
+    said = r"no kernel runs 1 x conv of f32 .*far slower\. Leave the operator to PyTorch with torch_executed"
+    with pytest.warns(regraft.SlowWarning, match=said):
+        regraft.compile(nn.Conv3d(2, 2, 2).eval(), numbers(1, 2, 3, 3, 3))
+
+
 def test_a_dtype_that_runs_slowly() -> None:
     with pytest.warns(regraft.SlowWarning, match=r"linear of f64.*evaluator.*\.float\(\)"):
         regraft.compile(net().double(), (X.double(),))
@@ -218,6 +224,8 @@ def test_paths_given_to_compile(tmp_path: Path) -> None:
             regraft.CompileError, match=r"found a path\n  help: regraft\.compile\(torch\.export\.load\("
         ):
             regraft.compile(path)
+    with pytest.raises(regraft.CompileError, match=r"help: the command `regraft compile m\.onnx -o"):
+        regraft.compile("m.onnx")
 
 
 def test_another_size_says_what_to_declare() -> None:
@@ -282,6 +290,9 @@ def test_adapters_by_their_file_alone(tmp_path: Path) -> None:
     assert adapter.name == "style" and adapter.layers == 1
     report = compiled.refit(adapters=[(adapter, 0.5)])
     assert "style x 0.5)" in repr(report) and ("kB in" in repr(report) or "bytes in" in repr(report))
+    engine = compiled.models[0]
+    assert engine.adapter(tmp_path / "style").name == engine.adapter(str(tmp_path / "style")).name == "style"
+    assert engine.adapter("bold", tmp_path / "style").name == "bold"
 
 
 def test_numpy_and_paths(tmp_path: Path) -> None:
@@ -350,6 +361,9 @@ def test_pictures_for_notebooks() -> None:
         (mutable.explain(), "<th>cost</th>"),
         (report, "stage"),
         (compiled.memory(), "slots"),
+        (mutable.memory(), "shared"),
+        (compiled.report(), "1 engine, 0 nodes in PyTorch"),
+        (regraft.dry_run(net(), (X,)), "1 engine"),
     ):
         html = shown._repr_html_()
         assert words in html and html.count("<table>") == html.count("</table>")

@@ -228,6 +228,30 @@ def test_hooks_of_accelerate_are_around_the_compiled_module() -> None:
     assert counted() == (0, 0)
 
 
+def test_offloading_moves_components_that_run_compiled() -> None:
+    pipe = pipeline()
+    wanted = image(pipe)
+    wrapped = regraft.wrap(pipe, components=WHOLE)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("error", regraft.FallbackWarning)
+        pipe.enable_model_cpu_offload(device="cpu")
+        for _ in range(2):
+            assert_close([image(pipe)], [wanted])
+        pipe.remove_all_hooks()
+        assert_close([image(pipe)], [wanted])
+    for name, module in wrapped.items():
+        assert module.compiled is not None and (module.recompiles, module.refits) == (0, 0), name
+
+
+def test_weights_that_are_nowhere_between_calls() -> None:
+    mutable = MutableModule(seeded(Tower))
+    mutable.fc.weight = nn.Parameter(mutable.fc.weight.to("meta"))
+    said = r"fc are on the meta device.*enable_model_cpu_offload"
+    with torch.no_grad(), pytest.warns(regraft.FallbackWarning, match=said):
+        mutable(numbers(2, 8))
+    assert mutable.compiled is None
+
+
 def test_wrap_says_what_it_leaves() -> None:
     pipe = pipeline()
     wrapped = regraft.wrap(pipe)
@@ -322,7 +346,46 @@ def flux() -> tuple[Any, dict[str, Any]]:
     return pipe, {name: value for name, value in given.items() if not name.startswith("negative")}
 
 
-@pytest.mark.parametrize("build", [with_control, sd3, flux], ids=lambda build: build.__name__)
+def wan() -> tuple[Any, dict[str, Any]]:
+    """Of videos."""
+
+    def transformer() -> nn.Module:
+        return diffusers.WanTransformer3DModel(
+            patch_size=(1, 2, 2),
+            num_attention_heads=2,
+            attention_head_dim=12,
+            in_channels=4,
+            out_channels=4,
+            text_dim=16,
+            freq_dim=32,
+            ffn_dim=32,
+            num_layers=1,
+            rope_max_seq_len=32,
+        )
+
+    def video_vae() -> nn.Module:
+        return diffusers.AutoencoderKLWan(
+            base_dim=2,
+            z_dim=4,
+            dim_mult=[1, 1],
+            num_res_blocks=1,
+            temperal_downsample=[True],
+            latents_mean=[0.1] * 4,
+            latents_std=[1.5] * 4,
+        )
+
+    pipe = diffusers.WanPipeline(
+        transformer=seeded(transformer),
+        vae=seeded(video_vae),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        text_encoder=None,
+        tokenizer=None,
+    )
+    return pipe, {"num_frames": 5, **text_of(16)}
+
+
+@pytest.mark.filterwarnings("ignore::regraft.SlowWarning")
+@pytest.mark.parametrize("build", [with_control, sd3, flux, wan], ids=lambda build: build.__name__)
 def test_pipelines_of_other_kinds(build: Any) -> None:
     pipe, given = build()
     pipe.set_progress_bar_config(disable=True)
@@ -330,7 +393,8 @@ def test_pipelines_of_other_kinds(build: Any) -> None:
     def made() -> Any:
         generator = torch.Generator().manual_seed(0)
         sizes = {"height": 16, "width": 16, "num_inference_steps": 2}
-        return pipe(**given, **sizes, generator=generator, output_type="np").images
+        result = pipe(**given, **sizes, generator=generator, output_type="np")
+        return result.frames if build is wan else result.images
 
     wanted = made()
     modules = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}

@@ -144,6 +144,12 @@ def test_a_diffusion_unet_of_many_sizes_compiles_once() -> None:
         (2, 4, 6, 77),
         (1, 2, 2, 5),
         (3, 10, 12, 9),
+        (8, 4, 4, 77),
+        (1, 16, 16, 1),
+        (2, 6, 32, 20),
+        (5, 12, 2, 3),
+        (7, 2, 14, 80),
+        (6, 20, 4, 11),
     ):
         latents, states = numbers(b, 4, height, width), numbers(b, length, 8)
         assert_agrees(mutable, latents, torch.tensor(7), encoder_hidden_states=states, return_dict=False)

@@ -52,14 +52,17 @@ def main() -> None:
     net = BertModel(BertConfig()).eval()
     ids = torch.randint(0, 30000, (1, 16))
     mutable = regraft.MutableModule(net)
-    watcher = mutable._regraft_state.watcher
     query = net.encoder.layer[0].attention.self.query
 
     def write() -> None:
         query.weight.data.mul_(1.01)
 
     with torch.inference_mode():
+        # Exporting notes things down on the module, which the second call takes in.
         mutable(ids)
+        mutable(ids)
+        watcher = mutable._regraft_state.watcher
+        assert watcher.look() is None
         print(f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
         print(f"BERT-base: {len(list(net.parameters()))} parameters, {len(list(net.modules()))} modules")
         print(line("check, again", microseconds(watcher.look, CHECKS)))

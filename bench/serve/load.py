@@ -1,40 +1,46 @@
 """What serving costs beside the model's own run, and whether publications are felt: HTTP with binary tensors.
 
     regraft compile model.pt2 -o model.rgf
-    python3 bench/serve/load.py --regraft regraft model.rgf --seconds 5 --clients 1 --clients 8
+    python3 bench/serve/load.py --regraft regraft model.rgf --clients 1 --clients 8 --clients 64
 
-Starts a server of its own on this machine, sends random inputs at the sizes that `regraft bench` uses,
-and prints the time of a request beside the time of a run that the server measured; then the same while
-weights are staged and published each second, with the ratio of the 99th percentiles. Needs nothing but
-Python.
+Starts a server of its own on this machine, sends random inputs, and prints the time of a request beside the
+time of a run that the server measured; then the same while weights are staged and published each second, with
+the ratio of the 99th percentiles. With `--adapter-every 10` each tenth request names an adapter, at one of
+three scales, while weights are published. Every answer is checked: answers that name the same weights must be
+the same bits, and one that was asked for after a publication must not be older.
+
+The load test (1,000 connections, half an hour, a publication each second, adapters):
+
+    python3 bench/serve/load.py --regraft regraft model.rgf --clients 1000 --rate 400 --seconds 1800 \\
+        --adapter-every 10 --report load.json
+
+`--rate` sends so many requests a second in all, each connection in its turn, so that latencies are those of a
+server that keeps up; without it each connection sends its next request when it has the answer. Give about
+half of what one client without a rate reaches.
+
+`--baseline model.onnx` serves the same model by ONNX Runtime behind FastAPI (bench/serve/fastapi_onnx.py;
+needs fastapi, uvicorn, onnxruntime and numpy) and sends the same requests there. Without it nothing but
+Python is needed.
 """
 
 from __future__ import annotations
 
 import argparse
-import http.client
+import asyncio
+import hashlib
 import json
-import random
-import struct
 import subprocess
+import sys
 import tempfile
-import threading
 import time
+from array import array
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-WIDTH = {
-    "FP64": 8,
-    "FP32": 4,
-    "FP16": 2,
-    "BF16": 2,
-    "INT64": 8,
-    "INT32": 4,
-    "INT16": 2,
-    "INT8": 1,
-    "UINT8": 1,
-    "BOOL": 1,
-}
+from requests_of import adapter, manifest, request, weights
+from servers import Baseline, Server
 
 
 def main() -> None:
@@ -46,190 +52,247 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="length of each measurement")
     parser.add_argument("--clients", type=int, action="append", help="connections at a time [default: 1, 8]")
     parser.add_argument(
+        "--rate", type=float, help="requests a second in all [default: as many as are answered]"
+    )
+    parser.add_argument("--publish-every", type=float, default=1.0, help="seconds between publications")
+    parser.add_argument(
+        "--adapter-every", type=int, default=0, help="each so manieth request names an adapter"
+    )
+    parser.add_argument(
         "--size", type=int, default=1, help="what sizes that vary are, besides those in --sizes"
     )
     parser.add_argument("--sizes", default="", help="NAME=2x128,... of inputs")
     parser.add_argument("--ids", type=int, default=100, help="integers are below this")
     parser.add_argument("--serve", default="", help="more options of the server, such as '--batch 16'")
+    parser.add_argument("--baseline", type=Path, help="an .onnx file of the same model")
+    parser.add_argument("--report", type=Path, help="writes the figures as JSON")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, Server(arguments) as server:
-        about = server.get("/v2/models/m")
-        sizes = dict(pair.split("=") for pair in arguments.sizes.split(",") if pair)
-        body, header = request(about, sizes, arguments.size, arguments.ids)
-        a, b = weights(arguments, Path(folder))
-        print(
-            f"{'clients':>7}  {'publishes':>9}  {'requests/s':>10}  {'p50':>9}  {'p99':>9}"
-            f"  {'over the run, p50':>17}"
+    clients = arguments.clients or [1, 8]
+    figures: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        with Server(arguments, Path(folder), max(clients)) as server:
+            about = server.get("/v2/models/m")
+            sizes = dict(pair.split("=") for pair in arguments.sizes.split(",") if pair)
+            inputs = request(about, sizes, arguments.size, arguments.ids)
+            sources = manifest(arguments.regraft, arguments.engine)
+            if arguments.adapter_every:
+                adapter(sources, server.adapters / "style")
+            pair = weights(sources)
+            print(HEADER)
+            for count in clients:
+                quiet = measure(server, arguments, inputs, count, None)
+                busy = measure(server, arguments, inputs, count, pair)
+                figures += [quiet.facts(), busy.facts()]
+                print(f"  p99 with publishes is {busy.p(99) / quiet.p(99):.2f} x that without")
+                print(f"  memory of the server: {busy.memory_text()}")
+            failed = sum(figure["errors"] + figure["mixed"] + figure["old"] for figure in figures)
+        if arguments.baseline:
+            print(f"ONNX Runtime behind FastAPI: {arguments.baseline}\n{HEADER}")
+            with Baseline(arguments.baseline, Path(folder)) as baseline:
+                for count in clients:
+                    figures.append(measure(baseline, arguments, inputs, count, None).facts())
+    if arguments.report:
+        arguments.report.write_text(json.dumps(figures, indent=1) + "\n")
+    if failed:
+        sys.exit(f"{failed} answers were errors, mixed or old")
+
+
+HEADER = (
+    f"{'clients':>7}  {'publishes':>9}  {'requests/s':>10}  {'p50':>10}  {'p99':>10}"
+    f"  {'over the run, p50':>17}  {'running':>7}  {'errors':>6}  {'mixed':>5}  {'old':>3}"
+)
+
+
+@dataclass
+class Load:
+    """One measurement."""
+
+    server: Server | Baseline
+    clients: int
+    every: int
+    seconds: float = 0.0
+    times: array[float] = field(default_factory=lambda: array("d"))
+    errors: Counter[str] = field(default_factory=Counter)
+    mixed: int = 0
+    old: int = 0
+    published: int = 0
+    newest: int = 0
+    """The generation that the last publication told of."""
+    answers: dict[str, bytes] = field(default_factory=dict)
+    """A digest of the outputs, by that of the weights."""
+    memory: list[int] = field(default_factory=list)
+    """Bytes of the server's process, once a second."""
+    run: float = 0.0
+    """The mean time of a run."""
+    running: float = 0.0
+    """The part of the time in which the model ran."""
+
+    def p(self, percent: int) -> float:
+        """A percentile of the times."""
+        times = sorted(self.times) or [float("nan")]
+        return times[min(len(times) * percent // 100, len(times) - 1)]
+
+    def check(self, status: int, headers: dict[str, str], body: bytes, floor: int) -> None:
+        """Whether an answer is right, and of weights that were to be expected."""
+        if status != 200:
+            self.errors[f"{status} {body[:200].decode(errors='replace')}"] += 1
+            return
+        if "regraft-weights" not in headers:
+            return
+        outputs = hashlib.blake2b(body[int(headers["inference-header-content-length"]) :], digest_size=16)
+        known = self.answers.setdefault(headers["regraft-weights"], outputs.digest())
+        self.mixed += known != outputs.digest()
+        self.old += int(headers["regraft-generation"]) < floor
+
+    def facts(self) -> dict[str, Any]:
+        """The figures."""
+        return {
+            "server": type(self.server).__name__, "clients": self.clients, "seconds": self.seconds,
+            "requests": len(self.times), "published": self.published, "p50": self.p(50), "p99": self.p(99),
+            "run": self.run, "running": self.running, "errors": self.errors.total(), "mixed": self.mixed,
+            "old": self.old, "what": dict(self.errors.most_common(5)), "weights_seen": len(self.answers),
+            "memory": self.memory[:: max(len(self.memory) // 60, 1)],
+        }  # fmt: skip
+
+    def memory_text(self) -> str:
+        """The memory at the beginning, at its most, and at the end."""
+        first, last = self.memory[len(self.memory) // 10], self.memory[-1]
+        return (
+            f"{first / 1e6:.0f} MB, at most {max(self.memory) / 1e6:.0f} MB, at the end {last / 1e6:.0f} MB"
         )
-        for clients in arguments.clients or [1, 8]:
-            quiet = measure(server, body, header, clients, arguments.seconds, None)
-            busy = measure(server, body, header, clients, arguments.seconds, (a, b))
-            print(f"  p99 with publishes is {busy['p99'] / quiet['p99']:.2f} x that without")
 
-
-class Server:
-    """A server of this machine, for as long as the block lasts."""
-
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        command = [arguments.regraft, "serve", f"m={arguments.engine}", "--address", "127.0.0.1:0", "--json"]
-        self.process = subprocess.Popen(command + arguments.serve.split(), stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        self.address = json.loads(self.process.stdout.readline())["listening"].removeprefix("http://")
-
-    def __enter__(self) -> Server:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.terminate()
-        self.process.wait(timeout=60)
-
-    def connect(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection(self.address, timeout=60)
-
-    def call(self, method: str, path: str, body: bytes | None = None) -> dict[str, Any]:
-        connection = self.connect()
-        connection.request(method, path, body)
-        answer = connection.getresponse()
-        text = answer.read()
-        if answer.status != 200:
-            raise SystemExit(f"{path}: {answer.status} {text.decode()}")
-        return json.loads(text)
-
-    def get(self, path: str) -> dict[str, Any]:
-        return self.call("GET", path)
-
-
-def request(
-    about: dict[str, Any], sizes: dict[str, str], size: int, ids: int
-) -> tuple[bytes, dict[str, str]]:
-    """A request with random inputs."""
-    chance = random.Random(5)
-    inputs, data = [], []
-    for port in about["inputs"]:
-        given = sizes.get(port["name"])
-        shape = [int(n) for n in given.split("x")] if given else [size if n < 0 else n for n in port["shape"]]
-        count = 1
-        for n in shape:
-            count *= n
-        kind = port["datatype"]
-        if kind == "FP32":
-            values = struct.pack(f"<{count}f", *(chance.uniform(-1, 1) for _ in range(count)))
-        elif kind == "INT64":
-            ones = "mask" in port["name"]
-            values = struct.pack(f"<{count}q", *(1 if ones else chance.randrange(ids) for _ in range(count)))
-        else:
-            values = bytes(count * WIDTH[kind])
-        parameters = {"binary_data_size": len(values)}
-        inputs.append({"name": port["name"], "shape": shape, "datatype": kind, "parameters": parameters})
-        data.append(values)
-    head = json.dumps({"parameters": {"binary_data_output": True}, "inputs": inputs}).encode()
-    return head + b"".join(data), {"Inference-Header-Content-Length": str(len(head))}
-
-
-def weights(arguments: argparse.Namespace, folder: Path) -> tuple[bytes, bytes]:
-    """Two files of weights for the engine that differ in every float, made of its manifest without NumPy."""
-    listed = subprocess.run(
-        [arguments.regraft, "inspect", str(arguments.engine), "--manifest", "--json"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    sources = json.loads(listed.stdout)["manifest"]
-    return tuple(safetensors(sources, step) for step in (0.01, 0.011))  # type: ignore[return-value]
-
-
-def safetensors(sources: list[dict[str, Any]], value: float) -> bytes:
-    """Every tensor of these sources, its floats around `value`."""
-    names = {
-        "f32": "F32",
-        "f64": "F64",
-        "f16": "F16",
-        "bf16": "BF16",
-        "i64": "I64",
-        "i32": "I32",
-        "u8": "U8",
-        "bool": "BOOL",
-    }
-    codes = {"f32": "<f", "f64": "<d", "f16": "<e"}
-    header: dict[str, Any] = {}
-    parts, at = [], 0
-    for source in sources:
-        kind, count = source["dtype"], 1
-        for n in source["shape"]:
-            count *= n
-        width = {"64": 8, "32": 4, "16": 2}.get(kind.lstrip("fibu"), 1)
-        if kind in codes:
-            data = struct.pack(codes[kind], value) * count
-        elif kind == "bf16":
-            data = struct.pack("<f", value)[2:] * count
-        else:
-            data = bytes(width * count)
-        header[source["name"]] = {
-            "dtype": names[kind],
-            "shape": source["shape"],
-            "data_offsets": [at, at + len(data)],
-        }
-        parts.append(data)
-        at += len(data)
-    text = json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + b"".join(parts)
+    def line(self) -> str:
+        """The figures as text."""
+        over = f"{(self.p(50) - self.run) * 1e6:14.0f} us" if self.run else f"{'':>17}"
+        return (
+            f"{self.clients:7}  {self.published or 'none':>9}  {len(self.times) / self.seconds:10.0f}"
+            f"  {self.p(50) * 1e3:7.3f} ms  {self.p(99) * 1e3:7.3f} ms  {over}  {self.running:7.1%}"
+            f"  {self.errors.total():6}  {self.mixed:5}  {self.old:3}"
+        )
 
 
 def measure(
-    server: Server,
-    body: bytes,
-    header: dict[str, str],
+    server: Server | Baseline,
+    arguments: argparse.Namespace,
+    inputs: Any,
     clients: int,
-    seconds: float,
-    publish: tuple[bytes, bytes] | None,
-) -> dict[str, float]:
-    """Requests from so many clients, with a publication each second if asked."""
-    stop = threading.Event()
-    times: list[list[float]] = [[] for _ in range(clients)]
-    generations: set[str] = set()
-    failures: list[str] = []
+    pair: tuple[bytes, bytes] | None,
+) -> Load:
+    """Requests from so many connections; with publications of the two sets of weights in turn, if they are
+    given.
+    """
+    load = Load(server, clients, arguments.adapter_every if pair else 0)
+    before = server.runs()
+    begin = time.perf_counter()
+    asyncio.run(whole(load, arguments, inputs, pair))
+    load.seconds = time.perf_counter() - begin
+    count, total = (now - then for now, then in zip(server.runs(), before, strict=True))
+    load.run = total / count if count else 0.0
+    load.running = total / load.seconds
+    print(load.line())
+    for what, count in load.errors.most_common(3):
+        print(f"  {count} x {what}")
+    return load
 
-    def client(mine: list[float]) -> None:
-        connection = server.connect()
-        while not stop.is_set():
-            begin = time.perf_counter()
-            connection.request("POST", "/v2/models/m/infer", body, header)
-            answer = connection.getresponse()
-            text = answer.read()
-            mine.append(time.perf_counter() - begin)
-            if answer.status != 200:
-                failures.append(f"{answer.status} {text[:200].decode(errors='replace')}")
-                return
-            generations.add(answer.headers["Regraft-Generation"])
 
-    def publisher(pair: tuple[bytes, bytes]) -> None:
-        count = 0
-        while not stop.wait(1.0):
-            server.call("POST", "/v2/models/m/weights/stage", pair[count % 2])
-            server.call("POST", "/v2/models/m/weights/publish")
-            count += 1
-
-    before = server.get("/inspector/state")["models"][0]["metrics"]["run_seconds"]
-    threads = [threading.Thread(target=client, args=(mine,)) for mine in times]
-    if publish:
-        threads.append(threading.Thread(target=publisher, args=(publish,)))
-    for thread in threads:
-        thread.start()
-    time.sleep(seconds)
+async def whole(
+    load: Load, arguments: argparse.Namespace, inputs: Any, pair: tuple[bytes, bytes] | None
+) -> None:
+    stop = asyncio.Event()
+    plain = [inputs.http()]
+    styled = [inputs.http({"adapter": "style", "scale": scale}) for scale in (0.25, 0.5, 1.0)]
+    tasks = [
+        asyncio.create_task(client(load, arguments, stop, number, plain, styled))
+        for number in range(load.clients)
+    ]
+    tasks.append(asyncio.create_task(watch(load, stop)))
+    if pair:
+        tasks.append(asyncio.create_task(publish(load, stop, pair, arguments.publish_every)))
+    await asyncio.sleep(arguments.seconds)
     stop.set()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise SystemExit(failures[0])
-    after = server.get("/inspector/state")["models"][0]["metrics"]["run_seconds"]
-    all_times = sorted(one for mine in times for one in mine[5:])
-    p50, p99 = all_times[len(all_times) // 2], all_times[len(all_times) * 99 // 100]
-    run = (after["sum"] - before["sum"]) / max(after["count"] - before["count"], 1)
-    shown = f"{len(generations)} seen" if publish else "none"
-    print(
-        f"{clients:7}  {shown:>9}  {len(all_times) / seconds:10.0f}  {p50 * 1e3:6.3f} ms"
-        f"  {p99 * 1e3:6.3f} ms  {(p50 - run) * 1e6:14.0f} us"
-    )
-    return {"p50": p50, "p99": p99}
+    await asyncio.gather(*tasks)
+
+
+async def client(
+    load: Load, arguments: argparse.Namespace, stop: asyncio.Event, number: int, plain: Any, styled: Any
+) -> None:
+    """One connection."""
+    pause = load.clients / arguments.rate if arguments.rate else 0.0
+    # Each in its turn: all at once would be a wave every `pause` seconds.
+    at = time.perf_counter() + pause * number / load.clients
+    reader = writer = None
+    count = number
+    while True:
+        if pause:
+            at += pause
+            await until(at - pause, stop)
+        if stop.is_set():
+            break
+        count += 1
+        is_styled = load.every and count % load.every == 0
+        data = styled[count // load.every % len(styled)] if is_styled else plain[0]
+        floor, begin = load.newest, time.perf_counter()
+        try:
+            if writer is None:
+                reader, writer = await asyncio.open_connection(*load.server.place)
+            writer.write(data)
+            status, headers, body = await answer(reader)
+        except (OSError, asyncio.IncompleteReadError, ValueError) as error:
+            load.errors[type(error).__name__] += 1
+            writer = None
+            await asyncio.sleep(0.1)
+            continue
+        load.times.append(time.perf_counter() - begin)
+        load.check(status, headers, body, floor)
+        if headers.get("connection") == "close":
+            writer.close()
+            writer = None
+    if writer is not None:
+        writer.close()
+
+
+async def until(moment: float, stop: asyncio.Event) -> None:
+    left = moment - time.perf_counter()
+    if left > 0:
+        try:
+            await asyncio.wait_for(stop.wait(), left)
+        except asyncio.TimeoutError:
+            return
+
+
+async def answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], bytes]:
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:])}
+    return int(head[0].split(" ")[1]), headers, await reader.readexactly(int(headers["content-length"]))
+
+
+async def publish(load: Load, stop: asyncio.Event, pair: tuple[bytes, bytes], every: float) -> None:
+    """A publication after the other."""
+    count = 0
+    while not stop.is_set():
+        try:
+            await asyncio.wait_for(stop.wait(), every)
+            return
+        except asyncio.TimeoutError:
+            pass
+        for path, body in (("stage", pair[count % 2]), ("publish", b"")):
+            told = await asyncio.to_thread(load.server.call, "POST", f"/v2/models/m/weights/{path}", body)
+        load.newest = told["serving"]["generation"]
+        load.published += 1
+        count += 1
+
+
+async def watch(load: Load, stop: asyncio.Event) -> None:
+    """The memory of the server."""
+    while True:
+        load.memory.append(load.server.memory())
+        if stop.is_set():
+            return
+        await until(time.perf_counter() + 1.0, stop)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"{error}: {error.stderr}")

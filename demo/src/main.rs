@@ -10,7 +10,7 @@ mod report;
 
 use std::{error::Error, path::Path, process::ExitCode, time::Instant};
 
-use regraft::{CompileOptions, Mode, Model, RefitOptions, RefitReport, SlotCopier, StateDict, Tensor, Threads};
+use regraft::{Compiler, Mode, Model, RefitOptions, RefitReport, SlotCopier, StateDict, Tensor};
 use serde::Deserialize;
 use tokenizers::{PaddingParams, Tokenizer};
 
@@ -65,14 +65,13 @@ fn run(demo: &Path, files: &Path) -> Res<Vec<String>> {
     let mut report = Report::default();
 
     let start = Instant::now();
-    let options = CompileOptions { mode: Mode::Stripped, ..CompileOptions::default() };
-    let compiled = regraft::compile(&demo.join("minilm.pt2"), &options, &mut ())?;
+    let compiled = Compiler::new().mode(Mode::Stripped).compile(demo.join("minilm.pt2"))?;
     let nodes = compiled.engine.plan.graph.nodes().len();
     report.time("compile", start, &format!("{} nodes become {nodes} in the plan; no weights yet", compiled.nodes));
-    let model = regraft::model(compiled.engine, regraft::cpu(Threads::Auto))?;
+    let model = compiled.into_model()?;
 
     let start = Instant::now();
-    let trained = known(&model, regraft::open_weights(&files.join("model.safetensors"))?);
+    let trained = known(&model, regraft::open_weights(files.join("model.safetensors"))?);
     let bound = model.refit(&trained, &RefitOptions::default())?;
     let slots = bound.recomputed_slots.len();
     report.time("bind", start, &format!("{} tensors become {slots} slots, {}", trained.len(), mb(bound.bytes)));

@@ -13,7 +13,7 @@ use regraft_weights::{RefitMap, SourceInfo, StateDict};
 use serde_json::{Value, json};
 
 /// The sources of the engine. Some names are those of a UNet, which adapters name in a second way.
-const SOURCES: [(&str, &[usize], DType); 15] = [
+const SOURCES: [(&str, &[usize], DType); 21] = [
     ("fc.weight", &[10, 12], DType::F32),
     ("fc.bias", &[10], DType::F32),
     ("square.weight", &[8, 8], DType::BF16),
@@ -29,6 +29,21 @@ const SOURCES: [(&str, &[usize], DType); 15] = [
     ("layers.1.fc.weight", &[6, 10], DType::F32),
     ("down_blocks.0.resnets.0.conv1.weight", &[4, 4, 3, 3], DType::F32),
     ("down_blocks.1.attentions.0.proj_in.weight", &[4, 4], DType::F32),
+    ("transformer_blocks.0.attn.to_q.weight", &[4, 4], DType::F32),
+    ("transformer_blocks.0.attn.to_k.weight", &[4, 4], DType::F32),
+    ("transformer_blocks.0.attn.to_v.weight", &[4, 4], DType::F32),
+    ("norm_out.linear.weight", &[8, 4], DType::F32),
+    ("single_blocks.0.linear1.weight", &[18, 4], DType::BF16),
+    ("x.to_qkv.weight", &[12, 4], DType::F32),
+];
+
+/// What the engine has under other names, as one module or as several.
+const OTHERS: [(&str, &[usize], DType); 5] = [
+    ("double_blocks.0.img_attn.qkv.weight", &[12, 4], DType::F32),
+    ("final_layer.adaLN_modulation.1.weight", &[8, 4], DType::F32),
+    ("single_transformer_blocks.0.attn.to_q.weight", &[4, 4], DType::F32),
+    ("single_transformer_blocks.0.proj_mlp.weight", &[6, 4], DType::F32),
+    ("x.to_k.weight", &[4, 4], DType::F32),
 ];
 
 const PREFIXES: [&str; 12] = [
@@ -47,7 +62,7 @@ const PREFIXES: [&str; 12] = [
 ];
 
 /// Modules as adapters name them.
-const MODULES: [&str; 21] = [
+const MODULES: [&str; 27] = [
     "fc",
     "square",
     "conv",
@@ -67,6 +82,12 @@ const MODULES: [&str; 21] = [
     "input_blocks_3_1_proj_in",
     "output_blocks_2_1_proj_in",
     "middle_block_0_skip_connection",
+    "double_blocks.0.img_attn.qkv",
+    "double_blocks_0_img_attn_qkv",
+    "final_layer.adaLN_modulation.1",
+    "single_transformer_blocks.0.attn.to_q",
+    "single_transformer_blocks_0_proj_mlp",
+    "x.to_k",
     "nowhere",
     "",
 ];
@@ -260,7 +281,8 @@ fn tensor(dtype: DType, shape: &[usize], bits: u8) -> Option<Tensor> {
 impl LayerOf {
     /// The parts and shapes of the update.
     fn parts(&self) -> (&'static str, Vec<(&'static str, Vec<usize>)>) {
-        let (name, shape, _) = pick(&SOURCES, self.source);
+        let all: Vec<(&str, &[usize], DType)> = SOURCES.into_iter().chain(OTHERS).collect();
+        let (name, shape, _) = pick(&all, self.source);
         let module = name.rsplit_once('.').map_or("", |(module, _)| module);
         let rank = usize::from(self.rank % 9);
         let (rows, cols) = (shape.first().copied().unwrap_or(1), shape.iter().skip(1).product::<usize>());

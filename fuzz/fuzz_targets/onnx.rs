@@ -1,5 +1,5 @@
 //! After the first byte, which says how much around them is sound, the bytes are an ONNX model, its graph, or one of its
-//! initialisers with others before and behind.
+//! initializers with others before and behind.
 
 #![no_main]
 
@@ -18,7 +18,7 @@ fn message(number: u8, content: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// An initialiser of f32[1].
+/// An initializer of f32[1].
 fn plain(name: &str) -> Vec<u8> {
     let fields = [&[0x08, 1, 0x10, 1][..], &message(8, name.as_bytes()), &message(9, &[0; 4])].concat();
     message(5, &fields)

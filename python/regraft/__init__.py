@@ -1,4 +1,4 @@
-"""Regraft compiles a trained network once and lets its weights change for ever after.
+"""Regraft compiles a trained network once and lets you replace its weights without compiling again.
 
 .. code-block:: python
 

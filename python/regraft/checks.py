@@ -162,7 +162,7 @@ Evaluated = tuple[str, str, int, list[str], int]
 
 
 def warn_of(
-    report: PartitionReport, evaluated: Iterable[Evaluated], failures: Iterable[str], *, is_part: bool = False
+    report: PartitionReport, evaluated: Sequence[Evaluated], failures: Iterable[str], *, is_part: bool = False
 ) -> None:
     """Warns of what became of a program that was compiled."""
     for text in failures:
@@ -183,10 +183,15 @@ def warn_of(
     if parts:
         warn(
             SlowWarning,
-            f"no kernel runs {listed(parts)}: the reference evaluator does, far slower. Convert the "
-            f"module (such as "
-            ".float()), or leave the operator to PyTorch with torch_executed_ops",
+            f"no kernel runs {listed(parts)}: the reference evaluator does, far slower. {_remedy(evaluated)}",
         )
+
+
+def _remedy(evaluated: Sequence[Evaluated]) -> str:
+    leave = "eave the operator to PyTorch with torch_executed_ops"
+    if all(dtype == "f32" for _, dtype, *_ in evaluated):
+        return f"L{leave}"
+    return f"Convert the module (such as .float()), or l{leave}"
 
 
 def dtype_name(dtype: Any) -> str | None:

@@ -202,6 +202,8 @@ class Traced(NamedTuple):
     """What becomes of caches among the arguments."""
     is_part: bool = False
     """Whether it is one of many graphs of a module, some of which have nothing to compile."""
+    siblings: Sequence[_regraft.Model] = ()
+    """Engines of other programs of the module, which slots are shared with."""
 
 
 def _compiled(traced: Traced, settings: Mapping[str, Any], engine_cache: Any, progress: Progress) -> Module:
@@ -240,6 +242,7 @@ def _compiled(traced: Traced, settings: Mapping[str, Any], engine_cache: Any, pr
             cache=engine_cache,
             observer=progress.tuning(step),
             device=device,
+            siblings=list(traced.siblings),
         )
         models.append(model)
         cache.append(facts["cache"])
@@ -332,6 +335,12 @@ def traced(
         return Traced(program_or_module)
     if isinstance(program_or_module, (str, os.PathLike)):
         path = os.fspath(program_or_module)
+        if str(path).endswith(".onnx"):
+            raise CompileError(
+                f"{path}: compile takes programs and modules, found a path\n"
+                f"  help: the command `regraft compile {path} -o model.rgf` takes ONNX models, and "
+                'regraft.load("model.rgf") what it makes'
+            )
         raise CompileError(
             f"{path}: compile takes programs and modules, found a path\n"
             f'  help: regraft.compile(torch.export.load("{path}")) for a .pt2 file, '

@@ -30,7 +30,8 @@ def device_name(device: str | torch.device | int | None) -> str | None:
     try:
         named = torch.device("cuda", device) if type(device) is int else torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise CompileError(f"device: {str(error).splitlines()[0]}\n  help: {_KNOWN}") from error
+        first = str(error).splitlines()[0]
+        raise CompileError(f"device: there is no {device}: {first}\n  help: {_KNOWN}") from error
     if named.type not in ("cpu", "cuda"):
         raise CompileError(f"device: engines do not run on {named}\n  help: {_KNOWN}")
     return _full_name(named)

@@ -31,6 +31,7 @@ from regraft._graphs import Cut, CutError, cut, number, numbers_of
 from regraft._program import writes_as_results
 from regraft.checks import unknown_settings, warn
 from regraft.compiling import Traced, compile, exported
+from regraft.devices import device_name
 from regraft.errors import (
     CompileError,
     FallbackWarning,
@@ -126,6 +127,7 @@ def _check(settings: Mapping[str, Any], mode: str | None, autograd: Any) -> None
     problem = unknown_settings(settings, known)
     if problem is not None:
         raise CompileError(problem)
+    device_name(settings.get("device"))
     for name, value in (
         ("make_refittable", True),
         ("strip_engine_weights", False),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import operator
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
@@ -101,6 +102,9 @@ class PartitionReport:
                 f"  PyTorch: {number} {op.removeprefix('torch.ops.').removeprefix('aten.')}: {reason}"
             )
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Collection
 from typing import Any
 
@@ -37,6 +38,9 @@ class Wrapped(dict[str, MutableModule]):
             lines.append(f"  {name}: {type(state.module).__name__}, {size_text(size)} ({methods})")
         lines += [f"  {name} stays in PyTorch: {why}" for name, why in self.left.items()]
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(repr(self))}</pre>"
 
 
 def wrap(pipeline: Any, *, components: Collection[str] | None = None, **settings: Any) -> Wrapped:

@@ -1,5 +1,8 @@
-//! Checks of the repository that cargo has no word for: `cargo run -p xtask -- check`.
+//! Checks of the repository that cargo has no word for: `cargo run -p xtask -- check`. `cargo run -p xtask -- picture` draws
+//! the crates.
 #![forbid(unsafe_code)]
+
+mod picture;
 
 use std::{collections::BTreeMap, fs, path::Path, process::ExitCode};
 
@@ -27,19 +30,39 @@ const EDGES: &[(&str, &[&str])] = &[
 const TOP: &[&str] = &["regraft", "cli", "conformance", "python", "server"];
 
 fn main() -> ExitCode {
-    if std::env::args().nth(1).as_deref() != Some("check") {
-        eprintln!("usage: cargo run -p xtask -- check");
-        return ExitCode::from(2);
-    }
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let problems = [check_edges(&root), check_paths(&root)].concat();
+    let (problems, done) = match std::env::args().nth(1).as_deref() {
+        Some("check") => (
+            [check_edges(&root), check_paths(&root), check_picture(&root)].concat(),
+            "crate dependencies point one way, their picture is current, and the paths that the guides name exist",
+        ),
+        Some("picture") => (draw(&root).err().into_iter().collect(), picture::PLACE),
+        _ => {
+            eprintln!("usage: cargo run -p xtask -- check|picture");
+            return ExitCode::from(2);
+        }
+    };
     problems.iter().for_each(|p| eprintln!("error: {p}"));
     if problems.is_empty() {
-        println!("crate dependencies point one way, and the paths that the guides name exist");
+        println!("{done}");
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     }
+}
+
+fn draw(root: &Path) -> Result<(), String> {
+    let path = root.join(picture::PLACE);
+    let drawn = picture::svg(root).and_then(|svg| fs::write(&path, svg));
+    drawn.map_err(|error| format!("{}: {error}", path.display()))
+}
+
+fn check_picture(root: &Path) -> Vec<String> {
+    let current = picture::svg(root).ok().zip(fs::read_to_string(root.join(picture::PLACE)).ok());
+    if current.is_some_and(|(drawn, there)| drawn == there) {
+        return Vec::new();
+    }
+    vec![format!("{} is not current: run `cargo run -p xtask -- picture`", picture::PLACE)]
 }
 
 fn check_edges(root: &Path) -> Vec<String> {
@@ -94,7 +117,7 @@ fn workspace_dependencies(manifest: &str) -> Vec<String> {
     let lines = section.unwrap_or_default().lines();
     let name = |line: &str| {
         let (name, _) = line.split_once(['.', ' ', '='])?;
-        Some(name.strip_prefix("regraft-")?.to_owned())
+        if name == "regraft" { Some(name.to_owned()) } else { Some(name.strip_prefix("regraft-")?.to_owned()) }
     };
     lines.filter_map(name).collect()
 }

@@ -1,6 +1,6 @@
 use std::{path::Path, sync::Arc};
 
-use regraft::{CacheUse, CompileOptions, Model, Threads, Tune, TuneMode, cache::EngineCache};
+use regraft::{CacheUse, Compiler, Model, TuneMode, cache::EngineCache};
 use serde_json::{Value, json};
 
 use crate::{Result, median, timed};
@@ -18,10 +18,9 @@ pub(crate) struct Row {
 pub(crate) fn measure(program: &Path, folder: &Path, rounds: usize) -> Result<Row> {
     let cache: Arc<dyn EngineCache> = Arc::new(regraft::disk_cache(&folder.join("cache"), 1 << 30));
     // Without a folder for records, every tuning measures anew.
-    let fast = Tune { mode: TuneMode::Fast, ..Tune::default() };
-    let tuned = CompileOptions { tune: fast, ..CompileOptions::default() };
-    let untuned = CompileOptions::default();
-    let cached = CompileOptions { cache: Some(cache), ..tuned.clone() };
+    let tuned = Compiler::new().tune(TuneMode::Fast);
+    let untuned = Compiler::new();
+    let cached = tuned.clone().cache(cache);
     ready(program, &cached)?;
     let (mut tuned_ms, mut untuned_ms, mut hit_ms) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..rounds {
@@ -40,11 +39,12 @@ pub(crate) fn measure(program: &Path, folder: &Path, rounds: usize) -> Result<Ro
 }
 
 /// Compiles, and makes the slots. The model is given back, so that letting it go is not measured.
-fn ready(program: &Path, options: &CompileOptions) -> Result<(Model, CacheUse)> {
-    let compiled = regraft::compile(program, options, &mut ())?;
-    let model = regraft::model(compiled.engine, regraft::cpu(Threads::Auto))?;
+fn ready(program: &Path, compiler: &Compiler) -> Result<(Model, CacheUse)> {
+    let compiled = compiler.compile(program)?;
+    let cache = compiled.cache.clone();
+    let model = compiled.into_model()?;
     assert!(model.generation().is_some(), "the program has its weights");
-    Ok((model, compiled.cache))
+    Ok((model, cache))
 }
 
 impl Row {

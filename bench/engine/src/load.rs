@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use regraft::{CompileOptions, DType, Engine, KeepSources, Mode, RefitOptions, StateDict, Tensor, Threads};
+use regraft::{Compiler, DType, Engine, KeepSources, Mode, Model, ModelExt as _, RefitOptions, StateDict, Tensor};
 use serde_json::{Value, json};
 
 use crate::{Result, median, megabytes, timed};
@@ -28,7 +28,7 @@ pub(crate) fn measure(program: &Path, folder: &Path, rounds: usize) -> Result<Ve
     let (a, b) = refits(&Engine::open(&engines[0].1)?);
     for _ in 0..rounds {
         for ((_, path), times) in engines.iter().zip(&mut times) {
-            let (load, model) = timed(|| Ok(regraft::load(path, Threads::Auto)?))?;
+            let (load, model) = timed(|| Ok(Model::load(path)?))?;
             let (check, ()) = timed(|| Ok(model.check_file()?))?;
             times[0].push(load);
             times[1].push(load + check);
@@ -54,16 +54,15 @@ pub(crate) fn measure(program: &Path, folder: &Path, rounds: usize) -> Result<Ve
 
 /// One engine for each way to keep sources, and a frozen one.
 fn write_engines(program: &Path, folder: &Path) -> Result<Vec<(&'static str, std::path::PathBuf)>> {
-    let compiled = regraft::compile(program, &CompileOptions::default(), &mut ())?;
-    let model = regraft::model(compiled.engine, regraft::cpu(Threads::Auto))?;
+    let model = Compiler::new().compile(program)?.into_model()?;
     let mut engines = Vec::new();
     for keep in KeepSources::ALL {
         let path = folder.join(format!("{}.rgf", keep.name()));
-        regraft::save(&model, Mode::Refittable, keep, &path)?;
+        model.save_as(&path, Mode::Refittable, keep)?;
         engines.push((keep.name(), path));
     }
     let path = folder.join("frozen.rgf");
-    regraft::save(&model, Mode::Frozen, KeepSources::default(), &path)?;
+    model.save_as(&path, Mode::Frozen, KeepSources::default())?;
     engines.push(("frozen", path));
     Ok(engines)
 }

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use regraft::{CompileOptions, DType, DeviceName, Model, RefitOptions, StateDict, Tensor, Threads};
+use regraft::{Compiler, DType, DeviceName, Model, RefitOptions, StateDict, Tensor, Threads};
 
 use crate::{
     Result,
@@ -48,8 +48,7 @@ impl Figures {
 }
 
 pub(crate) fn measure(program: &Path, device: DeviceName, seconds: u64, every: Duration) -> Result<Figures> {
-    let options = CompileOptions { device, ..CompileOptions::default() };
-    let compiled = regraft::compile(program, &options, &mut ())?;
+    let compiled = Compiler::new().device(device).compile(program)?;
     // Runs on one thread of the CPU leave the others to refits.
     let threads = if device == DeviceName::Cpu { Threads::Count(1) } else { Threads::Auto };
     let model = regraft::model(compiled.engine, regraft::device(device, threads)?)?;

@@ -1,6 +1,6 @@
 use std::{collections::BTreeSet, path::Path};
 
-use regraft::{CompileOptions, DeviceName, Model, RefitOptions, RefitReport, SlotCopier, StateDict, Tensor, Threads};
+use regraft::{Compiler, DeviceName, Model, RefitOptions, RefitReport, SlotCopier, StateDict, Tensor};
 use serde::Serialize;
 
 use crate::{Result, adapters::lora, lent::lent, times::median};
@@ -27,9 +27,7 @@ pub(crate) struct Row {
 }
 
 pub(crate) fn measure(program: &Path, device: DeviceName, rounds: usize) -> Result<Vec<Row>> {
-    let options = CompileOptions { device, ..CompileOptions::default() };
-    let compiled = regraft::compile(program, &options, &mut ())?;
-    let model = regraft::model(compiled.engine, regraft::device(device, Threads::Auto)?)?;
+    let model = Compiler::new().device(device).compile(program)?.into_model()?;
     let weights = [moved(&model, |_| true), moved(&model, |_| true).map(|w| w * 0.5)].map(|w| w.0);
     let borrowed = [lent(&weights[0])?, lent(&weights[1])?];
     let mut rows = vec![

@@ -7,6 +7,7 @@ use regraft_weights::{RefitMap, suggestion};
 use crate::{
     AdapterConfig, AdapterLayer, AdapterProblem,
     dialect::{ModuleName, Part},
+    joined::is_original,
     layer::{Layer, Parts},
     resolve::{Modules, Resolved, Target},
 };
@@ -76,13 +77,14 @@ impl<'a> Component<'a> {
     ) {
         let config = settings.config;
         let scalings = config.scalings(settings.alpha);
+        let is_of_own_code = parts.keys().any(|module| is_original(&module.path));
         for (module, target) in targets {
             let parameter = config.parameter(&module.path);
             let layer = Layer {
                 module: &module.path,
                 parts: parts[module].clone(),
                 scaling: scalings.of(parameter.as_deref().unwrap_or(&module.path)),
-                needs_scale: module.needs_scale(parts[module].values().map(|(key, _)| *key)),
+                needs_scale: module.needs_scale(parts[module].values().map(|(key, _)| *key), is_of_own_code),
                 config,
                 is_parameter: parameter.is_some(),
             };

@@ -9,7 +9,7 @@ mod component;
 mod config;
 mod dialect;
 mod error;
-mod fused;
+mod joined;
 mod layer;
 mod matrix;
 mod metadata;
@@ -23,6 +23,7 @@ mod resolve;
 mod rewrite;
 mod rotation;
 mod set;
+mod several;
 
 use regraft_tensor::Tensor;
 use regraft_weights::{RefitMap, SourceInfo};
@@ -35,6 +36,7 @@ pub use self::{
     read::{AdapterOptions, read_config},
     rotation::{Rotation, Turn},
     set::AdapterSet,
+    several::together,
 };
 
 /// An adapter that was matched to the sources of one engine.
@@ -48,12 +50,25 @@ pub struct Adapter {
     pub elsewhere: Vec<String>,
     /// Name of the use and shape of the source of each layer, where it was read for an engine.
     made_for: Vec<(String, Vec<usize>)>,
+    /// How many values of each layer are infinite or not a number.
+    non_finite: Vec<usize>,
 }
 
 impl Adapter {
     /// An adapter made in memory, by sources of the engine that it is for.
     pub fn new(name: impl Into<String>, layers: Vec<AdapterLayer>) -> Self {
-        Adapter { name: name.into(), layers, elsewhere: Vec::new(), made_for: Vec::new() }
+        let non_finite = layers.iter().map(|layer| layer.update.non_finite()).collect();
+        Adapter { name: name.into(), layers, elsewhere: Vec::new(), made_for: Vec::new(), non_finite }
+    }
+
+    /// How many of its values are infinite or not a number: of all layers together, and of each.
+    pub fn non_finite(&self) -> (usize, &[usize]) {
+        (self.non_finite.iter().sum(), &self.non_finite)
+    }
+
+    /// The names of the sources that it is for, where it was read for an engine; where one is tied, as its module calls it.
+    pub fn sources(&self) -> impl Iterator<Item = &str> {
+        self.made_for.iter().map(|(name, _)| name.as_str())
     }
 
     /// What does not fit the sources of `map`: layers that are for sources of another engine, or of another size.
@@ -203,6 +218,11 @@ impl Update {
             && self.magnitude().map(|m| m.axis) == other.magnitude().map(|m| m.axis)
             && self.places() == other.places()
             && same_tensors
+    }
+
+    /// How many of its values are infinite or not a number.
+    fn non_finite(&self) -> usize {
+        self.tensors().into_iter().map(regraft_weights::non_finite).sum()
     }
 
     fn tensors(&self) -> Vec<&Tensor> {

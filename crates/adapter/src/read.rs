@@ -12,7 +12,7 @@ use crate::{
     Adapter, AdapterConfig, AdapterError, AdapterErrorKind, AdapterLayer, AdapterProblem,
     component::{Component, Settings},
     dialect::{Dialect, Key, ModuleName, Part},
-    fused,
+    joined::Joined,
     layer::Parts,
     metadata::Configs,
     parameter,
@@ -88,7 +88,7 @@ impl Adapter {
                 (map.use_name(layer.source).to_owned(), shape.unwrap_or_default())
             };
             let made_for = layers.iter().map(made_for).collect();
-            return Ok(Adapter { name: name.into(), layers, elsewhere, made_for });
+            return Ok(Adapter { elsewhere, made_for, ..Adapter::new(name, layers) });
         }
         Err(AdapterErrorKind::Fit { adapter: name.into(), problems, keys: weights.len() }.into())
     }
@@ -124,8 +124,8 @@ fn read(
     if weights.is_empty() {
         problems.push(AdapterProblem::Empty);
     }
-    let split = fused::split(weights, map);
-    let weights = split.as_ref().unwrap_or(weights);
+    let joined = Joined::of(map);
+    let map = joined.map();
     let configs = Configs::new(weights, options, problems);
     let parts = parameter::named(take_apart(weights, problems), |name| configs.of(name), map, problems);
     let mut components: BTreeMap<_, BTreeMap<&ModuleName, &Parts<'_>>> = BTreeMap::new();
@@ -143,22 +143,23 @@ fn read(
     let components: Vec<Component<'_>> =
         (components.into_iter()).map(|(name, parts)| Component::new(&modules, map, settings(name), &parts)).collect();
     let fitting: Vec<Option<&str>> = components.iter().filter(|c| c.problems.is_empty()).map(|c| c.name).collect();
-    let mut elsewhere = Vec::new();
-    let mut layers: BTreeMap<(usize, bool), (AdapterLayer, &str)> = BTreeMap::new();
+    let (mut elsewhere, mut found) = (Vec::new(), Vec::new());
     for component in components {
         if is_elsewhere(&component, &fitting) {
             elsewhere.extend(component.keys.into_iter().map(str::to_owned));
             continue;
         }
         problems.extend(component.problems);
-        for (layer, key) in component.layers {
-            // A tensor may be replaced, and then be added to.
-            let place = (layer.source, layer.update.is_rewrite());
-            if let Some((_, other)) = layers.get(&place) {
-                problems.push(AdapterProblem::Twice { key: key.into(), other: (*other).into() });
-            }
-            layers.insert(place, (layer, key));
+        found.extend(component.layers);
+    }
+    let mut layers: BTreeMap<(usize, bool), (AdapterLayer, &str)> = BTreeMap::new();
+    for (layer, key) in joined.folded(found, problems) {
+        // A tensor may be replaced, and then be added to.
+        let place = (layer.source, layer.update.is_rewrite());
+        if let Some((_, other)) = layers.get(&place) {
+            problems.push(AdapterProblem::Twice { key: key.into(), other: (*other).into() });
         }
+        layers.insert(place, (layer, key));
     }
     (layers.into_values().map(|(layer, _)| layer).collect(), elsewhere)
 }

@@ -63,8 +63,12 @@ impl<'a> Modules<'a> {
             }
         }
         let mut flat: HashMap<String, Vec<&str>> = HashMap::new();
-        for module in dotted.keys() {
-            flat.entry(module.replace('.', "_")).or_default().push(module);
+        for (module, target) in &dotted {
+            let named = flat.entry(module.replace('.', "_")).or_default();
+            // Two spellings of one module are one.
+            if !named.iter().any(|other| dotted[other] == *target) {
+                named.push(module);
+            }
         }
         let ldm = LdmNames::new(flat.keys().map(String::as_str));
         Modules { dotted, flat, ldm }

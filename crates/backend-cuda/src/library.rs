@@ -213,7 +213,7 @@ impl Lookup {
 
 fn open(path: &Path) -> Result<libloading::Library, libloading::Error> {
     let flags = unix::RTLD_NOW | unix::RTLD_GLOBAL;
-    // SAFETY: the initialisers of NVIDIA's libraries are the only code that opening runs; they are made to be opened at any
+    // SAFETY: the initializers of NVIDIA's libraries are the only code that opening runs; they are made to be opened at any
     // time. The symbols are global so that cuDNN finds the cuBLASLt and NVRTC that were opened here.
     unsafe { unix::Library::open(Some::<&OsStr>(path.as_os_str()), flags) }.map(Into::into)
 }

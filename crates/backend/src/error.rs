@@ -58,6 +58,7 @@ pub struct RunError {
 
 /// What happened to work on a queue.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum RunErrorKind {
     /// A value is out of range.
     #[error(transparent)]

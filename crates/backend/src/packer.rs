@@ -99,6 +99,12 @@ pub trait Packer: fmt::Debug + Send + Sync {
     /// The first one that cannot be made; contents of all are unspecified then.
     fn pack(&self, jobs: Vec<PackJob<'_>>, pace: Pace, observer: &dyn StageObserver) -> Result<(), PackError>;
 
+    /// Runs `work` where the threads that make slots are at hand: what it does in parallel, and what it asks of the packer, then
+    /// wakes no others.
+    fn on_threads(&self, work: &mut (dyn FnMut() + Send)) {
+        work();
+    }
+
     /// Whether [`Packer::pack`] makes the slot in one pass over memory.
     fn is_one_pass(&self, slot: usize, given: &[Given<'_>]) -> bool;
 

@@ -3,7 +3,7 @@ use std::ops::Range;
 use regraft_tensor::{AlignedVec, Buffer, DType, Tensor, contiguous_strides, gather_strided, numel};
 
 /// Memory that tensors may take beside four times the length of the file that they come from.
-const FREE_MEMORY: u64 = 1 << 30;
+const FREE_MEMORY: u64 = 1 << 28;
 
 /// A tensor as a file describes it: elements of a storage, not checked yet.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -22,7 +22,7 @@ pub(crate) use self::{
     tune::TuneFlags,
 };
 
-const ABOUT: &str = "Compile a trained network once, and change its weights ever after at the speed of memory.
+const ABOUT: &str = "Compile a trained network once, and replace its weights without compiling again, at about the speed of copying them.
 
 A program that torch.export.save wrote becomes an engine (.rgf). An engine runs, and takes new weights bit-exactly \
 without being compiled again.
@@ -34,7 +34,7 @@ without being compiled again.
 `regraft help COMMAND` shows each command with examples.";
 
 #[derive(Debug, Parser)]
-#[command(name = "regraft", version, about = "Compile a network once, change its weights ever after", long_about = ABOUT)]
+#[command(name = "regraft", version, about = "Compile a network once, and replace its weights without compiling again", long_about = ABOUT)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -144,7 +144,7 @@ impl ThreadArgs {
 pub(crate) enum ModeArg {
     /// Plan, recipes and weights: takes new weights; see --keep-sources
     Refittable,
-    /// Plan and packed weights: loads fastest, never changes
+    /// Plan and packed weights, no recipes: never changes
     Frozen,
     /// Plan and recipes, no weights: small; bind it before it runs
     Stripped,

@@ -64,8 +64,8 @@ pub trait Observer {
 
 impl Observer for () {}
 
-/// Compiles a program to a refittable engine that holds the sources at hand; to a stripped one when a state dict's source
-/// is not at hand. `weights[i]` belongs to source `i` of `graph`.
+/// Compiles a program to a refittable engine that holds the available sources; to a stripped one when a source of the state dict
+/// is not available. `weights[i]` belongs to source `i` of `graph`.
 ///
 /// # Errors
 /// [`CompileError`]; the program itself was checked when it was imported. Pinned tuning records must fit.

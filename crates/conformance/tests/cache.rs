@@ -10,7 +10,7 @@ use std::{
 };
 
 use regraft::{
-    CacheUse, CompileOptions, Compiled, Engine, Mode, RefitOptions,
+    CacheUse, Compiled, Compiler, Engine, Mode, RefitOptions,
     cache::{CacheError, CacheKey, DiskCache, EngineCache, Put},
 };
 use regraft_backend_cpu::Isa;
@@ -46,8 +46,9 @@ impl EngineCache for Memory {
 }
 
 fn compile(program: &Path, cache: Option<Arc<dyn EngineCache>>) -> Compiled {
-    let options = CompileOptions { cache, ..CompileOptions::default() };
-    regraft::compile(program, &options, &mut ()).unwrap_or_else(|e| panic!("{}: {e}", program.display()))
+    let compiler = Compiler::new();
+    let compiler = cache.map_or(compiler.clone(), |cache| compiler.cache(cache));
+    compiler.compile(program).unwrap_or_else(|e| panic!("{}: {e}", program.display()))
 }
 
 fn is_hit(compiled: &Compiled) -> bool {
@@ -99,10 +100,9 @@ fn c_3_every_mode_comes_from_one_entry() {
     let cache = Arc::new(Memory::default());
     compile(&case.program(), Some(cache.clone()));
     for (mode, identical) in [(Mode::Frozen, false), (Mode::Stripped, false), (Mode::Refittable, true)] {
-        let options = CompileOptions { mode, identical, ..CompileOptions::default() };
-        let fresh = regraft::compile(&case.program(), &options, &mut ()).unwrap();
-        let options = CompileOptions { cache: Some(cache.clone()), ..options };
-        let hit = regraft::compile(&case.program(), &options, &mut ()).unwrap();
+        let compiler = Compiler::new().mode(mode).identical(identical);
+        let fresh = compiler.compile(case.program()).unwrap();
+        let hit = compiler.cache(cache.clone()).compile(case.program()).unwrap();
         assert!(is_hit(&hit));
         assert!(hit.engine.to_bytes().unwrap() == fresh.engine.to_bytes().unwrap(), "{mode}");
     }

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use regraft::{Digest, Engine, KeepSources, Mode, Model, Tensor};
+use regraft::{Digest, Engine, KeepSources, Mode, Model, ModelExt as _, Tensor};
 use regraft_backend_cpu::Isa;
 use regraft_conformance::{Case, FULL, assert_same, assert_same_slots, backend, own_weights};
 
@@ -61,7 +61,7 @@ fn a_forked_child_runs_refits_loads_and_compiles() {
     model.refit(&b, &FULL).unwrap();
     let of_b = model.run(&inputs).unwrap();
     let path = folder.path().join("engine.rgf");
-    regraft::save(&model, Mode::Refittable, KeepSources::Embedded, &path).unwrap();
+    model.save_as(&path, Mode::Refittable, KeepSources::Embedded).unwrap();
     let digest = Digest::of(&large());
     let opened = || regraft::model(Engine::open(&path).unwrap(), backend(Isa::detect())).unwrap();
     let loaded = opened();
@@ -82,8 +82,8 @@ fn a_forked_child_runs_refits_loads_and_compiles() {
     in_child("digests, files and programs", || {
         assert_eq!(Digest::of(&large()), digest);
         let twice = folder.path().join("again.rgf");
-        regraft::save(&model, Mode::Refittable, KeepSources::Prepacked, &twice).unwrap();
-        assert!(!regraft::open_weights(&case.program().with_extension("safetensors")).unwrap().is_empty());
+        model.save_as(&twice, Mode::Refittable, KeepSources::Prepacked).unwrap();
+        assert!(!regraft::open_weights(case.program().with_extension("safetensors")).unwrap().is_empty());
         assert_same_slots("compiled", &case.model(case.compile_with(&b, Isa::detect())), &model);
         fs::remove_file(twice).unwrap();
     });

@@ -299,7 +299,7 @@ fn the_caller_may_say_what_changed() {
     let report = model.refit(&own, &all).unwrap();
     let held = |s: &u32| model.refit_map().sources[*s as usize].kind.in_state_dict();
     let of_weights = model.refit_map().recipes.iter().filter(|r| r.sources.iter().any(held)).count();
-    assert_eq!(report.recomputed_slots.len(), of_weights, "all are made anew, though none differs");
+    assert_eq!(report.recomputed_slots.len(), of_weights, "all are rebuilt, though none differs");
 
     let name = model.refit_map().sources.iter().find(|s| s.name.ends_with("pooler.dense.weight")).unwrap().name.clone();
     let keys = |name: &str| RefitOptions { changed: Changed::Keys(BTreeSet::from([name.to_owned()])), ..FULL };

@@ -5,8 +5,8 @@
 use std::{fs, path::Path, sync::Arc};
 
 use regraft::{
-    Adapter, Constants, Engine, KeepSources, Kept, MatchOptions, Mode, Model, Problem, RefitOptions, StateDict, Tensor,
-    adapter::AdapterOptions,
+    Adapter, Constants, Engine, KeepSources, Kept, MatchOptions, Mode, Model, ModelExt as _, Problem, RefitOptions,
+    StateDict, Tensor, adapter::AdapterOptions,
 };
 use regraft_backend_cpu::Isa;
 use regraft_conformance::{
@@ -25,7 +25,7 @@ fn saved(case: &Case, keep: KeepSources, folder: &Path) -> Model {
     let model = case.model(case.compile().stripped());
     model.refit(&regraft::open_weights(&weights).unwrap(), &FULL).unwrap();
     let path = folder.join("engine.rgf");
-    regraft::save(&model, Mode::Refittable, keep, &path).unwrap();
+    model.save_as(&path, Mode::Refittable, keep).unwrap();
     let loaded = open(&path);
     assert_eq!(loaded.keep_sources(), keep);
     loaded
@@ -62,7 +62,7 @@ fn every_way_gives_the_same_slots_and_complete_refits() {
             assert_same_slots(name, &model, &refitted);
             // What was kept is kept again.
             let again = folder.path().join("again.rgf");
-            regraft::save(&model, Mode::Refittable, keep, &again).unwrap();
+            model.save_as(&again, Mode::Refittable, keep).unwrap();
             assert_same_slots(name, &open(&again), &refitted);
         }
     }
@@ -112,12 +112,12 @@ fn constants_that_a_refit_changed_are_kept_as_they_are_now() {
     let options = RefitOptions { constants: Constants::ChangeAll, ..PARTIAL };
     model.refit(&one(&sources[index].name, after.clone()), &options).unwrap();
     let path = folder.path().join("engine.rgf");
-    regraft::save(&model, Mode::Refittable, KeepSources::None, &path).unwrap();
+    model.save_as(&path, Mode::Refittable, KeepSources::None).unwrap();
     assert!(Engine::read(&path).unwrap().sources[index].as_ref().unwrap().bit_equal(&after));
     assert_same_slots("constants", &open(&path), &model);
     model.release_sources().unwrap();
-    regraft::save(&model, Mode::Refittable, KeepSources::None, &path).unwrap();
-    assert!(Engine::read(&path).unwrap().sources[index].is_none(), "it is neither at hand nor the engine's own");
+    model.save_as(&path, Mode::Refittable, KeepSources::None).unwrap();
+    assert!(Engine::read(&path).unwrap().sources[index].is_none(), "it is neither available nor the engine's own");
 }
 
 #[test]
@@ -179,7 +179,7 @@ fn what_no_file_holds_is_embedded_by_an_engine_that_keeps_references() {
         Tensor::new(tensor.dtype(), tensor.shape().to_vec(), AlignedVec::copy_of(tensor.bytes()).into()).unwrap();
     model.refit(&one(&name, in_memory), &PARTIAL).unwrap();
     let path = folder.path().join("mixed.rgf");
-    regraft::save(&model, Mode::Refittable, KeepSources::Reference, &path).unwrap();
+    model.save_as(&path, Mode::Refittable, KeepSources::Reference).unwrap();
     let engine = Engine::read(&path).unwrap();
     let embedded: Vec<&str> =
         engine.manifest().iter().filter(|e| e.kept == Kept::Embedded).map(|e| e.info.name.as_str()).collect();
@@ -215,7 +215,7 @@ fn adapters_become_part_of_what_is_kept() {
         .unwrap();
         model.adapters().set(&[(Arc::new(adapter), 1.0)]).unwrap();
         let path = folder.path().join("styled.rgf");
-        regraft::save(&model, Mode::Refittable, keep, &path).unwrap();
+        model.save_as(&path, Mode::Refittable, keep).unwrap();
         let loaded = open(&path);
         assert_same_slots(keep.name(), &loaded, &model);
         assert!(loaded.adapters().active().is_empty());

@@ -4,6 +4,8 @@
 mod adapters;
 #[path = "borrowed.rs"]
 mod borrowed;
+#[path = "damage.rs"]
+mod damage;
 #[path = "fixtures.rs"]
 mod fixtures;
 #[path = "format_before.rs"]
@@ -20,6 +22,8 @@ mod precision;
 mod remote;
 #[path = "scenarios.rs"]
 mod scenarios;
+#[path = "siblings.rs"]
+mod siblings;
 #[path = "stress.rs"]
 mod stress;
 #[path = "tuning.rs"]

@@ -60,7 +60,7 @@ fn r_7_one_tensor_in_two_layouts_and_slices_of_one_tensor() {
         // Where products take weights as they are, the table of an embedding and a tied weight are one slot.
         let is_packed = model.device().codegen().target().backend == "cpu" || name != "tied";
         assert_eq!(shared_source, is_packed, "{name}: a source feeds several slots");
-        assert!(report.recomputed_slots.len() > usize::from(is_packed), "{name}: all of them are computed anew");
+        assert!(report.recomputed_slots.len() > usize::from(is_packed), "{name}: all of them are rebuilt");
         assert_close(name, &model.run(&case.tensors("input")).unwrap(), &case.tensors("expected_b"));
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use regraft::{
-    CacheUse, CompileOptions, Compiled, Engine, Model, Records, StateDict, Tune, TuneMode,
+    CacheUse, Compiled, Compiler, Engine, Model, Records, StateDict, Tune, TuneMode,
     cache::{DiskCache, EngineCache},
     ir::text,
 };
@@ -107,8 +107,9 @@ fn the_engine_cache_tells_records_apart() {
     let (case, folder) = (Case::open("linear"), tempfile::tempdir().expect("a folder"));
     let cache: Arc<dyn EngineCache> = Arc::new(DiskCache::new(folder.path().join("engines"), 1 << 20));
     let compile = |tune: Tune, cache: Option<&Arc<dyn EngineCache>>| {
-        let options = CompileOptions { tune, cache: cache.cloned(), ..CompileOptions::default() };
-        regraft::compile(&case.program(), &options, &mut ()).unwrap_or_else(|e| panic!("{e}"))
+        let compiler = Compiler::new().tune(tune);
+        let compiler = cache.map_or(compiler.clone(), |cache| compiler.cache(cache.clone()));
+        compiler.compile(case.program()).unwrap_or_else(|e| panic!("{e}"))
     };
     let is_hit = |compiled: &Compiled| matches!(compiled.cache, CacheUse::Hit { .. });
     let first = compile(Tune::default(), Some(&cache));

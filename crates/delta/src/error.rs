@@ -20,6 +20,7 @@ impl From<DeltaErrorKind> for DeltaError {
 
 /// The kinds of [`DeltaError`].
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum DeltaErrorKind {
     /// The file cannot be read.
     #[error("{}: {why}", .path.display())]
@@ -59,7 +60,7 @@ pub enum DeltaErrorKind {
     },
 }
 
-/// Why a tensor of the weights at hand is not that of the base.
+/// Why a tensor of the given weights is not that of the base.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeltaProblem {
     /// Its name.

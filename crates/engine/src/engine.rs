@@ -2,18 +2,19 @@ use std::{fmt, path::Path, sync::Arc};
 
 use regraft_backend::Target;
 use regraft_tensor::{Buffer, Tensor};
-use regraft_weights::{Digest, RefitMap};
+use regraft_weights::{BakedAdapter, Digest, RefitMap};
 use serde::{Deserialize, Serialize};
 
 use crate::{EngineErrorKind, Plan, artifact::Unverified};
 
 /// What an engine holds besides its plan, and so what can be done with it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
     /// Plan and packed slots, no recipes: ready on load, refit is refused.
     Frozen,
-    /// Plan, recipes, and sources or slots or both (see [`KeepSources`]): ready on load, slots are made anew by each refit.
+    /// Plan, recipes, and sources or slots or both (see [`KeepSources`]): ready on load, slots are rebuilt by each refit.
+    #[default]
     Refittable,
     /// Plan and recipes: runs once weights are bound.
     Stripped,
@@ -81,6 +82,8 @@ pub struct Engine {
     pub files: Vec<Option<Arc<Path>>>,
     /// The packed slots, where the engine holds them.
     pub slots: Option<Vec<Buffer>>,
+    /// Adapters that are part of its weights.
+    pub baked: Vec<BakedAdapter>,
     /// The file of these weights, until they were compared with their digests.
     pub unverified: Option<Unverified>,
 }
@@ -99,6 +102,7 @@ impl Engine {
             sources: vec![None; count],
             files: vec![None; count],
             slots: None,
+            baked: Vec::new(),
             unverified: None,
         }
     }
@@ -149,6 +153,7 @@ impl Engine {
         }
         self.files.fill(None);
         self.slots = None;
+        self.baked.clear();
         self.mode = Mode::Stripped;
         self
     }

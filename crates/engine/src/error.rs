@@ -16,6 +16,7 @@ pub struct EngineError {
 
 /// The kinds of [`EngineError`].
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum EngineErrorKind {
     /// The file as such is broken or foreign.
     #[error(transparent)]

@@ -1,7 +1,7 @@
 //! Outputs: memory of Regraft's that Python owns.
 
 use pyo3::{prelude::*, types::PyDict};
-use regraft::Tensor;
+use regraft::{DType, Tensor};
 
 use crate::{dlpack, error::Class};
 
@@ -26,6 +26,13 @@ impl Array {
     #[getter]
     fn nbytes(&self) -> usize {
         self.0.bytes().len()
+    }
+
+    /// The same memory as an array of bytes: for who passes on values of a type that NumPy has not.
+    fn as_bytes(&self) -> PyResult<Array> {
+        let buffer = self.0.buffer().clone();
+        let tensor = Tensor::new(DType::U8, vec![buffer.len()], buffer);
+        tensor.map(Array).map_err(|error| Class::Regraft.error(error.to_string()))
     }
 
     #[pyo3(signature = (**options))]

@@ -1,12 +1,14 @@
 //! From a program and its weights to a model.
 
+use std::sync::Arc;
+
 use pyo3::{
     prelude::*,
     types::{PyDict, PyTuple},
 };
 use regraft::{
-    CacheUse, Changed, CompileOptions, DType, Engine, Evaluated, KeepSources, Mode, Observer, RefitOptions, Tune,
-    TuneMode, WeightFormat,
+    CacheUse, Changed, Compiler, DType, Device, Engine, Evaluated, KeepSources, Mode, Observer, RefitOptions,
+    RuntimeError, RuntimeErrorKind, Tune, TuneMode, WeightFormat,
 };
 
 use crate::{
@@ -19,10 +21,11 @@ use crate::{
 };
 
 /// Compiles a program for a device of this machine and gives it weights, where there are any: one for each source of the
-/// program, or those that it was read with. Returns the model, and what compiling found out. `observer` is called with `(number, count, seconds left)` for each
-/// problem that is measured.
+/// program, or those that it was read with. Returns the model, and what compiling found out. `observer` is called with
+/// `(number, count, seconds left)` for each problem that is measured. `siblings` are models of other programs over the same
+/// weights, to share slots with.
 #[pyfunction]
-#[pyo3(signature = (program, weights, *, mode="refittable", identical=false, dtype=None, weight_format=None, threads=None, tune="off", cache=None, observer=None, device="cpu"))]
+#[pyo3(signature = (program, weights, *, mode="refittable", identical=false, dtype=None, weight_format=None, threads=None, tune="off", cache=None, observer=None, device="cpu", siblings=Vec::new()))]
 pub(crate) fn compile<'py>(
     py: Python<'py>,
     program: &Program,
@@ -36,30 +39,34 @@ pub(crate) fn compile<'py>(
     cache: Option<&Bound<'py, PyAny>>,
     observer: Option<Py<PyAny>>,
     device: &str,
+    siblings: Vec<PyRef<'py, Model>>,
 ) -> PyResult<Bound<'py, PyTuple>> {
+    let siblings: Vec<regraft::Model> = siblings.iter().map(|sibling| sibling.0.clone()).collect();
     let mode = model::mode_of(mode)?;
     let weights = weights.map(state_dict_of).transpose()?;
     let (threads, device) = (model::threads_of(threads)?, model::device_of(device)?);
     let cache_dir = regraft::cache_folder().filter(|_| cache.is_some()).map(|folder| folder.join("tuning"));
-    let options = CompileOptions {
-        // Weights of a file come with its program; others by a refit.
-        mode: if weights.is_none() && program.has_weights() { mode } else { Mode::Stripped },
-        identical,
-        device,
-        dtype: dtype.map(dtype_of).transpose()?,
-        weights: weight_format.map(format_of).transpose()?,
-        threads,
-        tune: Tune { mode: tune_of(tune)?, pinned: None, cache_dir },
-        cache: cache.map(cache_of),
-        ..CompileOptions::default()
-    };
+    // Weights of a file come with its program; others by a refit.
+    let compiled_mode = if weights.is_none() && program.has_weights() { mode } else { Mode::Stripped };
+    let mut compiler = Compiler::new()
+        .mode(compiled_mode)
+        .identical(identical)
+        .device(device)
+        .dtype(dtype.map(dtype_of).transpose()?)
+        .weights(weight_format.map(format_of).transpose()?)
+        .threads(threads)
+        .tune(Tune { mode: tune_of(tune)?, pinned: None, cache_dir });
+    if let Some(cache) = cache {
+        compiler = compiler.cache(cache_of(cache));
+    }
     let imported = program.0.clone();
     let (model, compiled) = detached(py, || -> Result<_, regraft::Error> {
-        let compiled = regraft::compile_imported(imported, &options, &mut Tuning(observer))?;
+        let compiled = compiler.compile_imported(imported, &mut Tuning(observer))?;
         let engine = compiled.engine.clone();
+        let device = regraft::device(device, threads)?;
         let model = match &weights {
-            Some(weights) => bound(engine, weights, mode, &options)?,
-            None => regraft::model(engine, regraft::device(device, threads)?)?,
+            Some(weights) => bound(engine, weights, mode, identical, device, &siblings)?,
+            None => regraft::model(engine, device)?,
         };
         Ok((model, compiled))
     })
@@ -103,28 +110,36 @@ fn bound(
     engine: Engine,
     weights: &regraft::StateDict,
     mode: Mode,
-    options: &CompileOptions,
+    identical: bool,
+    device: Arc<dyn Device>,
+    siblings: &[regraft::Model],
 ) -> Result<regraft::Model, regraft::Error> {
     let infos = &engine.refit_map.sources;
     let of_source = |info: &regraft::SourceInfo| info.names().find_map(|name| weights.get(name).cloned());
     let values = infos.iter().map(|info| {
-        let tensor = of_source(info)?;
+        let Some(tensor) = of_source(info) else { return Ok(None) };
         // No state dict brings these again: the engine holds them.
-        if info.kind.in_state_dict() { Some(tensor) } else { Some(tensor.to_owned_memory()) }
+        if info.kind.in_state_dict() {
+            Ok(Some(tensor))
+        } else {
+            tensor.to_owned_memory().map(Some).map_err(|error| {
+                RuntimeError::from(RuntimeErrorKind::Source { name: info.name.clone(), why: error.to_string() })
+            })
+        }
     });
-    let values = values.collect();
+    let values = values.collect::<Result<_, _>>()?;
     let names: Vec<String> =
         infos.iter().filter(|i| i.kind.in_state_dict()).flat_map(|i| i.names().map(String::from)).collect();
     let given = names.into_iter().filter_map(|name| Some((name.clone(), weights.get(&name)?.clone()))).collect();
-    let backend = regraft::device(options.device, options.threads)?;
-    let engine = engine.with_weights(values, options.identical).stripped();
-    let model = regraft::model(engine, backend.clone())?;
+    let engine = engine.with_weights(values, identical).stripped();
+    let model = regraft::model(engine, device.clone())?;
+    siblings.iter().try_for_each(|sibling| model.share_slots_with(sibling))?;
     if mode == Mode::Stripped {
         return Ok(model);
     }
     model.refit(&given, &RefitOptions { changed: Changed::All, ..RefitOptions::default() })?;
     match mode {
-        Mode::Frozen => regraft::model(model.to_engine(Mode::Frozen, KeepSources::None)?, backend),
+        Mode::Frozen => regraft::model(model.to_engine(Mode::Frozen, KeepSources::None)?, device),
         _ => Ok(model),
     }
 }

@@ -36,7 +36,7 @@ mod _regraft {
         compile::compile,
         doctor::doctor,
         exit::before_exit,
-        model::{Model, Session},
+        model::{Model, Session, slot_bytes_of},
         names::match_names,
         program::{Program, SourceInfo, is_known},
         refit::{Adapter, Staged, publish_together},

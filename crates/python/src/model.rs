@@ -1,13 +1,18 @@
 //! Models: what runs, and what is refitted.
 
-use std::{path::PathBuf, sync::Mutex};
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+};
 
 use pyo3::{
     prelude::*,
     types::{PyBytes, PyDict, PyList},
 };
 use regraft::{
-    AlignedVec, DType, DeviceName, Engine, ForeignQueue, Input, KeepSources, Lent, Mode, RuntimeError, Tensor, Threads,
+    AlignedVec, DType, DeviceName, Engine, ForeignQueue, Input, KeepSources, Lent, Mode, ModelExt as _, RuntimeError,
+    Tensor, Threads,
 };
 
 use crate::{
@@ -69,6 +74,23 @@ impl Model {
         let inputs = tensors_of(inputs, elsewhere(&self.0))?;
         let outputs = detached(py, || self.0.run(&inputs)).map_err(IntoPyErr::into_py)?;
         wrapped(py, outputs, wrap)
+    }
+
+    /// As `run`, with the number of the generation that the run saw.
+    fn run_and_tell<'py>(&self, py: Python<'py>, inputs: &Bound<'py, PyAny>) -> PyResult<(Bound<'py, PyList>, u64)> {
+        let inputs = tensors_of(inputs, elsewhere(&self.0))?;
+        let (outputs, generation) = detached(py, || self.0.run_and_tell(&inputs)).map_err(IntoPyErr::into_py)?;
+        Ok((wrapped(py, outputs, None)?, generation.id))
+    }
+
+    /// The digest of all weights that serve, under their names and without adapters: the same in every process that serves
+    /// the same weights, whatever they came from; `None` where there are none yet. Weights that were not looked at yet are read.
+    fn weights_digest(&self, py: Python<'_>) -> PyResult<Option<String>> {
+        let digest = || {
+            self.0.check_file()?;
+            self.0.generation().map(|generation| self.0.weights_digest(&generation)).transpose()
+        };
+        detached(py, digest).map_err(IntoPyErr::into_py).map(|digest| digest.map(|d| d.to_string()))
     }
 
     /// A sequence of runs that keeps the program's state.
@@ -133,21 +155,34 @@ impl Model {
 
     /// An adapter for this engine: from a file or folder, or from tensors by the names that PEFT, diffusers or kohya's scripts
     /// give them; `config` is the text of PEFT's `adapter_config.json`, `alpha` what it was trained with where nothing says so.
-    #[pyo3(signature = (name, weights, config=None, alpha=None))]
+    /// A file or folder alone has the name that it has.
+    #[pyo3(signature = (name, weights=None, config=None, alpha=None))]
     fn adapter(
         &self,
         py: Python<'_>,
-        name: &str,
-        weights: &Bound<'_, PyAny>,
+        name: &Bound<'_, PyAny>,
+        weights: Option<&Bound<'_, PyAny>>,
         config: Option<&str>,
         alpha: Option<f64>,
     ) -> PyResult<Adapter> {
-        Adapter::new(py, &self.0, name, weights, config, alpha)
+        let path: PathBuf = name.extract()?;
+        let stem = path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy();
+        match weights {
+            Some(weights) => Adapter::new(py, &self.0, &path.to_string_lossy(), weights, config, alpha),
+            None => Adapter::new(py, &self.0, &stem, name, config, alpha),
+        }
     }
 
     /// Another model that starts with the same generation and shares the engine and every slot that neither changes.
     fn fork(&self) -> Model {
         Model(self.0.fork())
+    }
+
+    /// Shares slots from now on with a model of another program over the same weights: what a refit would make, and the
+    /// other has, is not made. Slots that both have now become one.
+    fn share_slots_with(&self, py: Python<'_>, other: PyRef<'_, Model>) -> PyResult<()> {
+        let other = other.0.clone();
+        detached(py, || self.0.share_slots_with(&other)).map_err(IntoPyErr::into_py)
     }
 
     /// `refittable`, `stripped` or `frozen`: what the engine held when it was made.
@@ -281,7 +316,7 @@ impl Model {
     #[pyo3(signature = (path, mode="refittable", keep_sources="embedded"))]
     fn save(&self, py: Python<'_>, path: PathBuf, mode: &str, keep_sources: &str) -> PyResult<u64> {
         let (mode, keep) = (mode_of(mode)?, keep_of(keep_sources)?);
-        detached(py, || regraft::save(&self.0, mode, keep, &path)).map_err(IntoPyErr::into_py)
+        detached(py, || self.0.save_as(&path, mode, keep)).map_err(IntoPyErr::into_py)
     }
 
     /// The bytes of such a file.
@@ -308,6 +343,15 @@ impl Model {
             self.target()
         )
     }
+}
+
+/// Bytes of the slots of several models, each slot counted once.
+#[pyfunction]
+pub(crate) fn slot_bytes_of(models: Vec<PyRef<'_, Model>>) -> usize {
+    let generations: Vec<_> = models.iter().filter_map(|model| model.0.generation()).collect();
+    let slots = generations.iter().flat_map(|generation| &generation.slots);
+    let distinct: HashMap<_, usize> = slots.map(|slot| (Arc::as_ptr(slot), slot.len())).collect();
+    distinct.values().sum()
 }
 
 /// A sequence of runs with its own state and scratch memory.

@@ -51,8 +51,9 @@ impl Adapter {
             // The adapter keeps its factors, and the caller may change his.
             let weights: StateDict = state_dict_of(weights)?
                 .iter()
-                .map(|(key, tensor)| (key.to_owned(), tensor.to_owned_memory()))
-                .collect();
+                .map(|(key, tensor)| Ok((key.to_owned(), tensor.to_owned_memory()?)))
+                .collect::<Result<_, regraft::TensorError>>()
+                .map_err(|error| Class::Weights.error(format!("{name}: {error}")))?;
             detached(py, || Ok(adapter::Adapter::from_state_dict(name, &weights, options, map)?))
         };
         Ok(Adapter(Arc::new(adapter.map_err(IntoPyErr::into_py)?)))
@@ -183,12 +184,37 @@ impl Staged {
 
     fn take(&self) -> PyResult<regraft::Staged> {
         let staged = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-        staged.ok_or_else(|| Class::Stale.error("it was published already: stage it again"))
+        staged.ok_or_else(published_already)
     }
+
+    fn with<T>(&self, look: impl FnOnce(&regraft::Staged) -> PyResult<T>) -> PyResult<T> {
+        let staged = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        staged.as_ref().ok_or_else(published_already).and_then(look)
+    }
+}
+
+fn published_already() -> PyErr {
+    Class::Stale.error("it was published already: stage it again")
 }
 
 #[pymethods]
 impl Staged {
+    /// Its number: the one that `Model.run_and_tell` tells once it serves.
+    #[getter]
+    fn generation(&self) -> PyResult<u64> {
+        self.with(|staged| Ok(staged.generation().id))
+    }
+
+    /// The digest of its weights, see `Model.weights_digest`.
+    fn weights_digest(&self, py: Python<'_>) -> PyResult<String> {
+        detached(py, || {
+            self.with(|staged| {
+                let digest = staged.model().weights_digest(staged.generation());
+                digest.map(|digest| digest.to_string()).map_err(IntoPyErr::into_py)
+            })
+        })
+    }
+
     /// Makes it the serving generation, in one atomic step. Returns the report as JSON.
     fn publish(&self, py: Python<'_>) -> PyResult<String> {
         let staged = self.take()?;

@@ -25,6 +25,8 @@ const NOT_COMPARED: usize = 2;
 const TENSOR_WORDS: usize = 19;
 /// Words of a storage that are compared.
 const STORAGE_WORDS: usize = 5;
+/// Which word of a dict is the version that PEP 509 gives it, where there is one.
+const VERSION_WORD: usize = 3;
 /// Leading words of a tensor that are addresses of what it consists of, such as its counter of versions.
 const PARTS: usize = 4;
 
@@ -36,6 +38,8 @@ const PARTS: usize = 4;
 #[derive(Default)]
 pub(crate) struct Watch {
     containers: Vec<Container>,
+    /// Whether dicts have versions, so that one whose version is the same need not be looked through.
+    has_versions: bool,
     /// Of all containers, one after the other: keys and values of a dict in turn, or items of a list. Held, so that an
     /// address is never another object's.
     items: Vec<Py<PyAny>>,
@@ -51,6 +55,8 @@ pub(crate) struct Watch {
 struct Container {
     object: Py<PyAny>,
     is_dict: bool,
+    /// Of a dict, when it was last found to hold what it did.
+    version: usize,
     /// How many of the items are its.
     len: usize,
 }
@@ -99,6 +105,7 @@ impl Watch {
 
     /// Watches these dicts and lists, as they are now, and no others.
     fn watch_containers(&mut self, containers: &Bound<'_, PyList>) -> PyResult<()> {
+        self.has_versions = dicts_have_versions(containers.py())?;
         (self.containers, self.items) = (Vec::with_capacity(containers.len()), Vec::new());
         for object in containers.iter() {
             self.containers.push(Container::new(&object, &mut self.items)?);
@@ -106,16 +113,32 @@ impl Watch {
         Ok(())
     }
 
+    /// Whether nothing of what is watched differs from what it was. Where something does, or may, the others say what.
+    fn is_unchanged(&mut self, py: Python<'_>) -> bool {
+        let same_containers = self.changed_containers(py).is_empty();
+        let (moved, written) = self.changed_tensors();
+        let same_tensors = moved.is_empty() && written.is_empty() && self.seen.is_empty();
+        same_containers && same_tensors && self.changed_samples(Vec::new()).is_empty()
+    }
+
     /// Indices of containers that hold other objects than they did, or the same in another order.
-    fn changed_containers(&self, py: Python<'_>) -> Vec<usize> {
-        self.containers.iter().for_each(|container| prefetch(container.object.as_ptr() as usize, 1));
+    fn changed_containers(&mut self, py: Python<'_>) -> Vec<usize> {
+        let has_versions = self.has_versions;
+        self.containers.iter().for_each(|container| prefetch(container.version_address(), 1));
         self.tensors.iter().for_each(Tensor::prefetch);
         let (mut changed, mut items) = (Vec::new(), self.items.as_slice());
-        self.containers.iter().for_each(Container::prefetch_items);
-        for (index, container) in self.containers.iter().enumerate() {
+        let looked_through = self.containers.iter().filter(|container| !(has_versions && container.is_dict));
+        looked_through.for_each(Container::prefetch_items);
+        for (index, container) in self.containers.iter_mut().enumerate() {
             let (expected, rest) = items.split_at(container.len);
             items = rest;
-            if !container.holds(py, expected) {
+            let version = container.version_now();
+            if has_versions && container.is_dict && version == container.version {
+                continue;
+            }
+            if container.holds(py, expected) {
+                container.version = version;
+            } else {
                 changed.push(index);
             }
         }
@@ -278,7 +301,20 @@ impl Container {
         let before = items.len();
         // SAFETY: items are borrowed from a live container, and owned before anything else can run.
         visit(object, is_dict, |item| items.push(unsafe { Bound::from_borrowed_ptr(object.py(), item) }.unbind()));
-        Ok(Container { object: object.clone().unbind(), is_dict, len: items.len() - before })
+        let mut made = Container { object: object.clone().unbind(), is_dict, version: 0, len: items.len() - before };
+        made.version = made.version_now();
+        Ok(made)
+    }
+
+    /// Where the version of a dict is; of a list the address of its items.
+    fn version_address(&self) -> usize {
+        self.object.as_ptr() as usize + VERSION_WORD * size_of::<usize>()
+    }
+
+    /// The version of a dict, where dicts have one; says nothing of a list.
+    fn version_now(&self) -> usize {
+        // SAFETY: inside of a live object, aligned: dicts have at least six words, and lists four.
+        unsafe { ptr::read_volatile(self.version_address() as *const usize) }
     }
 
     fn holds(&self, py: Python<'_>, expected: &[Py<PyAny>]) -> bool {
@@ -329,6 +365,32 @@ fn prefetch(address: usize, lines: usize) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (address, lines);
+}
+
+/// Whether dicts have a version, which every change of one replaces by a number that no dict had before: those of CPython up to
+/// 3.12 do (PEP 509). It is tried, too.
+fn dicts_have_versions(py: Python<'_>) -> PyResult<bool> {
+    if py.version_info() >= (3, 13) {
+        return Ok(false);
+    }
+    let dict = PyDict::new(py);
+    let watched = Container::new(dict.as_any(), &mut Vec::new())?;
+    let mut seen = vec![watched.version];
+    for change in 0..5 {
+        match change {
+            0 => dict.set_item("a", 1)?,
+            1 => dict.set_item("a", 2)?,
+            2 => dict.set_item("b", 2)?,
+            3 => dict.del_item("a")?,
+            _ => dict.clear(),
+        }
+        let version = watched.version_now();
+        if seen.contains(&version) || version != watched.version_now() {
+            return Ok(false);
+        }
+        seen.push(version);
+    }
+    Ok(true)
 }
 
 /// The first words of an object, which may be addresses: for hints only. Dicts have at least six, and lists four.

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use pyo3::prelude::*;
-use regraft::OpenOptions;
+use regraft::{DType, OpenOptions, Tensor};
 
 use crate::{
     error::{Class, IntoPyErr},
@@ -24,6 +24,27 @@ impl StateDict {
     fn open(py: Python<'_>, path: PathBuf, key: Option<String>) -> PyResult<StateDict> {
         let options = OpenOptions { key };
         detached(py, || regraft::open_weights_with(&path, &options)).map(StateDict).map_err(IntoPyErr::into_py)
+    }
+
+    /// Tensors that lie in the memory of arrays of bytes: `(name, dtype, shape, which array, place of the first byte there)` of each.
+    /// The memory is kept, read where it is, and must stay as it is while somebody reads it.
+    #[staticmethod]
+    fn over(
+        buckets: Vec<Bound<'_, PyAny>>,
+        tensors: Vec<(String, String, Vec<usize>, usize, usize)>,
+    ) -> PyResult<StateDict> {
+        let buckets = buckets.iter().map(|bucket| memory::tensor_of(bucket, memory::Elsewhere::Refused));
+        let buckets = buckets.collect::<PyResult<Vec<_>>>()?;
+        let mut weights = regraft::StateDict::new();
+        for (name, dtype, shape, bucket, start) in tensors {
+            let place = part_of(&buckets, &dtype, shape, bucket, start);
+            let tensor = place.map_err(|why| Class::Weights.error(format!("{name}: {why}")))?;
+            if weights.get(&name).is_some() {
+                return Err(Class::Weights.error(format!("{name}: is there twice")));
+            }
+            weights.insert(name, tensor);
+        }
+        Ok(StateDict(weights))
     }
 
     /// What stands in the file and was not read, by its place: in words what it is.
@@ -64,6 +85,22 @@ impl StateDict {
     fn __repr__(&self) -> String {
         format!("regraft.StateDict({} tensors, {})", self.0.len(), memory::size_text(self.0.byte_len()))
     }
+}
+
+/// A tensor at `start` in one of the `buckets`; or what is wrong with that.
+fn part_of(buckets: &[Tensor], dtype: &str, shape: Vec<usize>, bucket: usize, start: usize) -> Result<Tensor, String> {
+    let known = DType::from_name(dtype).ok_or_else(|| format!("`{dtype}` is no type of elements"))?;
+    if start % known.size() != 0 {
+        return Err(format!("begins at byte {start}, where no {dtype} can"));
+    }
+    let len = Tensor::byte_len(known, &shape).map_err(|error| error.to_string())?;
+    let whole = buckets.get(bucket).ok_or_else(|| format!("lies in bucket {bucket} of {}", buckets.len()))?.buffer();
+    let part = start.checked_add(len).and_then(|end| whole.slice(start..end));
+    let part = part.ok_or_else(|| {
+        let (end, all) = (start.saturating_add(len), whole.len());
+        format!("lies at bytes {start} to {end} of a bucket of {all}")
+    })?;
+    Tensor::new(known, shape, part).map_err(|error| error.to_string())
 }
 
 /// The tensors of a `StateDict`, of a mapping from names to tensors, or of a weight file.

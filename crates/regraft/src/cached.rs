@@ -14,7 +14,7 @@ use regraft_engine::{
 };
 use regraft_import::Imported;
 
-use crate::{CompileOptions, Error, Tuned, compile};
+use crate::{Compiler, Error, Tuned};
 
 /// What a cache did for a compilation. A cache that fails costs time, and nothing else.
 #[derive(Clone, Debug, Default)]
@@ -87,17 +87,17 @@ pub fn disk_cache(folder: &Path, limit: u64) -> DiskCache {
 pub(crate) fn build(
     cache: &Arc<dyn EngineCache>,
     imported: Imported,
-    options: &CompileOptions,
+    compiler: &Compiler,
     device: &dyn Device,
     observer: &mut dyn Observer,
 ) -> Result<(Engine, Option<Tuned>, CacheUse), Error> {
     let Imported { graph, weights, .. } = imported;
     let canonical = Canonical::of(graph);
-    let mut choices = options.tune.key(device);
-    if let Some(dtype) = options.dtype {
+    let mut choices = compiler.tune.key(device);
+    if let Some(dtype) = compiler.dtype {
         choices += &format!(" in {dtype}");
     }
-    if let Some(format) = options.weights {
+    if let Some(format) = compiler.weights {
         choices += &format!(" with weights of {}", format.name());
     }
     let key = key(&canonical, &choices, &device.codegen().target(), env!("CARGO_PKG_VERSION"));
@@ -115,7 +115,7 @@ pub(crate) fn build(
         Some(engine) => (engine, None, CacheUse::Hit { key }),
         None => {
             let bare = Imported { graph: canonical.graph.clone(), weights: vec![None; weights.len()], ..imported };
-            let (engine, tuned) = compile::build(bare, options, device, observer)?;
+            let (engine, tuned) = compiler.build(bare, device, observer)?;
             let stored = lookup.tried(cache::store(&**cache, &key, &engine));
             let stored = lookup.is_stored(stored);
             (engine, Some(tuned), CacheUse::Built { key, stored, warnings: lookup.warnings })
@@ -123,7 +123,7 @@ pub(crate) fn build(
     };
     drop(claim);
     canonical.name(&mut engine);
-    Ok((engine.with_weights(weights, options.identical), tuned, cache_use))
+    Ok((engine.with_weights(weights, compiler.is_identical()), tuned, cache_use))
 }
 
 /// Everything that decides what is built. Identical engines are built like others: only what they accept differs.

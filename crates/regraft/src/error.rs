@@ -26,6 +26,9 @@ pub enum Error {
     /// An adapter could not be read, or does not fit.
     #[error(transparent)]
     Adapter(#[from] regraft_adapter::AdapterError),
+    /// Inputs by name are not the ones that the program takes.
+    #[error(transparent)]
+    Inputs(#[from] crate::InputsError),
     /// A run or a refit failed.
     #[error(transparent)]
     Runtime(#[from] regraft_runtime::RuntimeError),

@@ -1,16 +1,15 @@
-//! Compile a trained network once, and let its weights change for ever after.
+//! Compile a trained network once, and replace its weights without compiling again.
 //!
 //! ```no_run
-//! use regraft::{CompileOptions, KeepSources, Mode, RefitOptions, Threads};
+//! use regraft::{Compiler, ModelExt as _, RefitOptions};
 //!
-//! let compiled = regraft::compile("model.pt2".as_ref(), &CompileOptions::default(), &mut ())?;
-//! let model = regraft::model(compiled.engine, regraft::cpu(Threads::Auto))?;
+//! let model = Compiler::new().compile("model.pt2")?.into_model()?;
 //! # let x = regraft::Tensor::from_slice(&[1], &[0f32]);
 //! let before = model.run(&[x.clone()])?;
-//! let report = model.refit(&regraft::open_weights("tuned.safetensors".as_ref())?, &RefitOptions::default())?;
-//! println!("{} slots in {:.1} ms", report.recomputed_slots.len(), report.phases_ms.total());
+//! let report = model.refit(&regraft::open_weights("tuned.safetensors")?, &RefitOptions::default())?;
+//! println!("{report}");
 //! let after = model.run(&[x])?;
-//! regraft::save(&model, Mode::Refittable, KeepSources::Embedded, "tuned.rgf".as_ref())?;
+//! model.save("tuned.rgf")?;
 //! # Ok::<(), regraft::Error>(())
 //! ```
 //!
@@ -18,15 +17,18 @@
 #![forbid(unsafe_code)]
 
 mod cached;
-mod compile;
+mod compiler;
 mod deltas;
 mod devices;
 mod doctor;
 mod error;
+#[cfg(doctest)]
+mod guides;
+mod model_ext;
 mod samples;
 mod tune;
 
-use std::{path::Path, sync::Arc};
+use std::path::Path;
 
 pub use regraft_adapter::{self as adapter, Adapter, AdapterError, AdapterErrorKind, AdapterOptions, AdapterSet};
 pub use regraft_backend::{Device, ForeignQueue, Lent, RunErrorKind};
@@ -52,18 +54,19 @@ pub use regraft_runtime::{
 };
 pub use regraft_tensor::{AlignedVec, BorrowedBytes, Buffer, DType, RemoteBytes, Symbol, Tensor, TensorError};
 pub use regraft_weights::{
-    AdapterReport, Cause, Constants, Digest, Ignored, MatchOptions, Misfit, NameRule, Phase, PhaseTimes, Problem,
-    Recipe, RefitMap, RefitReport, Rename, SlotReport, SourceInfo, StateDict, Unknown, WeightsError, WeightsErrorKind,
-    match_sources,
+    AdapterReport, BakedAdapter, Cause, Constants, Digest, Ignored, MatchOptions, Misfit, NameRule, Phase, PhaseTimes,
+    Problem, Recipe, RefitMap, RefitReport, Rename, SlotReport, SourceInfo, StateDict, Unknown, WeightsError,
+    WeightsErrorKind, match_sources,
 };
 
 pub use self::{
     cached::{CacheUse, cache_folder, cache_limit, disk_cache, parse_size},
-    compile::{CompileOptions, Compiled, compile, compile_imported},
+    compiler::{Compiled, Compiler},
     deltas::apply_delta,
     devices::{DeviceError, DeviceName, UnknownDevice, cpu, device},
     doctor::{Doctor, doctor},
     error::Error,
+    model_ext::{InputsError, ModelExt, Outputs, model},
     samples::random_inputs,
     tune::{Tune, Tuned},
 };
@@ -84,13 +87,13 @@ pub enum Threads {
 /// - a state dict of `torch.save` (`.pt`, `.pth`, `.bin`, `.ckpt`), of any version of PyTorch, or a checkpoint that has one
 ///   inside; nothing in it is executed, and objects beside the tensors are left out (see [`StateDict::skipped`]);
 /// - the state dict of an exported program (`.pt2`), whatever the program does;
-/// - the initialisers of an `.onnx`;
+/// - the initializers of an `.onnx`;
 /// - the `.index.json` that names the shards of a model, beside it;
 /// - a folder as `save_pretrained` of Hugging Face writes it.
 ///
 /// # Errors
 /// When the file cannot be read, is of no such format, is damaged or holds a dtype that Regraft does not know.
-pub fn open_weights(path: &Path) -> Result<StateDict, Error> {
+pub fn open_weights(path: impl AsRef<Path>) -> Result<StateDict, Error> {
     open_weights_with(path, &OpenOptions::default())
 }
 
@@ -98,7 +101,8 @@ pub fn open_weights(path: &Path) -> Result<StateDict, Error> {
 ///
 /// # Errors
 /// As [`open_weights`]; also when the part is not there.
-pub fn open_weights_with(path: &Path, options: &OpenOptions) -> Result<StateDict, Error> {
+pub fn open_weights_with(path: impl AsRef<Path>, options: &OpenOptions) -> Result<StateDict, Error> {
+    let path = path.as_ref();
     if regraft_checkpoint::is_exported_program(path) {
         let weights = regraft_import::read_pt2_weights(path)?;
         return Ok(regraft_checkpoint::part_of(weights, path, options)?);
@@ -111,32 +115,6 @@ pub fn open_weights_with(path: &Path, options: &OpenOptions) -> Result<StateDict
 ///
 /// # Errors
 /// When a file cannot be read, or everything that does not fit.
-pub fn open_adapter(path: &Path, options: &AdapterOptions, map: &RefitMap) -> Result<Adapter, Error> {
-    Ok(Adapter::open(path, options, map, open_weights)?)
-}
-
-/// Loads an engine file for the CPU of this machine. Weights are mapped; that they are undamaged is found out beside
-/// everything else, and the first run or refit waits for it (see [`Model::check_file`]).
-///
-/// # Errors
-/// When the file is damaged, of another version, or built for another machine.
-pub fn load(engine: &Path, threads: Threads) -> Result<Model, Error> {
-    model(Engine::open(engine)?, cpu(threads))
-}
-
-/// A model of `engine` that finds sources kept by reference in every weight file that [`open_weights`] reads.
-///
-/// # Errors
-/// When the engine was built for another machine or is malformed.
-pub fn model(engine: Engine, device: Arc<dyn Device>) -> Result<Model, Error> {
-    Ok(Model::new(engine, device, Arc::new(|path: &Path| Ok(open_weights(path)?)))?)
-}
-
-/// Saves a model's engine with its serving weights; `keep` says how a refittable engine keeps its sources. Returns the
-/// bytes written.
-///
-/// # Errors
-/// When there are no weights yet, the mode does not fit, or the file cannot be written; what was there is kept then.
-pub fn save(model: &Model, mode: Mode, keep: KeepSources, path: &Path) -> Result<u64, Error> {
-    Ok(model.to_engine(mode, keep)?.write(path)?)
+pub fn open_adapter(path: impl AsRef<Path>, options: &AdapterOptions, map: &RefitMap) -> Result<Adapter, Error> {
+    Ok(Adapter::open(path.as_ref(), options, map, |file: &Path| open_weights(file))?)
 }

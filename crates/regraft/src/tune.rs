@@ -22,6 +22,18 @@ pub struct Tune {
     pub cache_dir: Option<PathBuf>,
 }
 
+impl From<TuneMode> for Tune {
+    fn from(mode: TuneMode) -> Self {
+        Tune { mode, ..Tune::default() }
+    }
+}
+
+impl From<Records> for Tune {
+    fn from(records: Records) -> Self {
+        Tune { pinned: Some(Arc::new(records)), ..Tune::default() }
+    }
+}
+
 /// How the kernels of a build were chosen.
 #[derive(Clone, Debug)]
 pub struct Tuned {

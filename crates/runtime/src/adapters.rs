@@ -7,7 +7,7 @@ use crate::{Model, Refit, RuntimeError};
 
 /// The adapters of a model: see [`Model::adapters`].
 ///
-/// Adapters are applied from the pristine sources on the way to the slots. Setting others makes anew only the slots of the
+/// Adapters are applied from the pristine sources on the way to the slots. Setting others rebuilds only the slots of the
 /// layers that either touches, and taking all away leaves the bits of the first day. A refit of the weights keeps them.
 #[derive(Clone, Copy, Debug)]
 pub struct Adapters<'a> {
@@ -29,7 +29,7 @@ impl<'a> Adapters<'a> {
     /// or together with new weights.
     ///
     /// # Errors
-    /// When two have one name, the engine is frozen or not bound, or the sources of a layer are not at hand; nothing has
+    /// When two have one name, the engine is frozen or not bound, or the sources of a layer are not available; nothing has
     /// changed then.
     pub fn set(&self, adapters: &[(Arc<Adapter>, f64)]) -> Result<RefitReport, RuntimeError> {
         Refit::new().adapters(adapters)?.run(self.model)

@@ -26,6 +26,7 @@ impl<K: Into<RuntimeErrorKind>> From<K> for RuntimeError {
 
 /// The kinds of [`RuntimeError`].
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum RuntimeErrorKind {
     /// An input does not have the declared type.
     #[error("input {0}")]

@@ -6,7 +6,8 @@
 //! - `bind/`: the plan at known sizes: kernels, views, memory;
 //! - `refit/`: match, check, compare, stage;
 //! - `serving`: publish, roll back, retire, checked under a model checker;
-//! - [`Adapters`], [`Variants`]: what serves besides the plain weights.
+//! - [`Adapters`], [`Variants`]: what serves besides the plain weights;
+//! - `siblings`: models of other programs over the same weights, with which slots are shared.
 #![forbid(unsafe_code)]
 
 mod adapters;
@@ -22,6 +23,7 @@ mod refit;
 mod save;
 mod serving;
 mod session;
+mod siblings;
 mod slot_copier;
 mod sync;
 mod variants;

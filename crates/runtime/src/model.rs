@@ -7,7 +7,7 @@ use regraft_backend::Device;
 use regraft_engine::{Engine, KeepSources, Mode, Plan};
 use regraft_ir::eval::bind_symbols_to;
 use regraft_tensor::{DType, Tensor};
-use regraft_weights::{RefitMap, RefitReport, StateDict};
+use regraft_weights::{Digest, RefitMap, RefitReport, StateDict};
 
 use crate::{
     Adapters, Generation, PoolMemory, Refit, RefitOptions, RuntimeError, RuntimeErrorKind, Session, Staged, Variants,
@@ -16,6 +16,7 @@ use crate::{
     program::{Program, WeightReader},
     refit,
     serving::{Empty, NoPrevious, Serving},
+    siblings::Siblings,
     sync::{AtomicBool, Ordering},
 };
 
@@ -33,6 +34,7 @@ pub(crate) struct Shared {
     pub(crate) program: Arc<Program>,
     pub(crate) serving: Serving<Generation>,
     pub(crate) variants: Variants,
+    pub(crate) siblings: Siblings,
     keep_previous: AtomicBool,
 }
 
@@ -66,7 +68,9 @@ impl Model {
     pub fn fork(&self) -> Model {
         let fork = Shared::new(self.shared.program.clone(), self.generation());
         fork.keep_previous.store(self.shared.keep_previous.load(Ordering::SeqCst), Ordering::SeqCst);
-        Model { shared: Arc::new(fork) }
+        let fork = Model { shared: Arc::new(fork) };
+        self.shared.siblings.all().iter().for_each(|sibling| fork.link(sibling));
+        fork
     }
 
     /// What the engine held when it was loaded; a bound stripped engine stays [`Mode::Stripped`] here.
@@ -117,7 +121,7 @@ impl Model {
     }
 
     /// Sets the most bytes that slots may take, of this model and all its forks and variants. A stage that does not fit is
-    /// refused before anything is computed. A refit needs room for the slots that it makes anew beside those that serve;
+    /// refused before anything is computed. A refit needs room for the slots that it rebuilds beside those that serve;
     /// see [`Model::refit_exclusive`] for machines that do not have it.
     pub fn set_memory_limit(&self, limit: Option<usize>) {
         self.pool().set_limit(limit);
@@ -171,6 +175,24 @@ impl Model {
         Ok((outputs, generation))
     }
 
+    /// The digest of all sources of a generation of this model under their names, each in the dtype that the engine has it in: the
+    /// same whatever file they came from, and whether at once or in parts. Adapters are not in it. The digests of sources are
+    /// computed where they are not known yet.
+    ///
+    /// # Errors
+    /// When sources cannot be read back from the device.
+    pub fn weights_digest(&self, generation: &Generation) -> Result<Digest, RuntimeError> {
+        let mut text = String::new();
+        for (info, content) in self.refit_map().sources.iter().zip(&generation.sources) {
+            let digest = content.digest()?;
+            text.push_str(&info.name);
+            text.push('\0');
+            text.push_str(&digest.map(|d| d.to_string()).unwrap_or_default());
+            text.push('\n');
+        }
+        Ok(Digest::of_bytes(text.as_bytes()))
+    }
+
     /// Runs the program once on a generation of it, whether it serves or not.
     pub(crate) fn run_on(&self, generation: &Generation, inputs: &[Tensor]) -> Result<Vec<Tensor>, RuntimeError> {
         let mut session = self.session_in_lane();
@@ -216,7 +238,8 @@ impl Model {
         let base = if refit.weights.is_none() { Some(self.pin()?) } else { self.generation() };
         let (parts, mut report) = (program.parts(), RefitReport::default());
         let change = refit::check(&parts, base.as_deref(), &program.carried, refit, &mut report)?;
-        let generation = refit::compute(&parts, &program.pool, base.as_deref(), change, refit.observer, &mut report)?;
+        let to = refit::To { pool: &program.pool, siblings: &self.shared.siblings.all() };
+        let generation = refit::compute(&parts, to, base.as_deref(), change, refit.observer, &mut report)?;
         Ok(Staged { model: self.clone(), generation: Arc::new(generation), base, report })
     }
 
@@ -283,6 +306,7 @@ impl Shared {
             program,
             serving: Serving::new(first),
             variants: Variants::default(),
+            siblings: Siblings::default(),
             keep_previous: AtomicBool::new(false),
         }
     }

@@ -1,6 +1,7 @@
 //! What never changes of a model, shared by its forks, and the first generation that an engine gives.
 
 use std::{
+    collections::BTreeMap,
     error::Error,
     path::Path,
     sync::{Arc, Mutex},
@@ -10,7 +11,7 @@ use regraft_adapter::AdapterSet;
 use regraft_backend::{Device, Packer, QueueClass, Target};
 use regraft_engine::{Engine, EngineErrorKind, KeepSources, Mode, Plan};
 use regraft_tensor::{Buffer, Tensor};
-use regraft_weights::{Digest, RefitMap, StateDict};
+use regraft_weights::{BakedAdapter, Digest, RefitMap, StateDict};
 
 use crate::{
     Generation, RuntimeError, RuntimeErrorKind, Slot, SourceContent,
@@ -37,6 +38,8 @@ pub(crate) struct Program {
     pub(crate) bound: Mutex<BoundCache>,
     /// What the engine brings of each source.
     pub(crate) carried: Vec<Arc<SourceContent>>,
+    /// Adapters that are part of that.
+    pub(crate) baked: Arc<[BakedAdapter]>,
     pub(crate) pool: Arc<SlotPool>,
     /// Queues and memory of past runs, for the next ones.
     pub(crate) lanes: Mutex<Vec<Lane>>,
@@ -60,19 +63,24 @@ impl Program {
         engine.plan.check()?;
         check_layouts(&engine.plan, &*device)?;
         let keep_sources = engine.keep_sources();
-        let Engine { mode, target, plan, refit_map, identical, digests, sources, files, slots, unverified } = engine;
+        let Engine { mode, target, plan, refit_map, identical, digests, sources, files, slots, baked, unverified } =
+            engine;
         let identical = identical.then(|| digests.clone());
-        // The digest of a tensor at hand is computed when it is asked for: what a file says of it may be wrong.
-        let content = |(i, tensor): (usize, Option<Tensor>)| match (tensor, mode) {
-            (Some(tensor), _) => SourceContent::new(refit_map.sources[i].dtype, Some(tensor.to_owned_memory())),
-            // Which weights a stripped engine was made from says nothing of those that it will get.
-            (None, Mode::Stripped) => SourceContent::new(refit_map.sources[i].dtype, None),
-            (None, Mode::Frozen | Mode::Refittable) => {
-                SourceContent::known(refit_map.sources[i].dtype, digests[i], files[i].clone())
-            }
+        // The digest of an available tensor is computed when it is asked for: what a file says of it may be wrong.
+        let content = |(i, tensor): (usize, Option<Tensor>)| {
+            let info = &refit_map.sources[i];
+            let content = match (tensor, mode) {
+                (Some(tensor), _) => SourceContent::new(info.dtype, Some(refit::owned(&tensor, &info.name)?)),
+                // Which weights a stripped engine was made from says nothing of those that it will get.
+                (None, Mode::Stripped) => SourceContent::new(info.dtype, None),
+                (None, Mode::Frozen | Mode::Refittable) => {
+                    SourceContent::known(info.dtype, digests[i], files[i].clone())
+                }
+            };
+            Ok::<_, RuntimeError>(Arc::new(content))
         };
         let packer = device.packer(&refit_map, &plan.slots)?;
-        let carried = sources.into_iter().enumerate().map(|source| Arc::new(content(source))).collect();
+        let carried = sources.into_iter().enumerate().map(content).collect::<Result<_, _>>()?;
         let program = Program {
             mode,
             target,
@@ -81,6 +89,7 @@ impl Program {
             keep_sources,
             bound: Mutex::default(),
             carried,
+            baked: baked.into(),
             pool: Arc::new(SlotPool::new(device.clone())),
             device,
             packer,
@@ -103,15 +112,25 @@ impl Program {
                 return Err(EngineErrorKind::Malformed("a frozen engine without slots".into()).into());
             }
             (Mode::Refittable, Some(slots)) => {
-                let adopt = |s: Buffer| Ok(Arc::new(self.pool.adopt(&s.to_owned_memory())?));
+                let adopt = |s: Buffer| Ok(Arc::new(self.pool.adopt(&s)?));
                 slots.into_iter().map(adopt).collect::<Result<_, RuntimeError>>()?
             }
             (Mode::Refittable, None) => {
                 let all: Vec<usize> = (0..self.refit_map.recipes.len()).collect();
-                refit::make(&self.parts(), &self.carried, &AdapterSet::default(), &all, &[], &self.pool, &())?.slots
+                refit::make(
+                    &self.parts(),
+                    &self.carried,
+                    &AdapterSet::default(),
+                    &all,
+                    &BTreeMap::new(),
+                    &self.pool,
+                    &(),
+                )?
+                .slots
             }
         };
-        Ok(Some(Generation { id: 0, slots, sources: self.carried.clone(), adapters: Arc::default() }))
+        let (sources, baked) = (self.carried.clone(), self.baked.clone());
+        Ok(Some(Generation { id: 0, slots, sources, adapters: Arc::default(), baked }))
     }
 
     /// Slots with these contents.

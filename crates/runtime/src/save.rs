@@ -8,7 +8,7 @@ use std::{
 
 use regraft_engine::{Engine, KeepSources, Mode};
 use regraft_tensor::{Buffer, Tensor};
-use regraft_weights::{Digest, RefitMap, StateDict, Twin};
+use regraft_weights::{BakedAdapter, Digest, RefitMap, StateDict, Twin};
 
 use crate::{Generation, Model, RuntimeError, RuntimeErrorKind, refit};
 
@@ -39,12 +39,14 @@ impl Model {
             sources: program.carried.iter().map(|s| s.converted()).collect::<Result<_, _>>()?,
             files: vec![None; count],
             slots: None,
+            baked: Vec::new(),
             unverified: None,
         };
         if mode == Mode::Stripped {
             return Ok(engine.stripped());
         }
         let generation = self.pin()?;
+        engine.baked = baked(&program.refit_map, &generation);
         if mode == Mode::Frozen || keep != KeepSources::Embedded {
             let slots = generation.slots.iter().map(|slot| slot.read().map(Buffer::from));
             engine.slots = Some(slots.collect::<Result<_, _>>()?);
@@ -140,6 +142,16 @@ impl Model {
         }
         Ok(())
     }
+}
+
+/// The adapters that are part of a generation's weights once its own are.
+fn baked(map: &RefitMap, generation: &Generation) -> Vec<BakedAdapter> {
+    let own = generation.adapters.iter().map(|(adapter, scale)| {
+        let sources: BTreeSet<&str> = adapter.layers.iter().map(|layer| map.use_name(layer.source)).collect();
+        let sources = sources.into_iter().map(str::to_owned).collect();
+        BakedAdapter { name: adapter.name.clone(), scale, sources }
+    });
+    generation.baked.iter().cloned().chain(own).collect()
 }
 
 /// Sources that adapters change.

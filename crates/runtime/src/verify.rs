@@ -21,7 +21,7 @@ const OUTPUT_TOLERANCE: f64 = 1e-4;
 /// What a verification looked at.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Verification {
-    /// Slots that were made again by the reference evaluator: all that the refit made anew.
+    /// Slots that were made again by the reference evaluator: all that the refit rebuilt.
     pub slots: usize,
     /// Outputs of runs that were compared.
     pub outputs: usize,
@@ -65,7 +65,7 @@ impl fmt::Display for Difference {
 }
 
 impl Staged {
-    /// Makes every slot that the refit made anew a second time, by the reference evaluator, and runs each sample of
+    /// Makes every slot that the refit rebuilt a second time, by the reference evaluator, and runs each sample of
     /// `inputs` through the staged generation and through the reference evaluator. Takes as long as that takes: the
     /// evaluator computes in f64 and spares nothing.
     ///
@@ -121,7 +121,7 @@ impl Reference<'_> {
         graph.nodes().iter().map(of).fold(0.0, f64::max)
     }
 
-    /// The value of every slot as the plan's ops see it; those made anew are compared with what was staged.
+    /// The value of every slot as the plan's ops see it; rebuilt ones are compared with what was staged.
     fn slots(&self) -> Result<Vec<Tensor>, RuntimeError> {
         let recomputed: HashSet<&str> = self.staged.report().recomputed_slots.iter().map(|s| s.name.as_str()).collect();
         let model = self.staged.model();

@@ -71,7 +71,7 @@ impl Generations {
         generation: &Arc<Generation>,
         adapters: Vec<ServedAdapter>,
     ) -> Result<Arc<Label>, Refusal> {
-        let weights = weights_digest(model, generation)?;
+        let weights = model.weights_digest(generation)?;
         let label = self.of(weights, adapters);
         let mut known = self.lock();
         known.retain(|(generation, _)| generation.strong_count() > 0);
@@ -98,20 +98,6 @@ impl Generations {
     fn lock(&self) -> MutexGuard<'_, Vec<(Weak<Generation>, Arc<Label>)>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// The digest of all sources under their names, each in the dtype that the engine has it in: the same whatever file they came
-/// from, and whether at once or in parts.
-fn weights_digest(model: &Model, generation: &Generation) -> Result<Digest, Refusal> {
-    let mut text = String::new();
-    for (info, content) in model.refit_map().sources.iter().zip(&generation.sources) {
-        let digest = content.digest().map_err(regraft::RuntimeError::from)?;
-        text.push_str(&info.name);
-        text.push('\0');
-        text.push_str(&digest.map(|d| d.to_string()).unwrap_or_default());
-        text.push('\n');
-    }
-    Ok(Digest::of_bytes(text.as_bytes()))
 }
 
 fn digest_with(weights: Digest, adapters: &[ServedAdapter]) -> Digest {

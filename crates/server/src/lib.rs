@@ -4,7 +4,7 @@
 //! ```no_run
 //! use regraft_server::{ModelOptions, Server, ServerOptions, asked_to_stop};
 //!
-//! let model = regraft::load("model.rgf".as_ref(), regraft::Threads::Auto)?;
+//! let model = <regraft::Model as regraft::ModelExt>::load("model.rgf")?;
 //! let mut server = Server::new(ServerOptions::default())?;
 //! server.add("model", model, ModelOptions::default())?;
 //! server.run(|address, _| println!("listening on {address}"), asked_to_stop())?;

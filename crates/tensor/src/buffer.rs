@@ -226,8 +226,16 @@ impl Buffer {
     }
 
     /// The same bytes in memory that stays as it is: a copy of those that are borrowed.
-    pub fn to_owned_memory(&self) -> Buffer {
-        if self.is_borrowed() { AlignedVec::copy_of(self.bytes()).into() } else { self.clone() }
+    ///
+    /// # Errors
+    /// [`ErrorKind::OutOfMemory`] when the system does not give the memory of the copy.
+    pub fn to_owned_memory(&self) -> Result<Buffer, TensorError> {
+        if !self.is_borrowed() {
+            return Ok(self.clone());
+        }
+        let mut copy = AlignedVec::try_to_stay(self.len())?;
+        copy.bytes_mut().copy_from_slice(self.bytes());
+        Ok(copy.into())
     }
 
     /// Whether both are the same memory, so that their contents need no comparison.

@@ -112,7 +112,7 @@ mod tests {
         assert!(tensor.is_borrowed() && tensor.aligned().is_borrowed() && tensor.byte_count() == 8);
         assert_eq!((tensor.remote_on("cuda:0"), tensor.remote_on("cuda:1")), (Some(64), None));
         assert_eq!(FETCHED.load(Ordering::SeqCst), 0);
-        let kept = tensor.to_owned_memory();
+        let kept = tensor.to_owned_memory().expect("memory of two floats");
         assert!(!kept.is_borrowed() && kept.bit_equal(&tensor));
         assert_eq!(tensor.clone().as_slice::<f32>(), Some(&[1.0, 2.0][..]));
         assert_eq!(FETCHED.load(Ordering::SeqCst), 1);

@@ -201,8 +201,11 @@ impl Tensor {
     }
 
     /// This tensor in memory that stays as it is: itself, or a copy when its memory is borrowed.
-    pub fn to_owned_memory(&self) -> Tensor {
-        Tensor { data: self.data.to_owned_memory(), ..self.clone() }
+    ///
+    /// # Errors
+    /// As [`Buffer::to_owned_memory`].
+    pub fn to_owned_memory(&self) -> Result<Tensor, TensorError> {
+        Ok(Tensor { data: self.data.to_owned_memory()?, ..self.clone() })
     }
 
     /// All elements as f64.

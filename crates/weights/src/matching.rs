@@ -7,6 +7,7 @@ use crate::{
     Cause, Digest, Ignored, MatchOptions, Misfit, NameRule, Problem, RefitMap, SourceInfo, StateDict, Unknown,
     naming::{self, Found, Sides},
     on_shared_threads,
+    stored::{self, StoredOtherwise},
 };
 
 /// Given tensors by source index, as they were given: their floats may be of another width than the source's.
@@ -24,6 +25,8 @@ pub struct Names<'a> {
     rule: NameRule,
     /// How many sources must be given.
     needed: usize,
+    /// What quantized the weights of the file, by the names without a source.
+    quantized: Option<&'static str>,
 }
 
 /// Matches the names of `weights` to the sources of `map`: as they are, or by one rule for all of them. What does not match is
@@ -56,6 +59,7 @@ pub fn match_sources<'a>(
         ignored: Vec::new(),
         rule: NameRule::default(),
         needed: needed.iter().filter(|needed| **needed).count(),
+        quantized: None,
     };
     names.problems.extend(unused.iter().map(|rename| Problem::RenameUnused { name: rename.from().to_owned() }));
     names.problems.extend(doubles.into_iter().map(|(name, other)| Problem::Twice { name, other }));
@@ -75,7 +79,10 @@ pub fn match_sources<'a>(
     for ((name, tensor), index) in weights.iter().zip(&found.sources) {
         names.take(sources, used, &is_checked, (name, tensor), *index, ignore_unknown);
     }
-    names.add_missing(&sides, weights);
+    let unplaced =
+        || weights.iter().zip(&found.sources).filter(|(_, source)| source.is_none()).map(|((name, _), _)| name);
+    names.quantized = stored::format_of(unplaced);
+    names.add_missing(&sides, stored::otherwise(weights, unplaced(), &options.renames));
     // A rule that does not fit is taken only where it is none: what is wrong with names as they are shows later.
     let is_taken = found.fits || (names.rule == NameRule::default() && !names.given.is_empty());
     if names.problems.is_empty() && names.unknown.is_empty() && !is_taken {
@@ -123,12 +130,16 @@ impl<'a> Names<'a> {
         }
     }
 
-    /// Lists the sources that must be given and are not.
-    fn add_missing(&mut self, sides: &Sides<'_>, weights: &StateDict) {
+    /// Lists the sources that must be given and are not. What the file has in another form than one that is read was not left
+    /// out by whoever wrote it: such a source is never kept as it is.
+    fn add_missing(&mut self, sides: &Sides<'_>, stored: StoredOtherwise) {
         for (index, source) in sides.sources.iter().enumerate() {
-            if sides.needed[index] && !self.given.contains_key(&index) {
-                let is_it = |name: &str| source.names().any(|own| own == name || is_end_of(own, name));
-                let found = weights.skipped().iter().find(|(name, _)| is_it(name)).map(|(_, what)| what.clone());
+            let may_be_kept = !sides.needed[index];
+            if self.given.contains_key(&index) || (may_be_kept && !(sides.partial && sides.is_checked[index])) {
+                continue;
+            }
+            let found = source.names().find_map(|own| stored.of(own)).map(str::to_owned);
+            if found.is_some() || !may_be_kept {
                 self.problems.push(Problem::Missing { name: source.name.clone(), found });
             }
         }
@@ -182,14 +193,14 @@ impl<'a> Names<'a> {
         digests: Option<&[Option<Digest>]>,
         options: &MatchOptions,
     ) -> Result<Matched, Misfit> {
-        let Names { mut given, mut problems, unknown, rule, needed, .. } = self;
+        let Names { mut given, mut problems, unknown, rule, needed, quantized, .. } = self;
         let matched = given.iter().filter(|(i, (_, tensor))| naming::fits(&sources[**i], tensor)).count();
         problems.extend(given.iter().filter_map(|(&i, (_, tensor))| mismatch(&sources[i], tensor)));
         problems.extend(unknown);
         given.retain(|&i, (_, tensor)| naming::fits(&sources[i], tensor));
         problems.extend(check_values(sources, &given, digests, options));
         if !problems.is_empty() {
-            let cause = Cause::of(&problems, sources, &rule, matched, needed);
+            let cause = Cause::of(&problems, sources, (&rule, matched, needed), quantized);
             return Err(Misfit { problems, sources: sources.len(), cause });
         }
         Ok(given.into_iter().map(|(i, (_, tensor))| (i, tensor.clone())).collect())
@@ -202,11 +213,6 @@ fn mismatch(source: &SourceInfo, tensor: &Tensor) -> Option<Problem> {
         expected: source.type_text(),
         found: format!("{}{:?}", tensor.dtype(), tensor.shape()),
     })
-}
-
-/// Whether `name` is `own` behind something else.
-fn is_end_of(own: &str, name: &str) -> bool {
-    name.strip_suffix(own).is_some_and(|front| front.ends_with('.'))
 }
 
 fn has_front(name: &str, front: &str) -> bool {
@@ -256,6 +262,9 @@ fn check_values(
     digests: Option<&[Option<Digest>]>,
     options: &MatchOptions,
 ) -> Vec<Problem> {
+    if !options.reject_non_finite && digests.is_none() {
+        return Vec::new();
+    }
     let check = |(&index, &(name, tensor)): (&usize, &(&str, &Tensor))| {
         let count = if options.reject_non_finite { non_finite(tensor) } else { 0 };
         if count > 0 {
@@ -268,7 +277,8 @@ fn check_values(
     on_shared_threads(|| given.par_iter().filter_map(check).collect())
 }
 
-fn non_finite(tensor: &Tensor) -> usize {
+/// How many values of a tensor are infinite or not a number.
+pub fn non_finite(tensor: &Tensor) -> usize {
     match tensor.dtype() {
         DType::F32 => count(tensor, |b: [u8; 4]| !f32::from_ne_bytes(b).is_finite()),
         DType::F64 => count(tensor, |b: [u8; 8]| !f64::from_ne_bytes(b).is_finite()),
@@ -348,6 +358,28 @@ mod tests {
         assert_eq!(check(&weights, &options).expect("fits")[&1].dtype(), DType::BF16);
         weights.insert("fc.bias", Tensor::from_i64(DType::I64, &[2], &[1, 2]));
         assert!(check(&weights, &options).is_err());
+    }
+
+    /// What the file has in a form that is not read was not left out: it is no reason to keep what was there.
+    #[test]
+    fn what_is_stored_otherwise_is_missed_even_in_part() {
+        let bias = || ("fc.bias".to_owned(), Tensor::from_slice(&[2], &[0f32; 2]));
+        let packed = |name: &str| (name.to_owned(), Tensor::from_i64(DType::I32, &[1], &[1]));
+        for ignore_unknown in [false, true] {
+            let options = MatchOptions { partial: true, ignore_unknown, ..MatchOptions::default() };
+            let of = |weights: &StateDict| match_names(&map(), weights, &options).check(&map().sources, None, &options);
+            let gptq = StateDict::from_iter([bias(), packed("fc.qweight"), packed("fc.qzeros"), packed("fc.scales")]);
+            let misfit = of(&gptq).expect_err("quantized");
+            assert_eq!(misfit.problems[0].what(), "missing: in its place is fc.qweight (quantized), which is not read");
+            assert_eq!(misfit.cause, Cause::Quantized { format: "AWQ or GPTQ".into() });
+            let mut narrow = StateDict::from_iter([bias()]);
+            narrow.skip("fc.weight", "a tensor of float8_e4m3fn");
+            assert!(of(&narrow).expect_err("not read").problems[0].what().contains("float8_e4m3fn"));
+            // Neither another layer's, nor what the file does not have at all.
+            let mut other = StateDict::from_iter([bias()]);
+            other.skip("other.weight", "a tensor of float8_e4m3fn");
+            assert!(of(&other).is_ok());
+        }
     }
 
     /// Which source each name becomes under a rule, and the rule, for sources and names of one shape.

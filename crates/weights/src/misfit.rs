@@ -92,13 +92,13 @@ impl fmt::Display for Misfit {
 }
 
 impl Cause {
-    /// The cause of `problems`, when `matched` of `needed` sources were found by `rule`.
+    /// The cause of `problems`, when `matched` of `needed` sources were found by `rule`, and the file is one of `quantized`
+    /// weights.
     pub(crate) fn of(
         problems: &[Problem],
         sources: &[SourceInfo],
-        rule: &NameRule,
-        matched: usize,
-        needed: usize,
+        (rule, matched, needed): (&NameRule, usize, usize),
+        quantized: Option<&str>,
     ) -> Cause {
         let count = |is: fn(&Problem) -> bool| problems.iter().filter(|p| is(p)).count();
         let missing = count(|p| matches!(p, Problem::Missing { found: None, .. }));
@@ -112,7 +112,7 @@ impl Cause {
         }
         let is_lost = |p: &Problem| matches!(p, Problem::Missing { .. } | Problem::Mismatch { .. });
         if problems.iter().any(is_lost)
-            && let Some(format) = quantized(problems)
+            && let Some(format) = quantized
         {
             return Cause::Quantized { format: format.to_owned() };
         }
@@ -136,21 +136,6 @@ impl Cause {
     }
 }
 
-/// What quantized the weights of a file, by the names that it has beside them and the engine does not.
-fn quantized(problems: &[Problem]) -> Option<&'static str> {
-    let unknown = || problems.iter().filter(|p| matches!(p, Problem::Unknown { .. })).map(Problem::name);
-    let last = |name: &'static str| unknown().any(|other| other.rsplit('.').next() == Some(name));
-    match () {
-        () if unknown().any(|name| name.contains(".quant_state.bitsandbytes__")) => Some("bitsandbytes (4 bits)"),
-        () if last("SCB") => Some("bitsandbytes (8 bits)"),
-        () if last("qweight") && last("g_idx") => Some("GPTQ"),
-        () if last("qweight") && last("qzeros") => Some("AWQ or GPTQ"),
-        () if last("weight_packed") => Some("compressed-tensors"),
-        () if last("weight_scale") || last("weight_scale_inv") => Some("scales beside narrow weights"),
-        () => None,
-    }
-}
-
 /// The module of a batch norm and how many there are, where the file lacks all of them and has most of the rest: whoever wrote it
 /// folded them.
 fn folded_norms(problems: &[Problem], sources: &[SourceInfo]) -> Option<(String, usize)> {
@@ -167,24 +152,4 @@ fn folded_norms(problems: &[Problem], sources: &[SourceInfo]) -> Option<(String,
     let has_most = others.iter().filter(is_missing).count() * 2 <= others.len() || problems.iter().any(is_folded);
     (has_most && of_norms.iter().all(|source| is_missing(&source))).then_some(())?;
     Some((norms.first()?.clone(), norms.len()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn weights_in_few_bits_are_told_by_what_lies_beside_them() {
-        let of = |names: &[&str]| {
-            let unknown =
-                |name: &&str| Problem::Unknown { name: (*name).to_owned(), suggestion: None, why: Unknown::NoSource };
-            quantized(&names.iter().map(unknown).collect::<Vec<_>>())
-        };
-        assert_eq!(of(&["fc.weight.absmax", "fc.weight.quant_state.bitsandbytes__nf4"]), Some("bitsandbytes (4 bits)"));
-        assert_eq!(of(&["fc.SCB"]), Some("bitsandbytes (8 bits)"));
-        assert_eq!(of(&["fc.qweight", "fc.qzeros", "fc.scales"]), Some("AWQ or GPTQ"));
-        assert_eq!(of(&["fc.qweight", "fc.qzeros", "fc.scales", "fc.g_idx"]), Some("GPTQ"));
-        assert_eq!(of(&["fc.weight_scale"]), Some("scales beside narrow weights"));
-        assert_eq!(of(&["fc.scales", "fc.weight_g"]), None);
-    }
 }

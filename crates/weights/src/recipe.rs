@@ -26,8 +26,13 @@ pub struct Recipe {
 impl Recipe {
     /// Whether both make the same of their sources, whichever uses these are.
     pub fn is_twin_of(&self, other: &Recipe) -> bool {
-        let same = self.sources == other.sources && self.format == other.format && self.layout_ops == other.layout_ops;
-        same && self.uses != other.uses && same_program(&self.graph, &other.graph)
+        self.sources == other.sources && self.uses != other.uses && self.makes_what(other)
+    }
+
+    /// Whether both make the same of sources of the same types and contents, whichever these are: also of another engine.
+    pub fn makes_what(&self, other: &Recipe) -> bool {
+        let same = self.format == other.format && self.layout_ops == other.layout_ops;
+        same && same_program(&self.graph, &other.graph)
     }
 
     /// The value that the plan's op sees; `None` when `layout_ops` counts ops that are not there.

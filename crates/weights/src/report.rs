@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -22,7 +22,7 @@ pub enum Phase {
     Retire,
 }
 
-/// A slot that a refit computed anew.
+/// A slot that a refit rebuilt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SlotReport {
     /// Name of the slot.
@@ -44,6 +44,23 @@ pub struct AdapterReport {
     pub scale: f64,
     /// Number of sources that it touches.
     pub layers: usize,
+    /// Those of them that the program never reads, so that nothing comes of it.
+    #[serde(default)]
+    pub unread: usize,
+    /// Its values that are infinite or not a number: what it touches has such values, too.
+    #[serde(default)]
+    pub non_finite: usize,
+}
+
+/// An adapter that became part of the weights when they were saved.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BakedAdapter {
+    /// Its name.
+    pub name: String,
+    /// Its scale.
+    pub scale: f64,
+    /// The sources that it is part of.
+    pub sources: Vec<String>,
 }
 
 /// What a refit did, and where the time went.
@@ -66,9 +83,12 @@ pub struct RefitReport {
     pub fetched: Vec<String>,
     /// Adapters of the new generation.
     pub adapters: Vec<AdapterReport>,
+    /// Adapters that are part of the weights that the new generation has without those: they were there when these were saved.
+    #[serde(default)]
+    pub baked: Vec<BakedAdapter>,
     /// Sources that other adapters, or the same ones with other scales, are applied to than before.
     pub adapted: Vec<String>,
-    /// Slots computed anew.
+    /// Slots that were rebuilt.
     pub recomputed_slots: Vec<SlotReport>,
     /// Slots shared with the generation before.
     pub shared_slots: Vec<String>,
@@ -76,6 +96,20 @@ pub struct RefitReport {
     pub bytes: usize,
     /// Milliseconds per phase, in order.
     pub phases_ms: PhaseTimes,
+}
+
+/// One line: how many sources and slots, how many bytes, how long.
+impl fmt::Display for RefitReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let given = self.applied.len() + self.unchanged.len();
+        write!(f, "{} of {given} sources changed", self.applied.len())?;
+        if !self.adapters.is_empty() {
+            let of = |adapter: &AdapterReport| format!("{} at {}", adapter.name, adapter.scale);
+            write!(f, ", adapters {}", self.adapters.iter().map(of).collect::<Vec<_>>().join(" and "))?;
+        }
+        let (slots, megabytes) = (self.recomputed_slots.len(), self.bytes as f64 / 1e6);
+        write!(f, ", {slots} slots rebuilt, {megabytes:.1} MB in {:.1} ms", self.phases_ms.total())
+    }
 }
 
 /// Milliseconds per phase.

@@ -81,6 +81,30 @@ impl StateDict {
     }
 }
 
+impl<'a> IntoIterator for &'a StateDict {
+    type Item = (&'a str, &'a Tensor);
+    type IntoIter = Box<dyn Iterator<Item = Self::Item> + 'a>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        Box::new(self.iter())
+    }
+}
+
+impl IntoIterator for StateDict {
+    type Item = (String, Tensor);
+    type IntoIter = std::collections::btree_map::IntoIter<String, Tensor>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.tensors.into_iter()
+    }
+}
+
+impl<N: Into<String>> Extend<(N, Tensor)> for StateDict {
+    fn extend<I: IntoIterator<Item = (N, Tensor)>>(&mut self, iter: I) {
+        self.tensors.extend(iter.into_iter().map(|(name, tensor)| (name.into(), tensor)));
+    }
+}
+
 impl FromIterator<(String, Tensor)> for StateDict {
     fn from_iter<I: IntoIterator<Item = (String, Tensor)>>(iter: I) -> Self {
         StateDict { tensors: iter.into_iter().collect(), ..StateDict::default() }

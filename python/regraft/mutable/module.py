@@ -20,7 +20,7 @@ from regraft.module import Module
 from regraft.mutable.explain import Explanation
 from regraft.mutable.inputs import Ranges
 from regraft.mutable.state import Autograd, State, WatchMode
-from regraft.report import RefitReport
+from regraft.report import Memory, RefitReport
 
 __all__ = ["METHODS", "MutableModule"]
 
@@ -31,6 +31,7 @@ _OWN = (
     "explain",
     "last_report",
     "load",
+    "memory",
     "module",
     "recompiles",
     "refits",
@@ -59,7 +60,8 @@ class MutableModule(nn.Module):
       are refitted, from the weights without adapters. Adapters that are no change of weights run in PyTorch,
       with a warning;
     - another structure (modules, names, shapes, dtypes, plain attributes, forward hooks), or arguments that
-      no program takes, is exported and compiled, through ``engine_cache`` where that is given.
+      no program takes, is exported and compiled, through ``engine_cache`` where that is given. Programs for
+      other arguments share the slots that they have in common: see :meth:`memory`.
 
     **What is noticed.** Always: which modules, parameters, buffers and tensors the module holds, also in
     lists and dicts, and in which memory they lie; in-place operations, which PyTorch counts; attributes that
@@ -185,6 +187,21 @@ class MutableModule(nn.Module):
 
         """
         return _state_of(self).history.explanation()
+
+    def memory(self) -> Memory:
+        """Bytes of all programs together: ``slots``, each counted once however many programs read it;
+        ``shared``, what they would take besides if each program had its own; ``free`` ones that wait for the
+        next refit; ``kept`` of parts in PyTorch. A slot with adapters is each program's own.
+
+        Example:
+            >>> mutable = regraft.MutableModule(torch.nn.Linear(8, 4).eval())
+            >>> with torch.inference_mode():
+            ...     y = mutable(torch.ones(2, 8)), mutable(torch.ones(3, 2, 8))
+            >>> mutable.memory()["shared"] > 0
+            True
+
+        """
+        return _state_of(self).memory()
 
     def refresh(self) -> None:
         """Compares every weight at the next call: each write before it arrives, however it was made."""
@@ -359,10 +376,15 @@ def _like(function: Callable[..., Any], shown: Callable[..., Any]) -> Callable[.
 
 def _compiled_method(name: str, wrapped: type[nn.Module]) -> Callable[..., Any]:
     """A method that runs compiled."""
+    of_diffusers = wrapped.__module__.startswith("diffusers.")
 
     @functools.wraps(getattr(wrapped, name))
     def method(self: MutableModule, *args: Any, **kwargs: Any) -> Any:
         state = _state_of(self)
+        # As diffusers does it in such methods: offloading brings the module to where it runs.
+        hook = vars(self).get("_hf_hook") if of_diffusers else None
+        if hook is not None:
+            hook.pre_forward(self)
         return state.run(state.method(state.module, name), args, kwargs, name)
 
     return method

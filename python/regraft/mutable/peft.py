@@ -82,7 +82,8 @@ def _layers(wrapper: nn.Module) -> list[Any]:
 
 def shadow(root: nn.Module) -> nn.Module:
     """The program's module: ``root`` with wrappers replaced by what is inside. Modules that have none below
-    them are the same objects; the others are copies that share everything but their children.
+    them are the same objects; the others are copies that share everything but their children. Hooks of
+    accelerate around the whole are not there.
     """
     made: dict[int, nn.Module] = {}
 
@@ -98,7 +99,16 @@ def shadow(root: nn.Module) -> nn.Module:
             module = made[id(found)] = copied
         return module
 
-    return of(root)
+    return _without_hook(of(root))
+
+
+def _without_hook(root: nn.Module) -> nn.Module:
+    """``root``, without what accelerate put around it, which would move its weights."""
+    if "_hf_hook" not in vars(root):
+        return root
+    copied: nn.Module = object.__new__(type(root))
+    copied.__dict__.update({name: value for name, value in vars(root).items() if name != "_hf_hook"})
+    return copied
 
 
 def state(wrapper: nn.Module) -> tuple[Any, ...]:

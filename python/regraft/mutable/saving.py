@@ -95,6 +95,7 @@ def load(path: str | os.PathLike[str], module: nn.Module) -> State:
     except Exception as error:
         # Whatever a description can be wrong about: PyTorch checks ranges and structures with assertions.
         raise EngineFileError(f"{folder}: no saved mutable module, or a damaged one: {error}") from error
+    state.share_slots()
     # Every program from now on is one after the first.
     state.compilations = min(1, len(state.entries))
     return state

@@ -37,7 +37,7 @@ from regraft.mutable.inputs import Call, Ranges, Takes, for_export
 from regraft.mutable.tree import LOOSE, Tree, same_structure, same_values
 from regraft.mutable.watch import Watcher
 from regraft.mutable.widening import Widening, as_code, where
-from regraft.report import RefitReport, size_text
+from regraft.report import Memory, RefitReport, size_text
 
 __all__ = ["Autograd", "Entry", "State", "WatchMode"]
 
@@ -292,6 +292,27 @@ class State:
             self.warned.add(about)
             warn(kind, f"{type(self.module).__name__}: {message}")
 
+    def memory(self) -> Memory:
+        """What all programs take together."""
+        with self.lock:
+            modules = [entry.compiled for entry in self.entries]
+        models = [model for module in modules for model in module.models]
+        each = [module.memory() for module in modules]
+        slots = _regraft.slot_bytes_of(models)
+        return Memory(
+            slots=slots,
+            shared=sum(one["slots"] for one in each) - slots,
+            free=sum(one["free"] for one in each),
+            kept=sum(one["kept"] for one in each),
+        )
+
+    def share_slots(self) -> None:
+        """Makes slots that several programs have one."""
+        models = [model for entry in self.entries for model in entry.compiled.models]
+        for index, model in enumerate(models):
+            for other in models[:index]:
+                model.share_slots_with(other)
+
     # What changed
 
     def _changed_to_pytorch(self) -> bool:
@@ -402,6 +423,7 @@ class State:
                 )
                 for entry in self.entries
             ]
+            state.share_slots()
             return state
 
     # Programs
@@ -444,7 +466,8 @@ class State:
                 return entry
         with _with_help():
             refuse_quantised(self.module)
-            compiled = compile(traced, **self.settings)
+            siblings = [model for entry in self.entries for model in entry.compiled.models]
+            compiled = compile(traced._replace(siblings=siblings), **self.settings)
         if self.keep_programs:
             compiled._compiled = replace(compiled._compiled, program=without_weights(program))
         self._note_compilation(call, compiled, bool(unverified), time.perf_counter() - start)

@@ -118,6 +118,11 @@ class Tree:
         if module.training and depends_on_mode(module):
             self._leave(f"{name or 'it'} is in training mode: call eval() on the whole")
         prefix = f"{name}." if name else ""
+        if any(tensor is not None and tensor.is_meta for tensor in module._parameters.values()):
+            self._leave(
+                f"weights of {name or 'it'} are on the meta device between calls, where sequential "
+                "offloading leaves them: enable_model_cpu_offload() moves whole components"
+            )
         for registry in (module._parameters, module._buffers):
             self.sources.update(
                 (prefix + key, tensor) for key, tensor in registry.items() if tensor is not None

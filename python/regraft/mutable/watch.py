@@ -61,6 +61,8 @@ class Watcher:
         left = {id(self._in_memory[index]) for index in unknown} if reads_versions else set(self._indices)
         left |= self._indices.keys() - set(map(id, self._in_memory))
         self._counted = [t for t in tree.tensors if id(t) in left and not t.is_inference()]
+        # Whether nothing is to be asked of PyTorch.
+        self._is_native = not self._asked and not self._counted
         self._versions = self._seen = list(map(_version, self._counted))
         self._layouts = dict(enumerate(map(_layout, self._in_memory)))
         self._new_layouts: dict[int, tuple[Any, ...]] = {}
@@ -79,6 +81,8 @@ class Watcher:
 
     def look(self) -> Changes | None:
         """What changed since they were last taken for unchanged, ``None`` for nothing."""
+        if self._is_native and self._native.is_unchanged():
+            return None
         containers = self._native.changed_containers()
         suspects, counted = self._native.changed_tensors()
         moved = self._moved(suspects) if suspects or self._asked else []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +33,7 @@ class FleetError(Exception):
     `errors` has the reason of each server that failed.
     """
 
-    def __init__(self, message: str, errors: dict[str, ServerError]) -> None:
+    def __init__(self, message: str, errors: Mapping[str, Exception]) -> None:
         self.errors = errors
         super().__init__("\n".join([message, *(str(error) for error in errors.values())]))
 

@@ -16,6 +16,9 @@ const PARTS: [(&str, Part); 9] = [
     (".diff_b", Part::DiffBias),
 ];
 
+/// Norms that are trained as a whole beside factors: in diffusers, and in Flux's own code.
+const NORMS: [&str; 6] = ["norm_q", "norm_k", "norm_added_q", "norm_added_k", "query_norm", "key_norm"];
+
 /// Takes a key apart.
 pub(super) fn read(key: &str) -> Key {
     if let Some((path, part)) = peft::split(key) {
@@ -25,6 +28,11 @@ pub(super) fn read(key: &str) -> Key {
         if let Some(stem) = key.strip_suffix(suffix) {
             return older(stem).map_or(Key::Unknown, |path| Key::Part(ModuleName::dotted(&path), part));
         }
+    }
+    if let Some(path) = key.strip_suffix(".weight").or_else(|| key.strip_suffix(".scale"))
+        && NORMS.contains(&path.rsplit('.').next().unwrap_or_default())
+    {
+        return Key::Part(ModuleName::dotted(path), Part::Weight);
     }
     // The suffixes begin at a dot and are of whole segments: at most one fits.
     match PARTS.into_iter().find_map(|(suffix, part)| Some((key.strip_suffix(suffix)?, part))) {

@@ -188,11 +188,10 @@ impl ModuleName {
     }
 
     /// Whether the tool that wrote these keys of the module keeps the scale elsewhere: PEFT does. Pipelines of diffusers mean 1
-    /// where nothing is said, as do files in kohya's naming without an alpha.
-    pub(super) fn needs_scale<'k>(&self, mut keys: impl Iterator<Item = &'k str>) -> bool {
-        let is_pefts =
-            |key: &str| peft::is(key) || [".lora_A", ".lora_B", ".lora_embedding_"].iter().any(|s| key.contains(s));
-        self.component.is_none() && keys.any(is_pefts)
+    /// where nothing is said, as do files in kohya's naming without an alpha, and those with the names of a model's own code.
+    pub(super) fn needs_scale<'k>(&self, mut keys: impl Iterator<Item = &'k str>, is_of_own_code: bool) -> bool {
+        let is_pefts = |key: &str| [".lora_A", ".lora_B", ".lora_embedding_"].iter().any(|s| key.contains(s));
+        self.component.is_none() && keys.any(|key| peft::is(key) || (is_pefts(key) && !is_of_own_code))
     }
 
     /// A dotted name, whose component is taken off.

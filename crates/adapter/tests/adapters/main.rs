@@ -1,6 +1,7 @@
 //! Adapter files: how they name things, what they hold, and what is wrong with them.
 
 mod hostile;
+mod joined;
 mod kinds;
 mod lycoris;
 mod names;

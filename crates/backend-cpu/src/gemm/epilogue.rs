@@ -1,8 +1,10 @@
 //! What happens to a tile of the product while it is still in cache.
 
+use regraft_ir::ops::Activation;
+
 use crate::{
     Isa,
-    simd::{Activation, Floats, simd_fn},
+    simd::{Floats, activation, simd_fn},
     threads::TileMut,
 };
 
@@ -64,19 +66,19 @@ impl Epilogue<'_> {
 }
 
 simd_fn! {
-    fn finish<F>(act: (Activation, bool), bias: Option<&[f32]>, residual: Option<&[f32]>, xs: &mut [f32]) {
-        let (activation, before_residual) = act;
+    fn finish<F>(end: (Activation, bool), bias: Option<&[f32]>, residual: Option<&[f32]>, xs: &mut [f32]) {
+        let (act, before_residual) = end;
         if let Some(bias) = bias {
             xs.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
         }
         if before_residual {
-            activation.apply_lanes::<F>(xs);
+            activation::apply_lanes::<F>(act, xs);
         }
         if let Some(residual) = residual {
             xs.iter_mut().zip(residual).for_each(|(x, y)| *x += y);
         }
         if !before_residual {
-            activation.apply_lanes::<F>(xs);
+            activation::apply_lanes::<F>(act, xs);
         }
     }
 }

@@ -13,7 +13,6 @@ use regraft_tensor::Dim;
 
 use super::{
     CpuKernel, Cx, Family,
-    linear::activation,
     support::{
         Types, all_floats, elements, elements_mut, expect_panels, expect_plain, never_strided, operand, unsupported,
         with_size,
@@ -204,7 +203,7 @@ impl Prepared {
                 epilogue: Epilogue {
                     bias: bias.map(|b| b.from(first).first(group_out)),
                     residual: residual.map(|data| Residual { data: data.from(start + first), ld: columns }),
-                    activation: activation(self.op.act),
+                    activation: self.op.act,
                     act_before_residual: self.op.act_first,
                 },
             };

@@ -10,7 +10,6 @@ use regraft_tensor::Dim;
 use super::{
     CpuKernel, Cx, Family,
     conv::geometry,
-    linear::activation,
     support::{Types, all_floats, expect_packed, expect_plain, never_strided, operand, optional, unsupported},
 };
 use crate::{
@@ -91,7 +90,7 @@ impl CpuKernel for Prepared {
             image: types.read(inputs, 0).first(conv.batch * conv.input[0] * conv.input[1] * channels),
             weight: types.read(inputs, 1).first(panel),
             bias: types.optional(inputs, 2).map(|b| b.first(channels)),
-            activation: activation(self.op.act),
+            activation: self.op.act,
         };
         with_floats_mut!(types.out(), &mut *outputs[0], out => {
             if !out.is_empty() {

@@ -3,18 +3,17 @@
 use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, OperandType};
 use regraft_ir::{
     Op, TensorType,
-    ops::{Conv, SpatialLayout},
+    ops::{Activation, Conv, SpatialLayout},
 };
 
 use super::{
     CpuKernel, Cx, Family,
-    linear::activation,
     support::{Seen, Types, Why, expect_plain, never_strided, operand, plain, unsupported},
 };
 use crate::{
     Isa, Scratch,
     nn::direct::{DirectArgs, DirectShape, Window3, direct},
-    simd::{Activation, with_floats_mut},
+    simd::with_floats_mut,
 };
 
 const PIXELS: &str = "conv.direct";
@@ -71,7 +70,7 @@ fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendEr
         window,
         channels: [x[1], w[0]],
         groups: op.groups,
-        activation: activation(op.act),
+        activation: op.act,
         act_first: op.act_first,
     }))
 }

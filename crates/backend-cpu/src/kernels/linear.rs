@@ -3,7 +3,7 @@
 use regraft_backend::{BackendError, Candidate, DataError, KernelId, NodeSpec, Operand, OperandType, WeightLayout};
 use regraft_ir::{
     Op, TensorType,
-    ops::{self, Linear, Permute},
+    ops::{Linear, Permute},
 };
 
 use super::{
@@ -14,7 +14,7 @@ use crate::{
     Isa, Scratch,
     format::Panels,
     gemm::{Epilogue, GemmArgs, GemmShape, Residual, Rows, gemm, panel_widths_of},
-    simd::{Activation, FloatType, with_floats_mut},
+    simd::{FloatType, with_floats_mut},
 };
 
 const PANELS: &str = "linear.panels";
@@ -35,22 +35,6 @@ fn candidates(isa: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&Tenso
 
 fn reads_strided(_: &Op, index: usize, operand: &Operand<'_>) -> bool {
     matches!(index, 0 | 3) && uniform_rows(operand).is_some()
-}
-
-/// The activation of an epilogue in this crate's terms.
-pub(super) fn activation(act: ops::Activation) -> Activation {
-    match act {
-        ops::Activation::None => Activation::None,
-        ops::Activation::Relu => Activation::Relu,
-        ops::Activation::Relu6 => Activation::Relu6,
-        ops::Activation::Gelu => Activation::Gelu,
-        ops::Activation::GeluTanh => Activation::GeluTanh,
-        ops::Activation::Silu => Activation::Silu,
-        ops::Activation::Sigmoid => Activation::Sigmoid,
-        ops::Activation::Tanh => Activation::Tanh,
-        ops::Activation::Hardswish => Activation::Hardswish,
-        ops::Activation::Hardsigmoid => Activation::Hardsigmoid,
-    }
 }
 
 struct Prepared {
@@ -91,7 +75,7 @@ impl CpuKernel for Prepared {
         let epilogue = Epilogue {
             bias: types.optional(inputs, 2).map(|b| b.first(n)),
             residual: types.optional(inputs, 3).map(|data| Residual { data, ld: self.residual_ld }),
-            activation: activation(self.op.act),
+            activation: self.op.act,
             act_before_residual: self.op.act_first,
         };
         let (threads, isa) = (&self.cx.threads, self.cx.isa);

@@ -3,12 +3,11 @@
 use std::iter::zip;
 
 use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, Operand, OperandType};
-use regraft_ir::{Op, TensorType};
+use regraft_ir::{Op, TensorType, ops::Activation};
 use regraft_tensor::for_each_index;
 
 use super::{
     CpuKernel, Cx, Family,
-    linear::activation,
     support::{Types, all_floats, expect_plain, operand, optional, uniform_rows, unsupported},
 };
 use crate::{
@@ -57,7 +56,7 @@ struct Prepared {
     lda: usize,
     ldb: usize,
     transposed: bool,
-    act: crate::simd::Activation,
+    act: Activation,
     items: Vec<Item>,
     /// Distances between neighbouring operands when they are all alike: the batch is one call then.
     uniform: Option<(usize, usize)>,
@@ -86,7 +85,7 @@ fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendEr
                 lda: row(&a),
                 ldb: row(&b),
                 transposed: op.transpose_b,
-                act: crate::simd::Activation::None,
+                act: Activation::None,
                 uniform: uniform(&items),
                 items,
             }))
@@ -95,7 +94,7 @@ fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendEr
             let (n, k) = (b.shape[0], b.shape[1]);
             let (m, lda) = uniform_rows(&a).ok_or_else(|| unsupported(node, "rows are not equally far apart"))?;
             let items = vec![Item { a: 0, b: 0 }];
-            let act = activation(op.act);
+            let act = op.act;
             let (uniform, cx) = (Some((0, 0)), cx.clone());
             Ok(Box::new(Prepared { cx, types, m, n, k, lda, ldb: k, transposed: true, act, items, uniform }))
         }

@@ -10,7 +10,6 @@ use regraft_ir::{
 
 use super::{
     CpuKernel, Cx, Family,
-    linear::activation,
     support::{
         Seen, Types, Why, elements, expect_packed, expect_plain, operand, optional, read, uniform_rows, unsupported,
     },
@@ -115,7 +114,7 @@ impl CpuKernel for Prepared {
         let epilogue = Epilogue {
             bias: self.bias.map(|ty| floats(ty, 3).first(n)),
             residual: self.residual.map(|(ty, ld)| Residual { data: floats(ty, 4), ld }),
-            activation: activation(self.op.act),
+            activation: self.op.act,
             act_before_residual: self.op.act_first,
         };
         let (a, b, scales) = (floats(self.x, 0), read(inputs, 1), elements(read(inputs, 2)));

@@ -1,6 +1,8 @@
 //! Depthwise convolution: every channel has a kernel of its own,
 //! `out[n, y, x, c] = act(bias[c] + sum over taps of image[n, y s + ky d - p, x s + kx d - p, c] * weight[tap, c])`.
 
+use regraft_ir::ops::Activation;
+
 use super::{
     widened,
     window::{Taps, rows_met},
@@ -11,7 +13,7 @@ use crate::{
     gemm::Conv2d,
     pack::{panel_bytes, widen_panel},
     scratch::bytes_of,
-    simd::{Activation, Float, FloatType, Floats, Fma, simd_fn},
+    simd::{Float, FloatType, Floats, Fma, activation, simd_fn},
 };
 
 /// Channels that are computed together, and to whose multiple packed weights are padded.
@@ -113,7 +115,7 @@ simd_fn! {
         for (x, out) in out.chunks_exact_mut(args.channels).enumerate() {
             pixel::<F>(args.channels, image, weights, taps.at(x), out);
         }
-        args.activation.apply_lanes::<F>(out);
+        activation::apply_lanes::<F>(args.activation, out);
     }
 }
 

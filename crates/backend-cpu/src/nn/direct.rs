@@ -1,12 +1,14 @@
 //! Convolutions of channels-first images of any number of axes: windows are written as panels, pixel by pixel, and the weight's rows
 //! are multiplied with them. It needs no packed weight, so the weight may be computed.
 
+use regraft_ir::ops::Activation;
+
 use super::workers;
 use crate::{
     Isa, Scratch, Threads,
     gemm::{Epilogue, Operand, Panels, Rows, Workspace, gathered_bytes, multiply_block, panel_width},
     scratch::bytes_of,
-    simd::{Activation, Float, FloatType, Floats},
+    simd::{Float, FloatType, Floats, activation},
     threads::{TileGrid, TileMut},
 };
 
@@ -141,7 +143,7 @@ pub fn direct<T: Float>(threads: &Threads, isa: Isa, args: &DirectArgs<'_>, out:
                 sums.iter_mut().for_each(|x| *x += value[0]);
             }
             if args.act_before_residual {
-                args.activation.apply(isa, sums);
+                activation::apply(isa, args.activation, sums);
             }
             if let Some(residual) = args.residual {
                 let place = (n * c_out + channel) * pixels + at.col;
@@ -149,7 +151,7 @@ pub fn direct<T: Float>(threads: &Threads, isa: Isa, args: &DirectArgs<'_>, out:
                 sums.iter_mut().zip(residual).for_each(|(x, r)| *x += r);
             }
             if !args.act_before_residual {
-                args.activation.apply(isa, sums);
+                activation::apply(isa, args.activation, sums);
             }
             T::narrow(isa, sums, tile.row(r));
         }

@@ -84,6 +84,10 @@ impl Packer for CpuPacker {
         failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
     }
 
+    fn on_threads(&self, work: &mut (dyn FnMut() + Send)) {
+        self.cx.threads.install(work);
+    }
+
     fn is_one_pass(&self, slot: usize, given: &[Given<'_>]) -> bool {
         self.slots[slot].is_one_pass(given)
     }

@@ -38,7 +38,7 @@ pub(super) struct SlotRecipe {
     places: Vec<OnceLock<Option<KeptPlaces>>>,
 }
 
-/// A source at hand: as it was given, with the program's dtype.
+/// An available source: as it was given, with the program's dtype.
 #[derive(Clone, Copy)]
 struct Source<'a> {
     tensor: &'a Tensor,
@@ -288,7 +288,7 @@ fn evaluate(graph: &Graph, sources: &[Tensor]) -> Result<Tensor, String> {
     results.outputs.pop().ok_or_else(|| "the recipe yields nothing".into())
 }
 
-/// The matrix that a piece is, over the tensors and scales at hand.
+/// The matrix that a piece is, over the given tensors and scales.
 fn view<'a, T: SourceElement>(
     piece: &Piece,
     tensors: &'a [(Tensor, Option<&'a Overlay>)],

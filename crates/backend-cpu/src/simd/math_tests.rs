@@ -1,5 +1,7 @@
+use regraft_ir::ops::Activation;
+
 use super::*;
-use crate::simd::{Activation, Fused, Isa, Unfused, simd_fn};
+use crate::simd::{Fused, Isa, Unfused, activation, simd_fn};
 
 /// Floats that cover the range densely: every 1009th bit pattern, both signs, plus the corners.
 fn dense() -> impl Iterator<Item = f32> {
@@ -164,11 +166,11 @@ fn every_isa_computes_the_lane_function() {
             let want = if isa == Isa::Portable { exp::<Unfused>(*x) } else { exp::<Fused>(*x) };
             assert_eq!(want.to_bits(), y.to_bits(), "{isa} exp({x})");
         }
-        for activation in Activation::ALL {
+        for &act in Activation::ALL {
             let (mut together, mut alone) = (input.clone(), input.clone());
-            activation.apply(isa, &mut together);
-            alone.iter_mut().for_each(|x| activation.apply(isa, std::slice::from_mut(x)));
-            assert_eq!(together, alone, "{isa} {activation:?}");
+            activation::apply(isa, act, &mut together);
+            alone.iter_mut().for_each(|x| activation::apply(isa, act, std::slice::from_mut(x)));
+            assert_eq!(together, alone, "{isa} {act:?}");
         }
     }
 }

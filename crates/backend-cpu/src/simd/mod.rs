@@ -1,7 +1,7 @@
 //! Instruction sets, found at run time, and the code that depends on them.
 #![allow(unsafe_code)]
 
-mod activation;
+pub mod activation;
 mod dispatch;
 mod element;
 pub(crate) mod lanes;
@@ -10,7 +10,6 @@ mod transpose;
 
 use std::{fmt, sync::OnceLock};
 
-pub use activation::Activation;
 pub(crate) use dispatch::simd_fn;
 pub use dispatch::{Fma, Fused, Unfused};
 pub use element::{Float, FloatType, Floats};

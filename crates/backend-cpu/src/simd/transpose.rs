@@ -125,7 +125,7 @@ fn portable(strip: Strip<'_>, steps: &[(usize, usize)]) {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use std::{arch::x86_64::*, array};
+    use std::{arch::x86_64::*, array, mem::MaybeUninit};
 
     use super::{Product, Strip};
 
@@ -133,13 +133,20 @@ mod x86 {
     /// each other from the first-level cache; reading a stretch of one row at a time uses each line up at once.
     const STRETCH: usize = 64;
 
+    /// A float that is written before it is read: setting it to zero first would cost narrow matrices a second pass.
+    type Later = MaybeUninit<f32>;
+
     /// Stretches of 16 rows, side by side.
     #[repr(C, align(64))]
-    struct Stretches([[f32; STRETCH]; 16]);
+    struct Stretches([[Later; STRETCH]; 16]);
 
     /// A product for each step of a stretch.
     #[repr(C, align(64))]
-    struct Sums([[f32; 16]; STRETCH]);
+    struct Sums([[Later; 16]; STRETCH]);
+
+    fn buffers() -> (Stretches, Sums) {
+        (Stretches([[Later::uninit(); STRETCH]; 16]), Sums([[Later::uninit(); 16]; STRETCH]))
+    }
 
     /// Whether every line may be written with streaming stores, which want whole aligned cache lines.
     fn streams(strip: &Strip<'_>) -> bool {
@@ -160,8 +167,10 @@ mod x86 {
                 // SAFETY: prefetching has no effect but on caches, whatever the address.
                 unsafe { _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(line).cast()) };
             }
-            for (to, from) in stretch.chunks_exact_mut(16).zip(row.chunks_exact(16)) {
-                to.copy_from_slice(from);
+            // Arrays, whose length the compiler knows: slices of 16 become calls of `memcpy`.
+            for (to, from) in stretch.as_chunks_mut::<16>().0.iter_mut().zip(row.as_chunks::<16>().0) {
+                // SAFETY: both are arrays of 16 floats.
+                unsafe { to.as_mut_ptr().cast::<[f32; 16]>().write(*from) };
             }
         }
     }
@@ -196,7 +205,7 @@ mod x86 {
         let stream = streams(&strip);
         // SAFETY: an array of 16 floats.
         let scale = strip.scale.map(|s| unsafe { _mm512_loadu_ps(s.as_ptr()) });
-        let (mut stretches, mut sums) = (Stretches([[0.0; STRETCH]; 16]), Sums([[0.0; 16]; STRETCH]));
+        let (mut stretches, mut sums) = buffers();
         for at in (0..steps.len()).step_by(STRETCH) {
             gather(&strip, steps, at, &mut stretches);
             let steps = &steps[at..steps.len().min(at + STRETCH)];
@@ -205,11 +214,11 @@ mod x86 {
                 unsafe { sums512(product, steps[0].0, &mut sums.0[..steps.len()]) };
             }
             for (b, block) in steps.chunks_exact(16).enumerate() {
-                // SAFETY: block `b` lies within a stretch, since there are at most `STRETCH` steps.
-                let rows = array::from_fn(|i| unsafe { _mm512_load_ps(stretches.0[i].as_ptr().add(16 * b)) });
+                // SAFETY: block `b` lies within a stretch, since there are at most `STRETCH` steps, of which all were gathered.
+                let rows = array::from_fn(|i| unsafe { _mm512_load_ps(stretches.0[i].as_ptr().add(16 * b).cast()) });
                 for ((line, sum), (_, l)) in transpose16(rows).into_iter().zip(&sums.0[16 * b..]).zip(block) {
-                    // SAFETY: a sum is an aligned line of 16 floats.
-                    let plus = |line| unsafe { _mm512_add_ps(line, _mm512_load_ps(sum.as_ptr())) };
+                    // SAFETY: a sum is an aligned line of 16 floats, written above where there is a product.
+                    let plus = |line| unsafe { _mm512_add_ps(line, _mm512_load_ps(sum.as_ptr().cast())) };
                     let line = if strip.product.is_some() { plus(line) } else { line };
                     let line = scale.map_or(line, |s| _mm512_mul_ps(line, s));
                     let to = strip.dst.as_mut_ptr().wrapping_add(l * strip.line_stride);
@@ -228,7 +237,7 @@ mod x86 {
     ///
     /// Needs AVX-512F; every row of `down` must reach beyond `first` by a multiple of 8 lines, which there are.
     #[target_feature(enable = "avx512f")]
-    unsafe fn sums512(product: &Product<'_>, first: usize, lines: &mut [[f32; 16]]) {
+    unsafe fn sums512(product: &Product<'_>, first: usize, lines: &mut [[Later; 16]]) {
         for (group, lines) in lines.chunks_exact_mut(8).enumerate() {
             let mut sums = [_mm512_setzero_ps(); 8];
             let mut down = product.down.as_ptr().wrapping_add(first + 8 * group);
@@ -244,7 +253,7 @@ mod x86 {
             }
             for (line, sum) in lines.iter_mut().zip(sums) {
                 // SAFETY: an array of 16 floats.
-                unsafe { _mm512_storeu_ps(line.as_mut_ptr(), sum) };
+                unsafe { _mm512_storeu_ps(line.as_mut_ptr().cast(), sum) };
             }
         }
     }
@@ -288,7 +297,7 @@ mod x86 {
         let stream = streams(&strip);
         // SAFETY: an array of 16 floats, read in halves.
         let scale = strip.scale.map(|s| unsafe { [_mm256_loadu_ps(s.as_ptr()), _mm256_loadu_ps(s.as_ptr().add(8))] });
-        let (mut stretches, mut sums) = (Stretches([[0.0; STRETCH]; 16]), Sums([[0.0; 16]; STRETCH]));
+        let (mut stretches, mut sums) = buffers();
         for at in (0..steps.len()).step_by(STRETCH) {
             gather(&strip, steps, at, &mut stretches);
             let steps = &steps[at..steps.len().min(at + STRETCH)];
@@ -298,15 +307,16 @@ mod x86 {
             }
             for (b, block) in steps.chunks_exact(8).enumerate() {
                 let [left, right]: [[__m256; 8]; 2] = array::from_fn(|h| {
-                    // SAFETY: block `b` lies within a stretch, since there are at most `STRETCH` steps.
-                    let row = |i: usize| unsafe { _mm256_load_ps(stretches.0[8 * h + i].as_ptr().add(8 * b)) };
+                    // SAFETY: block `b` lies within a stretch, since there are at most `STRETCH` steps, of which all were
+                    // gathered.
+                    let row = |i: usize| unsafe { _mm256_load_ps(stretches.0[8 * h + i].as_ptr().add(8 * b).cast()) };
                     transpose8(array::from_fn(row))
                 });
                 for (j, (_, l)) in block.iter().enumerate() {
                     for (h, half) in [left[j], right[j]].into_iter().enumerate() {
                         let sum = &sums.0[8 * b + j][8 * h..];
-                        // SAFETY: half of a sum is 8 aligned floats.
-                        let plus = |half| unsafe { _mm256_add_ps(half, _mm256_load_ps(sum.as_ptr())) };
+                        // SAFETY: half of a sum is 8 aligned floats, written above where there is a product.
+                        let plus = |half| unsafe { _mm256_add_ps(half, _mm256_load_ps(sum.as_ptr().cast())) };
                         let half = if strip.product.is_some() { plus(half) } else { half };
                         let half = scale.map_or(half, |s| _mm256_mul_ps(half, s[h]));
                         let to = strip.dst.as_mut_ptr().wrapping_add(l * strip.line_stride + 8 * h);
@@ -325,7 +335,7 @@ mod x86 {
     ///
     /// Needs AVX2 with FMA; every row of `down` must reach beyond `first` by a multiple of 4 lines, which there are.
     #[target_feature(enable = "avx2,fma")]
-    unsafe fn sums256(product: &Product<'_>, first: usize, lines: &mut [[f32; 16]]) {
+    unsafe fn sums256(product: &Product<'_>, first: usize, lines: &mut [[Later; 16]]) {
         for (group, lines) in lines.chunks_exact_mut(4).enumerate() {
             let mut sums = [[_mm256_setzero_ps(); 2]; 4];
             let mut down = product.down.as_ptr().wrapping_add(first + 4 * group);
@@ -342,8 +352,8 @@ mod x86 {
             for (line, [left, right]) in lines.iter_mut().zip(sums) {
                 // SAFETY: an array of 16 floats, written in halves.
                 unsafe {
-                    _mm256_storeu_ps(line.as_mut_ptr(), left);
-                    _mm256_storeu_ps(line.as_mut_ptr().add(8), right);
+                    _mm256_storeu_ps(line.as_mut_ptr().cast(), left);
+                    _mm256_storeu_ps(line.as_mut_ptr().add(8).cast(), right);
                 }
             }
         }

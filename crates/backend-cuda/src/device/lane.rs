@@ -10,7 +10,7 @@ use crate::{
     driver::{Context, Event, Pinned, Priority, Span, Stream},
 };
 
-/// Bytes of one of the parts that are filled and sent by turns.
+/// Bytes of one of the parts that are filled and sent alternately.
 const SEGMENT: usize = 16 << 20;
 /// Parts of the ring.
 const SEGMENTS: usize = 4;

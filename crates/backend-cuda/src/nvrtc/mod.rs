@@ -1,4 +1,4 @@
-//! Kernels are compiled at run time, for the architecture at hand, and the results are kept in a folder.
+//! Kernels are compiled at run time, for the architecture of the device, and the results are kept in a folder.
 
 mod cache;
 mod ffi;

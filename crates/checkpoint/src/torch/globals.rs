@@ -34,13 +34,16 @@ fn known(module: &str, name: &str) -> Option<Global<'static>> {
 fn rebuild(name: &str) -> Option<Global<'static>> {
     Some(match name {
         "_rebuild_tensor" | "_rebuild_tensor_v2" => Global::Tensor,
-        "_rebuild_parameter" | "_rebuild_parameter_with_state" => Global::Parameter,
+        // Devices whose tensors are saved as those of the CPU that they were copied to.
+        "_rebuild_parameter" | "_rebuild_parameter_with_state" | "_rebuild_device_tensor_from_cpu_tensor" => {
+            Global::Parameter
+        }
         // What torch.save uses for dtypes without a class of storages of their own, and for quantized ones.
         "_rebuild_tensor_v3" | "_rebuild_qtensor" => Global::ForeignTensor,
         "_rebuild_sparse_tensor" | "_rebuild_sparse_csr_tensor" => Global::Known("a sparse tensor"),
         "_rebuild_nested_tensor" => Global::Known("a nested tensor"),
         "_rebuild_meta_tensor_no_storage" => Global::Known("a tensor without values"),
-        "_rebuild_device_tensor_from_numpy" | "_rebuild_device_tensor_from_cpu_tensor" | "_rebuild_xla_tensor" => {
+        "_rebuild_device_tensor_from_numpy" | "_rebuild_xla_tensor" => {
             Global::Known("a tensor of another kind of device")
         }
         "_rebuild_wrapper_subclass" => Global::Known("a tensor of a subclass"),

@@ -1,7 +1,7 @@
 use std::{fs, path::Path, time::Instant};
 
 use regraft::{
-    AtomicFile, CacheUse, CompileOptions, Compiled, DType, Evaluated, KeepSources, Mode, Observer, WeightFormat,
+    AtomicFile, CacheUse, Compiled, Evaluated, KeepSources, Mode, Observer, WeightFormat,
     ir::{Graph, text},
 };
 use serde_json::{Value, json};
@@ -26,23 +26,22 @@ pub(super) fn run(args: &CompileArgs, out: &mut Output) -> Result<(), Failure> {
     let mode = args.mode.unwrap_or(ModeArg::Refittable).into();
     // Stages and records are there only when the engine is built.
     let builds = !args.dump.is_empty() || args.dump_dir.is_some() || args.tune.save_tune_records.is_some();
-    let options = CompileOptions {
-        mode,
-        keep_sources: args.keep_sources.map_or(KeepSources::default(), KeepSources::from),
-        identical: args.identical,
-        dtype: args.dtype.map(DType::from),
-        weights: args.weights.map(WeightFormat::from),
-        device: args.threads.device,
-        threads: args.threads.get(),
-        tune: tune::options(&args.tune, &args.cache)?,
-        cache: if builds { None } else { cache::for_compile(&args.cache, out)? },
-    };
+    let tuning = tune::options(&args.tune, &args.cache)?;
+    let mut compiler = loss::exact(args)
+        .mode(mode)
+        .keep_sources(args.keep_sources.map_or(KeepSources::default(), KeepSources::from))
+        .identical(args.identical)
+        .weights(args.weights.map(WeightFormat::from))
+        .tune(tuning.clone());
+    if !builds && let Some(cache) = cache::for_compile(&args.cache, out)? {
+        compiler = compiler.cache(cache);
+    }
     if args.keep_sources.is_some() && mode != Mode::Refittable {
         return Err(Failure::usage("--keep-sources is about refittable engines; the others keep no sources"));
     }
     let compiled = {
         stages.busy = Some(out.busy(format!("compiling {}", args.program.display())));
-        let compiled = regraft::compile(&args.program, &options, &mut stages);
+        let compiled = compiler.compile_observed(&args.program, &mut stages);
         stages.busy = None;
         compiled?
     };
@@ -50,11 +49,11 @@ pub(super) fn run(args: &CompileArgs, out: &mut Output) -> Result<(), Failure> {
     stages.add_engine(&compiled);
     stages.check_names(&args.dump)?;
     tell(args, &compiled, &stages, out);
-    if options.weights.is_some() {
-        loss::tell(args, &options, &compiled, out)?;
+    if args.weights.is_some() {
+        loss::tell(args, &compiled, out)?;
     }
     if let Some(tuned) = &compiled.tuned {
-        tune::tell(&args.tune, &options.tune, tuned, out)?;
+        tune::tell(&args.tune, &tuning, tuned, out)?;
     }
     match (&args.dump_dir, to_stdout) {
         (Some(directory), _) => stages.write(directory, out)?,

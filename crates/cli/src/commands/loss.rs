@@ -1,33 +1,23 @@
 //! What weights of small integers cost: the outputs of an engine next to those of the same program without them.
 
-use regraft::{CompileOptions, Compiled, Mode, Tensor, Tune};
+use regraft::{Compiled, Compiler, DType, Mode, Tensor};
 
 use super::{bench, run};
 use crate::{args::CompileArgs, failure::Failure, output::Output};
 
+/// A compiler of the program in full precision of weights, and otherwise for what was asked.
+pub(super) fn exact(args: &CompileArgs) -> Compiler {
+    Compiler::new().dtype(args.dtype.map(DType::from)).device(args.threads.device).threads(args.threads.get())
+}
+
 /// Measures the loss on the samples that were given, or on generated inputs, and tells it.
-pub(super) fn tell(
-    args: &CompileArgs,
-    options: &CompileOptions,
-    compiled: &Compiled,
-    out: &mut Output,
-) -> Result<(), Failure> {
+pub(super) fn tell(args: &CompileArgs, compiled: &Compiled, out: &mut Output) -> Result<(), Failure> {
     if compiled.engine.mode == Mode::Stripped {
         out.note("the engine has no weights, so what --weights costs was not measured");
         return Ok(());
     }
-    let exact = CompileOptions {
-        weights: None,
-        mode: Mode::Refittable,
-        identical: false,
-        tune: Tune::default(),
-        cache: None,
-        ..options.clone()
-    };
-    let exact = regraft::compile(&args.program, &exact, &mut ())?;
-    let device = || regraft::device(options.device, options.threads);
-    let exact = regraft::model(exact.engine, device()?)?;
-    let rounded = regraft::model(compiled.engine.clone(), device()?)?;
+    let exact = exact(args).compile(&args.program)?.into_model()?;
+    let rounded = compiled.clone().into_model()?;
     let graph = &exact.plan().graph;
     let inputs = match args.sample.is_empty() {
         true => bench::working_inputs(&exact, &bench::sizes(graph, &[])?)?,

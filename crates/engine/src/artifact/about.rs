@@ -2,7 +2,7 @@
 
 use regraft_backend::{FormatId, KernelId, SlotLayout, Target};
 use regraft_tensor::{DType, numel};
-use regraft_weights::{Digest, SourceInfo, Twin};
+use regraft_weights::{BakedAdapter, Digest, SourceInfo, Twin};
 use serde::{Deserialize, Serialize};
 
 use super::compat::Compat;
@@ -23,6 +23,9 @@ pub(super) struct About {
     pub(super) files: Vec<String>,
     /// Offset of each slot in its section, where the engine holds them.
     pub(super) slot_offsets: Option<Vec<u64>>,
+    /// Adapters that are part of the weights; files of before do not say.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) baked: Vec<BakedAdapter>,
 }
 
 /// How a slot lies in memory.
@@ -120,6 +123,7 @@ impl AboutBefore {
             identical: self.identical.is_some(),
             files: Vec::new(),
             slot_offsets: self.slot_offsets,
+            baked: Vec::new(),
         };
         (Compat { product: self.product, target: self.target, mode: self.mode }, about)
     }

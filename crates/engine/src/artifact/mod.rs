@@ -3,7 +3,7 @@
 //! | section | what |
 //! |---|---|
 //! | `compat` | JSON: product version, target, mode; read before anything that may depend on them |
-//! | `about` | JSON: kernels, layouts, sources with their digests, recipes, where weights lie |
+//! | `about` | JSON: kernels, layouts, sources with their digests, recipes, where weights lie, adapters that are part of them |
 //! | `plan` | the plan's graph in text form |
 //! | `recipes` | the recipes' graphs in text form, one after the other |
 //! | `sources` | the sources that the engine holds, each on a cache line |

@@ -76,6 +76,7 @@ impl Reader<'_> {
             files: self.files(&about.weights, &about.files)?,
             sources,
             slots,
+            baked: about.baked,
             unverified: None,
         };
         engine.check_weights().map_err(|kind| error(self.path, kind))?;

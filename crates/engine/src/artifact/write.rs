@@ -84,6 +84,7 @@ fn about(
         weights: weights.collect(),
         files: files.into_iter().map(|file| stored_path(file, folder)).collect::<Result<_, _>>()?,
         slot_offsets,
+        baked: engine.baked.clone(),
     })
 }
 

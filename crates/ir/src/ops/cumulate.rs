@@ -37,7 +37,7 @@ impl CumulateFn {
         matches!(self, CumulateFn::ArgMax | CumulateFn::ArgMin)
     }
 
-    /// Whether the element at hand takes the place of the best so far.
+    /// Whether the current element takes the place of the best so far.
     fn beats(self, new: f64, best: f64) -> bool {
         match self {
             CumulateFn::ArgMax => new.is_nan() || (!best.is_nan() && new >= best),

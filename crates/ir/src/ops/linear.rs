@@ -14,8 +14,10 @@ macro_rules! activations {
     ($($variant:ident = $word:literal),* $(,)?) => {
         word_enum! {
             /// The function that an epilogue applies to each element.
+            #[derive(Default)]
             pub enum Activation {
                 /// The identity.
+                #[default]
                 None = "none",
                 $(#[doc = concat!("[`UnaryFn::", stringify!($variant), "`]")] $variant = $word),*
             }

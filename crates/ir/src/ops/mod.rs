@@ -138,11 +138,12 @@ macro_rules! define_ops {
             /// Evaluates a bound op; see [`OpDef::eval`].
             ///
             /// # Errors
-            /// When the operands do not fit or a value is out of range.
+            /// When the operands do not fit, a value is out of range, or the system does not give the memory.
             pub fn eval(&self, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>, EvalError> {
                 let types: Vec<Option<TensorType>> =
                     inputs.iter().map(|t| t.map(|t| TensorType::of_sizes(t.dtype(), t.shape()))).collect();
                 let out = self.infer(&types.iter().map(Option::as_ref).collect::<Vec<_>>())?;
+                support::ask_for_memory(inputs, &out)?;
                 match self { $(Op::$variant(op) => op.eval(inputs, &out)),* }
             }
         }

@@ -322,3 +322,19 @@ impl OpDef for Flip {
         Ok(vec![pick(x, shape, (0..x.numel()).map(flipped))])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Op;
+
+    #[test]
+    fn memory_that_there_is_not_is_an_error() {
+        let one = Tensor::from_slice(&[1], &[1.0f32]);
+        let expand = |size: i64| Op::from(Expand { shape: vec![Dim::new(size)] }).eval(&[Some(&one)]);
+        assert_eq!(expand(3).expect("it fits")[0].to_f64_vec(), [1.0; 3]);
+        let refused = |size| expand(size).expect_err("there is no such memory").to_string();
+        assert_eq!(refused(1 << 50), format!("the system has no {} bytes of memory", 32 * (1u64 << 50) + 8));
+        assert_eq!(refused(1 << 62), format!("a tensor of shape [{}] is too large for memory", 1u64 << 62));
+    }
+}

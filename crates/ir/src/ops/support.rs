@@ -1,6 +1,6 @@
 //! What the op families share: operand checks, broadcasting, index arithmetic of the reference evaluation.
 
-use regraft_tensor::{DType, Dim, Tensor, contiguous_strides};
+use regraft_tensor::{AlignedVec, DType, Dim, ErrorKind, Tensor, TensorError, contiguous_strides};
 
 use crate::{OpError, TensorType};
 
@@ -137,6 +137,29 @@ pub(crate) fn check_axis(name: &'static str, axis: usize, rank: usize) -> Result
     Err(OpError::Attr { name, why: format!("axis {axis} of a value with {rank} axes") })
 }
 
+/// Asks the system once for as much memory as evaluating an op takes, and gives it back: evaluations are written without
+/// thought of memory, and a refusal in the midst of one would end the process.
+///
+/// # Errors
+/// [`ErrorKind::OutOfMemory`], [`ErrorKind::TooLarge`].
+pub(super) fn ask_for_memory(inputs: &[Option<&Tensor>], results: &[TensorType]) -> Result<(), TensorError> {
+    /// Where less is refused, the process ends whatever it does.
+    const SMALL: usize = 1 << 20;
+    /// A value as a number and where it comes from, and its bytes twice.
+    const RESULT: usize = 32;
+    let mut bytes: usize = inputs.iter().flatten().map(|tensor| tensor.numel().saturating_mul(size_of::<f64>())).sum();
+    for result in results {
+        let shape = sizes(result);
+        let len = Tensor::byte_len(result.dtype, &shape)?;
+        let needed = (len / result.dtype.size()).checked_mul(RESULT).and_then(|needed| bytes.checked_add(needed));
+        bytes = needed.ok_or(ErrorKind::TooLarge(shape))?;
+    }
+    if bytes > SMALL {
+        AlignedVec::try_zeroed(bytes)?;
+    }
+    Ok(())
+}
+
 /// Sizes of a bound type.
 pub(crate) fn sizes(ty: &TensorType) -> Vec<usize> {
     ty.sizes().expect("types of a bound op are all constants")
@@ -187,7 +210,7 @@ pub(crate) fn pick(t: &Tensor, shape: &[usize], positions: impl IntoIterator<Ite
     for at in positions {
         bytes.extend_from_slice(&data[at * size..(at + 1) * size]);
     }
-    let buffer = regraft_tensor::AlignedVec::copy_of(&bytes).into();
+    let buffer = AlignedVec::copy_of(&bytes).into();
     Tensor::new(t.dtype(), shape.to_vec(), buffer).expect("one position per element")
 }
 

@@ -6,6 +6,7 @@ mod pool;
 use std::sync::Arc;
 
 use regraft_adapter::AdapterSet;
+use regraft_weights::BakedAdapter;
 
 pub(crate) use self::{content::InSlot, pool::SlotPool};
 pub use self::{
@@ -24,6 +25,8 @@ pub struct Generation {
     pub sources: Vec<Arc<SourceContent>>,
     /// The adapters that were applied to the sources on the way to the slots.
     pub adapters: Arc<AdapterSet>,
+    /// Adapters that are part of the sources: they were applied when these were saved.
+    pub baked: Arc<[BakedAdapter]>,
 }
 
 impl Generation {

@@ -96,6 +96,7 @@ pub struct PoolMemory {
 
 /// Memory for slots that is not to be had. Nothing was computed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ReserveError {
     /// Slots do not fit into the memory limit.
     #[error("{needed} bytes of slots are needed beside {in_use} in use, and the limit is {limit}")]

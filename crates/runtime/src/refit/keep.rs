@@ -3,10 +3,13 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
+use rayon::prelude::*;
 use regraft_adapter::AdapterSet;
+use regraft_tensor::{Tensor, TensorError};
+use regraft_weights::on_shared_threads;
 
 use super::Parts;
-use crate::{RuntimeError, Slot, SourceContent, generation::InSlot};
+use crate::{RuntimeError, RuntimeErrorKind, Slot, SourceContent, generation::InSlot};
 
 /// Reads the sources that `slots` are made of back from the slots that they are kept in. Returns which those are.
 pub(super) fn bring_out(
@@ -33,14 +36,14 @@ pub(super) fn settle(
     passing: &BTreeSet<usize>,
     slots: &[Arc<Slot>],
     adapters: &AdapterSet,
-) {
+) -> Result<(), RuntimeError> {
     let readers = parts.map.slots_by_source();
     // Their slots hold what the adapters made of them.
     let adapted = adapters.differing_uses(&AdapterSet::default()).into_iter();
     let adapted: BTreeSet<usize> = adapted.filter_map(|one| parts.map.source_of(one)).collect();
-    for &source in passing {
+    let settled = |&source: &usize| {
         let info = &parts.map.sources[source];
-        let Some(tensor) = sources[source].held() else { continue };
+        let tensor = sources[source].held()?;
         let place = |&index: &usize| {
             let local = parts.map.recipes[index].sources.iter().position(|&s| s as usize == source)?;
             let keeps = parts.packer.keeps(index, local);
@@ -49,10 +52,23 @@ pub(super) fn settle(
         };
         let moved = !adapted.contains(&source) && tensor.dtype() == info.dtype;
         let settled = match readers[source].iter().find_map(place).filter(|_| moved) {
-            Some(place) => SourceContent::in_slot(info.dtype, place),
-            None if tensor.is_borrowed() => SourceContent::new(info.dtype, Some(tensor.to_owned_memory())),
-            None => continue,
+            Some(place) => Ok(SourceContent::in_slot(info.dtype, place)),
+            None if tensor.is_borrowed() => {
+                owned(tensor, &info.name).map(|tensor| SourceContent::new(info.dtype, Some(tensor)))
+            }
+            None => return None,
         };
-        sources[source] = Arc::new(settled);
-    }
+        Some(settled.map(|content| (source, Arc::new(content))))
+    };
+    let passing: Vec<usize> = passing.iter().copied().collect();
+    // Copies are what this costs; each is a pass over memory.
+    let settled: Vec<_> = on_shared_threads(|| passing.par_iter().filter_map(settled).collect::<Result<_, _>>())?;
+    settled.into_iter().for_each(|(source, content)| sources[source] = content);
+    Ok(())
+}
+
+/// A source's tensor in memory that stays as it is.
+pub(crate) fn owned(tensor: &Tensor, name: &str) -> Result<Tensor, RuntimeError> {
+    let refused = |error: TensorError| RuntimeErrorKind::Source { name: name.into(), why: error.to_string() };
+    Ok(tensor.to_owned_memory().map_err(refused)?)
 }

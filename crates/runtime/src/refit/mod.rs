@@ -7,22 +7,23 @@ mod options;
 mod phases;
 mod remote;
 mod request;
+mod share;
 mod stage;
 mod staged;
 
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     sync::Arc,
 };
 
-use regraft_adapter::{AdapterErrorKind, AdapterSet};
+use regraft_adapter::{Adapter, AdapterErrorKind, AdapterLayer, AdapterProblem, AdapterSet};
 use regraft_backend::Packer;
 use regraft_engine::Plan;
 use regraft_tensor::Tensor;
 use regraft_weights::{
-    AdapterReport, Digest, MatchOptions, Matched, Phase, Problem, RefitMap, RefitReport, SlotReport, StateDict,
-    WeightsErrorKind, match_names,
+    AdapterReport, BakedAdapter, Digest, MatchOptions, Matched, Phase, Problem, RefitMap, RefitReport, SlotReport,
+    StateDict, WeightsErrorKind, match_names,
 };
 
 pub use self::options::{Changed, RefitObserver, RefitOptions};
@@ -30,10 +31,14 @@ pub use self::request::Refit;
 pub use self::staged::{Staged, publish_together};
 pub(crate) use self::{
     at_hand::{at_hand, named},
+    keep::owned,
     phases::phase,
+    share::slots_alike,
     stage::make,
 };
-use crate::{Generation, RuntimeError, RuntimeErrorKind, SourceContent, generation::SlotPool, program::WeightReader};
+use crate::{
+    Generation, Model, RuntimeError, RuntimeErrorKind, Slot, SourceContent, generation::SlotPool, program::WeightReader,
+};
 
 /// The parts of a program that a refit works with.
 #[derive(Clone, Copy)]
@@ -45,11 +50,21 @@ pub(crate) struct Parts<'a> {
     pub(crate) reader: &'a WeightReader,
 }
 
+/// Where slots come from besides the generation before.
+#[derive(Clone, Copy)]
+pub(crate) struct To<'a> {
+    pub(crate) pool: &'a Arc<SlotPool>,
+    /// Models that may have some of them.
+    pub(crate) siblings: &'a [Model],
+}
+
 /// A change that was checked and not computed yet.
 pub(crate) struct Change {
     /// Sources of the new generation.
     pub(crate) sources: Vec<Arc<SourceContent>>,
     pub(crate) adapters: Arc<AdapterSet>,
+    /// Adapters that are part of the sources.
+    baked: Arc<[BakedAdapter]>,
     /// The slots to make anew.
     pub(crate) stale: Vec<usize>,
     /// Sources that are not kept as the tensors that they are now.
@@ -92,6 +107,9 @@ pub(crate) fn check(
     let adapters_before = base.map_or(&none, |g| &g.adapters);
     let adapters = request.adapters.clone().map_or_else(|| adapters_before.clone(), Arc::new);
     check_adapters(parts.map, &adapters)?;
+    if request.rejects_non_finite() {
+        none_of(non_finite_of(parts.map, &adapters), parts.map)?;
+    }
     let adapted: BTreeSet<usize> = adapters.differing_uses(adapters_before).into_iter().collect();
     let detects = request.weights.is_some_and(|(_, options)| matches!(options.changed, Changed::Detect));
     let is_compared = base.is_some() && detects;
@@ -122,13 +140,19 @@ pub(crate) fn check(
     }
     fill_sources(report, parts.map, &matched, &changed);
     fill_adapters(report, parts.map, &adapters, &adapted);
-    Ok(Change { sources, adapters, stale, passing })
+    let baked = still_baked(parts.map, base, &changed);
+    report.baked = baked.to_vec();
+    Ok(Change { sources, adapters, baked, stale, passing })
 }
 
 /// An adapter names sources by number: one of another engine would change other weights.
 fn check_adapters(map: &RefitMap, adapters: &AdapterSet) -> Result<(), RuntimeError> {
-    for (adapter, _) in adapters.iter() {
-        let problems = adapter.misfits(map);
+    for (adapter, scale) in adapters.iter() {
+        let mut problems = adapter.misfits(map);
+        if !scale.is_finite() {
+            let why = format!("{scale} is no scale: give a finite number");
+            problems.push(AdapterProblem::Config { field: "scale".into(), why });
+        }
         if !problems.is_empty() {
             let (adapter, keys) = (adapter.name.clone(), adapter.layers.len());
             return Err(RuntimeErrorKind::from(AdapterErrorKind::Fit { adapter, problems, keys }).into());
@@ -139,6 +163,28 @@ fn check_adapters(map: &RefitMap, adapters: &AdapterSet) -> Result<(), RuntimeEr
         return Err(RuntimeErrorKind::Source { name: map.use_name(used_as).to_owned(), why }.into());
     }
     Ok(())
+}
+
+/// Values of adapters that are infinite or not a number, by the names of the sources that they are for.
+fn non_finite_of(map: &RefitMap, adapters: &AdapterSet) -> Vec<Problem> {
+    let of = |adapter: &Adapter| {
+        let layers = adapter.layers.iter().zip(adapter.non_finite().1).filter(|(_, count)| **count > 0);
+        let name = |source| format!("{} (adapter {})", map.use_name(source), adapter.name);
+        layers.map(|(layer, count)| Problem::NonFinite { name: name(layer.source), count: *count }).collect::<Vec<_>>()
+    };
+    adapters.iter().flat_map(|(adapter, _)| of(adapter)).collect()
+}
+
+/// The adapters that are part of a generation's sources and still are when these change: other weights in their place are
+/// without them.
+fn still_baked(map: &RefitMap, base: Option<&Generation>, changed: &BTreeSet<usize>) -> Arc<[BakedAdapter]> {
+    let Some(base) = base.filter(|base| !base.baked.is_empty()) else { return Arc::default() };
+    let gone: HashSet<&str> = changed.iter().flat_map(|&source| map.sources[source].names()).collect();
+    let rest = |baked: &BakedAdapter| {
+        let sources: Vec<String> = baked.sources.iter().filter(|name| !gone.contains(name.as_str())).cloned().collect();
+        (!sources.is_empty()).then(|| BakedAdapter { sources, ..baked.clone() })
+    };
+    base.baked.iter().filter_map(rest).collect()
 }
 
 /// The given tensors by source, without those that the caller says have not changed.
@@ -260,7 +306,7 @@ pub(crate) fn merged_sources(
     sources.iter().enumerate().map(tensor).collect()
 }
 
-/// The tensor that a use of one of a generation's sources is with its adapters applied; `None` when it is not at hand.
+/// The tensor that a use of one of a generation's sources is with its adapters applied; `None` when it is not available.
 pub(crate) fn merged_use(
     parts: &Parts<'_>,
     generation: &Generation,
@@ -275,32 +321,47 @@ pub(crate) fn merged_use(
 /// Computes the slots of a checked change.
 pub(crate) fn compute(
     parts: &Parts<'_>,
-    pool: &Arc<SlotPool>,
+    to: To<'_>,
     base: Option<&Generation>,
     change: Change,
     observer: &dyn RefitObserver,
     report: &mut RefitReport,
 ) -> Result<Generation, RuntimeError> {
-    let stale = change.stale.clone();
-    let (generation, evaluated) = phase(Phase::Stage, report, observer, |_| {
-        let Change { mut sources, adapters, stale, mut passing } = change;
-        passing.extend(keep::bring_out(parts, &mut sources, &stale)?);
-        let others = base.map_or(&[][..], |base| &base.slots);
-        let made = make(parts, &sources, &adapters, &stale, others, pool, observer)?;
-        let mut fresh = stale.iter().zip(made.slots).peekable();
-        let slot = |index: usize| match fresh.next_if(|(stale, _)| **stale == index) {
-            Some((_, slot)) => slot,
-            None => base.expect("without a base all slots are stale").slots[index].clone(),
-        };
-        let slots: Vec<_> = (0..parts.plan.slots.len()).map(slot).collect();
-        keep::settle(parts, &mut sources, &passing, &slots, &adapters);
-        Ok::<_, RuntimeError>((
-            Generation { id: base.map_or(0, |base| base.id + 1), slots, sources, adapters },
-            made.evaluated,
-        ))
+    let (generation, fresh, evaluated) = phase(Phase::Stage, report, observer, |_| {
+        let (mut change, mut staged) = (Some(change), None);
+        let mut work = || staged = change.take().map(|change| stage(parts, to, base, change, observer));
+        parts.packer.on_threads(&mut work);
+        staged.expect("a packer runs what it is given")
     })?;
-    fill_slots(report, parts, &stale, &evaluated);
+    fill_slots(report, parts, &fresh, &evaluated);
     Ok(generation)
+}
+
+/// The generation of a checked change, the slots that were made for it, and those that took more than one pass over memory.
+fn stage(
+    parts: &Parts<'_>,
+    to: To<'_>,
+    base: Option<&Generation>,
+    change: Change,
+    observer: &dyn RefitObserver,
+) -> Result<(Generation, Vec<usize>, BTreeSet<usize>), RuntimeError> {
+    let Change { mut sources, adapters, baked, stale, mut passing } = change;
+    passing.extend(keep::bring_out(parts, &mut sources, &stale)?);
+    let mut slots = base.map_or_else(BTreeMap::new, |base| slots_besides(&base.slots, &stale));
+    slots.extend(share::slots_of(to.siblings, parts, &sources, &adapters, &stale)?);
+    let fresh: Vec<usize> = stale.into_iter().filter(|slot| !slots.contains_key(slot)).collect();
+    let made = make(parts, &sources, &adapters, &fresh, &slots, to.pool, observer)?;
+    slots.extend(fresh.iter().copied().zip(made.slots));
+    let slots: Vec<_> = slots.into_values().collect();
+    keep::settle(parts, &mut sources, &passing, &slots, &adapters)?;
+    let id = base.map_or(0, |base| base.id + 1);
+    Ok((Generation { id, slots, sources, adapters, baked }, fresh, made.evaluated))
+}
+
+/// The slots but for the `stale` ones, by number.
+pub(crate) fn slots_besides(slots: &[Arc<Slot>], stale: &[usize]) -> BTreeMap<usize, Arc<Slot>> {
+    let stays = |(slot, _): &(usize, Arc<Slot>)| stale.binary_search(slot).is_err();
+    slots.iter().cloned().enumerate().filter(stays).collect()
 }
 
 fn fill_sources(report: &mut RefitReport, map: &RefitMap, matched: &Matched, changed: &BTreeSet<usize>) {
@@ -312,8 +373,18 @@ fn fill_sources(report: &mut RefitReport, map: &RefitMap, matched: &Matched, cha
 
 fn fill_adapters(report: &mut RefitReport, map: &RefitMap, adapters: &AdapterSet, adapted: &BTreeSet<usize>) {
     report.adapted = adapted.iter().map(|&i| map.use_name(i).to_owned()).collect();
+    let slots = if adapters.is_empty() { Vec::new() } else { map.slots_by_source() };
     report.adapters = (adapters.iter())
-        .map(|(adapter, scale)| AdapterReport { name: adapter.name.clone(), scale, layers: adapter.layers.len() })
+        .map(|(adapter, scale)| {
+            let is_unread = |layer: &&AdapterLayer| map.source_of(layer.source).is_none_or(|s| slots[s].is_empty());
+            AdapterReport {
+                name: adapter.name.clone(),
+                scale,
+                layers: adapter.layers.len(),
+                unread: adapter.layers.iter().filter(is_unread).count(),
+                non_finite: adapter.non_finite().0,
+            }
+        })
         .collect();
 }
 

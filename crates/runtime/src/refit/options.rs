@@ -19,7 +19,7 @@ pub struct RefitOptions {
     pub changed: Changed,
 }
 
-/// Which of the given sources are new, and so which slots are made anew.
+/// Which of the given sources are new, and so which slots are rebuilt.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Changed {
     /// Find out. A tensor that is the same as before costs one comparison and saves making its slots.

@@ -27,13 +27,15 @@ pub struct Refit<'a> {
     pub(crate) weights: Option<(&'a StateDict, &'a RefitOptions)>,
     /// The adapters from now on; otherwise those of the generation that serves.
     pub(crate) adapters: Option<AdapterSet>,
+    /// Infinite values and NaN are refused, in adapters too.
+    rejects_non_finite: bool,
     pub(crate) observer: &'a dyn RefitObserver,
 }
 
 impl<'a> Refit<'a> {
     /// Changes nothing.
     pub fn new() -> Self {
-        Refit { weights: None, adapters: None, observer: &() }
+        Refit { weights: None, adapters: None, rejects_non_finite: false, observer: &() }
     }
 
     /// Brings weights.
@@ -48,6 +50,17 @@ impl<'a> Refit<'a> {
     pub fn adapters(self, adapters: &[(Arc<Adapter>, f64)]) -> Result<Self, RuntimeError> {
         let adapters = AdapterSet::new(adapters.iter().cloned()).map_err(RuntimeErrorKind::AdapterTwice)?;
         Ok(Refit { adapters: Some(adapters), ..self })
+    }
+
+    /// Refuses infinite values and NaN in adapters; those of weights are refused by [`RefitOptions::reject_non_finite`], which
+    /// does both.
+    #[must_use]
+    pub fn reject_non_finite(self, rejects: bool) -> Self {
+        Refit { rejects_non_finite: rejects, ..self }
+    }
+
+    pub(crate) fn rejects_non_finite(&self) -> bool {
+        self.rejects_non_finite || self.weights.is_some_and(|(_, options)| options.reject_non_finite)
     }
 
     /// Tells `observer` how it goes.

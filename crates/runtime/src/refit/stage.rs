@@ -28,12 +28,12 @@ pub(crate) fn make(
     sources: &[Arc<SourceContent>],
     adapters: &AdapterSet,
     which: &[usize],
-    others: &[Arc<Slot>],
+    others: &BTreeMap<usize, Arc<Slot>>,
     pool: &Arc<SlotPool>,
     observer: &dyn RefitObserver,
 ) -> Result<Made, RuntimeError> {
     let alike = |one, other| adapters.treats_alike(one, other);
-    let kept = |slot: usize| !others.is_empty() && which.binary_search(&slot).is_err();
+    let kept = |slot: usize| others.contains_key(&slot);
     let twins: BTreeMap<usize, usize> =
         which.iter().filter_map(|&slot| Some((slot, parts.map.twin_slot(slot, alike, kept)?))).collect();
     let first: Vec<usize> = which.iter().copied().filter(|slot| !twins.contains_key(slot)).collect();
@@ -41,7 +41,7 @@ pub(crate) fn make(
     let fresh: BTreeMap<usize, &Arc<Slot>> = first.iter().copied().zip(&made.slots).collect();
     let slot = |slot: &usize| {
         let of = twins.get(slot).unwrap_or(slot);
-        fresh.get(of).copied().or_else(|| others.get(*of)).expect("a slot that is not made is there").clone()
+        fresh.get(of).copied().or_else(|| others.get(of)).expect("a slot that is not made is there").clone()
     };
     Ok(Made { slots: which.iter().map(slot).collect(), evaluated: made.evaluated })
 }

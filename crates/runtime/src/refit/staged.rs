@@ -6,7 +6,7 @@ use std::{
 
 use regraft_weights::{Phase, RefitReport, StateDict};
 
-use super::{Refit, check, compute, phase};
+use super::{Refit, To, check, compute, phase, slots_besides};
 use crate::{
     Generation, Model, RefitOptions, RuntimeError, RuntimeErrorKind,
     serving::{Next, Retired, Serving, Stale},
@@ -85,7 +85,7 @@ pub fn publish_together(all: Vec<Staged>) -> Result<Vec<RefitReport>, RuntimeErr
 
 impl Model {
     /// Refits in the memory of the serving generation, for machines that cannot hold two: the slots that change are given
-    /// up before they are made anew. **Not atomic under load**: runs under way are waited for, and until the refit is done
+    /// up before they are rebuilt. **Not atomic under load**: runs under way are waited for, and until the refit is done
     /// new runs fail with [`RuntimeErrorKind::ChangingInPlace`]. Everything is checked before anything is given up; when
     /// computing fails all the same, the old slots are made again from the old sources, or, where these were released, the
     /// model is left without weights.
@@ -119,7 +119,8 @@ impl Model {
         kept.sources = sources;
         // Their memory is in the pool now, and is what the new slots are made in.
         stale.iter().for_each(|&slot| kept.slots[slot] = empty.clone());
-        let made = compute(&parts, self.pool(), Some(&kept), change, refit.observer, &mut report);
+        let to = To { pool: self.pool(), siblings: &[] };
+        let made = compute(&parts, to, Some(&kept), change, refit.observer, &mut report);
         match made {
             Ok(generation) => {
                 phase(Phase::Publish, &mut report, &(), |_| place.finish(Arc::new(generation)));
@@ -130,7 +131,8 @@ impl Model {
                     place.finish(held);
                     return Err(error);
                 }
-                let back = super::make(&parts, &kept.sources, &kept.adapters, &stale, &kept.slots, self.pool(), &());
+                let others = slots_besides(&kept.slots, &stale);
+                let back = super::make(&parts, &kept.sources, &kept.adapters, &stale, &others, self.pool(), &());
                 if let Ok(made) = back {
                     stale.iter().zip(made.slots).for_each(|(&slot, data)| kept.slots[slot] = data);
                     place.finish(Arc::new(kept));

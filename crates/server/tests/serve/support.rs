@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use regraft::{CompileOptions, Model, StateDict, Tensor, Threads};
+use regraft::{Compiler, Model, StateDict, Tensor, Threads};
 use regraft_server::{ModelOptions, ServeError, Server, ServerOptions};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::Value;
@@ -39,8 +39,7 @@ impl Fixture {
 
     pub(crate) fn model(&self) -> Model {
         let program = fixtures().join(format!("{}.pt2", self.name));
-        let compiled = regraft::compile(&program, &CompileOptions::default(), &mut ()).unwrap();
-        regraft::model(compiled.engine, regraft::cpu(Threads::Count(2))).unwrap()
+        Compiler::new().threads(Threads::Count(2)).compile(&program).unwrap().into_model().unwrap()
     }
 
     /// The weights B, as a file of safetensors, changed by `edit`.

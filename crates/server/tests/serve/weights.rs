@@ -246,7 +246,7 @@ fn a_delta_is_for_its_exact_base() {
     let open = |bytes: &[u8]| {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("w.safetensors"), bytes).unwrap();
-        regraft::open_weights(&dir.path().join("w.safetensors")).unwrap()
+        regraft::open_weights(dir.path().join("w.safetensors")).unwrap()
     };
     let (base, new) = (marked(&fixture, 1.0), marked(&fixture, 2.0));
     let mut delta = Vec::new();

@@ -8,11 +8,7 @@
 mod prefix;
 mod spelling;
 
-use std::{
-    borrow::Cow,
-    collections::{BTreeMap, HashMap},
-    fmt,
-};
+use std::{borrow::Cow, collections::HashMap, fmt};
 
 use regraft_tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -192,7 +188,7 @@ impl Level {
 
 /// The names of an engine's sources in the form that a level compares.
 struct Names<'a> {
-    by_name: BTreeMap<Cow<'a, str>, usize>,
+    by_name: HashMap<Cow<'a, str>, usize>,
 }
 
 impl<'a> Names<'a> {
@@ -200,7 +196,7 @@ impl<'a> Names<'a> {
     fn of_engine(sides: &Sides<'a>, level: Level, spelling: bool) -> Option<Names<'a>> {
         let all = sides.sources.iter().enumerate().flat_map(|(i, source)| source.names().map(move |name| (i, name)));
         let (indices, names): (Vec<usize>, Vec<&str>) = all.unzip();
-        let mut by_name = BTreeMap::new();
+        let mut by_name = HashMap::with_capacity(names.len());
         for (name, index) in canonical(names.into_iter(), level, spelling).into_iter().zip(indices) {
             if by_name.insert(name, index).is_some_and(|other| other != index) {
                 return None;
@@ -212,7 +208,8 @@ impl<'a> Names<'a> {
 
 /// Names in the form that a level compares.
 fn canonical<'n>(names: impl Iterator<Item = &'n str>, level: Level, spelling: bool) -> Vec<Cow<'n, str>> {
-    let without = |name: &'n str| match name.split('.').any(|segment| level.leaves_out(segment)) {
+    let has_more = |name: &str| level != Level::None && name.split('.').any(|segment| level.leaves_out(segment));
+    let without = |name: &'n str| match has_more(name) {
         false => Cow::from(name),
         true => {
             let kept: Vec<&str> = name.split('.').filter(|segment| !level.leaves_out(segment)).collect();
@@ -221,6 +218,11 @@ fn canonical<'n>(names: impl Iterator<Item = &'n str>, level: Level, spelling: b
     };
     let names: Vec<Cow<'n, str>> = names.map(without).collect();
     if spelling { canonical_spelling(&names) } else { names }
+}
+
+/// A name without all that wrappers and holders add.
+pub(crate) fn without_holders(name: &str) -> Cow<'_, str> {
+    canonical(std::iter::once(name), Level::Holders, false).swap_remove(0)
 }
 
 fn has_doubles(names: &[Cow<'_, str>]) -> bool {

@@ -30,8 +30,9 @@ impl Prefixes {
             }
         }
         let is_anchor = if sides.partial { sides.is_checked } else { sides.needed };
-        let needed: Vec<&str> =
-            engine.by_name.iter().filter(|(_, index)| is_anchor[**index]).map(|(name, _)| &**name).collect();
+        let needed = engine.by_name.iter().filter(|(_, index)| is_anchor[**index]);
+        let mut needed: Vec<&str> = needed.map(|(name, _)| &**name).collect();
+        needed.sort_unstable();
         let step = needed.len().div_ceil(ANCHORS).max(1);
         let mut votes: BTreeMap<(&str, &str), usize> = BTreeMap::new();
         for anchor in needed.iter().step_by(step) {

@@ -21,16 +21,49 @@ import torch
 from torch.export import ExportedProgram
 
 import regraft
-from regraft.compat.torch_tensorrt import backend, dynamo, logging, runtime
+from regraft.checks import warn
+from regraft.compat.torch_tensorrt import (
+    distributed,
+    dynamo,
+    executorch,
+    fx,
+    kernels,
+    logging,
+    runtime,
+    ts,
+)
 from regraft.compat.torch_tensorrt.absent import absent
-from regraft.compat.torch_tensorrt.dynamo import MutableTorchTensorRTModule
+from regraft.compat.torch_tensorrt.dynamo import MutableTorchTensorRTModule, backend
 from regraft.compat.torch_tensorrt.dynamo._convert import convert_module_to_trt_engine
 from regraft.compat.torch_tensorrt.enums import Device, DeviceType, EngineCapability, dtype, memory_format
 from regraft.compat.torch_tensorrt.features import ENABLED_FEATURES
-from regraft.compat.torch_tensorrt.files import has_engines, load_file, program_of, save_file
+from regraft.compat.torch_tensorrt.files import (
+    extra_files_of,
+    has_engines,
+    load_file,
+    program_of,
+    save_file,
+)
 from regraft.compat.torch_tensorrt.input import Input
 from regraft.compat.torch_tensorrt.loaded import LoadedProgram
+from regraft.compat.torch_tensorrt.runtime import (
+    RuntimeSettings,
+    TorchTensorRTModule,
+    enable_cudagraphs,
+    enable_output_allocator,
+    enable_pre_allocated_outputs,
+    get_cudagraphs_mode,
+    get_whole_cudagraphs_mode,
+    optimization_profile,
+    runtime_cache,
+    runtime_config,
+    set_cudagraphs_mode,
+    set_dynamic_shapes_kernel_strategy,
+    set_multi_device_safe_mode,
+    weight_streaming,
+)
 from regraft.compat.torch_tensorrt.settings import CompilationSettings
+from regraft.errors import SettingsWarning
 
 __all__ = [
     "ENABLED_FEATURES",
@@ -38,42 +71,59 @@ __all__ = [
     "DeviceType",
     "EngineCapability",
     "Input",
+    "InputType",
     "LoadedProgram",
     "MutableTorchTensorRTModule",
+    "RuntimeSettings",
+    "TorchTensorRTModule",
+    "backend",
     "compile",
     "convert_method_to_trt_engine",
+    "distributed",
     "dtype",
     "dynamo",
+    "enable_cudagraphs",
+    "enable_output_allocator",
+    "enable_pre_allocated_outputs",
+    "executorch",
+    "fx",
+    "get_cudagraphs_mode",
+    "get_whole_cudagraphs_mode",
+    "kernels",
     "load",
     "logging",
     "memory_format",
+    "optimization_profile",
     "runtime",
+    "runtime_cache",
+    "runtime_config",
     "save",
+    "set_cudagraphs_mode",
+    "set_dynamic_shapes_kernel_strategy",
+    "set_multi_device_safe_mode",
+    "tensorrt_package_name",
+    "torch_compile",
+    "ts",
+    "weight_streaming",
 ]
 
+InputType = Input | torch.Tensor | Sequence[Any] | Mapping[str, Any]
+"""What stands for an argument."""
 convert_method_to_trt_engine = convert_module_to_trt_engine
-backend.register()
+torch_compile = dynamo.torch_compile
+tensorrt_package_name = ""
+"""Which package TensorRT comes from: none."""
+backend.backends.register()
 
 _OF_WINDOWS = "engine files are for the machine that builds them: compile on the other one"
-_CUDA = "it is about TensorRT on a GPU"
 __getattr__ = absent(
     __name__,
     {
         "cross_compile_for_windows": _OF_WINDOWS,
         "load_cross_compiled_exported_program": _OF_WINDOWS,
         "Platform": _OF_WINDOWS,
-        "ts": "TorchScript has no frontend here: export the module with torch.export",
-        "fx": "the FX frontend has none here: export the module with torch.export",
-        "distributed": "a module runs on one machine",
-        "executorch": "engines are run by regraft alone",
-        "kernels": _CUDA,
-        "optimization_profile": "one engine serves the whole range of its sizes: leave profiles out",
-        "RuntimeCache": _CUDA,
-        "runtime_cache": _CUDA,
-        "RuntimeSettings": _CUDA,
-        "runtime_config": _CUDA,
-        "set_dynamic_shapes_kernel_strategy": _CUDA,
-        "TorchTensorRTModule": "compiled modules are CompiledModule, with Engine for each engine",
+        "function_overload_with_kwargs": "it registers operators of TorchScript, which has no frontend here",
+        "RuntimeCache": "kernels that were compiled for a GPU are kept by themselves: leave it out",
         "TRTModuleNext": "compiled modules are CompiledModule, with Engine for each engine",
     },
 )
@@ -138,42 +188,61 @@ def save(
     dynamic_shapes: Any = None,
     retrace: bool = True,
     pickle_protocol: int = 2,
-    **settings: Any,
+    extra_files: Mapping[str, Any] | None = None,
+    use_legacy_exporter: bool | None = None,
+    **others: Any,
 ) -> None:
     """Saves a compiled module to one file. It is an exported program, too, with the weights of now:
     ``torch.export.load`` reads it, and what that gives runs in PyTorch. A frozen module is saved as its
     engines alone.
 
-    Nothing is traced again, so example inputs, ``dynamic_shapes``, ``retrace`` and ``pickle_protocol``
-    change nothing.
+    Nothing is traced again, so example inputs, ``dynamic_shapes``, ``retrace``, ``pickle_protocol`` and
+    ``use_legacy_exporter`` change nothing. ``extra_files`` are texts that are stored with the program. Other
+    keywords are taken, as by Torch-TensorRT, with a warning.
 
     Raises:
-        ValueError: for another ``output_format``.
+        ValueError: for another ``output_format``, and for ``extra_files`` where there is no program.
         regraft.EngineFileError: when it cannot be written.
     """
+    if others:
+        warn(SettingsWarning, f"compat.torch_tensorrt: save has no {', '.join(others)}: leave it out")
     if output_format != "exported_program":
         raise ValueError(
             f"output_format={output_format!r}: compiled modules are saved as exported programs: leave it out"
         )
     if isinstance(module, regraft.MutableModule):
+        if extra_files:
+            raise ValueError("extra_files: a mutable module is saved without: save them beside it")
         MutableTorchTensorRTModule.save(module, file_path)
     elif isinstance(module, ExportedProgram):
         with open(file_path, "wb") as out:
-            torch.export.save(module, out)
+            torch.export.save(module, out, extra_files=dict(extra_files or {}))
     else:
-        save_file(module.compiled if isinstance(module, LoadedProgram) else module, file_path)
+        saved = module.compiled if isinstance(module, LoadedProgram) else module
+        save_file(saved, file_path, dict(extra_files or {}))
 
 
-def load(file_path: str | os.PathLike[str], extra_files: Any = None, **kwargs: Any) -> LoadedProgram:
+def load(
+    file_path: str | os.PathLike[str],
+    extra_files: dict[str, Any] | None = None,
+    format: str | None = None,
+    **kwargs: Any,
+) -> LoadedProgram:
     """Loads what :func:`save` wrote, or a folder of :func:`regraft.save`. Nothing in the files is executed.
-    A program without engines, such as an export of a compiled module, is compiled.
+    A program without engines, such as an export of a compiled module, is compiled. The values of
+    ``extra_files`` are filled in.
 
     Example:
         >>> model = load("compiled.ep").module()  # doctest: +SKIP
 
     Raises:
+        ValueError: for another ``format``, and for an extra file that is not there.
         regraft.EngineFileError: when it is damaged, of another version, or built for another machine.
     """
+    if format not in (None, "exported_program"):
+        raise ValueError(f"format={format!r}: there are exported programs only: leave it out")
+    if extra_files:
+        extra_files.update(extra_files_of(file_path, list(extra_files)))
     if Path(file_path).is_file() and not has_engines(file_path):
         program = program_of(file_path)
         if program is not None:

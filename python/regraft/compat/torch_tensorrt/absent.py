@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-__all__ = ["Absent", "absent"]
+__all__ = ["Absent", "absent", "all_absent"]
 
 
 class Absent:
@@ -40,8 +40,23 @@ def absent(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
 
     def find(name: str) -> Any:
         if name in names:
-            front = module.split(".torch_tensorrt", 1)[1].lstrip(".")
-            return Absent(f"{front}.{name}" if front else name, names[name])
+            return Absent(_within(module, name), names[name])
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
 
     return find
+
+
+def all_absent(module: str, why: str) -> Callable[[str], Any]:
+    """A module's ``__getattr__`` where all its public names are such, with one reason."""
+
+    def find(name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        return Absent(_within(module, name), why)
+
+    return find
+
+
+def _within(module: str, name: str) -> str:
+    front = module.split(".torch_tensorrt", 1)[1].lstrip(".")
+    return f"{front}.{name}" if front else name

@@ -30,6 +30,7 @@ class dtype(Enum):
     b = torch.bool
     bf16 = torch.bfloat16
     f8 = torch.float8_e4m3fn
+    f4 = torch.float4_e2m1fn_x2
 
     uint8 = u8
     int8 = i8
@@ -47,6 +48,8 @@ class dtype(Enum):
     bfloat16 = bf16
     float8 = f8
     fp8 = f8
+    float4 = f4
+    fp4 = f4
     bool = b
     int = i32
     float = f32
@@ -72,6 +75,21 @@ class dtype(Enum):
             raise TypeError("the data type is not known: give dtype=")
         return self.value or torch.float32
 
+    def try_to(self, t: Any, use_default: Any = False) -> torch.dtype | None:
+        """As :meth:`to`; ``None`` instead of an error."""
+        try:
+            return self.to(t, use_default)
+        except TypeError:
+            return None
+
+    @classmethod
+    def try_from(cls, t: Any, use_default: Any = False) -> dtype | None:
+        """As :meth:`of`; ``None`` instead of an error, or ``f32`` if ``use_default``."""
+        try:
+            return cls.of(t)
+        except TypeError:
+            return cls.f32 if use_default else None
+
     @classmethod
     def of(cls, value: dtype | torch.dtype | None) -> dtype:
         """The member for a data type of either library, ``unknown`` for None.
@@ -87,8 +105,36 @@ class dtype(Enum):
             ) from None
 
 
-class memory_format(Enum):
-    """The order of a tensor's elements in memory; ``value`` is PyTorch's."""
+class _OfTensorRT(Enum):
+    """Members that TensorRT has, too, which is not used here."""
+
+    def to(self, t: type, use_default: bool = False) -> Any:
+        """The member itself.
+
+        Raises:
+            TypeError: for a type of another library.
+        """
+        if t is not type(self):
+            raise TypeError(f"{self}: TensorRT is not used here, so there is no {t!r} to convert it to")
+        return self
+
+    def try_to(self, t: type, use_default: bool = False) -> Any:
+        """As :meth:`to`; ``None`` instead of an error."""
+        return self if t is type(self) else None
+
+    @classmethod
+    def try_from(cls, value: Any, use_default: bool = False) -> Any:
+        """The member for a value, ``None`` when there is none."""
+        try:
+            return cls(value)
+        except ValueError:
+            return None
+
+
+class memory_format(_OfTensorRT):
+    """The order of a tensor's elements in memory; ``value`` is PyTorch's. The last ones are TensorRT's alone,
+    which no input can have here.
+    """
 
     contiguous = torch.contiguous_format
     channels_last = torch.channels_last
@@ -96,9 +142,36 @@ class memory_format(Enum):
     linear = contiguous
     hwc = channels_last
     dhwc = channels_last_3d
+    cdhw32 = "cdhw32"
+    chw2 = "chw2"
+    chw4 = "chw4"
+    chw16 = "chw16"
+    chw32 = "chw32"
+    dhwc8 = "dhwc8"
+    dla_hwc4 = "dla_hwc4"
+    dla_linear = "dla_linear"
+    hwc8 = "hwc8"
+    hwc16 = "hwc16"
+
+    def to(self, t: Any = torch.memory_format, use_default: bool = False) -> Any:
+        """PyTorch's.
+
+        Raises:
+            TypeError: for one of TensorRT's alone, and another type than ``torch.memory_format``.
+        """
+        if t is not torch.memory_format or not isinstance(self.value, torch.memory_format):
+            return super().to(t)
+        return self.value
+
+    def try_to(self, t: Any, use_default: bool = False) -> Any:
+        """As :meth:`to`; ``None`` instead of an error."""
+        try:
+            return self.to(t)
+        except TypeError:
+            return None
 
 
-class DeviceType(Enum):
+class DeviceType(_OfTensorRT):
     """Kinds of devices."""
 
     UNKNOWN = 0
@@ -106,7 +179,7 @@ class DeviceType(Enum):
     DLA = 2
 
 
-class EngineCapability(Enum):
+class EngineCapability(_OfTensorRT):
     """What a GPU engine may use; has no effect here."""
 
     STANDARD = "standard"
@@ -135,6 +208,19 @@ class Device:
         if kind not in ("cuda", "gpu", "dla") or not (number or "0").isdigit():
             raise ValueError(f'Device({self.spec!r}): expected "cuda:N", "gpu:N" or "dla:N"')
         object.__setattr__(self, "dla_core" if kind == "dla" else "gpu_id", int(number or 0))
+
+    def to(self, t: type = torch.device) -> torch.device:
+        """PyTorch's name of it.
+
+        Raises:
+            TypeError: when ``t`` is not ``torch.device``.
+            ValueError: when it is no GPU.
+        """
+        if t is not torch.device:
+            raise TypeError(f"a device is converted to torch.device only, not to {t!r}")
+        if self.gpu_id < 0:
+            raise ValueError("the device is no GPU")
+        return torch.device("cuda", self.gpu_id)
 
     @property
     def device_type(self) -> DeviceType:

@@ -25,7 +25,16 @@ import regraft
 from regraft.errors import EngineFileError
 from regraft.module import Module
 
-__all__ = ["has_engines", "load_file", "packed", "program_of", "save_file", "unpacked", "with_weights"]
+__all__ = [
+    "extra_files_of",
+    "has_engines",
+    "load_file",
+    "packed",
+    "program_of",
+    "save_file",
+    "unpacked",
+    "with_weights",
+]
 
 _FOLDER = "regraft"
 _MOST_MEMBERS = 10_000
@@ -34,14 +43,20 @@ _SAFELY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _IS_DATA = re.compile(r"/constants/(tensor_\d+|[^/]*\.json|payload[^/]*)$")
 
 
-def save_file(module: Module, path: str | os.PathLike[str]) -> None:
-    """Writes a module to one file; what is there is replaced."""
+def save_file(
+    module: Module, path: str | os.PathLike[str], extra_files: dict[str, Any] | None = None
+) -> None:
+    """Writes a module to one file, with texts beside its program; what is there is replaced."""
     program = module._compiled.program
     if program is None or module._compiled.mode == "frozen" or not module._serving.is_bound:
+        if extra_files:
+            raise ValueError(
+                "extra_files: there is no program that they are stored with: save them beside it"
+            )
         packed(path, lambda folder: regraft.save(module, folder))
         return
     whole = with_weights(program, module.state_dict())
-    packed(path, lambda folder: regraft.save(module, folder, strip=True), whole)
+    packed(path, lambda folder: regraft.save(module, folder, strip=True), whole, extra_files)
 
 
 def load_file(path: str | os.PathLike[str]) -> Module:
@@ -67,8 +82,32 @@ def has_engines(path: str | os.PathLike[str]) -> bool:
         return False
 
 
+def extra_files_of(path: str | os.PathLike[str], names: list[str]) -> dict[str, str]:
+    """Texts that are stored with the program of a file.
+
+    Raises:
+        ValueError: for one that is not there.
+        EngineFileError: when the file cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            known = {
+                name.split("/extra/", 1)[1]: name for name in archive.namelist() if "/extra/" in f"/{name}"
+            }
+            missing = [name for name in names if name not in known]
+            if missing:
+                there = ", ".join(known) or "none"
+                raise ValueError(f"{path}: there is no extra file {', '.join(missing)}, there is {there}")
+            return {name: archive.read(known[name]).decode() for name in names}
+    except (OSError, zipfile.BadZipFile, UnicodeDecodeError) as error:
+        raise EngineFileError(f"{path}: extra files cannot be read: {error}") from error
+
+
 def packed(
-    path: str | os.PathLike[str], write: Callable[[Path], None], program: ExportedProgram | None = None
+    path: str | os.PathLike[str],
+    write: Callable[[Path], None],
+    program: ExportedProgram | None = None,
+    extra_files: dict[str, Any] | None = None,
 ) -> None:
     """Writes what ``write`` makes in a folder to one file, beside a program if there is one."""
     target = Path(path)
@@ -82,7 +121,7 @@ def packed(
             prefix = ""
             if program is not None:
                 with open(file, "wb") as out:
-                    torch.export.save(program, out)
+                    torch.export.save(program, out, extra_files=extra_files)
                 with zipfile.ZipFile(file) as archive:
                     prefix = archive.namelist()[0].split("/")[0] + "/"
             with zipfile.ZipFile(file, "a", zipfile.ZIP_STORED) as archive:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from enum import Enum
 from typing import Any
 
 import torch
@@ -53,7 +54,10 @@ class Input:
         self.min_shape, self.opt_shape, self.max_shape = shapes
         self.dtype = _dtype_of(dtype)
         self.format = memory_format(format) if isinstance(format, torch.memory_format) else format
-        self.tensor_domain = tensor_domain or (0.0, 2.0)
+        if not isinstance(self.format.value, torch.memory_format):
+            raise ValueError(f"Input: {self.format} is an order that only TensorRT has")
+        self.tensor_domain = tensor_domain or (0.0, Input.DOMAIN_OFFSET)
+        self.profiles = None if profiles is None else list(profiles)
         self.torch_tensor = torch_tensor
         # What is done with values that shapes depend on is found out.
         self.is_shape_tensor = is_shape_tensor
@@ -67,10 +71,48 @@ class Input:
             static = sorted(shared_dims.keys() - self.shared_dims.keys())
             raise ValueError(f"Input: shared_dims names axes that do not change: {static}")
 
+    DOMAIN_OFFSET = 2.0
+    """What values of examples are below, where nothing else is said."""
+
+    @property
+    def low_tensor_domain_incl(self) -> float:
+        """The least value of an example."""
+        return self.tensor_domain[0]
+
+    @property
+    def high_tensor_domain_excl(self) -> float:
+        """What values of an example are below."""
+        return self.tensor_domain[1]
+
     @classmethod
     def from_tensor(cls, t: torch.Tensor, disable_memory_format_check: bool = False) -> Input:
         """The specification that a tensor fits, which keeps the tensor as its example."""
         return cls(shape=t.shape, dtype=t.dtype, torch_tensor=t)
+
+    @classmethod
+    def from_tensors(
+        cls, ts: Sequence[torch.Tensor], disable_memory_format_check: bool = False
+    ) -> list[Input]:
+        """The same for each of several tensors."""
+        return [cls.from_tensor(t, disable_memory_format_check) for t in ts]
+
+    @staticmethod
+    def equivalent_spec(a: Input, b: Input) -> bool:
+        """Whether two specifications say the same, whatever their names and examples."""
+        facts = [
+            (one.min_shape, one.opt_shape, one.max_shape, one.dtype, one.format, one.tensor_domain)
+            for one in (a, b)
+        ]
+        return facts[0] == facts[1]
+
+    class _ShapeMode(Enum):
+        STATIC = 0
+        DYNAMIC = 1
+
+    @property
+    def shape_mode(self) -> _ShapeMode:
+        """Whether sizes may change from call to call."""
+        return Input._ShapeMode.DYNAMIC if self.dynamic_axes else Input._ShapeMode.STATIC
 
     @property
     def shape(self) -> tuple[int, ...] | dict[str, tuple[int, ...]]:

@@ -13,9 +13,9 @@ __all__ = ["debug", "errors", "graphs", "info", "internal_errors", "set_level", 
 _logger = logging.getLogger("regraft")
 
 
-def set_level(level: int) -> None:
-    """Of what is shown."""
-    _logger.setLevel(level)
+def set_level(level: int, logger: logging.Logger | None = None) -> None:
+    """Of what is shown, by this package or by ``logger``."""
+    (logger or _logger).setLevel(level)
 
 
 @contextlib.contextmanager

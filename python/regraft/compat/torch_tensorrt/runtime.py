@@ -6,39 +6,36 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from regraft.checks import warn
 from regraft.compat.torch_tensorrt.absent import absent
+from regraft.compat.torch_tensorrt.engine import TorchTensorRTModule
 from regraft.errors import SettingsWarning
+from regraft.module import Module
 
 __all__ = [
+    "RuntimeSettings",
+    "TorchTensorRTModule",
     "enable_cudagraphs",
     "enable_output_allocator",
     "enable_pre_allocated_outputs",
     "get_cudagraphs_mode",
     "get_whole_cudagraphs_mode",
+    "optimization_profile",
+    "runtime_cache",
+    "runtime_config",
     "set_cudagraphs_mode",
+    "set_dynamic_shapes_kernel_strategy",
     "set_multi_device_safe_mode",
     "weight_streaming",
 ]
 
-_CUDA = "it is about TensorRT on a GPU, and engines run on the CPU: leave it out"
 __getattr__ = absent(
     __name__,
     {
-        "TorchTensorRTModule": "compiled modules are CompiledModule, with Engine for each engine",
-        "optimization_profile": "one engine serves the whole range of its sizes: leave profiles out",
-        **dict.fromkeys(
-            (
-                "RuntimeCache",
-                "runtime_cache",
-                "RuntimeSettings",
-                "runtime_config",
-                "set_dynamic_shapes_kernel_strategy",
-            ),
-            _CUDA,
-        ),
+        "RuntimeCache": "kernels that were compiled for a GPU are kept by themselves: leave it out",
     },
 )
 
@@ -51,7 +48,8 @@ def _say(name: str) -> None:
         _warned.add(name)
         warn(
             SettingsWarning,
-            f"compat.torch_tensorrt: runtime.{name} is about GPUs, and engines run on the CPU: leave it out",
+            f"compat.torch_tensorrt: runtime.{name} is about how TensorRT runs, and engines do that in their "
+            "own way: leave it out",
         )
 
 
@@ -72,7 +70,7 @@ def get_whole_cudagraphs_mode() -> bool:
 
 
 @contextlib.contextmanager
-def enable_cudagraphs(compiled_module: Any) -> Iterator[Any]:
+def enable_cudagraphs(compiled_module: Any, cuda_graph_strategy: str | None = None) -> Iterator[Any]:
     """The module itself: without effect on the CPU."""
     _say("enable_cudagraphs")
     yield compiled_module
@@ -99,19 +97,80 @@ def enable_output_allocator(module: Any) -> Iterator[Any]:
     yield module
 
 
+@dataclass(frozen=True)
+class RuntimeSettings:
+    """How TensorRT is to run; engines of Regraft run in their own way."""
+
+    dynamic_shapes_kernel_specialization_strategy: str = "lazy"
+    cuda_graph_strategy: str = "disabled"
+    runtime_cache: Any = None
+
+    def merge(self, **overrides: Any) -> RuntimeSettings:
+        """The same settings but for these."""
+        return replace(self, **overrides)
+
+
 @contextlib.contextmanager
-def weight_streaming(module: Any) -> Iterator[_Streaming]:
-    """Weights are in the memory that engines run in: without effect on the CPU."""
-    _say("weight_streaming")
-    yield _Streaming(module)
+def runtime_config(
+    target_or_targets: Any, settings: RuntimeSettings | None = None, **overrides: Any
+) -> Iterator[Any]:
+    """The module itself: without effect."""
+    (settings or RuntimeSettings()).merge(**overrides)
+    _say("runtime_config")
+    yield target_or_targets
 
 
-class _Streaming:
+@contextlib.contextmanager
+def runtime_cache(target_or_targets: Any, path: Any = None, *, autosave: bool = True) -> Iterator[None]:
+    """Without effect: kernels that were compiled for a GPU are kept by themselves."""
+    _say("runtime_cache")
+    yield
+
+
+@contextlib.contextmanager
+def set_dynamic_shapes_kernel_strategy(target_or_targets: Any, strategy: str = "lazy") -> Iterator[Any]:
+    """The module itself: one engine serves the whole range of its sizes."""
+    _say("set_dynamic_shapes_kernel_strategy")
+    yield target_or_targets
+
+
+@contextlib.contextmanager
+def optimization_profile(module: Any, profile: Any = None) -> Iterator[Any]:
+    """The module itself: one engine serves the whole range of its sizes."""
+    _say("optimization_profile")
+    yield module
+
+
+class weight_streaming:
+    """Weights are in the memory that engines run in, all of them: budgets are kept, and change nothing.
+
+    Example:
+        >>> with weight_streaming(module) as context:  # doctest: +SKIP
+        ...     context.device_budget = context.total_device_budget // 2
+    """
+
     def __init__(self, module: Any) -> None:
-        total = module.memory()["slots"] if hasattr(module, "memory") else 0
-        self.total_device_budget = total
-        self.device_budget = total
+        _say("weight_streaming")
+        self.total_device_budget: int = module.memory()["slots"] if isinstance(module, Module) else 0
+        self._budget = self.total_device_budget
+
+    @property
+    def device_budget(self) -> int:
+        """What was set, at most all of it."""
+        return self._budget
+
+    @device_budget.setter
+    def device_budget(self, budget: int) -> None:
+        if budget < 0:
+            raise RuntimeError(f"device_budget: expected a number of bytes, found {budget}")
+        self._budget = min(budget, self.total_device_budget)
 
     def get_automatic_weight_streaming_budget(self) -> int:
         """All of it."""
-        return int(self.total_device_budget)
+        return self.total_device_budget
+
+    def __enter__(self) -> weight_streaming:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._budget = self.total_device_budget

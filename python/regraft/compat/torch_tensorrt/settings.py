@@ -16,7 +16,16 @@ from regraft.compat.torch_tensorrt.cache import engine_cache_of
 from regraft.compat.torch_tensorrt.enums import Device, EngineCapability, dtype
 from regraft.errors import SettingsWarning
 
-__all__ = ["CompilationSettings", "Role", "for_mutable", "gathered", "report_without_effect", "to_regraft"]
+__all__ = [
+    "CompilationSettings",
+    "Role",
+    "for_mutable",
+    "from_regraft",
+    "gathered",
+    "report_without_effect",
+    "settings_are_compatible",
+    "to_regraft",
+]
 
 
 class Role(Enum):
@@ -38,7 +47,7 @@ _FOR_CALLERS: dict[str, tuple[Any, ...]] = {
     "allow_complex_dtypes": (False, True),
 }
 # Names that immutable_weights had, with the opposite meaning.
-_FORMER = frozenset({"make_refittable", "refit"})
+_FORMER = frozenset({"make_refittable", "make_refitable", "refit"})
 
 
 _HONOURED = {"role": Role.HONOURED}
@@ -75,6 +84,7 @@ class CompilationSettings:
     custom_engine_cache: Any = field(default=None, metadata=_HONOURED)
     # Former names.
     make_refittable: bool | None = field(default=None, metadata=_FORMER_NAME)
+    make_refitable: bool | None = field(default=None, metadata=_FORMER_NAME)
     refit: bool | None = field(default=None, metadata=_FORMER_NAME)
 
     enabled_precisions: Collection[torch.dtype | dtype] = field(
@@ -186,6 +196,31 @@ def gathered(
     return CompilationSettings(**given)
 
 
+# Settings that decide what an engine is: one that was built with others is another engine.
+_OF_ENGINES = (
+    "immutable_weights",
+    "min_block_size",
+    "optimization_level",
+    "refit_identical_engine_weights",
+    "require_full_compilation",
+    "strip_engine_weights",
+    "torch_executed_ops",
+)
+
+
+def settings_are_compatible(set_a: CompilationSettings, set_b: CompilationSettings) -> tuple[bool, set[str]]:
+    """Whether an engine that was built with one can be used with the other, and which settings speak against
+    it.
+    """
+
+    def of(settings: CompilationSettings, name: str) -> Any:
+        value = getattr(settings, name)
+        return sorted(map(str, value)) if name == "torch_executed_ops" else value
+
+    other = {name for name in _OF_ENGINES if of(set_a, name) != of(set_b, name)}
+    return not other, other
+
+
 def report_without_effect(settings: CompilationSettings, stacklevel: int = 2) -> None:
     """One warning that names all settings that were given and change nothing; none if there are none."""
     found = settings.without_effect()
@@ -226,11 +261,33 @@ def to_regraft(settings: CompilationSettings) -> dict[str, Any]:
     }
 
 
+def from_regraft(settings: Mapping[str, Any]) -> CompilationSettings:
+    """The settings of a compiled module under Torch-TensorRT's names."""
+    same = (
+        "min_block_size",
+        "torch_executed_ops",
+        "require_full_compilation",
+        "strip_engine_weights",
+        "refit_identical_engine_weights",
+    )
+    chosen = {name: settings[name] for name in same if name in settings}
+    chosen["torch_executed_ops"] = tuple(chosen.get("torch_executed_ops", ()))
+    levels = {"fast": 4, "full": 5}
+    return CompilationSettings(
+        immutable_weights=not settings.get("make_refittable", True),
+        optimization_level=levels.get(settings.get("tune", "off")),
+        **chosen,
+    )
+
+
 def device_of(settings: CompilationSettings) -> str | None:
     """The device that is asked for, as :func:`regraft.compile` takes it; ``None`` when none is, or a GPU on
     a machine without one, where engines run on the CPU.
     """
     device = settings.device
+    if isinstance(device, Device) and device.dla_core >= 0:
+        # There is none, which is said where the module is compiled.
+        return f"dla:{device.dla_core}"
     if isinstance(device, Device):
         device = f"cuda:{device.gpu_id}" if device.gpu_id >= 0 else None
     elif isinstance(device, int) and not isinstance(device, bool):

@@ -1,12 +1,12 @@
 //! The loops of the register machine.
 
 use half::{bf16, f16};
-use regraft_ir::ops::{BinaryFn, CompareFn, UnaryFn};
+use regraft_ir::ops::{Activation, BinaryFn, CompareFn, UnaryFn};
 use regraft_tensor::DType;
 
 use crate::{
     Isa,
-    simd::{Activation, math, simd_fn, to_bf16},
+    simd::{activation, math, simd_fn, to_bf16},
 };
 
 pub(super) fn map<T: Copy, U>(x: &[T], out: &mut [U], f: impl Fn(T) -> U) {
@@ -130,9 +130,9 @@ simd_fn! {
             }
         }
         #[inline(always)]
-        fn activate<F: crate::simd::Fma>(x: &[f32], out: &mut [f32], activation: Activation) {
+        fn activate<F: crate::simd::Fma>(x: &[f32], out: &mut [f32], act: Activation) {
             out.copy_from_slice(x);
-            activation.apply_lanes::<F>(out);
+            activation::apply_lanes::<F>(act, out);
         }
         /// Sine or cosine; arguments that need more digits of pi go to the library.
         #[inline(always)]
@@ -160,15 +160,17 @@ simd_fn! {
             UnaryFn::Sin => trigonometric(x, out, math::sin, f64::sin),
             UnaryFn::Cos => trigonometric(x, out, math::cos, f64::cos),
             UnaryFn::Erf => each(x, out, math::erf::<F>),
-            UnaryFn::Tanh => activate::<F>(x, out, Activation::Tanh),
-            UnaryFn::Sigmoid => activate::<F>(x, out, Activation::Sigmoid),
-            UnaryFn::Relu => activate::<F>(x, out, Activation::Relu),
-            UnaryFn::Relu6 => activate::<F>(x, out, Activation::Relu6),
-            UnaryFn::Gelu => activate::<F>(x, out, Activation::Gelu),
-            UnaryFn::GeluTanh => activate::<F>(x, out, Activation::GeluTanh),
-            UnaryFn::Silu => activate::<F>(x, out, Activation::Silu),
-            UnaryFn::Hardswish => activate::<F>(x, out, Activation::Hardswish),
-            UnaryFn::Hardsigmoid => activate::<F>(x, out, Activation::Hardsigmoid),
+            UnaryFn::Tanh
+            | UnaryFn::Sigmoid
+            | UnaryFn::Relu
+            | UnaryFn::Relu6
+            | UnaryFn::Gelu
+            | UnaryFn::GeluTanh
+            | UnaryFn::Silu
+            | UnaryFn::Hardswish
+            | UnaryFn::Hardsigmoid => {
+                activate::<F>(x, out, Activation::from_function(f).expect("these functions are activations"));
+            }
             UnaryFn::Floor => each(x, out, f32::floor),
             UnaryFn::Ceil => each(x, out, f32::ceil),
             UnaryFn::Round => each(x, out, f32::round_ties_even),

@@ -15,12 +15,14 @@ from regraft._program import without_weights
 from regraft.compat.torch_tensorrt.absent import absent
 from regraft.compat.torch_tensorrt.cache import BaseEngineCache, DiskEngineCache
 from regraft.compat.torch_tensorrt.compiled import CompiledModule
+from regraft.compat.torch_tensorrt.dynamo import backend, lowering, partitioning, runtime, utils
 from regraft.compat.torch_tensorrt.dynamo._convert import (
     convert_exported_program_to_serialized_trt_engine,
 )
 from regraft.compat.torch_tensorrt.dynamo._mutable import MutableTorchTensorRTModule
 from regraft.compat.torch_tensorrt.dynamo._refit import construct_refit_mapping, refit_module_weights
 from regraft.compat.torch_tensorrt.dynamo._tracing import one_of, trace
+from regraft.compat.torch_tensorrt.input import example_of
 from regraft.compat.torch_tensorrt.settings import (
     CompilationSettings,
     for_mutable,
@@ -34,12 +36,18 @@ __all__ = [
     "CompilationSettings",
     "DiskEngineCache",
     "MutableTorchTensorRTModule",
+    "backend",
     "compile",
     "construct_refit_mapping",
     "convert_exported_program_to_serialized_trt_engine",
+    "export",
+    "lowering",
+    "partitioning",
     "refit_module_weights",
+    "runtime",
     "torch_compile",
     "trace",
+    "utils",
 ]
 
 
@@ -49,7 +57,7 @@ __getattr__ = absent(
         "cross_compile_for_windows": "engine files are for the machine that builds them",
         "save_cross_compiled_exported_program": "engine files are for the machine that builds them",
         "load_cross_compiled_exported_program": "engine files are for the machine that builds them",
-        "export": "torch.export.export takes compiled modules as they are",
+        "sanitized_torch_version": "torch.__version__ says it",
         "SourceIR": "modules are compiled as exported programs",
         "Debugger": "regraft compile --dump-dir shows every stage, and module.report() what stays in PyTorch",
     },
@@ -114,6 +122,38 @@ def torch_compile(
         module, backend=backend, options={**wanted, "autograd": "ignore"}
     )
     return compiled
+
+
+def export(
+    gm: CompiledModule,
+    *,
+    arg_inputs: Sequence[Any] | None = None,
+    kwarg_inputs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+    cross_compile_module: bool = False,
+    use_legacy_exporter: bool = False,
+) -> ExportedProgram:
+    """The program of a compiled module, with the weights of now: what it gives runs in PyTorch.
+
+    Args:
+        gm: what :func:`compile` gave.
+        arg_inputs: positional arguments of one call, to export it with others than it was compiled with.
+        kwarg_inputs: keyword arguments of that call.
+        dynamic_shapes: which sizes may change then, as ``torch.export.export`` takes it.
+        cross_compile_module: must be False.
+        use_legacy_exporter: changes nothing.
+
+    Raises:
+        ValueError: for ``cross_compile_module``.
+        regraft.CompileError: for a frozen module, and one that was loaded without its program.
+    """
+    if cross_compile_module:
+        raise ValueError("cross_compile_module: engine files are for the machine that builds them")
+    if arg_inputs is None and kwarg_inputs is None:
+        return gm.exported_program()
+    args = example_of(tuple(one_of(None, arg_inputs) or ()))
+    kwargs = example_of(dict(kwarg_inputs or {}))
+    return torch.export.export(gm, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
 
 
 def _dry_run(program: ExportedProgram, settings: CompilationSettings) -> torch.nn.Module:

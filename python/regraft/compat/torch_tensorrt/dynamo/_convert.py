@@ -27,13 +27,22 @@ def convert_exported_program_to_serialized_trt_engine(
     arg_inputs: Sequence[Any] | None = None,
     kwarg_inputs: Mapping[str, Any] | None = None,
     config: CompilationSettings | Mapping[str, Any] | None = None,
+    lift_mutable_buffers: bool = False,
+    arg_input_binding_names: Sequence[str] | None = None,
+    kwarg_input_binding_names: Mapping[str, str] | None = None,
+    output_binding_names: Sequence[str] | None = None,
     **settings: Any,
 ) -> bytes:
     """The bytes of an engine file (``.rgf``) of a whole program: ``regraft.Model.from_bytes`` reads them.
 
     Raises:
+        ValueError: for other names of inputs and outputs than the program's, and for buffers as inputs.
         regraft.CompileError: when a part of the program would stay in PyTorch.
     """
+    if arg_input_binding_names or kwarg_input_binding_names or output_binding_names:
+        raise ValueError("inputs and outputs have the names of the program: export it with other names")
+    if lift_mutable_buffers:
+        raise ValueError("lift_mutable_buffers: engines keep the state of a program themselves: leave it out")
     chosen = gathered(config, settings)
     report_without_effect(chosen)
     one_of(inputs, arg_inputs)

@@ -13,6 +13,7 @@ import torch
 from torch.export import ExportedProgram
 
 import regraft
+from regraft.checks import warn
 from regraft.compat.torch_tensorrt.files import packed, program_of, unpacked, with_weights
 from regraft.compat.torch_tensorrt.settings import (
     CompilationSettings,
@@ -20,10 +21,15 @@ from regraft.compat.torch_tensorrt.settings import (
     gathered,
     report_without_effect,
 )
+from regraft.errors import CompileError, SettingsWarning
 from regraft.kept import same_bits
 from regraft.mutable.state import State
 
-__all__ = ["MutableTorchTensorRTModule", "RefitFlag", "RefitState"]
+__all__ = ["DynamicShapeOutOfRangeException", "MutableTorchTensorRTModule", "RefitFlag", "RefitState"]
+
+
+class DynamicShapeOutOfRangeException(Exception):
+    """Sizes are outside of what was declared. Not raised here: such a call is compiled for on its own."""
 
 
 class MutableTorchTensorRTModule(regraft.MutableModule):
@@ -92,6 +98,33 @@ class MutableTorchTensorRTModule(regraft.MutableModule):
             if state._changed_to_pytorch() or not state.entries or not state.entries[-1].verified:
                 return
             state._bring_up_to_date(state.entries[-1], state.entries[-1].scale)
+
+    def get_exported_program(self) -> ExportedProgram:
+        """The program that ran last, with the weights of now.
+
+        Raises:
+            regraft.CompileError: before the first call, and where caches or adapters are part of the call.
+        """
+        program = _program_of(self)
+        if program is None:
+            raise CompileError(
+                "there is no program to give: call the module once, without caches and adapters; "
+                "torch.export.export takes its original_model"
+            )
+        return program
+
+    def set_weight_streaming_ctx(self, requested_budget: int | None = None) -> None:
+        """Without effect: weights are in the memory that engines run in."""
+        warn(
+            SettingsWarning,
+            "compat.torch_tensorrt: set_weight_streaming_ctx is about TensorRT's memory: leave it out",
+        )
+
+    @property
+    def trt_device(self) -> torch.device:
+        """Where the engines run."""
+        entries = self._regraft_state.entries
+        return torch.device(entries[-1].compiled.device if entries else "cpu")
 
     @property
     def original_model(self) -> torch.nn.Module:

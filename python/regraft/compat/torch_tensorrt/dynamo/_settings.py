@@ -1,5 +1,5 @@
 """Where Torch-TensorRT has its settings."""
 
-from regraft.compat.torch_tensorrt.settings import CompilationSettings
+from regraft.compat.torch_tensorrt.settings import CompilationSettings, settings_are_compatible
 
-__all__ = ["CompilationSettings"]
+__all__ = ["CompilationSettings", "settings_are_compatible"]

@@ -2,14 +2,25 @@
 
 from regraft.compat.torch_tensorrt.absent import absent
 from regraft.compat.torch_tensorrt.dynamo._mutable import MutableTorchTensorRTModule
+from regraft.compat.torch_tensorrt.engine import TorchTensorRTModule
 
-__all__ = ["MutableTorchTensorRTModule"]
+__all__ = ["MutableTorchTensorRTModule", "PythonTorchTensorRTModule", "TorchTensorRTModule"]
+
+PythonTorchTensorRTModule = TorchTensorRTModule
 
 __getattr__ = absent(
     __name__,
     {
-        "TorchTensorRTModule": "compiled modules are CompiledModule, with Engine for each engine",
-        "PythonTorchTensorRTModule": "compiled modules are CompiledModule, with Engine for each engine",
         "ResourceAllocationStrategy": "resources are allocated as they are needed: leave it out",
+        **dict.fromkeys(
+            (
+                "FakeTRTEngine",
+                "fake_aten_cudnn_grid_sampler",
+                "fake_no_op_placeholder_for_execute_engine",
+                "fake_tensorrt_execute_engine",
+                "no_op_placeholder_for_execute_engine",
+            ),
+            "engines are no operators of PyTorch: a compiled module is exported as the program that it was",
+        ),
     },
 )

@@ -10,7 +10,7 @@ from torch._dynamo import list_backends, register_backend
 
 from regraft.compat.torch_tensorrt.settings import for_mutable, gathered, report_without_effect
 
-__all__ = ["register", "torch_tensorrt_backend"]
+__all__ = ["aot_torch_tensorrt_aten_backend", "register", "torch_tensorrt_backend"]
 
 
 def torch_tensorrt_backend(
@@ -27,6 +27,9 @@ def torch_tensorrt_backend(
     report_without_effect(chosen)
     # As with Torch-TensorRT, results require no gradient.
     return regraft(gm, sample_inputs, options={**wanted, "autograd": "ignore"}, **kwargs)
+
+
+aot_torch_tensorrt_aten_backend = torch_tensorrt_backend
 
 
 def register() -> None:

@@ -1,0 +1,5 @@
+"""Where Torch-TensorRT has its inputs."""
+
+from regraft.compat.torch_tensorrt.input import Input
+
+__all__ = ["Input"]

@@ -1,0 +1,5 @@
+"""The FX frontend, which there is none of here."""
+
+from regraft.compat.torch_tensorrt.absent import all_absent
+
+__getattr__ = all_absent(__name__, "the FX frontend has none here: export the module with torch.export")

@@ -1,0 +1,151 @@
+"""Refits on a GPU next to copies of the same bytes: from page-locked memory, from the device, and LoRAs.
+
+    python3 scripts/gpu/refits.py [bert] [unet]       # with the package regraft and diffusers on PYTHONPATH
+
+Each refit changes every float of an f16 model, and is followed by a copy of the same tensors; the figures are
+medians in milliseconds. A LoRA is of rank 16 and on all attention projections; PyTorch's merge of it is a product
+and a sum for each of them in a CUDA graph, in one direction.
+"""
+
+import statistics
+import sys
+import time
+
+import torch
+
+import models
+import regraft
+
+ROUNDS = 12
+WARM_UP = 3
+RANK = 16
+PROJECTIONS = ("query", "key", "value", "attention.output.dense", "to_q", "to_k", "to_v", "to_out.0")
+
+
+def timed(work):
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    work()
+    torch.cuda.synchronize()
+    return (time.perf_counter() - start) * 1e3
+
+
+def by_turns(ours, theirs):
+    """Medians of both, which take turns; what is given is called with the number of the round."""
+    times = ([], [])
+    for turn in range(WARM_UP + ROUNDS):
+        for side, work in zip(times, (ours, theirs), strict=True):
+            side.append(timed(lambda work=work, turn=turn: work(turn)))
+    return [statistics.median(side[WARM_UP:]) for side in times]
+
+
+def line(name, what, ours, theirs, of):
+    print(f"{name}: {what} {ours:.2f} ms, {of} {theirs:.2f} ms, ratio {ours / theirs:.2f}", flush=True)
+
+
+def states(net):
+    """Two state dicts of a network on the device, which differ in every float."""
+    first = {name: value.detach().clone() for name, value in net.state_dict().items()}
+    return [
+        first,
+        {name: value * 0.99 if value.is_floating_point() else value for name, value in first.items()},
+    ]
+
+
+def full_refits(name, compiled, given):
+    room = [torch.empty_like(value) for value in given[0].values()]
+    amount = sum(value.nbytes for value in room) / 1e6
+
+    def refit(of):
+        return lambda turn: compiled.refit(of[turn % 2])
+
+    def copied(turn):
+        torch._foreach_copy_(room, list(given[turn % 2].values()))
+
+    times = by_turns(refit(given), copied)
+    line(name, f"{amount:.0f} MB of tensors of the device", *times, "their copy")
+    pinned = [{key: value.cpu().pin_memory() for key, value in state.items()} for state in given]
+
+    def uploaded(turn):
+        for to, value in zip(room, pinned[turn % 2].values(), strict=True):
+            to.copy_(value, non_blocking=True)
+
+    times = by_turns(refit(pinned), uploaded)
+    line(name, f"{amount:.0f} MB of page-locked memory", *times, "their upload")
+    flat = torch.empty(int(amount * 1e6), dtype=torch.uint8).pin_memory()
+    there = torch.empty_like(flat, device="cuda")
+    upload = statistics.median(timed(lambda: there.copy_(flat, non_blocking=True)) for _ in range(ROUNDS))
+    print(f"{name}: one upload of as many bytes {upload:.2f} ms", flush=True)
+
+
+def lora(weights, seed):
+    torch.manual_seed(seed)
+    factors = {}
+    for key, weight in weights.items():
+        module = f"base_model.model.{key.removesuffix('.weight')}"
+        rows, columns = weight.shape
+        factors[f"{module}.lora_A.weight"] = torch.randn(RANK, columns, dtype=torch.float16) * 0.01
+        factors[f"{module}.lora_B.weight"] = torch.randn(rows, RANK, dtype=torch.float16) * 0.01
+    return factors
+
+
+def merges(weights, factors):
+    """PyTorch's merge of a LoRA under a graph."""
+    room = [value.clone() for value in weights.values()]
+    values = iter(factors.values())
+    pairs = [(down.cuda(), up.cuda()) for down, up in zip(values, values, strict=True)]
+
+    def merge():
+        for to, weight, (down, up) in zip(room, weights.values(), pairs, strict=True):
+            torch.addmm(weight, up, down, out=to)
+
+    merge()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        merge()
+    return graph
+
+
+def swaps(name, compiled, state):
+    attention = {
+        key: value
+        for key, value in state.items()
+        if value.dim() == 2 and key.removesuffix(".weight").endswith(PROJECTIONS)
+    }
+    both = [lora(attention, seed) for seed in (1, 2)]
+    graph = merges(attention, both[0])
+    for place in ("host", "device"):
+        given = [
+            {key: value.cuda() if place == "device" else value for key, value in one.items()} for one in both
+        ]
+        adapters = [compiled.adapter(f"{place}{i}", one, alpha=RANK) for i, one in enumerate(given)]
+        times = by_turns(
+            lambda turn, adapters=adapters: compiled.refit(adapters=[(adapters[turn % 2], 1.0)]),
+            lambda turn: graph.replay(),
+        )
+        line(name, f"LoRA on {len(attention)} layers, factors on the {place},", *times, "PyTorch's merge")
+    compiled.refit(adapters=[])
+
+
+def main():
+    print(torch.cuda.get_device_name(), flush=True)
+    for name in sys.argv[1:] or ("bert", "unet"):
+        torch.manual_seed(0)
+        net, inputs = models.MODELS[name]()
+        net = net.half().cuda()
+        inputs = tuple(x.half().cuda() if x.is_floating_point() else x.cuda() for x in inputs)
+        start = time.perf_counter()
+        with torch.no_grad():
+            compiled = regraft.compile(net, inputs)
+            before = compiled(*inputs)
+            print(f"{name}: exported and compiled in {time.perf_counter() - start:.1f} s", flush=True)
+            given = states(net)
+            full_refits(name, compiled, given)
+            compiled.refit(given[0])
+            swaps(name, compiled, given[0])
+            after = compiled(*inputs)
+        print(f"{name}: the first bits are back: {torch.equal(before, after)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
