@@ -78,7 +78,7 @@ test-operators: ## a sample of each operator of PyTorch's database against PyTor
 onnx-cases: ## the node cases of the onnx package
 	@echo "== running the node cases of ONNX"
 	@$(PYTHON_ENV); OMP_NUM_THREADS=1 "$$python" tests/onnx_cases/export.py "$(TARGET)/onnx-cases" 2>/dev/null
-	@$(OPINFO) "$(TARGET)/onnx-cases" --expected tests/onnx_cases/refused.tsv | grep -v '^refused'
+	@$(OPINFO) "$(TARGET)/onnx-cases" --expected tests/onnx_cases/refused.tsv --results "$(TARGET)/onnx.tsv" | grep -v '^refused'
 
 opinfo: ## all samples of PyTorch's operator database, in five dtypes; goes on where it was stopped
 	@echo "== exporting samples (ten minutes)"
@@ -86,10 +86,10 @@ opinfo: ## all samples of PyTorch's operator database, in five dtypes; goes on w
 	@echo "== running them"
 	@$(OPINFO) "$(TARGET)/opinfo" --expected tests/opinfo/refused.tsv --results "$(TARGET)/opinfo.tsv" | grep -v '^refused'
 
-operators: opinfo ## write docs/operators.md
+operators: opinfo onnx-cases ## write docs/operators.md
 	@$(CARGO) build --quiet --locked -p regraft-import --example operators
 	@$(PYTHON_ENV); "$$python" tests/opinfo/operators.py "$(TARGET)/debug/examples/operators" "$(TARGET)/opinfo.tsv" \
-		docs/operators.md 2>/dev/null
+		"$(TARGET)/onnx.tsv" docs/operators.md 2>/dev/null
 
 test-checkpoints: python ## 300 generated checkpoints against PyTorch
 	@echo "== trying generated checkpoints"

@@ -1,9 +1,10 @@
 """Writes docs/operators.md: every operator that PyTorch tags as core, with what becomes of it.
 
-    PYTHON tests/opinfo/operators.py STATUS RESULTS docs/operators.md
+    PYTHON tests/opinfo/operators.py STATUS RESULTS ONNX docs/operators.md
 
 STATUS is the command that says which operators the importer knows (the example `operators` of the crate
-`regraft-import`), RESULTS what `opinfo FOLDER --results RESULTS` wrote. `make operators` runs all of it.
+`regraft-import`), RESULTS what `opinfo FOLDER --results RESULTS` wrote, ONNX the same of the node cases of
+ONNX. `make operators` runs all of it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+import onnx.defs
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -42,6 +44,18 @@ Programs as exported keep operators that are made of others. Of those that the d
 knows {known} by name, and {unknown} are not translated: {names}.
 """
 
+ONNX = """
+## ONNX
+
+The {total} operators of ONNX up to opset {opset}, and what the importer of `.onnx` files does with each;
+*node cases* are those of the `onnx` package that it gets right, of how many there are for these opsets
+(`make onnx-cases`, [onnx.md](onnx.md)). None is wrong.
+
+| operator | status | node cases |
+|---|---|---|
+"""
+
+OPSET = 24
 TRAINING = ("backward",)
 
 
@@ -62,11 +76,24 @@ def core() -> list[str]:
     return sorted(set(names))
 
 
-def statuses(command: str, names: list[str]) -> dict[str, str]:
-    text = "".join(f"torch.ops.aten.{name}\n" for name in names)
+def statuses(command: str, names: list[str], space: str = "torch.ops.aten.") -> dict[str, str]:
+    text = "".join(f"{space}{name}\n" for name in names)
     out = subprocess.run([command], input=text, capture_output=True, text=True, check=True).stdout
     pairs = (line.split("\t") for line in out.splitlines())
-    return {name.removeprefix("torch.ops.aten."): status for name, status in pairs}
+    return {name.removeprefix(space): status for name, status in pairs}
+
+
+def of_onnx(command: str, results: Path) -> str:
+    """The section about the operators of ONNX."""
+    schemas = (s for s in onnx.defs.get_all_schemas_with_history() if not s.domain)
+    names = sorted({s.name for s in schemas if s.since_version <= OPSET and not s.deprecated})
+    counts = {op: (right, every) for op, _, right, every in map(str.split, results.read_text().splitlines())}
+    lines = [ONNX.format(total=len(names), opset=OPSET)]
+    for name, status in statuses(command, names, "ai.onnx.").items():
+        what = "not translated" if status == "unknown" else status
+        right, every = counts.get(name, ("", ""))
+        lines.append(f"| `{name}` | {what} | {f'{right}/{every}' if every else ''} |\n")
+    return "".join(lines)
 
 
 def samples(results: Path) -> dict[str, dict[str, list[int]]]:
@@ -83,7 +110,7 @@ def samples(results: Path) -> dict[str, dict[str, list[int]]]:
 
 
 def main() -> None:
-    command, results, target = sys.argv[1:]
+    command, results, cases, target = sys.argv[1:]
     names = core()
     status = statuses(command, names)
     counts = samples(Path(results))
@@ -106,7 +133,7 @@ def main() -> None:
     tail = TAIL.format(
         known=len(overloads) - len(unknown), unknown=len(unknown), names=", ".join(f"`{n}`" for n in unknown)
     )
-    Path(target).write_text(head + "".join(lines) + tail)
+    Path(target).write_text(head + "".join(lines) + tail + of_onnx(command, Path(cases)))
     print(f"{translated} of {len(names)} core operators are translated")
 
 

@@ -174,7 +174,7 @@ fn parts() -> Vec<Vec<u8>> {
         listed("Col2Im", &["columns", "size", "block"], &["put"], &[("strides", &[1, 1]), ("pads", &[0, 0, 1, 1])]),
         node("DFT", &["signal"], "spectrum", &[("axis", 1), ("onesided", 1)]),
         listed("STFT", &["signal", "step", "", "frame"], &["spectra"], &[]),
-        listed("RoiAlign", &["image", "boxes", "which"], &["parts"], &[]),
+        node("RoiAlign", &["image", "boxes", "which"], "parts", &[("sampling_ratio", 2)]),
         counted,
         ints("halves", &[1, 1]),
         ints("shape", &[5, 4, 5]),

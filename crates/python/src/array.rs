@@ -12,7 +12,7 @@ pub(crate) struct Array(pub(crate) Tensor);
 
 #[pymethods]
 impl Array {
-    /// Element type: `f32`, `f16`, `bf16`, `f64`, `i64`, `i32`, `i16`, `i8`, `u8` or `bool`.
+    /// Element type: `f32`, `f16`, `bf16`, `f64`, `i64`, `i32`, `i16`, `i8`, `u8`, `u16`, `u32`, `u64` or `bool`.
     #[getter]
     fn dtype(&self) -> &'static str {
         self.0.dtype().name()

@@ -84,8 +84,12 @@ pub(super) fn split_to_sequence(cx: &mut Cx<'_, '_>) -> Res<Vec<Bound>> {
     let total = cx.size(x, axis)?;
     let keep = cx.flag("keepdims", true)?;
     let alone = !cx.has(1);
+    let most = |parts: usize| match parts {
+        0..=MOST => Ok(parts),
+        parts => unsupported(format!("a sequence of {parts} tensors"), format!("use at most {MOST}")),
+    };
     let lengths: Vec<usize> = if alone {
-        vec![1; total]
+        vec![1; most(total)?]
     } else {
         let number = cx.plain(1)?;
         let given = cx.ints(1)?;
@@ -93,12 +97,13 @@ pub(super) fn split_to_sequence(cx: &mut Cx<'_, '_>) -> Res<Vec<Bound>> {
             [per] if cx.rank(number) == 0 => {
                 let per = usize::try_from(*per).ok().filter(|p| *p > 0);
                 let Some(per) = per else { return wrong("parts without elements") };
-                (0..total.div_ceil(per)).map(|i| per.min(total - i * per)).collect()
+                (0..most(total.div_ceil(per))?).map(|i| per.min(total - i * per)).collect()
             }
             list => list.iter().filter_map(|l| usize::try_from(*l).ok()).collect(),
         }
     };
-    if lengths.len() > MOST || lengths.iter().sum::<usize>() != total {
+    let sum = lengths.iter().try_fold(0usize, |sum, length| sum.checked_add(*length));
+    if lengths.len() > MOST || sum != Some(total) {
         return wrong(format!("parts of {lengths:?} of an axis of {total}"));
     }
     let (mut list, mut start) = (Vec::new(), 0);
