@@ -19,6 +19,7 @@ __all__ = [
     "StateDict",
     "Watch",
     "__version__",
+    "adapter_for",
     "before_exit",
     "compile",
     "doctor",
@@ -71,7 +72,12 @@ class Adapter:
     @property
     def layers(self) -> int: ...
     @property
+    def sources(self) -> list[str]: ...
+    @property
+    def non_finite(self) -> int: ...
+    @property
     def elsewhere(self) -> list[str]: ...
+    def part(self, index: int) -> Adapter: ...
 
 @final
 class StateDict:
@@ -229,6 +235,13 @@ def match_names(
     constants: str | Collection[str] | None = None,
     rename: Sequence[tuple[str, str]] = ...,
 ) -> tuple[list[tuple[str, str]], str, list[tuple[str, str]]]: ...
+def adapter_for(
+    models: Sequence[Model],
+    name: str,
+    weights: _Weights,
+    config: str | None = None,
+    alpha: float | None = None,
+) -> Adapter: ...
 def publish_together(staged: list[Staged]) -> list[str]: ...
 def before_exit() -> None: ...
 def doctor() -> tuple[str, str]: ...

@@ -142,7 +142,7 @@ impl Model {
         config: Option<&str>,
         alpha: Option<f64>,
     ) -> PyResult<Adapter> {
-        Adapter::new(py, &self.0, name, weights, config, alpha)
+        Adapter::new(py, &[&self.0], name, weights, config, alpha)
     }
 
     /// Another model that starts with the same generation and shares the engine and every slot that neither changes.
