@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.utils import convert_state_dict_to_kohya
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
@@ -437,22 +438,86 @@ def test_r_11_frozen_and_stripped_modules(files: Cli) -> None:
     assert_close(called(stripped, TOKENS), answers(merged(model), TOKENS))
 
 
-def test_a_5_modules_with_parts_in_pytorch_say_what_to_do() -> None:
-    class Cut(Mirrored):
-        def forward(self, x: Tensor) -> Tensor:
-            return self.b(torch.special.bessel_j0(self.a(x)))
+class Cut(Mirrored):
+    """Two engines with an operator between them that Regraft has not."""
 
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.special.bessel_j0(self.a(x)))
+
+
+def test_a_5_modules_of_several_engines_take_adapters() -> None:
     x = (numbers(2, 8),)
     base = seeded(lambda: Cut("a", "b"), 0)
     module = regraft.compile(base, x, min_block_size=1)
+    assert len(module.models) == 2
+    before = called(module, x)
+    both = adapted(base, LoraConfig(r=2, lora_alpha=3, target_modules=["a", "b"]))
+    second = adapted(base, LoraConfig(r=3, target_modules=["b"]), seed=6)
+    style, detail = (
+        in_memory(module, both),
+        module.adapter("detail", get_peft_model_state_dict(second), config_of(second)),
+    )
+    assert (style.layers, style.sources, detail.layers) == (2, ["a.weight", "b.weight"], 1)
+    for scale in (1.0, 0.4):
+        report = module.refit(adapters=[(style, scale)])
+        assert report.adapters == ((style.name, scale),) and set(report.adapted) == {"a.weight", "b.weight"}
+        assert_close(called(module, x), answers(merged(both, scale), x))
+    module.refit(adapters=[(detail, 1.0), (style, 1.0)])
+    assert_close(called(module, x), answers(sum_of(base, (both, 1.0), (second, 1.0)), x))
+    # New weights keep them, and they go without a trace.
+    module.refit(seeded(lambda: Cut("a", "b"), 1).state_dict())
+    module.refit(base.state_dict(), adapters=[])
+    assert_same(called(module, x), before)
+
+
+def test_a_5_parts_in_pytorch_take_no_adapters() -> None:
+    x = (numbers(2, 8),)
+    base = seeded(lambda: Cut("a", "b"), 0)
     model = adapted(base, LoraConfig(r=2, target_modules=["a", "b"]))
-    with pytest.raises(regraft.WeightsError, match="merged"):
-        in_memory(module, model)
     one = regraft.compile(base, x, min_block_size=1, torch_executed_ops=("aten.linear",))
-    with pytest.raises(regraft.WeightsError, match="PyTorch"):
+    with pytest.raises(regraft.WeightsError, match="stays in PyTorch"):
         in_memory(one, model)
-    module.refit(merged(model).state_dict())
-    assert_close(called(module, x), answers(merged(model), x))
+    one.refit(merged(model).state_dict())
+    assert_close(called(one, x), answers(merged(model), x))
+
+
+def test_a_4_what_is_part_of_saved_weights_is_said(module: regraft.Module, tmp_path: Path) -> None:
+    model = adapted(seeded(Net, 0), KINDS["lora_linear"])
+    module.refit(adapters=[(in_memory(module, model), 0.5)])
+    regraft.save(module, tmp_path / "styled")
+    loaded = regraft.load(tmp_path / "styled")
+    report = loaded.refit(adapters=[(in_memory(loaded, model), 0.25)])
+    assert [scale for _, scale in report.baked] == [0.5] and [scale for _, scale in report.adapters] == [0.25]
+    assert_close(called(loaded, TOKENS), answers(merged(model, 0.75), TOKENS))
+    # Other weights are without it.
+    assert loaded.refit(seeded(Net, 1).state_dict()).baked == ()
+
+
+def test_values_of_adapters_that_are_no_numbers(module: regraft.Module) -> None:
+    model = adapted(seeded(Net, 0), KINDS["lora_linear"])
+    state = get_peft_model_state_dict(model)
+    name = next(name for name in state if "fc.lora_B" in name)
+    state[name] = torch.full_like(state[name], float("nan"))
+    adapter = module.adapter("wild", state, config_of(model))
+    assert adapter.non_finite == state[name].numel()
+    with pytest.raises(regraft.WeightsError, match=r"fc.weight .adapter wild.(.|\n)*infinite"):
+        module.refit(adapters=[(adapter, 1.0)], reject_non_finite=True)
+    assert module.models[0].adapters == []
+    assert module.refit(adapters=[(adapter, 1.0)]).non_finite == (("wild", state[name].numel()),)
+
+
+def test_a_5_dora_as_diffusers_loads_it(unet: nn.Module, unet_engine: regraft.Module) -> None:
+    """Factors with norms of outputs, read by diffusers' own loader; it leaves out those of kohya's files."""
+    config = LoraConfig(r=3, lora_alpha=5, target_modules=["to_q", "to_k", "to_v"], use_dora=True)
+    state = {f"unet.{name}": value for name, value in factors_of(adapted(unet, config)).items()}
+    loaded = build_unet()
+    found, alphas = StableDiffusionLoraLoaderMixin.lora_state_dict(dict(state))
+    StableDiffusionLoraLoaderMixin.load_lora_into_unet(found, network_alphas=alphas, unet=loaded)
+    module = unet_engine.fork()
+    before = called(module, UNET_INPUTS)
+    module.refit(adapters=[(module.adapter("style", state), 1.0)])
+    assert_close(called(module, UNET_INPUTS), answers(loaded, UNET_INPUTS))
+    assert not same(called(module, UNET_INPUTS), before)
 
 
 def test_a_5_kohya_conversions_of_diffusers_are_read(

@@ -105,6 +105,7 @@ GIVEN: dict[str, Callable[[Tensor], Any]] = {
     "numpy_fortran": lambda t: np.asfortranarray(t.numpy()).reshape(t.shape),
     "numpy_reversed": lambda t: t.numpy()[::-1].copy()[::-1] if t.dim() else t.numpy(),
     "numpy_readonly": lambda t: np.frombuffer(t.numpy().tobytes(), t.numpy().dtype).reshape(t.shape),
+    "numpy_big_endian": lambda t: t.numpy().astype(t.numpy().dtype.newbyteorder(">")),
     "parameters": lambda t: nn.Parameter(t) if t.is_floating_point() else t,
     "float64": lambda t: t.double() if t.is_floating_point() else t,
 }

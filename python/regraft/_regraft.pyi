@@ -19,6 +19,7 @@ __all__ = [
     "StateDict",
     "Watch",
     "__version__",
+    "adapter_for",
     "before_exit",
     "compile",
     "doctor",
@@ -75,7 +76,12 @@ class Adapter:
     @property
     def layers(self) -> int: ...
     @property
+    def sources(self) -> list[str]: ...
+    @property
+    def non_finite(self) -> int: ...
+    @property
     def elsewhere(self) -> list[str]: ...
+    def part(self, index: int) -> Adapter: ...
 
 @final
 class StateDict:
@@ -245,6 +251,13 @@ def match_names(
     constants: str | Collection[str] | None = None,
     rename: Sequence[tuple[str, str]] = ...,
 ) -> tuple[list[tuple[str, str]], str, list[tuple[str, str]]]: ...
+def adapter_for(
+    models: Sequence[Model],
+    name: str,
+    weights: _Weights,
+    config: str | None = None,
+    alpha: float | None = None,
+) -> Adapter: ...
 def publish_together(staged: list[Staged]) -> list[str]: ...
 def slot_bytes_of(models: list[Model]) -> int: ...
 def before_exit() -> None: ...

@@ -289,10 +289,9 @@ class Module(torch.nn.Module):
         }
         if self._compiled.glue is None:
             return named.told(self._refitted_whole(weights, verify=verify, **options))
-        if verify is not None or adapters:
-            what = "verify" if verify is not None else "adapters"
+        if verify is not None:
             raise WeightsError(
-                f"{what}: for modules of one engine only, and this one has parts in PyTorch (see report())"
+                "verify: for modules of one engine only, and this one has parts in PyTorch (see report())"
             )
         with self._refitting:
             self._serving, report = self._refitted_parts(weights, **options)
@@ -375,18 +374,25 @@ class Module(torch.nn.Module):
             alpha: what it was trained with, where nothing else says so.
 
         Raises:
-            WeightsError: with every key that matches no weight. Also for a module of several engines.
+            WeightsError: with every key that matches no weight of an engine. Parts in PyTorch take no
+                adapters.
 
         """
-        if len(self.models) != 1 or self._compiled.glue is not None:
-            raise WeightsError(
-                f"{name}: adapters are read for modules of one engine, this one has {len(self.models)} "
-                "and parts in PyTorch\n"
-                "  help: give the merged weights to refit(); report() says what stays in PyTorch"
-            )
         if weights is None:
             weights, name = name, Path(name).stem
-        return self.models[0].adapter(str(name), weights, _config_text(config), alpha)
+        if self._compiled.glue is None:
+            return self.models[0].adapter(str(name), weights, _config_text(config), alpha)
+        help = (
+            "help: no adapter is applied to what stays in PyTorch (see report()): merge it, give the weights"
+        )
+        try:
+            found = _regraft.adapter_for(self.models, str(name), weights, _config_text(config), alpha)
+        except WeightsError as error:
+            raise WeightsError(f"{error}\n  {help}") from error
+        shared = sorted(set(found.sources) & self._serving.kept.keys())
+        if shared:
+            raise WeightsError(f"{found.name}: {', '.join(shared)}: PyTorch reads it, too\n  {help}")
+        return found
 
     def reset_state(self) -> None:
         """Forgets the state that the program keeps between calls: buffers that it writes to are again what
@@ -561,7 +567,14 @@ class Module(torch.nn.Module):
         return {name for source in model.sources for name in (source.name, *source.aliases)}
 
     def _refitted_parts(
-        self, weights: Any, *, partial: bool, changed: Any, constants: Any, **options: Any
+        self,
+        weights: Any,
+        *,
+        partial: bool,
+        changed: Any,
+        constants: Any,
+        adapters: list[tuple[_regraft.Adapter, float]] | None,
+        **options: Any,
     ) -> tuple[Serving, RefitReport]:
         """What serves after a refit of all parts, and its report; nothing serves yet."""
         compiled, serving = self._compiled, self._serving
@@ -573,15 +586,23 @@ class Module(torch.nn.Module):
         given = {name: value for name, value in given.items() if name not in left_alone}
         changed = _with_ties(changed, compiled.ties)
         problems = _share_ties(given, compiled.ties)
-        for model in models:
+        for index, model in enumerate(models):
             names = self._names(model)
+            styles = None if adapters is None else [(one.part(index), scale) for one, scale in adapters]
             mine = None if weights is None else {n: v for n, v in given.items() if n in names}
             mine_changed = (
                 changed if changed is None or isinstance(changed, str) else [n for n in changed if n in names]
             )
             try:
                 reports.append(
-                    model.refit(mine, partial=partial, changed=mine_changed, constants="all", **options)
+                    model.refit(
+                        mine,
+                        partial=partial,
+                        changed=mine_changed,
+                        constants="all",
+                        adapters=styles,
+                        **options,
+                    )
                 )
             except WeightsError as error:
                 # What is no list of problems is about something else.

@@ -21,6 +21,14 @@ class Memory(dict[str, int]):
         return f"<table>{rows}</table>"
 
 
+def _summed(counts: Iterable[tuple[str, int]]) -> tuple[tuple[str, int], ...]:
+    """Counts of the same name together, without those that are zero."""
+    sums: dict[str, int] = {}
+    for name, count in counts:
+        sums[name] = sums.get(name, 0) + count
+    return tuple((name, count) for name, count in sums.items() if count)
+
+
 @dataclass(frozen=True)
 class RefitReport:
     """A refit of one module.
@@ -39,6 +47,12 @@ class RefitReport:
     """Sources that other adapters are applied to than before, or the same ones with other scales."""
     adapters: tuple[tuple[str, float], ...] = ()
     """Name and scale of each adapter that serves now."""
+    baked: tuple[tuple[str, float], ...] = ()
+    """Name and scale of each adapter that is part of the weights: it was there when these were saved."""
+    non_finite: tuple[tuple[str, int], ...] = ()
+    """Adapters with values that are infinite or not a number, and how many: what they change has such
+    values, too.
+    """
     recomputed_slots: tuple[str, ...] = ()
     """Slots that were made anew."""
     shared_slots: tuple[str, ...] = ()
@@ -82,6 +96,12 @@ class RefitReport:
             adapted=names("adapted"),
             adapters=tuple(
                 dict.fromkeys((a["name"], a["scale"]) for report in reports for a in report["adapters"])
+            ),
+            baked=tuple(
+                dict.fromkeys((b["name"], b["scale"]) for report in reports for b in report["baked"])
+            ),
+            non_finite=_summed(
+                (a["name"], a["non_finite"]) for report in reports for a in report["adapters"]
             ),
             recomputed_slots=tuple(s["name"] for report in reports for s in report["recomputed_slots"]),
             shared_slots=tuple(name for report in reports for name in report["shared_slots"]),

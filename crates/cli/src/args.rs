@@ -395,8 +395,8 @@ pub(crate) struct RefitArgs {
     /// Take the keys that are there and keep the other weights
     #[arg(long, requires = "weights")]
     pub(crate) partial: bool,
-    /// Refuse infinite values and NaN
-    #[arg(long, requires = "weights")]
+    /// Refuse infinite values and NaN, of weights and of adapters
+    #[arg(long)]
     pub(crate) reject_non_finite: bool,
     #[command(flatten)]
     pub(crate) names: NameFlags,

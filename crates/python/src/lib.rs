@@ -39,7 +39,7 @@ mod _regraft {
         model::{Model, Session, slot_bytes_of},
         names::match_names,
         program::{Program, SourceInfo, is_known},
-        refit::{Adapter, Staged, publish_together},
+        refit::{Adapter, Staged, adapter_for, publish_together},
         watch::Watch,
         weights::StateDict,
     };

@@ -20,7 +20,7 @@ use crate::{array::Array, error::Class};
 pub(crate) enum Elsewhere {
     /// They are an error that says so: a call of an engine on the CPU would copy them each time.
     Refused,
-    /// They are copied to the host.
+    /// They are copied to the host; arrays of NumPy in the other order of bytes are copied, too.
     Copied,
 }
 
@@ -37,13 +37,13 @@ pub(crate) fn tensor_of(object: &Bound<'_, PyAny>, elsewhere: Elsewhere) -> PyRe
     }
     let numpy = Numpy::get(object.py())?;
     if object.is_instance(numpy.array.bind(object.py()))? {
-        return numpy.tensor_of(object);
+        return numpy.tensor_of(object, elsewhere);
     }
     if object.hasattr(pyo3::intern!(object.py(), "__dlpack__"))? {
-        return numpy.tensor_of(&numpy.from_dlpack.bind(object.py()).call1((object,))?);
+        return numpy.tensor_of(&numpy.from_dlpack.bind(object.py()).call1((object,))?, elsewhere);
     }
     if object.hasattr(pyo3::intern!(object.py(), "__float__"))? {
-        return numpy.tensor_of(&numpy.as_array.bind(object.py()).call1((object,))?);
+        return numpy.tensor_of(&numpy.as_array.bind(object.py()).call1((object,))?, elsewhere);
     }
     let found = object.get_type().qualname()?;
     Err(Class::Input.error(format!("expected a tensor (PyTorch, NumPy or DLPack), found {found}")))
@@ -301,21 +301,26 @@ impl Numpy {
         })
     }
 
-    fn tensor_of(&self, object: &Bound<'_, PyAny>) -> PyResult<Tensor> {
+    fn tensor_of(&self, object: &Bound<'_, PyAny>, elsewhere: Elsewhere) -> PyResult<Tensor> {
         let py = object.py();
         let interface = || Ok::<_, PyErr>(object.getattr("__array_interface__")?.cast_into::<PyDict>()?);
         let found = interface()?;
         let dtype_name: String = object.getattr("dtype")?.getattr("name")?.extract()?;
         let is_native: bool = object.getattr("dtype")?.getattr("isnative")?.extract()?;
-        let Some(dtype) = dtype_of_numpy(&dtype_name).filter(|_| is_native) else {
-            return Err(Class::Input.error(format!("arrays of {dtype_name} are not supported: convert it")));
+        let known = dtype_of_numpy(&dtype_name);
+        if known.is_some() && !is_native && elsewhere == Elsewhere::Copied {
+            return self.tensor_of(&object.call_method1("astype", (dtype_name,))?, elsewhere);
+        }
+        let Some(dtype) = known.filter(|_| is_native) else {
+            let order = if is_native { "" } else { " in the other order of bytes" };
+            return Err(Class::Input.error(format!("arrays of {dtype_name}{order} are not supported: convert it")));
         };
         // Dense arrays have no strides in their interface.
         if found.get_item("strides")?.is_some_and(|strides| !strides.is_none()) {
             let shape = object.getattr("shape")?;
             let dense = self.make_dense.bind(py).call1((object,))?;
             // An array without axes becomes one of one axis there.
-            return self.tensor_of(&dense.call_method1("reshape", (shape,))?);
+            return self.tensor_of(&dense.call_method1("reshape", (shape,))?, elsewhere);
         }
         let shape: Vec<usize> = object.getattr("shape")?.extract()?;
         let (address, _): (usize, bool) =

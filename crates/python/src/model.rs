@@ -168,8 +168,8 @@ impl Model {
         let path: PathBuf = name.extract()?;
         let stem = path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy();
         match weights {
-            Some(weights) => Adapter::new(py, &self.0, &path.to_string_lossy(), weights, config, alpha),
-            None => Adapter::new(py, &self.0, &stem, name, config, alpha),
+            Some(weights) => Adapter::new(py, &[&self.0], &path.to_string_lossy(), weights, config, alpha),
+            None => Adapter::new(py, &[&self.0], &stem, name, config, alpha),
         }
     }
 

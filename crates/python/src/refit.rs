@@ -1,13 +1,15 @@
 //! Refits: what is asked for, adapters, and staged generations.
 
 use std::{
+    borrow::Cow,
     path::PathBuf,
     sync::{Arc, Mutex},
 };
 
 use pyo3::{prelude::*, types::PyString};
 use regraft::{
-    Changed, Phase, Refit, RefitObserver, RefitOptions, RefitReport, RuntimeError, RuntimeErrorKind, StateDict, Tensor,
+    Changed, Phase, Refit, RefitMap, RefitObserver, RefitOptions, RefitReport, RuntimeError, RuntimeErrorKind,
+    StateDict, Tensor,
     adapter::{self, AdapterConfig, AdapterOptions},
 };
 
@@ -15,24 +17,30 @@ use crate::{
     error::{Class, IntoPyErr},
     exit::detached,
     memory::{Elsewhere, tensors_of},
+    model::Model,
     names::constants_of,
     weights::state_dict_of,
 };
 
-/// An adapter that was matched to the sources of an engine.
+/// An adapter that was matched to the sources of an engine, or of several that run one program: then a part for each of them.
 #[pyclass(frozen, module = "regraft")]
-pub(crate) struct Adapter(Arc<adapter::Adapter>);
+pub(crate) struct Adapter(Vec<Arc<adapter::Adapter>>);
 
 impl Adapter {
     pub(crate) fn new(
         py: Python<'_>,
-        model: &regraft::Model,
+        models: &[&regraft::Model],
         name: &str,
         weights: &Bound<'_, PyAny>,
         config: Option<&str>,
         alpha: Option<f64>,
     ) -> PyResult<Adapter> {
-        let map = model.refit_map();
+        let maps: Vec<&RefitMap> = models.iter().map(|model| model.refit_map()).collect();
+        let map = match maps.as_slice() {
+            [map] => Cow::Borrowed(*map),
+            several => Cow::Owned(adapter::together(several)),
+        };
+        let map = &*map;
         let config = config.map(serde_json::from_str).transpose();
         let config: Option<AdapterConfig> = config
             .map_err(|error| Class::Weights.error(format!("{name}: no valid configuration of an adapter: {error}")))?;
@@ -56,8 +64,36 @@ impl Adapter {
                 .map_err(|error| Class::Weights.error(format!("{name}: {error}")))?;
             detached(py, || Ok(adapter::Adapter::from_state_dict(name, &weights, options, map)?))
         };
-        Ok(Adapter(Arc::new(adapter.map_err(IntoPyErr::into_py)?)))
+        let adapter = adapter.map_err(IntoPyErr::into_py)?;
+        let parts = if maps.len() == 1 { vec![adapter] } else { adapter.parts(&maps).map_err(IntoPyErr::into_py)? };
+        Ok(Adapter(parts.into_iter().map(Arc::new).collect()))
     }
+
+    /// The adapter of a module of one engine.
+    fn whole(&self) -> PyResult<Arc<adapter::Adapter>> {
+        match self.0.as_slice() {
+            [whole] => Ok(whole.clone()),
+            parts => {
+                Err(Class::Weights
+                    .error(format!("it was made for a module of {} engines, not for this one", parts.len())))
+            }
+        }
+    }
+}
+
+/// Reads an adapter for engines that run one program together; `adapter.part(i)` is for the i-th of them.
+#[pyfunction]
+#[pyo3(signature = (models, name, weights, config=None, alpha=None))]
+pub(crate) fn adapter_for(
+    py: Python<'_>,
+    models: Vec<PyRef<'_, Model>>,
+    name: &str,
+    weights: &Bound<'_, PyAny>,
+    config: Option<&str>,
+    alpha: Option<f64>,
+) -> PyResult<Adapter> {
+    let models: Vec<&regraft::Model> = models.iter().map(|model| &model.0).collect();
+    Adapter::new(py, &models, name, weights, config, alpha)
 }
 
 #[pymethods]
@@ -65,23 +101,41 @@ impl Adapter {
     /// What reports call it.
     #[getter]
     fn name(&self) -> &str {
-        &self.0.name
+        self.0.first().map_or("", |part| part.name.as_str())
     }
 
     /// Number of sources that it changes.
     #[getter]
     fn layers(&self) -> usize {
-        self.0.layers.len()
+        self.0.iter().map(|part| part.layers.len()).sum()
+    }
+
+    /// Names of the sources that it changes.
+    #[getter]
+    fn sources(&self) -> Vec<String> {
+        self.0.iter().flat_map(|part| part.sources()).map(str::to_owned).collect()
+    }
+
+    /// How many of its values are infinite or not a number.
+    #[getter]
+    fn non_finite(&self) -> usize {
+        self.0.iter().map(|part| part.non_finite().0).sum()
+    }
+
+    /// Of an adapter for several engines, what is for this one.
+    fn part(&self, index: usize) -> PyResult<Adapter> {
+        let part = self.0.get(index).cloned();
+        part.map(|part| Adapter(vec![part])).ok_or_else(|| Class::Weights.error("it was made for another module"))
     }
 
     /// Keys of its file that are about other models of a pipeline, such as a text encoder.
     #[getter]
     fn elsewhere(&self) -> Vec<String> {
-        self.0.elsewhere.clone()
+        self.0.first().map(|part| part.elsewhere.clone()).unwrap_or_default()
     }
 
     fn __repr__(&self) -> String {
-        format!("regraft.Adapter('{}', {} layers)", self.0.name, self.0.layers.len())
+        format!("regraft.Adapter('{}', {} layers)", self.name(), self.layers())
     }
 }
 
@@ -114,7 +168,7 @@ impl Order {
         };
         let adapter = |item: PyResult<Bound<'_, PyAny>>| {
             let (adapter, scale): (PyRef<'_, Adapter>, f64) = item?.extract()?;
-            Ok((adapter.0.clone(), scale))
+            Ok((adapter.whole()?, scale))
         };
         let adapters = adapters.map(|list| list.try_iter()?.map(adapter).collect::<PyResult<_>>()).transpose()?;
         // One sample: the inputs of one run.
@@ -155,7 +209,7 @@ impl Order {
     }
 
     fn refit(&self) -> Result<Refit<'_>, RuntimeError> {
-        let mut refit = Refit::new();
+        let mut refit = Refit::new().reject_non_finite(self.options.reject_non_finite);
         if let Some(weights) = &self.weights {
             refit = refit.weights(weights, &self.options);
         }

@@ -96,8 +96,15 @@ impl<'m> Joined<'m> {
                 whole.push((AdapterLayer { source, update }, key));
                 continue;
             };
+            let pieces = self.others[other].as_slice();
+            if let [Piece { used_as, is_swapped: false, .. }] = pieces
+                && pieces[0].is_whole()
+            {
+                whole.push((AdapterLayer { source: *used_as, update }, key));
+                continue;
+            }
             let mut begin = 0;
-            for piece in &self.others[other] {
+            for piece in pieces {
                 let rows: Vec<usize> = piece.order().map(|row| begin + row).collect();
                 begin += piece.rows;
                 match update::of_rows(&update, &rows) {
@@ -119,10 +126,8 @@ impl<'m> Joined<'m> {
                 continue;
             }
             let of = parts[0].0.of;
-            match update::of_parts(
-                parts.into_iter().map(|(piece, update, _)| (piece.at, piece.rows, update)).collect(),
-                of,
-            ) {
+            let parts: Vec<_> = parts.into_iter().map(|(piece, update, _)| (piece.at, piece.rows, update)).collect();
+            match update::of_parts(&parts, of) {
                 Ok(update) => whole.push((AdapterLayer { source, update }, key)),
                 Err(why) => problems.push(unsupported(key, why)),
             }

@@ -47,14 +47,14 @@ pub(super) fn of_rows(update: &Update, rows: &[usize]) -> Result<Update, &'stati
 }
 
 /// The update of a weight of `of` rows of which these have one: where each begins, its rows, and what is done to them.
-pub(super) fn of_parts(parts: Vec<(usize, usize, Update)>, of: usize) -> Result<Update, &'static str> {
+pub(super) fn of_parts(parts: &[(usize, usize, Update)], of: usize) -> Result<Update, &'static str> {
     let is = |which: fn(&Update) -> bool| parts.iter().all(|(_, _, update)| which(update));
     if is(|update| matches!(update, Update::Replace { .. })) {
-        return Ok(replaced(&parts));
+        return Ok(replaced(parts));
     }
     if is(|update| matches!(update, Update::Scaled { axis: MagnitudeAxis::Rows, .. })) {
         let mut factors = vec![1f32; of];
-        for (at, rows, update) in &parts {
+        for (at, rows, update) in parts {
             let Update::Scaled { factors: own, .. } = update else { continue };
             factors[*at..at + rows].copy_from_slice(floats(own));
         }
@@ -72,8 +72,8 @@ pub(super) fn of_parts(parts: Vec<(usize, usize, Update)>, of: usize) -> Result<
     });
     let has_norms = parts.iter().any(|(_, _, update)| update.magnitude().is_some());
     match (is_low_rank, has_norms) {
-        (true, _) => low_rank(&parts, of),
-        (false, false) => Ok(full(&parts, of)),
+        (true, _) => low_rank(parts, of),
+        (false, false) => Ok(full(parts, of)),
         (false, true) => Err(NORMS),
     }
 }

@@ -68,6 +68,9 @@ fn tell(args: &InspectArgs, engine: &Engine, out: &mut Output) {
         sources.push_str(&format!(", {referenced} in {}", files.join(", ")));
     }
     out.line("sources", sources);
+    if !engine.baked.is_empty() {
+        out.line("adapters", format!("{}, part of the weights", super::baked_text(&engine.baked)));
+    }
     let formats: Vec<String> = engine.plan.slots.iter().map(|l| l.format.to_string()).collect();
     let formats = histogram(formats.iter().map(String::as_str), 4);
     let slots = output::count(engine.plan.slots.len(), "slot");

@@ -21,7 +21,7 @@ mod tune;
 use std::{collections::BTreeMap, fs, io::Write, path::Path};
 
 use regraft::{
-    AtomicFile, Engine, Ignored, KeepSources, Mode, Model, RefitReport, StateDict,
+    AdapterReport, AtomicFile, BakedAdapter, Engine, Ignored, KeepSources, Mode, Model, RefitReport, StateDict,
     ir::{Graph, TensorType},
 };
 use serde_json::{Value, json};
@@ -156,10 +156,7 @@ fn tell_refit(report: &RefitReport, sources: usize, out: &mut Output) {
     }
     out.line("matched", matched);
     tell_names(&report.naming, &report.ignored, out);
-    if !report.adapters.is_empty() {
-        let adapters: Vec<String> = report.adapters.iter().map(|a| format!("{} ×{}", a.name, a.scale)).collect();
-        out.line("adapted", format!("{} with {}", output::count(report.adapted.len(), "source"), adapters.join(", ")));
-    }
+    tell_adapters(report, out);
     let shared = match report.shared_slots.len() {
         0 => String::new(),
         n => format!("; {n} shared"),
@@ -176,6 +173,33 @@ fn tell_refit(report: &RefitReport, sources: usize, out: &mut Output) {
     out.fact("sources", sources);
     out.fact("milliseconds", report.phases_ms.total());
     out.fact("report", serde_json::to_value(report).unwrap_or_default());
+}
+
+/// What adapters did, and what their user may not expect.
+fn tell_adapters(report: &RefitReport, out: &mut Output) {
+    if !report.adapters.is_empty() {
+        let adapters: Vec<String> = report.adapters.iter().map(|a| format!("{} ×{}", a.name, a.scale)).collect();
+        out.line("adapted", format!("{} with {}", output::count(report.adapted.len(), "source"), adapters.join(", ")));
+    }
+    if !report.baked.is_empty() {
+        let is_added = if report.adapters.is_empty() { "" } else { "; those that were given are added to that" };
+        out.line("baked in", format!("{}{is_added}", baked_text(&report.baked)));
+    }
+    for AdapterReport { name, unread, non_finite, .. } in &report.adapters {
+        if *unread > 0 {
+            out.note(format!("{name}: {unread} of its sources the program never reads, so that nothing comes of them"));
+        }
+        if *non_finite > 0 {
+            let what = "of its values are infinite or not a number, and so are the weights that it is for";
+            out.note(format!("{name}: {non_finite} {what} (--reject-non-finite refuses it)"));
+        }
+    }
+}
+
+/// `style ×0.7 in 12 sources, detail ×1 in 4 sources`.
+fn baked_text(baked: &[BakedAdapter]) -> String {
+    let one = |b: &BakedAdapter| format!("{} ×{} in {}", b.name, b.scale, output::count(b.sources.len(), "source"));
+    baked.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
 fn phases(times: &regraft::PhaseTimes) -> String {
@@ -234,6 +258,7 @@ fn tell_engine_facts(engine: &Engine, out: &mut Output) {
         json!({"backend": target.backend, "arch": target.arch, "level": target.level, "features": target.features}),
     );
     out.fact("identical", engine.identical);
+    out.fact("adapters", serde_json::to_value(&engine.baked).unwrap_or_default());
     if engine.mode == Mode::Refittable {
         out.fact("keep_sources", engine.keep_sources().name());
     }

@@ -39,7 +39,7 @@ pub(super) fn run(args: &RefitArgs, out: &mut Output) -> Result<(), Failure> {
     };
     let staged = {
         let watcher = Watcher(out.busy("refitting"));
-        let mut refit = Refit::new().adapters(&adapters)?.observe(&watcher);
+        let mut refit = Refit::new().adapters(&adapters)?.reject_non_finite(args.reject_non_finite).observe(&watcher);
         if let Some(weights) = &weights {
             refit = refit.weights(weights, &options);
         }

@@ -59,6 +59,46 @@ fn a_1_an_adapter_gives_what_merged_weights_give() {
     }
 }
 
+/// What is part of the weights of a file is told, until other weights take its place; another adapter is added to it.
+#[test]
+fn a_4_adapters_that_became_part_of_the_weights_are_listed() {
+    let (fixture, sandbox) = prepared("mlp_gelu");
+    sandbox.weights("detail.safetensors", &lora(&fixture.b(), "", 0.25).0);
+    sandbox.ok(&["refit", "b.rgf", "-a", "style.safetensors:0.5", "-o", "styled.rgf"]);
+    let baked = |engine: &str| sandbox.json(&["inspect", engine])["adapters"].clone();
+    let source = format!("{}.weight", matrix(&fixture.b()).0);
+    assert_eq!(baked("b.rgf"), json!([]));
+    assert_eq!(baked("styled.rgf"), json!([{"name": "style", "scale": 0.5, "sources": [source]}]));
+    assert!(sandbox.ok(&["inspect", "styled.rgf"]).contains("style ×0.5 in 1 source, part of the weights"));
+    let told = sandbox.ok(&["refit", "styled.rgf", "-a", "detail.safetensors", "-o", "both.rgf"]);
+    assert!(told.contains("style ×0.5 in 1 source; those that were given are added to that"), "{told}");
+    assert_eq!(baked("both.rgf").as_array().unwrap().len(), 2);
+    // A stripped engine has no weights.
+    sandbox.ok(&["strip", "both.rgf", "-o", "stripped.rgf"]);
+    assert_eq!(baked("stripped.rgf"), json!([]));
+    let mut one = Arrays::new();
+    one.insert(source.clone(), fixture.b()[&source].clone());
+    sandbox.weights("one.safetensors", &one);
+    sandbox.ok(&["refit", "both.rgf", "-w", "one.safetensors", "--partial", "-o", "plain.rgf"]);
+    assert_eq!(baked("plain.rgf"), json!([]));
+}
+
+#[test]
+fn values_of_adapters_that_are_no_numbers_are_told_or_refused() {
+    let (fixture, sandbox) = prepared("mlp_gelu");
+    let (mut adapter, _) = lora(&fixture.b(), "", 1.0);
+    let up = adapter.iter_mut().find(|(name, _)| name.ends_with("lora_up.weight")).unwrap().1;
+    *up = Array::f32(&up.shape.clone(), &vec![f32::NAN; up.shape[0]]);
+    sandbox.weights("wild.safetensors", &adapter);
+    let report = sandbox.json(&["refit", "b.rgf", "-a", "wild.safetensors", "-o", "wild.rgf"])["report"].clone();
+    let rows = matrix(&fixture.b()).1;
+    assert_eq!(report["adapters"][0]["non_finite"], json!(rows));
+    let refused = ["refit", "b.rgf", "-a", "wild.safetensors", "--reject-non-finite", "-o", "refused.rgf"];
+    let error = sandbox.fails(&refused, 1);
+    assert!(error.contains("(adapter wild)") && error.contains("infinite or not a number"), "{error}");
+    assert!(!sandbox.files().iter().any(|file| file == "refused.rgf"));
+}
+
 #[test]
 fn a_3_the_order_of_adapters_on_the_command_line_does_not_matter() {
     let (fixture, sandbox) = prepared("mlp_gelu");
