@@ -149,7 +149,7 @@ fn check(path: &Path) -> Outcome {
         Ok(imported) => imported,
         Err(error) => return Outcome::Refused(reason(&error.to_string())),
     };
-    let tensors = match regraft::open_weights(&path.with_extension("safetensors")) {
+    let tensors = match regraft::open_weights(path.with_extension("safetensors")) {
         Ok(tensors) => tensors,
         Err(error) => return Outcome::Wrong(format!("no answers: {}", one_line(&error.to_string()))),
     };
