@@ -83,9 +83,73 @@ pub fn gather_strided(
     }
     // A broadcast view (stride 0) of hostile size must not reserve more than its storage justifies at once.
     let mut out = Vec::with_capacity((count.saturating_mul(size)).min(data.len().max(1 << 20)));
-    for_each_index(shape, strides, |at| {
-        let at = (offset + at) * size;
-        out.extend_from_slice(&data[at..at + size]);
+    let mut axes = merged_axes(shape, strides);
+    let (inner, step) = axes.pop().unwrap_or((1, 1));
+    let (outer, outer_steps): (Vec<usize>, Vec<usize>) = axes.into_iter().unzip();
+    for_each_index(&outer, &outer_steps, |at| {
+        let first = (offset + at) * size;
+        match step {
+            0 => extend_repeated(&mut out, &data[first..first + size], inner),
+            1 => out.extend_from_slice(&data[first..first + inner * size]),
+            _ => (0..inner).for_each(|i| out.extend_from_slice(&data[first + i * step * size..][..size])),
+        }
     });
     Ok(out)
+}
+
+/// The axes of a view as sizes with strides, those that are walked through as one made one.
+fn merged_axes(shape: &[usize], strides: &[usize]) -> Vec<(usize, usize)> {
+    let mut axes: Vec<(usize, usize)> = Vec::new();
+    for (&size, &stride) in shape.iter().zip(strides).filter(|(size, _)| **size != 1) {
+        match axes.last_mut() {
+            Some(last) if last.1 == stride * size => *last = (last.0 * size, stride),
+            _ => axes.push((size, stride)),
+        }
+    }
+    axes
+}
+
+/// Adds `element` `count` times, in copies that double.
+fn extend_repeated(out: &mut Vec<u8>, element: &[u8], count: usize) {
+    let (start, len) = (out.len(), element.len() * count);
+    out.extend_from_slice(&element[..element.len().min(len)]);
+    while out.len() - start < len {
+        let more = (out.len() - start).min(len - (out.len() - start));
+        out.extend_from_within(start..start + more);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn views_are_gathered_whatever_their_strides() {
+        let data: Vec<u8> = (0..240).collect();
+        let views: [(&[usize], &[usize], usize); 9] = [
+            (&[], &[], 7),
+            (&[5], &[0], 3),
+            (&[4, 6], &[6, 1], 2),
+            (&[6, 4], &[1, 6], 0),
+            (&[3, 5, 2], &[0, 0, 0], 9),
+            (&[3, 5, 2], &[0, 2, 1], 1),
+            (&[2, 1, 7], &[50, 999, 3], 4),
+            (&[2, 3, 4], &[1, 0, 8], 5),
+            (&[2, 0], &[1, 1], 0),
+        ];
+        for (size, (shape, strides, offset)) in [1, 2, 4].into_iter().flat_map(|size| views.map(|view| (size, view))) {
+            let last: usize = shape.iter().zip(strides).map(|(d, s)| d.saturating_sub(1) * s).sum();
+            if (offset + last) * size >= data.len() {
+                continue;
+            }
+            let mut want = Vec::new();
+            for_each_index(shape, strides, |at| want.extend_from_slice(&data[(offset + at) * size..][..size]));
+            assert_eq!(
+                gather_strided(&data, size, shape, strides, offset).expect("inside"),
+                want,
+                "{shape:?} {strides:?}"
+            );
+        }
+        assert!(gather_strided(&data, 4, &[2, 31], &[31, 1], 0).is_err());
+    }
 }
