@@ -224,7 +224,7 @@ def test_paths_given_to_compile(tmp_path: Path) -> None:
             regraft.CompileError, match=r"found a path\n  help: regraft\.compile\(torch\.export\.load\("
         ):
             regraft.compile(path)
-    with pytest.raises(regraft.CompileError, match=r"help: the command `regraft compile m\.onnx -o"):
+    with pytest.raises(regraft.CompileError, match=r"m\.onnx: No such file"):
         regraft.compile("m.onnx")
 
 

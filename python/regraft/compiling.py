@@ -335,12 +335,6 @@ def traced(
         return Traced(program_or_module)
     if isinstance(program_or_module, (str, os.PathLike)):
         path = os.fspath(program_or_module)
-        if str(path).endswith(".onnx"):
-            raise CompileError(
-                f"{path}: compile takes programs and modules, found a path\n"
-                f"  help: the command `regraft compile {path} -o model.rgf` takes ONNX models, and "
-                'regraft.load("model.rgf") what it makes'
-            )
         raise CompileError(
             f"{path}: compile takes programs and modules, found a path\n"
             f'  help: regraft.compile(torch.export.load("{path}")) for a .pt2 file, '

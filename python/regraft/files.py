@@ -35,7 +35,13 @@ def compile_file(
         )
     mode = "refittable" if settings["make_refittable"] else "frozen"
     progress.step("import")
-    program = _regraft.Program.from_onnx(path)
+    try:
+        program = _regraft.Program.from_onnx(path)
+    except CompileError as error:
+        name = os.fspath(path)
+        if name in str(error):
+            raise
+        raise CompileError(f"{name}: {error}", tuple(error.unsupported)) from error
     step = "engine 1 of 1"
     progress.step(step)
     model, facts = _regraft.compile(
