@@ -21,7 +21,7 @@ from regraft.calling import CallingConvention
 from regraft.checks import Evaluated, check_module, check_settings, dtype_name, listed, warn, warn_of
 from regraft.devices import device_name, device_of_program
 from regraft.errors import CompileError, SettingsWarning
-from regraft.files import compile_file, is_onnx
+from regraft.files import compile_file, engine_options, is_onnx
 from regraft.inputs import InputTypes
 from regraft.kept import digest_of_tensor, without_values
 from regraft.module import Compiled, Module, Serving
@@ -210,8 +210,7 @@ def _compiled(traced: Traced, settings: Mapping[str, Any], engine_cache: Any, pr
     # How it is called, and what it is, says the program as it was exported.
     program, overwritten = writes_as_results(traced.program)
     program = program if overwritten else traced.program
-    make_refittable, strip = settings["make_refittable"], settings["strip_engine_weights"]
-    identical = settings["refit_identical_engine_weights"]
+    options, strip = engine_options(settings, engine_cache), settings["strip_engine_weights"]
     convention = CallingConvention.of(traced.program, traced.arguments)
     progress.step("partition")
     cut = partition(
@@ -220,7 +219,6 @@ def _compiled(traced: Traced, settings: Mapping[str, Any], engine_cache: Any, pr
         torch_executed_ops=settings["torch_executed_ops"],
         allow_torch=not settings["require_full_compilation"],
     )
-    mode = "stripped" if strip else "refittable" if make_refittable else "frozen"
     models, cache = [], []
     evaluated: list[Evaluated] = []
     failures: list[str] = []
@@ -233,13 +231,7 @@ def _compiled(traced: Traced, settings: Mapping[str, Any], engine_cache: Any, pr
         model, facts = _regraft.compile(
             region.program,
             _weights_of(region.program, weights),
-            mode=mode,
-            identical=identical,
-            dtype=settings["dtype"],
-            weight_format=settings["weights"],
-            threads=settings["threads"],
-            tune=settings["tune"],
-            cache=engine_cache,
+            **options,
             observer=progress.tuning(step),
             device=device,
             siblings=list(traced.siblings),
@@ -265,13 +257,15 @@ def _compiled(traced: Traced, settings: Mapping[str, Any], engine_cache: Any, pr
         report=cut.report,
         sources={name: name in program.state_dict for name in weights},
         digest=digest_of(traced.program),
-        mode=mode,
+        mode=options["mode"],
         keep_sources=settings["keep_sources"],
         cache=tuple(cache),
         settings=settings,
         ties=ties_of(weights),
         written=buffers_written(program) if any(stateful) else cut.glue.mutated if cut.glue else (),
-        identical={name: digest_of_tensor(value) for name, value in kept.items()} if identical else None,
+        identical={name: digest_of_tensor(value) for name, value in kept.items()}
+        if options["identical"]
+        else None,
         carry=traced.carry,
         device=device,
         home=home,

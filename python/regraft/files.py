@@ -12,12 +12,26 @@ from regraft.errors import CompileError
 from regraft.partition import PartitionReport
 from regraft.progress import Progress
 
-__all__ = ["compile_file", "is_onnx"]
+__all__ = ["compile_file", "engine_options", "is_onnx"]
 
 
 def is_onnx(path: Any) -> bool:
     """Whether it is the path of an ONNX model."""
     return isinstance(path, (str, os.PathLike)) and os.fspath(path).endswith(".onnx")
+
+
+def engine_options(settings: Mapping[str, Any], engine_cache: Any) -> dict[str, Any]:
+    """What the settings of a compilation are to each of its engines."""
+    mode = "refittable" if settings["make_refittable"] else "frozen"
+    return {
+        "mode": "stripped" if settings["strip_engine_weights"] else mode,
+        "identical": settings["refit_identical_engine_weights"],
+        "dtype": settings["dtype"],
+        "weight_format": settings["weights"],
+        "threads": settings["threads"],
+        "tune": settings["tune"],
+        "cache": engine_cache,
+    }
 
 
 def compile_file(
@@ -33,27 +47,14 @@ def compile_file(
         raise CompileError(
             f"{os.fspath(path)}: torch_executed_ops: an ONNX model is compiled whole: leave it out"
         )
-    mode = "refittable" if settings["make_refittable"] else "frozen"
     progress.step("import")
-    try:
-        program = _regraft.Program.from_onnx(path)
-    except CompileError as error:
-        name = os.fspath(path)
-        if name in str(error):
-            raise
-        raise CompileError(f"{name}: {error}", tuple(error.unsupported)) from error
+    program = _regraft.Program.from_onnx(path)
     step = "engine 1 of 1"
     progress.step(step)
     model, facts = _regraft.compile(
         program,
         None,
-        mode="stripped" if settings["strip_engine_weights"] else mode,
-        identical=settings["refit_identical_engine_weights"],
-        dtype=settings["dtype"],
-        weight_format=settings["weights"],
-        threads=settings["threads"],
-        tune=settings["tune"],
-        cache=engine_cache,
+        **engine_options(settings, engine_cache),
         observer=progress.tuning(step),
         device=settings["device"] or "cpu",
     )

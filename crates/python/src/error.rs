@@ -65,7 +65,7 @@ impl<E: Into<Error>> IntoPyErr for E {
             return error;
         }
         match &error {
-            Error::Import(error) => import_error(error),
+            Error::Import(error) => import_error(error, error.to_string()),
             Error::Compile(_) | Error::Records(_) => Class::Compile.error(error.to_string()),
             Error::Adapter(adapter) => Class::Weights.error(adapter_text(adapter)),
             Error::Weights(_) | Error::Checkpoint(_) => Class::Weights.error(error.to_string()),
@@ -137,9 +137,7 @@ fn weights_error(error: &Error) -> Option<PyErr> {
 
 /// `CompileError(message, unsupported)`, where `unsupported` lists `(node, operator, reason)`: the node is empty where all
 /// nodes of the operator are meant, the operator where the node is meant whatever it is.
-fn import_error(error: &ImportError) -> PyErr {
-    // The file is one that this module made for the occasion: its name says nothing.
-    let message = error.kind().to_string();
+pub(crate) fn import_error(error: &ImportError, message: String) -> PyErr {
     let unsupported: Vec<(String, String, String)> = match error.kind() {
         ImportErrorKind::UnknownOps(ops) => {
             ops.iter().map(|op| (String::new(), op.target.clone(), "the operator has no translation".into())).collect()

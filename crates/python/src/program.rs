@@ -6,7 +6,7 @@ use pyo3::prelude::*;
 use regraft::import::{self, Imported};
 
 use crate::{
-    error::{Class, IntoPyErr},
+    error::{Class, IntoPyErr, import_error},
     exit::detached,
 };
 
@@ -57,12 +57,6 @@ impl Program {
 
 #[pymethods]
 impl Program {
-    /// Reads the program of a `.pt2` file.
-    #[staticmethod]
-    fn from_pt2(py: Python<'_>, path: PathBuf) -> PyResult<Program> {
-        detached(py, || import::import_pt2_program(path)).map(Program).map_err(IntoPyErr::into_py)
-    }
-
     /// Reads an `.onnx` file, with its weights: [`compile`](crate::compile::compile) takes them from here.
     #[staticmethod]
     fn from_onnx(py: Python<'_>, path: PathBuf) -> PyResult<Program> {
@@ -76,7 +70,9 @@ impl Program {
             |error: std::io::Error| Class::Compile.error(format!("a temporary file cannot be written: {error}"));
         let mut file = tempfile::NamedTempFile::new().map_err(failed)?;
         file.write_all(data).and_then(|()| file.flush()).map_err(failed)?;
-        Program::from_pt2(py, file.path().into())
+        let imported = detached(py, || import::import_pt2_program(file.path()));
+        // The file was made for the occasion: its name says nothing.
+        imported.map(Program).map_err(|error| import_error(&error, error.kind().to_string()))
     }
 
     /// Weights that the program reads.

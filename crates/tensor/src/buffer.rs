@@ -228,13 +228,15 @@ impl Buffer {
     /// The same bytes in memory that stays as it is: a copy of those that are borrowed.
     ///
     /// # Errors
-    /// [`ErrorKind::OutOfMemory`] when the system does not give the memory of the copy.
+    /// [`ErrorKind::OutOfMemory`] when the system does not give the memory of the copy; when the device fails that they are on.
     pub fn to_owned_memory(&self) -> Result<Buffer, TensorError> {
-        if !self.is_borrowed() {
-            return Ok(self.clone());
-        }
-        let mut copy = AlignedVec::try_to_stay(self.len())?;
-        copy.bytes_mut().copy_from_slice(self.bytes());
+        let bytes = match self {
+            Buffer::Owned(_) | Buffer::Mapped(..) => return Ok(self.clone()),
+            Buffer::Borrowed(bytes) => bytes.bytes(),
+            Buffer::Remote(bytes) => bytes.fetch()?,
+        };
+        let mut copy = AlignedVec::try_to_stay(bytes.len())?;
+        copy.bytes_mut().copy_from_slice(bytes);
         Ok(copy.into())
     }
 

@@ -154,11 +154,7 @@ impl Tensor {
     /// # Errors
     /// When the device fails, or there is not enough memory.
     pub fn fetched(&self) -> Result<Tensor, TensorError> {
-        let Buffer::Remote(bytes) = &self.data else { return Ok(self.clone()) };
-        let here = bytes.fetch()?;
-        let mut copy = AlignedVec::try_to_stay(here.len())?;
-        copy.bytes_mut().copy_from_slice(here);
-        Ok(Tensor { data: copy.into(), ..self.clone() })
+        if self.is_remote() { self.to_owned_memory() } else { Ok(self.clone()) }
     }
 
     /// The buffer under the tensor.

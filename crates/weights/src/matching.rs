@@ -79,10 +79,10 @@ pub fn match_sources<'a>(
     for ((name, tensor), index) in weights.iter().zip(&found.sources) {
         names.take(sources, used, &is_checked, (name, tensor), *index, ignore_unknown);
     }
-    let unplaced =
-        || weights.iter().zip(&found.sources).filter(|(_, source)| source.is_none()).map(|((name, _), _)| name);
-    names.quantized = stored::format_of(unplaced);
-    names.add_missing(&sides, stored::otherwise(weights, unplaced(), &options.renames));
+    let named = weights.iter().zip(&found.sources);
+    let unplaced: Vec<&str> = named.filter(|(_, source)| source.is_none()).map(|((name, _), _)| name).collect();
+    names.quantized = stored::format_of(&unplaced);
+    names.add_missing(&sides, stored::otherwise(weights, &unplaced, &options.renames));
     // A rule that does not fit is taken only where it is none: what is wrong with names as they are shows later.
     let is_taken = found.fits || (names.rule == NameRule::default() && !names.given.is_empty());
     if names.problems.is_empty() && names.unknown.is_empty() && !is_taken {

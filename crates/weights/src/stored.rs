@@ -43,14 +43,10 @@ const PACKED: [(&str, &str, &str); 7] = [
 ];
 
 /// What `weights` has in another form: what its reader left out, and what names without a source say.
-pub(crate) fn otherwise<'a>(
-    weights: &StateDict,
-    unplaced: impl Iterator<Item = &'a str>,
-    renames: &[Rename],
-) -> StoredOtherwise {
+pub(crate) fn otherwise(weights: &StateDict, unplaced: &[&str], renames: &[Rename]) -> StoredOtherwise {
     let renamed = |name: &str| renames.iter().find_map(|rename| rename.apply(name)).unwrap_or_else(|| name.to_owned());
     let skipped = weights.skipped().iter().map(|(name, what)| (name.clone(), what.clone()));
-    let packed = unplaced.filter_map(|name| {
+    let packed = unplaced.iter().filter_map(|name| {
         let of = |(end, beside, weight): &(&str, &str, &str)| {
             let stem = name.strip_suffix(end)?;
             let scale = format!("{stem}{beside}");
@@ -63,11 +59,11 @@ pub(crate) fn otherwise<'a>(
 }
 
 /// What quantized the weights of a file, by the names that it has beside them and that are no sources.
-pub(crate) fn format_of<'a, I: Iterator<Item = &'a str>>(unplaced: impl Fn() -> I) -> Option<&'static str> {
-    let last = |name: &'static str| unplaced().any(|other| other.rsplit('.').next() == Some(name));
-    let ends = |end: &'static str| unplaced().any(|other| other.ends_with(end));
+pub(crate) fn format_of(unplaced: &[&str]) -> Option<&'static str> {
+    let last = |name: &'static str| unplaced.iter().any(|other| other.rsplit('.').next() == Some(name));
+    let ends = |end: &'static str| unplaced.iter().any(|other| other.ends_with(end));
     match () {
-        () if unplaced().any(|name| name.contains(".quant_state.bitsandbytes__")) => Some("bitsandbytes (4 bits)"),
+        () if unplaced.iter().any(|name| name.contains(".quant_state.bitsandbytes__")) => Some("bitsandbytes (4 bits)"),
         () if last("SCB") => Some("bitsandbytes (8 bits)"),
         () if last("qweight") && last("g_idx") => Some("GPTQ"),
         () if last("qweight") && last("qzeros") => Some("AWQ or GPTQ"),
@@ -90,14 +86,16 @@ mod tests {
 
     #[test]
     fn weights_in_few_bits_are_told_by_what_lies_beside_them() {
-        let of = |names: &[&'static str]| format_of(|| names.iter().copied());
-        assert_eq!(of(&["fc.weight.absmax", "fc.weight.quant_state.bitsandbytes__nf4"]), Some("bitsandbytes (4 bits)"));
-        assert_eq!(of(&["fc.SCB"]), Some("bitsandbytes (8 bits)"));
-        assert_eq!(of(&["fc.qweight", "fc.qzeros", "fc.scales"]), Some("AWQ or GPTQ"));
-        assert_eq!(of(&["fc.qweight", "fc.qzeros", "fc.scales", "fc.g_idx"]), Some("GPTQ"));
-        assert_eq!(of(&["fc.weight_scale"]), Some("scales beside narrow weights"));
-        assert_eq!(of(&["experts.up_proj_blocks", "experts.up_proj_scales"]), Some("MXFP4"));
-        assert_eq!(of(&["fc.scales", "fc.weight_g"]), None);
+        assert_eq!(
+            format_of(&["fc.weight.absmax", "fc.weight.quant_state.bitsandbytes__nf4"]),
+            Some("bitsandbytes (4 bits)")
+        );
+        assert_eq!(format_of(&["fc.SCB"]), Some("bitsandbytes (8 bits)"));
+        assert_eq!(format_of(&["fc.qweight", "fc.qzeros", "fc.scales"]), Some("AWQ or GPTQ"));
+        assert_eq!(format_of(&["fc.qweight", "fc.qzeros", "fc.scales", "fc.g_idx"]), Some("GPTQ"));
+        assert_eq!(format_of(&["fc.weight_scale"]), Some("scales beside narrow weights"));
+        assert_eq!(format_of(&["experts.up_proj_blocks", "experts.up_proj_scales"]), Some("MXFP4"));
+        assert_eq!(format_of(&["fc.scales", "fc.weight_g"]), None);
     }
 
     #[test]
@@ -107,7 +105,7 @@ mod tests {
         let one = |name: &str| (name.to_owned(), Tensor::from_slice(&[1], &[0f32]));
         let mut weights: StateDict = names.iter().map(|name| one(name)).collect();
         weights.skip("narrow.weight", "a tensor of float8_e4m3fn");
-        let found = otherwise(&weights, names.into_iter(), &[Rename::new("m", "n")]);
+        let found = otherwise(&weights, &names, &[Rename::new("m", "n")]);
         let has = |own: &str| found.of(own).is_some();
         for own in ["fc.weight", "model.fc.weight", "n.weight", "e.up", "narrow.weight"] {
             assert!(has(own), "{own}");

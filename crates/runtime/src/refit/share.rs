@@ -21,6 +21,9 @@ pub(super) fn slots_of(
     adapters: &AdapterSet,
     which: &[usize],
 ) -> Result<BTreeMap<usize, Arc<Slot>>, RuntimeError> {
+    if siblings.is_empty() {
+        return Ok(BTreeMap::new());
+    }
     let adapted = adapted_uses(adapters);
     let mut left: Vec<usize> = which.iter().copied().filter(|&slot| is_plain(parts.map, slot, &adapted)).collect();
     let mut found = BTreeMap::new();
