@@ -5,7 +5,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 CARGO ?= cargo
-TARGET := $(or $(CARGO_TARGET_DIR),target)
+# Absolute, since tests change their directory.
+TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 # Makes the Python environment if there is none and leaves its folder of commands in the shell variable `bin`; what is
 # said on the way goes to stderr.
 PYTHON_ENV = python=$$(scripts/python-env.sh | tee >(cat >&2) | tail -n 1); bin=$$(dirname "$$python")
@@ -59,7 +60,7 @@ test-rust: ## tests in Rust: units, conformance fixtures, command line
 test-python: build python ## tests of the command and of the Python package against PyTorch
 	@echo "== testing against PyTorch"
 	@$(PYTHON_ENV); \
-	REGRAFT_BIN="$(TARGET)/release/regraft" PYTHONPATH="$(abspath $(TARGET))/python" "$$python" -m pytest -q tests
+	REGRAFT_BIN="$(TARGET)/release/regraft" PYTHONPATH="$(TARGET)/python" "$$python" -m pytest -q tests
 
 test-adapters: build ## 300 generated adapters against PEFT
 	@echo "== testing generated adapters"
@@ -94,7 +95,7 @@ operators: opinfo onnx-cases ## write docs/operators.md
 test-checkpoints: python ## 300 generated checkpoints against PyTorch
 	@echo "== trying generated checkpoints"
 	@$(PYTHON_ENV); \
-	REGRAFT_CASES=300 PYTHONPATH="$(abspath $(TARGET))/python" "$$python" -m pytest -q tests/test_generated_checkpoints.py
+	REGRAFT_CASES=300 PYTHONPATH="$(TARGET)/python" "$$python" -m pytest -q tests/test_generated_checkpoints.py
 
 test-gpu: ## the conformance suite on an NVIDIA GPU, where there is one
 	@if ! nvidia-smi >/dev/null 2>&1; then echo "skipped: there is no NVIDIA GPU"; exit 0; fi; \
@@ -114,7 +115,7 @@ test-serve: build ## `regraft serve` with the clients of Triton and KServe, over
 
 test-fleet: build python ## a fleet on Ray Serve: a cluster of several processes of which some are killed
 	@echo "== testing a fleet on Ray Serve"
-	@REGRAFT_BIN="$(TARGET)/release/regraft" PYTHONPATH="$(abspath $(TARGET))/python" scripts/fleet-test.sh
+	@REGRAFT_BIN="$(TARGET)/release/regraft" PYTHONPATH="$(TARGET)/python" scripts/fleet-test.sh
 
 test-inspector: build ## the inspector's page in headless Chromium, on a screen and on a phone
 	@echo "== testing the inspector's page"
@@ -136,13 +137,13 @@ wheels: packages ## wheels for x86-64 and aarch64 that need no Rust, in target/m
 docs: ## the site of the documentation, in target/site; fails on warnings and on links that lead nowhere
 	@echo "== building the documentation"
 	@python=$$(scripts/small-env.sh docs requirements/docs.txt "170 MB" | tee >(cat >&2) | tail -n 1); \
-	NO_MKDOCS_2_WARNING=1 "$$python" -m mkdocs build --site-dir "$(abspath $(TARGET))/site"
+	NO_MKDOCS_2_WARNING=1 "$$python" -m mkdocs build --site-dir "$(TARGET)/site"
 
 reference: build python ## write docs/reference from `--help` and docstrings
-	@$(PYTHON_ENV); PYTHONPATH="$(abspath $(TARGET))/python" "$$python" scripts/reference.py "$(TARGET)/release/regraft"
+	@$(PYTHON_ENV); PYTHONPATH="$(TARGET)/python" "$$python" scripts/reference.py "$(TARGET)/release/regraft"
 
 picture: python ## the picture of the README: measures latency while weights change, and draws it
-	@$(PYTHON_ENV); PYTHONPATH="$(abspath $(TARGET))/python" "$$python" bench/picture.py
+	@$(PYTHON_ENV); PYTHONPATH="$(TARGET)/python" "$$python" bench/picture.py
 
 bless: ## rewrite the golden files of the passes; look at the diff before committing
 	@echo "== rewriting golden files"
