@@ -25,6 +25,7 @@ mod error;
 #[cfg(doctest)]
 mod guides;
 mod model_ext;
+mod profile;
 mod samples;
 mod tune;
 
@@ -49,8 +50,8 @@ pub use regraft_ir::{self as ir, ops::WeightFormat};
 pub use regraft_object_cache::ObjectCache;
 pub use regraft_runtime::{
     Adapters, Changed, Generation, Input, Model, PoolMemory, Refit, RefitObserver, RefitOptions, ReserveError,
-    RuntimeError, RuntimeErrorKind, Session, Slot, SlotCopier, SourceContent, Staged, VariantMemory, Variants,
-    publish_together,
+    RuntimeError, RuntimeErrorKind, Session, Slot, SlotCopier, SourceContent, Staged, StepTime, VariantMemory,
+    Variants, publish_together,
 };
 pub use regraft_tensor::{AlignedVec, BorrowedBytes, Buffer, DType, RemoteBytes, Symbol, Tensor, TensorError};
 pub use regraft_weights::{
@@ -67,6 +68,7 @@ pub use self::{
     doctor::{Doctor, doctor},
     error::Error,
     model_ext::{InputsError, ModelExt, Outputs, model},
+    profile::{NodeProfile, Profile, Roof, profile},
     samples::random_inputs,
     tune::{Tune, Tuned},
 };

@@ -163,7 +163,7 @@ impl<'m> Finder<'m> {
         }
         let is_unread = match map.recipes.is_empty() {
             true => Vec::new(),
-            false => map.slots_by_source().iter().map(Vec::is_empty).collect(),
+            false => map.are_read().into_iter().map(|is_read| !is_read).collect(),
         };
         Finder { map, modules, taken, is_unread, hidden: BTreeSet::new(), others: Vec::new() }
     }
