@@ -412,6 +412,16 @@ class Adapters:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def of_peft(self, name: str, seed: int) -> str:
+        """The folder that PEFT saves, with `adapter_config.json`."""
+        from peft import LoraConfig, get_peft_model
+
+        torch.manual_seed(seed)
+        targets = ["to_q", "to_k", "to_v", "to_out.0"]
+        config = LoraConfig(r=4, lora_alpha=6, init_lora_weights=False, target_modules=targets)
+        get_peft_model(pipeline().unet, config).save_pretrained(self.folder / name)
+        return str(self.folder / name)
+
     def file(self, name: str, seed: int, *, text: bool = False, kohya: bool = False) -> str:
         from diffusers.utils import convert_state_dict_to_kohya
         from peft import LoraConfig, get_peft_model_state_dict
@@ -440,7 +450,19 @@ def steps_with(pipe: Any, files: Adapters) -> list[tuple[Any, dict[str, Any]]]:
     """Thirty things that people do with LoRAs, with options of the image after each."""
     with_text, other = files.file("a", 1, text=True), files.file("b", 2, text=True)
     small, swapped, kohya = files.file("c", 3), files.file("d", 4), files.file("k", 5, kohya=True)
+    of_peft = files.of_peft("p", 6)
     load, choose = pipe.load_lora_weights, pipe.set_adapters
+
+    def load_of_peft() -> None:
+        # The pipeline's method knows no keys of PEFT, that of a component does.
+        pipe.unet.load_lora_adapter(
+            of_peft,
+            prefix="base_model.model",
+            weight_name="adapter_model.safetensors",
+            adapter_name="P",
+        )
+        assert "P" in pipe.unet.peft_config
+
     steps = [
         lambda: None,
         lambda: load(with_text, adapter_name="A"),
@@ -466,7 +488,7 @@ def steps_with(pipe: Any, files: Adapters) -> list[tuple[Any, dict[str, Any]]]:
         lambda: load(small, adapter_name="C", hotswap=True),
         lambda: choose(["C"], [0.3]),
         lambda: pipe.unload_lora_weights(),
-        lambda: load(kohya, adapter_name="K"),
+        load_of_peft,
         lambda: pipe.fuse_lora(components=["unet"]),
         lambda: pipe.unfuse_lora(components=["unet"]),
         lambda: pipe.unload_lora_weights(),
