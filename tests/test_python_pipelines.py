@@ -293,6 +293,22 @@ def with_control() -> tuple[Any, dict[str, Any]]:
     return pipe, {"image": torch.full((1, 3, 16, 16), 0.3), **text_of(8)}
 
 
+def with_adapter() -> tuple[Any, dict[str, Any]]:
+    adapter = diffusers.T2IAdapter(channels=[8, 16], num_res_blocks=1, downscale_factor=2)
+    pipe = diffusers.StableDiffusionAdapterPipeline(
+        vae=seeded(vae),
+        unet=seeded(unet),
+        adapter=adapter.eval(),
+        text_encoder=None,
+        tokenizer=None,
+        scheduler=diffusers.DDIMScheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    return pipe, {"image": torch.full((1, 3, 16, 16), 0.3), **text_of(8)}
+
+
 def sd3() -> tuple[Any, dict[str, Any]]:
     def transformer() -> nn.Module:
         return diffusers.SD3Transformer2DModel(
@@ -385,7 +401,7 @@ def wan() -> tuple[Any, dict[str, Any]]:
 
 
 @pytest.mark.filterwarnings("ignore::regraft.SlowWarning")
-@pytest.mark.parametrize("build", [with_control, sd3, flux, wan], ids=lambda build: build.__name__)
+@pytest.mark.parametrize("build", [with_control, with_adapter, sd3, flux, wan], ids=lambda build: build.__name__)
 def test_pipelines_of_other_kinds(build: Any) -> None:
     pipe, given = build()
     pipe.set_progress_bar_config(disable=True)
