@@ -53,7 +53,9 @@ pub use regraft_runtime::{
     RuntimeError, RuntimeErrorKind, Session, Slot, SlotCopier, SourceContent, Staged, StepTime, VariantMemory,
     Variants, publish_together,
 };
-pub use regraft_tensor::{AlignedVec, BorrowedBytes, Buffer, DType, RemoteBytes, Symbol, Tensor, TensorError};
+pub use regraft_tensor::{
+    AlignedVec, BorrowedBytes, Buffer, DType, Explanation, RemoteBytes, Symbol, Tensor, TensorError,
+};
 pub use regraft_weights::{
     AdapterReport, BakedAdapter, Cause, Constants, Digest, Ignored, MatchOptions, Misfit, NameRule, Phase, PhaseTimes,
     Problem, Recipe, RefitMap, RefitReport, Rename, SlotReport, SourceInfo, StateDict, Unknown, WeightsError,
