@@ -259,8 +259,11 @@ class OpenVino(Engine):
         self.model = self.compiled(cache=True)
         self.request = self.model.create_infer_request()
         arrays = self.job.arrays()
-        # By number: names are looked up at each call.
-        self.feeds = {index: arrays[wanted.get_any_name()] for index, wanted in enumerate(self.model.inputs)}
+        # By number: names are looked up at each call. An input may have the names of its first views, too.
+        self.feeds = {
+            index: arrays[next(name for name in wanted.get_names() if name in arrays)]
+            for index, wanted in enumerate(self.model.inputs)
+        }
         return None
 
     def run(self) -> Any:
