@@ -57,39 +57,23 @@ impl Epilogue<'_> {
         let (rows, cols, mut buffer) = (tile.rows(), tile.cols(), [0f32; MAX_WIDTH]);
         let bias = self.bias.map(|b| b.read(isa, col, &mut buffer[..cols]));
         let (end, at_once) = ((self.activation, self.act_before_residual), AT_ONCE / cols.max(1));
-        let mut widened = [0f32; AT_ONCE];
         for first in (0..rows).step_by(at_once) {
             let count = at_once.min(rows - first);
-            let residual =
-                self.residual.map(|residual| residual.rows(isa, row + first, col, count, cols, &mut widened));
-            finish(isa, end, bias, residual, &mut tile.part(first..first + count, 0..cols));
+            let mut tile = tile.part(first..first + count, 0..cols);
+            match self.residual {
+                None => finish(isa, end, bias, None, &mut tile),
+                Some(Residual { data: Floats::F32(data), ld }) => {
+                    finish(isa, end, bias, Some((&data[(row + first) * ld + col..], ld)), &mut tile);
+                }
+                Some(Residual { data, ld }) => {
+                    let mut widened = [0f32; AT_ONCE];
+                    for (r, widened) in widened.chunks_exact_mut(cols).take(count).enumerate() {
+                        data.load(isa, (row + first + r) * ld + col, widened);
+                    }
+                    finish(isa, end, bias, Some((&widened, cols)), &mut tile);
+                }
+            }
         }
-    }
-}
-
-impl<'a> Residual<'a> {
-    /// `count` rows of it from `row` on, `cols` elements each from `col` on, and the distance between them: where they are if they are
-    /// f32, otherwise widened into `buffer`.
-    fn rows<'b>(
-        self,
-        isa: Isa,
-        row: usize,
-        col: usize,
-        count: usize,
-        cols: usize,
-        buffer: &'b mut [f32],
-    ) -> (&'b [f32], usize)
-    where
-        'a: 'b,
-    {
-        let start = |r: usize| (row + r) * self.ld + col;
-        if let Floats::F32(data) = self.data {
-            return (&data[start(0)..start(count - 1) + cols], self.ld);
-        }
-        for (r, buffer) in buffer.chunks_exact_mut(cols).take(count).enumerate() {
-            self.data.load(isa, start(r), buffer);
-        }
-        (buffer, cols)
     }
 }
 

@@ -87,6 +87,7 @@ pub fn depthwise<T: Float>(
     let [rows, row] = buffers(&conv, channels, args.image.ty(), T::TYPE);
     let mut buffers: Vec<_> = (0..workers(threads)).map(|_| (scratch.take(rows), scratch.take(row))).collect();
     let width = conv.input[1] * channels;
+    let strips = strips(&conv);
     threads.for_each_chunk_with(&mut buffers, out, conv.output[1] * channels, |(rows, buffer), row, out| {
         let (image, copies): (&[f32], bool) = if let Floats::F32(image) = args.image {
             (image, false)
@@ -97,9 +98,9 @@ pub fn depthwise<T: Float>(
             (rows, true)
         };
         if let Some(out) = T::as_f32_mut(out) {
-            return compute_row(isa, args, (image, copies), (weight, bias), row, out);
+            return compute_row(isa, args, (image, copies), (weight, bias), &strips, row, out);
         }
-        compute_row(isa, args, (image, copies), (weight, bias), row, buffer);
+        compute_row(isa, args, (image, copies), (weight, bias), &strips, row, buffer);
         T::narrow(isa, buffer, out);
     });
 }
@@ -110,6 +111,7 @@ vector_fn! {
         args: &DepthwiseArgs<'_>,
         image: (&[f32], bool),
         weights: (&[f32], Option<&[f32]>),
+        strips: &[Meeting],
         row: usize,
         out: &mut [f32],
     ) {
@@ -121,7 +123,6 @@ vector_fn! {
                 few_channels::<S::F>(image, weights, taps.at(x), out);
             }
         } else {
-            let strips = strips(conv);
             let width = conv.input[1] * channels;
             let rows: Vec<(usize, &[f32])> =
                 taps.rows().map(|(tap, pixel)| (tap, &image[pixel * channels..][..width])).collect();
