@@ -395,8 +395,8 @@ class FromPyTorch(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         x = torch.relu(self.fc(x))
         values, indices = torch.cummax(x, 1)
-        fraction, exponent = torch.frexp(values + 1)
-        return self.last(values * fraction), indices, exponent.float() + 1
+        factors, pivots = torch.linalg.ldl_factor(values.T @ values + torch.eye(6))
+        return self.last(values @ factors), indices, pivots.float() + 1
 
 
 class TiedAcross(nn.Module):

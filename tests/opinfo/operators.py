@@ -29,7 +29,10 @@ their results have sizes that depend on values, or they draw random numbers.
 
 *Samples* are those of PyTorch's operator database that are calls of the operator, exported, imported, and
 run on the reference evaluator and on the CPU backend: how many are right of how many there are, by dtype.
-None is wrong (`make opinfo`). What is refused, with the reasons, is in
+None is wrong (`make opinfo`). Of all {all} samples {right} are right ({of_all:.1f} %). {apart} are of
+kinds that no engine for inference can give: random numbers, results whose sizes depend on values, complex
+numbers as results, the resizing of memory, and gradients. Of the {applicable} others {right} are right
+({of_applicable:.1f} %). What is refused, with the reasons and these kinds, is in
 [tests/opinfo/refused.tsv](../tests/opinfo/refused.tsv). An operator for which a backend has no kernel runs
 on the reference evaluator, which `regraft inspect` shows.
 
@@ -87,7 +90,8 @@ def of_onnx(command: str, results: Path) -> str:
     """The section about the operators of ONNX."""
     schemas = (s for s in onnx.defs.get_all_schemas_with_history() if not s.domain)
     names = sorted({s.name for s in schemas if s.since_version <= OPSET and not s.deprecated})
-    counts = {op: (right, every) for op, _, right, every in map(str.split, results.read_text().splitlines())}
+    rows = map(str.split, results.read_text().splitlines())
+    counts = {op: (right, every) for op, _, right, every, *_ in rows}
     lines = [ONNX.format(total=len(names), opset=OPSET)]
     for name, status in statuses(command, names, "ai.onnx.").items():
         what = "not translated" if status == "unknown" else status
@@ -101,12 +105,26 @@ def samples(results: Path) -> dict[str, dict[str, list[int]]]:
     of = {name_of(op): op.aten_name or op.name for op in op_db}
     counts: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
     for line in results.read_text().splitlines():
-        operator, dtype, right, every = line.split("\t")
+        operator, dtype, right, every, _ = line.split("\t")
         if operator in of:
             pair = counts[of[operator]][dtype]
             pair[0] += int(right)
             pair[1] += int(every)
     return counts
+
+
+def totals(results: Path) -> dict[str, float]:
+    """The sums over all samples: right, all, and those of kinds that do not apply."""
+    rows = [list(map(int, line.split("\t")[2:])) for line in results.read_text().splitlines()]
+    right, every, apart = (sum(column) for column in zip(*rows, strict=True))
+    return {
+        "right": right,
+        "all": every,
+        "apart": apart,
+        "applicable": every - apart,
+        "of_all": 100 * right / every,
+        "of_applicable": 100 * right / (every - apart),
+    }
 
 
 def main() -> None:
@@ -129,7 +147,12 @@ def main() -> None:
     unknown = sorted(
         n for n, list_ in overloads.items() if all(other[f"{n}.{o}"] == "unknown" for o in list_)
     )
-    head = HEAD.format(total=len(names), torch=torch.__version__.split("+")[0], translated=translated)
+    head = HEAD.format(
+        total=len(names),
+        torch=torch.__version__.split("+")[0],
+        translated=translated,
+        **totals(Path(results)),
+    )
     tail = TAIL.format(
         known=len(overloads) - len(unknown), unknown=len(unknown), names=", ".join(f"`{n}`" for n in unknown)
     )

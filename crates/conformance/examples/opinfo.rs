@@ -3,8 +3,9 @@
 //! `cargo run -p regraft-conformance --example opinfo -- FOLDER [--expected LIST] [--bless] [--only TEXT] [--results FILE]`
 //!
 //! Each program runs on the reference evaluator and on the CPU backend. A sample is *right*, *refused* by the importer, or
-//! *wrong*. LIST has a line for each operator of which samples are refused: `operator`, `dtype=count ...` and why, with tabs
-//! between. A wrong answer, or a refusal that is not in the list, fails the run; so does a list that could be shorter, unless
+//! *wrong*. LIST has a line for each operator of which samples are refused: `operator`, `dtype=count ...`, why, and for what
+//! no engine for inference can give (`NOT_APPLICABLE`) of which kind it is, with tabs between. A wrong answer, or a refusal that is
+//! not in the list, fails the run; so does a list that could be shorter, unless
 //! `--bless` shortens it.
 
 use std::{
@@ -30,6 +31,26 @@ enum Outcome {
     Wrong(String),
 }
 
+/// What a program that is compiled once and gives tensors of known sizes cannot do, by what the importer says of it. Samples of
+/// these kinds are refused like all others, and counted apart: whatever a model may use when it serves belongs in none of them.
+const NOT_APPLICABLE: &[(&str, &[&str])] = &[
+    // The answer is another one at each run; models are given random numbers as inputs.
+    ("random", &["a random number generator", "dropout in training mode", "rrelu in training mode", "with dropout"]),
+    // The size of the result is known only when the values are.
+    ("values", &["depends on the values of a tensor"]),
+    // Engines give real numbers: inside of a program complex ones are pairs.
+    ("complex", &["complex numbers", "aten.chalf."]),
+    // Memory of another size behind the same tensor.
+    ("storage", &["resizing the memory of a tensor"]),
+    // The backward pass of an operator.
+    ("gradient", &["_backward.", "_backward_data."]),
+];
+
+/// The kind of [`NOT_APPLICABLE`] that a refusal is of.
+fn kind_of(reason: &str) -> Option<&'static str> {
+    NOT_APPLICABLE.iter().find(|(_, marks)| marks.iter().any(|mark| reason.contains(mark))).map(|(kind, _)| *kind)
+}
+
 /// The counts of an operator, and a reason for its refusals.
 #[derive(Default)]
 struct Counts {
@@ -44,7 +65,7 @@ struct Args {
     expected: Option<PathBuf>,
     bless: bool,
     only: String,
-    /// Where the number of right and of all samples goes, by operator and dtype.
+    /// Where the number of right, of all and of inapplicable samples goes, by operator and dtype.
     results: Option<PathBuf>,
 }
 
@@ -71,19 +92,24 @@ fn main() -> ExitCode {
     // A panic is an outcome here, told in a line of its own.
     std::panic::set_hook(Box::new(|_| {}));
     let (mut list, mut totals, mut failed) = (List::new(), [0usize; 3], false);
-    let mut results: BTreeMap<(String, String), [usize; 2]> = BTreeMap::new();
+    let mut kinds: BTreeMap<&'static str, usize> = BTreeMap::new();
+    let mut results: BTreeMap<(String, String), [usize; 3]> = BTreeMap::new();
     for path in programs(&args.folder, &args.only) {
         let (operator, sample) = names(&path);
         let dtype = sample.split('-').next().unwrap_or_default().to_owned();
         let outcome = catch_unwind(AssertUnwindSafe(|| check(&path)))
             .unwrap_or_else(|panic| Outcome::Wrong(format!("panicked: {}", message(&*panic))));
-        let counts = results.entry((operator.clone(), dtype.clone())).or_insert([0usize; 2]);
+        let counts = results.entry((operator.clone(), dtype.clone())).or_insert([0usize; 3]);
         counts[0] += usize::from(matches!(outcome, Outcome::Right));
         counts[1] += 1;
         match outcome {
             Outcome::Right => totals[0] += 1,
             Outcome::Refused(reason) => {
                 totals[1] += 1;
+                if let Some(kind) = kind_of(&reason) {
+                    *kinds.entry(kind).or_default() += 1;
+                    counts[2] += 1;
+                }
                 println!("refused {operator} {sample}: {reason}");
                 let counts = list.entry(operator).or_default();
                 *counts.refused.entry(dtype).or_default() += 1;
@@ -100,9 +126,14 @@ fn main() -> ExitCode {
     }
     let all: usize = totals.iter().sum();
     println!("{all} samples: {} right, {} refused, {} wrong", totals[0], totals[1], totals[2]);
+    let apart: usize = kinds.values().sum();
+    let named: Vec<String> = kinds.iter().map(|(kind, n)| format!("{n} {kind}")).collect();
+    println!("not applicable: {apart} ({})", named.join(", "));
+    println!("right of all: {}, right of applicable: {}", percent(totals[0], all), percent(totals[0], all - apart));
     if let Some(path) = &args.results {
-        let lines =
-            results.iter().map(|((operator, dtype), [right, all])| format!("{operator}\t{dtype}\t{right}\t{all}\n"));
+        let lines = results
+            .iter()
+            .map(|((operator, dtype), [right, all, apart])| format!("{operator}\t{dtype}\t{right}\t{all}\t{apart}\n"));
         if let Err(error) = std::fs::write(path, lines.collect::<String>()) {
             eprintln!("{}: {error}", path.display());
             failed = true;
@@ -112,6 +143,10 @@ fn main() -> ExitCode {
         failed |= !compare_with(path, list, &args);
     }
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+fn percent(part: usize, whole: usize) -> String {
+    format!("{part} of {whole} ({:.1} %)", 100.0 * part as f64 / whole.max(1) as f64)
 }
 
 fn message(panic: &(dyn std::any::Any + Send)) -> String {
@@ -281,7 +316,7 @@ fn same_elements(x: &Tensor, found: &Tensor, expected: &Tensor) -> bool {
 fn read_list(path: &Path) -> List {
     let mut list = List::new();
     for line in std::fs::read_to_string(path).unwrap_or_default().lines().filter(|l| !l.starts_with('#')) {
-        let mut parts = line.splitn(3, '\t');
+        let mut parts = line.splitn(4, '\t');
         let (Some(operator), Some(counts), reason) = (parts.next(), parts.next(), parts.next()) else { continue };
         let pairs = counts.split(' ').filter_map(|pair| pair.split_once('='));
         let refused = pairs.filter_map(|(d, n)| Some((d.to_owned(), n.parse().ok()?))).collect();
@@ -301,7 +336,8 @@ fn write_list(path: &Path, list: &List) -> std::io::Result<()> {
     }
     for (operator, counts) in list {
         let pairs: Vec<String> = counts.refused.iter().map(|(d, n)| format!("{d}={n}")).collect();
-        let _ = writeln!(text, "{operator}\t{}\t{}", pairs.join(" "), counts.reason);
+        let kind = kind_of(&counts.reason).map_or(String::new(), |kind| format!("\t{kind}"));
+        let _ = writeln!(text, "{operator}\t{}\t{}{kind}", pairs.join(" "), counts.reason);
     }
     std::fs::write(path, text)
 }

@@ -172,7 +172,7 @@ fn what_is_not_supported_is_refused() {
         ("nonzero", "nonzero (aten.nonzero.default): a result whose size depends on the values of a tensor"),
         ("mask_index", "indexing by a condition"),
         ("unknown", "2 operators have no translation"),
-        ("unknown", "torch.ops.aten.special_airy_ai.default  2×"),
+        ("unknown", "torch.ops.aten.special_airy_ai.default    2×"),
         ("complex_input", "the dtype ComplexFloat is not supported"),
         ("input_written", "writing to the input"),
         ("item", "reading a tensor's value as a number"),

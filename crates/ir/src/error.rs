@@ -53,6 +53,9 @@ pub enum EvalError {
         /// Size of the axis.
         size: usize,
     },
+    /// A matrix has no such factorization or inverse.
+    #[error("{0}")]
+    Matrix(&'static str),
     /// An input of the graph was not given or has another type.
     #[error("`{name}`: expected {expected}, found {found}")]
     Input {

@@ -265,9 +265,13 @@ fn expression(f: FusedFn, args: &[String], from: DType) -> Result<String, Why> {
 fn unary(f: UnaryFn, a: &str, dtype: DType) -> Result<String, Why> {
     if is_small_float(dtype) {
         return match f {
-            UnaryFn::Digamma | UnaryFn::BesselI0 | UnaryFn::BesselI1 => {
-                Err(Why::new(format!("{} of {dtype}", f.name())))
-            }
+            UnaryFn::Digamma
+            | UnaryFn::BesselI0
+            | UnaryFn::BesselI1
+            | UnaryFn::BesselY0
+            | UnaryFn::BesselY1
+            | UnaryFn::BesselK0e
+            | UnaryFn::BesselK1e => Err(Why::new(format!("{} of {dtype}", f.name()))),
             f => Ok(format!("f_{}({a})", f.name())),
         };
     }
@@ -291,15 +295,16 @@ fn unary(f: UnaryFn, a: &str, dtype: DType) -> Result<String, Why> {
 
 fn binary(f: BinaryFn, a: &str, b: &str, dtype: DType) -> Result<String, Why> {
     use BinaryFn::{
-        Add, And, Atan2, Copysign, Div, FloorDiv, Fmod, Gcd, Hypot, Max, Min, Mul, Or, Pow, Rem, Shl, Shr, Sub,
-        TruncDiv, Xor, Zeta,
+        Add, And, Atan2, Copysign, Div, FloorDiv, Fmod, GammaP, GammaQ, Gcd, HermiteH, HermiteHe, Hypot, Laguerre,
+        Legendre, Max, Min, Mul, Or, Pow, Rem, Shl, Shr, Sub, TruncDiv, Xor, Zeta,
     };
     if dtype == DType::Bool {
         return Ok(match f {
             And | Min | Mul => format!("{a} && {b}"),
             Or | Max | Add => format!("{a} || {b}"),
             Xor => format!("{a} != {b}"),
-            Sub | Div | FloorDiv | TruncDiv | Rem | Fmod | Pow | Atan2 | Hypot | Copysign | Shl | Shr | Gcd | Zeta => {
+            Sub | Div | FloorDiv | TruncDiv | Rem | Fmod | Pow | Atan2 | Hypot | Copysign | Shl | Shr | Gcd | Zeta
+            | GammaP | GammaQ | HermiteH | HermiteHe | Laguerre | Legendre => {
                 return Err(Why::new(format!("{} of bool", f.name())));
             }
         });
@@ -322,7 +327,7 @@ fn binary(f: BinaryFn, a: &str, b: &str, dtype: DType) -> Result<String, Why> {
             Max if !double => format!("f_max({a}, {b})"),
             Min if !double => format!("f_min({a}, {b})"),
             And | Or | Xor | FloorDiv | TruncDiv | Rem | Fmod | Pow | Max | Min | Atan2 | Hypot | Copysign | Shl
-            | Shr | Gcd | Zeta => {
+            | Shr | Gcd | Zeta | GammaP | GammaQ | HermiteH | HermiteHe | Laguerre | Legendre => {
                 return Err(Why::new(format!("{} of {dtype}", f.name())));
             }
         });
@@ -342,7 +347,9 @@ fn binary(f: BinaryFn, a: &str, b: &str, dtype: DType) -> Result<String, Why> {
         Xor => format!("{a} ^ {b}"),
         Shl => format!("{b} < 0 || {b} > 63 ? 0 : (i64)((u64){a} << {b})"),
         Shr => format!("{a} >> ({b} < 0 || {b} > 63 ? 63 : {b})"),
-        Fmod | Atan2 | Hypot | Copysign | Gcd | Zeta => return Err(Why::new(format!("{} of {dtype}", f.name()))),
+        Fmod | Atan2 | Hypot | Copysign | Gcd | Zeta | GammaP | GammaQ | HermiteH | HermiteHe | Laguerre | Legendre => {
+            return Err(Why::new(format!("{} of {dtype}", f.name())));
+        }
     })
 }
 

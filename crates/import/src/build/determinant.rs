@@ -8,7 +8,7 @@ use regraft_tensor::{DType, Dim};
 use super::{Builder, Res, ValueId, unsupported, wrong};
 
 /// Larger matrices would take many nodes: each minor of the first rows is one.
-const LARGEST: usize = 6;
+pub(crate) const LARGEST_BY_MINORS: usize = 6;
 
 /// The determinant of square matrices in the last two axes, by the minors of their first rows, in f64.
 pub(crate) fn determinant(g: &mut Builder, x: ValueId) -> Res<ValueId> {
@@ -17,8 +17,11 @@ pub(crate) fn determinant(g: &mut Builder, x: ValueId) -> Res<ValueId> {
     if g.size(x, first + 1)? != n {
         return wrong(format!("{} is no square matrix", g.ty(x)));
     }
-    if n > LARGEST {
-        return unsupported(format!("the determinant of {n}x{n} matrices"), format!("use at most {LARGEST} rows"));
+    if n > LARGEST_BY_MINORS {
+        return unsupported(
+            format!("the determinant of {n}x{n} matrices"),
+            format!("use at most {LARGEST_BY_MINORS} rows"),
+        );
     }
     let dtype = g.dtype_of(x);
     let wide = g.cast(x, DType::F64)?;

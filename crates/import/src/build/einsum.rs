@@ -1,6 +1,6 @@
 //! Sums of products by labels, as `torch.einsum`, by permutations, reshapes and matrix products.
 
-use regraft_ir::ops::{Expand, Matmul, Reduce, ReduceFn};
+use regraft_ir::ops::{Expand, Index, Matmul, Reduce, ReduceFn};
 use regraft_tensor::Dim;
 
 use super::{Builder, Res, ValueId, simpler, unsupported, wrong};
@@ -31,12 +31,16 @@ pub(crate) fn einsum(g: &mut Builder, equation: &str, values: Vec<ValueId>) -> R
         let rank = g.rank(value);
         let (labels, extra) = labels(part, rank)?;
         hidden = hidden.max(extra);
-        operands.push(Labelled { value, labels });
+        operands.push(diagonals(g, Labelled { value, labels })?);
     }
     let output = match right {
         Some(right) => {
             let explicit = right.replace("...", "").chars().count();
-            labels(right, if right.contains("...") { explicit + hidden } else { explicit })?.0
+            let output = labels(right, if right.contains("...") { explicit + hidden } else { explicit })?.0;
+            if twice(&output).is_some() {
+                return wrong(format!("a label stands twice in the output of `{equation}`"));
+            }
+            output
         }
         // Without an output: the hidden axes, then the labels that occur once, in the order of the alphabet.
         None => {
@@ -82,15 +86,38 @@ fn labels(part: &str, rank: usize) -> Res<(Vec<char>, usize)> {
     let mut labels: Vec<char> = before.chars().collect();
     labels.extend((0..extra).rev().filter_map(hidden_label));
     labels.extend(after.unwrap_or("").chars());
-    for (i, c) in labels.iter().enumerate() {
-        if !c.is_ascii_alphabetic() && *c < HIDDEN {
-            return wrong(format!("`{c}` is no label"));
-        }
-        if labels.iter().skip(i + 1).any(|d| d == c) {
-            return unsupported("a diagonal in einsum", "take it with diagonal() before");
-        }
+    match labels.iter().find(|c| !c.is_ascii_alphabetic() && **c < HIDDEN) {
+        Some(c) => wrong(format!("`{c}` is no label")),
+        None => Ok((labels, extra)),
     }
-    Ok((labels, extra))
+}
+
+/// Axes of one label become one, their diagonal.
+fn diagonals(g: &mut Builder, mut x: Labelled) -> Res<Labelled> {
+    while let Some((first, again)) = twice(&x.labels) {
+        let (a, b) = (g.ty(x.value).shape.get(first).cloned(), g.ty(x.value).shape.get(again).cloned());
+        let (Some(a), Some(b)) = (a, b) else { return wrong("expected an axis for each label") };
+        if a != b {
+            return wrong(format!("one label for axes of {a} and {b} elements"));
+        }
+        // Both axes to the front, and the positions on the diagonal of both.
+        let mut perm = vec![first, again];
+        perm.extend((0..x.labels.len()).filter(|i| *i != first && *i != again));
+        let moved = g.permute(x.value, perm)?;
+        let at = g.iota(a, 0, 1)?;
+        let value = g.emit(Index { axis: 0 }, &[moved, at, at])?;
+        let label = x.labels.remove(again);
+        x.labels.remove(first);
+        x.labels.insert(0, label);
+        x.value = value;
+    }
+    Ok(x)
+}
+
+/// Two places of one label.
+fn twice(labels: &[char]) -> Option<(usize, usize)> {
+    let again = |i: usize, c: &char| labels.iter().skip(i + 1).position(|d| d == c).map(|k| (i, i + 1 + k));
+    labels.iter().enumerate().find_map(|(i, c)| again(i, c))
 }
 
 /// Sums over the labels that are not to be kept.

@@ -6,6 +6,7 @@ mod determinant;
 mod einsum;
 mod grid;
 mod known;
+mod matrix;
 mod nodes;
 mod number;
 mod positions;
@@ -27,10 +28,11 @@ use regraft_tensor::{Dim, Range, Tensor};
 
 pub(crate) use self::{
     deform::{Deform, deform_conv},
-    determinant::determinant,
+    determinant::{LARGEST_BY_MINORS, determinant},
     einsum::einsum,
     grid::{Outside, Sampling, cubic_weights, grid_sample, sampled},
     known::Known,
+    matrix::{Lu, Triangle},
     number::{Number, Operand},
     positions::{coordinates, first_sorted, put, sorted},
     problem::{DECOMPOSE, Problem, Res, unsupported, wrong},
@@ -39,7 +41,7 @@ pub(crate) use self::{
     sizes::open_symbol,
     uses::tell_apart,
     values::{row_major, simpler},
-    windows::{greatest, pool_taps, seen, taps},
+    windows::{greatest, pool_taps, seen, taps, window_elements},
 };
 pub(crate) use regraft_ir::ValueId;
 

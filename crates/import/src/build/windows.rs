@@ -24,11 +24,10 @@ pub(crate) struct Seen {
     axis: usize,
 }
 
-/// Reads windows by the positions of their taps along each axis, `[windows, taps]` each, all within the image. Positions count the last axis
-/// fastest, or the first.
-pub(crate) fn seen(g: &mut Builder, x: ValueId, taps: &[ValueId], first_fastest: bool) -> Res<Seen> {
+/// The elements `[n, c, windows.., taps]` of `x`, the order of the windows' and taps' axes, and the sizes in front of the taps and of
+/// all taps.
+fn elements(g: &mut Builder, x: ValueId, taps: &[ValueId]) -> Res<(ValueId, Vec<usize>, Vec<Dim>, Dim)> {
     let n = taps.len();
-    let sizes: Vec<Dim> = g.shape(x).into_iter().skip(2).collect();
     let mut values = x;
     for (i, at) in taps.iter().enumerate() {
         values = g.take(values, 2 + 2 * i, *at)?;
@@ -42,7 +41,20 @@ pub(crate) fn seen(g: &mut Builder, x: ValueId, taps: &[ValueId], first_fastest:
     let joined = behind.iter().fold(Dim::new(1), |n, d| &n * d);
     let mut flat = front.to_vec();
     flat.push(joined.clone());
-    let values = g.reshape(values, flat)?;
+    Ok((g.reshape(values, flat)?, order, front.to_vec(), joined))
+}
+
+/// The elements that each window sees as the last axis, `[n, c, windows.., taps]`.
+pub(crate) fn window_elements(g: &mut Builder, x: ValueId, taps: &[ValueId]) -> Res<ValueId> {
+    Ok(elements(g, x, taps)?.0)
+}
+
+/// Reads windows by the positions of their taps along each axis, `[windows, taps]` each, all within the image. Positions count the last axis
+/// fastest, or the first.
+pub(crate) fn seen(g: &mut Builder, x: ValueId, taps: &[ValueId], first_fastest: bool) -> Res<Seen> {
+    let n = taps.len();
+    let sizes: Vec<Dim> = g.shape(x).into_iter().skip(2).collect();
+    let (values, order, front, joined) = elements(g, x, taps)?;
     let mut positions = None;
     let mut axes: Vec<(usize, &ValueId)> = taps.iter().enumerate().collect();
     if first_fastest {

@@ -962,7 +962,7 @@ def mask_index(self, x):
 
 @refused(r(3, 4))
 def unknown(self, x):
-    return torch.linalg.qr(x)[0], torch.special.airy_ai(x), torch.special.airy_ai(x * 2)
+    return torch.special.bessel_j0(x), torch.special.airy_ai(x), torch.special.airy_ai(x * 2)
 
 
 @refused(torch.randn(3, dtype=torch.complex64))
@@ -1266,6 +1266,144 @@ def regions(self, x, boxes, offset, mask):
     old = torchvision.ops.roi_align(x, boxes, 2, 1.0, sampling_ratio=3)
     moved = torchvision.ops.deform_conv2d(x, offset * 2, self.w, mask=mask.sigmoid())
     return aligned, old, moved, torchvision.ops.deform_conv2d(x, offset[:, :8], self.w)
+
+
+@case("systems", r(2, 4, 4), r(2, 4, 3), r(4), r(5, 3), r(7, 7), decompose=False)
+def systems(self, a, b, v, tall, large):
+    spd = a @ a.mT + 3 * torch.eye(4)
+    lower = torch.linalg.cholesky(spd)
+    lu, pivots = torch.linalg.lu_factor(a)
+    qr = torch.linalg.qr(tall)
+    packed, tau = torch.geqrf(tall)
+    return (
+        torch.linalg.solve(a, b),
+        torch.linalg.solve(a, v),
+        torch.linalg.solve(a, b.mT, left=False),
+        torch.linalg.inv(a),
+        *torch.linalg.inv_ex(torch.ones(3, 3))[1:],
+        lower,
+        torch.linalg.cholesky(spd, upper=True),
+        *torch.linalg.cholesky_ex(a - a.mT)[1:],
+        torch.cholesky_solve(b, lower),
+        torch.cholesky_inverse(lower),
+        lu,
+        pivots,
+        *torch.linalg.lu(tall),
+        *torch.lu_unpack(lu, pivots),
+        torch.linalg.lu_solve(lu, pivots, b, adjoint=True),
+        torch.linalg.solve_triangular(a.triu(), b, upper=True),
+        *qr,
+        *torch.linalg.qr(tall.mT, mode="complete"),
+        torch.linalg.householder_product(packed, tau),
+        torch.ormqr(packed, tau, tall, transpose=True),
+        *torch.linalg.slogdet(large),
+        torch.linalg.det(large),
+        torch.logdet(spd),
+        torch.linalg.matrix_power(a, -3),
+        torch.linalg.matrix_power(a, 5),
+        torch.linalg.matrix_exp(a * 3),
+        torch.linalg.tensorsolve(large[:4, :4].reshape(2, 2, 4), v.reshape(2, 2)),
+    )
+
+
+@case("spectra_of_matrices", r(2, 4, 3), r(4, 4), decompose=False)
+def spectra_of_matrices(self, x, square):
+    symmetric = square @ square.mT
+    thin = square[:, :2] @ square[:2]
+    u, h = torch.linalg.polar(x)
+    return (
+        torch.linalg.svdvals(x),
+        torch.linalg.svd(x)[1],
+        torch.linalg.eigvalsh(symmetric),
+        torch.linalg.eigh(square, UPLO="U")[0],
+        torch.linalg.pinv(x),
+        torch.linalg.pinv(thin),
+        torch.linalg.pinv(symmetric, hermitian=True),
+        torch.linalg.matrix_rank(thin),
+        torch.linalg.matrix_rank(x, atol=0.5),
+        torch.linalg.cond(square),
+        torch.linalg.cond(square, 1),
+        torch.linalg.matrix_norm(x, 2),
+        torch.linalg.matrix_norm(x, -2, keepdim=True),
+        torch.linalg.matrix_norm(x, "nuc", dim=(0, 2)),
+        u,
+        h,
+    )
+
+
+@case("special_functions", r(40) * 6, torch.rand(40) * 30, torch.rand(40) * 20, ii(9, 40), decompose=False)
+def special_functions(self, x, y, a, n):
+    s = torch.special
+    mantissa, exponent = torch.frexp(torch.cat([x, torch.tensor([0.0, 1.0, -2.0, 1e-42])]))
+    steps = torch.tensor([0.0, 1.0, -1.0, 1e-45, 3.4028235e38, float("inf")])
+    return (
+        s.bessel_y0(y),
+        s.bessel_y1(y),
+        s.modified_bessel_k0(y),
+        s.modified_bessel_k1(y),
+        s.scaled_modified_bessel_k0(y),
+        s.scaled_modified_bessel_k1(n),
+        s.spherical_bessel_j0(x),
+        s.hermite_polynomial_h(x, n),
+        s.hermite_polynomial_he(x, n),
+        s.laguerre_polynomial_l(y, n),
+        s.legendre_polynomial_p(x / 20, n),
+        s.legendre_polynomial_p(x / 20, 3),
+        torch.igamma(a, y),
+        torch.igammac(a, y),
+        torch.igamma(a * 1000 + 5000, y * 1000),
+        mantissa,
+        exponent,
+        torch.nextafter(steps, -steps),
+        torch.nextafter(steps, torch.full_like(steps, 2)),
+        torch.nextafter(x.half(), y.half()),
+    )
+
+
+@case("windows_of_integers", ii(9, 2, 4, 6, 5), ii(9, 6, 2, 3, 2) - 4, ii(5, 6), decompose=False)
+def windows_of_integers(self, x, w, b):
+    return (
+        F.conv2d(x, w, b, stride=2, padding=1, dilation=(1, 2), groups=2),
+        F.conv2d(x, w, padding="same", groups=2),
+        F.conv1d(x[0, :, 0], w[:, :, :, 0], groups=2),
+        F.conv_transpose2d(
+            torch.cat([x, x[:, :2]], 1), w, stride=2, padding=1, output_padding=(1, 0), dilation=2, groups=3
+        ),
+        F.avg_pool2d(x - 4, 3, 2, 1, ceil_mode=True),
+        F.avg_pool2d(x, 3, 2, 1, ceil_mode=True, count_include_pad=False),
+        F.avg_pool1d(x[:, :, 0], 2),
+        F.relu6(x),
+    )
+
+
+@case("counts", r(4, 5), torch.tensor([2, 0, 3]), r(3, 8, 3), decompose=False)
+def counts(self, x, lengths, images):
+    rows = torch.cat([x, x[:1]])
+    holes = torch.where(x > 0.5, torch.nan, x)
+    return (
+        *torch.histogram(x, 4),
+        *torch.histogram(x, torch.tensor([-1.0, 0.0, 0.3, 1.0]), weight=x.abs(), density=True),
+        *torch.histogramdd(rows[:, :2], [2, 3])[:1],
+        torch.segment_reduce(rows[:5], "mean", lengths=lengths),
+        torch.segment_reduce(rows[:5], "max", lengths=lengths, initial=0.1),
+        torch.segment_reduce(rows, "prod", offsets=torch.tensor([0, 2, 5])),
+        *torch.gradient(x, spacing=0.5),
+        *torch.gradient(x, dim=1, edge_order=2, spacing=(torch.tensor([0.0, 1.0, 1.5, 3.0, 4.0]),)),
+        torch.nanquantile(holes, torch.tensor([0.1, 0.6]), dim=1),
+        torch.nanquantile(holes, 0.5),
+        torch.einsum("iij->ij", x[:, :4, None].expand(4, 4, 3)),
+        torch.einsum("bii->b", images[:, :3]),
+        F.multilabel_margin_loss(x, torch.tensor([[1, 0, -1, 2, 3], [4, 2, 0, -1, -1]] * 2)),
+        F.interpolate(images[None], (3, 2), mode="bilinear", antialias=True),
+        torch.linspace(-2.0, 4.9, 1, dtype=torch.int64),
+        x.bool().prod(1, dtype=torch.bool),
+    )
+
+
+@case("trained_norms", r(4, 3, 5), mean=torch.zeros(3), var=torch.ones(3), decompose=False)
+def trained_norms(self, x):
+    y = F.batch_norm(x, self.mean, self.var, training=True, momentum=0.3)
+    return y, F.batch_norm(x, self.mean, self.var)
 
 
 def main(wanted):

@@ -3,7 +3,7 @@
 use regraft_tensor::{DType, Tensor};
 
 use super::{
-    OpDef, Operands, special,
+    OpDef, Operands, orthogonal, special,
     support::{broadcast_f64, broadcast_i64, broadcast_types, input, ordered, sizes},
     unary::UnaryFn,
 };
@@ -52,6 +52,18 @@ word_enum! {
         Shr = "shr",
         /// Hurwitz' zeta function `Σ (b + k)^-a`, floats only
         Zeta = "zeta",
+        /// Regularized lower incomplete gamma function `P(a, b)`, floats only
+        GammaP = "gamma_p",
+        /// Regularized upper incomplete gamma function `Q(a, b)`, floats only
+        GammaQ = "gamma_q",
+        /// Hermite's polynomial of degree `b` at `a`, as physicists have it, floats only
+        HermiteH = "hermite_h",
+        /// Hermite's polynomial of degree `b` at `a`, as in probability theory, floats only
+        HermiteHe = "hermite_he",
+        /// Laguerre's polynomial of degree `b` at `a`, floats only
+        Laguerre = "laguerre",
+        /// Legendre's polynomial of degree `b` at `a`, floats only
+        Legendre = "legendre",
         /// Greatest common divisor, integers only
         Gcd = "gcd",
     }
@@ -77,6 +89,12 @@ impl BinaryFn {
             BinaryFn::Hypot => a.hypot(b),
             BinaryFn::Copysign => a.copysign(b),
             BinaryFn::Zeta => special::zeta(a, b),
+            BinaryFn::GammaP => special::incomplete_gamma(a, b).0,
+            BinaryFn::GammaQ => special::incomplete_gamma(a, b).1,
+            BinaryFn::HermiteH => orthogonal::hermite_h(a, b),
+            BinaryFn::HermiteHe => orthogonal::hermite_he(a, b),
+            BinaryFn::Laguerre => orthogonal::laguerre(a, b),
+            BinaryFn::Legendre => orthogonal::legendre(a, b),
             // Floats do not take them.
             BinaryFn::Shl | BinaryFn::Shr | BinaryFn::Gcd => f64::NAN,
             BinaryFn::Max => {
@@ -143,7 +161,16 @@ impl BinaryFn {
             BinaryFn::Shr => a >> u32::try_from(b).map_or(63, |b| b.min(63)),
             BinaryFn::Gcd => gcd(a.unsigned_abs(), b.unsigned_abs()) as i64,
             // Integers do not take them.
-            BinaryFn::Atan2 | BinaryFn::Hypot | BinaryFn::Copysign | BinaryFn::Zeta => 0,
+            BinaryFn::Atan2
+            | BinaryFn::Hypot
+            | BinaryFn::Copysign
+            | BinaryFn::Zeta
+            | BinaryFn::GammaP
+            | BinaryFn::GammaQ
+            | BinaryFn::HermiteH
+            | BinaryFn::HermiteHe
+            | BinaryFn::Laguerre
+            | BinaryFn::Legendre => 0,
         }
     }
 
@@ -172,16 +199,28 @@ impl BinaryFn {
             | BinaryFn::Atan2
             | BinaryFn::Hypot
             | BinaryFn::Copysign
-            | BinaryFn::Zeta => self.apply_i64(a as i64, b as i64) as u64,
+            | BinaryFn::Zeta
+            | BinaryFn::GammaP
+            | BinaryFn::GammaQ
+            | BinaryFn::HermiteH
+            | BinaryFn::HermiteHe
+            | BinaryFn::Laguerre
+            | BinaryFn::Legendre => self.apply_i64(a as i64, b as i64) as u64,
         }
     }
 
+    /// Whether it is a function of real numbers, which integers do not take.
+    pub fn is_special(self) -> bool {
+        use BinaryFn::{Atan2, Copysign, GammaP, GammaQ, HermiteH, HermiteHe, Hypot, Laguerre, Legendre, Zeta};
+        matches!(self, Atan2 | Hypot | Copysign | Zeta | GammaP | GammaQ | HermiteH | HermiteHe | Laguerre | Legendre)
+    }
+
     fn takes(self, dtype: DType) -> bool {
-        use BinaryFn::{Add, And, Atan2, Copysign, Div, Gcd, Hypot, Max, Min, Mul, Or, Shl, Shr, Xor, Zeta};
+        use BinaryFn::{Add, And, Div, Gcd, Max, Min, Mul, Or, Shl, Shr, Xor};
         match dtype {
             DType::Bool => matches!(self, And | Or | Xor | Max | Min | Mul | Add),
             d if d.is_float() => !matches!(self, And | Or | Xor | Shl | Shr | Gcd),
-            _ => !matches!(self, Div | Atan2 | Hypot | Copysign | Zeta),
+            _ => self != Div && !self.is_special(),
         }
     }
 }

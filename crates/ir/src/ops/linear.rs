@@ -112,16 +112,23 @@ impl OpDef for Matmul {
         let (m, n, k) = (shape[rank - 2], shape[rank - 1], a.shape()[a.shape().len() - 1]);
         let batch = &shape[..rank - 2];
         let offsets = |t: &Tensor| broadcast_positions(&t.shape()[..t.shape().len() - 2], batch);
-        let (va, vb) = (a.to_f64_vec(), b.to_f64_vec());
         let (bk, bn) = if self.transpose_b { (1, k) } else { (n, 1) };
-        let mut out = Vec::with_capacity(shape.iter().product());
-        for (ba, bb) in offsets(a).into_iter().zip(offsets(b)) {
-            let (va, vb) = (&va[ba * m * k..], &vb[bb * n * k..]);
-            for i in 0..m {
-                out.extend((0..n).map(|j| (0..k).map(|l| va[i * k + l] * vb[l * bk + j * bn]).sum::<f64>()));
-            }
-        }
-        Ok(vec![Tensor::from_f64(types[0].dtype, &shape, &out)])
+        let pairs: Vec<(usize, usize)> = offsets(a).into_iter().zip(offsets(b)).collect();
+        let places = pairs
+            .into_iter()
+            .flat_map(|(ba, bb)| (0..m * n).map(move |at| (ba * m * k + at / n * k, bb * n * k + at % n * bn)));
+        let dtype = types[0].dtype;
+        Ok(vec![if dtype.is_float() {
+            let (va, vb) = (a.to_f64_vec(), b.to_f64_vec());
+            let dot = |(i, j): (usize, usize)| (0..k).map(|l| va[i + l] * vb[j + l * bk]).sum::<f64>();
+            Tensor::from_f64(dtype, &shape, &places.map(dot).collect::<Vec<_>>())
+        } else {
+            let (va, vb) = (a.to_i64_vec(), b.to_i64_vec());
+            let dot = |(i, j): (usize, usize)| {
+                (0..k).fold(0i64, |sum, l| sum.wrapping_add(va[i + l].wrapping_mul(vb[j + l * bk])))
+            };
+            Tensor::from_i64(dtype, &shape, &places.map(dot).collect::<Vec<_>>())
+        }])
     }
 
     fn flops(&self, inputs: &[Option<&[usize]>], outputs: &[&[usize]]) -> u64 {

@@ -4,6 +4,7 @@
 //! verifier checks) and the reference evaluation. Everything repetitive is generated from the table.
 
 mod attention;
+mod bessel;
 mod conv;
 mod create;
 mod cumulate;
@@ -13,7 +14,9 @@ mod index;
 mod index_put;
 mod linear;
 mod lstm;
+mod matrix;
 mod norm;
+mod orthogonal;
 mod pool;
 mod quantized;
 mod reduce;
@@ -38,6 +41,7 @@ pub use self::{
     index_put::{IndexPut, PutFn},
     linear::{Activation, Linear, Matmul},
     lstm::Lstm,
+    matrix::{Factor, FactorFn, Householder, SolveTriangular},
     norm::{BatchNorm, GroupNorm, LayerNorm, RmsNorm},
     pool::{AdaptiveAvgPool, AvgPool, MaxPool, adaptive_window, pool_out_size},
     quantized::{QuantLinear, Quantize, WeightFormat},
@@ -231,6 +235,12 @@ define_ops! {
     Cumsum = "cumsum",
     /// Running product, extremum and the like along an axis.
     Cumulate = "cumulate",
+    /// A factorization of matrices.
+    Factor = "factor",
+    /// The solution of triangular systems.
+    SolveTriangular = "solve_triangular",
+    /// The product of reflections.
+    Householder = "householder",
     /// The recurrent part of one direction of one LSTM layer.
     Lstm = "lstm",
     /// The same elements under another shape.

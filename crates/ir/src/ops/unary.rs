@@ -2,7 +2,7 @@
 
 use regraft_tensor::DType;
 
-use super::special;
+use super::{bessel, special};
 use crate::word_enum;
 
 word_enum! {
@@ -72,6 +72,14 @@ word_enum! {
         BesselI0 = "bessel_i0",
         /// Modified Bessel function of the first kind, order 1
         BesselI1 = "bessel_i1",
+        /// Bessel function of the second kind, order 0
+        BesselY0 = "bessel_y0",
+        /// Bessel function of the second kind, order 1
+        BesselY1 = "bessel_y1",
+        /// `e^x` times the modified Bessel function of the second kind, order 0
+        BesselK0e = "bessel_k0e",
+        /// `e^x` times the modified Bessel function of the second kind, order 1
+        BesselK1e = "bessel_k1e",
         /// `1/(1 + e^-x)`
         Sigmoid = "sigmoid",
         /// `log(1 + e^x)`, `torch.nn.functional.softplus` with beta 1 and threshold 20
@@ -143,6 +151,10 @@ impl UnaryFn {
             UnaryFn::Digamma => special::digamma(x),
             UnaryFn::BesselI0 => special::bessel_i(0, x),
             UnaryFn::BesselI1 => special::bessel_i(1, x),
+            UnaryFn::BesselY0 => bessel::bessel_y(0, x),
+            UnaryFn::BesselY1 => bessel::bessel_y(1, x),
+            UnaryFn::BesselK0e => bessel::scaled_bessel_k(0, x),
+            UnaryFn::BesselK1e => bessel::scaled_bessel_k(1, x),
             UnaryFn::Sigmoid => 1.0 / (1.0 + (-x).exp()),
             UnaryFn::Softplus => {
                 if x > 20.0 {

@@ -93,6 +93,12 @@ pub(super) fn binary<T: Number>(f: BinaryFn, a: &[T], b: &[T], out: &mut [T]) {
         | BinaryFn::Hypot
         | BinaryFn::Copysign
         | BinaryFn::Zeta
+        | BinaryFn::GammaP
+        | BinaryFn::GammaQ
+        | BinaryFn::HermiteH
+        | BinaryFn::HermiteHe
+        | BinaryFn::Laguerre
+        | BinaryFn::Legendre
         | BinaryFn::Shl
         | BinaryFn::Shr
         | BinaryFn::Gcd => zip(a, b, out, |a, b| T::binary(f, a, b)),
@@ -115,6 +121,12 @@ pub(super) fn binary_bool(f: BinaryFn, a: &[u8], b: &[u8], out: &mut [u8]) {
         | BinaryFn::Hypot
         | BinaryFn::Copysign
         | BinaryFn::Zeta
+        | BinaryFn::GammaP
+        | BinaryFn::GammaQ
+        | BinaryFn::HermiteH
+        | BinaryFn::HermiteHe
+        | BinaryFn::Laguerre
+        | BinaryFn::Legendre
         | BinaryFn::Shl
         | BinaryFn::Shr
         | BinaryFn::Gcd => zip(a, b, out, |a, b| u8::from(f.apply_i64(i64::from(a), i64::from(b)) != 0)),
@@ -192,7 +204,11 @@ simd_fn! {
             | UnaryFn::Lgamma
             | UnaryFn::Digamma
             | UnaryFn::BesselI0
-            | UnaryFn::BesselI1 => each(x, out, |x| f.apply_f64(f64::from(x)) as f32),
+            | UnaryFn::BesselI1
+            | UnaryFn::BesselY0
+            | UnaryFn::BesselY1
+            | UnaryFn::BesselK0e
+            | UnaryFn::BesselK1e => each(x, out, |x| f.apply_f64(f64::from(x)) as f32),
         }
     }
 }
@@ -222,6 +238,12 @@ simd_fn! {
             | BinaryFn::Hypot
             | BinaryFn::Copysign
             | BinaryFn::Zeta
+            | BinaryFn::GammaP
+            | BinaryFn::GammaQ
+            | BinaryFn::HermiteH
+            | BinaryFn::HermiteHe
+            | BinaryFn::Laguerre
+            | BinaryFn::Legendre
             | BinaryFn::Shl
             | BinaryFn::Shr
             | BinaryFn::Gcd

@@ -9,7 +9,10 @@ use regraft_ir::{
 use regraft_tensor::{DType, Dim};
 
 use super::{Bound, Translator};
-use crate::pt2::args::{Cx, DECOMPOSE, Res, unsupported};
+use crate::pt2::{
+    args::{Cx, DECOMPOSE, Res, unsupported, wrong},
+    schema::Argument,
+};
 
 impl Translator<'_> {
     /// The base after `value` was written to what `chain` shows of it.
@@ -92,6 +95,18 @@ impl<'p> Cx<'_, 'p> {
             self.t.env.insert(name, Bound::Tensor(cell));
         }
         Ok(())
+    }
+
+    /// Writes `value` to the tensor that the argument called `name` is.
+    pub(crate) fn write_argument(&mut self, name: &str, value: ValueId) -> Res<()> {
+        let tensor = self.arg(name).and_then(Argument::first_name);
+        let Some(Bound::Tensor(cell)) = tensor.and_then(|n| self.t.env.get(n)) else {
+            return wrong(format!("expected a tensor as `{name}`"));
+        };
+        let (cell, scope) = (*cell, self.scope.clone());
+        let old = self.t.read_cell(cell, &scope)?;
+        let value = self.cast_like(value, old)?;
+        self.t.write(cell, value, &scope)
     }
 
     /// After `x.unsqueeze_(0)` the name of `x` means the result.

@@ -4,7 +4,7 @@ use regraft_ir::ops::{BinaryFn, Compare, CompareFn, Select, UnaryFn};
 use regraft_tensor::Dim;
 
 use super::elementwise::float_arg;
-use crate::pt2::args::{Cx, Res, ValueId, unsupported, wrong};
+use crate::pt2::args::{Cx, Number, Res, ValueId, unsupported, wrong};
 
 /// `x f value`, as a condition.
 fn test(cx: &mut Cx<'_, '_>, f: CompareFn, x: ValueId, value: f64) -> Res<ValueId> {
@@ -24,6 +24,17 @@ pub(super) fn hardtanh(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     }
     let low = cx.with_literal(BinaryFn::Max, x, min)?;
     cx.with_literal(BinaryFn::Min, low, max)
+}
+
+/// Integers stay integers.
+pub(super) fn relu6(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let x = cx.tensor("self")?;
+    if cx.dtype_of(x).is_float() {
+        return cx.unary(UnaryFn::Relu6, x);
+    }
+    let (low, high) = (cx.number_like(&Number::Int(0), x)?, cx.number_like(&Number::Int(6), x)?);
+    let x = cx.binary(BinaryFn::Max, x, low)?;
+    cx.binary(BinaryFn::Min, x, high)
 }
 
 pub(super) fn gelu(cx: &mut Cx<'_, '_>) -> Res<ValueId> {

@@ -1,8 +1,9 @@
 //! Scaled dot-product attention.
 
-use regraft_ir::ops::{Attention, HeadsLayout};
+use regraft_ir::ops::{Attention, BinaryFn, CompareFn, HeadsLayout, Matmul};
 use regraft_tensor::{DType, Dim};
 
+use super::softmax;
 use crate::pt2::args::{Cx, Res, ValueId, unsupported, wrong};
 
 pub(super) fn sdpa(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
@@ -117,5 +118,36 @@ pub(super) fn sdpa_many(cx: &mut Cx<'_, '_>, count: usize) -> Res<Vec<Option<Val
     if let Some(first) = results.first_mut() {
         *first = Some(out);
     }
+    if cx.node.target.contains("flash_attention_for_cpu")
+        && let Some(second) = results.get_mut(1)
+    {
+        *second = Some(cx.in_f32(log_sums)?);
+    }
     Ok(results)
+}
+
+/// The logarithm of the sum of exponentials of each row of scores, in f32. Nodes for what is not read go.
+fn log_sums(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let (q, k) = (cx.tensor("query")?, cx.tensor("key")?);
+    let (queries, rank) = (cx.shape(q), cx.rank(q));
+    let (Some(width), true) = (queries.last().and_then(Dim::as_usize), rank == 4) else {
+        return unsupported("statistics of attention of this form", "use scaled_dot_product_attention()");
+    };
+    let scale = cx.float_or("scale", 1.0 / (width as f64).sqrt())?;
+    let scores = cx.emit(Matmul { transpose_b: true }, &[q, k])?;
+    let mut scores = cx.with_literal(BinaryFn::Mul, scores, scale)?;
+    let least = cx.float_like(f64::NEG_INFINITY, scores)?;
+    if let Some(mask) = cx.optional_tensor("attn_mask")? {
+        scores = if cx.dtype_of(mask) == DType::Bool {
+            cx.select(mask, scores, least)?
+        } else {
+            cx.binary(BinaryFn::Add, scores, mask)?
+        };
+    }
+    if cx.bool_or("is_causal", false)? {
+        let (_, m, n) = cx.matrix_shape(scores)?;
+        let seen = cx.band(CompareFn::Le, &m, &n, 0)?;
+        scores = cx.select(seen, scores, least)?;
+    }
+    softmax::log_sum_exp(cx, scores, &[rank - 1], false)
 }

@@ -3,19 +3,13 @@
 use regraft_ir::Scalar;
 use regraft_ir::ops::{Activation, Conv, ConvTranspose, Pad, PadMode, SpatialLayout};
 
+use super::whole::{self, Windows};
 use crate::pt2::{
     args::{Cx, Res, ValueId, wrong},
     schema::Argument,
 };
 
 /// The attributes that all forms share.
-struct Windows {
-    stride: Vec<usize>,
-    padding: Vec<usize>,
-    dilation: Vec<usize>,
-    groups: usize,
-}
-
 fn windows(cx: &Cx<'_, '_>, spatial: usize) -> Res<Windows> {
     let groups = cx.int_or("groups", 1)?;
     let Ok(groups) = usize::try_from(groups) else { return wrong(format!("{groups} groups")) };
@@ -58,12 +52,17 @@ fn plain(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
             if before == after {
                 w.padding = before.iter().skip(2).map(|&p| p as usize).collect();
             } else {
-                let pad = Pad { before, after, value: Scalar::Float(0.0), mode: PadMode::Constant };
+                let zero = if cx.dtype_of(x).is_float() { Scalar::Float(0.0) } else { Scalar::Int(0) };
+                let pad = Pad { before, after, value: zero, mode: PadMode::Constant };
                 x = cx.emit(pad, &[x])?;
             }
         }
         Some(Argument::String(mode)) if mode != "valid" => return wrong(format!("`{mode}` is no padding")),
         _ => {}
+    }
+    if !cx.dtype_of(x).is_float() {
+        let out = whole::conv(cx, x, weight, bias, &w)?;
+        return if alone { cx.squeeze(out, 0) } else { Ok(out) };
     }
     let op = Conv {
         stride: w.stride,
@@ -81,13 +80,13 @@ fn plain(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
 fn transposed(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let (x, weight, bias, spatial, alone) = operands(cx)?;
     let w = windows(cx, spatial)?;
-    let op = ConvTranspose {
-        stride: w.stride,
-        padding: w.padding,
-        output_padding: cx.windows("output_padding", spatial, &vec![0; spatial])?,
-        dilation: w.dilation,
-        groups: w.groups,
-    };
+    let output_padding = cx.windows("output_padding", spatial, &vec![0; spatial])?;
+    if !cx.dtype_of(x).is_float() {
+        let out = whole::conv_transpose(cx, x, weight, bias, &w, &output_padding)?;
+        return if alone { cx.squeeze(out, 0) } else { Ok(out) };
+    }
+    let op =
+        ConvTranspose { stride: w.stride, padding: w.padding, output_padding, dilation: w.dilation, groups: w.groups };
     let out = cx.emit_opt(op, vec![Some(x), Some(weight), bias])?;
     if alone { cx.squeeze(out, 0) } else { Ok(out) }
 }

@@ -108,6 +108,10 @@ fn ramp(cx: &mut Cx<'_, '_>, start: &Number, step: &Number, len: Dim, dtype: DTy
         let v = cx.emit(Iota { len, start, step, dtype: inner }, &[])?;
         return cx.cast(v, dtype);
     }
+    if len.is(0) {
+        let none = cx.literal(Scalar::Int(0), dtype)?;
+        return cx.expand(none, vec![len]);
+    }
     if !dtype.is_float() {
         return unsupported("a range of integers with a step that is no integer", "cast a range of floats");
     }
@@ -150,6 +154,8 @@ pub(super) fn linspace(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
         Some(dtype) => dtype,
         None => cx.result_dtype().unwrap_or(DType::F32),
     };
+    // PyTorch truncates both ends of a range of integers, and then each of its elements.
+    let (start, end) = if dtype.is_float() { (start, end) } else { (start.trunc(), end.trunc()) };
     let step = if steps > 1 { (end - start) / (steps - 1) as f64 } else { 0.0 };
     ramp(cx, &Number::Float(start), &Number::Float(step), Dim::new(steps), dtype)
 }

@@ -190,6 +190,7 @@ pub(super) fn triangle_indices(cx: &mut Cx<'_, '_>, upper: bool) -> Res<ValueId>
 pub(super) fn vander(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let x = cx.tensor("x")?;
     let x = if cx.dtype_of(x).is_float() { x } else { cx.cast(x, DType::I64)? };
+    let x = cx.with_axis(x)?;
     let Some(axis) = cx.rank(x).checked_sub(1) else { return wrong("expected a vector") };
     let count = match cx.optional_int("N")? {
         Some(n) => usize::try_from(n).or_else(|_| wrong("a negative number of powers"))?,

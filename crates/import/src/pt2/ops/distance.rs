@@ -6,6 +6,7 @@ use regraft_tensor::{DType, Dim};
 use super::{
     elementwise::{result_type, to_float, value},
     reduce::{euclidean, norm},
+    spectral,
 };
 use crate::pt2::args::{Cx, Operand, Res, ValueId, unsupported, wrong};
 
@@ -114,8 +115,8 @@ pub(super) fn renorm(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     cx.binary(BinaryFn::Mul, x, factor)
 }
 
-/// Norms of matrices other than by singular values.
-fn matrix(cx: &mut Cx<'_, '_>, x: ValueId, ord: &str, axes: [usize; 2], keep: bool) -> Res<ValueId> {
+/// Norms of matrices.
+pub(super) fn matrix(cx: &mut Cx<'_, '_>, x: ValueId, ord: &str, axes: [usize; 2], keep: bool) -> Res<ValueId> {
     let [rows, columns] = axes;
     let (along, f) = match ord {
         "fro" => {
@@ -127,7 +128,23 @@ fn matrix(cx: &mut Cx<'_, '_>, x: ValueId, ord: &str, axes: [usize; 2], keep: bo
         "-1" => (rows, ReduceFn::Min),
         "inf" => (columns, ReduceFn::Max),
         "-inf" => (columns, ReduceFn::Min),
-        other => return unsupported(format!("the norm `{other}` of a matrix"), "use fro, 1, -1, inf or -inf"),
+        "2" | "-2" | "nuc" => {
+            let mut perm: Vec<usize> = (0..cx.rank(x)).filter(|i| !axes.contains(i)).collect();
+            perm.extend(axes);
+            let moved = cx.permute(x, perm)?;
+            let out = spectral::norm(cx, moved, ord)?;
+            if !keep {
+                return Ok(out);
+            }
+            let mut shape = cx.shape(x);
+            for axis in axes {
+                if let Some(slot) = shape.get_mut(axis) {
+                    *slot = Dim::new(1);
+                }
+            }
+            return cx.reshape(out, shape);
+        }
+        other => return wrong(format!("`{other}` is no norm of a matrix")),
     };
     let size = cx.unary(UnaryFn::Abs, x)?;
     let sums = cx.reduce(ReduceFn::Sum, size, &[along], true)?;
@@ -147,7 +164,7 @@ fn in_dtype(cx: &mut Cx<'_, '_>, name: &str) -> Res<ValueId> {
     cx.cast(x, wide)
 }
 
-fn order_name(p: f64) -> String {
+pub(super) fn order_name(p: f64) -> String {
     if p.is_infinite() { if p > 0.0 { "inf".into() } else { "-inf".into() } } else { format!("{p}") }
 }
 

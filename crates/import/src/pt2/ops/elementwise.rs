@@ -343,7 +343,7 @@ pub(super) fn nan_to_num(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
 }
 
 /// The greatest finite value.
-fn greatest(dtype: DType) -> f64 {
+pub(super) fn greatest(dtype: DType) -> f64 {
     match dtype {
         DType::F64 => f64::MAX,
         DType::F16 => 65504.0,

@@ -242,10 +242,13 @@ pub(super) fn spaced(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
         Operand::Tensor(v) => !cx.dtype_of(*v).is_float(),
         Operand::Number(n) => !matches!(n, Number::Float(_)),
     });
+    let (mut start, mut end) = (elementwise::value(cx, &start, DType::F64)?, elementwise::value(cx, &end, DType::F64)?);
     if !dtype.is_float() && !whole {
-        return unsupported("a range of integers between floats", "cast a range of floats");
+        if steps > 1 {
+            return unsupported("a range of integers between floats", "cast a range of floats");
+        }
+        (start, end) = (cx.unary(UnaryFn::Trunc, start)?, cx.unary(UnaryFn::Trunc, end)?);
     }
-    let (start, end) = (elementwise::value(cx, &start, DType::F64)?, elementwise::value(cx, &end, DType::F64)?);
     let (start, end) = (cx.reshape(start, vec![])?, cx.reshape(end, vec![])?);
     let count = cx.iota(Dim::new(steps), 0, 1)?;
     let count = cx.cast(count, DType::F64)?;

@@ -141,6 +141,31 @@ pub(super) fn scaled_bessel(cx: &mut Cx<'_, '_>, f: UnaryFn) -> Res<ValueId> {
     cx.cast(out, dtype)
 }
 
+/// `K(x)` from what is scaled by `e^x`, in f64.
+pub(super) fn bessel_k(cx: &mut Cx<'_, '_>, f: UnaryFn) -> Res<ValueId> {
+    let x = float_arg(cx, "self")?;
+    let dtype = cx.dtype_of(x);
+    let x = cx.cast(x, DType::F64)?;
+    let scaled = cx.unary(f, x)?;
+    let minus = cx.unary(UnaryFn::Neg, x)?;
+    let scale = cx.unary(UnaryFn::Exp, minus)?;
+    let out = cx.binary(BinaryFn::Mul, scaled, scale)?;
+    cx.cast(out, dtype)
+}
+
+/// The spherical Bessel function of order 0, `sin(x)/x`.
+pub(super) fn spherical_bessel(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let x = float_arg(cx, "x")?;
+    let sine = cx.unary(UnaryFn::Sin, x)?;
+    let ratio = cx.binary(BinaryFn::Div, sine, x)?;
+    let none = cx.compare_with(CompareFn::Eq, x, 0.0)?;
+    let (zero, one) = (cx.float_like(0.0, x)?, cx.float_like(1.0, x)?);
+    let out = cx.select(none, one, ratio)?;
+    let size = cx.unary(UnaryFn::Abs, x)?;
+    let endless = cx.compare_with(CompareFn::Eq, size, f64::INFINITY)?;
+    cx.select(endless, zero, out)
+}
+
 /// The `n`-th derivative of `digamma`: `(-1)^(n+1)·n!·ζ(n + 1, x)`.
 pub(super) fn polygamma(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let x = float_arg(cx, "self")?;

@@ -1,11 +1,11 @@
 //! Matrix products. A product with a matrix of weights becomes `linear`, one of two computed values `matmul`.
 
-use regraft_ir::ops::{BinaryFn, Matmul, UnaryFn};
+use regraft_ir::ops::{BinaryFn, CompareFn, Matmul, UnaryFn};
 use regraft_tensor::{DType, Dim};
 
-use super::elementwise;
+use super::{elementwise, linalg};
 use crate::{
-    build::{determinant, linear_op, matrices, product, transposed},
+    build::{LARGEST_BY_MINORS, determinant, linear_op, matrices, product, transposed},
     pt2::args::{Cx, Number, Operand, Res, ValueId},
 };
 
@@ -34,21 +34,46 @@ fn matrix(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     cx.tensor(if cx.has("A") { "A" } else { "self" })
 }
 
+/// Whether the minors of the first rows are few; of larger matrices there are factors.
+fn is_small(cx: &Cx<'_, '_>, x: ValueId) -> bool {
+    cx.ty(x).shape.last().and_then(Dim::as_usize).is_some_and(|n| n <= LARGEST_BY_MINORS)
+}
+
 pub(super) fn det(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let x = matrix(cx)?;
-    determinant(cx, x)
+    if is_small(cx, x) {
+        return determinant(cx, x);
+    }
+    let dtype = cx.dtype_of(x);
+    let x = cx.cast(x, DType::F64)?;
+    let det = linalg::determinant(cx, x)?;
+    cx.cast(det, dtype)
 }
 
 pub(super) fn logdet(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
-    let det = det(cx)?;
-    cx.unary(UnaryFn::Log, det)
+    let [sign, log] = sign_and_log(cx)?;
+    // Of a negative determinant there is none.
+    let none = cx.float_like(f64::NAN, log)?;
+    let below = cx.compare_with(CompareFn::Lt, sign, 0.0)?;
+    cx.select(below, none, log)
+}
+
+fn sign_and_log(cx: &mut Cx<'_, '_>) -> Res<[ValueId; 2]> {
+    let x = matrix(cx)?;
+    if is_small(cx, x) {
+        let det = determinant(cx, x)?;
+        let size = cx.unary(UnaryFn::Abs, det)?;
+        return Ok([cx.unary(UnaryFn::Sign, det)?, cx.unary(UnaryFn::Log, size)?]);
+    }
+    let dtype = cx.dtype_of(x);
+    let x = cx.cast(x, DType::F64)?;
+    let [sign, log] = linalg::sign_and_log(cx, x)?;
+    Ok([cx.cast(sign, dtype)?, cx.cast(log, dtype)?])
 }
 
 /// The sign of the determinant, and the logarithm of its size.
 pub(super) fn slogdet(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<ValueId>>> {
-    let det = det(cx)?;
-    let size = cx.unary(UnaryFn::Abs, det)?;
-    Ok(vec![Some(cx.unary(UnaryFn::Sign, det)?), Some(cx.unary(UnaryFn::Log, size)?)])
+    Ok(sign_and_log(cx)?.map(Some).to_vec())
 }
 
 pub(super) fn matmul(cx: &mut Cx<'_, '_>) -> Res<ValueId> {

@@ -2,7 +2,7 @@
 
 use regraft_ir::{
     Scalar,
-    ops::{BinaryFn, CompareFn, Gather, ReduceFn, Softmax, UnaryFn},
+    ops::{BinaryFn, CompareFn, Cumsum, Gather, ReduceFn, Softmax, UnaryFn},
 };
 use regraft_tensor::DType;
 
@@ -10,12 +10,32 @@ use super::{
     distance::{cosine_of, distance},
     elementwise::{float_arg, promote, to_float},
 };
-use crate::pt2::args::{Cx, Res, ValueId, wrong};
+use crate::{
+    build::linear_op,
+    pt2::{
+        args::{Cx, Res, ValueId, unsupported, wrong},
+        schema::Argument,
+    },
+};
+
+/// How losses are joined: 0 not at all, 1 as their mean, 2 as their sum. Some operators say it as a word, or in their name.
+fn reduction(cx: &Cx<'_, '_>) -> Res<i64> {
+    Ok(match cx.arg("reduction") {
+        Some(Argument::String(word)) => match word.as_str() {
+            "none" => 0,
+            "mean" => 1,
+            "sum" => 2,
+            other => return wrong(format!("`{other}` is no reduction")),
+        },
+        None if cx.node.target.contains("no_reduction") => 0,
+        _ => cx.int_or("reduction", 1)?,
+    })
+}
 
 /// The loss of all elements, as `reduction` says: each, their mean, or their sum.
 fn reduced(cx: &mut Cx<'_, '_>, loss: ValueId) -> Res<ValueId> {
     let axes: Vec<usize> = (0..cx.rank(loss)).collect();
-    match cx.int_or("reduction", 1)? {
+    match reduction(cx)? {
         0 => Ok(loss),
         1 => cx.reduce(ReduceFn::Mean, loss, &axes, false),
         2 => cx.reduce(ReduceFn::Sum, loss, &axes, false),
@@ -272,7 +292,7 @@ fn nll(cx: &mut Cx<'_, '_>, x: ValueId, target: ValueId, smoothing: f64) -> Res<
     }
     let axes: Vec<usize> = (0..cx.rank(loss)).collect();
     let classes = cx.size(x, axis)? as f64;
-    let reduction = cx.int_or("reduction", 1)?;
+    let reduction = reduction(cx)?;
     let total = |cx: &mut Cx<'_, '_>, loss: ValueId| match reduction {
         0 => Ok(loss),
         2 => cx.reduce(ReduceFn::Sum, loss, &axes, false),
@@ -299,7 +319,25 @@ pub(super) fn nll_loss(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
 
 /// Cross entropy with class ids, or with probabilities of classes.
 pub(super) fn cross_entropy(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
-    let (x, target) = (cx.tensor("self")?, cx.tensor("target")?);
+    let x = cx.tensor("self")?;
+    cross_entropy_of(cx, x)
+}
+
+/// `linear_cross_entropy` in parts of the batch, of which the gradients are not computed: what training takes.
+pub(super) fn linear_cross_entropy(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<ValueId>>> {
+    for name in ["compute_input_grad", "compute_linear_weight_grad", "compute_linear_bias_grad"] {
+        if cx.bool_or(name, false)? {
+            return unsupported("gradients beside a loss", "export the model under torch.no_grad()");
+        }
+    }
+    let (x, weight) = (cx.tensor("input")?, cx.tensor("linear_weight")?);
+    let bias = cx.optional_tensor("linear_bias")?;
+    let logits = cx.emit_opt(linear_op(), vec![Some(x), Some(weight), bias])?;
+    Ok(vec![Some(cross_entropy_of(cx, logits)?), None, None, None])
+}
+
+fn cross_entropy_of(cx: &mut Cx<'_, '_>, x: ValueId) -> Res<ValueId> {
+    let target = cx.tensor("target")?;
     let smoothing = cx.float_or("label_smoothing", 0.0)?;
     let axis = usize::from(cx.rank(x) > 1);
     let logs = cx.emit(Softmax { axis, log: true }, &[x])?;
@@ -352,6 +390,47 @@ pub(super) fn multi_margin(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let zero = cx.float_like(0.0, x)?;
     let loss = cx.select(other, loss, zero)?;
     let sum = cx.reduce(ReduceFn::Sum, loss, &[1], false)?;
+    let classes = cx.dim_like(&classes, x)?;
+    let loss = cx.binary(BinaryFn::Div, sum, classes)?;
+    let loss = if alone { cx.reshape(loss, vec![])? } else { loss };
+    reduced(cx, loss)
+}
+
+/// Margins of each class that is none of the targets against each that is one; targets end at the first -1.
+pub(super) fn multilabel_margin(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    let (mut x, mut target) = (cx.tensor("self")?, cx.tensor("target")?);
+    let alone = cx.rank(x) < 2;
+    while cx.rank(x) < 2 {
+        x = cx.unsqueeze(x, 0)?;
+    }
+    while cx.rank(target) < 2 {
+        target = cx.unsqueeze(target, 0)?;
+    }
+    let target = cx.cast(target, DType::I64)?;
+    let zero = cx.literal(Scalar::Int(0), DType::I64)?;
+    // How many of the targets up to each are no classes.
+    let none = cx.compare(CompareFn::Lt, target, zero)?;
+    let none = cx.cast(none, DType::I64)?;
+    let ended = cx.emit(Cumsum { axis: 1 }, &[none])?;
+    let counts = cx.compare(CompareFn::Eq, ended, zero)?;
+    let ids = cx.select(counts, target, zero)?;
+    let right = cx.emit(Gather { axis: 1 }, &[x, ids])?;
+    let Some(classes) = cx.ty(x).shape.get(1).cloned() else { return wrong("expected classes") };
+    // [n, targets, classes]: which class is a target, and the margins.
+    let class = cx.position(3, 2, classes.clone())?;
+    let (column, counted) = (cx.unsqueeze(ids, 2)?, cx.unsqueeze(counts, 2)?);
+    let is_target = cx.compare(CompareFn::Eq, class, column)?;
+    let is_target = cx.binary(BinaryFn::And, is_target, counted)?;
+    let is_target = cx.reduce(ReduceFn::Any, is_target, &[1], true)?;
+    let (right, row) = (cx.unsqueeze(right, 2)?, cx.unsqueeze(x, 1)?);
+    let apart = cx.binary(BinaryFn::Sub, row, right)?;
+    let room = cx.with_literal(BinaryFn::Add, apart, 1.0)?;
+    let loss = positive(cx, room)?;
+    let other = cx.unary(UnaryFn::Not, is_target)?;
+    let compared = cx.binary(BinaryFn::And, other, counted)?;
+    let nothing = cx.float_like(0.0, loss)?;
+    let loss = cx.select(compared, loss, nothing)?;
+    let sum = cx.reduce(ReduceFn::Sum, loss, &[1, 2], false)?;
     let classes = cx.dim_like(&classes, x)?;
     let loss = cx.binary(BinaryFn::Div, sum, classes)?;
     let loss = if alone { cx.reshape(loss, vec![])? } else { loss };

@@ -4,6 +4,7 @@
 
 mod activation;
 mod attention;
+mod bits;
 mod borders;
 pub(crate) mod complex;
 mod conv;
@@ -15,8 +16,11 @@ mod elementwise;
 mod fft;
 mod forms;
 mod functions;
+mod gradient;
 mod grid;
+mod histogram;
 mod index;
+mod linalg;
 mod linear;
 mod loss;
 mod lstm;
@@ -31,10 +35,13 @@ mod regions;
 mod resample;
 mod resize;
 mod scatter;
+mod segments;
 mod shape;
 mod softmax;
+mod spectral;
 mod sym;
 mod tables;
+mod whole;
 mod windows;
 
 use std::{collections::HashMap, sync::OnceLock};

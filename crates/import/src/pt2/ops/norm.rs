@@ -4,12 +4,10 @@ use regraft_ir::ops::{BatchNorm, BinaryFn, GroupNorm, LayerNorm, ReduceFn, RmsNo
 use regraft_tensor::{DType, Dim};
 
 use super::reduce;
-use crate::pt2::args::{Cx, Res, ValueId, unsupported, wrong};
+use crate::pt2::args::{Cx, Res, ValueId, wrong};
 
-fn batch(cx: &mut Cx<'_, '_>, training: bool) -> Res<ValueId> {
-    if training {
-        return unsupported("batch normalisation in training mode", "call model.eval() before exporting");
-    }
+/// Normalisation by given statistics.
+fn batch(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let x = cx.tensor("input")?;
     let (mean, var) = (cx.tensor("running_mean")?, cx.tensor("running_var")?);
     let (weight, bias) = (cx.optional_tensor("weight")?, cx.optional_tensor("bias")?);
@@ -24,18 +22,123 @@ pub(super) fn batch_norm(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
         let out = cx.in_f32(by_own_statistics)?;
         return cx.narrowed(0, out);
     }
-    let training = cx.bool_or("training", false)?;
-    batch(cx, training)
+    if cx.bool_or("training", false)? {
+        let trained = cx.in_f32(by_batch)?;
+        write_statistics(cx, &trained)?;
+        return cx.narrowed(0, trained.out);
+    }
+    batch(cx)
+}
+
+/// What normalising by the statistics of the batch gives, in f32 for halves.
+struct Trained {
+    out: ValueId,
+    mean: ValueId,
+    rstd: ValueId,
+    /// The running mean and variance after this batch, where there are any.
+    running_mean: Option<ValueId>,
+    running_var: Option<ValueId>,
+}
+
+/// Each channel normalised by its mean and variance in this batch.
+fn by_batch(cx: &mut Cx<'_, '_>) -> Res<Trained> {
+    let out = by_own_statistics(cx)?;
+    let x = cx.tensor("input")?;
+    let (axes, count) = beside_channels(cx, x)?;
+    let (mean, rstd) = statistics(cx, x, &axes)?;
+    let apart = cx.binary(BinaryFn::Sub, x, mean)?;
+    let square = cx.binary(BinaryFn::Mul, apart, apart)?;
+    let var = cx.reduce(ReduceFn::Sum, square, &axes, false)?;
+    // The running variance is the unbiased one.
+    let less = cx.dim_like(&(&count - &Dim::new(1)), var)?;
+    let var = cx.binary(BinaryFn::Div, var, less)?;
+    let Some(channels) = cx.ty(x).shape.get(1).cloned() else { return wrong("expected channels") };
+    let (mean, rstd) = (cx.reshape(mean, vec![channels.clone()])?, cx.reshape(rstd, vec![channels])?);
+    let momentum = cx.float_or("momentum", 0.1)?;
+    let mut running = [None, None];
+    for (slot, (name, new)) in running.iter_mut().zip([("running_mean", mean), ("running_var", var)]) {
+        if let Some(old) = cx.optional_tensor(name)? {
+            let new = cx.cast_like(new, old)?;
+            let (kept, added) =
+                (cx.with_literal(BinaryFn::Mul, old, 1.0 - momentum)?, cx.with_literal(BinaryFn::Mul, new, momentum)?);
+            *slot = Some(cx.binary(BinaryFn::Add, kept, added)?);
+        }
+    }
+    let [running_mean, running_var] = running;
+    Ok(Trained { out, mean, rstd, running_mean, running_var })
+}
+
+/// All axes but that of channels, and how many elements a channel has.
+fn beside_channels(cx: &Cx<'_, '_>, x: ValueId) -> Res<(Vec<usize>, Dim)> {
+    let rank = cx.rank(x);
+    if rank < 2 {
+        return wrong(format!("a normalisation of channels of a tensor with {rank} axes"));
+    }
+    let axes: Vec<usize> = (0..rank).filter(|axis| *axis != 1).collect();
+    let shape = cx.shape(x);
+    let count = axes.iter().filter_map(|a| shape.get(*a)).fold(Dim::new(1), |n, d| &n * d);
+    Ok((axes, count))
+}
+
+/// Writes the running statistics of training mode.
+fn write_statistics(cx: &mut Cx<'_, '_>, trained: &Trained) -> Res<()> {
+    for (name, value) in [("running_mean", trained.running_mean), ("running_var", trained.running_var)] {
+        if let Some(value) = value {
+            cx.write_argument(name, value)?;
+        }
+    }
+    Ok(())
+}
+
+/// Training mode with its statistics: result, mean and one over the deviation, in the dtypes that the program says. What follows is
+/// `reserve`, and the running statistics where the form is functional.
+fn trained(cx: &mut Cx<'_, '_>, functional: bool) -> Res<Vec<Option<ValueId>>> {
+    let trained = cx.in_f32(by_batch)?;
+    let mut results = Vec::new();
+    for (i, v) in [trained.out, trained.mean, trained.rstd].into_iter().enumerate() {
+        results.push(Some(cx.narrowed(i, v)?));
+    }
+    if !functional {
+        write_statistics(cx, &trained)?;
+        return Ok(results);
+    }
+    results.extend([trained.running_mean, trained.running_var]);
+    Ok(results)
+}
+
+/// Result `i`, if the program says that it is an empty vector: what there is of statistics that are not computed.
+fn nothing(cx: &mut Cx<'_, '_>, i: usize) -> Res<Option<ValueId>> {
+    let Some(ty) = cx.result(i).cloned().filter(|t| matches!(t.shape.as_slice(), [n] if n.is(0))) else {
+        return Ok(None);
+    };
+    let zero = cx.float(0.0, ty.dtype)?;
+    cx.expand(zero, ty.shape).map(Some)
+}
+
+/// Forms that always train; `_batch_norm_with_update` has an empty tensor of bytes behind the statistics.
+pub(super) fn batch_norm_with_update(cx: &mut Cx<'_, '_>, functional: bool) -> Res<Vec<Option<ValueId>>> {
+    let mut results = trained(cx, functional)?;
+    let none = cx.literal(regraft_ir::Scalar::Int(0), DType::U8)?;
+    let reserve = cx.expand(none, vec![Dim::new(0)])?;
+    results.insert(3, Some(reserve));
+    Ok(results)
+}
+
+/// `_native_batch_norm_legit_functional`: the running statistics are results.
+pub(super) fn functional_batch_norm(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<ValueId>>> {
+    if cx.bool_or("training", false)? {
+        return trained(cx, true);
+    }
+    let out = batch(cx)?;
+    let (mean, var) = (cx.tensor("running_mean")?, cx.tensor("running_var")?);
+    Ok(vec![Some(out), None, None, Some(mean), Some(var)])
 }
 
 /// Each channel normalised by its mean and variance over everything else.
 fn by_own_statistics(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let x = cx.tensor("input")?;
     let rank = cx.rank(x);
-    if rank < 2 {
-        return wrong(format!("a normalisation of channels of a tensor with {rank} axes"));
-    }
-    let axes: Vec<usize> = (0..rank).filter(|axis| *axis != 1).collect();
+    let (axes, _) = beside_channels(cx, x)?;
     let (mean, rstd) = statistics(cx, x, &axes)?;
     let apart = cx.binary(BinaryFn::Sub, x, mean)?;
     let mut out = cx.binary(BinaryFn::Mul, apart, rstd)?;
@@ -49,17 +152,22 @@ fn by_own_statistics(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
 }
 
 pub(super) fn native_batch_norm(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<ValueId>>> {
-    let training = cx.bool_or("training", false)?;
-    Ok(vec![Some(batch(cx, training)?), None, None])
+    if cx.bool_or("training", false)? {
+        return trained(cx, false);
+    }
+    Ok(vec![Some(batch(cx)?), nothing(cx, 1)?, nothing(cx, 2)?])
 }
 
 /// Normalisation by the statistics of the input; what `instance_norm` decomposes into has one batch of `n·c` channels.
 pub(super) fn batch_norm_no_stats(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<ValueId>>> {
     let x = cx.tensor("input")?;
-    if !cx.ty(x).shape.first().is_some_and(|d| d.is(1)) {
-        return unsupported("batch normalisation by the statistics of the batch", "call model.eval() before exporting");
+    if !cx.ty(x).shape.first().is_some_and(|d| d.is(1)) || cx.rank(x) < 3 {
+        return trained(cx, false);
     }
-    Ok(vec![Some(instance(cx, x)?), None, None])
+    let (axes, _) = beside_channels(cx, x)?;
+    let (mean, rstd) = statistics(cx, x, &axes)?;
+    let (mean, rstd) = (cx.flat(mean)?, cx.flat(rstd)?);
+    Ok(vec![Some(instance(cx, x)?), Some(mean), Some(rstd)])
 }
 
 /// Each channel of each batch normalised over its spatial axes.
@@ -82,7 +190,7 @@ fn instance(cx: &mut Cx<'_, '_>, x: ValueId) -> Res<ValueId> {
 
 pub(super) fn instance_norm(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     if !cx.bool_or("use_input_stats", true)? {
-        return batch(cx, false);
+        return batch(cx);
     }
     let x = cx.tensor("input")?;
     match cx.ty(x).shape.get(1).and_then(Dim::as_usize) {

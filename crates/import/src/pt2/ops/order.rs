@@ -251,8 +251,28 @@ pub(super) fn mode(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<ValueId>>> {
     Ok(out)
 }
 
-/// Quantiles by interpolation between neighbours of the order.
 pub(super) fn quantile(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    quantiles(cx, false)
+}
+
+/// Of the numbers alone, which stand in front of all NaN.
+pub(super) fn nanquantile(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    quantiles(cx, true)
+}
+
+/// The positions of quantiles among the numbers of each row, in the shape that rows and quantiles have together.
+fn places_of_numbers(cx: &mut Cx<'_, '_>, row: ValueId, q: ValueId) -> Res<ValueId> {
+    let last = cx.rank(row).saturating_sub(1);
+    let number = cx.compare(CompareFn::Eq, row, row)?;
+    let number = cx.cast_like(number, q)?;
+    let count = cx.reduce(ReduceFn::Sum, number, &[last], true)?;
+    let end = cx.with_literal(BinaryFn::Sub, count, 1.0)?;
+    let end = cx.with_literal(BinaryFn::Max, end, 0.0)?;
+    cx.binary(BinaryFn::Mul, end, q)
+}
+
+/// Quantiles by interpolation between neighbours of the order.
+fn quantiles(cx: &mut Cx<'_, '_>, ignore: bool) -> Res<ValueId> {
     let mut x = cx.tensor("self")?;
     let q = cx.operand("q")?;
     let q = super::elementwise::value(cx, &q, cx.dtype_of(x))?;
@@ -274,7 +294,7 @@ pub(super) fn quantile(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let Some(size) = cx.ty(row).shape.last().cloned() else { return wrong("expected an axis") };
     let (values, _) = sorted(cx, row, last, false)?;
     let end = cx.dim_like(&(&size - &Dim::new(1)), x)?;
-    let place = cx.binary(BinaryFn::Mul, q, end)?;
+    let place = if ignore { places_of_numbers(cx, row, q)? } else { cx.binary(BinaryFn::Mul, q, end)? };
     let (low, high) = (cx.unary(UnaryFn::Floor, place)?, cx.unary(UnaryFn::Ceil, place)?);
     let weight = match cx.optional_text("interpolation")?.unwrap_or("linear") {
         "linear" => cx.binary(BinaryFn::Sub, place, low)?,
@@ -291,16 +311,26 @@ pub(super) fn quantile(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
         other => return wrong(format!("`{other}` is no interpolation")),
     };
     let (low, high) = (cx.cast(low, DType::I64)?, cx.cast(high, DType::I64)?);
-    let (a, b) = (cx.take(values, last, low)?, cx.take(values, last, high)?);
+    let (a, b) = if ignore {
+        let neighbour = |cx: &mut Cx<'_, '_>, at| cx.emit(Gather { axis: last }, &[values, at]);
+        (neighbour(cx, low)?, neighbour(cx, high)?)
+    } else {
+        (cx.take(values, last, low)?, cx.take(values, last, high)?)
+    };
     let span = cx.binary(BinaryFn::Sub, b, a)?;
     let part = cx.binary(BinaryFn::Mul, span, weight)?;
     let mut out = cx.binary(BinaryFn::Add, a, part)?;
-    // A row with NaN gives NaN.
-    let nan = cx.is_nan(row)?;
-    let some = cx.reduce(ReduceFn::Any, nan, &[last], false)?;
-    let none = cx.float_like(f64::NAN, x)?;
-    let some = if cx.rank(q) == 1 { cx.unsqueeze(some, last)? } else { some };
-    out = cx.select(some, none, out)?;
+    if ignore {
+        // Rows with quantiles as their last axis, of which one alone goes.
+        out = if cx.rank(q) == 1 { out } else { cx.squeeze(out, last)? };
+    } else {
+        // A row with NaN gives NaN.
+        let nan = cx.is_nan(row)?;
+        let some = cx.reduce(ReduceFn::Any, nan, &[last], false)?;
+        let none = cx.float_like(f64::NAN, x)?;
+        let some = if cx.rank(q) == 1 { cx.unsqueeze(some, last)? } else { some };
+        out = cx.select(some, none, out)?;
+    }
     // Quantiles are the first axis, the others stand in order.
     let mut shape_rank = last;
     if cx.rank(q) == 1 {

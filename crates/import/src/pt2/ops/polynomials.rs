@@ -1,4 +1,5 @@
-//! Chebyshev polynomials of four kinds, by their closed forms: with `x = cos θ`, or `cosh θ` where it is larger.
+//! Orthogonal polynomials. Chebyshev polynomials of four kinds have closed forms: with `x = cos θ`, or `cosh θ` where it is
+//! larger.
 
 use regraft_ir::ops::{BinaryFn, CompareFn, UnaryFn};
 use regraft_tensor::DType;
@@ -17,6 +18,22 @@ pub(super) enum Kind {
     Third,
     /// `sin((n + 1/2)θ)/sin(θ/2)`
     Fourth,
+}
+
+/// A polynomial that is an op by itself, in f64.
+pub(super) fn by_recurrence(cx: &mut Cx<'_, '_>, f: BinaryFn) -> Res<ValueId> {
+    let (x, n) = floats(cx)?;
+    let dtype = cx.dtype_of(x);
+    let (x, n) = (cx.cast(x, DType::F64)?, cx.cast(n, DType::F64)?);
+    let n = cx.unary(UnaryFn::Trunc, n)?;
+    let mut out = cx.binary(f, x, n)?;
+    if matches!(f, BinaryFn::HermiteH | BinaryFn::HermiteHe) {
+        // PyTorch stops where they overflow.
+        let over = cx.compare_with(CompareFn::Gt, n, if dtype == DType::F64 { 512.0 } else { 128.0 })?;
+        let none = cx.float(f64::NAN, DType::F64)?;
+        out = cx.select(over, none, out)?;
+    }
+    cx.cast(out, dtype)
 }
 
 /// The polynomial of degree `n` at `x`, or at `2x - 1`.

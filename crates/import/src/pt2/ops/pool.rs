@@ -3,6 +3,7 @@
 use regraft_ir::ops::{AdaptiveAvgPool, AvgPool, MaxPool, Reduce, ReduceFn, SpatialLayout};
 use regraft_tensor::Dim;
 
+use super::whole;
 use crate::pt2::args::{Cx, Res, ValueId, unsupported, wrong};
 
 /// Number of spatial axes, from the operator's name.
@@ -61,6 +62,18 @@ pub(super) fn avg_pool(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
             _ => return wrong(format!("a divisor of {d}")),
         },
     };
+    if !cx.dtype_of(x).is_float() {
+        let pool = whole::Pool {
+            stride: cx.windows("stride", n, &kernel)?,
+            padding: cx.windows("padding", n, &vec![0; n])?,
+            ceil: cx.bool_or("ceil_mode", false)?,
+            count_include_pad: cx.bool_or("count_include_pad", true)?,
+            divisor,
+            kernel,
+        };
+        let out = whole::avg_pool(cx, x, &pool)?;
+        return done(cx, out, alone);
+    }
     let op = AvgPool {
         stride: cx.windows("stride", n, &kernel)?,
         padding: cx.windows("padding", n, &vec![0; n])?,

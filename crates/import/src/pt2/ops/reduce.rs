@@ -31,6 +31,9 @@ pub(super) fn prod(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let (x, axes, keep) = arguments(cx)?;
     let dtype = whole(cx, x)?;
     let x = cx.cast(x, dtype)?;
+    if dtype == DType::Bool {
+        return cx.reduce(ReduceFn::All, x, &axes, keep);
+    }
     cx.reduce(ReduceFn::Prod, x, &axes, keep)
 }
 
@@ -241,6 +244,11 @@ pub(super) fn sum_to_size(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let repeated =
         |i: &usize| *i < new || (shape.get(i - new).is_some_and(|d| d.is(1)) && !from.get(*i).is_some_and(|d| d.is(1)));
     let axes: Vec<usize> = (0..cx.rank(x)).filter(repeated).collect();
+    // Where nothing is summed the tensor is given back as it is.
+    if from == shape {
+        let dtype = cx.result_dtype().unwrap_or(cx.dtype_of(x));
+        return cx.cast(x, dtype);
+    }
     let dtype = whole(cx, x)?;
     let x = cx.cast(x, dtype)?;
     let sum = cx.reduce(ReduceFn::Sum, x, &axes, false)?;

@@ -2,7 +2,7 @@
 
 use regraft_ir::{
     Scalar,
-    ops::{BinaryFn, UnaryFn},
+    ops::{BinaryFn, CompareFn, Matmul, ReduceFn, UnaryFn},
 };
 use regraft_tensor::{DType, Dim};
 
@@ -107,6 +107,61 @@ pub(super) fn bicubic(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
             Some(sum) => sum,
             None => cx.literal(Scalar::Float(0.0), dtype)?,
         };
+    }
+    Ok(out)
+}
+
+/// Bilinear with the triangle of each output widened to what it covers where the image becomes smaller: `antialias=True`. Weights
+/// are computed here, as PyTorch does on the CPU: an axis is a product with a matrix of them.
+pub(super) fn bilinear_antialiased(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    const MOST: usize = 1 << 22;
+    let corners = cx.bool_or("align_corners", false)?;
+    let (x, axes) = arguments(cx, corners)?;
+    let (rank, dtype) = (cx.rank(x), cx.dtype_of(x));
+    let mut out = x;
+    for (i, axis) in axes.into_iter().enumerate() {
+        let Scaled { from, to, step } = axis;
+        if from.saturating_mul(to) > MOST {
+            return unsupported(
+                format!("resampling of {from} to {to} elements with antialiasing"),
+                "resize smaller images",
+            );
+        }
+        let support = step.max(1.0);
+        let middle = cx.iota(Dim::from(to), 0, 1)?;
+        let middle = cx.cast(middle, DType::F64)?;
+        let middle = cx.with_literal(BinaryFn::Add, middle, 0.5)?;
+        let middle = cx.with_literal(BinaryFn::Mul, middle, step)?;
+        let middle = cx.unsqueeze(middle, 1)?;
+        let tap = cx.iota(Dim::from(from), 0, 1)?;
+        let tap = cx.cast(tap, DType::F64)?;
+        // Only taps from the rounded start to the rounded end count.
+        let bound = |cx: &mut Cx<'_, '_>, by: f64| {
+            let at = cx.with_literal(BinaryFn::Add, middle, by + 0.5)?;
+            cx.unary(UnaryFn::Floor, at)
+        };
+        let (start, end) = (bound(cx, -support)?, bound(cx, support)?);
+        let after = cx.compare(CompareFn::Ge, tap, start)?;
+        let before = cx.compare(CompareFn::Lt, tap, end)?;
+        let counts = cx.binary(BinaryFn::And, after, before)?;
+        let place = cx.with_literal(BinaryFn::Add, tap, 0.5)?;
+        let apart = cx.binary(BinaryFn::Sub, place, middle)?;
+        let apart = cx.with_literal(BinaryFn::Div, apart, support)?;
+        let apart = cx.unary(UnaryFn::Abs, apart)?;
+        let one = cx.float(1.0, DType::F64)?;
+        let height = cx.binary(BinaryFn::Sub, one, apart)?;
+        let height = cx.with_literal(BinaryFn::Max, height, 0.0)?;
+        let zero = cx.float(0.0, DType::F64)?;
+        let weights = cx.select(counts, height, zero)?;
+        let total = cx.reduce(ReduceFn::Sum, weights, &[1], true)?;
+        let weights = cx.binary(BinaryFn::Div, weights, total)?;
+        let weights = cx.cast(weights, dtype)?;
+        // The axis goes last for the product, and back.
+        let mut perm: Vec<usize> = (0..rank).collect();
+        perm.swap(2 + i, rank - 1);
+        let moved = cx.permute(out, perm.clone())?;
+        let product = cx.emit(Matmul { transpose_b: true }, &[moved, weights])?;
+        out = cx.permute(product, perm)?;
     }
     Ok(out)
 }

@@ -48,7 +48,12 @@ pub(super) fn logsumexp(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let x = super::elementwise::float_arg(cx, "self")?;
     let axes = cx.axes("dim", cx.rank(x))?;
     let keep = cx.bool_or("keepdim", false)?;
-    let reduce = |f, keep| Reduce { f, axes: axes.clone(), keep };
+    log_sum_exp(cx, x, &axes, keep)
+}
+
+/// `log(Σ e^x)` over some axes, also for large `x`.
+pub(super) fn log_sum_exp(cx: &mut Cx<'_, '_>, x: ValueId, axes: &[usize], keep: bool) -> Res<ValueId> {
+    let reduce = |f, keep| Reduce { f, axes: axes.to_vec(), keep };
     let max = cx.emit(reduce(ReduceFn::Max, true), &[x])?;
     // A greatest value that is infinite must not be subtracted from itself.
     let size = cx.unary(UnaryFn::Abs, max)?;

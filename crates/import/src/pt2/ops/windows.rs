@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// The largest size of a window, a step or an image along one axis; sums and products of two stay far from overflow.
-const MOST: usize = 1 << 20;
+pub(super) const MOST: usize = 1 << 20;
 
 /// `x.unfold(dim, size, step)`: windows along an axis, their elements as a new last axis.
 pub(super) fn unfold(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
@@ -78,7 +78,7 @@ impl Image {
 }
 
 /// `x` with `value` around its spatial axes, the last `padding.len()`.
-fn bordered(cx: &mut Cx<'_, '_>, x: ValueId, padding: &[usize], value: Scalar) -> Res<ValueId> {
+pub(super) fn bordered(cx: &mut Cx<'_, '_>, x: ValueId, padding: &[usize], value: Scalar) -> Res<ValueId> {
     if padding.iter().all(|p| *p == 0) {
         return Ok(x);
     }

@@ -4,7 +4,7 @@ use regraft_ir::ops::{BinaryFn, CompareFn, UnaryFn};
 
 use crate::pt2::ops::{
     Handler::{self, Many, One, Wide, WideMany},
-    activation, elementwise, functions,
+    activation, bits, elementwise, functions,
     polynomials::{self, Kind},
 };
 
@@ -26,6 +26,11 @@ macro_rules! float2 {
 macro_rules! chebyshev {
     ($kind:ident, $shifted:expr) => {
         One(|cx| polynomials::chebyshev(cx, Kind::$kind, $shifted))
+    };
+}
+macro_rules! polynomial {
+    ($f:ident) => {
+        One(|cx| polynomials::by_recurrence(cx, BinaryFn::$f))
     };
 }
 macro_rules! compare {
@@ -109,6 +114,23 @@ pub(super) const ATEN: &[(&str, Handler)] = &[
     ("special_shifted_chebyshev_polynomial_w.default", chebyshev!(Fourth, true)),
     ("special_shifted_chebyshev_polynomial_w.x_scalar", chebyshev!(Fourth, true)),
     ("special_shifted_chebyshev_polynomial_w.n_scalar", chebyshev!(Fourth, true)),
+    ("special_hermite_polynomial_h.default", polynomial!(HermiteH)),
+    ("special_hermite_polynomial_h.x_scalar", polynomial!(HermiteH)),
+    ("special_hermite_polynomial_h.n_scalar", polynomial!(HermiteH)),
+    ("special_hermite_polynomial_he.default", polynomial!(HermiteHe)),
+    ("special_hermite_polynomial_he.x_scalar", polynomial!(HermiteHe)),
+    ("special_hermite_polynomial_he.n_scalar", polynomial!(HermiteHe)),
+    ("special_laguerre_polynomial_l.default", polynomial!(Laguerre)),
+    ("special_laguerre_polynomial_l.x_scalar", polynomial!(Laguerre)),
+    ("special_laguerre_polynomial_l.n_scalar", polynomial!(Laguerre)),
+    ("special_legendre_polynomial_p.default", polynomial!(Legendre)),
+    ("special_legendre_polynomial_p.x_scalar", polynomial!(Legendre)),
+    ("special_legendre_polynomial_p.n_scalar", polynomial!(Legendre)),
+    ("igamma.default", float2!(GammaP)),
+    ("special_gammainc.default", float2!(GammaP)),
+    ("igammac.default", float2!(GammaQ)),
+    ("special_gammaincc.default", float2!(GammaQ)),
+    ("nextafter.default", One(bits::next_after)),
     ("special_zeta.default", float2!(Zeta)),
     ("special_zeta.other_scalar", float2!(Zeta)),
     ("special_zeta.self_scalar", float2!(Zeta)),
@@ -198,6 +220,14 @@ pub(super) const ATEN: &[(&str, Handler)] = &[
     ("special_modified_bessel_i0.default", unary!(BesselI0)),
     ("special_i1.default", unary!(BesselI1)),
     ("special_modified_bessel_i1.default", unary!(BesselI1)),
+    ("special_bessel_y0.default", unary!(BesselY0)),
+    ("special_bessel_y1.default", unary!(BesselY1)),
+    ("special_scaled_modified_bessel_k0.default", unary!(BesselK0e)),
+    ("special_scaled_modified_bessel_k1.default", unary!(BesselK1e)),
+    ("special_modified_bessel_k0.default", One(|cx| functions::bessel_k(cx, UnaryFn::BesselK0e))),
+    ("special_modified_bessel_k1.default", One(|cx| functions::bessel_k(cx, UnaryFn::BesselK1e))),
+    ("special_spherical_bessel_j0.default", Wide(functions::spherical_bessel)),
+    ("frexp.Tensor", Many(bits::frexp)),
     ("special_expm1.default", unary!(Expm1)),
     ("special_exp2.default", Wide(elementwise::exp2)),
     ("special_log1p.default", unary!(Log1p)),
@@ -274,7 +304,7 @@ pub(super) const ATEN: &[(&str, Handler)] = &[
     ("clamp_max.Tensor", One(elementwise::clamp)),
     // Activations.
     ("relu.default", unary!(Relu)),
-    ("relu6.default", unary!(Relu6)),
+    ("relu6.default", One(activation::relu6)),
     ("hardtanh.default", One(activation::hardtanh)),
     ("gelu.default", One(activation::gelu)),
     ("silu.default", unary!(Silu)),

@@ -58,6 +58,8 @@ pub(super) const ATEN: &[(&str, Handler)] = &[
     ("nanmedian.dim", Many(|cx| order::median_dim(cx, true))),
     ("quantile.default", One(order::quantile)),
     ("quantile.scalar", One(order::quantile)),
+    ("nanquantile.default", One(order::nanquantile)),
+    ("nanquantile.scalar", One(order::nanquantile)),
     ("searchsorted.Tensor", One(order::searchsorted)),
     ("searchsorted.Scalar", One(order::searchsorted)),
     ("bucketize.Tensor", One(order::bucketize)),
@@ -90,6 +92,8 @@ pub(super) const ATEN: &[(&str, Handler)] = &[
     // Resampling.
     ("upsample_bicubic2d.vec", Wide(resample::bicubic)),
     ("upsample_bicubic2d.default", Wide(resample::bicubic)),
+    ("_upsample_bilinear2d_aa.vec", Wide(resample::bilinear_antialiased)),
+    ("_upsample_bilinear2d_aa.default", Wide(resample::bilinear_antialiased)),
     ("_upsample_nearest_exact1d.vec", One(resample::nearest_exact)),
     ("_upsample_nearest_exact1d.default", One(resample::nearest_exact)),
     ("_upsample_nearest_exact2d.vec", One(resample::nearest_exact)),

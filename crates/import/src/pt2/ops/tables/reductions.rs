@@ -4,7 +4,7 @@ use regraft_ir::ops::{CumulateFn, ReduceFn};
 
 use crate::pt2::ops::{
     Handler::{self, Many, One, Wide, WideMany},
-    loss, reduce,
+    gradient, histogram, loss, reduce, segments,
 };
 
 /// Operators of ATen, without `torch.ops.aten.`.
@@ -80,4 +80,16 @@ pub(super) const ATEN: &[(&str, Handler)] = &[
     ("nll_loss_nd.default", Wide(loss::nll_loss)),
     ("cross_entropy_loss.default", Wide(loss::cross_entropy)),
     ("multi_margin_loss.default", Wide(loss::multi_margin)),
+    ("multilabel_margin_loss.default", Wide(loss::multilabel_margin)),
+    ("segment_reduce.default", Wide(segments::segment_reduce)),
+    ("histogram.bin_ct", Many(histogram::histogram)),
+    ("histogram.bins_tensor", Many(histogram::histogram)),
+    ("histogramdd.default", Many(histogram::histogramdd)),
+    ("gradient.scalarint", WideMany(gradient::gradient)),
+    ("gradient.scalararray", WideMany(gradient::gradient)),
+    ("gradient.array", WideMany(gradient::gradient)),
+    ("gradient.scalarrayint", WideMany(gradient::gradient)),
+    ("gradient.scalarrayarray", WideMany(gradient::gradient)),
+    ("gradient.tensorarrayint", WideMany(gradient::gradient)),
+    ("gradient.tensorarray", WideMany(gradient::gradient)),
 ];

@@ -1,13 +1,17 @@
 //! Conversions, sizes, and what is refused or nothing.
 
 use crate::pt2::ops::{
-    Handler::{self, Dim as Sym, Drop, Inline, Many, MaybeView, One, Refuse, Wide},
-    convert, product, regions, sym,
+    Handler::{self, Dim as Sym, Drop, Inline, Many, MaybeView, One, Refuse, Wide, WideMany},
+    convert, loss, product, regions, sym,
 };
 
 const DATA: &str = "a result whose size depends on the values of a tensor";
 const DATA_HELP: &str = "compute it outside of the model, or use where() and masks of a fixed size";
 const RANDOM: &str = "a random number generator";
+const STORAGE: &str = "resizing the memory of a tensor";
+const STORAGE_HELP: &str = "make a tensor of the new size, with reshape() or torch.zeros()";
+const EIGEN: &str = "eigenvalues of any matrix, which are complex numbers,";
+const EIGEN_HELP: &str = "use eigvalsh() where the matrix is symmetric, or compute them outside of the model";
 const RANDOM_HELP: &str = "give the random numbers as an input of forward()";
 
 /// Operators of ATen, without `torch.ops.aten.`.
@@ -68,6 +72,8 @@ pub(super) const ATEN: &[(&str, Handler)] = &[
     ("unique_dim.default", Refuse(DATA, DATA_HELP)),
     ("repeat_interleave.Tensor", Refuse(DATA, DATA_HELP)),
     ("repeat_interleave.self_Tensor", Refuse(DATA, DATA_HELP)),
+    ("bincount.default", Refuse(DATA, DATA_HELP)),
+    ("tensor_split.tensor_indices_or_sections", Refuse(DATA, DATA_HELP)),
     // Numbers read from tensors: checks may use them, nothing else.
     ("item.default", Drop),
     ("_local_scalar_dense.default", Drop),
@@ -81,6 +87,22 @@ pub(super) const ATEN: &[(&str, Handler)] = &[
     ("bernoulli.default", Refuse(RANDOM, RANDOM_HELP)),
     ("bernoulli.p", Refuse(RANDOM, RANDOM_HELP)),
     ("multinomial.default", Refuse(RANDOM, RANDOM_HELP)),
+    ("randint_like.default", Refuse(RANDOM, RANDOM_HELP)),
+    ("randint_like.low_dtype", Refuse(RANDOM, RANDOM_HELP)),
+    ("normal.default", Refuse(RANDOM, RANDOM_HELP)),
+    ("normal.Tensor_Tensor", Refuse(RANDOM, RANDOM_HELP)),
+    ("normal.Tensor_float", Refuse(RANDOM, RANDOM_HELP)),
+    ("normal.float_Tensor", Refuse(RANDOM, RANDOM_HELP)),
+    ("normal.float_float", Refuse(RANDOM, RANDOM_HELP)),
+    ("uniform.default", Refuse(RANDOM, RANDOM_HELP)),
+    ("cauchy.default", Refuse(RANDOM, RANDOM_HELP)),
+    ("exponential.default", Refuse(RANDOM, RANDOM_HELP)),
+    ("geometric.default", Refuse(RANDOM, RANDOM_HELP)),
+    ("log_normal.default", Refuse(RANDOM, RANDOM_HELP)),
+    ("resize.default", Refuse(STORAGE, STORAGE_HELP)),
+    ("resize_as.default", Refuse(STORAGE, STORAGE_HELP)),
+    ("linalg_eig.default", Refuse(EIGEN, EIGEN_HELP)),
+    ("linalg_eigvals.default", Refuse(EIGEN, EIGEN_HELP)),
 ];
 
 /// Everything else, by the whole target.
@@ -129,5 +151,10 @@ pub(super) const OTHERS: &[(&str, Handler)] = &[
     ("torch.ops.transformers.grouped_mm_fallback.default", One(product::grouped)),
     ("torch.ops.torchvision.roi_align.default", Wide(regions::rois)),
     ("torch.ops.torchvision.deform_conv2d.default", Wide(regions::deformed)),
+    ("torch.ops.torch_nn._linear_cross_entropy_batch_chunked.default", WideMany(loss::linear_cross_entropy)),
+    (
+        "torch.ops.torch_nn._linear_cross_entropy_batch_chunked_no_reduction.default",
+        WideMany(loss::linear_cross_entropy),
+    ),
     ("torch.ops.prims.view_of.default", MaybeView(convert::same)),
 ];
