@@ -257,7 +257,7 @@ fn refit(
     partial: bool,
     done: Option<Place<RegraftRefit>>,
 ) -> Result<(), Failure> {
-    let options = RefitOptions { partial, ..RefitOptions::default() };
+    let options = RefitOptions::new().partial(partial);
     let report = model.model.refit(weights, &options)?;
     if let Some(done) = done {
         done.write(report.into());

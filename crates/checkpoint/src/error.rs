@@ -27,6 +27,7 @@ impl CheckpointError {
 
 /// The kinds of [`CheckpointError`].
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum CheckpointErrorKind {
     /// The system does not give the file.
     #[error("{0}")]

@@ -352,7 +352,7 @@ shaped ones are listed all at once, and then nothing is written. A tensor that i
 
 Weights are read from .safetensors, their .index.json, .pt2, .onnx, folders of Hugging Face, and state dicts of torch.save \
 (.pt, .pth, .bin, .ckpt), also inside of checkpoints of Lightning and others. Names are taken as they are, or by one rule for the \
-whole file, which is printed: what wrappers add is left out (module., _orig_mod., _fsdp_wrapped_module.), one front is \
+whole file, which is printed: what wrappers add is left out (module., _orig_mod., _fsdp_wrapped_module.), one prefix is \
 added or removed (model., net.), other spellings of layers are read. Two rules that fit are an error that shows both. \
 Non-persistent buffers and constants are the program's, and only changed with --allow. Adapters (LoRA, DoRA, \
 AdaLoRA, LoHa, LoKr, IA3, full deltas, whole tensors) are read in the namings of PEFT (also its folders), diffusers and \
@@ -521,8 +521,8 @@ const BENCH: &str = "Measure an engine on random inputs.
   regraft bench refittable.rgf --against frozen.rgf
 
 Latency is that of one run at the sizes that the program was exported with, or at --dims. The refit changes every float \
-tensor, so that every slot is made anew; right after each refit the same bytes are copied on the same threads, into \
-memory in use already: no refit can be faster than about that. --against runs both engines by turns (A B B A), so \
+tensor, so that every slot is rebuilt; right after each refit the same bytes are copied on the same threads, into \
+memory in use already: no refit can be faster than about that. --against interleaves runs of both engines (A B B A), so \
 that a machine that slows down slows down both.";
 
 #[derive(Args, Debug)]
@@ -547,7 +547,7 @@ pub(crate) struct BenchArgs {
 
 fn symbol_size(text: &str) -> Result<(String, i64), String> {
     let (name, size) = text.split_once('=').ok_or("expected SYMBOL=SIZE, such as s0=8")?;
-    let size = size.trim().parse().map_err(|_| format!("`{size}` is no size"))?;
+    let size = size.trim().parse().map_err(|_| format!("`{size}` is not a size"))?;
     Ok((name.trim().to_owned(), size))
 }
 

@@ -170,8 +170,10 @@ pub(crate) fn misfit_of(error: &regraft::Error) -> Option<&Misfit> {
         },
         _ => return None,
     };
-    let WeightsErrorKind::Fit(misfit) = kind;
-    Some(misfit)
+    match kind {
+        WeightsErrorKind::Fit(misfit) => Some(misfit),
+        _ => None,
+    }
 }
 
 /// `a: a: why` as `a: why`.
@@ -211,7 +213,7 @@ fn from_checkpoint(error: &CheckpointError) -> Failure {
         CheckpointErrorKind::Several { keys } => failure
             .help(format!("choose one: {}", keys.iter().map(|k| format!("--key {k}")).collect::<Vec<_>>().join(", "))),
         CheckpointErrorKind::NoKey { .. } => failure.help("--key names one of them"),
-        CheckpointErrorKind::Io(_) | CheckpointErrorKind::Unreadable { .. } => failure,
+        _ => failure,
     }
 }
 

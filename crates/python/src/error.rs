@@ -127,7 +127,7 @@ fn weights_error(error: &Error) -> Option<PyErr> {
         (None, Error::Checkpoint(error)) => match error.kind() {
             CheckpointErrorKind::Several { keys } => json!({"cause": {"cause": "several", "keys": keys}}),
             CheckpointErrorKind::NoKey { keys, .. } => json!({"cause": {"cause": "no_key", "keys": keys}}),
-            CheckpointErrorKind::Io(_) | CheckpointErrorKind::Unreadable { .. } => return None,
+            _ => return None,
         },
         _ => return None,
     };

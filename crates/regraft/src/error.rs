@@ -1,4 +1,12 @@
 /// Any error of Regraft. Its text says what happened, where, and what to do about it.
+///
+/// ```
+/// use regraft::{Error, Model, ModelExt as _};
+///
+/// let error = Model::load("missing.rgf").unwrap_err();
+/// assert!(matches!(error, Error::Engine(_)));
+/// assert!(error.to_string().contains("missing.rgf"));
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -26,7 +34,7 @@ pub enum Error {
     /// An adapter could not be read, or does not fit.
     #[error(transparent)]
     Adapter(#[from] regraft_adapter::AdapterError),
-    /// Inputs by name are not the ones that the program takes.
+    /// Inputs that are given by name are not the ones that the program takes.
     #[error(transparent)]
     Inputs(#[from] crate::InputsError),
     /// A run or a refit failed.

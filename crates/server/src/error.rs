@@ -230,7 +230,7 @@ fn of_runtime(kind: &RuntimeErrorKind) -> Refusal {
 }
 
 fn of_weights(kind: &WeightsErrorKind) -> Refusal {
-    let WeightsErrorKind::Fit(misfit) = kind;
+    let WeightsErrorKind::Fit(misfit) = kind else { return Refusal::new(Kind::Misfit, kind.to_string()) };
     let problems = misfit.problems.iter().map(|p| (p.name().to_owned(), p.what())).collect();
     let refusal = Refusal::new(Kind::Misfit, format!("{}; nothing was changed", misfit.summary())).problems(problems);
     match advice(misfit) {

@@ -84,7 +84,7 @@ fn labels(part: &str, rank: usize) -> Res<(Vec<char>, usize)> {
     labels.extend(after.unwrap_or("").chars());
     for (i, c) in labels.iter().enumerate() {
         if !c.is_ascii_alphabetic() && *c < HIDDEN {
-            return wrong(format!("`{c}` is no label"));
+            return wrong(format!("`{c}` is not a label"));
         }
         if labels.iter().skip(i + 1).any(|d| d == c) {
             return unsupported("a diagonal in einsum", "take it with diagonal() before");

@@ -62,7 +62,7 @@ fn plain(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
                 x = cx.emit(pad, &[x])?;
             }
         }
-        Some(Argument::String(mode)) if mode != "valid" => return wrong(format!("`{mode}` is no padding")),
+        Some(Argument::String(mode)) if mode != "valid" => return wrong(format!("`{mode}` is not a padding")),
         _ => {}
     }
     let op = Conv {
