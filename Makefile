@@ -14,7 +14,7 @@ PYTHON_ENV = python=$$(scripts/python-env.sh | tee >(cat >&2) | tail -n 1); bin=
 # Writes the header of the C API; a workspace of its own.
 HEADER = $(CARGO) run --quiet --locked --target-dir "$(TARGET)" --manifest-path crates/capi/header/Cargo.toml --
 
-.PHONY: help packages setup demo build python wheels docs reference picture header test test-rust test-python test-checkpoints test-adapters test-operators onnx-cases opinfo operators test-gpu test-s3 test-serve test-fleet test-inspector race fuzz bless format lint
+.PHONY: help packages setup demo build python wheels docs reference picture header test test-rust test-python test-checkpoints test-adapters test-operators onnx-cases opinfo operators test-gpu test-s3 test-serve test-fleet test-inspector race fuzz peers bless format lint
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -147,6 +147,10 @@ reference: build python ## write docs/reference from `--help` and docstrings
 
 picture: python ## the picture of the README: measures latency while weights change, and draws it
 	@$(PYTHON_ENV); PYTHONPATH="$(TARGET)/python" "$$python" bench/picture.py
+
+peers: python ## Regraft next to ONNX Runtime, OpenVINO and PyTorch on this machine; goes on where it was stopped (target/peers.json)
+	@$(PYTHON_ENV); PYTHONPATH="$(TARGET)/python" "$$python" bench/peers/run.py --threads 1 2 \
+		--state "$(TARGET)/peers.json" --svg "$(TARGET)/peers.svg"
 
 bless: ## rewrite the golden files of the passes; look at the diff before committing
 	@echo "== rewriting golden files"

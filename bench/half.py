@@ -28,79 +28,29 @@ from torch import Tensor, nn
 
 import regraft
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.append(str(Path(__file__).resolve().parent / "peers"))
 
-from models import calibrate_batch_norms_, images, randomise_
+from networks import NETWORKS, Prefill, gpt2
 
 Model = tuple[nn.Module, tuple[Tensor, ...]]
 SECONDS = 0.4
 
 
-class First(nn.Module):
-    """The first tensor of what a model of transformers or diffusers gives."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, *args: Any) -> Tensor:
-        return self.model(*args, return_dict=False)[0]
+def network(name: str) -> Model:
+    return NETWORKS[name].build(0), NETWORKS[name].inputs(1)
 
 
-def resnet() -> Model:
-    import torchvision
-
-    model = randomise_(torchvision.models.resnet50(weights=None), 0)
-    return calibrate_batch_norms_(model, images(4, 0, 96)).eval(), (torch.randn(1, 3, 224, 224),)
-
-
-def bert() -> Model:
-    from transformers import BertConfig, BertModel
-
-    model = BertModel(BertConfig(attn_implementation="sdpa"), add_pooling_layer=False).eval()
-    return First(randomise_(model, 0)), (torch.randint(0, 30000, (1, 128)),)
-
-
-def vit() -> Model:
-    from transformers import ViTConfig, ViTModel
-
-    model = ViTModel(ViTConfig(attn_implementation="sdpa"), add_pooling_layer=False).eval()
-    return First(randomise_(model, 0)), (torch.randn(1, 3, 224, 224),)
-
-
-def unet() -> Model:
-    from diffusers import UNet2DConditionModel
-
-    model = UNet2DConditionModel(
-        sample_size=32, block_out_channels=(160, 320, 640, 640), attention_head_dim=8, cross_attention_dim=768
-    ).eval()
-    return First(randomise_(model, 0)), (
-        torch.randn(1, 4, 32, 32),
-        torch.tensor(500),
-        torch.randn(1, 77, 768),
-    )
-
-
-def gpt2() -> Model:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    class Step(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = GPT2LMHeadModel(GPT2Config(use_cache=False, attn_implementation="sdpa")).eval()
-
-        def forward(self, ids: Tensor) -> Tensor:
-            return self.model(ids).logits
-
-    return randomise_(Step(), 0), (torch.randint(0, 50000, (1, 1)),)
+def gpt2_step() -> Model:
+    """One token, without a cache."""
+    return Prefill(gpt2(0)), (torch.randint(0, 50000, (1, 1)),)
 
 
 MODELS: dict[str, Callable[[], Model]] = {
-    "resnet50": resnet,
-    "bert": bert,
-    "vit": vit,
-    "unet": unet,
-    "gpt2": gpt2,
+    "resnet50": lambda: network("resnet50"),
+    "bert": lambda: network("bert_base_128"),
+    "vit": lambda: network("vit_b_16"),
+    "unet": lambda: network("unet_half"),
+    "gpt2": gpt2_step,
 }
 # What is measured of each: settings of regraft.compile beside float32, by name.
 FORMS: dict[str, dict[str, Any]] = {

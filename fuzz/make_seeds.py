@@ -162,9 +162,13 @@ def torch() -> None:
         "norms": "n.weight\nn.bias\nc.parametrizations.weight.original0\n"
         "c.parametrizations.weight.original1\n\nn.gamma\nn.beta\nc.weight_g\nc.weight_v",
         "two": "a.w\n\ng.a.w\nd.a.w",
+        "tied": "e.weight h.weight\nn.bias\n\nmodel.h.weight\nmodel.n.bias",
+        "spectral": "c.parametrizations.weight.original\nc.parametrizations.weight.0._u1\n"
+        "c.parametrizations.weight.0._v2\n\nc.weight_orig\nc.weight_u1\nc.weight_v2",
+        "quantized": "a.fc.weight\na.fc.bias\n\na.fc.bias\na.fc.qweight\na.fc.scales\na.fc.qzeros",
     }
     for name, text in names.items():
-        for settings in (0, 1, 2, 3, 12, 31):
+        for settings in (0, 1, 2, 3, 12, 31, 68):
             write("names", f"{name}{settings}", bytes([settings]) + text.encode())
     write("weights", "embedding.pt2", (FIXTURES / "embedding.pt2").read_bytes())
     tensor = (
@@ -187,6 +191,18 @@ def edits() -> None:
     for prefix in range(12):
         kinds = b"".join(bytes([1, source, prefix + source, 3, 0, 0]) for source in range(10))
         write("adapter", f"prefix{prefix:02}", bytes([prefix]) + kinds + bytes(24))
+    # Each kind of update where it may fit: PEFT's names or kohya's, one source, a configuration of the
+    # target's list.
+    for kind in range(18):
+        prefix = 7 if kind in (1, 2, 8, 11) else 1
+        known = {9: 1, 12: 3, 13: 3, 15: 5, 16: 4}.get(kind, 0)
+        for source in {15: (7,), 16: (23,), 3: (7, 30)}.get(kind, (0, 3, 21)):
+            layer = bytes([1, source, kind, 2, 0, 0])
+            write(
+                "adapter",
+                f"kind{kind:02}_{source}",
+                bytes([prefix]) + layer + bytes(6) + bytes([known]) + bytes(16),
+            )
     # As long as inputs should become.
     write("adapter", "long", bytes([1, 1, 4, 2, 4, 0, 0, 0]) + bytes(range(256)) * 2)
     write("pt2", "long", bytes([2, 1, 40, 0]) + bytes(range(256)) * 2)

@@ -58,7 +58,10 @@ program=$target_dir/$triple/release/$target
 corpus=$fuzz/corpus/$target
 artifacts=$fuzz/artifacts/$target
 options=(-rss_limit_mb=4096 -timeout=20 -max_len=16384 -print_final_stats=1 -artifact_prefix="$artifacts/")
-[[ ! -f $fuzz/dicts/$target.dict ]] || options+=(-dict="$fuzz/dicts/$target.dict")
+dict=$fuzz/dicts/$target.dict
+# Old files are pickles, too.
+[[ $target != torch_old ]] || dict=$fuzz/dicts/pickle.dict
+[[ ! -f $dict ]] || options+=(-dict="$dict")
 if [[ -f $2 ]]; then
     inputs=("$2")
 elif [[ $2 =~ ^[0-9]+$ ]]; then

@@ -302,24 +302,32 @@ def test_replicas_die_under_load(fleet: Callable[..., Fleet]) -> None:
     phases = ["die-stage", "die-staged", "die-publish", "die-published"]
     kills, round = 0, 0
     late: list[float] = []
-    while sum(done) < REQUESTS or round < PUBLICATIONS:
-        if len(running.versions()) == REPLICAS:
-            running.order(phases[round % len(phases)])
-            kills += 1
-        mark = 1001.0 + round
-        outcome = running.publish(mark)
-        begin = time.monotonic()
-        marks[outcome.version] = mark
-        newest = outcome.version
-        until(lambda now=newest: set(running.versions().values()) == {now})
-        late.append(time.monotonic() - begin)
-        round += 1
-        time.sleep(0.1)
-        for left in running.orders.glob("die-*"):
-            left.unlink()
-    stop.set()
-    for thread in threads:
-        thread.join()
+    try:
+        while sum(done) < REQUESTS or round < PUBLICATIONS:
+            if len(running.versions()) == REPLICAS:
+                running.order(phases[round % len(phases)])
+                kills += 1
+            mark = 1001.0 + round
+            outcome = running.publish(mark)
+            begin = time.monotonic()
+            marks[outcome.version] = mark
+            newest = outcome.version
+            until(lambda now=newest: set(running.versions().values()) == {now})
+            late.append(time.monotonic() - begin)
+            round += 1
+            if round % 50 == 0:
+                print(
+                    f"\n{round} publications, {kills} kills, {sum(done)} answers, lost {dict(lost)}",
+                    flush=True,
+                )
+            assert not wrong, wrong[:5]
+            time.sleep(0.1)
+            for left in running.orders.glob("die-*"):
+                left.unlink()
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
     print(f"\n{sum(done)} answers, {round} publications, {kills} kills, lost {dict(lost)}")
     print(f"after a publication all serve it within {max(late):.2f} s")
     assert not wrong, wrong[:5]

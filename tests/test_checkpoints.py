@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,9 @@ from checkpoints import (
     saved,
     without_counters,
 )
+from conftest import Cli, CommandFailed
 from regraft.errors import WeightsError
+from small import save_program
 
 
 @pytest.fixture(scope="module")
@@ -311,6 +315,67 @@ def test_advice_follows_the_cause(compiled: regraft.Module, tuned: nn.Module, tm
     assert "did you mean head.weight?" in cause(swapped)[1]
     # No advice of the command line.
     assert "--" not in text
+
+
+def test_an_optimised_onnx_file_has_no_norms(
+    compiled: regraft.Module, tuned: nn.Module, tmp_path: Path
+) -> None:
+    """Its exporter folded the batch norms into convolutions, whose names and number are others then."""
+    path = tmp_path / "optimised.onnx"
+    torch.onnx.export(tuned, (INPUT,), path, dynamo=False, do_constant_folding=True)
+    with pytest.raises(WeightsError) as caught:
+        compiled.fork().refit(path)
+    assert caught.value.cause == "folded_norm" and "partial" not in str(caught.value)
+    assert "optimize=False, do_constant_folding=False" in str(caught.value)
+
+
+class WithDroppedHead(nn.Module):
+    """A head of pre-training, which the program does not run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Net()
+        self.dropped = nn.Linear(4, 7)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+
+def test_what_no_slot_needs_never_fails(tmp_path: Path) -> None:
+    engine = regraft.compile(torch.export.export(randomized(WithDroppedHead(), 0), (INPUT,)))
+    tuned = randomized(WithDroppedHead(), 1)
+    state = dict(tuned.state_dict())
+    without = {name: value for name, value in state.items() if not name.startswith("dropped")}
+    other = {**without, "dropped.weight": torch.ones(2, 3), "dropped.bias": torch.ones(2, dtype=torch.int64)}
+    for weights in (state, without, other, without_counters(without)):
+        for prefix in ("", "module."):
+            module = engine.fork()
+            report = module.refit(saved({prefix + name: value for name, value in weights.items()}, tmp_path))
+            expect(module, tuned.net)
+            unread = {name for name, why in report.ignored if why == "unread"}
+            assert unread == (
+                {prefix + "dropped.weight", prefix + "dropped.bias"} if weights is other else set()
+            )
+
+
+@pytest.mark.parametrize("naming", ["plain", "module.", "gamma and beta"])
+def test_check_and_reports_say_the_same(cli: Cli, tuned: nn.Module, naming: str) -> None:
+    engine = cli.compile(save_program(cli, randomized(Net(), 0), (INPUT,)))
+    state = {**NAMINGS[naming](tuned), "dropped.weight": torch.ones(3)}
+    weights = saved(state, cli.folder)
+    found = json.loads(cli.call("check", engine, weights, "--ignore-unknown", "--json"))
+    report = cli.path("report", ".json")
+    options = ["--ignore-unknown", "--report", report, "-o", cli.path("refitted", ".rgf")]
+    cli.call("refit", engine, "--weights", weights, *options)
+    said = json.loads(report.read_text())
+    assert (found["naming"], found["ignored"]) == (said["naming"], said["ignored"])
+    assert bool(found["naming"]) == (naming != "plain")
+    with pytest.raises(CommandFailed) as one:
+        cli.call("check", engine, weights)
+    with pytest.raises(CommandFailed) as other:
+        cli.call("refit", engine, "--weights", weights, "-o", cli.path("refused", ".rgf"))
+    problem = re.compile(r"^ .*dropped\.weight .*$|^  help: .*$", re.M)
+    assert problem.findall(str(one.value)) == problem.findall(str(other.value)) != []
 
 
 def test_what_a_file_has_in_another_form_is_not_kept(

@@ -108,14 +108,23 @@ def test_keywords_win_over_config() -> None:
         assert torch_tensorrt.dynamo.compile(program, config=config, **keyword).mode == "refittable"
 
 
+def test_what_a_compiled_module_does_not_have(compiled: Any) -> None:
+    with pytest.raises(AttributeError, match=r"no 'fc': its weights are in state_dict\(\)"):
+        _ = compiled.fc
+    assert not hasattr(compiled, "fc") and getattr(compiled, "_buffer", None) is None
+
+
 def test_weights_that_cannot_change_or_are_left_out() -> None:
     program, tuned = torch.export.export(net(0), tuple(INPUTS)), torch.export.export(net(1), tuple(INPUTS))
     frozen = torch_tensorrt.dynamo.compile(program, immutable_weights=True, strip_engine_weights=True)
     with pytest.raises(regraft.FrozenError):
         torch_tensorrt.dynamo.refit_module_weights(frozen, tuned)
     stripped = torch_tensorrt.dynamo.compile(program, strip_engine_weights=True)
-    with pytest.raises(regraft.NotBoundError):
-        stripped(*INPUTS)
+    for run in (stripped, stripped._run_on_acc_0):
+        with pytest.raises(
+            regraft.NotBoundError, match=r"zeros(.|\n)*refit_module_weights\(module, program\)"
+        ):
+            run(*INPUTS)
     bound = torch_tensorrt.dynamo.refit_module_weights(stripped, tuned, in_place=True)
     assert bound is stripped
     close(stripped(*INPUTS), net(1)(*INPUTS))
@@ -333,8 +342,23 @@ def test_save_and_load(compiled: Any, tmp_path: Path) -> None:
     assert torch.equal(loaded.module()(*INPUTS), compiled(*INPUTS))
     refitted = torch_tensorrt.dynamo.refit_module_weights(loaded, torch.export.export(net(1), tuple(INPUTS)))
     close(refitted(*INPUTS), net(1)(*INPUTS))
-    with pytest.raises(ValueError, match="output_format"):
-        torch_tensorrt.save(compiled, tmp_path / "x.ts", output_format="torchscript")
+
+
+def test_other_formats_say_how_to_get_there(compiled: Any, tmp_path: Path) -> None:
+    for name, words in (
+        ("torchscript", r"torch\.jit\.trace"),
+        ("aot_inductor", "_inductor"),
+        ("x", "no other"),
+    ):
+        said = rf"(?s)format='{name}': .*exported programs.*help: .*{words}"
+        with pytest.raises(ValueError, match=said):
+            torch_tensorrt.save(compiled, tmp_path / "x.ts", output_format=name)
+        with pytest.raises(ValueError, match=said):
+            torch_tensorrt.load(tmp_path / "x.ts", format=name)
+    assert not (tmp_path / "x.ts").exists()
+    # What is advised works.
+    torch.jit.save(torch.jit.trace(compiled.exported_program().module(), tuple(INPUTS)), tmp_path / "x.ts")
+    close(torch.jit.load(tmp_path / "x.ts")(*INPUTS), compiled(*INPUTS))
 
 
 def test_a_mutable_module_follows_its_original(tmp_path: Path) -> None:

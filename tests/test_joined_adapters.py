@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
@@ -253,14 +254,21 @@ def test_a_5_names_of_diffusers_for_both(
     tree, engine = engines["original"]
     module = engine.fork()
     module.refit(adapters=[(module.adapter("style", adapter), 1.0)])
+    assert_close(*converted_answers(tree, called(module, EYE), family, expected))
+
+
+def converted_answers(
+    tree: Tree, outputs: list[np.ndarray], family: str, expected: State
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """What an engine in the names of the own code serves, converted, and what it should be."""
     served = {}
-    for name, output in zip(tree.names, called(module, EYE), strict=True):
+    for name, output in zip(tree.names, outputs, strict=True):
         bias = tree.state_dict()[f"{name}.bias"]
         served |= {f"{name}.weight": (torch.from_numpy(output) - bias).T, f"{name}.bias": bias}
-    found, order = to_diffusers(family, served), list(expected)
-    assert_close(
-        [found[name].contiguous().numpy() for name in order], [expected[name].numpy() for name in order]
-    )
+    found = to_diffusers(family, served)
+    return [found[name].contiguous().numpy() for name in expected], [
+        value.numpy() for value in expected.values()
+    ]
 
 
 def converted_lora(name: str, adapter: State) -> State:
@@ -304,6 +312,39 @@ def test_a_5_loras_as_diffusers_converts_them() -> None:
         expected = model(**inputs)[0]
     assert not torch.allclose(before, expected, atol=1e-3)
     assert_close([found.numpy()], [expected.numpy()])
+
+
+def xlabs() -> State:
+    """A LoRA of Flux as XLabs' trainer saves the processors of attention."""
+    double, single = "double_blocks.0.processor", "single_blocks.0.processor"
+    shapes = {f"{double}.qkv_lora{side}": (3 * SIZE, SIZE) for side in (1, 2)}
+    shapes |= {f"{double}.proj_lora{side}": (SIZE, SIZE) for side in (1, 2)}
+    shapes |= {f"{single}.qkv_lora": (3 * SIZE, SIZE), f"{single}.proj_lora": (SIZE, 5 * SIZE)}
+    state = {}
+    for seed, (name, (outputs, inputs)) in enumerate(shapes.items()):
+        state[f"{name}.down.weight"] = seeded_tensor(2, inputs, seed=4000 + seed)
+        state[f"{name}.up.weight"] = seeded_tensor(outputs, 2, seed=5000 + seed)
+    return state
+
+
+@pytest.mark.parametrize("front", ["", "diffusion_model."])
+def test_a_5_loras_of_xlabs_as_diffusers_converts_them(front: str) -> None:
+    adapter = {f"{front}{key}": value for key, value in xlabs().items()}
+    converted = converted_lora("_convert_xlabs_flux_lora_to_diffusers", adapter)
+    state = original("flux")
+    expected = to_diffusers("flux", state)
+    tree = Tree(expected).eval()
+    for key, down in converted.items():
+        if key.endswith(".lora_A.weight"):
+            name = key.removesuffix(".lora_A.weight")
+            weight = f"{name.removeprefix('transformer.')}.weight"
+            expected[weight] = expected[weight] + converted[f"{name}.lora_B.weight"] @ down
+    assert_serves(tree, regraft.compile(tree, EYE), adapter, expected)
+    # For an engine in the names of the own code, what it serves is converted.
+    tree = Tree(state).eval()
+    module = regraft.compile(tree, EYE)
+    module.refit(adapters=[(module.adapter("style", adapter), 1.0)])
+    assert_close(*converted_answers(tree, called(module, EYE), "flux", expected))
 
 
 def test_a_5_loras_of_hunyuan_as_diffusers_converts_them() -> None:

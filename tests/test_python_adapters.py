@@ -410,6 +410,30 @@ def test_a_5_refused_and_nothing_changed(module: regraft.Module, files: Cli) -> 
     assert_same(called(module, TOKENS), before)
 
 
+def test_a_5_problems_are_objects(module: regraft.Module) -> None:
+    """What is wrong with each key, its kind and what depends on that; the same through a refit."""
+    model = adapted(seeded(Net, 0), KINDS["lora_linear"])
+    state = get_peft_model_state_dict(model)
+    wrong = {name.replace("head", "haed"): value for name, value in state.items() if "fc.lora_B" not in name}
+    with pytest.raises(regraft.WeightsError) as caught:
+        module.adapter("wrong", wrong, config_of(model))
+    found = {problem.name: problem for problem in caught.value.problems}
+    factor = "base_model.model.haed.lora_A.weight"
+    assert {name: problem.kind for name, problem in found.items()} == {
+        "base_model.model.fc.lora_A.weight": "incomplete",
+        factor: "unmatched",
+        factor.replace("lora_A", "lora_B"): "unmatched",
+    }
+    assert found[factor].details["suggestion"] == "head" and "did you mean head?" in found[factor].what
+    with pytest.raises(regraft.WeightsError, match=r"help: adapter\(\.\.\., alpha=16\) states it") as caught:
+        module.adapter("bare", state)
+    assert caught.value.cause == "no_scale" and caught.value.problems[0].kind == "no_scale"
+    assert "--" not in str(caught.value)
+    with pytest.raises(regraft.WeightsError) as caught:
+        module.refit(adapters=[(in_memory(module, model), float("inf"))])
+    assert str(caught.value).count("\n  help: ") <= 1
+
+
 def test_a_5_in_memory_without_a_configuration(module: regraft.Module) -> None:
     """Factors alone do not say their alpha: a guess would be a silent wrong scale."""
     model = adapted(seeded(Net, 0), KINDS["lora_linear"])

@@ -154,17 +154,8 @@ def test_greedy_with_a_static_cache(build: Build) -> None:
     assert counted() == (0, 0), "another length is the same program"
 
 
-@pytest.mark.parametrize(
-    ("build", "cache"),
-    [
-        (llama, {}),
-        (llama, {"cache_implementation": "static"}),
-        (qwen, {}),
-        (gpt2, {}),
-        (t5, {"cache_implementation": "static"}),
-        (whisper, {}),
-    ],
-)
+@pytest.mark.parametrize("cache", [{}, {"cache_implementation": "static"}], ids=["growing", "static"])
+@pytest.mark.parametrize("build", BUILDS)
 def test_greedy_in_bf16(build: Build, cache: dict[str, Any]) -> None:
     mutable = MutableModule(built(build).to(torch.bfloat16))
     given = {

@@ -293,6 +293,22 @@ def with_control() -> tuple[Any, dict[str, Any]]:
     return pipe, {"image": torch.full((1, 3, 16, 16), 0.3), **text_of(8)}
 
 
+def with_adapter() -> tuple[Any, dict[str, Any]]:
+    adapter = diffusers.T2IAdapter(channels=[8, 16], num_res_blocks=1, downscale_factor=2)
+    pipe = diffusers.StableDiffusionAdapterPipeline(
+        vae=seeded(vae),
+        unet=seeded(unet),
+        adapter=adapter.eval(),
+        text_encoder=None,
+        tokenizer=None,
+        scheduler=diffusers.DDIMScheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    return pipe, {"image": torch.full((1, 3, 16, 16), 0.3), **text_of(8)}
+
+
 def sd3() -> tuple[Any, dict[str, Any]]:
     def transformer() -> nn.Module:
         return diffusers.SD3Transformer2DModel(
@@ -385,7 +401,9 @@ def wan() -> tuple[Any, dict[str, Any]]:
 
 
 @pytest.mark.filterwarnings("ignore::regraft.SlowWarning")
-@pytest.mark.parametrize("build", [with_control, sd3, flux, wan], ids=lambda build: build.__name__)
+@pytest.mark.parametrize(
+    "build", [with_control, with_adapter, sd3, flux, wan], ids=lambda build: build.__name__
+)
 def test_pipelines_of_other_kinds(build: Any) -> None:
     pipe, given = build()
     pipe.set_progress_bar_config(disable=True)
@@ -411,6 +429,16 @@ class Adapters:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+
+    def of_peft(self, name: str, seed: int) -> str:
+        """The folder that PEFT saves, with `adapter_config.json`."""
+        from peft import LoraConfig, get_peft_model
+
+        torch.manual_seed(seed)
+        targets = ["to_q", "to_k", "to_v", "to_out.0"]
+        config = LoraConfig(r=4, lora_alpha=6, init_lora_weights=False, target_modules=targets)
+        get_peft_model(pipeline().unet, config).save_pretrained(self.folder / name)
+        return str(self.folder / name)
 
     def file(self, name: str, seed: int, *, text: bool = False, kohya: bool = False) -> str:
         from diffusers.utils import convert_state_dict_to_kohya
@@ -440,7 +468,19 @@ def steps_with(pipe: Any, files: Adapters) -> list[tuple[Any, dict[str, Any]]]:
     """Thirty things that people do with LoRAs, with options of the image after each."""
     with_text, other = files.file("a", 1, text=True), files.file("b", 2, text=True)
     small, swapped, kohya = files.file("c", 3), files.file("d", 4), files.file("k", 5, kohya=True)
+    of_peft = files.of_peft("p", 6)
     load, choose = pipe.load_lora_weights, pipe.set_adapters
+
+    def load_of_peft() -> None:
+        # The pipeline's method knows no keys of PEFT, that of a component does.
+        pipe.unet.load_lora_adapter(
+            of_peft,
+            prefix="base_model.model",
+            weight_name="adapter_model.safetensors",
+            adapter_name="P",
+        )
+        assert "P" in pipe.unet.peft_config
+
     steps = [
         lambda: None,
         lambda: load(with_text, adapter_name="A"),
@@ -466,7 +506,7 @@ def steps_with(pipe: Any, files: Adapters) -> list[tuple[Any, dict[str, Any]]]:
         lambda: load(small, adapter_name="C", hotswap=True),
         lambda: choose(["C"], [0.3]),
         lambda: pipe.unload_lora_weights(),
-        lambda: load(kohya, adapter_name="K"),
+        load_of_peft,
         lambda: pipe.fuse_lora(components=["unet"]),
         lambda: pipe.unfuse_lora(components=["unet"]),
         lambda: pipe.unload_lora_weights(),

@@ -12,7 +12,7 @@ the same bits, and one that was asked for after a publication must not be older.
 The load test (1,000 connections, half an hour, a publication each second, adapters):
 
     python3 bench/serve/load.py --regraft regraft model.rgf --clients 1000 --rate 400 --seconds 1800 \\
-        --adapter-every 10 --report load.json
+        --quiet-seconds 300 --adapter-every 10 --report load.json
 
 `--rate` sends so many requests a second in all, each connection in its turn, so that latencies are those of a
 server that keeps up; without it each connection sends its next request when it has the answer. Give about
@@ -50,6 +50,9 @@ def main() -> None:
     parser.add_argument("engine", type=Path)
     parser.add_argument("--regraft", default="regraft", help="the command")
     parser.add_argument("--seconds", type=float, default=5.0, help="length of each measurement")
+    parser.add_argument(
+        "--quiet-seconds", type=float, help="length of one without publications [default: --seconds]"
+    )
     parser.add_argument("--clients", type=int, action="append", help="connections at a time [default: 1, 8]")
     parser.add_argument(
         "--rate", type=float, help="requests a second in all [default: as many as are answered]"
@@ -68,6 +71,8 @@ def main() -> None:
     parser.add_argument("--report", type=Path, help="writes the figures as JSON")
     arguments = parser.parse_args()
     clients = arguments.clients or [1, 8]
+    length = arguments.seconds
+    quietly = arguments.quiet_seconds or length
     figures: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         with Server(arguments, Path(folder), max(clients)) as server:
@@ -80,8 +85,8 @@ def main() -> None:
             pair = weights(sources)
             print(HEADER)
             for count in clients:
-                quiet = measure(server, arguments, inputs, count, None)
-                busy = measure(server, arguments, inputs, count, pair)
+                quiet = measure(server, arguments, inputs, count, quietly, None)
+                busy = measure(server, arguments, inputs, count, length, pair)
                 figures += [quiet.facts(), busy.facts()]
                 print(f"  p99 with publishes is {busy.p(99) / quiet.p(99):.2f} x that without")
                 print(f"  memory of the server: {busy.memory_text()}")
@@ -90,7 +95,7 @@ def main() -> None:
             print(f"ONNX Runtime behind FastAPI: {arguments.baseline}\n{HEADER}")
             with Baseline(arguments.baseline, Path(folder)) as baseline:
                 for count in clients:
-                    figures.append(measure(baseline, arguments, inputs, count, None).facts())
+                    figures.append(measure(baseline, arguments, inputs, count, length, None).facts())
     if arguments.report:
         arguments.report.write_text(json.dumps(figures, indent=1) + "\n")
     if failed:
@@ -176,15 +181,16 @@ def measure(
     arguments: argparse.Namespace,
     inputs: Any,
     clients: int,
+    length: float,
     pair: tuple[bytes, bytes] | None,
 ) -> Load:
-    """Requests from so many connections; with publications of the two sets of weights in turn, if they are
-    given.
+    """Requests from so many connections for so many seconds; with publications of the two sets of weights in
+    turn, if they are given.
     """
     load = Load(server, clients, arguments.adapter_every if pair else 0)
     before = server.runs()
     begin = time.perf_counter()
-    asyncio.run(whole(load, arguments, inputs, pair))
+    asyncio.run(whole(load, arguments, inputs, length, pair))
     load.seconds = time.perf_counter() - begin
     count, total = (now - then for now, then in zip(server.runs(), before, strict=True))
     load.run = total / count if count else 0.0
@@ -196,7 +202,11 @@ def measure(
 
 
 async def whole(
-    load: Load, arguments: argparse.Namespace, inputs: Any, pair: tuple[bytes, bytes] | None
+    load: Load,
+    arguments: argparse.Namespace,
+    inputs: Any,
+    length: float,
+    pair: tuple[bytes, bytes] | None,
 ) -> None:
     stop = asyncio.Event()
     plain = [inputs.http()]
@@ -208,7 +218,7 @@ async def whole(
     tasks.append(asyncio.create_task(watch(load, stop)))
     if pair:
         tasks.append(asyncio.create_task(publish(load, stop, pair, arguments.publish_every)))
-    await asyncio.sleep(arguments.seconds)
+    await asyncio.sleep(length)
     stop.set()
     await asyncio.gather(*tasks)
 

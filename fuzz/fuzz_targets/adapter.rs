@@ -1,4 +1,5 @@
-//! Tensors under the keys of adapters with a configuration, read for a small engine. Layers that are read must fit it.
+//! Tensors under the keys of adapters with a configuration, read for a small engine. Layers that are read must fit it, and are
+//! applied.
 
 #![no_main]
 
@@ -6,44 +7,52 @@ use std::sync::LazyLock;
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
-use regraft_adapter::{Adapter, AdapterConfig, Overlay, Patterns};
+use regraft_adapter::{Adapter, AdapterConfig, AdapterOptions, Overlay, Patterns};
 use regraft_ir::{Role, SourceKind};
 use regraft_tensor::{AlignedVec, Buffer, DType, Tensor};
-use regraft_weights::{RefitMap, SourceInfo, StateDict};
+use regraft_weights::{RefitMap, SourceInfo, StateDict, Twin};
 use serde_json::{Value, json};
 
 /// The sources of the engine. Some names are those of a UNet, which adapters name in a second way.
-const SOURCES: [(&str, &[usize], DType); 21] = [
-    ("fc.weight", &[10, 12], DType::F32),
-    ("fc.bias", &[10], DType::F32),
-    ("square.weight", &[8, 8], DType::BF16),
-    ("conv.weight", &[6, 4, 3, 3], DType::F32),
-    ("conv.bias", &[6], DType::F16),
-    ("conv1.weight", &[6, 4, 3], DType::F32),
-    ("point.weight", &[4, 6, 1, 1], DType::F32),
-    ("emb.weight", &[9, 7], DType::F32),
-    ("ids.weight", &[4], DType::I64),
-    ("none.weight", &[0, 4], DType::F32),
-    ("one.weight", &[], DType::F32),
-    ("layers.0.fc.weight", &[6, 10], DType::F32),
-    ("layers.1.fc.weight", &[6, 10], DType::F32),
-    ("down_blocks.0.resnets.0.conv1.weight", &[4, 4, 3, 3], DType::F32),
-    ("down_blocks.1.attentions.0.proj_in.weight", &[4, 4], DType::F32),
-    ("transformer_blocks.0.attn.to_q.weight", &[4, 4], DType::F32),
-    ("transformer_blocks.0.attn.to_k.weight", &[4, 4], DType::F32),
-    ("transformer_blocks.0.attn.to_v.weight", &[4, 4], DType::F32),
-    ("norm_out.linear.weight", &[8, 4], DType::F32),
-    ("single_blocks.0.linear1.weight", &[18, 4], DType::BF16),
-    ("x.to_qkv.weight", &[12, 4], DType::F32),
+const SOURCES: [(&str, &[usize], DType, Role); 24] = [
+    ("fc.weight", &[10, 12], DType::F32, Role::Linear),
+    ("fc.bias", &[10], DType::F32, Role::Other),
+    ("square.weight", &[8, 8], DType::BF16, Role::Other),
+    ("conv.weight", &[6, 4, 3, 3], DType::F32, Role::Conv),
+    ("conv.bias", &[6], DType::F16, Role::Other),
+    ("conv1.weight", &[6, 4, 3], DType::F32, Role::Conv),
+    ("point.weight", &[4, 6, 1, 1], DType::F32, Role::Conv),
+    ("emb.weight", &[9, 7], DType::F32, Role::Table),
+    ("ids.weight", &[4], DType::I64, Role::Other),
+    ("none.weight", &[0, 4], DType::F32, Role::Linear),
+    ("one.weight", &[], DType::F32, Role::Other),
+    ("layers.0.fc.weight", &[6, 10], DType::F32, Role::Linear),
+    ("layers.1.fc.weight", &[6, 10], DType::F32, Role::Linear),
+    ("down_blocks.0.resnets.0.conv1.weight", &[4, 4, 3, 3], DType::F32, Role::Conv),
+    ("down_blocks.1.attentions.0.proj_in.weight", &[4, 4], DType::F32, Role::Linear),
+    ("transformer_blocks.0.attn.to_q.weight", &[4, 4], DType::F32, Role::Linear),
+    ("transformer_blocks.0.attn.to_k.weight", &[4, 4], DType::F32, Role::Linear),
+    ("transformer_blocks.0.attn.to_v.weight", &[4, 4], DType::F32, Role::Linear),
+    ("norm_out.linear.weight", &[8, 4], DType::F32, Role::Linear),
+    ("single_blocks.0.linear1.weight", &[18, 4], DType::BF16, Role::Linear),
+    ("x.to_qkv.weight", &[12, 4], DType::F32, Role::Linear),
+    ("gpt.weight", &[8, 12], DType::F64, Role::LinearInOut),
+    ("up.weight", &[4, 6, 2, 2], DType::F32, Role::ConvTranspose),
+    ("experts.w", &[2, 4, 6], DType::F32, Role::Other),
 ];
 
+/// The source that a second module reads, too.
+const TIED: u32 = 7;
+
 /// What the engine has under other names, as one module or as several.
-const OTHERS: [(&str, &[usize], DType); 5] = [
-    ("double_blocks.0.img_attn.qkv.weight", &[12, 4], DType::F32),
-    ("final_layer.adaLN_modulation.1.weight", &[8, 4], DType::F32),
-    ("single_transformer_blocks.0.attn.to_q.weight", &[4, 4], DType::F32),
-    ("single_transformer_blocks.0.proj_mlp.weight", &[6, 4], DType::F32),
-    ("x.to_k.weight", &[4, 4], DType::F32),
+const OTHERS: [(&str, &[usize]); 7] = [
+    ("double_blocks.0.img_attn.qkv.weight", &[12, 4]),
+    ("final_layer.adaLN_modulation.1.weight", &[8, 4]),
+    ("single_transformer_blocks.0.attn.to_q.weight", &[4, 4]),
+    ("single_transformer_blocks.0.proj_mlp.weight", &[6, 4]),
+    ("single_blocks.0.linear1.qkv.weight", &[12, 4]),
+    ("x.to_k.weight", &[4, 4]),
+    ("head.weight", &[9, 7]),
 ];
 
 const PREFIXES: [&str; 12] = [
@@ -62,7 +71,7 @@ const PREFIXES: [&str; 12] = [
 ];
 
 /// Modules as adapters name them.
-const MODULES: [&str; 27] = [
+const MODULES: [&str; 33] = [
     "fc",
     "square",
     "conv",
@@ -88,11 +97,17 @@ const MODULES: [&str; 27] = [
     "single_transformer_blocks.0.attn.to_q",
     "single_transformer_blocks_0_proj_mlp",
     "x.to_k",
+    "gpt",
+    "up",
+    "head",
+    "experts",
+    "double_blocks.0",
+    "single_blocks.0",
     "nowhere",
     "",
 ];
 
-const PARTS: [&str; 48] = [
+const PARTS: [&str; 56] = [
     "lora_A.weight",
     "lora_B.weight",
     "lora_A.default.weight",
@@ -141,6 +156,14 @@ const PARTS: [&str; 48] = [
     "oft_blocks",
     "rescale",
     "token_adapter.trainable_tokens_delta",
+    "w_norm",
+    "b_norm",
+    "base_layer.lora_A.weight",
+    "base_layer.lora_B.weight",
+    "processor.qkv_lora1.down.weight",
+    "processor.qkv_lora1.up.weight",
+    "processor.qkv_lora.down.weight",
+    "processor.qkv_lora.up.weight",
 ];
 
 /// Sizes of the sources above, their divisors, and sizes that only fit beside a zero.
@@ -157,6 +180,10 @@ struct Input {
     /// Metadata of diffusers: fields of components, or any text.
     components: Vec<(u8, u8, ValueOf)>,
     metadata: Option<String>,
+    /// Other metadata.
+    header: Vec<(u8, String)>,
+    is_beside: bool,
+    alpha: Option<f64>,
 }
 
 /// An update of one module whose shapes fit.
@@ -182,8 +209,19 @@ struct TensorOf {
     bits: u8,
 }
 
+/// Configurations that adapters of their kinds are read with.
+const KNOWN: [&str; 6] = [
+    r#"{"scaling": 1}"#,
+    r#"{"peft_type": "OFT", "use_cayley_neumann": true, "num_cayley_neumann_terms": 5, "block_share": false, "coft": true, "eps": 0.1}"#,
+    r#"{"peft_type": "OFT", "use_cayley_neumann": false, "block_share": false, "coft": false}"#,
+    r#"{"peft_type": "IA3", "feedforward_modules": ["fc"]}"#,
+    r#"{"r": 2, "lora_alpha": 4, "target_parameters": ["experts.w"]}"#,
+    r#"{"r": 2, "lora_alpha": 4, "trainable_token_indices": {"emb": [1, 8]}}"#,
+];
+
 #[derive(Arbitrary, Debug)]
 enum Config {
+    Known(u8),
     Fields {
         kind: u8,
         r: Option<usize>,
@@ -211,10 +249,14 @@ enum ValueOf {
     Text(String),
     Empty,
     Pattern(Vec<(u8, i64)>),
+    /// Names of parameters or modules.
+    Names(Vec<u8>),
+    /// Rows of embeddings.
+    Tokens(Vec<(u8, Vec<i64>)>),
 }
 
 /// Fields of an `adapter_config.json`.
-const FIELDS: [&str; 22] = [
+const FIELDS: [&str; 24] = [
     "peft_type",
     "r",
     "lora_alpha",
@@ -237,6 +279,21 @@ const FIELDS: [&str; 22] = [
     "block_share",
     "coft",
     "eps",
+    "trainable_token_indices",
+    "feedforward_modules",
+];
+
+/// Where a header may say something of scales.
+const HEADERS: [&str; 9] = [
+    "adapter_config",
+    "peft_config",
+    "lora_config",
+    "config",
+    "lora_alpha",
+    "network_alpha",
+    "ss_network_alpha",
+    "alpha",
+    "ss_network_module",
 ];
 
 impl ValueOf {
@@ -251,20 +308,30 @@ impl ValueOf {
             ValueOf::Pattern(fields) => {
                 fields.into_iter().map(|(module, value)| (pick(&MODULES, module).to_owned(), value)).collect()
             }
+            ValueOf::Names(names) => {
+                let name = |name: u8| if name == 0 { "experts.w" } else { pick(&MODULES, name) };
+                names.into_iter().map(name).collect()
+            }
+            ValueOf::Tokens(rows) => {
+                rows.into_iter().map(|(module, rows)| (pick(&MODULES, module).to_owned(), json!(rows))).collect()
+            }
         }
     }
 }
 
 static ENGINE: LazyLock<RefitMap> = LazyLock::new(|| {
-    let source = |(name, shape, dtype): (&str, &[usize], DType)| SourceInfo {
+    let source = |(name, shape, dtype, role): (&str, &[usize], DType, Role)| SourceInfo {
         name: name.into(),
         aliases: vec![],
         kind: SourceKind::Parameter,
         dtype,
         shape: shape.to_vec(),
-        role: Role::Other,
+        role,
     };
-    RefitMap { sources: SOURCES.into_iter().map(source).collect(), twins: vec![], recipes: vec![] }
+    let mut sources: Vec<SourceInfo> = SOURCES.into_iter().map(source).collect();
+    let head = "head.weight".to_owned();
+    sources[TIED as usize].aliases.push(head.clone());
+    RefitMap { sources, twins: vec![Twin { of: TIED, name: head, role: Role::Linear }], recipes: vec![] }
 });
 
 fn pick<T: Copy>(from: &[T], index: u8) -> T {
@@ -281,8 +348,9 @@ fn tensor(dtype: DType, shape: &[usize], bits: u8) -> Option<Tensor> {
 impl LayerOf {
     /// The parts and shapes of the update.
     fn parts(&self) -> (&'static str, Vec<(&'static str, Vec<usize>)>) {
-        let all: Vec<(&str, &[usize], DType)> = SOURCES.into_iter().chain(OTHERS).collect();
-        let (name, shape, _) = pick(&all, self.source);
+        let own = SOURCES.into_iter().map(|(name, shape, ..)| (name, shape));
+        let all: Vec<(&str, &[usize])> = own.chain(OTHERS).collect();
+        let (name, shape) = pick(&all, self.source);
         let module = name.rsplit_once('.').map_or("", |(module, _)| module);
         let rank = usize::from(self.rank % 9);
         let (rows, cols) = (shape.first().copied().unwrap_or(1), shape.iter().skip(1).product::<usize>());
@@ -291,7 +359,9 @@ impl LayerOf {
         let of = |first: usize, second: usize, rest: &[usize]| [&[first, second], rest].concat();
         let half = |size: usize| if size.is_multiple_of(2) { (2, size / 2) } else { (1, size) };
         let ((a, c), (b, d)) = (half(rows), half(inputs));
-        let mut parts = match self.kind % 10 {
+        let size = [4, 3, 2].into_iter().find(|size| inputs.is_multiple_of(*size)).unwrap_or(1);
+        let blocks = inputs / size;
+        let mut parts = match self.kind % 18 {
             0 => vec![("lora_A.weight", of(rank, inputs, taps)), ("lora_B.weight", vec![rows, rank])],
             1 => vec![("lora_down.weight", of(rank, inputs, taps)), ("lora_up.weight", vec![rows, rank])],
             2 => vec![
@@ -323,6 +393,17 @@ impl LayerOf {
                 ("lokr_w2_b", vec![rank, d]),
             ],
             8 => vec![("diff", shape.to_vec()), ("diff_b", vec![rows])],
+            9 => vec![("oft_R.weight", vec![blocks, size * (size - 1) / 2])],
+            10 => vec![("boft_R", vec![rank.clamp(1, 3), blocks, size, size]), ("boft_s", vec![rows, 1])],
+            11 => vec![("oft_blocks", vec![a, c, c]), ("rescale", of(rows, 1, taps))],
+            12 => vec![("ia3_l", vec![rows, 1])],
+            13 => vec![("ia3_l", vec![1, inputs])],
+            14 => vec![("weight", shape.to_vec()), ("bias", vec![rows])],
+            15 => vec![("token_adapter.trainable_tokens_delta", vec![rank, cols])],
+            16 => vec![
+                ("lora_A.weight", vec![rank * rows, taps.iter().product()]),
+                ("lora_B.weight", vec![inputs, rank * rows]),
+            ],
             _ => vec![("lora_A.weight", vec![rank, rows]), ("lora_B.weight", vec![cols, rank])],
         };
         if self.magnitude {
@@ -339,6 +420,7 @@ impl LayerOf {
 impl Config {
     fn read(self) -> AdapterConfig {
         match self {
+            Config::Known(index) => serde_json::from_str(pick(&KNOWN, index)).expect("a configuration"),
             Config::Text(text) => serde_json::from_str(&text).unwrap_or_default(),
             Config::Values(fields) => {
                 let fields = fields.into_iter().map(|(field, value)| (pick(&FIELDS, field).to_owned(), value.json()));
@@ -407,11 +489,19 @@ fuzz_target!(|input: Input| {
     let components: Value = input.components.into_iter().map(component).collect();
     let metadata = input.metadata.or_else(|| (components != json!({})).then(|| components.to_string()));
     dict.add_metadata(metadata.map(|text| ("lora_adapter_metadata".to_owned(), text)));
-    match Adapter::from_state_dict("x", &dict, &config, &ENGINE) {
+    dict.add_metadata(input.header.into_iter().map(|(key, text)| (pick(&HEADERS, key).to_owned(), text)));
+    let (stated, beside) = if input.is_beside { (None, Some(config)) } else { (Some(config), None) };
+    let options = AdapterOptions::new().config(stated).alpha(input.alpha).beside(beside);
+    match Adapter::from_state_dict("x", &dict, options, &ENGINE) {
         Ok(adapter) => {
+            assert!(adapter.mismatches(&ENGINE).is_empty());
             for layer in &adapter.layers {
-                let info = &ENGINE.sources[layer.source];
+                let source = ENGINE.source_of(layer.source).expect("a use of the engine");
+                let info = &ENGINE.sources[source];
                 std::hint::black_box(Overlay::new(info.dtype, &info.shape, &[(&layer.update, 0.5)]));
+                let weight = tensor(info.dtype, &info.shape, 0x3c).expect("a small source");
+                let updated = layer.update.reference(&weight, 0.5);
+                assert_eq!((updated.dtype(), updated.shape()), (info.dtype, info.shape.as_slice()));
             }
         }
         Err(error) => assert!(!error.to_string().is_empty()),

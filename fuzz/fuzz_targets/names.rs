@@ -1,5 +1,5 @@
-//! Names: up to an empty line those of an engine's sources, then those of a file; a digit at the end of a line is a size. What
-//! is taken must be one tensor for each source that is needed, of its shape.
+//! Names: up to an empty line those of an engine's sources, then those of a file; a digit at the end of a line is a size, and a
+//! source may have a second name behind a space. What is taken must be one tensor for each source that is needed, of its shape.
 
 #![no_main]
 
@@ -15,8 +15,8 @@ fuzz_target!(|bytes: &[u8]| {
     let size = |line: &str| line.bytes().last().filter(u8::is_ascii_digit).map_or(1, |digit| usize::from(digit - b'0'));
     let kinds = SourceKind::ALL;
     let info = |(i, line): (usize, &str)| SourceInfo {
-        name: line.to_owned(),
-        aliases: Vec::new(),
+        name: line.split(' ').next().unwrap_or_default().to_owned(),
+        aliases: line.split(' ').skip(1).take(1).map(str::to_owned).collect(),
         kind: kinds[if settings & 8 == 0 { 0 } else { i % 4 }],
         dtype: DType::F32,
         shape: vec![size(line)],
@@ -30,10 +30,15 @@ fuzz_target!(|bytes: &[u8]| {
         weights.insert(line, Tensor::from_slice(&[size(line)], &vec![1f32; size(line)]));
     }
     let used: Vec<bool> = (0..sources.len()).map(|i| settings & 16 == 0 || i % 3 != 0).collect();
+    let constants = match (settings & 4, engine.lines().next()) {
+        (0, _) => Constants::Keep,
+        (_, Some(first)) if settings & 64 != 0 => Constants::Change([first.to_owned()].into_iter().collect()),
+        _ => Constants::ChangeAll,
+    };
     let options = MatchOptions::new()
         .partial(settings & 1 != 0)
         .ignore_unknown(settings & 2 != 0)
-        .constants(if settings & 4 == 0 { Constants::Keep } else { Constants::ChangeAll })
+        .constants(constants)
         .renames((settings & 32 != 0).then(|| Rename::new("a", "b.c")));
     let names = match_sources(&sources, &used, &weights, &options);
     assert!(!names.rule().to_string().is_empty());

@@ -14,6 +14,7 @@ use std::{
     sync::LazyLock,
 };
 
+use regraft_checkpoint::{CheckpointErrorKind, OpenOptions};
 use regraft_weights::StateDict;
 use zip::{ZipWriter, write::SimpleFileOptions};
 
@@ -68,11 +69,21 @@ pub fn mutated_text(input: &[u8], seed: u32, most: usize) -> Option<Vec<u8>> {
     (text::mutate(&mut text, &mut random::Random::new(seed)) && text.len() <= most).then_some(text)
 }
 
-/// Opens a file called `name` with these bytes and reads what it holds.
+/// Opens a file called `name` with these bytes and reads what it holds; where that is several sets of weights, each of them.
 pub fn open(name: &str, bytes: &[u8]) {
-    match regraft_checkpoint::open(&file(name, bytes)) {
-        Ok(dict) => read_all(&dict),
-        Err(error) => assert!(!error.to_string().is_empty()),
+    let path = file(name, bytes);
+    let error = match regraft_checkpoint::open(&path) {
+        Ok(dict) => return read_all(&dict),
+        Err(error) => error,
+    };
+    assert!(!error.to_string().is_empty());
+    let CheckpointErrorKind::Several { keys } = error.kind() else { return };
+    for key in keys.iter().take(8) {
+        let options = OpenOptions::new().key(key.clone());
+        match regraft_checkpoint::open_with(&path, &options) {
+            Ok(dict) => read_all(&dict),
+            Err(error) => assert!(!error.to_string().is_empty()),
+        }
     }
 }
 

@@ -60,12 +60,15 @@ class CompileError(RegraftError):
 
 
 class Problem(NamedTuple):
-    """One reason why weights do not fit."""
+    """One reason why weights or an adapter do not fit."""
 
     kind: str
-    """``missing``, ``unknown``, ``mismatch``, ``non_finite``, ``tied_differ``, ``ambiguous`` and others."""
+    """Of weights: ``missing``, ``unknown``, ``mismatch``, ``non_finite``, ``tied_differ``, ``ambiguous`` and
+    others. Of adapters: ``unmatched``, ``incomplete``, ``shape``, ``unsupported``, ``twice``, ``ambiguous``,
+    ``config``, ``no_scale``, ``empty``.
+    """
     name: str
-    """The weight, or the name that was given."""
+    """The weight, the name that was given, or the adapter's key."""
     what: str
     """What is wrong with it, in words."""
     details: Mapping[str, Any] = MappingProxyType({})
@@ -73,11 +76,11 @@ class Problem(NamedTuple):
 
 
 class WeightsError(RegraftError, ValueError):
-    """Weights cannot be read, or do not fit; nothing was changed.
+    """Weights or an adapter cannot be read, or do not fit; nothing was changed.
 
     ``problems`` lists every reason, and ``cause`` says what they have in common: ``few_keys``,
     ``only_unknown``, ``near_rule``, ``folded_norm``, ``quantized``, ``other_model``, ``ambiguous``,
-    ``several`` and others; empty where nothing is known.
+    ``several``, ``no_scale`` of an adapter, and others; empty where nothing is known.
     """
 
     problems: tuple[Problem, ...]
@@ -97,7 +100,8 @@ class WeightsError(RegraftError, ValueError):
 
 
 def _problem_of(fact: dict[str, Any]) -> Problem:
-    details = {key: value for key, value in fact["details"].items() if key not in ("problem", "name")}
+    of_name = ("problem", "name", "key", "field")
+    details = {key: value for key, value in fact["details"].items() if key not in of_name}
     return Problem(fact["details"]["problem"], fact["name"], fact["what"], details)
 
 
@@ -141,6 +145,8 @@ def _help_for(cause: Mapping[str, Any]) -> str:
             return "reject_non_finite=False takes such values as they are"
         case "several":
             return "choose one: " + ", ".join(f"key={key!r}" for key in cause["keys"])
+        case "no_scale":
+            return "adapter(..., alpha=16) states it, adapter(..., config=...) gives the configuration"
         case "no_key":
             return "key= names one of them" if cause["keys"] else "leave key= out to read the whole file"
         case _:

@@ -388,7 +388,7 @@ class Module(torch.nn.Module):
         try:
             found = _regraft.adapter_for(self.models, str(name), weights, _config_text(config), alpha)
         except WeightsError as error:
-            raise WeightsError(f"{error}\n  {help}") from error
+            raise WeightsError(f"{error}\n  {help}", problems=error.problems) from error
         shared = sorted(set(found.sources) & self._serving.kept.keys())
         if shared:
             raise WeightsError(f"{found.name}: {', '.join(shared)}: PyTorch reads it, too\n  {help}")

@@ -1,5 +1,7 @@
 use std::{error::Error, path::PathBuf};
 
+use regraft_tensor::Explanation;
+
 use crate::{AdapterProblem, problem};
 
 /// An error of this crate.
@@ -25,7 +27,7 @@ impl From<AdapterErrorKind> for AdapterError {
 #[non_exhaustive]
 pub enum AdapterErrorKind {
     /// An adapter does not fit; nothing was changed.
-    #[error("{}", problem::message(.adapter, .problems, *.keys))]
+    #[error("{}", self.explained())]
     Fit {
         /// Its name.
         adapter: String,
@@ -35,14 +37,27 @@ pub enum AdapterErrorKind {
         keys: usize,
     },
     /// Its configuration could not be read.
-    #[error("{}: {why}", .path.display())]
+    #[error("{}", self.explained())]
     Config {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it, and what to do.
+        /// What is wrong with it.
         why: String,
+        /// What to do.
+        help: &'static str,
     },
     /// Its weight file could not be read.
     #[error(transparent)]
     Weights(Box<dyn Error + Send + Sync>),
+}
+
+impl AdapterErrorKind {
+    /// In parts. Advice depends on how an adapter is given, and is for the caller to word.
+    pub fn explained(&self) -> Explanation {
+        match self {
+            AdapterErrorKind::Fit { adapter, problems, keys } => problem::explained(adapter, problems, *keys),
+            AdapterErrorKind::Config { path, why, help } => Explanation::new(why).help(*help).about(path.display()),
+            AdapterErrorKind::Weights(error) => Explanation::new(error.to_string()),
+        }
+    }
 }

@@ -1,5 +1,6 @@
-use std::{collections::BTreeSet, fmt::Write};
+use std::collections::BTreeSet;
 
+use regraft_tensor::Explanation;
 use serde::{Deserialize, Serialize};
 
 /// One reason why an adapter does not fit an engine. Written as a line of a list: the adapter's key, then what is wrong
@@ -105,21 +106,14 @@ impl AdapterProblem {
     }
 }
 
-/// The message of an adapter with these problems, `keys` of it in all.
-pub(crate) fn message(adapter: &str, problems: &[AdapterProblem], keys: usize) -> String {
+/// An adapter with these problems, `keys` of it in all.
+pub(crate) fn explained(adapter: &str, problems: &[AdapterProblem], keys: usize) -> Explanation {
     let about_keys = problems.iter().filter(|p| !matches!(p, AdapterProblem::Config { .. } | AdapterProblem::Empty));
     let count = about_keys.map(AdapterProblem::key).collect::<BTreeSet<_>>().len();
-    let mut text = match count {
+    let what = match count {
         0 => format!("{adapter}: cannot be applied; nothing was changed"),
         1 => format!("{adapter}: 1 of {keys} keys does not fit; nothing was changed"),
         _ => format!("{adapter}: {count} of {keys} keys do not fit; nothing was changed"),
     };
-    let width = problems.iter().map(|p| p.key().len()).max().unwrap_or(0).min(60);
-    for problem in problems {
-        let (key, what) = (problem.key(), problem.what());
-        let gap = if width == 0 { "" } else { "  " };
-        // Writing to a string cannot fail.
-        let _ = write!(text, "\n  {key:width$}{gap}{what}");
-    }
-    text
+    Explanation::new(what).problems(problems.iter().map(|problem| (problem.key().to_owned(), problem.what())))
 }

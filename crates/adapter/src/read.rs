@@ -142,10 +142,11 @@ fn weights_of(path: &Path) -> PathBuf {
 /// # Errors
 /// When it cannot be read.
 pub fn read_config(path: &Path) -> Result<AdapterConfig, AdapterError> {
-    let failed = |why: String| AdapterErrorKind::Config { path: path.into(), why };
-    let text = std::fs::read_to_string(path).map_err(|e| failed(e.to_string()))?;
+    let failed = |why: String, help| AdapterErrorKind::Config { path: path.into(), why, help };
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| failed(e.to_string(), "give the adapter_config.json that was saved with the adapter"))?;
     Ok(serde_json::from_str(&text)
-        .map_err(|e| failed(format!("not a valid configuration of an adapter: {e}\n  help: save the adapter again")))?)
+        .map_err(|e| failed(format!("not a valid configuration of an adapter: {e}"), "save the adapter again"))?)
 }
 
 /// The layers, and the keys that are about other models of a pipeline.

@@ -59,6 +59,11 @@ pub struct Step {
 }
 
 impl Step {
+    /// Bytes of operands and results.
+    pub fn bytes(&self) -> usize {
+        self.inputs.iter().flatten().chain(&self.outputs).map(|part| part.len).sum()
+    }
+
     fn scratch_location(&self) -> Location {
         Location { place: Place::Arena, start: self.scratch, len: self.kernel.scratch() }
     }
@@ -165,6 +170,14 @@ impl Sequence {
     /// # Panics
     /// When memory is smaller.
     pub fn launch(&self, queue: &dyn Queue, memory: &mut Bindings<'_>) {
+        self.launch_each(queue, memory, |_| {});
+    }
+
+    /// As [`Sequence::launch`]; calls `launched` after each step.
+    ///
+    /// # Panics
+    /// When memory is smaller.
+    pub fn launch_each(&self, queue: &dyn Queue, memory: &mut Bindings<'_>, mut launched: impl FnMut(&Step)) {
         let small = memory.arena.len() < self.sizes.arena
             || memory.states.len() < self.sizes.states.len()
             || memory.inputs.len() < self.sizes.inputs.len();
@@ -188,6 +201,7 @@ impl Sequence {
             let scratch = unsafe { written(memory, step.scratch_location()) };
             let launch = Launch { node: step.node, inputs: &inputs, outputs: &mut outputs, scratch };
             step.kernel.launch(queue, launch);
+            launched(step);
         }
     }
 }

@@ -6,7 +6,7 @@ use std::{
     ops::Range,
 };
 
-use regraft_tensor::{AlignedVec, Buffer, MappedFile};
+use regraft_tensor::{AlignedVec, Buffer, Explanation, MappedFile};
 use zip::{
     CompressionMethod, ZipArchive,
     read::{ArchiveOffset, Config},
@@ -40,7 +40,7 @@ pub struct Archive {
 
 /// What is wrong with an archive or one of its entries.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{}{problem}\n  help: {help}", if .entry.is_empty() { String::new() } else { format!("{entry}: ") })]
+#[error("{}", self.explained())]
 pub struct ArchiveError {
     /// The entry as tools list it; empty for the archive as a whole.
     pub entry: String,
@@ -48,6 +48,14 @@ pub struct ArchiveError {
     pub problem: String,
     /// What to do.
     pub help: String,
+}
+
+impl ArchiveError {
+    /// In parts.
+    pub fn explained(&self) -> Explanation {
+        let explanation = Explanation::new(&self.problem).help(&self.help);
+        if self.entry.is_empty() { explanation } else { explanation.about(&self.entry) }
+    }
 }
 
 /// The order of bytes in numbers.

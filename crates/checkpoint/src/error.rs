@@ -3,6 +3,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use regraft_tensor::Explanation;
+
 use crate::ArchiveError;
 
 /// A weight file that could not be read.
@@ -23,23 +25,26 @@ impl CheckpointError {
     pub fn kind(&self) -> &CheckpointErrorKind {
         &self.kind
     }
+
+    /// In parts.
+    pub fn explained(&self) -> Explanation {
+        self.kind.explained().about(self.path.display())
+    }
 }
 
 /// The kinds of [`CheckpointError`].
 #[derive(Debug, thiserror::Error)]
+#[error("{}", self.explained())]
 #[non_exhaustive]
 pub enum CheckpointErrorKind {
     /// The system does not give the file.
-    #[error("{0}")]
     Io(String),
     /// It holds several sets of weights.
-    #[error("it holds several sets of weights: {}", list(.keys))]
     Several {
         /// Under which keys.
         keys: Vec<String>,
     },
     /// It holds no weights under the key that was given.
-    #[error("it holds no weights under `{key}`{}", if .keys.is_empty() { String::new() } else { format!("; there are {}", list(.keys)) })]
     NoKey {
         /// The key.
         key: String,
@@ -47,7 +52,6 @@ pub enum CheckpointErrorKind {
         keys: Vec<String>,
     },
     /// It is not a weight file of a known format, or damaged.
-    #[error("{what}\n  help: {help}")]
     Unreadable {
         /// What was expected and what was found.
         what: String,
@@ -65,6 +69,23 @@ fn list(keys: &[String]) -> String {
 pub(crate) type FileProblem = CheckpointErrorKind;
 
 impl CheckpointErrorKind {
+    /// In parts, without the file's name.
+    pub fn explained(&self) -> Explanation {
+        match self {
+            CheckpointErrorKind::Io(why) => Explanation::new(why),
+            CheckpointErrorKind::Several { keys } => {
+                Explanation::new(format!("it holds several sets of weights: {}", list(keys)))
+            }
+            CheckpointErrorKind::NoKey { key, keys } if keys.is_empty() => {
+                Explanation::new(format!("it holds no weights under `{key}`"))
+            }
+            CheckpointErrorKind::NoKey { key, keys } => {
+                Explanation::new(format!("it holds no weights under `{key}`; there are {}", list(keys)))
+            }
+            CheckpointErrorKind::Unreadable { what, help } => Explanation::new(what).help(help),
+        }
+    }
+
     pub(crate) fn new(what: impl Into<String>, help: &str) -> Self {
         CheckpointErrorKind::Unreadable { what: what.into(), help: help.to_owned() }
     }

@@ -3,6 +3,7 @@
 mod cache;
 mod delta;
 mod distribute;
+mod measure;
 mod names;
 mod serve;
 mod tune;
@@ -17,6 +18,7 @@ pub(crate) use self::{
     cache::{CacheAction, CacheArgs, CacheFlags},
     delta::DeltaArgs,
     distribute::{CheckArgs, StripArgs},
+    measure::{BenchArgs, ProfileArgs},
     names::NameFlags,
     serve::ServeArgs,
     tune::TuneFlags,
@@ -70,8 +72,11 @@ pub(crate) enum Command {
     #[command(long_about = INSPECT)]
     Inspect(InspectArgs),
     /// Measure latency, refit time and a plain copy of the same bytes
-    #[command(long_about = BENCH)]
+    #[command(long_about = measure::BENCH)]
     Bench(BenchArgs),
+    /// Show where the time of a run goes, node by node, beside what this machine could do
+    #[command(long_about = measure::PROFILE)]
+    Profile(ProfileArgs),
     /// Serve engines over the network, and change their weights while they serve
     #[command(long_about = serve::SERVE)]
     Serve(ServeArgs),
@@ -100,6 +105,7 @@ impl Command {
             Command::Diff(a) => a.common,
             Command::Inspect(a) => a.common,
             Command::Bench(a) => a.common,
+            Command::Profile(a) => a.common,
             Command::Serve(a) => a.common,
             Command::Cache(a) => a.common,
             Command::Doctor(a) => a.common,
@@ -514,43 +520,6 @@ pub(crate) struct InspectArgs {
     pub(crate) common: Common,
 }
 
-const BENCH: &str = "Measure an engine on random inputs.
-
-  regraft bench model.rgf
-  regraft bench model.rgf --dims s0=1,s1=128 --runs 200
-  regraft bench refittable.rgf --against frozen.rgf
-
-Latency is that of one run at the sizes that the program was exported with, or at --dims. The refit changes every float \
-tensor, so that every slot is rebuilt; right after each refit the same bytes are copied on the same threads, into \
-memory in use already: no refit can be faster than about that. --against interleaves runs of both engines (A B B A), so \
-that a machine that slows down slows down both.";
-
-#[derive(Args, Debug)]
-pub(crate) struct BenchArgs {
-    /// The engine
-    #[arg(value_name = "MODEL.rgf")]
-    pub(crate) engine: PathBuf,
-    /// Number of runs, and of rounds with --against [default: about two seconds' worth]
-    #[arg(long, value_name = "N")]
-    pub(crate) runs: Option<NonZeroUsize>,
-    /// Sizes of symbolic dims, such as s0=8,s1=128
-    #[arg(long, value_name = "SYMBOL=SIZE", value_delimiter = ',', value_parser = symbol_size)]
-    pub(crate) dims: Vec<(String, i64)>,
-    /// Another engine of the same program, to compare latencies with
-    #[arg(long, value_name = "OTHER.rgf")]
-    pub(crate) against: Option<PathBuf>,
-    #[command(flatten)]
-    pub(crate) threads: ThreadArgs,
-    #[command(flatten)]
-    pub(crate) common: Common,
-}
-
-fn symbol_size(text: &str) -> Result<(String, i64), String> {
-    let (name, size) = text.split_once('=').ok_or("expected SYMBOL=SIZE, such as s0=8")?;
-    let size = size.trim().parse().map_err(|_| format!("`{size}` is not a size"))?;
-    Ok((name.trim().to_owned(), size))
-}
-
 const DOCTOR: &str = "Say what this machine has: processor, GPUs, libraries, and what each missing one costs.
 
   regraft doctor
@@ -593,11 +562,5 @@ mod tests {
         assert_eq!(adapter("a.safetensors:0.7"), Ok(("a.safetensors".into(), 0.7)));
         assert_eq!(adapter("C:a.safetensors"), Ok(("C:a.safetensors".into(), 1.0)));
         assert!(adapter("a.safetensors:inf").is_err());
-    }
-
-    #[test]
-    fn sizes_are_names_with_numbers() {
-        assert_eq!(symbol_size("s0=8"), Ok(("s0".into(), 8)));
-        assert!(symbol_size("s0").is_err() && symbol_size("s0=x").is_err());
     }
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use regraft::{
-    AdapterErrorKind, Cause, CheckpointError, CheckpointErrorKind, Misfit, Problem, RuntimeErrorKind, WeightsErrorKind,
+    AdapterErrorKind, Cause, CheckpointErrorKind, Explanation, Misfit, Problem, RuntimeErrorKind, WeightsErrorKind,
     adapter::AdapterProblem,
 };
 use serde_json::{Value, json};
@@ -54,22 +54,6 @@ impl Failure {
             self.message = format!("{path}: {}", self.message);
         }
         self
-    }
-
-    /// The parts of a text that was written for people: message, indented problems, a line of help.
-    fn from_text(text: &str) -> Self {
-        let mut lines = text.lines();
-        let mut failure = Failure::new(without_doubled_path(lines.next().unwrap_or_default()));
-        for line in lines {
-            let line = line.trim_start();
-            if let Some(help) = line.strip_prefix("help: ") {
-                failure.help = Some(help.to_owned());
-            } else {
-                let (name, what) = line.split_once("  ").unwrap_or((line, ""));
-                failure.problems.push((name.to_owned(), what.trim().to_owned()));
-            }
-        }
-        failure
     }
 
     /// Weights that do not fit an engine; `file` is what they were read from.
@@ -176,11 +160,9 @@ pub(crate) fn misfit_of(error: &regraft::Error) -> Option<&Misfit> {
     }
 }
 
-/// `a: a: why` as `a: why`.
-fn without_doubled_path(line: &str) -> String {
-    match line.split_once(": ") {
-        Some((path, rest)) if rest.starts_with(path) && rest[path.len()..].starts_with(": ") => rest.to_owned(),
-        _ => line.to_owned(),
+impl From<Explanation> for Failure {
+    fn from(Explanation { what, problems, help }: Explanation) -> Self {
+        Failure { message: what, problems, help, usage: false }
     }
 }
 
@@ -189,27 +171,27 @@ impl From<regraft::Error> for Failure {
         if let Some(misfit) = misfit_of(&error) {
             return Failure::misfit(misfit, None).unchanged();
         }
+        let failure = Failure::from(error.explained());
         match &error {
-            regraft::Error::Adapter(e) => from_adapter(e.kind()),
-            regraft::Error::Checkpoint(e) => from_checkpoint(e),
+            regraft::Error::Adapter(e) => advised_of_adapter(failure, e.kind()),
+            regraft::Error::Checkpoint(e) => advised_of_checkpoint(failure, e.kind()),
             regraft::Error::Runtime(e) => match e.kind() {
-                RuntimeErrorKind::Adapter(kind) => from_adapter(kind),
+                RuntimeErrorKind::Adapter(kind) => advised_of_adapter(failure, kind),
                 RuntimeErrorKind::NotBound => Failure::new("the engine is stripped: it has no weights yet")
                     .help("bind it first: regraft bind STRIPPED.rgf --weights MODEL.safetensors -o BOUND.rgf"),
                 RuntimeErrorKind::Frozen => {
                     Failure::new("the engine is frozen: it holds no recipes, so its weights cannot change")
                         .help("compile the program with --mode refittable")
                 }
-                _ => Failure::from_text(&error.to_string()),
+                _ => failure,
             },
-            _ => Failure::from_text(&error.to_string()),
+            _ => failure,
         }
     }
 }
 
-fn from_checkpoint(error: &CheckpointError) -> Failure {
-    let failure = Failure::from_text(&error.to_string());
-    match error.kind() {
+fn advised_of_checkpoint(failure: Failure, kind: &CheckpointErrorKind) -> Failure {
+    match kind {
         CheckpointErrorKind::Several { keys } => failure
             .help(format!("choose one: {}", keys.iter().map(|k| format!("--key {k}")).collect::<Vec<_>>().join(", "))),
         CheckpointErrorKind::NoKey { .. } => failure.help("--key names one of them"),
@@ -217,14 +199,14 @@ fn from_checkpoint(error: &CheckpointError) -> Failure {
     }
 }
 
-fn from_adapter(kind: &AdapterErrorKind) -> Failure {
-    let text = kind.to_string();
-    let AdapterErrorKind::Fit { problems, .. } = kind else { return Failure::from_text(&text) };
-    let failure = Failure::new(text.lines().next().unwrap_or_default());
-    let failure = problems.iter().fold(failure, |f, p| f.problem(p.key(), p.what()));
-    match problems.iter().any(|problem| matches!(problem, AdapterProblem::NoScale { .. })) {
-        true => failure.help("--adapter-alpha ALPHA states it, --adapter-config CONFIG.json gives the configuration"),
-        false => failure,
+fn advised_of_adapter(failure: Failure, kind: &AdapterErrorKind) -> Failure {
+    match kind {
+        AdapterErrorKind::Fit { problems, .. }
+            if problems.iter().any(|problem| matches!(problem, AdapterProblem::NoScale { .. })) =>
+        {
+            failure.help("--adapter-alpha ALPHA states it, --adapter-config CONFIG.json gives the configuration")
+        }
+        _ => failure,
     }
 }
 
@@ -242,7 +224,7 @@ from_errors!(regraft::RuntimeError, regraft::WeightsError, regraft::AdapterError
 impl From<regraft_server::ServeError> for Failure {
     fn from(error: regraft_server::ServeError) -> Self {
         use regraft_server::ServeError;
-        let failure = Failure::from_text(&error.to_string());
+        let failure = Failure::new(error.to_string());
         match error {
             ServeError::OpenToAll(_) => failure.help("--infer-tokens and --weights-tokens name files of tokens"),
             ServeError::Batching { .. } => failure.help("without --batch each request runs alone"),
@@ -254,23 +236,13 @@ impl From<regraft_server::ServeError> for Failure {
 
 impl From<regraft::cache::CacheError> for Failure {
     fn from(error: regraft::cache::CacheError) -> Self {
-        Failure::from_text(&error.to_string()).help("give another folder with --cache-dir, or set REGRAFT_CACHE_DIR")
+        Failure::from(error.explained()).help("give another folder with --cache-dir, or set REGRAFT_CACHE_DIR")
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_text_is_taken_apart() {
-        let failure =
-            Failure::from_text("a.rgf: a.rgf: 2 ops\n  aten.foo    2×, first in x\n  aten.b\n  help: upgrade");
-        assert_eq!(failure.message, "a.rgf: 2 ops");
-        assert_eq!(failure.problems[0], ("aten.foo".into(), "2×, first in x".into()));
-        assert_eq!(failure.problems[1], ("aten.b".into(), String::new()));
-        assert_eq!(failure.help.as_deref(), Some("upgrade"));
-    }
 
     #[test]
     fn problems_are_aligned_and_long_lists_cut_short() {

@@ -1,5 +1,6 @@
 use regraft_backend::FormatId;
-use regraft_ir::IrError;
+use regraft_ir::{IrError, IrErrorKind};
+use regraft_tensor::Explanation;
 
 use crate::tune::TuneError;
 
@@ -32,7 +33,7 @@ pub enum CompileError {
     },
     /// The backend has no kernels for weights of this form.
     #[error(
-        "this device has no kernels for weights stored as {format}\n  help: leave --weights out, or compile for the CPU"
+        "this device has no kernels for weights stored as {format}; leave them as they are, or compile for the CPU"
     )]
     Weights {
         /// The form.
@@ -44,4 +45,29 @@ pub enum CompileError {
         /// What.
         what: String,
     },
+}
+
+impl CompileError {
+    /// In parts.
+    pub fn explained(&self) -> Explanation {
+        match self {
+            CompileError::Ir(error) => of_graph(error),
+            CompileError::Pass { pass, error } => of_graph(error).about(format_args!("pass `{pass}`")),
+            CompileError::Tune(_)
+            | CompileError::Format { .. }
+            | CompileError::Weights { .. }
+            | CompileError::TooLarge { .. } => Explanation::new(self.to_string()),
+        }
+    }
+}
+
+/// A graph may have several faults.
+fn of_graph(error: &IrError) -> Explanation {
+    match error.kind() {
+        IrErrorKind::Several { errors, more } => {
+            let problems = errors.iter().map(|error| (error.to_string(), String::new()));
+            Explanation::new(format!("the graph has {} faults", errors.len() + more)).problems(problems)
+        }
+        _ => Explanation::new(error.to_string()),
+    }
 }

@@ -1,5 +1,7 @@
 use std::{io, path::PathBuf};
 
+use regraft_tensor::Explanation;
+
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
@@ -9,6 +11,14 @@ impl DeltaError {
     /// The kind of this error.
     pub fn kind(&self) -> &DeltaErrorKind {
         &self.0
+    }
+
+    /// In parts.
+    pub fn explained(&self) -> Explanation {
+        match self.kind() {
+            DeltaErrorKind::Base(problems) => of_base(problems),
+            kind => Explanation::new(kind.to_string()),
+        }
     }
 }
 
@@ -42,7 +52,7 @@ pub enum DeltaErrorKind {
         why: String,
     },
     /// The weights are not those that it was made from.
-    #[error("the delta was made from other weights; {} of its tensors do not fit{}", .0.len(), lines(.0))]
+    #[error("{}", of_base(.0))]
     Base(Vec<DeltaProblem>),
     /// The second checkpoint lacks tensors that the first one has.
     #[error("{} tensors of the first weights are not in the second, such as {}; a delta is between complete weights", .0.len(), .0.first().map_or("", String::as_str))]
@@ -69,6 +79,7 @@ pub struct DeltaProblem {
     pub what: String,
 }
 
-fn lines(problems: &[DeltaProblem]) -> String {
-    problems.iter().map(|problem| format!("\n  {}  {}", problem.name, problem.what)).collect()
+fn of_base(problems: &[DeltaProblem]) -> Explanation {
+    let what = format!("the delta was made from other weights; {} of its tensors do not fit", problems.len());
+    Explanation::new(what).problems(problems.iter().map(|problem| (problem.name.clone(), problem.what.clone())))
 }

@@ -9,9 +9,11 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
+use regraft_tensor::Explanation;
+
 /// Why a file could not be written; names the file. What was there before is still there.
 #[derive(Debug, thiserror::Error)]
-#[error("{}: could not write the file: {error}{}", path.display(), advice(error))]
+#[error("{}", self.explained())]
 pub struct WriteError {
     path: PathBuf,
     error: io::Error,
@@ -28,25 +30,32 @@ impl WriteError {
         &self.error
     }
 
+    /// In parts.
+    pub fn explained(&self) -> Explanation {
+        let what = format!("could not write the file: {}", self.error);
+        Explanation { help: advice(&self.error).map(str::to_owned), ..Explanation::new(what) }
+            .about(self.path.display())
+    }
+
     /// The error of the system, taken out.
     pub fn into_io_error(self) -> io::Error {
         self.error
     }
 }
 
-/// A line of help for a failed write, or nothing.
-pub(crate) fn advice(error: &io::Error) -> &'static str {
-    match error.kind() {
+/// What to do about a failed write.
+pub(crate) fn advice(error: &io::Error) -> Option<&'static str> {
+    Some(match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            "\n  help: free some space or write to another disk; nothing half-written was left behind"
+            "free some space or write to another disk; nothing half-written was left behind"
         }
-        io::ErrorKind::NotFound => "\n  help: create its directory first",
+        io::ErrorKind::NotFound => "create its directory first",
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-            "\n  help: write to a directory where you may create files"
+            "write to a directory where you may create files"
         }
-        io::ErrorKind::IsADirectory => "\n  help: give the name of a file inside it",
-        _ => "",
-    }
+        io::ErrorKind::IsADirectory => "give the name of a file inside it",
+        _ => return None,
+    })
 }
 
 /// A file under construction: written under a temporary name beside its target and renamed over it by

@@ -119,8 +119,8 @@ impl Engine {
 
     /// How sources are kept.
     pub fn keep_sources(&self) -> KeepSources {
-        let used = self.refit_map.slots_by_source();
-        let held = |i: usize| self.sources[i].is_some() || used[i].is_empty();
+        let used = self.refit_map.are_read();
+        let held = |i: usize| self.sources[i].is_some() || !used[i];
         match (&self.slots, self.files.iter().any(Option::is_some)) {
             (None, _) => KeepSources::Embedded,
             (Some(_), true) => KeepSources::Reference,
@@ -165,11 +165,11 @@ impl Engine {
             return lacks("the digests of the weights it is bound to");
         }
         let embedded = |i: usize| self.sources[i].is_some();
-        let used = self.refit_map.slots_by_source();
+        let used = self.refit_map.are_read();
         match (self.mode, &self.slots) {
             (Mode::Frozen, None) => lacks("slots"),
             // What no slot is made of may be absent.
-            (Mode::Refittable, None) if !(0..used.len()).all(|i| used[i].is_empty() || embedded(i)) => {
+            (Mode::Refittable, None) if !(0..used.len()).all(|i| !used[i] || embedded(i)) => {
                 lacks("slots and sources to make them of")
             }
             (Mode::Stripped, Some(_)) => Err(EngineErrorKind::Malformed("a stripped engine with slots".into())),

@@ -1,12 +1,13 @@
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use regraft_backend::Target;
+use regraft_tensor::Explanation;
 
 use crate::container::ContainerError;
 
 /// An error of an engine file.
 #[derive(Debug, thiserror::Error)]
-#[error("{}", text(path, kind))]
+#[error("{}", self.explained())]
 pub struct EngineError {
     /// The file.
     pub path: PathBuf,
@@ -59,15 +60,26 @@ fn lacking(expected: &Target, found: &Target) -> String {
     if missing.is_empty() { String::new() } else { format!(", without {}", missing.join(", ")) }
 }
 
-fn text(path: &Path, kind: &EngineErrorKind) -> String {
-    match kind {
-        // Names the file itself.
-        EngineErrorKind::Container(error) => error.to_string(),
-        EngineErrorKind::Malformed(_)
-        | EngineErrorKind::Product { .. }
-        | EngineErrorKind::Target { .. }
-        | EngineErrorKind::ReferencePath { .. } => {
-            format!("{}: {kind}", path.display())
+impl EngineError {
+    /// In parts.
+    pub fn explained(&self) -> Explanation {
+        match &self.kind {
+            // Names the file itself.
+            kind @ EngineErrorKind::Container(_) => kind.explained(),
+            kind => kind.explained().about(self.path.display()),
+        }
+    }
+}
+
+impl EngineErrorKind {
+    /// In parts, without the file's name where it is not part of the error.
+    pub fn explained(&self) -> Explanation {
+        match self {
+            EngineErrorKind::Container(error) => error.explained(),
+            EngineErrorKind::Malformed(_)
+            | EngineErrorKind::Product { .. }
+            | EngineErrorKind::Target { .. }
+            | EngineErrorKind::ReferencePath { .. } => Explanation::new(self.to_string()),
         }
     }
 }

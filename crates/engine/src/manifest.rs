@@ -65,9 +65,7 @@ impl Engine {
         // A frozen engine has no recipes that say what is read.
         let used: Vec<bool> = match self.mode {
             Mode::Frozen => sources.iter().map(|source| !source.name.ends_with("num_batches_tracked")).collect(),
-            Mode::Refittable | Mode::Stripped => {
-                self.refit_map.slots_by_source().iter().map(|slots| !slots.is_empty()).collect()
-            }
+            Mode::Refittable | Mode::Stripped => self.refit_map.are_read(),
         };
         let names = match_sources(sources, &used, weights, options);
         let (rule, ignored) = (names.rule().clone(), names.ignored().to_vec());

@@ -1,9 +1,9 @@
 use std::{
-    fmt::{self, Write as _},
+    fmt,
     path::{Path, PathBuf},
 };
 
-use regraft_tensor::TensorError;
+use regraft_tensor::{Explanation, TensorError};
 
 /// Why a file could not be imported; names the file.
 #[derive(Debug)]
@@ -14,13 +14,12 @@ pub struct ImportError {
 
 /// The kinds of [`ImportError`].
 #[derive(Debug, thiserror::Error)]
+#[error("{}", self.explained())]
 #[non_exhaustive]
 pub enum ImportErrorKind {
     /// The file could not be opened or mapped.
-    #[error("{0}")]
     File(#[from] TensorError),
     /// The container is damaged, or is not what it should be.
-    #[error("{}{problem}\n  help: {help}", place(entry))]
     Archive {
         /// Entry of the archive, empty for the archive as a whole.
         entry: String,
@@ -30,7 +29,6 @@ pub enum ImportErrorKind {
         help: String,
     },
     /// A part of the program is not as its schema says.
-    #[error("{}{}{problem}\n  help: {help}", place(entry), place(at))]
     Schema {
         /// Entry of the archive.
         entry: String,
@@ -42,7 +40,6 @@ pub enum ImportErrorKind {
         help: String,
     },
     /// A symbolic size could not be understood.
-    #[error("{}`{expr}` {problem}\n  help: {help}", place(at))]
     Symbol {
         /// Where the expression stands: the name of the value, or of the range constraint.
         at: String,
@@ -54,10 +51,8 @@ pub enum ImportErrorKind {
         help: String,
     },
     /// Weights that are missing, damaged, or not what the program expects; all of them.
-    #[error("{}", weight_list(.0))]
     Weights(Vec<WeightProblem>),
     /// Something that is well formed but that Regraft does not do.
-    #[error("{}{what} is not supported\n  help: {help}", place(at))]
     Unsupported {
         /// Where it stands.
         at: String,
@@ -67,10 +62,8 @@ pub enum ImportErrorKind {
         help: String,
     },
     /// Parts of the program that cannot be translated; all that were found.
-    #[error("{}", problem_list(.0))]
     Problems(Vec<ProgramProblem>),
     /// Operators without a translation; all of them.
-    #[error("{}", op_list(.0))]
     UnknownOps(Vec<UnknownOp>),
 }
 
@@ -120,14 +113,43 @@ impl ImportError {
     pub fn kind(&self) -> &ImportErrorKind {
         &self.kind
     }
+
+    /// In parts.
+    pub fn explained(&self) -> Explanation {
+        match &*self.kind {
+            // It names the file itself.
+            kind @ ImportErrorKind::File(_) => kind.explained(),
+            kind => kind.explained().about(self.path.display()),
+        }
+    }
 }
 
 impl fmt::Display for ImportError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &*self.kind {
-            // It names the file itself.
-            ImportErrorKind::File(error) => error.fmt(f),
-            kind => write!(f, "{}: {kind}", self.path.display()),
+        self.explained().fmt(f)
+    }
+}
+
+impl ImportErrorKind {
+    /// In parts, without the file's name where it is not part of the error.
+    pub fn explained(&self) -> Explanation {
+        match self {
+            ImportErrorKind::File(error) => Explanation::new(error.to_string()),
+            ImportErrorKind::Archive { entry, problem, help } => {
+                Explanation::new(format!("{}{problem}", place(entry))).help(help)
+            }
+            ImportErrorKind::Schema { entry, at, problem, help } => {
+                Explanation::new(format!("{}{}{problem}", place(entry), place(at))).help(help)
+            }
+            ImportErrorKind::Symbol { at, expr, problem, help } => {
+                Explanation::new(format!("{}`{expr}` {problem}", place(at))).help(help)
+            }
+            ImportErrorKind::Weights(problems) => of_weights(problems),
+            ImportErrorKind::Unsupported { at, what, help } => {
+                Explanation::new(format!("{}{what} is not supported", place(at))).help(help)
+            }
+            ImportErrorKind::Problems(problems) => of_problems(problems),
+            ImportErrorKind::UnknownOps(ops) => of_ops(ops),
         }
     }
 }
@@ -142,47 +164,46 @@ fn place(at: &str) -> String {
     if at.is_empty() { String::new() } else { format!("{at}: ") }
 }
 
-fn weight_list(problems: &[WeightProblem]) -> String {
-    let mut text = match problems.len() {
+fn of_weights(problems: &[WeightProblem]) -> Explanation {
+    let what = match problems.len() {
         1 => "1 weight cannot be used".to_owned(),
         n => format!("{n} weights cannot be used"),
     };
-    let width = problems.iter().map(|p| p.name.len()).max().unwrap_or(0).min(60);
-    for WeightProblem { name, problem } in problems {
-        // Writing to a string cannot fail.
-        let _ = write!(text, "\n  {name:<width$}  {problem}");
-    }
-    text + "\n  help: export and save the program again, or copy the file again if it was transferred"
+    Explanation::new(what)
+        .problems(problems.iter().map(|p| (p.name.clone(), p.problem.clone())))
+        .help("export and save the program again, or copy the file again if it was transferred")
 }
 
-fn problem_list(problems: &[ProgramProblem]) -> String {
-    let mut text = match problems {
-        [ProgramProblem { at, what, help }] => return format!("{at}: {what}\n  help: {help}"),
-        problems => format!("{} parts of the program cannot be translated", problems.len()),
-    };
-    for ProgramProblem { at, what, help } in problems {
-        let _ = write!(text, "\n  {at}: {what}\n    help: {help}");
+fn of_problems(problems: &[ProgramProblem]) -> Explanation {
+    match problems {
+        [ProgramProblem { at, what, help }] => Explanation::new(format!("{at}: {what}")).help(help),
+        [first, others @ ..] if others.iter().all(|other| other.help == first.help) => {
+            several(problems, |problem| problem.what.clone()).help(&first.help)
+        }
+        // Each has advice of its own.
+        problems => several(problems, |ProgramProblem { what, help, .. }| format!("{what}; {help}")),
     }
-    text
 }
 
-fn op_list(ops: &[UnknownOp]) -> String {
-    let mut text = match ops.len() {
+fn several(problems: &[ProgramProblem], what: impl Fn(&ProgramProblem) -> String) -> Explanation {
+    Explanation::new(format!("{} parts of the program cannot be translated", problems.len()))
+        .problems(problems.iter().map(|problem| (problem.at.clone(), what(problem))))
+}
+
+fn of_ops(ops: &[UnknownOp]) -> Explanation {
+    let what = match ops.len() {
         1 => "1 operator has no translation".to_owned(),
         n => format!("{n} operators have no translation"),
     };
-    let width = ops.iter().map(|op| op.target.len()).max().unwrap_or(0).min(60);
-    for UnknownOp { target, count, module_path } in ops {
-        let _ = write!(text, "\n  {target:<width$}  {count}×");
-        if !module_path.is_empty() {
-            let _ = write!(text, ", first in {module_path}");
-        }
-    }
+    let problem = |UnknownOp { target, count, module_path }: &UnknownOp| {
+        let first = if module_path.is_empty() { String::new() } else { format!(", first in {module_path}") };
+        (target.clone(), format!("{count}×{first}"))
+    };
     let of_torch = ops.iter().any(|op| op.target.starts_with("torch.") || op.target.starts_with('_'));
-    text + match of_torch {
-        true => "\n  help: run_decompositions() before saving may express them with operators that are known",
+    Explanation::new(what).problems(ops.iter().map(problem)).help(match of_torch {
+        true => "run_decompositions() before saving may express them with operators that are known",
         false => {
-            "\n  help: another opset_version, or an exporter without fusions, may express them with operators that are known"
+            "another opset_version, or an exporter without fusions, may express them with operators that are known"
         }
-    }
+    })
 }

@@ -2,11 +2,11 @@
 
 use pyo3::{prelude::*, types::PyTuple};
 use regraft::{
-    AdapterError, AdapterErrorKind, CheckpointErrorKind, Error, Problem, RuntimeErrorKind, WeightsErrorKind,
+    AdapterErrorKind, CheckpointErrorKind, Error, Problem, RuntimeErrorKind, WeightsErrorKind,
     adapter::AdapterProblem,
     import::{ImportError, ImportErrorKind},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// A class of `regraft.errors`.
 #[derive(Clone, Copy)]
@@ -67,8 +67,7 @@ impl<E: Into<Error>> IntoPyErr for E {
         match &error {
             Error::Import(error) => import_error(error, error.to_string()),
             Error::Compile(_) | Error::Records(_) => Class::Compile.error(error.to_string()),
-            Error::Adapter(adapter) => Class::Weights.error(adapter_text(adapter)),
-            Error::Weights(_) | Error::Checkpoint(_) => Class::Weights.error(error.to_string()),
+            Error::Adapter(_) | Error::Weights(_) | Error::Checkpoint(_) => Class::Weights.error(error.to_string()),
             Error::Engine(_) | Error::Write(_) => Class::EngineFile.error(error.to_string()),
             Error::Runtime(runtime) if matches!(runtime.kind(), RuntimeErrorKind::NotBound) => {
                 Class::NotBound.error(NOT_BOUND)
@@ -77,16 +76,6 @@ impl<E: Into<Error>> IntoPyErr for E {
             _ => Class::Regraft.error(error.to_string()),
         }
     }
-}
-
-/// The message of an adapter that cannot be read, with the arguments that would help.
-fn adapter_text(error: &AdapterError) -> String {
-    let has_no_scale = match error.kind() {
-        AdapterErrorKind::Fit { problems, .. } => problems.iter().any(|p| matches!(p, AdapterProblem::NoScale { .. })),
-        _ => false,
-    };
-    let help = "\n  help: adapter(..., alpha=16) states it, adapter(..., config=...) gives the configuration";
-    format!("{error}{}", if has_no_scale { help } else { "" })
 }
 
 fn class_of(kind: &RuntimeErrorKind) -> Class {
@@ -107,32 +96,43 @@ fn class_of(kind: &RuntimeErrorKind) -> Class {
 
 /// `WeightsError(message, facts)`, where the facts are JSON: problems, and what advice depends on. Advice is worded in Python.
 fn weights_error(error: &Error) -> Option<PyErr> {
-    let kind = match error {
-        Error::Weights(error) => Some(error.kind()),
-        Error::Runtime(error) => match error.kind() {
-            RuntimeErrorKind::Weights(kind) => Some(kind),
-            _ => None,
-        },
-        _ => None,
-    };
-    let facts = match (kind, error) {
-        (Some(WeightsErrorKind::Fit(misfit)), _) => {
-            let problem = |problem: &Problem| {
-                let details = serde_json::to_value(problem).unwrap_or_default();
-                json!({"name": problem.name(), "what": problem.what(), "details": details})
-            };
-            let problems: Vec<_> = misfit.problems.iter().map(problem).collect();
-            json!({"problems": problems, "cause": misfit.cause})
-        }
-        (None, Error::Checkpoint(error)) => match error.kind() {
+    let facts = match error {
+        Error::Weights(error) => facts_of_weights(error.kind())?,
+        Error::Adapter(error) => facts_of_adapter(error.kind())?,
+        Error::Checkpoint(error) => match error.kind() {
             CheckpointErrorKind::Several { keys } => json!({"cause": {"cause": "several", "keys": keys}}),
             CheckpointErrorKind::NoKey { keys, .. } => json!({"cause": {"cause": "no_key", "keys": keys}}),
+            _ => return None,
+        },
+        Error::Runtime(error) => match error.kind() {
+            RuntimeErrorKind::Weights(kind) => facts_of_weights(kind)?,
+            RuntimeErrorKind::Adapter(kind) => facts_of_adapter(kind)?,
             _ => return None,
         },
         _ => return None,
     };
     let args = (error.to_string(), facts.to_string());
     Some(Python::attach(|py| Class::Weights.build(py, args)).unwrap_or_else(|failed| failed))
+}
+
+fn facts_of_weights(kind: &WeightsErrorKind) -> Option<Value> {
+    let WeightsErrorKind::Fit(misfit) = kind else { return None };
+    let problem = |p: &Problem| problem(p.name(), p.what(), serde_json::to_value(p));
+    Some(json!({"problems": misfit.problems.iter().map(problem).collect::<Vec<_>>(), "cause": misfit.cause}))
+}
+
+fn facts_of_adapter(kind: &AdapterErrorKind) -> Option<Value> {
+    let AdapterErrorKind::Fit { problems, .. } = kind else { return None };
+    let has_no_scale = problems.iter().any(|p| matches!(p, AdapterProblem::NoScale { .. }));
+    let problem = |p: &AdapterProblem| problem(p.key(), p.what(), serde_json::to_value(p));
+    Some(json!({
+        "problems": problems.iter().map(problem).collect::<Vec<_>>(),
+        "cause": {"cause": if has_no_scale { "no_scale" } else { "other" }},
+    }))
+}
+
+fn problem(name: &str, what: String, details: serde_json::Result<Value>) -> Value {
+    json!({"name": name, "what": what, "details": details.unwrap_or_default()})
 }
 
 /// `CompileError(message, unsupported)`, where `unsupported` lists `(node, operator, reason)`: the node is empty where all

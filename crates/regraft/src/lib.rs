@@ -30,6 +30,7 @@ mod error;
 #[cfg(doctest)]
 mod guides;
 mod model_ext;
+mod profile;
 mod samples;
 mod tune;
 
@@ -55,12 +56,12 @@ pub use regraft_ir::{self as ir, ops::WeightFormat};
 pub use regraft_object_cache::ObjectCache;
 pub use regraft_runtime::{
     Adapters, Changed, Difference, Generation, Input, Model, PoolMemory, Refit, RefitObserver, RefitOptions,
-    ReserveError, RuntimeError, RuntimeErrorKind, Session, Slot, SlotCopier, SourceContent, Staged, VariantMemory,
-    Variants, Verification, WeightReader, publish_together,
+    ReserveError, RuntimeError, RuntimeErrorKind, Session, Slot, SlotCopier, SourceContent, Staged, StepTime,
+    VariantMemory, Variants, Verification, WeightReader, publish_together,
 };
 pub use regraft_tensor::{
-    AlignedVec, BorrowedBytes, Buffer, DType, Element, ErrorKind as TensorErrorKind, RemoteBytes, Symbol, Tensor,
-    TensorError,
+    AlignedVec, BorrowedBytes, Buffer, DType, Element, ErrorKind as TensorErrorKind, Explanation, RemoteBytes, Symbol,
+    Tensor, TensorError,
 };
 pub use regraft_weights::{
     AdapterReport, BakedAdapter, Cause, Constants, Digest, Ignored, MatchOptions, Misfit, NameRule, Phase, PhaseTimes,
@@ -76,6 +77,7 @@ pub use self::{
     doctor::{Doctor, Folder, Gpu, Library, Processor, doctor},
     error::Error,
     model_ext::{InputsError, ModelExt, Outputs, model},
+    profile::{NodeProfile, Profile, Roof, profile},
     samples::random_inputs,
     tune::{Tune, Tuned},
 };

@@ -2,6 +2,7 @@ use regraft_adapter::AdapterErrorKind;
 use regraft_backend::{BackendError, OutOfMemory, PackError, RunErrorKind, SequenceError};
 use regraft_engine::EngineErrorKind;
 use regraft_ir::EvalError;
+use regraft_tensor::Explanation;
 use regraft_weights::{Misfit, Problem, WeightsErrorKind};
 
 use crate::{Difference, ReserveError};
@@ -98,7 +99,7 @@ pub enum RuntimeErrorKind {
     Engine(#[from] EngineErrorKind),
     /// The weights in the engine's file are not those that were written; nothing was computed from them.
     #[error("{0}")]
-    DamagedFile(String),
+    DamagedFile(Explanation),
     /// A stripped engine was run.
     #[error("the engine is stripped: it has no weights yet; bind it to a weights file first (regraft bind)")]
     NotBound,
@@ -145,6 +146,17 @@ pub enum RuntimeErrorKind {
 }
 
 impl RuntimeErrorKind {
+    /// In parts.
+    pub fn explained(&self) -> Explanation {
+        match self {
+            RuntimeErrorKind::Weights(kind) => kind.explained(),
+            RuntimeErrorKind::Adapter(kind) => kind.explained(),
+            RuntimeErrorKind::Engine(kind) => kind.explained(),
+            RuntimeErrorKind::DamagedFile(explanation) => explanation.clone(),
+            _ => Explanation::new(self.to_string()),
+        }
+    }
+
     pub(crate) fn no_host_memory(bytes: usize, what: &str) -> Self {
         RuntimeErrorKind::TooLarge { what: format!("{what} of {bytes} bytes") }
     }

@@ -4,7 +4,7 @@
 use std::{sync::Arc, thread};
 
 use regraft_engine::Unverified;
-use regraft_tensor::PerProcess;
+use regraft_tensor::{Explanation, PerProcess};
 
 use crate::{RuntimeError, RuntimeErrorKind};
 
@@ -21,7 +21,7 @@ struct Check {
 }
 
 /// What is wrong, once it is known. A forked child, which has no such thread, compares what was not known by then.
-type Outcome = PerProcess<Result<(), String>>;
+type Outcome = PerProcess<Result<(), Explanation>>;
 
 impl FileCheck {
     pub(crate) fn of(unverified: Option<Unverified>) -> FileCheck {
@@ -51,18 +51,18 @@ impl FileCheck {
 }
 
 impl Check {
-    fn for_runs(&self) -> &Result<(), String> {
-        let verify = || self.weights.verify_for_runs().map_err(|e| e.to_string());
+    fn for_runs(&self) -> &Result<(), Explanation> {
+        let verify = || self.weights.verify_for_runs().map_err(|e| e.explained());
         self.for_runs.get_inherited().unwrap_or_else(|| self.for_runs.get_or_init(verify))
     }
 
     /// Asks for [`Check::for_runs`] first.
-    fn all(&self) -> &Result<(), String> {
-        let verify = || self.weights.verify_rest().map_err(|e| e.to_string());
+    fn all(&self) -> &Result<(), Explanation> {
+        let verify = || self.weights.verify_rest().map_err(|e| e.explained());
         self.all.get_inherited().unwrap_or_else(|| self.all.get_or_init(verify))
     }
 }
 
-fn error(outcome: &Result<(), String>) -> Result<(), RuntimeError> {
+fn error(outcome: &Result<(), Explanation>) -> Result<(), RuntimeError> {
     outcome.clone().map_err(|why| RuntimeErrorKind::DamagedFile(why).into())
 }

@@ -7,6 +7,7 @@
 //! - `refit/`: match, check, compare, stage;
 //! - `serving`: publish, roll back, retire, checked under a model checker;
 //! - [`Adapters`], [`Variants`]: what serves besides the plain weights;
+//! - `watch`: what each step of a run takes;
 //! - `siblings`: models of other programs over the same weights, with which slots are shared.
 #![forbid(unsafe_code)]
 
@@ -28,6 +29,7 @@ mod slot_copier;
 mod sync;
 mod variants;
 mod verify;
+mod watch;
 
 pub use adapters::Adapters;
 pub use error::{RuntimeError, RuntimeErrorKind};
@@ -40,3 +42,4 @@ pub use session::Session;
 pub use slot_copier::SlotCopier;
 pub use variants::{VariantMemory, Variants};
 pub use verify::{Difference, Verification};
+pub use watch::StepTime;

@@ -11,6 +11,7 @@ use crate::{
     bind::{BoundPlan, Output},
     lent,
     recordings::Recordings,
+    watch::{StepTime, Watch},
 };
 
 /// A queue with an arena for what runs on it. Contents of the arena mean nothing between runs.
@@ -110,7 +111,28 @@ impl Session {
         self.run_on(&generation, inputs)
     }
 
+    /// As [`Session::run`], step by step: each is waited for, and what it took is returned beside the outputs. Slower than a
+    /// run on devices whose queues run behind.
+    ///
+    /// # Errors
+    /// As [`Session::run`].
+    pub fn run_timed(&mut self, inputs: &[Tensor]) -> Result<(Vec<Tensor>, Vec<StepTime>), RuntimeError> {
+        let mut watch = Watch::default();
+        let generation = self.model.pin()?;
+        let outputs = self.run_how(&generation, inputs, How { watch: Some(&mut watch), behind: None })?;
+        Ok((outputs, watch.times))
+    }
+
     pub(crate) fn run_on(&mut self, generation: &Generation, inputs: &[Tensor]) -> Result<Vec<Tensor>, RuntimeError> {
+        self.run_how(generation, inputs, How::default())
+    }
+
+    fn run_how(
+        &mut self,
+        generation: &Generation,
+        inputs: &[Tensor],
+        how: How<'_>,
+    ) -> Result<Vec<Tensor>, RuntimeError> {
         let types: Vec<_> = inputs.iter().map(|t| (t.dtype(), t.shape())).collect();
         let bound = self.model.bound_to(&types)?;
         let inputs: Vec<Tensor> = inputs.iter().map(Tensor::aligned).collect();
@@ -125,7 +147,7 @@ impl Session {
             };
             in_place.extend(bound.outputs.iter().zip(&mut data).map(own));
         }
-        self.launch(generation, &bound, &given, None, &mut in_place, |queue, memory, in_flight| {
+        self.launch(generation, &bound, &given, how, &mut in_place, |queue, memory, in_flight| {
             in_flight.fence().wait()?;
             let mut read = bound.outputs.iter().zip(&mut data).filter(|(output, _)| !output.in_place);
             read.try_for_each(|(output, data)| queue.read(memory.part(output.from), data.bytes_mut()))
@@ -172,7 +194,8 @@ impl Session {
             Input::Lent { memory, .. } => Some(Given::Lent(memory.region())),
         });
         let given: Vec<Given<'_>> = given.collect();
-        let fence = self.launch(&generation, &bound, &given, Some(queue), &mut [], |own, memory, in_flight| {
+        let how = How { behind: Some(queue), watch: None };
+        let fence = self.launch(&generation, &bound, &given, how, &mut [], |own, memory, in_flight| {
             for (output, lent) in bound.outputs.iter().zip(outputs) {
                 own.copy(memory.part(output.from), lent.region_mut());
             }
@@ -203,14 +226,14 @@ impl Session {
         if fit { Ok(()) } else { Err(lent::misfit(expected, outputs.iter().map(Lent::len).sum())) }
     }
 
-    /// Puts a run on a queue, behind what is on `other`; `finish` gets what it leaves. `in_place` is memory of the host for each
+    /// Puts a run on a queue; `finish` gets what it leaves. `in_place` is memory of the host for each
     /// output, where outputs are computed in it.
     fn launch<T>(
         &mut self,
         generation: &Generation,
         bound: &Arc<BoundPlan>,
         inputs: &[Given<'_>],
-        behind: Option<ForeignQueue>,
+        how: How<'_>,
         in_place: &mut [AlignedVec],
         finish: impl FnOnce(&dyn Queue, &Bindings<'_>, InFlight<'_>) -> Result<T, RunError>,
     ) -> Result<T, RuntimeError> {
@@ -222,7 +245,7 @@ impl Session {
         };
         let outputs = lane.grow(device, bound.sequence.sizes().arena).and_then(|()| {
             let mut states = self.states(device, &lane, generation)?;
-            let run = Run { device, bound, generation, inputs, behind };
+            let run = Run { device, bound, generation, inputs, how };
             let outputs = run.run(&mut lane, &mut states, in_place, finish);
             // Outputs are read after the states were changed: they do not differ in what they leave.
             let lost = outputs.is_err() && bound.changes_states_early;
@@ -299,8 +322,16 @@ struct Run<'a> {
     bound: &'a Arc<BoundPlan>,
     generation: &'a Generation,
     inputs: &'a [Given<'a>],
+    how: How<'a>,
+}
+
+/// What is particular to a run.
+#[derive(Default)]
+struct How<'a> {
     /// Behind whose work it comes.
     behind: Option<ForeignQueue>,
+    /// Takes the time of each step.
+    watch: Option<&'a mut Watch>,
 }
 
 /// What a run reads.
@@ -314,7 +345,7 @@ enum Given<'a> {
 impl Run<'_> {
     /// Puts the run on the lane's queue, and lets `finish` take what it leaves.
     fn run<T>(
-        &self,
+        self,
         lane: &mut Lane,
         states: &mut [Box<dyn Memory>],
         in_place: &mut [AlignedVec],
@@ -323,7 +354,7 @@ impl Run<'_> {
         let Lane { queue, arena, recordings, .. } = lane;
         // Nothing of this run may be given to anyone else before it is over, whatever becomes of it.
         let in_flight = InFlight(&**queue);
-        if let Some(other) = self.behind {
+        if let Some(other) = self.how.behind {
             queue.wait_for(other);
         }
         let staged = self.bound.staged_inputs.iter().zip(self.inputs);
@@ -347,7 +378,9 @@ impl Run<'_> {
         places.extend(in_place.iter_mut().map(|data| RegionMut::of_host(data.bytes_mut())));
         let arena = RegionMut::of(&mut **arena);
         let mut memory = Bindings { arena, states: places, inputs: &inputs, slots: &slots };
-        if !recordings.launch(self.device, &**queue, self.bound, &mut memory) {
+        if let Some(watch) = self.how.watch {
+            queue.submit(self.bound.extent, &mut || watch.launch(&self.bound.sequence, &**queue, &mut memory));
+        } else if !recordings.launch(self.device, &**queue, self.bound, &mut memory) {
             queue.submit(self.bound.extent, &mut || self.bound.sequence.launch(&**queue, &mut memory));
         }
         finish(&**queue, &memory, in_flight)

@@ -4,8 +4,8 @@ use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
 
 use hyper::StatusCode;
 use regraft::{
-    AdapterErrorKind, Cause, CheckpointErrorKind, Misfit, RunErrorKind, RuntimeErrorKind, WeightsErrorKind,
-    adapter::AdapterProblem, delta::DeltaErrorKind,
+    AdapterErrorKind, Cause, CheckpointErrorKind, Explanation, Misfit, RunErrorKind, RuntimeErrorKind,
+    WeightsErrorKind, adapter::AdapterProblem, delta::DeltaErrorKind,
 };
 use serde_json::{Value, json};
 
@@ -139,6 +139,11 @@ impl Refusal {
         Refusal { kind, message: message.into(), problems: Vec::new(), help: None, retry_after: None }
     }
 
+    /// With all parts of an error.
+    fn explained(kind: Kind, Explanation { what, problems, help }: Explanation) -> Self {
+        Refusal { problems, help, ..Refusal::new(kind, what) }
+    }
+
     pub(crate) fn bad(message: impl Into<String>) -> Self {
         Refusal::new(Kind::BadRequest, message)
     }
@@ -186,10 +191,10 @@ impl From<regraft::Error> for Refusal {
         match &error {
             regraft::Error::Runtime(e) => of_runtime(e.kind()),
             regraft::Error::Weights(e) => of_weights(e.kind()),
-            regraft::Error::Adapter(e) => of_adapter(e.kind()),
+            regraft::Error::Adapter(e) => of_adapter(e.kind(), error.explained()),
             regraft::Error::Checkpoint(e) => of_checkpoint(e.kind()),
             regraft::Error::Delta(e) => of_delta(e.kind()),
-            other => Refusal::new(Kind::Misfit, other.to_string()),
+            other => Refusal::explained(Kind::Misfit, other.explained()),
         }
     }
 }
@@ -201,12 +206,12 @@ impl From<regraft::RuntimeError> for Refusal {
 }
 
 fn of_runtime(kind: &RuntimeErrorKind) -> Refusal {
-    let refuse = |as_kind| Refusal::new(as_kind, kind.to_string());
+    let refuse = |as_kind| Refusal::explained(as_kind, kind.explained());
     match kind {
         RuntimeErrorKind::Input(_) | RuntimeErrorKind::Sizes { .. } => refuse(Kind::BadRequest),
         RuntimeErrorKind::Node { error: RunErrorKind::Data(_), .. } => refuse(Kind::BadRequest),
         RuntimeErrorKind::Weights(kind) => of_weights(kind),
-        RuntimeErrorKind::Adapter(kind) => of_adapter(kind),
+        RuntimeErrorKind::Adapter(kind) => of_adapter(kind, kind.explained()),
         RuntimeErrorKind::Source { .. } | RuntimeErrorKind::AdapterTwice(_) | RuntimeErrorKind::Recipe { .. } => {
             refuse(Kind::Misfit)
         }
@@ -231,8 +236,7 @@ fn of_runtime(kind: &RuntimeErrorKind) -> Refusal {
 
 fn of_weights(kind: &WeightsErrorKind) -> Refusal {
     let WeightsErrorKind::Fit(misfit) = kind else { return Refusal::new(Kind::Misfit, kind.to_string()) };
-    let problems = misfit.problems.iter().map(|p| (p.name().to_owned(), p.what())).collect();
-    let refusal = Refusal::new(Kind::Misfit, format!("{}; nothing was changed", misfit.summary())).problems(problems);
+    let refusal = Refusal::explained(Kind::Misfit, misfit.explained());
     match advice(misfit) {
         Some(help) => refusal.help(help),
         None => refusal,
@@ -254,15 +258,15 @@ fn advice(misfit: &Misfit) -> Option<&'static str> {
     })
 }
 
-fn of_adapter(kind: &AdapterErrorKind) -> Refusal {
-    let text = kind.to_string();
-    let first = text.lines().next().unwrap_or_default().to_owned();
-    let AdapterErrorKind::Fit { problems, .. } = kind else { return Refusal::new(Kind::Misfit, first) };
-    let listed = problems.iter().map(|p| (p.key().to_owned(), p.what())).collect();
-    let refusal = Refusal::new(Kind::Misfit, first).problems(listed);
-    match problems.iter().any(|problem| matches!(problem, AdapterProblem::NoScale { .. })) {
-        true => refusal.help("`alpha` states what the adapter was trained with"),
-        false => refusal,
+fn of_adapter(kind: &AdapterErrorKind, explanation: Explanation) -> Refusal {
+    let refusal = Refusal::explained(Kind::Misfit, explanation);
+    match kind {
+        AdapterErrorKind::Fit { problems, .. }
+            if problems.iter().any(|problem| matches!(problem, AdapterProblem::NoScale { .. })) =>
+        {
+            refusal.help("`alpha` states what the adapter was trained with")
+        }
+        _ => refusal,
     }
 }
 

@@ -60,7 +60,7 @@ impl Served {
         model.set_keep_previous(options.keep_previous);
         let generations = Generations::new();
         if let Some(first) = model.generation() {
-            model.check_file().map_err(|e| failed(e.to_string()))?;
+            model.check_file().map_err(|e| failed(Refusal::from(e).to_line()))?;
             generations.add(&model, &first, Vec::new()).map_err(|refusal| failed(refusal.to_line()))?;
         }
         let batching = batching::find(&model, options.max_batch)

@@ -5,6 +5,7 @@
 //! - [`Buffer`]: immutable bytes, owned (64-byte aligned), mapped from a file, or borrowed for a call, here or on a
 //!   device;
 //! - [`Tensor`]: a dense, row-major host tensor over a [`Buffer`];
+//! - [`Explanation`]: an error in parts;
 //! - [`PerProcess`]: what a forked child must have of its own.
 #![deny(unsafe_op_in_unsafe_fn)]
 #![deny(unsafe_code)]
@@ -15,6 +16,7 @@ mod dim;
 mod dim_parse;
 mod dtype;
 mod error;
+mod explanation;
 mod mapped;
 mod per_process;
 mod remote;
@@ -26,6 +28,7 @@ pub use buffer::{AlignedVec, Buffer};
 pub use dim::{Atom, Dim, Range, Symbol};
 pub use dtype::{DType, Element};
 pub use error::{ErrorKind, TensorError};
+pub use explanation::Explanation;
 pub use mapped::MappedFile;
 pub use per_process::PerProcess;
 pub use remote::RemoteBytes;

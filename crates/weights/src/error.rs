@@ -1,5 +1,6 @@
 use std::{fmt, path::PathBuf};
 
+use regraft_tensor::Explanation;
 use serde::{Deserialize, Serialize};
 
 use crate::Misfit;
@@ -274,4 +275,12 @@ pub enum WeightsErrorKind {
     /// Given weights do not fit; nothing was changed.
     #[error("{0}")]
     Fit(Misfit),
+}
+
+impl WeightsErrorKind {
+    /// In parts.
+    pub fn explained(&self) -> Explanation {
+        let WeightsErrorKind::Fit(misfit) = self;
+        misfit.explained()
+    }
 }

@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use rayon::prelude::*;
 use regraft_tensor::{DType, Tensor};
@@ -17,8 +17,8 @@ pub type Matched = BTreeMap<usize, Tensor>;
 #[derive(Debug)]
 pub struct Names<'a> {
     given: BTreeMap<usize, (&'a str, &'a Tensor)>,
-    /// The source of each name that was given, whether or not it takes a tensor.
-    by_name: HashMap<&'a str, usize>,
+    /// The source of each name that was given, whether or not it takes a tensor; by name.
+    by_name: Vec<(&'a str, usize)>,
     problems: Vec<Problem>,
     unknown: Vec<Problem>,
     ignored: Vec<Ignored>,
@@ -32,8 +32,7 @@ pub struct Names<'a> {
 /// Matches the names of `weights` to the sources of `map`: as they are, or by one rule for all of them. What does not match is
 /// reported by [`Names::check`], together with all other problems.
 pub fn match_names<'a>(map: &'a RefitMap, weights: &'a StateDict, options: &'a MatchOptions) -> Names<'a> {
-    let used: Vec<bool> = map.slots_by_source().iter().map(|slots| !slots.is_empty()).collect();
-    match_sources(&map.sources, &used, weights, options)
+    match_sources(&map.sources, &map.are_read(), weights, options)
 }
 
 /// As [`match_names`], for sources of which those that are `used` have slots.
@@ -53,7 +52,7 @@ pub fn match_sources<'a>(
     let sides = Sides { sources, needed: &needed, is_checked: &is_checked, given: &given, ignore_unknown, partial };
     let mut names = Names {
         given: BTreeMap::new(),
-        by_name: HashMap::new(),
+        by_name: Vec::with_capacity(weights.len()),
         problems: Vec::new(),
         unknown: Vec::new(),
         ignored: Vec::new(),
@@ -113,7 +112,8 @@ impl<'a> Names<'a> {
             }
             return;
         };
-        self.by_name.insert(name, index);
+        // In order, as a state dict lists them.
+        self.by_name.push((name, index));
         if used[index] && !is_checked[index] {
             self.ignored.push(Ignored::Constant { name: name.to_owned() });
         } else if !is_checked[index] && !naming::fits(&sources[index], tensor) {
@@ -173,12 +173,13 @@ impl<'a> Names<'a> {
 
     /// The source that a name of the file is.
     pub fn source_of(&self, name: &str) -> Option<usize> {
-        self.by_name.get(name).copied()
+        let found = self.by_name.binary_search_by_key(&name, |(own, _)| own).ok()?;
+        Some(self.by_name[found].1)
     }
 
     /// The names of the file that are sources, with what they are.
     pub fn by_name(&self) -> impl Iterator<Item = (&'a str, usize)> {
-        self.by_name.iter().map(|(name, source)| (*name, *source))
+        self.by_name.iter().copied()
     }
 
     /// Checks shapes, dtypes and values, and contents where a digest is given. Floats of another width fit: they are

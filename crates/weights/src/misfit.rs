@@ -1,5 +1,6 @@
 use std::{collections::BTreeSet, fmt};
 
+use regraft_tensor::Explanation;
 use serde::{Deserialize, Serialize};
 
 use crate::{NameRule, Problem, SourceInfo, Unknown};
@@ -83,11 +84,17 @@ impl Misfit {
     }
 }
 
+impl Misfit {
+    /// In parts. Advice follows from the cause and how weights are given, and is for the caller to word.
+    pub fn explained(&self) -> Explanation {
+        Explanation::new(format!("{}; nothing was changed", self.summary()))
+            .problems(self.problems.iter().map(|problem| (problem.name().to_owned(), problem.what())))
+    }
+}
+
 impl fmt::Display for Misfit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}; nothing was changed", self.summary())?;
-        let width = self.problems.iter().map(|p| p.name().len()).max().unwrap_or(0).min(60);
-        self.problems.iter().try_for_each(|problem| write!(f, "\n  {:width$}  {}", problem.name(), problem.what()))
+        self.explained().fmt(f)
     }
 }
 

@@ -155,6 +155,13 @@ impl RefitMap {
         slots
     }
 
+    /// Whether each source has slots that depend on it.
+    pub fn are_read(&self) -> Vec<bool> {
+        let mut read = vec![false; self.sources.len()];
+        self.recipes.iter().flat_map(|recipe| &recipe.sources).for_each(|&source| read[source as usize] = true);
+        read
+    }
+
     /// The map in which these twins are sources of their own, behind the others; `None` when one of them has no name that a
     /// state dict would bring it under.
     pub fn untied(&self, which: &BTreeSet<usize>) -> Option<RefitMap> {

@@ -1,5 +1,5 @@
 //! `unet.<module>.lora_A.weight`: what diffusers' `save_lora_weights` writes, and the forms of its older versions; also
-//! dotted names with the parts of kohya's scripts.
+//! dotted names with the parts of kohya's scripts, and those of XLabs' trainer of Flux.
 
 use super::{Key, ModuleName, Part, peft};
 
@@ -18,6 +18,16 @@ const PARTS: [(&str, Part); 9] = [
 
 /// Norms that are trained as a whole beside factors: in diffusers, and in Flux's own code.
 const NORMS: [&str; 6] = ["norm_q", "norm_k", "norm_added_q", "norm_added_k", "query_norm", "key_norm"];
+
+/// The LoRAs of XLabs' trainer, which belong to the processors of attention, and their modules in Flux's own code.
+const XLABS: [(&str, &str); 6] = [
+    ("qkv_lora1", "img_attn.qkv"),
+    ("proj_lora1", "img_attn.proj"),
+    ("qkv_lora2", "txt_attn.qkv"),
+    ("proj_lora2", "txt_attn.proj"),
+    ("qkv_lora", "linear1.qkv"),
+    ("proj_lora", "linear2"),
+];
 
 /// Takes a key apart.
 pub(super) fn read(key: &str) -> Key {
@@ -42,12 +52,16 @@ pub(super) fn read(key: &str) -> Key {
 }
 
 /// The module of a key of older versions: `to_q.lora`, `processor.to_q_lora` and `q_proj.lora_linear_layer` before
-/// `.down.weight` mean `to_q` and `q_proj`.
+/// `.down.weight` mean `to_q` and `q_proj`; `processor.qkv_lora1` is XLabs'.
 fn older(stem: &str) -> Option<String> {
     if let Some(path) = stem.strip_suffix(".lora").or_else(|| stem.strip_suffix(".lora_linear_layer")) {
         return Some(path.into());
     }
     let (parent, last) = stem.rsplit_once('.')?;
+    let xlabs = XLABS.iter().find_map(|(name, module)| (*name == last).then_some(*module));
+    if let (Some(block), Some(module)) = (parent.strip_suffix(".processor"), xlabs) {
+        return Some(format!("{block}.{module}"));
+    }
     let projection = last.strip_suffix("_lora")?;
     let parent = parent.strip_suffix(".processor").unwrap_or(parent);
     let name = match (parent.ends_with("self_attn"), projection) {
@@ -87,6 +101,25 @@ mod tests {
         let key = "text_encoder.text_model.encoder.layers.0.self_attn.to_k_lora.up.weight";
         let Key::Part(module, Part::Up) = read(key) else { panic!("{key}") };
         assert_eq!(module.path, "text_model.encoder.layers.0.self_attn.k_proj");
+    }
+
+    #[test]
+    fn loras_of_processors_are_those_of_their_modules() {
+        for (key, path, part) in [
+            ("double_blocks.3.processor.qkv_lora1.down.weight", "double_blocks.3.img_attn.qkv", Part::Down),
+            ("double_blocks.3.processor.qkv_lora2.up.weight", "double_blocks.3.txt_attn.qkv", Part::Up),
+            ("double_blocks.3.processor.proj_lora1.up.weight", "double_blocks.3.img_attn.proj", Part::Up),
+            ("double_blocks.3.processor.proj_lora2.down.weight", "double_blocks.3.txt_attn.proj", Part::Down),
+            ("single_blocks.7.processor.qkv_lora.down.weight", "single_blocks.7.linear1.qkv", Part::Down),
+            ("single_blocks.7.processor.proj_lora.up.weight", "single_blocks.7.linear2", Part::Up),
+        ] {
+            for component in [None, Some("diffusion_model")] {
+                let module = ModuleName { component, path: path.into(), flat: false };
+                let key = format!("{}{key}", component.map(|name| format!("{name}.")).unwrap_or_default());
+                assert_eq!(read(&key), Key::Part(module, part), "{key}");
+            }
+        }
+        assert_eq!(read("double_blocks.3.processor.qkv_lora3.down.weight"), Key::Unknown);
     }
 
     #[test]

@@ -163,7 +163,7 @@ impl<'m> Finder<'m> {
         }
         let is_unread = match map.recipes.is_empty() {
             true => Vec::new(),
-            false => map.slots_by_source().iter().map(Vec::is_empty).collect(),
+            false => map.are_read().into_iter().map(|is_read| !is_read).collect(),
         };
         Finder { map, modules, taken, is_unread, hidden: BTreeSet::new(), others: Vec::new() }
     }
@@ -233,6 +233,22 @@ impl<'m> Finder<'m> {
             self.join(row, &names, &modules, |module| module.bias, "bias");
         } else if let Some(whole) = originals().find_map(module) {
             self.part(row, &ours, whole);
+        } else if let Some(whole) = row.begins.and_then(|of| module(format!("{}{of}", fronts.0))) {
+            let names: Vec<String> = originals().collect();
+            self.beginning(row, &names, whole);
+        }
+    }
+
+    /// The first rows of one of the engine's modules under a name of their own.
+    fn beginning(&mut self, row: &Row, names: &[String], whole: Module) {
+        let Some((of, inputs)) = whole.weight.map(|weight| self.shape(weight)) else { return };
+        let rows = row.ours.len() * inputs;
+        if rows >= of {
+            return;
+        }
+        for (what, used_as) in [("weight", whole.weight), ("bias", whole.bias)] {
+            let Some(used_as) = used_as else { continue };
+            self.insert(names, what, vec![Piece { used_as, at: 0, rows, of, is_swapped: false }]);
         }
     }
 

@@ -8,14 +8,20 @@ pub(super) struct Row {
     pub(super) ours: &'static [&'static str],
     /// It makes a shift and a scale, which diffusers has the other way round where nothing else comes of it.
     pub(super) is_shift_and_scale: bool,
+    /// It is not a module of the original code: the first rows of this one.
+    pub(super) begins: Option<&'static str>,
 }
 
 const fn row(original: &'static [&'static str], ours: &'static [&'static str]) -> Row {
-    Row { original, ours, is_shift_and_scale: false }
+    Row { original, ours, is_shift_and_scale: false, begins: None }
 }
 
 const fn shift_and_scale(original: &'static [&'static str], ours: &'static [&'static str]) -> Row {
-    Row { original, ours, is_shift_and_scale: true }
+    Row { original, ours, is_shift_and_scale: true, begins: None }
+}
+
+const fn beginning(of: &'static str, original: &'static [&'static str], ours: &'static [&'static str]) -> Row {
+    Row { original, ours, is_shift_and_scale: false, begins: Some(of) }
 }
 
 /// A list of blocks.
@@ -54,6 +60,8 @@ pub(super) const BLOCKS: [Blocks; 4] = [
         ours: "single_transformer_blocks",
         rows: &[
             row(&["linear1"], &["attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"]),
+            // XLabs' trainer adapts attention only.
+            beginning("linear1", &["linear1.qkv"], &["attn.to_q", "attn.to_k", "attn.to_v"]),
             row(&["linear2"], &["proj_out"]),
             row(&["norm.query_norm", "q_norm"], &["attn.norm_q"]),
             row(&["norm.key_norm", "k_norm"], &["attn.norm_k"]),

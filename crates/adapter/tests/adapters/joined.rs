@@ -83,6 +83,32 @@ fn a_5_a_joined_update_is_that_of_its_parts() {
     assert!(problems_with(&peft, &Default::default(), &blocks()[0])[0].contains("nothing says its scale"));
 }
 
+/// XLabs' trainer has factors for the part of a joined module that is attention's.
+#[test]
+fn a_5_an_update_of_the_first_rows_leaves_the_others() {
+    let (down, up) = (numbers(&[2, 4], 1), numbers(&[12, 2], 2));
+    for front in ["", "diffusion_model."] {
+        let module = format!("{front}single_blocks.1.processor.qkv_lora");
+        let weights = StateDict::from_iter([
+            (format!("{module}.down.weight"), down.clone()),
+            (format!("{module}.up.weight"), up.clone()),
+        ]);
+        let [apart, joined] = blocks();
+        let mut expected = product(&up, &down, 1.0);
+        assert!(close(&deltas(&read(&weights, &apart), &apart), &expected));
+        expected.resize(72, 0.0);
+        assert!(close(&deltas(&read(&weights, &joined), &joined), &expected));
+        // The whole module beside its first rows would have these changed twice.
+        let mut both = weights.clone();
+        both.insert(format!("{front}single_blocks.1.linear1.lora_down.weight"), numbers(&[2, 4], 3));
+        both.insert(format!("{front}single_blocks.1.linear1.lora_up.weight"), numbers(&[18, 2], 4));
+        for map in [&apart, &joined] {
+            let found = problems_with(&both, &Default::default(), map);
+            assert!(found.iter().all(|problem| problem.contains("updates the same source as")), "{found:?}");
+        }
+    }
+}
+
 /// Each part with a rank and a scale of its own, some of them only.
 #[test]
 fn a_5_updates_of_parts_are_one_of_the_joined_module() {

@@ -215,19 +215,21 @@ pub(crate) fn multiply_block<C: Float>(
                 let last = block.first + block.len() == b.k;
                 let mut part = c.part(0..rows, columns);
                 if let Some(mut strip) = part.cast::<f32>() {
-                    multiply_strip(&kernel, job, &mut strip);
-                    if last {
-                        epilogue.apply(isa, row, col + first, strip);
-                    }
+                    multiply_strip(&kernel, job, &mut strip, |r, mut tile| {
+                        if last {
+                            epilogue.apply(isa, row + r.start, col + first, &mut tile);
+                        }
+                    });
                     continue;
                 }
                 let (from, ld) = if several { (first, cols) } else { (0, kernel.nr) };
                 let mut strip = TileMut::new(&mut sums[from..], rows, width, ld);
-                multiply_strip(&kernel, job, &mut strip);
-                if last {
-                    epilogue.apply(isa, row, col + first, strip.part(0..rows, 0..width));
-                    (0..rows).for_each(|r| C::narrow(isa, strip.row(r), part.row(r)));
-                }
+                multiply_strip(&kernel, job, &mut strip, |r, mut tile| {
+                    if last {
+                        epilogue.apply(isa, row + r.start, col + first, &mut tile);
+                        r.enumerate().for_each(|(i, r)| C::narrow(isa, tile.row(i), part.row(r)));
+                    }
+                });
             }
         };
         if gather {
@@ -239,14 +241,21 @@ pub(crate) fn multiply_block<C: Float>(
     }
 }
 
-/// Runs `job` tile by tile over all rows of `strip`, one panel wide. Each tile has a share of the next panel fetched.
-fn multiply_strip(kernel: &Kernel, job: Job<'_>, strip: &mut TileMut<'_, f32>) {
+/// Runs `job` tile by tile over all rows of `strip`, one panel wide; `done` gets the rows of each tile, still in cache. Each tile has
+/// a share of the next panel fetched.
+fn multiply_strip(
+    kernel: &Kernel,
+    job: Job<'_>,
+    strip: &mut TileMut<'_, f32>,
+    mut done: impl FnMut(Range<usize>, TileMut<'_, f32>),
+) {
     let (rows, cols) = (strip.rows(), strip.cols());
     let share = job.next.len().div_ceil(rows.div_ceil(kernel.mr).max(1)).max(1);
     let mut shares = job.next.chunks(share);
     for part in even_parts(rows, kernel.mr) {
         let tile = Job { row: job.row + part.start, next: shares.next().unwrap_or(&[]), ..job };
-        (kernel.run)(&tile, strip.part(part, 0..cols));
+        (kernel.run)(&tile, strip.part(part.clone(), 0..cols));
+        done(part.clone(), strip.part(part, 0..cols));
     }
 }
 

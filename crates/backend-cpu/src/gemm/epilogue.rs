@@ -50,35 +50,112 @@ impl Epilogue<'_> {
     }
 
     /// Finishes the tile whose first element is `(row, col)` of `C`; it is one panel wide.
-    pub(super) fn apply(&self, isa: Isa, row: usize, col: usize, mut tile: TileMut<'_, f32>) {
+    pub(super) fn apply(&self, isa: Isa, row: usize, col: usize, tile: &mut TileMut<'_, f32>) {
         if self.does_nothing() {
             return;
         }
-        let (cols, mut buffers) = (tile.cols(), [[0f32; MAX_WIDTH]; 2]);
-        let [bias, residual] = &mut buffers;
-        let bias = self.bias.map(|b| b.read(isa, col, &mut bias[..cols]));
-        for r in 0..tile.rows() {
+        let (rows, cols, mut buffer) = (tile.rows(), tile.cols(), [0f32; MAX_WIDTH]);
+        let bias = self.bias.map(|b| b.read(isa, col, &mut buffer[..cols]));
+        let (end, at_once) = ((self.activation, self.act_before_residual), AT_ONCE / cols.max(1));
+        let mut widened = [0f32; AT_ONCE];
+        for first in (0..rows).step_by(at_once) {
+            let count = at_once.min(rows - first);
             let residual =
-                self.residual.map(|Residual { data, ld }| data.read(isa, (row + r) * ld + col, &mut residual[..cols]));
-            finish(isa, (self.activation, self.act_before_residual), bias, residual, tile.row(r));
+                self.residual.map(|residual| residual.rows(isa, row + first, col, count, cols, &mut widened));
+            finish(isa, end, bias, residual, &mut tile.part(first..first + count, 0..cols));
         }
     }
 }
 
+impl<'a> Residual<'a> {
+    /// `count` rows of it from `row` on, `cols` elements each from `col` on, and the distance between them: where they are if they are
+    /// f32, otherwise widened into `buffer`.
+    fn rows<'b>(
+        self,
+        isa: Isa,
+        row: usize,
+        col: usize,
+        count: usize,
+        cols: usize,
+        buffer: &'b mut [f32],
+    ) -> (&'b [f32], usize)
+    where
+        'a: 'b,
+    {
+        let start = |r: usize| (row + r) * self.ld + col;
+        if let Floats::F32(data) = self.data {
+            return (&data[start(0)..start(count - 1) + cols], self.ld);
+        }
+        for (r, buffer) in buffer.chunks_exact_mut(cols).take(count).enumerate() {
+            self.data.load(isa, start(r), buffer);
+        }
+        (buffer, cols)
+    }
+}
+
+/// Elements that are finished together: a tile of the largest micro-kernels. An activation costs less on many in a row than on
+/// the rows of a panel one by one.
+const AT_ONCE: usize = 384;
+
 simd_fn! {
-    fn finish<F>(end: (Activation, bool), bias: Option<&[f32]>, residual: Option<&[f32]>, xs: &mut [f32]) {
+    fn finish<F>(
+        end: (Activation, bool),
+        bias: Option<&[f32]>,
+        residual: Option<(&[f32], usize)>,
+        tile: &mut TileMut<'_, f32>,
+    ) {
         let (act, before_residual) = end;
-        if let Some(bias) = bias {
-            xs.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
+        let cols = tile.cols();
+        let add_residual = |r: usize, xs: &mut [f32]| {
+            if let Some((data, ld)) = residual {
+                add(xs, &data[r * ld..]);
+            }
+        };
+        if act == Activation::None {
+            for r in 0..tile.rows() {
+                let xs = tile.row(r);
+                bias.into_iter().for_each(|bias| add(xs, bias));
+                add_residual(r, xs);
+            }
+            return;
         }
-        if before_residual {
-            activation::apply_lanes::<F>(act, xs);
+        let mut values = [0f32; AT_ONCE];
+        let values = &mut values[..tile.rows() * cols];
+        for (r, values) in values.chunks_exact_mut(cols).enumerate() {
+            copy(values, tile.row(r));
+            bias.into_iter().for_each(|bias| add(values, bias));
+            if !before_residual {
+                add_residual(r, values);
+            }
         }
-        if let Some(residual) = residual {
-            xs.iter_mut().zip(residual).for_each(|(x, y)| *x += y);
-        }
-        if !before_residual {
-            activation::apply_lanes::<F>(act, xs);
+        activation::apply_lanes::<F>(act, values);
+        for (r, values) in values.chunks_exact_mut(cols).enumerate() {
+            if before_residual {
+                add_residual(r, values);
+            }
+            copy(tile.row(r), values);
         }
     }
+}
+
+/// Floats that rows are walked through in: rows are too short for what LLVM makes of a loop over a slice.
+const STEP: usize = 16;
+
+/// Adds the first elements of `ys` to `xs`.
+#[inline(always)]
+fn add(xs: &mut [f32], ys: &[f32]) {
+    let ys = &ys[..xs.len()];
+    let ((xs, last_xs), (ys, last_ys)) = (xs.as_chunks_mut::<STEP>(), ys.as_chunks::<STEP>());
+    for (x, y) in xs.iter_mut().zip(ys) {
+        *x = std::array::from_fn(|i| x[i] + y[i]);
+    }
+    last_xs.iter_mut().zip(last_ys).for_each(|(x, y)| *x += y);
+}
+
+/// Copies `ys` to `xs`.
+#[inline(always)]
+fn copy(xs: &mut [f32], ys: &[f32]) {
+    let ((xs, last_xs), (ys, last_ys)) = (xs.as_chunks_mut::<STEP>(), ys.as_chunks::<STEP>());
+    xs.iter_mut().zip(ys).for_each(|(x, y)| *x = *y);
+    last_xs.iter_mut().zip(last_ys).for_each(|(x, y)| *x = *y);
 }

@@ -94,7 +94,7 @@ pub fn int4_product<C: Float>(
             for (r, sums) in sums.chunks_exact_mut(INT4_WIDTH).take(m).enumerate() {
                 row_times_panel(isa, &a[r * lda..][..k], panel, (scales, n, cols), sums);
             }
-            args.epilogue.apply(isa, 0, at.col, TileMut::new(&mut sums, m, cols, INT4_WIDTH));
+            args.epilogue.apply(isa, 0, at.col, &mut TileMut::new(&mut sums, m, cols, INT4_WIDTH));
             for (r, sums) in sums.chunks_exact(INT4_WIDTH).take(m).enumerate() {
                 C::narrow(isa, &sums[..cols], tile.row(r));
             }
@@ -120,7 +120,7 @@ pub fn int4_product<C: Float>(
         let product = TileMut::new(&mut sums, height, cols, INT4_WIDTH);
         multiply_block(isa, &operand, at.row, &panels, 0, product, &Epilogue::default(), work);
         let mut tile = tile;
-        args.epilogue.apply(isa, at.row, at.col, TileMut::new(&mut sums, height, cols, INT4_WIDTH));
+        args.epilogue.apply(isa, at.row, at.col, &mut TileMut::new(&mut sums, height, cols, INT4_WIDTH));
         for (r, sums) in sums.chunks_exact(INT4_WIDTH).take(height).enumerate() {
             C::narrow(isa, &sums[..cols], tile.row(r));
         }

@@ -109,7 +109,7 @@ pub fn int8_product<C: Float>(
                 {
                     scaled(isa, &sums[..cols], tail(a, k), &scales[col..col + cols], &mut floats[..cols]);
                 }
-                args.epilogue.apply(isa, at.row + from, col, TileMut::new(&mut floats, count, cols, INT8_WIDTH));
+                args.epilogue.apply(isa, at.row + from, col, &mut TileMut::new(&mut floats, count, cols, INT8_WIDTH));
                 for (r, floats) in floats.chunks_exact(INT8_WIDTH).take(count).enumerate() {
                     C::narrow(isa, &floats[..cols], &mut tile.row(from + r)[first..first + cols]);
                 }

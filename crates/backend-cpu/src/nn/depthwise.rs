@@ -1,6 +1,8 @@
 //! Depthwise convolution: every channel has a kernel of its own,
 //! `out[n, y, x, c] = act(bias[c] + sum over taps of image[n, y s + ky d - p, x s + kx d - p, c] * weight[tap, c])`.
 
+use std::ops::Range;
+
 use regraft_ir::ops::Activation;
 
 use super::{
@@ -13,10 +15,10 @@ use crate::{
     gemm::Conv2d,
     pack::{panel_bytes, widen_panel},
     scratch::bytes_of,
-    simd::{Float, FloatType, Floats, Fma, activation, simd_fn},
+    simd::{Float, FloatType, Floats, Fma, Vectors, activation, vector_fn},
 };
 
-/// Channels that are computed together, and to whose multiple packed weights are padded.
+/// To whose multiple the channels of packed weights are padded.
 const CHANNELS: usize = 32;
 
 /// Floats between the taps of packed depthwise weights.
@@ -102,65 +104,123 @@ pub fn depthwise<T: Float>(
     });
 }
 
-simd_fn! {
-    fn compute_row<F>(
+vector_fn! {
+    fn compute_row<S>(
+        simd,
         args: &DepthwiseArgs<'_>,
         image: (&[f32], bool),
         weights: (&[f32], Option<&[f32]>),
         row: usize,
         out: &mut [f32],
     ) {
+        let (conv, channels) = (&args.conv, args.channels);
         let (image, copies) = image;
-        let mut taps = if copies { Taps::of_copies(&args.conv, row) } else { Taps::new(&args.conv, row) };
-        for (x, out) in out.chunks_exact_mut(args.channels).enumerate() {
-            pixel::<F>(args.channels, image, weights, taps.at(x), out);
+        let mut taps = if copies { Taps::of_copies(conv, row) } else { Taps::new(conv, row) };
+        if channels < S::LANES {
+            for (x, out) in out.chunks_exact_mut(channels).enumerate() {
+                few_channels::<S::F>(image, weights, taps.at(x), out);
+            }
+        } else {
+            let strips = strips(conv);
+            let width = conv.input[1] * channels;
+            let rows: Vec<(usize, &[f32])> =
+                taps.rows().map(|(tap, pixel)| (tap, &image[pixel * channels..][..width])).collect();
+            for first in (0..channels).step_by(S::LANES) {
+                // The last register begins where it fits, and computes some channels twice.
+                let first = first.min(channels - S::LANES);
+                for (at, strip) in strips.chunks_exact(conv.kernel[1]).enumerate() {
+                    let out = &mut out[at * PIXELS * channels + first..];
+                    strip_of_pixels(simd, args, &rows, weights, (first, strip), out);
+                }
+            }
         }
-        activation::apply_lanes::<F>(args.activation, out);
+        activation::apply_lanes::<S::F>(args.activation, out);
     }
 }
 
-/// One output pixel: blocks of channels, each summed over all taps in registers.
+/// Output pixels whose sums are in registers at once, so that each weight is fetched once for all of them.
+const PIXELS: usize = 8;
+
+/// How a column of the kernel meets a strip of [`PIXELS`] output pixels of a row.
+struct Meeting {
+    /// The input column that the first pixel meets, which may be outside of the image.
+    column: isize,
+    /// The pixels of the strip whose input column is inside.
+    inside: Range<usize>,
+}
+
+/// For each strip of a row of output pixels, in order: the meetings of all columns of the kernel.
+fn strips(conv: &Conv2d) -> Vec<Meeting> {
+    let meeting = |x: usize, kx: usize| {
+        let column = (x * conv.stride[1] + kx * conv.dilation[1]) as isize - conv.padding[1] as isize;
+        // How many pixels it takes to come so many columns on.
+        let pixels = |columns: isize| columns.max(0).unsigned_abs().div_ceil(conv.stride[1]);
+        let end = pixels(conv.input[1] as isize - column).min(PIXELS).min(conv.output[1] - x);
+        Meeting { column, inside: pixels(-column).min(end)..end }
+    };
+    let meetings = |x: usize| (0..conv.kernel[1]).map(move |kx| meeting(x, kx));
+    (0..conv.output[1]).step_by(PIXELS).flat_map(meetings).collect()
+}
+
+/// A register of channels from `first` on, of a strip of output pixels; `out` begins at its first pixel's.
 #[inline(always)]
-fn pixel<F: Fma>(
-    channels: usize,
+fn strip_of_pixels<S: Vectors>(
+    simd: S,
+    args: &DepthwiseArgs<'_>,
+    rows: &[(usize, &[f32])],
+    (weight, bias): (&[f32], Option<&[f32]>),
+    (first, strip): (usize, &[Meeting]),
+    out: &mut [f32],
+) {
+    let (channels, step) = (args.channels, args.conv.stride[1] * args.channels);
+    let start = bias.map_or(simd.splat(0.0), |bias| simd.load(&bias[first..]));
+    let mut sums = [start; PIXELS];
+    for (tap, row) in rows {
+        let weights = weight[tap * tap_stride(channels) + first..].chunks(tap_stride(channels));
+        for (Meeting { column, inside }, w) in strip.iter().zip(weights) {
+            let w = simd.load(w);
+            if *inside == (0..PIXELS) {
+                let xs = &row[*column as usize * channels + first..];
+                for (p, sum) in sums.iter_mut().enumerate() {
+                    *sum = simd.mul_add(simd.load(&xs[p * step..]), w, *sum);
+                }
+                continue;
+            }
+            let at = |p: usize| (*column + (p * args.conv.stride[1]) as isize) as usize * channels + first;
+            for (p, sum) in sums.iter_mut().enumerate() {
+                if inside.contains(&p) {
+                    *sum = simd.mul_add(simd.load(&row[at(p)..]), w, *sum);
+                }
+            }
+        }
+    }
+    for (p, sum) in sums.into_iter().enumerate() {
+        // The last strip has fewer.
+        if p * channels < out.len() {
+            simd.store(sum, &mut out[p * channels..]);
+        }
+    }
+}
+
+/// One output pixel of fewer channels than a register holds.
+#[inline(always)]
+fn few_channels<F: Fma>(
     image: &[f32],
     (weight, bias): (&[f32], Option<&[f32]>),
     taps: &[(usize, usize)],
     out: &mut [f32],
 ) {
-    let stride = tap_stride(channels);
-    let whole = channels / CHANNELS * CHANNELS;
-    let mut acc = [0f32; CHANNELS];
-    for first in (0..whole).step_by(CHANNELS) {
-        init(&mut acc, bias, first);
-        for (pixel, tap) in taps {
-            let xs = &image[pixel * channels + first..][..CHANNELS];
-            let ws = &weight[tap * stride + first..][..CHANNELS];
-            for i in 0..CHANNELS {
-                acc[i] = F::mul_add(xs[i], ws[i], acc[i]);
-            }
-        }
-        out[first..first + CHANNELS].copy_from_slice(&acc);
-    }
-    if whole < channels {
-        let acc = &mut acc[..channels - whole];
-        init(acc, bias, whole);
-        for (pixel, tap) in taps {
-            let xs = &image[pixel * channels + whole..][..acc.len()];
-            let ws = &weight[tap * stride + whole..][..acc.len()];
-            for ((acc, x), w) in acc.iter_mut().zip(xs).zip(ws) {
-                *acc = F::mul_add(*x, *w, *acc);
-            }
-        }
-        out[whole..].copy_from_slice(acc);
-    }
-}
-
-#[inline(always)]
-fn init(acc: &mut [f32], bias: Option<&[f32]>, first: usize) {
+    let channels = out.len();
     match bias {
-        Some(bias) => acc.copy_from_slice(&bias[first..first + acc.len()]),
-        None => acc.fill(0.0),
+        Some(bias) => out.copy_from_slice(bias),
+        None => out.fill(0.0),
+    }
+    for (pixel, tap) in taps {
+        let xs = &image[pixel * channels..][..channels];
+        let ws = &weight[tap * tap_stride(channels)..][..channels];
+        for ((sum, x), w) in out.iter_mut().zip(xs).zip(ws) {
+            *sum = F::mul_add(*x, *w, *sum);
+        }
     }
 }
 
@@ -200,8 +260,8 @@ mod tests {
 
         #[test]
         fn shapes(
-            batch in 1usize..3, channels in 1usize..80, h in 4usize..9, w in 4usize..9,
-            kernel in 1usize..4, stride in 1usize..3, dilation in 1usize..3, padding in 0usize..3, bias: bool,
+            batch in 1usize..3, channels in 1usize..80, h in 4usize..9, w in 4usize..30,
+            kernel in 1usize..6, stride in 1usize..3, dilation in 1usize..3, padding in 0usize..3, bias: bool,
             ty in prop::sample::select(&FloatType::ALL[..]),
         ) {
             let reach = dilation * (kernel - 1) + 1;

@@ -34,6 +34,11 @@ impl<'a> Taps<'a> {
         Taps { conv, rows: (0..conv.kernel[0]).filter_map(meets).collect(), taps: Vec::with_capacity(conv.taps()) }
     }
 
+    /// For each row of the kernel that meets the image: its first tap and the first pixel of the image row.
+    pub(super) fn rows(&self) -> impl Iterator<Item = (usize, usize)> {
+        self.rows.iter().copied()
+    }
+
     /// `(pixel of the image, tap)` for every tap of output column `x` inside the image, in the order of the taps.
     pub(super) fn at(&mut self, x: usize) -> &[(usize, usize)] {
         self.taps.clear();

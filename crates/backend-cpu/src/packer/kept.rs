@@ -90,11 +90,21 @@ impl Kept<'_> {
 
     /// Whether `given` is the same tensor, bit for bit; ends at the first difference.
     pub(super) fn is(&self, given: &Tensor) -> bool {
+        self.is_in(given, usize::MAX)
+    }
+
+    /// Whether `given` differs in the elements that are looked at first.
+    pub(super) fn differs_at_once(&self, given: &Tensor) -> bool {
+        !self.is_in(given, 16)
+    }
+
+    /// Whether the `most` elements that are looked at first are those of `given`, bit for bit.
+    fn is_in(&self, given: &Tensor, most: usize) -> bool {
         let same = || match self.dtype.size() {
-            1 => self.same::<1>(given.bytes()),
-            2 => self.same::<2>(given.bytes()),
-            4 => self.same::<4>(given.bytes()),
-            _ => self.same::<8>(given.bytes()),
+            1 => self.same::<1>(given.bytes(), most),
+            2 => self.same::<2>(given.bytes(), most),
+            4 => self.same::<4>(given.bytes(), most),
+            _ => self.same::<8>(given.bytes(), most),
         };
         given.dtype() == self.dtype && given.shape() == self.shape && same()
     }
@@ -111,16 +121,20 @@ impl Kept<'_> {
         debug_assert!(done.is_continue());
     }
 
-    fn same<const SIZE: usize>(&self, given: &[u8]) -> bool {
+    fn same<const SIZE: usize>(&self, given: &[u8], most: usize) -> bool {
         let (ours, given) = (self.slot.as_chunks::<SIZE>().0, given.as_chunks::<SIZE>().0);
-        let differs = self.strips(&mut |s| {
-            let same = match (s.source_step, s.slot_step) {
-                (1, 1) => given[s.source..][..s.len] == ours[s.slot..][..s.len],
-                _ => (0..s.len).all(|i| given[s.source + i * s.source_step] == ours[s.slot + i * s.slot_step]),
+        let (mut is_same, mut left) = (true, most);
+        // The answer is in `is_same`; whether the walk came to its end does not matter.
+        let _ = self.strips(&mut |s| {
+            let len = s.len.min(left);
+            is_same = match (s.source_step, s.slot_step) {
+                (1, 1) => given[s.source..][..len] == ours[s.slot..][..len],
+                _ => (0..len).all(|i| given[s.source + i * s.source_step] == ours[s.slot + i * s.slot_step]),
             };
-            if same { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            left -= len;
+            if is_same && left > 0 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         });
-        differs.is_continue()
+        is_same
     }
 
     fn strips(&self, f: &mut impl FnMut(Strip) -> ControlFlow<()>) -> ControlFlow<()> {

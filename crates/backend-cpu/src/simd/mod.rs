@@ -7,6 +7,7 @@ mod element;
 pub(crate) mod lanes;
 pub mod math;
 mod transpose;
+mod vector;
 
 use std::{fmt, sync::OnceLock};
 
@@ -15,6 +16,9 @@ pub use dispatch::{Fma, Fused, Unfused};
 pub use element::{Float, FloatType, Floats};
 pub(crate) use element::{to_bf16, with_floats_mut};
 pub(crate) use transpose::{Product, Strip, copy_lines_streaming, transpose_strip};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use vector::{Avx2, Avx512};
+pub(crate) use vector::{Portable, Vectors, vector_fn};
 
 /// Tells the caches that `data` will be read soon.
 #[inline]

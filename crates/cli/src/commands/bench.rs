@@ -73,7 +73,8 @@ pub(super) fn run(args: &BenchArgs, out: &mut Output) -> Result<(), Failure> {
     Ok(())
 }
 
-fn bound(model: &Model, path: &std::path::Path) -> Result<(), Failure> {
+/// Fails when a stripped engine has no weights yet.
+pub(super) fn bound(model: &Model, path: &std::path::Path) -> Result<(), Failure> {
     if model.generation().is_some() {
         return Ok(());
     }

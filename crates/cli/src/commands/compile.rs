@@ -107,7 +107,7 @@ fn tell(args: &CompileArgs, compiled: &Compiled, stages: &Stages<'_>, out: &mut 
     let unused = if engine.refit_map.recipes.is_empty() {
         0
     } else {
-        engine.refit_map.slots_by_source().iter().filter(|slots| slots.is_empty()).count()
+        engine.refit_map.are_read().iter().filter(|is_read| !**is_read).count()
     };
     let unused = if unused == 0 { String::new() } else { format!(", {unused} of them not needed") };
     let slots = output::count(engine.plan.slots.len(), "slot");

@@ -11,6 +11,7 @@ mod diff;
 mod doctor;
 mod inspect;
 mod loss;
+mod profile;
 mod refit;
 mod run;
 mod samples;
@@ -48,6 +49,7 @@ pub(crate) fn run(command: &Command, out: &mut Output) -> Result<(), Failure> {
         Command::Diff(args) => diff::run(args, out),
         Command::Inspect(args) => inspect::run(args, out),
         Command::Bench(args) => bench::run(args, out),
+        Command::Profile(args) => profile::run(args, out),
         Command::Serve(args) => serve::run(args, out),
         Command::Cache(args) => cache::run(args, out),
         Command::Doctor(args) => doctor::run(args, out),

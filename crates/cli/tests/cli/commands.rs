@@ -146,6 +146,24 @@ fn bench_measures_latency_refit_and_copy() {
 }
 
 #[test]
+fn profile_shows_what_each_node_takes() {
+    let (fixture, sandbox) = compiled("tiny_bert");
+    let facts = sandbox.json(&["profile", "a.rgf", "--runs", "2", "--trace", "trace.json"]);
+    let nodes = facts["nodes"].as_array().unwrap();
+    let linear = nodes.iter().find(|node| node["op"] == "linear").expect("a linear layer");
+    assert!(linear["flops"].as_u64().unwrap() > 0 && linear["bytes"].as_u64().unwrap() > 0, "{linear}");
+    assert!(linear["ms"].as_f64().unwrap() > 0.0 && linear["least_ms"].as_f64().unwrap() > 0.0, "{linear}");
+    assert!(linear["module"].as_str().unwrap().contains('.') && linear["kernel"] != "reference", "{linear}");
+    assert!(facts["roof"]["gflops"]["f32"].as_f64().unwrap() > 0.0, "{}", facts["roof"]);
+    let trace: serde_json::Value = serde_json::from_slice(&fs::read(sandbox.path("trace.json")).unwrap()).unwrap();
+    assert_eq!(trace["traceEvents"].as_array().unwrap().len(), nodes.len());
+    let text = sandbox.ok(&["profile", "a.rgf", "--runs", "1", "--top", "3"]);
+    assert!(text.contains("of roof") && text.contains("GFLOP/s"), "{text}");
+    sandbox.compile(&fixture, "stripped.rgf", "stripped");
+    assert!(sandbox.fails(&["profile", "stripped.rgf"], 1).contains("no weights yet"));
+}
+
+#[test]
 fn damaged_and_foreign_files_are_refused_by_name() {
     let (fixture, sandbox) = compiled("linear");
     let good = fs::read(sandbox.path("a.rgf")).unwrap();
@@ -204,7 +222,7 @@ fn usage_errors_and_help_have_their_exit_codes() {
     {
         assert_eq!(sandbox.call(args).status.code(), Some(2), "{args:?}");
     }
-    for command in ["compile", "run", "refit", "bind", "inspect", "bench", "doctor", "completions"] {
+    for command in ["compile", "run", "refit", "bind", "inspect", "bench", "profile", "doctor", "completions"] {
         let text = sandbox.ok(&[command, "--help"]);
         assert!(text.contains(&format!("\n  regraft {command} ")), "the help of {command} shows examples");
     }

@@ -1,5 +1,9 @@
 use std::{error::Error, fmt};
 
+use regraft_tensor::Explanation;
+
+use crate::EngineError;
+
 /// Why a cache could not be read or written: the place, and what happened there. Compiling goes on without the cache.
 #[derive(Debug)]
 pub struct CacheError {
@@ -17,11 +21,18 @@ impl CacheError {
     pub fn place(&self) -> &str {
         &self.place
     }
+
+    /// In parts.
+    pub fn explained(&self) -> Explanation {
+        let of_engine = self.cause.downcast_ref::<EngineError>().map(EngineError::explained);
+        let cause = of_engine.unwrap_or_else(|| Explanation::new(self.cause.to_string()));
+        cause.about(&self.place).about("engine cache")
+    }
 }
 
 impl fmt::Display for CacheError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "engine cache: {}: {}", self.place, self.cause)
+        self.explained().fmt(f)
     }
 }
 

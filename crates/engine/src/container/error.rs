@@ -3,6 +3,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use regraft_tensor::Explanation;
+
 use crate::atomic_file::{WriteError, advice};
 
 /// Why a container could not be read or written; names the file.
@@ -14,10 +16,10 @@ pub struct ContainerError {
 
 /// The kinds of [`ContainerError`].
 #[derive(Debug, thiserror::Error)]
+#[error("{}", self.explained())]
 #[non_exhaustive]
 pub enum ContainerErrorKind {
     /// The file is something else.
-    #[error("expected an engine file, found {looks_like}\n  help: {help}")]
     NotAnEngine {
         /// What it seems to be, such as `a zip archive`.
         looks_like: &'static str,
@@ -25,7 +27,6 @@ pub enum ContainerErrorKind {
         help: &'static str,
     },
     /// The file was written by another version of Regraft.
-    #[error("expected format version {}, found {found}\n  help: {}", one_of(supported), version_help(*found, supported))]
     Version {
         /// Version of the file.
         found: u32,
@@ -33,7 +34,6 @@ pub enum ContainerErrorKind {
         supported: Vec<u32>,
     },
     /// The file is shorter than it was when it was written.
-    #[error("the file is cut short: expected {expected} bytes, found {found}\n  help: {COPY_AGAIN}")]
     Truncated {
         /// Length that the file should have (at least, when its header is cut too).
         expected: u64,
@@ -41,7 +41,6 @@ pub enum ContainerErrorKind {
         found: u64,
     },
     /// The bytes are not those that were written.
-    #[error("the file is damaged in its {section}: {what}\n  help: {COPY_AGAIN}")]
     Corrupt {
         /// Where, such as ``section `weights` ``, `header`, `section table`, `length` or `padding`.
         section: String,
@@ -49,13 +48,11 @@ pub enum ContainerErrorKind {
         what: String,
     },
     /// The file is sound but lacks a section.
-    #[error("expected a section `{section}`, found none\n  help: this engine was made without it; compile it again")]
     MissingSection {
         /// Name of the section.
         section: &'static str,
     },
     /// The system refused to read or write.
-    #[error("could not {doing}: {cause}{}", if *.writing { advice(cause) } else { "" })]
     Io {
         /// What was tried, such as `write section `weights``.
         doing: String,
@@ -95,9 +92,42 @@ impl ContainerError {
     pub fn kind(&self) -> &ContainerErrorKind {
         &self.kind
     }
+
+    /// In parts.
+    pub fn explained(&self) -> Explanation {
+        self.kind.explained().about(self.path.display())
+    }
 }
 
 impl ContainerErrorKind {
+    /// In parts, without the file's name.
+    pub fn explained(&self) -> Explanation {
+        match self {
+            ContainerErrorKind::NotAnEngine { looks_like, help } => {
+                Explanation::new(format!("expected an engine file, found {looks_like}")).help(*help)
+            }
+            ContainerErrorKind::Version { found, supported } => {
+                Explanation::new(format!("expected format version {}, found {found}", one_of(supported)))
+                    .help(version_help(*found, supported))
+            }
+            ContainerErrorKind::Truncated { expected, found } => {
+                let what = format!("the file is cut short: expected {expected} bytes, found {found}");
+                Explanation::new(what).help(COPY_AGAIN)
+            }
+            ContainerErrorKind::Corrupt { section, what } => {
+                Explanation::new(format!("the file is damaged in its {section}: {what}")).help(COPY_AGAIN)
+            }
+            ContainerErrorKind::MissingSection { section } => {
+                Explanation::new(format!("expected a section `{section}`, found none"))
+                    .help("this engine was made without it; compile it again")
+            }
+            ContainerErrorKind::Io { doing, writing, cause } => {
+                let help = if *writing { advice(cause) } else { None };
+                Explanation { help: help.map(str::to_owned), ..Explanation::new(format!("could not {doing}: {cause}")) }
+            }
+        }
+    }
+
     pub(super) fn corrupt(section: impl Into<String>, what: impl Into<String>) -> Self {
         ContainerErrorKind::Corrupt { section: section.into(), what: what.into() }
     }
@@ -120,7 +150,7 @@ impl From<WriteError> for ContainerError {
 
 impl fmt::Display for ContainerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.path.display(), self.kind)
+        self.explained().fmt(f)
     }
 }
 

@@ -4,7 +4,7 @@ use regraft_tensor::{DType, Dim, Tensor};
 
 use super::{
     OpDef, Operands,
-    support::{broadcast_f64, broadcast_i64, differ, input, join, optional, sizes},
+    support::{broadcast_f64, broadcast_i64, differ, elements, input, join, optional, sizes},
 };
 use crate::{EvalError, OpError, TensorType, attrs, word_enum};
 
@@ -93,6 +93,12 @@ impl OpDef for Attention {
             }
         }
         Ok(vec![Tensor::from_f64(types[0].dtype, &sizes(&types[0]), &out)])
+    }
+
+    fn flops(&self, inputs: &[Option<&[usize]>], outputs: &[&[usize]]) -> u64 {
+        // Causal attention looks at half of the keys.
+        let keys = inputs[1].map_or(0, |k| k[2] as u64);
+        2 * (inputs[0].map_or(0, elements) + elements(outputs[0])) * keys / if self.causal { 2 } else { 1 }
     }
 }
 

@@ -5,7 +5,7 @@ use regraft_tensor::{DType, Dim, Tensor, contiguous_strides, for_each_index};
 use super::{
     OpDef, Operands,
     linear::{Activation, epilogue},
-    support::{differ, input, optional, sizes},
+    support::{differ, elements, input, optional, sizes},
 };
 use crate::{EvalError, OpError, TensorType, attrs, word_enum};
 
@@ -206,6 +206,10 @@ impl OpDef for Conv {
         }
         Ok(vec![Tensor::from_f64(types[0].dtype, &shape, &out)])
     }
+
+    fn flops(&self, inputs: &[Option<&[usize]>], outputs: &[&[usize]]) -> u64 {
+        2 * elements(outputs[0]) * inputs[1].map_or(0, |weight| elements(&weight[1..]))
+    }
 }
 
 impl Conv {
@@ -290,6 +294,10 @@ impl OpDef for ConvTranspose {
             out.iter_mut().enumerate().for_each(|(i, v)| *v += bias[i / inner % shape[1]]);
         }
         Ok(vec![Tensor::from_f64(types[0].dtype, &shape, &out)])
+    }
+
+    fn flops(&self, inputs: &[Option<&[usize]>], _: &[&[usize]]) -> u64 {
+        2 * inputs[0].map_or(0, elements) * inputs[1].map_or(0, |weight| elements(&weight[1..]))
     }
 }
 

@@ -7,7 +7,7 @@ use regraft_tensor::{DType, Tensor};
 use super::{
     Binary, Cast, Compare, Full, Op, OpDef, Operands, Select, Unary,
     elementwise::{BinaryFn, CompareFn},
-    support::{broadcast_types, sizes},
+    support::{broadcast_types, elements, sizes},
     unary::UnaryFn,
 };
 use crate::{EvalError, OpError, Scalar, TensorType, attr::AttrValue, attrs, plain_attr};
@@ -150,5 +150,9 @@ impl OpDef for Fused {
         let expand = super::Expand { shape: types[0].shape.clone() };
         debug_assert!(sizes(&types[0]).len() >= last.shape().len());
         Op::from(expand).eval(&[Some(&last)])
+    }
+
+    fn flops(&self, _: &[Option<&[usize]>], outputs: &[&[usize]]) -> u64 {
+        outputs.iter().map(|shape| elements(shape)).max().unwrap_or(0) * self.steps.len() as u64
     }
 }

@@ -4,7 +4,7 @@ use regraft_tensor::{DType, Tensor};
 
 use super::{
     OpDef, Operands,
-    support::{broadcast, broadcast_positions, differ, input, optional, sizes},
+    support::{broadcast, broadcast_positions, differ, elements, input, last, optional, sizes},
     unary::UnaryFn,
 };
 use crate::{EvalError, OpError, TensorType, attrs, word_enum};
@@ -123,6 +123,10 @@ impl OpDef for Matmul {
         }
         Ok(vec![Tensor::from_f64(types[0].dtype, &shape, &out)])
     }
+
+    fn flops(&self, inputs: &[Option<&[usize]>], outputs: &[&[usize]]) -> u64 {
+        2 * elements(outputs[0]) * last(inputs[0])
+    }
 }
 
 impl OpDef for Linear {
@@ -162,5 +166,9 @@ impl OpDef for Linear {
             }
         }
         Ok(vec![Tensor::from_f64(types[0].dtype, &shape, &out)])
+    }
+
+    fn flops(&self, inputs: &[Option<&[usize]>], outputs: &[&[usize]]) -> u64 {
+        2 * elements(outputs[0]) * last(inputs[0])
     }
 }

@@ -4,7 +4,7 @@ use regraft_tensor::{DType, Dim, Tensor};
 
 use super::{
     OpDef, Operands,
-    support::{input, join, optional},
+    support::{elements, input, join, last, optional},
     unary::UnaryFn,
 };
 use crate::{EvalError, OpError, TensorType, attrs};
@@ -68,6 +68,10 @@ impl OpDef for Lstm {
         }
         let state = |values: &[f64]| Tensor::from_f64(types[0].dtype, shape, values);
         Ok(vec![Tensor::from_f64(types[0].dtype, &[time, batch, hidden], &y), state(&h), state(&c)])
+    }
+
+    fn flops(&self, inputs: &[Option<&[usize]>], _: &[&[usize]]) -> u64 {
+        2 * inputs[0].map_or(0, elements) * last(inputs[1])
     }
 }
 

@@ -72,6 +72,12 @@ pub trait OpDef: Attrs {
     /// # Errors
     /// When an index is out of range or a tensor is too large for memory.
     fn eval(&self, inputs: &[Option<&Tensor>], types: &[TensorType]) -> Result<Vec<Tensor>, EvalError>;
+
+    /// Floating-point operations for operands and results of these sizes, a multiplication and an addition as two; epilogues
+    /// do not count. Unless an op says otherwise, one for each element of the results.
+    fn flops(&self, _inputs: &[Option<&[usize]>], outputs: &[&[usize]]) -> u64 {
+        outputs.iter().map(|shape| support::elements(shape)).sum()
+    }
 }
 
 macro_rules! define_ops {
@@ -133,6 +139,11 @@ macro_rules! define_ops {
             /// When a dimension has no value.
             pub fn bind(&self, symbols: &[i64]) -> Result<Op, TensorError> {
                 Ok(match self { $(Op::$variant(op) => Op::$variant(op.bind(symbols)?)),* })
+            }
+
+            /// Floating-point operations; see [`OpDef::flops`].
+            pub fn flops(&self, inputs: &[Option<&[usize]>], outputs: &[&[usize]]) -> u64 {
+                match self { $(Op::$variant(op) => op.flops(inputs, outputs)),* }
             }
 
             /// Evaluates a bound op; see [`OpDef::eval`].

@@ -6,7 +6,7 @@ use regraft_tensor::{DType, Dim, Tensor};
 use super::{
     OpDef, Operands,
     linear::{Activation, epilogue},
-    support::{differ, input, optional, sizes},
+    support::{differ, elements, input, last, optional, sizes},
 };
 use crate::{EvalError, OpError, TensorType, attrs, word_enum};
 
@@ -197,6 +197,10 @@ impl OpDef for QuantLinear {
             }
         }
         Ok(vec![Tensor::from_f64(types[0].dtype, &shape, &out)])
+    }
+
+    fn flops(&self, inputs: &[Option<&[usize]>], outputs: &[&[usize]]) -> u64 {
+        2 * elements(outputs[0]) * last(inputs[0])
     }
 }
 

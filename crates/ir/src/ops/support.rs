@@ -165,6 +165,16 @@ pub(crate) fn sizes(ty: &TensorType) -> Vec<usize> {
     ty.sizes().expect("types of a bound op are all constants")
 }
 
+/// How many elements a shape has.
+pub(super) fn elements(shape: &[usize]) -> u64 {
+    shape.iter().map(|&size| size as u64).product()
+}
+
+/// The last size of an operand's shape.
+pub(super) fn last(shape: Option<&[usize]>) -> u64 {
+    shape.and_then(|shape| shape.last()).map_or(0, |&size| size as u64)
+}
+
 /// For each index of `shape` the position in a row-major tensor of shape `from` that broadcasts to it.
 pub(crate) fn broadcast_positions(from: &[usize], shape: &[usize]) -> Vec<usize> {
     let pad = shape.len() - from.len();

@@ -212,11 +212,13 @@ fn given(
     if !names.rule().is_identity() {
         report.naming = names.rule().to_string();
     }
-    // A key is a name as it was given, or the name of a source.
-    let by_name = map.by_name();
-    let source_of = |key: &str| names.source_of(key).or_else(|| by_name.get(key).copied());
     let keys: Option<Vec<(&String, Option<usize>)>> = match &options.changed {
-        Changed::Keys(keys) => Some(keys.iter().map(|key| (key, source_of(key))).collect()),
+        Changed::Keys(keys) => {
+            // A key is a name as it was given, or the name of a source.
+            let by_name = map.by_name();
+            let source_of = |key: &str| names.source_of(key).or_else(|| by_name.get(key).copied());
+            Some(keys.iter().map(|key| (key, source_of(key))).collect())
+        }
         Changed::Detect | Changed::All => None,
     };
     let matched = phase(Phase::Check, report, observer, |_| {
@@ -285,7 +287,7 @@ pub(crate) fn merged_sources(
     generation: &Generation,
     wanted: impl Fn(usize) -> bool,
 ) -> Result<Vec<Option<Tensor>>, RuntimeError> {
-    let used: Vec<bool> = parts.map.slots_by_source().iter().map(|slots| !slots.is_empty()).collect();
+    let used = parts.map.are_read();
     let wanted: BTreeSet<usize> = (0..generation.sources.len()).filter(|&index| wanted(index)).collect();
     let sources = at_hand(parts, &generation.sources, &wanted)?;
     let mut problems = Vec::new();

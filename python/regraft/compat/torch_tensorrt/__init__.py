@@ -177,6 +177,15 @@ def compile(
     )
 
 
+# Formats of Torch-TensorRT that cannot hold engines, and how the program in PyTorch comes to be one.
+_OTHER_FORMATS = {
+    "torchscript": "torch.jit.trace(module.exported_program().module(), inputs) is the program in PyTorch as "
+    "TorchScript, for the sizes of inputs",
+    "aot_inductor": "torch._inductor.aoti_compile_and_package(module.exported_program()) is a package of the "
+    "program in PyTorch",
+}
+
+
 def save(
     module: regraft.Module | LoadedProgram | ExportedProgram | MutableTorchTensorRTModule,
     file_path: str | os.PathLike[str],
@@ -208,7 +217,8 @@ def save(
         warn(SettingsWarning, f"compat.torch_tensorrt: save has no {', '.join(others)}: leave it out")
     if output_format != "exported_program":
         raise ValueError(
-            f"output_format={output_format!r}: compiled modules are saved as exported programs: leave it out"
+            f"output_format={output_format!r}: compiled modules are saved as exported programs only\n"
+            f"  help: {_OTHER_FORMATS.get(output_format, 'there is no other format')}"
         )
     if isinstance(module, regraft.MutableModule):
         if extra_files:
@@ -240,7 +250,10 @@ def load(
         regraft.EngineFileError: when it is damaged, of another version, or built for another machine.
     """
     if format not in (None, "exported_program"):
-        raise ValueError(f"format={format!r}: there are exported programs only: leave it out")
+        raise ValueError(
+            f"format={format!r}: there are exported programs only: leave it out\n"
+            f"  help: {_OTHER_FORMATS.get(format, 'there is no other format')}"
+        )
     if extra_files:
         extra_files.update(extra_files_of(file_path, list(extra_files)))
     if Path(file_path).is_file() and not has_engines(file_path):

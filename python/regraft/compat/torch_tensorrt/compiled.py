@@ -16,10 +16,16 @@ from regraft import _regraft
 from regraft.compat.torch_tensorrt.files import with_weights
 from regraft.compat.torch_tensorrt.graphs import WEIGHTS, Between, graph_of, parts_of
 from regraft.compat.torch_tensorrt.settings import CompilationSettings
-from regraft.errors import CompileError
+from regraft.errors import CompileError, NotBoundError
 from regraft.module import Compiled, Module, Serving
 
 __all__ = ["CompiledModule", "Engine", "InPyTorch", "Weights"]
+
+
+_STRIPPED = (
+    "the module is stripped: it has no weights yet, and does not run with zeros in their place, as TensorRT "
+    "does\n  help: refit_module_weights(module, program) gives it all of them"
+)
 
 
 class Engine(torch.nn.Module):
@@ -78,7 +84,10 @@ class Engine(torch.nn.Module):
 
     def forward(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
         """Runs the engine alone."""
-        return self._of._serving.run_engine(self._index, inputs)
+        try:
+            return self._of._serving.run_engine(self._index, inputs)
+        except NotBoundError as error:
+            raise NotBoundError(_STRIPPED) from error
 
     def extra_repr(self) -> str:
         """What ``repr`` says."""
@@ -250,7 +259,20 @@ class CompiledModule(Module):
         """Runs the program, in PyTorch while that exports it."""
         if torch.compiler.is_exporting():
             return self.exported_program().module()(*args, **kwargs)
-        return super().forward(*args, **kwargs)
+        try:
+            return super().forward(*args, **kwargs)
+        except NotBoundError as error:
+            raise NotBoundError(_STRIPPED) from error
+
+    def __getattr__(self, name: str) -> Any:
+        """What PyTorch keeps elsewhere: the parts."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            raise AttributeError(
+                f"a compiled module has no {name!r}: its weights are in state_dict(), its program is "
+                "exported_program(), and everything else is the original module's"
+            ) from None
 
     def __repr__(self) -> str:
         return regraft.Module.__repr__(self)

@@ -1,0 +1,216 @@
+//! Registers of floats, for kernels whose sums must stay in registers while they walk over several inputs.
+//!
+//! [`simd_fn`](super::simd_fn) leaves it to LLVM to find vectors in loops; it does not where an array of sums lives through
+//! several loops. Kernels of that kind are written over [`Vectors`], and compiled once for each instruction set by [`vector_fn`].
+#![allow(unsafe_code)]
+
+use super::{Fma, Fused, Unfused};
+
+/// The registers of an instruction set. A value of such a type proves that this processor has it: [`vector_fn`] alone makes one.
+pub(crate) trait Vectors: Copy {
+    /// What a register holds: [`Self::LANES`] floats.
+    type V: Copy;
+    /// Multiplication and addition of single floats, as registers have them.
+    type F: Fma;
+    /// Floats in a register.
+    const LANES: usize;
+
+    /// The first floats of `from`.
+    ///
+    /// # Panics
+    /// When there are too few.
+    fn load(self, from: &[f32]) -> Self::V;
+
+    /// Writes to the first floats of `to`.
+    ///
+    /// # Panics
+    /// When there are too few.
+    fn store(self, v: Self::V, to: &mut [f32]);
+
+    /// `x` in every lane.
+    fn splat(self, x: f32) -> Self::V;
+
+    /// `a * b + c`, lane by lane.
+    fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+}
+
+/// What every processor has: arrays, which LLVM may keep in registers.
+#[derive(Clone, Copy)]
+pub(crate) struct Portable;
+
+impl Vectors for Portable {
+    type V = [f32; 4];
+    type F = Unfused;
+    const LANES: usize = 4;
+
+    #[inline(always)]
+    fn load(self, from: &[f32]) -> [f32; 4] {
+        *from.first_chunk().expect("a whole register")
+    }
+
+    #[inline(always)]
+    fn store(self, v: [f32; 4], to: &mut [f32]) {
+        *to.first_chunk_mut().expect("a whole register") = v;
+    }
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> [f32; 4] {
+        [x; 4]
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: [f32; 4], b: [f32; 4], c: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|i| Unfused::mul_add(a[i], b[i], c[i]))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use self::x86::{Avx2, Avx512};
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::{Fused, Vectors};
+
+    /// AVX2 with FMA.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Avx2(());
+
+    impl Avx2 {
+        /// # Safety
+        /// The processor has AVX2 and FMA.
+        pub(crate) unsafe fn new() -> Self {
+            Avx2(())
+        }
+    }
+
+    impl Vectors for Avx2 {
+        type V = __m256;
+        type F = Fused;
+        const LANES: usize = 8;
+
+        #[inline(always)]
+        fn load(self, from: &[f32]) -> __m256 {
+            let from: &[f32; 8] = from.first_chunk().expect("a whole register");
+            // SAFETY: eight floats are there; the processor has AVX2, which `self` proves.
+            unsafe { _mm256_loadu_ps(from.as_ptr()) }
+        }
+
+        #[inline(always)]
+        fn store(self, v: __m256, to: &mut [f32]) {
+            let to: &mut [f32; 8] = to.first_chunk_mut().expect("a whole register");
+            // SAFETY: as above.
+            unsafe { _mm256_storeu_ps(to.as_mut_ptr(), v) };
+        }
+
+        #[inline(always)]
+        fn splat(self, x: f32) -> __m256 {
+            // SAFETY: the processor has AVX2, which `self` proves.
+            unsafe { _mm256_set1_ps(x) }
+        }
+
+        #[inline(always)]
+        fn mul_add(self, a: __m256, b: __m256, c: __m256) -> __m256 {
+            // SAFETY: the processor has FMA, which `self` proves.
+            unsafe { _mm256_fmadd_ps(a, b, c) }
+        }
+    }
+
+    /// AVX-512.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Avx512(());
+
+    impl Avx512 {
+        /// # Safety
+        /// The processor has AVX-512F.
+        pub(crate) unsafe fn new() -> Self {
+            Avx512(())
+        }
+    }
+
+    impl Vectors for Avx512 {
+        type V = __m512;
+        type F = Fused;
+        const LANES: usize = 16;
+
+        #[inline(always)]
+        fn load(self, from: &[f32]) -> __m512 {
+            let from: &[f32; 16] = from.first_chunk().expect("a whole register");
+            // SAFETY: sixteen floats are there; the processor has AVX-512F, which `self` proves.
+            unsafe { _mm512_loadu_ps(from.as_ptr()) }
+        }
+
+        #[inline(always)]
+        fn store(self, v: __m512, to: &mut [f32]) {
+            let to: &mut [f32; 16] = to.first_chunk_mut().expect("a whole register");
+            // SAFETY: as above.
+            unsafe { _mm512_storeu_ps(to.as_mut_ptr(), v) };
+        }
+
+        #[inline(always)]
+        fn splat(self, x: f32) -> __m512 {
+            // SAFETY: the processor has AVX-512F, which `self` proves.
+            unsafe { _mm512_set1_ps(x) }
+        }
+
+        #[inline(always)]
+        fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+            // SAFETY: as above.
+            unsafe { _mm512_fmadd_ps(a, b, c) }
+        }
+    }
+}
+
+/// Defines a function whose body is compiled for every [`Isa`](super::Isa), generic over its [`Vectors`]; the caller passes the
+/// instruction set to run as first argument, the body sees the proof of it.
+///
+/// ```ignore
+/// vector_fn! {
+///     /// Writes the sums of four registers of `x` to `out`.
+///     fn sums<S>(simd, x: &[f32], out: &mut [f32]) {
+///         ...
+///     }
+/// }
+/// sums(Isa::detect(), &x, &mut out);
+/// ```
+macro_rules! vector_fn {
+    (
+        $(#[$meta:meta])*
+        $vis:vis fn $name:ident<$S:ident>($simd:ident, $($arg:ident: $ty:ty),* $(,)?) $body:block
+    ) => {
+        $(#[$meta])*
+        #[allow(unsafe_code)]
+        $vis fn $name(isa: $crate::simd::Isa, $($arg: $ty),*) {
+            #[inline(always)]
+            fn registers<$S: $crate::simd::Vectors>($simd: $S, $($arg: $ty),*) $body
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
+            fn avx512(simd: $crate::simd::Avx512, $($arg: $ty),*) {
+                registers(simd, $($arg),*)
+            }
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            fn avx2(simd: $crate::simd::Avx2, $($arg: $ty),*) {
+                registers(simd, $($arg),*)
+            }
+
+            match isa.verified() {
+                #[cfg(target_arch = "x86_64")]
+                $crate::simd::Isa::Avx512 | $crate::simd::Isa::Avx512Bf16 => {
+                    // SAFETY: `verified` has found these features on this processor.
+                    unsafe { avx512($crate::simd::Avx512::new(), $($arg),*) }
+                }
+                #[cfg(target_arch = "x86_64")]
+                $crate::simd::Isa::Avx2 => {
+                    // SAFETY: as above.
+                    unsafe { avx2($crate::simd::Avx2::new(), $($arg),*) }
+                }
+                _ => registers($crate::simd::Portable, $($arg),*),
+            }
+        }
+    };
+}
+pub(crate) use vector_fn;
