@@ -11,13 +11,16 @@ TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 # said on the way goes to stderr.
 PYTHON_ENV = python=$$(scripts/python-env.sh | tee >(cat >&2) | tail -n 1); bin=$$(dirname "$$python")
 
-.PHONY: help packages setup demo build python wheels docs reference picture test test-rust test-python test-checkpoints test-adapters test-operators onnx-cases opinfo operators test-gpu test-s3 test-serve test-fleet test-inspector race fuzz peers bless format lint
+# Writes the header of the C API; a workspace of its own.
+HEADER = $(CARGO) run --quiet --locked --target-dir "$(TARGET)" --manifest-path crates/capi/header/Cargo.toml --
+
+.PHONY: help packages setup demo build python wheels docs reference picture header test test-rust test-python test-checkpoints test-adapters test-operators onnx-cases opinfo operators test-gpu test-s3 test-serve test-fleet test-inspector race fuzz peers bless format lint
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 
-packages:
-	@CARGO="$(CARGO)" scripts/system-packages.sh cc git python-venv
+packages: ## system packages that the other targets need, as root or with sudo
+	@CARGO="$(CARGO)" scripts/system-packages.sh cc c++ git python-venv
 
 setup: packages ## install the regraft command, and a Python environment with PyTorch and the package regraft
 	@echo "== installing the regraft command"
@@ -154,6 +157,9 @@ bless: ## rewrite the golden files of the passes; look at the diff before commit
 	REGRAFT_BLESS=1 $(CARGO) test --locked -p regraft-compile --test passes
 	@git --no-pager diff --stat -- crates/compile/tests/passes
 
+header: packages ## the header of the C API, from its sources
+	$(HEADER)
+
 format: ## format the files in Rust and Python
 	$(CARGO) fmt --all
 	@$(PYTHON_ENV); \
@@ -166,6 +172,8 @@ lint: packages ## formatting, clippy, documentation, crate dependencies, types
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	@echo "== documentation"
 	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --workspace --no-deps --locked
+	@echo "== header of the C API"
+	$(HEADER) --check
 	@echo "== crate dependencies"
 	$(CARGO) run --quiet --locked -p xtask -- check
 	@echo "== Python"

@@ -2,8 +2,8 @@
 
     PYTHON bench/figures.py            # with the environment of scripts/python-env.sh and a release build
 
-Latency of the refittable and the frozen engine is measured by turns in one run; refits and copies of the same
-bytes too.
+Latency of the refittable and the frozen engine is measured interleaved in one run; so are refits and copies
+of the same bytes.
 """
 
 from __future__ import annotations

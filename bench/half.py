@@ -1,4 +1,4 @@
-"""Whole models in bfloat16 and float16: ours, our float32, and PyTorch's in the same dtype, all by turns.
+"""Whole models in bfloat16 and float16: ours, our float32, and PyTorch's in the same dtype, interleaved.
 
 With the environment of scripts/python-env.sh:
 

@@ -31,7 +31,7 @@ def main() -> None:
     fork = control.fork()
     report = fork.refit(candidate.state_dict())
     variants = {"control": control, "candidate": fork}
-    print(f"candidate: {len(report.applied)} weight differs, {len(report.recomputed_slots)} slot made anew")
+    print(f"candidate: {len(report.applied)} weight differs, {len(report.recomputed_slots)} slot rebuilt")
 
     served = Counter()
     for number in range(200):

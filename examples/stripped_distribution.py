@@ -45,7 +45,7 @@ def main() -> None:
     net = torchvision.models.resnet18().eval()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        compiled = regraft.compile(net, (INPUT,), strip_engine_weights=True)
+        compiled = regraft.compile(net, (INPUT,), mode="stripped")
         regraft.save(compiled, folder / "resnet18")
         save_file(net.state_dict(), folder / "weights.safetensors")
         sizes = [size(folder / name) / 1e6 for name in ("resnet18", "weights.safetensors")]

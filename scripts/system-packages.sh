@@ -16,8 +16,8 @@ for command in "$@"; do
         *) command -v "$command" >/dev/null || missing+=("$command") ;;
     esac
 done
-if ! command -v cargo >/dev/null && [[ -z ${CARGO:-} ]]; then
-    echo "error: cargo not found: install Rust 1.90 or later, see https://rustup.rs" >&2
+if ! command -v "${CARGO:-cargo}" >/dev/null; then
+    echo "error: ${CARGO:-cargo} not found: install Rust 1.90 or later, see https://rustup.rs" >&2
     exit 1
 fi
 if [[ ${#missing[@]} -eq 0 ]]; then

@@ -71,7 +71,7 @@ class Browser:
         return str(self.call("element", {"using": "xpath", "value": xpath})[ELEMENT])
 
     def click(self, xpath: str) -> None:
-        # Between finding it and the click the page may be drawn anew.
+        # Between finding it and the click the page may be drawn again.
         until(lambda: self.call(f"element/{self.element(xpath)}/click", {}) is None)
 
     def type(self, xpath: str, text: str) -> None:
@@ -95,13 +95,13 @@ class Browser:
 
 
 def until(true: Callable[[], Any]) -> Any:
-    """Waits for what the page shows: it is drawn anew each second."""
+    """Waits for what the page shows: it is drawn again each second."""
     end = time.monotonic() + WAIT
     while True:
         try:
             value = true()
         except AssertionError:
-            # What was found is drawn anew already.
+            # What was found is drawn again already.
             value = None
         if value:
             return value

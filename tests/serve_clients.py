@@ -133,4 +133,4 @@ def test_weights_change_for_both(served: Served) -> None:
                 response["parameters"]["weights"] if is_http else response.parameters["weights"].string_param
             )
             assert told == digest
-    served.roll_back()
+    served.rollback()

@@ -145,7 +145,7 @@ def test_weights_change(run: Any, served: Served) -> None:
             told = answer.parameters["weights"]
             assert (told if isinstance(told, str) else told.string_param) == digest
         finally:
-            served.roll_back()
+            served.rollback()
 
     run(test)
 

@@ -68,7 +68,7 @@ class Served:
         self.post("stage", len(text).to_bytes(8, "little") + text + data)
         return str(self.post("publish", b"")["serving"]["digest"])
 
-    def roll_back(self) -> None:
+    def rollback(self) -> None:
         self.post("rollback", b"")
 
     def expected(self, which: str = "expected.0") -> np.ndarray:

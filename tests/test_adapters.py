@@ -738,7 +738,7 @@ def test_r_11_adapter_files_that_are_not_there_or_none(cli: Cli) -> None:
     text = cli.path("text", ".safetensors")
     text.write_text("no adapter")
     assert_refused(cli, engine, text, "text")
-    # Weights are no adapter.
+    # Weights are not an adapter.
     weights = cli.path("weights", ".safetensors")
     save_file(seeded(Net, 1).state_dict(), weights)
     assert_refused(cli, engine, weights, "fc.weight")

@@ -1,6 +1,6 @@
 """The engine cache on programs that PyTorch exports: what is the same program, and what is not.
 
-Each program is exported anew; keys are those that `regraft compile --json` tells.
+Each program is exported again; keys are those that `regraft compile --json` tells.
 """
 
 from __future__ import annotations

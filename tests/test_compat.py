@@ -410,14 +410,14 @@ def test_frozen_modules_and_damaged_files(tmp_path: Path) -> None:
     torch_tensorrt.save(frozen, tmp_path / "frozen")
     assert torch.equal(torch_tensorrt.load(tmp_path / "frozen").module()(*INPUTS), frozen(*INPUTS))
     (tmp_path / "text").write_text("no module")
-    with pytest.raises(regraft.EngineFileError, match="no saved module, or a damaged one"):
+    with pytest.raises(regraft.EngineFileError, match="not a saved module, or a damaged one"):
         torch_tensorrt.load(tmp_path / "text")
     with pytest.raises(regraft.EngineFileError, match="choose the name of a file"):
         torch_tensorrt.save(frozen, tmp_path)
     for member in ("regraft/../../escaped", "regraft/a//b"):
         with zipfile.ZipFile(tmp_path / "hostile", "w") as archive:
             archive.writestr(member, "x")
-        with pytest.raises(regraft.EngineFileError, match="is no name of a file of a module"):
+        with pytest.raises(regraft.EngineFileError, match="is not a name of a file of a module"):
             torch_tensorrt.load(tmp_path / "hostile")
     with zipfile.ZipFile(tmp_path / "empty", "w") as archive:
         archive.writestr("text", "x")
@@ -621,7 +621,7 @@ def test_programs_with_objects_are_not_read(tmp_path: Path) -> None:
     with pytest.raises(regraft.EngineFileError, match="custom_obj_0 is an object that reading would execute"):
         torch_tensorrt.load(tmp_path / "program.pt2")
     (tmp_path / "nothing.ep").write_bytes(b"nothing")
-    with pytest.raises(regraft.EngineFileError, match="no saved module, or a damaged one"):
+    with pytest.raises(regraft.EngineFileError, match="not a saved module, or a damaged one"):
         torch_tensorrt.load(tmp_path / "nothing.ep")
 
 

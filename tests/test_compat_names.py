@@ -361,7 +361,7 @@ def test_helpers_around_types_and_devices() -> None:
         utils.unified_dtype_converter(torch.int32, frameworks.TRT)
     assert utils.to_torch_device(torch_tensorrt.Device("cuda:1")) == torch.device("cuda:1")
     assert utils.to_torch_tensorrt_device("cuda:1").gpu_id == 1
-    with pytest.raises(ValueError, match="cpu is no GPU"):
+    with pytest.raises(ValueError, match="cpu is not a GPU"):
         utils.to_torch_tensorrt_device("cpu")
     dtype = torch_tensorrt.dtype
     assert dtype.try_from(torch.float16) is dtype.half and dtype.try_from("f99") is None

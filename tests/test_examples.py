@@ -11,7 +11,7 @@ from exporting import ROOT
 
 EXPECTED = {
     "ab_variants.py": [
-        "candidate: 1 weight differs, 1 slot made anew",
+        "candidate: 1 weight differs, 1 slot rebuilt",
         "served: 180 by control, 20 by candidate",
         "control: as PyTorch",
         "candidate: as PyTorch",

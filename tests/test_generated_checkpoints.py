@@ -177,7 +177,7 @@ def reference(make: Callable[[], nn.Module], kind: str, state: State) -> nn.Modu
     net = make().eval()
     constants = {name for name, _ in net.named_buffers()} - net.state_dict().keys()
     own = net.state_dict()
-    # What no state dict holds is no weight: the package leaves it alone and says so.
+    # What no state dict holds is not a weight: the package leaves it alone and says so.
     state = {name: value for name, value in state.items() if name not in constants}
     if kind in LENIENT:
         state = {n: v for n, v in state.items() if not n.endswith("num_batches_tracked")}

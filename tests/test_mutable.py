@@ -430,7 +430,7 @@ def test_m_3_one_tensor_moves_and_another_is_written_to() -> None:
     never_compiles(mutable, change, x)
 
 
-def test_m_3_only_what_changed_is_made_anew(mutable: MutableModule, x: torch.Tensor) -> None:
+def test_m_3_only_what_changed_is_rebuilt(mutable: MutableModule, x: torch.Tensor) -> None:
     never_compiles(mutable, lambda: mutable.fc.bias.data.add_(1), x)
     report = mutable.last_report
     assert report is not None and report.applied == ("fc.bias",) and len(report.recomputed_slots) == 1
@@ -762,8 +762,8 @@ def test_settings_are_checked(net: Net) -> None:
         ({"autograd": "no"}, "autograd"),
         ({"watch": "some"}, "watch"),
         ({"tunes": "fast"}, "unknown settings: tunes"),
-        ({"make_refittable": False}, "refits"),
-        ({"strip_engine_weights": True}, "weights"),
+        ({"identical": True}, "follows"),
+        ({"mode": "stripped"}, "follows"),
         ({"inputs": ()}, "unknown settings: inputs"),
     ):
         with pytest.raises(regraft.CompileError, match=words):

@@ -329,7 +329,7 @@ def test_m_8_adapters_belong_to_one_use_of_a_tied_weight(ids: torch.Tensor, targ
 def test_m_8_merged_adapters_of_a_tied_weight_run_in_pytorch(ids: torch.Tensor) -> None:
     mutable = MutableModule(Tied().eval())
     assert_agrees(mutable, ids)
-    # These are no sum that a use of a weight could have of its own.
+    # These are not a sum that a use of a weight could have of its own.
     model = peft.get_peft_model(mutable, lora(target_modules=["head"], use_dora=True)).eval()
     with pytest.warns(UserWarning, match=r"head has adapters, and shares its weight with words\.weight"):
         assert_agrees(mutable, ids)

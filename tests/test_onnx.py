@@ -175,8 +175,8 @@ def test_python_compiles_and_refits_a_model(tmp_path: Path) -> None:
             found = model.run([t.numpy() for t in inputs])
             assert_close([np.asarray(array) for array in found], expected(module, inputs))
     assert [name for name, _ in model.inputs] == NAMES["encoder"] and model.mode == "refittable"
-    assert not regraft.compile(str(program), strip_engine_weights=True).is_bound
-    assert regraft.compile(program, make_refittable=False).mode == "frozen"
+    assert not regraft.compile(str(program), mode="stripped").is_bound
+    assert regraft.compile(program, mode="frozen").mode == "frozen"
 
 
 def test_python_refuses_what_has_no_meaning_for_a_file(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The tables and the picture of bench/peers, from figures that are made up; what is measured is no test."""
+"""The tables and the picture of bench/peers, from made-up figures; nothing is measured."""
 
 from __future__ import annotations
 

@@ -164,7 +164,7 @@ def test_objects_say_what_they_are(compiled: regraft.Module) -> None:
     assert repr(compiled).startswith("regraft.Module(refittable, 2 sources, 2 slots, 16.6 kB, cpu ")
     assert repr(compiled.models[0]).startswith("regraft.Model(refittable, 2 sources")
     report = compiled.refit(other_weights())
-    assert repr(report).startswith("regraft.RefitReport(2 of 2 sources changed, 2 slots made anew, ")
+    assert repr(report).startswith("regraft.RefitReport(2 of 2 sources changed, 2 slots rebuilt, ")
 
 
 def test_memory_is_shared_until_it_differs() -> None:

@@ -305,7 +305,7 @@ def test_a_2_a_saved_module_with_an_adapter(module: regraft.Module, files: Cli) 
 
 
 def test_a_7_a_saved_fold_with_an_adapter(files: Cli) -> None:
-    """A refit of a norm makes the slot anew, of a convolution that must still be the adapted one."""
+    """A refit of a norm rebuilds the slot, of a convolution that must still be the adapted one."""
     base, other = seeded(Folded, 0), seeded(Folded, 1)
     inputs = (numbers(2, 3, 8, 8),)
     module = regraft.compile(base, inputs)
@@ -450,10 +450,10 @@ def test_a_5_in_memory_without_a_configuration(module: regraft.Module) -> None:
 
 def test_r_11_frozen_and_stripped_modules(files: Cli) -> None:
     model = adapted(seeded(Net, 0), KINDS["lora_linear"])
-    frozen = regraft.compile(seeded(Net, 0), TOKENS, make_refittable=False)
+    frozen = regraft.compile(seeded(Net, 0), TOKENS, mode="frozen")
     with pytest.raises(regraft.RegraftError):
         frozen.refit(adapters=[(in_memory(frozen, model), 1.0)])
-    stripped = regraft.compile(seeded(Net, 0), TOKENS, strip_engine_weights=True)
+    stripped = regraft.compile(seeded(Net, 0), TOKENS, mode="stripped")
     with pytest.raises(regraft.RegraftError):
         stripped.refit(adapters=[(in_memory(stripped, model), 1.0)])
     with pytest.raises(regraft.NotBoundError):

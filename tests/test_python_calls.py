@@ -584,7 +584,7 @@ def test_buffers_that_the_module_writes_to(cut: bool, tmp_path: Path) -> None:
     kept = compiled(X)
     pytorch(module, X)
 
-    # A fork and what is loaded begin anew; the module itself goes on.
+    # A fork and what is loaded start from the beginning; the module itself goes on.
     fork = compiled.fork()
     agrees(fork, again(), X)
     regraft.save(compiled, tmp_path / "saved")

@@ -294,7 +294,7 @@ def test_caches_that_no_program_takes() -> None:
     mutable = MutableModule(built(llama))
     ids = prompt(mutable)["input_ids"]
     with torch.no_grad():
-        said = "LlamaForCausalLM: PyTorch runs it: a Own is no cache that programs take"
+        said = "LlamaForCausalLM: PyTorch runs it: a Own is not a cache that programs take"
         with pytest.warns(regraft.FallbackWarning, match=said):
             out = mutable(input_ids=ids, past_key_values=Own(config=mutable.config))
         assert out.past_key_values.get_seq_length() == 5 and mutable.compiled is None

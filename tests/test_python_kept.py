@@ -121,7 +121,7 @@ def test_r_5_identical_stripped_and_frozen(tmp_path: Path) -> None:
     module, other = seeded(Cut), seeded(Cut, 1).state_dict()
     state = dict(module.state_dict())
 
-    stripped = regraft.compile(module, (X,), strip_engine_weights=True, **CUT)
+    stripped = regraft.compile(module, (X,), mode="stripped", **CUT)
     assert stripped.mode == "stripped"
     regraft.save(stripped, tmp_path / "stripped")
     for unbound in (stripped, regraft.load(tmp_path / "stripped"), stripped.fork()):
@@ -141,7 +141,7 @@ def test_r_5_identical_stripped_and_frozen(tmp_path: Path) -> None:
 
     for strip in (False, True):
         identical = regraft.compile(
-            module, (X,), refit_identical_engine_weights=True, strip_engine_weights=strip, **CUT
+            module, (X,), identical=True, mode="stripped" if strip else "refittable", **CUT
         )
         for name in ("gain", "shift", "first.weight", "third.bias"):
             with pytest.raises(regraft.WeightsError, match=f"{name}  differs"):
@@ -149,7 +149,7 @@ def test_r_5_identical_stripped_and_frozen(tmp_path: Path) -> None:
         identical.refit(state)
         agrees(identical, module, X)
 
-    frozen = regraft.compile(module, (X,), make_refittable=False, **CUT)
+    frozen = regraft.compile(module, (X,), mode="frozen", **CUT)
     agrees(frozen, module, X)
     with pytest.raises(regraft.FrozenError):
         frozen.refit(state)
@@ -230,7 +230,7 @@ class Lying(Cache):
 
 
 def test_c_6_caches_that_fail_or_lie() -> None:
-    """An engine is built anew; nothing wrong is ever computed."""
+    """An engine is rebuilt; nothing wrong is ever computed."""
     wanted = bits(fresh()(X))
     assert bits(regraft.compile(seeded(Cut), (X,), engine_cache=Failing(), **CUT)(X)) == wanted
 
@@ -291,7 +291,7 @@ def joined(layer: Any, x: Tensor) -> Tensor:
     return torch.cat((layer.t, layer.fc(x)))
 
 
-# For each sort: what is computed of it, and how it is made; buffers where it is no parameter.
+# For each sort: what is computed of it, and how it is made; buffers where it is not a parameter.
 SORTS: dict[str, tuple[Callable[..., Any], Callable[[], Any]]] = {
     "float64_parameter": (float64, lambda: nn.Parameter(torch.randn(6, dtype=torch.float64))),
     "float16_parameter": (narrow, lambda: nn.Parameter(torch.randn(6).half())),

@@ -50,6 +50,6 @@ def test_it_is_for_inference() -> None:
     assert not compiled.training and compiled.eval() is compiled
     with pytest.raises(regraft.FrozenError, match="train the original"):
         compiled.train()
-    frozen = regraft.compile(Net().eval(), (X,), make_refittable=False)
+    frozen = regraft.compile(Net().eval(), (X,), mode="frozen")
     with pytest.raises(regraft.FrozenError):
         frozen.state_dict()

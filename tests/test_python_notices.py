@@ -211,6 +211,7 @@ def test_one_tensor_alone_and_wrong_settings() -> None:
         ({"tune": True}, r"tune: expected one of 'off', 'fast', 'full', found True\n  help: 'fast' measures"),
         ({"tune": "best"}, "found 'best'"),
         ({"keep_sources": "all"}, "keep_sources: expected one of 'embedded'"),
+        ({"mode": "strip"}, "mode: expected one of 'refittable', 'stripped', 'frozen', found 'strip'"),
         ({"threads": 0}, "threads: expected a whole number from 1, found 0"),
         ({"min_block_size": 2.5}, "min_block_size: expected a whole number"),
     ):

@@ -194,7 +194,7 @@ def test_r_5_forks(compiled: regraft.Module, wanted: list[np.ndarray]) -> None:
 
 
 def test_r_5_a_stripped_module(wanted: list[np.ndarray]) -> None:
-    module = regraft.compile(three(0), X, strip_engine_weights=True, **SMALL)
+    module = regraft.compile(three(0), X, mode="stripped", **SMALL)
     with pytest.raises(regraft.NotBoundError):
         module(*X)
     with pytest.raises(regraft.WeightsError):
@@ -206,7 +206,7 @@ def test_r_5_a_stripped_module(wanted: list[np.ndarray]) -> None:
 
 
 def test_r_5_an_identical_module() -> None:
-    module = regraft.compile(three(0), X, refit_identical_engine_weights=True, **SMALL)
+    module = regraft.compile(three(0), X, identical=True, **SMALL)
     before = called(module, X)
     module.refit(three(0).state_dict())
     for name in ("first.weight", "scale", "shift"):
@@ -216,7 +216,7 @@ def test_r_5_an_identical_module() -> None:
 
 
 def test_r_5_a_frozen_module() -> None:
-    module = regraft.compile(three(0), X, make_refittable=False, **SMALL)
+    module = regraft.compile(three(0), X, mode="frozen", **SMALL)
     assert_agrees(module, three(0), X)
     for state in (three(1).state_dict(), {"scale": torch.ones(6)}):
         with pytest.raises(regraft.FrozenError):

@@ -415,7 +415,7 @@ def test_r_11_a_program_with_another_literal_is_refused() -> None:
 
 
 def test_r_9_exports_with_other_sizes_are_the_same_program() -> None:
-    """The batch of the sample is no part of what a program with a dynamic batch computes."""
+    """The batch of the sample is not a part of what a program with a dynamic batch computes."""
     batch = torch.export.Dim("batch", min=1, max=64)
     first = torch.export.export(seeded(lambda: Times(0.5), 0), X, dynamic_shapes=({0: batch},))
     second = torch.export.export(
@@ -503,7 +503,7 @@ def test_r_10_a_weight_file_may_go_after_the_refit(
     assert_same(called(compiled, TOKENS), wanted)
 
 
-def test_r_10_a_weight_file_may_be_written_anew(
+def test_r_10_a_weight_file_may_be_rewritten(
     tmp_path: Path, compiled: regraft.Module, wanted: list[np.ndarray]
 ) -> None:
     """Written in place, under the mapping that it was read by."""
@@ -583,7 +583,7 @@ def test_r_11_not_finite(compiled: regraft.Module) -> None:
 
 
 def test_r_11_frozen() -> None:
-    module = regraft.compile(net(0), TOKENS, make_refittable=False)
+    module = regraft.compile(net(0), TOKENS, mode="frozen")
     assert_agrees(module, net(0), TOKENS)
     assert module.mode == "frozen"
     for refit in (
@@ -597,7 +597,7 @@ def test_r_11_frozen() -> None:
 
 
 def test_s_1_stripped_needs_all_weights_first(wanted: list[np.ndarray]) -> None:
-    module = regraft.compile(net(0), TOKENS, strip_engine_weights=True)
+    module = regraft.compile(net(0), TOKENS, mode="stripped")
     assert module.mode == "stripped"
     with pytest.raises(regraft.NotBoundError):
         module(*TOKENS)
@@ -611,7 +611,7 @@ def test_s_1_stripped_needs_all_weights_first(wanted: list[np.ndarray]) -> None:
 
 
 def test_s_3_identical_takes_no_other_weights() -> None:
-    module = regraft.compile(net(0), TOKENS, refit_identical_engine_weights=True)
+    module = regraft.compile(net(0), TOKENS, identical=True)
     before = called(module, TOKENS)
     assert module.refit(net(0).state_dict()).applied == ()
     state = dict(net(0).state_dict())

@@ -105,5 +105,5 @@ def test_errors_of_one_server(fleet: Fleet) -> None:
     with pytest.raises(ServerError, match="no answer") as error:
         Client("127.0.0.1:1", timeout=5).status("m")
     assert error.value.status is None
-    with pytest.raises(ValueError, match="is no server"):
+    with pytest.raises(ValueError, match="is not a server"):
         Client("ftp://x")

@@ -1,4 +1,4 @@
-"""Where new weights come from (R-9), and tensors that are no plain parameters (R-6, R-8)."""
+"""Where new weights come from (R-9), and tensors that are not a plain parameters (R-6, R-8)."""
 
 from __future__ import annotations
 
@@ -235,7 +235,7 @@ def test_r_9_a_pickle_is_not_executed(cli: Cli) -> None:
     assert not (cli.folder / "executed").exists()
 
 
-# ------------------------------------------------------------------- R-6: constants that are no parameters
+# ------------------------------------------------------------------- R-6: constants that are not parameters
 
 
 class Scaled(nn.Module):
@@ -366,7 +366,7 @@ def test_r_6_complex_rotary_table_is_refused(cli: Cli) -> None:
 
 
 def test_r_6_non_persistent_buffers_stay(cli: Cli) -> None:
-    """They are no part of a state dict: a refit neither asks for them nor takes them."""
+    """They are not a part of a state dict: a refit neither asks for them nor takes them."""
     first, second = seeded(Buffers, 0), seeded(Buffers, 1)
     engine = compile_model(cli, first, X)
     assert set(second.state_dict()) == {"fc.weight", "fc.bias", "kept"}

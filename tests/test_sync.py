@@ -117,7 +117,7 @@ def test_a_manifest_is_not_believed(change: Any, what: str) -> None:
 )
 def test_tensors_lie_in_their_buckets(place: Any, what: str) -> None:
     with pytest.raises(regraft.WeightsError, match=what):
-        regraft.StateDict.over([np.zeros(16, np.uint8)], [place])
+        regraft.StateDict.from_buffers([np.zeros(16, np.uint8)], [place])
 
 
 def test_versions_and_tags(place: str, sender: Sender) -> None:
@@ -323,7 +323,7 @@ def test_refits(cli: Cli, place: str, sender: Sender) -> None:
         want = np.asarray(expected.run(inputs)[0])
         assert np.array_equal(np.asarray(model.run(inputs)[0]), want)
         assert model.weights_digest() == expected.weights_digest()
-        outputs, generation = model.run_and_tell(inputs)
+        outputs, generation = model.run_with_generation(inputs)
         assert np.array_equal(np.asarray(outputs[0]), want) and generation == model.generation
         # The memory is written to twice; the model has its own.
         for mark in (1.0, 2.0):

@@ -483,7 +483,7 @@ def test_s_5_tensors_made_in_inference_mode(net: Net, inference: Callable[[], to
     ("given", "message"),
     [
         ({"options": {"thread": 1}}, r"unknown settings: thread \(did you mean threads\?\)"),
-        ({"options": {"make_refittable": False}}, "follows the weights"),
+        ({"options": {"mode": "frozen"}}, "follows the weights"),
         ({"mode": "max-autotune"}, '"tune": "fast"'),
     ],
 )

@@ -1,4 +1,4 @@
-"""Single operators next to PyTorch's eager mode: both by turns, on the same tensors, with the same threads.
+"""Single operators next to PyTorch's eager mode: interleaved, on the same tensors, with the same threads.
 
 With the environment of scripts/python-env.sh:
 

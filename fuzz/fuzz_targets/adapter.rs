@@ -491,10 +491,10 @@ fuzz_target!(|input: Input| {
     dict.add_metadata(metadata.map(|text| ("lora_adapter_metadata".to_owned(), text)));
     dict.add_metadata(input.header.into_iter().map(|(key, text)| (pick(&HEADERS, key).to_owned(), text)));
     let (stated, beside) = if input.is_beside { (None, Some(config)) } else { (Some(config), None) };
-    let options = AdapterOptions { config: stated, alpha: input.alpha, beside };
+    let options = AdapterOptions::new().config(stated).alpha(input.alpha).beside(beside);
     match Adapter::from_state_dict("x", &dict, options, &ENGINE) {
         Ok(adapter) => {
-            assert!(adapter.misfits(&ENGINE).is_empty());
+            assert!(adapter.mismatches(&ENGINE).is_empty());
             for layer in &adapter.layers {
                 let source = ENGINE.source_of(layer.source).expect("a use of the engine");
                 let info = &ENGINE.sources[source];

@@ -30,17 +30,16 @@ fuzz_target!(|bytes: &[u8]| {
         weights.insert(line, Tensor::from_slice(&[size(line)], &vec![1f32; size(line)]));
     }
     let used: Vec<bool> = (0..sources.len()).map(|i| settings & 16 == 0 || i % 3 != 0).collect();
-    let options = MatchOptions {
-        partial: settings & 1 != 0,
-        ignore_unknown: settings & 2 != 0,
-        constants: match (settings & 4, engine.lines().next()) {
-            (0, _) => Constants::Keep,
-            (_, Some(first)) if settings & 64 != 0 => Constants::Change([first.to_owned()].into_iter().collect()),
-            _ => Constants::ChangeAll,
-        },
-        renames: if settings & 32 == 0 { Vec::new() } else { vec![Rename::new("a", "b.c")] },
-        ..MatchOptions::default()
+    let constants = match (settings & 4, engine.lines().next()) {
+        (0, _) => Constants::Keep,
+        (_, Some(first)) if settings & 64 != 0 => Constants::Change([first.to_owned()].into_iter().collect()),
+        _ => Constants::ChangeAll,
     };
+    let options = MatchOptions::new()
+        .partial(settings & 1 != 0)
+        .ignore_unknown(settings & 2 != 0)
+        .constants(constants)
+        .renames((settings & 32 != 0).then(|| Rename::new("a", "b.c")));
     let names = match_sources(&sources, &used, &weights, &options);
     assert!(!names.rule().to_string().is_empty());
     match names.check(&sources, None, &options) {

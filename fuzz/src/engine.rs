@@ -161,8 +161,7 @@ pub fn examine(engine: &Engine) {
 
 /// One per instruction set, the best first.
 static BACKENDS: LazyLock<Vec<Arc<CpuDevice>>> = LazyLock::new(|| {
-    let mut all: Vec<_> =
-        Isa::available().into_iter().map(|isa| Arc::new(CpuDevice::with_isa(isa, Some(1)))).collect();
+    let mut all: Vec<_> = Isa::available().into_iter().map(|isa| Arc::new(CpuDevice::with_isa(isa, Some(1)))).collect();
     let best = CpuDevice::new(Some(1)).codegen().target();
     all.sort_by_key(|backend| backend.codegen().target() != best);
     all

@@ -7,7 +7,7 @@ use crate::{
     text::{NUMBERS, kernel},
 };
 
-/// Changes a place or three of `content`; false when it is no object or list.
+/// Changes a place or three of `content`; false when it is not an object or list.
 pub fn mutate(content: &mut Vec<u8>, random: &mut Random) -> bool {
     let Ok(mut value) = serde_json::from_slice::<Value>(content) else { return false };
     // Plain numbers are JSON, too, but nothing to work on.

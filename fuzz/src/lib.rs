@@ -79,7 +79,7 @@ pub fn open(name: &str, bytes: &[u8]) {
     assert!(!error.to_string().is_empty());
     let CheckpointErrorKind::Several { keys } = error.kind() else { return };
     for key in keys.iter().take(8) {
-        let options = OpenOptions { key: Some(key.clone()) };
+        let options = OpenOptions::new().key(key.clone());
         match regraft_checkpoint::open_with(&path, &options) {
             Ok(dict) => read_all(&dict),
             Err(error) => assert!(!error.to_string().is_empty()),

@@ -45,7 +45,7 @@ pub fn kernel(random: &mut Random) -> &'static str {
     random.pick(&kernels).copied().unwrap_or_default()
 }
 
-/// Changes a token or a line of `content`, one to three times; false when it is no text.
+/// Changes a token or a line of `content`, one to three times; false when it is not text.
 pub fn mutate(content: &mut Vec<u8>, random: &mut Random) -> bool {
     let Ok(text) = std::str::from_utf8(content) else { return false };
     let mut text = text.to_owned();

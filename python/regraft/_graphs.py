@@ -103,7 +103,7 @@ class Cut:
 
 
 def numbers_of(gm: torch.fx.GraphModule) -> tuple[int, ...]:
-    """Where among the arguments of ``gm`` numbers are that are no sizes of tensors; some are tensors that it
+    """Where among the arguments of ``gm`` numbers are that are not sizes of tensors; some are tensors that it
     reads as numbers.
     """
     return tuple(place for place, node in enumerate(_placeholders(gm)) if node.users and _is_number(gm, node))
@@ -117,7 +117,7 @@ def number(value: Any) -> Any:
 def cut(gm: torch.fx.GraphModule, args: Sequence[Any]) -> tuple[torch.fx.GraphModule, Cut] | None:
     """Takes ``gm`` apart as it is called with ``args``; ``None`` when it computes nothing.
 
-    The module takes the tensors of the call that are no weights, and gives tensors in memory of their own.
+    The module takes the tensors of the call that are not weights, and gives tensors in memory of their own.
     Numbers are compiled in.
 
     Raises:

@@ -4,7 +4,7 @@ A program takes the tensors of a cache and gives the new ones. What else a cache
 the program, but for lengths that grow: a program takes each as the size of a tensor without elements.
 Results go back into the objects of the caller: those of a static cache in place.
 
-PyTorch and this module only: transformers is used when somebody else has imported it.
+PyTorch and this module only: transformers is used only when it has been imported already.
 """
 
 from __future__ import annotations
@@ -112,14 +112,14 @@ def _loaded(data: Any) -> Ref:
         return kind, _class(value), tuple((str(key), _loaded(part)) for key, part in data["attributes"])
     if kind in ("tensor", "length", "same", "size", "generator"):
         return kind, *map(_frozen, value)
-    raise EngineFileError(f"`{kind}` is no part of a cache")
+    raise EngineFileError(f"`{kind}` is not a part of a cache")
 
 
 def _frozen(value: Any) -> Any:
     if isinstance(value, list):
         return tuple(map(_frozen, value))
     if type(value) is not int:
-        raise EngineFileError(f"{value!r} is no number of a cache")
+        raise EngineFileError(f"{value!r} is not a number of a cache")
     return value
 
 
@@ -128,7 +128,7 @@ def _class(name: str) -> type:
     module, _, plain = name.rpartition(".")
     is_known = module == "transformers.cache_utils" and plain in _KNOWN
     if not is_known and (module, plain) not in _RESULTS:
-        raise EngineFileError(f"{name} is no class of caches")
+        raise EngineFileError(f"{name} is not a class of caches")
     try:
         return cast(type, getattr(importlib.import_module(module), plain))
     except ImportError as error:
@@ -155,7 +155,7 @@ def _is_cache(value: Any) -> bool:
 
 
 def _is_object(value: Any) -> bool:
-    """Whether a part of a result is no pytree, and is put together again after the call."""
+    """Whether a part of a result is not a pytree, and is put together again after the call."""
     return _is_cache(value) or (type(value).__module__, type(value).__name__) in _RESULTS
 
 
@@ -212,9 +212,9 @@ def _outline(value: Any, name: str, inside: Any) -> Ref:
     is_known = kind.__module__ == "transformers.cache_utils" and kind.__name__ in _KNOWN
     if not is_known and (kind.__module__, kind.__name__) not in _RESULTS:
         where = f" in {name}" if name else ""
-        raise CannotTake(f"a {kind.__name__}{where} is no cache that programs take")
+        raise CannotTake(f"a {kind.__name__}{where} is not a cache that programs take")
     if getattr(value, "offloading", False):
-        raise CannotTake(f"a {kind.__name__} that offloads its layers is no cache that programs take")
+        raise CannotTake(f"a {kind.__name__} that offloads its layers is not a cache that programs take")
     return "object", kind, tuple((key, inside(part, key)) for key, part in vars(value).items())
 
 
@@ -408,7 +408,7 @@ def _sum_of(size: torch.SymInt, places: Mapping[str, tuple[int, int, int, int]])
         elif str(part) in places and coefficient.is_integer:
             terms.append((places[str(part)], int(coefficient)))
         else:
-            raise CompileError(f"the length {expression} of a cache is no sum of sizes of the call")
+            raise CompileError(f"the length {expression} of a cache is not a sum of sizes of the call")
     return constant, tuple(terms)
 
 

@@ -40,7 +40,7 @@ class Constant:
 class CallingConvention:
     """The structure of arguments and results, and which of their leaves are tensors.
 
-    A leaf that is no tensor was compiled in: a call must bring the same value.
+    A leaf that is not a tensor was compiled in: a call must bring the same value.
     """
 
     in_spec: pytree.TreeSpec

@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 _CHOICES = {
+    "mode": ("refittable", "stripped", "frozen"),
     "tune": ("off", "fast", "full"),
     "keep_sources": ("embedded", "prepacked", "reference", "none"),
     "weights": (None, "int8", "int4"),

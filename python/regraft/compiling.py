@@ -33,6 +33,7 @@ __all__ = ["compile", "dry_run"]
 # Smaller sizes PyTorch takes for fixed.
 _LEAST = 2
 
+Mode = Literal["refittable", "stripped", "frozen"]
 KeepSources = Literal["embedded", "prepacked", "reference", "none"]
 Tune = Literal["off", "fast", "full"]
 WeightFormat = Literal["int8", "int4"]
@@ -45,9 +46,8 @@ def compile(
     *,
     kwarg_inputs: Mapping[str, Any] | None = ...,
     dynamic_shapes: Any = ...,
-    make_refittable: bool = ...,
-    strip_engine_weights: bool = ...,
-    refit_identical_engine_weights: bool = ...,
+    mode: Mode = ...,
+    identical: bool = ...,
     keep_sources: KeepSources = ...,
     engine_cache: Any = ...,
     tune: Tune = ...,
@@ -66,9 +66,8 @@ def compile(
     *,
     kwarg_inputs: Mapping[str, Any] | None = ...,
     dynamic_shapes: Any = ...,
-    make_refittable: bool = ...,
-    strip_engine_weights: bool = ...,
-    refit_identical_engine_weights: bool = ...,
+    mode: Mode = ...,
+    identical: bool = ...,
     keep_sources: KeepSources = ...,
     engine_cache: Any = ...,
     tune: Tune = ...,
@@ -86,9 +85,8 @@ def compile(
     *,
     kwarg_inputs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
-    make_refittable: bool = True,
-    strip_engine_weights: bool = False,
-    refit_identical_engine_weights: bool = False,
+    mode: Mode = "refittable",
+    identical: bool = False,
     keep_sources: KeepSources = "embedded",
     engine_cache: Any = None,
     tune: Tune = "off",
@@ -113,10 +111,10 @@ def compile(
             in a sequence.
         kwarg_inputs: keyword arguments of that call.
         dynamic_shapes: which sizes may change from call to call, as ``torch.export.export`` takes it.
-        make_refittable: whether the weights can be replaced; it costs no speed. Otherwise the engines hold
-            less.
-        strip_engine_weights: leave the weights out: the module runs after a refit with all of them.
-        refit_identical_engine_weights: bind the engines to the weights of the program: they take no others.
+        mode: ``"refittable"``: the weights can be replaced, at no cost in speed. ``"stripped"``: the same,
+            without weights: the module runs after a refit with all of them. ``"frozen"``: the weights cannot
+            be replaced, and the engines are smaller.
+        identical: bind the engines to the weights of the program: a refit with other weights is an error.
         keep_sources: how :func:`regraft.save` stores what slots are made of: ``embedded``, ``prepacked``
             (loads by mapping alone, larger), ``reference`` (by path of the weight file), ``none`` (a refit
             must bring what shares a slot).
@@ -155,18 +153,18 @@ def compile(
         torch.Size([2, 16])
 
     """
-    if strip_engine_weights and not make_refittable:
-        raise CompileError(
-            "strip_engine_weights: a stripped engine is refitted to get weights: keep make_refittable=True"
-        )
     _check_cache(engine_cache)
     check_settings(
-        tune=tune, keep_sources=keep_sources, weights=weights, threads=threads, min_block_size=min_block_size
+        mode=mode,
+        tune=tune,
+        keep_sources=keep_sources,
+        weights=weights,
+        threads=threads,
+        min_block_size=min_block_size,
     )
     settings = {
-        "make_refittable": make_refittable,
-        "strip_engine_weights": strip_engine_weights,
-        "refit_identical_engine_weights": refit_identical_engine_weights,
+        "mode": mode,
+        "identical": identical,
         "keep_sources": keep_sources,
         "tune": tune,
         "dtype": dtype_name(dtype),
@@ -210,7 +208,7 @@ def _compiled(traced: Traced, settings: Mapping[str, Any], engine_cache: Any, pr
     # How it is called, and what it is, says the program as it was exported.
     program, overwritten = writes_as_results(traced.program)
     program = program if overwritten else traced.program
-    options, strip = engine_options(settings, engine_cache), settings["strip_engine_weights"]
+    options, is_stripped = engine_options(settings, engine_cache), settings["mode"] == "stripped"
     convention = CallingConvention.of(traced.program, traced.arguments)
     progress.step("partition")
     cut = partition(
@@ -257,14 +255,14 @@ def _compiled(traced: Traced, settings: Mapping[str, Any], engine_cache: Any, pr
         report=cut.report,
         sources={name: name in program.state_dict for name in weights},
         digest=digest_of(traced.program),
-        mode=options["mode"],
+        mode=settings["mode"],
         keep_sources=settings["keep_sources"],
         cache=tuple(cache),
         settings=settings,
         ties=ties_of(weights),
         written=buffers_written(program) if any(stateful) else cut.glue.mutated if cut.glue else (),
         identical={name: digest_of_tensor(value) for name, value in kept.items()}
-        if options["identical"]
+        if settings["identical"]
         else None,
         carry=traced.carry,
         device=device,
@@ -272,10 +270,10 @@ def _compiled(traced: Traced, settings: Mapping[str, Any], engine_cache: Any, pr
         overwritten=overwritten,
     )
     initial = {name: kept[name].clone() for name in compiled.written if name in kept}
-    if strip:
+    if is_stripped:
         kept = without_values(kept, compiled.sources)
     module = Module(compiled, Serving.of(models, kept, stateful, initial, device))
-    if settings["weights"] is not None and not strip:
+    if settings["weights"] is not None and not is_stripped:
         module._loss = loss_on_examples(module, program)
     return module
 

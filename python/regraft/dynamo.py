@@ -87,7 +87,7 @@ def regraft(
         options: settings of :func:`regraft.compile`, as ``torch.compile(..., options={...})`` gives them, and
             ``autograd``: what happens when gradients are asked for, as for
             :class:`regraft.MutableModule`.
-        mode: modes are those of another backend.
+        mode: the ``mode=`` of ``torch.compile``, whose values are for another backend.
         name: what ``torch.compile`` calls it, without effect.
 
     Raises:
@@ -128,11 +128,7 @@ def _check(settings: Mapping[str, Any], mode: str | None, autograd: Any) -> None
     if problem is not None:
         raise CompileError(problem)
     device_name(settings.get("device"))
-    for name, value in (
-        ("make_refittable", True),
-        ("strip_engine_weights", False),
-        ("refit_identical_engine_weights", False),
-    ):
+    for name, value in (("mode", "refittable"), ("identical", False)):
         if settings.get(name, value) != value:
             raise CompileError(
                 f'{name}={settings[name]!r}: torch.compile(backend="regraft") follows the weights of the '

@@ -140,10 +140,7 @@ def _help_for(cause: Mapping[str, Any]) -> str:
         case "ambiguous":
             return "say which is meant: rename={'from': 'to'}, or key= for one part of a file"
         case "not_identical":
-            return (
-                "give the weights that it was compiled with, or compile it with "
-                "refit_identical_engine_weights=False"
-            )
+            return "give the weights that it was compiled with, or compile it with identical=False"
         case "non_finite":
             return "reject_non_finite=False takes such values as they are"
         case "several":

@@ -22,10 +22,9 @@ def is_onnx(path: Any) -> bool:
 
 def engine_options(settings: Mapping[str, Any], engine_cache: Any) -> dict[str, Any]:
     """What the settings of a compilation are to each of its engines."""
-    mode = "refittable" if settings["make_refittable"] else "frozen"
     return {
-        "mode": "stripped" if settings["strip_engine_weights"] else mode,
-        "identical": settings["refit_identical_engine_weights"],
+        "mode": settings["mode"],
+        "identical": settings["identical"],
         "dtype": settings["dtype"],
         "weight_format": settings["weights"],
         "threads": settings["threads"],

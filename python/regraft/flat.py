@@ -154,7 +154,7 @@ def views(weights: Mapping[str, Any] | StateDict | str | PathLike[str]) -> dict[
     """The tensors of a state dict or weight file as their bytes; those on the CPU without a copy.
 
     Raises:
-        WeightsError: for what is no tensor, or of a type that no engine has.
+        WeightsError: for what is not a tensor, or of a type that no engine has.
 
     """
     if not isinstance(weights, (Mapping, StateDict)):
@@ -196,11 +196,11 @@ def fill(manifest: Manifest, tensors: Mapping[str, View], buckets: Sequence[Byte
 
 
 def over(manifest: Manifest, buckets: Sequence[Bytes]) -> StateDict:
-    """The tensors where they lie, without a copy. The memory must stay as it is while somebody reads them.
+    """The tensors where they lie, without a copy. The memory must not change while they are read.
 
     Raises:
         WeightsError: when a tensor does not lie in its bucket.
 
     """
     places = [(p.name, p.dtype, p.shape, p.bucket, p.start) for p in manifest.places]
-    return StateDict.over(buckets, places)
+    return StateDict.from_buffers(buckets, places)

@@ -176,7 +176,7 @@ def _target_of(name: str) -> Callable[..., Any]:
         overload = getattr(packet, parts[2], None)
         if isinstance(overload, torch._ops.OpOverload):
             return _harmless(overload)
-    raise EngineFileError(f"`{name}` is no operator that this version of PyTorch has")
+    raise EngineFileError(f"`{name}` is not an operator that this version of PyTorch has")
 
 
 def _harmless(op: torch._ops.OpOverload) -> torch._ops.OpOverload:
@@ -226,4 +226,4 @@ def _decode(value: Any, made: Sequence[torch.fx.Node]) -> Any:
         found = getattr(torch, item, None)
         if isinstance(found, _ENUMS[kind]):
             return found
-    raise EngineFileError(f"`{kind}` is no operand that is known")
+    raise EngineFileError(f"`{kind}` is not an operand that is known")

@@ -59,7 +59,7 @@ def from_pretrained(
         settings: what :class:`MutableModule` takes.
 
     Raises:
-        WeightsError: when the folder has no model, is not to be had, or holds pointers of Git LFS
+        WeightsError: when the folder has no model, cannot be fetched, or holds pointers of Git LFS
             instead of weights.
         CompileError: when the library or the class is not known.
 
@@ -213,6 +213,6 @@ def _with_engines(model: nn.Module, folder: Path, settings: dict[str, Any]) -> M
             return MutableModule.load(engines, model)
         except EngineFileError as error:
             warn(
-                CacheWarning, f"{engines}: it is compiled anew: {error}. Save it again, or remove the folder"
+                CacheWarning, f"{engines}: it is compiled again: {error}. Save it again, or remove the folder"
             )
     return MutableModule(model, **settings)

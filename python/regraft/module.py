@@ -19,7 +19,7 @@ from regraft.devices import CPU, moved, place_of_results
 from regraft.errors import CompileError, FrozenError, InputError, NotBoundError, Problem, WeightsError
 from regraft.kept import KeptRefit, plain_tensor, same_bits, short_name
 from regraft.naming import Named, renamed
-from regraft.report import Memory, RefitReport, size_text
+from regraft.report import Memory, RefitReport, joined, size_text
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -75,7 +75,7 @@ class Compiled:
     overwritten: tuple[int, ...] = ()
     """Which tensors of a call the program writes to: its first results are their new values."""
     program: ExportedProgram | None = field(default=None, repr=False)
-    """The program without weights, where somebody wants to save it."""
+    """The program without weights, for saving it."""
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,8 @@ class Serving:
         return made if self.device == "cpu" else moved(made, place_of_results(inputs, self.device))
 
     def fork(self) -> Serving:
-        """Another that shares everything with this one until it is refitted, but the state, which begins
-        anew.
+        """Another that shares everything with this one until it is refitted, but the state, which is
+        reset.
         """
         models = tuple(model.fork() for model in self.models)
         stateful = [session is not None for session in self.sessions]
@@ -156,7 +156,7 @@ class Module(torch.nn.Module):
         >>> compiled = regraft.compile(model, (x,))  # doctest: +SKIP
         >>> y = compiled(x)  # doctest: +SKIP
         >>> compiled.refit(tuned.state_dict())  # doctest: +SKIP
-        regraft.RefitReport(62 of 62 sources changed, 21 slots made anew, 46.7 MB in 3.9 ms)
+        regraft.RefitReport(62 of 62 sources changed, 21 slots rebuilt, 46.7 MB in 3.9 ms)
 
     """
 
@@ -236,14 +236,14 @@ class Module(torch.nn.Module):
             weights: tensors by the names of ``state_dict()``, or a weight file (safetensors, ``.pt``,
                 ``.bin``, ``.ckpt``, ``.pt2``, ONNX, the index of shards) or a folder of Hugging Face. Tensors
                 are read during the call only. Names are taken as they are, or by one rule for all of them:
-                what wrappers add is left out (``module.``, ``_orig_mod.``), one front is added or removed
+                what wrappers add is left out (``module.``, ``_orig_mod.``), one prefix is added or removed
                 (``model.``, ``net.``), other spellings of layers are read. The report says which.
             partial: take the names that are there and keep the other weights; otherwise all must be given.
             strict: ``False`` ignores names that the program does not have, and keeps weights that are not
                 given, as PyTorch does.
             key: the key of a checkpoint that the weights are under, such as ``"ema"``, where it has several;
                 or what their names begin with.
-            rename: fronts of names of the weights, with what they are called here, for what no rule
+            rename: prefixes of names of the weights, with what they are called here, for what no rule
                 explains.
             constants: names of non-persistent buffers and constants that the weights may change
                 (``"all"``: all that are given). They are the program's: no state dict holds them, and by
@@ -262,13 +262,13 @@ class Module(torch.nn.Module):
 
         Raises:
             WeightsError: with everything that does not fit; nothing is changed then.
-            FrozenError: when the module was compiled with ``make_refittable=False``.
+            FrozenError: when the module was compiled with ``mode="frozen"``.
             VerificationError: when verification found a difference; nothing is changed then.
 
         """
         if self._compiled.mode == "frozen":
             raise FrozenError(
-                "the module is frozen, so its weights cannot change: compile it with make_refittable=True"
+                'the module is frozen, so its weights cannot change: compile it with mode="refittable"'
             )
         if isinstance(weights, (str, os.PathLike)):
             weights = _regraft.StateDict.open(weights, key)
@@ -348,7 +348,7 @@ class Module(torch.nn.Module):
     def fork(self) -> Module:
         """Another module that starts with the same weights and shares all memory that neither changes.
 
-        State that the program keeps between calls begins anew: see :meth:`reset_state`.
+        State that the program keeps between calls is reset: see :meth:`reset_state`.
         """
         return Module(self._compiled, self._serving.fork())
 
@@ -531,7 +531,7 @@ class Module(torch.nn.Module):
         read = self._read_by(model, weights)
         state = self._state_given(weights, options["changed"])
         if not state:
-            return RefitReport.from_json([model.refit(read, verify=verify, **options)])
+            return model.refit(read, verify=verify, **options)
         left_out = set(self._compiled.written) - state
         if left_out:
             raise WeightsError(
@@ -543,7 +543,7 @@ class Module(torch.nn.Module):
             changed = model.fork()
             report = changed.refit(read, verify=verify, **options)
             self._serving = Serving.of([changed], {}, [True], {}, self._compiled.device)
-        return RefitReport.from_json([report])
+        return report
 
     def _state_given(self, weights: Any, changed: Any) -> set[str]:
         """Buffers that the program writes to and ``weights`` bring."""
@@ -605,7 +605,7 @@ class Module(torch.nn.Module):
                     )
                 )
             except WeightsError as error:
-                # What is no list of problems is about something else.
+                # What is not a list of problems is about something else.
                 if not error.problems:
                     raise
                 problems += error.problems
@@ -628,12 +628,12 @@ class Module(torch.nn.Module):
         }
         # Parts of a program take the state as inputs: it is among what is kept.
         after = Serving.of(models, kept.kept, [False] * len(models), initial, compiled.device)
-        report = _with_kept(RefitReport.from_json(reports), kept)
+        report = _with_kept(joined(reports), kept)
         return after, replace(report, ignored=(*report.ignored, *((name, "constant") for name in left_alone)))
 
 
 def _check_overwritten(tensors: Sequence[Any], compiled: Compiled) -> None:
-    """Checks that what the program writes to is nobody else's."""
+    """Checks that tensors that the program writes to share no memory with other inputs."""
     named = [
         name
         for name, leaf in zip(compiled.convention.names, compiled.convention.inputs, strict=True)

@@ -278,7 +278,7 @@ class _Cutter(OperatorSupportBase):
         self.refused: dict[str, Unsupported] = {}
         """Nodes that turned out not to be supported, by name."""
         self.mutated = _written(program)
-        # What the program writes to is no source of an engine: its parts take it as an input.
+        # What the program writes to is not a source of an engine: its parts take it as an input.
         self.weights = {
             name: (target, kind) for name, target, kind in weight_specs(program) if target not in self.mutated
         }

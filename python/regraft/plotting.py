@@ -24,7 +24,7 @@ def plot_phases(report: RefitReport) -> Figure:
     phases = [(name, time) for name, time in report.phases.items() if time > 0] or [("nothing", 0.0)]
     title = f"Refit: {report.milliseconds:.1f} ms"
     slots = len(report.recomputed_slots)
-    subtitle = f"{slots} slot{'' if slots == 1 else 's'} made anew, {report.bytes / 1e6:.1f} MB"
+    subtitle = f"{slots} slot{'' if slots == 1 else 's'} rebuilt, {report.bytes / 1e6:.1f} MB"
     names, times = zip(*phases, strict=True)
     return _bars(
         title, subtitle, "milliseconds", names, [(times, _STRONG, None)], list(map(_duration, times))

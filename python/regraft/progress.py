@@ -27,7 +27,7 @@ _WIDTH = 30
 class Progress:
     """What is being done, as a context: steps with names, and bytes of slots.
 
-    Nothing is drawn, and nobody is asked to observe, for what is known to be ``quick``.
+    Nothing is drawn or observed for what is known to be ``quick``.
 
     >>> with Progress("compile") as progress:
     ...     progress.step("export")
@@ -66,13 +66,13 @@ class Progress:
 
     @property
     def observer(self) -> Callable[[str, int, int], object] | None:
-        """Sees a refit advance; ``None`` when nobody looks, so that it costs nothing."""
+        """Sees a refit advance; ``None`` when nothing is drawn, so that it costs nothing."""
         if not self._watched:
             return None
         return lambda phase, done, total: self._show(f"{self._what}: {phase}", done, total)
 
     def tuning(self, step: str) -> Callable[[int, int, float], object] | None:
-        """Sees the tuning of a step advance; ``None`` when nobody looks."""
+        """Sees the tuning of a step advance; ``None`` when nothing is drawn."""
         if not self._watched:
             return None
         return lambda number, count, seconds: self._show(
@@ -144,7 +144,7 @@ def _line() -> _Line:
 
 
 def _is_watched() -> bool:
-    """Whether somebody looks: a terminal, or a notebook."""
+    """Whether there is a display: a terminal, or a notebook."""
     wanted = os.environ.get("REGRAFT_PROGRESS", "")
     if wanted:
         return wanted != "0"

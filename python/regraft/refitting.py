@@ -56,7 +56,7 @@ def refit_module_weights(
             shares all memory that is the same.
         strict: ``False`` ignores names that the program does not have, and keeps weights that are not given.
         key: the key of a checkpoint that the weights are under, where it has several.
-        rename: fronts of names of the weights, with what they are called here.
+        rename: prefixes of names of the weights, with what they are called here.
         constants: names of non-persistent buffers and constants that a state dict or file may change
             (``"all"``: all that are given). Those of a program or module are always taken.
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Memory", "RefitReport", "size_text"]
+_T = TypeVar("_T")
+
+__all__ = ["Memory", "RefitReport", "joined", "report_from_json", "size_text"]
 
 
 class Memory(dict[str, int]):
@@ -54,11 +56,11 @@ class RefitReport:
     values, too.
     """
     recomputed_slots: tuple[str, ...] = ()
-    """Slots that were made anew."""
+    """Slots that were rebuilt."""
     shared_slots: tuple[str, ...] = ()
     """Slots that are shared with the generation before."""
     bytes: int = 0
-    """Bytes of the slots that were made anew."""
+    """Bytes of the slots that were rebuilt."""
     naming: str = ""
     """How names of the weights became names of sources, in words; empty where they are the same."""
     ignored: tuple[tuple[str, str], ...] = ()
@@ -75,45 +77,6 @@ class RefitReport:
         """Milliseconds of all phases together."""
         return sum(self.phases.values())
 
-    @classmethod
-    def from_json(cls, texts: Iterable[str]) -> RefitReport:
-        """The report of a refit of several engines, from the native report of each."""
-        reports: list[dict[str, Any]] = [json.loads(text) for text in texts]
-
-        def names(key: str) -> tuple[str, ...]:
-            # A source that two engines read is one source.
-            return tuple(dict.fromkeys(name for report in reports for name in report[key]))
-
-        applied = names("applied")
-        phases: dict[str, float] = {}
-        for report in reports:
-            for phase, time in report["phases_ms"].items():
-                phases[phase] = phases.get(phase, 0.0) + time
-        return cls(
-            applied=applied,
-            unchanged=tuple(name for name in names("unchanged") if name not in set(applied)),
-            kept=names("kept"),
-            adapted=names("adapted"),
-            adapters=tuple(
-                dict.fromkeys((a["name"], a["scale"]) for report in reports for a in report["adapters"])
-            ),
-            baked=tuple(
-                dict.fromkeys((b["name"], b["scale"]) for report in reports for b in report["baked"])
-            ),
-            non_finite=_summed(
-                (a["name"], a["non_finite"]) for report in reports for a in report["adapters"]
-            ),
-            recomputed_slots=tuple(s["name"] for report in reports for s in report["recomputed_slots"]),
-            shared_slots=tuple(name for report in reports for name in report["shared_slots"]),
-            bytes=sum(report["bytes"] for report in reports),
-            naming=next((report["naming"] for report in reports if report["naming"]), ""),
-            ignored=tuple(
-                dict.fromkeys((i["name"], i["why"]) for report in reports for i in report["ignored"])
-            ),
-            fetched=names("fetched"),
-            phases=phases,
-        )
-
     def plot(self) -> Figure:
         """A picture of the phases, with their milliseconds (needs the extra ``plot``: matplotlib)."""
         from regraft.plotting import plot_phases
@@ -124,7 +87,7 @@ class RefitReport:
         slots = len(self.recomputed_slots)
         return (
             f"regraft.RefitReport({len(self.applied)} of {len(self.applied) + len(self.unchanged)} sources "
-            f"changed, {slots} slots made anew, {size_text(self.bytes)} in {self.milliseconds:.1f} "
+            f"changed, {slots} slots rebuilt, {size_text(self.bytes)} in {self.milliseconds:.1f} "
             f"ms{self._adapters()})"
         )
 
@@ -136,6 +99,57 @@ class RefitReport:
 
         phases = "".join(f"<td>{name} {time:.1f} ms</td>" for name, time in self.phases.items())
         return f"<p>{html.escape(repr(self))}</p><table><tr>{phases}</tr></table>"
+
+
+def report_from_json(text: str) -> RefitReport:
+    """The report that the native module writes."""
+    facts: dict[str, Any] = json.loads(text)
+    return RefitReport(
+        applied=tuple(facts["applied"]),
+        unchanged=tuple(facts["unchanged"]),
+        kept=tuple(facts["kept"]),
+        adapted=tuple(facts["adapted"]),
+        adapters=tuple((one["name"], one["scale"]) for one in facts["adapters"]),
+        baked=tuple((one["name"], one["scale"]) for one in facts["baked"]),
+        non_finite=_summed((one["name"], one["non_finite"]) for one in facts["adapters"]),
+        recomputed_slots=tuple(slot["name"] for slot in facts["recomputed_slots"]),
+        shared_slots=tuple(facts["shared_slots"]),
+        bytes=facts["bytes"],
+        naming=facts["naming"],
+        ignored=tuple((one["name"], one["why"]) for one in facts["ignored"]),
+        fetched=tuple(facts["fetched"]),
+        phases=facts["phases_ms"],
+    )
+
+
+def joined(reports: Sequence[RefitReport]) -> RefitReport:
+    """The report of a refit of several engines, from the report of each."""
+
+    def union(field: Callable[[RefitReport], tuple[_T, ...]]) -> tuple[_T, ...]:
+        # A source that two engines read is one source.
+        return tuple(dict.fromkeys(value for report in reports for value in field(report)))
+
+    applied = union(lambda report: report.applied)
+    phases: dict[str, float] = {}
+    for report in reports:
+        for phase, time in report.phases.items():
+            phases[phase] = phases.get(phase, 0.0) + time
+    return RefitReport(
+        applied=applied,
+        unchanged=tuple(name for name in union(lambda r: r.unchanged) if name not in set(applied)),
+        kept=union(lambda report: report.kept),
+        adapted=union(lambda report: report.adapted),
+        adapters=union(lambda report: report.adapters),
+        baked=union(lambda report: report.baked),
+        non_finite=_summed(pair for report in reports for pair in report.non_finite),
+        recomputed_slots=tuple(name for report in reports for name in report.recomputed_slots),
+        shared_slots=tuple(name for report in reports for name in report.shared_slots),
+        bytes=sum(report.bytes for report in reports),
+        naming=next((report.naming for report in reports if report.naming), ""),
+        ignored=union(lambda report: report.ignored),
+        fetched=union(lambda report: report.fetched),
+        phases=phases,
+    )
 
 
 def size_text(count: float) -> str:

@@ -140,10 +140,10 @@ def _read(folder: Path, threads: int | None, device: Any) -> Module:
         # Of the device, such as one that is not there.
         if isinstance(error, EngineFileError) or type(error) is RegraftError:
             raise
-        raise EngineFileError(f"{folder}: no saved module, or a damaged one: {error}") from error
+        raise EngineFileError(f"{folder}: not a saved module, or a damaged one: {error}") from error
     # Whatever a damaged description leads to.
     except Exception as error:
-        raise EngineFileError(f"{folder}: no saved module, or a damaged one: {error}") from error
+        raise EngineFileError(f"{folder}: not a saved module, or a damaged one: {error}") from error
 
 
 def _module(folder: Path, description: dict[str, Any], threads: int | None, device: Any) -> Module:

@@ -121,7 +121,7 @@ def in_f32(call: Call, answers: list[torch.Tensor]) -> list[torch.Tensor]:
     inputs = [t.float() if t.dtype in halves else t for t in call.inputs()]
     try:
         results = [t for t in pytree.tree_leaves(call(*inputs)) if isinstance(t, torch.Tensor)]
-    except Exception:  # other operators for other dtypes are no answer
+    except Exception:  # other operators for other dtypes are not an answer
         return []
     if [t.shape for t in results] != [t.shape for t in answers]:
         return []

@@ -27,7 +27,7 @@ const EDGES: &[(&str, &[&str])] = &[
 ];
 
 /// Crates above the line: they may depend on everything.
-const TOP: &[&str] = &["regraft", "cli", "conformance", "python", "server"];
+const TOP: &[&str] = &["regraft", "capi", "cli", "conformance", "python", "server"];
 
 fn main() -> ExitCode {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");

@@ -51,14 +51,14 @@ fn full(what: &str, model: &Model, weights: &[StateDict; 2], rounds: usize) -> R
     alternate(what, model, rounds, |round| Ok(model.refit(&weights[round % 2], &RefitOptions::default())?))
 }
 
-/// The largest weight that is no embedding.
+/// The largest weight that is not an embedding.
 fn one_layer(model: &Model, rounds: usize) -> Result<Row> {
     let sources = model.refit_map().sources.iter();
     let layers = sources.filter(|s| s.shape.len() >= 2 && !s.name.contains("embed"));
     let name = layers.max_by_key(|s| s.byte_len()).map(|s| s.name.clone()).unwrap_or_default();
     let weights = [moved(model, |n| n == name), moved(model, |n| n == name).map(|w| w * 0.5)];
     let weights = weights.map(|w| w.0);
-    let options = RefitOptions { partial: true, ..RefitOptions::default() };
+    let options = RefitOptions::new().partial(true);
     alternate("one layer", model, rounds, |round| Ok(model.refit(&weights[round % 2], &options)?))
 }
 

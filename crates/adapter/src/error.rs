@@ -24,6 +24,7 @@ impl From<AdapterErrorKind> for AdapterError {
 
 /// The kinds of [`AdapterError`].
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum AdapterErrorKind {
     /// An adapter does not fit; nothing was changed.
     #[error("{}", self.explained())]

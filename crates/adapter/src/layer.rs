@@ -517,7 +517,7 @@ impl<'a> Layer<'a, '_> {
     }
 }
 
-/// Parts that are no update of the weight that is added to it.
+/// Parts that are not an update of the weight that is added to it.
 const NO_WEIGHT: &[Part] = &[
     Part::DiffBias,
     Part::UpBias,

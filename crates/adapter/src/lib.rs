@@ -47,7 +47,7 @@ pub struct Adapter {
     /// What it does, per use of a source at most one update that is added, after one that takes its place, in their order.
     pub layers: Vec<AdapterLayer>,
     /// Keys of its file that are about other models of a pipeline, such as a text encoder.
-    pub elsewhere: Vec<String>,
+    pub foreign_keys: Vec<String>,
     /// Name of the use and shape of the source of each layer, where it was read for an engine.
     made_for: Vec<(String, Vec<usize>)>,
     /// How many values of each layer are infinite or not a number.
@@ -58,7 +58,7 @@ impl Adapter {
     /// An adapter made in memory, by sources of the engine that it is for.
     pub fn new(name: impl Into<String>, layers: Vec<AdapterLayer>) -> Self {
         let non_finite = layers.iter().map(|layer| layer.update.non_finite()).collect();
-        Adapter { name: name.into(), layers, elsewhere: Vec::new(), made_for: Vec::new(), non_finite }
+        Adapter { name: name.into(), layers, foreign_keys: Vec::new(), made_for: Vec::new(), non_finite }
     }
 
     /// How many of its values are infinite or not a number: of all layers together, and of each.
@@ -72,7 +72,7 @@ impl Adapter {
     }
 
     /// What does not fit the sources of `map`: layers that are for sources of another engine, or of another size.
-    pub fn misfits(&self, map: &RefitMap) -> Vec<AdapterProblem> {
+    pub fn mismatches(&self, map: &RefitMap) -> Vec<AdapterProblem> {
         let mut problems = Vec::new();
         for (i, layer) in self.layers.iter().enumerate() {
             let made_for = self.made_for.get(i);

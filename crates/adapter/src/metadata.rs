@@ -49,7 +49,7 @@ impl<'a> Configs<'a> {
             None => Map::new(),
             Some(Ok(fields)) => fields,
             Some(Err(e)) => {
-                problems.push(problem(format!("is no JSON object: {e}")));
+                problems.push(problem(format!("is not a JSON object: {e}")));
                 Map::new()
             }
         };

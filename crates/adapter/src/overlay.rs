@@ -81,7 +81,7 @@ pub struct Norms {
     pub axis: MagnitudeAxis,
     /// The norms wanted.
     pub magnitude: Vec<f32>,
-    /// `magnitude / norm(W + delta)`: depends on `W`, and so is filled in when that is at hand. Empty before.
+    /// `magnitude / norm(W + delta)`: depends on `W`, and so is filled in when that is available. Empty before.
     pub factors: Vec<f32>,
 }
 
@@ -158,7 +158,7 @@ impl Term {
             | Update::Scaled { .. }
             | Update::Decomposed { .. }
             | Update::Rotated(_) => {
-                unreachable!("rewrites are no terms")
+                unreachable!("rewrites are not terms")
             }
         };
         let norms = magnitude.map(|m| Norms { axis: m.axis, magnitude: floats(&m.values, 1.0), factors: Vec::new() });

@@ -1,4 +1,4 @@
-//! PEFT's `target_parameters`: adapters of parameters that are no module's weight, such as those of all experts of a layer.
+//! PEFT's `target_parameters`: adapters of parameters that are not the weight of a module, such as those of all experts of a layer.
 //!
 //! Keys name the module, and how deep its wrappers are nested: `mlp.experts.lora_A.weight` and
 //! `mlp.experts.base_layer.lora_A.weight`. Which parameter each is about, the configuration says where there is one, and where

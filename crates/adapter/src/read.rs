@@ -26,8 +26,14 @@ const PEFT_WEIGHTS: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin
 /// The weights in a folder that diffusers wrote: they bring their own configuration.
 const DIFFUSERS_WEIGHTS: [&str; 2] = ["pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin"];
 
-/// What is said of an adapter beside its file.
+/// What is known of an adapter besides its file.
+///
+/// ```
+/// # use regraft_adapter::AdapterOptions;
+/// assert_eq!(AdapterOptions::new().alpha(16.0).alpha, Some(16.0));
+/// ```
 #[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub struct AdapterOptions {
     /// Its configuration, which counts before what its file says.
     pub config: Option<AdapterConfig>,
@@ -35,6 +41,34 @@ pub struct AdapterOptions {
     pub alpha: Option<f64>,
     /// The configuration that lies beside its file, which counts after what the file says. [`Adapter::open`] fills it in.
     pub beside: Option<AdapterConfig>,
+}
+
+impl AdapterOptions {
+    /// Nothing but the file.
+    pub fn new() -> Self {
+        AdapterOptions::default()
+    }
+
+    /// Sets [`AdapterOptions::config`].
+    #[must_use]
+    pub fn config(mut self, config: impl Into<Option<AdapterConfig>>) -> Self {
+        self.config = config.into();
+        self
+    }
+
+    /// Sets [`AdapterOptions::alpha`].
+    #[must_use]
+    pub fn alpha(mut self, alpha: impl Into<Option<f64>>) -> Self {
+        self.alpha = alpha.into();
+        self
+    }
+
+    /// Sets [`AdapterOptions::beside`].
+    #[must_use]
+    pub fn beside(mut self, config: impl Into<Option<AdapterConfig>>) -> Self {
+        self.beside = config.into();
+        self
+    }
 }
 
 impl From<&AdapterConfig> for AdapterOptions {
@@ -81,14 +115,14 @@ impl Adapter {
         map: &RefitMap,
     ) -> Result<Adapter, AdapterError> {
         let mut problems = Vec::new();
-        let (layers, elsewhere) = read(weights, &options.into(), map, &mut problems);
+        let (layers, foreign_keys) = read(weights, &options.into(), map, &mut problems);
         if problems.is_empty() {
             let made_for = |layer: &AdapterLayer| {
                 let shape = map.source_of(layer.source).map(|source| map.sources[source].shape.clone());
                 (map.use_name(layer.source).to_owned(), shape.unwrap_or_default())
             };
             let made_for = layers.iter().map(made_for).collect();
-            return Ok(Adapter { elsewhere, made_for, ..Adapter::new(name, layers) });
+            return Ok(Adapter { foreign_keys, made_for, ..Adapter::new(name, layers) });
         }
         Err(AdapterErrorKind::Fit { adapter: name.into(), problems, keys: weights.len() }.into())
     }
@@ -112,7 +146,7 @@ pub fn read_config(path: &Path) -> Result<AdapterConfig, AdapterError> {
     let text = std::fs::read_to_string(path)
         .map_err(|e| failed(e.to_string(), "give the adapter_config.json that was saved with the adapter"))?;
     Ok(serde_json::from_str(&text)
-        .map_err(|e| failed(format!("no valid configuration of an adapter: {e}"), "save the adapter again"))?)
+        .map_err(|e| failed(format!("not a valid configuration of an adapter: {e}"), "save the adapter again"))?)
 }
 
 /// The layers, and the keys that are about other models of a pipeline.
@@ -144,10 +178,10 @@ fn read(
     let components: Vec<Component<'_>> =
         (components.into_iter()).map(|(name, parts)| Component::new(&modules, map, settings(name), &parts)).collect();
     let fitting: Vec<Option<&str>> = components.iter().filter(|c| c.problems.is_empty()).map(|c| c.name).collect();
-    let (mut elsewhere, mut found) = (Vec::new(), Vec::new());
+    let (mut foreign_keys, mut found) = (Vec::new(), Vec::new());
     for component in components {
         if is_elsewhere(&component, &fitting) {
-            elsewhere.extend(component.keys.into_iter().map(str::to_owned));
+            foreign_keys.extend(component.keys.into_iter().map(str::to_owned));
             continue;
         }
         problems.extend(component.problems);
@@ -162,7 +196,7 @@ fn read(
         }
         layers.insert(place, (layer, key));
     }
-    (layers.into_values().map(|(layer, _)| layer).collect(), elsewhere)
+    (layers.into_values().map(|(layer, _)| layer).collect(), foreign_keys)
 }
 
 /// Whether any module's scale is left for the caller to state.

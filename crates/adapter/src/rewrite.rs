@@ -5,7 +5,7 @@ use regraft_tensor::{AlignedVec, DType, Tensor};
 use crate::{MagnitudeAxis, Rotation, Update};
 
 impl Update {
-    /// Whether it is no sum: what it makes of a source is made first, and other updates add to that.
+    /// Whether it is not a sum: what it makes of a source is made first, and other updates add to that.
     pub fn is_rewrite(&self) -> bool {
         match self {
             Update::Replace { .. }

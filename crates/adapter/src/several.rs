@@ -63,7 +63,7 @@ impl Adapter {
                 Some((AdapterLayer { source, update: layer.update.clone() }, (name.clone(), shape.clone())))
             });
             let (layers, made_for) = own.unzip();
-            Adapter { elsewhere: self.elsewhere.clone(), made_for, ..Adapter::new(self.name.clone(), layers) }
+            Adapter { foreign_keys: self.foreign_keys.clone(), made_for, ..Adapter::new(self.name.clone(), layers) }
         };
         Ok(by_name.iter().map(part).collect())
     }

@@ -92,7 +92,7 @@ impl Archive {
     /// Checks the structure of the zip file `file`.
     ///
     /// # Errors
-    /// When it is no zip file, or no sound one.
+    /// When it is not a zip file, or no sound one.
     pub fn new(file: MappedFile) -> Result<Self, ArchiveError> {
         let bad = |problem: String| ArchiveError { entry: String::new(), problem, help: DAMAGED.to_owned() };
         let config = Config { archive_offset: ArchiveOffset::Known(0) };
@@ -101,7 +101,7 @@ impl Archive {
                 bad(format!("its zip directory cannot be read: {e}"))
             } else {
                 let help = "expected a file of torch.save or torch.export.save".to_owned();
-                ArchiveError { help, ..bad(format!("it is no zip file: {e}")) }
+                ArchiveError { help, ..bad(format!("it is not a zip file: {e}")) }
             }
         })?;
         if zip.len() > MAX_ENTRIES {

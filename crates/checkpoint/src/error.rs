@@ -35,6 +35,7 @@ impl CheckpointError {
 /// The kinds of [`CheckpointError`].
 #[derive(Debug, thiserror::Error)]
 #[error("{}", self.explained())]
+#[non_exhaustive]
 pub enum CheckpointErrorKind {
     /// The system does not give the file.
     Io(String),

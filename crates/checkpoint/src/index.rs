@@ -29,7 +29,7 @@ pub(super) fn shards(path: &Path) -> Result<BTreeMap<PathBuf, Vec<String>>, File
 /// The file called `name` in the folder of `path`. A file from outside must not reach files elsewhere.
 pub(super) fn beside(path: &Path, name: &str) -> Result<PathBuf, FileProblem> {
     if name.is_empty() || name.contains(['/', '\\', ':', '\0']) || name.starts_with('.') {
-        let problem = format!("it names the file `{name}`, which is no plain file name");
+        let problem = format!("it names the file `{name}`, which is not a plain file name");
         return Err(FileProblem::new(problem, "put the file beside it and name it without folders"));
     }
     Ok(path.parent().unwrap_or(Path::new("")).join(name))

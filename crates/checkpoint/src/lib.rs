@@ -35,7 +35,7 @@ pub use self::{
 };
 use self::{
     error::FileProblem,
-    options::{fronts, without_front},
+    options::{prefixes, without_prefix},
 };
 
 /// What a weight file is; its content tells.
@@ -103,7 +103,7 @@ fn unknown(bytes: &[u8]) -> FileProblem {
             "give the model's .safetensors, which it was made of",
         ),
         _ => FileProblem::new(
-            "it is no weight file: it begins like none of the known formats",
+            "it is not a weight file: it begins like none of the known formats",
             "known are .safetensors, .pt, .pth and .bin of torch.save, .pt2, .onnx, and an index.json of shards",
         ),
     }

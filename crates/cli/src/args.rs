@@ -358,7 +358,7 @@ shaped ones are listed all at once, and then nothing is written. A tensor that i
 
 Weights are read from .safetensors, their .index.json, .pt2, .onnx, folders of Hugging Face, and state dicts of torch.save \
 (.pt, .pth, .bin, .ckpt), also inside of checkpoints of Lightning and others. Names are taken as they are, or by one rule for the \
-whole file, which is printed: what wrappers add is left out (module., _orig_mod., _fsdp_wrapped_module.), one front is \
+whole file, which is printed: what wrappers add is left out (module., _orig_mod., _fsdp_wrapped_module.), one prefix is \
 added or removed (model., net.), other spellings of layers are read. Two rules that fit are an error that shows both. \
 Non-persistent buffers and constants are the program's, and only changed with --allow. Adapters (LoRA, DoRA, \
 AdaLoRA, LoHa, LoKr, IA3, full deltas, whole tensors) are read in the namings of PEFT (also its folders), diffusers and \

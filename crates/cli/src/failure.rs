@@ -154,8 +154,10 @@ pub(crate) fn misfit_of(error: &regraft::Error) -> Option<&Misfit> {
         },
         _ => return None,
     };
-    let WeightsErrorKind::Fit(misfit) = kind;
-    Some(misfit)
+    match kind {
+        WeightsErrorKind::Fit(misfit) => Some(misfit),
+        _ => None,
+    }
 }
 
 impl From<Explanation> for Failure {
@@ -193,7 +195,7 @@ fn advised_of_checkpoint(failure: Failure, kind: &CheckpointErrorKind) -> Failur
         CheckpointErrorKind::Several { keys } => failure
             .help(format!("choose one: {}", keys.iter().map(|k| format!("--key {k}")).collect::<Vec<_>>().join(", "))),
         CheckpointErrorKind::NoKey { .. } => failure.help("--key names one of them"),
-        CheckpointErrorKind::Io(_) | CheckpointErrorKind::Unreadable { .. } => failure,
+        _ => failure,
     }
 }
 

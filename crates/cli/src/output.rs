@@ -20,7 +20,7 @@ pub(crate) struct Output {
     /// Lines go to stderr because stdout carries something else.
     aside: bool,
     facts: Map<String, Value>,
-    /// The first failed write. A reader that went away is no failure: what it wanted, it has read.
+    /// The first failed write. A reader that went away is not a failure: what it wanted, it has read.
     error: Option<io::Error>,
 }
 
@@ -230,7 +230,7 @@ pub(crate) fn report_bug(info: &PanicHookInfo<'_>) {
     );
 }
 
-/// The last parts of a path: where dependencies lie on the machine that built us tells nobody anything.
+/// The last parts of a path: the folder of dependencies on the machine of the build is of no use to a reader.
 fn short(path: &str) -> &str {
     path.rmatch_indices(['/', '\\']).nth(2).map_or(path, |(at, _)| &path[at + 1..])
 }

@@ -6,6 +6,7 @@ use crate::tune::TuneError;
 
 /// An error of compilation. The program is valid when it comes here, so these are limits or faults of the compiler.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum CompileError {
     /// A pass broke the program.
     #[error("pass `{pass}`: {error}")]

@@ -12,8 +12,8 @@ use std::{
 };
 
 use regraft::{
-    Changed, Constants, Engine, KeepSources, Mode, Model, Problem, RefitMap, RefitOptions, RefitReport, RuntimeError,
-    RuntimeErrorKind, StateDict, Tensor, Threads, WeightsErrorKind,
+    Engine, KeepSources, Mode, Model, Problem, RefitMap, RefitOptions, RefitReport, RuntimeError, RuntimeErrorKind,
+    StateDict, Tensor, Threads, WeightsErrorKind,
 };
 use regraft_backend::Device;
 use regraft_backend_cpu::{CpuDevice, Isa};
@@ -28,24 +28,10 @@ use serde::Deserialize;
 pub use self::spoiled::Spoiled;
 
 /// All keys must be given.
-pub const FULL: RefitOptions = RefitOptions {
-    partial: false,
-    ignore_unknown: false,
-    reject_non_finite: false,
-    constants: Constants::Keep,
-    renames: Vec::new(),
-    changed: Changed::Detect,
-};
+pub const FULL: RefitOptions = RefitOptions::new();
 
 /// Some keys may be given.
-pub const PARTIAL: RefitOptions = RefitOptions {
-    partial: true,
-    ignore_unknown: false,
-    reject_non_finite: false,
-    constants: Constants::Keep,
-    renames: Vec::new(),
-    changed: Changed::Detect,
-};
+pub const PARTIAL: RefitOptions = RefitOptions::new().partial(true);
 
 /// A program with its tensors.
 #[derive(Clone, Debug)]
@@ -166,7 +152,7 @@ pub fn assert_close(what: &str, got: &[Tensor], want: &[Tensor]) {
     for (i, (got, want)) in got.iter().zip(want).enumerate() {
         assert_eq!((got.dtype(), got.shape()), (want.dtype(), want.shape()), "{what}: output {i}");
         let (a, b) = (got.to_f64_vec(), want.to_f64_vec());
-        // Equal infinities and NaNs are no difference.
+        // Equal infinities and NaNs are not a difference.
         let apart = |(a, b): (&f64, &f64)| if a == b || (a.is_nan() && b.is_nan()) { 0.0 } else { (a - b).abs() };
         let difference = a.iter().zip(&b).map(apart).fold(0.0, |m: f64, d| if d.is_nan() { d } else { m.max(d) });
         let scale = b.iter().filter(|v| v.is_finite()).fold(0.0, |m: f64, v| m.max(v.abs()));

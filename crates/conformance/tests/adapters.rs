@@ -199,7 +199,7 @@ fn a_4_a_later_adapter_has_other_layers_and_another_rank() {
 }
 
 #[test]
-fn a_6_only_slots_of_touched_layers_are_made_anew() {
+fn a_6_only_slots_of_touched_layers_are_rebuilt() {
     let case = Case::open("tiny_bert");
     let model = case.model(case.compile());
     let query = |info: &regraft::SourceInfo| info.name.ends_with("query.weight");

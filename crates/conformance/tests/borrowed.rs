@@ -94,7 +94,7 @@ fn a_bound_model_keeps_no_borrowed_memory() {
         // What is the same as before is told, and costs no slot.
         let report = refit(&model, &a, &FULL);
         assert!(report.applied.is_empty() && report.recomputed_slots.is_empty(), "{}: {report:?}", case.name);
-        assert_eq!(refit(&model, &a, &RefitOptions { changed: Changed::All, ..FULL }).applied.len(), a.len());
+        assert_eq!(refit(&model, &a, &FULL.changed(Changed::All)).applied.len(), a.len());
         assert_alike(&case.name, &model, &owned(&case, &a), &case.tensors("input"));
     }
     let case = Case::open("tiny_bert");
@@ -282,7 +282,7 @@ fn forks_and_generations_before_keep_their_sources() {
     refit(&model, &b, &FULL);
     assert_alike("the fork", &fork, &of_a, &inputs);
     assert_alike("the model", &model, &of_b, &inputs);
-    model.roll_back().unwrap();
+    model.rollback().unwrap();
     assert_alike("rolled back", &model, &of_a, &inputs);
     let (lent, owners) = lend(&b);
     let staged = fork.stage(&lent, &FULL).unwrap();

@@ -9,9 +9,7 @@ use std::{
     },
 };
 
-use regraft::{
-    Changed, Model, Problem, Refit, RefitObserver, RefitOptions, RuntimeErrorKind, StateDict, Tensor, publish_together,
-};
+use regraft::{Changed, Model, Problem, Refit, RefitObserver, RuntimeErrorKind, StateDict, Tensor, publish_together};
 use regraft_backend_cpu::Isa;
 use regraft_conformance::{
     Case, FULL, PARTIAL, Spoiled, assert_close, assert_same, assert_same_slots, backend, is_on_mock, one, own_weights,
@@ -90,11 +88,11 @@ fn v_3_many_models_are_staged_published_together_and_rolled_back() {
     publish_together(staged).unwrap();
     models.iter().for_each(|m| assert_close("B", &m.run(&inputs).unwrap(), &case.tensors("expected_b")));
     for model in &models {
-        model.roll_back().unwrap();
+        model.rollback().unwrap();
         assert_same("rolled back", &model.run(&inputs).unwrap(), &before);
-        model.roll_back().unwrap();
+        model.rollback().unwrap();
         assert_close("forth again", &model.run(&inputs).unwrap(), &case.tensors("expected_b"));
-        model.roll_back().unwrap();
+        model.rollback().unwrap();
     }
     // One of them moves on: none is published.
     let staged: Vec<_> = models.iter().map(|m| m.stage(&b, &FULL).unwrap()).collect();
@@ -104,7 +102,7 @@ fn v_3_many_models_are_staged_published_together_and_rolled_back() {
     assert_same("untouched", &models[0].run(&inputs).unwrap(), &before);
     let forgetful = case.model(case.compile());
     forgetful.refit(&b, &FULL).unwrap();
-    let error = forgetful.roll_back().expect_err("nothing was kept");
+    let error = forgetful.rollback().expect_err("nothing was kept");
     assert!(matches!(error.kind(), RuntimeErrorKind::NoPrevious), "{error}");
 }
 
@@ -295,14 +293,14 @@ fn the_caller_may_say_what_changed() {
     let own = own_weights(&engine);
     let model = case.model(engine);
     let b = case.weights_b();
-    let all = RefitOptions { changed: Changed::All, ..FULL };
+    let all = FULL.changed(Changed::All);
     let report = model.refit(&own, &all).unwrap();
     let held = |s: &u32| model.refit_map().sources[*s as usize].kind.in_state_dict();
     let of_weights = model.refit_map().recipes.iter().filter(|r| r.sources.iter().any(held)).count();
     assert_eq!(report.recomputed_slots.len(), of_weights, "all are rebuilt, though none differs");
 
     let name = model.refit_map().sources.iter().find(|s| s.name.ends_with("pooler.dense.weight")).unwrap().name.clone();
-    let keys = |name: &str| RefitOptions { changed: Changed::Keys(BTreeSet::from([name.to_owned()])), ..FULL };
+    let keys = |name: &str| FULL.changed(Changed::Keys(BTreeSet::from([name.to_owned()])));
     let report = model.refit(&b, &keys(&name)).unwrap();
     assert_eq!(report.applied, std::slice::from_ref(&name));
     let only = one(&name, b.get(&name).unwrap().clone());

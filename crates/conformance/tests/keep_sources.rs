@@ -5,8 +5,8 @@
 use std::{fs, path::Path, sync::Arc};
 
 use regraft::{
-    Adapter, Constants, Engine, KeepSources, Kept, MatchOptions, Mode, Model, ModelExt as _, Problem, RefitOptions,
-    StateDict, Tensor, adapter::AdapterOptions,
+    Adapter, Constants, Engine, KeepSources, Kept, MatchOptions, Mode, Model, ModelExt as _, Problem, StateDict,
+    Tensor, adapter::AdapterOptions,
 };
 use regraft_backend_cpu::Isa;
 use regraft_conformance::{
@@ -109,7 +109,7 @@ fn constants_that_a_refit_changed_are_kept_as_they_are_now() {
     let before = model.generation().unwrap().sources[index].converted().unwrap().unwrap();
     let values: Vec<f32> = before.to_f64_vec().iter().map(|v| (v + 1.0) as f32).collect();
     let after = Tensor::from_slice(before.shape(), &values);
-    let options = RefitOptions { constants: Constants::ChangeAll, ..PARTIAL };
+    let options = PARTIAL.constants(Constants::ChangeAll);
     model.refit(&one(&sources[index].name, after.clone()), &options).unwrap();
     let path = folder.path().join("engine.rgf");
     model.save_as(&path, Mode::Refittable, KeepSources::None).unwrap();
@@ -142,7 +142,7 @@ fn a_weight_file_that_is_gone_or_changed_is_told_by_name() {
     let case = Case::open("conv_bn");
     let part = one("bn.weight", case.weights_b().get("bn.weight").unwrap().clone());
     let spoil: [(&str, fn(&Path)); 4] = [
-        ("cannot be read (it is no regular file)", |path| {
+        ("cannot be read (it is not a regular file)", |path| {
             fs::remove_file(path).unwrap();
             fs::create_dir(path).unwrap();
         }),
@@ -204,15 +204,10 @@ fn adapters_become_part_of_what_is_kept() {
         let model = saved(&case, keep, folder.path());
         if keep == KeepSources::None {
             // The pristine weight is needed to merge with.
-            model.refit(&base, &RefitOptions { changed: regraft::Changed::All, ..FULL }).unwrap();
+            model.refit(&base, &FULL.changed(regraft::Changed::All)).unwrap();
         }
-        let adapter = Adapter::from_state_dict(
-            "style",
-            &factors,
-            AdapterOptions { alpha: Some(2.0), ..AdapterOptions::default() },
-            model.refit_map(),
-        )
-        .unwrap();
+        let adapter =
+            Adapter::from_state_dict("style", &factors, AdapterOptions::new().alpha(2.0), model.refit_map()).unwrap();
         model.adapters().set(&[(Arc::new(adapter), 1.0)]).unwrap();
         let path = folder.path().join("styled.rgf");
         model.save_as(&path, Mode::Refittable, keep).unwrap();

@@ -1,8 +1,6 @@
 //! Behaviours of one compiled model under refit. Test names carry the id of the scenario in `docs/scenarios.md`.
 
-use regraft::{
-    DType, Engine, KeepSources, Mode, Plan, Problem, RefitMap, RefitOptions, RuntimeErrorKind, StateDict, Tensor,
-};
+use regraft::{DType, Engine, KeepSources, Mode, Plan, Problem, RefitMap, RuntimeErrorKind, StateDict, Tensor};
 use regraft_backend::KernelId;
 use regraft_backend_cpu::Isa;
 use regraft_compile::pipeline::Backend;
@@ -114,7 +112,7 @@ fn r_11_every_problem_is_listed_and_nothing_changes() {
     let shape = model.refit_map().sources.iter().find(|s| s.name == *bias).unwrap().shape.clone();
     let count = shape.iter().product::<usize>();
     let nan = one(bias, Tensor::from_slice(&shape, &vec![f32::NAN; count]));
-    let strict = RefitOptions { partial: true, reject_non_finite: true, ..FULL };
+    let strict = PARTIAL.reject_non_finite(true);
     assert_eq!(problems(model.refit(&nan, &strict)), [Problem::NonFinite { name: bias.clone(), count }]);
 
     let integers = one(bias, Tensor::from_i64(DType::I64, &shape, &vec![0; count]));
@@ -378,7 +376,7 @@ fn sizes_that_do_not_work_out_are_an_error() {
     let model = regraft::model(output.engine, backend).unwrap();
     let input = |rows: usize| Tensor::from_slice(&[rows, 6], &vec![1f32; rows * 6]);
     assert_eq!(model.run(&[input(4)]).unwrap()[0].shape(), [2, 2, 6]);
-    let error = model.run(&[input(3)]).expect_err("three rows are no pairs");
+    let error = model.run(&[input(3)]).expect_err("three rows are not pairs");
     assert!(matches!(error.kind(), RuntimeErrorKind::Sizes { op: "reshape", .. }), "{error}");
 }
 

@@ -68,7 +68,7 @@ fn one_changed_weight_is_not_shared() {
     other.refit(&a, &FULL).unwrap();
     let name = a.iter().map(|(name, _)| name).find(|name| name.ends_with("dense.weight")).unwrap().to_owned();
     let only: StateDict = [(name.clone(), b.get(&name).unwrap().clone())].into_iter().collect();
-    let partial = RefitOptions { partial: true, ..RefitOptions::default() };
+    let partial = RefitOptions::new().partial(true);
     let report = other.refit(&only, &partial).unwrap();
     assert_eq!((report.recomputed_slots.len(), shared(&one, &other)), (1, one.plan().slots.len() - 1));
     let alone = case.model(case.compile());

@@ -89,7 +89,7 @@ fn refit(model: &Model, marked: &Marked, seed: usize) {
             Err(error) => assert!(matches!(error.kind(), RuntimeErrorKind::Stale), "{error}"),
         }
         if round % 5 == seed
-            && let Err(error) = model.roll_back()
+            && let Err(error) = model.rollback()
         {
             assert!(matches!(error.kind(), RuntimeErrorKind::NoPrevious), "{error}");
         }

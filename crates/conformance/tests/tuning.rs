@@ -117,12 +117,12 @@ fn the_engine_cache_tells_records_apart() {
     assert!(compile(Tune::default(), Some(&cache)).tuned.is_none(), "nothing was chosen");
     let (problem, _) = records.iter().next().expect("a problem");
     let last = offered(&case, Isa::detect(), records, problem).pop().expect("a candidate");
-    let pinned = Tune { pinned: Some(Arc::new(choosing(records, problem, &last))), ..Tune::default() };
+    let pinned = Tune::from(choosing(records, problem, &last));
     let (built, found) = (compile(pinned.clone(), Some(&cache)), compile(pinned, Some(&cache)));
     assert!(!is_hit(&built) && is_hit(&found));
     assert_eq!(decided(&built.engine), decided(&found.engine));
     assert_ne!(decided(&built.engine), decided(&first.engine));
-    let fast = Tune { mode: TuneMode::Fast, cache_dir: Some(folder.path().join("tuning")), pinned: None };
+    let fast = Tune::from(TuneMode::Fast).cache_dir(folder.path().join("tuning"));
     let (measured, found) = (compile(fast.clone(), Some(&cache)), compile(fast.clone(), Some(&cache)));
     assert!(!is_hit(&measured) && is_hit(&found));
     assert_eq!(decided(&measured.engine), decided(&found.engine));

@@ -43,8 +43,8 @@ pub enum DeltaErrorKind {
     /// The file cannot be written.
     #[error("the delta cannot be written: {0}")]
     Write(#[from] io::Error),
-    /// It is no delta, or damaged.
-    #[error("{}: no delta of weights, or a damaged one: {why}", .path.display())]
+    /// It is not a delta, or damaged.
+    #[error("{}: not a delta of weights, or a damaged one: {why}", .path.display())]
     Damaged {
         /// The file.
         path: PathBuf,

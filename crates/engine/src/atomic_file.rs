@@ -62,7 +62,7 @@ pub(crate) fn advice(error: &io::Error) -> Option<&'static str> {
 /// [`AtomicFile::commit`].
 ///
 /// Dropping it without a commit removes the temporary file. Readers of the target, those that map it included, keep
-/// the old file until they open it anew. A target that is a symbolic link is replaced itself, not what it points at.
+/// the old file until they open it again. A target that is a symbolic link is replaced itself, not what it points at.
 /// Writes are buffered; [`AtomicFile::write`] is the short way for a file that is written in one go.
 #[derive(Debug)]
 pub struct AtomicFile {
@@ -201,7 +201,7 @@ fn temp_name(name: &str, count: u64) -> OsString {
 }
 
 /// Makes a rename survive a power cut where the system can. The new file is in place and whole either way, so a
-/// directory that cannot be synced is no error.
+/// directory that cannot be synced is not an error.
 fn sync_directory(target: &Path) {
     let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let _ = File::open(parent).and_then(|directory| directory.sync_all());

@@ -93,7 +93,7 @@ impl Plan {
         }
         for (node, kernel) in self.graph.nodes().iter().zip(&self.kernels) {
             if kernel.0 == KernelId::VIEW && !node.op.is_view() {
-                return malformed(format!("{} at `{}` is no view", node.op.name(), node.scope));
+                return malformed(format!("{} at `{}` is not a view", node.op.name(), node.scope));
             }
         }
         self.check_plain_reads()

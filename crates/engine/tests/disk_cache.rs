@@ -72,7 +72,7 @@ fn c_4_the_limit_counts_every_file_and_an_overwritten_entry_once() {
     assert_eq!(names(&cache, &["a", "b"]), ["a", "b"]);
     let usage = cache.usage().unwrap();
     assert_eq!((usage.entries, usage.bytes), (2, 800));
-    // A file that is no entry counts too, and is not ours to remove.
+    // A file that is not an entry counts too, and is not ours to remove.
     fs::write(folder.path().join("entries/notes.txt"), [0; 300]).unwrap();
     cache.put(&key("c"), &[3; 200]).unwrap();
     assert_eq!(names(&cache, &["a", "b", "c"]), ["b", "c"]);

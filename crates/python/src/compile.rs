@@ -55,13 +55,13 @@ pub(crate) fn compile<'py>(
         .dtype(dtype.map(dtype_of).transpose()?)
         .weights(weight_format.map(format_of).transpose()?)
         .threads(threads)
-        .tune(Tune { mode: tune_of(tune)?, pinned: None, cache_dir });
+        .tune(Tune::from(tune_of(tune)?).cache_dir(cache_dir));
     if let Some(cache) = cache {
         compiler = compiler.cache(cache_of(cache));
     }
     let imported = program.0.clone();
     let (model, compiled) = detached(py, || -> Result<_, regraft::Error> {
-        let compiled = compiler.compile_imported(imported, &mut Tuning(observer))?;
+        let compiled = compiler.compile_imported_observed(imported, &mut Tuning(observer))?;
         let engine = compiled.engine.clone();
         let device = regraft::device(device, threads)?;
         let model = match &weights {
@@ -137,7 +137,7 @@ fn bound(
     if mode == Mode::Stripped {
         return Ok(model);
     }
-    model.refit(&given, &RefitOptions { changed: Changed::All, ..RefitOptions::default() })?;
+    model.refit(&given, &RefitOptions::new().changed(Changed::All))?;
     match mode {
         Mode::Frozen => regraft::model(model.to_engine(Mode::Frozen, KeepSources::None)?, device),
         _ => Ok(model),

@@ -97,15 +97,15 @@ fn class_of(kind: &RuntimeErrorKind) -> Class {
 /// `WeightsError(message, facts)`, where the facts are JSON: problems, and what advice depends on. Advice is worded in Python.
 fn weights_error(error: &Error) -> Option<PyErr> {
     let facts = match error {
-        Error::Weights(error) => facts_of_weights(error.kind()),
+        Error::Weights(error) => facts_of_weights(error.kind())?,
         Error::Adapter(error) => facts_of_adapter(error.kind())?,
         Error::Checkpoint(error) => match error.kind() {
             CheckpointErrorKind::Several { keys } => json!({"cause": {"cause": "several", "keys": keys}}),
             CheckpointErrorKind::NoKey { keys, .. } => json!({"cause": {"cause": "no_key", "keys": keys}}),
-            CheckpointErrorKind::Io(_) | CheckpointErrorKind::Unreadable { .. } => return None,
+            _ => return None,
         },
         Error::Runtime(error) => match error.kind() {
-            RuntimeErrorKind::Weights(kind) => facts_of_weights(kind),
+            RuntimeErrorKind::Weights(kind) => facts_of_weights(kind)?,
             RuntimeErrorKind::Adapter(kind) => facts_of_adapter(kind)?,
             _ => return None,
         },
@@ -115,9 +115,10 @@ fn weights_error(error: &Error) -> Option<PyErr> {
     Some(Python::attach(|py| Class::Weights.build(py, args)).unwrap_or_else(|failed| failed))
 }
 
-fn facts_of_weights(WeightsErrorKind::Fit(misfit): &WeightsErrorKind) -> Value {
+fn facts_of_weights(kind: &WeightsErrorKind) -> Option<Value> {
+    let WeightsErrorKind::Fit(misfit) = kind else { return None };
     let problem = |p: &Problem| problem(p.name(), p.what(), serde_json::to_value(p));
-    json!({"problems": misfit.problems.iter().map(problem).collect::<Vec<_>>(), "cause": misfit.cause})
+    Some(json!({"problems": misfit.problems.iter().map(problem).collect::<Vec<_>>(), "cause": misfit.cause}))
 }
 
 fn facts_of_adapter(kind: &AdapterErrorKind) -> Option<Value> {

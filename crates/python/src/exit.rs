@@ -25,7 +25,7 @@ const GRACE: Duration = Duration::from_millis(20);
 static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
 /// The thread that ends the interpreter, once it does.
 static ENDING: OnceLock<ThreadId> = OnceLock::new();
-/// Whether nobody is waited for any more.
+/// Whether no call is waited for any more.
 static OVER: AtomicBool = AtomicBool::new(false);
 
 /// Does `work` without the interpreter's lock.

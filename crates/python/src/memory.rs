@@ -97,7 +97,7 @@ pub(crate) fn size_text(bytes: usize) -> String {
         .map_or_else(|| format!("{bytes} bytes"), |(limit, unit)| format!("{:.1} {unit}", bytes / limit))
 }
 
-/// What this module needs of PyTorch, once somebody has imported it.
+/// What this module needs of PyTorch, once it has been imported.
 pub(crate) struct Torch {
     tensor: Py<PyAny>,
     empty: Py<PyAny>,

@@ -23,7 +23,7 @@ use crate::{
     lent,
     memory::{self, Elsewhere, tensors_of},
     program::SourceInfo,
-    refit::{Adapter, Order, Staged},
+    refit::{Adapter, Order, Staged, report_of},
 };
 
 /// An engine with a serving generation. It may be run and refitted from many threads at once: a run sees one generation from
@@ -77,9 +77,13 @@ impl Model {
     }
 
     /// As `run`, with the number of the generation that the run saw.
-    fn run_and_tell<'py>(&self, py: Python<'py>, inputs: &Bound<'py, PyAny>) -> PyResult<(Bound<'py, PyList>, u64)> {
+    fn run_with_generation<'py>(
+        &self,
+        py: Python<'py>,
+        inputs: &Bound<'py, PyAny>,
+    ) -> PyResult<(Bound<'py, PyList>, u64)> {
         let inputs = tensors_of(inputs, elsewhere(&self.0))?;
-        let (outputs, generation) = detached(py, || self.0.run_and_tell(&inputs)).map_err(IntoPyErr::into_py)?;
+        let (outputs, generation) = detached(py, || self.0.run_with_generation(&inputs)).map_err(IntoPyErr::into_py)?;
         Ok((wrapped(py, outputs, None)?, generation.id))
     }
 
@@ -99,11 +103,11 @@ impl Model {
     }
 
     /// Checks weights, adapters or both, computes the slots that they change and publishes them in one step: all or nothing.
-    /// Returns the report as JSON.
+    /// Returns a `RefitReport`.
     #[pyo3(signature = (weights=None, *, partial=false, ignore_unknown=false, constants=None, reject_non_finite=false, changed=None, adapters=None, verify=None, observer=None))]
-    fn refit(
+    fn refit<'py>(
         &self,
-        py: Python<'_>,
+        py: Python<'py>,
         weights: Option<&Bound<'_, PyAny>>,
         partial: bool,
         ignore_unknown: bool,
@@ -113,7 +117,7 @@ impl Model {
         adapters: Option<&Bound<'_, PyAny>>,
         verify: Option<&Bound<'_, PyAny>>,
         observer: Option<Py<PyAny>>,
-    ) -> PyResult<String> {
+    ) -> PyResult<Bound<'py, PyAny>> {
         let order = Order::new(
             weights,
             (partial, ignore_unknown, reject_non_finite),
@@ -123,7 +127,7 @@ impl Model {
             verify,
             observer,
         )?;
-        detached(py, || order.run(&self.0))
+        report_of(py, &detached(py, || order.run(&self.0))?)
     }
 
     /// As `refit`, without publishing.
@@ -302,14 +306,14 @@ impl Model {
         self.0.trim();
     }
 
-    /// Whether publishing keeps the generation before, for `roll_back`.
+    /// Whether publishing keeps the generation before, for `rollback`.
     fn keep_previous(&self, keep: bool) {
         self.0.set_keep_previous(keep);
     }
 
     /// Publishes the generation before the serving one again.
-    fn roll_back(&self) -> PyResult<()> {
-        self.0.roll_back().map_err(IntoPyErr::into_py)
+    fn rollback(&self) -> PyResult<()> {
+        self.0.rollback().map_err(IntoPyErr::into_py)
     }
 
     /// Writes the engine with its serving weights to a file; returns its size in bytes.

@@ -37,13 +37,11 @@ pub(crate) fn match_names(
     rename: Vec<(String, String)>,
 ) -> PyResult<(Vec<(String, String)>, String, Vec<(String, &'static str)>)> {
     let weights = state_dict_of(weights)?;
-    let options = MatchOptions {
-        partial,
-        ignore_unknown,
-        constants: constants_of(constants)?,
-        renames: rename.iter().map(|(from, to)| Rename::new(from, to)).collect(),
-        ..MatchOptions::default()
-    };
+    let options = MatchOptions::new()
+        .partial(partial)
+        .ignore_unknown(ignore_unknown)
+        .constants(constants_of(constants)?)
+        .renames(rename.iter().map(|(from, to)| Rename::new(from, to)));
     let used: Vec<bool> = sources.iter().map(|source| source.5).collect();
     let info =
         |(name, aliases, dtype, shape, in_state_dict, _): (String, Vec<String>, String, Vec<usize>, bool, bool)| {

@@ -42,12 +42,13 @@ impl Adapter {
         };
         let map = &*map;
         let config = config.map(serde_json::from_str).transpose();
-        let config: Option<AdapterConfig> = config
-            .map_err(|error| Class::Weights.error(format!("{name}: no valid configuration of an adapter: {error}")))?;
+        let config: Option<AdapterConfig> = config.map_err(|error| {
+            Class::Weights.error(format!("{name}: not a valid configuration of an adapter: {error}"))
+        })?;
         if alpha.is_some_and(|alpha| !alpha.is_finite()) {
             return Err(Class::Weights.error(format!("{name}: alpha must be a finite number")));
         }
-        let options = AdapterOptions { config, alpha, ..AdapterOptions::default() };
+        let options = AdapterOptions::new().config(config).alpha(alpha);
         let is_path = weights.is_instance_of::<PyString>() || weights.hasattr("__fspath__")?;
         let adapter = if is_path {
             let path: PathBuf = weights.extract()?;
@@ -130,8 +131,8 @@ impl Adapter {
 
     /// Keys of its file that are about other models of a pipeline, such as a text encoder.
     #[getter]
-    fn elsewhere(&self) -> Vec<String> {
-        self.0.first().map(|part| part.elsewhere.clone()).unwrap_or_default()
+    fn foreign_keys(&self) -> Vec<String> {
+        self.0.first().map(|part| part.foreign_keys.clone()).unwrap_or_default()
     }
 
     fn __repr__(&self) -> String {
@@ -175,14 +176,12 @@ impl Order {
         let samples = verify.map(|inputs| Ok::<_, PyErr>(vec![tensors_of(inputs, Elsewhere::Copied)?])).transpose()?;
         Ok(Order {
             weights: weights.map(state_dict_of).transpose()?,
-            options: RefitOptions {
-                partial,
-                ignore_unknown,
-                reject_non_finite,
-                constants: constants_of(constants)?,
-                changed,
-                ..RefitOptions::default()
-            },
+            options: RefitOptions::new()
+                .partial(partial)
+                .ignore_unknown(ignore_unknown)
+                .reject_non_finite(reject_non_finite)
+                .constants(constants_of(constants)?)
+                .changed(changed),
             adapters,
             samples,
             observer: observer.map(Observer),
@@ -199,11 +198,11 @@ impl Order {
     }
 
     /// Stages and publishes; when another refit comes first, again on top of it.
-    pub(crate) fn run(&self, model: &regraft::Model) -> PyResult<String> {
+    pub(crate) fn run(&self, model: &regraft::Model) -> PyResult<RefitReport> {
         loop {
             match self.stage(model)?.publish() {
                 Err(error) if matches!(error.kind(), RuntimeErrorKind::Stale) => {}
-                outcome => return outcome.map_err(IntoPyErr::into_py).map(|report| json(&report)),
+                outcome => return outcome.map_err(IntoPyErr::into_py),
             }
         }
     }
@@ -223,8 +222,10 @@ impl Order {
     }
 }
 
-fn json(report: &RefitReport) -> String {
-    serde_json::to_string(report).expect("a report is made of names and numbers")
+/// The `regraft.RefitReport` of a refit.
+pub(crate) fn report_of<'py>(py: Python<'py>, report: &RefitReport) -> PyResult<Bound<'py, PyAny>> {
+    let text = serde_json::to_string(report).expect("a report consists of names and numbers");
+    py.import(pyo3::intern!(py, "regraft.report"))?.call_method1(pyo3::intern!(py, "report_from_json"), (text,))
 }
 
 /// A generation that is ready to serve and does not yet.
@@ -253,7 +254,7 @@ fn published_already() -> PyErr {
 
 #[pymethods]
 impl Staged {
-    /// Its number: the one that `Model.run_and_tell` tells once it serves.
+    /// Its number: the one that `Model.run_with_generation` tells once it serves.
     #[getter]
     fn generation(&self) -> PyResult<u64> {
         self.with(|staged| Ok(staged.generation().id))
@@ -269,19 +270,23 @@ impl Staged {
         })
     }
 
-    /// Makes it the serving generation, in one atomic step. Returns the report as JSON.
-    fn publish(&self, py: Python<'_>) -> PyResult<String> {
+    /// Makes it the serving generation, in one atomic step. Returns a `RefitReport`.
+    fn publish<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let staged = self.take()?;
-        detached(py, || staged.publish()).map_err(IntoPyErr::into_py).map(|report| json(&report))
+        let report = detached(py, || staged.publish()).map_err(IntoPyErr::into_py)?;
+        report_of(py, &report)
     }
 }
 
-/// Publishes what was staged on several models: on all of them, or on none. Returns a report for each.
+/// Publishes what was staged on several models: on all of them, or on none. Returns a `RefitReport` for each.
 #[pyfunction]
-pub(crate) fn publish_together(py: Python<'_>, staged: Vec<PyRef<'_, Staged>>) -> PyResult<Vec<String>> {
+pub(crate) fn publish_together<'py>(
+    py: Python<'py>,
+    staged: Vec<PyRef<'py, Staged>>,
+) -> PyResult<Vec<Bound<'py, PyAny>>> {
     let staged = staged.iter().map(|staged| staged.take()).collect::<PyResult<Vec<_>>>()?;
     let reports = detached(py, || regraft::publish_together(staged)).map_err(IntoPyErr::into_py)?;
-    Ok(reports.iter().map(json).collect())
+    reports.iter().map(|report| report_of(py, report)).collect()
 }
 
 /// A callable `(phase, done, total)` of Python; bytes are zero where a phase begins.

@@ -456,7 +456,7 @@ impl Place {
     }
 }
 
-/// Reads at most a line. Memory that somebody writes to meanwhile gives one of its states or a mix of them: a mix differs
+/// Reads at most a line. Memory that is written to meanwhile gives one of its states or a mix of them: a mix differs
 /// from what was held, or is found different by the next reading.
 fn read(address: usize, len: usize) -> [u64; LINE / 8] {
     let mut held = [0; LINE / 8];

@@ -22,14 +22,14 @@ impl StateDict {
     #[staticmethod]
     #[pyo3(signature = (path, key=None))]
     fn open(py: Python<'_>, path: PathBuf, key: Option<String>) -> PyResult<StateDict> {
-        let options = OpenOptions { key };
+        let options = OpenOptions::new().key(key);
         detached(py, || regraft::open_weights_with(&path, &options)).map(StateDict).map_err(IntoPyErr::into_py)
     }
 
     /// Tensors that lie in the memory of arrays of bytes: `(name, dtype, shape, which array, place of the first byte there)` of each.
-    /// The memory is kept, read where it is, and must stay as it is while somebody reads it.
+    /// The memory is kept, read where it is, and must not change while it is read.
     #[staticmethod]
-    fn over(
+    fn from_buffers(
         buckets: Vec<Bound<'_, PyAny>>,
         tensors: Vec<(String, String, Vec<usize>, usize, usize)>,
     ) -> PyResult<StateDict> {
@@ -89,7 +89,7 @@ impl StateDict {
 
 /// A tensor at `start` in one of the `buckets`; or what is wrong with that.
 fn part_of(buckets: &[Tensor], dtype: &str, shape: Vec<usize>, bucket: usize, start: usize) -> Result<Tensor, String> {
-    let known = DType::from_name(dtype).ok_or_else(|| format!("`{dtype}` is no type of elements"))?;
+    let known = DType::from_name(dtype).ok_or_else(|| format!("`{dtype}` is not a type of elements"))?;
     if !start.is_multiple_of(known.size()) {
         return Err(format!("begins at byte {start}, where no {dtype} can"));
     }

@@ -17,6 +17,19 @@ use regraft_import::Imported;
 use crate::{Compiler, Error, Tuned};
 
 /// What a cache did for a compilation. A cache that fails costs time, and nothing else.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use regraft::{CacheUse, Compiler};
+///
+/// # let folder = tempfile::tempdir()?;
+/// # let path = "../conformance/fixtures/mlp_gelu.pt2";
+/// let compiler = Compiler::new().cache(Arc::new(regraft::disk_cache(folder.path(), 1_000_000_000)));
+/// assert!(matches!(compiler.compile(path)?.cache, CacheUse::Built { stored: true, .. }));
+/// assert!(matches!(compiler.compile(path)?.cache, CacheUse::Hit { .. }));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, Default)]
 pub enum CacheUse {
     /// There was none.
@@ -40,6 +53,12 @@ pub enum CacheUse {
 
 /// The folder for everything that Regraft keeps for the user: `REGRAFT_CACHE_DIR`, otherwise `regraft` in the user's cache
 /// folder. `None` when the environment names neither.
+///
+/// ```
+/// if let Some(folder) = regraft::cache_folder() {
+///     println!("{}", folder.display());
+/// }
+/// ```
 pub fn cache_folder() -> Option<PathBuf> {
     let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let of_user = || match () {
@@ -55,6 +74,11 @@ pub fn cache_folder() -> Option<PathBuf> {
 /// The most bytes that the files of the disk cache may take together: `REGRAFT_CACHE_LIMIT`, otherwise
 /// [`DiskCache::DEFAULT_LIMIT`].
 ///
+/// ```
+/// println!("{} bytes", regraft::cache_limit()?);
+/// # Ok::<(), String>(())
+/// ```
+///
 /// # Errors
 /// What is wrong with the variable.
 pub fn cache_limit() -> Result<u64, String> {
@@ -67,6 +91,11 @@ pub fn cache_limit() -> Result<u64, String> {
 
 /// Reads a number of bytes: `200MB`, `1.5GB` or plain digits.
 ///
+/// ```
+/// assert_eq!(regraft::parse_size("1.5GB"), Ok(1_500_000_000));
+/// assert!(regraft::parse_size("much").is_err());
+/// ```
+///
 /// # Errors
 /// What was expected.
 pub fn parse_size(text: &str) -> Result<u64, String> {
@@ -78,7 +107,11 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     parsed.ok_or_else(|| "expected a size such as 200MB, 1.5GB or a number of bytes".to_owned())
 }
 
-/// The engine cache below `folder`, as [`cache_folder`] gives it.
+/// The engine cache in `folder`, such as [`cache_folder`] returns it, which keeps its files below `limit` bytes.
+///
+/// ```
+/// let cache = regraft::disk_cache("cache".as_ref(), 10_000_000_000);
+/// ```
 pub fn disk_cache(folder: &Path, limit: u64) -> DiskCache {
     DiskCache::new(folder.join("engines"), limit)
 }

@@ -21,13 +21,17 @@ use crate::{
 
 /// Compiles programs to engines.
 ///
-/// ```no_run
-/// use regraft::{Compiler, DType, Mode, TuneMode};
+/// ```
+/// use regraft::{Compiler, DType, Mode, Tensor};
 ///
-/// let compiled = Compiler::new().mode(Mode::Refittable).tune(TuneMode::Fast).dtype(DType::BF16).compile("model.pt2")?;
-/// compiled.engine.write("model.rgf".as_ref())?;
+/// # let path = "../conformance/fixtures/mlp_gelu.pt2";
+/// let compiled = Compiler::new().mode(Mode::Refittable).dtype(DType::BF16).compile(path)?;
+/// println!("{} nodes in {:.1} s", compiled.nodes, compiled.build_seconds);
+///
 /// let model = compiled.into_model()?;
-/// # Ok::<(), regraft::Error>(())
+/// let outputs = model.run(&[Tensor::zeros(DType::F32, &[3, 10])?])?;
+/// assert_eq!(outputs[0].dtype(), DType::F32);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct Compiler {
@@ -116,10 +120,10 @@ impl Compiler {
     /// Compiles a program: a `.pt2` file as `torch.export.save` writes it, or an ONNX model.
     ///
     /// # Errors
-    /// When the file is no valid program, uses ops that are not supported (all are listed), or weights that it should hold
-    /// are missing for the mode asked for. A cache that fails is no error: what happened is in [`Compiled::cache`].
+    /// When the file is not a valid program, uses ops that are not supported (all are listed), or weights that it should hold
+    /// are missing for the mode asked for. A cache that fails is not an error: what happened is in [`Compiled::cache`].
     pub fn compile(&self, program: impl AsRef<Path>) -> Result<Compiled, Error> {
-        self.compile_observed(program, &mut ())
+        self.compile_observed(program, &mut Unobserved)
     }
 
     /// As [`Compiler::compile`]; `observer` sees the program between the stages, unless the engine comes from the cache.
@@ -130,14 +134,34 @@ impl Compiler {
         let start = Instant::now();
         let imported = regraft_import::import(program.as_ref())?;
         let import_seconds = start.elapsed().as_secs_f64();
-        Ok(Compiled { import_seconds, ..self.compile_imported(imported, observer)? })
+        Ok(Compiled { import_seconds, ..self.compile_imported_observed(imported, observer)? })
     }
 
-    /// As [`Compiler::compile_observed`], from a program that was imported already; its weights may be absent.
+    /// As [`Compiler::compile`], from a program that was imported already; its weights may be absent.
+    ///
+    /// ```
+    /// # use regraft::{Compiler, import};
+    /// let imported = import::import("../conformance/fixtures/mlp_gelu.pt2")?;
+    /// println!("{} sources", imported.graph.sources.len());
+    /// let engine = Compiler::new().compile_imported(imported)?.engine;
+    /// # Ok::<(), regraft::Error>(())
+    /// ```
     ///
     /// # Errors
     /// As [`Compiler::compile`], of a program that was read.
-    pub fn compile_imported(&self, imported: Imported, observer: &mut dyn Observer) -> Result<Compiled, Error> {
+    pub fn compile_imported(&self, imported: Imported) -> Result<Compiled, Error> {
+        self.compile_imported_observed(imported, &mut Unobserved)
+    }
+
+    /// As [`Compiler::compile_imported`]; `observer` sees the program between the stages, unless the engine comes from the cache.
+    ///
+    /// # Errors
+    /// As [`Compiler::compile_imported`].
+    pub fn compile_imported_observed(
+        &self,
+        imported: Imported,
+        observer: &mut dyn Observer,
+    ) -> Result<Compiled, Error> {
         let start = Instant::now();
         let nodes = imported.graph.nodes().len();
         let device = device(self.device, self.threads)?;
@@ -178,6 +202,11 @@ impl Compiler {
         })?)
     }
 }
+
+/// Sees nothing.
+struct Unobserved;
+
+impl Observer for Unobserved {}
 
 /// A compiled program, with what compiling found out.
 #[derive(Clone, Debug)]

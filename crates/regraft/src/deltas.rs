@@ -12,6 +12,15 @@ use crate::Error;
 /// The weights that `delta` changes in what `model` serves, for a partial refit. Adapters do not matter: a delta is between
 /// weights without them.
 ///
+/// ```no_run
+/// use regraft::{Model, ModelExt as _, RefitOptions, delta::Delta};
+///
+/// let model = Model::load("model.rgf")?;
+/// let changes = regraft::apply_delta(&Delta::open("step.rgd".as_ref())?, &model)?;
+/// model.refit(&changes, &RefitOptions::new().partial(true))?;
+/// # Ok::<(), regraft::Error>(())
+/// ```
+///
 /// # Errors
 /// When the delta was made from other weights, or is damaged; when the model has no weights.
 pub fn apply_delta(delta: &Delta, model: &Model) -> Result<StateDict, Error> {

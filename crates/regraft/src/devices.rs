@@ -13,6 +13,12 @@ use regraft_backend_cuda::{CudaDevice, CudaError, CudaOptions, library::Lookup};
 use crate::{Error, Threads, cache_folder};
 
 /// Which device of this machine: `cpu`, `cuda`, `cuda:1`.
+///
+/// ```
+/// # use regraft::DeviceName;
+/// assert_eq!("cuda:1".parse(), Ok(DeviceName::Cuda(1)));
+/// assert_eq!(DeviceName::default().to_string(), "cpu");
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum DeviceName {
     /// The processor.
@@ -63,6 +69,13 @@ pub struct DeviceError {
 ///
 /// A GPU is opened once and stays open until the process ends: every model on it shares its kernels and libraries.
 ///
+/// ```
+/// # use regraft::{DeviceName, Threads};
+/// let device = regraft::device(DeviceName::Cpu, Threads::Count(1))?;
+/// assert_eq!(device.name(), "cpu");
+/// # Ok::<(), regraft::Error>(())
+/// ```
+///
 /// # Errors
 /// When there is no such device, or a library that it needs is missing or too old.
 pub fn device(name: DeviceName, threads: Threads) -> Result<Arc<dyn Device>, Error> {
@@ -95,6 +108,12 @@ fn gpu(index: u32, threads: Option<usize>) -> Result<Arc<dyn Device>, Error> {
 }
 
 /// The CPU of this machine.
+///
+/// ```
+/// use regraft::{Device as _, Threads};
+///
+/// println!("{}", regraft::cpu(Threads::Auto).processor());
+/// ```
 pub fn cpu(threads: Threads) -> Arc<dyn Device> {
     Arc::new(match threads {
         Threads::Auto => CpuDevice::new(None),

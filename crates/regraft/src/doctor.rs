@@ -78,7 +78,11 @@ pub struct Folder {
     pub path: PathBuf,
 }
 
-/// Looks at this machine: its processor, its GPUs, and the libraries that these need. Nothing of it is used.
+/// Looks at this machine: its processor, its GPUs, and the libraries that these need. No device is opened.
+///
+/// ```
+/// println!("{}", regraft::doctor());
+/// ```
 pub fn doctor() -> Doctor {
     let lookup = Lookup::from_environment();
     let cpu = CpuDevice::new(None);

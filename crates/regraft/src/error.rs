@@ -3,6 +3,14 @@ use regraft_runtime::RuntimeErrorKind;
 use regraft_tensor::Explanation;
 
 /// Any error of Regraft. Its text says what happened, where, and what to do about it.
+///
+/// ```
+/// use regraft::{Error, Model, ModelExt as _};
+///
+/// let error = Model::load("missing.rgf").unwrap_err();
+/// assert!(matches!(error, Error::Engine(_)));
+/// assert!(error.to_string().contains("missing.rgf"));
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -30,7 +38,7 @@ pub enum Error {
     /// An adapter could not be read, or does not fit.
     #[error(transparent)]
     Adapter(#[from] regraft_adapter::AdapterError),
-    /// Inputs by name are not the ones that the program takes.
+    /// Inputs that are given by name are not the ones that the program takes.
     #[error(transparent)]
     Inputs(#[from] crate::InputsError),
     /// A run or a refit failed.
@@ -72,7 +80,7 @@ fn of_adapter(kind: &AdapterErrorKind) -> Explanation {
             Some(error) => error.explained(),
             None => kind.explained(),
         },
-        AdapterErrorKind::Fit { .. } | AdapterErrorKind::Config { .. } => kind.explained(),
+        _ => kind.explained(),
     }
 }
 
@@ -105,7 +113,7 @@ mod tests {
         assert!(found.what.contains("expected an engine file") && found.help.is_some());
         let found = of(crate::Compiler::new().compile(&text).expect_err("no program"));
         assert!(found.what.starts_with(&text.display().to_string()) && !found.what.contains('\n'), "{found}");
-        // An adapter whose file is no weight file says what is wrong with the file.
+        // An adapter whose file is not a weight file says what is wrong with the file.
         let map = RefitMap { sources: vec![], twins: vec![], recipes: vec![] };
         let found = of(crate::open_adapter(&text, &AdapterOptions::default(), &map).expect_err("no adapter"));
         assert!(found.help.is_some() && !found.what.contains('\n'), "{found}");

@@ -1,19 +1,24 @@
 //! Compile a trained network once, and replace its weights without compiling again.
 //!
-//! ```no_run
-//! use regraft::{Compiler, ModelExt as _, RefitOptions};
+//! ```
+//! use regraft::{Compiler, ModelExt as _, RefitOptions, Tensor};
 //!
-//! let model = Compiler::new().compile("model.pt2")?.into_model()?;
-//! # let x = regraft::Tensor::from_slice(&[1], &[0f32]);
+//! # let folder = tempfile::tempdir()?;
+//! # let (program, weights) = ("../conformance/fixtures/mlp_gelu.pt2", "../conformance/fixtures/mlp_gelu.pt2");
+//! # let path = folder.path().join("tuned.rgf");
+//! let model = Compiler::new().compile(program)?.into_model()?;
+//! let x = Tensor::from_slice(&[3, 10], &[0.5f32; 30]);
 //! let before = model.run(&[x.clone()])?;
-//! let report = model.refit(&regraft::open_weights("tuned.safetensors")?, &RefitOptions::default())?;
+//!
+//! let report = model.refit(&regraft::open_weights(weights)?, &RefitOptions::new())?;
 //! println!("{report}");
 //! let after = model.run(&[x])?;
-//! model.save("tuned.rgf")?;
-//! # Ok::<(), regraft::Error>(())
+//! model.save(path)?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! This crate is the stable face of Regraft; the crates below it may change with every version.
+//! The names of this crate are the stable API of Regraft. Types that are only reached through them, such as the nodes of a
+//! [`Plan`], are in [`crates`], and may change with every version.
 #![forbid(unsafe_code)]
 
 mod cached;
@@ -32,15 +37,16 @@ mod tune;
 use std::path::Path;
 
 pub use regraft_adapter::{self as adapter, Adapter, AdapterError, AdapterErrorKind, AdapterOptions, AdapterSet};
-pub use regraft_backend::{Device, ForeignQueue, Lent, RunErrorKind};
+pub use regraft_backend::{BackendError, Device, ForeignQueue, Lent, OutOfMemory, RunErrorKind};
 pub use regraft_checkpoint::{CheckpointError, CheckpointErrorKind, OpenOptions};
 pub use regraft_compile::{
+    CompileError,
     pipeline::Observer,
-    tune::{Records, RecordsError, TuneMode, TuneReport},
+    tune::{Records, RecordsError, RecordsErrorKind, TuneMode, TuneReport},
 };
 pub use regraft_delta as delta;
 pub use regraft_engine::{
-    Checked, Engine, EngineErrorKind, Evaluated, KeepSources, Kept, ManifestEntry, Mode, Plan,
+    Checked, Engine, EngineError, EngineErrorKind, Evaluated, KeepSources, Kept, ManifestEntry, Mode, Plan,
     atomic_file::{AtomicFile, WriteError},
     cache,
 };
@@ -49,12 +55,13 @@ pub use regraft_ir::{self as ir, ops::WeightFormat};
 #[cfg(feature = "object-cache")]
 pub use regraft_object_cache::ObjectCache;
 pub use regraft_runtime::{
-    Adapters, Changed, Generation, Input, Model, PoolMemory, Refit, RefitObserver, RefitOptions, ReserveError,
-    RuntimeError, RuntimeErrorKind, Session, Slot, SlotCopier, SourceContent, Staged, StepTime, VariantMemory,
-    Variants, publish_together,
+    Adapters, Changed, Difference, Generation, Input, Model, PoolMemory, Refit, RefitObserver, RefitOptions,
+    ReserveError, RuntimeError, RuntimeErrorKind, Session, Slot, SlotCopier, SourceContent, Staged, StepTime,
+    VariantMemory, Variants, Verification, WeightReader, publish_together,
 };
 pub use regraft_tensor::{
-    AlignedVec, BorrowedBytes, Buffer, DType, Explanation, RemoteBytes, Symbol, Tensor, TensorError,
+    AlignedVec, BorrowedBytes, Buffer, DType, Element, ErrorKind as TensorErrorKind, Explanation, RemoteBytes, Symbol,
+    Tensor, TensorError,
 };
 pub use regraft_weights::{
     AdapterReport, BakedAdapter, Cause, Constants, Digest, Ignored, MatchOptions, Misfit, NameRule, Phase, PhaseTimes,
@@ -67,7 +74,7 @@ pub use self::{
     compiler::{Compiled, Compiler},
     deltas::apply_delta,
     devices::{DeviceError, DeviceName, UnknownDevice, cpu, device},
-    doctor::{Doctor, doctor},
+    doctor::{Doctor, Folder, Gpu, Library, Processor, doctor},
     error::Error,
     model_ext::{InputsError, ModelExt, Outputs, model},
     profile::{NodeProfile, Profile, Roof, profile},
@@ -75,7 +82,27 @@ pub use self::{
     tune::{Tune, Tuned},
 };
 
+/// The crates below this one, for types that are reached through the names here. They may change with every version.
+pub mod crates {
+    pub use regraft_adapter as adapter;
+    pub use regraft_backend as backend;
+    pub use regraft_checkpoint as checkpoint;
+    pub use regraft_compile as compile;
+    pub use regraft_delta as delta;
+    pub use regraft_engine as engine;
+    pub use regraft_import as import;
+    pub use regraft_ir as ir;
+    pub use regraft_runtime as runtime;
+    pub use regraft_tensor as tensor;
+    pub use regraft_weights as weights;
+}
+
 /// How many threads a run may use.
+///
+/// ```
+/// # use regraft::Threads;
+/// let device = regraft::cpu(Threads::Count(2));
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Threads {
     /// One per core.
@@ -95,13 +122,30 @@ pub enum Threads {
 /// - the `.index.json` that names the shards of a model, beside it;
 /// - a folder as `save_pretrained` of Hugging Face writes it.
 ///
+/// ```
+/// let weights = regraft::open_weights("../conformance/fixtures/mlp_gelu.pt2")?;
+/// for (name, tensor) in &weights {
+///     println!("{name}: {}{:?}", tensor.dtype(), tensor.shape());
+/// }
+/// assert!(weights.get("0.weight").is_some());
+/// # Ok::<(), regraft::Error>(())
+/// ```
+///
 /// # Errors
 /// When the file cannot be read, is of no such format, is damaged or holds a dtype that Regraft does not know.
 pub fn open_weights(path: impl AsRef<Path>) -> Result<StateDict, Error> {
     open_weights_with(path, &OpenOptions::default())
 }
 
-/// As [`open_weights`], of which part the options say.
+/// As [`open_weights`]; the options say which part of the file is read.
+///
+/// ```
+/// # use regraft::OpenOptions;
+/// # let path = "../conformance/fixtures/mlp_gelu.pt2";
+/// let first = regraft::open_weights_with(path, &OpenOptions::new().key("0".to_owned()))?;
+/// assert!(first.get("weight").is_some() && first.get("bias").is_some());
+/// # Ok::<(), regraft::Error>(())
+/// ```
 ///
 /// # Errors
 /// As [`open_weights`]; also when the part is not there.
@@ -114,8 +158,18 @@ pub fn open_weights_with(path: impl AsRef<Path>, options: &OpenOptions) -> Resul
     Ok(regraft_checkpoint::open_with(path, options)?)
 }
 
-/// Reads an adapter for the engine of `map` from a file or a folder; `options` hold what is said of it besides. See
-/// [`Adapter::open`].
+/// Reads an adapter for the engine of `map` from a file or a folder. See [`Adapter::open`].
+///
+/// ```no_run
+/// use std::sync::Arc;
+///
+/// use regraft::{AdapterOptions, Model, ModelExt as _};
+///
+/// let model = Model::load("model.rgf")?;
+/// let style = regraft::open_adapter("style.safetensors", &AdapterOptions::new().alpha(16.0), model.refit_map())?;
+/// model.adapters().set(&[(Arc::new(style), 0.8)])?;
+/// # Ok::<(), regraft::Error>(())
+/// ```
 ///
 /// # Errors
 /// When a file cannot be read, or everything that does not fit.

@@ -1,4 +1,4 @@
-//! What a model does with files and names, where the runtime knows engines and positions.
+//! Files and names for models, where the runtime has engines and positions.
 
 use std::{ops::Index, path::Path, sync::Arc};
 
@@ -13,6 +13,15 @@ use crate::{Error, Threads, cpu};
 /// A model of `engine` on a device. Sources kept by reference are found in every weight file that
 /// [`open_weights`](crate::open_weights) reads.
 ///
+/// ```
+/// # use regraft::{Compiler, Threads};
+/// # let path = "../conformance/fixtures/mlp_gelu.pt2";
+/// let engine = Compiler::new().compile(path)?.engine;
+/// let model = regraft::model(engine, regraft::cpu(Threads::Auto))?;
+/// println!("{model:?}");
+/// # Ok::<(), regraft::Error>(())
+/// ```
+///
 /// # Errors
 /// When the engine was built for another machine or is malformed.
 pub fn model(engine: Engine, device: Arc<dyn Device>) -> Result<Model, Error> {
@@ -21,19 +30,22 @@ pub fn model(engine: Engine, device: Arc<dyn Device>) -> Result<Model, Error> {
 
 /// Files and names for a [`Model`], which itself takes engines, and tensors by position.
 ///
-/// ```no_run
-/// use regraft::{Model, ModelExt as _, RefitOptions, Tensor};
+/// ```
+/// use regraft::{Model, ModelExt as _, Tensor};
 ///
-/// let model = Model::load("model.rgf")?;
-/// let outputs = model.run_named([("x", Tensor::from_slice(&[1, 3], &[0.1f32, 0.2, 0.3]))])?;
-/// println!("{:?}", outputs["logits"].shape());
-/// model.refit(&regraft::open_weights("tuned.safetensors")?, &RefitOptions::default())?;
-/// model.save("tuned.rgf")?;
-/// # Ok::<(), regraft::Error>(())
+/// # let folder = tempfile::tempdir()?;
+/// # let path = folder.path().join("model.rgf");
+/// # regraft::Compiler::new().compile("../conformance/fixtures/mlp_gelu.pt2")?.engine.write(&path)?;
+/// let model = Model::load(&path)?;
+/// let (input, output) = (model.input_names()[0], model.output_names()[0]);
+/// let outputs = model.run_named([(input, Tensor::from_slice(&[3, 10], &[0.5f32; 30]))])?;
+/// println!("{:?}", outputs[output].shape());
+/// model.save(&path)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub trait ModelExt: Sized {
-    /// Loads an engine file for the CPU of this machine, with one thread per core for runs. Weights are mapped; that they are
-    /// undamaged is found out beside everything else, and the first run or refit waits for it (see [`Model::check_file`]).
+    /// Loads an engine file for the CPU of this machine, with one thread per core for runs. Weights are mapped and checked for
+    /// damage in the background; the first run or refit waits for that (see [`Model::check_file`]).
     ///
     /// # Errors
     /// When the file is damaged, of another version, or built for another machine.
@@ -103,7 +115,15 @@ impl ModelExt for Model {
     }
 }
 
-/// What a run gave, by name, in the program's order.
+/// The outputs of a run by name, in the program's order: see [`ModelExt::run_named`].
+///
+/// ```
+/// # fn print(outputs: &regraft::Outputs) {
+/// for (name, tensor) in outputs {
+///     println!("{name}: {:?}", tensor.shape());
+/// }
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Outputs(Vec<(String, Tensor)>);
 
@@ -136,6 +156,15 @@ impl Index<&str> for Outputs {
     /// When there is no such output: see [`Outputs::get`].
     fn index(&self, name: &str) -> &Tensor {
         self.get(name).unwrap_or_else(|| panic!("there is no output `{name}`"))
+    }
+}
+
+impl<'a> IntoIterator for &'a Outputs {
+    type Item = (&'a str, &'a Tensor);
+    type IntoIter = Box<dyn Iterator<Item = Self::Item> + 'a>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        Box::new(self.iter())
     }
 }
 

@@ -6,6 +6,14 @@ use regraft_tensor::{DType, Tensor};
 /// Random inputs of a program at these sizes of its symbols, the same for the same `seed`: floats in -1..1, masks of ones, and
 /// integers below `limit`, which may be ids of rows of a table.
 ///
+/// ```
+/// # use regraft::{Compiler, Threads};
+/// # let model = Compiler::new().compile("../conformance/fixtures/mlp_gelu.pt2")?.into_model()?;
+/// let inputs = regraft::random_inputs(&model.plan().graph, &[], 1000, 0)?;
+/// let outputs = model.run(&inputs)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
 /// # Errors
 /// The input that has no size there, in words.
 pub fn random_inputs(graph: &Graph, symbols: &[i64], limit: i64, seed: u64) -> Result<Vec<Tensor>, String> {

@@ -11,8 +11,18 @@ use regraft_compile::{
 };
 use regraft_engine::Engine;
 
-/// How to choose between kernels that compute the same. The default is the order that they are known to be best in.
+/// How to choose between kernels that compute the same. By default nothing is measured: the backend's first choice is taken.
+///
+/// ```
+/// use std::path::PathBuf;
+///
+/// use regraft::{Compiler, Tune, TuneMode};
+///
+/// let tune = Tune::from(TuneMode::Fast).cache_dir(PathBuf::from("tuning"));
+/// let compiler = Compiler::new().tune(tune);
+/// ```
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct Tune {
     /// How thoroughly to measure problems that are new.
     pub mode: TuneMode,
@@ -20,6 +30,15 @@ pub struct Tune {
     pub pinned: Option<Arc<Records>>,
     /// A folder of what was measured on this machine: nothing in it is measured again, and what is new is added.
     pub cache_dir: Option<PathBuf>,
+}
+
+impl Tune {
+    /// Sets [`Tune::cache_dir`].
+    #[must_use]
+    pub fn cache_dir(mut self, folder: impl Into<Option<PathBuf>>) -> Self {
+        self.cache_dir = folder.into();
+        self
+    }
 }
 
 impl From<TuneMode> for Tune {
@@ -35,13 +54,24 @@ impl From<Records> for Tune {
 }
 
 /// How the kernels of a build were chosen.
+///
+/// ```
+/// # use regraft::{Compiler, TuneMode};
+/// # let path = "../conformance/fixtures/mlp_gelu.pt2";
+/// let first = Compiler::new().tune(TuneMode::Off).compile(path)?;
+/// let tuned = first.tuned.expect("no cache was asked");
+/// println!("{}", tuned.report);
+/// let again = Compiler::new().tune(tuned.records).compile(path)?;
+/// # Ok::<(), regraft::Error>(())
+/// ```
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Tuned {
     /// The choices; pinned, they give the same engine again.
     pub records: Records,
     /// How they were made.
     pub report: TuneReport,
-    /// What was wrong with the tuning cache. It is no error: the engine is as good, but was or will be measured again.
+    /// What was wrong with the tuning cache. It is not an error: the engine is as good, but was or will be measured again.
     pub warnings: Vec<String>,
 }
 

@@ -60,7 +60,7 @@ fn a_report_is_a_line_and_weights_are_iterated() {
     };
     let mut new: StateDict = (&weights).into_iter().map(doubled).collect();
     new.extend([("unknown", Tensor::from_slice(&[1], &[0f32]))]);
-    let options = RefitOptions { ignore_unknown: true, ..RefitOptions::default() };
+    let options = RefitOptions::new().ignore_unknown(true);
     let report = model.refit(&new, &options).expect("it fits").to_string();
     let count = weights.into_iter().count();
     assert!(report.starts_with(&format!("{count} of {count} sources changed, ")), "{report}");

@@ -8,7 +8,21 @@ use crate::{Model, Refit, RuntimeError};
 /// The adapters of a model: see [`Model::adapters`].
 ///
 /// Adapters are applied from the pristine sources on the way to the slots. Setting others rebuilds only the slots of the
-/// layers that either touches, and taking all away leaves the bits of the first day. A refit of the weights keeps them.
+/// layers that either touches, and removing all of them restores the original bits. A refit of the weights keeps them.
+///
+/// ```no_run
+/// # use std::sync::Arc;
+/// # use regraft_adapter::Adapter;
+/// # use regraft_runtime::{Model, RuntimeError};
+/// # fn f(model: &Model, ink: Arc<Adapter>, oil: Arc<Adapter>) -> Result<(), RuntimeError> {
+/// model.adapters().set(&[(ink, 0.7), (oil, 0.3)])?;
+/// for (adapter, scale) in model.adapters().active() {
+///     println!("{} at {scale}", adapter.name);
+/// }
+/// model.adapters().clear()?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Adapters<'a> {
     model: &'a Model,

@@ -25,6 +25,20 @@ use crate::{
 /// Cloning is cheap and gives the same model; [`Model::fork`] gives another one that shares everything until it is
 /// refitted. A model may be run and refitted from many threads at once: a run sees one generation from start to end, a
 /// refit never blocks a run, and a run never blocks a refit.
+///
+/// ```no_run
+/// # use regraft_runtime::{Model, RefitOptions, RuntimeError};
+/// # use regraft_tensor::Tensor;
+/// # use regraft_weights::StateDict;
+/// # fn f(model: &Model, weights: &StateDict, inputs: &[Tensor]) -> Result<(), RuntimeError> {
+/// let before = model.run(inputs)?;
+/// let candidate = model.fork();
+/// let report = candidate.refit(weights, &RefitOptions::new())?;
+/// println!("{report}");
+/// let after = candidate.run(inputs)?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Model {
     pub(crate) shared: Arc<Shared>,
@@ -134,7 +148,7 @@ impl Model {
         lock(&self.shared.program.lanes).clear();
     }
 
-    /// Whether publishing keeps the generation before, for [`Model::roll_back`]. Off at first: it holds the memory of all
+    /// Whether publishing keeps the generation before, for [`Model::rollback`]. Off at first: it holds the memory of all
     /// slots that differ.
     pub fn set_keep_previous(&self, keep: bool) {
         self.shared.keep_previous.store(keep, Ordering::SeqCst);
@@ -162,14 +176,14 @@ impl Model {
     /// # Errors
     /// As [`Session::run`].
     pub fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, RuntimeError> {
-        self.run_and_tell(inputs).map(|(outputs, _)| outputs)
+        self.run_with_generation(inputs).map(|(outputs, _)| outputs)
     }
 
     /// As [`Model::run`], with the generation that the run saw: for answers that say what they were computed from.
     ///
     /// # Errors
     /// As [`Model::run`].
-    pub fn run_and_tell(&self, inputs: &[Tensor]) -> Result<(Vec<Tensor>, Arc<Generation>), RuntimeError> {
+    pub fn run_with_generation(&self, inputs: &[Tensor]) -> Result<(Vec<Tensor>, Arc<Generation>), RuntimeError> {
         let generation = self.pin()?;
         let outputs = self.run_on(&generation, inputs)?;
         Ok((outputs, generation))
@@ -259,8 +273,8 @@ impl Model {
     ///
     /// # Errors
     /// [`RuntimeErrorKind::NoPrevious`] when none was kept.
-    pub fn roll_back(&self) -> Result<(), RuntimeError> {
-        self.shared.serving.roll_back().map_err(|NoPrevious| RuntimeErrorKind::NoPrevious.into())
+    pub fn rollback(&self) -> Result<(), RuntimeError> {
+        self.shared.serving.rollback().map_err(|NoPrevious| RuntimeErrorKind::NoPrevious.into())
     }
 
     /// Lets go of the tensors that the serving generation was made of, and keeps their digests. Later refits must bring

@@ -20,7 +20,7 @@ pub(crate) struct Next<T> {
     /// What serves now; `None` when nothing does.
     pub(crate) base: Option<Arc<T>>,
     pub(crate) generation: Arc<T>,
-    /// Whether `base` is kept for [`Serving::roll_back`].
+    /// Whether `base` is kept for [`Serving::rollback`].
     pub(crate) keep_base: bool,
 }
 
@@ -87,7 +87,7 @@ impl<T> Serving<T> {
     }
 
     /// Publishes the generation before the serving one again, which takes its place as the one before.
-    pub(crate) fn roll_back(&self) -> Result<(), NoPrevious> {
+    pub(crate) fn rollback(&self) -> Result<(), NoPrevious> {
         let mut previous = lock(&self.previous);
         let before = previous.take().ok_or(NoPrevious)?;
         *previous = self.current.swap(Some(before));

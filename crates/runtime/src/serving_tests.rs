@@ -142,7 +142,7 @@ fn a_refit_and_a_rollback_never_lose_what_serves() {
             let (serving, pool) = (serving.clone(), pool.clone());
             thread::spawn(move || refit(&serving, &pool, 2, true))
         };
-        let rolled_back = serving.roll_back();
+        let rolled_back = serving.rollback();
         other.join().expect("the refit went through");
         let seen = run(&serving.load().expect("something serves"));
         // The refit came last, or the rollback undid it, or undid the one before it.

@@ -63,6 +63,19 @@ impl Drop for Lane {
 ///
 /// A session belongs to one thread at a time; a model may have many. State starts from the generation that serves at the
 /// first run and is the session's own from then on, in memory of the device.
+///
+/// ```no_run
+/// # use regraft_runtime::{Model, RuntimeError};
+/// # use regraft_tensor::Tensor;
+/// # fn f(model: &Model, tokens: &[Tensor]) -> Result<(), RuntimeError> {
+/// let mut session = model.session();
+/// for token in tokens {
+///     let outputs = session.run(std::slice::from_ref(token))?;
+/// }
+/// session.reset_state();
+/// # Ok(())
+/// # }
+/// ```
 pub struct Session {
     model: Model,
     lane: Option<Lane>,

@@ -14,7 +14,20 @@ use crate::{
 /// Named models that share one engine: see [`Model::variants`].
 ///
 /// A variant is a fork: it runs, is refitted and takes adapters like any model, and shares every slot that does not differ.
-/// Whoever has taken a variant keeps it: removing it changes nothing for runs that use it.
+/// Removing a variant changes nothing for runs that use it.
+///
+/// ```no_run
+/// # use regraft_runtime::{Model, RefitOptions, RuntimeError};
+/// # use regraft_tensor::Tensor;
+/// # use regraft_weights::StateDict;
+/// # fn f(model: &Model, weights: &StateDict, inputs: &[Tensor]) -> Result<(), RuntimeError> {
+/// let candidate = model.fork();
+/// candidate.refit(weights, &RefitOptions::new())?;
+/// model.add_variant("candidate", candidate)?;
+/// let outputs = model.variants().get("candidate").expect("it was added").run(inputs)?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Default)]
 pub struct Variants {
     named: Mutex<BTreeMap<String, Model>>,

@@ -29,6 +29,13 @@ pub struct Verification {
     pub largest_difference: f64,
 }
 
+impl fmt::Display for Verification {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Verification { slots, outputs, largest_difference } = self;
+        write!(f, "{slots} slots and {outputs} outputs verified, the largest difference is {largest_difference:.1e}")
+    }
+}
+
 /// The first difference that a verification found.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Difference {

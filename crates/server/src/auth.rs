@@ -91,7 +91,7 @@ fn read(path: &Path) -> Result<Vec<blake3::Hash>, ServeError> {
 #[derive(Clone, Debug)]
 pub(crate) struct Guard {
     tokens: Tokens,
-    /// Whether only this machine reaches the server: a right without a token is everyone's then, and nobody's otherwise.
+    /// Whether only this machine reaches the server: a right without a token is granted to all then, and denied to all otherwise.
     loopback: bool,
 }
 

@@ -235,7 +235,7 @@ fn of_runtime(kind: &RuntimeErrorKind) -> Refusal {
 }
 
 fn of_weights(kind: &WeightsErrorKind) -> Refusal {
-    let WeightsErrorKind::Fit(misfit) = kind;
+    let WeightsErrorKind::Fit(misfit) = kind else { return Refusal::new(Kind::Misfit, kind.to_string()) };
     let refusal = Refusal::explained(Kind::Misfit, misfit.explained());
     match advice(misfit) {
         Some(help) => refusal.help(help),

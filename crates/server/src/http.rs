@@ -100,7 +100,7 @@ async fn dispatch(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<Re
             outcome
         }
         Route::RollBack(name) => {
-            let outcome = roll_back(shared, name, body).await;
+            let outcome = rollback(shared, name, body).await;
             shared.traces.weights(headers, name, "rollback", begin, outcome.as_ref());
             outcome
         }
@@ -157,10 +157,10 @@ async fn publish(shared: &Shared, name: &str, body: Incoming) -> Result<Reply, R
     done(served, served.publish(expected).await?)
 }
 
-async fn roll_back(shared: &Shared, name: &str, body: Incoming) -> Result<Reply, Refusal> {
+async fn rollback(shared: &Shared, name: &str, body: Incoming) -> Result<Reply, Refusal> {
     let served = shared.model(name)?;
     let expected = expected(body, shared.options.body_patience).await?;
-    done(served, served.roll_back(expected).await?)
+    done(served, served.rollback(expected).await?)
 }
 
 fn done(served: &Served, value: Value) -> Result<Reply, Refusal> {

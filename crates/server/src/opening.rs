@@ -1,5 +1,5 @@
 //! The first bytes of a connection. They have a time, as all that comes later has: hyper waits for them without end, to see which
-//! version of HTTP they begin, and a client that sends none would keep its place for ever.
+//! version of HTTP they begin, and a client that sends none would keep its place forever.
 
 use std::{
     future::Future,

@@ -38,7 +38,7 @@ impl Job {
         one(self) == one(other) && self.inputs.iter().zip(&other.inputs).all(|(a, b)| row(a) == row(b))
     }
 
-    /// Answers it when it is too late, or forgets it when nobody waits for it; otherwise gives it back.
+    /// Answers it when it is too late, or drops it when its client is gone; otherwise returns it.
     fn still_wanted(self, now: Instant) -> Option<Job> {
         if self.answer.is_closed() {
             return None;

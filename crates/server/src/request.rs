@@ -61,7 +61,7 @@ pub(crate) fn parse(body: &[u8], json_len: Option<usize>, signature: &Signature)
         })?,
     };
     let parsed: Body<'_> = serde_json::from_slice(json)
-        .map_err(|error| Refusal::bad(format!("the body is no request of the inference protocol: {error}")))?;
+        .map_err(|error| Refusal::bad(format!("the body is not a request of the inference protocol: {error}")))?;
     let mut inputs: Vec<Option<Tensor>> = vec![None; signature.inputs.len()];
     for input in &parsed.inputs {
         let index = port_index(&input.name, signature.inputs.iter().map(|port| port.name.as_str()), "input")?;
@@ -120,7 +120,7 @@ fn check(tensor: &Tensor, port: &crate::signature::Port) -> Result<(), Refusal> 
     Err(Refusal::bad(format!("input `{}`: expected {expected}, found {found}", port.name)))
 }
 
-/// A request with what its parameters say. Those that nobody knows are refused: one that is misspelled would change nothing.
+/// A request with its parameters. Unknown ones are refused: a misspelled one would have no effect.
 pub(crate) fn with_parameters(inputs: Vec<Tensor>, parameters: &Map<String, Value>) -> Result<InferRequest, Refusal> {
     const KNOWN: [&str; 5] = ["adapter", "scale", "timeout", "binary_data_output", "priority"];
     if let Some(name) = parameters.keys().find(|name| !KNOWN.contains(&name.as_str())) {

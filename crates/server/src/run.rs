@@ -107,7 +107,7 @@ fn outputs_of(served: &Served, job: &Job, inputs: &[Tensor]) -> Result<(Vec<Tens
 /// A run that panics is a bug; the server goes on, and says so to the one who asked.
 fn run_once(model: &Model, inputs: &[Tensor]) -> Result<(Vec<Tensor>, Arc<Generation>), Refusal> {
     // Whatever a run leaves behind is its own: generations are immutable, and a lane that was not given back is dropped.
-    let outcome = catch_unwind(AssertUnwindSafe(|| model.run_and_tell(inputs)));
+    let outcome = catch_unwind(AssertUnwindSafe(|| model.run_with_generation(inputs)));
     match outcome {
         Ok(outcome) => outcome.map_err(|error: RuntimeError| Refusal::from(error)),
         Err(_) => Err(Refusal::new(Kind::Internal, "the run panicked: this is a bug in regraft")),

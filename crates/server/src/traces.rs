@@ -98,7 +98,7 @@ impl Traces {
     /// Sends what was not sent yet.
     pub(crate) fn stop(&self) {
         if let Some(running) = &self.0 {
-            // A collector that is not there is nobody's matter here.
+            // A missing collector is not an error of the request.
             let _ = running.provider.shutdown_with_timeout(Duration::from_secs(2));
         }
     }

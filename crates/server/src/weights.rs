@@ -7,9 +7,7 @@ use std::{
     time::SystemTime,
 };
 
-use regraft::{
-    AdapterOptions, Constants, Digest, OpenOptions, Refit, RefitOptions, RefitReport, Rename, Staged, StateDict,
-};
+use regraft::{AdapterOptions, Digest, OpenOptions, Refit, RefitOptions, RefitReport, Rename, Staged, StateDict};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -102,7 +100,7 @@ pub(crate) struct WeightsState {
 /// The turn of a request that stages. It holds it from before its body is read until it is done, whoever waits for the answer.
 pub(crate) struct Turn(#[expect(dead_code, reason = "held")] tokio::sync::OwnedMutexGuard<()>);
 
-/// The contents of a request to stage, at hand.
+/// The contents of a request to stage, read.
 struct Order {
     weights: Option<StateDict>,
     options: RefitOptions,
@@ -178,14 +176,11 @@ impl Served {
 
     /// Reads what a request names.
     fn order(&self, request: &StageRequest, body: Option<Upload>) -> Result<Order, Refusal> {
-        let options = RefitOptions {
-            partial: request.partial || request.kind == BodyKind::Delta,
-            ignore_unknown: request.ignore_unknown,
-            reject_non_finite: request.reject_non_finite,
-            constants: Constants::Keep,
-            renames: renames(&request.renames)?,
-            ..RefitOptions::default()
-        };
+        let options = RefitOptions::new()
+            .partial(request.partial || request.kind == BodyKind::Delta)
+            .ignore_unknown(request.ignore_unknown)
+            .reject_non_finite(request.reject_non_finite)
+            .renames(renames(&request.renames)?);
         let mut adapters = request.adapters.as_ref().map(|given| self.adapters_of(given)).transpose()?;
         let weights = match (&request.file, body) {
             (Some(_), Some(_)) => return Err(Refusal::bad("both `file` and a body bring weights; send one of them")),
@@ -196,7 +191,7 @@ impl Served {
             (None, Some(upload)) if request.kind == BodyKind::Delta => Some(self.changes(upload.path())?),
             (Some(file), None) => {
                 let path = files::below(self.options.weights_root.as_deref(), file)?;
-                Some(regraft::open_weights_with(&path, &OpenOptions { key: request.key.clone() })?)
+                Some(regraft::open_weights_with(&path, &OpenOptions::new().key(request.key.clone()))?)
             }
             (None, Some(upload)) => Some(upload.open()?),
             (None, None) if adapters.is_some() => None,
@@ -240,12 +235,12 @@ impl Served {
         if !files::is_plain_name(name) {
             return Err(Refusal::bad("an adapter's name has letters, digits, `.`, `_` and `-` only"));
         }
-        let options = AdapterOptions { alpha: request.alpha, ..AdapterOptions::default() };
+        let options = AdapterOptions::new().alpha(request.alpha);
         let opened = Opened::from_weights(name, weights, options, &self.model)?;
         Ok(vec![(opened, finite(request.scale.unwrap_or(1.0))?)])
     }
 
-    /// Makes what was staged serve. `expected` is the digest that it must have; one that serves already is no error, so that a
+    /// Makes what was staged serve. `expected` is the digest that it must have; one that serves already is not an error, so that a
     /// request can be sent again.
     pub(crate) async fn publish(self: &Arc<Self>, expected: Option<String>) -> Result<Value, Refusal> {
         let served = self.clone();
@@ -279,14 +274,14 @@ impl Served {
     }
 
     /// Makes the generation before serve again. `expected` is the digest that it must have.
-    pub(crate) async fn roll_back(self: &Arc<Self>, expected: Option<String>) -> Result<Value, Refusal> {
+    pub(crate) async fn rollback(self: &Arc<Self>, expected: Option<String>) -> Result<Value, Refusal> {
         let served = self.clone();
         blocking(move || {
             let serves = |label: &Label| expected.as_ref().is_some_and(|digest| *digest == label.digest.to_string());
             if let Some(label) = served.serving().filter(|label| serves(label)) {
                 return Ok(json!({"serving": label.to_json(), "already": true}));
             }
-            served.model.roll_back()?;
+            served.model.rollback()?;
             served.variants.retire(&served.model);
             served.metrics.rolled_back();
             let label = served.serving().ok_or_else(|| Refusal::new(Kind::Internal, "nothing serves"))?;
@@ -366,7 +361,7 @@ fn renames(given: &[String]) -> Result<Vec<Rename>, Refusal> {
     given.iter().map(parse).collect()
 }
 
-/// Does work that takes long on a thread where it holds nobody up.
+/// Does long work on a thread where it delays no request.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
 ) -> Result<T, Refusal> {

@@ -116,7 +116,7 @@ impl Parser<'_> {
         let end = self.rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(self.rest.len());
         let (digits, rest) = self.rest.split_at(end);
         self.rest = rest;
-        digits.parse().map_err(|_| format!("`{digits}` is no number in range"))
+        digits.parse().map_err(|_| format!("`{digits}` is not a number in range"))
     }
 }
 
@@ -149,7 +149,7 @@ mod tests {
         let both = &coefficient + &least;
         for d in [&least, &coefficient, &both, &(&dim("s1") + &both)] {
             assert_eq!(dim(&d.to_string()), *d, "{d}");
-            // The quotient is no number of 64 bits: it stays as it is.
+            // The quotient is not a number of 64 bits: it stays as it is.
             assert_eq!(d.exact_div(&Dim::new(-1)), None, "{d}");
             assert_eq!(d.exact_div(&dim("s2 - s0")), None, "{d}");
         }

@@ -9,6 +9,7 @@ pub struct TensorError(#[from] ErrorKind);
 
 /// The kinds of [`TensorError`].
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ErrorKind {
     /// The byte length does not fit the shape and dtype.
     #[error("{dtype}{shape:?} needs {expected} bytes, found {found}")]
@@ -52,7 +53,7 @@ pub enum ErrorKind {
         len: usize,
     },
     /// A dimension expression could not be read.
-    #[error("`{text}` is no dimension: {why}")]
+    #[error("`{text}` is not a dimension: {why}")]
     DimSyntax {
         /// The text given.
         text: String,

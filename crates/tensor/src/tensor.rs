@@ -6,6 +6,14 @@ use half::{bf16, f16};
 use crate::{AlignedVec, Buffer, DType, Element, ErrorKind, TensorError, numel};
 
 /// A dense, row-major tensor in host memory. Cloning shares the bytes.
+///
+/// ```
+/// # use regraft_tensor::{DType, Tensor};
+/// let x = Tensor::from_slice(&[2, 2], &[1f32, 2.0, 3.0, 4.0]);
+/// assert_eq!((x.dtype(), x.shape()), (DType::F32, &[2, 2][..]));
+/// assert_eq!(x.as_slice::<f32>(), Some(&[1.0, 2.0, 3.0, 4.0][..]));
+/// assert_eq!(x.cast(DType::BF16).byte_count(), 8);
+/// ```
 #[derive(Clone, Debug)]
 pub struct Tensor {
     dtype: DType,

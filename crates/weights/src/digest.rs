@@ -10,7 +10,7 @@ use crate::on_shared_threads;
 #[serde(into = "String", try_from = "String")]
 pub struct Digest([u8; 32]);
 
-/// A text is no digest: 64 lower-case hexadecimal digits are.
+/// A text is not a digest: 64 lower-case hexadecimal digits are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected 64 lower-case hexadecimal digits")]
 pub struct NoDigest;

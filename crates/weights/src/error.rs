@@ -155,7 +155,7 @@ impl Problem {
             Problem::SiblingMissing { slot, .. } => {
                 format!("needed for slot {slot}, and the engine keeps no copy of it")
             }
-            Problem::NotGiven { .. } => "named as changed, but not given, or no source of the engine".into(),
+            Problem::NotGiven { .. } => "named as changed, but not given or not a source of the engine".into(),
             Problem::Released { .. } => "was released: the model keeps its digest only".into(),
             Problem::FileChanged { path, .. } => {
                 format!("was read from {}, which has changed since; give this source too", path.display())
@@ -176,7 +176,7 @@ pub enum Unknown {
     /// It does not begin as those names do that are sources.
     OutsideOf {
         /// What they begin with.
-        front: String,
+        prefix: String,
     },
     /// An exporter of ONNX made it, for a weight that it folded or transposed.
     MadeByExporter,
@@ -186,7 +186,7 @@ impl fmt::Display for Unknown {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Unknown::NoSource => f.write_str("the engine has no such source"),
-            Unknown::OutsideOf { front } => write!(f, "not under `{front}.`, where the engine's sources are"),
+            Unknown::OutsideOf { prefix } => write!(f, "not under `{prefix}.`, where the engine's sources are"),
             Unknown::MadeByExporter => f.write_str("an exporter's name for a weight that it folded or transposed"),
         }
     }
@@ -270,6 +270,7 @@ impl From<WeightsErrorKind> for WeightsError {
 
 /// The kinds of [`WeightsError`].
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum WeightsErrorKind {
     /// Given weights do not fit; nothing was changed.
     #[error("{0}")]

@@ -155,7 +155,7 @@ impl<'a> Names<'a> {
             *suggestion = self::suggestion(name, fitting.flat_map(SourceInfo::names));
             *why = match removed.as_slice() {
                 _ if is_of_exporter(name) => Unknown::MadeByExporter,
-                [front] if is_whole && !has_front(name, front) => Unknown::OutsideOf { front: front.clone() },
+                [prefix] if is_whole && !has_prefix(name, prefix) => Unknown::OutsideOf { prefix: prefix.clone() },
                 _ => Unknown::NoSource,
             };
         }
@@ -216,10 +216,10 @@ fn mismatch(source: &SourceInfo, tensor: &Tensor) -> Option<Problem> {
     })
 }
 
-fn has_front(name: &str, front: &str) -> bool {
-    name == front
-        || name.strip_prefix(front).is_some_and(|rest| rest.starts_with('.'))
-        || name.contains(&format!(".{front}."))
+fn has_prefix(name: &str, prefix: &str) -> bool {
+    name == prefix
+        || name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('.'))
+        || name.contains(&format!(".{prefix}."))
 }
 
 /// ONNX exporters name so what they folded or transposed.

@@ -1,7 +1,14 @@
 use std::{collections::BTreeSet, str::FromStr};
 
-/// What a refit asks of the weights it is given.
+/// What names and values of weights must be. By default all weights must be there, under names that the engine has.
+///
+/// ```
+/// # use regraft_weights::{MatchOptions, Rename};
+/// let options = MatchOptions::new().partial(true).renames([Rename::new("net", "model")]);
+/// assert_eq!(options.renames.len(), 1);
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct MatchOptions {
     /// Take the keys that are there; otherwise every source that a state dict holds must be given.
     pub partial: bool,
@@ -13,6 +20,48 @@ pub struct MatchOptions {
     pub constants: Constants,
     /// What names of the file are called before they are matched.
     pub renames: Vec<Rename>,
+}
+
+impl MatchOptions {
+    /// The default.
+    pub fn new() -> Self {
+        MatchOptions::default()
+    }
+
+    /// Sets [`MatchOptions::partial`].
+    #[must_use]
+    pub fn partial(mut self, partial: bool) -> Self {
+        self.partial = partial;
+        self
+    }
+
+    /// Sets [`MatchOptions::ignore_unknown`].
+    #[must_use]
+    pub fn ignore_unknown(mut self, ignores: bool) -> Self {
+        self.ignore_unknown = ignores;
+        self
+    }
+
+    /// Sets [`MatchOptions::reject_non_finite`].
+    #[must_use]
+    pub fn reject_non_finite(mut self, rejects: bool) -> Self {
+        self.reject_non_finite = rejects;
+        self
+    }
+
+    /// Sets [`MatchOptions::constants`].
+    #[must_use]
+    pub fn constants(mut self, constants: Constants) -> Self {
+        self.constants = constants;
+        self
+    }
+
+    /// Sets [`MatchOptions::renames`].
+    #[must_use]
+    pub fn renames(mut self, renames: impl IntoIterator<Item = Rename>) -> Self {
+        self.renames = renames.into_iter().collect();
+        self
+    }
 }
 
 /// Sources that no state dict holds, as far as weights may change them: non-persistent buffers and tensors that the program's
@@ -38,7 +87,7 @@ impl Constants {
     }
 }
 
-/// A front of names that stands for another: `FROM=TO`. Whole parts between dots are compared; without `FROM` the other is
+/// A prefix of names that stands for another: `FROM=TO`. Whole parts between dots are compared; without `FROM` the other is
 /// put before every name, without `TO` it is taken away.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rename {

@@ -3,6 +3,18 @@ use std::collections::BTreeMap;
 use regraft_tensor::Tensor;
 
 /// Named tensors: what a refit or a bind is given.
+///
+/// ```
+/// use regraft_tensor::Tensor;
+/// # use regraft_weights::StateDict;
+///
+/// let bias = Tensor::from_slice(&[2], &[0.5f32, 1.0]);
+/// let weights: StateDict = [("fc.bias".to_owned(), bias)].into_iter().collect();
+/// for (name, tensor) in &weights {
+///     println!("{name}: {}{:?}", tensor.dtype(), tensor.shape());
+/// }
+/// assert!(weights.get("fc.bias").is_some());
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct StateDict {
     tensors: BTreeMap<String, Tensor>,

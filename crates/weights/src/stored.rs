@@ -58,7 +58,7 @@ pub(crate) fn otherwise(weights: &StateDict, unplaced: &[&str], renames: &[Renam
     StoredOtherwise(packed.chain(skipped).map(|(name, what)| (reversed(&renamed(&name)), what)).collect())
 }
 
-/// What quantized the weights of a file, by the names that it has beside them and that are no sources.
+/// What quantized the weights of a file, by the names that it has beside them and that are not sources.
 pub(crate) fn format_of(unplaced: &[&str]) -> Option<&'static str> {
     let last = |name: &'static str| unplaced.iter().any(|other| other.rsplit('.').next() == Some(name));
     let ends = |end: &'static str| unplaced.iter().any(|other| other.ends_with(end));

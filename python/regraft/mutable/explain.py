@@ -101,7 +101,7 @@ def _time(seconds: float) -> str:
 
 
 def type_text(leaf: Leaf) -> str:
-    """Such as ``f32[d0, 8]``, or the value of what is no tensor."""
+    """Such as ``f32[d0, 8]``, or the value of what is not a tensor."""
     kind, value = leaf
     if not isinstance(kind, torch.dtype):
         return repr(value) if kind in (bool, int, float, str, type(None)) else kind.__name__

@@ -57,8 +57,8 @@ class MutableModule(nn.Module):
 
     - changed values of weights, buffers and adapters are refitted: only what differs, bit by bit;
     - layers of PEFT are understood: adapters that are added, activated, scaled, merged, disabled or removed
-      are refitted, from the weights without adapters. Adapters that are no change of weights run in PyTorch,
-      with a warning;
+      are refitted, from the weights without adapters. Adapters that are not a change of weights run in
+      PyTorch, with a warning;
     - another structure (modules, names, shapes, dtypes, plain attributes, forward hooks), or arguments that
       no program takes, is exported and compiled, through ``engine_cache`` where that is given. Programs for
       other arguments share the slots that they have in common: see :meth:`memory`.
@@ -479,11 +479,10 @@ def _check(module: Any, autograd: str, watch: str, settings: Mapping[str, Any]) 
     if problem is not None:
         raise CompileError(problem)
     dtype_name(settings.get("dtype"))
-    if not settings.get("make_refittable", True) or settings.get("refit_identical_engine_weights"):
+    if settings.get("identical"):
+        raise CompileError("identical=True: a mutable module follows its weights: leave it out")
+    if settings.get("mode", "refittable") != "refittable":
         raise CompileError(
-            "a mutable module refits: leave make_refittable on and refit_identical_engine_weights off"
-        )
-    if settings.get("strip_engine_weights"):
-        raise CompileError(
-            "a mutable module has its weights: leave strip_engine_weights off, save() can strip"
+            f"mode={settings['mode']!r}: a mutable module has weights and follows them: leave it out; "
+            "save(strip=True) leaves the weights out of the files"
         )

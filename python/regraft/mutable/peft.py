@@ -1,6 +1,6 @@
 """Layers that PEFT puts around others: what they are around, and what their adapters make of its weights.
 
-PyTorch and this module only: PEFT is used when somebody else has imported it.
+PyTorch and this module only: PEFT is used only when it has been imported already.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ class Overlay:
 
 
 class CannotMerge(Exception):
-    """A layer whose adapters are no change of its weights."""
+    """A layer whose adapters are not a change of its weights."""
 
 
 def check_ties(
@@ -283,7 +283,7 @@ def _is_native(layer: Any) -> bool:
     if any(layer.lora_bias.get(name) for name in active):
         return False
     kinds = [layer.lora_variant.get(name) for name in active]
-    # DoRA after another adapter scales that one's result, too, which is no sum.
+    # DoRA after another adapter scales that one's result, too, which is not a sum.
     return kinds == [None] * len(kinds) or (len(kinds) == 1 and kinds[0] is dora[type(layer)])
 
 

@@ -173,14 +173,14 @@ def _size_from_json(data: Any) -> int | Size | None:
         or not isinstance(offset, int)
         or factor < 1
     ):
-        raise ValueError(f"{data} is no size")
+        raise ValueError(f"{data} is not a size")
     return Size(symbol, factor, offset)
 
 
 def _symbol(data: Any) -> tuple[str, int, int | None]:
     name, least, most = data
     if not isinstance(name, str) or not isinstance(least, int) or not isinstance(most, int | None):
-        raise ValueError(f"{data} is no range")
+        raise ValueError(f"{data} is not a range")
     return name, least, most
 
 
@@ -192,7 +192,7 @@ def _named(settings: dict[str, Any]) -> dict[str, Any]:
 def _dtype(name: str) -> torch.dtype:
     dtype = getattr(torch, name.removeprefix("torch."))
     if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"{name} is no dtype")
+        raise ValueError(f"{name} is not a dtype")
     return dtype
 
 

@@ -59,8 +59,8 @@ class Entry:
     types: dict[str, tuple[Any, ...]]
     """Dtype, shape and place of each weight of the program."""
     constants: dict[str, torch.Tensor] = field(default_factory=dict)
-    """Weights that are no parameter, buffer or attribute of a module, as exporting found them: in the memory
-    that the module reads.
+    """Weights that are not a parameter, buffer or attribute of a module, as exporting found them: in the
+    memory that the module reads.
     """
     pending: set[str] = field(default_factory=set)
     """Sources that may differ from what serves."""

@@ -50,7 +50,7 @@ class Client:
         self.server = server
         parts = urlsplit(server if "://" in server else f"http://{server}")
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.path not in ("", "/"):
-            raise ValueError(f"`{server}` is no server: expected HOST:PORT, or http://HOST:PORT")
+            raise ValueError(f"`{server}` is not a server: expected HOST:PORT, or http://HOST:PORT")
         self._secure = parts.scheme == "https"
         self._host, self._port = parts.hostname, parts.port or (443 if self._secure else 8000)
         self._token, self._timeout, self._context = token, timeout, context
@@ -113,7 +113,7 @@ class Client:
         """
         return self._call("POST", model, "publish", _expecting(digest), "application/json")
 
-    def roll_back(self, model: str, digest: str | None = None) -> dict[str, Any]:
+    def rollback(self, model: str, digest: str | None = None) -> dict[str, Any]:
         """Makes the generation before serve again.
 
         Raises:

@@ -86,7 +86,7 @@ class Region:
         return cls(manifest, [], buckets)
 
     def close(self) -> None:
-        """Closes the files. The memory goes when nobody has it mapped any more."""
+        """Closes the files. The memory is freed when it is mapped nowhere any more."""
         for file in self.files:
             os.close(file)
         self.files.clear()

@@ -137,7 +137,7 @@ class Receiver:
         Raises:
             TimeoutError: there is none by then.
             ConnectionError: the sender is gone.
-            WeightsError: it sends what is no weights.
+            WeightsError: it sends what is not a weights.
 
         """
         with self._lock:
@@ -169,8 +169,6 @@ class Receiver:
         with self.next(timeout=timeout) as update:
             came = time.perf_counter()
             report = target.refit(update.weights, **options)
-            if isinstance(report, str):
-                report = RefitReport.from_json([report])
             done = time.perf_counter()
         return Applied(update.version, update.tag, report, came - begin, done - came)
 

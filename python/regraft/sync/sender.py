@@ -124,7 +124,7 @@ class Sender:
 
         Raises:
             TimeoutError: a receiver reads a version that is in the way for longer.
-            WeightsError: for what is no tensor.
+            WeightsError: for what is not a tensor.
 
         """
         if len(tag) > _TAG:
@@ -160,7 +160,7 @@ class Sender:
         self._thread.join()
 
     def _free_slot(self, manifest: Manifest, timeout: float | None) -> _Slot:
-        """A slot that nobody reads, with memory for this manifest; it is marked as being filled."""
+        """A slot that is not being read, with memory for this manifest; it is marked as being filled."""
         until = None if timeout is None else time.monotonic() + timeout
         with self._changed:
             while True:

@@ -8,7 +8,7 @@ pub(super) struct Row {
     pub(super) ours: &'static [&'static str],
     /// It makes a shift and a scale, which diffusers has the other way round where nothing else comes of it.
     pub(super) is_shift_and_scale: bool,
-    /// It is no module of the original code: the first rows of this one.
+    /// It is not a module of the original code: the first rows of this one.
     pub(super) begins: Option<&'static str>,
 }
 

@@ -131,7 +131,7 @@ fn a_5_updates_of_parts_are_one_of_the_joined_module() {
     }
 }
 
-/// Kinds that are no product of two factors, and what cannot be taken apart.
+/// Kinds that are not a product of two factors, and what cannot be taken apart.
 #[test]
 fn other_kinds_are_taken_apart_by_rows() {
     let [apart, joined] = blocks();
@@ -226,7 +226,7 @@ fn text_encoders_and_modules_outside_of_blocks() {
         weights.insert(format!("{module}.lora_up.weight"), numbers(&[rows, 1], seed));
     }
     let adapter = read(&weights, &map);
-    assert_eq!((adapter.layers.len(), adapter.elsewhere.len()), (5, 2));
+    assert_eq!((adapter.layers.len(), adapter.foreign_keys.len()), (5, 2));
     // What fits nowhere is said by name.
     weights.insert("lora_unet_double_blocks_7_img_attn_qkv.lora_up.weight", numbers(&[12, 1], 0));
     let found = problems_with(&weights, &Default::default(), &map);

@@ -67,7 +67,7 @@ fn scale_of_one() -> AdapterConfig {
 
 /// Reads an adapter that fits.
 fn read(weights: &StateDict, map: &RefitMap) -> Adapter {
-    let options = AdapterOptions { beside: Some(scale_of_one()), ..AdapterOptions::default() };
+    let options = AdapterOptions::new().beside(scale_of_one());
     Adapter::from_state_dict("a", weights, options, map).expect("an adapter that fits")
 }
 

@@ -146,7 +146,7 @@ fn keys_of_other_models_of_a_pipeline_are_left_out() {
     let adapter = read(&file, &map);
     assert_eq!(updates(&adapter, &map).iter().map(|(name, _)| *name).collect::<Vec<_>>(), ["layers.0.fc.weight"]);
     assert_eq!(
-        adapter.elsewhere,
+        adapter.foreign_keys,
         [
             "lora_te2_layers_0_fc.lora_down.weight",
             "lora_te2_layers_0_fc.lora_up.weight",
@@ -170,7 +170,7 @@ fn files_and_folders_are_named_after_themselves() {
     write("style.v2.safetensors", &bytes);
     let error = open("style.v2.safetensors").expect_err("nothing says its scale");
     assert!(error.contains("fc.lora_A.weight  nothing says its scale"), "{error}");
-    let stated = AdapterOptions { alpha: Some(32.0), ..AdapterOptions::default() };
+    let stated = AdapterOptions::new().alpha(32.0);
     let path = folder.path().join("style.v2.safetensors");
     let style = Adapter::open(&path, &stated, &map, regraft_checkpoint::open).expect("a file");
     assert_eq!(style.name, "style.v2");
@@ -224,13 +224,8 @@ fn a_tensor_at_an_odd_place_is_read() {
     let path = folder.path().join("odd.safetensors");
     let bytes = safetensors_of(&[("fc.lora_A.weight", down.clone()), ("fc.lora_B.weight", up.clone())]);
     std::fs::write(&path, bytes).expect("written");
-    let adapter = Adapter::open(
-        &path,
-        &AdapterOptions { alpha: Some(2.0), ..AdapterOptions::default() },
-        &map,
-        regraft_checkpoint::open,
-    )
-    .expect("an adapter");
+    let adapter =
+        Adapter::open(&path, &AdapterOptions::new().alpha(2.0), &map, regraft_checkpoint::open).expect("an adapter");
     let weights: StateDict =
         [("fc.lora_A.weight".to_owned(), down), ("fc.lora_B.weight".to_owned(), up)].into_iter().collect();
     let expected =

@@ -46,7 +46,7 @@ struct Prepared {
 }
 
 fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendError> {
-    let Op::Attention(op) = node.op else { return Err(unsupported(node, "it is no attention")) };
+    let Op::Attention(op) = node.op else { return Err(unsupported(node, "it is not an attention")) };
     expect_plain(node, 0..4)?;
     let types = Types::expect(node, 0..3)?;
     if optional(node, 3).is_some_and(|m| !is_mask(m.dtype)) {

@@ -122,7 +122,7 @@ struct Prepared {
 }
 
 fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendError> {
-    let Op::Conv(op) = node.op else { return Err(unsupported(node, "it is no convolution")) };
+    let Op::Conv(op) = node.op else { return Err(unsupported(node, "it is not a convolution")) };
     let (x, w, out) = (operand(node, 0)?, operand(node, 1)?, node.outputs[0].shape);
     if op.layout != SpatialLayout::Nhwc || !matches!(x.shape.len(), 3 | 4) {
         return Err(unsupported(node, "images must be channels-last"));

@@ -63,7 +63,7 @@ struct Prepared {
 }
 
 fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendError> {
-    let Op::Conv(op) = node.op else { return Err(unsupported(node, "it is no convolution")) };
+    let Op::Conv(op) = node.op else { return Err(unsupported(node, "it is not a convolution")) };
     let (x, w) = (operand(node, 0)?, operand(node, 1)?);
     if !is_depthwise(op, w.shape, x.shape.len()) || optional(node, 3).is_some() {
         return Err(unsupported(node, "it is not depthwise"));

@@ -24,7 +24,7 @@ pub(super) const FAMILY: Family = Family { ids: &[PIXELS], candidates, reads_str
 fn accept<'a>(node: &Seen<'a>) -> Result<&'a Conv, Why> {
     match node.op {
         Op::Conv(op) if op.layout == SpatialLayout::Nchw => node.all_floats().map(|()| op),
-        _ => Err(Why("it is no convolution of channels-first images")),
+        _ => Err(Why("it is not a convolution of channels-first images")),
     }
 }
 

@@ -47,7 +47,7 @@ struct Prepared {
 }
 
 fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendError> {
-    let Op::Linear(op) = node.op else { return Err(unsupported(node, "it is no linear")) };
+    let Op::Linear(op) = node.op else { return Err(unsupported(node, "it is not a linear")) };
     let (x, w) = (operand(node, 0)?, operand(node, 1)?);
     let (n, k) = (w.shape[0], w.shape[1]);
     let Panels { nr, .. } = expect_panels(node, cx.isa, 1, &[k, n])?;

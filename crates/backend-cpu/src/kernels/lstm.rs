@@ -20,7 +20,7 @@ pub(super) const FAMILY: Family = Family { ids: &[STEPS], candidates, reads_stri
 fn accept<'a>(node: &Seen<'a>) -> Result<&'a Lstm, Why> {
     match node.op {
         Op::Lstm(op) => node.all_floats().map(|()| op),
-        _ => Err(Why("it is no LSTM")),
+        _ => Err(Why("it is not an LSTM")),
     }
 }
 

@@ -98,7 +98,7 @@ fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendEr
             let (uniform, cx) = (Some((0, 0)), cx.clone());
             Ok(Box::new(Prepared { cx, types, m, n, k, lda, ldb: k, transposed: true, act, items, uniform }))
         }
-        _ => Err(unsupported(node, "it is no product")),
+        _ => Err(unsupported(node, "it is not a product")),
     }
 }
 

@@ -37,7 +37,7 @@ struct Spec<'a> {
 }
 
 fn accept<'a>(node: &Seen<'a>) -> Result<Spec<'a>, Why> {
-    let Op::QuantLinear(op) = node.op else { return Err(Why("its weight is no small integers")) };
+    let Op::QuantLinear(op) = node.op else { return Err(Why("its weight is not stored as small integers")) };
     if [0, 3, 4].into_iter().filter_map(|i| node.dtype(i)).any(|dtype| FloatType::of(dtype).is_none()) {
         return Err(Why("operands must be f32, f16 or bf16"));
     }

@@ -40,7 +40,7 @@ fn accept(node: &Seen<'_>) -> Result<&'static str, Why> {
         Op::Cumsum(_) => Ok(CUMSUM),
         Op::Cumulate(_) => Ok(CUMULATE),
         Op::ArgReduce(_) => Ok(ARG),
-        _ => Err(Why("it is no reduction")),
+        _ => Err(Why("it is not a reduction")),
     }
 }
 
@@ -85,7 +85,7 @@ fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendEr
         Op::Cumsum(op) => (Kind::Cumsum, around(x.shape, op.axis)),
         Op::Cumulate(op) => (Kind::Cumulate(op.f), around(x.shape, op.axis)),
         Op::ArgReduce(op) => (Kind::Arg(op.f), around(x.shape, op.axis)),
-        _ => return Err(unsupported(node, "it is no reduction")),
+        _ => return Err(unsupported(node, "it is not a reduction")),
     };
     if sizes[1] == 0 && matches!(kind, Kind::Arg(_)) {
         return Err(unsupported(node, "the axis is empty"));

@@ -20,7 +20,7 @@ pub(super) const FAMILY: Family = Family { ids: &[AXIS], candidates, reads_strid
 fn accept<'a>(node: &Seen<'a>) -> Result<&'a Softmax, Why> {
     match node.op {
         Op::Softmax(op) => node.all_floats().map(|()| op),
-        _ => Err(Why("it is no softmax")),
+        _ => Err(Why("it is not a softmax")),
     }
 }
 

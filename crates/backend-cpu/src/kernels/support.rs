@@ -140,7 +140,7 @@ pub(super) fn all_floats(inputs: &[Option<OperandType<'_>>]) -> bool {
     inputs.iter().flatten().all(|o| FloatType::of(o.ty.dtype).is_some())
 }
 
-/// Refuses when operand `index` is no slot with this format and shape.
+/// Refuses when operand `index` is not a slot with this format and shape.
 pub(super) fn expect_packed(
     node: &NodeSpec<'_>,
     index: usize,
@@ -153,7 +153,7 @@ pub(super) fn expect_packed(
     }
 }
 
-/// The panels of operand `index`. Refuses when that is no slot of this shape in panels of its own type, of a width that `isa` has a
+/// The panels of operand `index`. Refuses when that is not a slot of this shape in panels of its own type, of a width that `isa` has a
 /// kernel for.
 pub(super) fn expect_panels(
     node: &NodeSpec<'_>,
@@ -182,7 +182,7 @@ fn packed_otherwise(node: &NodeSpec<'_>, index: usize, wanted: &str, slot: Optio
             let found = format!("{}{:?}", slot.format, slot.shape);
             unsupported(node, format!("operand {index} must be {wanted}, found {found}"))
         }
-        None => unsupported(node, format!("operand {index} is no slot")),
+        None => unsupported(node, format!("operand {index} is not a slot")),
     }
 }
 

@@ -26,7 +26,7 @@ const MOST_PHASES: usize = 1 << 12;
 
 /// Any of floats, with strides that a model has.
 fn accept<'a>(node: &Seen<'a>) -> Result<&'a ConvTranspose, Why> {
-    let Op::ConvTranspose(op) = node.op else { return Err(Why("it is no transposed convolution")) };
+    let Op::ConvTranspose(op) = node.op else { return Err(Why("it is not a transposed convolution")) };
     if op.stride.iter().fold(1, |phases: usize, stride| phases.saturating_mul(*stride)) > MOST_PHASES {
         return Err(Why("its strides are too large"));
     }

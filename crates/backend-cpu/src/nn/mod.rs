@@ -42,7 +42,7 @@ fn for_each_row<T: Send>(threads: &Threads, out: &mut [T], cols: usize, row: imp
     if cols == 0 {
         return;
     }
-    assert!(out.len().is_multiple_of(cols), "{} elements are no rows of {cols}", out.len());
+    assert!(out.len().is_multiple_of(cols), "{} elements are not rows of {cols}", out.len());
     let per_task = rows_per_task(threads, out.len() / cols, cols);
     threads.for_each_chunk(out, per_task * cols, |task, chunk| {
         for (i, out) in chunk.chunks_exact_mut(cols).enumerate() {
@@ -76,7 +76,7 @@ fn for_each_float_row<T: Float>(
     if cols == 0 {
         return;
     }
-    assert!(out.len().is_multiple_of(cols), "{} elements are no rows of {cols}", out.len());
+    assert!(out.len().is_multiple_of(cols), "{} elements are not rows of {cols}", out.len());
     let per_task = rows_per_task(threads, out.len() / cols, cols);
     let mut scratch = scratch.again();
     let mut buffers = scratch.parts::<f32>(workers(threads), cols);

@@ -1,4 +1,4 @@
-//! Running sums, positions of extrema, and reductions of numbers that are no short floats.
+//! Running sums, positions of extrema, and reductions of numbers other than short floats.
 
 use bytemuck::Pod;
 use half::{bf16, f16};

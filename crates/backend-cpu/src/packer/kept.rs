@@ -161,7 +161,7 @@ fn runs_of(runs: &[(u32, usize, usize)], wanted: u32) -> (Vec<Place>, Vec<(usize
     (places, covered)
 }
 
-/// The pieces of one source, and the ranges of it that they cover; `None` when one is scaled, or is no range.
+/// The pieces of one source, and the ranges of it that they cover; `None` when one is scaled, or is not a range.
 fn columns_of(
     matrices: &[Vec<Piece>],
     shape: &[usize],

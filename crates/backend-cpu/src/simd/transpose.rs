@@ -62,7 +62,7 @@ pub(crate) fn transpose_strip(isa: Isa, strip: Strip<'_>, steps: &[(usize, usize
     }
 }
 
-/// How many steps ahead the cache is warned: short pieces of long rows are no stream that hardware would follow.
+/// How many steps ahead the cache is warned: short pieces of long rows are not a stream that hardware would follow.
 #[cfg(target_arch = "x86_64")]
 const LINES_AHEAD: usize = 16;
 

@@ -35,7 +35,7 @@ impl<'a> Place<'a> {
                 _ => {}
             }
         }
-        let number = || value.parse().map_err(|_| format!("byte {at}: the {key} `{value}` is no natural number"));
+        let number = || value.parse().map_err(|_| format!("byte {at}: the {key} `{value}` is not a natural number"));
         match key {
             "location" => self.location = value,
             "offset" => self.offset = number()?,

@@ -1,6 +1,6 @@
 //! The initialisers of an ONNX model: what its graph computes with and does not compute.
 //!
-//! Only the graph of the model itself is looked at; constants inside of nodes and their subgraphs are no weights. The
+//! Only the graph of the model itself is looked at; constants inside of nodes and their subgraphs are not weights. The
 //! numbers are those of `onnx.proto`.
 
 mod external;

@@ -125,8 +125,8 @@ impl Candidate<'_> {
 impl<'p> State<'p> {
     /// The tensors whose names begin with `key`, without it.
     fn part(self, key: &str) -> Result<State<'p>, FileProblem> {
-        let keys = crate::fronts(self.tensors.keys().map(String::as_str));
-        let inner = |(name, tensor): (String, _)| Some((crate::without_front(&name, key)?.to_owned(), tensor));
+        let keys = crate::prefixes(self.tensors.keys().map(String::as_str));
+        let inner = |(name, tensor): (String, _)| Some((crate::without_prefix(&name, key)?.to_owned(), tensor));
         let tensors: BTreeMap<_, _> = self.tensors.into_iter().filter_map(inner).collect();
         match tensors.is_empty() {
             true => Err(FileProblem::NoKey { key: key.to_owned(), keys }),
@@ -185,10 +185,10 @@ fn at<'p>(heap: &'p Heap<'p>, top: Value<'p>, path: &str) -> Option<(Vec<&'p str
     let (mut keys, mut value, mut rest) = (Vec::new(), top, path);
     while !rest.is_empty() {
         let items = heap.dict(value)?;
-        let fitting = by_name(items).filter(|(key, _)| *key == rest || crate::without_front(rest, key).is_some());
+        let fitting = by_name(items).filter(|(key, _)| *key == rest || crate::without_prefix(rest, key).is_some());
         let (key, inner) = fitting.max_by_key(|(key, _)| key.len())?;
         heap.dict(inner)?;
-        rest = crate::without_front(rest, key).unwrap_or_default();
+        rest = crate::without_prefix(rest, key).unwrap_or_default();
         keys.push(key);
         value = inner;
     }
@@ -214,7 +214,7 @@ fn flat<'p>(heap: &'p Heap<'p>, top: Value<'p>, found: &Candidate<'p>) -> Result
     if others > 0 {
         state.skip("other keys".to_owned(), format!("{others} values whose keys are not text"));
     }
-    // Beside it: settings and counters are no news, and objects of Python are.
+    // Beside it: settings and counters are not news, and objects of Python are.
     if !found.path.is_empty() {
         for (name, value) in heap.dict(top).into_iter().flat_map(by_name) {
             if matches!(heap.get(value), Some(Object::Opaque(_))) {

@@ -63,7 +63,7 @@ fn element_sizes<'a>(heap: &Heap<'a>) -> BTreeMap<&'a str, usize> {
 
 fn next<'a>(bytes: &'a [u8], at: &mut usize) -> Result<Unpickled<'a>, FileProblem> {
     let rest = bytes.get(*at..).unwrap_or_default();
-    // Storages follow, which are no part of the limit.
+    // Storages follow, which are not a part of the limit.
     let (unpickled, len) =
         pickle::read_first(&rest[..rest.len().min(super::MAX_PICKLE_BYTES as usize)], Persistent::Storages).map_err(
             |Refusal { at: inner, why }| {
@@ -75,7 +75,7 @@ fn next<'a>(bytes: &'a [u8], at: &mut usize) -> Result<Unpickled<'a>, FileProble
 }
 
 fn bad(why: &str) -> FileProblem {
-    FileProblem::new(format!("no valid file of torch.save before version 1.6: {why}"), SAVE_STATE)
+    FileProblem::new(format!("not a valid file of torch.save before version 1.6: {why}"), SAVE_STATE)
 }
 
 /// A range of bytes in a file.

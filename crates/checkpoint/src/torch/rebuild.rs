@@ -116,7 +116,7 @@ fn tensor<'a>(
         Err(name) => return Ok(Object::Opaque(Opaque::Tensor(name))),
     };
     let offset = natural(offset).and_then(|offset| offset.checked_add(start));
-    let offset = offset.ok_or("the storage offset of a tensor is no natural number")?;
+    let offset = offset.ok_or("the storage offset of a tensor is not a natural number")?;
     let (shape, strides) = (naturals(heap, size, "size")?, naturals(heap, stride, "stride")?);
     if shape.len() != strides.len() {
         return Err(format!("a tensor has {} sizes and {} strides", shape.len(), strides.len()));
@@ -127,7 +127,7 @@ fn tensor<'a>(
 
 /// The numbers of a tuple. As tuples can be shared, their length is bounded before they are copied.
 fn naturals<'a>(heap: &Heap<'a>, tuple: Value<'a>, what: &str) -> Result<Vec<usize>, String> {
-    let wrong = || format!("the {what} of a tensor is no tuple of at most {MAX_RANK} natural numbers");
+    let wrong = || format!("the {what} of a tensor is not a tuple of at most {MAX_RANK} natural numbers");
     let items = heap.tuple(tuple).filter(|items| items.len() <= MAX_RANK).ok_or_else(wrong)?;
     items.iter().map(|item| natural(*item)).collect::<Option<_>>().ok_or_else(wrong)
 }

@@ -91,7 +91,7 @@ fn shards_are_read_by_their_index() {
         (r#"{"weight_map":{"b":"1.safetensors"}}"#, "the index says that it holds `b`, which it does not"),
         (
             r#"{"weight_map":{"a":"../1.safetensors"}}"#,
-            "names the file `../1.safetensors`, which is no plain file name",
+            "names the file `../1.safetensors`, which is not a plain file name",
         ),
         (r#"{"weight_map":{"a":"/etc/passwd"}}"#, "no plain file name"),
         (r#"{"weight_map":{"a":""}}"#, "no plain file name"),

@@ -185,7 +185,7 @@ fn bytes_in_another_file_are_mapped_and_checked() {
     for (entries, expected) in [
         (&[("location", "x.data"), ("offset", "16")][..], "`w`: expected 8 bytes at byte 16 of x.data, which has 20"),
         (&[("location", "x.data"), ("offset", "18446744073709551615")], "at byte 18446744073709551615"),
-        (&[("location", "x.data"), ("offset", "-1")], "the offset `-1` is no natural number"),
+        (&[("location", "x.data"), ("offset", "-1")], "the offset `-1` is not a natural number"),
         (&[("location", "x.data"), ("length", "4")], "f32[2] needs 8 bytes, found 4"),
         (&[("location", "y.data")], "put that file beside the model"),
         (&[("location", "../x.data")], "no plain file name"),

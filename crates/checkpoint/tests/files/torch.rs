@@ -208,7 +208,7 @@ fn memory_is_in_proportion_to_the_pickle() {
     let calls = b"h\x02h\x03R".repeat(1000);
     let bomb = [b"](ctorch._utils\n_rebuild_tensor_v2\nq\x02", &args[..], &calls, b"e"].concat();
     refused(unpickle(bomb), "its tensors have more axes in all than its");
-    // Nesting is no recursion.
+    // Nesting is not recursion.
     refused(unpickle([&b"]".repeat(100_000)[..], &b"a".repeat(99_999)].concat()), "found a list");
     refused(unpickle(b")\x85".repeat(100_000)), "expected one value");
 }

@@ -15,7 +15,7 @@ pub(crate) struct CacheFlags {
     #[cfg(feature = "object-cache")]
     #[arg(long, value_name = "URL", conflicts_with_all = ["cache_dir", "no_cache"])]
     pub(crate) cache_url: Option<String>,
-    /// Build the engine anew, tune it anew if it is to be tuned, and keep nothing for later
+    /// Build and tune the engine without the caches, and store nothing in them
     #[arg(long)]
     pub(crate) no_cache: bool,
 }

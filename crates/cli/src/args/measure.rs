@@ -13,8 +13,8 @@ pub(super) const BENCH: &str = "Measure an engine on random inputs.
   regraft bench refittable.rgf --against frozen.rgf
 
 Latency is that of one run at the sizes that the program was exported with, or at --dims. The refit changes every float \
-tensor, so that every slot is made anew; right after each refit the same bytes are copied on the same threads, into \
-memory in use already: no refit can be faster than about that. --against runs both engines by turns (A B B A), so \
+tensor, so that every slot is rebuilt; right after each refit the same bytes are copied on the same threads, into \
+memory in use already: no refit can be faster than about that. --against interleaves runs of both engines (A B B A), so \
 that a machine that slows down slows down both.";
 
 #[derive(Args, Debug)]
@@ -73,7 +73,7 @@ pub(crate) struct ProfileArgs {
 
 fn symbol_size(text: &str) -> Result<(String, i64), String> {
     let (name, size) = text.split_once('=').ok_or("expected SYMBOL=SIZE, such as s0=8")?;
-    let size = size.trim().parse().map_err(|_| format!("`{size}` is no size"))?;
+    let size = size.trim().parse().map_err(|_| format!("`{size}` is not a size"))?;
     Ok((name.trim().to_owned(), size))
 }
 

@@ -21,7 +21,7 @@ pub(crate) struct NameFlags {
 
 impl NameFlags {
     pub(crate) fn open(&self) -> OpenOptions {
-        OpenOptions { key: self.key.clone() }
+        OpenOptions::new().key(self.key.clone())
     }
 
     pub(crate) fn renames(&self) -> Vec<Rename> {

@@ -56,7 +56,7 @@ pub(super) fn run(args: &BenchArgs, out: &mut Output) -> Result<(), Failure> {
         let ratio = ours.median() / theirs.median();
         out.line("this", ours.text(true));
         out.line("against", format!("{}: {}", path.display(), theirs.text(true)));
-        out.line("ratio", format!("{ratio:.3} of the medians, run by turns"));
+        out.line("ratio", format!("{ratio:.3} of the medians, runs interleaved"));
         out.fact(
             "against",
             json!({
@@ -204,7 +204,7 @@ fn latency(model: &Model, inputs: &[Tensor], args: &BenchArgs, out: &Output) -> 
     Ok(Times::new(times))
 }
 
-/// Runs both by turns, A B B A, so that what changes with time falls on both.
+/// Interleaves runs of both, A B B A, so that what changes with time falls on both.
 fn compare(
     model: &Model,
     other: &Model,

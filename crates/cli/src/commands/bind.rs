@@ -20,13 +20,11 @@ pub(super) fn run(args: &BindArgs, out: &mut Output) -> Result<(), Failure> {
         };
         return Err(failure.about(&args.engine).help(help));
     }
-    let options = RefitOptions {
-        ignore_unknown: args.names.ignore_unknown,
-        reject_non_finite: args.reject_non_finite,
-        constants: args.names.constants(),
-        renames: args.names.renames(),
-        ..RefitOptions::default()
-    };
+    let options = RefitOptions::new()
+        .ignore_unknown(args.names.ignore_unknown)
+        .reject_non_finite(args.reject_non_finite)
+        .constants(args.names.constants())
+        .renames(args.names.renames());
     let report = {
         let _busy = out.busy("binding");
         model.refit(&weights, &options).map_err(|e| about_weights(e.into(), &args.weights))?

@@ -16,12 +16,10 @@ pub(super) fn run(args: &CheckArgs, out: &mut Output) -> Result<(), Failure> {
             .help("regraft strip keeps the digests of an engine that has weights"));
     }
     let weights = open_weights(&args.weights, &args.names, out)?;
-    let options = MatchOptions {
-        ignore_unknown: args.names.ignore_unknown,
-        constants: args.names.constants(),
-        renames: args.names.renames(),
-        ..MatchOptions::default()
-    };
+    let options = MatchOptions::new()
+        .ignore_unknown(args.names.ignore_unknown)
+        .constants(args.names.constants())
+        .renames(args.names.renames());
     let found = {
         let _busy = out.busy("comparing");
         engine.check(&weights, args.same, &options)

@@ -23,20 +23,18 @@ pub(super) fn run(args: &RefitArgs, out: &mut Output) -> Result<(), Failure> {
     let changes = args.delta.as_deref().map(|path| changes(path, &model, out)).transpose()?;
     let weights = weights.or(changes);
     let adapters = open_adapters(args, &model)?;
-    for (adapter, _) in adapters.iter().filter(|(adapter, _)| !adapter.elsewhere.is_empty()) {
-        let (count, first) = (adapter.elsewhere.len(), &adapter.elsewhere[0]);
+    for (adapter, _) in adapters.iter().filter(|(adapter, _)| !adapter.foreign_keys.is_empty()) {
+        let (count, first) = (adapter.foreign_keys.len(), &adapter.foreign_keys[0]);
         out.note(format!("{}: {count} keys are about other models of a pipeline, such as {first}", adapter.name));
     }
     let samples = args.verify.iter().map(|path| samples::read(path, &model.plan().graph));
     let samples = samples.collect::<Result<Vec<_>, _>>()?;
-    let options = RefitOptions {
-        partial: args.partial || args.delta.is_some(),
-        ignore_unknown: args.names.ignore_unknown,
-        reject_non_finite: args.reject_non_finite,
-        constants: args.names.constants(),
-        renames: args.names.renames(),
-        ..RefitOptions::default()
-    };
+    let options = RefitOptions::new()
+        .partial(args.partial || args.delta.is_some())
+        .ignore_unknown(args.names.ignore_unknown)
+        .reject_non_finite(args.reject_non_finite)
+        .constants(args.names.constants())
+        .renames(args.names.renames());
     let staged = {
         let watcher = Watcher(out.busy("refitting"));
         let mut refit = Refit::new().adapters(&adapters)?.reject_non_finite(args.reject_non_finite).observe(&watcher);
@@ -85,7 +83,7 @@ fn changes(path: &Path, model: &Model, out: &Output) -> Result<StateDict, Failur
 fn open_adapters(args: &RefitArgs, model: &Model) -> Result<Vec<(Arc<Adapter>, f64)>, Failure> {
     let given = &args.adapter;
     let config = args.adapter_config.as_deref().map(regraft::adapter::read_config).transpose()?;
-    let options = AdapterOptions { config, alpha: args.adapter_alpha, ..AdapterOptions::default() };
+    let options = AdapterOptions::new().config(config).alpha(args.adapter_alpha);
     let open = |(path, scale): &(PathBuf, f64)| {
         let mut adapter = regraft::open_adapter(path, &options, model.refit_map())?;
         if given.iter().filter(|(other, _)| other.file_name() == path.file_name()).count() > 1 {

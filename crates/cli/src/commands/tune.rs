@@ -20,8 +20,10 @@ pub(super) fn options(flags: &TuneFlags, cache: &CacheFlags) -> Result<Tune, Fai
         None => None,
     };
     let folder = cache.cache_dir.clone().or_else(regraft::cache_folder).filter(|_| !cache.no_cache);
-    let cache_dir = folder.map(|folder| folder.join("tuning"));
-    Ok(Tune { mode: flags.tune.unwrap_or_default().into(), pinned, cache_dir })
+    let mode = TuneMode::from(flags.tune.unwrap_or_default());
+    let mut tune = Tune::from(mode).cache_dir(folder.map(|folder| folder.join("tuning")));
+    tune.pinned = pinned;
+    Ok(tune)
 }
 
 /// Says how kernels were chosen, and saves the records where that is asked for.

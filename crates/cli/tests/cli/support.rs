@@ -30,7 +30,7 @@ impl Array {
         match self.dtype {
             Dtype::F32 => self.data.as_chunks().0.iter().map(|&b| f64::from(f32::from_le_bytes(b))).collect(),
             Dtype::F64 => self.data.as_chunks().0.iter().map(|&b| f64::from_le_bytes(b)).collect(),
-            other => panic!("{other:?} is no float of these tests"),
+            other => panic!("{other:?} is not a float of these tests"),
         }
     }
 

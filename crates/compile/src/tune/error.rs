@@ -50,6 +50,7 @@ pub struct RecordsError {
 
 /// The kinds of [`RecordsError`].
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum RecordsErrorKind {
     /// The file cannot be read.
     #[error("could not read the tuning records: {0}")]
@@ -60,7 +61,7 @@ pub enum RecordsErrorKind {
         /// The limit.
         limit: u64,
     },
-    /// The text is no JSON of the form that records have.
+    /// The text is not a JSON of the form that records have.
     #[error("expected tuning records, found at line {line}, column {column}: {what}")]
     Malformed {
         /// Where: the line, from 1.

@@ -71,7 +71,7 @@ pub(super) fn measure(
 ) -> Option<Vec<Option<Timing>>> {
     let mut runs: Vec<Runs> = Vec::new();
     for (index, candidate) in candidates.iter().enumerate() {
-        // A candidate that does not take these sizes is no choice for them.
+        // A candidate that does not take these sizes is not a choice for them.
         if let Some((kernel, weights)) = prepare(device, problem, candidate) {
             runs.push(Runs { index, kernel, weights, repeat: 1, samples: Vec::new(), given_up: false });
         }

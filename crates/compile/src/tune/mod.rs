@@ -14,7 +14,7 @@ mod measure;
 mod problem;
 mod records;
 
-use std::{collections::BTreeSet, time::Instant};
+use std::{collections::BTreeSet, fmt, time::Instant};
 
 use regraft_backend::{Candidate, Target};
 use regraft_ir::{Graph, Node};
@@ -77,6 +77,17 @@ pub struct TuneReport {
     pub unpinned_missing: usize,
     /// Seconds spent measuring.
     pub seconds: f64,
+}
+
+impl fmt::Display for TuneReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let TuneReport { measured, reused, pinned, unpinned_missing, seconds } = self;
+        write!(f, "{measured} problems measured in {seconds:.1} s, {reused} reused, {pinned} pinned")?;
+        match unpinned_missing {
+            0 => Ok(()),
+            missing => write!(f, ", {missing} not in the records"),
+        }
+    }
 }
 
 /// Makes the choices of one build.

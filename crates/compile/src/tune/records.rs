@@ -225,7 +225,7 @@ impl Records {
     /// Reads what [`Records::to_json`] wrote.
     ///
     /// # Errors
-    /// When the text is too large, is no JSON of that form, or is of another version.
+    /// When the text is too large, is not a JSON of that form, or is of another version.
     pub fn from_json(json: &[u8]) -> Result<Self, RecordsErrorKind> {
         if json.len() as u64 > LIMIT {
             return Err(RecordsErrorKind::TooLarge { limit: LIMIT });

@@ -7,7 +7,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use regraft::{Buffer, Changed, Device as _, RefitOptions, RemoteBytes, StateDict, Tensor};
+use regraft::{Buffer, Changed, Device as _, RemoteBytes, StateDict, Tensor};
 use regraft_backend_mock::MockDevice;
 use regraft_conformance::{Case, FULL, assert_close, assert_same_slots};
 
@@ -39,7 +39,7 @@ fn weights_of_the_device_are_read_where_they_are() {
         let model = regraft::model(case.compile(), device.clone()).unwrap();
         let a = regraft_conformance::own_weights(&case.compile());
         let (b, held_b, fetched) = on_device(&device, &case.weights_b());
-        let all = RefitOptions { changed: Changed::All, ..FULL };
+        let all = FULL.changed(Changed::All);
         let report = model.refit(&b, &all).unwrap();
         assert_eq!(fetched.load(Ordering::SeqCst), report.fetched.len(), "{name}: no more than is said");
         assert!(report.fetched.len() < report.applied.len(), "{name}: {:?}", report.fetched);

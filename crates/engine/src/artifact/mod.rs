@@ -91,7 +91,7 @@ impl Engine {
     /// The bytes of the engine's file.
     ///
     /// # Errors
-    /// When a source is kept by reference to a file whose path is no Unicode.
+    /// When a source is kept by reference to a file whose path is not Unicode.
     pub fn to_bytes(&self) -> Result<Vec<u8>, EngineError> {
         let name = Path::new("engine in memory");
         let write = || -> Result<_, EngineErrorKind> {
@@ -105,7 +105,7 @@ impl Engine {
     /// Reads the engine at `path`. Every byte is verified; weights are mapped, not copied.
     ///
     /// # Errors
-    /// When the file cannot be read, is no engine of a version that is read here, or is damaged or malformed.
+    /// When the file cannot be read, is not an engine of a version that is read here, or is damaged or malformed.
     pub fn read(path: &Path) -> Result<Engine, EngineError> {
         let container = Container::open(path, &READ, Verify::All).map_err(|e| error(path, e))?;
         read::engine(path, &container)

@@ -12,7 +12,7 @@ pub enum Loaded {
     Hit(Box<Engine>),
     /// Nothing.
     Miss,
-    /// Something that is no sound entry of this key; it was removed.
+    /// Something that is not a sound entry of this key; it was removed.
     Damaged(EngineError),
 }
 

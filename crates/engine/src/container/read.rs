@@ -47,7 +47,7 @@ impl Container {
     /// Maps the file at `path`, which is of one of `formats`, and checks it.
     ///
     /// # Errors
-    /// When the file cannot be read, is no container, is one of another version, or is damaged.
+    /// When the file cannot be read, is not a container, is one of another version, or is damaged.
     pub fn open(path: impl AsRef<Path>, formats: &[&Format], verify: Verify) -> Result<Self, ContainerError> {
         let path = path.as_ref();
         let file = map(path).map_err(|kind| ContainerError::new(path, kind))?;

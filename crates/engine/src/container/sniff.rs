@@ -1,4 +1,4 @@
-//! What a file that is no engine looks like, so that the error can say what to do with it.
+//! What a file that is not an engine looks like, so that the error can say what to do with it.
 
 use super::{ContainerErrorKind as Kind, layout};
 

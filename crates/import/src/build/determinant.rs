@@ -15,7 +15,7 @@ pub(crate) fn determinant(g: &mut Builder, x: ValueId) -> Res<ValueId> {
     let Some(first) = g.rank(x).checked_sub(2) else { return wrong("expected a matrix") };
     let n = g.size(x, first)?;
     if g.size(x, first + 1)? != n {
-        return wrong(format!("{} is no square matrix", g.ty(x)));
+        return wrong(format!("{} is not a square matrix", g.ty(x)));
     }
     if n > LARGEST_BY_MINORS {
         return unsupported(

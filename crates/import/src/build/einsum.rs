@@ -87,7 +87,7 @@ fn labels(part: &str, rank: usize) -> Res<(Vec<char>, usize)> {
     labels.extend((0..extra).rev().filter_map(hidden_label));
     labels.extend(after.unwrap_or("").chars());
     match labels.iter().find(|c| !c.is_ascii_alphabetic() && **c < HIDDEN) {
-        Some(c) => wrong(format!("`{c}` is no label")),
+        Some(c) => wrong(format!("`{c}` is not a label")),
         None => Ok((labels, extra)),
     }
 }

@@ -84,7 +84,7 @@ impl<'t, 'p> Cx<'t, 'p> {
         self.node.inputs.len()
     }
 
-    /// Whether somebody may read result `i`.
+    /// Whether result `i` may be read.
     pub(super) fn wants(&self, i: usize) -> bool {
         self.node.outputs.get(i).is_some_and(|name| !name.is_empty())
     }

@@ -77,7 +77,7 @@ pub(crate) enum Value<'a> {
 #[derive(Debug, Default)]
 pub(crate) struct ValueInfo<'a> {
     pub(crate) name: &'a str,
-    /// Its element type by number and its sizes; `None` for what is no tensor.
+    /// Its element type by number and its sizes; `None` for what is not a tensor.
     pub(crate) tensor: Option<(i64, Vec<Size<'a>>)>,
     /// Whether it says a shape.
     pub(crate) has_shape: bool,

@@ -29,7 +29,7 @@ impl Archive {
     /// Maps the file at `path` and checks its structure and its format and version marks.
     ///
     /// # Errors
-    /// When the file cannot be mapped, is no sound zip file, or no archive of a supported version and byte order.
+    /// When the file cannot be mapped, is not a sound zip file, or no archive of a supported version and byte order.
     pub fn open(path: &Path) -> Result<Self, ImportError> {
         let file = MappedFile::open(path).map_err(|e| ImportError::new(path, e.into()))?;
         let mut files = checkpoint::Archive::new(file).map_err(|e| error(path, e))?;

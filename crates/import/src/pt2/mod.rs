@@ -63,7 +63,7 @@ impl Pt2Archive {
     /// Opens the archive at `path` and reads its only model, or the one called `model`.
     ///
     /// # Errors
-    /// When the file is no sound archive of a supported version, when the program does not follow its schema, or when
+    /// When the file is not a sound archive of a supported version, when the program does not follow its schema, or when
     /// weights are missing or damaged.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, ImportError> {
         Pt2Archive::read(path.as_ref(), Values::Read)
@@ -102,7 +102,7 @@ impl Pt2Archive {
     /// Dtype and shape of a tensor of `graph`, which is this program's or one inside of it.
     ///
     /// # Errors
-    /// An unknown name, a dtype that Regraft has not, or a size that is no integer expression.
+    /// An unknown name, a dtype that Regraft has not, or a size that is not an integer expression.
     pub fn tensor_type(&self, graph: &Graph, name: &str) -> Result<TensorType, ImportError> {
         let Some(meta) = graph.tensor_values.get(name) else {
             return Err(self.schema_error(name, "the graph has no tensor of this name"));
@@ -129,7 +129,7 @@ impl Pt2Archive {
     /// The value of a symbolic integer of `graph`.
     ///
     /// # Errors
-    /// An unknown name, or a value that is no integer expression.
+    /// An unknown name, or a value that is not an integer expression.
     pub fn sym_int(&self, graph: &Graph, name: &str) -> Result<Dim, ImportError> {
         let Some(value) = graph.sym_int_values.get(name) else {
             return Err(self.schema_error(name, "the graph has no symbolic integer of this name"));

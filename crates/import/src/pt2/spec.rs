@@ -11,13 +11,13 @@ use super::schema::{ExportedProgram, InputSpec, NamedTupleDef, OutputSpec};
 pub enum TreeSpec {
     /// A tensor, a number or `None`: one value.
     Leaf,
-    /// A `None` that is no value.
+    /// A `None` that is not a value.
     None,
     /// A tuple.
     Tuple(Vec<TreeSpec>),
     /// A list or a deque.
     List(Vec<TreeSpec>),
-    /// A dict, in its order; keys that are no texts are written as JSON.
+    /// A dict, in its order; keys that are not texts are written as JSON.
     Dict(Vec<(String, TreeSpec)>),
     /// A named tuple, data class or other class with named fields.
     Named {

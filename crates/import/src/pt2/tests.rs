@@ -320,7 +320,7 @@ fn wrong_weights_are_refused_by_name() {
     config("a")(fixed(7, &[2, 3], &[3, 1], i64::MAX)).refused("a  f32[2, 3] at element");
     config("a")(fixed(7, &[2, 3], &[1 << 62, 1 << 62], 0)).refused("a  a view of shape [2, 3]");
     config("a")(fixed(7, &[2, 3], &[4, 1], 0)).refused("leaves its storage of 6 elements");
-    config("a")(fixed(7, &[2, 3], &[3, -1], 0)).refused("stride Int(-1) is no natural number");
+    config("a")(fixed(7, &[2, 3], &[3, -1], 0)).refused("stride Int(-1) is not a natural number");
     config("a")(fixed(7, &[2, -3], &[3, 1], 0)).refused("a negative size");
     config("a")(fixed(7, &[2, 3], &[3], 0)).refused("expected 2 strides, found 1");
     config("a")(fixed(7, &[1 << 40, 1 << 40], &[0, 0], 0)).refused("too large for memory");
@@ -379,7 +379,7 @@ fn what_is_no_supported_archive_is_refused_with_advice() {
     files(&["archive/data.pkl", "archive/version"]).refused("torch.save or torch.jit.save");
     files(&[]).refused("found nothing");
     assert!(open(b"").is_err());
-    assert!(open(b"not a zip file").expect_err("no zip").contains("it is no zip file"));
+    assert!(open(b"not a zip file").expect_err("no zip").contains("it is not a zip file"));
     assert!(Pt2Archive::open("/nowhere/x.pt2").expect_err("no file").to_string().starts_with("/nowhere/x.pt2: "));
 }
 

@@ -249,7 +249,7 @@ fn read_config(
     Ok(None)
 }
 
-/// One line of a configuration; `None` for an object that is no tensor.
+/// One line of a configuration; `None` for an object that is not a tensor.
 fn planned<'a>(name: &'a str, meta: &PayloadMeta, origin: Origin, folder: &str) -> Result<Option<Planned<'a>>, String> {
     let Some(tensor) = &meta.tensor_meta else {
         return if meta.use_pickle { Ok(None) } else { Err("its configuration has no `tensor_meta`".to_owned()) };
@@ -272,7 +272,7 @@ fn planned<'a>(name: &'a str, meta: &PayloadMeta, origin: Origin, folder: &str) 
     let natural = |size: &schema::SymInt, what: &str| {
         size.as_int()
             .and_then(|v| usize::try_from(v).ok())
-            .ok_or_else(|| format!("its {what} {size:?} is no natural number"))
+            .ok_or_else(|| format!("its {what} {size:?} is not a natural number"))
     };
     // The stride of an axis of size 1 says nothing, and views that differ in it alone are equal.
     let strides = tensor.strides.iter().zip(&shape);

@@ -104,7 +104,7 @@ impl Builder {
         lexer.expect("(")?;
         let word = lexer.word()?;
         let kind = SourceKind::ALL.into_iter().find(|k| k.name() == word);
-        let kind = kind.ok_or_else(|| format!("`{word}` is no kind of source"))?;
+        let kind = kind.ok_or_else(|| format!("`{word}` is not a kind of source"))?;
         let value = self.graph.add_source(name, kind, ty);
         self.define(number, value)?;
         while lexer.eat(",") {
@@ -116,7 +116,7 @@ impl Builder {
             let word = lexer.word()?;
             let role = Role::ALL.into_iter().find(|role| role.name() == word);
             self.graph.sources.last_mut().expect("just added").role =
-                role.ok_or_else(|| format!("`{word}` is no role of a source"))?;
+                role.ok_or_else(|| format!("`{word}` is not a role of a source"))?;
         }
         if lexer.eat("twin") {
             lexer.expect("of")?;
@@ -229,7 +229,7 @@ impl<'a> Lexer<'a> {
     }
 
     fn parsed<T: FromStr>(text: &str) -> Result<T, String> {
-        text.parse().map_err(|_| format!("`{text}` is no number in range"))
+        text.parse().map_err(|_| format!("`{text}` is not a number in range"))
     }
 
     fn integer(&mut self) -> Result<i64, String> {
@@ -262,7 +262,7 @@ impl<'a> Lexer<'a> {
                     Some((_, 'u')) => {
                         let hex: String = chars.by_ref().map(|(_, c)| c).take_while(|&c| c != '}').skip(1).collect();
                         let code = u32::from_str_radix(&hex, 16).ok().and_then(char::from_u32);
-                        out.push(code.ok_or_else(|| format!("`\\u{{{hex}}}` is no character"))?);
+                        out.push(code.ok_or_else(|| format!("`\\u{{{hex}}}` is not a character"))?);
                     }
                     Some((_, c)) => out.push(c),
                     None => break,
@@ -284,7 +284,7 @@ impl<'a> Lexer<'a> {
 
     fn ty(&mut self) -> Result<TensorType, String> {
         let word = self.word()?;
-        let dtype = DType::from_name(word).ok_or_else(|| format!("`{word}` is no dtype"))?;
+        let dtype = DType::from_name(word).ok_or_else(|| format!("`{word}` is not a dtype"))?;
         self.expect("[")?;
         let mut shape = Vec::new();
         while !self.eat("]") {

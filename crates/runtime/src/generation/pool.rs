@@ -94,6 +94,14 @@ pub struct PoolMemory {
     pub limit: Option<usize>,
 }
 
+impl fmt::Display for PoolMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let megabytes = |bytes: usize| bytes as f64 / 1e6;
+        write!(f, "{:.1} MB of slots in use, {:.1} MB free", megabytes(self.in_use), megabytes(self.free))?;
+        self.limit.map_or(Ok(()), |limit| write!(f, ", at most {:.1} MB", megabytes(limit)))
+    }
+}
+
 /// Memory for slots that is not to be had. Nothing was computed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

@@ -56,7 +56,7 @@ fn find<'a>(info: &SourceInfo, weights: &'a StateDict, digest: Option<Digest>) -
 /// Opens a weight file that an engine names. Opening anything but a regular file may wait for ever, or do something.
 fn open(parts: &Parts<'_>, path: &Path) -> Result<StateDict, Box<dyn Error + Send + Sync>> {
     if !fs::metadata(path)?.is_file() {
-        return Err("it is no regular file".into());
+        return Err("it is not a regular file".into());
     }
     (parts.reader)(path)
 }

@@ -65,14 +65,14 @@ pub(crate) struct Change {
     pub(crate) adapters: Arc<AdapterSet>,
     /// Adapters that are part of the sources.
     baked: Arc<[BakedAdapter]>,
-    /// The slots to make anew.
+    /// The slots to rebuild.
     pub(crate) stale: Vec<usize>,
     /// Sources that are not kept as the tensors that they are now.
     passing: BTreeSet<usize>,
 }
 
 impl Change {
-    /// Before the slots to make anew are given up: reads sources that `base` keeps in them back from there. Returns the
+    /// Before the slots to rebuild are given up: reads sources that `base` keeps in them back from there. Returns the
     /// sources of `base` with those tensors, of which its slots can be made again.
     pub(crate) fn free_slots_of(
         &mut self,
@@ -148,9 +148,9 @@ pub(crate) fn check(
 /// An adapter names sources by number: one of another engine would change other weights.
 fn check_adapters(map: &RefitMap, adapters: &AdapterSet) -> Result<(), RuntimeError> {
     for (adapter, scale) in adapters.iter() {
-        let mut problems = adapter.misfits(map);
+        let mut problems = adapter.mismatches(map);
         if !scale.is_finite() {
-            let why = format!("{scale} is no scale: give a finite number");
+            let why = format!("{scale} is not a scale: give a finite number");
             problems.push(AdapterProblem::Config { field: "scale".into(), why });
         }
         if !problems.is_empty() {
@@ -201,13 +201,12 @@ fn given(
     let weights = if looks_at_values { remote::all_fetched(weights)? } else { Cow::Borrowed(weights) };
     let weights = &*weights;
     // Without a generation to start from there is nothing to keep: everything must be given.
-    let matching = MatchOptions {
-        partial: options.partial && base.is_some(),
-        ignore_unknown: options.ignore_unknown,
-        reject_non_finite: options.reject_non_finite,
-        constants: options.constants.clone(),
-        renames: options.renames.clone(),
-    };
+    let matching = MatchOptions::new()
+        .partial(options.partial && base.is_some())
+        .ignore_unknown(options.ignore_unknown)
+        .reject_non_finite(options.reject_non_finite)
+        .constants(options.constants.clone())
+        .renames(options.renames.iter().cloned());
     let names = phase(Phase::Match, report, observer, |_| match_names(map, weights, &matching));
     report.ignored = names.ignored().to_vec();
     if !names.rule().is_identity() {

@@ -2,8 +2,15 @@ use std::collections::BTreeSet;
 
 use regraft_weights::{Constants, Phase, Rename};
 
-/// What a refit asks of the weights it is given.
+/// What a refit asks of the weights it is given. By default all weights must be there, under names that the engine has.
+///
+/// ```
+/// # use regraft_runtime::RefitOptions;
+/// let options = RefitOptions::new().partial(true).reject_non_finite(true);
+/// assert!(options.partial && !options.ignore_unknown);
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct RefitOptions {
     /// Take the keys that are there and keep the other sources; otherwise all must be given.
     pub partial: bool,
@@ -17,6 +24,62 @@ pub struct RefitOptions {
     pub renames: Vec<Rename>,
     /// Which of the given sources differ from what serves.
     pub changed: Changed,
+}
+
+impl RefitOptions {
+    /// The default.
+    pub const fn new() -> Self {
+        RefitOptions {
+            partial: false,
+            ignore_unknown: false,
+            reject_non_finite: false,
+            constants: Constants::Keep,
+            renames: Vec::new(),
+            changed: Changed::Detect,
+        }
+    }
+
+    /// Sets [`RefitOptions::partial`].
+    #[must_use]
+    pub const fn partial(mut self, partial: bool) -> Self {
+        self.partial = partial;
+        self
+    }
+
+    /// Sets [`RefitOptions::ignore_unknown`].
+    #[must_use]
+    pub const fn ignore_unknown(mut self, ignores: bool) -> Self {
+        self.ignore_unknown = ignores;
+        self
+    }
+
+    /// Sets [`RefitOptions::reject_non_finite`].
+    #[must_use]
+    pub const fn reject_non_finite(mut self, rejects: bool) -> Self {
+        self.reject_non_finite = rejects;
+        self
+    }
+
+    /// Sets [`RefitOptions::constants`].
+    #[must_use]
+    pub fn constants(mut self, constants: Constants) -> Self {
+        self.constants = constants;
+        self
+    }
+
+    /// Sets [`RefitOptions::renames`].
+    #[must_use]
+    pub fn renames(mut self, renames: impl IntoIterator<Item = Rename>) -> Self {
+        self.renames = renames.into_iter().collect();
+        self
+    }
+
+    /// Sets [`RefitOptions::changed`].
+    #[must_use]
+    pub fn changed(mut self, changed: Changed) -> Self {
+        self.changed = changed;
+        self
+    }
 }
 
 /// Which of the given sources are new, and so which slots are rebuilt.

@@ -13,6 +13,18 @@ use crate::{
 };
 
 /// A generation that is ready to serve and does not yet. Dropping it changes nothing.
+///
+/// ```no_run
+/// # use regraft_runtime::{Model, RefitOptions, RuntimeError};
+/// # use regraft_tensor::Tensor;
+/// # use regraft_weights::StateDict;
+/// # fn f(model: &Model, weights: &StateDict, samples: &[Vec<Tensor>]) -> Result<(), RuntimeError> {
+/// let staged = model.stage(weights, &RefitOptions::new())?;
+/// println!("{}", staged.verify(samples)?);
+/// staged.publish()?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Staged {
     pub(crate) model: Model,

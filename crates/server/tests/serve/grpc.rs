@@ -81,7 +81,7 @@ fn a_call_gives_what_the_model_gives() {
     }
     let [both, neither] = [[raw.clone(), field(7, &bytes)].concat(), [field(1, b"m"), field(5, &input(b""))].concat()];
     let short = [field(1, b"m"), field(5, &input(b"")), field(7, &bytes[4..])].concat();
-    // A name that is no UTF-8, a length beyond the end, sizes that overflow together.
+    // A name that is not UTF-8, a length beyond the end, sizes that overflow together.
     let bad_utf_8 = [field(1, b"\xff\xfe"), field(5, &input(b""))].concat();
     let beyond = [&[5 << 3 | 2][..], &varint(u64::MAX)].concat();
     let huge: Vec<u8> = [i64::MAX as u64, i64::MAX as u64].into_iter().flat_map(varint).collect();

@@ -99,7 +99,7 @@ fn heads_are_bounded_and_sound() {
         let told = end_of(&mut client);
         assert!(told.is_empty() || told.starts_with("HTTP/1.1 4"), "{:.60}: {told}", head.escape_debug());
     }
-    // A path that is no UTF-8, as it is and in escapes.
+    // A path that is not UTF-8, as it is and in escapes.
     let mut client = running.connect();
     client.send(b"GET /v2/models/\xff\xfe HTTP/1.1\r\nhost: localhost\r\n\r\n");
     assert!(!end_of(&mut client).contains(" 200 "));

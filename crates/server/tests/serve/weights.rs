@@ -58,7 +58,7 @@ fn v_3_stage_publish_and_roll_back() {
     let digest = staged["staged"]["digest"].as_str().unwrap().to_owned();
     assert_eq!(ask(&running, &json!({})).1, before, "what is staged does not serve");
 
-    // The same again is no second stage.
+    // The same again is not a second stage.
     let again = send(&running, "", &new).ok();
     assert_eq!((&again["already"], &again["staged"]["digest"]), (&json!(true), &json!(digest)));
 

@@ -196,7 +196,7 @@ mod tests {
                  output %7 = \"w\"",
             );
             let (graph, plan) = plan(&body);
-            // A vector of one factor is no axis.
+            // A vector of one factor is not an axis.
             prop_assume!(o > 1);
             let plan = plan.expect("moves");
             let tensor = |shape: &[usize], salt: u64| {

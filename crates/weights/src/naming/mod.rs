@@ -32,9 +32,9 @@ pub(crate) struct Sides<'a> {
     pub(crate) is_checked: &'a [bool],
     /// Names of the file after renaming, with their tensors.
     pub(crate) given: &'a [(Cow<'a, str>, &'a Tensor)],
-    /// Whether names without a source are no obstacle.
+    /// Whether names without a source are not an obstacle.
     pub(crate) ignore_unknown: bool,
-    /// Whether sources that are not given are no obstacle.
+    /// Whether sources that are not given are not an obstacle.
     pub(crate) partial: bool,
 }
 
@@ -134,7 +134,7 @@ pub(crate) fn find(sides: &Sides<'_>) -> Found {
         }
         for (from, to) in Prefixes::of(sides, &engine, &file).candidates() {
             let mut found = assign(sides, &engine, &file, (&from, &to), spelling);
-            // Where anything fits somehow, a front that may be the name of a part must explain everything.
+            // Where anything fits somehow, a prefix that may be the name of a part must explain everything.
             let is_lenient = sides.partial && sides.ignore_unknown;
             found.fits &= !is_lenient || found.is_whole || prefix::is_known(&from, &to);
             if found.fits && !fitting.iter().any(|other| other.sources == found.sources) {
@@ -231,7 +231,7 @@ fn has_doubles(names: &[Cow<'_, str>]) -> bool {
     sorted.windows(2).any(|pair| pair[0] == pair[1])
 }
 
-/// What the rule makes of each name: `from` at its front is replaced by `to`.
+/// What the rule makes of each name: `from` at its start is replaced by `to`.
 fn assign(
     sides: &Sides<'_>,
     engine: &Names<'_>,
@@ -288,7 +288,7 @@ pub(crate) fn is_counter(name: &str) -> bool {
     name.rsplit('.').next() == Some("num_batches_tracked")
 }
 
-/// `name` with whole segments `from` at its front replaced by `to`; `None` when it does not begin with them.
+/// `name` with whole segments `from` at its start replaced by `to`; `None` when it does not begin with them.
 fn renamed<'n>(name: &'n str, from: &str, to: &str) -> Option<Cow<'n, str>> {
     let rest = match from.is_empty() {
         true => name,

@@ -1,4 +1,4 @@
-"""Where Torch-TensorRT has its front functions."""
+"""Where Torch-TensorRT has its main functions."""
 
 from regraft.compat.torch_tensorrt import (
     InputType,

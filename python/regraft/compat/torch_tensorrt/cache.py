@@ -36,7 +36,7 @@ class BaseEngineCache(ABC):
     """What a cache of one's own is derived from: it stores bytes under a hash.
 
     Entries hold no weights. The hash stands for everything that decides the code of an engine; an entry that
-    does not fit is found out and built anew.
+    does not fit is detected and built again.
 
     Example:
         >>> class InMemory(BaseEngineCache):
@@ -88,10 +88,10 @@ class BaseEngineCache(ABC):
                 raise ValueError("it ends too early")
             facts = json.loads(packed_obj[8 : 8 + size])
             if not isinstance(facts, list):
-                raise TypeError("its facts are no list")
+                raise TypeError("its facts are not a list")
             return (bytes(packed_obj[8 + size :]), *facts)
         except (ValueError, TypeError, RecursionError) as error:
-            raise regraft.EngineFileError(f"no packed engine, or a damaged one: {error}") from error
+            raise regraft.EngineFileError(f"not a packed engine, or a damaged one: {error}") from error
 
     def insert(self, hash: str, entry: Sequence[Any], *args: Any, **kwargs: Any) -> None:
         """Stores an engine with facts about it, as :meth:`pack` takes them."""

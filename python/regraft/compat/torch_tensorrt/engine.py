@@ -30,7 +30,8 @@ class TorchTensorRTModule(torch.nn.Module):
         facts: others that Torch-TensorRT stores beside an engine, without effect.
 
     Raises:
-        regraft.EngineFileError: when the bytes are no engine, or it has other numbers of inputs or outputs.
+        regraft.EngineFileError: when the bytes are not an engine, or the numbers of inputs or
+            outputs differ.
 
     Example:
         >>> module = TorchTensorRTModule(engine, ["x"], ["y"])  # doctest: +SKIP

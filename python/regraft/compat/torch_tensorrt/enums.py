@@ -214,12 +214,12 @@ class Device:
 
         Raises:
             TypeError: when ``t`` is not ``torch.device``.
-            ValueError: when it is no GPU.
+            ValueError: when it is not a GPU.
         """
         if t is not torch.device:
             raise TypeError(f"a device is converted to torch.device only, not to {t!r}")
         if self.gpu_id < 0:
-            raise ValueError("the device is no GPU")
+            raise ValueError("the device is not a GPU")
         return torch.device("cuda", self.gpu_id)
 
     @property

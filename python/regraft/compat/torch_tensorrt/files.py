@@ -143,7 +143,7 @@ def unpacked(path: str | os.PathLike[str]) -> Any:
             with zipfile.ZipFile(path) as archive:
                 _extract(archive, folder)
         except (OSError, zipfile.BadZipFile) as error:
-            raise EngineFileError(f"{path}: no saved module, or a damaged one: {error}") from error
+            raise EngineFileError(f"{path}: not a saved module, or a damaged one: {error}") from error
         if not any(folder.iterdir()):
             raise EngineFileError(
                 f"{path}: there are no engines in it\n"
@@ -159,7 +159,7 @@ def _extract(archive: zipfile.ZipFile, folder: Path) -> None:
     for name in members:
         inside = f"/{name}".split(f"/{_FOLDER}/", 1)[1].split("/")
         if any(part in ("", ".", "..") or "\\" in part for part in inside):
-            raise EngineFileError(f"{archive.filename}: {name!r} is no name of a file of a module")
+            raise EngineFileError(f"{archive.filename}: {name!r} is not a name of a file of a module")
         target = folder.joinpath(*inside)
         target.parent.mkdir(parents=True, exist_ok=True)
         with archive.open(name) as source, open(target, "xb") as out:
@@ -176,7 +176,7 @@ def program_of(path: str | os.PathLike[str]) -> ExportedProgram | None:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except (OSError, zipfile.BadZipFile) as error:
-        raise EngineFileError(f"{path}: no saved module, or a damaged one: {error}") from error
+        raise EngineFileError(f"{path}: not a saved module, or a damaged one: {error}") from error
     if not any(name.endswith("/archive_format") for name in names):
         return None
     # Of what is stored PyTorch unpickles any object but tensors and weights.

@@ -31,7 +31,7 @@ class Input:
 
     Raises:
         ValueError: when neither a shape nor all three shapes are given, or they contradict each other.
-        TypeError: when a shape is no sequence of sizes, or the data type is not known.
+        TypeError: when a shape is not a sequence of sizes, or the data type is not known.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class Input:
         """A tensor with random content: of ``opt_shape``, or of the shape that is named.
 
         Raises:
-            ValueError: for a name that is no shape's.
+            ValueError: for a name that is not a shape's.
         """
         if optimization_profile_field not in (None, *_FIELDS):
             raise ValueError(f"expected one of {', '.join(_FIELDS)}, found {optimization_profile_field!r}")

@@ -175,7 +175,7 @@ def gathered(
     """The settings of ``config=`` and of keywords, which win.
 
     Raises:
-        TypeError: with every name that is no setting.
+        TypeError: with every name that is not a setting.
         ValueError: when settings contradict each other.
     """
     known = {about.name for about in fields(CompilationSettings)}
@@ -241,11 +241,11 @@ def report_without_effect(settings: CompilationSettings, stacklevel: int = 2) ->
 def to_regraft(settings: CompilationSettings) -> dict[str, Any]:
     """Keyword arguments of :func:`regraft.compile` that mean the same."""
     level = settings.optimization_level or 0
+    mode = "stripped" if settings.strip_engine_weights else "refittable"
     return {
-        "make_refittable": not settings.immutable_weights,
-        # Torch-TensorRT ignores it for engines that cannot be refitted.
-        "strip_engine_weights": settings.strip_engine_weights and not settings.immutable_weights,
-        "refit_identical_engine_weights": settings.refit_identical_engine_weights,
+        # Torch-TensorRT ignores strip_engine_weights for engines that cannot be refitted.
+        "mode": "frozen" if settings.immutable_weights else mode,
+        "identical": settings.refit_identical_engine_weights,
         "require_full_compilation": settings.require_full_compilation,
         "min_block_size": settings.min_block_size,
         "torch_executed_ops": [name for op in settings.torch_executed_ops for name in _names_of(op)],
@@ -263,18 +263,14 @@ def to_regraft(settings: CompilationSettings) -> dict[str, Any]:
 
 def from_regraft(settings: Mapping[str, Any]) -> CompilationSettings:
     """The settings of a compiled module under Torch-TensorRT's names."""
-    same = (
-        "min_block_size",
-        "torch_executed_ops",
-        "require_full_compilation",
-        "strip_engine_weights",
-        "refit_identical_engine_weights",
-    )
+    same = ("min_block_size", "torch_executed_ops", "require_full_compilation")
     chosen = {name: settings[name] for name in same if name in settings}
     chosen["torch_executed_ops"] = tuple(chosen.get("torch_executed_ops", ()))
     levels = {"fast": 4, "full": 5}
     return CompilationSettings(
-        immutable_weights=not settings.get("make_refittable", True),
+        immutable_weights=settings.get("mode") == "frozen",
+        strip_engine_weights=settings.get("mode") == "stripped",
+        refit_identical_engine_weights=settings.get("identical", False),
         optimization_level=levels.get(settings.get("tune", "off")),
         **chosen,
     )
@@ -309,7 +305,7 @@ def for_mutable(settings: CompilationSettings) -> dict[str, Any]:
         if getattr(settings, name):
             raise ValueError(f"{name}: the module has weights and is refitted when they change: leave it out")
     wanted = to_regraft(settings)
-    for name in ("make_refittable", *modes[1:3]):
+    for name in ("mode", "identical"):
         del wanted[name]
     return wanted
 

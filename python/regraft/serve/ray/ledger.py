@@ -183,7 +183,7 @@ class Ledger:
 
     async def _each(self, work: Callable[[str], Awaitable[Any]]) -> tuple[dict[str, Any], dict[str, str]]:
         """Does it with all replicas at a time: what came of it, and what went wrong. Those that died are
-        forgotten: a dead replica answers nobody, and the one in its place joins with the newest weights.
+        forgotten: a dead replica answers no request, and the one in its place joins with the newest weights.
         """
         names = list(self._members)
         outcomes = await asyncio.gather(*(work(name) for name in names), return_exceptions=True)

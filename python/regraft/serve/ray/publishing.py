@@ -75,7 +75,7 @@ def publish_everywhere(
     """Has all replicas of a deployment serve these weights.
 
     All stage, and when all have, all publish. One that cannot stage ends it for all, and all serve what
-    they did. One that dies meanwhile does not: it answers nobody any more, and the replica in its place
+    they did. One that dies meanwhile does not: it answers no request any more, and the replica in its place
     begins with the newest weights, as each one does that joins later. When this returns, no replica begins
     a run on older weights. Until then each answer is of one generation all the same, and says of which
     version.
@@ -93,7 +93,7 @@ def publish_everywhere(
 
     Raises:
         FleetError: a replica could not stage, or none is running; nothing was published.
-        WeightsError: for what is no tensor.
+        WeightsError: for what is not a tensor.
 
     """
     options = {"partial": partial, "ignore_unknown": ignore_unknown, "reject_non_finite": reject_non_finite}

@@ -161,7 +161,7 @@ class Member:
 
     def run(self, inputs: list[Any]) -> Answer:
         """One run, with the version of the weights that it saw."""
-        outputs, generation = self._model.run_and_tell(inputs)
+        outputs, generation = self._model.run_with_generation(inputs)
         return Answer([np.asarray(output) for output in outputs], self._versions[generation], self.name)
 
     def join(self) -> None:
@@ -185,7 +185,7 @@ class Member:
         return Ready(digest)
 
     def publish(self, version: int) -> None:
-        """Makes what was staged serve; what serves already is no error, so that it can be said again."""
+        """Makes what was staged serve; what serves already is not an error, so that it can be said again."""
         with self._changing:
             if self.version == version:
                 return

@@ -140,7 +140,7 @@ fn recognize(graph: &Graph, pattern: &Pattern, known: &[bool], id: NodeId) -> Op
     };
     let same_batch =
         [q, k, v].iter().all(|&x| graph.ty(x).rank() == rank && graph.ty(x).shape[..rank - 2] == shape[..rank - 2]);
-    // A float mask is added in its own dtype; scores that the mask makes larger are no scores.
+    // A float mask is added in its own dtype; scores that the mask makes larger are not scores.
     let mask_fits = match mask {
         Some(Mask::Add(m)) => graph.ty(m).dtype == graph.ty(scores).dtype && broadcasts(&graph.ty(m).shape, shape),
         Some(Mask::Keep(m) | Mask::Hide(m)) => broadcasts(&graph.ty(m).shape, shape),

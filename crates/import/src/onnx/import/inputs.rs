@@ -106,7 +106,7 @@ impl<'p> Translator<'p> {
     fn input_type(&mut self, info: &ValueInfo<'p>, named: &mut HashMap<&'p str, Symbol>) -> Res<TensorType> {
         let Some((dtype, sizes)) = &info.tensor else {
             return unsupported(
-                "an input that is no tensor",
+                "an input that is not a tensor",
                 "give each of its tensors as an input, and join them by SequenceConstruct",
             );
         };
@@ -205,7 +205,7 @@ impl<'p> Translator<'p> {
     }
 }
 
-/// What an initialiser is. Whole numbers that are no weights of a quantised model, and numbers that a tool put there, belong
+/// What an initialiser is. Whole numbers that are not weights of a quantised model, and numbers that a tool put there, belong
 /// to the program.
 fn kind_of(name: &str, tensor: &Tensor) -> SourceKind {
     let of_a_tool = name.contains('/') || name.contains("::") || name.contains("onstant");

@@ -223,7 +223,7 @@ impl<'p> Translator<'p> {
     }
 }
 
-/// The handler of a node that is no call.
+/// The handler of a node that is not a call.
 fn handler(node: &Node<'_>) -> Option<Handler> {
     ops::find(node.domain, node.op)
 }

@@ -21,7 +21,7 @@ pub(super) fn gelu(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     match cx.text("approximate", "none")? {
         "none" => cx.unary(UnaryFn::Gelu, x),
         "tanh" => cx.unary(UnaryFn::GeluTanh, x),
-        other => wrong(format!("`{other}` is no approximation of gelu")),
+        other => wrong(format!("`{other}` is not an approximation of gelu")),
     }
 }
 

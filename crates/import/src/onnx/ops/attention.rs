@@ -83,7 +83,7 @@ fn four_last(cx: &mut Cx<'_, '_>, x: ValueId) -> Res<ValueId> {
     }
 }
 
-/// The op, where nobody asks for the scores.
+/// The op, where the scores are not an output.
 fn attend(cx: &mut Cx<'_, '_>, o: &Operands, causal: bool) -> Res<ValueId> {
     let mask = match o.mask {
         Some(mask) if cx.dtype_of(mask) != DType::Bool => Some(cx.cast(mask, DType::F32)?),
@@ -149,7 +149,7 @@ fn in_steps(cx: &mut Cx<'_, '_>, o: &Operands, wanted: i64) -> Res<(ValueId, Val
         1 => capped,
         2 => masked,
         3 => shares,
-        other => return wrong(format!("{other} is no kind of scores")),
+        other => return wrong(format!("{other} is not a kind of scores")),
     };
     Ok((out, shown))
 }

@@ -56,7 +56,7 @@ pub(super) fn bit_shift(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     match cx.text("direction", "")? {
         "LEFT" => binary(cx, BinaryFn::Shl),
         "RIGHT" => binary(cx, BinaryFn::Shr),
-        other => wrong(format!("`{other}` is no direction of a shift")),
+        other => wrong(format!("`{other}` is not a direction of a shift")),
     }
 }
 

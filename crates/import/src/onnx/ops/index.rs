@@ -89,7 +89,7 @@ fn reduction(cx: &Cx<'_, '_>) -> Res<PutFn> {
         "mul" => PutFn::Mul,
         "max" => PutFn::Max,
         "min" => PutFn::Min,
-        other => return wrong(format!("`{other}` is no reduction")),
+        other => return wrong(format!("`{other}` is not a reduction")),
     })
 }
 

@@ -51,7 +51,7 @@ fn likelihood(cx: &mut Cx<'_, '_>, x: ValueId) -> Res<ValueId> {
             let all = cx.reduce(ReduceFn::Sum, weight, &axes, false)?;
             cx.binary(BinaryFn::Div, sum, all)
         }
-        (other, _) => wrong(format!("`{other}` is no reduction")),
+        (other, _) => wrong(format!("`{other}` is not a reduction")),
     }
 }
 

@@ -82,7 +82,7 @@ fn grams(pool: &[i64], starts: &[i64]) -> Res<Vec<Grams>> {
             return wrong(format!("`ngram_counts` names the places {start} to {end} of {} numbers", pool.len()));
         };
         if !items.len().is_multiple_of(len) {
-            return wrong(format!("{} numbers are no n-grams of {len}", items.len()));
+            return wrong(format!("{} numbers are not n-grams of {len}", items.len()));
         }
         let mut sorted: Vec<&[i64]> = items.chunks_exact(len).collect();
         sorted.sort_unstable();
@@ -155,7 +155,7 @@ fn weighted(cx: &mut Cx<'_, '_>, counts: ValueId) -> Res<ValueId> {
             let there = cx.compare_with(CompareFn::Gt, counts, 0.0)?;
             cx.cast(there, DType::F32)?
         }
-        other => return wrong(format!("`{other}` is no way to weight counts")),
+        other => return wrong(format!("`{other}` is not a way to weight counts")),
     };
     match weights {
         Some(weights) => cx.binary(BinaryFn::Mul, counts, weights),

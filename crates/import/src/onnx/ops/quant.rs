@@ -67,7 +67,7 @@ fn dequantized(cx: &mut Cx<'_, '_>, x: ValueId, scale: ValueId, zero: Option<Val
     let float = cx.dtype_of(scale);
     let mut out = match (zero, cx.dtype_of(x)) {
         (None, _) => cx.cast(x, float)?,
-        // Whole numbers of 32 bits are no f32.
+        // Whole numbers of 32 bits are not f32.
         (Some(zero), DType::I32) => {
             let apart = cx.binary(BinaryFn::Sub, x, zero)?;
             cx.cast(apart, float)?

@@ -39,7 +39,7 @@ fn network(cx: &mut Cx<'_, '_>) -> Res<Network> {
         "forward" => vec![false],
         "reverse" => vec![true],
         "bidirectional" => vec![false, true],
-        other => return wrong(format!("`{other}` is no direction")),
+        other => return wrong(format!("`{other}` is not a direction")),
     };
     if cx.optional_float_attr("clip")?.is_some() {
         return unsupported("a recurrent network with `clip`", "use one without");

@@ -18,12 +18,12 @@ pub(super) fn rois(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let aligned = match cx.text("coordinate_transformation_mode", usual)? {
         "half_pixel" => true,
         "output_half_pixel" => false,
-        other => return wrong(format!("`{other}` is no transformation of coordinates")),
+        other => return wrong(format!("`{other}` is not a transformation of coordinates")),
     };
     let greatest = match cx.text("mode", "avg")? {
         "avg" => false,
         "max" => true,
-        other => return wrong(format!("`{other}` is no mode of pooling")),
+        other => return wrong(format!("`{other}` is not a mode of pooling")),
     };
     let how = Rois {
         size: [cx.natural("output_height", 1)?, cx.natural("output_width", 1)?],

@@ -131,7 +131,7 @@ fn sized(cx: &Cx<'_, '_>, x: ValueId, axes: Vec<usize>, sizes: Vec<Dim>, policy:
     let scale = match policy {
         "not_larger" => ratios.into_iter().fold(f64::INFINITY, f64::min),
         "not_smaller" => ratios.into_iter().fold(0.0, f64::max),
-        other => return wrong(format!("`{other}` is no policy of aspect ratios")),
+        other => return wrong(format!("`{other}` is not a policy of aspect ratios")),
     };
     let axis = |axis: usize| {
         let size = from(axis);
@@ -320,7 +320,7 @@ impl How<'_> {
                     _ => start * (n - 1.0) + x * (end - start) * (n - 1.0) / (m - 1.0),
                 }
             }
-            other => return wrong(format!("`{other}` is no transformation of coordinates")),
+            other => return wrong(format!("`{other}` is not a transformation of coordinates")),
         })
     }
 
@@ -355,13 +355,13 @@ impl How<'_> {
                     "ceil" => at.ceil(),
                     "round_prefer_floor" => (at - 0.5).ceil(),
                     "round_prefer_ceil" => (at + 0.5).floor(),
-                    other => return wrong(format!("`{other}` is no way to round")),
+                    other => return wrong(format!("`{other}` is not a way to round")),
                 };
                 (near as i64, vec![1.0])
             }
             "linear" => spread(1.0, &linear),
             "cubic" => spread(2.0, &cubic),
-            other => return wrong(format!("`{other}` is no mode of resampling")),
+            other => return wrong(format!("`{other}` is not a mode of resampling")),
         })
     }
 }

@@ -294,7 +294,7 @@ pub(super) fn pad(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
         "reflect" => PadMode::Reflect,
         "edge" => PadMode::Replicate,
         "wrap" => return wrapped(cx, x, &before, &after),
-        other => return wrong(format!("`{other}` is no padding mode")),
+        other => return wrong(format!("`{other}` is not a padding mode")),
     };
     if !cx.has(2) || mode != PadMode::Constant {
         if cx.has(2) {
@@ -487,7 +487,7 @@ pub(super) fn depth_to_space(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let (split, perm) = match cx.text("mode", "DCR")? {
         "DCR" => ([n.clone(), block.clone(), block.clone(), out.clone(), h.clone(), w.clone()], vec![0, 3, 4, 1, 5, 2]),
         "CRD" => ([n.clone(), out.clone(), block.clone(), block.clone(), h.clone(), w.clone()], vec![0, 1, 4, 2, 5, 3]),
-        other => return wrong(format!("`{other}` is no order of channels")),
+        other => return wrong(format!("`{other}` is not an order of channels")),
     };
     let x = cx.reshape(x, split.to_vec())?;
     let x = cx.permute(x, perm)?;

@@ -15,13 +15,13 @@ pub(super) fn grid(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
         "linear" | "bilinear" => Sampling::Linear,
         "nearest" => Sampling::Nearest,
         "cubic" | "bicubic" => Sampling::Cubic,
-        other => return wrong(format!("`{other}` is no mode of sampling")),
+        other => return wrong(format!("`{other}` is not a mode of sampling")),
     };
     let outside = match cx.text("padding_mode", "zeros")? {
         "zeros" => Outside::Zeros,
         "border" => Outside::Border,
         "reflection" => Outside::Reflection,
-        other => return wrong(format!("`{other}` is no padding mode")),
+        other => return wrong(format!("`{other}` is not a padding mode")),
     };
     grid_sample(cx, image, grid, sampling, outside, corners)
 }
@@ -70,7 +70,7 @@ pub(super) fn tensor_scatter(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let circular = match cx.text("mode", "linear")? {
         "linear" => false,
         "circular" => true,
-        other => return wrong(format!("`{other}` is no mode of writing")),
+        other => return wrong(format!("`{other}` is not a mode of writing")),
     };
     if axis == 0 {
         return wrong("the axis of examples cannot be written to");

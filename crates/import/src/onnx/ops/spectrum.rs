@@ -96,7 +96,7 @@ pub(super) fn dft(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     };
     let axis = cx.axis_of(axis, rank)?;
     if axis + 1 >= rank {
-        return wrong("the parts of numbers are no axis of a signal");
+        return wrong("the parts of numbers are not axis of a signal");
     }
     let (inverse, one_sided) = (cx.flag("inverse", false)?, cx.flag("onesided", false)?);
     let have = cx.size(x, axis)?;

@@ -59,7 +59,7 @@ impl Windows {
                     }
                 }
             }
-            other => return wrong(format!("`{other}` is no padding")),
+            other => return wrong(format!("`{other}` is not a padding")),
         }
         Ok(w)
     }
@@ -312,7 +312,7 @@ fn average(cx: &mut Cx<'_, '_>, x: ValueId, w: &Windows, ceil: bool, include: bo
     if include {
         return Ok(mean);
     }
-    // The part of each window that is no padding.
+    // The part of each window that is not a padding.
     let one = cx.float_like(1.0, x)?;
     let shape = cx.shape(x);
     let ones = cx.expand(one, shape)?;

@@ -95,7 +95,7 @@ impl<'p> Translator<'p> {
                         Bound::Tensor(self.new_storage(value, Origin::Input(name.to_owned())))
                     }
                     Argument::SymInt(_) => Bound::Dim(archive.sym_int(archive.graph(), graph_name)?),
-                    _ => Bound::Missing(format!("the input `{name}`, which is no tensor")),
+                    _ => Bound::Missing(format!("the input `{name}`, which is not a tensor")),
                 },
                 _ => Bound::Missing(format!("the constant input `{name}`")),
             };

@@ -132,7 +132,7 @@ impl Translator<'_> {
             }
             Origin::Source(source, SourceKind::Parameter | SourceKind::Constant) => {
                 let name = self.b.graph.sources.get(*source as usize).map_or("", |s| &s.name);
-                let what = format!("writing to `{name}`, which is no buffer");
+                let what = format!("writing to `{name}`, which is not a buffer");
                 return unsupported(what, "register it with register_buffer()");
             }
             Origin::Source(..) | Origin::Computed => {}

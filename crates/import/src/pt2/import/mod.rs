@@ -2,7 +2,7 @@
 //!
 //! Nodes are translated one by one by the handlers of `ops`. Programs as exported write in place: every tensor of the
 //! program is a `Cell` over a `Storage`, and a write becomes a new value of that storage, from which views are made
-//! anew. Where it is not known whether a tensor shares memory, reading it after a write is an error, never a wrong answer.
+//! again. Where it is not known whether a tensor shares memory, reading it after a write is an error, never a wrong answer.
 
 mod control;
 mod in_place;

@@ -1,4 +1,4 @@
-//! Activations that are no function of the IR by themselves.
+//! Activations that are not a function of the IR by themselves.
 
 use regraft_ir::ops::{BinaryFn, Compare, CompareFn, Select, UnaryFn};
 use regraft_tensor::Dim;
@@ -42,7 +42,7 @@ pub(super) fn gelu(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     match cx.optional_text("approximate")?.unwrap_or("none") {
         "none" => cx.unary(UnaryFn::Gelu, x),
         "tanh" => cx.unary(UnaryFn::GeluTanh, x),
-        other => wrong(format!("`{other}` is no approximation of gelu")),
+        other => wrong(format!("`{other}` is not an approximation of gelu")),
     }
 }
 

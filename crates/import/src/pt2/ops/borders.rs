@@ -86,7 +86,7 @@ pub(super) fn pad(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
         "reflect" => padded(cx, PadMode::Reflect, "pad", None),
         "replicate" => padded(cx, PadMode::Replicate, "pad", None),
         "circular" => circular(cx),
-        other => wrong(format!("`{other}` is no padding mode")),
+        other => wrong(format!("`{other}` is not a padding mode")),
     }
 }
 

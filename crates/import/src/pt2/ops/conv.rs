@@ -57,7 +57,7 @@ fn plain(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
                 x = cx.emit(pad, &[x])?;
             }
         }
-        Some(Argument::String(mode)) if mode != "valid" => return wrong(format!("`{mode}` is no padding")),
+        Some(Argument::String(mode)) if mode != "valid" => return wrong(format!("`{mode}` is not a padding")),
         _ => {}
     }
     if !cx.dtype_of(x).is_float() {

@@ -113,7 +113,7 @@ fn ramp(cx: &mut Cx<'_, '_>, start: &Number, step: &Number, len: Dim, dtype: DTy
         return cx.expand(none, vec![len]);
     }
     if !dtype.is_float() {
-        return unsupported("a range of integers with a step that is no integer", "cast a range of floats");
+        return unsupported("a range of integers with a step that is not an integer", "cast a range of floats");
     }
     let (Some(start), Some(step)) = (start.as_f64(), step.as_f64()) else {
         return unsupported("a range of floats that depends on sizes", "make the dimension static");

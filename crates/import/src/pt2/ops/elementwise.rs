@@ -140,7 +140,7 @@ pub(super) fn div(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
             cx.unary(UnaryFn::Trunc, quotient)
         }
         Some("trunc") => apply(cx, BinaryFn::TruncDiv, &a, &b, dtype),
-        Some(other) => wrong(format!("`{other}` is no rounding mode")),
+        Some(other) => wrong(format!("`{other}` is not a rounding mode")),
     }
 }
 

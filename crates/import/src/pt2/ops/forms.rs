@@ -1,4 +1,4 @@
-//! Shapes by their other names, and copies that move elements in ways that are no view.
+//! Shapes by their other names, and copies that move elements in ways that are not a view.
 
 use regraft_ir::ops::{Flip, Index, UnaryFn};
 use regraft_tensor::{DType, Dim};

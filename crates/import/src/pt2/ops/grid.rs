@@ -13,13 +13,13 @@ pub(super) fn grid_sampler(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
         0 => Outside::Zeros,
         1 => Outside::Border,
         2 => Outside::Reflection,
-        other => return wrong(format!("{other} is no padding mode")),
+        other => return wrong(format!("{other} is not a padding mode")),
     };
     let sampling = match cx.int_or("interpolation_mode", 0)? {
         0 => Sampling::Linear,
         1 => Sampling::Nearest,
         2 => Sampling::Cubic,
-        other => return wrong(format!("{other} is no interpolation mode")),
+        other => return wrong(format!("{other} is not an interpolation mode")),
     };
     grid_sample(cx, image, grid, sampling, outside, corners)
 }

@@ -23,7 +23,7 @@ pub(super) fn embedding_bag(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<ValueId>>> {
         0 => ReduceFn::Sum,
         1 => ReduceFn::Mean,
         2 => ReduceFn::Max,
-        other => return wrong(format!("{other} is no mode of embedding_bag")),
+        other => return wrong(format!("{other} is not a mode of embedding_bag")),
     };
     // The matrix form has become a flat list of ids with offsets `arange(0, n·k, k)`.
     let (flat, bags) = match (cx.ty(ids).shape.as_slice(), cx.result(0)) {

@@ -39,7 +39,7 @@ fn reduced(cx: &mut Cx<'_, '_>, loss: ValueId) -> Res<ValueId> {
         0 => Ok(loss),
         1 => cx.reduce(ReduceFn::Mean, loss, &axes, false),
         2 => cx.reduce(ReduceFn::Sum, loss, &axes, false),
-        other => wrong(format!("{other} is no reduction")),
+        other => wrong(format!("{other} is not a reduction")),
     }
 }
 

@@ -159,7 +159,7 @@ fn insertion_arguments(cx: &mut Cx<'_, '_>, row: ValueId, values: ValueId) -> Re
         None => {}
         Some("right") => right = true,
         Some("left") if !right => {}
-        Some(other) => return wrong(format!("`{other}` is no side, or another than the one given")),
+        Some(other) => return wrong(format!("`{other}` is not a side, or another than the one given")),
     }
     let out = insertion(cx, row, values, right)?;
     let dtype = if cx.bool_or("out_int32", false)? { DType::I32 } else { DType::I64 };
@@ -308,7 +308,7 @@ fn quantiles(cx: &mut Cx<'_, '_>, ignore: bool) -> Res<ValueId> {
             let near = cx.unary(UnaryFn::Round, place)?;
             cx.binary(BinaryFn::Sub, near, low)?
         }
-        other => return wrong(format!("`{other}` is no interpolation")),
+        other => return wrong(format!("`{other}` is not an interpolation")),
     };
     let (low, high) = (cx.cast(low, DType::I64)?, cx.cast(high, DType::I64)?);
     let (a, b) = if ignore {

@@ -72,7 +72,7 @@ pub(super) fn scatter(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
         None => PutFn::Set,
         Some("add") => PutFn::Add,
         Some("multiply") => PutFn::Mul,
-        Some(other) => return wrong(format!("`{other}` is no way to scatter")),
+        Some(other) => return wrong(format!("`{other}` is not a way to scatter")),
     };
     scattered(cx, f)
 }
@@ -98,7 +98,7 @@ fn joining(reduce: &str, dtype: DType) -> Res<(PutFn, Scalar, bool)> {
         "mean" => (PutFn::Add, Scalar::Int(0), true),
         "amax" => (PutFn::Max, bounds.0, false),
         "amin" => (PutFn::Min, bounds.1, false),
-        other => return wrong(format!("`{other}` is no reduction")),
+        other => return wrong(format!("`{other}` is not a reduction")),
     })
 }
 

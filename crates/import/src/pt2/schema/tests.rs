@@ -23,7 +23,7 @@ fn errors_say_where() {
     let error = read::<Node>(
         r#"{"target": "t", "outputs": [], "inputs": [{"name": "a", "arg": {"as_int": 1}}, {"name": "b", "arg": {"as_int": "1"}}]}"#,
     );
-    let error = error.expect_err("a text is no integer");
+    let error = error.expect_err("a text is not an integer");
     assert!(error.starts_with("inputs[1].arg.as_int: "), "{error}");
 }
 

@@ -160,7 +160,7 @@ impl SymbolTable {
     /// A size or integer of the program as an expression.
     ///
     /// # Errors
-    /// An expression that is no polynomial, quotient, remainder, `Max` or `Min` of symbols.
+    /// An expression that is not a polynomial, quotient, remainder, `Max` or `Min` of symbols.
     pub fn dim(&self, size: &SymInt) -> Result<Dim, SymbolProblem> {
         match size {
             SymInt::Int(value) => Ok(Dim::new(*value)),

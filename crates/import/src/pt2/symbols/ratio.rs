@@ -38,7 +38,7 @@ impl Ratio {
     }
 
     pub(super) fn whole(self) -> Result<Dim, String> {
-        if self.den.is(1) { Ok(self.num) } else { Err(format!("is no integer: ({})/({})", self.num, self.den)) }
+        if self.den.is(1) { Ok(self.num) } else { Err(format!("is not an integer: ({})/({})", self.num, self.den)) }
     }
 
     pub(super) fn floor(self) -> Result<Ratio, String> {
@@ -112,10 +112,10 @@ pub(super) fn number(text: &str) -> Result<Dim, String> {
 
 /// A float that is a whole number of 1024ths, as scale factors are; multiplying by it rounds nothing.
 pub(super) fn float(text: &str) -> Result<Ratio, String> {
-    let value: f64 = text.parse().map_err(|_| format!("has the float '{text}', which is no number"))?;
+    let value: f64 = text.parse().map_err(|_| format!("has the float '{text}', which is not a number"))?;
     let scaled = value * 1024.0;
     if scaled.fract() != 0.0 || scaled.abs() > 1e12 {
-        return Err(format!("has the float {text}, which is no short binary fraction"));
+        return Err(format!("has the float {text}, which is not a short binary fraction"));
     }
     Ratio::reduced(Dim::new(scaled as i64), Dim::new(1024))
 }

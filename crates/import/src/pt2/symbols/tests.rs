@@ -46,9 +46,9 @@ fn expressions_become_dims() {
 #[test]
 fn what_is_no_integer_expression_is_refused() {
     for (text, expected) in [
-        ("Rational(1, 2)", "is no integer: (1)/(2)"),
+        ("Rational(1, 2)", "is not an integer: (1)/(2)"),
         ("Mul(Float('0.3', precision=53), ToFloat(%s))", "short binary fraction"),
-        ("int_oo", "which is no finite integer"),
+        ("int_oo", "which is not a finite integer"),
         ("Where(%s, @(1), @(2))", "`Where` with 3 arguments"),
         ("Symbol('s9', integer=True)", "which no size defines"),
         ("FloorDiv(%s, @(0))", "divides by zero"),

@@ -17,7 +17,7 @@ impl SymbolTable {
             Expr::Text(text) => {
                 return Err(format!("has the text '{text}' where a number is expected"));
             }
-            Expr::Name(name) => return Err(format!("has `{name}`, which is no finite integer")),
+            Expr::Name(name) => return Err(format!("has `{name}`, which is not a finite integer")),
         };
         match (name, args) {
             ("Symbol", [Expr::Text(name), ..]) => {
@@ -31,7 +31,7 @@ impl SymbolTable {
             ("Mul", args) => args.iter().try_fold(Ratio::of(Dim::new(1))?, |product, a| product.mul(self.value(a)?)),
             ("Pow" | "PowByNatural", [base, exponent]) => {
                 let exponent = self.whole(exponent)?.as_const().filter(|e| (-8..=16).contains(e));
-                let exponent = exponent.ok_or("has a power whose exponent is no small constant")?;
+                let exponent = exponent.ok_or("has a power whose exponent is not a small constant")?;
                 let base = self.value(base)?;
                 let mut power = Ratio::of(Dim::new(1))?;
                 for _ in 0..exponent.unsigned_abs() {

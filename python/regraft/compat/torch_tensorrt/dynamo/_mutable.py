@@ -196,7 +196,7 @@ class RefitState:
 
     def set_state(self, state: RefitFlag) -> None:
         """Says what it needs, until the next call: a refit compares all weights, a recompile makes the
-        programs anew.
+        programs again.
         """
         found = self._state()
         if found is None:

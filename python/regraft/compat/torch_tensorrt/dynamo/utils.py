@@ -104,7 +104,7 @@ def unified_dtype_converter(dtype: Any, to: Frameworks) -> Any:
         torchs = dtype if isinstance(dtype, torch.dtype) else torch.from_numpy(np.zeros(1, dtype)).dtype
         return torchs if to is Frameworks.TORCH else torch.zeros(1, dtype=torchs).numpy().dtype.type
     except TypeError as error:
-        raise TypeError(f"{dtype} is no data type of both PyTorch and NumPy") from error
+        raise TypeError(f"{dtype} is not a data type of both PyTorch and NumPy") from error
 
 
 def cosine_similarity(gt_tensor: torch.Tensor, pred_tensor: torch.Tensor) -> float:
@@ -145,7 +145,7 @@ def get_model_device(module: torch.nn.Module) -> torch.device:
 
 
 def deallocate_module(module: torch.nn.Module) -> None:
-    """Moves a module to the CPU, and frees what nobody holds. Compiled modules stay where they are."""
+    """Moves a module to the CPU, and frees unused memory. Compiled modules stay where they are."""
     if not hasattr(module, "models"):
         module.to(CPU_DEVICE)
     if torch.cuda.is_available():
@@ -248,7 +248,7 @@ def to_torch_tensorrt_device(device: Any) -> Device:
         return default_device()
     found = torch.device(device)
     if found.type != "cuda":
-        raise ValueError(f"{found} is no GPU")
+        raise ValueError(f"{found} is not a GPU")
     return Device(gpu_id=found.index or 0)
 
 

@@ -20,7 +20,7 @@ __getattr__ = absent(
                 "fake_tensorrt_execute_engine",
                 "no_op_placeholder_for_execute_engine",
             ),
-            "engines are no operators of PyTorch: a compiled module is exported as the program that it was",
+            "engines are not operators of PyTorch: a compiled module is exported as the program that it was",
         ),
     },
 )

@@ -1,0 +1,35 @@
+//! Writes `include/regraft.h` from the sources of the C API: `make header`. With `--check` it changes nothing, and fails when
+//! the header is not current.
+
+use std::{env, error::Error, fs, path::Path, process::ExitCode};
+
+/// The modules of the C API in the order of the header.
+const MODULES: [&str; 4] = ["lib", "failure", "tensor", "model"];
+
+fn main() -> ExitCode {
+    match run(env::args().nth(1).as_deref() == Some("--check")) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(checks: bool) -> Result<(), Box<dyn Error>> {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let config = cbindgen::Config::from_file(here.join("cbindgen.toml"))?;
+    let builder = cbindgen::Builder::new().with_config(config);
+    let sources = MODULES.map(|name| here.join(format!("../src/{name}.rs")));
+    let builder = sources.iter().fold(builder, |builder, source| builder.with_src(source));
+    let mut written = Vec::new();
+    builder.generate()?.write(&mut written);
+    let header = here.join("../include/regraft.h");
+    if !checks {
+        return Ok(fs::write(header, written)?);
+    }
+    match fs::read(&header)? == written {
+        true => Ok(()),
+        false => Err("crates/capi/include/regraft.h is not current: run `make header`, then read the diff".into()),
+    }
+}
