@@ -14,7 +14,7 @@ PYTHON_ENV = python=$$(scripts/python-env.sh | tee >(cat >&2) | tail -n 1); bin=
 # Writes the header of the C API; a workspace of its own.
 HEADER = $(CARGO) run --quiet --locked --target-dir "$(TARGET)" --manifest-path crates/capi/header/Cargo.toml --
 
-.PHONY: help packages setup demo build python wheels docs reference picture header test test-rust test-python test-checkpoints test-adapters test-operators onnx-cases opinfo operators test-gpu test-s3 test-serve test-fleet test-inspector race fuzz peers bless format lint
+.PHONY: help packages setup demo build python wheels docs reference picture header test test-rust test-python test-checkpoints test-adapters test-operators onnx-cases opinfo operators sweep test-golden test-gpu test-s3 test-serve test-fleet test-inspector race fuzz peers bless format lint
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -94,6 +94,21 @@ operators: opinfo onnx-cases ## write docs/operators.md
 	@$(CARGO) build --quiet --locked -p regraft-import --example operators
 	@$(PYTHON_ENV); "$$python" tests/opinfo/operators.py "$(TARGET)/debug/examples/operators" "$(TARGET)/opinfo.tsv" \
 		"$(TARGET)/onnx.tsv" docs/operators.md 2>/dev/null
+
+# What is on PYTHONPATH beside the environment: the package, and folders of scripts/overlay.sh.
+OVERLAY = overlay() { scripts/overlay.sh "$$@" | tee >(cat >&2) | tail -n 1; }
+
+sweep: python ## small models of every family of timm, torchvision, transformers, diffusers; goes on where it was stopped; writes docs/models.md
+	@$(PYTHON_ENV); $(OVERLAY); \
+	export PYTHONPATH="$(TARGET)/python:$$(overlay sweep requirements/sweep.txt "15 MB")"; \
+	"$$python" bench/sweep/run.py "$(TARGET)/sweep.jsonl" --jobs 2; \
+	"$$python" bench/sweep/page.py "$(TARGET)/sweep.jsonl" docs/models.md
+
+test-golden: python ## trained models from packages against what their own libraries compute
+	@$(PYTHON_ENV); $(OVERLAY); \
+	export PYTHONPATH="$(TARGET)/python:$$(overlay golden requirements/golden.txt "300 MB")"; \
+	GOLDEN_OLDER=$$(overlay golden-older requirements/golden-older.txt "20 MB"); export GOLDEN_OLDER; \
+	"$$python" -m pytest -q tests/golden_models.py
 
 test-checkpoints: python ## 300 generated checkpoints against PyTorch
 	@echo "== trying generated checkpoints"

@@ -282,6 +282,33 @@ def test_r_5_all_that_must_stay_in_pytorch_is_listed() -> None:
         assert name in str(caught.value)
 
 
+class Noisy(nn.Module):
+    """Random numbers have no translation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.rand_like(x)
+
+
+def test_r_5_what_must_stay_in_pytorch_is_named_with_its_module() -> None:
+    model = seeded(lambda: nn.Sequential(nn.Linear(8, 4), nn.Sequential(nn.ReLU(), Noisy())), 0)
+    with pytest.raises(regraft.CompileError, match=r"aten\.rand_like\.default in 1\.1: "):
+        regraft.compile(model, X, require_full_compilation=True)
+
+
+class Chosen(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[x[:, 0] > 0].sum(0)
+
+
+def test_r_5_only_what_stands_in_the_way_is_named() -> None:
+    model = seeded(lambda: nn.Sequential(nn.Linear(8, 4), nn.ReLU(), Chosen(), nn.Linear(4, 3)), 0)
+    with pytest.raises(regraft.CompileError, match="1 node cannot be compiled") as caught:
+        regraft.compile(model, X, require_full_compilation=True)
+    [part] = caught.value.unsupported
+    assert part.op == "aten.index.Tensor"
+    assert "aten.index.Tensor in 2: " in str(caught.value) and "help: use where()" in str(caught.value)
+
+
 def test_r_5_what_can_be_compiled_whole_is() -> None:
     model = seeded(lambda: nn.Sequential(nn.Linear(8, 4), nn.ReLU()), 0)
     module = regraft.compile(model, X, require_full_compilation=True)

@@ -52,6 +52,12 @@ _DTYPES = frozenset(
         torch.bool,
     )
 )
+# Why nodes stay in PyTorch that could be compiled if others were not there.
+_SIZES = "it computes sizes"
+_BETWEEN = "it lies between parts"
+_NO_PROGRAM = "PyTorch does not take it as a program"
+_NUMBERS = "it needs the number"
+_FOLLOWS = (_SIZES, _BETWEEN, _NO_PROGRAM, _NUMBERS)
 # Attempts to find regions: each leaves at least one more node to PyTorch.
 _MOST_ROUNDS = 100
 
@@ -148,16 +154,34 @@ def partition(
     if isinstance(again, Partitioned):
         return again
     if not allow_torch:
-        raise _not_whole(_Cutter(functional, 1, left_to_torch).cut().report)
+        raise _not_whole(functional, again, _Cutter(functional, 1, left_to_torch).cut().report)
     return _Cutter(functional, min_block_size, left_to_torch).cut()
 
 
-def _not_whole(report: PartitionReport) -> CompileError:
-    parts = report.in_pytorch
+def _not_whole(program: ExportedProgram, refusal: CompileError, report: PartitionReport) -> CompileError:
+    """What stands in the way of one engine: what the import of the whole program refuses, and what was found
+    when it was cut, less what stays in PyTorch only because other nodes do.
+    """
+    first = [part for part in refusal.unsupported if part.node]
+    known = {part.node for part in first}
+    others = [part for part in report.in_pytorch if part.node not in known]
+    own = [part for part in others if not part.reason.startswith(_FOLLOWS)]
+    parts = (*first, *own) or tuple(others)
+    modules = {node.name: _module_of(node) for node in program.graph.nodes}
     lines = [f"{len(parts)} node{'' if len(parts) == 1 else 's'} cannot be compiled"]
-    lines += [f"  {part.node}  {part.op.removeprefix('torch.ops.')}: {part.reason}" for part in parts]
+    for part in parts:
+        where = f" in {modules[part.node]}" if modules.get(part.node) else ""
+        lines.append(f"  {part.node}  {part.op.removeprefix('torch.ops.')}{where}: {part.reason}")
+    helps = [line for line in str(refusal).splitlines() if line.strip().startswith("help:")] if first else []
+    lines += [f"  {line.strip()}" for line in dict.fromkeys(helps)]
     lines.append("  help: without require_full_compilation they stay in PyTorch")
     return CompileError("\n".join(lines), parts)
+
+
+def _module_of(node: torch.fx.Node) -> str:
+    """The path of the module that a node is from; empty for the outermost."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return str(stack[-1][0]) if stack else ""
 
 
 def _whole(program: ExportedProgram) -> Partitioned | CompileError:
@@ -297,7 +321,7 @@ class _Cutter(OperatorSupportBase):
         if node.name in self.refused:
             return self.refused[node.name]
         if not isinstance(node.target, torch._ops.OpOverload) or not _makes_tensors(node):
-            return Unsupported(node.name, op, "it computes sizes")
+            return Unsupported(node.name, op, _SIZES)
         if op in self.left_to_torch:
             return Unsupported(node.name, op, "torch_executed_ops names it")
         if not _regraft.is_known(f"torch.ops.{op}"):
@@ -346,7 +370,7 @@ class _Cutter(OperatorSupportBase):
             return None
         except SpecViolationError as error:
             # Sizes that only running tells, which a program of its own cannot take.
-            self.refuse(nodes, CompileError(f"PyTorch does not take it as a program: {error}"))
+            self.refuse(nodes, CompileError(f"{_NO_PROGRAM}: {error}"))
             return None
         return _Extracted(tuple(nodes), tuple(copier.inputs), tuple(copier.outputs), _region(imported, nodes))
 
@@ -374,7 +398,7 @@ class _Cutter(OperatorSupportBase):
                 and isinstance(node.target, torch._ops.OpOverload)
             ):
                 reason = small.get(node.name) or self.reason(node)
-                in_pytorch.append(reason or Unsupported(node.name, str(node.target), "it lies between parts"))
+                in_pytorch.append(reason or Unsupported(node.name, str(node.target), _BETWEEN))
         report = PartitionReport(tuple(r.region.operators for r in regions), tuple(in_pytorch))
         return Partitioned(tuple(r.region for r in regions), glue, report)
 
@@ -472,7 +496,7 @@ class _Copier:
                     found = self.graph.call_function(torch.ops.aten.sym_size.int, (self.copies[source], axis))
         if found is None:
             if node.op != "call_function" or _makes_tensors(node):
-                reason = f"it needs the number {node.name}, which no tensor of its part has as a size"
+                reason = f"{_NUMBERS} {node.name}, which no tensor of its part has as a size"
                 users = [user.name for user in node.users if user in set(self.nodes)]
                 raise CompileError(reason, tuple((name, "", reason) for name in users))
             found = self.graph.node_copy(node, self._copied)

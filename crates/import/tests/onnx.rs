@@ -107,6 +107,17 @@ fn a_model_has_its_initialisers_as_sources() {
 }
 
 #[test]
+fn question_marks_are_sizes_of_their_own() {
+    let unknown = message(1, &text_field(2, "?"));
+    let shape = message(2, &[unknown.clone(), unknown].concat());
+    let tensor = message(2, &message(1, &[number(1, 1), shape].concat()));
+    let graph =
+        [node("Relu", &["x"], "y", &[]), message(11, &[text_field(1, "x"), tensor].concat()), info(12, "y", &[-1, -1])];
+    let imported = imported(&model(&graph, 17)).expect("a program");
+    assert_eq!(imported.graph.ty(imported.graph.outputs[0].value).to_string(), "f32[s0, s1]");
+}
+
+#[test]
 fn without_weights_the_program_keeps_what_is_its_own() {
     let folder = tempfile::tempdir().expect("a folder");
     let imported = import_bare(written(&folder, &model(&block(), 17))).expect("a program");

@@ -332,7 +332,8 @@ impl<'a> Size<'a> {
             match field.number {
                 1 => size = Size::Known(field.int()?),
                 2 => match field.text(file)? {
-                    "" => {}
+                    // Converters write a question mark for a size that they do not know.
+                    "" | "?" => {}
                     name => size = Size::Named(name),
                 },
                 _ => {}

@@ -1,0 +1,67 @@
+"""The sweep of models (`make sweep`) goes on where it was stopped, and no model stops it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+SWEEP = Path(__file__).resolve().parent.parent / "bench/sweep"
+
+
+def called(script: str, *arguments: str | Path) -> str:
+    command = [sys.executable, SWEEP / script, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def test_models_are_swept_once_and_put_on_a_page(tmp_path: Path) -> None:
+    results, page = tmp_path / "results.jsonl", tmp_path / "models.md"
+    chosen = ("--only", "front ends/torch/decibels,detectors/YOLO/YOLOv5-like")
+    called("run.py", results, *chosen)
+    records = [json.loads(line) for line in results.read_text().splitlines()]
+    assert [record["status"] for record in records] == ["right", "right"], records
+    # A line that was cut off is no result.
+    with results.open("a") as lines:
+        lines.write('{"id": "front ends/torch/dec')
+    assert "2 models, 0 of them to run" in called("run.py", results, *chosen)
+    called("page.py", results, page)
+    text = page.read_text()
+    assert "| detectors | 1 | 1 | 100.0 % | 0 | 0 | 0 |" in text
+    assert "| YOLO | YOLOv5-like | right |" in text
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(SWEEP))
+    import run
+
+    return run
+
+
+def test_models_that_crash_or_take_too_long_are_results(run: ModuleType) -> None:
+    from zoo.case import Call, Case
+
+    def slow() -> Call:
+        time.sleep(60)
+        raise AssertionError
+
+    def large() -> Call:
+        return Call(torch.nn.Identity(), (torch.zeros(10**10),))
+
+    def case(name: str, make: Callable[[], Any]) -> Case:
+        return Case("tests", "failing", name, make)
+
+    cases = [case("crash", os.abort), case("slow", slow), case("large", large)]
+    found = {one["name"]: one for one in run.run_all(cases, 2, run.Limits(10, 8 * 10**9))}
+    assert found["crash"]["status"] == "crash" and "-6" in found["crash"]["reason"]
+    assert found["slow"]["status"] == "timeout"
+    assert found["large"]["status"] == "error" and "memory" in found["large"]["reason"]
