@@ -4,7 +4,7 @@ use regraft_ir::{
     Scalar,
     ops::{
         ArgReduce, ArgReduceFn, BinaryFn, CompareFn, Factor, FactorFn, Gather, Householder, Matmul, ReduceFn, Select,
-        SolveTriangular, UnaryFn, broadcast,
+        SolveTriangular, broadcast,
     },
 };
 use regraft_tensor::{DType, Dim};
@@ -229,40 +229,5 @@ impl Builder {
         let scaled = self.binary(BinaryFn::Mul, vectors, row)?;
         let turned = self.flipped(vectors)?;
         self.times(scaled, turned)
-    }
-
-    /// `e^x`: the series of `x/2^s`, squared `s` times, where `2^s` is above the norm of `x`.
-    pub(crate) fn matrix_exponential(&mut self, x: ValueId) -> Res<ValueId> {
-        const TERMS: u32 = 18;
-        const SQUARINGS: u32 = 40;
-        let (batch, m, n) = self.matrix_shape(x)?;
-        if n.is(0) {
-            return Ok(x);
-        }
-        let rank = self.rank(x);
-        let size = self.unary(UnaryFn::Abs, x)?;
-        let sums = self.reduce(ReduceFn::Sum, size, &[rank - 1], true)?;
-        let norm = self.reduce(ReduceFn::Max, sums, &[rank - 2], true)?;
-        let log = self.unary(UnaryFn::Log, norm)?;
-        let log = self.with_literal(BinaryFn::Mul, log, std::f64::consts::LOG2_E)?;
-        let times = self.unary(UnaryFn::Ceil, log)?;
-        let times = self.with_literal(BinaryFn::Max, times, 0.0)?;
-        let times = self.with_literal(BinaryFn::Min, times, f64::from(SQUARINGS))?;
-        let two = self.float_like(2.0, x)?;
-        let scale = self.binary(BinaryFn::Pow, two, times)?;
-        let x = self.binary(BinaryFn::Div, x, scale)?;
-        let one = self.identity(&batch, &m, &n, self.dtype_of(x))?;
-        let mut out = one;
-        for k in (1..=TERMS).rev() {
-            let next = self.times(x, out)?;
-            let next = self.with_literal(BinaryFn::Div, next, f64::from(k))?;
-            out = self.binary(BinaryFn::Add, one, next)?;
-        }
-        for i in 0..SQUARINGS {
-            let more = self.compare_with(CompareFn::Gt, times, f64::from(i))?;
-            let square = self.times(out, out)?;
-            out = self.select(more, square, out)?;
-        }
-        Ok(out)
     }
 }

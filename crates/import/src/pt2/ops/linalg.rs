@@ -373,12 +373,6 @@ pub(super) fn matrix_power(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     cx.cast(out, dtype)
 }
 
-pub(super) fn matrix_exp(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
-    let (x, dtype) = wide(cx, "self")?;
-    let out = cx.matrix_exponential(x)?;
-    cx.cast(out, dtype)
-}
-
 fn product(dims: &[Dim]) -> Dim {
     dims.iter().fold(Dim::new(1), |n, d| &n * d)
 }

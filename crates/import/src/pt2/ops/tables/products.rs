@@ -66,8 +66,6 @@ pub(super) const ATEN: &[(&str, Handler)] = &[
     ("ormqr.default", One(linalg::ormqr)),
     ("matrix_power.default", One(linalg::matrix_power)),
     ("linalg_matrix_power.default", One(linalg::matrix_power)),
-    ("matrix_exp.default", One(linalg::matrix_exp)),
-    ("linalg_matrix_exp.default", One(linalg::matrix_exp)),
     ("linalg_tensorinv.default", One(linalg::tensorinv)),
     ("linalg_tensorsolve.default", One(linalg::tensorsolve)),
     ("linalg_eigvalsh.default", One(spectral::eigvalsh)),
