@@ -1,5 +1,5 @@
-//! Writes `include/regraft.h` from the sources of the C API: `make header`. With `--check` it changes nothing, and fails when
-//! the header is not current.
+//! Writes `include/regraft.h` from the sources of the C API: `make header`. The file itself is in `python/regraft`, so that it is in
+//! the wheel. With `--check` nothing is written, and a header that is not current is an error.
 
 use std::{env, error::Error, fs, path::Path, process::ExitCode};
 
