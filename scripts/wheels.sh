@@ -4,7 +4,8 @@
 #
 #     scripts/wheels.sh FOLDER [x86_64|aarch64]...
 #
-# zig links against the old C library and for the other processor. maturin refuses a wheel that needs newer symbols.
+# zig links against the old C library and for the other processor. maturin refuses a wheel that needs newer symbols. Without names,
+# a processor is skipped whose Rust target is not there.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -17,8 +18,16 @@ fail() {
 [[ $# -ge 1 ]] || fail "usage: scripts/wheels.sh FOLDER [x86_64|aarch64]..."
 folder=$1
 shift
-processors=("$@")
+named=("$@")
+processors=("${named[@]}")
 [[ ${#processors[@]} -ne 0 ]] || processors=(x86_64 aarch64)
+here=$(uname -m)
+
+# Whether Rust has its library for a target, which is fetched where that is possible.
+has_target() {
+    rustc --print target-libdir --target "$1" 2>/dev/null | xargs test -d && return
+    command -v rustup >/dev/null && rustup target add "$1"
+}
 
 python=$(scripts/small-env.sh wheels requirements/wheels.txt "400 MB" | tee >(cat >&2) | tail -n 1)
 # maturin looks for zig as a module of the Python on the path.
@@ -28,15 +37,16 @@ export PATH
 mkdir -p "$folder"
 for processor in "${processors[@]}"; do
     target=$processor-unknown-linux-gnu
-    if ! rustc --print target-libdir --target "$target" 2>/dev/null | xargs test -d; then
-        command -v rustup >/dev/null || fail "Rust for $target is missing (with rustup: rustup target add $target)"
-        rustup target add "$target"
+    if ! has_target "$target"; then
+        missing="Rust for $target is missing (rustup target add $target)"
+        [[ ${#named[@]} -eq 0 && $processor != "$here" ]] || fail "$missing"
+        echo "skipped: $missing"
+        continue
     fi
     echo "== building for $target"
     maturin build --release --locked --strip --zig --compatibility manylinux_2_28 --target "$target" --out "$folder"
 done
 
-here=$(uname -m)
 wheel=$(find "$folder" -name "regraft-*-abi3-manylinux_2_28_$here.whl" | head -n 1)
 if [[ -z $wheel ]]; then
     echo "the wheels are for other machines than this one ($here): not installed"

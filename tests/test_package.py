@@ -33,6 +33,11 @@ def python(*arguments: str | Path, folder: Path = ROOT) -> str:
     return done.stdout
 
 
+def test_the_header_of_the_c_api_is_in_the_package() -> None:
+    header = resources.files(regraft).joinpath("include/regraft.h").read_text()
+    assert "regraft_model_refit_tensors(" in header and 'extern "C"' in header
+
+
 def test_types_of_the_native_module_are_those_that_it_has() -> None:
     python("-m", "mypy.stubtest", "regraft._regraft", "--mypy-config-file", "pyproject.toml")
     assert resources.files(regraft).joinpath("py.typed").is_file()

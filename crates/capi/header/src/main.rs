@@ -1,10 +1,7 @@
-//! Writes `include/regraft.h` from the sources of the C API: `make header`. With `--check` it changes nothing, and fails when
-//! the header is not current.
+//! Writes `include/regraft.h` from the sources of the C API: `make header`. The file itself is in `python/regraft`, so that it is in
+//! the wheel. With `--check` nothing is written, and a header that is not current is an error.
 
 use std::{env, error::Error, fs, path::Path, process::ExitCode};
-
-/// The modules of the C API in the order of the header.
-const MODULES: [&str; 4] = ["lib", "failure", "tensor", "model"];
 
 fn main() -> ExitCode {
     match run(env::args().nth(1).as_deref() == Some("--check")) {
@@ -19,9 +16,8 @@ fn main() -> ExitCode {
 fn run(checks: bool) -> Result<(), Box<dyn Error>> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let config = cbindgen::Config::from_file(here.join("cbindgen.toml"))?;
-    let builder = cbindgen::Builder::new().with_config(config);
-    let sources = MODULES.map(|name| here.join(format!("../src/{name}.rs")));
-    let builder = sources.iter().fold(builder, |builder, source| builder.with_src(source));
+    // The other modules are found from this one.
+    let builder = cbindgen::Builder::new().with_config(config).with_src(here.join("../src/lib.rs"));
     let mut written = Vec::new();
     builder.generate()?.write(&mut written);
     let header = here.join("../include/regraft.h");

@@ -93,8 +93,8 @@ fn shards_are_read_by_their_index() {
             r#"{"weight_map":{"a":"../1.safetensors"}}"#,
             "names the file `../1.safetensors`, which is not a plain file name",
         ),
-        (r#"{"weight_map":{"a":"/etc/passwd"}}"#, "no plain file name"),
-        (r#"{"weight_map":{"a":""}}"#, "no plain file name"),
+        (r#"{"weight_map":{"a":"/etc/passwd"}}"#, "not a plain file name"),
+        (r#"{"weight_map":{"a":""}}"#, "not a plain file name"),
         (r#"{"weight_map":{"a":7}}"#, "no valid index of shards"),
         ("[]", "no valid index of shards"),
     ] {

@@ -188,8 +188,8 @@ fn bytes_in_another_file_are_mapped_and_checked() {
         (&[("location", "x.data"), ("offset", "-1")], "the offset `-1` is not a natural number"),
         (&[("location", "x.data"), ("length", "4")], "f32[2] needs 8 bytes, found 4"),
         (&[("location", "y.data")], "put that file beside the model"),
-        (&[("location", "../x.data")], "no plain file name"),
-        (&[("location", "/etc/passwd")], "no plain file name"),
+        (&[("location", "../x.data")], "not a plain file name"),
+        (&[("location", "/etc/passwd")], "not a plain file name"),
         (&[], "another file that has no name"),
     ] {
         refused(with(entries), expected);

@@ -187,7 +187,7 @@ fn tensors_stay_inside_of_their_storages() {
         (one_tensor(12, b"K\x04", b"K\x02\x85", b"K\x08\x85"), "leaves its storage of 12 elements"),
         (one_tensor(12, b"K\0", b"K\x02\x85", &pair(b"K\x01", b"K\x01")), "1 sizes and 2 strides"),
         (one_tensor(11, b"K\0", b"K\x02\x85", b"K\x01\x85"), "its storage has 48 bytes, expected 11 elements"),
-        (one_tensor(12, b"J\xff\xff\xff\xff", b"K\x02\x85", b"K\x01\x85"), "no natural number"),
+        (one_tensor(12, b"J\xff\xff\xff\xff", b"K\x02\x85", b"K\x01\x85"), "not a natural number"),
         (one_tensor(12, HUGE, b"K\x02\x85", b"K\x01\x85"), "at element 9223372036854775807"),
         (one_tensor(12, b"K\0", b"K\x02\x85", &[HUGE, b"\x85"].concat()), "a view of shape [2]"),
         (one_tensor(12, b"K\0", &pair(HUGE, HUGE), &pair(b"K\0", b"K\0")), "too large for memory"),

@@ -99,7 +99,7 @@ fn requests_that_do_not_fit_say_why() {
     let width = *shape.last().unwrap();
     let row = json!(vec![0.5; width]);
     for (body, expected) in [
-        (json!({}), "no request of the inference protocol"),
+        (json!({}), "not a request of the inference protocol"),
         (json!({"inputs": []}), "inputs are missing"),
         (
             json!({"inputs": [{"name": "other", "shape": [1], "datatype": "FP32", "data": [1]}]}),
