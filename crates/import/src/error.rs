@@ -32,8 +32,8 @@ pub enum ImportErrorKind {
     Schema {
         /// Entry of the archive.
         entry: String,
-        /// Where in the entry: a JSON path or the name of a node or value.
-        at: String,
+        /// Where in the entry.
+        at: At,
         /// What was expected and what was found.
         problem: String,
         /// What to do.
@@ -41,8 +41,8 @@ pub enum ImportErrorKind {
     },
     /// A symbolic size could not be understood.
     Symbol {
-        /// Where the expression stands: the name of the value, or of the range constraint.
-        at: String,
+        /// Where the expression stands: the value, or the range constraint.
+        at: At,
         /// The expression.
         expr: String,
         /// What is wrong with it.
@@ -55,7 +55,7 @@ pub enum ImportErrorKind {
     /// Something that is well formed but that Regraft does not do.
     Unsupported {
         /// Where it stands.
-        at: String,
+        at: At,
         /// What it is.
         what: String,
         /// What to do.
@@ -65,6 +65,33 @@ pub enum ImportErrorKind {
     Problems(Vec<ProgramProblem>),
     /// Operators without a translation; all of them.
     UnknownOps(Vec<UnknownOp>),
+}
+
+/// Where in a program something is; as text `name`, or `name (op in module)`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct At {
+    /// A node, value, constraint or JSON path; empty for the program as a whole.
+    pub name: String,
+    /// The operator, where it is a node: `aten.linear.default`.
+    pub op: String,
+    /// The module that a node is in; may be empty.
+    pub module: String,
+}
+
+impl<S: Into<String>> From<S> for At {
+    fn from(name: S) -> Self {
+        At { name: name.into(), ..At::default() }
+    }
+}
+
+impl fmt::Display for At {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.op.as_str(), self.module.as_str()) {
+            ("", _) => f.write_str(&self.name),
+            (op, "") => write!(f, "{} ({op})", self.name),
+            (op, module) => write!(f, "{} ({op} in {module})", self.name),
+        }
+    }
 }
 
 /// A weight of a file that cannot be used.
@@ -136,17 +163,17 @@ impl ImportErrorKind {
         match self {
             ImportErrorKind::File(error) => Explanation::new(error.to_string()),
             ImportErrorKind::Archive { entry, problem, help } => {
-                Explanation::new(format!("{}{problem}", place(entry))).help(help)
+                Explanation::new(format!("{}{problem}", before(entry))).help(help)
             }
             ImportErrorKind::Schema { entry, at, problem, help } => {
-                Explanation::new(format!("{}{}{problem}", place(entry), place(at))).help(help)
+                Explanation::new(format!("{}{}{problem}", before(entry), before(at))).help(help)
             }
             ImportErrorKind::Symbol { at, expr, problem, help } => {
-                Explanation::new(format!("{}`{expr}` {problem}", place(at))).help(help)
+                Explanation::new(format!("{}`{expr}` {problem}", before(at))).help(help)
             }
             ImportErrorKind::Weights(problems) => of_weights(problems),
             ImportErrorKind::Unsupported { at, what, help } => {
-                Explanation::new(format!("{}{what} is not supported", place(at))).help(help)
+                Explanation::new(format!("{}{what} is not supported", before(at))).help(help)
             }
             ImportErrorKind::Problems(problems) => of_problems(problems),
             ImportErrorKind::UnknownOps(ops) => of_ops(ops),
@@ -160,8 +187,9 @@ impl std::error::Error for ImportError {
     }
 }
 
-fn place(at: &str) -> String {
-    if at.is_empty() { String::new() } else { format!("{at}: ") }
+fn before(at: &impl ToString) -> String {
+    let at = at.to_string();
+    if at.is_empty() { at } else { at + ": " }
 }
 
 fn of_weights(problems: &[WeightProblem]) -> Explanation {
@@ -175,13 +203,20 @@ fn of_weights(problems: &[WeightProblem]) -> Explanation {
 }
 
 fn of_problems(problems: &[ProgramProblem]) -> Explanation {
+    let advised = |explanation: Explanation, help: &str| match help {
+        "" => explanation,
+        help => explanation.help(help),
+    };
     match problems {
-        [ProgramProblem { at, what, help }] => Explanation::new(format!("{at}: {what}")).help(help),
+        [ProgramProblem { at, what, help }] => advised(Explanation::new(format!("{at}: {what}")), help),
         [first, others @ ..] if others.iter().all(|other| other.help == first.help) => {
-            several(problems, |problem| problem.what.clone()).help(&first.help)
+            advised(several(problems, |problem| problem.what.clone()), &first.help)
         }
         // Each has advice of its own.
-        problems => several(problems, |ProgramProblem { what, help, .. }| format!("{what}; {help}")),
+        problems => several(problems, |ProgramProblem { what, help, .. }| match help.as_str() {
+            "" => what.clone(),
+            help => format!("{what}; {help}"),
+        }),
     }
 }
 

@@ -17,7 +17,7 @@ mod imported;
 pub mod onnx;
 pub mod pt2;
 
-pub use error::{ImportError, ImportErrorKind, ProgramProblem, UnknownOp, WeightProblem};
+pub use error::{At, ImportError, ImportErrorKind, ProgramProblem, UnknownOp, WeightProblem};
 pub use imported::{ImportReport, Imported};
 pub use onnx::{import_onnx, import_onnx_program};
 pub use pt2::{

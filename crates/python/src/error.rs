@@ -4,7 +4,7 @@ use pyo3::{prelude::*, types::PyTuple};
 use regraft::{
     AdapterErrorKind, CheckpointErrorKind, Error, Problem, RuntimeErrorKind, WeightsErrorKind,
     adapter::AdapterProblem,
-    import::{ImportError, ImportErrorKind},
+    import::{At, ImportError, ImportErrorKind},
 };
 use serde_json::{Value, json};
 
@@ -138,13 +138,14 @@ fn problem(name: &str, what: String, details: serde_json::Result<Value>) -> Valu
 /// `CompileError(message, unsupported)`, where `unsupported` lists `(node, operator, reason)`: the node is empty where all
 /// nodes of the operator are meant, the operator where the node is meant whatever it is.
 pub(crate) fn import_error(error: &ImportError, message: String) -> PyErr {
+    let of = |at: &At, reason: String| (at.name.clone(), at.op.clone(), reason);
     let unsupported: Vec<(String, String, String)> = match error.kind() {
         ImportErrorKind::UnknownOps(ops) => {
             ops.iter().map(|op| (String::new(), op.target.clone(), "the operator has no translation".into())).collect()
         }
-        ImportErrorKind::Unsupported { at, what, .. } => vec![at_node(at, format!("{what} is not supported"))],
-        ImportErrorKind::Schema { at, problem, .. } => vec![at_node(at, problem.clone())],
-        ImportErrorKind::Symbol { at, expr, problem, .. } => vec![at_node(at, format!("`{expr}` {problem}"))],
+        ImportErrorKind::Unsupported { at, what, .. } => vec![of(at, format!("{what} is not supported"))],
+        ImportErrorKind::Schema { at, problem, .. } => vec![of(at, problem.clone())],
+        ImportErrorKind::Symbol { at, expr, problem, .. } => vec![of(at, format!("`{expr}` {problem}"))],
         _ => Vec::new(),
     };
     Python::attach(|py| {
@@ -152,15 +153,4 @@ pub(crate) fn import_error(error: &ImportError, message: String) -> PyErr {
         Class::Compile.build(py, (message, list))
     })
     .unwrap_or_else(|failed| failed)
-}
-
-/// Places read `node`, or `node (operator in module)`.
-fn at_node(at: &str, reason: String) -> (String, String, String) {
-    match at.split_once(" (") {
-        Some((node, rest)) => {
-            let op = rest.trim_end_matches(')').split(" in ").next().unwrap_or_default();
-            (node.to_owned(), op.to_owned(), reason)
-        }
-        None => (at.to_owned(), String::new(), reason),
-    }
 }

@@ -75,7 +75,7 @@ pub fn refusal(domain: &str, operator: &str) -> Option<&'static str> {
 fn damaged(path: &Path, at: &str, problem: String) -> ImportError {
     let kind = ImportErrorKind::Schema {
         entry: String::new(),
-        at: at.to_owned(),
+        at: at.into(),
         problem: format!("no valid ONNX model: {problem}"),
         help: SAVE_AGAIN.to_owned(),
     };

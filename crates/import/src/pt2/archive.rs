@@ -9,7 +9,7 @@ use std::{
 use regraft_checkpoint::{self as checkpoint, ArchiveError};
 use regraft_tensor::{Buffer, MappedFile};
 
-use crate::{ImportError, ImportErrorKind};
+use crate::{At, ImportError, ImportErrorKind};
 
 /// The version of the archive format that torch 2.9 to 2.15 write.
 const ARCHIVE_VERSION: u64 = 0;
@@ -157,7 +157,7 @@ fn root_folder<'a>(path: &Path, names: impl Iterator<Item = &'a str> + Clone) ->
         ImportError::new(path, kind(what, help.to_owned()))
     };
     let archive = |problem, help| ImportErrorKind::Archive { entry: String::new(), problem, help };
-    let old = |what, help| ImportErrorKind::Unsupported { at: String::new(), what, help };
+    let old = |what, help| ImportErrorKind::Unsupported { at: At::default(), what, help };
     let roots: BTreeSet<&str> = names
         .clone()
         .filter_map(|name| name.split_once('/'))

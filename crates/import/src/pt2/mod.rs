@@ -26,7 +26,7 @@ use regraft_tensor::{DType, Dim};
 use regraft_weights::StateDict;
 use serde::Deserialize;
 
-use crate::{ImportError, ImportErrorKind};
+use crate::{At, ImportError, ImportErrorKind};
 use archive::Archive;
 use schema::{ExportedProgram, Graph, InputSpec, SchemaVersion, TensorMeta};
 use spec::CallSpec;
@@ -111,7 +111,7 @@ impl Pt2Archive {
             ImportError::new(
                 &self.path,
                 ImportErrorKind::Unsupported {
-                    at: name.to_owned(),
+                    at: name.into(),
                     what: format!("the dtype {:?}", meta.dtype),
                     help: "convert the model to a dtype that Regraft has before exporting it".to_owned(),
                 },
@@ -138,7 +138,7 @@ impl Pt2Archive {
     }
 
     /// An error about the program at the node or value `at`.
-    pub fn schema_error(&self, at: impl Into<String>, problem: impl Into<String>) -> ImportError {
+    pub fn schema_error(&self, at: impl Into<At>, problem: impl Into<String>) -> ImportError {
         let entry = format!("models/{}.json", self.model);
         ImportError::new(&self.path, schema_kind(entry, at.into(), problem.into()))
     }
@@ -184,18 +184,18 @@ fn read_program(archive: &Archive, entry: &str) -> Result<ExportedProgram, Impor
     {
         let (supported, help) = (schema::MAJOR_VERSION, "save the program with torch 2.9 to 2.15");
         let problem = format!("found version {major}.{minor}, supported is {supported}");
-        let (entry, at) = (archive.full_name(entry), "schema_version".to_owned());
+        let (entry, at) = (archive.full_name(entry), "schema_version".into());
         let kind = ImportErrorKind::Schema { entry, at, problem, help: help.to_owned() };
         return Err(ImportError::new(archive.path(), kind));
     }
-    program.map_err(|p| ImportError::new(archive.path(), schema_kind(archive.full_name(entry), p.at, p.problem)))
+    program.map_err(|p| ImportError::new(archive.path(), schema_kind(archive.full_name(entry), p.at.into(), p.problem)))
 }
 
 /// The signature has one line for every input and output of the graph.
 fn check_signature(archive: &Archive, entry: &str, program: &ExportedProgram) -> Result<(), ImportError> {
     let module = &program.graph_module;
     let error = |at: String, problem: String| {
-        Err(ImportError::new(archive.path(), schema_kind(archive.full_name(entry), at, problem)))
+        Err(ImportError::new(archive.path(), schema_kind(archive.full_name(entry), at.into(), problem)))
     };
     for (what, specs, values) in [
         ("input", module.signature.input_specs.len(), module.graph.inputs.len()),
@@ -217,14 +217,14 @@ fn check_signature(archive: &Archive, entry: &str, program: &ExportedProgram) ->
     Ok(())
 }
 
-fn schema_kind(entry: String, at: String, problem: String) -> ImportErrorKind {
+fn schema_kind(entry: String, at: At, problem: String) -> ImportErrorKind {
     let help = "export and save the program again with torch 2.9 to 2.15".to_owned();
     ImportErrorKind::Schema { entry, at, problem, help }
 }
 
 fn symbol_error(path: &Path, SymbolProblem { at, expr, why }: SymbolProblem) -> ImportError {
     let help = "make this dimension static, or compute it with +, -, *, //, %, min and max".to_owned();
-    ImportError::new(path, ImportErrorKind::Symbol { at, expr, problem: why, help })
+    ImportError::new(path, ImportErrorKind::Symbol { at: at.into(), expr, problem: why, help })
 }
 
 #[cfg(test)]

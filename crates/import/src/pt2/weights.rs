@@ -241,9 +241,9 @@ fn read_config(
     for suffix in suffixes {
         let name = format!("{folder}{model}_{suffix}.json");
         if let Some(text) = archive.text(&name)? {
-            return schema::from_json(&text)
-                .map(Some)
-                .map_err(|p| ImportError::new(archive.path(), schema_kind(archive.full_name(&name), p.at, p.problem)));
+            return schema::from_json(&text).map(Some).map_err(|p| {
+                ImportError::new(archive.path(), schema_kind(archive.full_name(&name), p.at.into(), p.problem))
+            });
         }
     }
     Ok(None)

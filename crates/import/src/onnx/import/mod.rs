@@ -23,7 +23,7 @@ use super::{
     proto::{Function, Model, Node, Opset, Value},
 };
 use crate::{
-    ImportError, ImportErrorKind, Imported, ProgramProblem, UnknownOp,
+    At, ImportError, ImportErrorKind, Imported, ProgramProblem, UnknownOp,
     build::{Builder, Problem, open_symbol, tell_apart},
     pt2::spec::CallSpec,
 };
@@ -59,7 +59,7 @@ fn check_opsets(path: &Path, model: &Model<'_>) -> Result<(), ImportError> {
             let (low, high) = (OPSETS.start(), OPSETS.end());
             let what = format!("opset {version}: those from {low} to {high} are read, and it");
             let help = format!("export the model with opset_version={high}, or convert it with onnx.version_converter");
-            Err(ImportError::new(path, ImportErrorKind::Unsupported { at: String::new(), what, help }))
+            Err(ImportError::new(path, ImportErrorKind::Unsupported { at: At::default(), what, help }))
         }
         _ => Ok(()),
     }
@@ -179,7 +179,10 @@ impl<'p> Translator<'p> {
         let (what, help) = match problem {
             Problem::Unsupported { what, help } => (format!("{what} is not supported"), help),
             Problem::Wrong(what) => (what, "check the model with onnx.checker, and export it again".to_owned()),
-            Problem::Import(error) => (error.to_string(), String::new()),
+            Problem::Import(error) => {
+                let explanation = error.explained();
+                (explanation.what, explanation.help.unwrap_or_default())
+            }
         };
         self.problems.push(ProgramProblem { at, what, help });
     }
@@ -198,7 +201,7 @@ impl<'p> Translator<'p> {
             let name = self.symbols.get(symbol.0 as usize).cloned().unwrap_or_else(|| symbol.to_string());
             let what = format!("a size `{name}` that does not follow from the sizes of the inputs");
             let help = "give it as a dimension of an input, or make it static".to_owned();
-            return Err(ImportError::new(self.path, ImportErrorKind::Unsupported { at, what, help }));
+            return Err(ImportError::new(self.path, ImportErrorKind::Unsupported { at: at.into(), what, help }));
         }
         // What says something about the program belongs to it.
         for source in std::mem::take(&mut self.b.read) {

@@ -30,7 +30,7 @@ use super::{
     schema::{self, Argument},
 };
 use crate::{
-    ImportError, ImportErrorKind, Imported, UnknownOp,
+    At, ImportError, ImportErrorKind, Imported, UnknownOp,
     build::{Builder, open_symbol, tell_apart},
 };
 use memory::{Cell, Storage};
@@ -171,7 +171,7 @@ impl<'p> Translator<'p> {
         let name = self.archive.symbols.info(symbol).map_or_else(|| symbol.to_string(), |i| i.name.clone());
         Err(self_error(
             self.archive,
-            &at,
+            at,
             Problem::Unsupported {
                 what: format!("a size `{name}` that does not follow from the sizes of the inputs"),
                 help: "give it as a dimension of an input, or make it static".to_owned(),
@@ -217,10 +217,10 @@ impl<'p> Translator<'p> {
 }
 
 /// The error of a problem at the node or value `at`.
-fn self_error(archive: &Pt2Archive, at: &str, problem: Problem) -> ImportError {
+fn self_error(archive: &Pt2Archive, at: impl Into<At>, problem: Problem) -> ImportError {
     match problem {
         Problem::Unsupported { what, help } => {
-            ImportError::new(&archive.path, ImportErrorKind::Unsupported { at: at.to_owned(), what, help })
+            ImportError::new(&archive.path, ImportErrorKind::Unsupported { at: at.into(), what, help })
         }
         Problem::Wrong(why) => archive.schema_error(at, why),
         Problem::Import(error) => error,

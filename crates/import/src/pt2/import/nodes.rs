@@ -7,7 +7,7 @@ use regraft_tensor::Dim;
 
 use super::{Bound, Translator, self_error};
 use crate::{
-    ImportError,
+    At, ImportError,
     pt2::{
         args::{Cx, Res, unsupported, wrong},
         ops::{self, Handler, complex::Complex},
@@ -21,10 +21,9 @@ impl<'p> Translator<'p> {
         for node in &graph.nodes {
             self.node_count += 1;
             self.node(node, depth).map_err(|problem| {
-                let op = node.target.strip_prefix("torch.ops.").unwrap_or(&node.target);
-                let module = node.module_path();
-                let place = if module.is_empty() { String::new() } else { format!(" in {module}") };
-                self_error(self.archive, &format!("{} ({op}{place})", node.label()), problem)
+                let op = node.target.strip_prefix("torch.ops.").unwrap_or(&node.target).to_owned();
+                let (name, module) = (node.label().to_owned(), node.module_path().to_owned());
+                self_error(self.archive, At { name, op, module }, problem)
             })?;
         }
         self.current = outer;

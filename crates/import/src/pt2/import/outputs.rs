@@ -34,7 +34,7 @@ impl Translator<'_> {
         let mut mutated: Vec<(usize, ValueId)> = Vec::new();
         for (i, (spec, arg)) in module.signature.output_specs.iter().zip(&module.graph.outputs).enumerate() {
             let at = format!("output {i}");
-            let fail = |problem| self_error(archive, &at, problem);
+            let fail = |problem| self_error(archive, at.as_str(), problem);
             match spec {
                 OutputSpec::UserOutput(_) | OutputSpec::Loss(_) => {
                     let name = names.next().cloned().unwrap_or_else(|| format!("output_{i}"));
@@ -94,7 +94,7 @@ impl Translator<'_> {
             }
             if s.lost {
                 let name = self.b.graph.sources.get(source as usize).map_or_else(String::new, |s| s.name.clone());
-                return Err(self_error(self.archive, &name, lost()));
+                return Err(self_error(self.archive, name.as_str(), lost()));
             }
             if !mutated.iter().any(|(m, _)| *m == cell) {
                 mutated.push((cell, c.value));
