@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -50,6 +51,10 @@ def run(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_models_that_crash_or_take_too_long_are_results(run: ModuleType) -> None:
     from zoo.case import Call, Case
 
+    def killed() -> Call:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
     def slow() -> Call:
         time.sleep(600)
         raise AssertionError
@@ -61,8 +66,8 @@ def test_models_that_crash_or_take_too_long_are_results(run: ModuleType) -> None
         cases = [Case("tests", "failing", name, make) for name, make in models.items()]
         return list(run.run_all(cases, 1, limits))
 
-    crash, memory = records(run.Limits(300, 8 * 10**9), crash=os.abort, large=large)
-    assert crash["status"] == "crash" and "-6" in crash["reason"]
+    crash, memory = records(run.Limits(300, 8 * 10**9), killed=killed, large=large)
+    assert crash["status"] == "crash" and "-9" in crash["reason"]
     assert memory["status"] == "error" and "memory" in memory["reason"]
     [late] = records(run.Limits(2, 8 * 10**9), slow=slow)
     assert late["status"] == "timeout"
