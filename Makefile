@@ -100,7 +100,7 @@ OVERLAY = overlay() { scripts/overlay.sh "$$@" | tee >(cat >&2) | tail -n 1; }
 
 sweep: python ## small models of every family of timm, torchvision, transformers, diffusers; goes on where it was stopped; writes docs/models.md
 	@$(PYTHON_ENV); $(OVERLAY); \
-	export PYTHONPATH="$(TARGET)/python:$$(overlay sweep requirements/sweep.txt "15 MB")"; \
+	export PYTHONPATH="$(TARGET)/python:$$(overlay sweep requirements/sweep.txt "170 MB")"; \
 	"$$python" bench/sweep/run.py "$(TARGET)/sweep.jsonl" --jobs 2; \
 	"$$python" bench/sweep/page.py "$(TARGET)/sweep.jsonl" docs/models.md
 

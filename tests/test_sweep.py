@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -50,18 +51,23 @@ def run(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_models_that_crash_or_take_too_long_are_results(run: ModuleType) -> None:
     from zoo.case import Call, Case
 
+    def killed() -> Call:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
     def slow() -> Call:
-        time.sleep(60)
+        time.sleep(600)
         raise AssertionError
 
     def large() -> Call:
         return Call(torch.nn.Identity(), (torch.zeros(10**10),))
 
-    def case(name: str, make: Callable[[], Any]) -> Case:
-        return Case("tests", "failing", name, make)
+    def records(limits: Any, **models: Callable[[], Any]) -> list[dict[str, Any]]:
+        cases = [Case("tests", "failing", name, make) for name, make in models.items()]
+        return list(run.run_all(cases, 1, limits))
 
-    cases = [case("crash", os.abort), case("slow", slow), case("large", large)]
-    found = {one["name"]: one for one in run.run_all(cases, 2, run.Limits(10, 8 * 10**9))}
-    assert found["crash"]["status"] == "crash" and "-6" in found["crash"]["reason"]
-    assert found["slow"]["status"] == "timeout"
-    assert found["large"]["status"] == "error" and "memory" in found["large"]["reason"]
+    crash, memory = records(run.Limits(300, 8 * 10**9), killed=killed, large=large)
+    assert crash["status"] == "crash" and "-9" in crash["reason"]
+    assert memory["status"] == "error" and "memory" in memory["reason"]
+    [late] = records(run.Limits(2, 8 * 10**9), slow=slow)
+    assert late["status"] == "timeout"

@@ -18,6 +18,7 @@ import datetime
 import json
 import multiprocessing
 import os
+import random
 import resource
 import subprocess
 import tempfile
@@ -77,6 +78,8 @@ def main() -> None:
     again = set(args.again.split(","))
     known = {name: record["status"] for name, record in read(args.results).items()}
     todo = [case for case in chosen if case.id not in known or {"all", known[case.id]} & again]
+    if args.mixed:
+        random.Random(0).shuffle(todo)
     print(f"{len(chosen)} models, {len(todo)} of them to run", flush=True)
     sweep(todo, args)
     found = read(args.results)
@@ -98,6 +101,9 @@ def arguments() -> argparse.Namespace:
         "--only", default="", help="models whose LIBRARY/KIND/NAME has one of these, by commas"
     )
     parser.add_argument("--again", default="", help="statuses whose models are run again, or `all`")
+    parser.add_argument(
+        "--mixed", action="store_true", help="in mixed order: a sweep that is stopped has some of everything"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="models at a time (default: 1)")
     parser.add_argument("--timeout", type=float, default=300, help="seconds for a model (default: 300)")
     parser.add_argument("--memory", type=float, default=6, help="GB for a model (default: 6)")

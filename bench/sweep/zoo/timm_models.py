@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from zoo.case import Call, Case, image
 
@@ -20,8 +21,10 @@ CHOSEN = {
     "convit": "convit_tiny",
     "convmixer": "convmixer_768_32",
     "convnext": "convnext_atto",
+    "cpubone": "cpubone_nano",
     "crossvit": "crossvit_tiny_240",
     "cspnet": "cspresnet50",
+    "cspnext": "cspnext_tiny",
     "davit": "davit_tiny",
     "deit": "deit_tiny_distilled_patch16_224",
     "densenet": "densenet121",
@@ -44,10 +47,12 @@ CHOSEN = {
     "hiera": "hiera_tiny_224",
     "hieradet_sam2": "sam2_hiera_tiny",
     "hrnet": "hrnet_w18_small",
+    "iformer": "iformer_t",
     "inception_next": "inception_next_atto",
     "inception_resnet_v2": "inception_resnet_v2",
     "inception_v3": "inception_v3",
     "inception_v4": "inception_v4",
+    "lcnetv2": "lcnetv2_small",
     "levit": "levit_128s",
     "mambaout": "mambaout_femto",
     "maxxvit": "coatnet_pico_rw_224",
@@ -100,26 +105,30 @@ CHOSEN = {
     "xcit": "xcit_nano_12_p16_224",
 }
 # Sizes that make large models small; those of vision transformers, of which none comes small, too.
-OPTIONS: dict[str, dict[str, object]] = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "beitv2_base_patch16_224": {"embed_dim": 64, "depth": 2, "num_heads": 4},
     "samvit_base_patch16_224": {"embed_dim": 64, "depth": 2, "num_heads": 4, "global_attn_indexes": [1]},
+    "gemma4_vit_167m": {"depth": 2, "img_size": 64},
+    "deepseek_vit_412m": {"depth": 2, "img_size": 56},
+    "qwen3_vit_88m": {"depth": 2, "img_size": 64},
     "vit_relpos_small_patch16_224": {"embed_dim": 64, "depth": 2, "num_heads": 4},
-    "convmixer_768_32": {"dim": 64, "depth": 2},
-    "nasnetalarge": {"num_conv_filters": 42 * 2, "num_features": 1008, "stem_size": 24},
+    "nasnetalarge": {"num_features": 1056, "stem_size": 32},
 }
-# They have no head for classes, or are made for something else than pictures of one size.
-LEFT_OUT = {"naflexvit"}
+# Pictures of several sizes in one batch; a model that has no small variant, of blocks that others have.
+LEFT_OUT = {"naflexvit", "mobilenetv5"}
 
 
 def model(name: str) -> Callable[[], Call]:
     def make() -> Call:
         import timm
 
-        made = timm.create_model(name, pretrained=False, num_classes=CLASSES, **OPTIONS.get(name, {}))
+        options = OPTIONS.get(name, {})
+        made = timm.create_model(name, pretrained=False, num_classes=CLASSES, **options)
         config = made.pretrained_cfg
-        channels, *size = config.get("input_size", (3, 224, 224))
-        side = size[0] if config.get("fixed_input_size") or "patch" in name or size[0] > 224 else None
-        side = side or max(SIZE, config.get("min_input_size", (3, SIZE, SIZE))[1])
+        channels, own, _ = config.get("input_size", (3, 224, 224))
+        is_fixed = config.get("fixed_input_size") or "patch" in name or own > 224
+        least = max(SIZE, config.get("min_input_size", (3, SIZE, SIZE))[1])
+        side = options.get("img_size") or (own if is_fixed else least)
         return Call(made, (image(side, batch=1, channels=channels),))
 
     return make

@@ -86,7 +86,7 @@ TWO_TOWERS: list[tuple[str, Callable[[], Any]]] = [
                 "image_size": SIZE,
             },
             text={"hidden_size": 32},
-            projection_dim=640,
+            projection_dim=160,
         ),
     ),
     (

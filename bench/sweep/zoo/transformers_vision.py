@@ -32,7 +32,7 @@ IMAGES: list[tuple[str, str, dict[str, Any], int]] = [
     (
         "CvtForImageClassification",
         "CvtConfig",
-        {"embed_dim": [16, 32, 48], "num_heads": [1, 2, 3], "depth": [1, 1, 1]},
+        {"embed_dim": [16, 32, 48], "num_heads": [1, 2, 3], "depth": [1, 2, 3]},
         64,
     ),
     ("Data2VecVisionModel", "Data2VecVisionConfig", {}, 32),
