@@ -401,7 +401,9 @@ def wan() -> tuple[Any, dict[str, Any]]:
 
 
 @pytest.mark.filterwarnings("ignore::regraft.SlowWarning")
-@pytest.mark.parametrize("build", [with_control, with_adapter, sd3, flux, wan], ids=lambda build: build.__name__)
+@pytest.mark.parametrize(
+    "build", [with_control, with_adapter, sd3, flux, wan], ids=lambda build: build.__name__
+)
 def test_pipelines_of_other_kinds(build: Any) -> None:
     pipe, given = build()
     pipe.set_progress_bar_config(disable=True)
