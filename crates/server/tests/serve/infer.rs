@@ -110,7 +110,7 @@ fn requests_that_do_not_fit_say_why() {
         (input(json!([width]), "FP32", row.clone()), "expected FP32"),
         (input(json!([9, width]), "FP32", json!(vec![0.5; 9 * width])), "input"),
         (input(json!([2, width]), "FP32", row.clone()), "elements"),
-        (input(json!([-1, width]), "FP32", row.clone()), "no request"),
+        (input(json!([-1, width]), "FP32", row.clone()), "not a request"),
         (input(json!([1, width]), "BYTES", row.clone()), "datatype BYTES is not served"),
         (json!({"inputs": [{"name": name, "shape": [1, width], "datatype": "FP32"}]}), "neither"),
     ] {
