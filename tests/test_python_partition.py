@@ -422,8 +422,9 @@ class FromPyTorch(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         x = torch.relu(self.fc(x))
         values, indices = torch.cummax(x, 1)
-        factors, pivots = torch.linalg.ldl_factor(values.T @ values + torch.eye(6))
-        return self.last(values @ factors), indices, pivots.float() + 1
+        # Vectors have signs that are left open, so that they come from PyTorch.
+        found, vectors = torch.linalg.eigh(values.T @ values + torch.eye(6))
+        return self.last(values @ vectors), indices, found + 1
 
 
 class TiedAcross(nn.Module):

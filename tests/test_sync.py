@@ -111,7 +111,7 @@ def test_a_manifest_is_not_believed(change: Any, what: str) -> None:
         (("a", "f32", [3], 0, 8), "bytes 8 to 20 of a bucket of 16"),
         (("a", "f32", [1], 0, 2), "begins at byte 2"),
         (("a", "f32", [1], 1, 0), "bucket 1 of 1"),
-        (("a", "f31", [1], 0, 0), "no type"),
+        (("a", "f31", [1], 0, 0), "not a type"),
         (("a", "f32", [1 << 62], 0, 0), "a: "),
     ],
 )
