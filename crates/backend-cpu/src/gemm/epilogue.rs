@@ -4,7 +4,7 @@ use regraft_ir::ops::Activation;
 
 use crate::{
     Isa,
-    simd::{Floats, activation, simd_fn},
+    simd::{Floats, activation, math, simd_fn},
     threads::TileMut,
 };
 
@@ -95,11 +95,18 @@ simd_fn! {
                 add(xs, &data[r * ld..]);
             }
         };
-        if act == Activation::None {
+        if matches!(act, Activation::None | Activation::Relu) {
+            // So little that copies would be most of it.
             for r in 0..tile.rows() {
                 let xs = tile.row(r);
                 bias.into_iter().for_each(|bias| add(xs, bias));
+                if before_residual && act == Activation::Relu {
+                    relu(xs);
+                }
                 add_residual(r, xs);
+                if !before_residual && act == Activation::Relu {
+                    relu(xs);
+                }
             }
             return;
         }
@@ -134,6 +141,14 @@ fn add(xs: &mut [f32], ys: &[f32]) {
         *x = std::array::from_fn(|i| x[i] + y[i]);
     }
     last_xs.iter_mut().zip(last_ys).for_each(|(x, y)| *x += y);
+}
+
+/// The positive part of each element.
+#[inline(always)]
+fn relu(xs: &mut [f32]) {
+    let (xs, last) = xs.as_chunks_mut::<STEP>();
+    xs.iter_mut().for_each(|x| *x = x.map(math::relu));
+    last.iter_mut().for_each(|x| *x = math::relu(*x));
 }
 
 /// Copies `ys` to `xs`.

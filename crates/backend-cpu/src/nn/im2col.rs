@@ -35,42 +35,21 @@ pub fn im2col<T: Pod + Send + Sync>(
 fn window<T: Pod>(conv: &Conv2d, channels: usize, image: &[T], pixel: usize, out: &mut [T]) {
     let (x, y) = (pixel % conv.output[1], pixel / conv.output[1] % conv.output[0]);
     let first = pixel / conv.output[1] / conv.output[0] * conv.input[0] * conv.input[1];
-    let (taps, rest) = out.split_at_mut(conv.taps() * channels);
-    rest.fill(T::zeroed());
-    for (ky, out) in taps.chunks_exact_mut(conv.kernel[1] * channels).enumerate() {
-        let Some(row) = conv.source(0, y, ky) else {
-            out.fill(T::zeroed());
-            continue;
-        };
+    out.fill(T::zeroed());
+    for (ky, out) in out.chunks_exact_mut(conv.kernel[1] * channels).take(conv.kernel[0]).enumerate() {
+        let Some(row) = conv.source(0, y, ky) else { continue };
         let row = &image[(first + row * conv.input[1]) * channels..][..conv.input[1] * channels];
         let start = conv.source(1, x, 0);
         let whole = conv.dilation[1] == 1 && start.is_some_and(|x| x + conv.kernel[1] <= conv.input[1]);
         if let (true, Some(start)) = (whole, start) {
-            copy(&row[start * channels..][..out.len()], out);
+            out.copy_from_slice(&row[start * channels..][..out.len()]);
             continue;
         }
         for (kx, out) in out.chunks_exact_mut(channels).enumerate() {
-            match conv.source(1, x, kx) {
-                Some(x) => out.copy_from_slice(&row[x * channels..][..channels]),
-                None => out.fill(T::zeroed()),
+            if let Some(x) = conv.source(1, x, kx) {
+                out.copy_from_slice(&row[x * channels..][..channels]);
             }
         }
-    }
-}
-
-/// Copies a few elements. A call of `memcpy` takes longer than they do.
-#[inline(always)]
-fn copy<T: Pod>(from: &[T], to: &mut [T]) {
-    const STEP: usize = 8;
-    let (Some(last), Some(end)) = (from.last_chunk::<STEP>(), to.len().checked_sub(STEP)) else {
-        return to.copy_from_slice(from);
-    };
-    for (to, from) in to.as_chunks_mut::<STEP>().0.iter_mut().zip(from.as_chunks::<STEP>().0) {
-        *to = *from;
-    }
-    // Some again where the length is no multiple.
-    if let Some(to) = to[end..].first_chunk_mut() {
-        *to = *last;
     }
 }
 
