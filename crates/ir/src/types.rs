@@ -34,7 +34,7 @@ impl TensorType {
 
     /// Number of elements as an expression.
     pub fn numel(&self) -> Dim {
-        self.shape.iter().fold(Dim::new(1), |n, d| &n * d)
+        self.shape.iter().product::<Dim>()
     }
 }
 

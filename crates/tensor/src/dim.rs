@@ -1,5 +1,6 @@
 use std::{
     fmt,
+    iter::Product,
     ops::{Add, Mul, Neg, Sub},
 };
 
@@ -375,6 +376,12 @@ impl Add for &Dim {
         }
         let terms = self.terms.iter().chain(&other.terms).cloned().collect();
         Dim::from_terms(terms, self.constant.saturating_add(other.constant))
+    }
+}
+
+impl<'a> Product<&'a Dim> for Dim {
+    fn product<I: Iterator<Item = &'a Dim>>(dims: I) -> Dim {
+        dims.fold(Dim::new(1), |product, dim| &product * dim)
     }
 }
 

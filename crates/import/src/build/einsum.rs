@@ -150,7 +150,7 @@ fn pair(g: &mut Builder, a: Labelled, b: &Labelled, later: impl Fn(&char) -> boo
         }
     };
     let sizes = |g: &Builder, list: &[char]| list.iter().map(|c| size(g, c)).collect::<Vec<Dim>>();
-    let product = |list: &[Dim]| list.iter().fold(Dim::new(1), |n, d| &n * d);
+    let product = |list: &[Dim]| list.iter().product::<Dim>();
     let (nb, ni) = (sizes(g, &batch), sizes(g, &inner));
     let (na, no) = (sizes(g, &only_a), sizes(g, &only_b));
     let arrange = |g: &mut Builder, x: &Labelled, order: Vec<char>, full: Vec<Dim>, shape: Vec<Dim>| {

@@ -3,13 +3,13 @@
 use regraft_ir::{
     Scalar,
     ops::{
-        ArgReduce, ArgReduceFn, BinaryFn, CompareFn, Factor, FactorFn, Gather, Householder, Matmul, ReduceFn, Select,
+        ArgReduce, ArgReduceFn, BinaryFn, CompareFn, Factor, FactorFn, Gather, Householder, Matmul, ReduceFn,
         SolveTriangular, broadcast,
     },
 };
 use regraft_tensor::{DType, Dim};
 
-use super::{Builder, Res, ValueId, unsupported, wrong};
+use super::{Builder, Res, ValueId, transposed, unsupported, wrong};
 
 /// Rows exchanged one by one take some nodes each.
 const MOST_EXCHANGES: usize = 128;
@@ -48,9 +48,7 @@ impl Builder {
         if rank < 2 {
             return wrong(format!("expected a matrix, found {}", self.ty(x)));
         }
-        let mut perm: Vec<usize> = (0..rank).collect();
-        perm.swap(rank - 1, rank - 2);
-        self.permute(x, perm)
+        transposed(self, x)
     }
 
     pub(crate) fn times(&mut self, a: ValueId, b: ValueId) -> Res<ValueId> {
@@ -79,14 +77,22 @@ impl Builder {
     pub(crate) fn triangle(&mut self, x: ValueId, f: CompareFn, offset: i64) -> Res<ValueId> {
         let (_, m, n) = self.matrix_shape(x)?;
         let keep = self.band(f, &m, &n, offset)?;
-        let zero = self.float_like(0.0, x)?;
-        self.emit(Select {}, &[keep, x, zero])
+        if self.dtype_of(x) == DType::Bool {
+            return self.binary(BinaryFn::And, x, keep);
+        }
+        let zero = self.literal_like(Scalar::Int(0), x)?;
+        self.select(keep, x, zero)
+    }
+
+    /// Ones where the column minus the row is `offset`, for `m` rows and `n` columns.
+    pub(crate) fn ones_on_diagonal(&mut self, m: &Dim, n: &Dim, offset: i64, dtype: DType) -> Res<ValueId> {
+        let one = self.band(CompareFn::Eq, m, n, offset)?;
+        self.cast(one, dtype)
     }
 
     /// Ones on the diagonal of `m` rows and `n` columns, for each of a batch.
     pub(crate) fn identity(&mut self, batch: &[Dim], m: &Dim, n: &Dim, dtype: DType) -> Res<ValueId> {
-        let one = self.band(CompareFn::Eq, m, n, 0)?;
-        let one = self.cast(one, dtype)?;
+        let one = self.ones_on_diagonal(m, n, 0, dtype)?;
         self.expand(one, [batch, &[m.clone(), n.clone()]].concat())
     }
 
@@ -222,12 +228,11 @@ impl Builder {
         self.emit(Householder {}, &[packed, tau])
     }
 
-    /// `v·diag(f(λ))·vᵀ` for what `f` made of the eigenvalues.
-    pub(crate) fn with_spectrum(&mut self, vectors: ValueId, values: ValueId) -> Res<ValueId> {
+    /// `left·diag(values)·right`.
+    pub(crate) fn with_spectrum(&mut self, left: ValueId, values: ValueId, right: ValueId) -> Res<ValueId> {
         let axis = self.rank(values).saturating_sub(1);
         let row = self.unsqueeze(values, axis)?;
-        let scaled = self.binary(BinaryFn::Mul, vectors, row)?;
-        let turned = self.flipped(vectors)?;
-        self.times(scaled, turned)
+        let scaled = self.binary(BinaryFn::Mul, left, row)?;
+        self.times(scaled, right)
     }
 }

@@ -38,7 +38,7 @@ fn elements(g: &mut Builder, x: ValueId, taps: &[ValueId]) -> Res<(ValueId, Vec<
     let values = g.permute(values, perm)?;
     let shape = g.shape(values);
     let (front, behind) = shape.split_at(2 + n);
-    let joined = behind.iter().fold(Dim::new(1), |n, d| &n * d);
+    let joined = behind.iter().product::<Dim>();
     let mut flat = front.to_vec();
     flat.push(joined.clone());
     Ok((g.reshape(values, flat)?, order, front.to_vec(), joined))

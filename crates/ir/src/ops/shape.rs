@@ -94,7 +94,7 @@ attrs! {
 /// # Errors
 /// When there are several, or the sizes do not divide.
 pub fn infer_reshape(from: &[Dim], to: &[Dim]) -> Result<Vec<Dim>, OpError> {
-    let product = |dims: &mut dyn Iterator<Item = &Dim>| dims.fold(Dim::new(1), |n, d| &n * d);
+    let product = |dims: &mut dyn Iterator<Item = &Dim>| dims.product::<Dim>();
     let wild: Vec<usize> = (0..to.len()).filter(|&i| to[i].is(-1)).collect();
     let total = product(&mut from.iter());
     match wild.as_slice() {

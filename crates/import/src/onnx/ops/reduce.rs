@@ -136,7 +136,7 @@ pub(super) fn softmax_operand(cx: &mut Cx<'_, '_>) -> Res<(ValueId, usize, Vec<D
     if !old {
         return Ok((x, axis, shape));
     }
-    let product = |dims: Option<&[Dim]>| dims.unwrap_or(&[]).iter().fold(Dim::new(1), |n, d| &n * d);
+    let product = |dims: Option<&[Dim]>| dims.unwrap_or(&[]).iter().product::<Dim>();
     let two = vec![product(shape.get(..axis)), product(shape.get(axis..))];
     Ok((cx.reshape(x, two)?, 1, shape))
 }

@@ -130,7 +130,7 @@ pub(super) fn unpool(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
         let cut = &at(&pads, i) + &at(&pads, n + i);
         out.push(&(&begin - &cut) + &at(&kernel, i));
     }
-    let count = out.iter().fold(Dim::new(1), |n, d| &n * d);
+    let count = out.iter().product::<Dim>();
     let zero = cx.literal_like(Scalar::Int(0), x)?;
     let empty = cx.expand(zero, vec![count])?;
     let (values, index) = (cx.flat(x)?, cx.cast(index, DType::I64)?);

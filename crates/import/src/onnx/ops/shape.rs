@@ -47,7 +47,7 @@ pub(super) fn flatten(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
         axis => cx.axis_of(axis, shape.len())?,
     };
     let (before, after) = shape.split_at(axis.min(shape.len()));
-    let product = |dims: &[Dim]| dims.iter().fold(Dim::new(1), |n, d| &n * d);
+    let product = |dims: &[Dim]| dims.iter().product::<Dim>();
     cx.reshape(x, vec![product(before), product(after)])
 }
 
@@ -445,28 +445,14 @@ pub(super) fn eye_like(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let [rows, columns] = shape.as_slice() else { return wrong("expected a matrix") };
     let k = cx.int_attr("k", 0)?;
     let dtype = cx.dtype_attr("dtype")?.unwrap_or(cx.dtype_of(x));
-    let row = cx.iota(rows.clone(), k, 1)?;
-    let row = cx.unsqueeze(row, 1)?;
-    let column = cx.iota(columns.clone(), 0, 1)?;
-    let hit = cx.compare(CompareFn::Eq, row, column)?;
-    cx.cast(hit, dtype)
+    cx.ones_on_diagonal(rows, columns, k, dtype)
 }
 
 pub(super) fn trilu(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let x = cx.input(0)?;
     let k = if cx.has(1) { cx.int(1)? } else { 0 };
     let f = if cx.flag("upper", true)? { CompareFn::Ge } else { CompareFn::Le };
-    let Some(first) = cx.rank(x).checked_sub(2) else { return wrong("expected a matrix") };
-    let (rows, columns) = (size(cx, x, first), size(cx, x, first + 1));
-    let row = cx.iota(rows, k, 1)?;
-    let row = cx.unsqueeze(row, 1)?;
-    let column = cx.iota(columns, 0, 1)?;
-    let keep = cx.compare(f, column, row)?;
-    if cx.dtype_of(x) == DType::Bool {
-        return cx.binary(regraft_ir::ops::BinaryFn::And, x, keep);
-    }
-    let zero = cx.literal_like(Scalar::Int(0), x)?;
-    cx.select(keep, x, zero)
+    cx.triangle(x, f, k)
 }
 
 // ---- blocks ----

@@ -280,7 +280,7 @@ fn pool_places(cx: &mut Cx<'_, '_>, x: ValueId, w: &Windows, ceil: bool, first_f
     let seen = seen(cx, x, &taps, first_fastest)?;
     let (_, place) = greatest(cx, &seen)?;
     // Each image begins where the one before it ends.
-    let product = |list: &[Dim]| list.iter().fold(Dim::new(1), |n, d| &n * d);
+    let product = |list: &[Dim]| list.iter().product::<Dim>();
     let rank = shape.len();
     let image = cx.iota(product(front), 0, 1)?;
     let ones = vec![Dim::new(1); rank.saturating_sub(front.len())];

@@ -57,7 +57,7 @@ pub(super) fn sdpa(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
             4 => Ok(x),
             _ => {
                 let tail = shape.split_off(rank - 3);
-                let n = shape.iter().fold(Dim::new(1), |n, d| &n * d);
+                let n = shape.iter().product::<Dim>();
                 cx.reshape(x, [&[n][..], &tail[..]].concat())
             }
         }
@@ -78,10 +78,10 @@ pub(super) fn sdpa(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
                         shape = full.clone();
                         let wide = [&shape[..], &tail[..]].concat();
                         let wide = cx.expand(mask, wide)?;
-                        let n = shape.iter().fold(Dim::new(1), |n, d| &n * d);
+                        let n = shape.iter().product::<Dim>();
                         cx.reshape(wide, [&[n][..], &tail[..]].concat())?
                     } else {
-                        let n = shape.iter().fold(Dim::new(1), |n, d| &n * d);
+                        let n = shape.iter().product::<Dim>();
                         cx.reshape(mask, [&[n][..], &tail[..]].concat())?
                     }
                 }

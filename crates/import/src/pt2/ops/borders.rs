@@ -2,7 +2,7 @@
 
 use regraft_ir::{
     Scalar,
-    ops::{BinaryFn, Compare, CompareFn, Concat, Flip, Iota, Pad, PadMode, Select},
+    ops::{BinaryFn, CompareFn, Concat, Flip, Pad, PadMode},
 };
 use regraft_tensor::{DType, Dim};
 
@@ -154,18 +154,7 @@ pub(super) fn rolled(cx: &mut Cx<'_, '_>, x: ValueId, axis: usize, shift: i64) -
 fn triangle(cx: &mut Cx<'_, '_>, f: CompareFn) -> Res<ValueId> {
     let x = cx.tensor("self")?;
     let diagonal = cx.int_or("diagonal", 0)?;
-    let Some(rows) = cx.rank(x).checked_sub(2) else { return wrong("expected a matrix") };
-    let (m, n) = (size(cx, x, rows), size(cx, x, rows + 1));
-    let iota = |len: Dim, start: i64| Iota { len, start: Dim::new(start), step: Dim::new(1), dtype: DType::I64 };
-    let row = cx.emit(iota(m, diagonal), &[])?;
-    let row = cx.unsqueeze(row, 1)?;
-    let column = cx.emit(iota(n, 0), &[])?;
-    let keep = cx.emit(Compare { f }, &[column, row])?;
-    if cx.dtype_of(x) == DType::Bool {
-        return cx.binary(BinaryFn::And, x, keep);
-    }
-    let zero = cx.number_like(&Number::Int(0), x)?;
-    cx.emit(Select {}, &[keep, x, zero])
+    cx.triangle(x, f, diagonal)
 }
 
 pub(super) fn tril(cx: &mut Cx<'_, '_>) -> Res<ValueId> {

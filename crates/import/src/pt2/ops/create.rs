@@ -2,7 +2,7 @@
 
 use regraft_ir::{
     Scalar,
-    ops::{BinaryFn, Compare, CompareFn, Full, Iota},
+    ops::{BinaryFn, Full, Iota},
 };
 use regraft_tensor::{DType, Dim};
 
@@ -164,10 +164,5 @@ pub(super) fn eye(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let n = cx.dim("n")?;
     let m = cx.optional_dim("m")?.unwrap_or_else(|| n.clone());
     let dtype = dtype(cx, DType::F32)?;
-    let iota = |len: Dim| Iota { len, start: Dim::new(0), step: Dim::new(1), dtype: DType::I64 };
-    let row = cx.emit(iota(n), &[])?;
-    let row = cx.unsqueeze(row, 1)?;
-    let column = cx.emit(iota(m), &[])?;
-    let same = cx.emit(Compare { f: CompareFn::Eq }, &[row, column])?;
-    cx.cast(same, dtype)
+    cx.ones_on_diagonal(&n, &m, 0, dtype)
 }

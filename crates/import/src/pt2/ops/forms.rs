@@ -201,7 +201,7 @@ pub(super) fn chunk_cat(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
             shape = cx.shape(whole);
         }
         let (front, behind) = shape.split_at(axis);
-        let each = behind.iter().fold(Dim::new(1), |n, d| &n * d).floor_div(&Dim::from(chunks));
+        let each = behind.iter().product::<Dim>().floor_div(&Dim::from(chunks));
         let split = front.iter().cloned().chain([Dim::from(chunks), each]).collect();
         parts.push(cx.reshape(whole, split)?);
     }

@@ -122,7 +122,7 @@ pub(super) fn histogramdd(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<ValueId>>> {
     let x = cx.tensor("self")?;
     let (dtype, mut shape) = (cx.dtype_of(x), cx.shape(x));
     let Some(axes) = shape.pop() else { return wrong("expected points") };
-    let points = shape.iter().fold(Dim::new(1), |n, d| &n * d);
+    let points = shape.iter().product::<Dim>();
     if points.is(0) {
         return unsupported("a histogram of no points", "give it points");
     }

@@ -373,10 +373,6 @@ pub(super) fn matrix_power(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     cx.cast(out, dtype)
 }
 
-fn product(dims: &[Dim]) -> Dim {
-    dims.iter().fold(Dim::new(1), |n, d| &n * d)
-}
-
 /// The inverse of a tensor as a matrix of its first `ind` axes by the others.
 pub(super) fn tensorinv(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let x = cx.tensor("self")?;
@@ -387,7 +383,7 @@ pub(super) fn tensorinv(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     };
     let (rows, columns) = shape.split_at(ind);
     let x = cx.cast(x, DType::F64)?;
-    let x = cx.reshape(x, vec![product(rows), product(columns)])?;
+    let x = cx.reshape(x, vec![rows.iter().product(), columns.iter().product()])?;
     let (x, _) = cx.inverse(x, true)?;
     let x = cx.reshape(x, [columns, rows].concat())?;
     cx.cast(x, dtype)
@@ -406,7 +402,7 @@ pub(super) fn tensorsolve(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let unknowns = cx.shape(a).get(cx.rank(b)..).unwrap_or_default().to_vec();
     let (a, b) = (cx.cast(a, DType::F64)?, cx.cast(b, DType::F64)?);
     let n = cx.ty(b).numel();
-    let (a, b) = (cx.reshape(a, vec![n.clone(), product(&unknowns)])?, cx.reshape(b, vec![n, Dim::new(1)])?);
+    let (a, b) = (cx.reshape(a, vec![n.clone(), unknowns.iter().product()])?, cx.reshape(b, vec![n, Dim::new(1)])?);
     let lu = cx.lu(a, true)?;
     let x = cx.solve_lu(lu, b)?;
     let x = cx.reshape(x, unknowns)?;

@@ -76,7 +76,7 @@ fn beside_channels(cx: &Cx<'_, '_>, x: ValueId) -> Res<(Vec<usize>, Dim)> {
     }
     let axes: Vec<usize> = (0..rank).filter(|axis| *axis != 1).collect();
     let shape = cx.shape(x);
-    let count = axes.iter().filter_map(|a| shape.get(*a)).fold(Dim::new(1), |n, d| &n * d);
+    let count = axes.iter().filter_map(|a| shape.get(*a)).product::<Dim>();
     Ok((axes, count))
 }
 
@@ -243,7 +243,7 @@ pub(super) fn native_group_norm(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<ValueId>>
     let x = cx.tensor("input")?;
     let shape = cx.shape(x);
     let Some((batch, rest)) = shape.split_first() else { return wrong("expected channels") };
-    let elements = rest.iter().fold(Dim::new(1), |n, d| &n * d);
+    let elements = rest.iter().product::<Dim>();
     let flat = vec![batch.clone(), Dim::from(count), elements.floor_div(&Dim::from(count))];
     let x = cx.reshape(x, flat)?;
     let (mean, rstd) = statistics(cx, x, &[2])?;

@@ -73,7 +73,7 @@ fn contract(cx: &mut Cx<'_, '_>, a: ValueId, b: ValueId, of_a: &[usize], of_b: &
     let sizes = |cx: &Cx<'_, '_>, v: ValueId, axes: &[usize]| -> Vec<Dim> {
         axes.iter().filter_map(|i| cx.ty(v).shape.get(*i).cloned()).collect()
     };
-    let product = |list: &[Dim]| list.iter().fold(Dim::new(1), |n, d| &n * d);
+    let product = |list: &[Dim]| list.iter().product::<Dim>();
     let (rows, columns) = (sizes(cx, a, &left), sizes(cx, b, &right));
     // An axis of one element stands for as many as the other has.
     let (mut a, mut b) = (a, b);

@@ -116,7 +116,7 @@ fn moments(cx: &mut Cx<'_, '_>) -> Res<(ValueId, ValueId)> {
         None => f64::from(u8::from(cx.bool_or("unbiased", true)?)),
     };
     let shape = cx.shape(x);
-    let count = axes.iter().filter_map(|a| shape.get(*a)).fold(Dim::new(1), |n, d| &n * d);
+    let count = axes.iter().filter_map(|a| shape.get(*a)).product::<Dim>();
     let mean = cx.reduce(ReduceFn::Mean, x, &axes, true)?;
     let centred = cx.binary(BinaryFn::Sub, x, mean)?;
     let squares = cx.binary(BinaryFn::Mul, centred, centred)?;

@@ -43,7 +43,7 @@ pub(super) fn flatten(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     else {
         return wrong(format!("axes {start} to {end} of a tensor with {rank} axes"));
     };
-    let joined = inner.iter().fold(Dim::new(1), |n, d| &n * d);
+    let joined = inner.iter().product::<Dim>();
     to_shape(cx, x, [before, &[joined], after].concat())
 }
 
@@ -90,7 +90,7 @@ pub(super) fn as_strided(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let x = cx.tensor("self")?;
     let (shape, strides) = (cx.dims("size")?, cx.dims("stride")?);
     let offset = cx.optional_dim("storage_offset")?.unwrap_or(Dim::new(0));
-    let numel = shape.iter().fold(Dim::new(1), |n, d| &n * d);
+    let numel = shape.iter().product::<Dim>();
     let same = numel == cx.ty(x).numel() && offset.is(0) && cx.first_is_row_major();
     if !same || strides.len() != shape.len() || !row_major(&shape, &strides) {
         return super::forms::strided(cx);

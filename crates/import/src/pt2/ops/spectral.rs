@@ -152,9 +152,7 @@ pub(super) fn pinv(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let zero = cx.float(0.0, DType::F64)?;
     let inverse = cx.select(counts, one_over, zero)?;
     let (columns, rows) = (cx.flipped(right)?, cx.flipped(left)?);
-    let row = cx.unsqueeze(inverse, batch.len())?;
-    let scaled = cx.binary(BinaryFn::Mul, columns, row)?;
-    let out = cx.times(scaled, rows)?;
+    let out = cx.with_spectrum(columns, inverse, rows)?;
     cx.cast(out, dtype)
 }
 
@@ -163,7 +161,8 @@ pub(super) fn matrix_sqrth(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let (x, dtype) = wide(cx, named(cx, ["self", "A"]))?;
     let [values, vectors] = cx.factor(FactorFn::Eigen, x, false)?;
     let roots = cx.unary(UnaryFn::Sqrt, values)?;
-    let out = cx.with_spectrum(vectors, roots)?;
+    let rows = cx.flipped(vectors)?;
+    let out = cx.with_spectrum(vectors, roots, rows)?;
     cx.cast(out, dtype)
 }
 
@@ -173,7 +172,7 @@ pub(super) fn polar(cx: &mut Cx<'_, '_>) -> Results {
     let [left, values, right] = cx.factor(FactorFn::Singular, x, false)?;
     let u = cx.times(left, right)?;
     let columns = cx.flipped(right)?;
-    let h = cx.with_spectrum(columns, values)?;
+    let h = cx.with_spectrum(columns, values, right)?;
     Ok(vec![Some(cx.cast(u, dtype)?), Some(cx.cast(h, dtype)?)])
 }
 

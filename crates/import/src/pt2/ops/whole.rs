@@ -27,10 +27,6 @@ fn sound(lists: &[(&[usize], usize)]) -> Res<()> {
     wrong("expected windows with elements")
 }
 
-fn product(dims: &[Dim]) -> Dim {
-    dims.iter().fold(Dim::new(1), |n, d| &n * d)
-}
-
 fn at(list: &[usize], i: usize) -> usize {
     list.get(i).copied().unwrap_or(1)
 }
@@ -61,7 +57,7 @@ pub(super) fn conv(
         windows.push(count);
     }
     let groups = Dim::from(w.groups);
-    let (all, taps_of) = (product(&windows), product(taps_of));
+    let (all, taps_of): (Dim, Dim) = (windows.iter().product(), taps_of.iter().product());
     let (of_out, depth) = (out.floor_div(&groups), inner * &taps_of);
     if channels.as_const() != (inner * &groups).as_const() || out.as_const() != (&of_out * &groups).as_const() {
         return wrong(format!("{} in {groups} groups, weight {}", cx.ty(x), cx.ty(weight)));

@@ -223,7 +223,7 @@ pub(super) fn max_unpool(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let n = size.len();
     let Some(front) = cx.rank(x).checked_sub(n) else { return wrong("expected an image") };
     let mut out_shape: Vec<Dim> = cx.shape(x).into_iter().take(front).collect();
-    let product = |list: &[Dim]| list.iter().fold(Dim::new(1), |n, d| &n * d);
+    let product = |list: &[Dim]| list.iter().product::<Dim>();
     let (rows, pixels, taken) = (product(&out_shape), product(&size), product(cx.shape(x).get(front..).unwrap_or(&[])));
     let (values, index) =
         (cx.reshape(x, vec![rows.clone(), taken.clone()])?, cx.reshape(index, vec![rows.clone(), taken])?);
