@@ -11,22 +11,12 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 name=$1
 requirements=$2
 size=$3
-cache=${REGRAFT_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/regraft}
+# shellcheck source=scripts/cache.sh
+source "$root/scripts/cache.sh"
 python=$("$root/scripts/python-env.sh" | tee >(cat >&2) | tail -n 1)
+folder=$(keyed "$name" "$python" "$requirements")
 
-# The interpreter is part of the key: packages with native code are for one version of Python.
-hash=$({
-    cat "$requirements"
-    "$python" -c 'import sys; print(sys.version_info[:2])'
-} | sha256sum | cut -c1-12)
-folder=$cache/$name-$hash
-
-mkdir -p "$cache"
-# Two runs at once: the second waits here and then finds the folder.
-exec 9>"$folder.lock"
-if command -v flock >/dev/null; then
-    flock 9
-fi
+locked "$folder"
 if [[ ! -d $folder ]]; then
     echo "making $folder (half a minute, about $size)"
     unfinished=$(mktemp -d "$cache/$name.XXXXXX")

@@ -11,21 +11,11 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 requirements=$root/requirements
 base_python=${PYTHON:-python3}
-cache=${REGRAFT_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/regraft}
+# shellcheck source=scripts/cache.sh
+source "$root/scripts/cache.sh"
 
-fail() {
-    echo "error: $*" >&2
-    exit 1
-}
-
-command -v "$base_python" >/dev/null || fail "$base_python not found (Debian: apt-get install python3 python3-venv)"
-
-# The interpreter is part of the key: an environment of another Python version cannot be reused.
-hash=$({
-    cat "$requirements"/no-deps.txt "$requirements"/light.txt "$requirements"/constraints.txt
-    "$base_python" -c 'import sys; print(sys.version_info[:2])'
-} | sha256sum | cut -c1-12)
-venv=$cache/venv-$hash
+has_python "$base_python"
+venv=$(keyed venv "$base_python" "$requirements"/no-deps.txt "$requirements"/light.txt "$requirements"/constraints.txt)
 marker=$venv/.complete
 
 ready() {
@@ -42,16 +32,9 @@ if ready; then
     exit 0
 fi
 
-"$base_python" -c 'import venv, ensurepip' 2>/dev/null ||
-    fail "$base_python cannot make virtual environments (Debian: apt-get install python3-venv)"
-
-mkdir -p "$cache"
-# Two runs at once: the second waits here and then finds the marker. The kernel drops the lock of a
-# killed run, and its half-made environment is removed below.
-exec 9>"$cache/venv-$hash.lock"
-if command -v flock >/dev/null; then
-    flock 9
-fi
+makes_environments "$base_python"
+# Its half-made environment is removed below.
+locked "$venv"
 if ready; then
     report
     exit 0

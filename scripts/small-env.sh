@@ -10,31 +10,15 @@ name=$1
 requirements=$2
 size=$3
 base_python=${PYTHON:-python3}
-cache=${REGRAFT_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/regraft}
+# shellcheck source=scripts/cache.sh
+source "$(dirname "${BASH_SOURCE[0]}")/cache.sh"
 
-fail() {
-    echo "error: $*" >&2
-    exit 1
-}
-
-command -v "$base_python" >/dev/null || fail "$base_python not found (Debian: apt-get install python3 python3-venv)"
-"$base_python" -c 'import venv, ensurepip' 2>/dev/null ||
-    fail "$base_python cannot make virtual environments (Debian: apt-get install python3-venv)"
-
-# The interpreter is part of the key: an environment of another Python version cannot be reused.
-hash=$({
-    cat "$requirements"
-    "$base_python" -c 'import sys; print(sys.version_info[:2])'
-} | sha256sum | cut -c1-12)
-venv=$cache/$name-$hash
+has_python "$base_python"
+makes_environments "$base_python"
+venv=$(keyed "$name" "$base_python" "$requirements")
 marker=$venv/.complete
 
-mkdir -p "$cache"
-# Two runs at once: the second waits here and then finds the marker.
-exec 9>"$venv.lock"
-if command -v flock >/dev/null; then
-    flock 9
-fi
+locked "$venv"
 if [[ ! -f $marker ]]; then
     echo "making $venv (half a minute, about $size)"
     rm -rf "$venv"
