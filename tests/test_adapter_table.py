@@ -38,14 +38,13 @@ import test_joined_adapters
 import test_python_adapters
 from comparing import assert_close, same
 from conftest import Cli
+from exporting import ROOT
 from module_checks import called
 from small import answers, seeded
 from test_adapters import UNET_CONFIG, UNET_INPUTS, adapted, build_unet, merged, plain
 from test_generated_adapters import trained
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-ROOT = Path(__file__).parent.parent
 
 
 class Net(nn.Module):

@@ -53,11 +53,10 @@ pub(crate) fn match_names(
     let names = regraft::match_sources(&sources, &used, &weights, &options);
     let rule = if names.rule().is_identity() { String::new() } else { names.rule().to_string() };
     let ignored = names.ignored().iter().map(|ignored| (ignored.name().to_owned(), ignored.kind())).collect();
-    let mut by_name: Vec<(String, usize)> = names.by_name().map(|(name, index)| (name.to_owned(), index)).collect();
+    let by_name: Vec<(String, usize)> = names.by_name().map(|(name, index)| (name.to_owned(), index)).collect();
     names.check(&sources, None, &options).map_err(|misfit| {
         regraft::Error::from(regraft::WeightsError::from(regraft::WeightsErrorKind::Fit(misfit))).into_py()
     })?;
-    by_name.sort_unstable();
     // Each name of a tied weight keeps a name of its own.
     let mut taken = vec![0; sources.len()];
     let named = by_name.into_iter().map(|(name, index)| {

@@ -101,11 +101,19 @@ fn save(
 }
 
 fn begin_report(path: &Path, report: &RefitReport) -> Result<AtomicFile, Failure> {
+    let text = serde_json::to_string_pretty(report).map_err(|e| not_written(path, e))?;
+    begin_text(path, &(text + "\n"))
+}
+
+/// A file with this text, which appears when it is committed.
+fn begin_text(path: &Path, text: &str) -> Result<AtomicFile, Failure> {
     let mut file = AtomicFile::create(path)?;
-    let failed = |why: String| Failure::new(format!("could not write the file: {why}")).about(path);
-    let text = serde_json::to_string_pretty(report).map_err(|e| failed(e.to_string()))?;
-    writeln!(file, "{text}").map_err(|e| failed(e.to_string()))?;
+    file.write_all(text.as_bytes()).map_err(|e| not_written(path, e))?;
     Ok(file)
+}
+
+fn not_written(path: &Path, error: impl std::fmt::Display) -> Failure {
+    Failure::new(format!("could not write the file: {error}")).about(path)
 }
 
 /// Reads a weight file, and says what of it was not read.

@@ -1,6 +1,6 @@
-use std::{collections::BTreeMap, io::Write, path::Path};
+use std::{collections::BTreeMap, path::Path};
 
-use regraft::{AtomicFile, NodeProfile, Profile, Roof};
+use regraft::{NodeProfile, Profile, Roof};
 use serde_json::{Value, json};
 
 use super::{bench, load, path_json};
@@ -128,8 +128,5 @@ fn write_trace(profile: &Profile, path: &Path) -> Result<(), Failure> {
     };
     let events: Vec<Value> = profile.nodes.iter().map(event).collect();
     let text = json!({ "traceEvents": events, "displayTimeUnit": "ms" }).to_string();
-    let mut file = AtomicFile::create(path)?;
-    let failed = |e: std::io::Error| Failure::new(format!("could not write the file: {e}")).about(path);
-    file.write_all(text.as_bytes()).map_err(failed)?;
-    Ok(file.commit()?)
+    Ok(super::begin_text(path, &text)?.commit()?)
 }

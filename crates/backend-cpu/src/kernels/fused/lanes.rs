@@ -83,25 +83,7 @@ pub(super) fn binary<T: Number>(f: BinaryFn, a: &[T], b: &[T], out: &mut [T]) {
         BinaryFn::And => zip(a, b, out, |a, b| T::binary(BinaryFn::And, a, b)),
         BinaryFn::Or => zip(a, b, out, |a, b| T::binary(BinaryFn::Or, a, b)),
         BinaryFn::Xor => zip(a, b, out, |a, b| T::binary(BinaryFn::Xor, a, b)),
-        BinaryFn::Div
-        | BinaryFn::FloorDiv
-        | BinaryFn::TruncDiv
-        | BinaryFn::Rem
-        | BinaryFn::Fmod
-        | BinaryFn::Pow
-        | BinaryFn::Atan2
-        | BinaryFn::Hypot
-        | BinaryFn::Copysign
-        | BinaryFn::Zeta
-        | BinaryFn::GammaP
-        | BinaryFn::GammaQ
-        | BinaryFn::HermiteH
-        | BinaryFn::HermiteHe
-        | BinaryFn::Laguerre
-        | BinaryFn::Legendre
-        | BinaryFn::Shl
-        | BinaryFn::Shr
-        | BinaryFn::Gcd => zip(a, b, out, |a, b| T::binary(f, a, b)),
+        f => zip(a, b, out, |a, b| T::binary(f, a, b)),
     }
 }
 
@@ -110,26 +92,7 @@ pub(super) fn binary_bool(f: BinaryFn, a: &[u8], b: &[u8], out: &mut [u8]) {
         BinaryFn::And | BinaryFn::Mul | BinaryFn::Min => zip(a, b, out, |a, b| a & b),
         BinaryFn::Or | BinaryFn::Add | BinaryFn::Max => zip(a, b, out, |a, b| a | b),
         BinaryFn::Xor => zip(a, b, out, |a, b| a ^ b),
-        BinaryFn::Sub
-        | BinaryFn::Div
-        | BinaryFn::FloorDiv
-        | BinaryFn::TruncDiv
-        | BinaryFn::Rem
-        | BinaryFn::Fmod
-        | BinaryFn::Pow
-        | BinaryFn::Atan2
-        | BinaryFn::Hypot
-        | BinaryFn::Copysign
-        | BinaryFn::Zeta
-        | BinaryFn::GammaP
-        | BinaryFn::GammaQ
-        | BinaryFn::HermiteH
-        | BinaryFn::HermiteHe
-        | BinaryFn::Laguerre
-        | BinaryFn::Legendre
-        | BinaryFn::Shl
-        | BinaryFn::Shr
-        | BinaryFn::Gcd => zip(a, b, out, |a, b| u8::from(f.apply_i64(i64::from(a), i64::from(b)) != 0)),
+        f => zip(a, b, out, |a, b| u8::from(f.apply_i64(i64::from(a), i64::from(b)) != 0)),
     }
 }
 
