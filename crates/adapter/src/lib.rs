@@ -31,7 +31,7 @@ use regraft_weights::{RefitMap, SourceInfo};
 pub use self::{
     config::{AdapterConfig, Patterns},
     error::{AdapterError, AdapterErrorKind},
-    overlay::{Delta, LowRank, Matrix, Norms, Overlay, Term},
+    overlay::{Delta, LowRank, LowRankValues, Matrix, Norms, Overlay, Term},
     problem::AdapterProblem,
     read::{AdapterOptions, read_config},
     rotation::{Rotation, Turn},

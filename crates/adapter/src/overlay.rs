@@ -1,5 +1,7 @@
 //! What all active adapters together do to one source, ready to be computed tile by tile.
 
+use std::sync::OnceLock;
+
 use regraft_tensor::{DType, Tensor};
 
 use crate::{Factors, MagnitudeAxis, Update};
@@ -54,12 +56,21 @@ pub enum Delta {
     },
 }
 
-/// Two factors of a product.
-#[derive(Clone, Debug, PartialEq)]
+/// A product of two factors: those of several updates side by side, so that their ranks add up.
+#[derive(Clone, Debug)]
 pub struct LowRank {
-    /// The inner size.
-    pub rank: usize,
-    /// `rows x rank`, row-major.
+    rows: usize,
+    cols: usize,
+    rank: usize,
+    /// The factors of each update, with its scale.
+    parts: Vec<(Factors, f64)>,
+    values: OnceLock<LowRankValues>,
+}
+
+/// Two factors of a product, on the host.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LowRankValues {
+    /// `rows x rank`, row-major; scales are folded in, rounded once.
     pub up: Vec<f32>,
     /// `rank x cols`, row-major.
     pub down: Vec<f32>,
@@ -93,7 +104,7 @@ impl Overlay {
     pub fn new(dtype: DType, shape: &[usize], updates: &[(&Update, f64)]) -> Overlay {
         let rows = shape.first().copied().unwrap_or(1);
         let cols = shape.iter().skip(1).product();
-        let (mut plain, mut terms): (Vec<LowRank>, Vec<Term>) = (Vec::new(), Vec::new());
+        let (mut plain, mut terms): (Vec<(Factors, f64)>, Vec<Term>) = (Vec::new(), Vec::new());
         let mut rewrites = Vec::new();
         for &(update, by) in updates {
             match update {
@@ -101,12 +112,12 @@ impl Overlay {
                     assert!(rewrite.size(rows, cols) == (rows, cols), "an update of another size than its source");
                     rewrites.push((rewrite.clone(), by));
                 }
-                Update::LowRank { factors, scale, magnitude: None } => plain.push(LowRank::new(factors, scale * by)),
+                Update::LowRank { factors, scale, magnitude: None } => plain.push((factors.clone(), scale * by)),
                 other => terms.push(Term::new(other, by)),
             }
         }
-        if let Some(low_rank) = LowRank::stack(rows, plain) {
-            terms.insert(0, Term { delta: Delta::LowRank(low_rank), norms: None });
+        if !plain.is_empty() {
+            terms.insert(0, Term { delta: Delta::LowRank(LowRank::new(plain)), norms: None });
         }
         terms.iter().for_each(|term| term.check(rows, cols));
         Overlay { dtype, rows, cols, terms, base: None, rewrites }
@@ -132,6 +143,17 @@ impl Overlay {
         }
     }
 
+    /// Makes what [`LowRank::values`] gives, ahead of its use.
+    pub fn make_values(&self) {
+        for term in &self.terms {
+            match &term.delta {
+                Delta::LowRank(product) => _ = product.values(),
+                Delta::Hadamard(first, second) => _ = (first.values(), second.values()),
+                Delta::Kronecker { .. } | Delta::Full { .. } => {}
+            }
+        }
+    }
+
     /// Whether factors must be filled in before use.
     pub fn has_norms(&self) -> bool {
         self.terms.iter().any(|t| t.norms.is_some())
@@ -142,11 +164,11 @@ impl Term {
     fn new(update: &Update, by: f64) -> Term {
         let (delta, magnitude) = match update {
             Update::LowRank { factors, scale, magnitude } => {
-                (Delta::LowRank(LowRank::new(factors, scale * by)), magnitude.as_ref())
+                (Delta::LowRank(LowRank::new(vec![(factors.clone(), scale * by)])), magnitude.as_ref())
             }
             Update::Hadamard { first, second, scale, magnitude } => {
-                let (first, second) = (LowRank::new(first, scale * by), LowRank::new(second, 1.0));
-                (Delta::Hadamard(first, second), magnitude.as_ref())
+                let product = |factors: &Factors, scale| LowRank::new(vec![(factors.clone(), scale)]);
+                (Delta::Hadamard(product(first, scale * by), product(second, 1.0)), magnitude.as_ref())
             }
             Update::Kronecker { left, right, scale, magnitude } => {
                 let (left, right) = (Matrix::new(left, scale * by), Matrix::new(right, 1.0));
@@ -166,7 +188,7 @@ impl Term {
     }
 
     fn check(&self, rows: usize, cols: usize) {
-        let fits = |p: &LowRank| p.up.len() == rows * p.rank && p.down.len() == p.rank * cols;
+        let fits = |p: &LowRank| p.fits(rows, cols);
         let delta_fits = match &self.delta {
             Delta::LowRank(p) => fits(p),
             Delta::Hadamard(p, q) => fits(p) && fits(q),
@@ -187,23 +209,62 @@ impl Term {
 }
 
 impl LowRank {
-    fn new(factors: &Factors, scale: f64) -> LowRank {
-        let rank = factors.down.shape().first().copied().unwrap_or(0);
-        LowRank { rank, up: floats(&factors.up, scale), down: floats(&factors.down, 1.0) }
+    fn new(parts: Vec<(Factors, f64)>) -> LowRank {
+        let first = |size: &[usize]| size.first().copied().unwrap_or(0);
+        let rows = parts.first().map_or(0, |(factors, _)| first(factors.up.shape()));
+        let cols = parts.first().map_or(0, |(factors, _)| factors.down.shape().get(1).copied().unwrap_or(0));
+        let rank = parts.iter().map(|(factors, _)| first(factors.down.shape())).sum();
+        LowRank { rows, cols, rank, parts, values: OnceLock::new() }
     }
 
-    /// Products side by side: the ranks add up.
-    fn stack(rows: usize, mut products: Vec<LowRank>) -> Option<LowRank> {
-        if products.len() < 2 {
-            return products.pop();
+    /// The inner size.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// Rows, columns, and the inner size.
+    pub fn sizes(&self) -> (usize, usize, usize) {
+        (self.rows, self.cols, self.rank)
+    }
+
+    /// The factors and their scale, where they are those of one update.
+    pub fn single(&self) -> Option<(&Factors, f64)> {
+        match self.parts.as_slice() {
+            [(factors, scale)] => Some((factors, *scale)),
+            _ => None,
         }
-        let rank = products.iter().map(|p| p.rank).sum();
-        let mut up = Vec::with_capacity(rows * rank);
-        for row in 0..rows {
-            products.iter().for_each(|p| up.extend_from_slice(&p.up[row * p.rank..][..p.rank]));
-        }
-        let down = products.into_iter().flat_map(|p| p.down).collect();
-        Some(LowRank { rank, up, down })
+    }
+
+    /// The factors on the host: made when they are first asked for.
+    pub fn values(&self) -> &LowRankValues {
+        self.values.get_or_init(|| {
+            let mut each: Vec<LowRankValues> = self.parts.iter().map(LowRankValues::new).collect();
+            if each.len() == 1 {
+                return each.remove(0);
+            }
+            let mut up = Vec::with_capacity(self.rows * self.rank);
+            for row in 0..self.rows {
+                for part in &each {
+                    let rank = part.up.len() / self.rows;
+                    up.extend_from_slice(&part.up[row * rank..][..rank]);
+                }
+            }
+            LowRankValues { up, down: each.into_iter().flat_map(|part| part.down).collect() }
+        })
+    }
+
+    fn fits(&self, rows: usize, cols: usize) -> bool {
+        let part = |(factors, _): &(Factors, f64)| {
+            let rank = factors.down.shape().first().copied().unwrap_or(0);
+            factors.up.numel() == rows * rank && factors.down.numel() == rank * cols
+        };
+        self.parts.iter().all(part)
+    }
+}
+
+impl LowRankValues {
+    fn new((factors, scale): &(Factors, f64)) -> LowRankValues {
+        LowRankValues { up: floats(&factors.up, *scale), down: floats(&factors.down, 1.0) }
     }
 }
 

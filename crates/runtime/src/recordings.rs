@@ -1,7 +1,7 @@
 //! Launches of bound plans that a device has recorded, to be repeated at the cost of one.
 //!
-//! A recording holds addresses: of the arena, which is its lane's own, and of slots. A run of another generation records the
-//! same launches with that one's slots, in place of the recording that was used longest ago.
+//! A recording holds addresses: of the arena, which is its lane's own, of slots and of states. A run of another generation
+//! records the same launches with that one's slots, in place of the recording that was used longest ago.
 
 use std::sync::Arc;
 
@@ -18,8 +18,8 @@ pub(crate) struct Recordings {
 
 struct Entry {
     bound: Arc<BoundPlan>,
-    /// Addresses of the slots that were recorded.
-    slots: Vec<u64>,
+    /// Addresses of the slots and the states that were recorded.
+    addresses: Vec<u64>,
     recorded: Recorded,
 }
 
@@ -40,7 +40,7 @@ impl Recordings {
     /// Recordings of one bound plan: a serving generation and the one before, or two variants in turns.
     const GENERATIONS: usize = 2;
 
-    /// Launches what was recorded for this plan and these slots, or records it now; `false` where it is to be launched step by
+    /// Launches what was recorded for this plan, these slots and these states, or records it now; `false` where it is to be launched step by
     /// step. The memory must be that of the lane each time.
     pub(crate) fn launch(
         &mut self,
@@ -52,8 +52,9 @@ impl Recordings {
         if !bound.is_repeatable {
             return false;
         }
-        let slots: Vec<u64> = (0..bound.sequence.sizes().slots.len()).map(|i| (memory.slots)(i).address()).collect();
-        let mut entry = self.take(bound, &slots);
+        let slots = (0..bound.sequence.sizes().slots.len()).map(|i| (memory.slots)(i).address());
+        let addresses: Vec<u64> = slots.chain(memory.states.iter().map(|state| state.address())).collect();
+        let mut entry = self.take(bound, &addresses);
         let launched = match &mut entry.recorded {
             Recorded::Never => false,
             Recorded::New => {
@@ -65,7 +66,7 @@ impl Recordings {
                 entry.recorded = recorded.ok().flatten().map_or(Recorded::Never, Recorded::Yes);
                 matches!(&entry.recorded, Recorded::Yes(_))
             }
-            Recorded::Yes(_) if entry.slots == slots => true,
+            Recorded::Yes(_) if entry.addresses == addresses => true,
             Recorded::Yes(recording) => {
                 let updated = recording.update(&mut |queue| bound.sequence.launch(queue, memory));
                 if updated.is_err() {
@@ -74,7 +75,7 @@ impl Recordings {
                 updated.is_ok()
             }
         };
-        entry.slots = slots;
+        entry.addresses = addresses;
         if let Recorded::Yes(recording) = &mut entry.recorded
             && launched
         {
@@ -87,11 +88,11 @@ impl Recordings {
         launched
     }
 
-    /// The entry of this plan and these slots, taken out: an exact one, else the one of this plan that was used longest ago if
+    /// The entry of this plan and these addresses, taken out: an exact one, else the one of this plan that was used longest ago if
     /// there are as many as there may be, else a new one.
-    fn take(&mut self, bound: &Arc<BoundPlan>, slots: &[u64]) -> Entry {
+    fn take(&mut self, bound: &Arc<BoundPlan>, addresses: &[u64]) -> Entry {
         let of_plan = |e: &Entry| Arc::ptr_eq(&e.bound, bound);
-        let exact = self.entries.iter().position(|e| of_plan(e) && e.slots == slots);
+        let exact = self.entries.iter().position(|e| of_plan(e) && e.addresses == addresses);
         let count = self.entries.iter().filter(|e| of_plan(e)).count();
         let oldest = || self.entries.iter().position(of_plan).filter(|_| count >= Self::GENERATIONS);
         match exact.or_else(oldest) {
@@ -99,7 +100,7 @@ impl Recordings {
             // What one generation's first run has set up serves the others too.
             None => Entry {
                 bound: bound.clone(),
-                slots: slots.to_vec(),
+                addresses: addresses.to_vec(),
                 recorded: if count > 0 { Recorded::Ran } else { Recorded::New },
             },
         }

@@ -151,15 +151,15 @@ fn block<F: Fma>(ups: [&[f32]; TALL], down: &[f32], cols: usize) -> [[f32; WIDE]
 simd_fn! {
     /// Writes `W + up @ down`, or the product alone where no `W` is given, to the lines of `out`.
     fn multiply<F>(product: &LowRank, source: Option<&[f32]>, cols: usize, lines: Lines<'_>, out: &mut Tile) {
-        let rank = product.rank;
-        let up_of = |row: usize| &product.up[row * rank..][..rank];
+        let (rank, values) = (product.rank(), product.values());
+        let up_of = |row: usize| &values.up[row * rank..][..rank];
         let whole = lines.len / WIDE * WIDE;
         // Columns outside, rows inside: the block of `down` stays in the first-level cache.
         for at in (0..whole).step_by(WIDE) {
             for (rows, out) in lines.rows.chunks(TALL).zip(out.chunks_mut(TALL)) {
                 // A last group of fewer rows computes its first row more than once.
                 let ups: [&[f32]; TALL] = std::array::from_fn(|i| up_of(rows.get(i).copied().unwrap_or(rows[0])));
-                let sums = block::<F>(ups, &product.down[lines.col + at..], cols);
+                let sums = block::<F>(ups, &values.down[lines.col + at..], cols);
                 for ((out, sums), row) in out.iter_mut().zip(&sums).zip(rows) {
                     write(source.map(|w| &w[row * cols + lines.col + at..][..WIDE]), sums, &mut out[at..at + WIDE]);
                 }
@@ -169,7 +169,7 @@ simd_fn! {
             let (out, up) = (&mut out[whole..lines.len], up_of(*row));
             let mut sums = [0.0; WIDE];
             let sums = &mut sums[..out.len()];
-            for (by, down) in up.iter().zip(product.down.chunks_exact(cols)) {
+            for (by, down) in up.iter().zip(values.down.chunks_exact(cols)) {
                 let down = &down[lines.col + whole..][..out.len()];
                 sums.iter_mut().zip(down).for_each(|(sum, x)| *sum = F::mul_add(*by, *x, *sum));
             }

@@ -231,10 +231,10 @@ impl<'a, T: SourceElement> Packer<'a, T> {
             let rest = match (product, T::as_f32(view.data)) {
                 (Some(product), Some(data)) => {
                     let (blocks, rest) = run.split_at(run.len() / LANES * LANES);
-                    let up: Vec<[f32; LANES]> = (0..product.rank)
-                        .map(|r| std::array::from_fn(|i| product.up[rows[i] * product.rank + r]))
-                        .collect();
-                    let down = &product.down[first % overlay.cols..];
+                    let (rank, values) = (product.rank(), product.values());
+                    let up: Vec<[f32; LANES]> =
+                        (0..rank).map(|r| std::array::from_fn(|i| values.up[rows[i] * rank + r])).collect();
+                    let down = &values.down[first % overlay.cols..];
                     let product = Product { up: &up, down, cols: overlay.cols };
                     let scale = view.scale.and_then(|s| s[strip.columns.start..].first_chunk());
                     let (src, row_stride) = (&data[first..], view.n_stride);

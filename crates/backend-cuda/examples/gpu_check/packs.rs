@@ -101,12 +101,12 @@ fn merges(gpu: &Gpu, blocks: u32) -> Result<String, String> {
     for (from, to) in
         [(DType::F32, DType::F32), (DType::F16, DType::F16), (DType::F32, DType::BF16), (DType::BF16, DType::BF16)]
     {
-        for rank in [1, 4, 16, 33] {
+        for (rank, scale) in [(1, 1.0), (4, 0.3), (16, 1.0), (33, -2.0)] {
             let (rows, cols) = (r.between(1, 150), r.between(1, 150));
             let w = r.floats(from, &[rows, cols]);
             let (up, down) = (r.floats(DType::F32, &[rows, rank]), r.floats(DType::F32, &[rank, cols]));
             let (a, b, v) = (up.to_f64_vec(), down.to_f64_vec(), w.to_f64_vec());
-            let sum = |i: usize| (0..rank).map(|q| a[i / cols * rank + q] * b[q * cols + i % cols]).sum::<f64>() + v[i];
+            let sum = |i: usize| (0..rank).map(|q| a[i / cols * rank + q] * scale * b[q * cols + i % cols]).sum::<f64>() + v[i];
             let merged = Tensor::from_f64(from, &[rows, cols], &(0..rows * cols).map(sum).collect::<Vec<_>>());
             let regions = [&w, &up, &down].map(|t| gpu.upload(t.bytes()));
             let [w, up, down] = regions;
@@ -122,10 +122,7 @@ fn merges(gpu: &Gpu, blocks: u32) -> Result<String, String> {
                 rows,
                 cols,
                 rank,
-                to_row: cols,
-                inner: cols,
-                to_outer: 0,
-                to_inner: 1,
+                scale,
             });
             wants.push((out, to, [rows, cols], merged.cast(to)));
             keep.push((w, up, down));

@@ -372,10 +372,7 @@ fn packing(gpu: &Gpu) -> Result<(), CudaError> {
             rows,
             cols,
             rank: 16,
-            to_row: cols,
-            inner: cols,
-            to_outer: 0,
-            to_inner: 1,
+            scale: 1.0,
         })
         .collect();
     launch("merge", &Table::merges(&merges).map_err(fit)?, 132 * 8, "merge of 128 low-rank products, r = 16")

@@ -106,22 +106,26 @@ pub fn attention(
         .set("D", d)
         .flag("CAUSAL", op.causal);
     if matrix_units {
-        if !(half && one_type && side_by_side && d == e) {
-            return Err(Why::new("matrix units take f16 and bf16 with elements side by side"));
+        if !(half && one_type && side_by_side && d == e && op.scale > 0.0) {
+            return Err(Why::new("matrix units take f16 and bf16 with elements side by side, and a positive scale"));
         }
         // Whole rows are copied 16 bytes at a time when every row begins at such an address.
         let aligned = d % 8 == 0 && [q, k, v].iter().all(|v| (0..3).all(|a| v.shape[a] == 1 || v.strides[a] % 8 == 0));
         let dp = d.next_multiple_of(16);
         let tile = if dp > 128 { 32 } else { 64 };
-        let shared = (64 + 4 * tile) * (dp + 8) * 2;
+        // Twice as many queries read a tile of keys half as often; few of them leave a large device idle.
+        let wide = dp <= 80 && queries.div_ceil(128) * heads * images >= BLOCKS;
+        let rows = if wide { 128 } else { 64 };
+        let shared = (rows + 4 * tile) * (dp + 8) * 2;
         let source = defines
             .ty("T", c_type(q.dtype))
             .set("MMA", format!("\"{}\"", q.dtype))
             .set("DP", dp)
             .set("BN", tile)
+            .set("MT", rows / 64)
             .flag("ASYNC", aligned)
             .source("attention_mma", include_str!("attention_mma.cu"));
-        let launch = grid([queries.div_ceil(64), heads, images], 128, shared)?;
+        let launch = grid([queries.div_ceil(rows), heads, images], 128, shared)?;
         return Ok(Spec { source, entry: "attention_mma", launch, params, scratch: 0 });
     }
     let source = defines
@@ -177,6 +181,7 @@ pub fn decode(
         .set("D", d)
         .set("GROUP", group)
         .set("LANES", lanes)
+        .set("MOST_SPLITS", BLOCKS)
         .source("attention_decode", include_str!("attention_decode.cu"));
     let heads_param = common.fields.param();
     let scratch = images * heads * splits * (d + 2) * 4;

@@ -56,8 +56,8 @@ index_axes(const E* x, const TI* i0, const TI* i1, const TI* i2, const TI* i3, E
     }
 }
 
-// Values written at computed positions; of several for one element the last stays, so each element looks for the last point that
-// names it. `written` is the shape of what is written, with the strides of the values there.
+// Values written at computed positions; of several for one element the last stays. `written` is the shape of what is written,
+// with the strides of the values there.
 extern "C" __global__ void __launch_bounds__(256)
 index_put_set(const E* x, const E* values, const TI* i0, const TI* i1, const TI* i2, const TI* i3, E* out, const Report report,
               i64 outer, i64 points, i64 inner, i64 indexed, const Indices d, const Shape written) {
@@ -65,16 +65,28 @@ index_put_set(const E* x, const E* values, const TI* i0, const TI* i1, const TI*
     if (blockIdx.x == 0) {
         for (i64 p = threadIdx.x; p < points; p += 256) row_of(all, d, p, &report);
     }
-    for (i64 i = (i64)blockIdx.x * 256 + threadIdx.x; i < outer * indexed * inner; i += (i64)gridDim.x * 256) {
-        i64 row = i / inner % indexed, point = points - 1;
-        while (point >= 0 && row_of(all, d, point, nullptr) != row) point--;
-        if (point < 0) {
-            if (out != x) out[i] = x[i];
-            continue;
+    // In place only what is written is touched; elsewhere every element looks for the last point that names it.
+    bool in_place = out == x;
+    i64 count = outer * inner * (in_place ? points : indexed);
+    for (i64 i = (i64)blockIdx.x * 256 + threadIdx.x; i < count; i += (i64)gridDim.x * 256) {
+        i64 point, row, block;
+        if (in_place) {
+            point = i / inner % points;
+            block = i / inner / points;
+            row = row_of(all, d, point, nullptr);
+            i64 later = point + 1;
+            while (later < points && row_of(all, d, later, nullptr) != row) later++;
+            if (row < 0 || later < points) continue;
+        } else {
+            row = i / inner % indexed;
+            block = i / inner / indexed;
+            point = points - 1;
+            while (point >= 0 && row_of(all, d, point, nullptr) != row) point--;
+            if (point < 0) { out[i] = x[i]; continue; }
         }
-        i64 rest = (i / inner / indexed * points + point) * inner + i % inner, from = 0;
+        i64 rest = (block * points + point) * inner + i % inner, from = 0;
 #pragma unroll
         for (int a = 5; a >= 0; a--) { from += rest % written.size[a] * written.stride[a]; rest /= written.size[a]; }
-        out[i] = values[from];
+        out[(block * indexed + row) * inner + i % inner] = values[from];
     }
 }

@@ -104,18 +104,17 @@ extern "C" __global__ void __launch_bounds__(256) pack(const Job* jobs, int coun
     }
 }
 
-// W + up·down in f32, W added last, rounded to the type of W and then to the target's.
+// W + up·down in f32, W added last, rounded to the type of W and then to the target's. `up` is scaled, rounded once.
 struct Merge {
     u64 source, target, up, down;
     i64 first_piece;          // pieces are tiles of 64 rows and 64 columns
     i64 rows, cols, rank;
     i32 kind, columns;        // tiles side by side
-    i64 to_row, inner, to_outer, to_inner;   // where (row, column) goes: the column is (column / inner, column % inner)
+    double scale;
 };
 
-template <typename S, typename T> DEVICE void merge_tile(const Merge& job, i64 tile, float (*up)[17], float (*down)[65]) {
-    const S* source = (const S*)job.source;
-    T* target = (T*)job.target;
+// A thread has 4 neighbours in each of 4 rows.
+template <typename S, typename T> DEVICE void merge_tile(const Merge& job, i64 tile, float (*up)[17], float (*down)[64]) {
     i64 row0 = tile / job.columns * 64, col0 = tile % job.columns * 64;
     int tx = threadIdx.x & 15, ty = threadIdx.x >> 4;
     float acc[4][4] = {};
@@ -123,36 +122,53 @@ template <typename S, typename T> DEVICE void merge_tile(const Merge& job, i64 t
         __syncthreads();
         for (int e = threadIdx.x; e < 1024; e += 256) {
             i64 row = row0 + e / 16, r = r0 + e % 16;
-            up[e / 16][e % 16] = row < job.rows && r < job.rank ? ((const float*)job.up)[row * job.rank + r] : 0.f;
+            float x = row < job.rows && r < job.rank ? ((const float*)job.up)[row * job.rank + r] : 0.f;
+            up[e / 16][e % 16] = job.scale == 1. ? x : (float)(x * job.scale);
             i64 col = col0 + e % 64, q = r0 + e / 64;
             down[e / 64][e % 64] = col < job.cols && q < job.rank ? ((const float*)job.down)[q * job.cols + col] : 0.f;
         }
         __syncthreads();
         int many = job.rank - r0 < 16 ? (int)(job.rank - r0) : 16;
         for (int r = 0; r < many; r++) {
-            float a[4], b[4];
+            Pack<float, 4> b = read<float, 4>(&down[r][tx * 4]);
 #pragma unroll
-            for (int i = 0; i < 4; i++) { a[i] = up[ty + i * 16][r]; b[i] = down[r][tx + i * 16]; }
+            for (int i = 0; i < 4; i++) {
+                float a = up[ty + i * 16][r];
 #pragma unroll
-            for (int i = 0; i < 4; i++)
-#pragma unroll
-                for (int j = 0; j < 4; j++) acc[i][j] = fmaf(a[i], b[j], acc[i][j]);
+                for (int j = 0; j < 4; j++) acc[i][j] = fmaf(a, b.v[j], acc[i][j]);
+            }
         }
     }
+    i64 col = col0 + tx * 4, left = job.cols - col;
 #pragma unroll
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < 4; i++) {
+        i64 row = row0 + ty + i * 16;
+        if (row >= job.rows || left <= 0) continue;
+        const S* source = (const S*)job.source + row * job.cols + col;
+        T* target = (T*)job.target + row * job.cols + col;
+        Pack<S, 4> w;
+        Pack<T, 4> out;
+        if (left >= 4) {
+            w = read<S, 4>(source);
+        } else {
+            for (int j = 0; j < left; j++) w.v[j] = source[j];
+        }
 #pragma unroll
         for (int j = 0; j < 4; j++) {
-            i64 row = row0 + ty + i * 16, col = col0 + tx + j * 16;
-            if (row >= job.rows || col >= job.cols) continue;
             S merged;
-            put(merged, acc[i][j] + get(source[row * job.cols + col]));
-            put(target[row * job.to_row + col / job.inner * job.to_outer + col % job.inner * job.to_inner], get(merged));
+            put(merged, acc[i][j] + get(w.v[j]));
+            put(out.v[j], get(merged));
         }
+        if (left >= 4) {
+            write<T, 4>(target, out);
+        } else {
+            for (int j = 0; j < left; j++) target[j] = out.v[j];
+        }
+    }
 }
 
 extern "C" __global__ void __launch_bounds__(256) merge(const Merge* jobs, int count, i64 pieces) {
-    __shared__ float up[64][17], down[16][65];
+    __shared__ __align__(16) float up[64][17], down[16][64];
     for (i64 piece = blockIdx.x; piece < pieces; piece += gridDim.x) {
         const Merge& job = jobs[find(jobs, count, piece)];
         i64 tile = piece - job.first_piece;

@@ -16,7 +16,7 @@ const PAIR_PIECE: usize = 65_536;
 /// Bytes of a [`Pack`] in a table.
 pub const PACK_BYTES: usize = 208;
 /// Bytes of a [`Merge`] in a table.
-pub const MERGE_BYTES: usize = 104;
+pub const MERGE_BYTES: usize = 80;
 /// Bytes of a [`Pair`] in a table.
 pub const PAIR_BYTES: usize = 32;
 
@@ -160,7 +160,7 @@ impl Table {
             table.words(&[job.rows as u64, job.cols as u64, job.rank as u64]);
             table.bytes.extend(kind.to_ne_bytes());
             table.bytes.extend((columns as i32).to_ne_bytes());
-            table.words(&[job.to_row as u64, job.inner as u64, job.to_outer as u64, job.to_inner as u64]);
+            table.bytes.extend(job.scale.to_ne_bytes());
             table.jobs += 1;
             table.pieces += columns * job.rows.div_ceil(64);
         }
@@ -180,12 +180,12 @@ impl Table {
     }
 }
 
-/// `W + up·down`, rounded to the type of `W`, moved to a slot.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// `W + scale·up·down`, rounded to the type of `W`, then to the target's.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Merge {
     /// Address of `W`, row-major.
     pub source: u64,
-    /// Address of the first element's place.
+    /// Address of the result, row-major.
     pub target: u64,
     /// Address of `rows x rank` floats.
     pub up: u64,
@@ -201,14 +201,8 @@ pub struct Merge {
     pub cols: usize,
     /// Inner size of the product.
     pub rank: usize,
-    /// Stride of rows in the slot.
-    pub to_row: usize,
-    /// Columns are `(column / inner, column % inner)`.
-    pub inner: usize,
-    /// Stride of the first of both in the slot.
-    pub to_outer: usize,
-    /// Stride of the second.
-    pub to_inner: usize,
+    /// What `up` is multiplied by, rounded to f32.
+    pub scale: f64,
 }
 
 /// Two pieces of memory to be compared.
@@ -244,13 +238,10 @@ mod tests {
             rows: 100,
             cols: 65,
             rank: 4,
-            to_row: 65,
-            inner: 1,
-            to_outer: 1,
-            to_inner: 0,
+            scale: 1.0,
         };
         let table = Table::merges(&[merge]).expect("it fits");
-        assert_eq!((table.bytes.len(), table.pieces), (104, 4));
+        assert_eq!((table.bytes.len(), table.pieces), (80, 4));
         assert_eq!(table.bytes.len(), MERGE_BYTES);
         let table = Table::pairs(&[Pair { first: 1, second: 2, bytes: 0 }]);
         assert_eq!((table.bytes.len(), table.pieces), (PAIR_BYTES, 1));

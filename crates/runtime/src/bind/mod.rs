@@ -37,7 +37,7 @@ pub(crate) struct BoundPlan {
     /// Whether a run that fails halfway may have changed states.
     pub(crate) changes_states_early: bool,
     pub(crate) extent: Extent,
-    /// Whether all memory but that of slots is the same in every run of a lane, and nothing is done on the host.
+    /// Whether all memory but that of slots and states is the same in every run of a lane, and nothing is done on the host.
     pub(crate) is_repeatable: bool,
 }
 
@@ -308,7 +308,7 @@ impl Binder<'_> {
         let steps: Vec<Step> = draft.steps.into_iter().map(step).collect();
         let extent = Extent { steps: steps.len(), bytes };
         let is_repeatable =
-            sizes.inputs.is_empty() && sizes.states.is_empty() && !steps.iter().any(|step| step.kernel.is_host_step());
+            sizes.inputs.is_empty() && in_place.is_empty() && !steps.iter().any(|step| step.kernel.is_host_step());
         let sequence = Sequence::new(steps, sizes).map_err(RuntimeErrorKind::Sequence)?;
         Ok(BoundPlan { sequence, staged_inputs, outputs, changes_states_early, extent, is_repeatable })
     }

@@ -19,7 +19,7 @@ pub(super) fn all_fetched(weights: &StateDict) -> Result<Cow<'_, StateDict>, Run
 }
 
 /// Brings those to the host that anything but the device's packer reads: where a slot is made on the host or adapters are
-/// applied, where nothing on the device keeps the value, or where it is compared with what is on the host.
+/// applied, where nothing on the device keeps the value, or where it is compared with a digest.
 pub(super) fn bring(
     parts: &Parts<'_>,
     matched: &mut Matched,
@@ -41,7 +41,7 @@ pub(super) fn bring(
         let is_kept = |&slot: &usize| local(slot).is_some_and(|local| parts.packer.keeps(slot, local));
         let stays = tensor.dtype() == info.dtype
             && !adapted.contains(&source)
-            && (!is_compared || before[source].slot().is_some())
+            && (!is_compared || before[source].is_resident())
             && readers[source].iter().all(is_read)
             && readers[source].iter().any(is_kept);
         if !stays {

@@ -25,8 +25,10 @@ use crate::{
 #[derive(Default)]
 pub(super) struct Batch<'a> {
     uploads: Vec<Upload<'a>>,
-    /// Bytes of staging memory.
-    len: usize,
+    /// Bytes that are uploaded, side by side: they take one copy.
+    uploaded: usize,
+    /// Bytes that are computed from those.
+    computed: usize,
     /// Sources that are staged already, by the address and length of their bytes.
     staged: HashMap<(usize, usize), usize>,
     casts: Vec<Cast>,
@@ -45,17 +47,26 @@ enum Upload<'a> {
     Made(AlignedVec, usize),
 }
 
-/// A place in staging memory, or elsewhere on the device.
+/// A place in what is uploaded, in what is computed from that, or elsewhere on the device.
 #[derive(Clone, Copy)]
 enum Place {
-    Staged(usize),
+    Uploaded(usize),
+    Computed(usize),
     Device(u64),
 }
 
+/// Addresses of staging memory.
+#[derive(Clone, Copy)]
+struct Staging {
+    uploaded: u64,
+    computed: u64,
+}
+
 impl Place {
-    fn address(self, staging: u64) -> u64 {
+    fn address(self, staging: Staging) -> u64 {
         match self {
-            Place::Staged(at) => staging + at as u64,
+            Place::Uploaded(at) => staging.uploaded + at as u64,
+            Place::Computed(at) => staging.computed + at as u64,
             Place::Device(address) => address,
         }
     }
@@ -73,6 +84,7 @@ struct Merging {
     to: Place,
     up: Place,
     down: Place,
+    scale: f64,
     dtype: DType,
     sizes: (usize, usize, usize),
 }
@@ -87,12 +99,12 @@ struct Moving {
 
 impl<'a> Batch<'a> {
     pub(super) fn is_empty(&self) -> bool {
-        self.moves.is_empty() && self.uploads.is_empty()
+        self.moves.is_empty() && self.merges.is_empty() && self.uploads.is_empty()
     }
 
     /// Bytes of staging memory that are asked for.
     pub(super) fn len(&self) -> usize {
-        self.len
+        self.uploaded + self.computed
     }
 
     /// Adds a slot that moves make.
@@ -107,17 +119,30 @@ impl<'a> Batch<'a> {
     ) -> Result<(), PackError> {
         let recipe = |why: String| PackError::Recipe { slot: job.slot, why };
         let mut places = Vec::with_capacity(forms.len());
+        let out = Span::from(&job.out);
         for (index, (given, form)) in job.given.iter().zip(forms).enumerate() {
-            let moved = plan.moves.iter().any(|m| m.source as usize == index);
+            let mut of = plan.moves.iter().filter(|m| m.source as usize == index);
+            let (moved, others) = (of.next(), of.next());
             let (own, shape) = &slot.sources[index];
             if given.tensor.shape() != shape {
                 return Err(recipe(format!("a source of shape {:?} is given as {:?}", shape, given.tensor.shape())));
             }
-            places.push(if moved {
-                Some(self.source((context, device), resident, given.tensor, *form, *own)?)
-            } else {
-                None
-            });
+            let Some(moved) = moved else {
+                places.push(None);
+                continue;
+            };
+            // What is merged is written where it goes, when that is a piece of the slot.
+            let is_piece = moved.is_run() && moved.from == 0 && moved.len() == given.tensor.numel() && *own == slot.dtype;
+            let piece = match form {
+                Form::Merged(_) if is_piece && others.is_none() => {
+                    let size = own.size();
+                    let piece = out.part(moved.to * size, moved.len() * size);
+                    Some(piece.map_err(|_| recipe("the moves are longer than the slot".into()))?.address())
+                }
+                Form::Merged(_) | Form::AsGiven | Form::Cast => None,
+            };
+            let made = self.source((context, device), resident, given.tensor, *form, *own, piece)?;
+            places.push(if piece.is_some() { None } else { Some(made) });
         }
         let mut scales = Vec::with_capacity(plan.scales.len());
         for program in &plan.scales {
@@ -126,7 +151,6 @@ impl<'a> Batch<'a> {
             let values = value.as_slice::<f32>().ok_or_else(|| recipe("factors are of f32".into()))?;
             scales.push((self.made(AlignedVec::from_slice(values)), values.len()));
         }
-        let out = Span::from(&job.out);
         for m in &plan.moves {
             let Some((from, dtype)) = places[m.source as usize] else { continue };
             let scale = m.scale.map(|(index, first)| (scales[index as usize], first));
@@ -138,7 +162,7 @@ impl<'a> Batch<'a> {
             let last = m.to + m.axes.iter().map(|axis| (axis.size.max(1) - 1) * axis.to).sum::<usize>() + 1;
             let size = slot.dtype.size();
             out.part(0, last * size).map_err(|_| recipe("the moves are longer than the slot".into()))?;
-            let scale = scale.map(|((at, _), first)| Place::Staged(at + first * 4));
+            let scale = scale.map(|((at, _), first)| Place::Uploaded(at + first * 4));
             let (to, types) = (out.address() + (m.to * size) as u64, (dtype, slot.dtype));
             self.moves.push(Moving { from, to, scale, types, this: m.clone() });
         }
@@ -151,13 +175,13 @@ impl<'a> Batch<'a> {
         let dtype = if bytes.len().is_multiple_of(8) { DType::I64 } else { DType::U8 };
         let axis = MoveAxis { size: bytes.len() / dtype.size(), from: 1, to: 1, by: 0 };
         let this = Move { source: 0, from: 0, to: 0, axes: vec![axis], scale: None };
-        let from = Place::Staged(self.made(bytes));
+        let from = Place::Uploaded(self.made(bytes));
         let to = Span::from(&job.out).address();
         self.moves.push(Moving { from, to, scale: None, types: (dtype, dtype), this });
         self.slot_bytes += job.out.len();
     }
 
-    /// Where a source is once it is in its form, and its dtype there.
+    /// Where a source is once it is in its form, and its dtype there. A merged one goes to the address `piece`, if there is one.
     fn source(
         &mut self,
         (context, device): (&Context, &str),
@@ -165,16 +189,17 @@ impl<'a> Batch<'a> {
         tensor: &'a Tensor,
         form: Form<'a>,
         own: DType,
+        piece: Option<u64>,
     ) -> Result<(Place, DType), PackError> {
         let given = tensor.dtype();
         let at = match form {
             _ if let Some(address) = tensor.remote_on(device) => Place::Device(address),
-            Form::Merged(_) => self.pristine(context, resident, tensor)?,
-            Form::AsGiven | Form::Cast => Place::Staged(self.given(tensor.bytes())),
+            Form::Merged(_) => self.resident(context, resident, tensor)?,
+            Form::AsGiven | Form::Cast => Place::Uploaded(self.given(tensor.bytes())),
         };
         let len = tensor.numel();
         let cast = |batch: &mut Batch<'a>| {
-            let to = Place::Staged(batch.space(len * own.size()));
+            let to = Place::Computed(batch.room(len * own.size()));
             batch.casts.push(Cast { from: at, to, types: (given, own), len });
             to
         };
@@ -183,23 +208,31 @@ impl<'a> Batch<'a> {
             Form::Cast => (cast(self), own),
             Form::Merged(product) => {
                 let from = if given == own { at } else { cast(self) };
-                let to = Place::Staged(self.space(len * own.size()));
-                let up = Place::Staged(self.given(bytemuck::cast_slice(&product.up)));
-                let down = Place::Staged(self.given(bytemuck::cast_slice(&product.down)));
-                let rows = product.up.len() / product.rank.max(1);
-                let cols = product.down.len() / product.rank.max(1);
-                if rows * cols != len && product.rank > 0 {
+                let to = piece.map_or_else(|| Place::Computed(self.room(len * own.size())), Place::Device);
+                let (up, down, scale) = match product.single() {
+                    Some((factors, scale)) => (
+                        self.resident(context, resident, &factors.up)?,
+                        self.resident(context, resident, &factors.down)?,
+                        scale,
+                    ),
+                    None => {
+                        let values = product.values();
+                        let mut given = |values: &'a [f32]| Place::Uploaded(self.given(bytemuck::cast_slice(values)));
+                        (given(&values.up), given(&values.down), 1.0)
+                    }
+                };
+                let sizes = product.sizes();
+                if sizes.0 * sizes.1 != len {
                     return Err(PackError::Merge("the source is of another size".into()));
                 }
-                let sizes = if product.rank == 0 { (1, len, 0) } else { (rows, cols, product.rank) };
-                self.merges.push(Merging { from, to, up, down, dtype: own, sizes });
+                self.merges.push(Merging { from, to, up, down, scale, dtype: own, sizes });
                 (to, own)
             }
         })
     }
 
-    /// A source that adapters are merged into: on the device already, or to be kept there.
-    fn pristine(&mut self, context: &Context, resident: &Resident, tensor: &'a Tensor) -> Result<Place, PackError> {
+    /// A source that adapters are merged into, or a factor of one: on the device already, or to be kept there.
+    fn resident(&mut self, context: &Context, resident: &Resident, tensor: &'a Tensor) -> Result<Place, PackError> {
         if let Some(copy) = resident.get(tensor) {
             let address = copy.address();
             self.copies.push(copy);
@@ -214,7 +247,7 @@ impl<'a> Batch<'a> {
                 self.residents.push((tensor.clone(), copy, at));
             }
         }
-        Ok(Place::Staged(at))
+        Ok(Place::Uploaded(at))
     }
 
     /// Staging memory of the caller's bytes, which are uploaded once.
@@ -222,7 +255,7 @@ impl<'a> Batch<'a> {
         if let Some(at) = self.staged.get(&key(bytes)) {
             return *at;
         }
-        let at = self.space(bytes.len());
+        let at = self.room_to_upload(bytes.len());
         self.staged.insert(key(bytes), at);
         self.uploads.push(Upload::Given(bytes, at));
         at
@@ -230,19 +263,25 @@ impl<'a> Batch<'a> {
 
     /// Staging memory of bytes that were made.
     fn made(&mut self, bytes: AlignedVec) -> usize {
-        let at = self.space(bytes.len());
+        let at = self.room_to_upload(bytes.len());
         self.uploads.push(Upload::Made(bytes, at));
         at
     }
 
-    fn space(&mut self, bytes: usize) -> usize {
-        let at = self.len;
-        self.len += bytes.next_multiple_of(ALIGN);
+    fn room_to_upload(&mut self, bytes: usize) -> usize {
+        let at = self.uploaded;
+        self.uploaded += bytes.next_multiple_of(ALIGN);
         at
     }
 
-    /// The tables of the three launches, for staging memory at this address.
-    fn tables(&self, staging: u64) -> Result<[Table; 3], Why> {
+    fn room(&mut self, bytes: usize) -> usize {
+        let at = self.computed;
+        self.computed += bytes.next_multiple_of(ALIGN);
+        at
+    }
+
+    /// The tables of the three launches.
+    fn tables(&self, staging: Staging) -> Result<[Table; 3], Why> {
         let address = |place: Place| place.address(staging);
         let whole = |len: usize| vec![Axis { size: len, from: 1, to: 1, by: 0 }];
         let cast = |c: &Cast| Pack {
@@ -263,10 +302,7 @@ impl<'a> Batch<'a> {
             rows: m.sizes.0,
             cols: m.sizes.1,
             rank: m.sizes.2,
-            to_row: m.sizes.1,
-            inner: m.sizes.1.max(1),
-            to_outer: 0,
-            to_inner: 1,
+            scale: m.scale,
         };
         let axis = |a: &MoveAxis| Axis { size: a.size, from: a.from, to: a.to, by: a.by };
         let moved = |m: &Moving| Pack {
@@ -294,10 +330,12 @@ impl<'a> Batch<'a> {
         let refused = |why: Why| CudaError::NoAlgorithm { library: "the packer", problem: why.to_string() };
         let sizes = [self.casts.len() * PACK_BYTES, self.merges.len() * MERGE_BYTES, self.moves.len() * PACK_BYTES];
         let sizes = sizes.map(|bytes| bytes.next_multiple_of(ALIGN));
-        let staging = driver::Buffer::new(context, self.len + sizes.iter().sum::<usize>())?;
+        let computed_at = self.uploaded + sizes.iter().sum::<usize>();
+        let staging = driver::Buffer::new(context, computed_at + self.computed)?;
         let span = staging.region().span();
-        let tables = self.tables(span.address()).map_err(refused)?;
-        let mut at = self.len;
+        let addresses = Staging { uploaded: span.address(), computed: span.address() + computed_at as u64 };
+        let tables = self.tables(addresses).map_err(refused)?;
+        let mut at = self.uploaded;
         let mut table_places = [0; 3];
         for (place, size) in table_places.iter_mut().zip(sizes) {
             *place = at;

@@ -4,6 +4,7 @@
 //! way. What does more than move, scale and cast is made on the host by the CPU's packer and uploaded.
 
 mod batch;
+mod kept;
 mod resident;
 mod slot;
 
@@ -27,12 +28,12 @@ use self::{
 };
 use super::{
     Cx,
-    lane::{ALIGN, Lane, Part},
+    lane::{ALIGN, Lane},
 };
 use crate::{
     CudaError,
-    driver::{self, Args, Function, Launch, Span},
-    kernels::pack::{PAIR_BYTES, Pair, Table, source},
+    driver::{Args, Function, Launch, Span},
+    kernels::pack::{Table, source},
 };
 
 /// Makes slots of a program on a GPU.
@@ -150,91 +151,6 @@ impl CudaPacker {
         self.host.pack(same.collect(), pace, &())?;
         Ok(made)
     }
-
-    /// The bytes of a source that a slot keeps.
-    fn kept_bytes(&self, kept: &KeptSource<'_>) -> Result<AlignedVec, PackError> {
-        let slot = &self.slots[kept.slot];
-        let (dtype, shape) = &slot.sources[kept.source];
-        let nothing = || PackError::Recipe { slot: kept.slot, why: "it does not keep this source".into() };
-        let runs = slot.kept_runs(kept.source).ok_or_else(nothing)?;
-        let bytes = Tensor::byte_len(*dtype, shape).map_err(|_| nothing())?;
-        let refused = |_| OutOfMemory { device: "cpu".into(), bytes, kind: MemoryKind::Slot, free: None };
-        let mut data = AlignedVec::try_to_stay(bytes).map_err(refused)?;
-        let memory = Span::from(kept.memory);
-        for (first, at, len) in runs {
-            let to = data.bytes_mut().get_mut(first..first + len).ok_or_else(nothing)?;
-            let from = memory.part(at, len).map_err(|e| self.failed(e))?;
-            self.lane().download(from, to).map_err(|e| self.failed(e))?;
-        }
-        Ok(data)
-    }
-
-    /// For each of these whether what the slot keeps differs from the tensor, which has the program's dtype and shape.
-    fn differ_from_kept(&self, pairs: &[(KeptSource<'_>, &Tensor)]) -> Result<Vec<bool>, PackError> {
-        let mut found = Vec::with_capacity(pairs.len());
-        let mut rest = pairs;
-        while !rest.is_empty() {
-            let mut bytes = 0;
-            let fits = |pair: &&(KeptSource<'_>, &Tensor)| {
-                bytes += pair.1.byte_count().next_multiple_of(ALIGN);
-                bytes <= STAGING
-            };
-            let count = rest.iter().take_while(fits).count().max(1);
-            let (now, later) = rest.split_at(count);
-            found.extend(self.differ_at_once(now).map_err(|e| self.failed(e))?);
-            rest = later;
-        }
-        Ok(found)
-    }
-
-    fn differ_at_once(&self, pairs: &[(KeptSource<'_>, &Tensor)]) -> Result<Vec<bool>, CudaError> {
-        let mut at = 0;
-        let mut space = |bytes: usize| {
-            let here = at;
-            at += bytes.next_multiple_of(ALIGN);
-            here
-        };
-        let mut parts: Vec<Part<'_>> = Vec::new();
-        let mut runs = Vec::new();
-        for (index, (kept, tensor)) in pairs.iter().enumerate() {
-            let memory = Span::from(kept.memory);
-            let remote = tensor.remote_on(&self.cx.name);
-            let staged = if remote.is_some() { 0 } else { space(tensor.byte_count()) };
-            if remote.is_none() {
-                parts.push(Part { bytes: tensor.bytes(), at: staged });
-            }
-            for (first, in_slot, len) in self.slots[kept.slot].kept_runs(kept.source).unwrap_or_default() {
-                runs.push((index, remote, staged + first, memory.part(in_slot, len)?));
-            }
-        }
-        let table_at = space(runs.len() * PAIR_BYTES);
-        let flags_at = space(runs.len() * 4);
-        let staging = driver::Buffer::new(&self.cx.context, at)?;
-        let span = staging.region().span();
-        let pair = |(_, remote, at, kept): &(usize, Option<u64>, usize, Span)| {
-            let first = match remote {
-                Some(address) => address + *at as u64,
-                None => span.part(*at, kept.len())?.address(),
-            };
-            Ok(Pair { first, second: kept.address(), bytes: kept.len() })
-        };
-        let table = Table::pairs(&runs.iter().map(pair).collect::<Result<Vec<_>, CudaError>>()?);
-        let mut flags = vec![0u8; runs.len() * 4];
-        parts.push(Part { bytes: &table.bytes, at: table_at });
-        let zeros = flags.clone();
-        parts.push(Part { bytes: &zeros, at: flags_at });
-        let lane = &mut *self.lane();
-        lane.upload(&parts, span)?;
-        let flags_span = span.part(flags_at, flags.len())?;
-        let jobs = span.part(table_at, table.bytes.len())?;
-        self.launch(lane, Entry::Differ, &table, jobs, Some(flags_span), Pace::Fast)?;
-        lane.download(flags_span, &mut flags)?;
-        let mut differs = vec![false; pairs.len()];
-        for ((index, ..), flag) in runs.iter().zip(flags.chunks_exact(4)) {
-            differs[*index] |= flag != [0; 4];
-        }
-        Ok(differs)
-    }
 }
 
 impl Packer for CudaPacker {
@@ -285,13 +201,13 @@ impl Packer for CudaPacker {
 
     fn is_one_pass(&self, slot: usize, given: &[Given<'_>]) -> bool {
         match self.slots[slot].accept(given) {
-            Some((_, forms)) => forms.iter().all(|form| *form == slot::Form::AsGiven),
+            Some((_, forms)) => forms.iter().all(|form| matches!(form, slot::Form::AsGiven)),
             None => self.host.is_one_pass(slot, given),
         }
     }
 
     fn keeps(&self, slot: usize, source: usize) -> bool {
-        self.slots[slot].kept_runs(source).is_some() && self.host.keeps(slot, source)
+        self.slots[slot].kept_moves(source).is_some()
     }
 
     fn reads_remote(&self, slot: usize, source: usize) -> bool {
@@ -299,33 +215,11 @@ impl Packer for CudaPacker {
     }
 
     fn read_back(&self, kept: &[KeptSource<'_>]) -> Result<Vec<Tensor>, PackError> {
-        let read = |kept: &KeptSource<'_>| {
-            let (dtype, shape) = &self.slots[kept.slot].sources[kept.source];
-            let data = self.kept_bytes(kept)?;
-            Ok(Tensor::new(*dtype, shape.clone(), data.into()).expect("as many bytes as the shape has"))
-        };
-        kept.iter().map(read).collect()
+        self.kept_tensors(kept)
     }
 
     fn differ(&self, pairs: &[Comparison<'_>]) -> Result<Vec<bool>, PackError> {
-        let tensors = pairs.iter().filter(|pair| matches!(pair, Comparison::Tensors(..))).copied().collect::<Vec<_>>();
-        let fits = |kept: &KeptSource<'_>, tensor: &Tensor| {
-            let (dtype, shape) = &self.slots[kept.slot].sources[kept.source];
-            tensor.dtype() == *dtype && tensor.shape() == shape
-        };
-        let kept: Vec<_> = (pairs.iter())
-            .filter_map(|pair| match pair {
-                Comparison::Kept(kept, tensor) if fits(kept, tensor) => Some((*kept, *tensor)),
-                Comparison::Kept(..) | Comparison::Tensors(..) => None,
-            })
-            .collect();
-        let mut of_tensors = self.host.differ(&tensors)?.into_iter();
-        let mut of_kept = self.differ_from_kept(&kept)?.into_iter();
-        let answer = |pair: &Comparison<'_>| match pair {
-            Comparison::Tensors(..) => of_tensors.next().unwrap_or(true),
-            Comparison::Kept(kept, tensor) => !fits(kept, tensor) || of_kept.next().unwrap_or(true),
-        };
-        Ok(pairs.iter().map(answer).collect())
+        self.differences(pairs)
     }
 
     fn merge(&self, overlay: &Overlay, source: &Tensor) -> Result<Tensor, PackError> {

@@ -5,7 +5,7 @@ use regraft_backend::{
     adapter::{Delta, LowRank, Overlay, Term},
 };
 use regraft_tensor::{DType, numel};
-use regraft_weights::{Move, MovePlan, Recipe, RefitMap};
+use regraft_weights::{Move, MoveAxis, MovePlan, Recipe, RefitMap};
 
 use crate::kernels::{is_small_float, pack};
 
@@ -21,7 +21,7 @@ pub(super) struct SlotPlan {
 }
 
 /// What is done to a source before it is moved.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum Form<'a> {
     /// Nothing: moves read it as it was given.
     AsGiven,
@@ -94,14 +94,31 @@ impl SlotPlan {
         Some(if from == own || (once && takes(from, self.dtype, false)) { Form::AsGiven } else { Form::Cast })
     }
 
-    /// The runs of a source that lie in the slot as they are: first byte in the source, first in the slot, bytes.
-    pub(super) fn kept_runs(&self, source: usize) -> Option<Vec<(usize, usize, usize)>> {
-        let plan = self.moves.as_ref().filter(|_| self.sources[source].0 == self.dtype)?;
-        plan.runs()?;
-        let size = self.dtype.size();
-        let of = plan.moves.iter().filter(|m| m.source as usize == source);
-        Some(of.map(|m| (m.from * size, m.to * size, m.len() * size)).collect())
+    /// The moves of a source all of whose elements lie in the slot bit for bit, in the order of the source; `None` where they
+    /// do not.
+    pub(super) fn kept_moves(&self, source: usize) -> Option<Vec<&Move>> {
+        let (dtype, shape) = &self.sources[source];
+        let plan = self.moves.as_ref().filter(|_| *dtype == self.dtype)?;
+        let len = numel(shape).filter(|len| *len > 0)?;
+        let mut of: Vec<&Move> = plan.moves.iter().filter(|m| m.source as usize == source).collect();
+        of.sort_by_key(|m| m.from);
+        let is_whole = match of.as_slice() {
+            [one] => one.from == 0 && one.scale.is_none() && takes_each_once(&one.axes, len),
+            runs => {
+                let follows_on = |at: usize, m: &&Move| (m.is_run() && m.from == at).then(|| at + m.len());
+                runs.iter().try_fold(0, follows_on) == Some(len)
+            }
+        };
+        is_whole.then_some(of)
     }
+}
+
+/// Whether axes run over `len` neighbours in the source, over each once, in any order.
+fn takes_each_once(axes: &[MoveAxis], len: usize) -> bool {
+    let mut inner_first: Vec<&MoveAxis> = axes.iter().collect();
+    inner_first.sort_by_key(|axis| axis.from);
+    let next = |step: usize, axis: &&MoveAxis| (axis.from == step).then(|| step * axis.size);
+    inner_first.iter().try_fold(1, next) == Some(len)
 }
 
 /// Whether a kernel moves elements of one type to another.
