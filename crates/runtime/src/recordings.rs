@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use regraft_backend::{Bindings, Device, Queue, Recording};
+use regraft_backend::{Bindings, Device, Memory, Queue, Recording, Region, RegionMut};
 
 use crate::bind::BoundPlan;
 
@@ -40,8 +40,8 @@ impl Recordings {
     /// Recordings of one bound plan: a serving generation and the one before, or two variants in turns.
     const GENERATIONS: usize = 2;
 
-    /// Launches what was recorded for this plan, these slots and these states, or records it now; `false` where it is to be launched step by
-    /// step. The memory must be that of the lane each time.
+    /// Launches what was recorded for this plan, these slots and these states, or records it now; `false` where it is to be
+    /// launched step by step. The memory must be that of the lane each time.
     pub(crate) fn launch(
         &mut self,
         device: &dyn Device,
@@ -52,40 +52,72 @@ impl Recordings {
         if !bound.is_repeatable {
             return false;
         }
-        let slots = (0..bound.sequence.sizes().slots.len()).map(|i| (memory.slots)(i).address());
-        let addresses: Vec<u64> = slots.chain(memory.states.iter().map(|state| state.address())).collect();
-        let mut entry = self.take(bound, &addresses);
+        let mut entry = self.ready(device, bound, memory);
         let launched = match &mut entry.recorded {
-            Recorded::Never => false,
+            Recorded::Yes(recording) => {
+                recording.launch(queue);
+                true
+            }
             Recorded::New => {
                 entry.recorded = Recorded::Ran;
                 false
             }
+            Recorded::Ran | Recorded::Never => false,
+        };
+        self.entries.push(entry);
+        launched
+    }
+
+    /// Whether anything is recorded.
+    pub(crate) fn is_empty(&self) -> bool {
+        !self.entries.iter().any(|entry| matches!(entry.recorded, Recorded::Yes(_)))
+    }
+
+    /// Records for these slots what is recorded for others, ahead of the first run with them. Plans with states are left out:
+    /// a run brings those.
+    pub(crate) fn prepare<'a>(
+        &mut self,
+        device: &dyn Device,
+        arena: &'a mut dyn Memory,
+        slots: &'a (dyn Fn(usize) -> Region<'a> + Sync),
+    ) {
+        let mut plans: Vec<Arc<BoundPlan>> = Vec::new();
+        for entry in &self.entries {
+            let is_ready = matches!(entry.recorded, Recorded::Yes(_)) && entry.bound.sequence.sizes().states.is_empty();
+            if is_ready && !plans.iter().any(|plan| Arc::ptr_eq(plan, &entry.bound)) {
+                plans.push(entry.bound.clone());
+            }
+        }
+        let mut memory = Bindings { arena: RegionMut::of(arena), states: Vec::new(), inputs: &[], slots };
+        for bound in plans {
+            let entry = self.ready(device, &bound, &mut memory);
+            self.entries.push(entry);
+        }
+    }
+
+    /// The entry of this plan and this memory, taken out, and recorded unless it has not run yet or cannot be.
+    fn ready(&mut self, device: &dyn Device, bound: &Arc<BoundPlan>, memory: &mut Bindings<'_>) -> Entry {
+        let slots = (0..bound.sequence.sizes().slots.len()).map(|i| (memory.slots)(i).address());
+        let addresses: Vec<u64> = slots.chain(memory.states.iter().map(RegionMut::address)).collect();
+        let mut entry = self.take(bound, &addresses);
+        match &mut entry.recorded {
+            Recorded::New | Recorded::Never => {}
             Recorded::Ran => {
                 let recorded = device.record(&mut |queue| bound.sequence.launch(queue, memory));
                 entry.recorded = recorded.ok().flatten().map_or(Recorded::Never, Recorded::Yes);
-                matches!(&entry.recorded, Recorded::Yes(_))
             }
-            Recorded::Yes(_) if entry.addresses == addresses => true,
+            Recorded::Yes(_) if entry.addresses == addresses => {}
             Recorded::Yes(recording) => {
-                let updated = recording.update(&mut |queue| bound.sequence.launch(queue, memory));
-                if updated.is_err() {
+                if recording.update(&mut |queue| bound.sequence.launch(queue, memory)).is_err() {
                     entry.recorded = Recorded::Never;
                 }
-                updated.is_ok()
             }
-        };
-        entry.addresses = addresses;
-        if let Recorded::Yes(recording) = &mut entry.recorded
-            && launched
-        {
-            recording.launch(queue);
         }
+        entry.addresses = addresses;
         if self.entries.len() >= Self::LIMIT {
             self.entries.remove(0);
         }
-        self.entries.push(entry);
-        launched
+        entry
     }
 
     /// The entry of this plan and these addresses, taken out: an exact one, else the one of this plan that was used longest ago if
