@@ -245,6 +245,14 @@ def test_specifications_say_what_is_wrong_with_them() -> None:
         ({"min_shape": (3,), "opt_shape": (2,), "max_shape": (4,)}, "min_shape <= opt_shape"),
         ({"min_shape": (1,), "opt_shape": (2, 2), "max_shape": (4,)}, "different rank"),
         ({"shape": (1, 2), "shared_dims": {0: "b"}}, "do not change"),
+        (
+            {
+                "min_shape": namedtuple("One", "a")(1),
+                "opt_shape": namedtuple("Other", "b")(2),
+                "max_shape": namedtuple("One", "a")(4),
+            },
+            r"name their axes differently: \('a',\) and \('b',\)",
+        ),
     ):
         with pytest.raises(ValueError, match=error):
             Input(**wrong)

@@ -118,8 +118,8 @@ def test_modules_about_tensorrt_say_what_to_do_instead() -> None:
         ("dynamo.partitioning", "fast_partition", "dryrun"),
         ("dynamo.lowering.passes", "constant_fold", "--dump-dir"),
         ("dynamo.debug", "Debugger", "module.report()"),
-        ("dynamo.observer", "observable", "report()"),
         ("dynamo.types", "TRTTensor", "type of TensorRT"),
+        ("dynamo.runtime._TRTEngine", "TRTEngine", "module.models"),
         ("dynamo.tools", "opset_coverage", "operators"),
         ("ts", "TensorRTCompileSpec", "torch.export"),
         ("fx", "compile", "torch.export"),
@@ -361,8 +361,10 @@ def test_helpers_around_types_and_devices() -> None:
         utils.unified_dtype_converter(torch.int32, frameworks.TRT)
     assert utils.to_torch_device(torch_tensorrt.Device("cuda:1")) == torch.device("cuda:1")
     assert utils.to_torch_tensorrt_device("cuda:1").gpu_id == 1
-    with pytest.raises(ValueError, match="cpu is not a GPU"):
-        utils.to_torch_tensorrt_device("cpu")
+    assert utils.to_torch_device(utils.to_torch_tensorrt_device("cpu")) == torch.device("cpu")
+    assert torch_tensorrt.Device("cpu").device_type is torch_tensorrt.DeviceType.UNKNOWN
+    with pytest.raises(ValueError, match="meta is neither a GPU nor the CPU"):
+        utils.to_torch_tensorrt_device("meta")
     dtype = torch_tensorrt.dtype
     assert dtype.try_from(torch.float16) is dtype.half and dtype.try_from("f99") is None
     assert dtype.half.try_to(torch.dtype) is torch.float16 and dtype.unknown.try_to(torch.dtype) is None

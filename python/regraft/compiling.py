@@ -202,6 +202,8 @@ class Traced(NamedTuple):
     """Whether it is one of many graphs of a module, some of which have nothing to compile."""
     siblings: Sequence[_regraft.Model] = ()
     """Engines of other programs of the module, which slots are shared with."""
+    state_outside: bool = False
+    """Whether buffers that it writes to are tensors of PyTorch, which can be looked at and written to."""
 
 
 def _compiled(traced: Traced, settings: Mapping[str, Any], engine_cache: Any, progress: Progress) -> Module:
@@ -216,6 +218,7 @@ def _compiled(traced: Traced, settings: Mapping[str, Any], engine_cache: Any, pr
         min_block_size=settings["min_block_size"],
         torch_executed_ops=settings["torch_executed_ops"],
         allow_torch=not settings["require_full_compilation"],
+        state_outside=traced.state_outside,
     )
     models, cache = [], []
     evaluated: list[Evaluated] = []

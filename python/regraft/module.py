@@ -622,10 +622,8 @@ class Module(torch.nn.Module):
             lines = [f"  {problem.name}  {problem.what}" for problem in listed]
             message = f"{len(lines)} weights do not fit; nothing was changed\n" + "\n".join(lines)
             raise WeightsError(message, problems=listed)
-        initial = {
-            name: kept.kept[name].clone() if name in kept.applied else value
-            for name, value in serving.initial.items()
-        }
+        new = {name: kept.kept[name].clone() for name in compiled.written if name in kept.applied}
+        initial = {**serving.initial, **new}
         # Parts of a program take the state as inputs: it is among what is kept.
         after = Serving.of(models, kept.kept, [False] * len(models), initial, compiled.device)
         report = _with_kept(joined(reports), kept)
