@@ -339,9 +339,21 @@ def traced(
     if not isinstance(program_or_module, torch.nn.Module):
         found = type(program_or_module).__name__
         raise CompileError(f"expected an ExportedProgram or a torch.nn.Module, found {found}")
+    if isinstance(program_or_module, Module):
+        raise CompileError(
+            "the module is compiled already\n"
+            "  help: module.fork() is another one with the same weights; other settings need the original"
+        )
+    # A mutable module is the one that it is around.
+    program_or_module = getattr(program_or_module, "_regraft_original", program_or_module)
     if inputs is None and kwarg_inputs is None:
         raise CompileError(
             "a module is exported with the arguments of one call: give inputs= or kwarg_inputs="
+        )
+    if isinstance(inputs, Mapping):
+        raise CompileError(
+            f"inputs: expected arguments in their order, found a {type(inputs).__name__}\n"
+            "  help: give arguments by name as kwarg_inputs=; one that is a dict is inputs=(that,)"
         )
     # One tensor alone need not be in a sequence.
     args = (inputs,) if isinstance(inputs, torch.Tensor) else tuple(inputs or ())

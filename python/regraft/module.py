@@ -274,7 +274,9 @@ class Module(torch.nn.Module):
             weights = _regraft.StateDict.open(weights, key)
         elif weights is not None and not isinstance(weights, (Mapping, _regraft.StateDict)):
             found = type(weights).__name__
-            raise WeightsError(f"expected a state dict or the path of a weight file, found {found}")
+            raise WeightsError(
+                f"expected a state dict or the path of a weight file, found {found}{_help_with(weights)}"
+            )
         elif key is not None and weights is not None:
             weights = _part_of(weights, key)
         named = Named.of(self, weights, partial or not strict, not strict, constants, rename or {})
@@ -656,6 +658,14 @@ def _overwrite(tensors: Sequence[Any], places: Sequence[int], made: list[Any]) -
         for place, value in zip(places, made, strict=False):
             tensors[place].copy_(value)
     return made[len(places) :]
+
+
+def _help_with(weights: Any) -> str:
+    if isinstance(weights, torch.nn.Module):
+        return "\n  help: give its state_dict()"
+    if hasattr(weights, "graph_signature"):
+        return "\n  help: give its state_dict, or regraft.refit_module_weights takes programs"
+    return ""
 
 
 def _config_text(config: str | PathLike[str] | Mapping[str, Any] | None) -> str | None:
