@@ -108,7 +108,8 @@ def test_private_modules_that_code_imports_from() -> None:
             public = torch_tensorrt.dynamo if module.startswith("dynamo.") else torch_tensorrt
             assert getattr(value, name) is getattr(public, name)
     machine = importlib.import_module(f"{torch_tensorrt.__name__}._utils")
-    assert not machine.is_tegra_platform() and not machine.is_tensorrt_version_supported("10.0")
+    assert not machine.is_tensorrt_rtx() and not machine.is_tegra_platform()
+    assert not machine.is_tensorrt_version_supported("10.0")
     assert torch.__version__.startswith(machine.sanitized_torch_version())
 
 
@@ -260,11 +261,14 @@ def test_what_is_about_how_tensorrt_runs_is_accepted_with_a_warning(monkeypatch:
         ("optimization_profile", lambda: torch_tensorrt.optimization_profile(gm, 0)),
         ("set_dynamic_shapes_kernel_strategy", lambda: torch_tensorrt.set_dynamic_shapes_kernel_strategy(gm)),
         ("enable_output_allocator", lambda: torch_tensorrt.enable_output_allocator(gm)),
+        ("enable_pre_allocated_outputs", lambda: torch_tensorrt.enable_pre_allocated_outputs(gm)),
     ):
         with pytest.warns(regraft.SettingsWarning, match=rf"runtime\.{name} .*leave it out"), context():
             gm(*args, **kwargs)
         with context():
             pass
+    torch_tensorrt.enable_pre_allocated_outputs(gm).set_pre_allocated_output(True)
+    torch_tensorrt.enable_output_allocator(gm).set_output_allocator_output(True)
     with pytest.raises(TypeError, match="unexpected"):
         torch_tensorrt.RuntimeSettings().merge(nothing=1)
 
