@@ -7,7 +7,8 @@ With the environment of scripts/python-env.sh, and timm, parameterized and expec
 PYTHONPATH. CHECKOUT is a clone of github.com/pytorch/TensorRT, or a folder with those of its files. Without
 files, those about refit, stripping, caching, mutable modules, saving and settings are run, each in a process
 of its own. The tests are copied, and in the copies ``cuda`` becomes ``cpu``, a GPU is said to be there, and
-weights from the internet are random ones. Tests that look into TensorRT itself fail; which they are, the names that they fail on say.
+weights from the internet are random ones. Tests that look into TensorRT itself fail; which they are, the
+names that they fail on say.
 """
 
 from __future__ import annotations
