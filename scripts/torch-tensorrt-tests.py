@@ -3,10 +3,12 @@ the import and the device.
 
     PYTHONPATH=target/python PYTHON scripts/torch-tensorrt-tests.py CHECKOUT [-k EXPRESSION] [FILE ...]
 
-With the environment of scripts/python-env.sh. CHECKOUT is a clone of github.com/pytorch/TensorRT. Without
+With the environment of scripts/python-env.sh, and timm, parameterized and expecttest in a folder of
+PYTHONPATH. CHECKOUT is a clone of github.com/pytorch/TensorRT, or a folder with those of its files. Without
 files, those about refit, stripping, caching, mutable modules, saving and settings are run, each in a process
-of its own. The tests are copied, and in the copies ``cuda`` becomes ``cpu`` and weights from the internet
-random ones. Tests that look into TensorRT itself fail; which they are, the names that they fail on say.
+of its own. The tests are copied, and in the copies ``cuda`` becomes ``cpu``, a GPU is said to be there, and
+weights from the internet are random ones. Tests that look into TensorRT itself fail; which they are, the
+names that they fail on say.
 """
 
 from __future__ import annotations
@@ -30,16 +32,21 @@ FILES = (
     "models/test_output_format.py",
     "runtime/test_mutable_torchtrt_module.py",
     "runtime/test_000_compilation_settings.py",
+    "runtime/test_000_compiler_utils.py",
     "runtime/test_000_convert_module_to_trt_engine.py",
+    "runtime/test_000_python_runtime.py",
     "runtime/test_004_weight_streaming.py",
     "runtime/test_aliased_io.py",
+    "runtime/test_aliased_io_serialization.py",
     "runtime/test_index_copy_kv.py",
     "runtime/test_dryrun_stats_observable.py",
+    "runtime/test_lift_mutable_buffers_api.py",
 )
 # What is no matter of the tests: where tensors are, and weights that a download would bring.
 CHANGES = (
     (r"""(["'])cuda(:\d)?\1""", '"cpu"'),
     (r"\.cuda\(\)", ".cpu()"),
+    (r"torch\.cuda\.is_available\(\)", "True"),
     (r"pretrained=True", "pretrained=False"),
 )
 CONFTEST = '''
@@ -64,13 +71,23 @@ class Alias(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 sys.meta_path.insert(0, Alias())
 
 
+class Nothing:
+    """A name of TensorRT: it has nothing, and cannot be called."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __call__(self, *args, **kwargs):
+        raise NotImplementedError(f"tensorrt.{self.name}: there is no TensorRT")
+
+
 class TensorRT(types.ModuleType):
     """Can be imported, and has nothing."""
 
     def __getattr__(self, name):
         if name.startswith("__"):
             raise AttributeError(name)
-        raise NotImplementedError(f"tensorrt.{name}: there is no TensorRT")
+        return Nothing(name)
 
 
 stand_in = TensorRT("tensorrt")
@@ -105,7 +122,7 @@ def ir():
 
 
 def pytest_configure(config):
-    for name in ("unit", "critical"):
+    for name in ("unit", "critical", "trt_api"):
         config.addinivalue_line("markers", name)
 '''
 
@@ -119,17 +136,28 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run(source: Path, expression: str, seconds: int) -> list[tuple[str, str]]:
-    """Each test of a file with what became of it."""
-    text = source.read_text()
+def changed(text: str) -> str:
+    """A test as it is run."""
     for pattern, replacement in CHANGES:
         text = re.sub(pattern, replacement, text)
+    return text
+
+
+def run(source: Path, expression: str, seconds: int) -> list[tuple[str, str]]:
+    """Each test of a file with what became of it."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "conftest.py").write_text(CONFTEST)
-        (Path(folder) / source.name).write_text(text)
-        command = [sys.executable, "-m", "pytest", "-q", "-rA", "--no-header", "--tb=line", source.name]
+        # In packages as there: some import what is beside their folder.
+        package = Path(folder) / "dynamo" / source.parent.name
+        package.mkdir(parents=True)
+        beside = source.parents[1] / "testing_utilities.py"
+        for file, target in ((source, package), (beside, package.parent)):
+            (target / "__init__.py").touch()
+            if file.is_file():
+                (target / file.name).write_text(changed(file.read_text()))
+        command = [sys.executable, "-m", "pytest", "-q", "-rA", "--no-header", "--tb=line", str(package)]
         command += ["-p", "no:cacheprovider", *(["-k", expression] if expression else [])]
-        environment = {**os.environ, "TMPDIR": folder}
+        environment = {**os.environ, "TMPDIR": folder, "COLUMNS": "240"}
         try:
             done = subprocess.run(
                 command, cwd=folder, env=environment, capture_output=True, text=True, timeout=seconds
@@ -151,7 +179,7 @@ def main() -> None:
         results = run(source, options.expression, options.seconds)
         for outcome, test in results:
             if outcome not in ("PASSED", "XPASS", "XFAIL"):
-                print(f"{outcome.lower():9} {test[:160]}")
+                print(f"{outcome.lower():9} {test[:220]}")
         counted = Counter(outcome for outcome, _ in results)
         total += counted
         print(f"          {name}: {counted['PASSED'] + counted['XPASS']} of {len(results)} pass", flush=True)

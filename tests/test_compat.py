@@ -223,6 +223,25 @@ def test_inputs_that_share_a_size() -> None:
         close(module(a, mask=b), model(a, mask=b))
 
 
+def test_sizes_of_one_name_have_one_range() -> None:
+    from regraft.compat.torch_tensorrt.dynamo._tracer import build_dim_registry
+
+    def named(most: int, name: str) -> Any:
+        return torch_tensorrt.Input(
+            min_shape=(1, 4), opt_shape=(1, 4), max_shape=(most, 4), shared_dims={0: "rows"}, name=name
+        )
+
+    (dim,) = build_dim_registry((named(6, "ids"),), {"mask": named(6, "mask")}).values()
+    assert (dim.__name__, dim.min, dim.max) == ("rows", 1, 6)
+    said = r"rows has several ranges: 1 to 6 \(axis 0 of input ids\), 1 to 8 \(axis 0 of input mask\)"
+    for call in (
+        lambda: build_dim_registry((named(6, "ids"), named(8, "mask"))),
+        lambda: torch_tensorrt.compile(net(0, TwoInputs), inputs=[named(6, "ids"), named(8, "mask")]),
+    ):
+        with pytest.raises(ValueError, match=said):
+            call()
+
+
 def test_specifications_say_what_is_wrong_with_them() -> None:
     Input = torch_tensorrt.Input
     assert Input((1, 2), dtype=torch_tensorrt.dtype.half).example_tensor().dtype is torch.float16
@@ -245,6 +264,14 @@ def test_specifications_say_what_is_wrong_with_them() -> None:
         ({"min_shape": (3,), "opt_shape": (2,), "max_shape": (4,)}, "min_shape <= opt_shape"),
         ({"min_shape": (1,), "opt_shape": (2, 2), "max_shape": (4,)}, "different rank"),
         ({"shape": (1, 2), "shared_dims": {0: "b"}}, "do not change"),
+        (
+            {
+                "min_shape": namedtuple("One", "a")(1),
+                "opt_shape": namedtuple("Other", "b")(2),
+                "max_shape": namedtuple("One", "a")(4),
+            },
+            r"name their axes differently: \('a',\) and \('b',\)",
+        ),
     ):
         with pytest.raises(ValueError, match=error):
             Input(**wrong)

@@ -108,7 +108,8 @@ def test_private_modules_that_code_imports_from() -> None:
             public = torch_tensorrt.dynamo if module.startswith("dynamo.") else torch_tensorrt
             assert getattr(value, name) is getattr(public, name)
     machine = importlib.import_module(f"{torch_tensorrt.__name__}._utils")
-    assert not machine.is_tegra_platform() and not machine.is_tensorrt_version_supported("10.0")
+    assert not machine.is_tensorrt_rtx() and not machine.is_tegra_platform()
+    assert not machine.is_tensorrt_version_supported("10.0")
     assert torch.__version__.startswith(machine.sanitized_torch_version())
 
 
@@ -118,8 +119,8 @@ def test_modules_about_tensorrt_say_what_to_do_instead() -> None:
         ("dynamo.partitioning", "fast_partition", "dryrun"),
         ("dynamo.lowering.passes", "constant_fold", "--dump-dir"),
         ("dynamo.debug", "Debugger", "module.report()"),
-        ("dynamo.observer", "observable", "report()"),
         ("dynamo.types", "TRTTensor", "type of TensorRT"),
+        ("dynamo.runtime._TRTEngine", "TRTEngine", "module.models"),
         ("dynamo.tools", "opset_coverage", "operators"),
         ("ts", "TensorRTCompileSpec", "torch.export"),
         ("fx", "compile", "torch.export"),
@@ -260,11 +261,14 @@ def test_what_is_about_how_tensorrt_runs_is_accepted_with_a_warning(monkeypatch:
         ("optimization_profile", lambda: torch_tensorrt.optimization_profile(gm, 0)),
         ("set_dynamic_shapes_kernel_strategy", lambda: torch_tensorrt.set_dynamic_shapes_kernel_strategy(gm)),
         ("enable_output_allocator", lambda: torch_tensorrt.enable_output_allocator(gm)),
+        ("enable_pre_allocated_outputs", lambda: torch_tensorrt.enable_pre_allocated_outputs(gm)),
     ):
         with pytest.warns(regraft.SettingsWarning, match=rf"runtime\.{name} .*leave it out"), context():
             gm(*args, **kwargs)
         with context():
             pass
+    torch_tensorrt.enable_pre_allocated_outputs(gm).set_pre_allocated_output(True)
+    torch_tensorrt.enable_output_allocator(gm).set_output_allocator_output(True)
     with pytest.raises(TypeError, match="unexpected"):
         torch_tensorrt.RuntimeSettings().merge(nothing=1)
 
@@ -361,8 +365,10 @@ def test_helpers_around_types_and_devices() -> None:
         utils.unified_dtype_converter(torch.int32, frameworks.TRT)
     assert utils.to_torch_device(torch_tensorrt.Device("cuda:1")) == torch.device("cuda:1")
     assert utils.to_torch_tensorrt_device("cuda:1").gpu_id == 1
-    with pytest.raises(ValueError, match="cpu is not a GPU"):
-        utils.to_torch_tensorrt_device("cpu")
+    assert utils.to_torch_device(utils.to_torch_tensorrt_device("cpu")) == torch.device("cpu")
+    assert torch_tensorrt.Device("cpu").device_type is torch_tensorrt.DeviceType.UNKNOWN
+    with pytest.raises(ValueError, match="meta is neither a GPU nor the CPU"):
+        utils.to_torch_tensorrt_device("meta")
     dtype = torch_tensorrt.dtype
     assert dtype.try_from(torch.float16) is dtype.half and dtype.try_from("f99") is None
     assert dtype.half.try_to(torch.dtype) is torch.float16 and dtype.unknown.try_to(torch.dtype) is None

@@ -217,6 +217,40 @@ def test_one_tensor_alone_and_wrong_settings() -> None:
     ):
         with pytest.raises(regraft.CompileError, match=words):
             regraft.compile(net(), X, **settings)
+        if "mode" not in settings:
+            with pytest.raises(regraft.CompileError, match=words):
+                MutableModule(net(), **settings)
+            torch._dynamo.reset()
+            with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match=words):
+                torch.compile(net(), backend="regraft", options=settings)(X)
+    torch._dynamo.reset()
+
+
+def test_what_is_compiled_already() -> None:
+    compiled = compiled_net()
+    with pytest.raises(regraft.CompileError, match=r"compiled already\n  help: module\.fork\(\)"):
+        regraft.compile(compiled, X)
+    again = regraft.compile(MutableModule(net()), X)
+    assert torch.equal(again(X), compiled(X)) and not isinstance(again, MutableModule)
+
+
+def test_arguments_by_name_in_the_place_of_positions() -> None:
+    with pytest.raises(
+        regraft.CompileError, match=r"found a dict\n  help: .* kwarg_inputs=.*inputs=\(that,\)"
+    ):
+        regraft.compile(net(), {"x": X})
+    assert torch.equal(regraft.compile(net(), kwarg_inputs={"x": X})(X), compiled_net()(X))
+
+
+def test_refits_with_what_holds_weights() -> None:
+    compiled, other = compiled_net(), seeded(Net, 1)
+    with pytest.raises(regraft.WeightsError, match=r"found Net\n  help: give its state_dict\(\)"):
+        compiled.refit(other)
+    program = torch.export.export(other, (X,))
+    with pytest.raises(regraft.WeightsError, match=r"found ExportedProgram\n  help: .*refit_module_weights"):
+        compiled.refit(program)
+    compiled.refit(program.state_dict)
+    assert torch.equal(compiled(X), regraft.compile(other, X)(X))
 
 
 def test_paths_given_to_compile(tmp_path: Path) -> None:

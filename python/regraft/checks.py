@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from regraft.partition import PartitionReport
 
 __all__ = [
+    "CHECKED",
     "check_module",
     "check_settings",
     "depends_on_mode",
@@ -83,6 +84,10 @@ def check_settings(**settings: Any) -> None:
                 raise CompileError(f"{name}: expected one of {choices}, found {value!r}{help}")
         elif value is not None and (type(value) is not int or value < 1):
             raise CompileError(f"{name}: expected a whole number from 1, found {value!r}")
+
+
+CHECKED = ("mode", "tune", "keep_sources", "weights", "threads", "min_block_size")
+"""Settings whose values :func:`check_settings` looks at."""
 
 
 def depends_on_mode(module: nn.Module) -> bool:

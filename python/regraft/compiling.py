@@ -202,6 +202,8 @@ class Traced(NamedTuple):
     """Whether it is one of many graphs of a module, some of which have nothing to compile."""
     siblings: Sequence[_regraft.Model] = ()
     """Engines of other programs of the module, which slots are shared with."""
+    state_outside: bool = False
+    """Whether buffers that it writes to are tensors of PyTorch, which can be looked at and written to."""
 
 
 def _compiled(traced: Traced, settings: Mapping[str, Any], engine_cache: Any, progress: Progress) -> Module:
@@ -216,6 +218,7 @@ def _compiled(traced: Traced, settings: Mapping[str, Any], engine_cache: Any, pr
         min_block_size=settings["min_block_size"],
         torch_executed_ops=settings["torch_executed_ops"],
         allow_torch=not settings["require_full_compilation"],
+        state_outside=traced.state_outside,
     )
     models, cache = [], []
     evaluated: list[Evaluated] = []
@@ -336,9 +339,21 @@ def traced(
     if not isinstance(program_or_module, torch.nn.Module):
         found = type(program_or_module).__name__
         raise CompileError(f"expected an ExportedProgram or a torch.nn.Module, found {found}")
+    if isinstance(program_or_module, Module):
+        raise CompileError(
+            "the module is compiled already\n"
+            "  help: module.fork() is another one with the same weights; other settings need the original"
+        )
+    # A mutable module is the one that it is around.
+    program_or_module = getattr(program_or_module, "_regraft_original", program_or_module)
     if inputs is None and kwarg_inputs is None:
         raise CompileError(
             "a module is exported with the arguments of one call: give inputs= or kwarg_inputs="
+        )
+    if isinstance(inputs, Mapping):
+        raise CompileError(
+            f"inputs: expected arguments in their order, found a {type(inputs).__name__}\n"
+            "  help: give arguments by name as kwarg_inputs=; one that is a dict is inputs=(that,)"
         )
     # One tensor alone need not be in a sequence.
     args = (inputs,) if isinstance(inputs, torch.Tensor) else tuple(inputs or ())

@@ -29,7 +29,7 @@ from torch.export.graph_signature import OutputKind
 from regraft import _regraft
 from regraft._graphs import Cut, CutError, cut, number, numbers_of
 from regraft._program import writes_as_results
-from regraft.checks import unknown_settings, warn
+from regraft.checks import CHECKED, check_settings, unknown_settings, warn
 from regraft.compiling import Traced, compile, exported
 from regraft.devices import device_name
 from regraft.errors import (
@@ -127,6 +127,7 @@ def _check(settings: Mapping[str, Any], mode: str | None, autograd: Any) -> None
     problem = unknown_settings(settings, known)
     if problem is not None:
         raise CompileError(problem)
+    check_settings(**{name: settings[name] for name in CHECKED if name in settings})
     device_name(settings.get("device"))
     for name, value in (("mode", "refittable"), ("identical", False)):
         if settings.get(name, value) != value:

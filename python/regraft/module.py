@@ -274,7 +274,9 @@ class Module(torch.nn.Module):
             weights = _regraft.StateDict.open(weights, key)
         elif weights is not None and not isinstance(weights, (Mapping, _regraft.StateDict)):
             found = type(weights).__name__
-            raise WeightsError(f"expected a state dict or the path of a weight file, found {found}")
+            raise WeightsError(
+                f"expected a state dict or the path of a weight file, found {found}{_help_with(weights)}"
+            )
         elif key is not None and weights is not None:
             weights = _part_of(weights, key)
         named = Named.of(self, weights, partial or not strict, not strict, constants, rename or {})
@@ -622,10 +624,8 @@ class Module(torch.nn.Module):
             lines = [f"  {problem.name}  {problem.what}" for problem in listed]
             message = f"{len(lines)} weights do not fit; nothing was changed\n" + "\n".join(lines)
             raise WeightsError(message, problems=listed)
-        initial = {
-            name: kept.kept[name].clone() if name in kept.applied else value
-            for name, value in serving.initial.items()
-        }
+        new = {name: kept.kept[name].clone() for name in compiled.written if name in kept.applied}
+        initial = {**serving.initial, **new}
         # Parts of a program take the state as inputs: it is among what is kept.
         after = Serving.of(models, kept.kept, [False] * len(models), initial, compiled.device)
         report = _with_kept(joined(reports), kept)
@@ -658,6 +658,14 @@ def _overwrite(tensors: Sequence[Any], places: Sequence[int], made: list[Any]) -
         for place, value in zip(places, made, strict=False):
             tensors[place].copy_(value)
     return made[len(places) :]
+
+
+def _help_with(weights: Any) -> str:
+    if isinstance(weights, torch.nn.Module):
+        return "\n  help: give its state_dict()"
+    if hasattr(weights, "graph_signature"):
+        return "\n  help: give its state_dict, or regraft.refit_module_weights takes programs"
+    return ""
 
 
 def _config_text(config: str | PathLike[str] | Mapping[str, Any] | None) -> str | None:

@@ -124,9 +124,15 @@ class Partitioned:
 
 
 def partition(
-    program: ExportedProgram, *, min_block_size: int, torch_executed_ops: Collection[str], allow_torch: bool
+    program: ExportedProgram,
+    *,
+    min_block_size: int,
+    torch_executed_ops: Collection[str],
+    allow_torch: bool,
+    state_outside: bool = False,
 ) -> Partitioned:
-    """Cuts ``program`` into parts that Regraft compiles and parts that stay in PyTorch.
+    """Cuts ``program`` into parts that Regraft compiles and parts that stay in PyTorch. ``state_outside``:
+    buffers that it writes to are PyTorch's, and the engine takes them as inputs.
 
     Raises:
         CompileError: when not everything can be compiled and ``allow_torch`` is false, or when nothing can be
@@ -145,17 +151,27 @@ def partition(
         return _Cutter(_functional(program), min_block_size, left_to_torch).cut()
     whole = _whole(program)
     if isinstance(whole, Partitioned):
-        return whole
+        return _with_state_outside(program, whole) if state_outside else whole
     if any(node.op not in ("placeholder", "call_function", "output") for node in program.graph.nodes):
         # Programs inside of the program, such as the branches of torch.cond.
         raise whole
     functional = _functional(program)
     again = _whole(functional)
     if isinstance(again, Partitioned):
-        return again
+        return _with_state_outside(functional, again) if state_outside else again
     if not allow_torch:
         raise _not_whole(functional, again, _Cutter(functional, 1, left_to_torch).cut().report)
     return _Cutter(functional, min_block_size, left_to_torch).cut()
+
+
+def _with_state_outside(program: ExportedProgram, whole: Partitioned) -> Partitioned:
+    """``program`` as one engine that takes the buffers that it writes to as inputs; ``whole``, which keeps
+    them itself, where it writes to none or would be cut.
+    """
+    if not whole.regions[0].program.has_state:
+        return whole
+    cut = _Cutter(_functional(program), 1, set()).cut()
+    return cut if cut.report.is_whole else whole
 
 
 def _not_whole(program: ExportedProgram, refusal: CompileError, report: PartitionReport) -> CompileError:

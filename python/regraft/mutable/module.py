@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from regraft.checks import dtype_name, unknown_settings
+from regraft.checks import CHECKED, check_settings, dtype_name, unknown_settings
 from regraft.compiling import compile
 from regraft.errors import CompileError, EngineFileError
 from regraft.module import Module
@@ -478,6 +478,7 @@ def _check(module: Any, autograd: str, watch: str, settings: Mapping[str, Any]) 
     problem = unknown_settings(settings, known)
     if problem is not None:
         raise CompileError(problem)
+    check_settings(**{name: settings[name] for name in CHECKED if name in settings})
     dtype_name(settings.get("dtype"))
     if settings.get("identical"):
         raise CompileError("identical=True: a mutable module follows its weights: leave it out")

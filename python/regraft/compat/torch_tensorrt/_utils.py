@@ -7,6 +7,7 @@ __all__ = [
     "is_orin",
     "is_platform_supported_for_trtllm",
     "is_tegra_platform",
+    "is_tensorrt_rtx",
     "is_tensorrt_rtx_version_supported",
     "is_tensorrt_version_supported",
     "is_thor",
@@ -32,4 +33,6 @@ def is_tegra_platform() -> bool:
     return False
 
 
-is_orin = is_thor = is_platform_supported_for_trtllm = check_native_trt_collectives = is_tegra_platform
+is_orin = is_tensorrt_rtx = is_thor = is_platform_supported_for_trtllm = check_native_trt_collectives = (
+    is_tegra_platform
+)

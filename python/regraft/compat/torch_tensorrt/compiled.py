@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 import regraft
 from regraft import _regraft
 from regraft.compat.torch_tensorrt.files import with_weights
-from regraft.compat.torch_tensorrt.graphs import WEIGHTS, Between, graph_of, parts_of
+from regraft.compat.torch_tensorrt.graphs import WEIGHTS, Between, graph_of, parts_of, written_by
 from regraft.compat.torch_tensorrt.settings import CompilationSettings
 from regraft.errors import CompileError, NotBoundError
 from regraft.module import Compiled, Module, Serving
@@ -70,16 +70,13 @@ class Engine(torch.nn.Module):
 
     @property
     def aliased_io(self) -> dict[str, tuple[str, str]]:
-        """For outputs that are new values of inputs which the program writes to, the input, and what kind of
-        writing it is.
+        """For outputs that are new values of inputs which the program writes to, and of buffers, the input,
+        and what kind of writing it is.
         """
-        compiled = self._of._compiled
-        if compiled.glue is not None:
-            return {}
-        inputs = self.input_binding_names
+        inputs, outputs = self.input_binding_names, self.output_binding_names
         return {
-            name: (inputs[place], "kv_cache_update")
-            for place, name in zip(compiled.overwritten, self.output_binding_names, strict=False)
+            outputs[place]: (inputs[source], "kv_cache_update")
+            for place, source in written_by(self._of, self._index)
         }
 
     def forward(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
@@ -171,7 +168,8 @@ def _class_of(module: Any) -> type:
 
 class CompiledModule(Module):
     """A :class:`regraft.Module` with a child for each of its parts, as Torch-TensorRT names them:
-    ``_run_on_acc_N`` for engines, ``_run_on_gpu_N`` for what stays in PyTorch.
+    ``_run_on_acc_N`` for engines, ``_run_on_gpu_N`` for what stays in PyTorch. Buffers that the program
+    writes to are its buffers, with the values of now, and may be written to between calls.
 
     It passes for a ``torch.fx.GraphModule``: ``graph`` has the calls of the parts, over the tensors of a
     call, and gives the tensors of the result. Calls of the module do not go through it, so that it cannot be
@@ -264,11 +262,22 @@ class CompiledModule(Module):
         except NotBoundError as error:
             raise NotBoundError(_STRIPPED) from error
 
+    def named_buffers(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Buffers that the program writes to, by the names of the original."""
+        kept = self._serving.kept
+        front = f"{prefix}." if prefix else ""
+        return ((front + name, kept[name]) for name in self._compiled.written if name in kept)
+
     def __getattr__(self, name: str) -> Any:
-        """What PyTorch keeps elsewhere: the parts."""
+        """What PyTorch keeps elsewhere: the parts, and buffers that the program writes to."""
         try:
             return super().__getattr__(name)
         except AttributeError:
+            serving = self.__dict__.get("_serving")
+            if serving is not None and name in self._compiled.written and name in serving.kept:
+                return serving.kept[name]
             raise AttributeError(
                 f"a compiled module has no {name!r}: its weights are in state_dict(), its program is "
                 "exported_program(), and everything else is the original module's"

@@ -189,11 +189,14 @@ class EngineCapability(_OfTensorRT):
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU, as code for Torch-TensorRT names it; on a machine without one engines run on the CPU.
+    """A GPU, as code for Torch-TensorRT names it; on a machine without one engines run on the CPU. Or
+    ``"cpu"``, which is no device there.
 
     Example:
         >>> Device("cuda:1").gpu_id
         1
+        >>> Device("cpu").to(torch.device)
+        device(type='cpu')
     """
 
     spec: str = ""
@@ -202,11 +205,11 @@ class Device:
     allow_gpu_fallback: bool = False
 
     def __post_init__(self) -> None:
-        if not self.spec:
+        if not self.spec or self.spec == "cpu":
             return
         kind, _, number = self.spec.partition(":")
         if kind not in ("cuda", "gpu", "dla") or not (number or "0").isdigit():
-            raise ValueError(f'Device({self.spec!r}): expected "cuda:N", "gpu:N" or "dla:N"')
+            raise ValueError(f'Device({self.spec!r}): expected "cuda:N", "gpu:N", "dla:N" or "cpu"')
         object.__setattr__(self, "dla_core" if kind == "dla" else "gpu_id", int(number or 0))
 
     def to(self, t: type = torch.device) -> torch.device:
@@ -214,15 +217,19 @@ class Device:
 
         Raises:
             TypeError: when ``t`` is not ``torch.device``.
-            ValueError: when it is not a GPU.
+            ValueError: for an accelerator that PyTorch does not know.
         """
         if t is not torch.device:
             raise TypeError(f"a device is converted to torch.device only, not to {t!r}")
+        if self.spec == "cpu":
+            return torch.device("cpu")
         if self.gpu_id < 0:
             raise ValueError("the device is not a GPU")
         return torch.device("cuda", self.gpu_id)
 
     @property
     def device_type(self) -> DeviceType:
-        """The kind of device it names."""
+        """The kind of device it names; unknown for the CPU."""
+        if self.spec == "cpu":
+            return DeviceType.UNKNOWN
         return DeviceType.DLA if self.dla_core >= 0 else DeviceType.GPU

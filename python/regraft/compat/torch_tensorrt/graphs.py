@@ -11,7 +11,7 @@ import torch
 from regraft.glue import run_engine
 from regraft.module import Module
 
-__all__ = ["WEIGHTS", "Between", "graph_of", "parts_of"]
+__all__ = ["WEIGHTS", "Between", "graph_of", "parts_of", "written_by"]
 
 WEIGHTS = "_weights"
 """The child that gives weights which engines take as inputs."""
@@ -85,6 +85,29 @@ def _between(nodes: Sequence[torch.fx.Node], weights: dict[torch.fx.Node, str]) 
     graph.output(tuple(known[node] for node in outputs))
     names = frozenset(node.name for node in nodes)
     return Between(graph, tuple(weights[node] for node in held), tuple(inputs), tuple(outputs), names)
+
+
+def written_by(module: Module, index: int) -> list[tuple[int, int]]:
+    """``(output, input)`` of an engine for each input of the program, and each buffer, that the output is the
+    new value of.
+    """
+    compiled = module._compiled
+    if compiled.glue is None:
+        return list(enumerate(compiled.overwritten))
+    graph, weights = compiled.glue.graph, compiled.glue.weights
+    taken = [node for node in graph.nodes if node.op == "placeholder"][1:]
+    before = [taken[weights.index(name)] for name in compiled.glue.mutated]
+    before += [taken[len(weights) + place] for place in compiled.overwritten]
+    results = graph.output_node().args[0]
+    assert isinstance(results, (list, tuple))
+    found = []
+    for old, new in zip(before, results, strict=False):
+        made = new.args[0] if isinstance(new, torch.fx.Node) and new.target is operator.getitem else None
+        if isinstance(made, torch.fx.Node) and made.target is run_engine and made.args[1] == index:
+            inputs = made.args[2:]
+            if old in inputs:
+                found.append((int(str(new.args[1])), inputs.index(old)))
+    return found
 
 
 def graph_of(module: Module, parts: Sequence[int | Between], names: Sequence[str]) -> torch.fx.Graph:

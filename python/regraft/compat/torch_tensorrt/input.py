@@ -63,6 +63,10 @@ class Input:
         self.is_shape_tensor = is_shape_tensor
         self.name = name
         fields = getattr(min_shape, "_fields", None)
+        others = [of for of in (opt_shape, max_shape) if getattr(of, "_fields", None) != fields]
+        if others:
+            found = " and ".join(str(getattr(of, "_fields", None)) for of in (min_shape, *others))
+            raise ValueError(f"Input: the shapes name their axes differently: {found}")
         if fields and shared_dims:
             raise ValueError("Input: give shared_dims, or named tuples as shapes, not both")
         named = dict(enumerate(fields)) if fields else dict(shared_dims or {})

@@ -83,18 +83,35 @@ def set_multi_device_safe_mode(mode: bool = True) -> Iterator[None]:
     yield
 
 
-@contextlib.contextmanager
-def enable_pre_allocated_outputs(module: Any) -> Iterator[Any]:
-    """The module itself: results own their memory here."""
+class _Outputs:
+    """A context that gives the module itself, with the switches that Torch-TensorRT's has."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+
+    def __enter__(self) -> Any:
+        return self._module
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def set_pre_allocated_output(self, enable: bool) -> None:
+        """Without effect."""
+
+    def set_output_allocator_output(self, enable: bool) -> None:
+        """Without effect."""
+
+
+def enable_pre_allocated_outputs(module: Any) -> _Outputs:
+    """A context that gives the module itself: results own their memory here."""
     _say("enable_pre_allocated_outputs")
-    yield module
+    return _Outputs(module)
 
 
-@contextlib.contextmanager
-def enable_output_allocator(module: Any) -> Iterator[Any]:
-    """The module itself: results own their memory here."""
+def enable_output_allocator(module: Any) -> _Outputs:
+    """A context that gives the module itself: results own their memory here."""
     _say("enable_output_allocator")
-    yield module
+    return _Outputs(module)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import difflib
 import os
 import warnings
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum, auto
 from typing import Any
 
@@ -20,6 +20,7 @@ __all__ = [
     "CompilationSettings",
     "Role",
     "for_mutable",
+    "for_torch_compile",
     "from_regraft",
     "gathered",
     "report_without_effect",
@@ -221,9 +222,18 @@ def settings_are_compatible(set_a: CompilationSettings, set_b: CompilationSettin
     return not other, other
 
 
-def report_without_effect(settings: CompilationSettings, stacklevel: int = 2) -> None:
-    """One warning that names all settings that were given and change nothing; none if there are none."""
+def report_without_effect(
+    settings: CompilationSettings, stacklevel: int = 2, *, is_live: bool = False
+) -> None:
+    """One warning that names all settings that were given and change nothing; none if there are none.
+    ``is_live``: the weights of ``torch.compile``.
+    """
     found = settings.without_effect()
+    if is_live:
+        names = ("strip_engine_weights", "refit_identical_engine_weights")
+        found[Role.GPU] += [
+            f"{name} (weights of torch.compile stay live)" for name in names if getattr(settings, name)
+        ]
     parts = []
     if found[Role.GPU]:
         parts.append(f"without effect here: {', '.join(found[Role.GPU])}")
@@ -284,8 +294,10 @@ def device_of(settings: CompilationSettings) -> str | None:
     if isinstance(device, Device) and device.dla_core >= 0:
         # There is none, which is said where the module is compiled.
         return f"dla:{device.dla_core}"
-    if isinstance(device, Device):
+    if isinstance(device, Device) and device.spec != "cpu":
         device = f"cuda:{device.gpu_id}" if device.gpu_id >= 0 else None
+    elif isinstance(device, Device):
+        device = device.spec
     elif isinstance(device, int) and not isinstance(device, bool):
         device = f"cuda:{device}"
     if device is None:
@@ -308,6 +320,18 @@ def for_mutable(settings: CompilationSettings) -> dict[str, Any]:
     for name in ("mode", "identical"):
         del wanted[name]
     return wanted
+
+
+def for_torch_compile(settings: CompilationSettings) -> dict[str, Any]:
+    """Options of ``torch.compile(backend="regraft")`` that mean the same. As with Torch-TensorRT, results
+    require no gradient, and ``strip_engine_weights`` is not for it: weights stay live, and so are those of
+    ``refit_identical_engine_weights``.
+
+    Raises:
+        ValueError: for settings of modules that cannot follow their original.
+    """
+    live = replace(settings, strip_engine_weights=False, refit_identical_engine_weights=False)
+    return {**for_mutable(live), "autograd": "ignore"}
 
 
 def _names_of(op: Any) -> list[str]:

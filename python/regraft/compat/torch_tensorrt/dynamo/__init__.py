@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,17 +18,19 @@ from regraft.compat.torch_tensorrt.dynamo import backend, lowering, partitioning
 from regraft.compat.torch_tensorrt.dynamo._convert import (
     convert_exported_program_to_serialized_trt_engine,
 )
+from regraft.compat.torch_tensorrt.dynamo._DryRunTracker import dryrun_stats_display, tracked
 from regraft.compat.torch_tensorrt.dynamo._mutable import MutableTorchTensorRTModule
 from regraft.compat.torch_tensorrt.dynamo._refit import construct_refit_mapping, refit_module_weights
 from regraft.compat.torch_tensorrt.dynamo._tracing import one_of, trace
 from regraft.compat.torch_tensorrt.input import example_of
 from regraft.compat.torch_tensorrt.settings import (
     CompilationSettings,
-    for_mutable,
+    for_torch_compile,
     gathered,
     report_without_effect,
     to_regraft,
 )
+from regraft.compiling import Traced
 
 __all__ = [
     "BaseEngineCache",
@@ -99,7 +100,7 @@ def compile(
         exported_program = trace(exported_program, given, kwarg_inputs=kwarg_inputs)
     if chosen.dryrun:
         return _dry_run(exported_program, chosen)
-    module = regraft.compile(exported_program, **to_regraft(chosen))
+    module = regraft.compile(Traced(exported_program, state_outside=True), **to_regraft(chosen))
     module._compiled = replace(module._compiled, program=without_weights(exported_program))
     return CompiledModule.of(module, chosen)
 
@@ -116,11 +117,9 @@ def torch_compile(
     from regraft.dynamo import regraft as backend
 
     chosen = gathered(config, settings)
-    wanted = for_mutable(chosen)
-    report_without_effect(chosen)
-    compiled: Callable[..., Any] = torch.compile(
-        module, backend=backend, options={**wanted, "autograd": "ignore"}
-    )
+    wanted = for_torch_compile(chosen)
+    report_without_effect(chosen, is_live=True)
+    compiled: Callable[..., Any] = torch.compile(module, backend=backend, options=wanted)
     return compiled
 
 
@@ -158,13 +157,8 @@ def export(
 
 def _dry_run(program: ExportedProgram, settings: CompilationSettings) -> torch.nn.Module:
     wanted = to_regraft(settings)
-    report = str(
-        regraft.dry_run(
-            program, min_block_size=wanted["min_block_size"], torch_executed_ops=wanted["torch_executed_ops"]
-        )
+    report = regraft.dry_run(
+        program, min_block_size=wanted["min_block_size"], torch_executed_ops=wanted["torch_executed_ops"]
     )
-    if isinstance(settings.dryrun, str):
-        Path(settings.dryrun).write_text(report + "\n")
-    else:
-        print(report)
+    dryrun_stats_display(tracked(program, report, settings), settings.dryrun)
     return program.module()

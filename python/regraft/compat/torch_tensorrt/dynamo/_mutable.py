@@ -14,6 +14,8 @@ from torch.export import ExportedProgram
 
 import regraft
 from regraft.checks import warn
+from regraft.compat.torch_tensorrt.dynamo import _shapes
+from regraft.compat.torch_tensorrt.dynamo._shapes import DynamicShapeOutOfRangeException
 from regraft.compat.torch_tensorrt.files import packed, program_of, unpacked, with_weights
 from regraft.compat.torch_tensorrt.settings import (
     CompilationSettings,
@@ -26,10 +28,6 @@ from regraft.kept import same_bits
 from regraft.mutable.state import State
 
 __all__ = ["DynamicShapeOutOfRangeException", "MutableTorchTensorRTModule", "RefitFlag", "RefitState"]
-
-
-class DynamicShapeOutOfRangeException(Exception):
-    """Sizes are outside of what was declared. Not raised here: such a call is compiled for on its own."""
 
 
 class MutableTorchTensorRTModule(regraft.MutableModule):
@@ -119,6 +117,28 @@ class MutableTorchTensorRTModule(regraft.MutableModule):
             SettingsWarning,
             "compat.torch_tensorrt: set_weight_streaming_ctx is about TensorRT's memory: leave it out",
         )
+
+    @property
+    def arg_dynamic_shapes(self) -> tuple[Any, ...] | None:
+        """Ranges of positional arguments, as they were set."""
+        return _shapes.ranges_of(self)[0]
+
+    @property
+    def kwarg_dynamic_shapes(self) -> dict[str, Any] | None:
+        """Ranges of keyword arguments, as they were set."""
+        return _shapes.ranges_of(self)[1]
+
+    _check_inputs_shape = staticmethod(_shapes.same_shapes)
+
+    @staticmethod
+    def _process_kwarg_inputs(inputs: Any) -> Any:
+        """Keyword arguments are taken as they are."""
+        return inputs
+
+    def _validate_inputs(self, *args: Any, **kwargs: Any) -> None:
+        """Sets :attr:`refit_state` to what a call with these arguments needs, where no program takes it."""
+        if not _shapes.takes(self, args, kwargs):
+            self.refit_state.note(RefitFlag.NEEDS_RECOMPILE)
 
     @property
     def trt_device(self) -> torch.device:

@@ -1,5 +1,5 @@
 """Where Torch-TensorRT has its tracer."""
 
-from regraft.compat.torch_tensorrt.dynamo._tracing import trace
+from regraft.compat.torch_tensorrt.dynamo._tracing import build_dim_registry, trace
 
-__all__ = ["trace"]
+__all__ = ["build_dim_registry", "trace"]

@@ -14,7 +14,7 @@ from torch.export import Dim, ExportedProgram
 from regraft.compat.torch_tensorrt.input import Input, example_of
 from regraft.compat.torch_tensorrt.settings import gathered
 
-__all__ = ["one_of", "trace"]
+__all__ = ["build_dim_registry", "one_of", "trace"]
 
 
 def trace(
@@ -31,8 +31,8 @@ def trace(
     Sizes that the module needs to be equal are one size, whether or not ``shared_dims`` says so.
 
     Raises:
-        ValueError: when no arguments are given, or the same ones twice; when sizes that must be equal have no
-            common range, or the module fixes a size that has a range.
+        ValueError: when no arguments are given, or the same ones twice; when sizes of one name have different
+            ranges, sizes that must be equal no common one, or the module fixes a size that has a range.
     """
     # Those of compiling change nothing about an export; there may be no others.
     gathered(None, settings)
@@ -40,7 +40,8 @@ def trace(
     if given is None and kwarg_inputs is None:
         raise ValueError("a module is exported with the arguments of one call: give inputs= or kwarg_inputs=")
     call = _Call(mod, tuple(given or ()), dict(kwarg_inputs or {}), strict)
-    axes = call.dynamic_axes()
+    axes = _dynamic_axes(call.flat()[0])
+    _check_shared(axes)
     if not axes:
         return call.export({})
     if len(axes) > 1:
@@ -89,22 +90,6 @@ class _Call:
         """The leaves of the arguments, and their structure."""
         return pytree.tree_flatten((self.args, self.kwargs), is_leaf=lambda leaf: isinstance(leaf, Input))
 
-    def dynamic_axes(self) -> list[_Axis]:
-        """All of them, in order."""
-        return [
-            _Axis(
-                place=(index, axis),
-                low=leaf.min_shape[axis],
-                high=leaf.max_shape[axis],
-                where=f"axis {axis} of input {leaf.name or index}",
-                name=leaf.shared_dims.get(axis, f"size_{index}_{axis}"),
-                is_shared=axis in leaf.shared_dims,
-            )
-            for index, leaf in enumerate(self.flat()[0])
-            if isinstance(leaf, Input)
-            for axis in leaf.dynamic_axes
-        ]
-
     def export(self, dims: Mapping[tuple[int, int], Any]) -> ExportedProgram:
         """Exports the module with examples; ``dims`` are the dimensions that may change."""
         leaves, structure = self.flat()
@@ -120,6 +105,49 @@ class _Call:
                 example_of(self.kwargs),
                 dynamic_shapes=by_name if dims else None,
                 strict=self.strict,
+            )
+
+
+def build_dim_registry(arg_inputs: Any, kwarg_inputs: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A dimension for each name that ``shared_dims`` or named tuples give to sizes.
+
+    Raises:
+        ValueError: when sizes of one name have different ranges.
+    """
+    leaves = pytree.tree_leaves(
+        (arg_inputs, dict(kwarg_inputs or {})), is_leaf=lambda leaf: isinstance(leaf, Input)
+    )
+    axes = [axis for axis in _dynamic_axes(leaves) if axis.is_shared]
+    _check_shared(axes)
+    return {axis.name: Dim(axis.name, min=axis.low, max=axis.high) for axis in axes}
+
+
+def _dynamic_axes(leaves: Sequence[Any]) -> list[_Axis]:
+    """All axes whose size may change, in order."""
+    return [
+        _Axis(
+            place=(index, axis),
+            low=leaf.min_shape[axis],
+            high=leaf.max_shape[axis],
+            where=f"axis {axis} of input {leaf.name or index}",
+            name=leaf.shared_dims.get(axis, f"size_{index}_{axis}"),
+            is_shared=axis in leaf.shared_dims,
+        )
+        for index, leaf in enumerate(leaves)
+        if isinstance(leaf, Input)
+        for axis in leaf.dynamic_axes
+    ]
+
+
+def _check_shared(axes: Sequence[_Axis]) -> None:
+    """Checks that sizes that were given one name have one range."""
+    first: dict[str, _Axis] = {}
+    for axis in axes:
+        other = first.setdefault(axis.name, axis)
+        if axis.is_shared and (other.low, other.high) != (axis.low, axis.high):
+            raise ValueError(
+                f"{axis.name} has several ranges: {other.low} to {other.high} ({other.where}), "
+                f"{axis.low} to {axis.high} ({axis.where})"
             )
 
 

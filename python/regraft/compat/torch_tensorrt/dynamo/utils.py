@@ -237,7 +237,7 @@ def to_torch_device(device: Any) -> torch.device:
 
 
 def to_torch_tensorrt_device(device: Any) -> Device:
-    """Torch-TensorRT's name of a GPU.
+    """Torch-TensorRT's name of a GPU, or of the CPU.
 
     Raises:
         ValueError: for another device.
@@ -247,9 +247,9 @@ def to_torch_tensorrt_device(device: Any) -> Device:
     if device is None:
         return default_device()
     found = torch.device(device)
-    if found.type != "cuda":
-        raise ValueError(f"{found} is not a GPU")
-    return Device(gpu_id=found.index or 0)
+    if found.type not in ("cuda", "cpu"):
+        raise ValueError(f"{found} is neither a GPU nor the CPU")
+    return Device("cpu") if found.type == "cpu" else Device(gpu_id=found.index or 0)
 
 
 def set_log_level(parent_logger: logging.Logger, level: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch._dynamo import list_backends, register_backend
 
-from regraft.compat.torch_tensorrt.settings import for_mutable, gathered, report_without_effect
+from regraft.compat.torch_tensorrt.settings import for_torch_compile, gathered, report_without_effect
 
 __all__ = ["aot_torch_tensorrt_aten_backend", "register", "torch_tensorrt_backend"]
 
@@ -23,10 +23,9 @@ def torch_tensorrt_backend(
     from regraft.dynamo import regraft
 
     chosen = gathered(None, dict(options or {}))
-    wanted = for_mutable(chosen)
-    report_without_effect(chosen)
-    # As with Torch-TensorRT, results require no gradient.
-    return regraft(gm, sample_inputs, options={**wanted, "autograd": "ignore"}, **kwargs)
+    wanted = for_torch_compile(chosen)
+    report_without_effect(chosen, is_live=True)
+    return regraft(gm, sample_inputs, options=wanted, **kwargs)
 
 
 aot_torch_tensorrt_aten_backend = torch_tensorrt_backend
