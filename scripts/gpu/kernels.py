@@ -1,9 +1,9 @@
 """Where a run's time goes on a GPU, kernel by kernel, ours next to inductor's.
 
-    python3 scripts/gpu/kernels.py [bert] [resnet] [vit] [unet] [llama]     # with the package regraft on PYTHONPATH
+    python3 scripts/gpu/kernels.py [--ours] [bert] [resnet] [vit] [unet] [llama]
 
-Prints for each side the time on the device of a run, and the kernels that take most of it: microseconds and
-launches in one run.
+With the package regraft on PYTHONPATH. Prints for each side (with ``--ours`` for one) the time on the device of
+a run, and the kernels that take most of it: microseconds and launches in one run.
 """
 
 import collections
@@ -45,7 +45,8 @@ def show(name, side, found):
 
 def main():
     print(torch.cuda.get_device_name(), flush=True)
-    for name in sys.argv[1:] or models.MODELS:
+    names = [name for name in sys.argv[1:] if name != "--ours"]
+    for name in names or models.MODELS:
         torch.manual_seed(0)
         net, inputs = models.MODELS[name]()
         dtype = models.dtype_of(name)
@@ -54,6 +55,8 @@ def main():
         with torch.no_grad():
             compiled = regraft.compile(net, inputs)
             show(name, "ours", kernels(lambda compiled=compiled, inputs=inputs: compiled(*inputs)))
+            if "--ours" in sys.argv:
+                continue
             if name == "resnet":
                 net = net.to(memory_format=torch.channels_last)
             theirs = torch.compile(net)

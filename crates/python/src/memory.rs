@@ -49,15 +49,34 @@ pub(crate) fn tensor_of(object: &Bound<'_, PyAny>, elsewhere: Elsewhere) -> PyRe
     Err(Class::Input.error(format!("expected a tensor (PyTorch, NumPy or DLPack), found {found}")))
 }
 
-/// As [`tensor_of`], of a weight: one in memory of a GPU stays there until it is read on the host. What makes it is waited
-/// for.
-pub(crate) fn weight_of(object: &Bound<'_, PyAny>) -> PyResult<Tensor> {
-    if let Some(torch) = Torch::loaded(object.py())?
-        && torch.is_on_gpu(object)?
-    {
-        return torch.remote(object);
+/// GPUs of PyTorch's whose tensors were taken where they are: what makes these is to be waited for.
+#[derive(Default)]
+pub(crate) struct Gpus(Vec<u32>);
+
+impl Gpus {
+    /// As [`tensor_of`], of a weight: one in memory of a GPU stays there until it is read on the host. Nothing of it may be read
+    /// before [`Gpus::wait`].
+    pub(crate) fn weight_of(&mut self, object: &Bound<'_, PyAny>) -> PyResult<Tensor> {
+        if let Some(torch) = Torch::loaded(object.py())?
+            && torch.is_on_gpu(object)?
+        {
+            let (index, tensor) = torch.remote(object)?;
+            if !self.0.contains(&index) {
+                self.0.push(index);
+            }
+            return Ok(tensor);
+        }
+        tensor_of(object, Elsewhere::Copied)
     }
-    tensor_of(object, Elsewhere::Copied)
+
+    /// Waits for what makes the tensors: the current streams.
+    pub(crate) fn wait(self, py: Python<'_>) -> PyResult<()> {
+        for index in self.0 {
+            let stream = py.import("torch.cuda")?.call_method1("current_stream", (index,))?;
+            stream.call_method0("synchronize")?;
+        }
+        Ok(())
+    }
 }
 
 /// Tensors of a sequence, of a `.npy` or of the arrays of a `.npz`, in their order.
@@ -179,13 +198,12 @@ impl Torch {
         Ok(object.is_instance(self.tensor.bind(py))? && object.getattr(pyo3::intern!(py, "is_cuda"))?.is_truthy()?)
     }
 
-    /// A tensor on a GPU where it is.
-    fn remote(&self, object: &Bound<'_, PyAny>) -> PyResult<Tensor> {
+    /// A tensor on a GPU where it is, and the GPU. What makes it may not be over.
+    fn remote(&self, object: &Bound<'_, PyAny>) -> PyResult<(u32, Tensor)> {
         let py = object.py();
         let dense = self.dense(object)?;
         let device = object.getattr(pyo3::intern!(py, "device"))?;
         let index: u32 = device.getattr(pyo3::intern!(py, "index"))?.extract()?;
-        self.synchronize(py, index)?;
         let failed = |error: regraft::TensorError| Class::Input.error(error.to_string());
         let len = Tensor::byte_len(dense.dtype, &dense.shape).map_err(failed)?;
         let held = dense.object.unbind();
@@ -196,16 +214,10 @@ impl Torch {
             })
         };
         let name = DeviceName::Cuda(index).to_string();
-        // SAFETY: PyTorch says that a dense tensor of this type begins there on this GPU; what made it is over, and it is held.
-        // As on the host, who writes to it during a call makes its results meaningless.
+        // SAFETY: PyTorch says that a dense tensor of this type begins there on this GPU, and it is held; what makes it is
+        // waited for before it is read. As on the host, who writes to it during a call makes its results meaningless.
         let bytes = unsafe { RemoteBytes::new(name, dense.address as u64, len, Box::new(fetch)) };
-        Tensor::new(dense.dtype, dense.shape, Buffer::Remote(bytes)).map_err(failed)
-    }
-
-    /// Waits for the current stream of a GPU. It costs microseconds where the stream is idle.
-    fn synchronize(&self, py: Python<'_>, index: u32) -> PyResult<()> {
-        let stream = py.import("torch.cuda")?.call_method1("current_stream", (index,))?;
-        stream.call_method0("synchronize").map(drop)
+        Ok((index, Tensor::new(dense.dtype, dense.shape, Buffer::Remote(bytes)).map_err(failed)?))
     }
 
     /// The GPU with this number, as PyTorch names it.

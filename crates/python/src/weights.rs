@@ -115,12 +115,13 @@ pub(crate) fn state_dict_of(object: &Bound<'_, PyAny>) -> PyResult<regraft::Stat
         let found = object.get_type().qualname()?;
         return Err(Class::Weights.error(format!("expected a state dict or the path of a weight file, found {found}")));
     }
-    let mut weights = regraft::StateDict::new();
+    let (mut weights, mut gpus) = (regraft::StateDict::new(), memory::Gpus::default());
     for item in object.call_method0("items")?.try_iter()? {
         let (name, value): (String, Bound<'_, PyAny>) = item?.extract()?;
-        let tensor = memory::weight_of(&value);
+        let tensor = gpus.weight_of(&value);
         let tensor = tensor.map_err(|error| Class::Weights.error(format!("{name}: {}", error.value(object.py()))))?;
         weights.insert(name, tensor);
     }
+    gpus.wait(object.py())?;
     Ok(weights)
 }

@@ -154,6 +154,8 @@ pub fn conv_transpose(
 
 /// Rows of a product that [`matvec`] takes.
 pub const MOST_ROWS: usize = 8;
+/// Warps whose loads hide the memory's latency on a large device.
+const BUSY_WARPS: usize = 132 * 48;
 
 /// `x·Wᵀ` with an epilogue for few rows `m` of `x`, `k` elements each; `W: [n, k]`. Operands as of [`conv`].
 ///
@@ -173,11 +175,14 @@ pub fn matvec(
         return Err(Why::new(format!("{m} rows")));
     }
     let vec = [8, 4, 2].into_iter().find(|v| k % v == 0 && v * weight.size() <= 16).unwrap_or(1);
+    // Few columns keep a large device busy only when several warps share each.
+    let warps = [1, 2].into_iter().find(|warps| n * warps >= BUSY_WARPS || k <= warps * 32 * vec).unwrap_or(4);
     let source = Defines::default()
         .ty("TX", c_type(x))
         .ty("TW", c_type(weight))
         .ty("TO", c_type(out))
         .set("M", m)
+        .set("WARPS", warps)
         .set("VEC", vec);
     let source = epilogue.define(source, x).source("matvec", include_str!("matvec.cu"));
     let [bias, residual] = epilogue.params();
@@ -191,7 +196,7 @@ pub fn matvec(
         Param::size(k),
         Param::size(k),
     ];
-    Ok(Spec { source, entry: "matvec", launch: grid([n.div_ceil(4), 1, 1], 128, 0)?, params, scratch: 0 })
+    Ok(Spec { source, entry: "matvec", launch: grid([n.div_ceil(4 / warps), 1, 1], 128, 0)?, params, scratch: 0 })
 }
 
 /// The order of a weight that suits images of this layout.

@@ -118,7 +118,9 @@ pub fn put(x: &View<'_>, values: &View<'_>, indices: &[View<'_>], axis: usize, p
     params.extend([Param::Out(0, 0), Param::Report]);
     params.extend([outer, count, inner, indexed].map(Param::size));
     params.extend([fields.param(), shape.param()]);
-    Ok(Spec { source, entry: "index_put_set", launch: stepping(outer * indexed * inner), params, scratch: 0 })
+    // In place, which is the rule, only a few elements are written.
+    let launch = stepping((outer * indexed * inner).min(264 * 256));
+    Ok(Spec { source, entry: "index_put_set", launch, params, scratch: 0 })
 }
 
 /// Several index tensors on the axes from `axis` on, which broadcast to `points`. Operands: `x`, the indices.

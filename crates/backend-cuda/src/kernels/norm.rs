@@ -166,9 +166,10 @@ fn group_rows(
         .set("THREADS", threads)
         .set("ACT", format!("f_{act}"))
         .source("group_norm_rows", concat!(include_str!("join.cu"), include_str!("group_norm_rows.cu")));
-    // Two blocks for each multiprocessor of a large device; the split depends on sizes alone.
-    let parts = pixels.div_ceil(rows * 4).clamp(1, 264usize.div_ceil(images));
-    let blocks = pixels.div_ceil(rows * 2).clamp(1, (132 * 8usize).div_ceil(images));
+    // Enough blocks for a large device. Each of the second launch joins all parts first, so there are few; the split depends
+    // on sizes alone.
+    let parts = pixels.div_ceil(rows * 4).clamp(1, 132usize.div_ceil(images));
+    let blocks = pixels.div_ceil(rows * 4).clamp(1, (132 * 4usize).div_ceil(images));
     let scratch = images * groups * parts * 12;
     let maybe = |there: Option<DType>, i: usize| there.map_or(Param::Null, |_| Param::In(i, 0));
     let sizes = [Param::size(pixels), Param::i32(parts as i32)];

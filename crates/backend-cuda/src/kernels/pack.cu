@@ -1,12 +1,11 @@
 // Many slots in one launch: blocks take pieces of a table of jobs. A launch of few blocks leaves the device to others.
 struct Job {
     u64 source, target, scale;
-    i64 first_piece, count;   // pieces of PIECE elements, numbered over all jobs
+    i64 first_piece, count;   // pieces are numbered over all jobs
     i32 kind, dims;
+    i32 piece, inner;         // elements of a piece; of the last axis, where it is short and a thread takes all of it
     i64 size[5], from[5], to[5], by[5];   // strides in the source, the target, the vector of factors
 };
-
-#define PIECE 4096
 
 // The last job that begins at `piece` or before.
 template <typename J> DEVICE int find(const J* jobs, int count, i64 piece) {
@@ -25,32 +24,39 @@ template <typename S, typename T> DEVICE T convert(S v, const float* scale, i64 
     return r;
 }
 
+// Where element i of a job is.
+struct At { i64 from, to, by; };
+DEVICE At find_element(const Job& job, u32 i) {
+    At at = {0, 0, 0};
+#pragma unroll
+    for (int d = 4; d >= 0; d--) {
+        if (d >= 5 - job.dims) {
+            u32 n = (u32)job.size[d], k = i % n;
+            i /= n;
+            at.from += k * job.from[d]; at.to += k * job.to[d]; at.by += k * job.by[d];
+        }
+    }
+    return at;
+}
+
 // Elements of a float type, scaled and rounded.
 template <typename S, typename T> DEVICE void run(const Job& job, u32 first, u32 end) {
     const S* source = (const S*)job.source;
     T* target = (T*)job.target;
     const float* scale = (const float*)job.scale;
     bool neighbours = job.size[4] % 4 == 0 && job.from[4] == 1 && job.to[4] == 1;
-    u32 step = neighbours ? 4 : 1;
+    u32 step = neighbours ? 4 : job.inner;
     for (u32 i = first + threadIdx.x * step; i < end; i += blockDim.x * step) {
-        u32 rest = i;
-        i64 from = 0, to = 0, by = 0;
-#pragma unroll
-        for (int d = 4; d >= 0; d--) {
-            if (d >= 5 - job.dims) {
-                u32 n = (u32)job.size[d], k = rest % n;
-                rest /= n;
-                from += k * job.from[d]; to += k * job.to[d]; by += k * job.by[d];
-            }
-        }
+        At at = find_element(job, i);
         if (neighbours) {
-            Pack<S, 4> in = read<S, 4>(source + from);
+            Pack<S, 4> in = read<S, 4>(source + at.from);
             Pack<T, 4> out;
 #pragma unroll
-            for (int e = 0; e < 4; e++) out.v[e] = convert<S, T>(in.v[e], scale, by + e * job.by[4]);
-            write<T, 4>(target + to, out);
+            for (int e = 0; e < 4; e++) out.v[e] = convert<S, T>(in.v[e], scale, at.by + e * job.by[4]);
+            write<T, 4>(target + at.to, out);
         } else {
-            target[to] = convert<S, T>(source[from], scale, by);
+            for (u32 e = 0; e < step; e++)
+                target[at.to + e * job.to[4]] = convert<S, T>(source[at.from + e * job.from[4]], scale, at.by + e * job.by[4]);
         }
     }
 }
@@ -61,20 +67,11 @@ template <typename E> DEVICE void move(const Job& job, u32 first, u32 end) {
     E* target = (E*)job.target;
     constexpr int N = 16 / sizeof(E);
     bool neighbours = job.size[4] % N == 0 && job.from[4] == 1 && job.to[4] == 1;
-    u32 step = neighbours ? N : 1;
+    u32 step = neighbours ? N : job.inner;
     for (u32 i = first + threadIdx.x * step; i < end; i += blockDim.x * step) {
-        u32 rest = i;
-        i64 from = 0, to = 0;
-#pragma unroll
-        for (int d = 4; d >= 0; d--) {
-            if (d >= 5 - job.dims) {
-                u32 n = (u32)job.size[d], k = rest % n;
-                rest /= n;
-                from += k * job.from[d]; to += k * job.to[d];
-            }
-        }
-        if (neighbours) write<E, N>(target + to, read<E, N>(source + from));
-        else target[to] = source[from];
+        At at = find_element(job, i);
+        if (neighbours) write<E, N>(target + at.to, read<E, N>(source + at.from));
+        else for (u32 e = 0; e < step; e++) target[at.to + e * job.to[4]] = source[at.from + e * job.from[4]];
     }
 }
 
@@ -85,7 +82,7 @@ extern "C" __global__ void __launch_bounds__(256) pack(const Job* jobs, int coun
         int found = find(jobs, count, piece);
         for (int i = threadIdx.x; i < (int)(sizeof(Job) / 8); i += 256) ((u64*)&job)[i] = ((const u64*)(jobs + found))[i];
         __syncthreads();
-        i64 first = (piece - job.first_piece) * PIECE, end = first + PIECE < job.count ? first + PIECE : job.count;
+        i64 first = (piece - job.first_piece) * job.piece, end = first + job.piece < job.count ? first + job.piece : job.count;
         switch (job.kind) {
             case 0: run<f32, f32>(job, (u32)first, (u32)end); break;
             case 1: run<f32, f16>(job, (u32)first, (u32)end); break;
@@ -114,7 +111,7 @@ struct Merge {
 };
 
 // A thread has 4 neighbours in each of 4 rows.
-template <typename S, typename T> DEVICE void merge_tile(const Merge& job, i64 tile, float (*up)[17], float (*down)[64]) {
+template <typename S, typename T> DEVICE void merge_tile(const Merge job, i64 tile, float (*up)[17], float (*down)[64]) {
     i64 row0 = tile / job.columns * 64, col0 = tile % job.columns * 64;
     int tx = threadIdx.x & 15, ty = threadIdx.x >> 4;
     float acc[4][4] = {};
@@ -170,7 +167,8 @@ template <typename S, typename T> DEVICE void merge_tile(const Merge& job, i64 t
 extern "C" __global__ void __launch_bounds__(256) merge(const Merge* jobs, int count, i64 pieces) {
     __shared__ __align__(16) float up[64][17], down[16][64];
     for (i64 piece = blockIdx.x; piece < pieces; piece += gridDim.x) {
-        const Merge& job = jobs[find(jobs, count, piece)];
+        // A copy: what is written could change what it is read from, as far as the compiler knows.
+        const Merge job = jobs[find(jobs, count, piece)];
         i64 tile = piece - job.first_piece;
         switch (job.kind) {
             case 0: merge_tile<f32, f32>(job, tile, up, down); break;

@@ -8,13 +8,15 @@ use super::{
 };
 use crate::nvrtc::Source;
 
-/// Elements of a piece of a [`Pack`].
+/// Elements of a piece of a [`Pack`], about.
 const PIECE: usize = 4096;
+/// An axis that a thread takes whole has at most so many elements.
+const SHORT: usize = 16;
 /// Bytes of a piece of a [`Pair`].
 const PAIR_PIECE: usize = 65_536;
 
 /// Bytes of a [`Pack`] in a table.
-pub const PACK_BYTES: usize = 208;
+pub const PACK_BYTES: usize = 216;
 /// Bytes of a [`Merge`] in a table.
 pub const MERGE_BYTES: usize = 80;
 /// Bytes of a [`Pair`] in a table.
@@ -110,6 +112,20 @@ fn join(axes: &[Axis]) -> Vec<Axis> {
     joined
 }
 
+/// The axes with one last that threads take whole, and its size. As channels go last, each thread reads a window's neighbours,
+/// and neighbouring threads write neighbours.
+fn short_axis_last(mut axes: Vec<Axis>) -> (Vec<Axis>, usize) {
+    let is_innermost = |axes: &[Axis]| axes.last().is_some_and(|last| last.to == 1 && last.from != 1);
+    match axes.iter().position(|axis| axis.from == 1 && (2..=SHORT).contains(&axis.size)) {
+        Some(short) if is_innermost(&axes) => {
+            let axis = axes.remove(short);
+            axes.push(axis);
+            (axes, axis.size)
+        }
+        _ => (axes, 1),
+    }
+}
+
 impl Table {
     fn words(&mut self, words: &[u64]) {
         words.iter().for_each(|w| self.bytes.extend(w.to_ne_bytes()));
@@ -130,17 +146,19 @@ impl Table {
             if count == 0 {
                 continue;
             }
+            let (axes, inner) = short_axis_last(axes);
+            let piece = PIECE / inner * inner;
             let dims = axes.len().max(1);
             let mut all = vec![Axis { size: 1, ..Axis::default() }; 5 - axes.len()];
             all.extend(axes);
             table.words(&[job.source, job.target, job.scale, table.pieces as u64, count as u64]);
             table.bytes.extend(job.kind()?.to_ne_bytes());
-            table.bytes.extend((dims as i32).to_ne_bytes());
+            [dims, piece, inner].iter().for_each(|n| table.bytes.extend((*n as i32).to_ne_bytes()));
             for pick in [|a: &Axis| a.size, |a: &Axis| a.from, |a: &Axis| a.to, |a: &Axis| a.by] {
                 table.words(&all.iter().map(|a| pick(a) as u64).collect::<Vec<_>>());
             }
             table.jobs += 1;
-            table.pieces += count.div_ceil(PIECE);
+            table.pieces += count.div_ceil(piece);
         }
         Ok(table)
     }
@@ -226,8 +244,7 @@ mod tests {
         let job =
             Pack { source: 1, target: 2, scale: 0, source_type: DType::F32, target_type: DType::F16, axes: vec![axis] };
         let table = Table::packs(&[job.clone(), job]).expect("they fit");
-        assert_eq!((table.bytes.len(), table.jobs, table.pieces), (2 * 208, 2, 6));
-        assert_eq!(table.bytes.len(), 2 * PACK_BYTES);
+        assert_eq!((table.bytes.len(), table.jobs, table.pieces), (2 * PACK_BYTES, 2, 6));
         let merge = Merge {
             source: 1,
             target: 2,
@@ -245,6 +262,15 @@ mod tests {
         assert_eq!(table.bytes.len(), MERGE_BYTES);
         let table = Table::pairs(&[Pair { first: 1, second: 2, bytes: 0 }]);
         assert_eq!((table.bytes.len(), table.pieces), (PAIR_BYTES, 1));
+    }
+
+    #[test]
+    fn short_axes_of_neighbours_go_last() {
+        let axis = |size, from, to| Axis { size, from, to, by: 0 };
+        let channels_last = vec![axis(64, 288, 288), axis(9, 1, 32), axis(32, 9, 1)];
+        assert_eq!(short_axis_last(channels_last), (vec![axis(64, 288, 288), axis(32, 9, 1), axis(9, 1, 32)], 9));
+        let as_it_is = vec![axis(64, 9, 1), axis(9, 1, 64)];
+        assert_eq!(short_axis_last(as_it_is.clone()), (as_it_is, 1));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Some slots made together: their sources lie in one piece of staging memory, and three launches make them all: casts, merges,
 //! moves.
 
-use std::{collections::HashMap, sync::Arc};
+use std::collections::HashMap;
 
 use regraft_backend::{PackError, PackJob};
 use regraft_tensor::{AlignedVec, DType, Tensor};
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     CudaError,
-    driver::{self, Context, Span},
+    driver::{self, Context, Event, Span},
     kernels::{
         Why,
         pack::{Axis, MERGE_BYTES, Merge, PACK_BYTES, Pack, Table},
@@ -29,17 +29,18 @@ pub(super) struct Batch<'a> {
     uploaded: usize,
     /// Bytes that are computed from those.
     computed: usize,
-    /// Sources that are staged already, by the address and length of their bytes.
-    staged: HashMap<(usize, usize), usize>,
+    /// What is staged already, by the address and length of its bytes.
+    staged: HashMap<(usize, usize), Place>,
     casts: Vec<Cast>,
     merges: Vec<Merging>,
     moves: Vec<Moving>,
-    /// Tensors whose copies stay on the device.
-    residents: Vec<(Tensor, Arc<driver::Buffer>, usize)>,
+    /// Tensors whose copies stay on the device, in memory that they share, and where there.
+    residents: Vec<(&'a Tensor, usize)>,
     resident_bytes: usize,
-    copies: Vec<Arc<driver::Buffer>>,
+    /// Copies that are read.
+    copies: Vec<driver::Region>,
     /// Bytes of the slots.
-    pub(super) slot_bytes: usize,
+    slot_bytes: usize,
 }
 
 enum Upload<'a> {
@@ -47,10 +48,11 @@ enum Upload<'a> {
     Made(AlignedVec, usize),
 }
 
-/// A place in what is uploaded, in what is computed from that, or elsewhere on the device.
+/// A place in what is uploaded, for now or to stay, in what is computed from that, or elsewhere on the device.
 #[derive(Clone, Copy)]
 enum Place {
     Uploaded(usize),
+    Resident(usize),
     Computed(usize),
     Device(u64),
 }
@@ -59,6 +61,7 @@ enum Place {
 #[derive(Clone, Copy)]
 struct Staging {
     uploaded: u64,
+    resident: u64,
     computed: u64,
 }
 
@@ -66,6 +69,7 @@ impl Place {
     fn address(self, staging: Staging) -> u64 {
         match self {
             Place::Uploaded(at) => staging.uploaded + at as u64,
+            Place::Resident(at) => staging.resident + at as u64,
             Place::Computed(at) => staging.computed + at as u64,
             Place::Device(address) => address,
         }
@@ -99,18 +103,18 @@ struct Moving {
 
 impl<'a> Batch<'a> {
     pub(super) fn is_empty(&self) -> bool {
-        self.moves.is_empty() && self.merges.is_empty() && self.uploads.is_empty()
+        self.moves.is_empty() && self.merges.is_empty()
     }
 
     /// Bytes of staging memory that are asked for.
     pub(super) fn len(&self) -> usize {
-        self.uploaded + self.computed
+        self.uploaded + self.resident_bytes + self.computed
     }
 
     /// Adds a slot that moves make.
     pub(super) fn add(
         &mut self,
-        (context, device): (&Context, &str),
+        device: &str,
         resident: &Resident,
         slot: &'a SlotPlan,
         plan: &'a MovePlan,
@@ -141,7 +145,7 @@ impl<'a> Batch<'a> {
                 }
                 Form::Merged(_) | Form::AsGiven | Form::Cast => None,
             };
-            let made = self.source((context, device), resident, given.tensor, *form, *own, piece)?;
+            let made = self.source(device, resident, given.tensor, *form, *own, piece)?;
             places.push(if piece.is_some() { None } else { Some(made) });
         }
         let mut scales = Vec::with_capacity(plan.scales.len());
@@ -184,7 +188,7 @@ impl<'a> Batch<'a> {
     /// Where a source is once it is in its form, and its dtype there. A merged one goes to the address `piece`, if there is one.
     fn source(
         &mut self,
-        (context, device): (&Context, &str),
+        device: &str,
         resident: &Resident,
         tensor: &'a Tensor,
         form: Form<'a>,
@@ -194,8 +198,8 @@ impl<'a> Batch<'a> {
         let given = tensor.dtype();
         let at = match form {
             _ if let Some(address) = tensor.remote_on(device) => Place::Device(address),
-            Form::Merged(_) => self.resident(context, resident, tensor)?,
-            Form::AsGiven | Form::Cast => Place::Uploaded(self.given(tensor.bytes())),
+            Form::Merged(_) => self.resident(resident, tensor),
+            Form::AsGiven | Form::Cast => self.given(tensor.bytes()),
         };
         let len = tensor.numel();
         let cast = |batch: &mut Batch<'a>| {
@@ -210,14 +214,12 @@ impl<'a> Batch<'a> {
                 let from = if given == own { at } else { cast(self) };
                 let to = piece.map_or_else(|| Place::Computed(self.room(len * own.size())), Place::Device);
                 let (up, down, scale) = match product.single() {
-                    Some((factors, scale)) => (
-                        self.resident(context, resident, &factors.up)?,
-                        self.resident(context, resident, &factors.down)?,
-                        scale,
-                    ),
+                    Some((factors, scale)) => {
+                        (self.resident(resident, &factors.up), self.resident(resident, &factors.down), scale)
+                    }
                     None => {
                         let values = product.values();
-                        let mut given = |values: &'a [f32]| Place::Uploaded(self.given(bytemuck::cast_slice(values)));
+                        let mut given = |values: &'a [f32]| self.given(bytemuck::cast_slice(values));
                         (given(&values.up), given(&values.down), 1.0)
                     }
                 };
@@ -232,33 +234,33 @@ impl<'a> Batch<'a> {
     }
 
     /// A source that adapters are merged into, or a factor of one: on the device already, or to be kept there.
-    fn resident(&mut self, context: &Context, resident: &Resident, tensor: &'a Tensor) -> Result<Place, PackError> {
+    fn resident(&mut self, resident: &Resident, tensor: &'a Tensor) -> Place {
         if let Some(copy) = resident.get(tensor) {
             let address = copy.address();
             self.copies.push(copy);
-            return Ok(Place::Device(address));
+            return Place::Device(address);
         }
-        let known = self.staged.contains_key(&key(tensor.bytes()));
-        let at = self.given(tensor.bytes());
-        if !known && resident.keeps(tensor, self.resident_bytes) {
-            // Where there is no room for a copy it is staged again the next time.
-            if let Ok(copy) = driver::Buffer::new(context, tensor.bytes().len()) {
-                self.resident_bytes += copy.len();
-                self.residents.push((tensor.clone(), copy, at));
-            }
+        let bytes = tensor.bytes();
+        // Where there is no room for a copy it is staged again the next time.
+        if self.staged.contains_key(&key(bytes)) || !resident.keeps(tensor, self.resident_bytes) {
+            return self.given(bytes);
         }
-        Ok(Place::Uploaded(at))
+        let at = self.resident_bytes;
+        self.resident_bytes += bytes.len().next_multiple_of(ALIGN);
+        self.residents.push((tensor, at));
+        self.staged.insert(key(bytes), Place::Resident(at));
+        Place::Resident(at)
     }
 
-    /// Staging memory of the caller's bytes, which are uploaded once.
-    fn given(&mut self, bytes: &'a [u8]) -> usize {
-        if let Some(at) = self.staged.get(&key(bytes)) {
-            return *at;
+    /// Where the caller's bytes are staged; they are uploaded once.
+    fn given(&mut self, bytes: &'a [u8]) -> Place {
+        if let Some(place) = self.staged.get(&key(bytes)) {
+            return *place;
         }
         let at = self.room_to_upload(bytes.len());
-        self.staged.insert(key(bytes), at);
+        self.staged.insert(key(bytes), Place::Uploaded(at));
         self.uploads.push(Upload::Given(bytes, at));
-        at
+        Place::Uploaded(at)
     }
 
     /// Staging memory of bytes that were made.
@@ -319,21 +321,25 @@ impl<'a> Batch<'a> {
         Ok([Table::packs(&casts)?, Table::merges(&merges)?, Table::packs(&moves)?])
     }
 
-    /// Makes the slots; the work is over when this returns. Copies that stay on the device are handed to `resident`.
+    /// Puts what makes the slots into the lane's stream.
     pub(super) fn run(
         self,
         context: &Context,
         lane: &mut Lane,
-        resident: &mut Resident,
         mut launch: impl FnMut(&Lane, Entry, &Table, Span) -> Result<(), CudaError>,
-    ) -> Result<(), CudaError> {
+    ) -> Result<InFlight<'a>, CudaError> {
         let refused = |why: Why| CudaError::NoAlgorithm { library: "the packer", problem: why.to_string() };
         let sizes = [self.casts.len() * PACK_BYTES, self.merges.len() * MERGE_BYTES, self.moves.len() * PACK_BYTES];
         let sizes = sizes.map(|bytes| bytes.next_multiple_of(ALIGN));
         let computed_at = self.uploaded + sizes.iter().sum::<usize>();
         let staging = driver::Buffer::new(context, computed_at + self.computed)?;
         let span = staging.region().span();
-        let addresses = Staging { uploaded: span.address(), computed: span.address() + computed_at as u64 };
+        let residents = driver::Buffer::new(context, self.resident_bytes)?.region();
+        let addresses = Staging {
+            uploaded: span.address(),
+            resident: residents.address(),
+            computed: span.address() + computed_at as u64,
+        };
         let tables = self.tables(addresses).map_err(refused)?;
         let mut at = self.uploaded;
         let mut table_places = [0; 3];
@@ -348,16 +354,45 @@ impl<'a> Batch<'a> {
             })
             .collect();
         parts.extend(tables.iter().zip(table_places).map(|(table, at)| Part { bytes: &table.bytes, at }));
-        lane.upload(&parts, span)?;
-        for (_, copy, at) in &self.residents {
-            lane.stream.copy(span.part(*at, copy.len())?, &copy.region())?;
+        let to_stay = self.residents.iter().map(|(tensor, at)| Part { bytes: tensor.bytes(), at: *at });
+        let to_stay: Vec<Part<'_>> = to_stay.collect();
+        let end = Event::new(context)?;
+        let mut send = || {
+            lane.upload(&parts, span)?;
+            lane.upload(&to_stay, residents.span())?;
+            let entries = [Entry::Pack, Entry::Merge, Entry::Pack];
+            for ((table, at), entry) in tables.iter().zip(table_places).zip(entries) {
+                launch(lane, entry, table, span.part(at, table.bytes.len())?)?;
+            }
+            lane.stream.record(&end)
+        };
+        if let Err(error) = send() {
+            // What was sent still uses the memory, which goes now.
+            let _ = lane.stream.synchronize();
+            return Err(error);
         }
-        let entries = [Entry::Pack, Entry::Merge, Entry::Pack];
-        for ((table, at), entry) in tables.iter().zip(table_places).zip(entries) {
-            launch(lane, entry, table, span.part(at, table.bytes.len())?)?;
+        let memory = [staging.region(), residents].into_iter().chain(self.copies).collect();
+        Ok(InFlight { end, memory, residents: self.residents, slot_bytes: self.slot_bytes })
+    }
+}
+
+/// Slots that are on their way.
+pub(super) struct InFlight<'a> {
+    end: Event,
+    /// What is read: staging memory, memory of new copies, then copies that were there.
+    memory: Vec<driver::Region>,
+    residents: Vec<(&'a Tensor, usize)>,
+    /// Bytes of the slots.
+    pub(super) slot_bytes: usize,
+}
+
+impl InFlight<'_> {
+    /// Waits for them. Copies that stay on the device are handed to `resident`.
+    pub(super) fn finish(self, resident: &mut Resident) -> Result<(), CudaError> {
+        self.end.wait()?;
+        for (tensor, at) in &self.residents {
+            resident.keep(tensor, self.memory[1].part(*at, tensor.byte_count())?);
         }
-        lane.stream.synchronize()?;
-        self.residents.iter().for_each(|(tensor, copy, _)| resident.keep(tensor, copy));
         Ok(())
     }
 }

@@ -22,7 +22,7 @@ use regraft_tensor::{AlignedVec, Tensor};
 use regraft_weights::RefitMap;
 
 use self::{
-    batch::{Batch, Entry},
+    batch::{Batch, Entry, InFlight},
     resident::Resident,
     slot::SlotPlan,
 };
@@ -129,10 +129,11 @@ impl CudaPacker {
         function.launch(&lane.stream, Launch { grid, block: 256, shared: 0 }, &mut args)
     }
 
-    fn run(&self, batch: Batch<'_>, pace: Pace) -> Result<(), PackError> {
-        let (lane, resident) = (&mut *self.lane(), &mut *self.resident());
+    /// Puts a batch into the lane's stream, behind others.
+    fn run<'a>(&self, batch: Batch<'a>, pace: Pace) -> Result<InFlight<'a>, PackError> {
+        let lane = &mut *self.lane();
         let launch = |lane: &Lane, entry, table: &Table, jobs| self.launch(lane, entry, table, jobs, None, pace);
-        batch.run(&self.cx.context, lane, resident, launch).map_err(|e| self.failed(e))
+        batch.run(&self.cx.context, lane, launch).map_err(|e| self.failed(e))
     }
 
     /// Slots that the host makes, side by side, for as long as they are on their way.
@@ -153,14 +154,47 @@ impl CudaPacker {
     }
 }
 
+/// Batches of slots, one of them on its way while the next is laid out.
+struct Stage<'p, 'a> {
+    packer: &'p CudaPacker,
+    pace: Pace,
+    observer: &'p dyn StageObserver,
+    total: usize,
+    done: usize,
+    on_the_way: Option<InFlight<'a>>,
+}
+
+impl<'a> Stage<'_, 'a> {
+    fn push(&mut self, batch: Batch<'a>) -> Result<(), PackError> {
+        let next = self.packer.run(batch, self.pace)?;
+        self.finish()?;
+        self.on_the_way = Some(next);
+        Ok(())
+    }
+
+    /// Waits for the batch that is on its way.
+    fn finish(&mut self) -> Result<(), PackError> {
+        let Some(batch) = self.on_the_way.take() else { return Ok(()) };
+        self.done += batch.slot_bytes;
+        batch.finish(&mut self.packer.resident()).map_err(|e| self.packer.failed(e))?;
+        self.observer.staged(self.done, self.total);
+        Ok(())
+    }
+}
+
+impl Drop for Stage<'_, '_> {
+    /// After an error: nothing that is read or written may be given to anyone else before the work is over.
+    fn drop(&mut self) {
+        if self.on_the_way.is_some() {
+            let _ = self.packer.lane().stream.synchronize();
+        }
+    }
+}
+
 impl Packer for CudaPacker {
     fn pack(&self, jobs: Vec<PackJob<'_>>, pace: Pace, observer: &dyn StageObserver) -> Result<(), PackError> {
         let total: usize = jobs.iter().map(|job| job.out.len()).sum();
-        let mut done = 0;
-        let mut flush = |batch: Batch<'_>| {
-            done += batch.slot_bytes;
-            self.run(batch, pace).map(|()| observer.staged(done, total))
-        };
+        let mut stage = Stage { packer: self, pace, observer, total, done: 0, on_the_way: None };
         let mut on_host = Vec::new();
         let mut batch = Batch::default();
         for job in &jobs {
@@ -169,9 +203,9 @@ impl Packer for CudaPacker {
                 on_host.push(job);
                 continue;
             };
-            batch.add((&self.cx.context, &self.cx.name), &self.resident(), slot, plan, &forms, job)?;
+            batch.add(&self.cx.name, &self.resident(), slot, plan, &forms, job)?;
             if batch.len() >= STAGING {
-                flush(std::mem::take(&mut batch))?;
+                stage.push(std::mem::take(&mut batch))?;
             }
         }
         // As many at a time as staging memory holds: the host's copies of all slots at once would be as large as the model.
@@ -189,12 +223,13 @@ impl Packer for CudaPacker {
             }
             rest = later;
             if !rest.is_empty() {
-                flush(std::mem::take(&mut batch))?;
+                stage.push(std::mem::take(&mut batch))?;
             }
         }
         if !batch.is_empty() {
-            flush(batch)?;
+            stage.push(batch)?;
         }
+        stage.finish()?;
         self.resident().settle();
         Ok(())
     }

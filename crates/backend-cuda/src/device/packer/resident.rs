@@ -1,4 +1,4 @@
-//! Sources that adapters are merged into, kept on the device: the next merge needs no copy of them.
+//! Sources that adapters are merged into, and factors of adapters, kept on the device: the next merge needs no copy of them.
 
 use std::{
     collections::HashMap,
@@ -12,7 +12,7 @@ use crate::driver;
 /// Copies of tensors, by the address of their memory.
 #[derive(Debug)]
 pub(super) struct Resident {
-    copies: HashMap<(usize, usize), (Guard, Arc<driver::Buffer>)>,
+    copies: HashMap<(usize, usize), (Guard, driver::Region)>,
     /// Most bytes that are kept.
     limit: usize,
 }
@@ -50,7 +50,7 @@ impl Resident {
     }
 
     /// The copy of a tensor.
-    pub(super) fn get(&self, tensor: &Tensor) -> Option<Arc<driver::Buffer>> {
+    pub(super) fn get(&self, tensor: &Tensor) -> Option<driver::Region> {
         // Memory of someone else may lie where memory that was copied lay before.
         if tensor.is_borrowed() {
             return None;
@@ -66,9 +66,9 @@ impl Resident {
     }
 
     /// Keeps a copy of a tensor.
-    pub(super) fn keep(&mut self, tensor: &Tensor, copy: &Arc<driver::Buffer>) {
+    pub(super) fn keep(&mut self, tensor: &Tensor, copy: driver::Region) {
         if let Some(guard) = Guard::new(tensor.buffer()) {
-            self.copies.insert(key(tensor), (guard, copy.clone()));
+            self.copies.insert(key(tensor), (guard, copy));
         }
     }
 
