@@ -71,6 +71,17 @@ fn all_compile_for(arch: &str) {
     println!("{} sources for {arch} with NVRTC {}", sources.len(), compiler.version());
 }
 
+/// Kernels are launched while those before still run.
+#[test]
+fn every_kernel_waits_for_those_before() {
+    for source in sources() {
+        let kernels = source.text.split("__global__").skip(1);
+        for kernel in kernels {
+            assert!(kernel.contains("START();"), "{}: {}", source.name, kernel.lines().next().unwrap_or_default());
+        }
+    }
+}
+
 #[test]
 fn all_sources_compile_for_sm_80() {
     all_compile_for("sm_80");

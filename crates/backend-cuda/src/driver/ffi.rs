@@ -55,6 +55,29 @@ pub(crate) struct PoolProps {
     pub(crate) reserved: [u8; 54],
 }
 
+/// `CUlaunchConfig`.
+#[repr(C)]
+pub(crate) struct LaunchConfig {
+    pub(crate) grid: [c_uint; 3],
+    pub(crate) block: [c_uint; 3],
+    pub(crate) shared: c_uint,
+    pub(crate) stream: Handle,
+    pub(crate) attributes: *const LaunchAttribute,
+    pub(crate) attribute_count: c_uint,
+}
+
+/// `CUlaunchAttribute` whose value is a number.
+#[repr(C)]
+pub(crate) struct LaunchAttribute {
+    pub(crate) id: c_int,
+    pub(crate) pad: c_int,
+    pub(crate) value: c_int,
+    pub(crate) rest: [c_int; 15],
+}
+
+/// `CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION`.
+pub(crate) const PROGRAMMATIC_STREAM_SERIALIZATION: c_int = 6;
+
 /// `CUgraphExecUpdateResultInfo`.
 #[repr(C)]
 pub(crate) struct UpdateInfo {
@@ -112,9 +135,7 @@ api! {
         fn cuModuleUnload(Handle) -> Status;
         fn cuModuleGetFunction(*mut Handle, Handle, *const c_char) -> Status;
         fn cuFuncSetAttribute(Handle, c_int, c_int) -> Status;
-        fn cuLaunchKernel(
-            Handle, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, Handle, *mut *mut c_void, *mut *mut c_void,
-        ) -> Status;
+        fn cuLaunchKernelEx(*const LaunchConfig, Handle, *mut *mut c_void, *mut *mut c_void) -> Status;
         fn cuGraphDestroy(Handle) -> Status;
         fn cuGraphInstantiateWithFlags(*mut Handle, Handle, u64) -> Status;
         fn cuGraphExecDestroy(Handle) -> Status;

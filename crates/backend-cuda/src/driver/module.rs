@@ -98,6 +98,10 @@ impl fmt::Debug for Function {
     }
 }
 
+/// From this compute capability on kernels are launched while those before still run: each waits for these itself, which is
+/// what `START` of the sources does.
+const OVERLAPS_FROM: (u32, u32) = (9, 0);
+
 /// The shape of a launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Launch {
@@ -174,22 +178,24 @@ impl Function {
         let base = args.bytes.as_mut_ptr();
         // SAFETY: every offset is inside of `bytes`, which is not changed until the call is over.
         let mut pointers: Vec<*mut c_void> = args.offsets.iter().map(|&o| unsafe { base.add(o) }.cast()).collect();
-        let [x, y, z] = launch.grid;
-        // SAFETY: the arguments are those of the kernel's parameters; the driver copies them before it returns.
-        context.check("cuLaunchKernel", unsafe {
-            (context.api.cuLaunchKernel)(
-                self.handle,
-                x,
-                y,
-                z,
-                launch.block,
-                1,
-                1,
-                launch.shared,
-                stream.raw(),
-                pointers.as_mut_ptr(),
-                ptr::null_mut(),
-            )
+        let behind = ffi::LaunchAttribute {
+            id: ffi::PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: 0,
+            value: 1,
+            rest: [0; 15],
+        };
+        let config = ffi::LaunchConfig {
+            grid: launch.grid,
+            block: [launch.block, 1, 1],
+            shared: launch.shared,
+            stream: stream.raw(),
+            attributes: &raw const behind,
+            attribute_count: u32::from(context.info.capability >= OVERLAPS_FROM),
+        };
+        // SAFETY: the arguments are those of the kernel's parameters; the driver copies them, and what the configuration points
+        // to, before it returns.
+        context.check("cuLaunchKernelEx", unsafe {
+            (context.api.cuLaunchKernelEx)(&raw const config, self.handle, pointers.as_mut_ptr(), ptr::null_mut())
         })
     }
 }

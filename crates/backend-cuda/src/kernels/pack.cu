@@ -76,6 +76,7 @@ template <typename E> DEVICE void move(const Job& job, u32 first, u32 end) {
 }
 
 extern "C" __global__ void __launch_bounds__(256) pack(const Job* jobs, int count, i64 pieces) {
+    START();
     __shared__ Job job;
     for (i64 piece = blockIdx.x; piece < pieces; piece += gridDim.x) {
         __syncthreads();
@@ -111,7 +112,7 @@ struct Merge {
 };
 
 // A thread has 4 neighbours in each of 4 rows.
-template <typename S, typename T> DEVICE void merge_tile(const Merge job, i64 tile, float (*up)[17], float (*down)[64]) {
+template <typename S, typename T> DEVICE void merge_tile(const Merge& job, i64 tile, float (*up)[17], float (*down)[64]) {
     i64 row0 = tile / job.columns * 64, col0 = tile % job.columns * 64;
     int tx = threadIdx.x & 15, ty = threadIdx.x >> 4;
     float acc[4][4] = {};
@@ -165,10 +166,10 @@ template <typename S, typename T> DEVICE void merge_tile(const Merge job, i64 ti
 }
 
 extern "C" __global__ void __launch_bounds__(256) merge(const Merge* jobs, int count, i64 pieces) {
+    START();
     __shared__ __align__(16) float up[64][17], down[16][64];
     for (i64 piece = blockIdx.x; piece < pieces; piece += gridDim.x) {
-        // A copy: what is written could change what it is read from, as far as the compiler knows.
-        const Merge job = jobs[find(jobs, count, piece)];
+        const Merge& job = jobs[find(jobs, count, piece)];
         i64 tile = piece - job.first_piece;
         switch (job.kind) {
             case 0: merge_tile<f32, f32>(job, tile, up, down); break;
@@ -189,6 +190,7 @@ struct Pair { u64 first, second; i64 first_piece, bytes; };
 #define PAIR_PIECE 65536
 
 extern "C" __global__ void __launch_bounds__(256) differ(const Pair* pairs, int count, i64 pieces, u32* flags) {
+    START();
     for (i64 piece = blockIdx.x; piece < pieces; piece += gridDim.x) {
         int found = find(pairs, count, piece);
         const Pair& pair = pairs[found];
