@@ -115,6 +115,21 @@ struct Merge {
 template <typename S, typename T> DEVICE void merge_tile(const Merge& job, i64 tile, float (*up)[17], float (*down)[64]) {
     i64 row0 = tile / job.columns * 64, col0 = tile % job.columns * 64;
     int tx = threadIdx.x & 15, ty = threadIdx.x >> 4;
+    i64 col = col0 + tx * 4, left = job.cols - col;
+    // On its way while the product is computed.
+    Pack<S, 4> w[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        i64 row = row0 + ty + i * 16;
+        if (row >= job.rows || left <= 0) continue;
+        const S* source = (const S*)job.source + row * job.cols + col;
+        if (left >= 4) {
+            w[i] = read<S, 4>(source);
+        } else {
+#pragma unroll
+            for (int j = 0; j < 3; j++) if (j < left) w[i].v[j] = source[j];
+        }
+    }
     float acc[4][4] = {};
     for (i64 r0 = 0; r0 < job.rank; r0 += 16) {
         __syncthreads();
@@ -122,8 +137,8 @@ template <typename S, typename T> DEVICE void merge_tile(const Merge& job, i64 t
             i64 row = row0 + e / 16, r = r0 + e % 16;
             float x = row < job.rows && r < job.rank ? ((const float*)job.up)[row * job.rank + r] : 0.f;
             up[e / 16][e % 16] = job.scale == 1. ? x : (float)(x * job.scale);
-            i64 col = col0 + e % 64, q = r0 + e / 64;
-            down[e / 64][e % 64] = col < job.cols && q < job.rank ? ((const float*)job.down)[q * job.cols + col] : 0.f;
+            i64 c = col0 + e % 64, q = r0 + e / 64;
+            down[e / 64][e % 64] = c < job.cols && q < job.rank ? ((const float*)job.down)[q * job.cols + c] : 0.f;
         }
         __syncthreads();
         int many = job.rank - r0 < 16 ? (int)(job.rank - r0) : 16;
@@ -137,35 +152,28 @@ template <typename S, typename T> DEVICE void merge_tile(const Merge& job, i64 t
             }
         }
     }
-    i64 col = col0 + tx * 4, left = job.cols - col;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         i64 row = row0 + ty + i * 16;
         if (row >= job.rows || left <= 0) continue;
-        const S* source = (const S*)job.source + row * job.cols + col;
         T* target = (T*)job.target + row * job.cols + col;
-        Pack<S, 4> w;
         Pack<T, 4> out;
-        if (left >= 4) {
-            w = read<S, 4>(source);
-        } else {
-            for (int j = 0; j < left; j++) w.v[j] = source[j];
-        }
 #pragma unroll
         for (int j = 0; j < 4; j++) {
             S merged;
-            put(merged, acc[i][j] + get(w.v[j]));
+            put(merged, acc[i][j] + get(w[i].v[j]));
             put(out.v[j], get(merged));
         }
         if (left >= 4) {
             write<T, 4>(target, out);
         } else {
-            for (int j = 0; j < left; j++) target[j] = out.v[j];
+#pragma unroll
+            for (int j = 0; j < 3; j++) if (j < left) target[j] = out.v[j];
         }
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256) merge(const Merge* jobs, int count, i64 pieces) {
+extern "C" __global__ void __launch_bounds__(256, 4) merge(const Merge* jobs, int count, i64 pieces) {
     START();
     __shared__ __align__(16) float up[64][17], down[16][64];
     for (i64 piece = blockIdx.x; piece < pieces; piece += gridDim.x) {
