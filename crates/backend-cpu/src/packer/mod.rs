@@ -57,7 +57,8 @@ impl CpuPacker {
 
     /// Makes the factors of all products side by side: a slot's tasks would wait for the one that makes them.
     fn make_values(&self, jobs: &[PackJob<'_>]) {
-        let overlays: Vec<&Overlay> = jobs.iter().flat_map(|job| &job.given).filter_map(|given| given.overlay).collect();
+        let overlays: Vec<&Overlay> =
+            jobs.iter().flat_map(|job| &job.given).filter_map(|given| given.overlay).collect();
         self.cx.threads.for_each(overlays.len(), |i| overlays[i].make_values());
     }
 

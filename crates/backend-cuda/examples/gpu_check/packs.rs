@@ -106,7 +106,9 @@ fn merges(gpu: &Gpu, blocks: u32) -> Result<String, String> {
             let w = r.floats(from, &[rows, cols]);
             let (up, down) = (r.floats(DType::F32, &[rows, rank]), r.floats(DType::F32, &[rank, cols]));
             let (a, b, v) = (up.to_f64_vec(), down.to_f64_vec(), w.to_f64_vec());
-            let sum = |i: usize| (0..rank).map(|q| a[i / cols * rank + q] * scale * b[q * cols + i % cols]).sum::<f64>() + v[i];
+            let sum = |i: usize| {
+                (0..rank).map(|q| a[i / cols * rank + q] * scale * b[q * cols + i % cols]).sum::<f64>() + v[i]
+            };
             let merged = Tensor::from_f64(from, &[rows, cols], &(0..rows * cols).map(sum).collect::<Vec<_>>());
             let regions = [&w, &up, &down].map(|t| gpu.upload(t.bytes()));
             let [w, up, down] = regions;

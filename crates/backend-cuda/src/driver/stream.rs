@@ -1,6 +1,12 @@
 //! Streams: queues of work.
 
-use std::{fmt, ptr, sync::Arc};
+use std::{
+    fmt, ptr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use super::{
     context::{Context, Inner},
@@ -25,6 +31,8 @@ pub struct Stream {
     inner: Arc<Inner>,
     handle: Handle,
     owned: bool,
+    /// Whether the last kernel is one of ours.
+    behind_own: AtomicBool,
 }
 
 // SAFETY: the driver's functions may be called from any thread.
@@ -55,7 +63,7 @@ impl Stream {
         inner.check("cuStreamCreateWithPriority", unsafe {
             (inner.api.cuStreamCreateWithPriority)(&raw mut handle, ffi::STREAM_NON_BLOCKING, level)
         })?;
-        Ok(Stream { inner, handle, owned: true })
+        Ok(Stream { inner, handle, owned: true, behind_own: AtomicBool::new(false) })
     }
 
     /// A stream that another library made, by its handle, such as PyTorch's current one.
@@ -63,12 +71,23 @@ impl Stream {
     /// # Safety
     /// The handle is a stream of this context, and outlives what is made here.
     pub unsafe fn borrowed(context: &Context, handle: usize) -> Stream {
-        Stream { inner: context.inner.clone(), handle: handle as Handle, owned: false }
+        Stream {
+            inner: context.inner.clone(),
+            handle: handle as Handle,
+            owned: false,
+            behind_own: AtomicBool::new(false),
+        }
     }
 
-    /// The handle, for libraries.
+    /// The handle, for libraries, which may launch kernels of theirs.
     pub(crate) fn raw(&self) -> Handle {
+        self.behind_own.store(false, Ordering::Relaxed);
         self.handle
+    }
+
+    /// The handle, for a kernel of ours, and whether it comes right behind another one.
+    pub(super) fn raw_for_own(&self) -> (Handle, bool) {
+        (self.handle, self.behind_own.swap(true, Ordering::Relaxed))
     }
 
     /// The context that the stream belongs to.

@@ -136,7 +136,8 @@ impl<'a> Batch<'a> {
                 continue;
             };
             // What is merged is written where it goes, when that is a piece of the slot.
-            let is_piece = moved.is_run() && moved.from == 0 && moved.len() == given.tensor.numel() && *own == slot.dtype;
+            let is_piece =
+                moved.is_run() && moved.from == 0 && moved.len() == given.tensor.numel() && *own == slot.dtype;
             let piece = match form {
                 Form::Merged(_) if is_piece && others.is_none() => {
                     let size = own.size();

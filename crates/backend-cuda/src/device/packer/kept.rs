@@ -2,7 +2,7 @@
 
 use std::cmp::Reverse;
 
-use regraft_backend::{Comparison, KeptSource, MemoryKind, OutOfMemory, PackError, Pace};
+use regraft_backend::{Comparison, KeptSource, MemoryKind, OutOfMemory, Pace, PackError};
 use regraft_tensor::{AlignedVec, Tensor};
 use regraft_weights::{Move, MoveAxis};
 
