@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-__all__ = ["Memory", "RefitReport", "joined", "report_from_json", "size_text"]
+__all__ = ["Memory", "RefitReport", "joined", "report_of", "size_text"]
 
 
 class Memory(dict[str, int]):
@@ -101,23 +101,17 @@ class RefitReport:
         return f"<p>{html.escape(repr(self))}</p><table><tr>{phases}</tr></table>"
 
 
-def report_from_json(text: str) -> RefitReport:
-    """The report that the native module writes."""
-    facts: dict[str, Any] = json.loads(text)
+def report_of(names: dict[str, tuple[str, ...]], others: str) -> RefitReport:
+    """The report that the native module gives: fields that are names, and the others as JSON."""
+    facts: dict[str, Any] = json.loads(others)
     return RefitReport(
-        applied=tuple(facts["applied"]),
-        unchanged=tuple(facts["unchanged"]),
-        kept=tuple(facts["kept"]),
-        adapted=tuple(facts["adapted"]),
+        **names,  # type: ignore[arg-type]
         adapters=tuple((one["name"], one["scale"]) for one in facts["adapters"]),
         baked=tuple((one["name"], one["scale"]) for one in facts["baked"]),
         non_finite=_summed((one["name"], one["non_finite"]) for one in facts["adapters"]),
-        recomputed_slots=tuple(slot["name"] for slot in facts["recomputed_slots"]),
-        shared_slots=tuple(facts["shared_slots"]),
         bytes=facts["bytes"],
         naming=facts["naming"],
         ignored=tuple((one["name"], one["why"]) for one in facts["ignored"]),
-        fetched=tuple(facts["fetched"]),
         phases=facts["phases_ms"],
     )
 

@@ -6,7 +6,10 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use pyo3::{prelude::*, types::PyString};
+use pyo3::{
+    prelude::*,
+    types::{PyDict, PyString, PyTuple},
+};
 use regraft::{
     Changed, Phase, Refit, RefitMap, RefitObserver, RefitOptions, RefitReport, RuntimeError, RuntimeErrorKind,
     StateDict, Tensor,
@@ -222,10 +225,31 @@ impl Order {
     }
 }
 
-/// The `regraft.RefitReport` of a refit.
+/// The `regraft.RefitReport` of a refit. Names, of which there are many, need no JSON.
 pub(crate) fn report_of<'py>(py: Python<'py>, report: &RefitReport) -> PyResult<Bound<'py, PyAny>> {
-    let text = serde_json::to_string(report).expect("a report consists of names and numbers");
-    py.import(pyo3::intern!(py, "regraft.report"))?.call_method1(pyo3::intern!(py, "report_from_json"), (text,))
+    let names = PyDict::new(py);
+    let lists = [
+        ("applied", &report.applied),
+        ("unchanged", &report.unchanged),
+        ("kept", &report.kept),
+        ("adapted", &report.adapted),
+        ("shared_slots", &report.shared_slots),
+        ("fetched", &report.fetched),
+    ];
+    for (field, list) in lists {
+        names.set_item(field, PyTuple::new(py, list)?)?;
+    }
+    names.set_item("recomputed_slots", PyTuple::new(py, report.recomputed_slots.iter().map(|slot| &slot.name))?)?;
+    let others = serde_json::json!({
+        "adapters": report.adapters,
+        "baked": report.baked,
+        "bytes": report.bytes,
+        "naming": report.naming,
+        "ignored": report.ignored,
+        "phases_ms": report.phases_ms,
+    });
+    let module = py.import(pyo3::intern!(py, "regraft.report"))?;
+    module.call_method1(pyo3::intern!(py, "report_of"), (names, others.to_string()))
 }
 
 /// A generation that is ready to serve and does not yet.
