@@ -19,7 +19,7 @@ import types
 import unittest
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -100,9 +100,11 @@ def export(op, sample, stem: Path) -> str | None:
     if not all(dense(t) for t in call.tensors):
         return "a sparse or nested input"
     with torch.no_grad():
-        answers = [t for t in pytree.tree_leaves(call(*call.inputs())) if isinstance(t, torch.Tensor)]
+        inputs = call.inputs()
+        answers = [t for t in pytree.tree_leaves(call(*inputs)) if isinstance(t, torch.Tensor)]
         if not answers or not all(dense(t) for t in answers):
             return "no dense result"
+        answers += written(inputs)
         program = torch.export.export(call, call.inputs(), strict=False)
     torch.export.save(program, stem.with_suffix(".pt2"))
     wide = in_f32(call, answers)
@@ -113,6 +115,11 @@ def export(op, sample, stem: Path) -> str | None:
     return None
 
 
+def written(inputs: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """The inputs of a call that it wrote to: their new values are outputs behind those of the program."""
+    return [t for t in inputs if t._version]
+
+
 def in_f32(call: Call, answers: list[torch.Tensor]) -> list[torch.Tensor]:
     """What it gives for half-precision inputs in f32, rounded: some kernels of halves lose more."""
     halves = (torch.float16, torch.bfloat16)
@@ -121,6 +128,7 @@ def in_f32(call: Call, answers: list[torch.Tensor]) -> list[torch.Tensor]:
     inputs = [t.float() if t.dtype in halves else t for t in call.inputs()]
     try:
         results = [t for t in pytree.tree_leaves(call(*inputs)) if isinstance(t, torch.Tensor)]
+        results += written(inputs)
     except Exception:  # other operators for other dtypes are not an answer
         return []
     if [t.shape for t in results] != [t.shape for t in answers]:
