@@ -111,7 +111,7 @@ impl<'a> Scope<'a> {
 /// The node that an attribute is of.
 #[derive(Default)]
 struct Owner<'a> {
-    /// Its first result.
+    /// Its first result that has a name.
     output: &'a str,
     /// Whether it is a `Constant`, whose attribute is its result.
     is_constant: bool,
@@ -165,7 +165,11 @@ impl<'a> Walk<'a> {
 
     fn node(&mut self, place: Range<usize>, scope: Option<Rc<Scope<'a>>>, depth: usize) -> Result<(), FileProblem> {
         let of = |number| text(self.file, place.clone(), number);
-        let output = texts(self.file, place.clone(), 2).next().unwrap_or(Ok(""))?;
+        // What has no result with a name is read by none.
+        let Some(output) = texts(self.file, place.clone(), 2).find(|text| !matches!(text, Ok(""))) else {
+            return Ok(());
+        };
+        let output = output?;
         let is_constant = of(4)? == "Constant" && matches!(of(7)?, "" | "ai.onnx");
         let owner = Owner { output, is_constant };
         for field in Fields::new(self.file, place) {
@@ -186,8 +190,8 @@ impl<'a> Walk<'a> {
     ) -> Result<(), FileProblem> {
         let Owner { output, is_constant } = *owner;
         let attribute = text(self.file, place.clone(), 1)?;
-        // The value of one that refers to the call of its function stands in that call; a result without a name is read by none.
-        if !text(self.file, place.clone(), 21)?.is_empty() || (is_constant && output.is_empty()) {
+        // The value of one that refers to the call of its function stands in that call.
+        if !text(self.file, place.clone(), 21)?.is_empty() {
             return Ok(());
         }
         let name = if is_constant { Name(output, "") } else { Name(output, attribute) };

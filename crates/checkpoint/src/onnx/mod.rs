@@ -42,8 +42,8 @@ const SAVE_AGAIN: &str = "copy the file again, or save the model again with onnx
 pub struct Tensors {
     /// The initialisers, and the tensors in nodes as [`StateDict::constants`].
     pub dict: StateDict,
-    /// What each of the constants is called, also of those that are [skipped](StateDict::skipped), by the byte of the file that its message begins at; the message of numbers is their
-    /// attribute.
+    /// What each of the constants is called, also of those that are [skipped](StateDict::skipped), by the byte of the file that
+    /// its message begins at; the message of numbers is their attribute.
     pub names: HashMap<usize, String>,
 }
 

@@ -242,6 +242,8 @@ fn tensors_in_nodes_are_constants_and_no_weights() {
     // An attribute of another node is called by that node's result.
     let filled = node("ConstantOfShape", "y", &[pair("value", &[1.0, 2.0])]);
     assert_eq!(constants(&open_as("x.onnx", &of_node(&filled)).expect("a model")), [("y/value", vec![1.0, 2.0])]);
+    let unread = [bytes(2, ""), bytes(4, "Constant"), bytes(5, pair("value", &[1.0, 2.0]))].concat();
+    assert!(constants(&open_as("x.onnx", &of_node(&unread)).expect("a model")).is_empty());
     // Graphs inside of nodes: names that are there twice are told apart by where they are.
     let graph = |values: &[f32], own: &str| {
         let constant = bytes(1, node("Constant", "c", &[pair("value", values)]));
