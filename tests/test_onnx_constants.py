@@ -78,7 +78,8 @@ def in_a_loop(values: Values) -> onnx.ModelProto:
     ]
     ins = [info("round", [], TensorProto.INT64), info("going", [], TensorProto.BOOL), info("state", [2, 3])]
     body = helper.make_graph(nodes, "body", ins, [info("on", [], TensorProto.BOOL), info("next", [2, 3])])
-    return model([helper.make_node("Loop", ["rounds", "", "x"], ["y"], body=body)], {"rounds": np.int64(3)})
+    loop = helper.make_node("Loop", ["rounds", "always", "x"], ["y"], body=body)
+    return model([loop], {"rounds": np.int64(3), "always": np.bool_(True)})
 
 
 def in_a_function(values: Values) -> onnx.ModelProto:
