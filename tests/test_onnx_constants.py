@@ -44,6 +44,12 @@ def in_a_node(values: Values) -> onnx.ModelProto:
     return model([constant("c", values), helper.make_node("Mul", ["x", "c"], ["y"])], {})
 
 
+def of_one_element(values: Values) -> onnx.ModelProto:
+    """The bias of one channel."""
+    bias = helper.make_node("Constant", [], ["c"], value=helper.make_tensor("", 1, [1], values[:1]))
+    return model([bias, helper.make_node("Add", ["x", "c"], ["y"])], {})
+
+
 def as_floats(values: Values) -> onnx.ModelProto:
     nodes = [constant("c", values, "value_floats"), helper.make_node("Mul", ["x", "c"], ["y"])]
     return model(nodes, {})
@@ -104,7 +110,7 @@ def answer(made: onnx.ModelProto, n: int) -> list[np.ndarray]:
     return [np.asarray(v) for v in ReferenceEvaluator(made).run(None, {"x": X, "n": np.int64(n)})]
 
 
-FORMS = [in_a_node, as_floats, in_branches, in_a_loop, in_a_function, in_initialisers]
+FORMS = [in_a_node, of_one_element, as_floats, in_branches, in_a_loop, in_a_function, in_initialisers]
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)

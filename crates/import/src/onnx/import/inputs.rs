@@ -41,8 +41,33 @@ impl<'p> Translator<'p> {
         value
     }
 
-    /// The tensor in a node whose message begins at byte `at`: a number as a literal, others as a source of the program.
+    /// The tensor in a node whose message begins at byte `at`: a number of rank 0 and a whole one as a literal, others as a source
+    /// of the program. A vector of one float may be the bias of one channel.
     pub(in crate::onnx) fn constant(&mut self, at: usize) -> Res<ValueId> {
+        let (value, tensor) = self.in_node(at)?;
+        match tensor.dtype().is_float() && !tensor.shape().is_empty() {
+            true => Ok(value),
+            false => self.compiled_in(value, tensor),
+        }
+    }
+
+    /// The tensor of one element in a node that it is to fill something with: a literal.
+    pub(in crate::onnx) fn filling(&mut self, at: usize) -> Res<ValueId> {
+        let (value, tensor) = self.in_node(at)?;
+        self.compiled_in(value, tensor)
+    }
+
+    /// A source of one element as a literal, with which its value is a part of the program.
+    fn compiled_in(&mut self, value: ValueId, tensor: &Tensor) -> Res<ValueId> {
+        if tensor.numel() != 1 {
+            return Ok(value);
+        }
+        self.b.known(value);
+        self.number(tensor)
+    }
+
+    /// The source of the tensor in a node whose message begins at byte `at`.
+    fn in_node(&mut self, at: usize) -> Res<(ValueId, &'p Tensor)> {
         let (names, weights) = (self.names, self.weights);
         let Some(name) = names.get(&at) else { return wrong("its tensor was not read") };
         let Some(tensor) = weights.constants().and_then(|constants| constants.get(name)) else {
@@ -58,12 +83,7 @@ impl<'p> Translator<'p> {
                 value
             }
         };
-        if tensor.numel() != 1 {
-            return Ok(value);
-        }
-        // What is known of the source is a part of the program now.
-        self.b.known(value);
-        self.number(tensor)
+        Ok((value, tensor))
     }
 
     /// A tensor of one element as a literal.

@@ -410,7 +410,7 @@ pub(super) fn constant_of_shape(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let shape = cx.dims(0)?;
     let value = match cx.tensor_attr("value")? {
         Some(stored) => {
-            let value = cx.t.constant(stored.place.start)?;
+            let value = cx.t.filling(stored.place.start)?;
             cx.reshape(value, vec![])?
         }
         None => cx.float(0.0, DType::F32)?,
