@@ -134,8 +134,7 @@ pub struct Source {
     /// The source that is the same tensor, and that brings its content. This one is how another module reads it, under the
     /// name that it has there; a constant where the module has no name for it.
     pub twin_of: Option<u32>,
-    /// What its tensor held when the program was made, in words, where that became a part of the program: a shape, an axis, a
-    /// number. Another value is another program.
+    /// What its tensor held, in words, where that became a part of the program, as a shape does. Another value is another program.
     pub folded: Option<String>,
     /// Its value; the type is in the value.
     pub value: ValueId,
