@@ -21,9 +21,6 @@ from small import seeded
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# An operator that has no translation: what is around it is cut there.
-uncompiled = torch.special.airy_ai
-
 
 class Function(nn.Module):
     """What `compute` makes of a linear layer, a vector and the arguments."""

@@ -17,8 +17,8 @@ from torch.export import Dim
 
 import regraft
 from comparing import assert_close, assert_same
-from python_checks import Function, agrees, arrays, assert_matches, bits, pytorch, succeeds, uncompiled
-from small import numbers, seeded
+from python_checks import Function, agrees, arrays, assert_matches, bits, pytorch, succeeds
+from small import numbers, seeded, uncompiled
 
 X = numbers(4, 6)
 

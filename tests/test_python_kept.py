@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import regraft
-from python_checks import agrees, assert_refits, bits, uncompiled
-from small import numbers, seeded
+from python_checks import agrees, assert_refits, bits
+from small import numbers, seeded, uncompiled
 
 X = numbers(4, 6)
 

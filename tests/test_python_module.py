@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import regraft
+from small import uncompiled
 
 
 class Net(nn.Module):
@@ -19,7 +20,7 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = torch.relu(self.norm(self.first(x)) * self.factor.float())
-        return self.last(torch.special.bessel_j0(hidden))
+        return self.last(uncompiled(hidden))
 
 
 X = torch.randn(3, 8)

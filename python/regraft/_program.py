@@ -57,7 +57,12 @@ def import_program(program: ExportedProgram) -> _regraft.Program:
         ]
         bare._module_call_graph = [call_entry(len(program.graph_signature.user_inputs), len(tensors))]
         torch.export.save(bare, archive)
-    return _regraft.Program.from_bytes(archive.getvalue())
+    imported = _regraft.Program.from_bytes(archive.getvalue())
+    if len(imported.outputs) != len(tensors):
+        # Whoever calls it would take new values of inputs for results.
+        written = ", ".join(name.removesuffix(".new") for name in imported.outputs[len(tensors) :])
+        raise CompileError(f"it writes to its inputs in place ({written}), which was not expected of it")
+    return imported
 
 
 def tensors_of(program: ExportedProgram) -> dict[str, torch.Tensor]:

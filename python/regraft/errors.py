@@ -137,6 +137,8 @@ def _help_for(cause: Mapping[str, Any]) -> str:
             )
         case "other_model":
             return "the weights are of another model or size than the compiled one: compile that model"
+        case "other_program":
+            return "the file is of another program than the compiled one: compile that file"
         case "ambiguous":
             return "say which is meant: rename={'from': 'to'}, or key= for one part of a file"
         case "not_identical":

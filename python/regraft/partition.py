@@ -26,6 +26,7 @@ from torch.fx.passes.operator_support import OperatorSupportBase
 
 from regraft import _regraft
 from regraft._program import call_entry, import_program, weight_specs
+from regraft.effects import has_effect, without_tokens
 from regraft.errors import CompileError, Unsupported
 from regraft.glue import Glue, run_engine
 
@@ -232,7 +233,7 @@ def _functional(program: ExportedProgram) -> ExportedProgram:
             "the program cannot be cut into parts: PyTorch does not express it without writes in place: "
             f"{error}"
         ) from error
-    return functional
+    return without_tokens(functional)
 
 
 def buffers_written(program: ExportedProgram) -> tuple[str, ...]:
@@ -336,6 +337,8 @@ class _Cutter(OperatorSupportBase):
         op = str(node.target)
         if node.name in self.refused:
             return self.refused[node.name]
+        if has_effect(node):
+            return Unsupported(node.name, op, "it does something besides computing")
         if not isinstance(node.target, torch._ops.OpOverload) or not _makes_tensors(node):
             return Unsupported(node.name, op, _SIZES)
         if op in self.left_to_torch:
@@ -563,7 +566,7 @@ def _glue(program: ExportedProgram, regions: Sequence[_Extracted], mutated: Sequ
             if tensor and isinstance(r, torch.fx.Node)
         ]
     )
-    graph.eliminate_dead_code()
+    graph.eliminate_dead_code(lambda node: node.is_impure() or has_effect(node))
     graph.lint()
     return Glue(graph, [weights[node.name] for node in outside], mutated)
 
@@ -583,10 +586,16 @@ def _in_order(
                 waiting.append((inside[node], regions[inside[node]]))
         elif node.op == "call_function":
             waiting.append(node)
+    # What has an effect happens in the order of the program.
+    effects = [node for node in program.graph.nodes if has_effect(node)]
+    before = dict(zip(effects[1:], effects, strict=False))
     while waiting:
         blocked = []
         for item in waiting:
-            needs = item.all_input_nodes if isinstance(item, torch.fx.Node) else item[1].inputs
+            if isinstance(item, torch.fx.Node):
+                needs = [*item.all_input_nodes, *([before[item]] if item in before else [])]
+            else:
+                needs = list(item[1].inputs)
             if all(need in done for need in needs):
                 order.append(item)
                 done.update([item] if isinstance(item, torch.fx.Node) else item[1].nodes)

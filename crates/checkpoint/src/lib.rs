@@ -163,7 +163,7 @@ fn read_one(path: &Path, dict: &mut StateDict, options: &OpenOptions) -> Result<
             Format::Torch => torch::read(&file, dict, options),
             Format::TorchLegacy => torch::read_legacy(&file, dict, options),
             Format::TorchTar => torch::read_tar(&file, dict, options),
-            Format::Onnx => onnx::read(&file, dict),
+            Format::Onnx => onnx::read(&file, dict).map(drop),
             Format::ExportedProgram => Err(FileProblem::new(
                 "it is an exported program",
                 "the importer reads its weights: use regraft::open_weights, or save the state_dict as .safetensors",

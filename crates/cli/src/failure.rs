@@ -135,6 +135,9 @@ fn help_for(misfit: &Misfit) -> Option<String> {
              they were made of, or dequantize them with the tool that wrote them"
         ),
         Cause::OtherModel => "the file is of another model or size than the engine; compile its program".to_owned(),
+        Cause::OtherProgram => {
+            "the file is of another program than the engine: compile it, with regraft compile".to_owned()
+        }
         Cause::Ambiguous => "say which is meant: --rename FROM=TO, or --key for one part of the file".to_owned(),
         Cause::NotIdentical => {
             "give the weights that the program was compiled with, or compile without --identical".to_owned()

@@ -20,7 +20,10 @@ use regraft::{StateDict, Tensor};
 use regraft_backend_cpu::Isa;
 use regraft_compile::pipeline::{Backend, Options};
 use regraft_conformance::backend;
-use regraft_ir::eval::{self, Bindings};
+use regraft_ir::{
+    Graph,
+    eval::{self, Bindings},
+};
 use regraft_tensor::DType;
 
 /// What became of a sample.
@@ -188,12 +191,15 @@ fn check(path: &Path) -> Outcome {
         Ok(tensors) => tensors,
         Err(error) => return Outcome::Wrong(format!("no answers: {}", one_line(&error.to_string()))),
     };
-    let answers = Answers {
+    let inputs = numbered(&tensors, "input");
+    let mut answers = Answers {
         expected: numbered(&tensors, "expected"),
         wide: numbered(&tensors, "wide"),
         first: UNSPECIFIED.contains(&names(path).0.as_str()).then(|| tensors.get("input.0").cloned()).flatten(),
     };
-    let inputs = numbered(&tensors, "input");
+    if let Err(how) = answers.add_written(&imported.graph, &tensors, &inputs) {
+        return Outcome::Wrong(how);
+    }
     let Some(sources) = imported.weights.iter().cloned().collect::<Option<Vec<_>>>() else {
         return Outcome::Wrong("a source has no value".to_owned());
     };
@@ -250,13 +256,29 @@ const UNSPECIFIED: &[&str] = &["argsort", "kthvalue", "sort", "topk", "mode", "m
 /// What PyTorch gives.
 struct Answers {
     expected: Vec<Tensor>,
-    /// Of half-precision samples, what PyTorch gives in f32: its kernels for halves round, and lose, more than ours.
+    /// What PyTorch gives in a wider type, of half-precision samples mostly: its kernels for halves round, and lose, more than
+    /// ours.
     wide: Vec<Tensor>,
     /// The first input, where positions of equal elements may differ.
     first: Option<Tensor>,
 }
 
 impl Answers {
+    /// Adds what is in the inputs afterwards that the program says it writes to: outputs behind its own, called after them.
+    fn add_written(&mut self, graph: &Graph, tensors: &StateDict, inputs: &[Tensor]) -> Result<(), String> {
+        for (i, (input, before)) in graph.inputs.iter().zip(inputs).enumerate() {
+            let after = tensors.get(&format!("after.{i}"));
+            if graph.outputs.iter().any(|output| output.name == format!("{}.new", input.name)) {
+                let after = after.ok_or("no answer for what it writes to an input: export the sample again")?;
+                self.expected.push(after.clone());
+                self.wide.extend(tensors.get(&format!("wide_after.{i}")).cloned());
+            } else if after.is_some_and(|after| !after.bit_equal(before)) {
+                return Err(format!("it writes to input {i}, which is not among the outputs"));
+            }
+        }
+        Ok(())
+    }
+
     fn compare(&self, what: &str, found: &[Tensor]) -> Result<(), String> {
         if found.len() != self.expected.len() {
             return Err(format!("{what}: {} outputs, expected {}", found.len(), self.expected.len()));

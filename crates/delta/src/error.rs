@@ -57,6 +57,9 @@ pub enum DeltaErrorKind {
     /// The second checkpoint lacks tensors that the first one has.
     #[error("{} tensors of the first weights are not in the second, such as {}; a delta is between complete weights", .0.len(), .0.first().map_or("", String::as_str))]
     Missing(Vec<String>),
+    /// The programs that the weights are of differ in what stands in their nodes.
+    #[error("the programs of the two files differ in {} constants, such as {}, which a delta does not hold; give the second file itself", .0.len(), .0.first().map_or("", String::as_str))]
+    Constants(Vec<String>),
     /// There is not enough memory.
     #[error("there is not enough memory for `{0}`")]
     Memory(String),

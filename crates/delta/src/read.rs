@@ -281,6 +281,22 @@ mod tests {
     }
 
     #[test]
+    fn constants_of_programs_are_not_lost() {
+        let of_program = |values: &[(&str, f32)]| {
+            let mut weights = weights(0.0);
+            let tensor = |(name, value): &(&str, f32)| ((*name).to_owned(), Tensor::from_slice(&[1], &[*value]));
+            weights.set_constants(values.iter().map(tensor).collect());
+            weights
+        };
+        let base = of_program(&[("a", 1.0), ("b", 2.0)]);
+        let error = write(&base, &of_program(&[("a", 1.5), ("c", 2.0)]), Vec::new()).unwrap_err();
+        assert!(matches!(error.kind(), DeltaErrorKind::Constants(names) if names == &["a", "b", "c"]), "{error}");
+        for new in [of_program(&[("a", 1.0), ("b", 2.0)]), weights(1e-4)] {
+            write(&base, &new, Vec::new()).unwrap();
+        }
+    }
+
+    #[test]
     fn damage_is_found_wherever_it_is() {
         let (base, new) = (weights(0.0), weights(1e-4));
         let (_dir, path) = made(&base, &new);

@@ -1,4 +1,4 @@
-use std::io::Write;
+use std::{collections::BTreeSet, io::Write};
 
 use rayon::prelude::*;
 use regraft_tensor::Tensor;
@@ -27,15 +27,30 @@ pub struct Summary {
 /// A tensor's blocks as they are stored.
 type Blocks = Vec<(Block, Vec<u8>)>;
 
+/// The constants that only one of two programs has, or that differ; none where one of the files is no program.
+fn differing_constants(base: &StateDict, new: &StateDict) -> Vec<String> {
+    let (Some(base), Some(new)) = (base.constants(), new.constants()) else { return Vec::new() };
+    let names: BTreeSet<&String> = base.keys().chain(new.keys()).collect();
+    let differ = |name: &&String| match (base.get(*name), new.get(*name)) {
+        (Some(one), Some(other)) => !one.bit_equal(other),
+        _ => true,
+    };
+    names.into_iter().filter(differ).cloned().collect()
+}
+
 /// Writes what differs from `base` in `new`. The blocks are in memory until all are made: about the size of the delta.
 ///
 /// # Errors
-/// When `new` lacks tensors of `base`, or writing fails.
+/// When `new` lacks tensors of `base`, both are of programs with other constants, or writing fails.
 pub fn write(base: &StateDict, new: &StateDict, mut out: impl Write) -> Result<Summary, DeltaError> {
     let missing: Vec<String> =
         base.iter().filter(|(name, _)| new.get(name).is_none()).map(|(name, _)| name.to_owned()).collect();
     if !missing.is_empty() {
         return Err(DeltaErrorKind::Missing(missing).into());
+    }
+    let differing = differing_constants(base, new);
+    if !differing.is_empty() {
+        return Err(DeltaErrorKind::Constants(differing).into());
     }
     let mut header = Header { same: Vec::new(), changed: Vec::new() };
     let mut stored = Vec::new();

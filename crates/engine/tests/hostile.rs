@@ -26,7 +26,15 @@ fn engine(count: usize, len: usize) -> Engine {
         plan.graph.add_source(&name, SourceKind::Constant, ty.clone());
         plan.slots.push(SlotLayout { shape: vec![len], format: FormatId::PLAIN, bytes: len.saturating_mul(4) });
         let (aliases, kind) = (vec![], SourceKind::Parameter);
-        map.sources.push(SourceInfo { name, aliases, kind, dtype: DType::F32, shape: vec![len], role: Role::Other });
+        map.sources.push(SourceInfo {
+            name,
+            aliases,
+            kind,
+            dtype: DType::F32,
+            shape: vec![len],
+            role: Role::Other,
+            folded: None,
+        });
     }
     let target = Target { backend: "cpu".into(), arch: "any".into(), level: "any".into(), features: vec![] };
     Engine::new(target, plan, map)

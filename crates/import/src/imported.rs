@@ -23,7 +23,7 @@ pub struct Imported {
 pub struct ImportReport {
     /// Nodes of the exported program.
     pub nodes: usize,
-    /// Sources of the graph; tied ones count once.
+    /// Sources of the graph; tied ones count once, and those that were compiled in do not.
     pub sources: usize,
     /// Bytes of the sources.
     pub bytes: u64,
@@ -38,7 +38,7 @@ impl Imported {
         for source in &graph.sources {
             let of = source.twin_of.and_then(|of| graph.sources.get(of as usize));
             weights.push(value(&of.unwrap_or(source).name));
-            if of.is_none() {
+            if of.is_none() && source.folded.is_none() {
                 let ty = graph.ty(source.value);
                 let len = ty.sizes().and_then(|s| Tensor::byte_len(ty.dtype, &s).ok()).unwrap_or(0);
                 bytes = bytes.saturating_add(len as u64);

@@ -134,6 +134,8 @@ pub struct Source {
     /// The source that is the same tensor, and that brings its content. This one is how another module reads it, under the
     /// name that it has there; a constant where the module has no name for it.
     pub twin_of: Option<u32>,
+    /// What its tensor held, in words, where that became a part of the program, as a shape does. Another value is another program.
+    pub folded: Option<String>,
     /// Its value; the type is in the value.
     pub value: ValueId,
 }
@@ -254,6 +256,7 @@ impl Graph {
             kind,
             role: Role::Other,
             twin_of: None,
+            folded: None,
             value,
         });
         value
@@ -420,6 +423,7 @@ impl Graph {
             let value = self.add_source(source.name, source.kind, ty);
             let added = self.sources.last_mut().expect("just added");
             (added.aliases, added.role, added.twin_of) = (source.aliases, source.role, source.twin_of);
+            added.folded = source.folded;
             renamed[source.value.0 as usize] = Some(value);
         }
         for state in &old.states {

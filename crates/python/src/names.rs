@@ -47,7 +47,7 @@ pub(crate) fn match_names(
         |(name, aliases, dtype, shape, in_state_dict, _): (String, Vec<String>, String, Vec<usize>, bool, bool)| {
             let dtype = DType::ALL.into_iter().find(|known| known.name() == dtype).unwrap_or(DType::F32);
             let kind = if in_state_dict { SourceKind::Buffer } else { SourceKind::Constant };
-            SourceInfo { name, aliases, kind, dtype, shape, role: Role::default() }
+            SourceInfo { name, aliases, kind, dtype, shape, role: Role::default(), folded: None }
         };
     let sources: Vec<SourceInfo> = sources.into_iter().map(info).collect();
     let names = regraft::match_sources(&sources, &used, &weights, &options);

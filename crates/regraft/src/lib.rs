@@ -118,7 +118,7 @@ pub enum Threads {
 /// - a state dict of `torch.save` (`.pt`, `.pth`, `.bin`, `.ckpt`), of any version of PyTorch, or a checkpoint that has one
 ///   inside; nothing in it is executed, and objects beside the tensors are left out (see [`StateDict::skipped`]);
 /// - the state dict of an exported program (`.pt2`), whatever the program does;
-/// - the initializers of an `.onnx`;
+/// - the initializers of an `.onnx`, with what stands in its nodes beside them ([`StateDict::constants`]);
 /// - the `.index.json` that names the shards of a model, beside it;
 /// - a folder as `save_pretrained` of Hugging Face writes it.
 ///

@@ -251,6 +251,7 @@ fn advice(misfit: &Misfit) -> Option<&'static str> {
         Cause::FoldedNorm { .. } => "an optimiser folded batch norms into other weights: send the model's state dict",
         Cause::Quantized { .. } => "the weights are stored in few bits: dequantize them, and send the result",
         Cause::OtherModel => "the weights are of another model or size than the engine",
+        Cause::OtherProgram => "the file is of another program than the engine: compile it, and serve that engine",
         Cause::Ambiguous => "say which names are meant with `renames`, or which part of the file with `key`",
         Cause::NotIdentical => "the engine takes only the weights that it was compiled with",
         Cause::NonFinite => "without `reject_non_finite` such values are taken as they are",

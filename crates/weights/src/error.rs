@@ -71,6 +71,15 @@ pub enum Problem {
         /// Its other name.
         alias: String,
     },
+    /// A part of the program stands in the file with another value.
+    Folded {
+        /// Name of the source.
+        name: String,
+        /// Its value in the engine.
+        expected: String,
+        /// The value that was given.
+        found: String,
+    },
     /// An identical engine takes only the weights it was built with.
     NotIdentical {
         /// Name of the source.
@@ -124,6 +133,7 @@ impl Problem {
             | Problem::Mismatch { name, .. }
             | Problem::NonFinite { name, .. }
             | Problem::TiedDiffer { name, .. }
+            | Problem::Folded { name, .. }
             | Problem::NotIdentical { name }
             | Problem::SiblingMissing { name, .. }
             | Problem::NotGiven { name }
@@ -151,6 +161,9 @@ impl Problem {
             Problem::Mismatch { expected, found, .. } => format!("expected {expected}, found {found}"),
             Problem::NonFinite { count, .. } => format!("{count} values are infinite or not a number"),
             Problem::TiedDiffer { alias, .. } => format!("differs from {alias}, which is the same tensor in the model"),
+            Problem::Folded { expected, found, .. } => {
+                format!("expected {expected}, found {found}: it was compiled into the program and cannot be refitted")
+            }
             Problem::NotIdentical { .. } => "differs from the weights that the engine was built with".into(),
             Problem::SiblingMissing { slot, .. } => {
                 format!("needed for slot {slot}, and the engine keeps no copy of it")

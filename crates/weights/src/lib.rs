@@ -8,6 +8,7 @@
 //! - [`RefitReport`]: what a refit did, and where the time went.
 #![forbid(unsafe_code)]
 
+mod constants;
 mod digest;
 mod error;
 mod format;
@@ -24,6 +25,7 @@ mod state_dict;
 mod stored;
 mod vector;
 
+pub use constants::folded_value;
 pub use digest::{Digest, NoDigest};
 pub use error::{Ignored, Problem, Unknown, WeightsError, WeightsErrorKind};
 pub use format::{FormatId, SlotLayout};

@@ -5,6 +5,7 @@ use regraft_tensor::{DType, Tensor};
 
 use crate::{
     Cause, Digest, Ignored, MatchOptions, Misfit, NameRule, Problem, RefitMap, SourceInfo, StateDict, Unknown,
+    constants,
     naming::{self, Found, Sides},
     on_shared_threads,
     stored::{self, StoredOtherwise},
@@ -16,12 +17,12 @@ pub type Matched = BTreeMap<usize, Tensor>;
 /// Given tensors whose names were matched to sources, not checked yet.
 #[derive(Debug)]
 pub struct Names<'a> {
-    given: BTreeMap<usize, (&'a str, &'a Tensor)>,
+    pub(crate) given: BTreeMap<usize, (&'a str, &'a Tensor)>,
     /// The source of each name that was given, whether or not it takes a tensor; by name.
-    by_name: Vec<(&'a str, usize)>,
-    problems: Vec<Problem>,
-    unknown: Vec<Problem>,
-    ignored: Vec<Ignored>,
+    pub(crate) by_name: Vec<(&'a str, usize)>,
+    pub(crate) problems: Vec<Problem>,
+    pub(crate) unknown: Vec<Problem>,
+    pub(crate) ignored: Vec<Ignored>,
     rule: NameRule,
     /// How many sources must be given.
     needed: usize,
@@ -43,7 +44,8 @@ pub fn match_sources<'a>(
     options: &'a MatchOptions,
 ) -> Names<'a> {
     // What the program never reads need not be given, and may have any shape.
-    let is_weight = |source: &SourceInfo| source.kind.in_state_dict() || options.constants.allow(source.names());
+    let is_weight =
+        |source: &SourceInfo| source.kind.in_state_dict() || constants::may_change(source, weights, options);
     let is_checked: Vec<bool> = sources.iter().zip(used).map(|(source, used)| *used && is_weight(source)).collect();
     let is_needed = |(source, used): (&SourceInfo, &bool)| *used && source.kind.in_state_dict() && !options.partial;
     let needed: Vec<bool> = sources.iter().zip(used).map(is_needed).collect();
@@ -76,8 +78,13 @@ pub fn match_sources<'a>(
     };
     names.rule = found.rule(&sides);
     for ((name, tensor), index) in weights.iter().zip(&found.sources) {
-        names.take(sources, used, &is_checked, (name, tensor), *index, ignore_unknown);
+        let folded = index.filter(|index| constants::is_compared(&sources[*index], weights, options));
+        match folded {
+            Some(index) => names.take_folded(sources, (name, tensor), index),
+            None => names.take(sources, used, &is_checked, (name, tensor), *index, ignore_unknown),
+        }
     }
+    names.take_constants(sources, used, weights, options);
     let named = weights.iter().zip(&found.sources);
     let unplaced: Vec<&str> = named.filter(|(_, source)| source.is_none()).map(|((name, _), _)| name).collect();
     names.quantized = stored::format_of(&unplaced);
@@ -208,7 +215,7 @@ impl<'a> Names<'a> {
     }
 }
 
-fn mismatch(source: &SourceInfo, tensor: &Tensor) -> Option<Problem> {
+pub(crate) fn mismatch(source: &SourceInfo, tensor: &Tensor) -> Option<Problem> {
     (!naming::fits(source, tensor)).then(|| Problem::Mismatch {
         name: source.name.clone(),
         expected: source.type_text(),
@@ -316,6 +323,7 @@ mod tests {
             dtype: DType::F32,
             shape: shape.to_vec(),
             role: regraft_ir::Role::Other,
+            folded: None,
         };
         let sources = vec![source("fc.weight", &[2, 3]), source("fc.bias", &[2])];
         let recipe = |index: usize, shape: &str| {
@@ -392,6 +400,7 @@ mod tests {
             dtype: DType::F32,
             shape: vec![1],
             role: regraft_ir::Role::Other,
+            folded: None,
         };
         let sources: Vec<SourceInfo> = sources.iter().map(info).collect();
         let one = || Tensor::from_slice(&[1], &[0f32]);

@@ -47,6 +47,8 @@ pub enum Cause {
     },
     /// Shapes differ, or hardly a name is known.
     OtherModel,
+    /// What was compiled into the program differs.
+    OtherProgram,
     /// Two rules for the names fit.
     Ambiguous,
     /// Other weights than an identical engine takes.
@@ -113,6 +115,9 @@ impl Cause {
         let mismatched = count(|p| matches!(p, Problem::Mismatch { .. }));
         if count(|p| matches!(p, Problem::Ambiguous { .. })) > 0 {
             return Cause::Ambiguous;
+        }
+        if count(|p| matches!(p, Problem::Folded { .. })) > 0 {
+            return Cause::OtherProgram;
         }
         if count(|p| matches!(p, Problem::NotIdentical { .. })) > 0 {
             return Cause::NotIdentical;

@@ -22,6 +22,10 @@ pub struct SourceInfo {
     /// What it is to the module that reads it.
     #[serde(default, skip_serializing_if = "Role::is_other")]
     pub role: Role,
+    /// What its tensor held when the program was made, as [`folded_value`](crate::folded_value) says it, where that became a part
+    /// of the program: no refit can change it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub folded: Option<String>,
 }
 
 /// How a second module reads a source: the same tensor, and perhaps another adapter.
@@ -49,6 +53,7 @@ impl SourceInfo {
             dtype: ty.dtype,
             shape: ty.sizes().expect("the verifier checked that sources have known sizes"),
             role: source.role,
+            folded: source.folded.clone(),
         }
     }
 
@@ -96,6 +101,11 @@ impl RefitMap {
         };
         let twins = twins.into_iter().filter_map(twin).collect();
         (sources, twins)
+    }
+
+    /// The sources that a refit can change: all but those that were compiled into the program.
+    pub fn changeable(&self) -> impl Iterator<Item = &SourceInfo> {
+        self.sources.iter().filter(|source| source.folded.is_none())
     }
 
     /// The source that use number `index` is one of; `None` when there is no such use.

@@ -20,6 +20,7 @@ pub struct StateDict {
     tensors: BTreeMap<String, Tensor>,
     metadata: BTreeMap<String, String>,
     skipped: BTreeMap<String, String>,
+    constants: Option<BTreeMap<String, Tensor>>,
 }
 
 impl StateDict {
@@ -63,6 +64,20 @@ impl StateDict {
         self.tensors.append(&mut other.tensors);
         self.metadata.append(&mut other.metadata);
         self.skipped.append(&mut other.skipped);
+        if let Some(constants) = other.constants {
+            self.constants.get_or_insert_default().extend(constants);
+        }
+    }
+
+    /// The tensors that stand in the nodes of a program, by name, where the file is one; `None` otherwise. They are no weights,
+    /// and yet another value of one of them gives other results: a refit takes those that it can, and refuses the others.
+    pub fn constants(&self) -> Option<&BTreeMap<String, Tensor>> {
+        self.constants.as_ref()
+    }
+
+    /// Says that these are the tensors that stand in the nodes of the program that the weights are of.
+    pub fn set_constants(&mut self, constants: BTreeMap<String, Tensor>) {
+        self.constants = Some(constants);
     }
 
     /// What a file says beside its tensors, such as how an adapter was trained: text by name.
@@ -85,11 +100,20 @@ impl StateDict {
         self.skipped.insert(place.into(), what.into());
     }
 
+    fn without_tensors(&self) -> StateDict {
+        StateDict {
+            tensors: BTreeMap::new(),
+            metadata: self.metadata.clone(),
+            skipped: self.skipped.clone(),
+            constants: self.constants.clone(),
+        }
+    }
+
     /// The tensors whose names `keep` gives a new one, and everything else that is known of the file.
     #[must_use]
     pub fn renamed(&self, mut keep: impl FnMut(&str) -> Option<String>) -> StateDict {
         let tensors = self.tensors.iter().filter_map(|(name, tensor)| Some((keep(name)?, tensor.clone()))).collect();
-        StateDict { tensors, metadata: self.metadata.clone(), skipped: self.skipped.clone() }
+        StateDict { tensors, ..self.without_tensors() }
     }
 }
 

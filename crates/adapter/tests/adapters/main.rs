@@ -35,6 +35,7 @@ fn map<'a>(sources: impl IntoIterator<Item = (&'a str, &'a [usize])>) -> RefitMa
             3.. => Role::Conv,
             _ => Role::Other,
         },
+        folded: None,
     };
     RefitMap { sources: sources.into_iter().map(source).collect(), twins: vec![], recipes: vec![] }
 }

@@ -269,6 +269,9 @@ fn unary(f: UnaryFn, a: &str, dtype: DType) -> Result<String, Why> {
             UnaryFn::Digamma
             | UnaryFn::BesselI0
             | UnaryFn::BesselI1
+            | UnaryFn::BesselJ0
+            | UnaryFn::BesselJ1
+            | UnaryFn::AiryAi
             | UnaryFn::BesselY0
             | UnaryFn::BesselY1
             | UnaryFn::BesselK0e

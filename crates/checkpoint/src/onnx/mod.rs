@@ -1,14 +1,15 @@
-//! The initialisers of an ONNX model: what its graph computes with and does not compute.
+//! The tensors of an ONNX model: what its graph computes with and does not compute.
 //!
-//! Only the graph of the model itself is looked at; constants inside of nodes and their subgraphs are not weights. The
-//! numbers are those of `onnx.proto`.
+//! Initialisers of the graph itself are weights. Tensors that stand in nodes, in graphs inside of them and in functions belong to
+//! the program: they are the constants of the state dict. The numbers are those of `onnx.proto`.
 
+mod constants;
 mod external;
 mod tensor;
 pub mod wire;
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::{BTreeMap, HashMap, btree_map::Entry},
     ops::Range,
 };
 
@@ -16,6 +17,7 @@ use rayon::prelude::*;
 use regraft_tensor::{Buffer, MappedFile, Tensor};
 
 use self::{
+    constants::{Held, HeldValues},
     external::External,
     tensor::{Initializer, Values},
     wire::{Field, Fields},
@@ -27,6 +29,8 @@ pub use self::tensor::dtype_of;
 
 /// `ModelProto.graph`.
 const GRAPH: u64 = 7;
+/// `ModelProto.functions`.
+const FUNCTION: u64 = 25;
 /// `GraphProto.initializer`.
 const INITIALIZER: u64 = 5;
 /// `GraphProto.sparse_initializer`.
@@ -34,31 +38,111 @@ const SPARSE_INITIALIZER: u64 = 15;
 
 const SAVE_AGAIN: &str = "copy the file again, or save the model again with onnx.save";
 
-/// Reads the initialisers of the model in `file`, and of the files beside it that hold their bytes, into `dict`.
-pub(super) fn read(file: &MappedFile, dict: &mut StateDict) -> Result<(), FileProblem> {
+/// The tensors of a model.
+pub struct Tensors {
+    /// The initialisers, and the tensors in nodes as [`StateDict::constants`].
+    pub dict: StateDict,
+    /// What each of the constants is called, also of those that are [skipped](StateDict::skipped), by the byte of the file that
+    /// its message begins at; the message of numbers is their attribute.
+    pub names: HashMap<usize, String>,
+}
+
+/// Reads the tensors of the model in `file`, and of the files beside it that hold their bytes.
+///
+/// # Errors
+/// When the file is damaged, or has tensors of a kind that is not read.
+pub fn read_model(file: &MappedFile) -> Result<Tensors, FileProblem> {
+    let mut dict = StateDict::new();
+    let names = read(file, &mut dict)?;
+    Ok(Tensors { dict, names })
+}
+
+/// As [`read_model`], into `dict`; returns [`Tensors::names`].
+pub(super) fn read(file: &MappedFile, dict: &mut StateDict) -> Result<HashMap<usize, String>, FileProblem> {
     let initializers = initializers(file.bytes())?;
-    let mut external = External::of(file);
-    let mut placed = Vec::with_capacity(initializers.len());
-    let mut needed = 0u64;
-    for (name, initializer) in &initializers {
-        let storage = storage(file, &mut external, initializer).map_err(|p| p.about(name))?;
-        let bytes = match &storage {
-            Some(storage) => initializer.view.memory(storage),
-            None => initializer.byte_len as u64,
+    let taken: Vec<&str> = initializers.keys().copied().collect();
+    let held = constants::held(file.bytes(), &taken)?;
+    let mut reader = Reader { file, external: External::of(file), needed: 0 };
+    let mut placed = Vec::with_capacity(initializers.len() + held.len());
+    for (name, initializer) in initializers {
+        placed.push(reader.place(name.to_owned(), Content::Tensor(initializer))?);
+    }
+    let weights = placed.len();
+    let mut names = HashMap::with_capacity(held.len());
+    for Held { name, at, values } in held {
+        names.insert(at, name.clone());
+        let content = match values {
+            HeldValues::Tensor(place) => {
+                let message = tensor::Message::read(file.bytes(), place).map_err(damaged)?;
+                if let Err(dtype) = message.dtype() {
+                    dict.skip(name, format!("a tensor of {dtype}"));
+                    continue;
+                }
+                Content::Tensor(Initializer::of(message, &name)?)
+            }
+            HeldValues::Numbers(tensor) => Content::Ready(tensor),
         };
-        needed = needed.saturating_add(bytes);
-        placed.push((*name, initializer, storage));
+        placed.push(reader.place(name, content)?);
     }
-    check_memory(needed, external.file_len()).map_err(|e| FileProblem::new(e, SAVE_AGAIN))?;
-    let tensors = placed.into_par_iter().map(|(name, initializer, storage)| {
-        let tensor = storage.map_or_else(|| initializer.numbers(file.bytes()), Ok);
-        let tensor = tensor.and_then(|storage| initializer.view.tensor(&storage));
-        Ok((name, tensor.map_err(|e| FileProblem::tensor(name, e))?))
-    });
-    for (name, tensor) in on_shared_threads(|| tensors.collect::<Result<Vec<_>, FileProblem>>())? {
-        dict.insert(name, tensor);
+    check_memory(reader.needed, reader.external.file_len()).map_err(|e| FileProblem::new(e, SAVE_AGAIN))?;
+    let tensors = placed.into_par_iter().map(|placed| placed.tensor(file));
+    let mut tensors = on_shared_threads(|| tensors.collect::<Result<Vec<_>, FileProblem>>())?;
+    dict.set_constants(tensors.split_off(weights).into_iter().collect());
+    dict.extend(tensors);
+    Ok(names)
+}
+
+/// Finds the bytes of tensors.
+struct Reader<'a> {
+    file: &'a MappedFile,
+    external: External,
+    /// Memory that the tensors take.
+    needed: u64,
+}
+
+/// What a tensor is made of.
+enum Content<'a> {
+    Tensor(Initializer<'a>),
+    Ready(Tensor),
+}
+
+/// A tensor whose bytes are found.
+struct Placed<'a> {
+    name: String,
+    content: Content<'a>,
+    storage: Option<Buffer>,
+}
+
+impl<'a> Reader<'a> {
+    fn place(&mut self, name: String, content: Content<'a>) -> Result<Placed<'a>, FileProblem> {
+        let storage = match &content {
+            Content::Tensor(tensor) => storage(self.file, &mut self.external, tensor).map_err(|p| p.about(&name))?,
+            Content::Ready(_) => None,
+        };
+        let bytes = match (&content, &storage) {
+            (Content::Tensor(tensor), Some(storage)) => tensor.view.memory(storage),
+            (Content::Tensor(tensor), None) => tensor.byte_len as u64,
+            // They are in memory already.
+            (Content::Ready(_), _) => 0,
+        };
+        self.needed = self.needed.saturating_add(bytes);
+        Ok(Placed { name, content, storage })
     }
-    Ok(())
+}
+
+impl Placed<'_> {
+    fn tensor(self, file: &MappedFile) -> Result<(String, Tensor), FileProblem> {
+        let Placed { name, content, storage } = self;
+        let tensor = match content {
+            Content::Tensor(initializer) => {
+                let bytes = storage.map_or_else(|| initializer.numbers(file.bytes()), Ok);
+                let tensor = bytes.and_then(|storage| initializer.view.tensor(&storage));
+                tensor.map_err(|e| FileProblem::tensor(&name, e))?
+            }
+            Content::Ready(tensor) => tensor,
+        };
+        Ok((name, tensor))
+    }
 }
 
 /// All initialisers of the model, by name.
@@ -95,10 +179,7 @@ fn read_graph<'a>(
                 };
                 entry.insert(initializer);
             }
-            SPARSE_INITIALIZER => {
-                let problem = format!("byte {}: it has a sparse initialiser, which is not read", field.at);
-                return Err(FileProblem::new(problem, "save the model with dense initialisers"));
-            }
+            SPARSE_INITIALIZER => return Err(sparse(field.at, "initialiser")),
             _ => {}
         }
     }
@@ -111,35 +192,8 @@ fn read_initializer(file: &[u8], field: Field) -> Result<(&str, Initializer<'_>)
     if message.name.is_empty() {
         return Err(damaged(format!("byte {at}: an initialiser has no name")));
     }
-    Ok((message.name, Initializer::of(message)?))
-}
-
-/// Reads tensors anywhere in a model, also those whose bytes stand in files beside it.
-pub struct TensorReader {
-    file: MappedFile,
-    external: External,
-}
-
-impl TensorReader {
-    /// A reader for the model in `file`.
-    pub fn of(file: &MappedFile) -> Self {
-        TensorReader { file: file.clone(), external: External::of(file) }
-    }
-
-    /// The tensor whose message stands at `place`. Memory stays in proportion to the message.
-    ///
-    /// # Errors
-    /// When it is damaged, or of a kind that is not read.
-    pub fn tensor(&mut self, place: Range<usize>) -> Result<Tensor, FileProblem> {
-        let message = tensor::Message::read(self.file.bytes(), place).map_err(damaged)?;
-        let (name, initializer) = (message.name, Initializer::of(message)?);
-        let of_tensor = |e: String| FileProblem::tensor(name, e);
-        let bytes = match storage(&self.file, &mut self.external, &initializer)? {
-            Some(bytes) => bytes,
-            None => initializer.numbers(self.file.bytes()).map_err(of_tensor)?,
-        };
-        initializer.view.tensor(&bytes).map_err(of_tensor)
-    }
+    let name = message.name;
+    Ok((name, Initializer::of(message, name)?))
 }
 
 /// The bytes that an initialiser is seen in; `None` when they stand there as numbers.
@@ -161,6 +215,11 @@ fn storage(
         return Err(damaged(problem));
     }
     Ok(Some(bytes))
+}
+
+fn sparse(at: usize, what: &str) -> FileProblem {
+    let problem = format!("byte {at}: it has a sparse {what}, which is not read");
+    FileProblem::new(problem, "save the model with dense tensors")
 }
 
 fn damaged(problem: String) -> FileProblem {

@@ -65,6 +65,14 @@ impl<'a> Message<'a> {
         Ok(message)
     }
 
+    /// Its dtype.
+    ///
+    /// # Errors
+    /// The name of one that Regraft has not.
+    pub(super) fn dtype(&self) -> Result<DType, String> {
+        dtype_of(self.data_type)
+    }
+
     fn set(&mut self, file: &'a [u8], field: Field) -> Result<(), String> {
         let at = field.at;
         match field.number {
@@ -129,10 +137,10 @@ impl Numbers {
 }
 
 impl<'a> Initializer<'a> {
-    /// Checks what a message says about its tensor.
-    pub(super) fn of(message: Message<'a>) -> Result<Self, FileProblem> {
-        let Message { name, place, dims, data_type, raw, numbers, external, is_external, is_segment } = message;
-        let dtype = dtype_of(data_type).map_err(|dtype| FileProblem::dtype(name, &dtype))?;
+    /// Checks what a message says about its tensor, which is called `name`.
+    pub(super) fn of(message: Message<'a>, name: &str) -> Result<Self, FileProblem> {
+        let dtype = message.dtype().map_err(|dtype| FileProblem::dtype(name, &dtype))?;
+        let Message { place, dims, raw, numbers, external, is_external, is_segment, .. } = message;
         let bad = |problem: String| FileProblem::tensor(name, problem);
         if is_segment {
             return Err(bad("it is one segment of a tensor, which is not read".to_owned()));

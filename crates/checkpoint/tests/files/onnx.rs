@@ -210,3 +210,75 @@ fn damaged_models_are_refused_or_read() {
     ];
     damage(&model(&tensors), |bytes| open_as("x.onnx", bytes));
 }
+
+/// A model of one node in its graph.
+fn of_node(node: &[u8]) -> Vec<u8> {
+    let w = tensor_of("w", 2, &[1], &bytes(9, [7]));
+    [int(1, 8), bytes(7, [bytes(1, node), bytes(5, w)].concat())].concat()
+}
+
+/// A node of these parts that makes `output`.
+fn node(op: &str, output: &str, attributes: &[Vec<u8>]) -> Vec<u8> {
+    [bytes(2, output), bytes(4, op), attributes.iter().flat_map(|a| bytes(5, a)).collect()].concat()
+}
+
+/// An attribute that is a tensor of two floats.
+fn pair(name: &str, values: &[f32]) -> Vec<u8> {
+    [bytes(1, name), bytes(5, tensor_of("", 1, &[2], &bytes(9, f32s(values))))].concat()
+}
+
+fn constants(dict: &StateDict) -> Vec<(&str, Vec<f64>)> {
+    dict.constants().into_iter().flatten().map(|(name, tensor)| (name.as_str(), tensor.to_f64_vec())).collect()
+}
+
+#[test]
+fn tensors_in_nodes_are_constants_and_no_weights() {
+    let float = [bytes(1, "value_float"), vec![2 << 3 | 5], 1.5f32.to_le_bytes().to_vec()].concat();
+    let dict = open_as("x.onnx", &of_node(&node("Constant", "c", &[float]))).expect("a model");
+    assert_eq!((names(&dict), constants(&dict)), (vec!["w"], vec![("c", vec![1.5])]));
+    let ints = [bytes(1, "value_ints"), ints(8, &[2, -3])].concat();
+    let dict = open_as("x.onnx", &of_node(&node("Constant", "c", &[ints]))).expect("a model");
+    assert_eq!(constants(&dict), [("c", vec![2.0, -3.0])]);
+    // An attribute of another node is called by that node's result.
+    let filled = node("ConstantOfShape", "y", &[pair("value", &[1.0, 2.0])]);
+    assert_eq!(constants(&open_as("x.onnx", &of_node(&filled)).expect("a model")), [("y/value", vec![1.0, 2.0])]);
+    let unread = [bytes(2, ""), bytes(4, "Constant"), bytes(5, pair("value", &[1.0, 2.0]))].concat();
+    assert!(constants(&open_as("x.onnx", &of_node(&unread)).expect("a model")).is_empty());
+    // Graphs inside of nodes: names that are there twice are told apart by where they are.
+    let graph = |values: &[f32], own: &str| {
+        let constant = bytes(1, node("Constant", "c", &[pair("value", values)]));
+        let own = tensor_of(own, 1, &[2], &bytes(9, f32s(values)));
+        bytes(6, [constant, bytes(5, own)].concat())
+    };
+    let then = [bytes(1, "then_branch"), graph(&[1.0, 2.0], "a")].concat();
+    let other = [bytes(1, "else_branch"), graph(&[3.0, 4.0], "w")].concat();
+    let dict = open_as("x.onnx", &of_node(&node("If", "y", &[then, other]))).expect("a model");
+    let expected = [
+        ("a", vec![1.0, 2.0]),
+        ("y/else_branch/c", vec![3.0, 4.0]),
+        ("y/else_branch/w", vec![3.0, 4.0]),
+        ("y/then_branch/c", vec![1.0, 2.0]),
+    ];
+    assert_eq!(constants(&dict), expected);
+    let function = [bytes(1, "F"), bytes(7, node("Constant", "w", &[pair("value", &[5.0, 6.0])])), bytes(10, "d")];
+    let dict = open_as("x.onnx", &[of_node(&[]), bytes(25, function.concat())].concat()).expect("a model");
+    assert_eq!(constants(&dict), [("d/F/w", vec![5.0, 6.0])]);
+}
+
+#[test]
+fn constants_that_are_not_read_are_named_or_refused() {
+    let text = [bytes(1, "value"), bytes(5, tensor_of("", 8, &[1], &bytes(6, "word")))].concat();
+    let dict = open_as("x.onnx", &of_node(&node("Constant", "c", &[text]))).expect("a model");
+    assert_eq!(dict.skipped().get("c").map(String::as_str), Some("a tensor of string"));
+    let sparse = [bytes(1, "sparse_value"), bytes(22, [])].concat();
+    refused(open_as("x.onnx", &of_node(&node("Constant", "c", &[sparse]))), "a sparse constant, which is not read");
+    let short = [bytes(1, "value"), bytes(5, tensor_of("", 1, &[3], &bytes(9, f32s(&[1.0]))))].concat();
+    refused(open_as("x.onnx", &of_node(&node("Constant", "c", &[short]))), "`c`: no valid ONNX model: f32[3] needs 12");
+    let twice = [pair("value", &[1.0, 2.0]), pair("value", &[3.0, 4.0])];
+    refused(open_as("x.onnx", &of_node(&node("Constant", "c", &twice))), "a second tensor is called `c`");
+    // Names do not take more memory than the file gives reason for.
+    let long = "n".repeat(1 << 16);
+    let many: Vec<Vec<u8>> = (0..1 << 13).map(|i| pair(&format!("v{i}"), &[1.0, 2.0])).collect();
+    refused(open_as("x.onnx", &of_node(&node("F", &long, &many))), "more than the");
+    damage(&of_node(&node("Constant", "c", &[pair("value", &[1.0, 2.0])])), |bytes| open_as("x.onnx", bytes));
+}

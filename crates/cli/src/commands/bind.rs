@@ -33,7 +33,7 @@ pub(super) fn run(args: &BindArgs, out: &mut Output) -> Result<(), Failure> {
     let mode = Mode::from(args.mode);
     let keep = args.keep_sources.map_or(KeepSources::default(), KeepSources::from);
     let written = save(&model, (mode, keep), &args.output, with_report, out)?;
-    tell_refit(&report, model.refit_map().sources.len(), out);
+    tell_refit(&report, model.refit_map().changeable().count(), out);
     out.line("wrote", format!("{}, {mode}, {}", args.output.display(), output::bytes(written)));
     out.fact("engine", path_json(&args.output));
     out.fact("mode", mode.to_string());

@@ -1,6 +1,6 @@
 use std::{io::BufWriter, path::Path};
 
-use regraft::{AtomicFile, StateDict};
+use regraft::{AtomicFile, SourceInfo, StateDict, Tensor};
 
 use super::{open_engine, open_weights};
 use crate::{
@@ -10,7 +10,8 @@ use crate::{
 };
 
 pub(super) fn run(args: &DeltaArgs, out: &mut Output) -> Result<(), Failure> {
-    let (base, new) = (weights(&args.base, out)?, weights(&args.new, out)?);
+    let new = weights(&args.new, None, out)?;
+    let base = weights(&args.base, Some(&new), out)?;
     let mut file = AtomicFile::create(&args.output)?;
     let summary = {
         let _busy = out.busy("comparing");
@@ -31,19 +32,28 @@ pub(super) fn run(args: &DeltaArgs, out: &mut Output) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The weights of a file, or the sources of an engine.
-fn weights(path: &Path, out: &mut Output) -> Result<StateDict, Failure> {
+/// The weights of a file, or the sources of an engine. Of an engine whose `next` weights are of a program, what stands in that
+/// program's nodes, too: a delta must not lose that it changed.
+fn weights(path: &Path, next: Option<&StateDict>, out: &mut Output) -> Result<StateDict, Failure> {
     if path.extension().is_none_or(|ending| ending != "rgf") {
         return open_weights(path, &NameFlags::default(), out);
     }
     let engine = open_engine(path)?;
     let all = engine.refit_map.sources.iter().zip(&engine.sources);
-    // Those that no state dict holds belong to the program.
-    let all = all.filter(|(info, _)| info.kind.in_state_dict());
+    let (weights, constants): (Vec<_>, Vec<_>) = all.partition(|(info, _)| info.kind.in_state_dict());
     let missing = || {
         Failure::new("the engine does not hold all its sources")
             .about(path)
             .help("give the weight file, or compile with --keep-sources embedded")
     };
-    all.map(|(info, tensor)| Ok((info.name.clone(), tensor.clone().ok_or_else(missing)?))).collect()
+    let named =
+        |(info, tensor): (&SourceInfo, &Option<Tensor>)| Ok((info.name.clone(), tensor.clone().ok_or_else(missing)?));
+    let mut weights = weights.into_iter().map(named).collect::<Result<StateDict, Failure>>()?;
+    if let Some(next) = next.filter(|next| next.constants().is_some()) {
+        let constants = constants.into_iter().filter_map(|(info, tensor)| Some((info.name.clone(), tensor.clone()?)));
+        // Initialisers of the next program are among its weights.
+        let is_other = |(name, tensor): &(String, Tensor)| next.get(name).is_none_or(|other| !other.bit_equal(tensor));
+        weights.set_constants(constants.filter(is_other).collect());
+    }
+    Ok(weights)
 }

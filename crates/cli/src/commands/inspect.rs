@@ -127,7 +127,7 @@ fn sources(engine: &Engine, out: &mut Output) {
         let names: Vec<&str> = source.names().collect();
         rows.push(vec![
             names.join(" = "),
-            source.kind.name().to_owned(),
+            if source.folded.is_some() { "compiled in" } else { source.kind.name() }.to_owned(),
             source.type_text(),
             output::bytes(source.byte_len() as u64),
             shown,
@@ -135,7 +135,7 @@ fn sources(engine: &Engine, out: &mut Output) {
         facts.push(json!({
             "name": source.name, "aliases": source.aliases, "kind": source.kind.name(), "dtype": source.dtype.name(),
             "shape": source.shape, "bytes": source.byte_len(), "in_state_dict": source.kind.in_state_dict(),
-            "in_file": engine.sources[i].is_some(), "slots": slots,
+            "in_file": engine.sources[i].is_some(), "slots": slots, "compiled_in": source.folded,
         }));
     }
     out.table(&["source", "kind", "type", "bytes", "slots"], &rows);

@@ -51,7 +51,7 @@ pub(super) fn run(args: &RefitArgs, out: &mut Output) -> Result<(), Failure> {
     let with_report = args.report.as_deref().map(|path| (path, &report));
     let keep = args.keep_sources.map_or(model.keep_sources(), KeepSources::from);
     let written = save(&model, (Mode::Refittable, keep), &args.output, with_report, out)?;
-    tell_refit(&report, model.refit_map().sources.len(), out);
+    tell_refit(&report, model.refit_map().changeable().count(), out);
     out.line("wrote", format!("{}, {}", args.output.display(), output::bytes(written)));
     out.fact("engine", path_json(&args.output));
     out.fact("bytes", written);

@@ -12,7 +12,7 @@ use regraft_tensor::{DType, Dim};
 pub(super) use super::import::Bound;
 use super::{
     import::{Translator, not_a_tensor},
-    proto::{Graph, Node, Stored, Value},
+    proto::{Attribute, Graph, Node, Stored, Value},
 };
 use crate::build::Builder;
 pub(super) use crate::build::{Res, ValueId, unsupported, wrong};
@@ -190,6 +190,22 @@ impl<'t, 'p> Cx<'t, 'p> {
         let found = node.attributes.iter().find(|a| a.name == name)?;
         self.read.borrow_mut().0.insert(found.name);
         self.t.resolve(&found.value)
+    }
+
+    /// Where the message of the attribute begins that holds the numbers of a `Constant`; `None` where they are those of a call.
+    pub(super) fn numbers_at(&self) -> Option<usize> {
+        let has_numbers = |attribute: &&Attribute<'_>| {
+            matches!(
+                (attribute.name, &attribute.value),
+                ("value_float", Value::Float(_))
+                    | ("value_int", Value::Int(_))
+                    | ("value_floats", Value::Floats(_))
+                    | ("value_ints", Value::Ints(_))
+            )
+        };
+        let found = self.node.attributes.iter().find(has_numbers)?;
+        self.read.borrow_mut().0.insert(found.name);
+        Some(found.at)
     }
 
     /// Says that an attribute has no meaning here.

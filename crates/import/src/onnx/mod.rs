@@ -10,7 +10,7 @@ mod proto;
 
 use std::path::Path;
 
-use regraft_checkpoint::onnx::TensorReader;
+use regraft_checkpoint::{CheckpointErrorKind, onnx::read_model};
 use regraft_tensor::MappedFile;
 
 use crate::{ImportError, ImportErrorKind, Imported};
@@ -28,14 +28,14 @@ pub fn import_onnx(path: impl AsRef<Path>) -> Result<Imported, ImportError> {
     let path = path.as_ref();
     let file = MappedFile::open(path).map_err(|e| ImportError::new(path, ImportErrorKind::File(e)))?;
     let model = proto::Model::read(file.bytes()).map_err(|problem| damaged(path, "", problem))?;
-    let weights = regraft_checkpoint::open(path).map_err(|e| {
-        let (problem, help) = match e.kind() {
-            regraft_checkpoint::CheckpointErrorKind::Unreadable { what, help } => (what.clone(), help.clone()),
+    let tensors = read_model(&file).map_err(|kind| {
+        let (problem, help) = match kind {
+            CheckpointErrorKind::Unreadable { what, help } => (what, help),
             other => (other.to_string(), SAVE_AGAIN.to_owned()),
         };
         ImportError::new(path, ImportErrorKind::Archive { entry: String::new(), problem, help })
     })?;
-    import::translate(path, &model, TensorReader::of(&file), &weights)
+    import::translate(path, &model, &tensors)
 }
 
 /// [`import_onnx`] without the values of the weights: of [`Imported::weights`] only what belongs to the program is there.

@@ -55,6 +55,8 @@ pub(crate) struct Node<'a> {
 #[derive(Debug)]
 pub(crate) struct Attribute<'a> {
     pub(crate) name: &'a str,
+    /// The byte that its message begins at.
+    pub(crate) at: usize,
     pub(crate) value: Value<'a>,
 }
 
@@ -223,9 +225,11 @@ struct Parts<'a> {
 
 impl<'a> Attribute<'a> {
     fn read(file: &'a [u8], field: Field, depth: usize) -> Read<Self> {
-        let (mut name, mut of, mut kind, at) = ("", "", 0, field.at);
+        let (mut name, mut of, mut kind) = ("", "", 0);
         let mut parts = Parts::default();
-        for field in Fields::new(file, field.bytes()?) {
+        let place = field.bytes()?;
+        let at = place.start;
+        for field in Fields::new(file, place) {
             let field = field?;
             match field.number {
                 1 => name = field.text(file)?,
@@ -235,7 +239,7 @@ impl<'a> Attribute<'a> {
             }
         }
         if !of.is_empty() {
-            return Ok(Attribute { name, value: Value::Of(of) });
+            return Ok(Attribute { name, at, value: Value::Of(of) });
         }
         let missing = |what: &str| format!("byte {at}: the attribute `{name}` has no {what}");
         let value = match kind {
@@ -249,7 +253,7 @@ impl<'a> Attribute<'a> {
             8 => Value::Texts(parts.texts),
             _ => Value::Other,
         };
-        Ok(Attribute { name, value })
+        Ok(Attribute { name, at, value })
     }
 }
 

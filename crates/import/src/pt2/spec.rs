@@ -153,7 +153,8 @@ pub struct CallSpec {
     pub outputs: Option<TreeSpec>,
     /// Names of the user and constant inputs, in the order of the signature: `x`, `state.0`, `options.mask`.
     pub input_names: Vec<String>,
-    /// Names of the user outputs, in the order of the signature: `last_hidden_state`, `output_0`.
+    /// Names of the user outputs, in the order of the signature: `last_hidden_state`, `output_0`; once the program is imported,
+    /// those of the new values of inputs that it writes to behind them: `cache.new`.
     pub output_names: Vec<String>,
 }
 

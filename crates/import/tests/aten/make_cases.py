@@ -106,8 +106,11 @@ def write(name, model, inputs, dynamic, second, decompose):
         data.update({f"{prefix}.{i}": v.detach().contiguous().clone() for i, v in enumerate(values)})
 
     def run(runner, args):
+        given = [a.clone() for a in args]
         with torch.no_grad():
-            return tensors(runner(*[a.clone() for a in args]))
+            results = tensors(runner(*given))
+        # New values of inputs that it writes to are outputs behind its own.
+        return results + [a for a in given if a._version]
 
     put("input", inputs)
     runner = copy.deepcopy(model)
@@ -128,6 +131,14 @@ def rotation(self, x):
         f = (self.inv[None, :, None].float() @ pos[:, None, :]).transpose(1, 2)
         e = torch.cat([f, f], -1)
         return (e.cos(), e.sin())
+
+
+@case("inputs_written", r(3, 4), r(2, 4), r(3))
+def inputs_written(self, x, cache, counts):
+    cache[1:].copy_(x[:1])
+    y = x.add_(1) * 2
+    counts.zero_()
+    return y, cache.sum() + x.sum()
 
 
 @case(
@@ -962,17 +973,12 @@ def mask_index(self, x):
 
 @refused(r(3, 4))
 def unknown(self, x):
-    return torch.special.bessel_j0(x), torch.special.airy_ai(x), torch.special.airy_ai(x * 2)
+    return torch._standard_gamma_grad(x, x), torch.hash_tensor(x), torch.hash_tensor(x * 2)
 
 
 @refused(torch.randn(3, dtype=torch.complex64))
 def complex_input(self, x):
     return x * 2
-
-
-@refused(r(3, 4))
-def input_written(self, x):
-    return x.add_(1) * 2
 
 
 @refused(r(3, 4))
@@ -1327,6 +1333,26 @@ def spectra_of_matrices(self, x, square):
         torch.linalg.matrix_norm(x, "nuc", dim=(0, 2)),
         u,
         h,
+    )
+
+
+@case(
+    "matrix_exponentials",
+    r(5, 5) * 8,
+    r(3, 4, 4) * torch.tensor([1e-3, 1.0, 5.0])[:, None, None],
+    r(0, 0),
+    r(40) * 12,
+)
+def matrix_exponentials(self, one, several, none, x):
+    x = torch.cat([x, torch.tensor([0.0, 14.5, -30.0, float("nan")])])
+    return (
+        torch.matrix_exp(one),
+        torch.linalg.matrix_exp(several),
+        torch.matrix_exp(none),
+        torch.matrix_exp(torch.diag(torch.tensor([-1e3, 0.5]))),
+        torch.special.bessel_j0(x),
+        torch.special.bessel_j1(x),
+        torch.special.airy_ai(x),
     )
 
 

@@ -72,6 +72,12 @@ word_enum! {
         BesselI0 = "bessel_i0",
         /// Modified Bessel function of the first kind, order 1
         BesselI1 = "bessel_i1",
+        /// Bessel function of the first kind, order 0
+        BesselJ0 = "bessel_j0",
+        /// Bessel function of the first kind, order 1
+        BesselJ1 = "bessel_j1",
+        /// Airy function of the first kind
+        AiryAi = "airy_ai",
         /// Bessel function of the second kind, order 0
         BesselY0 = "bessel_y0",
         /// Bessel function of the second kind, order 1
@@ -151,6 +157,9 @@ impl UnaryFn {
             UnaryFn::Digamma => special::digamma(x),
             UnaryFn::BesselI0 => special::bessel_i(0, x),
             UnaryFn::BesselI1 => special::bessel_i(1, x),
+            UnaryFn::BesselJ0 => bessel::bessel_j(0, x),
+            UnaryFn::BesselJ1 => bessel::bessel_j(1, x),
+            UnaryFn::AiryAi => bessel::airy_ai(x),
             UnaryFn::BesselY0 => bessel::bessel_y(0, x),
             UnaryFn::BesselY1 => bessel::bessel_y(1, x),
             UnaryFn::BesselK0e => bessel::scaled_bessel_k(0, x),

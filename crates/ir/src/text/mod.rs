@@ -15,3 +15,18 @@ mod print;
 
 pub use parse::parse;
 pub use print::print;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_compiled_in_is_part_of_the_program() {
+        let text = "program \"p\" {\n  source %0 : f32[] = \"c\" (constant) folded \"0.5\"\n  output %0 = \"y\"\n}\n";
+        let mut graph = parse(text).expect("a program");
+        graph.compact().expect("no cycle");
+        assert_eq!(graph.sources[0].folded.as_deref(), Some("0.5"));
+        assert_eq!(print(&graph), text);
+        assert!(parse(&text.replace("\"0.5\"", "0.5")).is_err());
+    }
+}

@@ -124,6 +124,10 @@ impl Builder {
             let twin = self.graph.source_of(twin).ok_or("a twin is one of a source")?;
             self.graph.sources.last_mut().expect("just added").twin_of = Some(twin);
         }
+        if lexer.eat("folded") {
+            let folded = lexer.string()?;
+            self.graph.sources.last_mut().expect("just added").folded = Some(folded);
+        }
         lexer.end()
     }
 

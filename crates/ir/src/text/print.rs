@@ -53,6 +53,9 @@ impl Printer<'_> {
                 let twin = self.number(graph.sources[twin as usize].value);
                 write!(self.out, " twin of {twin}")?;
             }
+            if let Some(folded) = &source.folded {
+                write!(self.out, " folded {folded:?}")?;
+            }
             self.out.push('\n');
         }
         for state in &graph.states {

@@ -369,7 +369,8 @@ fn fill_sources(report: &mut RefitReport, map: &RefitMap, matched: &Matched, cha
     let name = |index: usize| map.sources[index].name.clone();
     report.applied = changed.iter().map(|&i| name(i)).collect();
     report.unchanged = matched.keys().filter(|i| !changed.contains(i)).map(|&i| name(i)).collect();
-    report.kept = (0..map.sources.len()).filter(|i| !matched.contains_key(i)).map(name).collect();
+    let is_kept = |i: &usize| !matched.contains_key(i) && map.sources[*i].folded.is_none();
+    report.kept = (0..map.sources.len()).filter(is_kept).map(name).collect();
 }
 
 fn fill_adapters(report: &mut RefitReport, map: &RefitMap, adapters: &AdapterSet, adapted: &BTreeSet<usize>) {

@@ -168,6 +168,9 @@ simd_fn! {
             | UnaryFn::Digamma
             | UnaryFn::BesselI0
             | UnaryFn::BesselI1
+            | UnaryFn::BesselJ0
+            | UnaryFn::BesselJ1
+            | UnaryFn::AiryAi
             | UnaryFn::BesselY0
             | UnaryFn::BesselY1
             | UnaryFn::BesselK0e

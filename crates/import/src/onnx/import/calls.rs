@@ -24,8 +24,8 @@ impl<'p> Translator<'p> {
             };
         }
         let mut attributes: HashMap<&'p str, &'p Value<'p>> =
-            function.defaults.iter().map(|Attribute { name, value }| (*name, value)).collect();
-        for Attribute { name, value } in &node.attributes {
+            function.defaults.iter().map(|Attribute { name, value, .. }| (*name, value)).collect();
+        for Attribute { name, value, .. } in &node.attributes {
             if let Some(value) = self.resolve(value) {
                 attributes.insert(name, value);
             }

@@ -24,7 +24,7 @@ impl<'p> Translator<'p> {
     fn inner_results(&mut self, graph: &'p Graph<'p>) -> Res<Vec<Bound>> {
         let before = self.problems.len();
         for stored in &graph.initializers {
-            let value = self.constant(stored, stored.name)?;
+            let value = self.constant(stored.place.start)?;
             self.bind(stored.name, Bound::Value(value));
         }
         self.nodes(&graph.nodes);

@@ -41,38 +41,91 @@ impl<'p> Translator<'p> {
         value
     }
 
-    /// A tensor that stands in a node: a number as a literal, others as a source of the program.
-    pub(in crate::onnx) fn constant(&mut self, stored: &Stored<'p>, name: &str) -> Res<ValueId> {
-        let read = self.tensors.tensor(stored.place.clone());
-        let tensor = read.or_else(|e| wrong(e.to_string()))?;
-        self.node_bytes = self.node_bytes.saturating_add(tensor.bytes().len() as u64);
-        if self.node_bytes > 1 << 32 {
-            return wrong("tensors in nodes take more than 4 GiB");
+    /// The tensor in a node whose message begins at byte `at`: a number of rank 0 and a whole one as a literal, others as a source
+    /// of the program. A vector of one float may be the bias of one channel.
+    pub(in crate::onnx) fn constant(&mut self, at: usize) -> Res<ValueId> {
+        let (value, tensor) = self.in_node(at)?;
+        match tensor.dtype().is_float() && !tensor.shape().is_empty() {
+            true => Ok(value),
+            false => self.compiled_in(value, tensor),
         }
-        self.literal_tensor(tensor, name)
     }
 
-    pub(in crate::onnx) fn literal_tensor(&mut self, tensor: Tensor, name: &str) -> Res<ValueId> {
-        if tensor.numel() == 1 {
-            let scalar = if tensor.dtype().is_float() {
-                regraft_ir::Scalar::Float(tensor.to_f64_vec().first().copied().unwrap_or_default())
-            } else {
-                regraft_ir::Scalar::Int(tensor.to_i64_vec().first().copied().unwrap_or_default())
-            };
-            let value = self.b.literal(scalar, tensor.dtype())?;
-            return self.b.expand(value, tensor.shape().iter().map(|&d| Dim::from(d)).collect());
+    /// The tensor of one element in a node that it is to fill something with: a literal.
+    pub(in crate::onnx) fn filling(&mut self, at: usize) -> Res<ValueId> {
+        let (value, tensor) = self.in_node(at)?;
+        self.compiled_in(value, tensor)
+    }
+
+    /// A source of one element as a literal, with which its value is a part of the program.
+    fn compiled_in(&mut self, value: ValueId, tensor: &Tensor) -> Res<ValueId> {
+        if tensor.numel() != 1 {
+            return Ok(value);
         }
-        // Nodes of calls and loops have the names of others.
-        let taken = |t: &Self, name: &str| t.weights.get(name).is_some() || t.constants.contains_key(name);
-        let mut unique = name.to_owned();
+        self.b.known(value);
+        self.number(tensor)
+    }
+
+    /// The source of the tensor in a node whose message begins at byte `at`.
+    fn in_node(&mut self, at: usize) -> Res<(ValueId, &'p Tensor)> {
+        let (names, weights) = (self.names, self.weights);
+        let Some(name) = names.get(&at) else { return wrong("its tensor was not read") };
+        let Some(tensor) = weights.constants().and_then(|constants| constants.get(name)) else {
+            let what = weights.skipped().get(name).map_or("a tensor of a kind that is not read", String::as_str);
+            return unsupported(what, "use a dtype that Regraft has");
+        };
+        // Rounds of a loop and calls of a function read the same one.
+        let value = match self.constants.get(name.as_str()) {
+            Some(value) => *value,
+            None => {
+                let value = self.source(name, SourceKind::Constant, tensor);
+                self.constants.insert(name, value);
+                value
+            }
+        };
+        Ok((value, tensor))
+    }
+
+    /// A tensor of one element as a literal.
+    fn number(&mut self, tensor: &Tensor) -> Res<ValueId> {
+        let scalar = if tensor.dtype().is_float() {
+            regraft_ir::Scalar::Float(tensor.to_f64_vec().first().copied().unwrap_or_default())
+        } else {
+            regraft_ir::Scalar::Int(tensor.to_i64_vec().first().copied().unwrap_or_default())
+        };
+        let literal = self.b.literal(scalar, tensor.dtype())?;
+        self.b.expand(literal, tensor.shape().iter().map(|&d| Dim::from(d)).collect())
+    }
+
+    /// A tensor that the translation computed, such as the window of a spectrum: a number as a literal, others as a source of the
+    /// program, under a name that no file has for it.
+    pub(in crate::onnx) fn computed(&mut self, tensor: Tensor, name: &str) -> Res<ValueId> {
+        if tensor.numel() == 1 {
+            return self.number(&tensor);
+        }
+        let mut unique = format!("computed/{name}");
+        let taken = |t: &Self, name: &str| {
+            let in_nodes = t.weights.constants().is_some_and(|constants| constants.contains_key(name));
+            in_nodes || t.weights.get(name).is_some() || t.computed.contains_key(name)
+        };
         let mut n = 0;
         while taken(self, &unique) {
             n += 1;
-            unique = format!("{name}.{n}");
+            unique = format!("computed/{name}.{n}");
         }
         let value = self.source(&unique, SourceKind::Constant, &tensor);
-        self.constants.insert(unique, tensor);
+        self.computed.insert(unique, tensor);
         Ok(value)
+    }
+
+    /// Adds the tensors of nodes that the translation came not by: names that a file with other weights has, too.
+    pub(super) fn unread_constants(&mut self) {
+        let weights = self.weights;
+        for (name, tensor) in weights.constants().into_iter().flatten() {
+            if !self.constants.contains_key(name.as_str()) {
+                self.source(name, SourceKind::Constant, tensor);
+            }
+        }
     }
 
     /// Adds what the caller gives.

@@ -12,10 +12,10 @@ use std::{
     path::Path,
 };
 
-use regraft_checkpoint::onnx::TensorReader;
+use regraft_checkpoint::onnx::Tensors;
 use regraft_ir::{Graph, SourceKind, ValueId};
 use regraft_tensor::Tensor;
-use regraft_weights::StateDict;
+use regraft_weights::{StateDict, folded_value};
 
 use super::{
     OPSETS, damaged,
@@ -36,18 +36,14 @@ const MOST_CALLS: usize = 32;
 const MOST_PROBLEMS: usize = 32;
 
 /// Translates the graph of `model`, which is the file at `path`.
-pub(super) fn translate(
-    path: &Path,
-    model: &Model<'_>,
-    tensors: TensorReader,
-    weights: &StateDict,
-) -> Result<Imported, ImportError> {
+pub(super) fn translate(path: &Path, model: &Model<'_>, tensors: &Tensors) -> Result<Imported, ImportError> {
     check_opsets(path, model)?;
-    let mut t = Translator::new(path, model, tensors, weights);
+    let mut t = Translator::new(path, model, tensors);
     check_known(path, &t.functions, model)?;
     t.sources()?;
     t.inputs()?;
     t.nodes(&model.graph.nodes);
+    t.unread_constants();
     t.outputs()?;
     t.finish()
 }
@@ -125,12 +121,13 @@ pub(super) struct Translator<'p> {
     path: &'p Path,
     model: &'p Model<'p>,
     pub(super) b: Builder,
-    tensors: TensorReader,
-    /// Bytes of tensors that stand in nodes.
-    node_bytes: u64,
     weights: &'p StateDict,
-    /// The values of tensors that stand in nodes, by the names of their sources.
-    constants: HashMap<String, Tensor>,
+    /// The names of tensors that stand in nodes, by the byte that their message begins at.
+    names: &'p HashMap<usize, String>,
+    /// The sources of those that were come by.
+    constants: HashMap<&'p str, ValueId>,
+    /// Tensors that the translation computed, by the names of their sources.
+    computed: HashMap<String, Tensor>,
     functions: Functions<'p>,
     frame: Frame<'p>,
     calls: usize,
@@ -141,17 +138,17 @@ pub(super) struct Translator<'p> {
 }
 
 impl<'p> Translator<'p> {
-    fn new(path: &'p Path, model: &'p Model<'p>, tensors: TensorReader, weights: &'p StateDict) -> Self {
+    fn new(path: &'p Path, model: &'p Model<'p>, tensors: &'p Tensors) -> Self {
         let name = if model.graph.name.is_empty() { "model" } else { model.graph.name };
         let functions = model.functions.iter().map(|f| ((f.domain, f.name, f.overload), f)).collect();
         Translator {
             path,
             model,
             b: Builder::new(Graph::new(name), None),
-            tensors,
-            node_bytes: 0,
-            weights,
+            weights: &tensors.dict,
+            names: &tensors.names,
             constants: HashMap::new(),
+            computed: HashMap::new(),
             functions,
             frame: Frame { scopes: vec![HashMap::new()], attributes: HashMap::new(), opsets: &model.opsets },
             calls: 0,
@@ -204,9 +201,12 @@ impl<'p> Translator<'p> {
             return Err(ImportError::new(self.path, ImportErrorKind::Unsupported { at: at.into(), what, help }));
         }
         // What says something about the program belongs to it.
-        for source in std::mem::take(&mut self.b.read) {
-            if let Some(source) = self.b.graph.sources.get_mut(source as usize) {
+        for index in std::mem::take(&mut self.b.read) {
+            if let (Some(source), Some(tensor)) =
+                (self.b.graph.sources.get_mut(index as usize), self.b.literals.get(&index))
+            {
                 source.kind = SourceKind::Constant;
+                source.folded = Some(folded_value(tensor));
             }
         }
         let path = self.path;
@@ -214,7 +214,10 @@ impl<'p> Translator<'p> {
         self.b.graph.compact().map_err(broken)?;
         tell_apart(&mut self.b.graph, &HashMap::new());
         self.b.graph.verify().map_err(broken)?;
-        let value = |name: &str| self.weights.get(name).or_else(|| self.constants.get(name)).cloned();
+        let value = |name: &str| {
+            let of_node = || self.weights.constants()?.get(name);
+            self.weights.get(name).or_else(of_node).or_else(|| self.computed.get(name)).cloned()
+        };
         let names = |list: &[regraft_ir::Input]| list.iter().map(|i| i.name.clone()).collect::<Vec<_>>();
         let call = CallSpec {
             inputs: None,

@@ -11,7 +11,8 @@ use crate::{
 impl<'p> Translator<'p> {
     /// Translates nodes; what cannot be is kept as a problem.
     pub(super) fn nodes(&mut self, nodes: &'p [Node<'p>]) {
-        for node in nodes {
+        // What has no result with a name is read by none.
+        for node in nodes.iter().filter(|node| node.outputs.iter().any(|name| !name.is_empty())) {
             if self.problems.len() >= MOST_PROBLEMS {
                 return;
             }

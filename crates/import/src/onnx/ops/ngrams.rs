@@ -101,7 +101,7 @@ fn occurrences(cx: &mut Cx<'_, '_>, rows: ValueId, grams: &Grams, step: usize, w
         let seen = cx.slice(rows, 1, Dim::from(i * step), Dim::from(i * step + windows))?;
         let seen = cx.unsqueeze(seen, 2)?;
         let column: Vec<i64> = grams.items.iter().skip(i).step_by(grams.len).copied().collect();
-        let column = cx.t.literal_tensor(Tensor::from_i64(DType::I64, &[column.len()], &column), "ngrams")?;
+        let column = cx.t.computed(Tensor::from_i64(DType::I64, &[column.len()], &column), "ngrams")?;
         let same = cx.compare(CompareFn::Eq, seen, column)?;
         hit = Some(match hit {
             Some(hit) => cx.binary(BinaryFn::And, hit, same)?,
@@ -143,7 +143,7 @@ fn weighted(cx: &mut Cx<'_, '_>, counts: ValueId) -> Res<ValueId> {
     let weights = cx.optional_floats_attr("weights")?;
     let weights = match weights.filter(|w| !w.is_empty()) {
         Some(list) if cx.ty(counts).shape.get(1) == Some(&Dim::from(list.len())) => {
-            Some(cx.t.literal_tensor(Tensor::from_f64(DType::F32, &[list.len()], &list), "weights")?)
+            Some(cx.t.computed(Tensor::from_f64(DType::F32, &[list.len()], &list), "weights")?)
         }
         Some(list) => return wrong(format!("{} weights for {}", list.len(), cx.ty(counts))),
         None => None,

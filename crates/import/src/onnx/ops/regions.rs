@@ -95,7 +95,7 @@ pub(super) fn from_columns(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let places: Vec<i64> =
         taps.iter().flat_map(|tap| windows.iter().map(move |window| (tap + window) as i64)).collect();
     let places = Tensor::from_i64(DType::I64, &[taps.len(), windows.len()], &places);
-    let places = cx.t.literal_tensor(places, "columns")?;
+    let places = cx.t.computed(places, "columns")?;
     let channels = channels.floor_div(&Dim::from(taps.len()));
     let split = vec![batch.clone(), channels.clone(), Dim::from(taps.len()), Dim::from(windows.len())];
     let values = cx.reshape(x, split)?;

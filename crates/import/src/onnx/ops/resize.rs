@@ -182,7 +182,7 @@ fn resampled(cx: &mut Cx<'_, '_>, x: ValueId, how: &How<'_>, axes: Vec<Axis>) ->
         if crops {
             let hidden: Vec<i64> = taps.iter().map(|t| i64::from(t.is_empty())).collect();
             if hidden.contains(&1) {
-                let mask = cx.t.literal_tensor(Tensor::from_i64(DType::Bool, &[to], &hidden), "outside")?;
+                let mask = cx.t.computed(Tensor::from_i64(DType::Bool, &[to], &hidden), "outside")?;
                 let rank = cx.rank(x);
                 let mask = cx.along(mask, rank, axis.axis)?;
                 outside = Some(match outside {
@@ -249,7 +249,7 @@ fn along(
 ) -> Res<ValueId> {
     if nearest {
         let places: Vec<i64> = taps.iter().map(|t| t.first().map_or(0, |t| t.0 as i64)).collect();
-        let places = cx.t.literal_tensor(Tensor::from_i64(DType::I64, &[taps.len()], &places), "nearest")?;
+        let places = cx.t.computed(Tensor::from_i64(DType::I64, &[taps.len()], &places), "nearest")?;
         let places = cx.reshape(places, vec![Dim::from(taps.len())])?;
         return cx.take(x, axis, places);
     }
@@ -262,7 +262,7 @@ fn along(
         }
     }
     let matrix = Tensor::from_f64(cx.dtype_of(x), &[from, taps.len()], &weights);
-    let matrix = cx.t.literal_tensor(matrix, "resampling")?;
+    let matrix = cx.t.computed(matrix, "resampling")?;
     let last = cx.rank(x).saturating_sub(1);
     let mut perm: Vec<usize> = (0..=last).collect();
     perm.swap(axis, last);

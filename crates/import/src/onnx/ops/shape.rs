@@ -378,10 +378,13 @@ pub(super) fn center_crop_pad(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
 // ---- from nothing ----
 
 pub(super) fn constant(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
-    let name = cx.node.outputs.first().copied().unwrap_or_default();
     if let Some(stored) = cx.tensor_attr("value")? {
-        return cx.t.constant(stored, name);
+        return cx.t.constant(stored.place.start);
     }
+    if let Some(at) = cx.numbers_at() {
+        return cx.t.constant(at);
+    }
+    // Those of a call of the function that the node stands in are attributes like others.
     if let Some(value) = cx.optional_float_attr("value_float")? {
         return cx.float(value, DType::F32);
     }
@@ -393,8 +396,12 @@ pub(super) fn constant(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
         return cx.int_vector(&list);
     }
     if let Some(list) = cx.optional_floats_attr("value_floats")? {
-        let tensor = regraft_tensor::Tensor::from_f64(DType::F32, &[list.len()], &list);
-        return cx.t.literal_tensor(tensor, name);
+        let mut numbers = Vec::with_capacity(list.len());
+        for value in list {
+            let number = cx.float(value, DType::F32)?;
+            numbers.push(cx.unsqueeze(number, 0)?);
+        }
+        return cx.concat(&numbers, 0);
     }
     unsupported("a constant of texts or a sparse one", "use dense numbers")
 }
@@ -403,7 +410,7 @@ pub(super) fn constant_of_shape(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let shape = cx.dims(0)?;
     let value = match cx.tensor_attr("value")? {
         Some(stored) => {
-            let value = cx.t.constant(stored, "value")?;
+            let value = cx.t.filling(stored.place.start)?;
             cx.reshape(value, vec![])?
         }
         None => cx.float(0.0, DType::F32)?,

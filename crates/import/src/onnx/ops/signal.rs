@@ -54,7 +54,7 @@ pub(super) fn affine_grid(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
         points.push(1.0);
     }
     let dtype = cx.dtype_of(theta);
-    let points = cx.t.literal_tensor(Tensor::from_f64(dtype, &[count, columns], &points), "grid")?;
+    let points = cx.t.computed(Tensor::from_f64(dtype, &[count, columns], &points), "grid")?;
     let turned = cx.permute(theta, vec![0, 2, 1])?;
     let out = product(cx, points, turned)?;
     let batch = cx.ty(theta).shape.first().cloned().unwrap_or(Dim::new(1));

@@ -26,7 +26,7 @@ pub(super) fn window(cx: &mut Cx<'_, '_>, weights: &[f64]) -> Res<ValueId> {
         weights.iter().enumerate().map(|(k, w)| w * (k as f64 * angle).cos()).sum()
     };
     let values: Vec<f64> = (0..size).map(value).collect();
-    cx.t.literal_tensor(Tensor::from_f64(dtype, &[size], &values), "window")
+    cx.t.computed(Tensor::from_f64(dtype, &[size], &values), "window")
 }
 
 /// A transform of `rows` elements of a period of `n` into `columns`.
@@ -50,7 +50,7 @@ impl Transform {
             scale * f(sign * 2.0 * PI * (row * column % n) as f64 / n as f64)
         };
         let values: Vec<f64> = (0..rows * columns).map(value).collect();
-        cx.t.literal_tensor(Tensor::from_f64(dtype, &[rows, columns], &values), name)
+        cx.t.computed(Tensor::from_f64(dtype, &[rows, columns], &values), name)
     }
 
     /// The transform along the last axis: real and imaginary parts.
@@ -216,5 +216,5 @@ pub(super) fn mel_weights(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
             put(row, (right - row) as f64 / (right - center) as f64);
         }
     }
-    cx.t.literal_tensor(Tensor::from_f64(dtype, &[rows, bins], &weights), "mel")
+    cx.t.computed(Tensor::from_f64(dtype, &[rows, bins], &weights), "mel")
 }

@@ -127,15 +127,12 @@ impl Translator<'_> {
     pub(super) fn write(&mut self, cell: usize, value: ValueId, scope: &Arc<str>) -> Res<()> {
         let (c, s) = self.cell_parts(cell)?;
         match &s.origin {
-            Origin::Input(name) => {
-                return unsupported(format!("writing to the input `{name}`"), "write to a clone of it in forward()");
-            }
             Origin::Source(source, SourceKind::Parameter | SourceKind::Constant) => {
                 let name = self.b.graph.sources.get(*source as usize).map_or("", |s| &s.name);
                 let what = format!("writing to `{name}`, which is not a buffer");
                 return unsupported(what, "register it with register_buffer()");
             }
-            Origin::Source(..) | Origin::Computed => {}
+            Origin::Input(_) | Origin::Source(..) | Origin::Computed => {}
         }
         let (storage, base, view) = (c.storage, s.base, c.view.clone());
         if s.lost {

@@ -132,6 +132,8 @@ pub(crate) struct Translator<'p> {
     /// The class of the module of each scope.
     classes: HashMap<Arc<str>, &'p str>,
     node_count: usize,
+    /// Names of the outputs that are new values of inputs.
+    written: Vec<String>,
 }
 
 impl<'p> Translator<'p> {
@@ -151,6 +153,7 @@ impl<'p> Translator<'p> {
             buffers: HashMap::new(),
             classes: HashMap::new(),
             node_count: 0,
+            written: Vec::new(),
         }
     }
 
@@ -162,7 +165,9 @@ impl<'p> Translator<'p> {
         tell_apart(&mut self.b.graph, &self.classes);
         self.b.graph.verify().map_err(broken)?;
         let value = |name: &str| archive.weights.get(name).and_then(|w| w.tensor.clone());
-        Ok(Imported::of(self.b.graph, archive.call.clone(), self.node_count, value))
+        let mut call = archive.call.clone();
+        call.output_names.extend(self.written);
+        Ok(Imported::of(self.b.graph, call, self.node_count, value))
     }
 
     /// Every symbol that the graph uses must follow from the sizes of the inputs.

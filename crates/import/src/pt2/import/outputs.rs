@@ -5,7 +5,7 @@ use std::sync::Arc;
 use regraft_ir::{ValueId, ops::SizeOf};
 
 use super::{
-    Translator,
+    Bound, Translator,
     memory::{Origin, lost},
     self_error,
 };
@@ -20,12 +20,13 @@ use crate::{
 impl Translator<'_> {
     pub(super) fn outputs(&mut self) -> Result<(), ImportError> {
         let mut mutated = self.listed_outputs()?;
-        self.written_sources(&mut mutated)?;
+        self.written_in_place(&mut mutated)?;
+        self.written_inputs(&mutated)?;
         self.states(mutated)
     }
 
-    /// Adds the outputs to the caller; returns the cell and the new value of each buffer that the signature says is
-    /// written.
+    /// Adds the outputs to the caller; returns the cell and the new value of each buffer and input that the signature says
+    /// is written.
     fn listed_outputs(&mut self) -> Result<Vec<(usize, ValueId)>, ImportError> {
         let archive = self.archive;
         let module = &archive.program.graph_module;
@@ -51,8 +52,15 @@ impl Translator<'_> {
                     let value = self.read(&b.arg.name, &scope).map_err(fail)?;
                     mutated.push((cell, value));
                 }
-                OutputSpec::UserInputMutation(_)
-                | OutputSpec::ParameterMutation(_)
+                OutputSpec::UserInputMutation(m) => {
+                    let Some(&Bound::Tensor(cell)) = self.env.get(m.user_input_name.as_str()) else {
+                        return Err(archive
+                            .schema_error(&*m.user_input_name, "it is written, but the program has no such input"));
+                    };
+                    let value = self.read(&m.arg.name, &scope).map_err(fail)?;
+                    mutated.push((cell, value));
+                }
+                OutputSpec::ParameterMutation(_)
                 | OutputSpec::GradientToParameter(_)
                 | OutputSpec::GradientToUserInput(_) => return Err(fail(refused(spec))),
                 OutputSpec::Token(_) => {}
@@ -82,23 +90,41 @@ impl Translator<'_> {
         })
     }
 
-    /// Adds to `mutated` the sources that the nodes write in place: programs as exported do not list them.
-    fn written_sources(&self, mutated: &mut Vec<(usize, ValueId)>) -> Result<(), ImportError> {
+    /// Adds to `mutated` the sources and inputs that the nodes write in place: programs as exported do not list them.
+    fn written_in_place(&self, mutated: &mut Vec<(usize, ValueId)>) -> Result<(), ImportError> {
         for cell in 0..self.cells.len() {
             let Some((c, s)) = self.cells.get(cell).and_then(|c| Some((c, self.storages.get(c.storage)?))) else {
                 continue;
             };
-            let Origin::Source(source, _) = s.origin else { continue };
             if s.base != cell || s.version == 0 {
                 continue;
             }
+            let name = match &s.origin {
+                Origin::Source(source, _) => self.b.graph.sources.get(*source as usize).map(|s| s.name.clone()),
+                Origin::Input(name) => Some(name.clone()),
+                Origin::Computed => continue,
+            };
             if s.lost {
-                let name = self.b.graph.sources.get(source as usize).map_or_else(String::new, |s| s.name.clone());
-                return Err(self_error(self.archive, name.as_str(), lost()));
+                return Err(self_error(self.archive, name.unwrap_or_default(), lost()));
             }
             if !mutated.iter().any(|(m, _)| *m == cell) {
                 mutated.push((cell, c.value));
             }
+        }
+        Ok(())
+    }
+
+    /// Gives the new values of written inputs as outputs behind those of the program: no engine writes to memory of the caller.
+    fn written_inputs(&mut self, mutated: &[(usize, ValueId)]) -> Result<(), ImportError> {
+        for (cell, value) in mutated {
+            let Some(storage) = self.cells.get(*cell).and_then(|c| self.storages.get(c.storage)) else { continue };
+            let Origin::Input(input) = &storage.origin else { continue };
+            let name = format!("{input}.new");
+            if self.b.graph.outputs.iter().any(|output| output.name == name) {
+                return Err(self.archive.schema_error(name, "it has two outputs of this name"));
+            }
+            self.b.graph.add_output(name.clone(), *value);
+            self.written.push(name);
         }
         Ok(())
     }
@@ -134,9 +160,6 @@ impl Translator<'_> {
 /// Why an output of this kind has no translation.
 fn refused(spec: &OutputSpec) -> Problem {
     let (what, help) = match spec {
-        OutputSpec::UserInputMutation(m) => {
-            (format!("writing to the input `{}`", m.user_input_name), "return the new value as an output of forward()")
-        }
         OutputSpec::ParameterMutation(p) => (
             format!("writing to the parameter `{}`", p.parameter_name),
             "export the model in evaluation mode (model.eval())",

@@ -24,6 +24,7 @@ mod linalg;
 mod linear;
 mod loss;
 mod lstm;
+mod matrix_exp;
 mod norm;
 mod order;
 mod parts;

@@ -24,7 +24,7 @@ pub(super) fn batch_norm(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     }
     if cx.bool_or("training", false)? {
         let trained = cx.in_f32(by_batch)?;
-        write_statistics(cx, &trained)?;
+        write_statistics(cx, [trained.running_mean, trained.running_var])?;
         return cx.narrowed(0, trained.out);
     }
     batch(cx)
@@ -46,14 +46,24 @@ fn by_batch(cx: &mut Cx<'_, '_>) -> Res<Trained> {
     let x = cx.tensor("input")?;
     let (axes, count) = beside_channels(cx, x)?;
     let (mean, rstd) = statistics(cx, x, &axes)?;
-    let apart = cx.binary(BinaryFn::Sub, x, mean)?;
-    let square = cx.binary(BinaryFn::Mul, apart, apart)?;
-    let var = cx.reduce(ReduceFn::Sum, square, &axes, false)?;
-    // The running variance is the unbiased one.
-    let less = cx.dim_like(&(&count - &Dim::new(1)), var)?;
-    let var = cx.binary(BinaryFn::Div, var, less)?;
+    let var = unbiased(cx, x, mean, &axes, &count)?;
     let Some(channels) = cx.ty(x).shape.get(1).cloned() else { return wrong("expected channels") };
     let (mean, rstd) = (cx.reshape(mean, vec![channels.clone()])?, cx.reshape(rstd, vec![channels])?);
+    let [running_mean, running_var] = running(cx, mean, var)?;
+    Ok(Trained { out, mean, rstd, running_mean, running_var })
+}
+
+/// The variance over some axes, which go: that of a sample, as running variances are.
+fn unbiased(cx: &mut Cx<'_, '_>, x: ValueId, mean: ValueId, axes: &[usize], count: &Dim) -> Res<ValueId> {
+    let apart = cx.binary(BinaryFn::Sub, x, mean)?;
+    let square = cx.binary(BinaryFn::Mul, apart, apart)?;
+    let var = cx.reduce(ReduceFn::Sum, square, axes, false)?;
+    let less = cx.dim_like(&(count - &Dim::new(1)), var)?;
+    cx.binary(BinaryFn::Div, var, less)
+}
+
+/// The running mean and variance, where there are any, after one of these was seen.
+fn running(cx: &mut Cx<'_, '_>, mean: ValueId, var: ValueId) -> Res<[Option<ValueId>; 2]> {
     let momentum = cx.float_or("momentum", 0.1)?;
     let mut running = [None, None];
     for (slot, (name, new)) in running.iter_mut().zip([("running_mean", mean), ("running_var", var)]) {
@@ -64,8 +74,7 @@ fn by_batch(cx: &mut Cx<'_, '_>) -> Res<Trained> {
             *slot = Some(cx.binary(BinaryFn::Add, kept, added)?);
         }
     }
-    let [running_mean, running_var] = running;
-    Ok(Trained { out, mean, rstd, running_mean, running_var })
+    Ok(running)
 }
 
 /// All axes but that of channels, and how many elements a channel has.
@@ -81,8 +90,8 @@ fn beside_channels(cx: &Cx<'_, '_>, x: ValueId) -> Res<(Vec<usize>, Dim)> {
 }
 
 /// Writes the running statistics of training mode.
-fn write_statistics(cx: &mut Cx<'_, '_>, trained: &Trained) -> Res<()> {
-    for (name, value) in [("running_mean", trained.running_mean), ("running_var", trained.running_var)] {
+fn write_statistics(cx: &mut Cx<'_, '_>, [mean, var]: [Option<ValueId>; 2]) -> Res<()> {
+    for (name, value) in [("running_mean", mean), ("running_var", var)] {
         if let Some(value) = value {
             cx.write_argument(name, value)?;
         }
@@ -99,7 +108,7 @@ fn trained(cx: &mut Cx<'_, '_>, functional: bool) -> Res<Vec<Option<ValueId>>> {
         results.push(Some(cx.narrowed(i, v)?));
     }
     if !functional {
-        write_statistics(cx, &trained)?;
+        write_statistics(cx, [trained.running_mean, trained.running_var])?;
         return Ok(results);
     }
     results.extend([trained.running_mean, trained.running_var]);
@@ -193,10 +202,30 @@ pub(super) fn instance_norm(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
         return batch(cx);
     }
     let x = cx.tensor("input")?;
-    match cx.ty(x).shape.get(1).and_then(Dim::as_usize) {
-        Some(groups) => group(cx, groups),
-        None => instance(cx, x),
+    let out = match cx.ty(x).shape.get(1).and_then(Dim::as_usize) {
+        Some(groups) => group(cx, groups)?,
+        None => instance(cx, x)?,
+    };
+    // PyTorch writes the running statistics although its schema does not say so.
+    if cx.has("running_mean") || cx.has("running_var") {
+        let running = cx.in_f32(by_instance)?;
+        write_statistics(cx, running)?;
     }
+    Ok(out)
+}
+
+/// The running statistics after the mean over the batch of those of each example.
+fn by_instance(cx: &mut Cx<'_, '_>) -> Res<[Option<ValueId>; 2]> {
+    let x = cx.tensor("input")?;
+    let axes: Vec<usize> = (2..cx.rank(x)).collect();
+    let count = cx.shape(x).iter().skip(2).product::<Dim>();
+    let (mean, _) = statistics(cx, x, &axes)?;
+    let var = unbiased(cx, x, mean, &axes, &count)?;
+    let mean = cx.reduce(ReduceFn::Mean, mean, &[0], false)?;
+    let channels = cx.shape(var).into_iter().skip(1).collect();
+    let mean = cx.reshape(mean, channels)?;
+    let var = cx.reduce(ReduceFn::Mean, var, &[0], false)?;
+    running(cx, mean, var)
 }
 
 fn group(cx: &mut Cx<'_, '_>, groups: usize) -> Res<ValueId> {

@@ -2,7 +2,7 @@
 
 use crate::pt2::ops::{
     Handler::{self, Many, One, Wide, WideMany},
-    attention, conv, distance, linalg, linear, norm, product, reduce, softmax, spectral,
+    attention, conv, distance, linalg, linear, matrix_exp, norm, product, reduce, softmax, spectral,
 };
 
 /// Operators of ATen, without `torch.ops.aten.`.
@@ -64,6 +64,8 @@ pub(super) const ATEN: &[(&str, Handler)] = &[
     ("linalg_householder_product.default", One(linalg::householder_product)),
     ("orgqr.default", One(linalg::householder_product)),
     ("ormqr.default", One(linalg::ormqr)),
+    ("matrix_exp.default", One(matrix_exp::matrix_exp)),
+    ("linalg_matrix_exp.default", One(matrix_exp::matrix_exp)),
     ("matrix_power.default", One(linalg::matrix_power)),
     ("linalg_matrix_power.default", One(linalg::matrix_power)),
     ("linalg_tensorinv.default", One(linalg::tensorinv)),

@@ -1,5 +1,7 @@
 //! ONNX models made by hand: what is imported, what is refused, and damaged ones, which are never more than refused.
 
+mod constants;
+
 use std::path::PathBuf;
 
 use regraft_import::{Imported, import, import_bare};
@@ -206,7 +208,7 @@ fn parts() -> Vec<Vec<u8>> {
 
 #[test]
 fn damaged_models_are_refused_at_most() {
-    for sound in [model(&block(), 17), model(&parts(), 18)] {
+    for sound in [model(&block(), 17), model(&parts(), 18), constants::calls()] {
         imported(&sound).expect("a program");
         damaged(&sound);
     }
