@@ -96,7 +96,7 @@ fn every_candidate_is_right_and_refits_to_the_bits_of_a_cold_build() {
         }
     }
     for kernel in
-        ["conv.im2col(1: panels_f32<n16>)", "conv.panels(1: panels_f32<n16>)", "linear.panels(1: panels_f32<n16>)"]
+        ["conv.lines(1: panels_f32<n16>)", "conv.panels(1: panels_f32<n16>)", "linear.panels(1: panels_f32<n16>)"]
     {
         assert!(kernels.contains(kernel), "{kernels:?}");
     }
