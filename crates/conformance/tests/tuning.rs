@@ -82,8 +82,15 @@ fn check(case: &Case, isa: Isa, records: &Records) {
 #[test]
 fn every_candidate_is_right_and_refits_to_the_bits_of_a_cold_build() {
     let mut kernels = std::collections::BTreeSet::new();
-    for name in ["linear", "conv_bn_relu_residual", "conv_grouped", "conv1x1", "conv1d", "conv_depthwise_bn_hardswish"]
-    {
+    for name in [
+        "linear",
+        "conv_bn_relu_residual",
+        "conv_grouped",
+        "conv1x1",
+        "conv1d",
+        "conv3d",
+        "conv_depthwise_bn_hardswish",
+    ] {
         let case = Case::open(name);
         for isa in Isa::available() {
             let records = case.compile_tuned(&StateDict::new(), isa, Tuning::default()).records;
@@ -96,7 +103,7 @@ fn every_candidate_is_right_and_refits_to_the_bits_of_a_cold_build() {
         }
     }
     for kernel in
-        ["conv.im2col(1: panels_f32<n16>)", "conv.panels(1: panels_f32<n16>)", "linear.panels(1: panels_f32<n16>)"]
+        ["conv.lines(1: panels_f32<n16>)", "conv.panels(1: panels_f32<n16>)", "linear.panels(1: panels_f32<n16>)"]
     {
         assert!(kernels.contains(kernel), "{kernels:?}");
     }

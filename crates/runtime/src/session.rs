@@ -4,7 +4,7 @@ use regraft_backend::{
     Bindings, Device, Fence, ForeignQueue, Lent, Memory, MemoryKind, Queue, QueueClass, Region, RegionMut, RunError,
     RunErrorKind,
 };
-use regraft_tensor::{AlignedVec, Buffer, Tensor};
+use regraft_tensor::{AlignedVec, Shelf, Tensor};
 
 use crate::{
     Generation, Input, Model, RuntimeError, RuntimeErrorKind, Slot,
@@ -176,9 +176,7 @@ impl Session {
         let whole = |(output, data): (&Output, AlignedVec)| {
             Tensor::new(output.dtype, output.shape.clone(), data.into()).expect("as many bytes as the shape has")
         };
-        let outputs: Vec<Tensor> = bound.outputs.iter().zip(data).map(whole).collect();
-        self.lane()?.outputs.keep(&outputs);
-        Ok(outputs)
+        Ok(bound.outputs.iter().zip(data).map(whole).collect())
     }
 
     /// The lane, made when there is none.
@@ -428,39 +426,24 @@ impl Drop for InFlight<'_> {
 /// Bytes of earlier outputs that a lane keeps.
 const MOST_KEPT: usize = 256 << 20;
 
-/// Memory of outputs that were given away: what nobody holds any more is given again. Finding new pages takes longer than writing a
-/// simple operator's result to them.
-#[derive(Default)]
-struct OutputMemory {
-    /// The oldest first.
-    outputs: Vec<Arc<AlignedVec>>,
+/// Memory of outputs that were given away: what nobody holds any more is given again.
+struct OutputMemory(Arc<Shelf>);
+
+impl Default for OutputMemory {
+    fn default() -> Self {
+        OutputMemory(Shelf::new(MOST_KEPT))
+    }
 }
 
 impl OutputMemory {
-    /// Memory of the host for the outputs.
-    fn reserve(&mut self, outputs: &[Output]) -> Result<Vec<AlignedVec>, RuntimeError> {
+    /// Memory of the host for the outputs. Callers mostly hold those of one run while they ask for the next.
+    fn reserve(&self, outputs: &[Output]) -> Result<Vec<AlignedVec>, RuntimeError> {
+        self.0.keep(2 * outputs.len());
         let one = |output: &Output| {
             let bytes = output.from.len;
-            let free = self.outputs.iter().position(|o| o.len() == bytes && Arc::strong_count(o) == 1);
-            if let Some(again) = free.and_then(|at| Arc::into_inner(self.outputs.remove(at))) {
-                return Ok(again);
-            }
-            AlignedVec::try_zeroed(bytes).map_err(|_| RuntimeErrorKind::no_host_memory(bytes, "an output").into())
+            self.0.lend(bytes).map_err(|_| RuntimeErrorKind::no_host_memory(bytes, "an output").into())
         };
         outputs.iter().map(one).collect()
-    }
-
-    /// Remembers outputs. Callers mostly hold those of one run while they ask for the next.
-    fn keep(&mut self, outputs: &[Tensor]) {
-        for output in outputs {
-            if let Buffer::Owned(memory) = output.buffer() {
-                self.outputs.push(memory.clone());
-            }
-        }
-        let bytes = |outputs: &[Arc<AlignedVec>]| outputs.iter().map(|o| o.len()).sum::<usize>();
-        while self.outputs.len() > 2 * outputs.len() || bytes(&self.outputs) > MOST_KEPT {
-            self.outputs.remove(0);
-        }
     }
 }
 

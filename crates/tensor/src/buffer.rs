@@ -1,9 +1,13 @@
-use std::{fmt, ops::Range, sync::Arc};
+use std::{
+    fmt, mem,
+    ops::Range,
+    sync::{Arc, Weak},
+};
 
 use bytemuck::{Pod, Zeroable};
 use memmap2::MmapMut;
 
-use crate::{BorrowedBytes, ErrorKind, MappedFile, RemoteBytes, TensorError};
+use crate::{BorrowedBytes, ErrorKind, MappedFile, RemoteBytes, Shelf, TensorError};
 
 /// One cache line.
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -18,6 +22,8 @@ const HUGE_FROM: usize = 1 << 20;
 pub struct AlignedVec {
     memory: Memory,
     len: usize,
+    /// Where the memory goes when it is dropped.
+    shelf: Option<Weak<Shelf>>,
 }
 
 enum Memory {
@@ -27,9 +33,19 @@ enum Memory {
 }
 
 impl AlignedVec {
+    fn of(memory: Memory, len: usize) -> Self {
+        AlignedVec { memory, len, shelf: None }
+    }
+
+    /// The same, to go to `shelf` when it is dropped.
+    pub(crate) fn of_shelf(mut self, shelf: &Arc<Shelf>) -> Self {
+        self.shelf = Some(Arc::downgrade(shelf));
+        self
+    }
+
     /// `len` zero bytes.
     pub fn zeroed(len: usize) -> Self {
-        AlignedVec { memory: Memory::Heap(bytemuck::zeroed_vec(len.div_ceil(64))), len }
+        AlignedVec::of(Memory::Heap(bytemuck::zeroed_vec(len.div_ceil(64))), len)
     }
 
     /// `len` zero bytes, when the system gives them.
@@ -38,7 +54,7 @@ impl AlignedVec {
     /// [`ErrorKind::OutOfMemory`].
     pub fn try_zeroed(len: usize) -> Result<Self, TensorError> {
         let lines = bytemuck::try_zeroed_vec(len.div_ceil(64)).map_err(|()| ErrorKind::OutOfMemory { bytes: len })?;
-        Ok(AlignedVec { memory: Memory::Heap(lines), len })
+        Ok(AlignedVec::of(Memory::Heap(lines), len))
     }
 
     /// `len` zero bytes that stay for long, when the system gives them: large memory is in huge pages where the system has
@@ -52,7 +68,7 @@ impl AlignedVec {
             return AlignedVec::try_zeroed(len);
         }
         match MmapMut::map_anon(lines * 64) {
-            Ok(pages) => Ok(AlignedVec { memory: huge(pages, lines), len }),
+            Ok(pages) => Ok(AlignedVec::of(huge(pages, lines), len)),
             // Where no pages are to be had the heap has to do.
             Err(_) => AlignedVec::try_zeroed(len),
         }
@@ -134,6 +150,14 @@ fn huge(pages: MmapMut, lines: usize) -> Memory {
 impl Default for Memory {
     fn default() -> Self {
         Memory::Heap(Vec::new())
+    }
+}
+
+impl Drop for AlignedVec {
+    fn drop(&mut self) {
+        if let Some(shelf) = self.shelf.take().and_then(|shelf| shelf.upgrade()) {
+            shelf.put_back(AlignedVec::of(mem::take(&mut self.memory), self.len));
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 //! - [`Buffer`]: immutable bytes, owned (64-byte aligned), mapped from a file, or borrowed for a call, here or on a
 //!   device;
 //! - [`Tensor`]: a dense, row-major host tensor over a [`Buffer`];
+//! - [`Shelf`]: memory that is used again once nobody holds it;
 //! - [`Explanation`]: an error in parts;
 //! - [`PerProcess`]: what a forked child must have of its own.
 #![deny(unsafe_op_in_unsafe_fn)]
@@ -20,6 +21,7 @@ mod explanation;
 mod mapped;
 mod per_process;
 mod remote;
+mod shelf;
 mod strides;
 mod tensor;
 
@@ -32,5 +34,6 @@ pub use explanation::Explanation;
 pub use mapped::MappedFile;
 pub use per_process::PerProcess;
 pub use remote::RemoteBytes;
+pub use shelf::Shelf;
 pub use strides::{broadcast_shape, contiguous_strides, for_each_index, gather_strided, numel};
 pub use tensor::Tensor;

@@ -12,7 +12,7 @@
 //! Every element of `C` is one chain of multiply-adds over `k` (or over pairs of `k`) in ascending order, whatever the tiling. Results therefore depend
 //! neither on the number of threads nor on `m` nor on `nr`: a row gets the same bits alone and in a batch.
 
-mod conv;
+pub(crate) mod conv;
 mod driver;
 mod epilogue;
 mod int4;
@@ -28,7 +28,7 @@ mod micro_bf16;
 mod micro_portable;
 mod operand;
 
-pub use conv::{Conv2d, conv2d_offsets};
+pub use conv::{ConvPart, ConvRows, Window3};
 pub use driver::{GemmArgs, GemmShape, gemm};
 pub(crate) use driver::{Panels, Workspace, multiply_block};
 pub use epilogue::{Epilogue, Residual};

@@ -1,7 +1,10 @@
 use proptest::prelude::*;
 use regraft_ir::ops::Activation;
 
-use super::*;
+use super::{
+    conv::testing::{met, windows},
+    *,
+};
 use crate::{
     Isa, Scratch, Threads,
     nn::testing::{Compute, Numbers, in_every_type, rounding},
@@ -147,48 +150,34 @@ proptest! {
 
     #[test]
     fn convolutions(
-        batch in 1usize..3, ic in 1usize..20, oc in 1usize..40, h in 3usize..9, w in 3usize..9,
-        kernel in 1usize..4, stride in 1usize..3, dilation in 1usize..3, padding in 0usize..3,
-        types in prop::array::uniform2(any_type()),
+        window in windows(3..9, 1..4), ic in 1usize..20, oc in 1usize..40, types in prop::array::uniform2(any_type()),
     ) {
-        let reach = dilation * (kernel - 1) + 1;
-        prop_assume!(h + 2 * padding >= reach && w + 2 * padding >= reach);
-        let conv = Conv2d {
-            batch,
-            input: [h, w],
-            output: [(h + 2 * padding - reach) / stride + 1, (w + 2 * padding - reach) / stride + 1],
-            kernel: [kernel; 2],
-            stride: [stride; 2],
-            dilation: [dilation; 2],
-            padding: [padding; 2],
-        };
-        let image = Numbers::new(types[0], &numbers(batch * h * w * ic, 5));
-        let weight = Numbers::new(types[1], &numbers(oc * ic * kernel * kernel, 6));
-        let mut offsets = vec![0; conv.pixels() * conv.taps()];
-        conv2d_offsets(&conv, ic, &mut offsets);
-        let rounded: Vec<f32> = (0..oc * ic * kernel * kernel).map(|i| weight.at(i) as f32).collect();
-        let product = Gemm {
-            sizes: [conv.pixels(), oc, ic, conv.taps()], a: image.floats(),
-            rows: Rows::Indirect { offsets: &offsets },
-            weight: MatrixView::conv2d(&rounded, [oc, ic, kernel, kernel]), b: types[1], ldc: oc,
-            epilogue: Epilogue::default(),
-        };
-        in_every_type(conv.pixels() * oc, &product, |c, rounding| {
-            for (i, got) in c.iter().enumerate() {
-                let (o, pixel) = (i % oc, i / oc);
-                let (x, y) = (pixel % conv.output[1], pixel / conv.output[1] % conv.output[0]);
-                let image_at = pixel / conv.output[1] / conv.output[0];
-                let mut want = 0.0;
-                for (ky, kx) in (0..kernel).flat_map(|ky| (0..kernel).map(move |kx| (ky, kx))) {
-                    let (Some(sy), Some(sx)) = (conv.source(0, y, ky), conv.source(1, x, kx)) else { continue };
-                    for ch in 0..ic {
-                        let pixel = image.at(((image_at * h + sy) * w + sx) * ic + ch);
-                        want += pixel * weight.at(((o * ic + ch) * kernel + ky) * kernel + kx);
+        let (taps, plane) = (window.taps(), window.input[1] * window.input[2] * ic);
+        let image = Numbers::new(types[0], &numbers(window.batch * window.pixels_in() * ic, 5));
+        let weight = Numbers::new(types[1], &numbers(oc * ic * taps, 6));
+        let rounded: Vec<f32> = (0..oc * ic * taps).map(|i| weight.at(i) as f32).collect();
+        let rows = ConvRows::new(&window, ic).unwrap();
+        for part in rows.parts() {
+            let first = part.planes.start * window.output[1] * window.output[2];
+            let m = part.planes.len() * window.output[1] * window.output[2];
+            let product = Gemm {
+                sizes: [m, oc, ic, taps],
+                a: image.floats().from(part.reads.start * plane).first(part.reads.len() * plane),
+                rows: rows.rows(part),
+                weight: MatrixView::conv2d(&rounded, [oc, ic, 1, taps]), b: types[1], ldc: oc,
+                epilogue: Epilogue::default(),
+            };
+            in_every_type(m * oc, &product, |c, rounding| {
+                for (i, got) in c.iter().enumerate() {
+                    let (o, pixel) = (i % oc, first + i / oc);
+                    let mut want = 0.0;
+                    for (tap, source) in met(&window, pixel) {
+                        want += (0..ic).map(|ch| image.at(source * ic + ch) * weight.at((o * ic + ch) * taps + tap)).sum::<f64>();
                     }
+                    assert!(close(*got, want, ic * taps, rounding), "{got} for {want}");
                 }
-                assert!(close(*got, want, ic * kernel * kernel, rounding), "{got} for {want}");
-            }
-        });
+            });
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use regraft_tensor::DType;
 
 use super::{
     CpuKernel, Cx, Family,
-    support::{Types, all_floats, expect_plain, operand, optional, read, unsupported},
+    support::{Seen, Types, Why, expect_plain, operand, optional, plain, read, unsupported},
 };
 use crate::{
     Isa, Scratch,
@@ -21,14 +21,18 @@ const ATTENTION: &str = "attention.blocks";
 
 pub(super) const FAMILY: Family = Family { ids: &[ATTENTION], candidates, reads_strided, prepare };
 
-fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
-    let Op::Attention(_) = op else { return Vec::new() };
-    let mask = inputs.get(3).copied().flatten().is_none_or(|m| is_mask(m.ty.dtype));
-    if all_floats(&inputs[..3]) && mask { vec![Candidate::plain(ATTENTION)] } else { Vec::new() }
+/// Floats, with a mask of floats or of bool.
+fn accept<'a>(node: &Seen<'a>) -> Result<&'a Attention, Why> {
+    let Op::Attention(op) = node.op else { return Err(Why("it is not an attention")) };
+    node.floats(0..3)?;
+    if node.dtype(3) != Some(DType::Bool) {
+        node.floats([3])?;
+    }
+    Ok(op)
 }
 
-fn is_mask(dtype: DType) -> bool {
-    dtype == DType::Bool || FloatType::of(dtype).is_some()
+fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
+    plain(accept(&Seen::of_types(op, inputs)).map(|_| ATTENTION))
 }
 
 fn reads_strided(_: &Op, index: usize, operand: &Operand<'_>) -> bool {
@@ -46,12 +50,9 @@ struct Prepared {
 }
 
 fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendError> {
-    let Op::Attention(op) = node.op else { return Err(unsupported(node, "it is not an attention")) };
+    let op = accept(&Seen::of_node(node)).map_err(|why| unsupported(node, why.0))?;
     expect_plain(node, 0..4)?;
     let types = Types::expect(node, 0..3)?;
-    if optional(node, 3).is_some_and(|m| !is_mask(m.dtype)) {
-        return Err(unsupported(node, "a mask is of floats or bool"));
-    }
     let head = |index: usize| {
         let o = operand(node, index)?;
         let whole = reads_strided(node.op, index, &o);

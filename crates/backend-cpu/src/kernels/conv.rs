@@ -1,8 +1,9 @@
 //! Convolutions of channels-last images as matrix products, the weight packed ahead.
 //!
-//! A pixel's window is a row of the left matrix, found through offsets (`conv.panels`); a 1×1 window at stride 1 is the
-//! pixel itself. Or windows are written out first (`conv.im2col`), which pays where channels are so few that a tap is too short
-//! for the micro-kernel. The weight's rows run over `(ky, kx, channel)` either way.
+//! A pixel's window is a row of the left matrix, found through offsets (`conv.panels`); a window of one pixel at stride 1 is the
+//! pixel itself. Or lines of the images are copied with their padding (`conv.lines`), so that all taps along a line are one, which
+//! pays where channels are so few that a tap is too short for the micro-kernel. The weight's rows run over `(kz, ky, kx, channel)`
+//! either way.
 
 use regraft_backend::{BackendError, Candidate, DataError, KernelId, NodeSpec, OperandType, WeightLayout};
 use regraft_ir::{
@@ -14,49 +15,69 @@ use regraft_tensor::Dim;
 use super::{
     CpuKernel, Cx, Family,
     support::{
-        Types, all_floats, elements, elements_mut, expect_panels, expect_plain, never_strided, operand, unsupported,
-        with_size,
+        Seen, Types, Why, elements, elements_mut, expect_panels, expect_plain, never_strided, operand, three,
+        unsupported, with_size,
     },
 };
 use crate::{
     Isa, Scratch,
     format::Panels,
-    gemm::{Conv2d, Epilogue, GemmArgs, GemmShape, Residual, Rows, conv2d_offsets, gemm, panel_widths_of},
-    nn::im2col::im2col,
+    gemm::{ConvPart, ConvRows, Epilogue, GemmArgs, GemmShape, Residual, Rows, Window3, gemm, panel_widths_of},
+    nn::lines::{over_lines, pad_lines},
     scratch::bytes_of,
     simd::{Float, FloatType, Floats, with_floats_mut},
 };
 
 const PANELS: &str = "conv.panels";
+const LINES: &str = "conv.lines";
+/// What earlier engine files name instead of `conv.lines`, or of `conv.panels` where lines cannot be copied: it has the same slots.
 const IM2COL: &str = "conv.im2col";
 
-/// Below this many channels windows are written out unless tuning says otherwise.
+/// Below this many channels lines are copied unless tuning says otherwise.
 const FEW_CHANNELS: usize = 8;
 
-/// Pixels that one product should at least have; small images are taken together.
-const PIXELS: usize = 512;
+pub(super) const FAMILY: Family =
+    Family { ids: &[PANELS, LINES, IM2COL], candidates, reads_strided: never_strided, prepare };
 
-pub(super) const FAMILY: Family = Family { ids: &[PANELS, IM2COL], candidates, reads_strided: never_strided, prepare };
+/// A convolution that is a product over panels.
+struct Spec<'a> {
+    op: &'a Conv,
+    ty: FloatType,
+    /// Sizes of the weight.
+    weight: Vec<usize>,
+}
+
+impl Spec<'_> {
+    /// Whether the taps along a line lie side by side in the image, and are several.
+    fn has_lines(&self) -> bool {
+        let [.., width] = three(&self.weight[2..], 1);
+        self.op.groups == 1 && width > 1 && self.op.dilation.last() == Some(&1)
+    }
+}
+
+/// Channels-last images of floats, with a weight that can be packed ahead.
+fn accept<'a>(node: &Seen<'a>) -> Result<Spec<'a>, Why> {
+    let Op::Conv(op) = node.op else { return Err(Why("it is not a convolution")) };
+    if op.layout != SpatialLayout::Nhwc {
+        return Err(Why("images must be channels-last"));
+    }
+    node.all_floats()?;
+    let (ty, weight) = node.weight(1)?;
+    Ok(Spec { op, ty, weight })
+}
 
 fn candidates(isa: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
-    let Op::Conv(op) = op else { return Vec::new() };
-    let (Some(x), Some(w)) = (inputs[0], inputs[1]) else { return Vec::new() };
-    let Some(weight) = w.ty.sizes() else { return Vec::new() };
-    let images = op.layout == SpatialLayout::Nhwc && matches!(x.ty.rank(), 3 | 4);
-    let Some(ty) = FloatType::of(w.ty.dtype).filter(|_| images && w.known && all_floats(inputs)) else {
-        return Vec::new();
-    };
-    let taps: usize = weight[2..].iter().product();
-    let kernels: &[&str] = match op.groups == 1 && taps > 1 {
+    let Ok(spec) = accept(&Seen::of_types(op, inputs)) else { return Vec::new() };
+    let kernels: &[&str] = match spec.has_lines() {
         false => &[PANELS],
-        true if weight[1] < FEW_CHANNELS => &[IM2COL, PANELS],
-        true => &[PANELS, IM2COL],
+        true if spec.weight[1] < FEW_CHANNELS => &[LINES, PANELS],
+        true => &[PANELS, LINES],
     };
     let packed = |kernel: &str, nr| {
-        let (prepare, format) = (matrix_of(&weight, op.groups), Panels { ty, nr }.id());
+        let (prepare, format) = (matrix_of(&spec.weight, spec.op.groups), Panels { ty: spec.ty, nr }.id());
         Candidate { kernel: KernelId::new(kernel), weights: vec![WeightLayout { operand: 1, prepare, format }] }
     };
-    kernels.iter().flat_map(|kernel| panel_widths_of(isa, ty).map(|nr| packed(kernel, nr))).collect()
+    kernels.iter().flat_map(|kernel| panel_widths_of(isa, spec.ty).map(|nr| packed(kernel, nr))).collect()
 }
 
 /// The ops that make `[groups?, taps·channels, out/groups]` of a weight `[out, channels, kernel...]`.
@@ -79,21 +100,16 @@ fn matrix_of(weight: &[usize], groups: usize) -> Vec<Op> {
     ]
 }
 
-/// The geometry of a convolution; one-dimensional images are one row high.
-pub(super) fn geometry(op: &Conv, x: &[usize], kernel: &[usize], out: &[usize]) -> Conv2d {
-    let pair = |values: &[usize], unit: usize| match *values {
-        [w] => [unit, w],
-        [h, w, ..] => [h, w],
-        [] => [unit, unit],
-    };
-    Conv2d {
+/// Where the windows of a convolution lie.
+pub(super) fn windows_of(op: &Conv, x: &[usize], kernel: &[usize], out: &[usize]) -> Window3 {
+    Window3 {
         batch: x[0],
-        input: pair(op.layout.spatial(x), 1),
-        output: pair(op.layout.spatial(out), 1),
-        kernel: pair(kernel, 1),
-        stride: pair(&op.stride, 1),
-        dilation: pair(&op.dilation, 1),
-        padding: pair(&op.padding, 0),
+        input: three(op.layout.spatial(x), 1),
+        output: three(op.layout.spatial(out), 1),
+        kernel: three(kernel, 1),
+        stride: three(&op.stride, 1),
+        dilation: three(&op.dilation, 1),
+        padding: three(&op.padding, 0),
     }
 }
 
@@ -101,16 +117,28 @@ pub(super) fn geometry(op: &Conv, x: &[usize], kernel: &[usize], out: &[usize]) 
 enum Windows {
     /// Each pixel is its own row.
     Pixels,
-    /// Offsets for as many images as one product takes.
-    Offsets { images: usize, offsets: Vec<u32> },
-    /// Written out.
-    Columns,
+    /// Through offsets into the images.
+    Offsets(ConvRows),
+    /// Through offsets into copies of lines.
+    Lines(ConvRows),
+}
+
+impl Windows {
+    fn new(window: &Window3, channels: usize, lines: bool) -> Option<Windows> {
+        if lines {
+            return ConvRows::new(&over_lines(window), channels).map(Windows::Lines);
+        }
+        if window.kernel == [1; 3] && window.stride == [1; 3] && window.padding == [0; 3] {
+            return Some(Windows::Pixels);
+        }
+        ConvRows::new(window, channels).map(Windows::Offsets)
+    }
 }
 
 struct Prepared {
     cx: Cx,
     op: Conv,
-    geometry: Conv2d,
+    window: Window3,
     /// Channels of the input and the output, all groups.
     channels: (usize, usize),
     types: Types,
@@ -122,46 +150,23 @@ struct Prepared {
 }
 
 fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendError> {
-    let Op::Conv(op) = node.op else { return Err(unsupported(node, "it is not a convolution")) };
-    let (x, w, out) = (operand(node, 0)?, operand(node, 1)?, node.outputs[0].shape);
-    if op.layout != SpatialLayout::Nhwc || !matches!(x.shape.len(), 3 | 4) {
-        return Err(unsupported(node, "images must be channels-last"));
+    let spec = accept(&Seen::of_node(node)).map_err(|why| unsupported(node, why.0))?;
+    let (op, weight) = (spec.op, &spec.weight);
+    let lines = node.kernel.0 == LINES || node.kernel.0 == IM2COL && spec.has_lines();
+    if lines && !spec.has_lines() {
+        return Err(unsupported(node, "its taps do not lie side by side"));
     }
-    let geometry = geometry(op, x.shape, &w.shape[2..], out);
-    let (channels, columns) = (w.shape[1] * op.groups, w.shape[0] / op.groups);
-    let k = geometry.taps() * w.shape[1];
+    let window = windows_of(op, operand(node, 0)?.shape, &weight[2..], node.outputs[0].shape);
+    let (channels, columns) = (weight[1] * op.groups, weight[0] / op.groups);
+    let k = window.taps() * weight[1];
     let matrix = if op.groups == 1 { vec![k, columns] } else { vec![op.groups, k, columns] };
     let format = expect_panels(node, cx.isa, 1, &matrix)?;
     expect_plain(node, [0, 2, 3])?;
     let types = Types::expect(node, 0..4)?;
     let (nr, panels) = (format.nr, format.matrix_bytes(k, columns) / format.ty.size());
-    let windows = if node.kernel.0 == IM2COL {
-        if op.groups != 1 {
-            return Err(unsupported(node, "windows of groups are not written out"));
-        }
-        Windows::Columns
-    } else {
-        windows(&geometry, channels).ok_or_else(|| unsupported(node, "the image is too large"))?
-    };
-    let channels = (channels, w.shape[0]);
-    Ok(Box::new(Prepared { cx: cx.clone(), op: op.clone(), geometry, channels, types, panels, nr, windows }))
-}
-
-fn windows(geometry: &Conv2d, channels: usize) -> Option<Windows> {
-    let one = |pair: [usize; 2]| pair == [1, 1];
-    if one(geometry.kernel) && one(geometry.stride) && geometry.padding == [0, 0] {
-        return Some(Windows::Pixels);
-    }
-    let pixels = geometry.output[0] * geometry.output[1];
-    let images = PIXELS.div_ceil(pixels.max(1)).clamp(1, geometry.batch.max(1));
-    let part = Conv2d { batch: images, ..*geometry };
-    let floats = images.checked_mul(part.input[0])?.checked_mul(part.input[1])?.checked_mul(channels)?;
-    if floats >= Rows::ZERO as usize {
-        return None;
-    }
-    let mut offsets = vec![0; part.pixels() * part.taps()];
-    conv2d_offsets(&part, channels, &mut offsets);
-    Some(Windows::Offsets { images, offsets })
+    let windows = Windows::new(&window, channels, lines).ok_or_else(|| unsupported(node, "the image is too large"))?;
+    let channels = (channels, weight[0]);
+    Ok(Box::new(Prepared { cx: cx.clone(), op: op.clone(), window, channels, types, panels, nr, windows }))
 }
 
 /// A product to be made: `m` pixels whose windows start in `a`.
@@ -176,12 +181,6 @@ struct Part<'a> {
 }
 
 impl Prepared {
-    /// The shape of one group's product of `m` pixels.
-    fn shape(&self, m: usize, taps: usize, k_tap: usize) -> GemmShape {
-        let (a, b, c) = (self.types.of(0), self.types.of(1), self.types.out());
-        GemmShape { m, n: self.channels.1 / self.op.groups, k_tap, taps, nr: self.nr, a, b, c }
-    }
-
     fn multiply<C: Float>(&self, part: &Part<'_>, inputs: &[Option<&[u8]>], out: &mut [C], scratch: &mut Scratch<'_>) {
         let (channels, columns) = self.channels;
         let (group_in, group_out) = (channels / self.op.groups, columns / self.op.groups);
@@ -211,87 +210,83 @@ impl Prepared {
         }
     }
 
-    /// One image, and the elements of a window in it.
-    fn one_image(&self) -> (Conv2d, usize) {
-        let one = Conv2d { batch: 1, ..self.geometry };
-        (one, one.taps() * self.channels.0)
+    /// Elements of a line of the images, and of its copy.
+    fn lines(&self) -> [usize; 2] {
+        [self.window, over_lines(&self.window)].map(|window| window.input[2] * self.channels.0)
     }
 
-    /// Bytes of one image's windows written out.
-    fn columns(&self) -> usize {
-        let (one, k) = self.one_image();
-        one.pixels() * k * self.types.of(0).size()
+    /// Bytes of the copies of all lines that a product reads.
+    fn copied(&self, part: &ConvPart) -> usize {
+        part.reads.len() * self.window.input[1] * self.lines()[1] * self.types.of(0).size()
     }
 
-    /// Windows written out, image by image.
-    fn multiply_columns<C: Float>(&self, x: &[u8], inputs: &[Option<&[u8]>], out: &mut [C], scratch: &mut Scratch<'_>) {
-        let ((one, k), ty) = (self.one_image(), self.types.of(0));
-        let image = one.input[0] * one.input[1] * self.channels.0;
-        let columns = scratch.take::<u8>(self.columns());
-        for i in 0..self.geometry.batch {
-            let x = &x[i * image * ty.size()..][..image * ty.size()];
-            with_size!(ty.size(), T => {
-                let (x, columns) = (elements::<T>(x), elements_mut(columns));
-                im2col(&self.cx.threads, &one, self.channels.0, x, k, columns);
-            });
-            let part = Part {
-                m: one.pixels(),
-                first: i * one.pixels(),
-                a: Floats::of_bytes(ty, columns),
-                rows: Rows::Strided { lda: k },
-                taps: 1,
-                k_tap: k,
-            };
-            self.multiply(&part, inputs, out, scratch);
-        }
+    /// Copies the lines that a product reads.
+    fn copy_lines(&self, part: &ConvPart, x: Floats<'_>, copy: &mut [u8]) {
+        let ([line, _], height) = (self.lines(), self.window.input[1]);
+        let x = x.from(part.reads.start * height * line).first(part.reads.len() * height * line);
+        let (before, after) = (self.window.padding[2] * self.channels.0, self.lines()[1]);
+        with_size!(self.types.of(0).size(), T => {
+            pad_lines::<T>(&self.cx.threads, elements(x.bytes()), line, before, after, elements_mut(copy));
+        });
+    }
+
+    fn part<'a>(&self, part: &ConvPart, a: Floats<'a>, rows: Rows<'a>, [taps, k_tap]: [usize; 2]) -> Part<'a> {
+        let plane = self.window.output[1] * self.window.output[2];
+        Part { m: part.planes.len() * plane, first: part.planes.start * plane, a, rows, taps, k_tap }
     }
 
     fn compute<C: Float>(&self, inputs: &[Option<&[u8]>], out: &mut [C], scratch: &mut Scratch<'_>) {
-        let geometry = &self.geometry;
-        let (channels, k_tap) = (self.channels.0, self.channels.0 / self.op.groups);
-        let image = geometry.input[0] * geometry.input[1] * channels;
-        let x = self.types.read(inputs, 0).first(geometry.batch * image);
+        let (window, channels) = (&self.window, self.channels.0);
+        let x = self.types.read(inputs, 0).first(window.batch * window.pixels_in() * channels);
         match &self.windows {
             Windows::Pixels => {
-                let rows = Rows::Strided { lda: channels };
-                let part = Part { m: geometry.pixels(), first: 0, a: x, rows, taps: 1, k_tap };
+                let (rows, k_tap) = (Rows::Strided { lda: channels }, channels / self.op.groups);
+                let part = Part { m: window.pixels(), first: 0, a: x, rows, taps: 1, k_tap };
                 self.multiply(&part, inputs, out, scratch);
             }
-            Windows::Offsets { images, offsets } => {
-                let pixels = geometry.output[0] * geometry.output[1];
-                for first in (0..geometry.batch).step_by(*images) {
-                    let count = (*images).min(geometry.batch - first);
-                    let part = Part {
-                        m: count * pixels,
-                        first: first * pixels,
-                        a: x.from(first * image).first(count * image),
-                        rows: Rows::Indirect { offsets: &offsets[..count * pixels * geometry.taps()] },
-                        taps: geometry.taps(),
-                        k_tap,
-                    };
+            Windows::Offsets(rows) => {
+                let read = window.input[1] * window.input[2] * channels;
+                for p in rows.parts() {
+                    let a = x.from(p.reads.start * read).first(p.reads.len() * read);
+                    let part = self.part(p, a, rows.rows(p), [window.taps(), channels / self.op.groups]);
                     self.multiply(&part, inputs, out, scratch);
                 }
             }
-            Windows::Columns => self.multiply_columns(x.bytes(), inputs, out, scratch),
+            Windows::Lines(rows) => {
+                let (taps, k_tap) = (over_lines(window).taps(), window.kernel[2] * channels);
+                let most = rows.parts().iter().map(|p| self.copied(p)).max().unwrap_or(0);
+                let copy = scratch.take::<u8>(most);
+                for p in rows.parts() {
+                    let copy = &mut copy[..self.copied(p)];
+                    self.copy_lines(p, x, copy);
+                    let part = self.part(p, Floats::of_bytes(self.types.of(0), copy), rows.rows(p), [taps, k_tap]);
+                    self.multiply(&part, inputs, out, scratch);
+                }
+            }
         }
     }
 }
 
 impl CpuKernel for Prepared {
     fn scratch(&self) -> usize {
-        let (taps, k_tap) = (self.geometry.taps(), self.channels.0 / self.op.groups);
-        let product = |m, taps, k_tap| self.shape(m, taps, k_tap).scratch(self.cx.isa, &self.cx.threads);
+        let (a, b, c) = (self.types.of(0), self.types.of(1), self.types.out());
+        let product = |m, taps, k_tap| {
+            let shape = GemmShape { m, n: self.channels.1 / self.op.groups, k_tap, taps, nr: self.nr, a, b, c };
+            shape.scratch(self.cx.isa, &self.cx.threads)
+        };
+        let plane = self.window.output[1] * self.window.output[2];
+        // A part of fewer pixels has fewer rows, and so more of them may share a task's run of `k`.
+        let products = |rows: &ConvRows, taps, k_tap| {
+            rows.parts().iter().map(|p| product(p.planes.len() * plane, taps, k_tap)).max().unwrap_or(0)
+        };
+        let channels = self.channels.0;
         match &self.windows {
-            Windows::Pixels => product(self.geometry.pixels(), 1, k_tap),
-            Windows::Offsets { images, .. } => {
-                // A last part of fewer images has fewer rows, and so more of them may share a task's run of `k`.
-                let pixels = self.geometry.output[0] * self.geometry.output[1];
-                let rest = self.geometry.batch % images;
-                product(images * pixels, taps, k_tap).max(product(rest * pixels, taps, k_tap))
-            }
-            Windows::Columns => {
-                let (one, k) = self.one_image();
-                bytes_of::<u8>(self.columns()) + product(one.pixels(), 1, k)
+            Windows::Pixels => product(self.window.pixels(), 1, channels / self.op.groups),
+            Windows::Offsets(rows) => products(rows, self.window.taps(), channels / self.op.groups),
+            Windows::Lines(rows) => {
+                let copies = rows.parts().iter().map(|p| self.copied(p)).max().unwrap_or(0);
+                let (taps, k_tap) = (over_lines(&self.window).taps(), self.window.kernel[2] * channels);
+                bytes_of::<u8>(copies) + products(rows, taps, k_tap)
             }
         }
     }

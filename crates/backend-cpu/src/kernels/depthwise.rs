@@ -9,13 +9,13 @@ use regraft_tensor::Dim;
 
 use super::{
     CpuKernel, Cx, Family,
-    conv::geometry,
-    support::{Types, all_floats, expect_packed, expect_plain, never_strided, operand, optional, unsupported},
+    conv::windows_of,
+    support::{Seen, Types, Why, expect_packed, expect_plain, never_strided, operand, unsupported},
 };
 use crate::{
     Isa, Scratch,
     format::Panels,
-    gemm::Conv2d,
+    gemm::Window3,
     nn::depthwise::{DepthwiseArgs, depthwise, depthwise_scratch, tap_stride},
     pack::panel_bytes,
     simd::{FloatType, with_floats_mut},
@@ -25,22 +25,36 @@ const TAPS: &str = "conv.depthwise";
 
 pub(super) const FAMILY: Family = Family { ids: &[TAPS], candidates, reads_strided: never_strided, prepare };
 
-/// Whether each channel of the result comes of one channel of its own.
-fn is_depthwise(op: &Conv, weight: &[usize], rank: usize) -> bool {
-    op.layout == SpatialLayout::Nhwc && matches!(rank, 3 | 4) && weight[1] == 1 && op.groups == weight[0]
+/// A depthwise convolution.
+struct Spec<'a> {
+    op: &'a Conv,
+    ty: FloatType,
+    /// Sizes of the weight.
+    weight: Vec<usize>,
+}
+
+/// Channels-last images of floats; each channel of the result comes of one channel of its own, by a weight that can be packed
+/// ahead.
+fn accept<'a>(node: &Seen<'a>) -> Result<Spec<'a>, Why> {
+    let Op::Conv(op) = node.op else { return Err(Why("it is not a convolution")) };
+    if op.layout != SpatialLayout::Nhwc {
+        return Err(Why("images must be channels-last"));
+    }
+    if node.has(3) {
+        return Err(Why("nothing can be added to its result"));
+    }
+    node.all_floats()?;
+    let (ty, weight) = node.weight(1)?;
+    if weight[1] != 1 || op.groups != weight[0] {
+        return Err(Why("it is not depthwise"));
+    }
+    Ok(Spec { op, ty, weight })
 }
 
 fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
-    let Op::Conv(op) = op else { return Vec::new() };
-    let (Some(x), Some(w)) = (inputs[0], inputs[1]) else { return Vec::new() };
-    let Some(weight) = w.ty.sizes() else { return Vec::new() };
-    let residual = inputs.get(3).copied().flatten().is_some();
-    if !w.known || residual || !all_floats(inputs) || !is_depthwise(op, &weight, x.ty.rank()) {
-        return Vec::new();
-    }
-    let Some(ty) = FloatType::of(w.ty.dtype) else { return Vec::new() };
-    let layout = WeightLayout { operand: 1, prepare: taps_of(&weight), format: format(ty, weight[0]) };
-    vec![Candidate { kernel: KernelId::new(TAPS), weights: vec![layout] }]
+    let Ok(spec) = accept(&Seen::of_types(op, inputs)) else { return Vec::new() };
+    let (prepare, format) = (taps_of(&spec.weight), format(spec.ty, spec.weight[0]));
+    vec![Candidate { kernel: KernelId::new(TAPS), weights: vec![WeightLayout { operand: 1, prepare, format }] }]
 }
 
 /// The ops that make `[taps, channels]` of a weight `[channels, 1, kernel...]`.
@@ -58,36 +72,32 @@ struct Prepared {
     cx: Cx,
     op: Conv,
     types: Types,
-    geometry: Conv2d,
+    window: Window3,
     channels: usize,
 }
 
 fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendError> {
-    let Op::Conv(op) = node.op else { return Err(unsupported(node, "it is not a convolution")) };
-    let (x, w) = (operand(node, 0)?, operand(node, 1)?);
-    if !is_depthwise(op, w.shape, x.shape.len()) || optional(node, 3).is_some() {
-        return Err(unsupported(node, "it is not depthwise"));
-    }
-    let (channels, taps) = (w.shape[0], w.shape[2..].iter().product());
-    let types = Types::expect(node, 0..3)?;
-    expect_packed(node, 1, &format(types.of(1), channels), &[taps, channels])?;
+    let Spec { op, ty, weight } = accept(&Seen::of_node(node)).map_err(|why| unsupported(node, why.0))?;
+    let (channels, taps) = (weight[0], weight[2..].iter().product());
+    expect_packed(node, 1, &format(ty, channels), &[taps, channels])?;
     expect_plain(node, [0, 2])?;
-    let geometry = geometry(op, x.shape, &w.shape[2..], node.outputs[0].shape);
-    Ok(Box::new(Prepared { cx: cx.clone(), op: op.clone(), types, geometry, channels }))
+    let types = Types::expect(node, 0..3)?;
+    let window = windows_of(op, operand(node, 0)?.shape, &weight[2..], node.outputs[0].shape);
+    Ok(Box::new(Prepared { cx: cx.clone(), op: op.clone(), types, window, channels }))
 }
 
 impl CpuKernel for Prepared {
     fn scratch(&self) -> usize {
-        depthwise_scratch(&self.cx.threads, &self.geometry, self.channels, [self.types.of(0), self.types.out()])
+        depthwise_scratch(&self.cx.threads, &self.window, self.channels, [self.types.of(0), self.types.out()])
     }
 
     fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]], scratch: &mut [u8]) -> Result<(), DataError> {
-        let (conv, channels, types) = (self.geometry, self.channels, &self.types);
-        let panel = panel_bytes(types.of(1), conv.taps(), tap_stride(channels)) / types.of(1).size();
+        let (window, channels, types) = (self.window, self.channels, &self.types);
+        let panel = panel_bytes(types.of(1), window.taps(), tap_stride(channels)) / types.of(1).size();
         let args = DepthwiseArgs {
-            conv,
+            window,
             channels,
-            image: types.read(inputs, 0).first(conv.batch * conv.input[0] * conv.input[1] * channels),
+            image: types.read(inputs, 0).first(window.batch * window.pixels_in() * channels),
             weight: types.read(inputs, 1).first(panel),
             bias: types.optional(inputs, 2).map(|b| b.first(channels)),
             activation: self.op.act,

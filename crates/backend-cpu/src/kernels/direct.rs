@@ -8,11 +8,13 @@ use regraft_ir::{
 
 use super::{
     CpuKernel, Cx, Family,
+    conv::windows_of,
     support::{Seen, Types, Why, expect_plain, never_strided, operand, plain, unsupported},
 };
 use crate::{
     Isa, Scratch,
-    nn::direct::{DirectArgs, DirectShape, Window3, direct},
+    gemm::Window3,
+    nn::direct::{DirectArgs, DirectShape, direct},
     simd::with_floats_mut,
 };
 
@@ -35,7 +37,6 @@ fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorT
 struct Prepared {
     cx: Cx,
     types: Types,
-    batch: usize,
     window: Window3,
     channels: [usize; 2],
     groups: usize,
@@ -43,30 +44,15 @@ struct Prepared {
     act_first: bool,
 }
 
-/// Values of one to three spatial axes; an axis that is not there has `unit`.
-pub(super) fn three(values: &[usize], unit: usize) -> [usize; 3] {
-    let mut all = [unit; 3];
-    all[3 - values.len()..].copy_from_slice(values);
-    all
-}
-
 fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendError> {
     let op = accept(&Seen::of_node(node)).map_err(|why| unsupported(node, why.0))?;
     let (x, w, out) = (operand(node, 0)?.shape, operand(node, 1)?.shape, node.outputs[0].shape);
     expect_plain(node, 0..4)?;
     let types = Types::expect(node, 0..4)?;
-    let window = Window3 {
-        input: three(&x[2..], 1),
-        output: three(&out[2..], 1),
-        kernel: three(&w[2..], 1),
-        stride: three(&op.stride, 1),
-        dilation: three(&op.dilation, 1),
-        padding: three(&op.padding, 0),
-    };
+    let window = windows_of(op, x, &w[2..], out);
     Ok(Box::new(Prepared {
         cx: cx.clone(),
         types,
-        batch: x[0],
         window,
         channels: [x[1], w[0]],
         groups: op.groups,
@@ -83,7 +69,6 @@ impl CpuKernel for Prepared {
 
     fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]], scratch: &mut [u8]) -> Result<(), DataError> {
         let args = DirectArgs {
-            batch: self.batch,
             window: self.window,
             channels: self.channels,
             groups: self.groups,

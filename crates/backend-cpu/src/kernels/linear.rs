@@ -8,7 +8,7 @@ use regraft_ir::{
 
 use super::{
     CpuKernel, Cx, Family,
-    support::{Types, all_floats, expect_panels, expect_plain, operand, optional, uniform_rows, unsupported},
+    support::{Seen, Types, Why, expect_panels, expect_plain, operand, optional, uniform_rows, unsupported},
 };
 use crate::{
     Isa, Scratch,
@@ -21,10 +21,15 @@ const PANELS: &str = "linear.panels";
 
 pub(super) const FAMILY: Family = Family { ids: &[PANELS], candidates, reads_strided, prepare };
 
+/// Floats, with a weight that can be packed ahead; the type of the weight.
+fn accept<'a>(node: &Seen<'a>) -> Result<(&'a Linear, FloatType), Why> {
+    let Op::Linear(op) = node.op else { return Err(Why("it is not a linear")) };
+    node.all_floats()?;
+    Ok((op, node.known_floats(1)?))
+}
+
 fn candidates(isa: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
-    let Op::Linear(_) = op else { return Vec::new() };
-    let Some(weight) = inputs[1].filter(|w| w.known && all_floats(inputs)) else { return Vec::new() };
-    let Some(ty) = FloatType::of(weight.ty.dtype) else { return Vec::new() };
+    let Ok((_, ty)) = accept(&Seen::of_types(op, inputs)) else { return Vec::new() };
     let packed = |nr| {
         let prepare = vec![Permute { perm: vec![1, 0] }.into()];
         let layout = WeightLayout { operand: 1, prepare, format: Panels { ty, nr }.id() };
@@ -47,7 +52,7 @@ struct Prepared {
 }
 
 fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendError> {
-    let Op::Linear(op) = node.op else { return Err(unsupported(node, "it is not a linear")) };
+    let (op, _) = accept(&Seen::of_node(node)).map_err(|why| unsupported(node, why.0))?;
     let (x, w) = (operand(node, 0)?, operand(node, 1)?);
     let (n, k) = (w.shape[0], w.shape[1]);
     let Panels { nr, .. } = expect_panels(node, cx.isa, 1, &[k, n])?;

@@ -3,12 +3,15 @@
 use std::iter::zip;
 
 use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, Operand, OperandType};
-use regraft_ir::{Op, TensorType, ops::Activation};
+use regraft_ir::{
+    Op, TensorType,
+    ops::{Activation, Linear, Matmul},
+};
 use regraft_tensor::for_each_index;
 
 use super::{
     CpuKernel, Cx, Family,
-    support::{Types, all_floats, expect_plain, operand, optional, uniform_rows, unsupported},
+    support::{Seen, Types, Why, expect_plain, operand, plain, uniform_rows, unsupported},
 };
 use crate::{
     Isa, Scratch,
@@ -21,15 +24,34 @@ const LINEAR: &str = "linear.dynamic";
 
 pub(super) const FAMILY: Family = Family { ids: &[MATMUL, LINEAR], candidates, reads_strided, prepare };
 
-fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
-    match op {
-        Op::Matmul(_) if all_floats(inputs) => vec![Candidate::plain(MATMUL)],
-        // A residual needs the packed form; a linear with a computed weight has none in practice.
-        Op::Linear(_) if all_floats(inputs) && inputs.get(3).is_none_or(Option::is_none) => {
-            vec![Candidate::plain(LINEAR)]
+/// A product of floats.
+enum Spec<'a> {
+    Matmul(&'a Matmul),
+    Linear(&'a Linear),
+}
+
+impl Spec<'_> {
+    fn id(&self) -> &'static str {
+        match self {
+            Spec::Matmul(_) => MATMUL,
+            Spec::Linear(_) => LINEAR,
         }
-        _ => Vec::new(),
     }
+}
+
+fn accept<'a>(node: &Seen<'a>) -> Result<Spec<'a>, Why> {
+    node.all_floats()?;
+    match node.op {
+        Op::Matmul(op) => Ok(Spec::Matmul(op)),
+        // It needs the packed form; a linear with a computed weight has none in practice.
+        Op::Linear(_) if node.has(3) => Err(Why("nothing can be added to its result")),
+        Op::Linear(op) => Ok(Spec::Linear(op)),
+        _ => Err(Why("it is not a product")),
+    }
+}
+
+fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
+    plain(accept(&Seen::of_types(op, inputs)).map(|spec| spec.id()))
 }
 
 fn reads_strided(op: &Op, index: usize, operand: &Operand<'_>) -> bool {
@@ -63,11 +85,12 @@ struct Prepared {
 }
 
 fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendError> {
+    let spec = accept(&Seen::of_node(node)).map_err(|why| unsupported(node, why.0))?;
     expect_plain(node, 0..node.inputs.len())?;
     let types = Types::expect(node, 0..node.inputs.len())?;
     let (a, b) = (operand(node, 0)?, operand(node, 1)?);
-    match node.op {
-        Op::Matmul(op) => {
+    match spec {
+        Spec::Matmul(op) => {
             let (m, k) = (a.shape[a.shape.len() - 2], a.shape[a.shape.len() - 1]);
             let n = node.outputs[0].shape.last().copied().unwrap_or(1);
             let row = |o: &Operand<'_>| o.strides[o.strides.len() - 2];
@@ -90,7 +113,7 @@ fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendEr
                 items,
             }))
         }
-        Op::Linear(op) if optional(node, 3).is_none() => {
+        Spec::Linear(op) => {
             let (n, k) = (b.shape[0], b.shape[1]);
             let (m, lda) = uniform_rows(&a).ok_or_else(|| unsupported(node, "rows are not equally far apart"))?;
             let items = vec![Item { a: 0, b: 0 }];
@@ -98,7 +121,6 @@ fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendEr
             let (uniform, cx) = (Some((0, 0)), cx.clone());
             Ok(Box::new(Prepared { cx, types, m, n, k, lda, ldb: k, transposed: true, act, items, uniform }))
         }
-        _ => Err(unsupported(node, "it is not a product")),
     }
 }
 

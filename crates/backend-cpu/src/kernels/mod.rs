@@ -16,6 +16,7 @@ mod lstm;
 mod matmul;
 mod moves;
 mod norm;
+mod points;
 mod pool;
 mod put;
 mod quantized;

@@ -99,7 +99,7 @@ impl CpuKernel for Prepared {
             Kind::Group { channels, positions, groups, .. } => {
                 GroupNorm::scratch(threads, channels, positions, groups, out)
             }
-            Kind::Batch { positions } => BatchNorm::scratch(threads, self.cols, positions, out),
+            Kind::Batch { .. } => BatchNorm::scratch(self.cols),
         }
     }
 

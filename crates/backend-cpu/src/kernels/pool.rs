@@ -8,11 +8,11 @@ use regraft_ir::{
 
 use super::{
     CpuKernel, Cx, Family,
-    support::{Seen, Types, Why, expect_plain, never_strided, operand, plain, unsupported},
+    support::{Seen, Types, Why, expect_plain, never_strided, operand, plain, three, unsupported},
 };
 use crate::{
     Isa, Scratch,
-    gemm::Conv2d,
+    gemm::Window3,
     nn::{
         pool::{Pooling, pool, pool_scratch},
         pool_any::{Span, SpanAxis, SpanPool, span_pool},
@@ -95,7 +95,7 @@ fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorT
 }
 
 enum Kind {
-    Windows { pooling: Pooling, geometry: Conv2d, channels: usize },
+    Windows { pooling: Pooling, window: Window3, channels: usize },
     Spans(SpanPool),
     Global { sizes: [usize; 3] },
 }
@@ -122,8 +122,8 @@ fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendEr
             Kind::Global { sizes }
         }
         Spec::Windows(w) => {
-            let (geometry, channels) = (w.geometry(x, out), x[x.len() - 1]);
-            Kind::Windows { pooling: w.pooling, geometry, channels }
+            let (window, channels) = (w.over(x, out), x[x.len() - 1]);
+            Kind::Windows { pooling: w.pooling, window, channels }
         }
         Spec::Spans(w) => {
             let spans = |axis, size, count| SpanAxis {
@@ -147,17 +147,16 @@ fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendEr
 }
 
 impl Window<'_> {
-    fn geometry(&self, x: &[usize], out: &[usize]) -> Conv2d {
-        // One-dimensional images are one row high.
-        let pair = |values: &[usize], unit: usize| if let [h, w] = *values { [h, w] } else { [unit, values[0]] };
-        Conv2d {
+    /// Where windows lie in images and results of these sizes.
+    fn over(&self, x: &[usize], out: &[usize]) -> Window3 {
+        Window3 {
             batch: x[0],
-            input: pair(self.layout.spatial(x), 1),
-            output: pair(self.layout.spatial(out), 1),
-            kernel: pair(self.kernel, 1),
-            stride: pair(self.stride, 1),
-            dilation: self.dilation.map_or([1, 1], |d| pair(d, 1)),
-            padding: pair(self.padding, 0),
+            input: three(self.layout.spatial(x), 1),
+            output: three(self.layout.spatial(out), 1),
+            kernel: three(self.kernel, 1),
+            stride: three(self.stride, 1),
+            dilation: self.dilation.map_or([1; 3], |d| three(d, 1)),
+            padding: three(self.padding, 0),
         }
     }
 
@@ -210,8 +209,8 @@ fn span_pooling(
 impl CpuKernel for Prepared {
     fn scratch(&self) -> usize {
         match &self.kind {
-            Kind::Windows { geometry, channels, .. } => {
-                pool_scratch(&self.cx.threads, geometry, *channels, [self.types.of(0), self.types.out()])
+            Kind::Windows { window, channels, .. } => {
+                pool_scratch(&self.cx.threads, window, *channels, [self.types.of(0), self.types.out()])
             }
             Kind::Spans(pool) => pool.scratch(&self.cx.threads, self.types.out()),
             Kind::Global { .. } => 0,
@@ -222,9 +221,9 @@ impl CpuKernel for Prepared {
         let (threads, isa, x) = (&self.cx.threads, self.cx.isa, self.types.read(inputs, 0));
         with_floats_mut!(self.types.out(), &mut *outputs[0], out => match &self.kind {
             _ if out.is_empty() => {}
-            Kind::Windows { pooling, geometry, channels } => {
-                let image = x.first(geometry.batch * geometry.input[0] * geometry.input[1] * channels);
-                pool(threads, isa, *pooling, geometry, *channels, image, out, &mut Scratch::new(scratch));
+            Kind::Windows { pooling, window, channels } => {
+                let image = x.first(window.batch * window.pixels_in() * channels);
+                pool(threads, isa, *pooling, window, *channels, image, out, &mut Scratch::new(scratch));
             }
             Kind::Spans(spans) => span_pool(threads, isa, spans, x, out, &mut Scratch::new(scratch)),
             Kind::Global { sizes } => {

@@ -5,14 +5,14 @@ use regraft_ir::{
     Op, TensorType,
     ops::{ArgReduceFn, CumulateFn, ReduceFn},
 };
-use regraft_tensor::{DType, contiguous_strides};
+use regraft_tensor::DType;
 
 use super::{
     CpuKernel, Cx, Family,
     joined::Joined,
     support::{
         Seen, Why, around, elements, elements_mut, expect_plain, never_strided, operand, plain, read, unsupported,
-        with_elements, with_size,
+        with_elements,
     },
 };
 use crate::{
@@ -20,7 +20,6 @@ use crate::{
     nn::{
         reduce::{Reduction, reduce},
         scan::{arg_extremum, arg_so_far, cumprod, cumsum, join, log_cum_sum_exp},
-        transpose::copy_strided,
     },
     scratch::bytes_of,
     simd::{FloatType, Floats, with_floats_mut},
@@ -56,62 +55,49 @@ enum Kind {
     Arg(ArgReduceFn),
 }
 
-/// A copy in which the axes that are reduced stand last.
-struct Sorted {
-    shape: Vec<usize>,
-    strides: Vec<usize>,
-}
-
 struct Prepared {
     cx: Cx,
     kind: Kind,
     dtype: DType,
-    sizes: [usize; 3],
-    /// What is reduced, where it is not the operand as it is.
-    sorted: Option<Sorted>,
+    /// The operand as `[outer, axis, inner]`. A reduction of axes that are not neighbours takes several steps, each over what the one
+    /// before left.
+    steps: Vec<[usize; 3]>,
 }
 
 fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendError> {
     accept(&Seen::of_node(node)).map_err(|why| unsupported(node, why.0))?;
     expect_plain(node, [0])?;
     let x = operand(node, 0)?;
-    let mut sorted = None;
-    let (kind, sizes) = match node.op {
-        Op::Reduce(op) => {
-            let (sizes, copy) = reduced(&op.axes, x.shape);
-            sorted = copy;
-            (Kind::Reduce(op.f), sizes)
-        }
-        Op::Cumsum(op) => (Kind::Cumsum, around(x.shape, op.axis)),
-        Op::Cumulate(op) => (Kind::Cumulate(op.f), around(x.shape, op.axis)),
-        Op::ArgReduce(op) => (Kind::Arg(op.f), around(x.shape, op.axis)),
+    let (kind, steps) = match node.op {
+        Op::Reduce(op) => (Kind::Reduce(op.f), steps(&op.axes, x.shape)),
+        Op::Cumsum(op) => (Kind::Cumsum, vec![around(x.shape, op.axis)]),
+        Op::Cumulate(op) => (Kind::Cumulate(op.f), vec![around(x.shape, op.axis)]),
+        Op::ArgReduce(op) => (Kind::Arg(op.f), vec![around(x.shape, op.axis)]),
         _ => return Err(unsupported(node, "it is not a reduction")),
     };
-    if sizes[1] == 0 && matches!(kind, Kind::Arg(_)) {
+    if steps[0][1] == 0 && matches!(kind, Kind::Arg(_)) {
         return Err(unsupported(node, "the axis is empty"));
     }
-    Ok(Box::new(Prepared { cx: cx.clone(), kind, dtype: x.dtype, sizes, sorted }))
+    Ok(Box::new(Prepared { cx: cx.clone(), kind, dtype: x.dtype, steps }))
 }
 
-/// The operand as `[outer, reduced, inner]`, and the copy of it that lies so if it does not itself.
-fn reduced(axes: &[usize], shape: &[usize]) -> ([usize; 3], Option<Sorted>) {
-    let product = |sizes: &[usize]| sizes.iter().product();
-    // Axes of size 1 are nowhere in particular.
-    let large: Vec<usize> = axes.iter().copied().filter(|axis| shape[*axis] != 1).collect();
-    let between = |first: usize, last: usize| (first..=last).any(|axis| shape[axis] != 1 && !axes.contains(&axis));
-    match (large.first(), large.last()) {
-        (Some(&first), Some(&last)) if between(first, last) => {}
-        (Some(&first), Some(&last)) => {
-            let sizes = [product(&shape[..first]), product(&shape[first..=last]), product(&shape[last + 1..])];
-            return (sizes, None);
-        }
-        _ => return ([product(shape), 1, 1], None),
+/// The steps of a reduction: neighbouring axes at once, the last ones first.
+fn steps(axes: &[usize], shape: &[usize]) -> Vec<[usize; 3]> {
+    let product = |sizes: &[usize]| sizes.iter().product::<usize>();
+    let mut shape = shape.to_vec();
+    let (mut steps, mut end) = (Vec::new(), shape.len());
+    while let Some(last) = (0..end).rev().find(|axis| axes.contains(axis) && shape[*axis] != 1) {
+        // Axes of size 1 are nowhere in particular.
+        let joins = |axis: &usize| axes.contains(axis) || shape[*axis] == 1;
+        let first = (0..=last).rev().take_while(joins).last().unwrap_or(last);
+        steps.push([product(&shape[..first]), product(&shape[first..=last]), product(&shape[last + 1..])]);
+        shape[first..=last].fill(1);
+        end = first;
     }
-    let strides = contiguous_strides(shape);
-    let order: Vec<usize> = (0..shape.len()).filter(|axis| !axes.contains(axis)).chain(axes.iter().copied()).collect();
-    let pick = |from: &[usize]| order.iter().map(|axis| from[*axis]).collect::<Vec<_>>();
-    let (sorted, kept) = (Sorted { shape: pick(shape), strides: pick(&strides) }, shape.len() - axes.len());
-    ([product(&sorted.shape[..kept]), product(&sorted.shape[kept..]), 1], Some(sorted))
+    if steps.is_empty() {
+        steps.push([product(&shape), 1, 1]);
+    }
+    steps
 }
 
 /// The reduction of floats that routines have.
@@ -145,64 +131,90 @@ fn reduce_elements<T: Joined>(threads: &Threads, f: ReduceFn, x: &[T], sizes: [u
     }
 }
 
+impl Prepared {
+    /// The type of what a step of a reduction leaves for the next: floats are rounded once, at the end.
+    fn between(&self, f: ReduceFn) -> DType {
+        match f {
+            ReduceFn::Any | ReduceFn::All => DType::Bool,
+            _ if FloatType::of(self.dtype).is_some() => DType::F32,
+            _ => self.dtype,
+        }
+    }
+
+    /// One step, of elements of type `dtype` to `out`, of type `to`.
+    fn step(&self, f: ReduceFn, dtype: DType, bytes: &[u8], sizes: [usize; 3], to: DType, out: &mut [u8]) {
+        let (threads, isa, count) = (&self.cx.threads, self.cx.isa, sizes.iter().product());
+        match (FloatType::of(dtype), FloatType::of(to), reduction(f)) {
+            (Some(ty), Some(to), Some(reduction)) => {
+                let x = Floats::of_bytes(ty, bytes).first(count);
+                with_floats_mut!(to, out, out => reduce(threads, isa, reduction, x, sizes, out));
+            }
+            _ => with_elements!(dtype, T => {
+                reduce_elements(threads, f, &elements::<T>(bytes)[..count], sizes, out)
+            }),
+        }
+    }
+
+    fn reduce(&self, f: ReduceFn, x: &[u8], out: &mut [u8], scratch: &mut Scratch<'_>) {
+        let Some((&last, before)) = self.steps.split_last() else { return };
+        let (mut dtype, mut left): (DType, &[u8]) = (self.dtype, x);
+        for &sizes in before {
+            let between = self.between(f);
+            let made = scratch.take::<u8>(sizes[0] * sizes[2] * between.size());
+            self.step(f, dtype, left, sizes, between, made);
+            (dtype, left) = (between, made);
+        }
+        self.step(f, dtype, left, last, self.dtype, out);
+    }
+
+    fn cumulate(&self, f: CumulateFn, x: &[u8], out: &mut [u8]) {
+        let (threads, sizes) = (&self.cx.threads, self.steps[0]);
+        match (f, FloatType::of(self.dtype)) {
+            (CumulateFn::ArgMax | CumulateFn::ArgMin, _) => {
+                let (greatest, out) = (f == CumulateFn::ArgMax, elements_mut(out));
+                with_elements!(self.dtype, T => arg_so_far(threads, greatest, elements::<T>(x), sizes, out));
+            }
+            (CumulateFn::Prod, _) => {
+                with_elements!(self.dtype, T => cumprod(threads, elements::<T>(x), sizes, elements_mut(out)));
+            }
+            // Inference lets floats alone through.
+            (CumulateFn::LogSumExp, None) => log_cum_sum_exp(threads, elements::<f64>(x), sizes, elements_mut(out)),
+            (CumulateFn::LogSumExp, Some(FloatType::F32)) => {
+                log_cum_sum_exp(threads, elements::<f32>(x), sizes, elements_mut(out));
+            }
+            (CumulateFn::LogSumExp, Some(FloatType::F16)) => {
+                log_cum_sum_exp(threads, elements::<half::f16>(x), sizes, elements_mut(out));
+            }
+            (CumulateFn::LogSumExp, Some(FloatType::Bf16)) => {
+                log_cum_sum_exp(threads, elements::<half::bf16>(x), sizes, elements_mut(out));
+            }
+        }
+    }
+}
+
 impl CpuKernel for Prepared {
     fn scratch(&self) -> usize {
-        let count = |sorted: &Sorted| sorted.shape.iter().product::<usize>();
-        bytes_of::<u8>(self.sorted.as_ref().map_or(0, count) * self.dtype.size())
+        let Kind::Reduce(f) = self.kind else { return 0 };
+        let before = &self.steps[..self.steps.len() - 1];
+        before.iter().map(|sizes| bytes_of::<u8>(sizes[0] * sizes[2] * self.between(f).size())).sum()
     }
 
     fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]], scratch: &mut [u8]) -> Result<(), DataError> {
-        let (threads, mut bytes, sizes) = (&self.cx.threads, read(inputs, 0), self.sizes);
+        let (threads, x, sizes) = (&self.cx.threads, read(inputs, 0), self.steps[0]);
         let out = &mut *outputs[0];
         if out.is_empty() {
             return Ok(());
         }
-        if let Some(Sorted { shape, strides }) = &self.sorted {
-            let size = self.dtype.size();
-            let copy = Scratch::new(scratch).take::<u8>(shape.iter().product::<usize>() * size);
-            with_size!(size, T => {
-                copy_strided(threads, self.cx.isa, elements::<T>(bytes), shape, strides, elements_mut(copy));
-            });
-            bytes = copy;
-        }
-        let count = sizes.iter().product();
         match self.kind {
-            Kind::Reduce(f) => match FloatType::of(self.dtype).zip(reduction(f)) {
-                Some((ty, reduction)) => {
-                    let x = Floats::of_bytes(ty, bytes).first(count);
-                    with_floats_mut!(ty, out, out => reduce(threads, self.cx.isa, reduction, x, sizes, out));
-                }
-                None => {
-                    with_elements!(self.dtype, T => {
-                        reduce_elements(threads, f, &elements::<T>(bytes)[..count], sizes, out)
-                    });
-                }
-            },
+            Kind::Reduce(f) => self.reduce(f, x, out, &mut Scratch::new(scratch)),
             Kind::Cumsum => {
-                with_elements!(self.dtype, T => cumsum(threads, elements::<T>(bytes), sizes, elements_mut(out)));
+                with_elements!(self.dtype, T => cumsum(threads, elements::<T>(x), sizes, elements_mut(out)));
             }
-            Kind::Cumulate(f @ (CumulateFn::ArgMax | CumulateFn::ArgMin)) => {
-                let (greatest, out) = (f == CumulateFn::ArgMax, elements_mut(out));
-                with_elements!(self.dtype, T => arg_so_far(threads, greatest, elements::<T>(bytes), sizes, out));
-            }
-            Kind::Cumulate(CumulateFn::Prod) => {
-                with_elements!(self.dtype, T => cumprod(threads, elements::<T>(bytes), sizes, elements_mut(out)));
-            }
-            Kind::Cumulate(CumulateFn::LogSumExp) => match FloatType::of(self.dtype) {
-                // Inference lets floats alone through.
-                None => log_cum_sum_exp(threads, elements::<f64>(bytes), sizes, elements_mut(out)),
-                Some(FloatType::F32) => log_cum_sum_exp(threads, elements::<f32>(bytes), sizes, elements_mut(out)),
-                Some(FloatType::F16) => {
-                    log_cum_sum_exp(threads, elements::<half::f16>(bytes), sizes, elements_mut(out))
-                }
-                Some(FloatType::Bf16) => {
-                    log_cum_sum_exp(threads, elements::<half::bf16>(bytes), sizes, elements_mut(out));
-                }
-            },
+            Kind::Cumulate(f) => self.cumulate(f, x, out),
             Kind::Arg(f) => {
                 let greatest = f == ArgReduceFn::Max;
                 with_elements!(self.dtype, T => {
-                    arg_extremum(threads, greatest, elements::<T>(bytes), sizes, elements_mut(out))
+                    arg_extremum(threads, greatest, elements::<T>(x), sizes, elements_mut(out))
                 });
             }
         }

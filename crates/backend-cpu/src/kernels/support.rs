@@ -5,7 +5,7 @@ use std::ops::Range;
 use bytemuck::Pod;
 use regraft_backend::{BackendError, Candidate, FormatId, NodeSpec, Operand, OperandType, SlotLayout};
 use regraft_ir::Op;
-use regraft_tensor::DType;
+use regraft_tensor::{DType, Dim};
 
 use crate::{
     Isa,
@@ -26,34 +26,90 @@ pub(super) struct Why(pub(super) &'static str);
 #[derive(Clone, Debug)]
 pub(super) struct Seen<'a> {
     pub(super) op: &'a Op,
-    /// Element types and numbers of axes of operands that are there.
-    operands: Vec<Option<(DType, usize)>>,
+    operands: Vec<Option<SeenOperand<'a>>>,
+}
+
+/// What is known of an operand.
+#[derive(Clone, Copy, Debug)]
+struct SeenOperand<'a> {
+    dtype: DType,
+    shape: SeenShape<'a>,
+    /// Whether it is known from sources, and so a slot.
+    known: bool,
+}
+
+/// Sizes that may be known only when the node is prepared.
+#[derive(Clone, Copy, Debug)]
+enum SeenShape<'a> {
+    Dims(&'a [Dim]),
+    Sizes(&'a [usize]),
 }
 
 impl<'a> Seen<'a> {
-    pub(super) fn of_types(op: &'a Op, inputs: &[Option<OperandType<'_>>]) -> Self {
-        Seen { op, operands: inputs.iter().map(|o| o.map(|o| (o.ty.dtype, o.ty.rank()))).collect() }
+    pub(super) fn of_types(op: &'a Op, inputs: &[Option<OperandType<'a>>]) -> Self {
+        let seen =
+            |o: OperandType<'a>| SeenOperand { dtype: o.ty.dtype, shape: SeenShape::Dims(&o.ty.shape), known: o.known };
+        Seen { op, operands: inputs.iter().map(|o| o.map(seen)).collect() }
     }
 
     pub(super) fn of_node(node: &NodeSpec<'a>) -> Self {
-        let operands = node.inputs.iter().map(|o| o.map(|o| (o.dtype, o.shape.len()))).collect();
-        Seen { op: node.op, operands }
+        let seen =
+            |o: Operand<'a>| SeenOperand { dtype: o.dtype, shape: SeenShape::Sizes(o.shape), known: o.slot.is_some() };
+        Seen { op: node.op, operands: node.inputs.iter().map(|o| o.map(seen)).collect() }
+    }
+
+    fn operand(&self, index: usize) -> Option<&SeenOperand<'a>> {
+        self.operands.get(index).and_then(Option::as_ref)
     }
 
     /// That all operands are floats that routines take.
     pub(super) fn all_floats(&self) -> Result<(), Why> {
-        let floats = self.operands.iter().flatten().all(|(dtype, _)| FloatType::of(*dtype).is_some());
+        self.floats(0..self.operands.len())
+    }
+
+    /// That those of these operands that are there are floats that routines take.
+    pub(super) fn floats(&self, operands: impl IntoIterator<Item = usize>) -> Result<(), Why> {
+        let floats = operands.into_iter().filter_map(|i| self.dtype(i)).all(|dtype| FloatType::of(dtype).is_some());
         if floats { Ok(()) } else { Err(Why("operands must be f32, f16 or bf16")) }
+    }
+
+    /// The type of an operand that must be floats that are known from sources: a weight.
+    pub(super) fn known_floats(&self, index: usize) -> Result<FloatType, Why> {
+        let known = self.operand(index).filter(|o| o.known).ok_or(Why("its weight is computed"))?;
+        FloatType::of(known.dtype).ok_or(Why("its weight must be f32, f16 or bf16"))
+    }
+
+    /// The type and the sizes of a weight of floats, which must be fixed.
+    pub(super) fn weight(&self, index: usize) -> Result<(FloatType, Vec<usize>), Why> {
+        let ty = self.known_floats(index)?;
+        let sizes = self.operand(index).and_then(|o| match o.shape {
+            SeenShape::Dims(dims) => dims.iter().map(Dim::as_usize).collect(),
+            SeenShape::Sizes(sizes) => Some(sizes.to_vec()),
+        });
+        Ok((ty, sizes.ok_or(Why("the sizes of its weight are not fixed"))?))
+    }
+
+    /// Whether an operand is there.
+    pub(super) fn has(&self, index: usize) -> bool {
+        self.operand(index).is_some()
     }
 
     /// The element type of an operand, if it is there.
     pub(super) fn dtype(&self, index: usize) -> Option<DType> {
-        self.operands.get(index).copied().flatten().map(|(dtype, _)| dtype)
+        self.operand(index).map(|o| o.dtype)
+    }
+
+    /// The element types of the operands that are there.
+    pub(super) fn dtypes(&self) -> Vec<DType> {
+        self.operands.iter().flatten().map(|o| o.dtype).collect()
     }
 
     /// Axes of an operand that must be there.
     pub(super) fn rank(&self, index: usize) -> usize {
-        self.operands.get(index).copied().flatten().map_or(0, |(_, rank)| rank)
+        self.operand(index).map_or(0, |o| match o.shape {
+            SeenShape::Dims(dims) => dims.len(),
+            SeenShape::Sizes(sizes) => sizes.len(),
+        })
     }
 }
 
@@ -135,11 +191,6 @@ impl Types {
     }
 }
 
-/// Whether all operands that are there are floats that routines take.
-pub(super) fn all_floats(inputs: &[Option<OperandType<'_>>]) -> bool {
-    inputs.iter().flatten().all(|o| FloatType::of(o.ty.dtype).is_some())
-}
-
 /// Refuses when operand `index` is not a slot with this format and shape.
 pub(super) fn expect_packed(
     node: &NodeSpec<'_>,
@@ -206,6 +257,13 @@ pub(super) fn uniform_rows(operand: &Operand<'_>) -> Option<(usize, usize)> {
     }
     let step = expected.map_or(len, |(step, _)| step);
     (rows <= 1 || step >= len).then_some((rows, step))
+}
+
+/// Values of one to three spatial axes; an axis that is not there has `unit`.
+pub(super) fn three(values: &[usize], unit: usize) -> [usize; 3] {
+    let mut all = [unit; 3];
+    all[3 - values.len()..].copy_from_slice(values);
+    all
 }
 
 /// Sizes before, of and after an axis.

@@ -171,19 +171,23 @@ proptest! {
     #[test]
     fn convolutions(
         dtype in float(), spatial in 1usize..4, groups in prop::sample::select(vec![(1, 3, 5), (2, 2, 3), (4, 1, 1)]),
-        size in 4usize..7, kernel in 1usize..4, stride in 1usize..3, padding in 0usize..2, last: bool, known: bool,
+        size in 4usize..7, kernel in 1usize..4, stride in 1usize..3, dilation in 1usize..3, padding in 0usize..2, last: bool,
+        known: bool, residual: bool,
     ) {
         let (groups, ic, oc) = groups;
-        let last = last && spatial < 3 && known;
+        prop_assume!(size + 2 * padding > dilation * (kernel - 1));
+        let last = last && known;
         let layout = if last { SpatialLayout::Nhwc } else { SpatialLayout::Nchw };
         let conv = Conv {
-            stride: vec![stride; spatial], padding: vec![padding; spatial], dilation: vec![1; spatial], groups, layout,
+            stride: vec![stride; spatial], padding: vec![padding; spatial], dilation: vec![dilation; spatial], groups, layout,
             act: Activation::Relu, act_first: false,
         };
+        let to = (size + 2 * padding - dilation * (kernel - 1) - 1) / stride + 1;
         let image = layout.shape(&2, &(groups * ic), &vec![size; spatial]);
         let weight = [vec![groups * oc, ic], vec![kernel; spatial]].concat();
         let inputs = [
-            Some(values(dtype, &image, 1)), Some(values(dtype, &weight, 2)), Some(values(dtype, &[groups * oc], 3)), None,
+            Some(values(dtype, &image, 1)), Some(values(dtype, &weight, 2)), Some(values(dtype, &[groups * oc], 3)),
+            residual.then(|| values(dtype, &layout.shape(&2, &(groups * oc), &vec![to; spatial]), 4)),
         ];
         check(conv, &inputs, if known { &[1] } else { &[] }, 2.0);
     }

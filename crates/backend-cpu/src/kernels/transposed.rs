@@ -5,15 +5,12 @@ use regraft_ir::{Op, TensorType, ops::ConvTranspose};
 
 use super::{
     CpuKernel, Cx, Family,
-    direct::three,
-    support::{Seen, Types, Why, expect_plain, never_strided, operand, plain, unsupported},
+    support::{Seen, Types, Why, expect_plain, never_strided, operand, plain, three, unsupported},
 };
 use crate::{
     Isa, Scratch,
-    nn::{
-        direct::Window3,
-        transposed::{Transposed, TransposedArgs, transposed},
-    },
+    gemm::Window3,
+    nn::transposed::{Transposed, TransposedArgs, transposed},
     simd::with_floats_mut,
 };
 
@@ -49,6 +46,7 @@ fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendEr
     let types = Types::expect(node, 0..3)?;
     let (x, w, out) = (operand(node, 0)?.shape, operand(node, 1)?.shape, node.outputs[0].shape);
     let window = Window3 {
+        batch: x[0],
         input: three(&x[2..], 1),
         output: three(&out[2..], 1),
         kernel: three(&w[2..], 1),
@@ -56,7 +54,7 @@ fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendEr
         dilation: three(&op.dilation, 1),
         padding: three(&op.padding, 0),
     };
-    let plan = Transposed::new(x[0], window, [x[1], out[1]], op.groups);
+    let plan = Transposed::new(window, [x[1], out[1]], op.groups);
     Ok(Box::new(Prepared { cx: cx.clone(), types, plan }))
 }
 

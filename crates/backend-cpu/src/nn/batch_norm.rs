@@ -1,11 +1,14 @@
 //! Batch normalisation by given statistics, where no layer takes it in.
 
-use super::{for_each_float_row, row_scratch};
+use super::rows_per_task;
 use crate::{
     Isa, Scratch, Threads,
     scratch::bytes_of,
-    simd::{Float, FloatType, Floats, simd_fn},
+    simd::{Float, Floats, simd_fn},
 };
+
+/// Elements that are normalised together: in the first-level cache.
+const BLOCK: usize = 1024;
 
 /// A normalisation of each channel by its own statistics.
 #[derive(Clone, Copy, Debug)]
@@ -35,8 +38,8 @@ impl BatchNorm<'_> {
     }
 
     /// Bytes of scratch that a normalisation needs.
-    pub fn scratch(threads: &Threads, channels: usize, positions: usize, out: FloatType) -> usize {
-        3 * bytes_of::<f32>(channels) + row_scratch(threads, out, Self::row(channels, positions))
+    pub fn scratch(channels: usize) -> usize {
+        3 * bytes_of::<f32>(channels)
     }
 }
 
@@ -69,27 +72,46 @@ pub fn batch_norm<T: Float>(
     }
     let (mean, factor, addend) = (&*mean, &*factor, &*addend);
     let cols = BatchNorm::row(channels, positions);
-    for_each_float_row(threads, isa, out, cols, &mut scratch, |i, row| {
-        x.load(isa, i * cols, row);
-        if positions == 1 {
-            return columns(isa, row, mean, factor, addend);
+    if cols == 0 {
+        return;
+    }
+    let per_task = rows_per_task(threads, out.len() / cols, cols);
+    threads.for_each_chunk(out, per_task * cols, |task, out| {
+        let (mut wide, mut result) = ([0f32; BLOCK], [0f32; BLOCK]);
+        for (i, out) in out.chunks_exact_mut(cols).enumerate() {
+            let row = task * per_task + i;
+            for (block, out) in out.chunks_mut(BLOCK).enumerate() {
+                let (at, first) = (row * cols + block * BLOCK, block * BLOCK);
+                let x = x.read(isa, at, &mut wide[..out.len()]);
+                let normalize = |y: &mut [f32]| match positions {
+                    1 => columns(isa, x, (&mean[first..], &factor[first..], &addend[first..]), y),
+                    _ => one(isa, x, (mean[row % channels], factor[row % channels], addend[row % channels]), y),
+                };
+                match T::as_f32_mut(out) {
+                    Some(out) => normalize(out),
+                    None => {
+                        let result = &mut result[..out.len()];
+                        normalize(result);
+                        T::narrow(isa, result, out);
+                    }
+                }
+            }
         }
-        let c = i % channels;
-        one(isa, row, (mean[c], factor[c], addend[c]));
     });
 }
 
 simd_fn! {
-    fn columns<F>(row: &mut [f32], mean: &[f32], factor: &[f32], addend: &[f32]) {
-        for (((x, mean), factor), addend) in row.iter_mut().zip(mean).zip(factor).zip(addend) {
-            *x = F::mul_add(*x - mean, *factor, *addend);
+    fn columns<F>(x: &[f32], channels: (&[f32], &[f32], &[f32]), y: &mut [f32]) {
+        let (mean, factor, addend) = channels;
+        for ((((y, x), mean), factor), addend) in y.iter_mut().zip(x).zip(mean).zip(factor).zip(addend) {
+            *y = F::mul_add(*x - mean, *factor, *addend);
         }
     }
 }
 
 simd_fn! {
-    fn one<F>(row: &mut [f32], channel: (f32, f32, f32)) {
+    fn one<F>(x: &[f32], channel: (f32, f32, f32), y: &mut [f32]) {
         let (mean, factor, addend) = channel;
-        row.iter_mut().for_each(|x| *x = F::mul_add(*x - mean, factor, addend));
+        y.iter_mut().zip(x).for_each(|(y, x)| *y = F::mul_add(*x - mean, factor, addend));
     }
 }

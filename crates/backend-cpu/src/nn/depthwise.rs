@@ -1,5 +1,5 @@
 //! Depthwise convolution: every channel has a kernel of its own,
-//! `out[n, y, x, c] = act(bias[c] + sum over taps of image[n, y s + ky d - p, x s + kx d - p, c] * weight[tap, c])`.
+//! `out[n, z, y, x, c] = act(bias[c] + sum over taps of image[n, z s + kz d - p, y s + ky d - p, x s + kx d - p, c] * weight[tap, c])`.
 
 use std::ops::Range;
 
@@ -7,12 +7,12 @@ use regraft_ir::ops::Activation;
 
 use super::{
     widened,
-    window::{Taps, rows_met},
+    window::{Taps, lines_met},
     workers,
 };
 use crate::{
     Isa, Scratch, Threads,
-    gemm::Conv2d,
+    gemm::Window3,
     pack::{panel_bytes, widen_panel},
     scratch::bytes_of,
     simd::{Float, FloatType, Floats, Fma, Vectors, activation, vector_fn},
@@ -29,13 +29,13 @@ pub fn tap_stride(channels: usize) -> usize {
 /// A depthwise convolution over a channels-last image.
 #[derive(Clone, Copy, Debug)]
 pub struct DepthwiseArgs<'a> {
-    /// The geometry.
-    pub conv: Conv2d,
+    /// Where windows are.
+    pub window: Window3,
     /// Channels of input and output.
     pub channels: usize,
-    /// The input, `[batch, height, width, channels]`.
+    /// The input, `[batch, depth, height, width, channels]`.
     pub image: Floats<'a>,
-    /// The weights, `[kh * kw, channels]`, as one panel of [`tap_stride`] columns.
+    /// The weights, `[taps, channels]`, as one panel of [`tap_stride`] columns.
     pub weight: Floats<'a>,
     /// One addend for each channel.
     pub bias: Option<Floats<'a>>,
@@ -43,21 +43,22 @@ pub struct DepthwiseArgs<'a> {
     pub activation: Activation,
 }
 
-/// Floats that a worker widens rows of the image and of the result into.
-fn buffers(conv: &Conv2d, channels: usize, image: FloatType, out: FloatType) -> [usize; 2] {
-    let rows = if image == FloatType::F32 { 0 } else { conv.kernel[0] * conv.input[1] * channels };
-    [rows, if out == FloatType::F32 { 0 } else { conv.output[1] * channels }]
+/// Floats that a worker widens lines of the image and of the result into.
+fn buffers(window: &Window3, channels: usize, image: FloatType, out: FloatType) -> [usize; 2] {
+    let rows =
+        if image == FloatType::F32 { 0 } else { window.kernel[0] * window.kernel[1] * window.input[2] * channels };
+    [rows, if out == FloatType::F32 { 0 } else { window.output[2] * channels }]
 }
 
 /// Bytes of scratch that [`depthwise`] needs.
-pub fn depthwise_scratch(threads: &Threads, conv: &Conv2d, channels: usize, [image, out]: [FloatType; 2]) -> usize {
-    let [rows, row] = buffers(conv, channels, image, out);
+pub fn depthwise_scratch(threads: &Threads, window: &Window3, channels: usize, [image, out]: [FloatType; 2]) -> usize {
+    let [rows, row] = buffers(window, channels, image, out);
     bytes_of::<f32>(channels)
-        + bytes_of::<f32>(conv.taps() * tap_stride(channels))
+        + bytes_of::<f32>(window.taps() * tap_stride(channels))
         + workers(threads) * (bytes_of::<f32>(rows) + bytes_of::<f32>(row))
 }
 
-/// Computes a depthwise convolution into `out`, `[batch, height, width, channels]`.
+/// Computes a depthwise convolution into `out`, `[batch, depth, height, width, channels]`.
 ///
 /// # Panics
 ///
@@ -69,30 +70,30 @@ pub fn depthwise<T: Float>(
     out: &mut [T],
     scratch: &mut Scratch<'_>,
 ) {
-    let DepthwiseArgs { conv, channels, .. } = *args;
-    assert_eq!(args.image.len(), conv.batch * conv.input[0] * conv.input[1] * channels);
+    let DepthwiseArgs { window, channels, .. } = *args;
+    assert_eq!(args.image.len(), window.batch * window.pixels_in() * channels);
     let stride = tap_stride(channels);
-    assert_eq!(args.weight.bytes().len(), panel_bytes(args.weight.ty(), conv.taps(), stride));
-    assert_eq!(out.len(), conv.pixels() * channels);
+    assert_eq!(args.weight.bytes().len(), panel_bytes(args.weight.ty(), window.taps(), stride));
+    assert_eq!(out.len(), window.pixels() * channels);
     assert!(args.bias.is_none_or(|b| b.len() == channels));
     let mut scratch = scratch.again();
     let bias = widened(isa, args.bias, &mut scratch);
     let weight: &[f32] = if let Floats::F32(weight) = args.weight {
         weight
     } else {
-        let wide = scratch.take(conv.taps() * stride);
+        let wide = scratch.take(window.taps() * stride);
         widen_panel(isa, stride, args.weight, wide);
         wide
     };
-    let [rows, row] = buffers(&conv, channels, args.image.ty(), T::TYPE);
+    let [rows, row] = buffers(&window, channels, args.image.ty(), T::TYPE);
     let mut buffers: Vec<_> = (0..workers(threads)).map(|_| (scratch.take(rows), scratch.take(row))).collect();
-    let width = conv.input[1] * channels;
-    let strips = strips(&conv);
-    threads.for_each_chunk_with(&mut buffers, out, conv.output[1] * channels, |(rows, buffer), row, out| {
+    let width = window.input[2] * channels;
+    let strips = strips(&window);
+    threads.for_each_chunk_with(&mut buffers, out, window.output[2] * channels, |(rows, buffer), row, out| {
         let (image, copies): (&[f32], bool) = if let Floats::F32(image) = args.image {
             (image, false)
         } else {
-            for (source, copy) in rows_met(&conv, row).zip(rows.chunks_exact_mut(width.max(1))) {
+            for (source, copy) in lines_met(&window, row).zip(rows.chunks_exact_mut(width.max(1))) {
                 args.image.load(isa, source * width, copy);
             }
             (rows, true)
@@ -115,21 +116,21 @@ vector_fn! {
         row: usize,
         out: &mut [f32],
     ) {
-        let (conv, channels) = (&args.conv, args.channels);
+        let (window, channels) = (&args.window, args.channels);
         let (image, copies) = image;
-        let mut taps = if copies { Taps::of_copies(conv, row) } else { Taps::new(conv, row) };
+        let mut taps = if copies { Taps::of_copies(window, row) } else { Taps::new(window, row) };
         if channels < S::LANES {
             for (x, out) in out.chunks_exact_mut(channels).enumerate() {
                 few_channels::<S::F>(image, weights, taps.at(x), out);
             }
         } else {
-            let width = conv.input[1] * channels;
+            let width = window.input[2] * channels;
             let rows: Vec<(usize, &[f32])> =
-                taps.rows().map(|(tap, pixel)| (tap, &image[pixel * channels..][..width])).collect();
+                taps.lines().map(|(tap, pixel)| (tap, &image[pixel * channels..][..width])).collect();
             for first in (0..channels).step_by(S::LANES) {
                 // The last register begins where it fits, and computes some channels twice.
                 let first = first.min(channels - S::LANES);
-                for (at, strip) in strips.chunks_exact(conv.kernel[1]).enumerate() {
+                for (at, strip) in strips.chunks_exact(window.kernel[2]).enumerate() {
                     let out = &mut out[at * PIXELS * channels + first..];
                     strip_of_pixels(simd, args, &rows, weights, (first, strip), out);
                 }
@@ -151,16 +152,16 @@ struct Meeting {
 }
 
 /// For each strip of a row of output pixels, in order: the meetings of all columns of the kernel.
-fn strips(conv: &Conv2d) -> Vec<Meeting> {
+fn strips(window: &Window3) -> Vec<Meeting> {
     let meeting = |x: usize, kx: usize| {
-        let column = (x * conv.stride[1] + kx * conv.dilation[1]) as isize - conv.padding[1] as isize;
+        let column = (x * window.stride[2] + kx * window.dilation[2]) as isize - window.padding[2] as isize;
         // How many pixels it takes to come so many columns on.
-        let pixels = |columns: isize| columns.max(0).unsigned_abs().div_ceil(conv.stride[1]);
-        let end = pixels(conv.input[1] as isize - column).min(PIXELS).min(conv.output[1] - x);
+        let pixels = |columns: isize| columns.max(0).unsigned_abs().div_ceil(window.stride[2]);
+        let end = pixels(window.input[2] as isize - column).min(PIXELS).min(window.output[2] - x);
         Meeting { column, inside: pixels(-column).min(end)..end }
     };
-    let meetings = |x: usize| (0..conv.kernel[1]).map(move |kx| meeting(x, kx));
-    (0..conv.output[1]).step_by(PIXELS).flat_map(meetings).collect()
+    let meetings = |x: usize| (0..window.kernel[2]).map(move |kx| meeting(x, kx));
+    (0..window.output[2]).step_by(PIXELS).flat_map(meetings).collect()
 }
 
 /// A register of channels from `first` on, of a strip of output pixels; `out` begins at its first pixel's.
@@ -173,7 +174,7 @@ fn strip_of_pixels<S: Vectors>(
     (first, strip): (usize, &[Meeting]),
     out: &mut [f32],
 ) {
-    let (channels, step) = (args.channels, args.conv.stride[1] * args.channels);
+    let (channels, step) = (args.channels, args.window.stride[2] * args.channels);
     let start = bias.map_or(simd.splat(0.0), |bias| simd.load(&bias[first..]));
     let mut sums = [start; PIXELS];
     for (tap, row) in rows {
@@ -187,7 +188,7 @@ fn strip_of_pixels<S: Vectors>(
                 }
                 continue;
             }
-            let at = |p: usize| (*column + (p * args.conv.stride[1]) as isize) as usize * channels + first;
+            let at = |p: usize| (*column + (p * args.window.stride[2]) as isize) as usize * channels + first;
             for (p, sum) in sums.iter_mut().enumerate() {
                 if inside.contains(&p) {
                     *sum = simd.mul_add(simd.load(&row[at(p)..]), w, *sum);
@@ -230,7 +231,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::nn::testing::{Compute, Numbers, assert_close, in_every_type, numbers};
+    use crate::{
+        gemm::conv::testing::{met, windows},
+        nn::testing::{Compute, Numbers, assert_close, in_every_type, numbers},
+    };
 
     struct Depthwise<'a>(DepthwiseArgs<'a>);
 
@@ -239,11 +243,11 @@ mod tests {
             depthwise(threads, isa, &self.0, out, scratch);
         }
         fn scratch(&self, threads: &Threads, _: Isa, out: FloatType) -> usize {
-            depthwise_scratch(threads, &self.0.conv, self.0.channels, [self.0.image.ty(), out])
+            depthwise_scratch(threads, &self.0.window, self.0.channels, [self.0.image.ty(), out])
         }
     }
 
-    /// `[channels, 1, kh, kw]` as the kernel wants it, each channel times its scale.
+    /// `[channels, 1, taps]` as the kernel wants it, each channel times its scale.
     fn pack_depthwise(weight: &[f32], channels: usize, taps: usize, scale: Option<&[f32]>, out: &mut [f32]) {
         assert_eq!(weight.len(), channels * taps);
         assert_eq!(out.len(), taps * tap_stride(channels));
@@ -261,42 +265,25 @@ mod tests {
 
         #[test]
         fn shapes(
-            batch in 1usize..3, channels in 1usize..80, h in 4usize..9, w in 4usize..30,
-            kernel in 1usize..6, stride in 1usize..3, dilation in 1usize..3, padding in 0usize..3, bias: bool,
+            window in windows(4..20, 1..5), channels in 1usize..80, bias: bool,
             ty in prop::sample::select(&FloatType::ALL[..]),
         ) {
-            let reach = dilation * (kernel - 1) + 1;
-            prop_assume!(h + 2 * padding >= reach && w + 2 * padding >= reach);
-            let conv = Conv2d {
-                batch,
-                input: [h, w],
-                output: [(h + 2 * padding - reach) / stride + 1, (w + 2 * padding - reach) / stride + 1],
-                kernel: [kernel; 2],
-                stride: [stride; 2],
-                dilation: [dilation; 2],
-                padding: [padding; 2],
-            };
-            let image = Numbers::new(ty, &numbers(batch * h * w * channels, 1));
-            let (weight, scale) = (numbers(channels * conv.taps(), 2), numbers(channels, 3));
+            let image = Numbers::new(ty, &numbers(window.batch * window.pixels_in() * channels, 1));
+            let (weight, scale) = (numbers(channels * window.taps(), 2), numbers(channels, 3));
             let bias_data = Numbers::new(ty, &numbers(channels, 4));
-            let mut packed = vec![f32::NAN; conv.taps() * tap_stride(channels)];
-            pack_depthwise(&weight, channels, conv.taps(), Some(&scale), &mut packed);
+            let mut packed = vec![f32::NAN; window.taps() * tap_stride(channels)];
+            pack_depthwise(&weight, channels, window.taps(), Some(&scale), &mut packed);
             let args = DepthwiseArgs {
-                conv, channels, image: image.floats(), weight: Floats::F32(&packed), bias: bias.then(|| bias_data.floats()),
+                window, channels, image: image.floats(), weight: Floats::F32(&packed), bias: bias.then(|| bias_data.floats()),
                 activation: Activation::Relu,
             };
-            in_every_type(conv.pixels() * channels, &Depthwise(args), |out, rounding| {
+            in_every_type(window.pixels() * channels, &Depthwise(args), |out, rounding| {
                 for (at, got) in out.iter().enumerate() {
                     let (c, pixel) = (at % channels, at / channels);
-                    let (x, y) = (pixel % conv.output[1], pixel / conv.output[1] % conv.output[0]);
-                    let n = pixel / conv.output[1] / conv.output[0];
                     let mut want = if bias { bias_data.at(c) } else { 0.0 };
-                    for tap in 0..conv.taps() {
-                        let (Some(sy), Some(sx)) = (conv.source(0, y, tap / kernel), conv.source(1, x, tap % kernel)) else {
-                            continue;
-                        };
-                        let weight = f64::from(weight[c * conv.taps() + tap]) * f64::from(scale[c]);
-                        want += image.at(((n * h + sy) * w + sx) * channels + c) * weight;
+                    for (tap, source) in met(&window, pixel) {
+                        let weight = f64::from(weight[c * window.taps() + tap]) * f64::from(scale[c]);
+                        want += image.at(source * channels + c) * weight;
                     }
                     assert_close(*got, want.max(0.0), 1e-5 + rounding);
                 }

@@ -6,64 +6,15 @@ use regraft_ir::ops::Activation;
 use super::workers;
 use crate::{
     Isa, Scratch, Threads,
-    gemm::{Epilogue, Operand, Panels, Rows, Workspace, gathered_bytes, multiply_block, panel_width},
+    gemm::{Epilogue, Operand, Panels, Rows, Window3, Workspace, gathered_bytes, multiply_block, panel_width},
     scratch::bytes_of,
     simd::{Float, FloatType, Floats, activation},
     threads::{TileGrid, TileMut},
 };
 
-/// The geometry of a window along up to three axes, slowest first; axes that are not there have size 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Window3 {
-    /// Sizes of the image.
-    pub input: [usize; 3],
-    /// Sizes of the result.
-    pub output: [usize; 3],
-    /// Sizes of the kernel.
-    pub kernel: [usize; 3],
-    /// Steps of the window.
-    pub stride: [usize; 3],
-    /// Distances between taps.
-    pub dilation: [usize; 3],
-    /// Elements before the image that count as zero.
-    pub padding: [usize; 3],
-}
-
-impl Window3 {
-    /// Pixels of the image.
-    pub fn pixels_in(&self) -> usize {
-        self.input.iter().product()
-    }
-
-    /// Pixels of the result.
-    pub fn pixels_out(&self) -> usize {
-        self.output.iter().product()
-    }
-
-    /// Kernel positions.
-    pub fn taps(&self) -> usize {
-        self.kernel.iter().product()
-    }
-
-    /// The image's index along `axis` that position `out` of the result meets at kernel position `tap`, unless it is padding.
-    #[inline]
-    pub fn source(&self, axis: usize, out: usize, tap: usize) -> Option<usize> {
-        let at = (out * self.stride[axis] + tap * self.dilation[axis]).checked_sub(self.padding[axis])?;
-        (at < self.input[axis]).then_some(at)
-    }
-
-    /// The three indices of number `i` of `sizes`.
-    #[inline]
-    fn split(sizes: [usize; 3], i: usize) -> [usize; 3] {
-        [i / sizes[2] / sizes[1], i / sizes[2] % sizes[1], i % sizes[2]]
-    }
-}
-
 /// A convolution of channels-first images.
 #[derive(Clone, Copy, Debug)]
 pub struct DirectArgs<'a> {
-    /// Images.
-    pub batch: usize,
     /// Where windows are.
     pub window: Window3,
     /// Channels of input and output.
@@ -110,8 +61,8 @@ impl DirectShape {
 ///
 /// If a length does not fit, or the scratch is shorter than [`DirectShape::scratch`].
 pub fn direct<T: Float>(threads: &Threads, isa: Isa, args: &DirectArgs<'_>, out: &mut [T], scratch: &mut Scratch<'_>) {
-    let DirectArgs { batch, window, channels: [c_in, c_out], groups, .. } = *args;
-    let (group_in, rows, pixels) = (c_in / groups, c_out / groups, window.pixels_out());
+    let DirectArgs { window, channels: [c_in, c_out], groups, .. } = *args;
+    let (batch, group_in, rows, pixels) = (window.batch, c_in / groups, c_out / groups, window.pixels_out());
     let (k, nr) = (group_in * window.taps(), panel_width(isa));
     assert!(args.image.len() >= batch * c_in * window.pixels_in() && args.weight.len() >= c_out * k);
     assert!(out.len() == batch * c_out * pixels && args.bias.is_none_or(|b| b.len() >= c_out));
@@ -240,17 +191,18 @@ mod tests {
             let o = (size + 2 * padding - reach) / stride + 1;
             let first = |x: usize, unit: usize| if flat { unit } else { x };
             let window = Window3 {
+                batch: 2,
                 input: [first(size, 1), size, size], output: [first(o, 1), o, o], kernel: [first(kernel, 1), kernel, kernel],
                 stride: [first(stride, 1), stride, stride], dilation: [first(dilation, 1), dilation, dilation],
                 padding: [first(padding, 0), padding, padding],
             };
-            let (c_in, c_out, batch) = (groups * ic, groups * oc, 2);
+            let (c_in, c_out, batch) = (groups * ic, groups * oc, window.batch);
             let image = Numbers::new(types[0], &numbers(batch * c_in * window.pixels_in(), 1));
             let weight = Numbers::new(types[1], &numbers(c_out * ic * window.taps(), 2));
             let b = Numbers::new(types[0], &numbers(c_out, 3));
             let r = Numbers::new(types[1], &numbers(batch * c_out * window.pixels_out(), 4));
             let args = DirectArgs {
-                batch, window, channels: [c_in, c_out], groups, image: image.floats(), weight: weight.floats(),
+                window, channels: [c_in, c_out], groups, image: image.floats(), weight: weight.floats(),
                 bias: bias.then(|| b.floats()), residual: residual.then(|| r.floats()),
                 activation: Activation::Relu, act_before_residual: true,
             };

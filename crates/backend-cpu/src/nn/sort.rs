@@ -11,25 +11,39 @@ use crate::{Scratch, Threads, scratch::bytes_of, threads::TileGrid};
 pub trait Sorted: Pod + Send + Sync {
     /// A number that holds the element's order and its position.
     type Packed: Pod + Ord + Send;
+    /// The part of it that is the element's order.
+    type Key: Copy + Ord;
+    /// Greater for elements that are later in ascending order, or in descending order.
+    fn key(self, descending: bool) -> Self::Key;
     /// The element at a position below 2^32, so that greater numbers are later in ascending order, or in descending order.
     fn pack(self, position: usize, descending: bool) -> Self::Packed;
     /// The position.
     fn position(packed: Self::Packed) -> usize;
+    /// The key.
+    fn key_of(packed: Self::Packed) -> Self::Key;
 }
 
 macro_rules! sorted {
     ($($t:ty, $packed:ty, $key:ty, $of:expr;)*) => {$(
         impl Sorted for $t {
             type Packed = $packed;
+            type Key = $key;
+            #[inline(always)]
+            fn key(self, descending: bool) -> $key {
+                let key: $key = $of(self);
+                if descending { !key } else { key }
+            }
             #[inline(always)]
             fn pack(self, position: usize, descending: bool) -> $packed {
-                let key: $key = $of(self);
-                let key = if descending { !key } else { key };
-                <$packed>::from(key) << 32 | position as $packed
+                <$packed>::from(self.key(descending)) << 32 | position as $packed
             }
             #[inline(always)]
             fn position(packed: $packed) -> usize {
                 packed as u32 as usize
+            }
+            #[inline(always)]
+            fn key_of(packed: $packed) -> $key {
+                (packed >> 32) as $key
             }
         }
     )*};
@@ -99,17 +113,59 @@ pub fn positions<T: Sorted>(
     let grid = TileGrid { outer: &outers, rows: keep, cols: inner, row_stride: inner, tile_rows: keep, tile_cols: 1 };
     threads.for_each_tile_with(&mut rows, out, &grid, |row, at, mut tile| {
         let x = &x[at.matrix * axis * inner + at.col..];
-        for (i, packed) in row.iter_mut().enumerate() {
-            *packed = x[i * inner].pack(i, descending);
-        }
-        if keep < axis {
-            row.select_nth_unstable(keep);
+        if FEW * keep <= axis {
+            first_of(x, inner, descending, keep, row);
+        } else {
+            for (i, packed) in row.iter_mut().enumerate() {
+                *packed = x[i * inner].pack(i, descending);
+            }
+            if keep < axis {
+                row.select_nth_unstable(keep);
+            }
         }
         row[..keep].sort_unstable();
         for (i, packed) in row[..keep].iter().enumerate() {
             tile.row(i)[0] = T::position(*packed) as i64;
         }
     });
+}
+
+/// Where at most one of so many elements stays, most are passed over.
+const FEW: usize = 8;
+
+/// Elements that are passed over together.
+const BLOCK: usize = 64;
+
+/// Puts the `keep` elements that come first, in any order, at the beginning of `row`, which has a place for each element; neighbours are
+/// `step` apart in `x`. Once there are `keep`, an element must come before the last of them to be looked at again.
+fn first_of<T: Sorted>(x: &[T], step: usize, descending: bool, keep: usize, row: &mut [T::Packed]) {
+    let (axis, room) = (row.len(), (2 * keep).max(4 * BLOCK).min(row.len()));
+    let (mut count, mut last) = (0, None);
+    for first in (0..axis).step_by(BLOCK) {
+        let len = BLOCK.min(axis - first);
+        let mut block = [T::zeroed(); BLOCK];
+        for (i, y) in block[..len].iter_mut().enumerate() {
+            *y = x[(first + i) * step];
+        }
+        if last.is_some_and(|last| !block[..len].iter().fold(false, |any, y| any | (y.key(descending) < last))) {
+            continue;
+        }
+        for (i, y) in block[..len].iter().enumerate() {
+            // Of equal elements those before come first.
+            if last.is_some_and(|last| y.key(descending) >= last) {
+                continue;
+            }
+            row[count] = y.pack(first + i, descending);
+            count += 1;
+            if count == room && keep < room {
+                let (_, worst, _) = row[..count].select_nth_unstable(keep - 1);
+                (count, last) = (keep, Some(T::key_of(*worst)));
+            }
+        }
+    }
+    if keep < count {
+        row[..count].select_nth_unstable(keep - 1);
+    }
 }
 
 /// Writes to each place along the middle dimension the element that `positions` names for it.

@@ -1,10 +1,10 @@
 //! Transposed convolutions of channels-first images. Positions of the result whose distance is a whole number of steps meet the same
 //! taps: they are a *phase*, and each phase is a plain convolution by its taps alone, so nothing is multiplied with zeros.
 
-use super::{direct::Window3, workers};
+use super::workers;
 use crate::{
     Isa, Scratch, Threads,
-    gemm::{Epilogue, Operand, Panels, Rows, Workspace, gathered_bytes, multiply_block, panel_width},
+    gemm::{Epilogue, Operand, Panels, Rows, Window3, Workspace, gathered_bytes, multiply_block, panel_width},
     scratch::bytes_of,
     simd::{Float, Floats},
     threads::{TileGrid, TileMut},
@@ -34,7 +34,6 @@ impl Phase {
 /// The sizes of a transposed convolution, and its phases.
 #[derive(Clone, Debug)]
 pub struct Transposed {
-    batch: usize,
     window: Window3,
     channels: [usize; 2],
     groups: usize,
@@ -55,7 +54,7 @@ pub struct TransposedArgs<'a> {
 impl Transposed {
     /// `window` steps over the result; its padding is cut off there. `groups` divides both numbers of `channels`, those of the
     /// image and of the result.
-    pub fn new(batch: usize, window: Window3, channels: [usize; 2], groups: usize) -> Transposed {
+    pub fn new(window: Window3, channels: [usize; 2], groups: usize) -> Transposed {
         let phases = |axis: usize| -> Vec<(usize, Vec<Tap>)> {
             let stride = window.stride[axis];
             let taps = |residue: usize| {
@@ -66,7 +65,7 @@ impl Transposed {
             };
             (0..stride.min(window.output[axis])).map(|residue| (residue, taps(residue).collect())).collect()
         };
-        let mut transposed = Transposed { batch, window, channels, groups, phases: Vec::new() };
+        let mut transposed = Transposed { window, channels, groups, phases: Vec::new() };
         let mut start = 0;
         for (z, in_z) in phases(0) {
             for (y, in_y) in phases(1) {
@@ -149,9 +148,9 @@ pub fn transposed<T: Float>(
     scratch: &mut Scratch<'_>,
 ) {
     let ([c_in, c_out], [_, rows], pixels) = (plan.channels, plan.group(), plan.window.pixels_out());
-    assert!(args.image.len() >= plan.batch * c_in * plan.window.pixels_in());
+    assert!(args.image.len() >= plan.window.batch * c_in * plan.window.pixels_in());
     assert!(args.weight.len() >= c_in * rows * plan.window.taps() && args.bias.is_none_or(|b| b.len() >= c_out));
-    assert_eq!(out.len(), plan.batch * c_out * pixels);
+    assert_eq!(out.len(), plan.window.batch * c_out * pixels);
     let (k, nr) = (plan.longest(), panel_width(isa));
     let mut scratch = scratch.again();
     let weights = scratch.take::<f32>(plan.weights());
@@ -167,7 +166,7 @@ pub fn transposed<T: Float>(
             (panel, sums, Workspace { a: scratch.take(gathered_bytes(rows, 1, k)), sums: &mut [] })
         })
         .collect();
-    let outer = [(plan.batch, c_out * pixels), (plan.groups, rows * pixels)];
+    let outer = [(plan.window.batch, c_out * pixels), (plan.groups, rows * pixels)];
     let tile_cols = plan.pixels_of_task(nr);
     let grid = TileGrid { outer: &outer, rows, cols: pixels, row_stride: pixels, tile_rows: rows, tile_cols };
     threads.for_each_tile_with(&mut parts, out, &grid, |(panel, sums, work), at, mut tile| {
@@ -333,10 +332,11 @@ mod tests {
             let (Some(tall), Some(long)) = (grown(size), grown(wide)) else { return Ok(()) };
             let pick = |x: usize, last: usize, unit: usize| [if axes == 3 { x } else { unit }, if axes > 1 { x } else { unit }, last];
             let window = Window3 {
+                batch: 2,
                 input: pick(size, wide, 1), output: pick(tall, long, 1), kernel: pick(kernel, kernel, 1),
                 stride: pick(stride, stride, 1), dilation: pick(dilation, dilation, 1), padding: pick(padding, padding, 0),
             };
-            let (c_in, c_out, batch, taps) = (groups * ic, groups * oc, 2, window.taps());
+            let (c_in, c_out, batch, taps) = (groups * ic, groups * oc, window.batch, window.taps());
             let image = Numbers::new(types[0], &numbers(batch * c_in * window.pixels_in(), 1));
             let weight = Numbers::new(types[1], &numbers(c_in * oc * taps, 2));
             let b = Numbers::new(types[0], &numbers(c_out, 3));
@@ -358,7 +358,7 @@ mod tests {
                         image.at(at) * weight.at((c * oc + o) * taps + tap);
                 }
             }
-            let plan = Transposed::new(batch, window, [c_in, c_out], groups);
+            let plan = Transposed::new(window, [c_in, c_out], groups);
             let args = TransposedArgs { image: image.floats(), weight: weight.floats(), bias: bias.then(|| b.floats()) };
             in_every_type(want.len(), &Case(&plan, args), |out, rounding| {
                 out.iter().zip(&want).for_each(|(got, want)| assert_close(*got, *want, 1e-5 + rounding));

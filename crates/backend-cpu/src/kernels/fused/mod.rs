@@ -14,9 +14,8 @@ use self::{
 };
 use super::{
     CpuKernel, Cx, Family,
-    support::{expect_plain, unsupported},
+    support::{Seen, Why, expect_plain, plain, unsupported},
 };
-
 use crate::{Isa, Scratch, threads::MAX_WORKERS};
 
 const FUSED: &str = "fused.blocks";
@@ -26,10 +25,14 @@ const TASK: usize = 16 * BLOCK;
 
 pub(super) const FAMILY: Family = Family { ids: &[FUSED], candidates, reads_strided, prepare };
 
+/// Steps that take their arguments, as a program.
+fn accept(node: &Seen<'_>) -> Result<Program, Why> {
+    let Op::Fused(op) = node.op else { return Err(Why("it is not fused")) };
+    Program::new(op, &node.dtypes()).ok_or(Why("a step does not take its arguments"))
+}
+
 fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
-    let Op::Fused(op) = op else { return Vec::new() };
-    let operands: Vec<DType> = inputs.iter().flatten().map(|o| o.ty.dtype).collect();
-    if fuses(op, &operands) { vec![Candidate::plain(FUSED)] } else { Vec::new() }
+    plain(accept(&Seen::of_types(op, inputs)).map(|_| FUSED))
 }
 
 /// Whether every step takes its arguments, given operands of these dtypes.
@@ -50,10 +53,8 @@ struct Prepared {
 }
 
 fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendError> {
-    let Op::Fused(op) = node.op else { return Err(unsupported(node, "it is not fused")) };
+    let program = accept(&Seen::of_node(node)).map_err(|why| unsupported(node, why.0))?;
     expect_plain(node, 0..node.inputs.len())?;
-    let dtypes: Vec<DType> = node.inputs.iter().flatten().map(|o| o.dtype).collect();
-    let program = Program::new(op, &dtypes).ok_or_else(|| unsupported(node, "a step does not take its arguments"))?;
     let operands: Vec<_> = node.inputs.iter().flatten().map(|o| (o.shape, o.strides)).collect();
     let walk = Walk::new(node.outputs[0].shape, &operands);
     let alone = operands.len() <= 3 && program.is_alone() && walk.is_side_by_side();

@@ -130,6 +130,32 @@ proptest! {
     }
 
     #[test]
+    fn few_of_many(dtype in any(), long in 1usize..3000, keep in 1usize..40, outer in 1usize..3, inner in 1usize..3, descending: bool) {
+        let x = [Some(values(dtype, &[outer, long, inner], 1))];
+        check(Sort { axis: 1, descending, keep: Some(keep.min(long)) }, &x, &[], 0.0);
+    }
+
+    #[test]
+    fn scattered(
+        dtype in any(), index in prop::sample::select(vec![DType::I64, DType::I32]), f in prop::sample::select(PutFn::ALL.to_vec()),
+        sizes in prop::array::uniform3(1usize..7), wide in 1usize..300, to in prop::array::uniform3(1usize..9),
+    ) {
+        let shape = [sizes[0], sizes[1], if sizes[2] == 1 { wide } else { sizes[2] }];
+        // As `scatter` along the last axis is expressed: the place in each axis before, and an index in the last.
+        let numbers = |shape: &[usize], at: &dyn Fn(usize) -> i64| {
+            let count: usize = shape.iter().product();
+            Some(Tensor::from_i64(index, shape, &(0..count).map(at).collect::<Vec<_>>()))
+        };
+        let x = [shape[0] + to[0], shape[1] + to[1], to[2]];
+        let last = |i: usize| (i * 7919 % (2 * to[2])) as i64 - to[2] as i64;
+        let inputs = [
+            Some(values(dtype, &x, 1)), Some(values(dtype, &shape, 2)), numbers(&[shape[0], 1, 1], &|i| i as i64),
+            numbers(&[shape[1], 1], &|i| i as i64), numbers(&shape, &last),
+        ];
+        check(IndexPut { axis: 0, f }, &inputs, &[], 2.0);
+    }
+
+    #[test]
     fn made_of_nothing(dtype in any(), shape in prop::collection::vec(0i64..9, 0..3), value in -3i64..200, step in -3i64..4, len in 0i64..70_000) {
         let dims: Vec<Dim> = shape.iter().map(|d| Dim::new(*d)).collect();
         check(Full { value: Scalar::Int(value), dtype, shape: dims.clone() }, &[], &[], 0.0);

@@ -26,7 +26,7 @@ fn run(graph: &mut Graph, lowering: &dyn Lowering) -> Result<(), IrError> {
         if node.outputs.len() != 1 || layouts.is_known(node.output()) {
             continue;
         }
-        let new = match rewritten(graph, lowering, &node) {
+        let new = match rewritten(graph, &layouts, lowering, &node) {
             // A convolution is worth a permute of its operand; the others are not.
             Some(op) if matches!(op, Op::Conv(_)) || layouts.twins.contains_key(&node.input(0)) => {
                 Some(layouts.spatial(graph, &node, op)?)
@@ -105,11 +105,14 @@ impl Layouts {
     }
 }
 
-/// The op with channels last, when it is a spatial one with channels first on images that the backend wants so.
-fn rewritten(graph: &Graph, lowering: &dyn Lowering, node: &Node) -> Option<Op> {
+/// The op with channels last, when it is a spatial one with channels first on images that the backend wants so. A weight that is
+/// computed cannot be arranged for it ahead, so its convolution stays.
+fn rewritten(graph: &Graph, layouts: &Layouts, lowering: &dyn Lowering, node: &Node) -> Option<Op> {
     use SpatialLayout::{Nchw, Nhwc};
     let op: Op = match &node.op {
-        Op::Conv(op) if op.layout == Nchw => Conv { layout: Nhwc, ..op.clone() }.into(),
+        Op::Conv(op) if op.layout == Nchw && layouts.is_known(node.input(1)) => {
+            Conv { layout: Nhwc, ..op.clone() }.into()
+        }
         Op::MaxPool(op) if op.layout == Nchw => MaxPool { layout: Nhwc, ..op.clone() }.into(),
         Op::AvgPool(op) if op.layout == Nchw => AvgPool { layout: Nhwc, ..op.clone() }.into(),
         Op::AdaptiveAvgPool(op) if op.layout == Nchw => AdaptiveAvgPool { layout: Nhwc, ..op.clone() }.into(),
