@@ -53,7 +53,8 @@ fn r_8_a_refit_is_a_build_in_every_precision() {
 /// An engine of bf16 runs on every device that has its instruction set: by vectors, and in tiles where there are any.
 #[test]
 fn engines_run_with_tiles_and_without() {
-    let isas: Vec<Isa> = Isa::available().into_iter().filter(|isa| isa.of_engines() == Isa::detect().of_engines()).collect();
+    let isas: Vec<Isa> =
+        Isa::available().into_iter().filter(|isa| isa.of_engines() == Isa::detect().of_engines()).collect();
     if isas.len() < 2 || !is_cpu() {
         eprintln!("skipped: this machine has no AMX");
         return;
