@@ -74,9 +74,9 @@ pub fn int8_product<C: Float>(
     c: &mut [C],
     scratch: &mut Scratch<'_>,
 ) {
-    let Int8Args { m, n, k, a, lda, b, scales, .. } = *args;
+    let Int8Args { m, n, k, a, lda, b, .. } = *args;
     let panel = k.next_multiple_of(INT8_STEPS) * INT8_WIDTH;
-    assert!(c.len() == m * n && scales.len() >= n && b.len() >= n.div_ceil(INT8_WIDTH) * panel);
+    assert!(c.len() == m * n && args.scales.len() >= n && b.len() >= n.div_ceil(INT8_WIDTH) * panel);
     assert!(m == 0 || a.len() >= (m - 1) * lda + k);
     args.epilogue.check(m, n);
     let (mut scratch, stride) = (scratch.again(), stride(k));
@@ -104,26 +104,39 @@ pub fn int8_product<C: Float>(
             let (col, cols) = (at.col + first, INT8_WIDTH.min(tile.cols() - first));
             let (b, next) = b[col / INT8_WIDTH * panel..].split_at(panel);
             // Of the panel after it each part of the rows brings a share into cache.
-            let share =
-                if first + INT8_WIDTH < tile.cols() { panel.div_ceil(tile.rows().div_ceil(unit.rows())) } else { 0 };
-            let mut shares = next.chunks(share.max(1));
+            let next = if first + INT8_WIDTH < tile.cols() { &next[..panel] } else { &[] };
+            let mut shares = next.chunks(panel.div_ceil(tile.rows().div_ceil(unit.rows())).max(1));
             for from in (0..tile.rows()).step_by(unit.rows()) {
                 let count = unit.rows().min(tile.rows() - from);
                 let a = &rows[(at.row + from) * stride..];
-                let next = if share > 0 { shares.next().unwrap_or(&[]) } else { &[] };
+                let next = shares.next().unwrap_or(&[]);
                 unit.multiply(isa, (a, stride), count, (b, next), &mut sums);
-                for ((sums, floats), a) in
-                    sums.iter().zip(floats.chunks_exact_mut(INT8_WIDTH)).zip(a.chunks_exact(stride)).take(count)
-                {
-                    scaled(isa, &sums[..cols], tail(a, k), &scales[col..col + cols], &mut floats[..cols]);
-                }
-                args.epilogue.apply(isa, at.row + from, col, &mut TileMut::new(&mut floats, count, cols, INT8_WIDTH));
-                for (r, floats) in floats.chunks_exact(INT8_WIDTH).take(count).enumerate() {
-                    C::narrow(isa, &floats[..cols], &mut tile.row(from + r)[first..first + cols]);
-                }
+                let part = tile.part(from..from + count, first..first + cols);
+                finish(isa, args, [at.row + from, col], a.chunks_exact(stride), &sums, &mut floats, part);
             }
         }
     });
+}
+
+/// Makes a part of `C`, whose first element is at `row` and `col`, of the sums of its rows.
+fn finish<'a, C: Float>(
+    isa: Isa,
+    args: &Int8Args<'_>,
+    [row, col]: [usize; 2],
+    rounded: impl Iterator<Item = &'a [u8]>,
+    sums: &Sums,
+    floats: &mut [f32],
+    mut part: TileMut<'_, C>,
+) {
+    let (rows, cols) = (part.rows(), part.cols());
+    let scales = &args.scales[col..col + cols];
+    for ((sums, floats), a) in sums.iter().zip(floats.chunks_exact_mut(INT8_WIDTH)).zip(rounded).take(rows) {
+        scaled(isa, &sums[..cols], tail(a, args.k), scales, &mut floats[..cols]);
+    }
+    args.epilogue.apply(isa, row, col, &mut TileMut::new(floats, rows, cols, INT8_WIDTH));
+    for (r, floats) in floats.chunks_exact(INT8_WIDTH).take(rows).enumerate() {
+        C::narrow(isa, &floats[..cols], part.row(r));
+    }
 }
 
 /// The scale and the sum of a rounded row.

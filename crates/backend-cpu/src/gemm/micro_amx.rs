@@ -11,7 +11,7 @@ use std::ptr;
 
 use super::{
     micro::{Job, Kernel, LINE, TILE_ROWS as ROWS},
-    tiles::{self, ROW, Rest, WALK_COLS, WALK_ROWS, Walk},
+    tiles::{self, Rest, WALK_COLS, WALK_ROWS, Walk},
 };
 use crate::{simd::FloatType, threads::TileMut};
 
@@ -70,33 +70,41 @@ fn run<const NR: usize>(job: &Job<'_>, mut c: TileMut<'_, f32>) {
             lines,
         };
         next = next.wrapping_add(lines * LINE * walk.steps);
-        let over = k % STEPS;
-        // Of an odd step the panel's other half may be anything.
-        let keep = if over.is_multiple_of(2) { 4 } else { 2 };
-        // SAFETY: the rows of the tiles lie in `A`, whose rows are at least as long as the block; the panel has a line for each pair of
-        // the block's steps.
-        let rest = (over > 0).then(|| unsafe { Rest::of(&walk, 2 * over, over.div_ceil(2), keep) });
+        let rest = rest_of(&walk, k % STEPS);
         walk.rest = rest.as_ref().map_or(ptr::null(), ptr::from_ref);
-        if width == WALK_COLS && rows.is_multiple_of(ROWS) {
-            walk.c = c.as_mut_ptr().wrapping_add(left).cast();
-            walk.c_stride = c.row_stride() * size_of::<f32>();
-            // SAFETY: `multiply_block` has configured tiles; whole steps lie in `A` and in the panel as above; `C` has whole tiles here.
-            unsafe { tiles::bf16(&walk) };
+        let mut part = c.part(0..rows, left..left + width);
+        if width < WALK_COLS || !rows.is_multiple_of(ROWS) {
+            multiply_apart(&mut walk, at.map(|(_, before)| before), &mut part);
             continue;
         }
-        let mut sums = Sums([[0.0; WALK_COLS]; WALK_ROWS]);
-        // Row `r` of `C` in the sums.
-        let line = |r: usize| r + at[r / ROWS].1;
-        let mut part = c.part(0..rows, left..left + width);
-        if job.accumulate {
-            (0..rows).for_each(|r| sums.0[line(r)][..width].copy_from_slice(part.row(r)));
-        }
-        walk.c = sums.0.as_mut_ptr().cast();
-        walk.c_stride = ROW * 2;
-        // SAFETY: as above; `sums` are four whole tiles.
+        walk.c = part.as_mut_ptr().cast();
+        walk.c_stride = part.row_stride() * size_of::<f32>();
+        // SAFETY: `multiply_block` has configured tiles; the whole steps lie in `A`, where rows are as long as the block, and in the
+        // panel, which has a line for each pair of steps; `C` has whole tiles here.
         unsafe { tiles::bf16(&walk) };
-        (0..rows).for_each(|r| part.row(r).copy_from_slice(&sums.0[line(r)][..width]));
     }
+}
+
+/// The last `steps` of a walk, which are too few for an instruction.
+fn rest_of(walk: &Walk, steps: usize) -> Option<Rest> {
+    // Beside an odd step the panel may hold anything.
+    let keep = if steps.is_multiple_of(2) { 4 } else { 2 };
+    // SAFETY: rows of `A` are as long as the block, and the panel has a line for each pair of its steps.
+    (steps > 0).then(|| unsafe { Rest::of(walk, 2 * steps, steps.div_ceil(2), keep) })
+}
+
+/// Multiplies where `C` is no whole tiles: in memory of its own. `before` says how many rows each tile begins too early.
+fn multiply_apart(walk: &mut Walk, before: [usize; 2], c: &mut TileMut<'_, f32>) {
+    let mut sums = Sums([[0.0; WALK_COLS]; WALK_ROWS]);
+    let (rows, cols, line) = (c.rows(), c.cols(), |r: usize| r + before[r / ROWS]);
+    if walk.accumulate != 0 {
+        (0..rows).for_each(|r| sums.0[line(r)][..cols].copy_from_slice(c.row(r)));
+    }
+    walk.c = sums.0.as_mut_ptr().cast();
+    walk.c_stride = size_of::<[f32; WALK_COLS]>();
+    // SAFETY: as in `run`; `sums` are four whole tiles.
+    unsafe { tiles::bf16(walk) };
+    (0..rows).for_each(|r| c.row(r).copy_from_slice(&sums.0[line(r)][..cols]));
 }
 
 #[cfg(test)]

@@ -8,97 +8,106 @@ pub(super) fn has_tiles() -> bool {
 }
 
 /// Zero for a subnormal number.
+#[inline(always)]
 fn flushed(x: f32) -> f32 {
-    if x.is_subnormal() { 0f32.copysign(x) } else { x }
+    if x.abs() < f32::MIN_POSITIVE { 0f32.copysign(x) } else { x }
 }
 
 /// `a * b + c` as the unit computes it.
-pub(in crate::gemm) fn fused(a: f32, b: f32, c: f32) -> f32 {
+#[inline(always)]
+fn fused(a: f32, b: f32, c: f32) -> f32 {
     flushed(flushed(a).mul_add(flushed(b), flushed(c)))
 }
 
-/// What an instruction adds to a sum for pairs of bfloat16: `(x[even], x[odd])` of `A` and of the panel.
+/// What an instruction makes of a sum and pairs of bfloat16, those of even and odd steps of a row and a column.
 pub(in crate::gemm) fn added(sum: f32, pairs: impl Iterator<Item = ([f32; 2], [f32; 2])>) -> f32 {
     let [even, odd] = pairs.fold([0f32; 2], |acc, (a, b)| std::array::from_fn(|i| fused(a[i], b[i], acc[i])));
     flushed(flushed(sum) + flushed(even + odd))
 }
 
+/// A row of a tile.
+type Row = [u8; ROW];
+
+/// The same of pairs, for all sums of a row.
+#[inline(always)]
+fn add_pairs(sums: &mut [u32; COLS], a: &Row, b: &[Row; ROWS]) {
+    let number = |bytes: &[u8]| f32::from_bits(u32::from(bytes[0]) << 16 | u32::from(bytes[1]) << 24);
+    let mut acc = [[0f32; COLS]; 2];
+    for (a, b) in a.as_chunks::<4>().0.iter().zip(b) {
+        for (half, acc) in acc.iter_mut().enumerate() {
+            let a = number(&a[2 * half..]);
+            let b: [f32; COLS] = std::array::from_fn(|n| number(&b[4 * n + 2 * half..]));
+            acc.iter_mut().zip(b).for_each(|(acc, b)| *acc = fused(a, b, *acc));
+        }
+    }
+    for (n, sum) in sums.iter_mut().enumerate() {
+        *sum = flushed(flushed(f32::from_bits(*sum)) + flushed(acc[0][n] + acc[1][n])).to_bits();
+    }
+}
+
+/// Adds products of fours of signed bytes.
+#[inline(always)]
+fn add_fours(sums: &mut [u32; COLS], a: &Row, b: &[Row; ROWS]) {
+    for (a, b) in a.as_chunks::<4>().0.iter().zip(b) {
+        for (sum, b) in sums.iter_mut().zip(b.as_chunks::<4>().0) {
+            let product: i32 = a.iter().zip(b).map(|(a, b)| i32::from(*a as i8) * i32::from(*b as i8)).sum();
+            *sum = sum.wrapping_add(product as u32);
+        }
+    }
+}
+
 /// The bytes of a row of a tile.
-unsafe fn row(from: *const u8, stride: usize, i: usize) -> [u8; ROW] {
+#[inline(always)]
+unsafe fn row(from: *const u8, stride: usize, i: usize) -> Row {
     // SAFETY: the caller's.
-    unsafe { from.wrapping_add(i * stride).cast::<[u8; ROW]>().read_unaligned() }
+    unsafe { from.wrapping_add(i * stride).cast::<Row>().read_unaligned() }
 }
 
-/// Adds the product of a tile of `A` and one of a panel to a tile of sums.
-unsafe fn multiply(
-    c: (*mut u8, usize),
-    a: (*const u8, usize),
-    b: (*const u8, usize),
-    add: fn(u32, &[u8; ROW], &[[u8; ROW]; ROWS], usize) -> u32,
-) {
-    // SAFETY: the caller's.
-    unsafe {
-        let b: [[u8; ROW]; ROWS] = std::array::from_fn(|i| row(b.0, b.1, i));
-        for r in 0..ROWS {
-            let a = row(a.0, a.1, r);
-            for n in 0..COLS {
-                let sum = c.0.wrapping_add(r * c.1 + 4 * n).cast::<u32>();
-                sum.write_unaligned(add(sum.read_unaligned(), &a, &b, n));
+#[inline(always)]
+unsafe fn walk(walk: &Walk, add: impl Fn(&mut [u32; COLS], &Row, &[Row; ROWS])) {
+    let multiply = |c: *mut u8, a: (*const u8, usize), b: (*const u8, usize)| {
+        // SAFETY: the caller's.
+        unsafe {
+            let b: [Row; ROWS] = std::array::from_fn(|i| row(b.0, b.1, i));
+            for r in 0..ROWS {
+                let to = c.wrapping_add(r * walk.c_stride).cast::<[u32; COLS]>();
+                let mut sums = to.read_unaligned();
+                add(&mut sums, &row(a.0, a.1, r), &b);
+                to.write_unaligned(sums);
             }
         }
-    }
-}
-
-fn four(bytes: &[u8; ROW], at: usize) -> [u8; 4] {
-    std::array::from_fn(|i| bytes[4 * at + i])
-}
-
-fn add_bf16(sum: u32, a: &[u8; ROW], b: &[[u8; ROW]; ROWS], n: usize) -> u32 {
-    let pair = |four: [u8; 4]| [[four[0], four[1]], [four[2], four[3]]].map(|x| half::bf16::from_le_bytes(x).to_f32());
-    added(f32::from_bits(sum), (0..ROWS).map(|k| (pair(four(a, k)), pair(four(&b[k], n))))).to_bits()
-}
-
-fn add_int8(sum: u32, a: &[u8; ROW], b: &[[u8; ROW]; ROWS], n: usize) -> u32 {
-    let product = |k: usize| {
-        let (a, b) = (four(a, k), four(&b[k], n));
-        (0..4).map(|i| i32::from(a[i] as i8) * i32::from(b[i] as i8)).sum::<i32>()
     };
-    (0..ROWS).map(product).fold(sum as i32, i32::wrapping_add) as u32
-}
-
-unsafe fn walk(walk: &Walk, add: fn(u32, &[u8; ROW], &[[u8; ROW]; ROWS], usize) -> u32) {
-    // SAFETY: the caller's.
-    unsafe {
-        for (i, a) in walk.a.into_iter().enumerate().take(1 + walk.both) {
-            for half in 0..2 {
-                let c = walk.c.wrapping_add(i * ROWS * walk.c_stride + half * ROW);
-                if walk.accumulate == 0 {
-                    (0..ROWS).for_each(|r| c.wrapping_add(r * walk.c_stride).write_bytes(0, ROW));
-                }
-                for step in 0..walk.steps {
-                    let b = walk.b.wrapping_add(step * ROWS * walk.b_stride + half * ROW);
-                    let a = a.wrapping_add(step * ROW);
-                    multiply((c, walk.c_stride), (a, walk.a_stride), (b, walk.b_stride), add);
-                }
-                if let Some(rest) = walk.rest.as_ref() {
-                    let (a, b) = (rest.a[i].as_ptr().cast(), rest.b[half].as_ptr().cast());
-                    multiply((c, walk.c_stride), (a, ROW), (b, ROW), add);
-                }
+    for (i, a) in walk.a.into_iter().enumerate().take(1 + walk.both) {
+        for half in 0..2 {
+            let c = walk.c.wrapping_add(i * ROWS * walk.c_stride + half * ROW);
+            if walk.accumulate == 0 {
+                // SAFETY: the caller's.
+                (0..ROWS).for_each(|r| unsafe { c.wrapping_add(r * walk.c_stride).write_bytes(0, ROW) });
+            }
+            for step in 0..walk.steps {
+                let b = walk.b.wrapping_add(step * ROWS * walk.b_stride + half * ROW);
+                multiply(c, (a.wrapping_add(step * ROW), walk.a_stride), (b, walk.b_stride));
+            }
+            // SAFETY: the caller's.
+            if let Some(rest) = unsafe { walk.rest.as_ref() } {
+                multiply(c, (rest.a[i].as_ptr().cast(), ROW), (rest.b[half].as_ptr().cast(), ROW));
             }
         }
     }
 }
 
-/// As [`super::bf16`], in plain Rust.
+/// As [`super::bf16`], in plain Rust. Only a machine with AVX-512 stands in for one with tiles.
+#[target_feature(enable = "avx512f,fma")]
 pub(super) unsafe fn bf16(job: &Walk) {
     // SAFETY: the caller's.
-    unsafe { walk(job, add_bf16) };
+    unsafe { walk(job, add_pairs) };
 }
 
 /// As [`super::int8`], in plain Rust.
+#[target_feature(enable = "avx512f,fma")]
 pub(super) unsafe fn int8(job: &Walk) {
     // SAFETY: the caller's.
-    unsafe { walk(job, add_int8) };
+    unsafe { walk(job, add_fours) };
 }
 
 /// The sums of a walk over `a` and `b`, both of `steps` whole steps, added to `c`.
