@@ -31,11 +31,12 @@ impl CpuCodegen {
 
 impl Codegen for CpuCodegen {
     fn target(&self) -> Target {
+        let level = self.isa.of_engines();
         Target {
             backend: "cpu".into(),
             arch: std::env::consts::ARCH.into(),
-            level: self.isa.name().into(),
-            features: self.isa.features().iter().map(|&feature| feature.into()).collect(),
+            level: level.name().into(),
+            features: level.features().iter().map(|&feature| feature.into()).collect(),
         }
     }
 
@@ -74,5 +75,17 @@ impl Lowering for CpuCodegen {
 
     fn stores_weights(&self, _: WeightFormat) -> bool {
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn engines_need_no_tiles() {
+        let [with, without] = [Isa::Amx, Isa::Avx512Bf16].map(|isa| CpuCodegen::new(isa).target());
+        assert_eq!(with, without);
+        assert_ne!(without, CpuCodegen::new(Isa::Avx512).target());
     }
 }

@@ -57,7 +57,9 @@ impl Device for CpuDevice {
     }
 
     fn processor(&self) -> String {
-        processor().unwrap_or_else(|| std::env::consts::ARCH.to_owned())
+        let name = processor().unwrap_or_else(|| std::env::consts::ARCH.to_owned());
+        // Measured times of one are not those of the other, and a system may refuse tiles to a process.
+        if self.cx.isa == Isa::Amx { name + " with AMX" } else { name }
     }
 
     fn threads(&self) -> usize {

@@ -77,7 +77,7 @@ fn every_kernel_waits_for_those_before() {
     for source in sources() {
         let kernels = source.text.split("__global__").skip(1);
         for kernel in kernels {
-            assert!(kernel.contains("START();"), "{}: {}", source.name, kernel.lines().next().unwrap_or_default());
+            assert!(kernel.contains("AWAIT();"), "{}: {}", source.name, kernel.lines().next().unwrap_or_default());
         }
     }
 }

@@ -6,8 +6,9 @@ use regraft::{
     DType, Model, Refit, StateDict, Tensor, WeightFormat,
     adapter::{Adapter, AdapterLayer, Factors, Update},
 };
+use regraft_backend_cpu::Isa;
 use regraft_compile::lower::Precision;
-use regraft_conformance::{Case, FULL, assert_same, assert_same_slots};
+use regraft_conformance::{Case, FULL, assert_same, assert_same_slots, backend};
 
 const INT8: Precision = Precision { dtype: None, weights: Some(WeightFormat::Int8) };
 const INT4: Precision = Precision { dtype: None, weights: Some(WeightFormat::Int4) };
@@ -45,6 +46,31 @@ fn r_8_a_refit_is_a_build_in_every_precision() {
             let built = case.model(case.compile_in(&b, precision));
             assert_same(&name, &model.run(&inputs).unwrap(), &built.run(&inputs).unwrap());
             assert_same_slots(&name, &model, &built);
+        }
+    }
+}
+
+/// An engine of bf16 runs on every device that has its instruction set: by vectors, and in tiles where there are any.
+#[test]
+fn engines_run_with_tiles_and_without() {
+    let isas: Vec<Isa> =
+        Isa::available().into_iter().filter(|isa| isa.of_engines() == Isa::detect().of_engines()).collect();
+    if isas.len() < 2 || !is_cpu() {
+        eprintln!("skipped: this machine has no AMX");
+        return;
+    }
+    for case in ["mlp_gelu", "tiny_bert", "tiny_gpt2", "tiny_resnet", "mha"].map(Case::open) {
+        for precision in [BF16, INT8, BOTH] {
+            let name = format!("{} in {precision:?}", case.name);
+            let engine = case.compile_in(&StateDict::new(), precision);
+            let [by_vectors, in_tiles] = [0, 1].map(|i| {
+                let model = regraft::model(engine.clone(), backend(isas[i])).unwrap_or_else(|e| panic!("{name}: {e}"));
+                model.run(&case.tensors("input")).unwrap_or_else(|e| panic!("{name}: {e}"))
+            });
+            let apart = relative(&in_tiles, &by_vectors);
+            assert!(apart < 0.02, "{name}: apart by {apart}");
+            // Sums of bytes are exact.
+            assert!(precision != INT8 || apart == 0.0, "{name}: apart by {apart}");
         }
     }
 }

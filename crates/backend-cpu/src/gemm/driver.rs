@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::{
     Epilogue, Operand, Rows,
     micro::{Job, Kernel},
-    operand::{K_BLOCK, KBlock, gathered_bytes, k_blocks},
+    operand::{KBlock, gathered_bytes, k_blocks},
 };
 use crate::{
     Isa, Scratch, Threads,
@@ -83,16 +83,20 @@ impl GemmShape {
         self.taps * self.k_tap
     }
 
+    fn kernel(&self, isa: Isa) -> Kernel {
+        Kernel::of(isa, self.a, self.b, self.nr)
+    }
+
     /// Bytes of scratch that [`gemm`] needs.
     pub fn scratch(&self, isa: Isa, threads: &Threads) -> usize {
         let (rows, cols) = self.block(isa, threads.count());
-        let (a, sums) = self.workspace(rows, cols);
+        let (a, sums) = self.workspace(isa, rows, cols);
         threads.count() * (bytes_of::<u8>(a) + bytes_of::<f32>(sums))
     }
 
     /// Bytes of copied rows and floats of sums that a task for a block of so many rows and columns needs.
-    pub(super) fn workspace(&self, rows: usize, cols: usize) -> (usize, usize) {
-        let sums = match (self.c, self.k() > K_BLOCK) {
+    pub(super) fn workspace(&self, isa: Isa, rows: usize, cols: usize) -> (usize, usize) {
+        let sums = match (self.c, self.k() > self.kernel(isa).cut().most) {
             (FloatType::F32, _) => 0,
             (_, true) => rows * cols,
             (_, false) => rows * self.nr,
@@ -102,11 +106,13 @@ impl GemmShape {
 
     /// Rows and columns of the part of `C` that one task computes.
     pub(super) fn block(&self, isa: Isa, threads: usize) -> (usize, usize) {
-        let (kernel, k) = (Kernel::of(isa, self.a, self.b, self.nr), self.k());
-        let rows = (A_BLOCK / k.clamp(1, K_BLOCK)).next_multiple_of(kernel.mr).clamp(4 * kernel.mr, 32 * kernel.mr);
+        let (kernel, k) = (self.kernel(isa), self.k());
+        let (mr, run) = (kernel.mr, kernel.cut().most);
+        let least = if kernel.tiles { 2 } else { 4 };
+        let rows = (A_BLOCK / k.clamp(1, run)).next_multiple_of(mr).clamp(least * mr, 32 * mr);
         let rows = rows.min(self.m.max(1));
         let panels = self.n.div_ceil(kernel.nr).max(1);
-        let most = if self.c != FloatType::F32 && k > K_BLOCK { (SUMS / rows / kernel.nr).max(1) } else { panels };
+        let most = if self.c != FloatType::F32 && k > run { (SUMS / rows / kernel.nr).max(1) } else { panels };
         if threads == 1 || self.m * self.n * k < SERIAL_BELOW {
             return (rows, if most < panels { most * kernel.nr } else { self.n.max(1) });
         }
@@ -145,7 +151,7 @@ pub fn gemm<C: Float>(threads: &Threads, isa: Isa, args: GemmArgs<'_, C>, scratc
     epilogue.check(m, n);
     let (tile_rows, tile_cols) = shape.block(isa, threads.count());
     let mut scratch = scratch.again();
-    let mut workers = Workspace::parts(&mut scratch, threads.count(), shape.workspace(tile_rows, tile_cols));
+    let mut workers = Workspace::parts(&mut scratch, threads.count(), shape.workspace(isa, tile_rows, tile_cols));
     let grid = TileGrid { outer: &[], rows: m, cols: n, row_stride: ldc, tile_rows, tile_cols };
     threads.for_each_tile_with(&mut workers, c, &grid, |work, at, tile| {
         multiply_block(isa, &a, at.row, &b, at.col, tile, &epilogue, work);
@@ -201,10 +207,13 @@ pub(crate) fn multiply_block<C: Float>(
     assert!(col.is_multiple_of(kernel.nr) && a.taps() * a.k_tap() == b.k);
     let (rows, cols, pairs) = (c.rows(), c.cols(), b.ty == FloatType::Bf16);
     let straddles = pairs && a.taps() > 1 && !a.k_tap().is_multiple_of(2);
-    let gather = kernel.a != a.ty() || straddles || (cols >= GATHER_FROM * kernel.nr && a.rows_collide());
-    let several = a.taps() * a.k_tap() > K_BLOCK;
+    let collides = cols >= GATHER_FROM * kernel.nr && a.rows_collide();
+    let gather = kernel.a != a.ty() || straddles || collides || !kernel.reaches(a);
+    let several = a.taps() * a.k_tap() > kernel.cut().most;
     let Workspace { a: gathered, sums } = work;
-    for block in k_blocks(a.taps(), a.k_tap(), pairs) {
+    #[cfg(target_arch = "x86_64")]
+    let _configured = kernel.tiles.then(super::tiles::configure);
+    for block in k_blocks(a.taps(), a.k_tap(), kernel.cut()) {
         let mut walk = |a: &Operand<'_>, row_in_a: usize, steps: &KBlock| {
             for first in (0..cols).step_by(kernel.nr) {
                 let columns = first..cols.min(first + kernel.nr);
@@ -233,7 +242,7 @@ pub(crate) fn multiply_block<C: Float>(
             }
         };
         if gather {
-            let a = a.gather(isa, row..row + rows, &block, kernel.a, gathered);
+            let a = a.gather(isa, row..row + rows, &block, kernel.a, kernel.least_rows(), gathered);
             walk(&a, 0, &a.whole());
         } else {
             walk(a, row, &block);
@@ -252,16 +261,9 @@ fn multiply_strip(
     let (rows, cols) = (strip.rows(), strip.cols());
     let share = job.next.len().div_ceil(rows.div_ceil(kernel.mr).max(1)).max(1);
     let mut shares = job.next.chunks(share);
-    for part in even_parts(rows, kernel.mr) {
+    for part in kernel.parts(rows) {
         let tile = Job { row: job.row + part.start, next: shares.next().unwrap_or(&[]), ..job };
         (kernel.run)(&tile, strip.part(part.clone(), 0..cols));
         done(part.clone(), strip.part(part, 0..cols));
     }
-}
-
-/// Cuts `0..len` into as few parts of at most `most` as possible, all about equally long: two tiles of 8 rows keep the arithmetic
-/// units busier than one of 12 and one of 4.
-fn even_parts(len: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
-    let parts = len.div_ceil(most);
-    (0..parts).map(move |i| len * i / parts..len * (i + 1) / parts)
 }

@@ -1,11 +1,13 @@
 //! Products of rows that are rounded to bytes as they come and a matrix of bytes: `C = epilogue(sum(q_a · q_b) · scale_a · scale_b)`.
 //!
 //! Sums of integers are exact, so that the result depends neither on the tiling nor on the instructions that a processor has. With
-//! AVX512-VNNI four products are added up at a time. Its instruction takes one factor without a sign: weights are read 128 greater, and
-//! 128 times the sum of a row is taken off again.
+//! AMX tiles are multiplied. With AVX512-VNNI four products are added up at a time; its instruction takes one factor without a sign:
+//! weights are read 128 greater, and 128 times the sum of a row is taken off again.
 #![allow(unsafe_code)]
 
-use super::Epilogue;
+use super::{Epilogue, micro::TILE_ROWS};
+#[cfg(target_arch = "x86_64")]
+use super::{int8_amx, tiles};
 use crate::{
     Isa, Scratch, Threads,
     nn::workers,
@@ -20,11 +22,11 @@ pub const INT8_WIDTH: usize = 32;
 /// Steps of `k` that stand side by side in a panel.
 pub const INT8_STEPS: usize = 4;
 
-/// The most rows of a tile.
-const MR: usize = 12;
+/// The most rows that are multiplied at a time, of those that units take.
+const MOST_ROWS: usize = 32;
 
-/// Rows of a task.
-const TASK_ROWS: usize = 8 * MR;
+/// Rows of a task: a multiple of what each unit takes.
+const TASK_ROWS: usize = 96;
 
 /// Bytes behind a rounded row: its scale and its sum.
 const TAIL: usize = 8;
@@ -57,7 +59,7 @@ fn stride(k: usize) -> usize {
 
 /// Bytes of scratch that [`int8_product`] needs.
 pub fn int8_scratch(threads: &Threads, m: usize, k: usize) -> usize {
-    bytes_of::<u8>(m * stride(k)) + workers(threads) * bytes_of::<f32>(k)
+    bytes_of::<u8>(m.next_multiple_of(TILE_ROWS) * stride(k)) + workers(threads) * bytes_of::<f32>(k)
 }
 
 /// Computes `C`, row-major without gaps.
@@ -72,16 +74,17 @@ pub fn int8_product<C: Float>(
     c: &mut [C],
     scratch: &mut Scratch<'_>,
 ) {
-    let Int8Args { m, n, k, a, lda, b, scales, .. } = *args;
+    let Int8Args { m, n, k, a, lda, b, .. } = *args;
     let panel = k.next_multiple_of(INT8_STEPS) * INT8_WIDTH;
-    assert!(c.len() == m * n && scales.len() >= n && b.len() >= n.div_ceil(INT8_WIDTH) * panel);
+    assert!(c.len() == m * n && args.scales.len() >= n && b.len() >= n.div_ceil(INT8_WIDTH) * panel);
     assert!(m == 0 || a.len() >= (m - 1) * lda + k);
     args.epilogue.check(m, n);
     let (mut scratch, stride) = (scratch.again(), stride(k));
-    let rows = scratch.take::<u8>(m * stride);
+    // Tiles read rows behind the last one, which may be anything.
+    let rows = scratch.take::<u8>(m.next_multiple_of(TILE_ROWS) * stride);
     // A row takes longer than its bytes say.
     let mut wide = scratch.parts::<f32>(workers(threads), k);
-    threads.for_each_chunk_with(&mut wide, rows, stride, |wide, i, row| {
+    threads.for_each_chunk_with(&mut wide, &mut rows[..m * stride], stride, |wide, i, row| {
         let values = a.read(isa, i * lda, wide);
         let (bytes, rest) = row.split_at_mut(k.next_multiple_of(INT8_STEPS));
         bytes[k..].fill(0);
@@ -93,29 +96,47 @@ pub fn int8_product<C: Float>(
     let across = (4 * threads.count()).div_ceil(m.div_ceil(TASK_ROWS).max(1)).min(panels.max(1));
     let tile_cols = if threads.count() == 1 { n } else { panels.div_ceil(across) * INT8_WIDTH };
     let grid = TileGrid { outer: &[], rows: m, cols: n, row_stride: n, tile_rows: TASK_ROWS, tile_cols };
-    let vnni = has_vnni(isa);
+    let unit = Unit8::of(isa);
     threads.for_each_tile(c, &grid, |at, mut tile| {
+        let _configured = unit.configure();
+        let (mut sums, mut floats) = ([[0i32; INT8_WIDTH]; MOST_ROWS], [0f32; MOST_ROWS * INT8_WIDTH]);
         for first in (0..tile.cols()).step_by(INT8_WIDTH) {
             let (col, cols) = (at.col + first, INT8_WIDTH.min(tile.cols() - first));
-            let b = &b[col / INT8_WIDTH * panel..][..panel];
-            for from in (0..tile.rows()).step_by(MR) {
-                let count = MR.min(tile.rows() - from);
-                let a = &rows[(at.row + from) * stride..][..count * stride];
-                let mut sums = [[0i32; INT8_WIDTH]; MR];
-                multiply(isa, vnni, a, stride, b, &mut sums[..count]);
-                let mut floats = [0f32; MR * INT8_WIDTH];
-                for ((sums, floats), a) in
-                    sums.iter().zip(floats.chunks_exact_mut(INT8_WIDTH)).zip(a.chunks_exact(stride))
-                {
-                    scaled(isa, &sums[..cols], tail(a, k), &scales[col..col + cols], &mut floats[..cols]);
-                }
-                args.epilogue.apply(isa, at.row + from, col, &mut TileMut::new(&mut floats, count, cols, INT8_WIDTH));
-                for (r, floats) in floats.chunks_exact(INT8_WIDTH).take(count).enumerate() {
-                    C::narrow(isa, &floats[..cols], &mut tile.row(from + r)[first..first + cols]);
-                }
+            let (b, next) = b[col / INT8_WIDTH * panel..].split_at(panel);
+            // Of the panel after it each part of the rows brings a share into cache.
+            let next = if first + INT8_WIDTH < tile.cols() { &next[..panel] } else { &[] };
+            let mut shares = next.chunks(panel.div_ceil(tile.rows().div_ceil(unit.rows())).max(1));
+            for from in (0..tile.rows()).step_by(unit.rows()) {
+                let count = unit.rows().min(tile.rows() - from);
+                let a = &rows[(at.row + from) * stride..];
+                let next = shares.next().unwrap_or(&[]);
+                unit.multiply(isa, (a, stride), count, (b, next), &mut sums);
+                let part = tile.part(from..from + count, first..first + cols);
+                finish(isa, args, [at.row + from, col], a.chunks_exact(stride), &sums, &mut floats, part);
             }
         }
     });
+}
+
+/// Makes a part of `C`, whose first element is at `row` and `col`, of the sums of its rows.
+fn finish<'a, C: Float>(
+    isa: Isa,
+    args: &Int8Args<'_>,
+    [row, col]: [usize; 2],
+    rounded: impl Iterator<Item = &'a [u8]>,
+    sums: &Sums,
+    floats: &mut [f32],
+    mut part: TileMut<'_, C>,
+) {
+    let (rows, cols) = (part.rows(), part.cols());
+    let scales = &args.scales[col..col + cols];
+    for ((sums, floats), a) in sums.iter().zip(floats.chunks_exact_mut(INT8_WIDTH)).zip(rounded).take(rows) {
+        scaled(isa, &sums[..cols], tail(a, args.k), scales, &mut floats[..cols]);
+    }
+    args.epilogue.apply(isa, row, col, &mut TileMut::new(floats, rows, cols, INT8_WIDTH));
+    for (r, floats) in floats.chunks_exact(INT8_WIDTH).take(rows).enumerate() {
+        C::narrow(isa, &floats[..cols], part.row(r));
+    }
 }
 
 /// The scale and the sum of a rounded row.
@@ -155,34 +176,83 @@ simd_fn! {
     }
 }
 
+/// What multiplies bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unit8 {
+    /// Whatever the compiler makes of loops.
+    Loops,
+    /// AVX512-VNNI.
+    #[cfg(target_arch = "x86_64")]
+    Vnni,
+    /// AMX-INT8.
+    #[cfg(target_arch = "x86_64")]
+    Tiles,
+}
+
 #[cfg(target_arch = "x86_64")]
-fn has_vnni(isa: Isa) -> bool {
-    isa >= Isa::Avx512 && is_x86_feature_detected!("avx512vnni")
+impl Unit8 {
+    fn of(isa: Isa) -> Self {
+        match isa.verified() {
+            Isa::Amx => Unit8::Tiles,
+            isa if isa >= Isa::Avx512 && is_x86_feature_detected!("avx512vnni") => Unit8::Vnni,
+            _ => Unit8::Loops,
+        }
+    }
+
+    /// The most rows at a time.
+    fn rows(self) -> usize {
+        if self == Unit8::Tiles { MOST_ROWS } else { 12 }
+    }
+
+    /// What the thread needs while it multiplies.
+    fn configure(self) -> Option<tiles::Configured> {
+        (self == Unit8::Tiles).then(tiles::configure)
+    }
+
+    /// Products of the first `count` rounded rows of `a`, which go on behind them, and a panel; `next` is what is multiplied later.
+    fn multiply(self, isa: Isa, a: (&[u8], usize), count: usize, b: (&[i8], &[i8]), sums: &mut Sums) {
+        let ((a, stride), (panel, _)) = (a, b);
+        match self {
+            Unit8::Tiles => int8_amx::rows((a, stride), count, b, sums),
+            Unit8::Vnni => {
+                let (steps, sums) = (panel.len() / INT8_WIDTH, &mut sums[..count]);
+                assert!(count <= self.rows() && a.len() >= count * stride && stride >= steps + TAIL);
+                // SAFETY: a unit is one of this processor; the lengths were checked.
+                unsafe { vnni_tiles::rows(a, stride, panel, sums) };
+                for (sums, a) in sums.iter_mut().zip(a.chunks_exact(stride)) {
+                    let (_, sum) = tail(a, steps);
+                    sums.iter_mut().for_each(|s| *s -= 128 * sum);
+                }
+            }
+            Unit8::Loops => in_loops(isa, a, stride, panel, &mut sums[..count]),
+        }
+    }
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn has_vnni(_: Isa) -> bool {
-    false
+impl Unit8 {
+    fn of(_: Isa) -> Self {
+        Unit8::Loops
+    }
+
+    fn rows(self) -> usize {
+        12
+    }
+
+    fn configure(self) {}
+
+    fn multiply(self, isa: Isa, (a, stride): (&[u8], usize), count: usize, b: (&[i8], &[i8]), sums: &mut Sums) {
+        in_loops(isa, a, stride, b.0, &mut sums[..count]);
+    }
 }
 
-/// Products of some rounded rows and a panel.
-fn multiply(isa: Isa, vnni: bool, a: &[u8], stride: usize, b: &[i8], sums: &mut [[i32; INT8_WIDTH]]) {
-    #[cfg(target_arch = "x86_64")]
-    if vnni {
-        isa.verified();
-        assert!(a.len() >= sums.len() * stride && stride >= b.len() / INT8_WIDTH + TAIL);
-        // SAFETY: `vnni` says that the processor has it; the lengths were checked.
-        unsafe { vnni_tiles::rows(a, stride, b, sums) };
-        let steps = b.len() / INT8_WIDTH;
-        for (sums, a) in sums.iter_mut().zip(a.chunks_exact(stride)) {
-            let (_, sum) = tail(a, steps);
-            sums.iter_mut().for_each(|s| *s -= 128 * sum);
-        }
-        return;
-    }
-    let _ = vnni;
+/// Sums of as many rows as any unit takes.
+type Sums = [[i32; INT8_WIDTH]; MOST_ROWS];
+
+fn in_loops(isa: Isa, a: &[u8], stride: usize, panel: &[i8], sums: &mut [[i32; INT8_WIDTH]]) {
     for (sums, a) in sums.iter_mut().zip(a.chunks_exact(stride)) {
-        plain(isa, a, b, sums);
+        *sums = [0; INT8_WIDTH];
+        plain(isa, a, panel, sums);
     }
 }
 

@@ -142,7 +142,7 @@ impl MatmulShape {
     pub fn scratch(&self, isa: Isa, threads: &Threads) -> usize {
         let ((count, each), shape) = (self.packed(isa), self.gemm(isa));
         let (rows, cols) = shape.block(isa, 1);
-        let (a, sums) = shape.workspace(rows, cols);
+        let (a, sums) = shape.workspace(isa, rows, cols);
         let worker =
             bytes_of::<u8>(a) + bytes_of::<f32>(sums) + bytes_of::<f32>(dynamic_scratch(self.b, self.k, shape.nr));
         bytes_of::<u8>(count * each) + threads.count() * worker
@@ -175,7 +175,7 @@ pub fn matmul<C: Float>(threads: &Threads, isa: Isa, args: MatmulArgs<'_, C>, sc
     }
     let operands: Vec<Operand<'_>> =
         (0..batches).map(|i| Operand::new(a.from(i * a_batch), Rows::Strided { lda }, m, 1, k)).collect();
-    let mut workers = Workspace::parts(&mut scratch, workers, product.workspace(tile_rows, tile_cols));
+    let mut workers = Workspace::parts(&mut scratch, workers, product.workspace(isa, tile_rows, tile_cols));
     let grid = TileGrid { outer: &[(batches, c_batch)], rows: m, cols: n, row_stride: ldc, tile_rows, tile_cols };
     threads.for_each_tile_with(&mut workers, c, &grid, |work, at, tile| {
         let i = if shared_b { 0 } else { at.matrix };

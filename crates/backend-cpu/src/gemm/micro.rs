@@ -1,8 +1,10 @@
 //! The interface of the micro-kernels: one tile of `C` from some rows of `A` and one panel of `B`.
 
+use std::ops::Range;
+
 use super::{
     micro_portable,
-    operand::{KBlock, Operand},
+    operand::{Cut, KBlock, Operand},
 };
 use crate::{Isa, pack::panel_bytes, simd::FloatType, threads::TileMut};
 
@@ -17,6 +19,8 @@ pub(super) struct Kernel {
     pub(super) a: FloatType,
     /// Element type of the panels.
     pub(super) b: FloatType,
+    /// Whether it multiplies tiles, which the thread must have configured. Then it takes rows at one distance, 16 of them or more.
+    pub(super) tiles: bool,
     /// Adds the product of `job` to `c`.
     pub(super) run: fn(job: &Job<'_>, c: TileMut<'_, f32>),
 }
@@ -43,6 +47,8 @@ impl Kernel {
     fn all(isa: Isa) -> &'static [&'static [Kernel]] {
         match isa {
             #[cfg(target_arch = "x86_64")]
+            Isa::Amx => &[super::micro_avx512::KERNELS, super::micro_amx::KERNELS],
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx512Bf16 => &[super::micro_avx512::KERNELS, super::micro_bf16::KERNELS],
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => &[super::micro_avx512::KERNELS],
@@ -62,7 +68,38 @@ impl Kernel {
         let found = all().find(|k| k.a == a).or_else(|| all().find(|k| k.a == FloatType::F32));
         *found.unwrap_or_else(|| panic!("no kernel of {isa} takes panels of {nr} columns"))
     }
+
+    /// How it wants `k` to be cut.
+    pub(super) fn cut(&self) -> Cut {
+        match (self.tiles, self.b) {
+            (true, _) => Cut::TILES,
+            (false, FloatType::Bf16) => Cut::PAIRS,
+            (false, _) => Cut::ANYWHERE,
+        }
+    }
+
+    /// The fewest rows that `A` must have.
+    pub(super) fn least_rows(&self) -> usize {
+        if self.tiles { TILE_ROWS } else { 0 }
+    }
+
+    /// Whether it finds its rows where those of `a` are.
+    pub(super) fn reaches(&self, a: &Operand<'_>) -> bool {
+        !self.tiles || (a.m() >= TILE_ROWS && a.stride().is_some())
+    }
+
+    /// Cuts `0..len` rows into as few parts as possible, all about equally long: two tiles of 8 rows keep the arithmetic units busier
+    /// than one of 12 and one of 4. A part that is multiplied in tiles takes as long as one of whole tiles.
+    pub(super) fn parts(&self, len: usize) -> impl Iterator<Item = Range<usize>> {
+        let grain = self.least_rows().max(1);
+        let grains = len.div_ceil(grain);
+        let parts = grains.div_ceil(self.mr / grain);
+        (0..parts).map(move |i| grains * i / parts * grain..len.min(grains * (i + 1) / parts * grain))
+    }
 }
+
+/// Rows of a tile.
+pub(super) const TILE_ROWS: usize = 16;
 
 /// Bytes of a cache line.
 pub(super) const LINE: usize = 64;
@@ -116,6 +153,7 @@ macro_rules! kernel {
             nr: $lanes * $vectors,
             a: FloatType::$a,
             b: FloatType::$b,
+            tiles: false,
             run,
         };
         fn run(job: &Job<'_>, c: TileMut<'_, f32>) {

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::micro::TILE_ROWS;
 use crate::{
     Isa,
     simd::{FloatType, Floats},
@@ -36,8 +37,24 @@ const ZERO_BYTES: usize = size_of::<[f32; 4096]>();
 /// A row stride of a multiple of so many bytes lets rows collide.
 const COLLIDING: usize = 2048;
 
-/// Steps of `k` before the next panel's turn: what is read of `A` and of the panel then fits into the second-level cache.
-pub(super) const K_BLOCK: usize = 1024;
+/// Where `k` may be cut into runs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Cut {
+    /// Steps before the next panel's turn: what is read of `A` and of the panel then fits into the second-level cache, or for tiles,
+    /// which read faster, much of it into the first-level cache.
+    pub(super) most: usize,
+    /// Runs start at multiples of this, a power of two.
+    pub(super) at: usize,
+}
+
+impl Cut {
+    /// For kernels that take steps one by one.
+    pub(super) const ANYWHERE: Cut = Cut { most: 1024, at: 1 };
+    /// For pairs of bfloat16.
+    pub(super) const PAIRS: Cut = Cut { most: 1024, at: 2 };
+    /// For tiles of pairs.
+    pub(super) const TILES: Cut = Cut { most: 512, at: 32 };
+}
 
 /// A run of steps of `k`: part of the only tap, or some whole taps.
 #[derive(Clone, Debug)]
@@ -57,14 +74,14 @@ impl KBlock {
     }
 }
 
-/// Cuts `k` into runs of about [`K_BLOCK`] steps, as equal as taps allow. Those of several taps start at whole taps; all of them
-/// start at an even step if `even`.
-pub(super) fn k_blocks(taps: usize, k_tap: usize, even: bool) -> impl Iterator<Item = KBlock> {
-    let blocks = (taps * k_tap).div_ceil(K_BLOCK).clamp(1, if taps == 1 { usize::MAX } else { taps.max(1) });
-    let even = even && (taps == 1 || !k_tap.is_multiple_of(2));
+/// Cuts `k` into runs of about as many steps as `cut` says, as equal as taps allow. Of several taps they are whole taps.
+pub(super) fn k_blocks(taps: usize, k_tap: usize, cut: Cut) -> impl Iterator<Item = KBlock> {
+    let blocks = (taps * k_tap).div_ceil(cut.most).clamp(1, if taps == 1 { usize::MAX } else { taps.max(1) });
+    // As a power of two, it is a multiple of what it has in common with the length of a tap.
+    let at = if taps == 1 { cut.at } else { cut.at >> k_tap.trailing_zeros().min(cut.at.trailing_zeros()) };
     let cut = move |len: usize, i: usize| {
-        let at = len * i / blocks;
-        if even && i < blocks { at / 2 * 2 } else { at }
+        let even = len * i / blocks;
+        if i < blocks { even / at * at } else { even }
     };
     let blocks = (0..blocks).map(move |i| {
         if taps == 1 {
@@ -73,7 +90,7 @@ pub(super) fn k_blocks(taps: usize, k_tap: usize, even: bool) -> impl Iterator<I
             KBlock { taps: cut(taps, i)..cut(taps, i + 1), k: 0..k_tap, first: cut(taps, i) * k_tap }
         }
     });
-    // Rounding to even steps can leave the first of very few with none.
+    // Rounding can leave the first of very few with none.
     blocks.filter(move |block| block.len() > 0 || taps * k_tap == 0)
 }
 
@@ -147,6 +164,14 @@ impl<'a> Operand<'a> {
         KBlock { taps: 0..self.taps, k: 0..self.k_tap, first: 0 }
     }
 
+    /// Elements between rows, if all are equally far apart.
+    pub(super) fn stride(&self) -> Option<usize> {
+        match self.rows {
+            Rows::Strided { lda } => Some(lda),
+            Rows::Indirect { .. } => None,
+        }
+    }
+
     /// Whether neighbouring rows fall into so few sets of a first-level cache (64 sets, 8 ways) that those of one tile evict each
     /// other before their lines are used up.
     pub(super) fn rows_collide(&self) -> bool {
@@ -161,7 +186,8 @@ impl<'a> Operand<'a> {
     }
 
     /// Copies `block` of `rows` next to each other into `scratch`, in their own type if that is `ty` and otherwise as f32, at a
-    /// distance that does not collide, and returns that as an operand.
+    /// distance that does not collide, and returns that as an operand: of `least` rows, where there are fewer. The last of those hold
+    /// anything.
     ///
     /// # Panics
     ///
@@ -172,16 +198,17 @@ impl<'a> Operand<'a> {
         rows: Range<usize>,
         block: &KBlock,
         ty: FloatType,
+        least: usize,
         scratch: &'s mut [u8],
     ) -> Operand<'s> {
-        let (m, k) = (rows.len(), block.len());
+        let (m, k) = (rows.len().max(least), block.len());
         let lda = gathered_stride(k, ty.size());
         let scratch = &mut scratch[..m * lda * ty.size()];
         if ty == self.ty() {
             let width = block.k.len() * self.size;
             for (row, out) in rows.zip(scratch.chunks_exact_mut(lda * self.size)) {
                 for (tap, out) in block.taps.clone().zip(out.chunks_exact_mut(width.max(1))) {
-                    out.copy_from_slice(&self.tap_bytes(row, tap)[block.k.start * self.size..][..width]);
+                    copy(&self.tap_bytes(row, tap)[block.k.start * self.size..][..width], out);
                 }
             }
         } else {
@@ -236,8 +263,19 @@ impl<'a> Operand<'a> {
     }
 }
 
-/// Bytes that [`Operand::gather`] needs for `rows` rows of runs of `k`, whatever their type.
+/// Copies a tap: most are a few cache lines, for which a call would take longer than the copy.
+#[inline(always)]
+fn copy(from: &[u8], to: &mut [u8]) {
+    let ((lines, rest), (to_lines, to_rest)) = (from.as_chunks::<64>(), to.as_chunks_mut::<64>());
+    to_lines.iter_mut().zip(lines).for_each(|(to, from)| *to = *from);
+    if !rest.is_empty() {
+        to_rest.copy_from_slice(rest);
+    }
+}
+
+/// Bytes that [`Operand::gather`] needs for `rows` rows of runs of `k`, whatever their type and the kernel.
 pub(crate) fn gathered_bytes(rows: usize, taps: usize, k_tap: usize) -> usize {
-    let longest = [false, true].into_iter().flat_map(|even| k_blocks(taps, k_tap, even)).map(|block| block.len()).max();
-    rows * gathered_stride(longest.unwrap_or(0), size_of::<f32>()) * size_of::<f32>()
+    let blocks = [Cut::ANYWHERE, Cut::PAIRS, Cut::TILES].into_iter().flat_map(|cut| k_blocks(taps, k_tap, cut));
+    let longest = blocks.map(|block| block.len()).max().unwrap_or(0);
+    rows.max(TILE_ROWS) * gathered_stride(longest, size_of::<f32>()) * size_of::<f32>()
 }

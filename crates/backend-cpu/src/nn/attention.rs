@@ -156,12 +156,15 @@ impl AttentionShape {
         dynamic_scratch(self.types[0], self.head_dim, k.0).max(dynamic_scratch(self.types[1], self.kv_len, v.0))
     }
 
-    /// Sizes of a worker's parts: scores, narrowed weights, gathered queries in bytes, sums.
+    /// Sizes of a worker's parts: scores, narrowed weights, gathered queries or weights in bytes, sums.
     fn parts(&self, isa: Isa) -> [usize; 4] {
         let (rows, stride) = (self.rows(), self.score_stride());
-        let narrow = if self.narrow_weights(isa) { rows * stride } else { 0 };
+        let (narrow, gathered_weights) = match self.narrow_weights(isa) {
+            true => (rows * stride, gathered_bytes(rows, 1, self.kv_len)),
+            false => (0, 0),
+        };
         let sums = if self.types[2] == FloatType::F32 { 0 } else { rows * self.value_dim };
-        [rows * stride, narrow, gathered_bytes(rows, 1, self.head_dim), sums]
+        [rows * stride, narrow, gathered_bytes(rows, 1, self.head_dim).max(gathered_weights), sums]
     }
 
     /// Bytes of scratch that [`attention`] needs.

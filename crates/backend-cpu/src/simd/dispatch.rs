@@ -71,7 +71,7 @@ macro_rules! simd_fn {
 
             match isa.verified() {
                 #[cfg(target_arch = "x86_64")]
-                $crate::simd::Isa::Avx512 | $crate::simd::Isa::Avx512Bf16 => {
+                $crate::simd::Isa::Avx512 | $crate::simd::Isa::Avx512Bf16 | $crate::simd::Isa::Amx => {
                     // SAFETY: `verified` has found these features on this processor.
                     unsafe { avx512($($arg),*) }
                 }

@@ -115,7 +115,7 @@ impl Float for f16 {
         assert_eq!(from.len(), to.len(), "as many floats as are widened");
         match isa.verified() {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Avx512Bf16 => {
+            Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => {
                 // SAFETY: `verified` has found AVX-512 here.
                 unsafe { x86::widen512(from, to) }
             }
@@ -132,7 +132,7 @@ impl Float for f16 {
         assert_eq!(from.len(), to.len(), "as many floats as are narrowed");
         match isa.verified() {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Avx512Bf16 => {
+            Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => {
                 // SAFETY: `verified` has found AVX-512 here.
                 unsafe { x86::narrow512(from, to) }
             }

@@ -2,6 +2,8 @@
 #![allow(unsafe_code)]
 
 pub mod activation;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
 mod dispatch;
 mod element;
 pub(crate) mod lanes;
@@ -44,11 +46,13 @@ pub enum Isa {
     Avx512,
     /// AVX-512 with BF16: products of two bfloat16 numbers, added up in pairs.
     Avx512Bf16,
+    /// That and AMX with BF16 and INT8: products of tiles, where the system lets this process use them.
+    Amx,
 }
 
 impl Isa {
     /// All instruction sets, simplest first.
-    pub const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
+    pub const ALL: [Isa; 5] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Amx];
 
     /// The best instruction set of this processor.
     pub fn detect() -> Isa {
@@ -58,7 +62,14 @@ impl Isa {
 
     /// Every instruction set of this processor, simplest first.
     pub fn available() -> Vec<Isa> {
-        Isa::ALL.into_iter().filter(|isa| *isa <= Isa::detect()).collect()
+        Isa::ALL.into_iter().filter(|isa| isa.is_here()).collect()
+    }
+
+    /// Whether this processor has it. Tests of this crate have tiles where a model can stand in for them.
+    #[inline]
+    fn is_here(self) -> bool {
+        let best = Isa::detect();
+        self <= best || (cfg!(test) && self == Isa::Amx && best == Isa::Avx512Bf16)
     }
 
     /// The name in plans, reports and tuning records.
@@ -68,7 +79,14 @@ impl Isa {
             Isa::Avx2 => "avx2+fma",
             Isa::Avx512 => "avx512",
             Isa::Avx512Bf16 => "avx512+bf16",
+            Isa::Amx => "avx512+amx",
         }
+    }
+
+    /// The instruction set that engines for this one name and need. Products of tiles read the panels that `avx512+bf16` reads, so
+    /// that an engine built where there are tiles also runs where there are none, and the other way round.
+    pub fn of_engines(self) -> Isa {
+        if self == Isa::Amx { Isa::Avx512Bf16 } else { self }
     }
 
     /// The processor features that code for this instruction set is compiled with, in order.
@@ -78,6 +96,19 @@ impl Isa {
             Isa::Avx2 => &["avx2", "f16c", "fma"],
             Isa::Avx512 => &["avx2", "avx512bw", "avx512dq", "avx512f", "avx512vl", "f16c", "fma"],
             Isa::Avx512Bf16 => &["avx2", "avx512bf16", "avx512bw", "avx512dq", "avx512f", "avx512vl", "f16c", "fma"],
+            Isa::Amx => &[
+                "amx-bf16",
+                "amx-int8",
+                "amx-tile",
+                "avx2",
+                "avx512bf16",
+                "avx512bw",
+                "avx512dq",
+                "avx512f",
+                "avx512vl",
+                "f16c",
+                "fma",
+            ],
         }
     }
 
@@ -88,7 +119,7 @@ impl Isa {
     /// If this processor lacks the instruction set.
     #[inline]
     pub(crate) fn verified(self) -> Isa {
-        assert!(self <= Isa::detect(), "this processor has no {}", self.name());
+        assert!(self.is_here(), "this processor has no {}", self.name());
         self
     }
 }
@@ -107,7 +138,13 @@ fn detect() -> Isa {
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512dq");
     match (avx2, avx512) {
-        (true, true) if is_x86_feature_detected!("avx512bf16") => Isa::Avx512Bf16,
+        (true, true) if is_x86_feature_detected!("avx512bf16") => {
+            #[cfg(target_os = "linux")]
+            if amx::is_usable() {
+                return Isa::Amx;
+            }
+            Isa::Avx512Bf16
+        }
         (true, true) => Isa::Avx512,
         (true, false) => Isa::Avx2,
         (false, _) => Isa::Portable,
@@ -127,7 +164,8 @@ mod tests {
     fn available_ends_with_the_best() {
         let all = Isa::available();
         assert_eq!(all.first(), Some(&Isa::Portable));
-        assert_eq!(all.last(), Some(&Isa::detect()));
+        // Tiles may be a model.
+        assert!(all.last() == Some(&Isa::detect()) || all.last() == Some(&Isa::Amx));
         assert!(all.is_sorted());
     }
 }

@@ -48,7 +48,7 @@ pub(crate) fn transpose_strip(isa: Isa, strip: Strip<'_>, steps: &[(usize, usize
     assert!(strip.product.is_none_or(|p| p.up.len().saturating_sub(1) * p.cols + last < p.down.len()));
     match isa.verified() {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx512Bf16 => {
+        Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => {
             // SAFETY: `verified` has found AVX-512 here; rows and lines are in bounds and the steps contiguous by the
             // assertions.
             unsafe { x86::avx512(strip, steps) }
@@ -84,7 +84,7 @@ pub(crate) fn copy_lines_streaming(
     let whole = aligned && width.is_multiple_of(16) && line_stride.is_multiple_of(16);
     match isa.verified() {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Bf16 | Isa::Avx512 | Isa::Avx2 if whole => {
+        Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512 | Isa::Avx2 if whole => {
             for (i, (j, l)) in steps.iter().enumerate() {
                 let (from, to) = (&src[*j..][..width], &mut dst[l * line_stride..][..width]);
                 let ahead = steps.get(i + LINES_AHEAD).map_or(from, |(j, _)| &src[*j..]);

@@ -199,7 +199,7 @@ macro_rules! vector_fn {
 
             match isa.verified() {
                 #[cfg(target_arch = "x86_64")]
-                $crate::simd::Isa::Avx512 | $crate::simd::Isa::Avx512Bf16 => {
+                $crate::simd::Isa::Avx512 | $crate::simd::Isa::Avx512Bf16 | $crate::simd::Isa::Amx => {
                     // SAFETY: `verified` has found these features on this processor.
                     unsafe { avx512($crate::simd::Avx512::new(), $($arg),*) }
                 }

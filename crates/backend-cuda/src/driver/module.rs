@@ -99,7 +99,7 @@ impl fmt::Debug for Function {
 }
 
 /// From this compute capability on a kernel behind one of ours is launched while that still runs: each waits for those before
-/// itself, which is what `START` of the sources does. Behind a library's kernel, large ones mostly, blocks that wait take room that
+/// itself, which is what `AWAIT` of the sources does. Behind a library's kernel, large ones mostly, blocks that wait take room that
 /// it needs: BERT takes 5 % longer then.
 const OVERLAPS_FROM: (u32, u32) = (9, 0);
 

@@ -5,7 +5,7 @@ struct Heads { i64 q[4], k[4], v[4], m[4], o[4]; i32 queries, keys, group; float
 
 extern "C" __global__ void __launch_bounds__(128)
 attention(const TQ* q, const TK* k, const TV* v, const TM* mask, TO* out, const Heads h) {
-    START();
+    AWAIT();
     extern __shared__ float shared[];
     float* keys = shared;                  // [32][D + 1]
     float* values = keys + 32 * (D + 1);   // [32][E]

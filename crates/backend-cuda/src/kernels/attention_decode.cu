@@ -9,7 +9,7 @@ struct Heads { i64 q[4], k[4], v[4], m[4], o[4]; i32 queries, keys, group; float
 // Block (split, heads, image): some of the keys for GROUP heads. `partial` holds {values[D], top, sum} for each head and split.
 extern "C" __global__ void __launch_bounds__(128)
 attention_decode(const T* q, const T* k, const T* v, const TM* mask, float* partial, const Heads h) {
-    START();
+    AWAIT();
     __shared__ float tops[TEAMS][GROUP], sums[TEAMS][GROUP], values[TEAMS][GROUP][D];
     int lane = threadIdx.x % LANES, team = threadIdx.x / LANES;
     i64 head0 = (i64)blockIdx.y * GROUP, image = blockIdx.z, shared = head0 / h.group;
@@ -99,7 +99,7 @@ attention_decode(const T* q, const T* k, const T* v, const TM* mask, float* part
 // Block (head, image): the splits of one head together.
 extern "C" __global__ void __launch_bounds__(128)
 attention_join(const float* partial, T* out, const Heads h, int splits) {
-    START();
+    AWAIT();
     __shared__ float weights[MOST_SPLITS];
     i64 head = blockIdx.x, image = blockIdx.y;
     const float* from = partial + (image * gridDim.x + head) * splits * (D + 2);

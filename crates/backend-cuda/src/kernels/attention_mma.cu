@@ -54,7 +54,7 @@ template <int ROWS> DEVICE void load(T* to, const T* from, i64 stride, int first
 
 extern "C" __global__ void __launch_bounds__(128)
 attention_mma(const T* q, const T* k, const T* v, const TM* mask, T* out, const Heads h) {
-    START();
+    AWAIT();
     extern __shared__ __align__(16) u8 memory[];
     T* queries = (T*)memory;              // [BM][PITCH]
     T* keys = queries + BM * PITCH;     // [2][BN][PITCH]

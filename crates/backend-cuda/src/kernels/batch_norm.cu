@@ -2,7 +2,7 @@
 extern "C" __global__ void __launch_bounds__(256)
 batch_norm(const TX* x, const TM* mean, const TV* var, const TW* weight, const TB* bias, TO* out,
            i64 count, i64 channels, i64 inner, float eps) {
-    START();
+    AWAIT();
     for (i64 i = (i64)blockIdx.x * 256 + threadIdx.x; i < count; i += (i64)gridDim.x * 256) {
         i64 c = i / inner % channels;
         float y = (get(x[i]) - get(mean[c])) / sqrtf(get(var[c]) + eps);

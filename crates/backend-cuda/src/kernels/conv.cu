@@ -7,7 +7,7 @@ struct Conv { i64 in[3], out[3], stride[3], padding[3], dilation[3], kernel[3];
 
 extern "C" __global__ void __launch_bounds__(256)
 conv(const TX* x, const TW* weight, const TB* bias, const TR* residual, TO* out, const Conv c) {
-    START();
+    AWAIT();
     __shared__ float left[16][65], right[16][65];
     i64 group = blockIdx.z, pixels = c.out[0] * c.out[1] * c.out[2], rows = c.images * pixels;
     i64 depth = c.kernel[0] * c.kernel[1] * c.kernel[2] * c.group_in;
@@ -72,7 +72,7 @@ conv(const TX* x, const TW* weight, const TB* bias, const TR* residual, TO* out,
 // Few channels in each group: one thread an output.
 extern "C" __global__ void __launch_bounds__(256)
 conv_direct(const TX* x, const TW* weight, const TB* bias, const TR* residual, TO* out, const Conv c) {
-    START();
+    AWAIT();
     i64 pixels = c.out[0] * c.out[1] * c.out[2], channels = c.group_out * gridDim.z;
     i64 i = (i64)blockIdx.x * 256 + threadIdx.x;
     if (i >= c.images * pixels * c.group_out) return;

@@ -3,7 +3,7 @@ struct Conv { i64 in[3], out[3], stride[3], padding[3], dilation[3], kernel[3]; 
 
 extern "C" __global__ void __launch_bounds__(256)
 conv_transpose(const TX* x, const TW* weight, const TB* bias, TO* out, const Conv c) {
-    START();
+    AWAIT();
     i64 pixels = c.out[0] * c.out[1] * c.out[2], in_pixels = c.in[0] * c.in[1] * c.in[2];
     i64 taps = c.kernel[0] * c.kernel[1] * c.kernel[2], channels = c.group_out * c.groups;
     i64 i = (i64)blockIdx.x * 256 + threadIdx.x;

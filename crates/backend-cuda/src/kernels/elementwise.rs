@@ -174,7 +174,7 @@ fn kernel(form: &Form<'_>, axes: usize, vec: usize, steps: &[usize], count: usiz
         t,
         "struct Shape {{ i64 groups, size[{axes}], stride[{}][{axes}]; }};\n\
          extern \"C\" __global__ void __launch_bounds__(256) elementwise({params}{}* out, const Shape s) {{\n    \
-         START();\n    \
+         AWAIT();\n    \
          for (i64 i = (i64)blockIdx.x * 256 + threadIdx.x; i < s.groups; i += (i64)gridDim.x * 256) {{\n        \
          {index} rest = ({index})i;\n",
         operands + 1,

@@ -7,7 +7,7 @@ DEVICE i64 place(i64 image, i64 channel, i64 pixel, i64 channels, i64 pixels) {
 // Block (group, part): a part of the pixels of one group. `partial` holds {count, mean, deviation} of each.
 extern "C" __global__ void __launch_bounds__(256)
 group_norm_stats(const TX* x, float* partial, i64 channels, i64 pixels, int groups, int parts) {
-    START();
+    AWAIT();
     i64 image = blockIdx.x / groups, group = blockIdx.x % groups;
     i64 width = channels / groups;
     i64 first = pixels * blockIdx.y / parts, end = pixels * (blockIdx.y + 1) / parts;
@@ -34,7 +34,7 @@ group_norm_stats(const TX* x, float* partial, i64 channels, i64 pixels, int grou
 extern "C" __global__ void __launch_bounds__(256)
 group_norm_apply(const TX* x, const TW* weight, const TB* bias, const float* partial, TO* out,
                  i64 channels, i64 pixels, int groups, int parts, float eps) {
-    START();
+    AWAIT();
     // Block (image, part): all channels of some pixels; the statistics of the image's groups first.
     extern __shared__ float stats[];
     i64 image = blockIdx.x, width = channels / groups;

@@ -17,7 +17,7 @@ DEVICE void join_team(float& n, float& mean, float& dev) {
 // Block (image, part): some pixels. `partial` holds {count, mean, deviation} of each group and part.
 extern "C" __global__ void __launch_bounds__(THREADS)
 group_norm_rows_stats(const TX* x, float* partial, i64 pixels, int parts) {
-    START();
+    AWAIT();
     extern __shared__ float shared[];
     float* means = shared;                     // [ROWS][CHANNELS]
     float* devs = shared + ROWS * CHANNELS;    // [ROWS][CHANNELS]
@@ -68,7 +68,7 @@ group_norm_rows_stats(const TX* x, float* partial, i64 pixels, int parts) {
 extern "C" __global__ void __launch_bounds__(THREADS)
 group_norm_rows_apply(const TX* x, const TW* weight, const TB* bias, const float* partial, TO* out,
                       i64 pixels, int parts, float eps) {
-    START();
+    AWAIT();
     __shared__ float stats[GROUPS * 2];
     i64 image = blockIdx.x;
     for (int g0 = 0; g0 < GROUPS; g0 += THREADS / TEAM) {

@@ -2,7 +2,7 @@
 // Rows of a table: VEC elements at once.
 extern "C" __global__ void __launch_bounds__(256)
 embedding_rows(const E* table, const TI* ids, E* out, const Report report, i64 count, i64 rows, i64 row_size) {
-    START();
+    AWAIT();
     i64 groups = row_size / VEC;
     for (i64 i = (i64)blockIdx.x * 256 + threadIdx.x; i < count * groups; i += (i64)gridDim.x * 256) {
         i64 id = get(ids[i / groups]), at = i % groups * VEC;
@@ -16,7 +16,7 @@ struct Shape { i64 size[6]; i64 stride[6]; };
 // x[i][index[i][j][k]][k] for axis 1: `stride` are those of x, 0 along the axis, whose own is `step`.
 extern "C" __global__ void __launch_bounds__(256)
 gather_axis(const E* x, const TI* index, E* out, const Report report, i64 count, i64 axis_size, i64 step, const Shape shape) {
-    START();
+    AWAIT();
     for (i64 i = (i64)blockIdx.x * 256 + threadIdx.x; i < count; i += (i64)gridDim.x * 256) {
         i64 rest = i, base = 0;
 #pragma unroll
@@ -51,7 +51,7 @@ DEVICE i64 row_of(const TI* const* all, const Indices& d, i64 point, const Repor
 extern "C" __global__ void __launch_bounds__(256)
 index_axes(const E* x, const TI* i0, const TI* i1, const TI* i2, const TI* i3, E* out, const Report report,
            i64 outer, i64 points, i64 inner, i64 indexed, const Indices d) {
-    START();
+    AWAIT();
     const TI* all[4] = {i0, i1, i2, i3};
     for (i64 i = (i64)blockIdx.x * 256 + threadIdx.x; i < outer * points * inner; i += (i64)gridDim.x * 256) {
         i64 row = row_of(all, d, i / inner % points, &report);
@@ -64,7 +64,7 @@ index_axes(const E* x, const TI* i0, const TI* i1, const TI* i2, const TI* i3, E
 extern "C" __global__ void __launch_bounds__(256)
 index_put_set(const E* x, const E* values, const TI* i0, const TI* i1, const TI* i2, const TI* i3, E* out, const Report report,
               i64 outer, i64 points, i64 inner, i64 indexed, const Indices d, const Shape written) {
-    START();
+    AWAIT();
     const TI* all[4] = {i0, i1, i2, i3};
     if (blockIdx.x == 0) {
         for (i64 p = threadIdx.x; p < points; p += 256) row_of(all, d, p, &report);

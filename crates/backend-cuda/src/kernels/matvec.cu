@@ -11,7 +11,7 @@ matvec(const TX* x, const TW* weight, const TB* bias, const TR* residual, TO* ou
         for (i64 at = (warp % WARPS * 32 + lane) * 128; at < k * (i64)sizeof(TW); at += WARPS * 32 * 128)
             asm volatile("prefetch.global.L2 [%0];" ::"l"(row + at));
     }
-    START();
+    AWAIT();
     float acc[M] = {};
     if (col < n) {
         const TW* w = weight + col * k;

@@ -2,7 +2,7 @@
 // Matrices transposed: out[b][c][r] = x[b][r][c].
 extern "C" __global__ void __launch_bounds__(256)
 transpose(const E* x, E* out, i64 rows, i64 cols) {
-    START();
+    AWAIT();
     __shared__ E tile[32][33];
     i64 base = (i64)blockIdx.z * rows * cols;
     i64 r0 = (i64)blockIdx.y * 32, c0 = (i64)blockIdx.x * 32;
@@ -19,7 +19,7 @@ struct Padding { i64 size[6]; i64 from[6]; i64 stride[6]; i64 before[6]; };
 // MODE 0: a literal, 1: mirrored, 2: the edge.
 extern "C" __global__ void __launch_bounds__(256)
 pad(const E* x, E* out, i64 count, E value, const Padding d) {
-    START();
+    AWAIT();
     for (i64 i = (i64)blockIdx.x * 256 + threadIdx.x; i < count; i += (i64)gridDim.x * 256) {
         i64 rest = i, at = 0;
         bool inside = true;

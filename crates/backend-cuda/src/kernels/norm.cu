@@ -3,7 +3,7 @@
 // PER groups of VEC neighbours.
 extern "C" __global__ void __launch_bounds__(THREADS)
 norm_rows(const TX* x, const TW* weight, const TB* bias, TO* out, i64 row_stride, float eps) {
-    START();
+    AWAIT();
     const TX* row = x + (i64)blockIdx.x * row_stride;
     float v[PER][VEC];
     float sum = 0.f;

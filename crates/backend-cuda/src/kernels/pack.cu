@@ -76,7 +76,7 @@ template <typename E> DEVICE void move(const Job& job, u32 first, u32 end) {
 }
 
 extern "C" __global__ void __launch_bounds__(256) pack(const Job* jobs, int count, i64 pieces) {
-    START();
+    AWAIT();
     __shared__ Job job;
     for (i64 piece = blockIdx.x; piece < pieces; piece += gridDim.x) {
         __syncthreads();
@@ -174,7 +174,7 @@ template <typename S, typename T> DEVICE void merge_tile(const Merge& job, i64 t
 }
 
 extern "C" __global__ void __launch_bounds__(256, 4) merge(const Merge* jobs, int count, i64 pieces) {
-    START();
+    AWAIT();
     __shared__ __align__(16) float up[64][17], down[16][64];
     for (i64 piece = blockIdx.x; piece < pieces; piece += gridDim.x) {
         const Merge& job = jobs[find(jobs, count, piece)];
@@ -198,7 +198,7 @@ struct Pair { u64 first, second; i64 first_piece, bytes; };
 #define PAIR_PIECE 65536
 
 extern "C" __global__ void __launch_bounds__(256) differ(const Pair* pairs, int count, i64 pieces, u32* flags) {
-    START();
+    AWAIT();
     for (i64 piece = blockIdx.x; piece < pieces; piece += gridDim.x) {
         int found = find(pairs, count, piece);
         const Pair& pair = pairs[found];

@@ -4,7 +4,7 @@ struct Window { i64 in[3]; i64 out[3]; i64 kernel[3]; i64 stride[3]; i64 padding
                 i64 in_image; i64 in_channel; i64 channels; i64 divisor; i64 include_pad; };
 
 extern "C" __global__ void __launch_bounds__(256) pool(const TX* x, TO* out, i64 count, const Window w) {
-    START();
+    AWAIT();
     for (i64 i = (i64)blockIdx.x * 256 + threadIdx.x; i < count; i += (i64)gridDim.x * 256) {
         i64 rest = i, c, p[3], image;
         if (NHWC) { c = rest % w.channels; rest /= w.channels; }

@@ -17,9 +17,9 @@ struct b8 { u8 bits; };
 // Every kernel has it before it reads or writes anything but constants: where the device can, blocks are launched while the kernels before still run. Nothing that those write
 // may be read, and nothing that they read may be written, before they are over.
 #if __CUDA_ARCH__ >= 900
-#define START() asm volatile("griddepcontrol.wait;\n\tgriddepcontrol.launch_dependents;" ::: "memory")
+#define AWAIT() asm volatile("griddepcontrol.wait;\n\tgriddepcontrol.launch_dependents;" ::: "memory")
 #else
-#define START()
+#define AWAIT()
 #endif
 #define NEG_INF __int_as_float(0xff800000)
 #define POS_INF __int_as_float(0x7f800000)

@@ -18,7 +18,7 @@ DEVICE i64 at_gone(const Axes& a, i64 i) {
 #ifdef REDUCE
 // One thread an output.
 extern "C" __global__ void __launch_bounds__(256) reduce_threads(const TX* x, TO* out, const Axes a) {
-    START();
+    AWAIT();
     i64 o = (i64)blockIdx.x * 256 + threadIdx.x;
     if (o >= a.outputs) return;
     i64 base = at_kept(a, o);
@@ -29,7 +29,7 @@ extern "C" __global__ void __launch_bounds__(256) reduce_threads(const TX* x, TO
 
 // One block an output.
 extern "C" __global__ void __launch_bounds__(256) reduce_blocks(const TX* x, TO* out, const Axes a) {
-    START();
+    AWAIT();
     __shared__ ACC parts[256];
     i64 base = at_kept(a, blockIdx.x);
     ACC acc = START;
@@ -55,7 +55,7 @@ template <typename V> DEVICE bool before(V a, i64 i, V b, i64 j) {
 }
 // One block an output: the index along the axis.
 extern "C" __global__ void __launch_bounds__(256) arg_blocks(const TX* x, i64* out, const Axes a) {
-    START();
+    AWAIT();
     __shared__ ACC values[256];
     __shared__ i64 indices[256];
     i64 base = at_kept(a, blockIdx.x);
@@ -82,7 +82,7 @@ extern "C" __global__ void __launch_bounds__(256) arg_blocks(const TX* x, i64* o
 #ifdef SCAN
 // One warp a line of `cols` elements at distance `inner`.
 extern "C" __global__ void __launch_bounds__(256) scan_lines(const TX* x, TO* out, i64 lines, i64 cols, i64 inner) {
-    START();
+    AWAIT();
     i64 line = (i64)blockIdx.x * 8 + threadIdx.x / 32;
     if (line >= lines) return;
     int lane = threadIdx.x & 31;

@@ -3,7 +3,7 @@
 struct Axes { i64 in[3]; i64 out[3]; i64 in_stride[3]; i64 in_image; i64 in_channel; i64 channels; float scale[3]; i32 aligned; };
 
 extern "C" __global__ void __launch_bounds__(256) resize(const TX* x, TO* out, i64 count, const Axes w) {
-    START();
+    AWAIT();
     for (i64 i = (i64)blockIdx.x * 256 + threadIdx.x; i < count; i += (i64)gridDim.x * 256) {
         i64 rest = i, c, first[3], second[3], image;
         float weight[3];

@@ -2,7 +2,7 @@
 // Rows that lie in one piece: one block a row.
 extern "C" __global__ void __launch_bounds__(THREADS)
 softmax_rows(const TX* x, TO* out, i64 cols) {
-    START();
+    AWAIT();
     const TX* row = x + (i64)blockIdx.x * cols;
     TO* to = out + (i64)blockIdx.x * cols;
     float top = NEG_INF;
@@ -21,7 +21,7 @@ softmax_rows(const TX* x, TO* out, i64 cols) {
 // Any axis: one thread a row.
 extern "C" __global__ void __launch_bounds__(256)
 softmax_inner(const TX* x, TO* out, i64 rows, i64 cols, i64 inner) {
-    START();
+    AWAIT();
     i64 r = (i64)blockIdx.x * 256 + threadIdx.x;
     if (r >= rows) return;
     i64 base = r / inner * cols * inner + r % inner;

@@ -1,0 +1,309 @@
+//! Tiles (AMX): eight registers of 16 rows of 64 bytes, and instructions that multiply two of them and add to a third. What walks
+//! along `k` is here; which rows and columns it takes is the business of the kernels.
+//!
+//! Rust has no stable intrinsics for tiles, so a walk is one block of assembly: sums are loaded or cleared, added to and stored within
+//! it, and nothing relies on a tile to outlive a block.
+//!
+//! **State.** Tiles must be configured on the thread that uses them. [`Configured`] does so at the start of a task's part of a product
+//! and releases them at its end, never for longer: threads belong to callers too, and another library (oneDNN, say) would find or
+//! leave tiles of another shape; a forked child starts without tiles; and a thread with tiles in use costs the system 8 KiB more at
+//! each switch. Against the tens of thousands of cycles of a task the two hundred of a configuration are nothing. It is the same for all
+//! products, whole tiles: what rows, columns or `k` lack is filled up in memory, because another configuration would clear the sums.
+//!
+//! Where the processor has no tiles, tests of this crate run walks on a model of them.
+#![allow(unsafe_code)]
+
+use std::{arch::asm, marker::PhantomData, mem::offset_of, ptr};
+
+use super::micro::TILE_ROWS as ROWS;
+use crate::Isa;
+
+/// Bytes of a row of a tile: so many of a row of `A`, or of a line of a panel.
+pub(super) const ROW: usize = 64;
+
+/// Columns of a tile of sums.
+pub(super) const COLS: usize = 16;
+
+/// Two tiles of rows, two of columns: a walk has their four sums in registers, which keeps the unit busier than it waits.
+pub(super) const WALK_ROWS: usize = 2 * ROWS;
+
+/// Columns of a walk.
+pub(super) const WALK_COLS: usize = 2 * COLS;
+
+/// Tiles are configured on this thread until this is dropped.
+pub(super) struct Configured {
+    /// It may not be dropped on another thread.
+    thread: PhantomData<*const ()>,
+}
+
+/// A walk along `k`: up to two tiles of rows of `A` times two tiles of columns of a panel. A step is 64 bytes of each row and 16
+/// lines of the panel.
+#[repr(C)]
+#[derive(Debug)]
+pub(super) struct Walk {
+    /// 16 rows of 64 bytes for each step; the second is not read where `both` is zero.
+    pub(super) a: [*const u8; 2],
+    /// Bytes between rows.
+    pub(super) a_stride: usize,
+    /// 16 lines of 128 bytes for each step.
+    pub(super) b: *const u8,
+    /// Bytes between lines.
+    pub(super) b_stride: usize,
+    /// Whole steps.
+    pub(super) steps: usize,
+    /// A last step that is not whole, or null.
+    pub(super) rest: *const Rest,
+    /// The sums: 16 or 32 rows of 32 numbers of four bytes.
+    pub(super) c: *mut u8,
+    /// Bytes between rows of sums.
+    pub(super) c_stride: usize,
+    /// Whether sums are added to.
+    pub(super) accumulate: usize,
+    /// Whether there are two tiles of rows.
+    pub(super) both: usize,
+    /// What is brought into the second-level cache on the way.
+    pub(super) next: *const u8,
+    /// Cache lines of it for each step.
+    pub(super) lines: usize,
+}
+
+/// The last step of a walk, filled up with zeros.
+#[repr(C, align(64))]
+#[derive(Debug)]
+pub(super) struct Rest {
+    a: [[[u8; ROW]; ROWS]; 2],
+    b: [[[u8; ROW]; ROWS]; 2],
+}
+
+impl Rest {
+    /// The rest of a walk behind its whole steps: `bytes` of each row and `lines` of the panel. Of the last line only the first
+    /// `keep` bytes of every four are meant.
+    ///
+    /// # Safety
+    ///
+    /// The rows and lines of `walk` go on for so long.
+    pub(super) unsafe fn of(walk: &Walk, bytes: usize, lines: usize, keep: usize) -> Rest {
+        assert!(bytes <= ROW && lines <= ROWS);
+        let mut rest = Rest { a: [[[0; ROW]; ROWS]; 2], b: [[[0; ROW]; ROWS]; 2] };
+        let (a_start, b_start) = (walk.steps * ROW, walk.steps * ROWS * walk.b_stride);
+        for (tile, from) in rest.a.iter_mut().zip(walk.a).take(1 + walk.both) {
+            for (i, row) in tile.iter_mut().enumerate() {
+                let from = from.wrapping_add(i * walk.a_stride + a_start);
+                // SAFETY: the row goes on for so many bytes; a row of a tile has as many or more.
+                unsafe { ptr::copy_nonoverlapping(from, row.as_mut_ptr(), bytes) };
+            }
+        }
+        for (half, tile) in rest.b.iter_mut().enumerate() {
+            for (i, line) in tile.iter_mut().take(lines).enumerate() {
+                let from = walk.b.wrapping_add(b_start + i * walk.b_stride + half * ROW);
+                // SAFETY: the panel has so many lines more, 128 bytes of each for this walk.
+                *line = unsafe { from.cast::<[u8; ROW]>().read_unaligned() };
+            }
+            if let Some(last) = lines.checked_sub(1) {
+                tile[last].as_chunks_mut::<4>().0.iter_mut().for_each(|four| four[keep..].fill(0));
+            }
+        }
+        rest
+    }
+}
+
+/// What `ldtilecfg` reads.
+#[repr(C, align(64))]
+struct Configuration {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+/// Eight whole tiles.
+static WHOLE: Configuration = Configuration {
+    palette: 1,
+    start_row: 0,
+    reserved: [0; 14],
+    row_bytes: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
+    rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
+};
+
+/// A walk with `$multiply` as its instruction. The tiles are: 0 and 1 the sums of the upper rows, 2 and 3 those of the lower, 4 and
+/// 5 rows of `A`, 6 and 7 columns of the panel.
+macro_rules! walk {
+    ($multiply:literal, $walk:expr) => {
+        asm!(
+            // Sums.
+            "mov {p}, [{w} + {C}]",
+            "mov {s}, [{w} + {C_STRIDE}]",
+            "mov {q}, {s}",
+            "shl {q}, 4",
+            "add {q}, {p}",
+            "cmp qword ptr [{w} + {ACCUMULATE}], 0",
+            "je 2f",
+            "tileloadd tmm0, [{p} + {s}*1]",
+            "tileloadd tmm1, [{p} + {s}*1 + 64]",
+            "cmp qword ptr [{w} + {BOTH}], 0",
+            "je 3f",
+            "tileloadd tmm2, [{q} + {s}*1]",
+            "tileloadd tmm3, [{q} + {s}*1 + 64]",
+            "jmp 3f",
+            "2:",
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "3:",
+            "mov {p}, [{w} + {A}]",
+            "mov {q}, [{w} + {A} + 8]",
+            "mov {s}, [{w} + {A_STRIDE}]",
+            "mov {b}, [{w} + {B}]",
+            "mov {t}, [{w} + {B_STRIDE}]",
+            "mov {u}, {t}",
+            "shl {u}, 4",
+            "mov {next}, [{w} + {NEXT}]",
+            "mov {steps}, [{w} + {STEPS}]",
+            "test {steps}, {steps}",
+            "jz 7f",
+            // Whole steps.
+            "4:",
+            "mov {n}, [{w} + {LINES}]",
+            "5:",
+            "sub {n}, 1",
+            "jc 6f",
+            "prefetcht1 [{next}]",
+            "add {next}, 64",
+            "jmp 5b",
+            "6:",
+            "tileloadd tmm4, [{p} + {s}*1]",
+            "tileloadd tmm6, [{b} + {t}*1]",
+            "tileloadd tmm7, [{b} + {t}*1 + 64]",
+            concat!($multiply, " tmm0, tmm4, tmm6"),
+            concat!($multiply, " tmm1, tmm4, tmm7"),
+            "cmp qword ptr [{w} + {BOTH}], 0",
+            "je 8f",
+            "tileloadd tmm5, [{q} + {s}*1]",
+            concat!($multiply, " tmm2, tmm5, tmm6"),
+            concat!($multiply, " tmm3, tmm5, tmm7"),
+            "add {q}, 64",
+            "8:",
+            "add {p}, 64",
+            "add {b}, {u}",
+            "sub {steps}, 1",
+            "jnz 4b",
+            // The last step.
+            "7:",
+            "mov {p}, [{w} + {REST}]",
+            "test {p}, {p}",
+            "jz 9f",
+            "mov {s}, 64",
+            "tileloadd tmm4, [{p} + {s}*1]",
+            "tileloadd tmm5, [{p} + {s}*1 + 1024]",
+            "tileloadd tmm6, [{p} + {s}*1 + 2048]",
+            "tileloadd tmm7, [{p} + {s}*1 + 3072]",
+            concat!($multiply, " tmm0, tmm4, tmm6"),
+            concat!($multiply, " tmm1, tmm4, tmm7"),
+            concat!($multiply, " tmm2, tmm5, tmm6"),
+            concat!($multiply, " tmm3, tmm5, tmm7"),
+            "9:",
+            "mov {p}, [{w} + {C}]",
+            "mov {s}, [{w} + {C_STRIDE}]",
+            "mov {q}, {s}",
+            "shl {q}, 4",
+            "add {q}, {p}",
+            "tilestored [{p} + {s}*1], tmm0",
+            "tilestored [{p} + {s}*1 + 64], tmm1",
+            "cmp qword ptr [{w} + {BOTH}], 0",
+            "je 20f",
+            "tilestored [{q} + {s}*1], tmm2",
+            "tilestored [{q} + {s}*1 + 64], tmm3",
+            "20:",
+            w = in(reg) ptr::from_ref::<Walk>($walk),
+            p = out(reg) _,
+            q = out(reg) _,
+            s = out(reg) _,
+            b = out(reg) _,
+            t = out(reg) _,
+            u = out(reg) _,
+            n = out(reg) _,
+            next = out(reg) _,
+            steps = out(reg) _,
+            A = const offset_of!(Walk, a),
+            A_STRIDE = const offset_of!(Walk, a_stride),
+            B = const offset_of!(Walk, b),
+            B_STRIDE = const offset_of!(Walk, b_stride),
+            STEPS = const offset_of!(Walk, steps),
+            REST = const offset_of!(Walk, rest),
+            C = const offset_of!(Walk, c),
+            C_STRIDE = const offset_of!(Walk, c_stride),
+            ACCUMULATE = const offset_of!(Walk, accumulate),
+            BOTH = const offset_of!(Walk, both),
+            NEXT = const offset_of!(Walk, next),
+            LINES = const offset_of!(Walk, lines),
+            out("tmm0") _,
+            out("tmm1") _,
+            out("tmm2") _,
+            out("tmm3") _,
+            out("tmm4") _,
+            out("tmm5") _,
+            out("tmm6") _,
+            out("tmm7") _,
+            options(nostack),
+        )
+    };
+}
+
+/// Configures the tiles of this thread.
+pub(super) fn configure() -> Configured {
+    Isa::Amx.verified();
+    #[cfg(test)]
+    if !tests::has_tiles() {
+        return Configured { thread: PhantomData };
+    }
+    // SAFETY: the processor has tiles of this shape, and the process may use them. Nothing of Rust is kept in tiles.
+    unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const WHOLE, options(nostack, readonly, preserves_flags)) };
+    Configured { thread: PhantomData }
+}
+
+impl Drop for Configured {
+    fn drop(&mut self) {
+        #[cfg(test)]
+        if !tests::has_tiles() {
+            return;
+        }
+        // SAFETY: the thread has configured tiles, and its walks are over.
+        unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) };
+    }
+}
+
+/// Adds products of pairs of bfloat16.
+///
+/// # Safety
+///
+/// Tiles are configured on this thread, and the pointers of `walk` are what they are said to be.
+pub(super) unsafe fn bf16(walk: &Walk) {
+    #[cfg(test)]
+    if !tests::has_tiles() {
+        // SAFETY: the caller's.
+        return unsafe { tests::bf16(walk) };
+    }
+    // SAFETY: what is read and written is what the fields of `walk` say, by contract.
+    unsafe { walk!("tdpbf16ps", walk) };
+}
+
+/// Adds products of fours of signed bytes.
+///
+/// # Safety
+///
+/// As of [`bf16`].
+pub(super) unsafe fn int8(walk: &Walk) {
+    #[cfg(test)]
+    if !tests::has_tiles() {
+        // SAFETY: the caller's.
+        return unsafe { tests::int8(walk) };
+    }
+    // SAFETY: as above.
+    unsafe { walk!("tdpbssd", walk) };
+}
+
+#[cfg(test)]
+#[path = "tiles_tests.rs"]
+pub(super) mod tests;
