@@ -340,11 +340,13 @@ def test_replicas_die_under_load(fleet: Callable[..., Fleet]) -> None:
     round = 0
     late: list[float] = []
     try:
-        while sum(done) < REQUESTS or round < PUBLICATIONS:
+        while sum(done) < REQUESTS or round < PUBLICATIONS or running.kills() < len(moments):
             orders = []
-            if len(running.versions()) == REPLICAS:
+            # So that one is left.
+            if len(running.versions()) > max(REPLICAS // 2, 1):
                 # Each once, then any of them.
-                moment = moments[round] if round < len(moments) else chance.choice(moments)
+                kills = running.kills()
+                moment = moments[kills] if kills < len(moments) else chance.choice(moments)
                 wait = chance.uniform(0, 0.2) if moment == "die-any" else 0.0
                 orders.append(threading.Timer(wait, running.order, (moment,)))
                 orders[0].start()
@@ -372,7 +374,6 @@ def test_replicas_die_under_load(fleet: Callable[..., Fleet]) -> None:
     print(f"\n{sum(done)} answers, {round} publications, {kills} kills, lost {dict(lost)}")
     print(f"after a publication those that took part serve it within {max(late):.2f} s")
     assert not wrong, wrong[:5]
-    assert sum(done) >= REQUESTS and kills >= len(moments)
     assert max(late) <= WITHIN
     # Each client has one request at a time.
     assert sum(lost.values()) <= clients * kills
