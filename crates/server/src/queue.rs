@@ -289,9 +289,10 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
-    use regraft::DType;
+    use regraft::{Adapter, DType, Digest};
 
     use super::*;
+    use crate::adapters::Opened;
 
     fn queue(capacity: usize, rows: usize) -> Queue {
         Queue::new(capacity, Grouping { rows, wait: Duration::ZERO })
@@ -328,6 +329,42 @@ mod tests {
         let (third, _kept) = job(1, 1);
         queue.push(third).unwrap();
         assert_eq!(queue.len(), 1);
+    }
+
+    #[test]
+    fn jobs_that_wait_for_a_variant_let_others_pass_and_are_told_together() {
+        let queue = queue(8, 1);
+        let adapter = |name: &str| {
+            let opened = Opened { adapter: Arc::new(Adapter::new(name, vec![])), digest: Digest::of_bytes(b"none") };
+            Some(Scaled { opened, scale: 1.0 })
+        };
+        let asked = [adapter("a"), None, adapter("a"), adapter("b")];
+        let mut told: Vec<_> = (asked.into_iter())
+            .map(|adapter| {
+                let (job, receiver) = job(1, 1);
+                queue.push(Job { adapter, ..job }).unwrap();
+                receiver
+            })
+            .collect();
+        // A worker that finds no variant.
+        let mut plain = 0;
+        for _ in 0..4 {
+            let jobs = queue.next().unwrap().jobs;
+            match &jobs[0].adapter {
+                Some(_) => queue.set_aside(jobs),
+                None => plain += 1,
+            }
+        }
+        assert_eq!((plain, queue.len()), (1, 3));
+        let a = queue.next_aside().unwrap();
+        queue.made(&a, Instant::now(), Err(Refusal::bad("a cannot be made")));
+        let is_told = |receiver: &mut oneshot::Receiver<Result<Answer, Refusal>>| receiver.try_recv().is_ok();
+        assert_eq!([is_told(&mut told[0]), is_told(&mut told[2]), is_told(&mut told[3])], [true, true, false]);
+        // What was made for those before is not for one that came later.
+        let (b, before) = (queue.next_aside().unwrap(), Instant::now() - Duration::from_secs(60));
+        queue.made(&b, before, Err(Refusal::bad("b cannot be made")));
+        assert!(!is_told(&mut told[3]) && queue.len() == 1);
+        assert!(queue.next_aside().unwrap() == b);
     }
 
     #[test]
