@@ -6,6 +6,7 @@ Run by scripts/fleet-test.sh.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
@@ -35,6 +36,7 @@ from regraft.serve.ray import (
     publish_everywhere,
     status,
 )
+from regraft.serve.ray import ledger as ledgers
 from regraft.serve.ray import replica as replicas
 from regraft.serve.ray.orders import NAMESPACE, ledger_name
 
@@ -99,8 +101,6 @@ class Fragile(Replica):
         return self._member.name, os.getpid()
 
     async def slowly(self, inputs: list[Any]) -> Answer:
-        import asyncio
-
         await asyncio.sleep(0.2)
         return await self.run_async(inputs)
 
@@ -379,6 +379,21 @@ def test_replicas_die_under_load(fleet: Callable[..., Fleet]) -> None:
     assert sum(lost.values()) <= clients * kills
     # Those in the place of the killed ones.
     until(lambda: list(running.versions().values()) == [newest] * REPLICAS)
+
+
+def test_a_word_that_comes_late_costs_no_place() -> None:
+    ledger = ledgers.Ledger.__new__(ledgers.Ledger)
+    ledger._was_lost, ledger._lock, ledger._version = False, asyncio.Lock(), 5
+    member = ledgers._Member
+    ledger._members = {"confirmed": member(None, "engine", 5), "behind": member(None, "engine", 4)}
+
+    def has_place(name: str, version: int) -> bool:
+        return asyncio.run(ledger.pulse(name, "engine", version, None))
+
+    # It was sent before the replica published.
+    assert has_place("confirmed", 4) and has_place("confirmed", 5)
+    assert not has_place("behind", 4) and not has_place("unknown", 5)
+    assert list(ledger._members) == ["confirmed"]
 
 
 def test_autoscaling(fleet: Callable[..., Fleet]) -> None:
