@@ -361,8 +361,8 @@ fn a_stage_in_the_background_makes_the_same_bits_on_the_threads_of_its_caller() 
     let case = Case::open("tiny_bert");
     let (fast, slow) = (case.model(case.compile()), case.model(case.compile()));
     fast.refit(&case.weights_b(), &FULL).unwrap();
-    let (makers, weights) = (Makers::default(), case.weights_b());
-    let refit = Refit::new().weights(&weights, &FULL).pace(Pace::Background).observe(&makers);
+    let (makers, weights, options) = (Makers::default(), case.weights_b(), FULL);
+    let refit = Refit::new().weights(&weights, &options).pace(Pace::Background).observe(&makers);
     let thread = std::thread::Builder::new().name("caller".into());
     std::thread::scope(|scope| thread.spawn_scoped(scope, || refit.run(&slow).unwrap()).unwrap().join().unwrap());
     let inputs = case.tensors("input");
