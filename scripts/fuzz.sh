@@ -30,6 +30,7 @@ compgen -G "$runtime/librustc*_rt.asan.a" >/dev/null ||
     fail "this Rust has no runtime of AddressSanitizer in $runtime (rustup's toolchains do)"
 command -v c++ >/dev/null || fail "no C++ compiler, which libFuzzer needs (Debian: apt-get install g++)"
 
+# All targets, or with `--bin NAME` one.
 build() {
     local flags=(
         --cfg fuzzing
@@ -42,7 +43,7 @@ build() {
     )
     # With --target the flags are not those of build scripts.
     RUSTC_BOOTSTRAP=1 RUSTFLAGS="${flags[*]}" cargo build --release --locked --target "$triple" \
-        --manifest-path "$fuzz/Cargo.toml" --target-dir "$target_dir"
+        --manifest-path "$fuzz/Cargo.toml" --target-dir "$target_dir" "$@"
 }
 
 if [[ $1 == build ]]; then
@@ -70,7 +71,7 @@ else
     fail "$2 is neither a file nor a number of seconds"
 fi
 
-build
+build --bin "$target"
 mkdir -p "$corpus" "$artifacts"
 # The folder of a run's files carries its process id.
 "$program" "${options[@]}" "${inputs[@]}" &

@@ -6,7 +6,7 @@
 Starts a server of its own on this machine, sends random inputs, and prints the time of a request beside the
 time of a run that the server measured; then the same while weights are staged and published each second, with
 the ratio of the 99th percentiles. With `--adapter-every 10` each tenth request names an adapter, at one of
-three scales, while weights are published. Every answer is checked: answers that name the same weights must be
+three scales, in both. Every answer is checked: answers that name the same weights must be
 the same bits, and one that was asked for after a publication must not be older.
 
 The load test (1,000 connections, half an hour, a publication each second, adapters):
@@ -18,9 +18,10 @@ The load test (1,000 connections, half an hour, a publication each second, adapt
 server that keeps up; without it each connection sends its next request when it has the answer. Give about
 half of what one client without a rate reaches.
 
-`--baseline model.onnx` serves the same model by ONNX Runtime behind FastAPI (bench/serve/fastapi_onnx.py;
-needs fastapi, uvicorn, onnxruntime and numpy) and sends the same requests there. Without it nothing but
-Python is needed.
+`--baseline model.onnx` serves the same model by ONNX Runtime behind FastAPI and behind MLServer (one process
+each; what they need is in requirements/serve-bench.txt, and the same Python runs them) and sends the same
+requests there, to MLServer with numbers in JSON. Without it nothing but Python is needed. `overhead.py`
+measures what a request costs beside the run, and throughput against runs back to back.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ from typing import Any
 
 from requests_of import adapter, manifest, request, weights
 from servers import Baseline, Server
+
+MLSERVER = "mlserver_onnx.py"
+BASELINES = {"fastapi": "fastapi_onnx.py", "mlserver": MLSERVER}
 
 
 def main() -> None:
@@ -68,6 +72,9 @@ def main() -> None:
     parser.add_argument("--ids", type=int, default=100, help="integers are below this")
     parser.add_argument("--serve", default="", help="more options of the server, such as '--batch 16'")
     parser.add_argument("--baseline", type=Path, help="an .onnx file of the same model")
+    parser.add_argument(
+        "--behind", action="append", choices=BASELINES, help="what serves that file [default: each]"
+    )
     parser.add_argument("--report", type=Path, help="writes the figures as JSON")
     arguments = parser.parse_args()
     clients = arguments.clients or [1, 8]
@@ -82,7 +89,9 @@ def main() -> None:
             sources = manifest(arguments.regraft, arguments.engine)
             if arguments.adapter_every:
                 adapter(sources, server.adapters / "style")
-            pair = weights(sources)
+            pair = [Path(folder) / f"{number}.safetensors" for number in range(2)]
+            for path, content in zip(pair, weights(sources), strict=True):
+                path.write_bytes(content)
             print(HEADER)
             for count in clients:
                 quiet = measure(server, arguments, inputs, count, quietly, None)
@@ -92,10 +101,12 @@ def main() -> None:
                 print(f"  memory of the server: {busy.memory_text()}")
             failed = sum(figure["errors"] + figure["mixed"] + figure["old"] for figure in figures)
         if arguments.baseline:
-            print(f"ONNX Runtime behind FastAPI: {arguments.baseline}\n{HEADER}")
-            with Baseline(arguments.baseline, Path(folder)) as baseline:
-                for count in clients:
-                    figures.append(measure(baseline, arguments, inputs, count, length, None).facts())
+            for name, script in BASELINES.items():
+                if name in (arguments.behind or BASELINES):
+                    print(f"ONNX Runtime behind {name}: {arguments.baseline}\n{HEADER}")
+                    with Baseline(script, arguments.baseline, Path(folder)) as baseline:
+                        for count in clients:
+                            figures.append(measure(baseline, arguments, inputs, count, length, None).facts())
     if arguments.report:
         arguments.report.write_text(json.dumps(figures, indent=1) + "\n")
     if failed:
@@ -156,15 +167,24 @@ class Load:
             "requests": len(self.times), "published": self.published, "p50": self.p(50), "p99": self.p(99),
             "run": self.run, "running": self.running, "errors": self.errors.total(), "mixed": self.mixed,
             "old": self.old, "what": dict(self.errors.most_common(5)), "weights_seen": len(self.answers),
+            "memory_then_and_now": self.memory_then_and_now(),
             "memory": self.memory[:: max(len(self.memory) // 60, 1)],
         }  # fmt: skip
 
     def memory_text(self) -> str:
-        """The memory at the beginning, at its most, and at the end."""
-        first, last = self.memory[len(self.memory) // 10], self.memory[-1]
+        """The memory after a tenth of the time, at its most, and in the last tenth."""
+        first, last = self.memory_then_and_now()
+        most = max(self.memory) / 1e6
         return (
-            f"{first / 1e6:.0f} MB, at most {max(self.memory) / 1e6:.0f} MB, at the end {last / 1e6:.0f} MB"
+            f"{first / 1e6:.0f} MB after a tenth of the time, {last / 1e6:.0f} MB ({last / first:.2f} x) in"
+            f" the last tenth, at most {most:.0f} MB"
         )
+
+    def memory_then_and_now(self) -> tuple[float, float]:
+        """The mean memory in the second and in the last tenth of the time."""
+        tenth = max(len(self.memory) // 10, 1)
+        then, now = self.memory[tenth : 2 * tenth] or self.memory, self.memory[-tenth:]
+        return sum(then) / len(then), sum(now) / len(now)
 
     def line(self) -> str:
         """The figures as text."""
@@ -182,12 +202,12 @@ def measure(
     inputs: Any,
     clients: int,
     length: float,
-    pair: tuple[bytes, bytes] | None,
+    pair: list[Path] | None,
 ) -> Load:
-    """Requests from so many connections for so many seconds; with publications of the two sets of weights in
+    """Requests from so many connections for so many seconds; with publications of these files of weights in
     turn, if they are given.
     """
-    load = Load(server, clients, arguments.adapter_every if pair else 0)
+    load = Load(server, clients, arguments.adapter_every if isinstance(server, Server) else 0)
     before = server.runs()
     begin = time.perf_counter()
     asyncio.run(whole(load, arguments, inputs, length, pair))
@@ -206,10 +226,12 @@ async def whole(
     arguments: argparse.Namespace,
     inputs: Any,
     length: float,
-    pair: tuple[bytes, bytes] | None,
+    pair: list[Path] | None,
 ) -> None:
     stop = asyncio.Event()
-    plain = [inputs.http()]
+    # What a baseline does not take is sent to it as numbers.
+    takes_bytes = not isinstance(load.server, Baseline) or load.server.script != MLSERVER
+    plain = [inputs.http() if takes_bytes else inputs.json()]
     styled = [inputs.http({"adapter": "style", "scale": scale}) for scale in (0.25, 0.5, 1.0)]
     tasks = [
         asyncio.create_task(client(load, arguments, stop, number, plain, styled))
@@ -276,20 +298,26 @@ async def answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], byt
     return int(head[0].split(" ")[1]), headers, await reader.readexactly(int(headers["content-length"]))
 
 
-async def publish(load: Load, stop: asyncio.Event, pair: tuple[bytes, bytes], every: float) -> None:
-    """A publication after the other."""
-    count = 0
-    while not stop.is_set():
-        try:
-            await asyncio.wait_for(stop.wait(), every)
-            return
-        except asyncio.TimeoutError:
-            pass
-        for path, body in (("stage", pair[count % 2]), ("publish", b"")):
-            told = await asyncio.to_thread(load.server.call, "POST", f"/v2/models/m/weights/{path}", body)
-        load.newest = told["serving"]["generation"]
-        load.published += 1
-        count += 1
+async def publish(load: Load, stop: asyncio.Event, pair: list[Path], every: float) -> None:
+    """A publication after the other, by publisher.py."""
+    command = [
+        str(Path(__file__).with_name("publisher.py")),
+        *map(str, load.server.place),
+        str(every),
+        *map(str, pair),
+    ]
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(sys.executable, *command, stdin=pipe, stdout=pipe)
+    assert process.stdin is not None and process.stdout is not None
+    ending = asyncio.create_task(stop.wait())
+    ending.add_done_callback(lambda _: process.stdin.close())
+    while line := (await process.stdout.readline()).decode().strip():
+        if line.isdecimal():
+            load.newest = int(line)
+            load.published += 1
+        elif line != "ready":
+            load.errors[f"publication: {line}"] += 1
+    await process.wait()
 
 
 async def watch(load: Load, stop: asyncio.Event) -> None:

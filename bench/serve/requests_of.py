@@ -45,6 +45,53 @@ class Inputs:
         ]
         return "\r\n".join([*lines, "", ""]).encode() + head + self.data
 
+    def json(self) -> bytes:
+        """A whole request with numbers in JSON."""
+        codes = {"FP32": "f", "FP64": "d", "INT64": "q", "INT32": "i"}
+        listed, at = [], 0
+        for one in self.listed:
+            size = one["parameters"]["binary_data_size"]
+            code = codes[one["datatype"]]
+            data = struct.unpack(f"<{size // struct.calcsize(code)}{code}", self.data[at : at + size])
+            listed.append(
+                {"name": one["name"], "shape": one["shape"], "datatype": one["datatype"], "data": data}
+            )
+            at += size
+        body = json.dumps({"inputs": listed}).encode()
+        lines = [
+            "POST /v2/models/m/infer HTTP/1.1",
+            "host: localhost",
+            "content-type: application/json",
+            f"content-length: {len(body)}",
+        ]
+        return "\r\n".join([*lines, "", ""]).encode() + body
+
+    def grpc(self) -> bytes:
+        """The message `ModelInferRequest` of the protocol, spelled out."""
+        message, at = field(1, b"m"), 0
+        for one in self.listed:
+            sizes = b"".join(varint(size) for size in one["shape"])
+            parts = (one["name"].encode(), one["datatype"].encode(), sizes)
+            message += field(5, b"".join(field(number, part) for number, part in enumerate(parts, 1)))
+        for one in self.listed:
+            size = one["parameters"]["binary_data_size"]
+            message += field(7, self.data[at : at + size])
+            at += size
+        return message
+
+
+def field(number: int, content: bytes) -> bytes:
+    """A field of a message whose content has a length."""
+    return bytes([number << 3 | 2]) + varint(len(content)) + content
+
+
+def varint(value: int) -> bytes:
+    parts = []
+    while value >= 0x80:
+        parts.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*parts, value])
+
 
 def request(about: dict[str, Any], sizes: dict[str, str], size: int, ids: int) -> Inputs:
     """Random inputs."""

@@ -1,4 +1,4 @@
-"""The servers that are measured: `regraft serve`, and ONNX Runtime behind FastAPI."""
+"""The servers that are measured: `regraft serve`, and ONNX Runtime behind FastAPI or MLServer."""
 
 from __future__ import annotations
 
@@ -63,17 +63,19 @@ class Server:
 
 
 class Baseline:
-    """bench/serve/fastapi_onnx.py on this machine, for as long as the block lasts."""
+    """A script of this folder that serves a model, on this machine, for as long as the block lasts."""
 
-    def __init__(self, model: Path, folder: Path) -> None:
+    def __init__(self, script: str, model: Path, folder: Path) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.place = ("127.0.0.1", port)
-        script = Path(__file__).with_name("fastapi_onnx.py")
+        self.script = script
         with (folder / "baseline.log").open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, str(script), str(model), str(port)], stdout=log, stderr=log
+                [sys.executable, str(Path(__file__).with_name(script)), str(model), str(port)],
+                stdout=log,
+                stderr=log,
             )
         for _ in range(600):
             if self.process.poll() is not None:

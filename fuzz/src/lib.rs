@@ -22,7 +22,8 @@ pub use self::parts::Parts;
 
 /// The program whose requests are read: inputs of most types, with sizes that vary.
 pub const PORTS: &str = "program \"p\" {
-  dims   s0 in 1..=8 (opt 4), s1 in 1..=16 (opt 4)
+  dims   s0 in 1..=8 (opt 4)
+  dims   s1 in 1..=16 (opt 4)
   input  %0 : f32[s0, 2] = \"x\"
   input  %1 : i64[s0, s1] = \"ids\"
   input  %2 : bool[s0] = \"mask\"

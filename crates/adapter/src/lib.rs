@@ -26,7 +26,7 @@ mod set;
 mod several;
 
 use regraft_tensor::Tensor;
-use regraft_weights::{RefitMap, SourceInfo};
+use regraft_weights::{Digest, RefitMap, SourceInfo};
 
 pub use self::{
     config::{AdapterConfig, Patterns},
@@ -69,6 +69,20 @@ impl Adapter {
     /// The names of the sources that it is for, where it was read for an engine; where one is tied, as its module calls it.
     pub fn sources(&self) -> impl Iterator<Item = &str> {
         self.made_for.iter().map(|(name, _)| name.as_str())
+    }
+
+    /// A digest of all that it does: what is changed, and the numbers with the factors that its configuration gives them. Not of
+    /// its name.
+    pub fn digest(&self) -> Digest {
+        let mut text = String::new();
+        for (i, layer) in self.layers.iter().enumerate() {
+            match self.made_for.get(i) {
+                Some((name, shape)) => text.push_str(&format!("{name}\0{shape:?}")),
+                None => text.push_str(&format!("{}", layer.source)),
+            }
+            text.push_str(&format!("\0{}\n", layer.update.digest()));
+        }
+        Digest::of_bytes(text.as_bytes())
     }
 
     /// What does not fit the sources of `map`: layers that are for sources of another engine, or of another size.
@@ -217,7 +231,29 @@ impl Update {
             && self.file_scale().to_bits() == other.file_scale().to_bits()
             && self.magnitude().map(|m| m.axis) == other.magnitude().map(|m| m.axis)
             && self.places() == other.places()
+            && self.shape() == other.shape()
             && same_tensors
+    }
+
+    /// A digest of what makes two of them the same.
+    fn digest(&self) -> Digest {
+        let kind = match self {
+            Update::LowRank { .. } => "low rank",
+            Update::Hadamard { .. } => "hadamard",
+            Update::Kronecker { .. } => "kronecker",
+            Update::Full { .. } => "full",
+            Update::Replace { .. } => "replace",
+            Update::Rows { .. } => "rows",
+            Update::Scaled { .. } => "scaled",
+            Update::Decomposed { .. } => "decomposed",
+            Update::Rotated(_) => "rotated",
+        };
+        let (scale, axis, places) = (self.file_scale().to_bits(), self.magnitude().map(|m| m.axis), self.places());
+        let mut text = format!("{kind}\0{scale:016x}\0{axis:?}\0{places:?}\0{:?}\n", self.shape());
+        for tensor in self.tensors() {
+            text.push_str(&format!("{}\n", Digest::of(tensor)));
+        }
+        Digest::of_bytes(text.as_bytes())
     }
 
     /// How many of its values are infinite or not a number.
@@ -249,6 +285,15 @@ impl Update {
                 (rotation.turns.iter().map(|turn| turn.places.as_slice()).collect(), Some(rotation.axis))
             }
             _ => (vec![], None),
+        }
+    }
+
+    /// Columns of one input, and which axis a rotation scales.
+    fn shape(&self) -> (Option<usize>, Option<MagnitudeAxis>) {
+        match self {
+            Update::Decomposed { taps, .. } => (Some(*taps), None),
+            Update::Rotated(rotation) => (None, rotation.scales.as_ref().map(|(axis, _)| *axis)),
+            _ => (None, None),
         }
     }
 

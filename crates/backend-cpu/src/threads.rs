@@ -21,12 +21,20 @@ use regraft_tensor::PerProcess;
 pub struct Threads {
     pool: Option<Arc<PerProcess<Option<ThreadPool>>>>,
     count: usize,
+    /// Whether they are those of the pool that the calling thread is one of.
+    are_callers: bool,
 }
 
 impl Threads {
     /// The calling thread alone.
     pub fn single() -> Threads {
-        Threads { pool: None, count: 1 }
+        Threads { pool: None, count: 1, are_callers: false }
+    }
+
+    /// The threads of the pool that the calling thread is one of; that thread alone where it is of none. For use on that thread.
+    pub(crate) fn of_caller() -> Threads {
+        let count = rayon::current_thread_index().map_or(1, |_| rayon::current_num_threads());
+        Threads { pool: None, count, are_callers: true }
     }
 
     /// `count` threads (at least one). With one, everything runs on the calling thread.
@@ -36,7 +44,7 @@ impl Threads {
         }
         let (started, pool) = (start(count)?, PerProcess::new());
         pool.get_or_init(|| Some(started));
-        Ok(Threads { pool: Some(Arc::new(pool)), count })
+        Ok(Threads { pool: Some(Arc::new(pool)), count, are_callers: false })
     }
 
     /// The threads of this process; where they cannot be started, the calling one does everything.
@@ -77,16 +85,15 @@ impl Threads {
     /// If there are tasks but no state.
     pub fn for_each_with<S: Send>(&self, states: &mut [S], tasks: usize, task: impl Fn(&mut S, usize) + Sync) {
         let workers = states.len().min(self.count).min(tasks);
-        match if workers > 1 { self.pool() } else { None } {
-            Some(pool) => {
-                let next = AtomicUsize::new(0);
-                let work = |state: &mut S| {
-                    while let Some(i) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|i| *i < tasks) {
-                        task(state, i);
-                    }
-                };
-                pool.install(|| states[..workers].par_iter_mut().with_max_len(1).for_each(work));
+        let next = AtomicUsize::new(0);
+        let work = |state: &mut S| {
+            while let Some(i) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|i| *i < tasks) {
+                task(state, i);
             }
+        };
+        match if workers > 1 { self.pool() } else { None } {
+            Some(pool) => pool.install(|| states[..workers].par_iter_mut().with_max_len(1).for_each(work)),
+            None if workers > 1 && self.are_callers => states[..workers].par_iter_mut().with_max_len(1).for_each(work),
             None if tasks > 0 => (0..tasks).for_each(|i| task(&mut states[0], i)),
             None => {}
         }

@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use regraft::{Changed, Model, Problem, Refit, RefitObserver, RuntimeErrorKind, StateDict, Tensor, publish_together};
+use regraft::{Changed, Model, Pace, Problem, Refit, RefitObserver, RuntimeErrorKind, StateDict, Tensor, publish_together};
 use regraft_backend_cpu::Isa;
 use regraft_conformance::{
     Case, FULL, PARTIAL, Spoiled, assert_close, assert_same, assert_same_slots, backend, is_on_mock, one, own_weights,
@@ -343,6 +343,31 @@ impl RefitObserver for Watcher {
         assert!(done <= total);
         self.bytes.fetch_max(done as isize, Ordering::Relaxed);
     }
+}
+
+/// The threads that make slots.
+#[derive(Default)]
+struct Makers(Mutex<BTreeSet<String>>);
+
+impl RefitObserver for Makers {
+    fn staged(&self, _: usize, _: usize) {
+        let name = std::thread::current().name().unwrap_or_default().to_owned();
+        self.0.lock().expect("nobody panics").insert(name);
+    }
+}
+
+#[test]
+fn a_stage_in_the_background_makes_the_same_bits_on_the_threads_of_its_caller() {
+    let case = Case::open("tiny_bert");
+    let (fast, slow) = (case.model(case.compile()), case.model(case.compile()));
+    fast.refit(&case.weights_b(), &FULL).unwrap();
+    let (makers, weights, options) = (Makers::default(), case.weights_b(), FULL);
+    let refit = Refit::new().weights(&weights, &options).pace(Pace::Background).observe(&makers);
+    let thread = std::thread::Builder::new().name("caller".into());
+    std::thread::scope(|scope| thread.spawn_scoped(scope, || refit.run(&slow).unwrap()).unwrap().join().unwrap());
+    let inputs = case.tensors("input");
+    assert_same("background", &slow.run(&inputs).unwrap(), &fast.run(&inputs).unwrap());
+    assert_eq!(*makers.0.lock().unwrap(), BTreeSet::from(["caller".to_owned()]));
 }
 
 #[test]

@@ -37,7 +37,7 @@ mod tune;
 use std::path::Path;
 
 pub use regraft_adapter::{self as adapter, Adapter, AdapterError, AdapterErrorKind, AdapterOptions, AdapterSet};
-pub use regraft_backend::{BackendError, Device, ForeignQueue, Lent, OutOfMemory, RunErrorKind};
+pub use regraft_backend::{BackendError, Device, ForeignQueue, Lent, OutOfMemory, Pace, RunErrorKind};
 pub use regraft_checkpoint::{CheckpointError, CheckpointErrorKind, OpenOptions};
 pub use regraft_compile::{
     CompileError,

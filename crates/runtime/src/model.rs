@@ -274,7 +274,8 @@ impl Model {
         let program = &self.shared.program;
         program.in_flight.prune();
         let base = if refit.weights.is_none() { Some(self.pin()?) } else { self.generation() };
-        let (parts, mut report) = (program.parts(), RefitReport::default());
+        let parts = refit::Parts { pace: refit.pace, ..program.parts() };
+        let mut report = RefitReport::default();
         let change = refit::check(&parts, base.as_deref(), &program.carried, refit, &mut report)?;
         let to = refit::To { pool: &program.pool, siblings: &self.shared.siblings.all() };
         let generation = refit::compute(&parts, to, base.as_deref(), change, refit.observer, &mut report)?;

@@ -8,7 +8,7 @@ use std::{
 };
 
 use regraft_adapter::AdapterSet;
-use regraft_backend::{Device, Packer, QueueClass, Target};
+use regraft_backend::{Device, Pace, Packer, QueueClass, Target};
 use regraft_engine::{Engine, EngineErrorKind, KeepSources, Mode, Plan};
 use regraft_tensor::{Buffer, Tensor};
 use regraft_weights::{BakedAdapter, Digest, RefitMap, StateDict};
@@ -154,6 +154,7 @@ impl Program {
             identical: self.identical.as_deref(),
             packer: &self.packer,
             reader: &self.reader,
+            pace: Pace::Fast,
         }
     }
 }

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     fs,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::SystemTime,
 };
 
@@ -19,7 +19,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub(crate) struct Opened {
     pub(crate) adapter: Arc<Adapter>,
-    /// Of its tensors.
+    /// Of all that it does, whatever its name.
     pub(crate) digest: Digest,
 }
 
@@ -33,36 +33,50 @@ impl Opened {
     ) -> Result<Opened, Refusal> {
         let adapter =
             Adapter::from_state_dict(name, weights, options, model.refit_map()).map_err(regraft::Error::from)?;
-        Ok(Opened { adapter: Arc::new(adapter), digest: digest_of(weights) })
+        Ok(Opened::new(adapter))
     }
-}
 
-/// The digest of named tensors.
-pub(crate) fn digest_of(weights: &StateDict) -> Digest {
-    let mut text = String::new();
-    for (name, tensor) in weights.iter() {
-        text.push_str(&format!("{name}\0{}\n", Digest::of(tensor)));
+    fn new(adapter: Adapter) -> Opened {
+        let digest = adapter.digest();
+        Opened { adapter: Arc::new(adapter), digest }
     }
-    Digest::of_bytes(text.as_bytes())
 }
 
 /// The adapters in a folder.
 pub(crate) struct AdapterStore {
     folder: Option<PathBuf>,
     opened: Mutex<HashMap<String, (Stamp, Opened)>>,
+    /// Held while one is read: all requests that name a new one would read it, each on a thread of its own.
+    reading: Arc<tokio::sync::Mutex<()>>,
 }
 
-/// What tells whether a file is the one that was read.
+/// What tells whether files are those that were read.
 type Stamp = (PathBuf, u64, Option<SystemTime>);
 
 /// What a file of an adapter may be called after its name.
 const ENDINGS: [&str; 4] = ["safetensors", "pt", "bin", "pth"];
+/// The configuration beside a file, which is read with it.
+const CONFIG: &str = "adapter_config.json";
 /// Adapters that are kept as they were read.
 const KEPT: usize = 64;
 
 impl AdapterStore {
     pub(crate) fn new(folder: Option<PathBuf>) -> AdapterStore {
-        AdapterStore { folder, opened: Mutex::default() }
+        AdapterStore { folder, opened: Mutex::default(), reading: Arc::default() }
+    }
+
+    /// Waits until no other request reads an adapter.
+    pub(crate) async fn turn(&self) -> tokio::sync::OwnedMutexGuard<()> {
+        self.reading.clone().lock_owned().await
+    }
+
+    /// The adapter called `name`, where it was read already and its file has not changed.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(crate) fn known(&self, name: &str) -> Result<Option<Opened>, Refusal> {
+        let stamp = stamp(&self.path(name)?)?;
+        Ok(self.lock().get(name).filter(|(read, _)| *read == stamp).map(|(_, opened)| opened.clone()))
     }
 
     /// The adapter called `name`, read for the engine of `model`.
@@ -70,29 +84,27 @@ impl AdapterStore {
     /// # Errors
     /// When there is none, it cannot be read or does not fit.
     pub(crate) fn get(&self, name: &str, model: &Model) -> Result<Opened, Refusal> {
-        let path = self.path(name)?;
-        let stamp = stamp(&path)?;
-        let known = self.opened.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
-        if let Some((_, opened)) = known.filter(|(read, _)| *read == stamp) {
+        if let Some(opened) = self.known(name)? {
             return Ok(opened);
         }
-        let mut digest = None;
-        let read = |file: &Path| {
-            let weights = regraft::open_weights(file)?;
-            digest = Some(digest_of(&weights));
-            Ok::<_, regraft::Error>(weights)
-        };
+        let path = self.path(name)?;
+        let stamp = stamp(&path)?;
+        let read = |file: &Path| regraft::open_weights(file);
         let mut adapter =
             Adapter::open(&path, &AdapterOptions::default(), model.refit_map(), read).map_err(regraft::Error::from)?;
         adapter.name = name.to_owned();
-        let digest = digest.ok_or_else(|| Refusal::new(Kind::Internal, "the adapter was not read"))?;
-        let opened = Opened { adapter: Arc::new(adapter), digest };
-        let mut all = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        let opened = Opened::new(adapter);
+        let mut all = self.lock();
         if all.len() >= KEPT {
             all.clear();
         }
         all.insert(name.to_owned(), (stamp, opened.clone()));
         Ok(opened)
+    }
+
+    /// Names are put in and taken out: whole after any panic.
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, (Stamp, Opened)>> {
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The names of all adapters, in order.
@@ -131,18 +143,15 @@ fn has_ending(path: &Path) -> bool {
     path.extension().and_then(|e| e.to_str()).is_some_and(|e| ENDINGS.contains(&e))
 }
 
-/// Of a file, or of the newest file in a folder.
+/// The bytes and the newest of the files of an adapter: those in its folder, or its file and the configuration beside it.
 fn stamp(path: &Path) -> Result<Stamp, Refusal> {
     let failed = |e: std::io::Error| Refusal::new(Kind::Internal, format!("the adapter cannot be read: {e}"));
-    let metadata = fs::metadata(path).map_err(failed)?;
-    if !metadata.is_dir() {
-        return Ok((path.to_owned(), metadata.len(), metadata.modified().ok()));
-    }
-    let files = fs::read_dir(path).map_err(failed)?.flatten().filter_map(|entry| entry.metadata().ok());
-    let (mut len, mut newest) = (0, None);
-    for file in files {
-        len += file.len();
-        newest = newest.max(file.modified().ok());
-    }
+    let own = fs::metadata(path).map_err(failed)?;
+    let files: Vec<fs::Metadata> = match own.is_dir() {
+        true => fs::read_dir(path).map_err(failed)?.flatten().filter_map(|entry| entry.metadata().ok()).collect(),
+        false => fs::metadata(path.with_file_name(CONFIG)).into_iter().chain([own]).collect(),
+    };
+    let len = files.iter().map(fs::Metadata::len).sum();
+    let newest = files.iter().map(|file| file.modified().ok()).max().flatten();
     Ok((path.to_owned(), len, newest))
 }

@@ -24,8 +24,8 @@ use crate::{
     http,
     proto::{
         Choice, Empty, InferInputTensor, InferOutputTensor, InferParameter, InferTensorContents, ModelIndex,
-        ModelInferRequest, ModelInferResponse, ModelMetadataResponse, ModelRequest, RepositoryIndexResponse,
-        ServerMetadataResponse, TensorMetadata, Yes,
+        ModelInferRequest, ModelInferResponse, ModelMetadataResponse, ModelRequest, RAW_OUTPUT_CONTENTS,
+        RepositoryIndexResponse, ServerMetadataResponse, TensorMetadata, Yes,
     },
     reply::{self, Reply},
     request::{complete, dtype_of, from_bytes, port_index, shape_of, with_parameters},
@@ -37,6 +37,8 @@ use crate::{
 
 /// Flag and length before a message.
 const PREFIX: usize = 5;
+/// Contents of so many bytes are copied to what stands before them: less work than a frame of their own.
+const COPIED: usize = 8 << 10;
 
 /// Whether a request is one of gRPC.
 pub(crate) fn is_one(headers: &HeaderMap) -> bool {
@@ -135,7 +137,8 @@ async fn infer(
 ) -> Result<Reply, Refusal> {
     let (parsed, asked) = read(&request, &served.signature)?;
     let answer = served.infer(parsed, begin, limit).await?;
-    let mut reply = done(&response(served, request.id, &asked, &answer)?);
+    let message = response(served, request.id, &asked, &answer)?;
+    let mut reply = done_with(&message, asked.iter().map(|&index| &answer.outputs[index].bytes));
     reply::label(&mut reply, &answer.label);
     reply.extensions_mut().insert(answer.timing);
     Ok(reply)
@@ -186,7 +189,6 @@ fn response(served: &Served, id: String, asked: &[usize], answer: &Answer) -> Re
         ]
         .into(),
         outputs: asked.iter().map(output).collect(),
-        raw_output_contents: asked.iter().map(|&index| answer.outputs[index].bytes.clone()).collect(),
     })
 }
 
@@ -302,14 +304,36 @@ fn reply_with(pieces: Pieces) -> Reply {
 
 /// An answer, and that all went well after it.
 fn done(message: &impl Message) -> Reply {
-    let len = message.encoded_len();
-    let mut bytes = BytesMut::with_capacity(PREFIX + len);
+    done_with(message, [].iter())
+}
+
+/// An answer whose last field is the contents of tensors.
+fn done_with<'b>(message: &impl Message, contents: impl Iterator<Item = &'b Bytes> + Clone) -> Reply {
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", HeaderValue::from_static("0"));
+    reply_with(Pieces::new(framed(message, contents)).with_trailers(trailers))
+}
+
+/// A message with its frame. Long contents are pieces of their own, not copied.
+fn framed<'b>(message: &impl Message, contents: impl Iterator<Item = &'b Bytes> + Clone) -> Vec<Bytes> {
+    let field = |content: &Bytes| 1 + prost::length_delimiter_len(content.len()) + content.len();
+    let len = message.encoded_len() + contents.clone().map(field).sum::<usize>();
+    let mut bytes = BytesMut::with_capacity((PREFIX + len).min(2 * COPIED));
     bytes.put_u8(0);
     bytes.put_u32(u32::try_from(len).unwrap_or(u32::MAX));
     message.encode(&mut bytes).expect("a BytesMut grows");
-    let mut trailers = HeaderMap::new();
-    trailers.insert("grpc-status", HeaderValue::from_static("0"));
-    reply_with(Pieces::new([bytes.freeze()]).with_trailers(trailers))
+    let mut pieces = Vec::new();
+    for content in contents {
+        bytes.put_u8(RAW_OUTPUT_CONTENTS);
+        prost::encode_length_delimiter(content.len(), &mut bytes).expect("a BytesMut grows");
+        if content.len() <= COPIED {
+            bytes.extend_from_slice(content);
+        } else {
+            pieces.extend([bytes.split().freeze(), content.clone()]);
+        }
+    }
+    pieces.push(bytes.freeze());
+    pieces
 }
 
 /// No answer, and why.
@@ -363,6 +387,25 @@ mod tests {
         for body in [&b"\0\0\0\0"[..], b"\x01\0\0\0\x02ab", b"\0\0\0\0\x03ab", b"\0\xff\xff\xff\xffab"] {
             assert!(unframed(Bytes::from_static(body)).is_err(), "{body:?}");
         }
+    }
+
+    #[test]
+    fn contents_stand_behind_their_message() {
+        /// As clients read it.
+        #[derive(Clone, PartialEq, Message)]
+        struct Read {
+            #[prost(string, tag = "3")]
+            id: String,
+            #[prost(bytes = "bytes", repeated, tag = "6")]
+            raw_output_contents: Vec<Bytes>,
+        }
+        let message = ModelInferResponse { id: "7".into(), ..ModelInferResponse::default() };
+        let contents = [0, 1, COPIED, COPIED + 1, 300_000].map(|len| Bytes::from(vec![len as u8; len]));
+        let pieces = framed(&message, contents.iter());
+        let is_shared = |content: &Bytes| pieces.iter().any(|piece| piece.as_ptr() == content.as_ptr());
+        assert_eq!(contents.each_ref().map(is_shared), [false, false, false, true, true]);
+        let read: Read = decoded(unframed(Bytes::from(pieces.concat())).unwrap()).unwrap();
+        assert_eq!(read, Read { id: "7".into(), raw_output_contents: contents.to_vec() });
     }
 
     #[test]

@@ -13,11 +13,12 @@
 //!
 //! A request passes these modules: `server` (connections), `http` and `grpc` (rights, bodies), `request` and `numbers` (tensors), `queue`
 //! and `run` (batches), `reply`. Weights: `weights` (stage, publish, roll back), `generations` (what they are called), `variants`
-//! and `adapters` (adapters that requests name). What is seen of all this: `metrics` and `traces`.
+//! and `adapters` (adapters that requests name), `background` (the threads for all this). What is seen of all this: `metrics` and `traces`.
 #![forbid(unsafe_code)]
 
 mod adapters;
 mod auth;
+mod background;
 mod batching;
 mod body;
 mod dtype;

@@ -147,10 +147,12 @@ impl<'de> Visitor<'de> for Level<'_, '_> {
         }
         let before = elements.count;
         while list.next_element_seed(Level { elements, depth: depth + 1 })?.is_some() {}
-        let expected: usize = elements.shape[depth.min(elements.shape.len())..].iter().product();
+        let inner = &elements.shape[depth.min(elements.shape.len())..];
+        // A size of 0 further out lets the others be anything.
+        let expected = inner.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
         let found = elements.count - before;
-        if depth > 0 && found != expected {
-            let why = format!("a list {depth} deep has {found} elements, expected {expected}");
+        if depth > 0 && Some(found) != expected {
+            let why = format!("a list {depth} deep has {found} elements, expected those of {inner:?}");
             return Err(A::Error::custom(why));
         }
         Ok(())
@@ -255,6 +257,10 @@ mod tests {
         assert!(read("[4]", DType::F32, &[]).unwrap().bit_equal(&Tensor::from_slice(&[], &[4f32])));
         assert_eq!(read("[]", DType::F32, &[0, 3]).unwrap().shape(), [0, 3]);
         assert!(read("4", DType::F32, &[]).is_err());
+        // Together larger than any number, and there are none of them.
+        let huge = [0, 1 << 40, 1 << 40];
+        assert_eq!(read("[]", DType::F32, &huge).unwrap().shape(), huge);
+        assert!(read("[[]]", DType::F32, &huge).is_err());
         assert!(read("[1]", DType::F32, &[1 << 40]).is_err());
     }
 

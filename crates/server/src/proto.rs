@@ -160,9 +160,11 @@ pub(crate) struct ModelInferResponse {
     pub(crate) parameters: HashMap<String, InferParameter>,
     #[prost(message, repeated, tag = "5")]
     pub(crate) outputs: Vec<InferOutputTensor>,
-    #[prost(bytes = "bytes", repeated, tag = "6")]
-    pub(crate) raw_output_contents: Vec<Bytes>,
+    // `raw_output_contents` is written behind these, from where the run left it.
 }
+
+/// What stands before the length of each of `raw_output_contents`, field 6 of [`ModelInferResponse`].
+pub(crate) const RAW_OUTPUT_CONTENTS: u8 = 6 << 3 | 2;
 
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct ModelIndex {

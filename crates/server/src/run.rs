@@ -12,8 +12,9 @@ use regraft::{AlignedVec, DType, Generation, Model, RuntimeError, Tensor};
 use crate::{
     error::{Kind, Refusal},
     generations::Label,
-    queue::Job,
+    queue::{Group, Job},
     served::Served,
+    variants::Variant,
 };
 
 /// What a request gets.
@@ -54,26 +55,30 @@ impl AsRef<[u8]> for Sent {
 
 /// Runs what comes out of the queue of `served` until it is closed and empty.
 pub(crate) fn work(served: &Served) {
-    while let Some(jobs) = served.queue.next() {
-        run(served, jobs);
+    while let Some(Group { jobs, variant }) = served.queue.next() {
+        let variant = match &jobs[0].adapter {
+            Some(adapter) => match variant.or_else(|| served.variants.find(&served.model, adapter)) {
+                Some(variant) => Some(variant),
+                // Others need not wait until it is made.
+                None => {
+                    served.queue.set_aside(jobs);
+                    continue;
+                }
+            },
+            None => None,
+        };
+        run(served, jobs, variant.as_deref());
     }
 }
 
-fn run(served: &Served, jobs: Vec<Job>) {
+fn run(served: &Served, jobs: Vec<Job>, variant: Option<&Variant>) {
     let begin = Instant::now();
     jobs.iter().for_each(|job| served.metrics.waited(begin.duration_since(job.queued)));
     if jobs.len() == 1 {
-        for job in jobs {
-            let outcome = outputs_of(served, &job, &job.inputs);
-            let timing = Timing { queued: job.queued, began: begin, ended: Instant::now(), rows: job.rows() };
-            served.metrics.ran(timing.ended - begin, timing.rows);
-            let outputs = |outputs: Vec<Tensor>| outputs.into_iter().map(whole).collect();
-            answer(job, outcome.map(|(all, label)| Answer { outputs: outputs(all), label, timing }));
-        }
-        return;
+        return jobs.into_iter().for_each(|job| run_alone(served, job, variant));
     }
     let rows: Vec<usize> = jobs.iter().map(Job::rows).collect();
-    let together = join(&jobs).and_then(|inputs| outputs_of(served, &jobs[0], &inputs));
+    let together = join(&jobs).and_then(|inputs| outputs_of(served, variant, &inputs));
     let (ended, all) = (Instant::now(), rows.iter().sum());
     served.metrics.ran(ended - begin, all);
     match together {
@@ -85,8 +90,17 @@ fn run(served: &Served, jobs: Vec<Job>) {
             }
         }
         // What is wrong with one must not be told to the others.
-        Err(_) => jobs.into_iter().for_each(|job| run(served, vec![job])),
+        Err(_) => jobs.into_iter().for_each(|job| run_alone(served, job, variant)),
     }
+}
+
+fn run_alone(served: &Served, job: Job, variant: Option<&Variant>) {
+    let began = Instant::now();
+    let outcome = outputs_of(served, variant, &job.inputs);
+    let timing = Timing { queued: job.queued, began, ended: Instant::now(), rows: job.rows() };
+    served.metrics.ran(timing.ended - began, timing.rows);
+    let outputs = |outputs: Vec<Tensor>| outputs.into_iter().map(whole).collect();
+    answer(job, outcome.map(|(all, label)| Answer { outputs: outputs(all), label, timing }));
 }
 
 fn answer(job: Job, outcome: Result<Answer, Refusal>) {
@@ -94,8 +108,12 @@ fn answer(job: Job, outcome: Result<Answer, Refusal>) {
     let _ = job.answer.send(outcome);
 }
 
-fn outputs_of(served: &Served, job: &Job, inputs: &[Tensor]) -> Result<(Vec<Tensor>, Arc<Label>), Refusal> {
-    match &job.variant {
+fn outputs_of(
+    served: &Served,
+    variant: Option<&Variant>,
+    inputs: &[Tensor],
+) -> Result<(Vec<Tensor>, Arc<Label>), Refusal> {
+    match variant {
         Some(variant) => Ok((run_once(&variant.model, inputs)?.0, variant.label.clone())),
         None => {
             let (outputs, generation) = run_once(&served.model, inputs)?;

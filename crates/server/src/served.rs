@@ -12,7 +12,8 @@ use tokio::sync::oneshot;
 
 use crate::{
     ModelOptions, ServeError,
-    adapters::AdapterStore,
+    adapters::{AdapterStore, Opened},
+    background::{self, Background},
     batching::{self, Batching},
     error::{Kind, Refusal},
     generations::Generations,
@@ -20,7 +21,7 @@ use crate::{
     queue::{Grouping, Job, Queue},
     run::{self, Answer},
     signature::Signature,
-    variants::Variants,
+    variants::{Scaled, Variants},
     weights::{WeightsState, blocking},
 };
 
@@ -42,7 +43,10 @@ pub(crate) struct Served {
     pub(crate) metrics: Metrics,
     /// The most bytes of weights in a body.
     pub(crate) max_upload: u64,
+    /// Where weights are staged.
+    pub(crate) background: Background,
     workers: Mutex<Vec<JoinHandle<()>>>,
+    maker: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// A request to run the model.
@@ -80,33 +84,48 @@ impl Served {
             metrics: Metrics::new(),
             // A file may hold wider floats than the engine, and some more: f64 for f16 is 4 times the bytes.
             max_upload: options.max_upload.unwrap_or(bytes.saturating_mul(4).saturating_add(16 << 20)),
+            background: Background::start(&format!("{name}-weights"))?,
             workers: Mutex::default(),
+            maker: Mutex::default(),
             name,
             model,
             options,
         }))
     }
 
-    /// Starts its workers.
+    /// Starts its workers, and the thread that makes variants.
     pub(crate) fn start(self: &Arc<Self>) -> Result<(), ServeError> {
         for number in 0..self.options.workers.max(1) {
-            let served = self.clone();
-            let worker = thread::Builder::new().name(format!("{}-{number}", self.name));
-            let worker = worker.spawn(move || run::work(&served));
-            let worker = worker.map_err(|error| ServeError::System { what: "a thread cannot be started", error })?;
+            let worker = self.spawn(&number.to_string(), run::work)?;
             self.workers.lock().unwrap_or_else(PoisonError::into_inner).push(worker);
+        }
+        if self.options.adapters.is_some() {
+            let background = Background::start(&format!("{}-adapters", self.name))?;
+            let maker = self.spawn("variants", move |served| background::make_variants(served, &background))?;
+            *self.maker.lock().unwrap_or_else(PoisonError::into_inner) = Some(maker);
         }
         Ok(())
     }
 
-    /// Takes no more requests, and waits for its workers.
+    fn spawn(
+        self: &Arc<Self>,
+        what: &str,
+        work: impl FnOnce(&Served) + Send + 'static,
+    ) -> Result<JoinHandle<()>, ServeError> {
+        let (served, thread) = (self.clone(), thread::Builder::new().name(format!("{}-{what}", self.name)));
+        let failed = |error| ServeError::System { what: "a thread cannot be started", error };
+        thread.spawn(move || work(&served)).map_err(failed)
+    }
+
+    /// Takes no more requests, and waits for its threads.
     pub(crate) fn stop(&self) {
         self.queue.close();
         let workers = std::mem::take(&mut *self.workers.lock().unwrap_or_else(PoisonError::into_inner));
-        for worker in workers {
-            // A panic was told when it happened.
-            let _ = worker.join();
-        }
+        // A panic was told when it happened.
+        workers.into_iter().for_each(|worker| _ = worker.join());
+        self.queue.finish();
+        let maker = self.maker.lock().unwrap_or_else(PoisonError::into_inner).take();
+        maker.into_iter().for_each(|maker| _ = maker.join());
     }
 
     /// Whether it has weights.
@@ -124,19 +143,12 @@ impl Served {
         let deadline = begin + request.timeout.map_or(limit, |asked| asked.min(limit));
         let late = || Refusal::new(Kind::Deadline, "the request was not done by its deadline");
         let work = async {
-            let variant = match request.adapter {
-                Some((name, scale)) => {
-                    let served = self.clone();
-                    let find = move || {
-                        let Served { model, generations, adapters, variants, .. } = &*served;
-                        variants.get(model, generations, adapters, (&name, scale))
-                    };
-                    Some(blocking(find).await?)
-                }
+            let adapter = match request.adapter {
+                Some((name, scale)) => Some(Scaled { opened: self.adapter(name).await?, scale }),
                 None => None,
             };
             let (answer, receiver) = oneshot::channel();
-            let job = Job { inputs: request.inputs, variant, queued: Instant::now(), deadline, answer };
+            let job = Job { inputs: request.inputs, adapter, queued: Instant::now(), deadline, answer };
             self.queue.push(job).map_err(|refusal| match refusal.kind {
                 Kind::Overloaded => refusal.retry_after(self.when_less_busy()),
                 _ => refusal,
@@ -144,6 +156,21 @@ impl Served {
             receiver.await.map_err(|_| Refusal::new(Kind::Unavailable, "the server is being stopped"))?
         };
         tokio::time::timeout_at(deadline.into(), work).await.map_err(|_| late())?
+    }
+
+    /// The adapter called `name`. Those that are new, or have changed, are read one at a time.
+    async fn adapter(self: &Arc<Self>, name: String) -> Result<Opened, Refusal> {
+        let (served, wanted) = (self.clone(), name.clone());
+        if let Some(known) = blocking(move || served.adapters.known(&wanted)).await? {
+            return Ok(known);
+        }
+        let (served, turn) = (self.clone(), self.adapters.turn().await);
+        blocking(move || {
+            let opened = served.adapters.get(&name, &served.model);
+            drop(turn);
+            opened
+        })
+        .await
     }
 
     /// When half of those that wait will have run.

@@ -1,41 +1,58 @@
-//! Weights with an adapter that a request names: forks of the model that are kept while there is room.
+//! Weights with an adapter that requests name: forks of the model that are kept while there is room.
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicU64, Ordering},
-};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use regraft::{Generation, Model};
+use regraft::{Generation, Model, Pace, Refit, RuntimeError, RuntimeErrorKind};
 use serde_json::{Value, json};
 
 use crate::{
-    adapters::{AdapterStore, Opened},
+    adapters::Opened,
     error::{Kind, Refusal},
     generations::{Generations, Label, ServedAdapter},
 };
 
+/// An adapter at a scale: what a request asks for.
+#[derive(Clone, Debug)]
+pub(crate) struct Scaled {
+    pub(crate) opened: Opened,
+    pub(crate) scale: f64,
+}
+
+/// Whether both do the same to weights, and are called the same.
+impl PartialEq for Scaled {
+    fn eq(&self, other: &Scaled) -> bool {
+        let key = |one: &Scaled| (one.opened.digest, one.scale.to_bits());
+        key(self) == key(other) && self.opened.adapter.name == other.opened.adapter.name
+    }
+}
+
 /// A model with one adapter.
 pub(crate) struct Variant {
-    /// Tells it from all others.
-    pub(crate) id: u64,
     pub(crate) model: Model,
     pub(crate) label: Arc<Label>,
+    /// What it was made from. Its memory is not used for another generation while this refers to it.
+    base: Weak<Generation>,
+}
+
+impl Variant {
+    /// Whether the weights that it was made from serve now.
+    pub(crate) fn is_current(&self, model: &Model) -> bool {
+        model.generation().is_some_and(|serving| self.is_of(&serving))
+    }
+
+    fn is_of(&self, generation: &Arc<Generation>) -> bool {
+        std::ptr::eq(self.base.as_ptr(), Arc::as_ptr(generation))
+    }
 }
 
 /// The variants of a model, the least recently used first.
 pub(crate) struct Variants {
     entries: Mutex<Vec<Entry>>,
-    /// One is made at a time: two of them would take more memory than was checked for.
-    making: Mutex<()>,
     limit: usize,
-    made: AtomicU64,
 }
 
 struct Entry {
-    adapter: Opened,
-    scale: f64,
-    /// What it was made from. Kept, so that no other generation can be taken for it.
-    base: Arc<Generation>,
+    asked: Scaled,
     variant: Arc<Variant>,
     /// Bytes of the slots that it has for itself.
     bytes: usize,
@@ -44,59 +61,48 @@ struct Entry {
 impl Variants {
     /// Variants that together take at most `limit` bytes.
     pub(crate) fn new(limit: usize) -> Variants {
-        Variants { entries: Mutex::default(), making: Mutex::default(), limit, made: AtomicU64::new(0) }
+        Variants { entries: Mutex::default(), limit }
     }
 
-    /// The weights that serve, with the adapter called `name` and no other. Makes them when they are not there: milliseconds to
-    /// seconds.
-    ///
-    /// # Errors
-    /// When the adapter is not there or does not fit, or there is no room for it.
-    pub(crate) fn get(
-        &self,
-        model: &Model,
-        generations: &Generations,
-        store: &AdapterStore,
-        (name, scale): (&str, f64),
-    ) -> Result<Arc<Variant>, Refusal> {
-        let adapter = store.get(name, model)?;
-        if let Some(variant) = self.find(model, &adapter, scale) {
-            return Ok(variant);
-        }
-        let _one = self.making.lock().unwrap_or_else(PoisonError::into_inner);
-        // Another request may have made it meanwhile.
-        if let Some(variant) = self.find(model, &adapter, scale) {
-            return Ok(variant);
-        }
-        self.make_room(touched_bytes(model, &adapter))?;
-        let fork = model.fork();
-        let Some(base) = fork.generation() else {
-            return Err(regraft::RuntimeError::from(regraft::RuntimeErrorKind::NotBound).into());
-        };
-        let report = fork.adapters().set(&[(adapter.adapter.clone(), scale)])?;
-        let served = ServedAdapter { name: name.to_owned(), scale, digest: adapter.digest };
-        let label = generations.of(generations.label(&base).weights, vec![served]);
-        let id = self.made.fetch_add(1, Ordering::Relaxed);
-        let variant = Arc::new(Variant { id, model: fork, label });
-        let entry = Entry { adapter, scale, base, variant: variant.clone(), bytes: report.bytes };
-        self.lock().push(entry);
-        // Other weights may have been published meanwhile; nothing else would let go of what this one holds.
-        self.retire(model);
-        Ok(variant)
-    }
-
-    fn find(&self, model: &Model, adapter: &Opened, scale: f64) -> Option<Arc<Variant>> {
+    /// The weights that serve, with this adapter and no other, where they were made already.
+    pub(crate) fn find(&self, model: &Model, asked: &Scaled) -> Option<Arc<Variant>> {
         let serving = model.generation()?;
         let mut entries = self.lock();
-        let at = entries.iter().position(|entry| {
-            Arc::ptr_eq(&entry.base, &serving)
-                && Arc::ptr_eq(&entry.adapter.adapter, &adapter.adapter)
-                && entry.scale.to_bits() == scale.to_bits()
-        })?;
+        let at = entries.iter().position(|entry| entry.variant.is_of(&serving) && entry.asked == *asked)?;
         let entry = entries.remove(at);
         let variant = entry.variant.clone();
         entries.push(entry);
         Some(variant)
+    }
+
+    /// As [`Variants::find`], and makes them when they are not there: milliseconds to seconds. For one caller at a time: two would
+    /// take more memory than is checked for.
+    ///
+    /// # Errors
+    /// When the adapter does not fit, or there is no room for it.
+    pub(crate) fn get(
+        &self,
+        model: &Model,
+        generations: &Generations,
+        asked: &Scaled,
+    ) -> Result<Arc<Variant>, Refusal> {
+        if let Some(variant) = self.find(model, asked) {
+            return Ok(variant);
+        }
+        let Scaled { opened, scale } = asked;
+        self.make_room(touched_bytes(model, opened))?;
+        let fork = model.fork();
+        let base = fork.generation().ok_or_else(|| Refusal::from(RuntimeError::from(RuntimeErrorKind::NotBound)))?;
+        // It would hold the slots that the adapter changes as they were without it.
+        fork.set_keep_previous(false);
+        let report = Refit::new().adapters(&[(opened.adapter.clone(), *scale)])?.pace(Pace::Background).run(&fork)?;
+        let served = ServedAdapter { name: opened.adapter.name.clone(), scale: *scale, digest: opened.digest };
+        let label = generations.of(generations.label(&base).weights, vec![served]);
+        let variant = Arc::new(Variant { model: fork, label, base: Arc::downgrade(&base) });
+        self.lock().push(Entry { asked: asked.clone(), variant: variant.clone(), bytes: report.bytes });
+        // Other weights may have been published meanwhile; nothing else would let go of what this one holds.
+        self.retire(model);
+        Ok(variant)
     }
 
     /// Lets the least recently used go until there is room for `bytes` more.
@@ -108,18 +114,24 @@ impl Variants {
         }
         let mut entries = self.lock();
         let mut taken: usize = entries.iter().map(|entry| entry.bytes).sum();
+        let mut gone = Vec::new();
         while !entries.is_empty() && taken > self.limit - bytes {
-            taken -= entries.remove(0).bytes;
+            let entry = entries.remove(0);
+            taken -= entry.bytes;
+            gone.push(entry);
         }
+        drop(entries);
+        // Outside of the lock: it may free much.
+        drop(gone);
         Ok(())
     }
 
-    /// Lets go of those that were made from other weights than serve now. Requests that have them keep them.
+    /// Lets go of those that were made from other weights than serve now. Runs that have them keep them.
     pub(crate) fn retire(&self, model: &Model) {
         let serving = model.generation();
-        let is_current = |entry: &mut Entry| serving.as_ref().is_some_and(|now| Arc::ptr_eq(&entry.base, now));
+        let is_current = |entry: &mut Entry| serving.as_ref().is_some_and(|now| entry.variant.is_of(now));
         let gone: Vec<Entry> = self.lock().extract_if(.., |entry| !is_current(entry)).collect();
-        // Outside of the lock: it may free much.
+        // Outside of the lock, too.
         drop(gone);
     }
 
@@ -134,7 +146,7 @@ impl Variants {
         let one = |entry: &Entry| {
             let label = &entry.variant.label;
             json!({
-                "adapter": entry.adapter.adapter.name, "scale": entry.scale, "bytes": entry.bytes,
+                "adapter": entry.asked.opened.adapter.name, "scale": entry.asked.scale, "bytes": entry.bytes,
                 "generation": label.number, "digest": label.digest.to_string(),
             })
         };
@@ -147,8 +159,8 @@ impl Variants {
 }
 
 /// Bytes of the slots that an adapter changes.
-fn touched_bytes(model: &Model, adapter: &Opened) -> usize {
-    let touches = |used_as: &u32| adapter.adapter.layers.iter().any(|layer| layer.source == *used_as as usize);
+fn touched_bytes(model: &Model, opened: &Opened) -> usize {
+    let touches = |used_as: &u32| opened.adapter.layers.iter().any(|layer| layer.source == *used_as as usize);
     let recipes = model.refit_map().recipes.iter().zip(&model.plan().slots);
     recipes.filter(|(recipe, _)| recipe.uses.iter().any(touches)).map(|(_, slot)| slot.bytes).sum()
 }

@@ -7,12 +7,12 @@ use std::{
     time::SystemTime,
 };
 
-use regraft::{AdapterOptions, Digest, OpenOptions, Refit, RefitOptions, RefitReport, Rename, Staged, StateDict};
+use regraft::{AdapterOptions, Digest, OpenOptions, Pace, Refit, RefitOptions, RefitReport, Rename, Staged, StateDict};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::{
-    adapters::{Opened, digest_of},
+    adapters::Opened,
     error::{Kind, Refusal},
     files,
     generations::{Label, ServedAdapter},
@@ -122,15 +122,15 @@ impl Served {
         body: Option<Upload>,
     ) -> Result<Value, Refusal> {
         let served = self.clone();
-        blocking(move || {
+        let work = move || {
             let outcome = served.stage_now(&request, body);
             if outcome.is_err() {
                 served.metrics.staged(None);
             }
             drop(turn);
             outcome
-        })
-        .await
+        };
+        self.background.run(work).await
     }
 
     fn stage_now(&self, request: &StageRequest, body: Option<Upload>) -> Result<Value, Refusal> {
@@ -143,7 +143,7 @@ impl Served {
         }
         // Its memory is needed for the new one.
         drop(self.waiting().take());
-        let mut refit = Refit::new();
+        let mut refit = Refit::new().pace(Pace::Background);
         if let Some(weights) = &order.weights {
             refit = refit.weights(weights, &order.options);
         }
@@ -346,6 +346,15 @@ impl Event {
         });
         json!({"what": self.what, "when": when, "generation": self.label.to_json(), "report": report})
     }
+}
+
+/// The digest of named tensors.
+fn digest_of(weights: &StateDict) -> Digest {
+    let mut text = String::new();
+    for (name, tensor) in weights.iter() {
+        text.push_str(&format!("{name}\0{}\n", Digest::of(tensor)));
+    }
+    Digest::of_bytes(text.as_bytes())
 }
 
 fn staged_json(label: &Label, report: &RefitReport, already: bool) -> Value {

@@ -236,3 +236,20 @@ fn a_tensor_at_an_odd_place_is_read() {
         assert!(factors.up.as_slice::<f32>().is_some() && factors.down.as_slice::<f32>().is_some());
     }
 }
+
+#[test]
+fn a_digest_tells_adapters_apart_by_all_that_they_do() {
+    let map = unet();
+    let modules = || UNET.map(str::to_owned);
+    let digest = |name: &str, weights: &StateDict, alpha: f64| {
+        Adapter::from_state_dict(name, weights, AdapterOptions::new().alpha(alpha), &map).unwrap().digest()
+    };
+    let weights = lora(modules(), ".lora_A.weight", ".lora_B.weight", None);
+    let one = digest("one", &weights, 2.0);
+    assert_eq!(one, digest("other", &weights, 2.0), "a name says nothing");
+    assert_eq!(one, digest("one", &lora(modules(), ".lora.down.weight", ".lora.up.weight", None), 2.0), "nor do keys");
+    assert_ne!(one, digest("one", &weights, 4.0), "the factor does");
+    let mut other = weights.clone();
+    other.insert(format!("{QUERY}.lora_A.weight"), numbers(&[2, 4], 40));
+    assert_ne!(one, digest("one", &other, 2.0), "numbers do");
+}

@@ -71,7 +71,13 @@ impl CpuPacker {
 }
 
 impl Packer for CpuPacker {
-    fn pack(&self, jobs: Vec<PackJob<'_>>, _: Pace, observer: &dyn StageObserver) -> Result<(), PackError> {
+    fn pack(&self, jobs: Vec<PackJob<'_>>, pace: Pace, observer: &dyn StageObserver) -> Result<(), PackError> {
+        let callers = PackCx { isa: self.cx.isa, threads: Threads::of_caller() };
+        let cx = match pace {
+            Pace::Fast => &self.cx,
+            // Threads whose time may be taken. Those of refits take as much as runs do.
+            Pace::Background => &callers,
+        };
         let total: usize = jobs.iter().map(|job| job.out.len()).sum();
         let done = AtomicUsize::new(0);
         self.make_values(&jobs);
@@ -79,9 +85,9 @@ impl Packer for CpuPacker {
         // The largest first: the threads finish together.
         jobs.sort_by_key(|job| std::cmp::Reverse(job.lock().unwrap_or_else(PoisonError::into_inner).out.len()));
         let failure: Mutex<Option<PackError>> = Mutex::new(None);
-        self.cx.threads.for_each(jobs.len(), |i| {
+        cx.threads.for_each(jobs.len(), |i| {
             let PackJob { slot, given, out } = &mut *jobs[i].lock().unwrap_or_else(PoisonError::into_inner);
-            match self.slots[*slot].run(&self.cx, given, out.host_bytes()) {
+            match self.slots[*slot].run(cx, given, out.host_bytes()) {
                 Ok(()) => observer.staged(done.fetch_add(out.len(), Ordering::Relaxed) + out.len(), total),
                 Err(why) => {
                     let error = PackError::Recipe { slot: *slot, why };

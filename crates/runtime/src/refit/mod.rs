@@ -18,7 +18,7 @@ use std::{
 };
 
 use regraft_adapter::{Adapter, AdapterErrorKind, AdapterLayer, AdapterProblem, AdapterSet};
-use regraft_backend::Packer;
+use regraft_backend::{Pace, Packer};
 use regraft_engine::Plan;
 use regraft_tensor::Tensor;
 use regraft_weights::{
@@ -48,6 +48,8 @@ pub(crate) struct Parts<'a> {
     pub(crate) identical: Option<&'a [Option<Digest>]>,
     pub(crate) packer: &'a Arc<dyn Packer>,
     pub(crate) reader: &'a WeightReader,
+    /// How hard making slots presses on runs.
+    pub(crate) pace: Pace,
 }
 
 /// Where slots come from besides the generation before.
@@ -331,7 +333,11 @@ pub(crate) fn compute(
     let (generation, fresh, evaluated) = phase(Phase::Stage, report, observer, |_| {
         let (mut change, mut staged) = (Some(change), None);
         let mut work = || staged = change.take().map(|change| stage(parts, to, base, change, observer));
-        parts.packer.on_threads(&mut work);
+        match parts.pace {
+            Pace::Fast => parts.packer.on_threads(&mut work),
+            // Its caller is on a thread whose time may be taken.
+            Pace::Background => work(),
+        }
         staged.expect("a packer runs what it is given")
     })?;
     fill_slots(report, parts, &fresh, &evaluated);

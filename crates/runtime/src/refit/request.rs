@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
 use regraft_adapter::{Adapter, AdapterSet};
+use regraft_backend::Pace;
 use regraft_weights::{RefitReport, StateDict};
 
 use super::{RefitObserver, RefitOptions};
@@ -29,13 +30,14 @@ pub struct Refit<'a> {
     pub(crate) adapters: Option<AdapterSet>,
     /// Infinite values and NaN are refused, in adapters too.
     rejects_non_finite: bool,
+    pub(crate) pace: Pace,
     pub(crate) observer: &'a dyn RefitObserver,
 }
 
 impl<'a> Refit<'a> {
     /// Changes nothing.
     pub fn new() -> Self {
-        Refit { weights: None, adapters: None, rejects_non_finite: false, observer: &() }
+        Refit { weights: None, adapters: None, rejects_non_finite: false, pace: Pace::Fast, observer: &() }
     }
 
     /// Brings weights.
@@ -61,6 +63,14 @@ impl<'a> Refit<'a> {
 
     pub(crate) fn rejects_non_finite(&self) -> bool {
         self.rejects_non_finite || self.weights.is_some_and(|(_, options)| options.reject_non_finite)
+    }
+
+    /// How hard making slots may press on runs beside it. In the [background](Pace::Background) they are made on the calling
+    /// thread of a CPU, and the others of its pool of rayon where it is of one: threads of low priority, mostly. On a GPU it is
+    /// a small part of the device.
+    #[must_use]
+    pub fn pace(self, pace: Pace) -> Self {
+        Refit { pace, ..self }
     }
 
     /// Tells `observer` how it goes.

@@ -7,7 +7,7 @@ use std::{
 
 use rayon::prelude::*;
 use regraft_adapter::{AdapterSet, Overlay};
-use regraft_backend::{Given, Pace, PackError, PackJob, StageObserver};
+use regraft_backend::{Given, PackError, PackJob, StageObserver};
 use regraft_tensor::Tensor;
 use regraft_weights::on_shared_threads;
 
@@ -62,7 +62,7 @@ fn make_each(
     let several = which.iter().zip(&given).filter(|of| !one_pass(*of)).map(|(&slot, _)| slot).collect();
     let jobs = which.iter().zip(given).zip(&mut slots);
     let jobs = jobs.map(|((&slot, given), out)| PackJob { slot, given, out: out.region_mut() }).collect();
-    parts.packer.pack(jobs, Pace::Fast, &Progress(observer)).map_err(|error| in_slot(parts, error))?;
+    parts.packer.pack(jobs, parts.pace, &Progress(observer)).map_err(|error| in_slot(parts, error))?;
     Ok(Made { evaluated: several, slots: slots.into_iter().map(Arc::new).collect() })
 }
 

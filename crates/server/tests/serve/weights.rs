@@ -272,3 +272,38 @@ fn a_delta_is_for_its_exact_base() {
     send(&running, "?kind=delta", &delta).error(422);
     send(&running, "?kind=delta", b"nonsense").error(422);
 }
+
+#[test]
+fn adapters_that_differ_in_their_configuration_only_are_told_apart() {
+    let fixture = Fixture::new("mlp_gelu");
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("style.safetensors"), lora(1.0)).unwrap();
+    let config = |alpha: f64| {
+        let config = json!({"peft_type": "LORA", "r": 1, "lora_alpha": alpha});
+        fs::write(dir.path().join("adapter_config.json"), config.to_string()).unwrap();
+    };
+    config(16.0);
+    let running = Running::new(
+        fixture.model(),
+        ModelOptions { adapters: Some(dir.path().to_owned()), ..ModelOptions::default() },
+    );
+    // Staged from a body.
+    let stage = |alpha: u32| send(&running, &format!("?kind=adapter&name=own&alpha={alpha}"), &lora(1.0)).ok();
+    let [one, again, two] = [stage(1), stage(1), stage(2)];
+    assert_eq!([&one["already"], &again["already"], &two["already"]], [false, true, false]);
+    assert_ne!(one["staged"]["digest"], two["staged"]["digest"]);
+    // Named by a request, with the configuration that lies beside its file.
+    let name = running.get("/v2/models/m").ok()["inputs"][0]["name"].clone();
+    let run = || {
+        let input = json!({"name": name, "shape": [3, 10], "datatype": "FP32", "data": vec![1; 30]});
+        let body = json!({"parameters": {"adapter": "style"}, "inputs": [input]});
+        let answer = running.post("/v2/models/m/infer", &body);
+        let data = answer.ok()["outputs"][0]["data"].clone();
+        (answer.headers["regraft-weights"].clone(), data)
+    };
+    let before = run();
+    assert_eq!(before, run());
+    config(2.0);
+    let after = run();
+    assert!(before.0 != after.0 && before.1 != after.1, "{before:?} {after:?}");
+}

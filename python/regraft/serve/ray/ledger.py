@@ -87,7 +87,10 @@ class Ledger:
         if self._lock.locked():
             # What is newest is being decided.
             return True
-        if name in self._members and version == self._version:
+        known = self._members.get(name)
+        # What it serves was confirmed when it published, or joined: a word that was sent before that and
+        # comes after it is old. Without its place the replica would be left out of the next publication.
+        if known is not None and self._version in (version, known.version):
             return True
         self._members.pop(name, None)
         return False
@@ -171,9 +174,9 @@ class Ledger:
         """Has a replica do what takes time, and looks until it is done; `None` when it takes too long."""
         actor, ticket = self._members[name].actor, uuid.uuid4().hex
         until, pause = time.monotonic() + timeout, 0.002
-        await _call(actor, timeout, _calls().begin, name, ticket, work, order, *blocks)
+        await _reach(actor, until, _calls().begin, name, ticket, work, order, *blocks)
         while True:
-            outcome = await _call(actor, timeout, _calls().look, name, ticket)
+            outcome = await _reach(actor, until, _calls().look, name, ticket)
             if isinstance(outcome, Failure):
                 raise RuntimeError(outcome.reason)
             if outcome is not None or time.monotonic() >= until:
@@ -250,6 +253,19 @@ class Ledger:
 
 async def _call(actor: Any, timeout: float, work: Callable[..., Any], *arguments: Any) -> Any:
     return await asyncio.wait_for(_result(actor.__ray_call__.remote(work, *arguments)), timeout)
+
+
+async def _reach(actor: Any, until: float, work: Callable[..., Any], *arguments: Any) -> Any:
+    """As `_call`, again as long as it is not known whether the actor is there. What is asked may be asked
+    twice.
+    """
+    while True:
+        try:
+            return await _call(actor, max(until - time.monotonic(), 0.001), work, *arguments)
+        except ActorUnavailableError:
+            if time.monotonic() >= until:
+                raise
+            await asyncio.sleep(0.05)
 
 
 async def _result(reference: Any) -> Any:

@@ -235,7 +235,9 @@ class Member:
             time.sleep(_PULSE)
             try:
                 pulse = self._ledger.pulse.remote(self.name, self.engine, self.version, me)
-                if not ray.get(pulse, timeout=_PATIENCE):
+                has_place = ray.get(pulse, timeout=_PATIENCE)
+                # The second where the last try to catch up failed.
+                if not has_place or not self._has_joined.is_set():
                     self._catch_up(me)
                 self.trouble = ""
             except (RegraftError, RuntimeError) as error:
@@ -245,7 +247,10 @@ class Member:
                 continue
 
     def begin(self, ticket: str, work: str, *arguments: Any) -> None:
-        """Begins what takes time; :meth:`look` says what became of it."""
+        """Begins what takes time, once for each ticket; :meth:`look` says what became of it."""
+        if ticket in self._tickets:
+            return
+        self._tickets = {known: future for known, future in self._tickets.items() if not future.done()}
         future = self._work.submit(getattr(self, work), *arguments)
         if ticket:
             self._tickets[ticket] = future
@@ -257,9 +262,14 @@ class Member:
             return Failure("nothing was begun under this ticket")
         if not future.done():
             return None
-        del self._tickets[ticket]
         error = future.exception()
-        return future.result() if error is None else Failure(str(error) or type(error).__name__)
+        if error is not None:
+            return Failure(str(error) or type(error).__name__)
+        outcome = future.result()
+        if not isinstance(outcome, Ready):
+            # All weights: not kept for the case that the answer is lost on its way.
+            del self._tickets[ticket]
+        return outcome
 
 
 _MEMBERS: dict[str, Member] = {}

@@ -1,0 +1,126 @@
+"""What a request costs beside the model's own run, and how near the server comes to runs back to back.
+
+    python3 bench/serve/overhead.py --regraft regraft bert.rgf --sizes input_ids=1x128
+    python3 bench/serve/overhead.py --regraft regraft bert.rgf --sizes input_ids=1x128 \\
+        --clients 64 --batch 1 --batch 8 --batch 32 --dims s0=ROWS,s1=128
+
+Without `--clients`: one request at a time, over REST with binary tensors and over gRPC, from a client that
+does as little as it can (ask.rs). After each request the server is asked, on another connection, for the time
+of its run. Their difference is what the request cost beside it.
+
+With `--clients`: `regraft bench` runs the model back to back at each size of `--batch`; then so many clients
+send requests of one row to a server with `--batch` of the best, and rows a second of both are compared.
+
+Nothing but Python and rustc is needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from load import measure
+from requests_of import Inputs, request
+from servers import Server
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("engine", type=Path)
+    parser.add_argument("--regraft", default="regraft", help="the command")
+    parser.add_argument("--requests", type=int, default=300, help="how many are measured")
+    parser.add_argument("--size", type=int, default=1, help="what sizes that vary are, besides --sizes")
+    parser.add_argument("--sizes", default="", help="NAME=1x128,... of inputs")
+    parser.add_argument("--dims", default="s0=ROWS", help="sizes of symbols for `regraft bench`, with ROWS")
+    parser.add_argument("--ids", type=int, default=100, help="integers are below this")
+    parser.add_argument("--clients", type=int, help="clients at a time")
+    parser.add_argument("--batch", type=int, action="append", help="sizes of batches that are tried")
+    parser.add_argument("--seconds", type=float, default=30.0, help="how long clients send requests")
+    parser.add_argument("--serve", default="", help="more options of the server, such as '--threads 2'")
+    arguments = parser.parse_args()
+    if arguments.clients:
+        throughput(arguments)
+    else:
+        overhead(arguments)
+
+
+def overhead(arguments: argparse.Namespace) -> None:
+    """One request at a time."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        ask = folder / "ask"
+        source = Path(__file__).with_name("ask.rs")
+        subprocess.run(["rustc", "-O", "--edition", "2024", str(source), "-o", str(ask)], check=True)
+        with Server(arguments, folder, 2) as server:
+            inputs = inputs_of(server, arguments)
+            print(f"{'':>12}  {'request, p50':>13}  {'run, p50':>10}  {'beside it, p50':>14}  {'p99':>10}")
+            for what, protocol, content in (
+                ("REST binary", "http", inputs.http()),
+                ("gRPC", "grpc", inputs.grpc()),
+            ):
+                (folder / protocol).write_bytes(content)
+                place = ":".join(map(str, server.place))
+                command = [str(ask), place, protocol, str(folder / protocol), str(arguments.requests)]
+                told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+                report(what, [tuple(map(float, line.split())) for line in told.stdout.splitlines()])
+
+
+def report(what: str, found: list[tuple[float, ...]]) -> None:
+    took, ran = [one for one, _ in found], [run for _, run in found]
+    over = sorted(one - run for one, run in found)
+    print(
+        f"{what:>12}  {statistics.median(took) * 1e3:10.3f} ms  {statistics.median(ran) * 1e3:7.3f} ms"
+        f"  {statistics.median(over) * 1e6:11.0f} us  {over[len(over) * 99 // 100] * 1e6:7.0f} us"
+    )
+
+
+def throughput(arguments: argparse.Namespace) -> None:
+    """Many clients, and runs back to back."""
+    best, most = 1, 0.0
+    for rows in arguments.batch or [1, 2, 4, 8, 16, 32]:
+        rate = rows / back_to_back(arguments, rows)
+        print(f"back to back, {rows:3} rows at a time: {rate:9.1f} rows/s")
+        best, most = (rows, rate) if rate > most else (best, most)
+    arguments.serve = f"{arguments.serve} --batch {best}"
+    arguments.rate, arguments.adapter_every = None, 0
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Server(arguments, Path(folder), arguments.clients) as server,
+    ):
+        inputs = inputs_of(server, arguments)
+        measure(server, arguments, inputs, arguments.clients, min(arguments.seconds, 5.0), None)
+        load = measure(server, arguments, inputs, arguments.clients, arguments.seconds, None)
+    rate = len(load.times) / load.seconds
+    print(f"{arguments.clients} clients, --batch {best}: {rate:.1f} rows/s, {rate / most:.3f} x back to back")
+
+
+def back_to_back(arguments: argparse.Namespace, rows: int) -> float:
+    """Seconds of a run of so many rows, the median."""
+    dims = arguments.dims.replace("ROWS", str(rows))
+    command = [arguments.regraft, "bench", str(arguments.engine), "--json", "--dims", dims]
+    threads = arguments.serve.split()
+    if "--threads" in threads:
+        command += threads[threads.index("--threads") :][:2]
+    told = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(json.loads(told.stdout)["latency_ms"]["median"]) / 1e3
+
+
+def inputs_of(server: Server, arguments: argparse.Namespace) -> Inputs:
+    sizes: dict[str, str] = dict(pair.split("=") for pair in arguments.sizes.split(",") if pair)
+    about: dict[str, Any] = server.get("/v2/models/m")
+    return request(about, sizes, arguments.size, arguments.ids)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"{error}: {error.stderr}")
