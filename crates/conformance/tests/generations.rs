@@ -9,7 +9,9 @@ use std::{
     },
 };
 
-use regraft::{Changed, Model, Pace, Problem, Refit, RefitObserver, RuntimeErrorKind, StateDict, Tensor, publish_together};
+use regraft::{
+    Changed, Model, Pace, Problem, Refit, RefitObserver, RuntimeErrorKind, StateDict, Tensor, publish_together,
+};
 use regraft_backend_cpu::Isa;
 use regraft_conformance::{
     Case, FULL, PARTIAL, Spoiled, assert_close, assert_same, assert_same_slots, backend, is_on_mock, one, own_weights,
