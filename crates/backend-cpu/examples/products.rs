@@ -12,8 +12,8 @@ use half::bf16;
 use regraft_backend_cpu::{
     Isa, Scratch, Threads,
     gemm::{
-        Conv2d, Epilogue, GemmArgs, GemmShape, INT8_STEPS, INT8_WIDTH, Int8Args, Rows, conv2d_offsets, gemm,
-        int8_product, int8_scratch, panel_widths_of,
+        ConvRows, Epilogue, GemmArgs, GemmShape, INT8_STEPS, INT8_WIDTH, Int8Args, Rows, Window3, gemm, int8_product,
+        int8_scratch, panel_widths_of,
     },
     pack::panel_elements,
     simd::{Float, FloatType, Floats},
@@ -180,12 +180,15 @@ fn taps(shape: &Shape) -> usize {
 /// Median nanoseconds of each way, in turns.
 fn measure(threads: &Threads, shape: &Shape, ways: &[&Way], cold: bool) -> Vec<f64> {
     let Shape(_, m, k, n, image) = *shape;
-    let mut offsets = vec![0; image.map_or(0, |_| 9 * m)];
+    let mut offsets: Vec<u32> = Vec::new();
     if let Some(side) = image {
-        let [two, one] = [[side; 2], [1; 2]];
-        let conv =
-            Conv2d { batch: 1, input: two, output: two, kernel: [3; 2], stride: one, dilation: one, padding: one };
-        conv2d_offsets(&conv, k, &mut offsets);
+        let (image, one) = ([1, side, side], [1; 3]);
+        let (kernel, padding) = ([1, 3, 3], [0, 1, 1]);
+        let window = Window3 { batch: 1, input: image, output: image, kernel, stride: one, dilation: one, padding };
+        let rows = ConvRows::new(&window, k).expect("offsets of a small image fit");
+        if let Rows::Indirect { offsets: of_the_image } = rows.rows(&rows.parts()[0]) {
+            offsets.extend_from_slice(of_the_image);
+        }
     }
     let scales = vec![0.01; n];
     let mut runs: Vec<Run<'_>> = ways.iter().map(|way| Run::new(threads, shape, &offsets, way, cold)).collect();

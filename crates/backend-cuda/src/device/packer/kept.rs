@@ -283,7 +283,7 @@ impl CudaPacker {
 }
 
 /// Neighbours that staging memory holds together, or one where it is larger.
-fn groups<'a, T>(all: &'a [T], bytes: impl Fn(&T) -> usize) -> impl Iterator<Item = &'a [T]> {
+fn groups<T>(all: &[T], bytes: impl Fn(&T) -> usize) -> impl Iterator<Item = &[T]> {
     let mut rest = all;
     std::iter::from_fn(move || {
         let mut sum = 0;
