@@ -179,7 +179,7 @@ fn taps(shape: &Shape) -> usize {
 
 /// Median nanoseconds of each way, in turns.
 fn measure(threads: &Threads, shape: &Shape, ways: &[&Way], cold: bool) -> Vec<f64> {
-    let Shape(_, m, k, n, image) = *shape;
+    let Shape(_, _, k, n, image) = *shape;
     let mut offsets: Vec<u32> = Vec::new();
     if let Some(side) = image {
         let (image, one) = ([1, side, side], [1; 3]);
