@@ -105,7 +105,7 @@ def report_of(names: dict[str, tuple[str, ...]], others: str) -> RefitReport:
     """The report that the native module gives: fields that are names, and the others as JSON."""
     facts: dict[str, Any] = json.loads(others)
     return RefitReport(
-        **names,  # type: ignore[arg-type]
+        **names,
         adapters=tuple((one["name"], one["scale"]) for one in facts["adapters"]),
         baked=tuple((one["name"], one["scale"]) for one in facts["baked"]),
         non_finite=_summed((one["name"], one["non_finite"]) for one in facts["adapters"]),

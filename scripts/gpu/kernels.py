@@ -2,8 +2,8 @@
 
     python3 scripts/gpu/kernels.py [--ours] [bert] [resnet] [vit] [unet] [llama]
 
-With the package regraft on PYTHONPATH. Prints for each side (with ``--ours`` for one) the time on the device of
-a run, and the kernels that take most of it: microseconds and launches in one run.
+With the package regraft on PYTHONPATH. Prints for each side (with ``--ours`` for one) the time on the device,
+and the kernels that take most of it: microseconds and launches in one run.
 """
 
 import collections
