@@ -2,6 +2,7 @@
 
 struct Shape { i64 groups, size[2], stride[3][2]; };
 extern "C" __global__ void __launch_bounds__(256) elementwise(const f16* a0, const f16* a1, f16* out, const Shape s) {
+    AWAIT();
     for (i64 i = (i64)blockIdx.x * 256 + threadIdx.x; i < s.groups; i += (i64)gridDim.x * 256) {
         u32 rest = (u32)i;
         i64 at0 = 0;

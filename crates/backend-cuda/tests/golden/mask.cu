@@ -2,6 +2,7 @@
 
 struct Shape { i64 groups, size[3], stride[3][3]; };
 extern "C" __global__ void __launch_bounds__(256) elementwise(const i64* a0, const f32* a1, bf16* out, const Shape s) {
+    AWAIT();
     for (i64 i = (i64)blockIdx.x * 256 + threadIdx.x; i < s.groups; i += (i64)gridDim.x * 256) {
         u32 rest = (u32)i;
         i64 at0 = 0;
