@@ -1,108 +1,92 @@
-"""Latencies on a GPU next to PyTorch's best, from host memory to host memory, block by block in one run.
+"""Latencies on a GPU next to PyTorch's best, from tensors of the device to tensors of the device, in one run.
 
-    python3 scripts/gpu/compare.py REGRAFT FOLDER [bert] [resnet] [vit] [unet] [llama]
+    python3 scripts/gpu/compare.py [bert] [resnet] [vit] [unet] [llama]     # with the package regraft on PYTHONPATH
 
-`scripts/gpu/models.py` must have left its engines in FOLDER. Both sides take inputs from the host and bring
-results back there, as the command does: PyTorch copies into the inputs of a CUDA graph of the module (eager,
-and compiled by inductor), replays it, and copies the result out. Prints medians of each round and their
-ratios.
+PyTorch runs in a CUDA graph, eager and compiled by inductor; ours is called as a module. The sides take turns in
+blocks of runs one after the other. Prints the median of the blocks of each side, in milliseconds of a run, the
+error of ours against eager PyTorch, and how often PyTorch's better side takes our time.
 """
 
 import copy
-import json
 import statistics
-import subprocess
 import sys
 import time
-from pathlib import Path
 
-import numpy as np
+import models
 import torch
 
-from models import MODELS, dtype_of
+import regraft
 
-ROUNDS = 2
-RUNS = 200
-
-
-def ours(binary, engine):
-    command = [binary, "bench", engine, "--device", "cuda", "--runs", str(RUNS), "--json"]
-    facts = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    return facts["latency_ms"]["median"], facts.get("refit")
+BLOCKS = 7
+RUNS = 60
 
 
-def refit_text(refit):
-    if not refit:
-        return "none"
-    ms, copy = refit["ms"]["median"], refit["copy_ms"]["median"]
-    phases = refit["best_phases_ms"]
-    return f"{refit['bytes'] / 1e6:.0f} MB in {ms:.2f} ms, copy on the device {copy:.2f} ms, {phases}"
+def graphed(net, inputs):
+    """A replay of a module in a CUDA graph, and its result."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(5):
+            net(*inputs)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = net(*inputs)
+    return graph.replay, result
 
 
-class Graphed:
-    """A module in a CUDA graph, with inputs and results on the host."""
-
-    def __init__(self, net, inputs):
-        self.inputs = [x.cuda() for x in inputs]
-        stream = torch.cuda.Stream()
-        with torch.no_grad(), torch.cuda.stream(stream):
-            for _ in range(5):
-                net(*self.inputs)
-        torch.cuda.synchronize()
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.no_grad(), torch.cuda.graph(self.graph):
-            self.result = net(*self.inputs)
-
-    def device_ms(self):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        times = []
-        for _ in range(RUNS):
-            begin.record()
-            self.graph.replay()
-            end.record()
-            end.synchronize()
-            times.append(begin.elapsed_time(end))
-        return statistics.median(times)
-
-    def host_ms(self, inputs):
-        times = []
-        for _ in range(RUNS):
-            start = time.perf_counter()
-            for to, x in zip(self.inputs, inputs, strict=True):
-                to.copy_(x)
-            self.graph.replay()
-            self.result.cpu()
-            times.append((time.perf_counter() - start) * 1e3)
-        return statistics.median(times)
+def block(run):
+    """Milliseconds of a run, of many one after the other."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    begin.record()
+    for _ in range(RUNS):
+        run()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / RUNS
 
 
-def compare(binary, folder, name):
+def compare(name):
     torch.manual_seed(0)
-    net, inputs = MODELS[name]()
-    dtype = dtype_of(name)
-    half = [x.to(dtype) if x.is_floating_point() else x for x in inputs]
+    net, inputs = models.MODELS[name]()
+    dtype = models.dtype_of(name)
     net = net.to(dtype).cuda()
+    inputs = tuple(x.to(dtype).cuda() if x.is_floating_point() else x.cuda() for x in inputs)
+    start = time.perf_counter()
+    compiled = regraft.compile(net, inputs)
+    seconds = time.perf_counter() - start
     if name == "resnet":
         net = net.to(memory_format=torch.channels_last)
-        half = [x.to(memory_format=torch.channels_last) for x in half]
-    sides = {"eager": Graphed(net, half), "inductor": Graphed(torch.compile(copy.deepcopy(net)), half)}
-    for round in range(ROUNDS):
-        mine, refit = ours(binary, folder / f"{name}_a.rgf")
-        theirs = {side: graphed.host_ms(half) for side, graphed in sides.items()}
-        device = {side: graphed.device_ms() for side, graphed in sides.items()}
-        best = min(theirs.values())
-        print(
-            f"{name} round {round}: ours {mine:.3f} ms; PyTorch in a graph, host to host: "
-            + ", ".join(f"{side} {ms:.3f}" for side, ms in theirs.items())
-            + "; on the device alone: "
-            + ", ".join(f"{side} {ms:.3f}" for side, ms in device.items())
-            + f"; best of theirs / ours {best / mine:.2f}; refit {refit_text(refit)}",
-            flush=True,
-        )
+    eager, wanted = graphed(net, inputs)
+    inductor, _ = graphed(torch.compile(copy.deepcopy(net)), inputs)
+    sides = {"ours": lambda: compiled(*inputs), "eager": eager, "inductor": inductor}
+    for run in sides.values():
+        block(run)
+    times = {side: [] for side in sides}
+    for _ in range(BLOCKS):
+        for side, run in sides.items():
+            times[side].append(block(run))
+    took = {side: statistics.median(all_of_it) for side, all_of_it in times.items()}
+    eager()
+    found, wanted = compiled(*inputs).float(), wanted.float()
+    error = float((found - wanted).norm() / wanted.norm())
+    best = min(took["eager"], took["inductor"])
+    print(
+        f"{name}: "
+        + ", ".join(f"{side} {ms:.3f} ms" for side, ms in took.items())
+        + f"; best of theirs / ours {best / took['ours']:.3f}; differs from eager by {error:.1e}; "
+        f"exported and compiled in {seconds:.1f} s",
+        flush=True,
+    )
+    return best / took["ours"]
+
+
+def main():
+    print(torch.cuda.get_device_name(), torch.__version__, flush=True)
+    with torch.no_grad():
+        ratios = [compare(name) for name in sys.argv[1:] or models.MODELS]
+    print(f"geometric mean {statistics.geometric_mean(ratios):.3f}, least {min(ratios):.3f}")
 
 
 if __name__ == "__main__":
-    binary, folder, *names = sys.argv[1:]
-    print(torch.cuda.get_device_name(), torch.__version__, np.__version__)
-    for name in names or MODELS:
-        compare(binary, Path(folder), name)
+    main()

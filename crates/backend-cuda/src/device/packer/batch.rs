@@ -125,27 +125,22 @@ impl<'a> Batch<'a> {
         let mut places = Vec::with_capacity(forms.len());
         let out = Span::from(&job.out);
         for (index, (given, form)) in job.given.iter().zip(forms).enumerate() {
-            let mut of = plan.moves.iter().filter(|m| m.source as usize == index);
-            let (moved, others) = (of.next(), of.next());
+            let moved = plan.moves.iter().any(|m| m.source as usize == index);
             let (own, shape) = &slot.sources[index];
             if given.tensor.shape() != shape {
                 return Err(recipe(format!("a source of shape {:?} is given as {:?}", shape, given.tensor.shape())));
             }
-            let Some(moved) = moved else {
+            if !moved {
                 places.push(None);
                 continue;
-            };
-            // What is merged is written where it goes, when that is a piece of the slot.
-            let is_piece =
-                moved.is_run() && moved.from == 0 && moved.len() == given.tensor.numel() && *own == slot.dtype;
+            }
             let piece = match form {
-                Form::Merged(_) if is_piece && others.is_none() => {
-                    let size = own.size();
-                    let piece = out.part(moved.to * size, moved.len() * size);
-                    Some(piece.map_err(|_| recipe("the moves are longer than the slot".into()))?.address())
-                }
-                Form::Merged(_) | Form::AsGiven | Form::Cast => None,
+                Form::Merged(_) => slot.piece(index),
+                Form::AsGiven | Form::Cast => None,
             };
+            let in_slot = |m: &Move| out.part(m.to * own.size(), m.len() * own.size()).map(Span::address);
+            let piece = piece.map(in_slot).transpose();
+            let piece = piece.map_err(|_| recipe("the moves are longer than the slot".into()))?;
             let made = self.source(device, resident, given.tensor, *form, *own, piece)?;
             places.push(if piece.is_some() { None } else { Some(made) });
         }

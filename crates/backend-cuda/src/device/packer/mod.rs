@@ -235,8 +235,9 @@ impl Packer for CudaPacker {
     }
 
     fn is_one_pass(&self, slot: usize, given: &[Given<'_>]) -> bool {
-        match self.slots[slot].accept(given) {
-            Some((_, forms)) => forms.iter().all(|form| matches!(form, slot::Form::AsGiven)),
+        let plan = &self.slots[slot];
+        match plan.accept(given) {
+            Some((_, forms)) => forms.iter().enumerate().all(|(i, form)| plan.is_one_pass(i, form, &given[i])),
             None => self.host.is_one_pass(slot, given),
         }
     }

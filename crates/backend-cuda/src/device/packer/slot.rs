@@ -75,6 +75,24 @@ impl SlotPlan {
             && !plan.scales.iter().any(|scale| scale.sources.iter().any(|&s| s as usize == source))
     }
 
+    /// The only move of a source, where it takes all of it to one piece of the slot as it is: what is merged is written there.
+    pub(super) fn piece(&self, source: usize) -> Option<&Move> {
+        let (dtype, shape) = &self.sources[source];
+        let mut of = self.moves.as_ref()?.moves.iter().filter(|m| m.source as usize == source);
+        let (only, others) = (of.next()?, of.next());
+        let is_whole = only.is_run() && only.from == 0 && Some(only.len()) == numel(shape);
+        (is_whole && others.is_none() && *dtype == self.dtype).then_some(only)
+    }
+
+    /// Whether a source in this form goes to the slot in one pass.
+    pub(super) fn is_one_pass(&self, source: usize, form: &Form<'_>, given: &Given<'_>) -> bool {
+        match form {
+            Form::AsGiven => true,
+            Form::Cast => false,
+            Form::Merged(_) => given.tensor.dtype() == self.dtype && self.piece(source).is_some(),
+        }
+    }
+
     fn form<'a>(&self, plan: &MovePlan, index: usize, given: &Given<'a>) -> Option<Form<'a>> {
         let (own, from) = (self.sources[index].0, given.tensor.dtype());
         let moves = || plan.moves.iter().filter(|m| m.source as usize == index);
