@@ -1,10 +1,11 @@
-"""Latencies on a GPU next to PyTorch's best, from tensors of the device to tensors of the device, in one run.
+"""Latencies on a GPU next to PyTorch's best, from tensors of the device to tensors there, in one run.
 
-    python3 scripts/gpu/compare.py [bert] [resnet] [vit] [unet] [llama]     # with the package regraft on PYTHONPATH
+    python3 scripts/gpu/compare.py [bert] [resnet] [vit] [unet] [llama]
 
-PyTorch runs in a CUDA graph, eager and compiled by inductor; ours is called as a module. The sides take turns in
-blocks of runs one after the other. Prints the median of the blocks of each side, in milliseconds of a run, the
-error of ours against eager PyTorch, and how often PyTorch's better side takes our time.
+With the package regraft on PYTHONPATH. PyTorch runs in a CUDA graph, eager and compiled by inductor; ours is
+called as a module. The sides take turns in blocks of runs one after the other. Prints the median of the blocks
+of each side, in milliseconds of a run, the error of ours against eager PyTorch, and how often PyTorch's better
+side takes our time.
 """
 
 import copy
@@ -12,9 +13,9 @@ import statistics
 import sys
 import time
 
-import models
 import torch
 
+import models
 import regraft
 
 BLOCKS = 7
