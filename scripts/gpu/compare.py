@@ -3,9 +3,9 @@
     python3 scripts/gpu/compare.py [bert] [resnet] [vit] [unet] [llama]
 
 With the package regraft on PYTHONPATH. PyTorch runs in a CUDA graph, eager and compiled by inductor; ours is
-called as a module. The sides take turns in blocks of runs one after the other. Prints the median of the
-blocks of each side, in milliseconds of a run, the error of ours against eager PyTorch, and how often PyTorch's
-better side takes our time.
+called as a module. The sides take turns in blocks of runs. Prints the median of the blocks of each side, in
+milliseconds of a run, the error of ours against eager PyTorch, and how often PyTorch's better side takes our
+time.
 """
 
 import copy
