@@ -4,11 +4,13 @@
 
 Each refit changes every float of an f16 model, and is followed by a copy of the same tensors; the figures are
 medians in milliseconds. A LoRA is of rank 16 and on all attention projections; PyTorch's merge of it is a
-product and a sum for each of them in a CUDA graph, in one direction.
+product and a sum for each of them in a CUDA graph, in one direction. Latencies are of single runs that are
+waited for, without and with a swap of LoRAs every 100 ms in another thread.
 """
 
 import statistics
 import sys
+import threading
 import time
 
 import torch
@@ -106,7 +108,40 @@ def merges(weights, factors):
     return graph
 
 
-def swaps(name, compiled, state):
+def latencies(run, seconds=4.0):
+    """Half of the runs take at most the first, 99 % at most the second."""
+    times, start = [], time.perf_counter()
+    while start + seconds > (begin := time.perf_counter()):
+        run()
+        # Not the whole device, which may not be waited for while another thread records.
+        torch.cuda.current_stream().synchronize()
+        times.append((time.perf_counter() - begin) * 1e3)
+    return [statistics.quantiles(times, n=100)[percent - 1] for percent in (50, 99)]
+
+
+def under_swaps(name, run, swap):
+    """Latencies next to swaps."""
+    quiet, is_over = latencies(run), threading.Event()
+
+    def swapping():
+        turn = 0
+        while not is_over.wait(0.1):
+            swap(turn)
+            turn += 1
+
+    thread = threading.Thread(target=swapping)
+    thread.start()
+    loaded = latencies(run)
+    is_over.set()
+    thread.join()
+    print(
+        f"{name}: runs take {quiet[0]:.2f} ms, 99 % at most {quiet[1]:.2f}; next to swaps {loaded[0]:.2f} "
+        f"and {loaded[1]:.2f}, ratio {loaded[1] / quiet[1]:.2f}",
+        flush=True,
+    )
+
+
+def swaps(name, compiled, state, run):
     attention = {
         key: value
         for key, value in state.items()
@@ -124,6 +159,7 @@ def swaps(name, compiled, state):
             lambda turn: graph.replay(),
         )
         line(name, f"LoRA on {len(attention)} layers, factors on the {place},", *times, "PyTorch's merge")
+    under_swaps(name, run, lambda turn: compiled.refit(adapters=[(adapters[turn % 2], 1.0)]))
     compiled.refit(adapters=[])
 
 
@@ -142,7 +178,7 @@ def main():
             given = states(net)
             full_refits(name, compiled, given)
             compiled.refit(given[0])
-            swaps(name, compiled, given[0])
+            swaps(name, compiled, given[0], lambda compiled=compiled, inputs=inputs: compiled(*inputs))
             after = compiled(*inputs)
         print(f"{name}: the first bits are back: {torch.equal(before, after)}", flush=True)
 

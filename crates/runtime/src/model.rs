@@ -16,7 +16,6 @@ use crate::{
     program::{Program, WeightReader},
     refit,
     serving::{Empty, NoPrevious, Serving},
-    session::Lane,
     siblings::Siblings,
     sync::{AtomicBool, Ordering},
 };
@@ -218,31 +217,8 @@ impl Model {
 
     /// A session in scratch memory of past runs, where there is some.
     pub(crate) fn session_in_lane(&self) -> Session {
-        let serving = self.shared.serving.load();
-        let mut lanes = lock(&self.shared.program.lanes);
-        let is_ready = |lane: &Lane| serving.as_ref().is_some_and(|serving| lane.is_ready_for(serving));
-        let lane = match lanes.iter().rposition(is_ready) {
-            Some(ready) => Some(lanes.remove(ready)),
-            None => lanes.pop(),
-        };
-        drop(lanes);
+        let lane = lock(&self.shared.program.lanes).pop();
         Session::new(self.clone(), lane)
-    }
-
-    /// Records, in scratch memory that no run uses now, what runs of a generation that is about to serve will launch. They find
-    /// it there instead of doing it themselves.
-    pub(crate) fn prepare_lanes(&self, generation: &Generation) {
-        let lanes = &self.shared.program.lanes;
-        let idle: Vec<Lane> = {
-            let mut lanes = lock(lanes);
-            let (recorded, others) = std::mem::take(&mut *lanes).into_iter().partition(Lane::has_recordings);
-            *lanes = others;
-            recorded
-        };
-        for mut lane in idle {
-            lane.prepare(&**self.device(), generation);
-            lock(lanes).push(lane);
-        }
     }
 
     /// Keeps the scratch memory of a session for the next run.

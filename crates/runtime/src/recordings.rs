@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use regraft_backend::{Bindings, Device, Memory, Queue, Recording, Region, RegionMut};
+use regraft_backend::{Bindings, Device, Queue, Recording, RegionMut};
 
 use crate::bind::BoundPlan;
 
@@ -66,33 +66,6 @@ impl Recordings {
         };
         self.entries.push(entry);
         launched
-    }
-
-    /// Whether anything is recorded.
-    pub(crate) fn is_empty(&self) -> bool {
-        !self.entries.iter().any(|entry| matches!(entry.recorded, Recorded::Yes(_)))
-    }
-
-    /// Records for these slots what is recorded for others, ahead of the first run with them. Plans with states are left out:
-    /// a run brings those.
-    pub(crate) fn prepare<'a>(
-        &mut self,
-        device: &dyn Device,
-        arena: &'a mut dyn Memory,
-        slots: &'a (dyn Fn(usize) -> Region<'a> + Sync),
-    ) {
-        let mut plans: Vec<Arc<BoundPlan>> = Vec::new();
-        for entry in &self.entries {
-            let is_ready = matches!(entry.recorded, Recorded::Yes(_)) && entry.bound.sequence.sizes().states.is_empty();
-            if is_ready && !plans.iter().any(|plan| Arc::ptr_eq(plan, &entry.bound)) {
-                plans.push(entry.bound.clone());
-            }
-        }
-        let mut memory = Bindings { arena: RegionMut::of(arena), states: Vec::new(), inputs: &[], slots };
-        for bound in plans {
-            let entry = self.ready(device, &bound, &mut memory);
-            self.entries.push(entry);
-        }
     }
 
     /// The entry of this plan and this memory, taken out, and recorded unless it has not run yet or cannot be.

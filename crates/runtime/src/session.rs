@@ -24,8 +24,6 @@ pub(crate) struct Lane {
     last: Fence,
     /// Memory of earlier outputs.
     outputs: OutputMemory,
-    /// Number of the generation whose runs it is ready for: that of the last one, or one that is about to serve.
-    ready_for: Option<u64>,
 }
 
 impl Lane {
@@ -33,7 +31,7 @@ impl Lane {
         let queue = device.queue(QueueClass::Run)?;
         let arena = device.alloc(1, MemoryKind::Arena).map_err(RuntimeErrorKind::from)?;
         let (recordings, outputs) = (Recordings::default(), OutputMemory::default());
-        Ok(Lane { queue, arena, recordings, last: Fence::done(), outputs, ready_for: None })
+        Ok(Lane { queue, arena, recordings, last: Fence::done(), outputs })
     }
 
     /// Makes the arena hold `bytes`, and never smaller.
@@ -46,22 +44,6 @@ impl Lane {
             self.arena = device.alloc(bytes, MemoryKind::Arena).map_err(RuntimeErrorKind::from)?;
         }
         Ok(())
-    }
-
-    /// Whether launches are recorded, which a new generation makes anew.
-    pub(crate) fn has_recordings(&self) -> bool {
-        !self.recordings.is_empty()
-    }
-
-    pub(crate) fn is_ready_for(&self, generation: &Generation) -> bool {
-        self.ready_for == Some(generation.id)
-    }
-
-    /// Records ahead what runs of a generation will launch.
-    pub(crate) fn prepare(&mut self, device: &dyn Device, generation: &Generation) {
-        self.settle();
-        self.recordings.prepare(device, &mut *self.arena, &|index| generation.slots[index].region());
-        self.ready_for = Some(generation.id);
     }
 
     /// Waits for runs that were not waited for.
@@ -261,7 +243,6 @@ impl Session {
         };
         let outputs = lane.grow(device, bound.sequence.sizes().arena).and_then(|()| {
             let mut states = self.states(device, &lane, generation)?;
-            lane.ready_for = Some(generation.id);
             let run = Run { device, bound, generation, inputs, how };
             let outputs = run.run(&mut lane, &mut states, in_place, finish);
             // Outputs are read after the states were changed: they do not differ in what they leave.

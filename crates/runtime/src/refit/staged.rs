@@ -67,10 +67,7 @@ impl Staged {
     pub fn publish(self) -> Result<RefitReport, RuntimeError> {
         let Staged { model, generation, base, mut report } = self;
         let next = Next { base, generation, keep_base: model.keeps_previous() };
-        let retired = phase(Phase::Publish, &mut report, &(), |_| {
-            model.prepare_lanes(&next.generation);
-            model.shared.serving.publish(next)
-        });
+        let retired = phase(Phase::Publish, &mut report, &(), |_| model.shared.serving.publish(next));
         let retired = retired.map_err(|Stale| RuntimeErrorKind::Stale)?;
         phase(Phase::Retire, &mut report, &(), |_| drop(retired));
         Ok(report)
@@ -85,7 +82,6 @@ impl Staged {
 pub fn publish_together(all: Vec<Staged>) -> Result<Vec<RefitReport>, RuntimeError> {
     let mut reports: Vec<RefitReport> = all.iter().map(|s| s.report.clone()).collect();
     let models: Vec<Model> = all.iter().map(|s| s.model.clone()).collect();
-    all.iter().for_each(|staged| staged.model.prepare_lanes(&staged.generation));
     let next = |s: Staged| Next { base: s.base, generation: s.generation, keep_base: s.model.keeps_previous() };
     let nexts = models.iter().zip(all).map(|(model, staged)| (&model.shared.serving, next(staged))).collect();
     let mut all_of_them = RefitReport::default();
