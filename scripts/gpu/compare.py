@@ -48,11 +48,7 @@ def block(run):
 
 
 def compare(name):
-    torch.manual_seed(0)
-    net, inputs = models.MODELS[name]()
-    dtype = models.dtype_of(name)
-    net = net.to(dtype).cuda()
-    inputs = tuple(x.to(dtype).cuda() if x.is_floating_point() else x.cuda() for x in inputs)
+    net, inputs = models.on_gpu(name)
     start = time.perf_counter()
     compiled = regraft.compile(net, inputs)
     seconds = time.perf_counter() - start

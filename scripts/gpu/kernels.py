@@ -47,11 +47,7 @@ def main():
     print(torch.cuda.get_device_name(), flush=True)
     names = [name for name in sys.argv[1:] if name != "--ours"]
     for name in names or models.MODELS:
-        torch.manual_seed(0)
-        net, inputs = models.MODELS[name]()
-        dtype = models.dtype_of(name)
-        net = net.to(dtype).cuda()
-        inputs = tuple(x.to(dtype).cuda() if x.is_floating_point() else x.cuda() for x in inputs)
+        net, inputs = models.on_gpu(name)
         with torch.no_grad():
             compiled = regraft.compile(net, inputs)
             show(name, "ours", kernels(lambda compiled=compiled, inputs=inputs: compiled(*inputs)))

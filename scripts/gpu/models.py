@@ -248,6 +248,15 @@ def dtype_of(name):
     return torch.bfloat16 if name == "llama" else torch.float16
 
 
+def on_gpu(name):
+    """A model with the same weights each time, and its inputs, in its dtype on the device."""
+    torch.manual_seed(0)
+    net, inputs = MODELS[name]()
+    dtype = dtype_of(name)
+    inputs = tuple(x.to(dtype).cuda() if x.is_floating_point() else x.cuda() for x in inputs)
+    return net.to(dtype).cuda(), inputs
+
+
 if __name__ == "__main__":
     binary, folder = sys.argv[1], Path(sys.argv[2])
     folder.mkdir(parents=True, exist_ok=True)

@@ -166,10 +166,7 @@ def swaps(name, compiled, state, run):
 def main():
     print(torch.cuda.get_device_name(), flush=True)
     for name in sys.argv[1:] or ("bert", "unet"):
-        torch.manual_seed(0)
-        net, inputs = models.MODELS[name]()
-        net = net.half().cuda()
-        inputs = tuple(x.half().cuda() if x.is_floating_point() else x.cuda() for x in inputs)
+        net, inputs = models.on_gpu(name)
         start = time.perf_counter()
         with torch.no_grad():
             compiled = regraft.compile(net, inputs)

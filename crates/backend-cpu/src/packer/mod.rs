@@ -55,13 +55,6 @@ impl CpuPacker {
         found.ok_or_else(|| PackError::Recipe { slot: source.slot, why: "it does not keep this source".into() })
     }
 
-    /// Makes the factors of all products side by side: a slot's tasks would wait for the one that makes them.
-    fn make_values(&self, jobs: &[PackJob<'_>]) {
-        let overlays: Vec<&Overlay> =
-            jobs.iter().flat_map(|job| &job.given).filter_map(|given| given.overlay).collect();
-        self.cx.threads.for_each(overlays.len(), |i| overlays[i].make_values());
-    }
-
     /// Calls `task` with every number below `count` on the threads of refits; results in order.
     fn each<T: Send + Sync>(&self, count: usize, task: impl Fn(usize) -> T + Sync) -> Vec<T> {
         let results: Vec<OnceLock<T>> = (0..count).map(|_| OnceLock::new()).collect();
@@ -80,7 +73,7 @@ impl Packer for CpuPacker {
         };
         let total: usize = jobs.iter().map(|job| job.out.len()).sum();
         let done = AtomicUsize::new(0);
-        self.make_values(&jobs);
+        make_values(cx, &jobs);
         let mut jobs: Vec<Mutex<PackJob<'_>>> = jobs.into_iter().map(Mutex::new).collect();
         // The largest first: the threads finish together.
         jobs.sort_by_key(|job| std::cmp::Reverse(job.lock().unwrap_or_else(PoisonError::into_inner).out.len()));
@@ -152,6 +145,12 @@ impl Packer for CpuPacker {
         });
         filled.flatten().ok_or_else(|| refuse("the source is of no float type"))
     }
+}
+
+/// Makes the factors of all products side by side: a slot's tasks would wait for the one that makes them.
+fn make_values(cx: &PackCx, jobs: &[PackJob<'_>]) {
+    let overlays: Vec<&Overlay> = jobs.iter().flat_map(|job| &job.given).filter_map(|given| given.overlay).collect();
+    cx.threads.for_each(overlays.len(), |i| overlays[i].make_values());
 }
 
 /// Bytes that one task copies.

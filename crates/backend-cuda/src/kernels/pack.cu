@@ -14,8 +14,6 @@ template <typename J> DEVICE int find(const J* jobs, int count, i64 piece) {
     return low;
 }
 
-DEVICE float load_scale(const float* s, i64 at) { return s ? s[at] : 1.f; }
-
 template <typename S, typename T> DEVICE T convert(S v, const float* scale, i64 at) {
     T r;
     float f = get(v);
