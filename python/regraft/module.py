@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -341,8 +342,8 @@ class Module(torch.nn.Module):
     def _weight(self, name: str) -> torch.Tensor | None:
         if name in self._serving.kept:
             return self._serving.kept[name].to(CPU, copy=True)
-        for model in self.models:
-            array = model.source(name) if name in self._names(model) else None
+        for model, read in zip(self.models, self._read, strict=True):
+            array = model.source(name) if name in read else None
             if array is not None:
                 return torch.utils.dlpack.from_dlpack(array)
         return None
@@ -530,7 +531,7 @@ class Module(torch.nn.Module):
     def _refitted_whole(self, weights: Any, *, verify: Any, **options: Any) -> RefitReport:
         """Refits the one engine of a module without parts in PyTorch."""
         model = self.models[0]
-        read = self._read_by(model, weights)
+        read = self._read_by(weights)
         state = self._state_given(weights, options["changed"])
         if not state:
             return model.refit(read, verify=verify, **options)
@@ -556,17 +557,24 @@ class Module(torch.nn.Module):
             given &= set(changed)
         return given & set(self._compiled.written)
 
-    def _read_by(self, model: _regraft.Model, weights: Any) -> Any:
+    def _read_by(self, weights: Any) -> Any:
         """``weights`` without those that the program has and no engine reads, such as counters."""
         if weights is None:
             return weights
-        idle = self._compiled.sources.keys() - self._names(model)
         names = list(map(str, weights.keys()))
+        idle = self._idle
         return weights if idle.isdisjoint(names) else _only(weights, [n for n in names if n not in idle])
 
-    @staticmethod
-    def _names(model: _regraft.Model) -> set[str]:
-        return {name for source in model.sources for name in (source.name, *source.aliases)}
+    @functools.cached_property
+    def _read(self) -> tuple[frozenset[str], ...]:
+        """Names of the weights that each engine reads. A refit does not change them."""
+        names = ((name for source in m.sources for name in (source.name, *source.aliases)) for m in self.models)
+        return tuple(map(frozenset, names))
+
+    @functools.cached_property
+    def _idle(self) -> frozenset[str]:
+        """Names that the program has and no engine reads, such as counters."""
+        return frozenset(self._compiled.sources.keys()).difference(*self._read)
 
     def _refitted_parts(
         self,
@@ -588,8 +596,7 @@ class Module(torch.nn.Module):
         given = {name: value for name, value in given.items() if name not in left_alone}
         changed = _with_ties(changed, compiled.ties)
         problems = _share_ties(given, compiled.ties)
-        for index, model in enumerate(models):
-            names = self._names(model)
+        for index, (model, names) in enumerate(zip(models, self._read, strict=True)):
             styles = None if adapters is None else [(one.part(index), scale) for one, scale in adapters]
             mine = None if weights is None else {n: v for n, v in given.items() if n in names}
             mine_changed = (

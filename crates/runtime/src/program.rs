@@ -135,8 +135,8 @@ impl Program {
 
     /// Slots with these contents.
     fn copies(&self, contents: &[Buffer]) -> Result<Vec<Arc<Slot>>, RuntimeError> {
-        let lens: Vec<usize> = contents.iter().map(Buffer::len).collect();
-        let slots = self.pool.reserve(&lens).map_err(RuntimeErrorKind::Memory)?;
+        let wanted: Vec<_> = contents.iter().map(Buffer::len).enumerate().collect();
+        let slots = self.pool.reserve(&wanted).map_err(RuntimeErrorKind::Memory)?;
         let queue = self.device.queue(QueueClass::Stage)?;
         let copied = slots.into_iter().zip(contents).map(|(mut slot, content)| {
             queue.write(content.bytes(), slot.region_mut());

@@ -1,7 +1,8 @@
 //! Launches of bound plans that a device has recorded, to be repeated at the cost of one.
 //!
 //! A recording holds addresses: of the arena, which is its lane's own, of slots and of states. A run of another generation
-//! records the same launches with that one's slots, in place of the recording that was used longest ago.
+//! whose slots lie elsewhere records the same launches with these, in place of the recording that was used longest ago.
+//! Generations that follow one another take turns in the same memory ([`crate::generation`]), so that this ends after a few.
 
 use std::sync::Arc;
 
@@ -37,8 +38,9 @@ enum Recorded {
 impl Recordings {
     /// Bound plans that a lane remembers, each with as many generations as it has recordings for.
     const LIMIT: usize = 32;
-    /// Recordings of one bound plan: a serving generation and the one before, or two variants in turns.
-    const GENERATIONS: usize = 2;
+    /// Recordings of one bound plan: the places of a serving generation, of the one that a refit makes, and of one that is kept
+    /// for a rollback; or variants in turns.
+    const GENERATIONS: usize = 3;
 
     /// Launches what was recorded for this plan, these slots and these states, or records it now; `false` where it is to be
     /// launched step by step. The memory must be that of the lane each time.

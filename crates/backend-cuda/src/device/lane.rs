@@ -1,4 +1,4 @@
-//! A stream of low priority with page-locked memory: what is uploaded ahead of runs, and what refits copy, goes through it.
+//! Streams of low priority with page-locked memory: what is uploaded ahead of runs, and what refits copy, goes through them.
 
 use std::iter;
 
@@ -30,7 +30,12 @@ pub(super) struct Part<'a> {
 }
 
 pub(super) struct Lane {
+    /// Copies, and work that is waited for at once.
     pub(super) stream: Stream,
+    /// Kernels that make slots, beside the copies of the next batch.
+    pub(super) kernels: Stream,
+    /// The end of the copies that those kernels wait for.
+    copied: Event,
     ring: Pinned,
     /// When the device has read, or written, each part of the ring.
     marks: Vec<Event>,
@@ -41,7 +46,19 @@ impl Lane {
     pub(super) fn new(context: &Context) -> Result<Lane, CudaError> {
         let marks = iter::repeat_with(|| Event::new(context)).take(SEGMENTS).collect::<Result<_, _>>()?;
         let ring = Pinned::new(context, SEGMENT * SEGMENTS)?;
-        Ok(Lane { stream: Stream::new(context, Priority::Low)?, ring, marks, next: 0 })
+        let stream = || Stream::new(context, Priority::Low);
+        Ok(Lane { stream: stream()?, kernels: stream()?, copied: Event::new(context)?, ring, marks, next: 0 })
+    }
+
+    /// Kernels from now on wait for what was uploaded until now.
+    pub(super) fn hand_over(&self) -> Result<(), CudaError> {
+        self.stream.record(&self.copied)?;
+        self.kernels.wait(&self.copied)
+    }
+
+    /// Waits for everything.
+    pub(super) fn synchronize(&self) -> Result<(), CudaError> {
+        self.stream.synchronize().and(self.kernels.synchronize())
     }
 
     /// Copies the parts to staging memory. Returns when the host's bytes were read.

@@ -1,6 +1,7 @@
 //! Memory of slots.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -15,8 +16,8 @@ pub struct Slot {
     /// `None` once it was given back.
     memory: Option<Box<dyn Memory>>,
     len: usize,
-    /// Whether the pool counts its memory: not where it lies in an engine file.
-    counted: bool,
+    /// Its number in the program; `None` where the pool does not count its memory, because it lies in an engine file.
+    number: Option<usize>,
     pool: Arc<SlotPool>,
 }
 
@@ -56,8 +57,8 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        if let Some(memory) = self.memory.take().filter(|_| self.counted) {
-            self.pool.give_back(memory);
+        if let (Some(memory), Some(number)) = (self.memory.take(), self.number) {
+            self.pool.give_back(memory, number);
         }
     }
 }
@@ -69,7 +70,9 @@ impl fmt::Debug for Slot {
 }
 
 /// Memory of slots: hands it out within a limit, and keeps that of retired slots for the next refit, because fresh memory
-/// costs more than packing into it.
+/// costs more than packing into it. A slot is given memory that held the same slot before, if there is some: where refits
+/// follow one another, two generations take turns in the same two places, and launches that a device recorded for
+/// either are used again.
 pub(crate) struct SlotPool {
     device: Arc<dyn Device>,
     state: Mutex<State>,
@@ -77,7 +80,8 @@ pub(crate) struct SlotPool {
 
 #[derive(Default)]
 struct State {
-    free: Vec<Box<dyn Memory>>,
+    /// By footprint, then by the slot that it held last.
+    free: BTreeMap<(usize, usize), Vec<Box<dyn Memory>>>,
     free_bytes: usize,
     in_use: usize,
     limit: Option<usize>,
@@ -133,18 +137,29 @@ impl SlotPool {
         SlotPool { device, state: Mutex::default() }
     }
 
-    /// Slots of these lengths in bytes: all of them, or none.
+    /// Slots of these numbers and lengths in bytes: all of them, or none.
     ///
     /// # Errors
     /// [`ReserveError`]; memory that waits for reuse is freed first where that helps.
-    pub(crate) fn reserve(self: &Arc<Self>, lens: &[usize]) -> Result<Vec<Slot>, ReserveError> {
-        let needed: usize = lens.iter().map(|len| footprint(*len)).sum();
+    pub(crate) fn reserve(self: &Arc<Self>, wanted: &[(usize, usize)]) -> Result<Vec<Slot>, ReserveError> {
+        let needed: usize = wanted.iter().map(|(_, len)| footprint(*len)).sum();
         let mut state = self.lock();
-        let mut found: Vec<Option<Box<dyn Memory>>> = lens.iter().map(|len| state.take(*len)).collect();
+        let mut found: Vec<Option<Box<dyn Memory>>> =
+            wanted.iter().map(|&(number, len)| state.take(number, len)).collect();
+        // Only then what held another slot: it is nobody's here.
+        for (memory, (_, len)) in found.iter_mut().zip(wanted) {
+            if memory.is_none() {
+                *memory = state.take_any(*len);
+            }
+        }
         let in_use = state.in_use;
+        let back = |state: &mut State, found: Vec<Option<Box<dyn Memory>>>| {
+            let both = found.into_iter().zip(wanted);
+            both.for_each(|(memory, (number, _))| memory.into_iter().for_each(|memory| state.put(memory, *number)));
+        };
         if let Some(limit) = state.limit {
             if in_use + needed > limit {
-                found.into_iter().flatten().for_each(|memory| state.put(memory));
+                back(&mut state, found);
                 return Err(ReserveError::OverLimit { needed, in_use, limit });
             }
             // What is left over fits none of these slots.
@@ -152,12 +167,12 @@ impl SlotPool {
                 state.clear();
             }
         }
-        for (memory, len) in found.iter_mut().zip(lens) {
+        for (memory, (_, len)) in found.iter_mut().zip(wanted) {
             if memory.is_none() {
                 match self.alloc(&mut state, footprint(*len)) {
                     Ok(fresh) => *memory = Some(fresh),
                     Err(error) => {
-                        found.into_iter().flatten().for_each(|memory| state.put(memory));
+                        back(&mut state, found);
                         return Err(ReserveError::OutOfMemory { needed, in_use, error });
                     }
                 }
@@ -165,13 +180,13 @@ impl SlotPool {
         }
         state.in_use += needed;
         drop(state);
-        let slot = |(memory, len): (Option<Box<dyn Memory>>, &usize)| Slot {
+        let slot = |(memory, &(number, len)): (Option<Box<dyn Memory>>, &(usize, usize))| Slot {
             memory,
-            len: *len,
-            counted: true,
+            len,
+            number: Some(number),
             pool: self.clone(),
         };
-        Ok(found.into_iter().zip(lens).map(slot).collect())
+        Ok(found.into_iter().zip(wanted).map(slot).collect())
     }
 
     /// Memory of the device, and once more without what waits for reuse.
@@ -188,7 +203,7 @@ impl SlotPool {
     /// A slot that lies in an engine file, where the device can read it there; its memory is not counted.
     pub(crate) fn adopt(self: &Arc<Self>, contents: &Buffer) -> Result<Slot, RuntimeError> {
         let memory = self.device.adopt(contents)?;
-        Ok(Slot { memory: Some(memory), len: contents.len(), counted: false, pool: self.clone() })
+        Ok(Slot { memory: Some(memory), len: contents.len(), number: None, pool: self.clone() })
     }
 
     /// Sets the most bytes that slots, in use and waiting for reuse, may take from now on. What is in use already stays.
@@ -211,11 +226,11 @@ impl SlotPool {
         PoolMemory { in_use: state.in_use, free: state.free_bytes, limit: state.limit }
     }
 
-    fn give_back(&self, memory: Box<dyn Memory>) {
+    fn give_back(&self, memory: Box<dyn Memory>, number: usize) {
         let mut state = self.lock();
         state.in_use -= memory.len();
         if state.limit.is_none_or(|limit| state.in_use + state.free_bytes + memory.len() <= limit) {
-            state.put(memory);
+            state.put(memory, number);
         }
     }
 
@@ -226,17 +241,31 @@ impl SlotPool {
 }
 
 impl State {
+    /// Memory of this size that held this slot.
+    fn take(&mut self, number: usize, len: usize) -> Option<Box<dyn Memory>> {
+        self.take_at((footprint(len), number))
+    }
+
     /// Memory of exactly this size: slots of one engine come back in the sizes they are asked for again.
-    fn take(&mut self, len: usize) -> Option<Box<dyn Memory>> {
-        let at = self.free.iter().position(|memory| memory.len() == footprint(len))?;
-        let memory = self.free.swap_remove(at);
+    fn take_any(&mut self, len: usize) -> Option<Box<dyn Memory>> {
+        let of_size = (footprint(len), 0)..=(footprint(len), usize::MAX);
+        let (&at, _) = self.free.range(of_size).next()?;
+        self.take_at(at)
+    }
+
+    fn take_at(&mut self, at: (usize, usize)) -> Option<Box<dyn Memory>> {
+        let waiting = self.free.get_mut(&at)?;
+        let memory = waiting.pop()?;
+        if waiting.is_empty() {
+            self.free.remove(&at);
+        }
         self.free_bytes -= memory.len();
         Some(memory)
     }
 
-    fn put(&mut self, memory: Box<dyn Memory>) {
+    fn put(&mut self, memory: Box<dyn Memory>, number: usize) {
         self.free_bytes += memory.len();
-        self.free.push(memory);
+        self.free.entry((memory.len(), number)).or_default().push(memory);
     }
 
     fn clear(&mut self) {
@@ -259,7 +288,8 @@ mod tests {
     }
 
     fn reserved(pool: &Arc<SlotPool>, lens: &[usize]) -> Vec<Slot> {
-        pool.reserve(lens).expect("it fits")
+        let wanted: Vec<(usize, usize)> = lens.iter().copied().enumerate().collect();
+        pool.reserve(&wanted).expect("it fits")
     }
 
     #[test]
@@ -274,11 +304,30 @@ mod tests {
     }
 
     #[test]
+    fn generations_take_turns_in_the_same_places() {
+        let (pool, lens) = (pool(), [64, 64, 64, 128, 64]);
+        let addresses = |slots: &[Slot]| slots.iter().map(|slot| slot.region().address()).collect::<Vec<_>>();
+        let (mut serving, mut seen) = (reserved(&pool, &lens), Vec::new());
+        for turn in 0..6 {
+            let mut next = reserved(&pool, &lens);
+            seen.push(addresses(&serving));
+            std::mem::swap(&mut serving, &mut next);
+            // They are let go in any order.
+            next.rotate_left(turn % lens.len());
+        }
+        assert_eq!((&seen[2], &seen[3]), (&seen[0], &seen[1]));
+        assert_eq!((&seen[4], &seen[5]), (&seen[0], &seen[1]));
+        // One slot alone leaves the places of the others to them.
+        let third = pool.reserve(&[(2, 64)]).expect("it fits");
+        assert_eq!(third[0].region().address(), seen[5][2]);
+    }
+
+    #[test]
     fn a_limit_refuses_all_or_nothing() {
         let pool = pool();
         pool.set_limit(Some(512));
         let held = reserved(&pool, &[256]);
-        let refused = pool.reserve(&[128, 256]).expect_err("too much");
+        let refused = pool.reserve(&[(0, 128), (1, 256)]).expect_err("too much");
         assert_eq!(refused, ReserveError::OverLimit { needed: 384, in_use: 256, limit: 512 });
         assert_eq!(pool.memory().in_use, 256);
         drop(held);

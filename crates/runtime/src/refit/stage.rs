@@ -56,8 +56,8 @@ fn make_each(
 ) -> Result<Made, RuntimeError> {
     let overlays = overlays(parts, sources, adapters, which)?;
     let given = which.iter().map(|&slot| given(parts, slot, sources, &overlays)).collect::<Result<Vec<_>, _>>()?;
-    let lens: Vec<usize> = which.iter().map(|&slot| parts.plan.slots[slot].bytes).collect();
-    let mut slots = pool.reserve(&lens).map_err(RuntimeErrorKind::Memory)?;
+    let wanted: Vec<_> = which.iter().map(|&slot| (slot, parts.plan.slots[slot].bytes)).collect();
+    let mut slots = pool.reserve(&wanted).map_err(RuntimeErrorKind::Memory)?;
     let one_pass = |(&slot, given): (&usize, &Vec<Given<'_>>)| parts.packer.is_one_pass(slot, given);
     let several = which.iter().zip(&given).filter(|of| !one_pass(*of)).map(|(&slot, _)| slot).collect();
     let jobs = which.iter().zip(given).zip(&mut slots);

@@ -119,7 +119,7 @@ impl Model {
         let parts = program.parts();
         let mut change = check(&parts, Some(&base), &program.carried, &refit, &mut report)?;
         // Refused when the slots in use are over the limit already: neither new slots nor the old ones would fit again.
-        let empty = self.pool().reserve(&[0]).map_err(RuntimeErrorKind::Memory)?.pop().map(Arc::new);
+        let empty = self.pool().reserve(&[(0, 0)]).map_err(RuntimeErrorKind::Memory)?.pop().map(Arc::new);
         let empty = empty.expect("as many slots as were asked for");
         let (stale, sources) = (change.stale.clone(), change.free_slots_of(&parts, &base)?);
         let place = self.shared.serving.take_out(&base).map_err(|Stale| RuntimeErrorKind::Stale)?;

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     CudaError,
-    driver::{self, Context, Event, Span},
+    driver::{self, Context, Event, Span, Stream},
     kernels::{
         Why,
         pack::{Axis, MERGE_BYTES, Merge, PACK_BYTES, Pack, Table},
@@ -317,12 +317,12 @@ impl<'a> Batch<'a> {
         Ok([Table::packs(&casts)?, Table::merges(&merges)?, Table::packs(&moves)?])
     }
 
-    /// Puts what makes the slots into the lane's stream.
+    /// Puts what makes the slots into the lane's streams.
     pub(super) fn run(
         self,
         context: &Context,
         lane: &mut Lane,
-        mut launch: impl FnMut(&Lane, Entry, &Table, Span) -> Result<(), CudaError>,
+        mut launch: impl FnMut(&Stream, Entry, &Table, Span) -> Result<(), CudaError>,
     ) -> Result<InFlight<'a>, CudaError> {
         let refused = |why: Why| CudaError::NoAlgorithm { library: "the packer", problem: why.to_string() };
         let sizes = [self.casts.len() * PACK_BYTES, self.merges.len() * MERGE_BYTES, self.moves.len() * PACK_BYTES];
@@ -356,15 +356,16 @@ impl<'a> Batch<'a> {
         let mut send = || {
             lane.upload(&parts, span)?;
             lane.upload(&to_stay, residents.span())?;
+            lane.hand_over()?;
             let entries = [Entry::Pack, Entry::Merge, Entry::Pack];
             for ((table, at), entry) in tables.iter().zip(table_places).zip(entries) {
-                launch(lane, entry, table, span.part(at, table.bytes.len())?)?;
+                launch(&lane.kernels, entry, table, span.part(at, table.bytes.len())?)?;
             }
-            lane.stream.record(&end)
+            lane.kernels.record(&end)
         };
         if let Err(error) = send() {
             // What was sent still uses the memory, which goes now.
-            let _ = lane.stream.synchronize();
+            let _ = lane.synchronize();
             return Err(error);
         }
         let memory = [staging.region(), residents].into_iter().chain(self.copies).collect();

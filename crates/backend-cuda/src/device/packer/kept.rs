@@ -172,7 +172,7 @@ impl CudaPacker {
         let table = staging.table(memory)?;
         let lane = &mut *self.lane();
         lane.upload(&[Part { bytes: &table.bytes, at: table_at }], memory)?;
-        self.launch(lane, Entry::Pack, &table, memory.part(table_at, table.bytes.len())?, None, Pace::Fast)?;
+        self.launch(&lane.stream, Entry::Pack, &table, memory.part(table_at, table.bytes.len())?, None, Pace::Fast)?;
         lane.stream.synchronize()
     }
 
@@ -267,10 +267,10 @@ impl CudaPacker {
         parts.push(Part { bytes: &moves.bytes, at: moves_at });
         let lane = &mut *self.lane();
         lane.upload(&parts, span)?;
-        self.launch(lane, Entry::Pack, &moves, span.part(moves_at, moves.bytes.len())?, None, Pace::Fast)?;
+        self.launch(&lane.stream, Entry::Pack, &moves, span.part(moves_at, moves.bytes.len())?, None, Pace::Fast)?;
         let flags_span = span.part(flags_at, flags.len())?;
         let jobs = span.part(pairs_at, table.bytes.len())?;
-        self.launch(lane, Entry::Differ, &table, jobs, Some(flags_span), Pace::Fast)?;
+        self.launch(&lane.stream, Entry::Differ, &table, jobs, Some(flags_span), Pace::Fast)?;
         let mut found = flags.clone();
         lane.download(flags_span, &mut found)?;
         Ok(found.chunks_exact(4).map(|flag| flag != [0; 4]).collect())

@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     CudaError,
-    driver::{Args, Function, Launch, Span},
+    driver::{Args, Function, Launch, Span, Stream},
     kernels::pack::{Table, source},
 };
 
@@ -98,10 +98,10 @@ impl CudaPacker {
         }
     }
 
-    /// Puts a kernel over a table into the lane's stream.
+    /// Puts a kernel over a table into a stream.
     fn launch(
         &self,
-        lane: &Lane,
+        stream: &Stream,
         entry: Entry,
         table: &Table,
         jobs: Span,
@@ -126,13 +126,13 @@ impl CudaPacker {
             Entry::Merge => &self.kernels.merge,
             Entry::Differ => &self.kernels.differ,
         };
-        function.launch(&lane.stream, Launch { grid, block: 256, shared: 0 }, &mut args)
+        function.launch(stream, Launch { grid, block: 256, shared: 0 }, &mut args)
     }
 
-    /// Puts a batch into the lane's stream, behind others.
+    /// Puts a batch into the lane's streams, behind others.
     fn run<'a>(&self, batch: Batch<'a>, pace: Pace) -> Result<InFlight<'a>, PackError> {
         let lane = &mut *self.lane();
-        let launch = |lane: &Lane, entry, table: &Table, jobs| self.launch(lane, entry, table, jobs, None, pace);
+        let launch = |stream: &Stream, entry, table: &Table, jobs| self.launch(stream, entry, table, jobs, None, pace);
         batch.run(&self.cx.context, lane, launch).map_err(|e| self.failed(e))
     }
 
@@ -186,7 +186,7 @@ impl Drop for Stage<'_, '_> {
     /// After an error: nothing that is read or written may be given to anyone else before the work is over.
     fn drop(&mut self) {
         if self.on_the_way.is_some() {
-            let _ = self.packer.lane().stream.synchronize();
+            let _ = self.packer.lane().synchronize();
         }
     }
 }
