@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -87,22 +86,13 @@ def head(records: Sequence[Record], total: int) -> str:
         far=AS_FAR,
         dates=dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}",
         commits=", ".join(dict.fromkeys(record["commit"] for record in records)),
-        versions=", ".join(
-            filter(None, map(named_version, ("torch", *dict.fromkeys(r["library"] for r in records))))
-        ),
+        versions=", ".join(dict.fromkeys(f"{p} {v}" for r in records for p, v in r["versions"].items())),
     )
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         groups[record["library"]].append(record)
     lines = [counts(library, of) for library, of in groups.items()]
     return text + COUNTS + "".join([*lines, counts("**all**", records)])
-
-
-def named_version(package: str) -> str | None:
-    try:
-        return f"{package} {version(package)}"
-    except PackageNotFoundError:
-        return None
 
 
 def counts(library: str, records: Sequence[Record]) -> str:

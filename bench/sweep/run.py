@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.metadata
 import json
 import multiprocessing
 import os
@@ -116,14 +117,17 @@ def sweep(todo: Sequence[Case], args: argparse.Namespace) -> None:
     if not todo:
         return
     about = {"commit": args.commit or commit(), "date": datetime.date.today().isoformat()}
+    libraries = {case.library for case in todo}
+    versions = {name: of for name in ("torch", *libraries) if (of := version_of(name)) is not None}
     limits = Limits(args.timeout, int(args.memory * 1e9))
-    preload({case.library for case in todo})
+    preload(libraries)
     args.results.parent.mkdir(parents=True, exist_ok=True)
     with args.results.open("a") as lines:
         if lines.tell() and not args.results.read_bytes().endswith(b"\n"):
             lines.write("\n")
         for number, record in enumerate(run_all(todo, args.jobs, limits), 1):
-            lines.write(json.dumps(record | about) + "\n")
+            used = {name: of for name, of in versions.items() if name in ("torch", record["library"])}
+            lines.write(json.dumps(record | about | {"versions": used}) + "\n")
             lines.flush()
             print(f"{number}/{len(todo)} {told(record)}", flush=True)
 
@@ -138,6 +142,14 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
             continue
         found[record["id"]] = record
     return found
+
+
+def version_of(package: str) -> str | None:
+    """The version of a package, without what it was built for; ``None`` for what is no package."""
+    try:
+        return importlib.metadata.version(package).partition("+")[0]
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def commit() -> str:
@@ -155,8 +167,6 @@ def told(record: dict[str, Any]) -> str:
 
 def preload(libraries: set[str]) -> None:
     """Imports what models need, and does once what PyTorch and Regraft prepare at their first use."""
-    import importlib
-
     import torch
 
     torch.set_num_threads(1)

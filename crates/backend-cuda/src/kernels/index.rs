@@ -13,6 +13,17 @@ fn padded(values: &[usize], with: usize) -> Result<Vec<usize>, Why> {
     Ok([&vec![with; lead], values].concat())
 }
 
+/// What places are computed in: 32 bits, which are divided many times faster, where those of so many elements and in these
+/// operands fit.
+fn places<'a>(count: usize, operands: impl IntoIterator<Item = &'a View<'a>>) -> &'static str {
+    let reach = |view: &View<'_>| {
+        let last = view.shape.iter().zip(view.strides).map(|(size, stride)| size.saturating_sub(1) * stride);
+        last.sum::<usize>() + 1
+    };
+    let largest = operands.into_iter().map(reach).fold(count, usize::max);
+    if largest < 1 << 31 { "u32" } else { "i64" }
+}
+
 /// Rows of a table. Operands: `weight`, `ids`.
 ///
 /// # Errors
@@ -24,6 +35,7 @@ pub fn embedding(table: &View<'_>, ids: &View<'_>) -> Result<Spec, Why> {
     let source = Defines::default()
         .ty("E", bits_type(table.dtype))
         .ty("TI", c_type(ids.dtype))
+        .ty("N", places(count * row, []))
         .set("VEC", vec)
         .set("COUNT", 1)
         .source("embedding", include_str!("index.cu"));
@@ -50,6 +62,7 @@ pub fn gather(x: &View<'_>, index: &View<'_>, axis: usize) -> Result<Spec, Why> 
     let source = Defines::default()
         .ty("E", bits_type(x.dtype))
         .ty("TI", c_type(index.dtype))
+        .ty("N", places(count, [x]))
         .set("VEC", 1)
         .set("COUNT", 1)
         .source("gather", include_str!("index.cu"));
@@ -110,6 +123,7 @@ pub fn put(x: &View<'_>, values: &View<'_>, indices: &[View<'_>], axis: usize, p
     let source = Defines::default()
         .ty("E", bits_type(x.dtype))
         .ty("TI", c_type(dtype))
+        .ty("N", places(outer * count.max(indexed) * inner, indices.iter().chain([values])))
         .set("VEC", 1)
         .set("COUNT", indices.len())
         .source("index_put", include_str!("index.cu"));
@@ -137,6 +151,7 @@ pub fn index(x: &View<'_>, indices: &[View<'_>], axis: usize, points: &[usize]) 
     let source = Defines::default()
         .ty("E", bits_type(x.dtype))
         .ty("TI", c_type(dtype))
+        .ty("N", places(outer * count * inner, indices))
         .set("VEC", 1)
         .set("COUNT", indices.len())
         .source("index", include_str!("index.cu"));
