@@ -63,12 +63,23 @@ impl Lane {
 
     /// Copies the parts to staging memory. Returns when the host's bytes were read.
     pub(super) fn upload(&mut self, parts: &[Part<'_>], to: Span) -> Result<(), CudaError> {
+        self.upload_while(parts, to, || ())
+    }
+
+    /// [`Self::upload`]; where that leaves the host nothing to do, it does something else `meanwhile`.
+    pub(super) fn upload_while(
+        &mut self,
+        parts: &[Part<'_>],
+        to: Span,
+        meanwhile: impl FnOnce(),
+    ) -> Result<(), CudaError> {
         let context = self.stream.context();
         let is_direct = |part: &&Part<'_>| part.bytes.len() >= DIRECT_FROM && context.is_page_locked(part.bytes);
         let (direct, through): (Vec<&Part<'_>>, Vec<&Part<'_>>) = parts.iter().partition(is_direct);
         let direct = direct.iter().map(|part| Ok((part.bytes, to.part(part.at, part.bytes.len())?)));
+        let direct = direct.collect::<Result<Vec<_>, CudaError>>()?;
         self.upload_through_ring(&through, to)?;
-        self.stream.upload_slices(&direct.collect::<Result<Vec<_>, CudaError>>()?)
+        if direct.is_empty() { Ok(()) } else { self.stream.upload_slices(&direct, meanwhile) }
     }
 
     fn upload_through_ring(&mut self, parts: &[&Part<'_>], to: Span) -> Result<(), CudaError> {

@@ -155,28 +155,30 @@ impl Stream {
         self.synchronize()
     }
 
-    /// Copies all of these from memory of the host, which is best page-locked, and waits for it.
+    /// Copies all of these from memory of the host, which is best page-locked, does something else `meanwhile`, and waits.
     ///
     /// # Errors
     /// When one is of another size than where it goes, or the driver fails.
-    pub fn upload_slices(&self, parts: &[(&[u8], Span)]) -> Result<(), CudaError> {
-        let Some(((last, last_to), others)) = parts.split_last() else { return Ok(()) };
-        let mut sent = Ok(());
-        for (host, to) in others {
-            sent = to.expect(host.len()).and_then(|()| self.inner.bind()).and_then(|()| {
-                // SAFETY: both have this length. The wait below, whatever failed before it, ends the borrow.
-                self.inner.check("cuMemcpyHtoDAsync", unsafe {
-                    (self.inner.api.cuMemcpyHtoDAsync_v2)(to.address(), host.as_ptr().cast(), host.len(), self.handle)
-                })
-            });
-            if sent.is_err() {
-                break;
+    pub fn upload_slices(&self, parts: &[(&[u8], Span)], meanwhile: impl FnOnce()) -> Result<(), CudaError> {
+        // Waits for the copies when it is dropped, also if `meanwhile` panics.
+        struct Sent<'s>(&'s Stream);
+        impl Drop for Sent<'_> {
+            fn drop(&mut self) {
+                let _ = self.0.synchronize();
             }
         }
-        match sent {
-            Ok(()) => self.upload_slice(last, *last_to).or_else(|error| self.synchronize().and(Err(error))),
-            Err(error) => self.synchronize().and(Err(error)),
+        let sent = Sent(self);
+        for (host, to) in parts {
+            to.expect(host.len())?;
+            self.inner.bind()?;
+            // SAFETY: both have this length. `sent` ends the borrow, whatever happens after this.
+            self.inner.check("cuMemcpyHtoDAsync", unsafe {
+                (self.inner.api.cuMemcpyHtoDAsync_v2)(to.address(), host.as_ptr().cast(), host.len(), self.handle)
+            })?;
         }
+        meanwhile();
+        std::mem::forget(sent);
+        self.synchronize()
     }
 
     /// Copies to page-locked memory, bytes `at..` of `host`.

@@ -9,6 +9,7 @@ use regraft_weights::{Move, MoveAxis, MovePlan};
 
 use super::{
     super::lane::{ALIGN, Lane, Part},
+    STAGING,
     resident::Resident,
     slot::{Form, SlotPlan},
 };
@@ -107,8 +108,13 @@ impl<'a> Batch<'a> {
     }
 
     /// Bytes of staging memory that are asked for.
-    pub(super) fn len(&self) -> usize {
+    fn len(&self) -> usize {
         self.uploaded + self.resident_bytes + self.computed
+    }
+
+    /// Whether it is large enough: for staging memory, or for the device to begin.
+    pub(super) fn is_full(&self) -> bool {
+        self.len().max(self.slot_bytes) >= STAGING
     }
 
     /// Adds a slot that moves make.
@@ -317,11 +323,13 @@ impl<'a> Batch<'a> {
         Ok([Table::packs(&casts)?, Table::merges(&merges)?, Table::packs(&moves)?])
     }
 
-    /// Puts what makes the slots into the lane's streams.
+    /// Puts what makes the slots into the lane's streams. What else the host has to do, it may do `meanwhile`, which is called at
+    /// most once.
     pub(super) fn run(
         self,
         context: &Context,
         lane: &mut Lane,
+        meanwhile: &mut dyn FnMut(),
         mut launch: impl FnMut(&Stream, Entry, &Table, Span) -> Result<(), CudaError>,
     ) -> Result<InFlight<'a>, CudaError> {
         let refused = |why: Why| CudaError::NoAlgorithm { library: "the packer", problem: why.to_string() };
@@ -353,8 +361,8 @@ impl<'a> Batch<'a> {
         let to_stay = self.residents.iter().map(|(tensor, at)| Part { bytes: tensor.bytes(), at: *at });
         let to_stay: Vec<Part<'_>> = to_stay.collect();
         let end = Event::new(context)?;
-        let mut send = || {
-            lane.upload(&parts, span)?;
+        let send = || {
+            lane.upload_while(&parts, span, meanwhile)?;
             lane.upload(&to_stay, residents.span())?;
             lane.hand_over()?;
             let entries = [Entry::Pack, Entry::Merge, Entry::Pack];

@@ -130,10 +130,10 @@ impl CudaPacker {
     }
 
     /// Puts a batch into the lane's streams, behind others.
-    fn run<'a>(&self, batch: Batch<'a>, pace: Pace) -> Result<InFlight<'a>, PackError> {
+    fn run<'a>(&self, batch: Batch<'a>, pace: Pace, meanwhile: &mut dyn FnMut()) -> Result<InFlight<'a>, PackError> {
         let lane = &mut *self.lane();
         let launch = |stream: &Stream, entry, table: &Table, jobs| self.launch(stream, entry, table, jobs, None, pace);
-        batch.run(&self.cx.context, lane, launch).map_err(|e| self.failed(e))
+        batch.run(&self.cx.context, lane, meanwhile, launch).map_err(|e| self.failed(e))
     }
 
     /// Slots that the host makes, side by side, for as long as they are on their way.
@@ -165,8 +165,19 @@ struct Stage<'p, 'a> {
 }
 
 impl<'a> Stage<'_, 'a> {
-    fn push(&mut self, batch: Batch<'a>) -> Result<(), PackError> {
-        let next = self.packer.run(batch, self.pace)?;
+    /// Sends batches off as `next` lays them out, each while the one before is copied or made.
+    fn push_all(&mut self, mut next: impl FnMut() -> Result<Option<Batch<'a>>, PackError>) -> Result<(), PackError> {
+        let mut batch = next()?;
+        while let Some(now) = batch {
+            let mut after = None;
+            self.push(now, &mut || after = Some(next()))?;
+            batch = after.unwrap_or_else(&mut next)?;
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, batch: Batch<'a>, meanwhile: &mut dyn FnMut()) -> Result<(), PackError> {
+        let next = self.packer.run(batch, self.pace, meanwhile)?;
         self.finish()?;
         self.on_the_way = Some(next);
         Ok(())
@@ -195,40 +206,42 @@ impl Packer for CudaPacker {
     fn pack(&self, jobs: Vec<PackJob<'_>>, pace: Pace, observer: &dyn StageObserver) -> Result<(), PackError> {
         let total: usize = jobs.iter().map(|job| job.out.len()).sum();
         let mut stage = Stage { packer: self, pace, observer, total, done: 0, on_the_way: None };
-        let mut on_host = Vec::new();
-        let mut batch = Batch::default();
+        let (mut here, mut on_host) = (Vec::with_capacity(jobs.len()), Vec::new());
         for job in &jobs {
             let slot = &self.slots[job.slot];
-            let Some((plan, forms)) = slot.accept(&job.given) else {
-                on_host.push(job);
-                continue;
-            };
-            batch.add(&self.cx.name, &self.resident(), slot, plan, &forms, job)?;
-            if batch.len() >= STAGING {
-                stage.push(std::mem::take(&mut batch))?;
+            match slot.accept(&job.given) {
+                Some((plan, forms)) => here.push((job, slot, plan, forms)),
+                None => on_host.push(job),
             }
         }
+        let mut here = here.into_iter();
+        stage.push_all(|| {
+            let mut batch = Batch::default();
+            for (job, slot, plan, forms) in here.by_ref() {
+                batch.add(&self.cx.name, &self.resident(), slot, plan, &forms, job)?;
+                if batch.is_full() {
+                    break;
+                }
+            }
+            Ok((!batch.is_empty() || here.len() > 0).then_some(batch))
+        })?;
         // As many at a time as staging memory holds: the host's copies of all slots at once would be as large as the model.
         let mut rest = on_host.as_slice();
-        while !rest.is_empty() {
-            let mut bytes = batch.len();
+        stage.push_all(|| {
+            let mut bytes = 0;
             let fits = |job: &&&PackJob<'_>| {
                 bytes += self.slots[job.slot].bytes.next_multiple_of(ALIGN);
                 bytes <= STAGING
             };
-            let count = rest.iter().take_while(fits).count().max(1);
+            let count = rest.iter().take_while(fits).count().max(1).min(rest.len());
             let (now, later) = rest.split_at(count);
+            rest = later;
+            let mut batch = Batch::default();
             for (job, made) in zip(now, self.make_on_host(now, pace)?) {
                 batch.add_made(made, job);
             }
-            rest = later;
-            if !rest.is_empty() {
-                stage.push(std::mem::take(&mut batch))?;
-            }
-        }
-        if !batch.is_empty() {
-            stage.push(batch)?;
-        }
+            Ok((!now.is_empty()).then_some(batch))
+        })?;
         stage.finish()?;
         self.resident().settle();
         Ok(())
