@@ -19,7 +19,7 @@ const CHUNK: usize = 512 << 10;
 /// Parts of staging memory begin at multiples of this.
 pub(super) const ALIGN: usize = 256;
 /// Page-locked memory of the caller is read by the device itself from this size on.
-const DIRECT_FROM: usize = 64 << 10;
+pub(super) const DIRECT_FROM: usize = 64 << 10;
 
 /// Bytes of the host, and where they go in staging memory: a multiple of [`ALIGN`] bytes from its beginning, behind those of
 /// the part before.

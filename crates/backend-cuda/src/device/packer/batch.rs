@@ -8,7 +8,7 @@ use regraft_tensor::{AlignedVec, DType, Tensor};
 use regraft_weights::{Move, MoveAxis, MovePlan};
 
 use super::{
-    super::lane::{ALIGN, Lane, Part},
+    super::lane::{ALIGN, DIRECT_FROM, Lane, Part},
     STAGING,
     resident::Resident,
     slot::{Form, SlotPlan},
@@ -25,9 +25,10 @@ use crate::{
 /// Slots to be made, with what is uploaded for them.
 #[derive(Default)]
 pub(super) struct Batch<'a> {
-    uploads: Vec<Upload<'a>>,
-    /// Bytes that are uploaded, side by side: they take one copy.
-    uploaded: usize,
+    /// Large uploads.
+    large: Uploads<'a>,
+    /// Small ones, which come behind those: they take one copy together.
+    small: Uploads<'a>,
     /// Bytes that are computed from those.
     computed: usize,
     /// What is staged already, by the address and length of its bytes.
@@ -45,14 +46,46 @@ pub(super) struct Batch<'a> {
 }
 
 enum Upload<'a> {
-    Given(&'a [u8], usize),
-    Made(AlignedVec, usize),
+    Given(&'a [u8]),
+    Made(AlignedVec),
+}
+
+impl Upload<'_> {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Upload::Given(bytes) => bytes,
+            Upload::Made(bytes) => bytes.bytes(),
+        }
+    }
+}
+
+/// Uploads that lie side by side.
+#[derive(Default)]
+struct Uploads<'a> {
+    all: Vec<(Upload<'a>, usize)>,
+    len: usize,
+}
+
+impl<'a> Uploads<'a> {
+    /// Where it will be.
+    fn push(&mut self, upload: Upload<'a>) -> usize {
+        let at = self.len;
+        self.len += upload.bytes().len().next_multiple_of(ALIGN);
+        self.all.push((upload, at));
+        at
+    }
+
+    /// Those of a place that begins at `first`.
+    fn parts(&self, first: usize) -> impl Iterator<Item = Part<'_>> {
+        self.all.iter().map(move |(upload, at)| Part { bytes: upload.bytes(), at: first + at })
+    }
 }
 
 /// A place in what is uploaded, for now or to stay, in what is computed from that, or elsewhere on the device.
 #[derive(Clone, Copy)]
 enum Place {
-    Uploaded(usize),
+    Large(usize),
+    Small(usize),
     Resident(usize),
     Computed(usize),
     Device(u64),
@@ -61,7 +94,8 @@ enum Place {
 /// Addresses of staging memory.
 #[derive(Clone, Copy)]
 struct Staging {
-    uploaded: u64,
+    large: u64,
+    small: u64,
     resident: u64,
     computed: u64,
 }
@@ -69,7 +103,8 @@ struct Staging {
 impl Place {
     fn address(self, staging: Staging) -> u64 {
         match self {
-            Place::Uploaded(at) => staging.uploaded + at as u64,
+            Place::Large(at) => staging.large + at as u64,
+            Place::Small(at) => staging.small + at as u64,
             Place::Resident(at) => staging.resident + at as u64,
             Place::Computed(at) => staging.computed + at as u64,
             Place::Device(address) => address,
@@ -97,7 +132,8 @@ struct Merging {
 struct Moving {
     from: Place,
     to: u64,
-    scale: Option<Place>,
+    /// Where the factors are, and the first of them.
+    scale: Option<(Place, usize)>,
     types: (DType, DType),
     this: Move,
 }
@@ -109,12 +145,12 @@ impl<'a> Batch<'a> {
 
     /// Bytes of staging memory that are asked for.
     fn len(&self) -> usize {
-        self.uploaded + self.resident_bytes + self.computed
+        self.large.len + self.small.len + self.resident_bytes + self.computed
     }
 
-    /// Whether it is large enough: for staging memory, or for the device to begin.
+    /// Whether it is large enough: for staging memory, or, where little is staged, for the device to begin.
     pub(super) fn is_full(&self) -> bool {
-        self.len().max(self.slot_bytes) >= STAGING
+        self.len().max(self.slot_bytes / 2) >= STAGING
     }
 
     /// Adds a slot that moves make.
@@ -168,7 +204,7 @@ impl<'a> Batch<'a> {
             let last = m.to + m.axes.iter().map(|axis| (axis.size.max(1) - 1) * axis.to).sum::<usize>() + 1;
             let size = slot.dtype.size();
             out.part(0, last * size).map_err(|_| recipe("the moves are longer than the slot".into()))?;
-            let scale = scale.map(|((at, _), first)| Place::Uploaded(at + first * 4));
+            let scale = scale.map(|((factors, _), first)| (factors, first));
             let (to, types) = (out.address() + (m.to * size) as u64, (dtype, slot.dtype));
             self.moves.push(Moving { from, to, scale, types, this: m.clone() });
         }
@@ -181,7 +217,7 @@ impl<'a> Batch<'a> {
         let dtype = if bytes.len().is_multiple_of(8) { DType::I64 } else { DType::U8 };
         let axis = MoveAxis { size: bytes.len() / dtype.size(), from: 1, to: 1, by: 0 };
         let this = Move { source: 0, from: 0, to: 0, axes: vec![axis], scale: None };
-        let from = Place::Uploaded(self.made(bytes));
+        let from = self.made(bytes);
         let to = Span::from(&job.out).address();
         self.moves.push(Moving { from, to, scale: None, types: (dtype, dtype), this });
         self.slot_bytes += job.out.len();
@@ -259,23 +295,21 @@ impl<'a> Batch<'a> {
         if let Some(place) = self.staged.get(&key(bytes)) {
             return *place;
         }
-        let at = self.room_to_upload(bytes.len());
-        self.staged.insert(key(bytes), Place::Uploaded(at));
-        self.uploads.push(Upload::Given(bytes, at));
-        Place::Uploaded(at)
+        let place = self.upload(Upload::Given(bytes));
+        self.staged.insert(key(bytes), place);
+        place
     }
 
-    /// Staging memory of bytes that were made.
-    fn made(&mut self, bytes: AlignedVec) -> usize {
-        let at = self.room_to_upload(bytes.len());
-        self.uploads.push(Upload::Made(bytes, at));
-        at
+    /// Where bytes that were made are staged.
+    fn made(&mut self, bytes: AlignedVec) -> Place {
+        self.upload(Upload::Made(bytes))
     }
 
-    fn room_to_upload(&mut self, bytes: usize) -> usize {
-        let at = self.uploaded;
-        self.uploaded += bytes.next_multiple_of(ALIGN);
-        at
+    fn upload(&mut self, upload: Upload<'a>) -> Place {
+        match upload.bytes().len() < DIRECT_FROM {
+            true => Place::Small(self.small.push(upload)),
+            false => Place::Large(self.large.push(upload)),
+        }
     }
 
     fn room(&mut self, bytes: usize) -> usize {
@@ -312,7 +346,7 @@ impl<'a> Batch<'a> {
         let moved = |m: &Moving| Pack {
             source: address(m.from) + (m.this.from * m.types.0.size()) as u64,
             target: m.to,
-            scale: m.scale.map_or(0, address),
+            scale: m.scale.map_or(0, |(factors, first)| address(factors) + first as u64 * 4),
             source_type: m.types.0,
             target_type: m.types.1,
             axes: m.this.axes.iter().map(axis).collect(),
@@ -335,28 +369,25 @@ impl<'a> Batch<'a> {
         let refused = |why: Why| CudaError::NoAlgorithm { library: "the packer", problem: why.to_string() };
         let sizes = [self.casts.len() * PACK_BYTES, self.merges.len() * MERGE_BYTES, self.moves.len() * PACK_BYTES];
         let sizes = sizes.map(|bytes| bytes.next_multiple_of(ALIGN));
-        let computed_at = self.uploaded + sizes.iter().sum::<usize>();
+        let tables_at = self.large.len + self.small.len;
+        let computed_at = tables_at + sizes.iter().sum::<usize>();
         let staging = driver::Buffer::new(context, computed_at + self.computed)?;
         let span = staging.region().span();
         let residents = driver::Buffer::new(context, self.resident_bytes)?.region();
         let addresses = Staging {
-            uploaded: span.address(),
+            large: span.address(),
+            small: span.address() + self.large.len as u64,
             resident: residents.address(),
             computed: span.address() + computed_at as u64,
         };
         let tables = self.tables(addresses).map_err(refused)?;
-        let mut at = self.uploaded;
+        let mut at = tables_at;
         let mut table_places = [0; 3];
         for (place, size) in table_places.iter_mut().zip(sizes) {
             *place = at;
             at += size;
         }
-        let mut parts: Vec<Part<'_>> = (self.uploads.iter())
-            .map(|upload| match upload {
-                Upload::Given(bytes, at) => Part { bytes, at: *at },
-                Upload::Made(bytes, at) => Part { bytes: bytes.bytes(), at: *at },
-            })
-            .collect();
+        let mut parts: Vec<Part<'_>> = self.large.parts(0).chain(self.small.parts(self.large.len)).collect();
         parts.extend(tables.iter().zip(table_places).map(|(table, at)| Part { bytes: &table.bytes, at }));
         let to_stay = self.residents.iter().map(|(tensor, at)| Part { bytes: tensor.bytes(), at: *at });
         let to_stay: Vec<Part<'_>> = to_stay.collect();
