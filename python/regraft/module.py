@@ -568,8 +568,10 @@ class Module(torch.nn.Module):
     @functools.cached_property
     def _read(self) -> tuple[frozenset[str], ...]:
         """Names of the weights that each engine reads. A refit does not change them."""
-        names = ((name for source in m.sources for name in (source.name, *source.aliases)) for m in self.models)
-        return tuple(map(frozenset, names))
+        return tuple(
+            frozenset(name for source in model.sources for name in (source.name, *source.aliases))
+            for model in self.models
+        )
 
     @functools.cached_property
     def _idle(self) -> frozenset[str]:
