@@ -17,7 +17,8 @@ use crate::{AlignedVec, Buffer, DType, Element, ErrorKind, TensorError, numel};
 #[derive(Clone, Debug)]
 pub struct Tensor {
     dtype: DType,
-    shape: Vec<usize>,
+    /// Shared, so that a clone allocates nothing.
+    shape: Arc<[usize]>,
     data: Buffer,
 }
 
@@ -27,9 +28,13 @@ impl Tensor {
     /// # Errors
     /// [`ErrorKind::Length`] or [`ErrorKind::TooLarge`].
     pub fn new(dtype: DType, shape: Vec<usize>, data: Buffer) -> Result<Self, TensorError> {
+        Self::of(dtype, shape.into(), data)
+    }
+
+    fn of(dtype: DType, shape: Arc<[usize]>, data: Buffer) -> Result<Self, TensorError> {
         let expected = Self::byte_len(dtype, &shape)?;
         if data.len() != expected {
-            return Err(ErrorKind::Length { dtype, shape, expected, found: data.len() }.into());
+            return Err(ErrorKind::Length { dtype, shape: shape.to_vec(), expected, found: data.len() }.into());
         }
         Ok(Tensor { dtype, shape, data })
     }
@@ -124,7 +129,7 @@ impl Tensor {
     }
 
     fn from_vec_of(dtype: DType, shape: &[usize], data: AlignedVec) -> Self {
-        Tensor::new(dtype, shape.to_vec(), data.into()).expect("the caller passes as many elements as the shape has")
+        Tensor::of(dtype, shape.into(), data.into()).expect("the caller passes as many elements as the shape has")
     }
 
     /// Element type.
@@ -268,7 +273,7 @@ impl Tensor {
     /// # Errors
     /// [`ErrorKind::Length`] when the number of elements differs.
     pub fn reshape(&self, shape: &[usize]) -> Result<Tensor, TensorError> {
-        Tensor::new(self.dtype, shape.to_vec(), self.data.clone())
+        Tensor::of(self.dtype, shape.into(), self.data.clone())
     }
 
     /// Whether dtype, shape and every byte are equal. NaNs with the same bits are equal; 0.0 and -0.0 are not.
