@@ -60,7 +60,7 @@ impl VectorPlan {
                 let (before, value) = values.split_at_mut(at);
                 step.run(sources, start, before, &mut value[0][..len]);
             }
-            result.extend(values.last().iter().flat_map(|value| &value[..len]));
+            result.extend_from_slice(&values.last()?[..len]);
         }
         Some(result)
     }
@@ -133,14 +133,37 @@ impl Step {
         match *self {
             Step::Source(source) => out.copy_from_slice(&sources[source][start..start + out.len()]),
             Step::Literal(value) => out.fill(value),
-            Step::Unary(f, x) => {
-                out.iter_mut().zip(&before[x]).for_each(|(y, x)| *y = f.apply_f64(f64::from(*x)) as f32);
-            }
-            Step::Binary(f, a, b) => {
-                let apply = |a: f32, b: f32| f.apply_f64(f64::from(a), f64::from(b)) as f32;
-                out.iter_mut().zip(&before[a]).zip(&before[b]).for_each(|((y, a), b)| *y = apply(*a, *b));
-            }
+            Step::Unary(f, x) => unary(f, &before[x], out),
+            Step::Binary(f, a, b) => binary(f, &before[a], &before[b], out),
         }
+    }
+}
+
+/// What the scales and shifts of norms are made of has loops of its own, which the compiler turns into vector instructions:
+/// choosing among all functions at each element costs several times as much as these functions do.
+fn unary(f: UnaryFn, x: &[f32], out: &mut [f32]) {
+    fn each(x: &[f32], out: &mut [f32], f: impl Fn(f64) -> f64) {
+        out.iter_mut().zip(x).for_each(|(y, x)| *y = f(f64::from(*x)) as f32);
+    }
+    match f {
+        UnaryFn::Neg => each(x, out, |x| -x),
+        UnaryFn::Sqrt => each(x, out, f64::sqrt),
+        UnaryFn::Rsqrt => each(x, out, |x| 1.0 / x.sqrt()),
+        f => each(x, out, |x| f.apply_f64(x)),
+    }
+}
+
+/// As [`unary`].
+fn binary(f: BinaryFn, a: &[f32], b: &[f32], out: &mut [f32]) {
+    fn each(a: &[f32], b: &[f32], out: &mut [f32], f: impl Fn(f64, f64) -> f64) {
+        out.iter_mut().zip(a).zip(b).for_each(|((y, a), b)| *y = f(f64::from(*a), f64::from(*b)) as f32);
+    }
+    match f {
+        BinaryFn::Add => each(a, b, out, |a, b| a + b),
+        BinaryFn::Sub => each(a, b, out, |a, b| a - b),
+        BinaryFn::Mul => each(a, b, out, |a, b| a * b),
+        BinaryFn::Div => each(a, b, out, |a, b| a / b),
+        f => each(a, b, out, |a, b| f.apply_f64(a, b)),
     }
 }
 
