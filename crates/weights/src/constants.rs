@@ -77,7 +77,7 @@ impl<'a> Names<'a> {
             if sources[index].folded.is_some() {
                 self.compare(&sources[index], tensor);
             } else if used[index] {
-                self.given.insert(index, (name, tensor));
+                self.given[index] = Some((name.as_str(), tensor));
             }
         }
     }

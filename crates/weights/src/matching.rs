@@ -17,7 +17,8 @@ pub type Matched = BTreeMap<usize, Tensor>;
 /// Given tensors whose names were matched to sources, not checked yet.
 #[derive(Debug)]
 pub struct Names<'a> {
-    pub(crate) given: BTreeMap<usize, (&'a str, &'a Tensor)>,
+    /// By source.
+    pub(crate) given: Vec<Option<(&'a str, &'a Tensor)>>,
     /// The source of each name that was given, whether or not it takes a tensor; by name.
     pub(crate) by_name: Vec<(&'a str, usize)>,
     pub(crate) problems: Vec<Problem>,
@@ -53,7 +54,7 @@ pub fn match_sources<'a>(
     let (partial, ignore_unknown) = (options.partial, options.ignore_unknown);
     let sides = Sides { sources, needed: &needed, is_checked: &is_checked, given: &given, ignore_unknown, partial };
     let mut names = Names {
-        given: BTreeMap::new(),
+        given: vec![None; sources.len()],
         by_name: Vec::with_capacity(weights.len()),
         problems: Vec::new(),
         unknown: Vec::new(),
@@ -90,7 +91,7 @@ pub fn match_sources<'a>(
     names.quantized = stored::format_of(&unplaced);
     names.add_missing(&sides, stored::otherwise(weights, &unplaced, &options.renames));
     // A rule that does not fit is taken only where it is none: what is wrong with names as they are shows later.
-    let is_taken = found.fits || (names.rule == NameRule::default() && !names.given.is_empty());
+    let is_taken = found.fits || (names.rule == NameRule::default() && names.given.iter().any(Option::is_some));
     if names.problems.is_empty() && names.unknown.is_empty() && !is_taken {
         names.problems.push(Problem::NoneKnown { names: weights.len() });
     }
@@ -127,13 +128,13 @@ impl<'a> Names<'a> {
             self.ignored.push(Ignored::Unread { name: name.to_owned() });
         } else if !is_checked[index] && !sources[index].kind.in_state_dict() {
             self.ignored.push(Ignored::Constant { name: name.to_owned() });
-        } else if let Some((other, given)) = self.given.get(&index) {
+        } else if let Some((other, given)) = self.given[index] {
             if !given.bit_equal(tensor) {
-                let (name, alias) = ((*other).to_owned(), name.to_owned());
+                let (name, alias) = (other.to_owned(), name.to_owned());
                 self.problems.push(Problem::TiedDiffer { name, alias });
             }
         } else {
-            self.given.insert(index, (name, tensor));
+            self.given[index] = Some((name, tensor));
         }
     }
 
@@ -142,7 +143,7 @@ impl<'a> Names<'a> {
     fn add_missing(&mut self, sides: &Sides<'_>, stored: StoredOtherwise) {
         for (index, source) in sides.sources.iter().enumerate() {
             let may_be_kept = !sides.needed[index];
-            if self.given.contains_key(&index) || (may_be_kept && !(sides.partial && sides.is_checked[index])) {
+            if self.given[index].is_some() || (may_be_kept && !(sides.partial && sides.is_checked[index])) {
                 continue;
             }
             let found = source.names().find_map(|own| stored.of(own)).map(str::to_owned);
@@ -202,16 +203,20 @@ impl<'a> Names<'a> {
         options: &MatchOptions,
     ) -> Result<Matched, Misfit> {
         let Names { mut given, mut problems, unknown, rule, needed, quantized, .. } = self;
-        let matched = given.iter().filter(|(i, (_, tensor))| naming::fits(&sources[**i], tensor)).count();
-        problems.extend(given.iter().filter_map(|(&i, (_, tensor))| mismatch(&sources[i], tensor)));
+        for (source, given) in sources.iter().zip(&mut given) {
+            if let Some(problem) = given.and_then(|(_, tensor)| mismatch(source, tensor)) {
+                problems.push(problem);
+                *given = None;
+            }
+        }
         problems.extend(unknown);
-        given.retain(|&i, (_, tensor)| naming::fits(&sources[i], tensor));
         problems.extend(check_values(sources, &given, digests, options));
         if !problems.is_empty() {
+            let matched = given.iter().flatten().count();
             let cause = Cause::of(&problems, sources, (&rule, matched, needed), quantized);
             return Err(Misfit { problems, sources: sources.len(), cause });
         }
-        Ok(given.into_iter().map(|(i, (_, tensor))| (i, tensor.clone())).collect())
+        Ok(given.into_iter().enumerate().filter_map(|(i, given)| Some((i, given?.1.clone()))).collect())
     }
 }
 
@@ -266,14 +271,15 @@ fn edit_distance(a: &str, b: &str) -> usize {
 
 fn check_values(
     sources: &[SourceInfo],
-    given: &BTreeMap<usize, (&str, &Tensor)>,
+    given: &[Option<(&str, &Tensor)>],
     digests: Option<&[Option<Digest>]>,
     options: &MatchOptions,
 ) -> Vec<Problem> {
     if !options.reject_non_finite && digests.is_none() {
         return Vec::new();
     }
-    let check = |(&index, &(name, tensor)): (&usize, &(&str, &Tensor))| {
+    let check = |(index, given): (usize, &Option<(&str, &Tensor)>)| {
+        let (name, tensor) = (*given)?;
         let count = if options.reject_non_finite { non_finite(tensor) } else { 0 };
         if count > 0 {
             return Some(Problem::NonFinite { name: name.into(), count });
@@ -282,7 +288,7 @@ fn check_values(
         let found = Digest::of(&tensor.cast(sources[index].dtype));
         (found != expected).then(|| Problem::NotIdentical { name: name.into() })
     };
-    on_shared_threads(|| given.par_iter().filter_map(check).collect())
+    on_shared_threads(|| given.par_iter().enumerate().filter_map(check).collect())
 }
 
 /// How many values of a tensor are infinite or not a number.
