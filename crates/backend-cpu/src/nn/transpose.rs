@@ -7,7 +7,7 @@ use bytemuck::Pod;
 use super::GRAIN;
 use crate::{
     Isa, Threads,
-    simd::{Strip, transpose_strip},
+    simd::{Steps, Strip, transpose_strip},
 };
 
 /// A dimension of the copy, with the distances between its elements in source and result.
@@ -77,8 +77,9 @@ fn copy<T: Pod>(isa: Isa, src: &[T], dims: &[Dim], out: &mut [T]) {
     } else if let Some(j) = outer.iter().position(|dim| dim.src == 1) {
         let others: Vec<Dim> = outer.iter().enumerate().filter(|(i, _)| *i != j).map(|(_, dim)| *dim).collect();
         let steps: Vec<(usize, usize)> = (0..outer[j].size / BLOCK * BLOCK).map(|i| (i, i)).collect();
+        let steps = Steps::new(&steps);
         for_each_offset(&others, 0, 0, &mut |s, d| {
-            transpose(isa, &src[s..], &mut out[d..], outer[j], *inner, &steps);
+            transpose(isa, &src[s..], &mut out[d..], outer[j], *inner, steps);
         });
     } else {
         for_each_offset(outer, 0, 0, &mut |s, d| {
@@ -103,13 +104,13 @@ fn for_each_offset(dims: &[Dim], src: usize, dst: usize, visit: &mut impl FnMut(
 
 /// Transposes the matrix whose dimension `row` is contiguous in the source and whose dimension `col` is in the result. `steps`
 /// numbers the whole blocks of `row`.
-fn transpose<T: Pod>(isa: Isa, src: &[T], dst: &mut [T], row: Dim, col: Dim, steps: &[(usize, usize)]) {
+fn transpose<T: Pod>(isa: Isa, src: &[T], dst: &mut [T], row: Dim, col: Dim, steps: Steps<'_>) {
     let (mut rows, mut cols) = (0, 0);
     if size_of::<T>() == size_of::<f32>()
         && let (Ok(src), Ok(dst)) = (bytemuck::try_cast_slice(src), bytemuck::try_cast_slice_mut(&mut *dst))
     {
         // Moves bits, whatever they mean.
-        (rows, cols) = (steps.len(), col.size / BLOCK * BLOCK);
+        (rows, cols) = (steps.each().len(), col.size / BLOCK * BLOCK);
         for c in (0..cols).step_by(BLOCK) {
             let (src, dst) = (&src[c * col.src..], &mut dst[c..]);
             let strip = Strip {

@@ -10,7 +10,7 @@ use regraft_backend::adapter::Overlay;
 
 use crate::{
     Isa, Threads,
-    simd::{Floats, Product, Strip, copy_lines_streaming, transpose_strip},
+    simd::{Floats, Product, Runs, Steps, Strip, copy_lines_streaming, transpose_strip},
 };
 
 /// Lanes that are moved together: one cache line of floats.
@@ -83,12 +83,13 @@ pub(super) fn words_of<'a, T: SourceElement>(view: &MatrixView<'a, T>) -> Option
 
 struct Piece<'a, T> {
     view: &'a MatrixView<'a, T>,
-    order: Vec<(usize, usize)>,
+    /// Source offset and `k` of every step.
+    order: Runs,
 }
 
 impl<'a, T: SourceElement> Piece<'a, T> {
     fn new(view: &'a MatrixView<'a, T>) -> Self {
-        Piece { view, order: view.k_order() }
+        Piece { view, order: Runs::new(view.k_order()) }
     }
 }
 
@@ -119,7 +120,7 @@ impl<'a, T: SourceElement> Packer<'a, T> {
 
     /// Rows of the matrix.
     pub(super) fn k(&self) -> usize {
-        self.pieces.first().map_or(0, |piece| piece.order.len())
+        self.pieces.first().map_or(0, |piece| piece.order.each().len())
     }
 
     /// Columns of the matrix.
@@ -149,14 +150,14 @@ impl<'a, T: SourceElement> Packer<'a, T> {
     }
 
     fn strip(&self, piece: &Piece<'_, T>, strip: &Columns, steps: Range<usize>, panel: &mut [f32]) {
-        let order = &piece.order[steps];
         if piece.view.n_stride == 1 {
-            return self.along_n(piece.view, strip, order, panel);
+            return self.along_n(piece.view, strip, &piece.order.each()[steps], panel);
         }
         for start in strip.columns.clone().step_by(LANES) {
             let columns = start..strip.columns.end.min(start + LANES);
             let lane = strip.lane + start - strip.columns.start;
-            self.along_k(piece.view, &Columns { columns, lane }, order, panel);
+            let strip = Columns { columns, lane };
+            piece.order.within(steps.clone()).for_each(|run| self.along_k(piece.view, &strip, run, panel));
         }
     }
 
@@ -220,34 +221,32 @@ impl<'a, T: SourceElement> Packer<'a, T> {
         view: &MatrixView<'_, T>,
         overlay: &Overlay,
         strip: &Columns,
-        order: &[(usize, usize)],
+        run: Steps<'_>,
         panel: &mut [f32],
     ) {
         let first = view.offset + strip.columns.start * view.n_stride;
         let rows: [usize; TILE_ROWS] = std::array::from_fn(|i| (first + i * view.n_stride) / overlay.cols);
         let rows = &rows[..strip.columns.len()];
-        for run in order.chunk_by(|a, b| a.0 + 1 == b.0) {
-            let product = overlay.plain().filter(|_| rows.len() == LANES);
-            let rest = match (product, T::as_f32(view.data)) {
-                (Some(product), Some(data)) => {
-                    let (blocks, rest) = run.split_at(run.len() / LANES * LANES);
-                    let (rank, values) = (product.rank(), product.values());
-                    let up: Vec<[f32; LANES]> =
-                        (0..rank).map(|r| std::array::from_fn(|i| values.up[rows[i] * rank + r])).collect();
-                    let down = &values.down[first % overlay.cols..];
-                    let product = Product { up: &up, down, cols: overlay.cols };
-                    let scale = view.scale.and_then(|s| s[strip.columns.start..].first_chunk());
-                    let (src, row_stride) = (&data[first..], view.n_stride);
-                    let (dst, line_stride, stream) = (&mut panel[strip.lane..], self.nr, self.stream);
-                    let strip = Strip { src, row_stride, product: Some(product), scale, dst, line_stride, stream };
-                    transpose_strip(self.isa, strip, blocks);
-                    rest
-                }
-                _ => run,
-            };
-            for steps in rest.chunks(TILE_COLS) {
-                self.tile_along_k(view, overlay, (rows, first), (strip, steps), panel);
+        let product = overlay.plain().filter(|_| rows.len() == LANES);
+        let rest = match (product, T::as_f32(view.data)) {
+            (Some(product), Some(data)) => {
+                let (blocks, rest) = run.split_blocks();
+                let (rank, values) = (product.rank(), product.values());
+                let up: Vec<[f32; LANES]> =
+                    (0..rank).map(|r| std::array::from_fn(|i| values.up[rows[i] * rank + r])).collect();
+                let down = &values.down[first % overlay.cols..];
+                let product = Product { up: &up, down, cols: overlay.cols };
+                let scale = view.scale.and_then(|s| s[strip.columns.start..].first_chunk());
+                let (src, row_stride) = (&data[first..], view.n_stride);
+                let (dst, line_stride, stream) = (&mut panel[strip.lane..], self.nr, self.stream);
+                let strip = Strip { src, row_stride, product: Some(product), scale, dst, line_stride, stream };
+                transpose_strip(self.isa, strip, blocks);
+                rest
             }
+            _ => run.each(),
+        };
+        for steps in rest.chunks(TILE_COLS) {
+            self.tile_along_k(view, overlay, (rows, first), (strip, steps), panel);
         }
     }
 
@@ -275,40 +274,40 @@ impl<'a, T: SourceElement> Packer<'a, T> {
         let mut inside = [(0, 0); TILE_COLS];
         inside.iter_mut().zip(steps).enumerate().for_each(|(j, (to, (_, k)))| *to = (j, *k));
         let columns = Columns { columns: 0..rows.len(), lane: strip.lane };
-        self.columns(&merged, &columns, &inside[..steps.len()], panel);
+        self.columns(&merged, &columns, Steps::new(&inside[..steps.len()]), panel);
     }
 
-    /// At most 16 columns of any stride: where `K` is contiguous it is transposed in registers, the rest goes by element.
-    fn along_k(&self, view: &MatrixView<'_, T>, strip: &Columns, order: &[(usize, usize)], panel: &mut [f32]) {
+    /// At most 16 columns of any stride, over a stretch of `K` that is contiguous: blocks of it are transposed in registers, the
+    /// rest goes by element.
+    fn along_k(&self, view: &MatrixView<'_, T>, strip: &Columns, run: Steps<'_>, panel: &mut [f32]) {
         if let Some(overlay) = view.overlay {
-            return self.along_k_overlaid(view, overlay, strip, order, panel);
+            return self.along_k_overlaid(view, overlay, strip, run, panel);
         }
-        self.columns(view, strip, order, panel);
+        self.columns(view, strip, run, panel);
     }
 
     fn columns<E: SourceElement>(
         &self,
         view: &MatrixView<'_, E>,
         strip: &Columns,
-        order: &[(usize, usize)],
+        run: Steps<'_>,
         panel: &mut [f32],
     ) {
-        let width = strip.columns.len();
-        for run in order.chunk_by(|a, b| a.0 + 1 == b.0) {
-            let whole = if width == LANES { run.len() / LANES * LANES } else { 0 };
-            let (blocks, rest) = run.split_at(whole);
-            if !blocks.is_empty() {
-                self.transpose(view, strip, blocks, panel);
-            }
-            self.by_element(view, strip, rest, panel);
+        if strip.columns.len() < LANES {
+            return self.by_element(view, strip, run.each(), panel);
         }
+        let (blocks, rest) = run.split_blocks();
+        if !blocks.each().is_empty() {
+            self.transpose(view, strip, blocks, panel);
+        }
+        self.by_element(view, strip, rest, panel);
     }
 
     fn transpose<E: SourceElement>(
         &self,
         view: &MatrixView<'_, E>,
         strip: &Columns,
-        steps: &[(usize, usize)],
+        blocks: Steps<'_>,
         panel: &mut [f32],
     ) {
         let scale: Option<&[f32; LANES]> = view.scale.and_then(|s| s[strip.columns.start..].first_chunk());
@@ -317,15 +316,15 @@ impl<'a, T: SourceElement> Packer<'a, T> {
         if let Some(src) = E::as_f32(data) {
             let strip =
                 Strip { src, row_stride: view.n_stride, product: None, scale, dst, line_stride, stream: self.stream };
-            return transpose_strip(self.isa, strip, steps);
+            return transpose_strip(self.isa, strip, blocks);
         }
-        for steps in steps.chunks(LANES) {
+        for steps in blocks.each().as_chunks::<LANES>().0 {
             let mut rows = [[0.0; LANES]; LANES];
             for (i, row) in rows.iter_mut().enumerate() {
                 let from = &data[i * view.n_stride + steps[0].0..][..LANES];
                 row.iter_mut().zip(from).for_each(|(y, x)| *y = x.to_f32());
             }
-            let steps: [(usize, usize); LANES] = std::array::from_fn(|j| (j, steps[j].1));
+            let steps = std::array::from_fn::<_, LANES, _>(|j| (j, steps[j].1));
             let strip = Strip {
                 src: rows.as_flattened(),
                 row_stride: LANES,
@@ -335,7 +334,7 @@ impl<'a, T: SourceElement> Packer<'a, T> {
                 line_stride,
                 stream: self.stream,
             };
-            transpose_strip(self.isa, strip, &steps);
+            transpose_strip(self.isa, strip, Steps::new(&steps));
         }
     }
 
@@ -346,11 +345,16 @@ impl<'a, T: SourceElement> Packer<'a, T> {
         steps: &[(usize, usize)],
         panel: &mut [f32],
     ) {
-        for (i, n) in strip.columns.clone().enumerate() {
-            let first = view.offset + n * view.n_stride;
-            for (at, k) in steps {
-                let x = view.data[first + at].to_f32();
-                panel[k * self.nr + strip.lane + i] = view.scale.map_or(x, |scale| x * scale[n]);
+        let first = view.offset + strip.columns.start * view.n_stride;
+        let scale = view.scale.map(|s| &s[strip.columns.clone()]);
+        // Line by line: a few rows are read at once, and no line is written to twice.
+        for (at, k) in steps {
+            let from = &view.data[first + at..];
+            let line = &mut panel[k * self.nr + strip.lane..][..strip.columns.len()];
+            let elements = line.iter_mut().enumerate().map(|(i, y)| (y, from[i * view.n_stride].to_f32()));
+            match scale {
+                None => elements.for_each(|(y, x)| *y = x),
+                Some(scale) => elements.zip(scale).for_each(|((y, x), s)| *y = x * s),
             }
         }
     }

@@ -206,8 +206,11 @@ impl<'a, T> MatrixView<'a, T> {
         dims.sort_by_key(|(_, stride, _)| std::cmp::Reverse(*stride));
         let mut order = vec![(0, 0)];
         for (size, stride, k_stride) in dims {
-            let steps = |(at, k)| (0..size).map(move |i| (at + i * stride, k + i * k_stride));
-            order = order.into_iter().flat_map(steps).collect();
+            let mut next = Vec::with_capacity(order.len() * size);
+            for (at, k) in order {
+                next.extend((0..size).map(|i| (at + i * stride, k + i * k_stride)));
+            }
+            order = next;
         }
         order
     }

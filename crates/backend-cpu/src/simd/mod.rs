@@ -17,7 +17,7 @@ pub(crate) use dispatch::simd_fn;
 pub use dispatch::{Fma, Fused, Unfused};
 pub use element::{Float, FloatType, Floats};
 pub(crate) use element::{to_bf16, with_floats_mut};
-pub(crate) use transpose::{Product, Strip, copy_lines_streaming, transpose_strip};
+pub(crate) use transpose::{Product, Runs, Steps, Strip, copy_lines_streaming, transpose_strip};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use vector::{Avx2, Avx512};
 pub(crate) use vector::{Portable, Vectors, vector_fn};

@@ -1,6 +1,73 @@
 //! Moving matrices: 16 rows become lines of 16 lanes in registers, and lines are copied past the caches.
 
+use std::ops::Range;
+
 use super::Isa;
+
+/// Steps `(j, l)`, one after the other: the `j` count upwards by one.
+#[derive(Clone, Copy)]
+pub(crate) struct Steps<'a> {
+    each: &'a [(usize, usize)],
+    /// No `l` is larger.
+    last_line: usize,
+}
+
+impl<'a> Steps<'a> {
+    /// # Panics
+    ///
+    /// If the steps are not of that form.
+    pub(crate) fn new(each: &'a [(usize, usize)]) -> Self {
+        assert!(each.is_sorted_by(|a, b| a.0 + 1 == b.0), "steps count upwards by one");
+        Steps { each, last_line: last_line(each) }
+    }
+
+    /// The steps.
+    pub(crate) fn each(self) -> &'a [(usize, usize)] {
+        self.each
+    }
+
+    /// The first steps, a multiple of 16 of them and as many as there are, and the others.
+    pub(crate) fn split_blocks(self) -> (Self, &'a [(usize, usize)]) {
+        let (blocks, rest) = self.each.split_at(self.each.len() / 16 * 16);
+        (Steps { each: blocks, ..self }, rest)
+    }
+}
+
+/// Steps in any order, cut where their `j` do not count upwards by one: found once for all strips that are moved by them.
+pub(crate) struct Runs {
+    each: Vec<(usize, usize)>,
+    runs: Vec<Range<usize>>,
+    last_line: usize,
+}
+
+impl Runs {
+    pub(crate) fn new(each: Vec<(usize, usize)>) -> Self {
+        let mut end = 0;
+        let lengths = each.chunk_by(|a, b| a.0 + 1 == b.0).map(<[_]>::len);
+        let run = |len| {
+            end += len;
+            end - len..end
+        };
+        let runs = lengths.map(run).collect();
+        Runs { last_line: last_line(&each), each, runs }
+    }
+
+    /// All steps.
+    pub(crate) fn each(&self) -> &[(usize, usize)] {
+        &self.each
+    }
+
+    /// The runs of the steps `range`.
+    pub(crate) fn within(&self, range: Range<usize>) -> impl Iterator<Item = Steps<'_>> {
+        let parts = self.runs.iter().map(move |run| run.start.max(range.start)..run.end.min(range.end));
+        let parts = parts.filter(|part| !part.is_empty());
+        parts.map(move |part| Steps { each: &self.each[part], last_line: self.last_line })
+    }
+}
+
+fn last_line(steps: &[(usize, usize)]) -> usize {
+    steps.iter().map(|(_, line)| *line).max().unwrap_or(0)
+}
 
 /// Where 16 rows are read from and their transposed lines go to.
 pub(crate) struct Strip<'a> {
@@ -32,25 +99,22 @@ pub(crate) struct Product<'a> {
     pub(crate) cols: usize,
 }
 
-/// Writes element `j` of all 16 rows to line `l` for every step `(j, l)`. The `j` must count upwards by one, and there must be
-/// a multiple of 16 of them.
+/// Writes element `j` of all 16 rows to line `l` for every step `(j, l)`. There must be a multiple of 16 of them.
 ///
 /// # Panics
 ///
-/// If the steps are not of that form or reach beyond the slices.
-pub(crate) fn transpose_strip(isa: Isa, strip: Strip<'_>, steps: &[(usize, usize)]) {
-    assert!(steps.len().is_multiple_of(16) && steps.is_sorted_by(|a, b| a.0 + 1 == b.0));
-    let (Some((last, _)), Some(line)) = (steps.last(), steps.iter().map(|(_, line)| *line).max()) else {
-        return;
-    };
+/// If there is not, or the lines of the steps, or of those that they are a part of, reach beyond the slices.
+pub(crate) fn transpose_strip(isa: Isa, strip: Strip<'_>, Steps { each: steps, last_line }: Steps<'_>) {
+    assert!(steps.len().is_multiple_of(16));
+    let Some((last, _)) = steps.last() else { return };
     assert!(15 * strip.row_stride + last < strip.src.len());
-    assert!(line * strip.line_stride + 16 <= strip.dst.len());
+    assert!(last_line * strip.line_stride + 16 <= strip.dst.len());
     assert!(strip.product.is_none_or(|p| p.up.len().saturating_sub(1) * p.cols + last < p.down.len()));
     match isa.verified() {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => {
-            // SAFETY: `verified` has found AVX-512 here; rows and lines are in bounds and the steps contiguous by the
-            // assertions.
+            // SAFETY: `verified` has found AVX-512 here; rows and lines are in bounds by the assertions, and `Steps` are
+            // contiguous.
             unsafe { x86::avx512(strip, steps) }
         }
         #[cfg(target_arch = "x86_64")]
@@ -213,21 +277,32 @@ mod x86 {
                 // SAFETY: the columns of these steps are in `down` by contract.
                 unsafe { sums512(product, steps[0].0, &mut sums.0[..steps.len()]) };
             }
-            for (b, block) in steps.chunks_exact(16).enumerate() {
+            for (b, block) in steps.as_chunks::<16>().0.iter().enumerate() {
                 // SAFETY: block `b` lies within a stretch, since there are at most `STRETCH` steps, of which all were gathered.
                 let rows = array::from_fn(|i| unsafe { _mm512_load_ps(stretches.0[i].as_ptr().add(16 * b).cast()) });
-                for ((line, sum), (_, l)) in transpose16(rows).into_iter().zip(&sums.0[16 * b..]).zip(block) {
-                    // SAFETY: a sum is an aligned line of 16 floats, written above where there is a product.
-                    let plus = |line| unsafe { _mm512_add_ps(line, _mm512_load_ps(sum.as_ptr().cast())) };
-                    let line = if strip.product.is_some() { plus(line) } else { line };
-                    let line = scale.map_or(line, |s| _mm512_mul_ps(line, s));
+                // A loop of its own for each thing that is done: such the compiler unrolls, and keeps the lines in registers.
+                let mut lines = transpose16(rows);
+                if strip.product.is_some() {
+                    for (line, sum) in lines.iter_mut().zip(&sums.0[16 * b..]) {
+                        // SAFETY: a sum is an aligned line of 16 floats, written above where there is a product.
+                        *line = _mm512_add_ps(*line, unsafe { _mm512_load_ps(sum.as_ptr().cast()) });
+                    }
+                }
+                if let Some(scale) = scale {
+                    for line in &mut lines {
+                        *line = _mm512_mul_ps(*line, scale);
+                    }
+                }
+                for (line, (_, l)) in lines.iter().zip(block) {
                     let to = strip.dst.as_mut_ptr().wrapping_add(l * strip.line_stride);
                     // SAFETY: line `l` is in bounds by contract, and aligned if `stream`.
-                    unsafe { if stream { _mm512_stream_ps(to, line) } else { _mm512_storeu_ps(to, line) } }
+                    unsafe { if stream { _mm512_stream_ps(to, *line) } else { _mm512_storeu_ps(to, *line) } }
                 }
             }
         }
-        fence();
+        if stream {
+            fence();
+        }
     }
 
     /// Writes elements `first ..` of a product, one line for each; eight at a time, as many independent sums as hide the
@@ -326,7 +401,9 @@ mod x86 {
                 }
             }
         }
-        fence();
+        if stream {
+            fence();
+        }
     }
 
     /// As [`sums512`], four at a time in two halves.
@@ -400,6 +477,24 @@ mod tests {
     }
 
     #[test]
+    fn steps_are_cut_where_they_leap() {
+        let runs = Runs::new(vec![(3, 0), (4, 9), (5, 2), (7, 1), (8, 4), (0, 3)]);
+        let within = |range| runs.within(range).map(|run| (run.each().to_vec(), run.last_line)).collect::<Vec<_>>();
+        assert_eq!(
+            within(0..6),
+            [(vec![(3, 0), (4, 9), (5, 2)], 9), (vec![(7, 1), (8, 4)], 9), (vec![(0, 3)], 9)]
+        );
+        assert_eq!(within(2..4), [(vec![(5, 2)], 9), (vec![(7, 1)], 9)]);
+        assert!(within(3..3).is_empty() && Runs::new(vec![]).within(0..0).next().is_none());
+    }
+
+    #[test]
+    #[should_panic(expected = "count upwards")]
+    fn steps_that_leap_are_refused() {
+        Steps::new(&[(0, 0), (2, 1)]);
+    }
+
+    #[test]
     fn every_isa_transposes() {
         let steps: Vec<(usize, usize)> = (0..32).map(|i| (3 + i, i * 5 % 32)).collect();
         let factors: [f32; 16] = std::array::from_fn(|i| i as f32 + 1.0);
@@ -413,7 +508,7 @@ mod tests {
                 let mut dst = vec![0.0; 32 * line_stride];
                 let product = adds.then_some(Product { up: &up, down: &down, cols: 40 });
                 let strip = Strip { src: &src, row_stride, product, scale, dst: &mut dst, line_stride, stream };
-                transpose_strip(isa, strip, &steps);
+                transpose_strip(isa, strip, Steps::new(&steps));
                 for (j, l) in &steps {
                     for i in 0..16 {
                         let added = if adds { sum(i, *j) } else { 0.0 };
