@@ -64,7 +64,7 @@ impl CpuPacker {
 }
 
 impl Packer for CpuPacker {
-    fn pack(&self, jobs: Vec<PackJob<'_>>, pace: Pace, observer: &dyn StageObserver) -> Result<(), PackError> {
+    fn pack(&self, mut jobs: Vec<PackJob<'_>>, pace: Pace, observer: &dyn StageObserver) -> Result<(), PackError> {
         let callers = PackCx { isa: self.cx.isa, threads: Threads::of_caller() };
         let cx = match pace {
             Pace::Fast => &self.cx,
@@ -74,9 +74,9 @@ impl Packer for CpuPacker {
         let total: usize = jobs.iter().map(|job| job.out.len()).sum();
         let done = AtomicUsize::new(0);
         make_values(cx, &jobs);
-        let mut jobs: Vec<Mutex<PackJob<'_>>> = jobs.into_iter().map(Mutex::new).collect();
         // The largest first: the threads finish together.
-        jobs.sort_by_key(|job| std::cmp::Reverse(job.lock().unwrap_or_else(PoisonError::into_inner).out.len()));
+        jobs.sort_by_key(|job| std::cmp::Reverse(job.out.len()));
+        let jobs: Vec<Mutex<PackJob<'_>>> = jobs.into_iter().map(Mutex::new).collect();
         let failure: Mutex<Option<PackError>> = Mutex::new(None);
         cx.threads.for_each(jobs.len(), |i| {
             let PackJob { slot, given, out } = &mut *jobs[i].lock().unwrap_or_else(PoisonError::into_inner);
@@ -119,8 +119,15 @@ impl Packer for CpuPacker {
             Comparison::Tensors(a, b) => Ok::<_, PackError>(!a.bit_equal(b)),
             Comparison::Kept(source, tensor) => Ok(!self.kept(source)?.is(tensor)),
         };
-        for (i, differs) in self.each(open.len(), differs).into_iter().enumerate() {
-            differ[open[i]] = differs?;
+        let bytes = |&i: &usize| match &pairs[i] {
+            Comparison::Tensors(_, tensor) | Comparison::Kept(_, tensor) => tensor.byte_count(),
+        };
+        let answers = match open.iter().map(bytes).sum::<usize>() {
+            ..COMPARED_HERE => (0..open.len()).map(differs).collect(),
+            _ => self.each(open.len(), differs),
+        };
+        for (i, differs) in open.into_iter().zip(answers) {
+            differ[i] = differs?;
         }
         Ok(differ)
     }
@@ -152,6 +159,10 @@ fn make_values(cx: &PackCx, jobs: &[PackJob<'_>]) {
     let overlays: Vec<&Overlay> = jobs.iter().flat_map(|job| &job.given).filter_map(|given| given.overlay).collect();
     cx.threads.for_each(overlays.len(), |i| overlays[i].make_values());
 }
+
+/// Fewer bytes than these are compared on the calling thread, in less time than others take to wake up: the counters of batch
+/// norms, say, which are the same in most weights.
+const COMPARED_HERE: usize = 1 << 16;
 
 /// Bytes that one task copies.
 const COPY_CHUNK: usize = 1 << 20;

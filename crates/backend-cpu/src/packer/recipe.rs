@@ -262,6 +262,9 @@ fn copy(cx: &PackCx, runs: &[(u32, usize, usize)], sources: &[Source<'_>], out: 
 /// For each source whether it must be brought into form before it is packed: its overlay meets parts of rows, or it is of
 /// another dtype and packing cannot round to the program's, or meets others beside it.
 fn merge_first(matrices: &[Vec<Piece>], sources: &[Source<'_>]) -> Vec<bool> {
+    if sources.iter().all(|s| s.overlay.is_none() && s.tensor.dtype() == s.dtype) {
+        return vec![false; sources.len()];
+    }
     let pieces = || matrices.iter().flatten();
     let mut dtypes = pieces().map(|p| sources[p.source as usize].tensor.dtype());
     let one_dtype = dtypes.next().is_none_or(|first| dtypes.all(|d| d == first));

@@ -1,6 +1,7 @@
 //! What a generation knows of a source.
 
 use std::{
+    borrow::Cow,
     path::Path,
     sync::{Arc, OnceLock},
 };
@@ -142,10 +143,10 @@ impl SourceContent {
     /// # Errors
     /// When the device fails.
     pub(crate) fn differ(packer: &dyn Packer, pairs: &[(&SourceContent, &Tensor)]) -> Result<Vec<bool>, PackError> {
-        let compared: Vec<Compared> = pairs.iter().map(|(content, given)| content.compared(given)).collect();
+        let compared: Vec<Compared<'_>> = pairs.iter().map(|(content, given)| content.compared(given)).collect();
         let comparisons: Vec<Comparison<'_>> = compared.iter().zip(pairs).filter_map(|(c, (s, _))| c.pair(s)).collect();
         let mut differs = packer.differ(&comparisons)?.into_iter();
-        let answer = |compared: &Compared| match compared {
+        let answer = |compared: &Compared<'_>| match compared {
             Compared::Known(differs) => *differs,
             Compared::Given(_) | Compared::Both(..) => differs.next().expect("one answer for each comparison"),
         };
@@ -161,15 +162,18 @@ impl SourceContent {
     }
 
     /// How `given` is compared with this content.
-    fn compared(&self, given: &Tensor) -> Compared {
-        let in_engines_dtype = || given.cast(self.dtype);
+    fn compared<'a>(&self, given: &'a Tensor) -> Compared<'a> {
+        let in_engines_dtype = || match given.dtype() == self.dtype {
+            true => Cow::Borrowed(given),
+            false => Cow::Owned(given.cast(self.dtype)),
+        };
         match &self.kept {
             Kept::Nothing => {
                 Compared::Known(self.digest.get().is_none_or(|digest| *digest != Digest::of(&in_engines_dtype())))
             }
             Kept::InSlot(_) => Compared::Given(in_engines_dtype()),
             Kept::Tensor(tensor) if tensor.buffer().changed_file().is_some() => Compared::Known(true),
-            Kept::Tensor(tensor) if tensor.dtype() == given.dtype() => Compared::Given(given.clone()),
+            Kept::Tensor(tensor) if tensor.dtype() == given.dtype() => Compared::Given(Cow::Borrowed(given)),
             Kept::Tensor(tensor) => Compared::Both(tensor.cast(self.dtype), in_engines_dtype()),
         }
     }
@@ -189,16 +193,16 @@ impl SourceContent {
 }
 
 /// Tensors to be compared, in the dtype that they are compared in.
-enum Compared {
+enum Compared<'a> {
     /// Nothing is to be compared: whether they differ.
     Known(bool),
     /// With what is kept.
-    Given(Tensor),
+    Given(Cow<'a, Tensor>),
     /// With each other.
-    Both(Tensor, Tensor),
+    Both(Tensor, Cow<'a, Tensor>),
 }
 
-impl Compared {
+impl Compared<'_> {
     fn pair<'a>(&'a self, content: &'a SourceContent) -> Option<Comparison<'a>> {
         match (self, &content.kept) {
             (Compared::Both(kept, given), _) => Some(Comparison::Tensors(kept, given)),

@@ -14,32 +14,31 @@ use regraft_weights::{Digest, Problem, SourceInfo, StateDict};
 use super::{Parts, none_of};
 use crate::{RuntimeError, SourceContent};
 
-/// `sources`, with the tensors of those in `needed` that are kept in a weight file read from there and compared with their
+/// The `sources`, with the tensors of those in `needed` that are kept in a weight file read from there and compared with their
 /// digests.
 ///
 /// # Errors
 /// Every source that its file does not give.
 pub(crate) fn at_hand(
     parts: &Parts<'_>,
-    sources: &[Arc<SourceContent>],
+    mut sources: Vec<Arc<SourceContent>>,
     needed: &BTreeSet<usize>,
 ) -> Result<Vec<Arc<SourceContent>>, RuntimeError> {
-    let mut all = sources.to_vec();
-    let mut files: BTreeMap<&Arc<Path>, Result<StateDict, String>> = BTreeMap::new();
+    let mut files: BTreeMap<Arc<Path>, Result<StateDict, String>> = BTreeMap::new();
     let mut problems = Vec::new();
     for &index in needed {
-        let (info, content) = (&parts.map.sources[index], &sources[index]);
+        let (info, content) = (&parts.map.sources[index], sources[index].clone());
         let Some(path) = content.file() else { continue };
-        let file = files.entry(path).or_insert_with(|| open(parts, path).map_err(|e| cannot_be_read(&*e)));
+        let file = files.entry(path.clone()).or_insert_with(|| open(parts, path).map_err(|e| cannot_be_read(&*e)));
         let digest = content.digest()?;
         let found = file.as_ref().map_err(String::clone).and_then(|weights| find(info, weights, digest));
         match found {
-            Ok(tensor) => all[index] = Arc::new(SourceContent::new(info.dtype, Some(tensor.clone()))),
+            Ok(tensor) => sources[index] = Arc::new(SourceContent::new(info.dtype, Some(tensor.clone()))),
             Err(why) => problems.push(Problem::NotInFile { name: info.name.clone(), path: path.to_path_buf(), why }),
         }
     }
     none_of(problems, parts.map)?;
-    Ok(all)
+    Ok(sources)
 }
 
 /// The tensor of a source in the weights of a file, under any of its names.

@@ -37,6 +37,9 @@ pub(super) fn settle(
     slots: &[Arc<Slot>],
     adapters: &AdapterSet,
 ) -> Result<(), RuntimeError> {
+    if passing.is_empty() {
+        return Ok(());
+    }
     let readers = parts.map.slots_by_source();
     // Their slots hold what the adapters made of them.
     let adapted = adapters.differing_uses(&AdapterSet::default()).into_iter();

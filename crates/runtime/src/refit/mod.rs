@@ -117,8 +117,9 @@ pub(crate) fn check(
     let is_compared = base.is_some() && detects;
     phase(Phase::Check, report, request.observer, |report| {
         let affected = slots_of(parts.map, base.is_none(), |s| matched.contains_key(&s), &adapted);
-        before = at_hand(parts, &before, &siblings(parts.map, &matched, &affected))?;
-        check_siblings(parts.map, &matched, &before, &affected)?;
+        let siblings = siblings(parts.map, &matched, &affected);
+        before = at_hand(parts, std::mem::take(&mut before), &siblings)?;
+        check_siblings(parts.map, &siblings, &before, &affected)?;
         remote::bring(parts, &mut matched, &before, is_compared, &adapters, report)
     })?;
     let changed = phase(Phase::Compare, report, request.observer, |_| {
@@ -126,15 +127,16 @@ pub(crate) fn check(
         compare::changed(parts, &matched, base, options.unwrap_or(&Changed::All))
     })?;
     let stale = slots_of(parts.map, base.is_none(), |s| changed.contains(&s), &adapted);
-    let read: BTreeSet<usize> =
-        stale.iter().flat_map(|&slot| &parts.map.recipes[slot].sources).map(|&source| source as usize).collect();
+    let mut is_read = vec![false; parts.map.sources.len()];
+    let read = stale.iter().flat_map(|&slot| &parts.map.recipes[slot].sources);
+    read.for_each(|&source| is_read[source as usize] = true);
     let mut sources = before;
     let mut passing = BTreeSet::new();
     for (&index, tensor) in &matched {
         let dtype = parts.map.sources[index].dtype;
         // One that is the same as what a slot keeps need not be read back from there, and one that was let go is here again.
         let in_slot = sources[index].slot().is_some() && tensor.dtype() == dtype;
-        let let_go = !sources[index].is_resident() && read.contains(&index);
+        let let_go = !sources[index].is_resident() && is_read[index];
         if changed.contains(&index) || in_slot || let_go {
             passing.extend((in_slot || tensor.is_borrowed()).then_some(index));
             sources[index] = Arc::new(SourceContent::new(dtype, Some(tensor.clone())));
@@ -258,14 +260,14 @@ fn siblings(map: &RefitMap, given: &Matched, slots: &[usize]) -> BTreeSet<usize>
 /// A slot made from several sources needs all of them when one changes.
 fn check_siblings(
     map: &RefitMap,
-    given: &BTreeMap<usize, Tensor>,
+    siblings: &BTreeSet<usize>,
     before: &[Arc<SourceContent>],
     affected: &[usize],
 ) -> Result<(), RuntimeError> {
     let mut problems: BTreeMap<usize, Problem> = BTreeMap::new();
     for &slot in affected {
         let recipe = &map.recipes[slot];
-        for source in recipe.sources.iter().map(|&s| s as usize).filter(|s| !given.contains_key(s)) {
+        for source in recipe.sources.iter().map(|&s| s as usize).filter(|s| siblings.contains(s)) {
             let name = || map.sources[source].name.clone();
             let problem = match before[source].changed_file() {
                 Some(path) => Some(Problem::FileChanged { name: name(), path: path.to_path_buf() }),
@@ -291,7 +293,7 @@ pub(crate) fn merged_sources(
 ) -> Result<Vec<Option<Tensor>>, RuntimeError> {
     let used = parts.map.are_read();
     let wanted: BTreeSet<usize> = (0..generation.sources.len()).filter(|&index| wanted(index)).collect();
-    let sources = at_hand(parts, &generation.sources, &wanted)?;
+    let sources = at_hand(parts, generation.sources.clone(), &wanted)?;
     let mut problems = Vec::new();
     for (index, content) in wanted.iter().map(|&index| (index, &sources[index])) {
         let name = || parts.map.sources[index].name.clone();
@@ -316,7 +318,7 @@ pub(crate) fn merged_use(
     used_as: usize,
 ) -> Result<Option<Tensor>, RuntimeError> {
     let source = parts.map.source_of(used_as).expect("a use of a source");
-    let sources = at_hand(parts, &generation.sources, &BTreeSet::from([source]))?;
+    let sources = at_hand(parts, generation.sources.clone(), &BTreeSet::from([source]))?;
     let tensor = sources[source].converted()?;
     tensor.map(|tensor| stage::merged(parts, used_as, &tensor, &generation.adapters)).transpose()
 }
