@@ -5,7 +5,7 @@ use half::{bf16, f16};
 
 use super::{
     MatrixView, SourceElement,
-    panels::{Packer, words_of},
+    panels::{PanelPacker, words_of},
 };
 use crate::{
     Isa, Scratch, Threads,
@@ -168,7 +168,7 @@ pub fn pack_half_panels<T: SourceElement + 'static, H: HalfElement>(
         // Pairs of steps are moved as one word.
         return super::pack_panels(threads, isa, &words, nr, bytemuck::cast_slice_mut(out));
     }
-    let packer = Packer::new(isa, pieces, nr, false);
+    let packer = PanelPacker::new(isa, pieces, nr, false);
     let (k, n) = (packer.k(), packer.n());
     let each = panel_bytes(H::TYPE, k, nr) / H::TYPE.size();
     assert_eq!(out.len(), n.div_ceil(nr) * each, "the output length of a packing");

@@ -47,7 +47,7 @@ pub fn pack_panels<T: SourceElement>(
     out: &mut [f32],
 ) {
     let stream = out.len() >= STREAM_FROM;
-    let packer = Packer::new(isa, pieces, nr, stream);
+    let packer = PanelPacker::new(isa, pieces, nr, stream);
     let (k, n) = (packer.k(), packer.n);
     assert_eq!(out.len(), panels_len(k, n, nr), "the output length of a packing");
     if out.is_empty() {
@@ -93,7 +93,7 @@ impl<'a, T: SourceElement> Piece<'a, T> {
     }
 }
 
-pub(super) struct Packer<'a, T> {
+pub(super) struct PanelPacker<'a, T> {
     isa: Isa,
     nr: usize,
     n: usize,
@@ -107,7 +107,7 @@ struct Columns {
     lane: usize,
 }
 
-impl<'a, T: SourceElement> Packer<'a, T> {
+impl<'a, T: SourceElement> PanelPacker<'a, T> {
     /// Panics unless the pieces fit together and lie in their data.
     pub(super) fn new(isa: Isa, pieces: &'a [MatrixView<'a, T>], nr: usize, stream: bool) -> Self {
         let n = pieces.iter().map(|p| p.n_len).sum();
@@ -115,7 +115,7 @@ impl<'a, T: SourceElement> Packer<'a, T> {
         assert!(nr > 0 && nr.is_multiple_of(LANES), "nr = {nr} is not a multiple of {LANES}");
         assert!(pieces.iter().all(|p| p.k_len() == k), "the pieces differ in K");
         assert!(pieces.iter().all(MatrixView::is_in_bounds), "a matrix view reaches beyond its data");
-        Packer { isa, nr, n, stream, pieces: pieces.iter().map(Piece::new).collect() }
+        PanelPacker { isa, nr, n, stream, pieces: pieces.iter().map(Piece::new).collect() }
     }
 
     /// Rows of the matrix.
@@ -286,13 +286,7 @@ impl<'a, T: SourceElement> Packer<'a, T> {
         self.columns(view, strip, run, panel);
     }
 
-    fn columns<E: SourceElement>(
-        &self,
-        view: &MatrixView<'_, E>,
-        strip: &Columns,
-        run: Steps<'_>,
-        panel: &mut [f32],
-    ) {
+    fn columns<E: SourceElement>(&self, view: &MatrixView<'_, E>, strip: &Columns, run: Steps<'_>, panel: &mut [f32]) {
         if strip.columns.len() < LANES {
             return self.by_element(view, strip, run.each(), panel);
         }

@@ -142,7 +142,7 @@ impl Kept<'_> {
             Place::Run(source, slot, len) => {
                 f(Strip { source: *source, source_step: 1, slot: *slot, slot_step: 1, len: *len })
             }
-            Place::Columns { piece, matrix, column, panels } => columns(piece, *matrix, *column, *panels, f),
+            Place::Columns { piece, matrix, column, panels } => strips_of(piece, *matrix, *column, *panels, f),
         })
     }
 }
@@ -204,7 +204,7 @@ fn covers(mut ranges: Vec<(usize, usize)>, numel: usize) -> bool {
 }
 
 /// The strips of a piece: along the columns where these are neighbours in the source, else along the rows.
-fn columns(
+fn strips_of(
     piece: &Piece,
     matrix: usize,
     column: usize,

@@ -82,7 +82,7 @@ impl SlotRecipe {
             return rounded.fill(cx, &weight, self.bytes, out);
         }
         match (&self.gather, self.panels) {
-            (Some(GatherPlan::Copy { runs }), _) => copy(cx, runs, &sources, out),
+            (Some(GatherPlan::Copy { runs }), _) => copy_runs(cx, runs, &sources, out),
             (Some(GatherPlan::Vector(program)), _) => self.pack_value(cx, &compute(cx, program, &sources)?, out),
             (Some(GatherPlan::Matrices { matrices, scales }), Some(panels)) => {
                 self.pack_views(cx, panels, matrices, scales, &sources, out)
@@ -241,7 +241,7 @@ fn whole(cx: &PackCx, source: &Source<'_>) -> Result<Tensor, String> {
 }
 
 /// Runs of sources, one after the other; adapters are applied on the way.
-fn copy(cx: &PackCx, runs: &[(u32, usize, usize)], sources: &[Source<'_>], out: &mut [u8]) -> Result<(), String> {
+fn copy_runs(cx: &PackCx, runs: &[(u32, usize, usize)], sources: &[Source<'_>], out: &mut [u8]) -> Result<(), String> {
     let mut rest = out;
     for &(source, start, len) in runs {
         let source = &sources[source as usize];

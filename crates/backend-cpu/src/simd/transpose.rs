@@ -480,10 +480,7 @@ mod tests {
     fn steps_are_cut_where_they_leap() {
         let runs = Runs::new(vec![(3, 0), (4, 9), (5, 2), (7, 1), (8, 4), (0, 3)]);
         let within = |range| runs.within(range).map(|run| (run.each().to_vec(), run.last_line)).collect::<Vec<_>>();
-        assert_eq!(
-            within(0..6),
-            [(vec![(3, 0), (4, 9), (5, 2)], 9), (vec![(7, 1), (8, 4)], 9), (vec![(0, 3)], 9)]
-        );
+        assert_eq!(within(0..6), [(vec![(3, 0), (4, 9), (5, 2)], 9), (vec![(7, 1), (8, 4)], 9), (vec![(0, 3)], 9)]);
         assert_eq!(within(2..4), [(vec![(5, 2)], 9), (vec![(7, 1)], 9)]);
         assert!(within(3..3).is_empty() && Runs::new(vec![]).within(0..0).next().is_none());
     }

@@ -102,7 +102,7 @@ pub(crate) fn check(
 ) -> Result<Change, RuntimeError> {
     let mut before = base.map_or(carried, |g| &g.sources).to_vec();
     let mut matched = match request.weights {
-        Some((weights, options)) => given(parts, base, weights, options, request.observer, report)?,
+        Some((weights, options)) => match_weights(parts, base, weights, options, request.observer, report)?,
         None => Matched::new(),
     };
     let none = Arc::new(AdapterSet::default());
@@ -116,17 +116,17 @@ pub(crate) fn check(
     let detects = request.weights.is_some_and(|(_, options)| matches!(options.changed, Changed::Detect));
     let is_compared = base.is_some() && detects;
     phase(Phase::Check, report, request.observer, |report| {
-        let affected = slots_of(parts.map, base.is_none(), |s| matched.contains_key(&s), &adapted);
-        let siblings = siblings(parts.map, &matched, &affected);
-        before = at_hand(parts, std::mem::take(&mut before), &siblings)?;
-        check_siblings(parts.map, &siblings, &before, &affected)?;
+        let affected = dependent_slots(parts.map, base.is_none(), |s| matched.contains_key(&s), &adapted);
+        let kept = sources_not_given(parts.map, &matched, &affected);
+        before = at_hand(parts, std::mem::take(&mut before), &kept)?;
+        check_kept(parts.map, &kept, &before, &affected)?;
         remote::bring(parts, &mut matched, &before, is_compared, &adapters, report)
     })?;
     let changed = phase(Phase::Compare, report, request.observer, |_| {
         let options = request.weights.map(|(_, options)| &options.changed);
         compare::changed(parts, &matched, base, options.unwrap_or(&Changed::All))
     })?;
-    let stale = slots_of(parts.map, base.is_none(), |s| changed.contains(&s), &adapted);
+    let stale = dependent_slots(parts.map, base.is_none(), |s| changed.contains(&s), &adapted);
     let mut is_read = vec![false; parts.map.sources.len()];
     let read = stale.iter().flat_map(|&slot| &parts.map.recipes[slot].sources);
     read.for_each(|&source| is_read[source as usize] = true);
@@ -192,7 +192,7 @@ fn still_baked(map: &RefitMap, base: Option<&Generation>, changed: &BTreeSet<usi
 }
 
 /// The given tensors by source, without those that the caller says have not changed.
-fn given(
+fn match_weights(
     parts: &Parts<'_>,
     base: Option<&Generation>,
     weights: &StateDict,
@@ -242,7 +242,7 @@ fn given(
 }
 
 /// All slots, or those that depend on a source that `chosen` names or on one of the uses in `adapted`.
-fn slots_of(map: &RefitMap, all: bool, chosen: impl Fn(usize) -> bool, adapted: &BTreeSet<usize>) -> Vec<usize> {
+fn dependent_slots(map: &RefitMap, all: bool, chosen: impl Fn(usize) -> bool, adapted: &BTreeSet<usize>) -> Vec<usize> {
     let depends = |slot: &usize| {
         let recipe = &map.recipes[*slot];
         let is_adapted = recipe.uses.iter().any(|&one| adapted.contains(&(one as usize)));
@@ -252,22 +252,22 @@ fn slots_of(map: &RefitMap, all: bool, chosen: impl Fn(usize) -> bool, adapted: 
 }
 
 /// The sources of these slots that were not given.
-fn siblings(map: &RefitMap, given: &Matched, slots: &[usize]) -> BTreeSet<usize> {
+fn sources_not_given(map: &RefitMap, given: &Matched, slots: &[usize]) -> BTreeSet<usize> {
     let sources = slots.iter().flat_map(|&slot| &map.recipes[slot].sources).map(|&source| source as usize);
     sources.filter(|source| !given.contains_key(source)).collect()
 }
 
 /// A slot made from several sources needs all of them when one changes.
-fn check_siblings(
+fn check_kept(
     map: &RefitMap,
-    siblings: &BTreeSet<usize>,
+    kept: &BTreeSet<usize>,
     before: &[Arc<SourceContent>],
     affected: &[usize],
 ) -> Result<(), RuntimeError> {
     let mut problems: BTreeMap<usize, Problem> = BTreeMap::new();
     for &slot in affected {
         let recipe = &map.recipes[slot];
-        for source in recipe.sources.iter().map(|&s| s as usize).filter(|s| siblings.contains(s)) {
+        for source in recipe.sources.iter().map(|&s| s as usize).filter(|s| kept.contains(s)) {
             let name = || map.sources[source].name.clone();
             let problem = match before[source].changed_file() {
                 Some(path) => Some(Problem::FileChanged { name: name(), path: path.to_path_buf() }),
@@ -357,7 +357,7 @@ fn stage(
     let Change { mut sources, adapters, baked, stale, mut passing } = change;
     passing.extend(keep::bring_out(parts, &mut sources, &stale)?);
     let mut slots = base.map_or_else(BTreeMap::new, |base| slots_besides(&base.slots, &stale));
-    slots.extend(share::slots_of(to.siblings, parts, &sources, &adapters, &stale)?);
+    slots.extend(share::slots_of_siblings(to.siblings, parts, &sources, &adapters, &stale)?);
     let fresh: Vec<usize> = stale.into_iter().filter(|slot| !slots.contains_key(slot)).collect();
     let made = make(parts, &sources, &adapters, &fresh, &slots, to.pool, observer)?;
     slots.extend(fresh.iter().copied().zip(made.slots));

@@ -14,7 +14,7 @@ use crate::{Generation, Model, RuntimeError, Slot, SourceContent};
 
 /// Those of the slots `which` that one of `siblings` has: made by the same recipe, from the same sources bit for bit, without
 /// adapters. The tensors of their sources must be held.
-pub(super) fn slots_of(
+pub(super) fn slots_of_siblings(
     siblings: &[Model],
     parts: &Parts<'_>,
     sources: &[Arc<SourceContent>],

@@ -62,7 +62,7 @@ fn make_each(
     let several = which.iter().zip(&given).filter(|of| !one_pass(*of)).map(|(&slot, _)| slot).collect();
     let jobs = which.iter().zip(given).zip(&mut slots);
     let jobs = jobs.map(|((&slot, given), out)| PackJob { slot, given, out: out.region_mut() }).collect();
-    parts.packer.pack(jobs, parts.pace, &Progress(observer)).map_err(|error| in_slot(parts, error))?;
+    parts.packer.pack(jobs, parts.pace, &Progress(observer)).map_err(|error| pack_failure(parts, error))?;
     Ok(Made { evaluated: several, slots: slots.into_iter().map(Arc::new).collect() })
 }
 
@@ -94,7 +94,7 @@ fn given<'a>(
 }
 
 /// An error of the packer, with the slot's name.
-fn in_slot(parts: &Parts<'_>, error: PackError) -> RuntimeErrorKind {
+fn pack_failure(parts: &Parts<'_>, error: PackError) -> RuntimeErrorKind {
     match error {
         PackError::Recipe { slot, why } => RuntimeErrorKind::Recipe { slot: parts.map.recipes[slot].slot.clone(), why },
         error => error.into(),
