@@ -11,8 +11,8 @@ use regraft_ir::{
 };
 use regraft_tensor::DType;
 
-/// Elements that go through the whole chain together; they stay in the first-level cache.
-const BLOCK: usize = 128;
+/// Elements that go through the whole chain together; those of the longest chain stay on the stack.
+const BLOCK: usize = 32;
 /// Chains are short; a longer one is left to the evaluator.
 const MAX_STEPS: usize = 64;
 
@@ -38,7 +38,7 @@ impl VectorPlan {
     pub fn compile(graph: &Graph, value: ValueId) -> Option<VectorPlan> {
         let len = graph.ty(value).sizes()?.iter().product();
         let mut plan = VectorPlan { len, steps: Vec::new() };
-        let last = plan.step(graph, value, &mut HashMap::new())?;
+        let last = plan.step(graph, value, 0, &mut HashMap::new())?;
         // Steps are made in order, so that the value is the last one unless it is a source itself.
         (last + 1 == plan.steps.len()).then_some(plan)
     }
@@ -52,7 +52,8 @@ impl VectorPlan {
         if !self.steps.iter().all(fits) {
             return None;
         }
-        let mut values = vec![[0.0; BLOCK]; self.steps.len()];
+        let mut values = [[0.0; BLOCK]; MAX_STEPS];
+        let values = &mut values[..self.steps.len()];
         let mut result = Vec::with_capacity(self.len);
         for start in (0..self.len).step_by(BLOCK) {
             let len = BLOCK.min(self.len - start);
@@ -65,19 +66,25 @@ impl VectorPlan {
         Some(result)
     }
 
-    /// The number of the step that gives `value`.
-    fn step(&mut self, graph: &Graph, value: ValueId, known: &mut HashMap<ValueId, usize>) -> Option<usize> {
+    /// The number of the step that gives `value`, for `depth` values that are to become steps after it.
+    fn step(
+        &mut self,
+        graph: &Graph,
+        value: ValueId,
+        depth: usize,
+        known: &mut HashMap<ValueId, usize>,
+    ) -> Option<usize> {
         if let Some(step) = known.get(&value) {
             return Some(*step);
         }
         let ty = graph.ty(value);
         let len: usize = ty.sizes()?.iter().product();
-        if ty.dtype != DType::F32 || self.steps.len() >= MAX_STEPS || known.len() >= MAX_STEPS {
+        if ty.dtype != DType::F32 || self.steps.len() + depth >= MAX_STEPS {
             return None;
         }
         let step = match graph.value(value).def {
             Def::Source(source) if len == self.len => Step::Source(source as usize),
-            Def::Node(id, 0) => match self.node(graph, graph.node(id), len, known)? {
+            Def::Node(id, 0) => match self.node(graph, graph.node(id), len, depth + 1, known)? {
                 Made::Step(step) => step,
                 Made::Same(step) => {
                     known.insert(value, step);
@@ -91,7 +98,14 @@ impl VectorPlan {
         Some(self.steps.len() - 1)
     }
 
-    fn node(&mut self, graph: &Graph, node: &Node, len: usize, known: &mut HashMap<ValueId, usize>) -> Option<Made> {
+    fn node(
+        &mut self,
+        graph: &Graph,
+        node: &Node,
+        len: usize,
+        depth: usize,
+        known: &mut HashMap<ValueId, usize>,
+    ) -> Option<Made> {
         // An operand of the result's shape, or one value for all of it.
         let shape = graph.ty(node.output()).sizes()?;
         let lines_up = |v: ValueId| {
@@ -108,13 +122,13 @@ impl VectorPlan {
                 is_half.then_some(Made::Step(Step::Source(source as usize)))
             }
             Op::Full(full) => Some(Made::Step(Step::Literal(full.value.as_f64() as f32))),
-            Op::Reshape(_) if len == self.len => Some(Made::Same(self.step(graph, node.input(0), known)?)),
+            Op::Reshape(_) if len == self.len => Some(Made::Same(self.step(graph, node.input(0), depth, known)?)),
             Op::Unary(Unary { f }) if len == self.len => {
-                Some(Made::Step(Step::Unary(*f, self.step(graph, node.input(0), known)?)))
+                Some(Made::Step(Step::Unary(*f, self.step(graph, node.input(0), depth, known)?)))
             }
             Op::Binary(Binary { f }) if len == self.len && lines_up(node.input(0)) && lines_up(node.input(1)) => {
-                let a = self.step(graph, node.input(0), known)?;
-                Some(Made::Step(Step::Binary(*f, a, self.step(graph, node.input(1), known)?)))
+                let a = self.step(graph, node.input(0), depth, known)?;
+                Some(Made::Step(Step::Binary(*f, a, self.step(graph, node.input(1), depth, known)?)))
             }
             _ => None,
         }
@@ -206,6 +220,46 @@ mod tests {
             sources[2] = &[];
             assert_eq!(plan.run(&sources), None);
         }
+    }
+
+    /// The program `f(.., f(a, b) .., b)`, with `count` times this function.
+    fn chain(f: &str, count: usize) -> Graph {
+        let sources = "source %0 : f32[3] = \"a\" (parameter)\nsource %1 : f32[3] = \"b\" (parameter)\n";
+        let line = |i: usize| {
+            let from = if i == 0 { 0 } else { i + 1 };
+            match f {
+                "div" | "min" => format!("%{} = binary %{from}, %1 {{f = {f}}} : f32[3]\n", i + 2),
+                _ => format!("%{} = unary %{from} {{f = {f}}} : f32[3]\n", i + 2),
+            }
+        };
+        let lines: String = (0..count).map(line).collect();
+        parse(&format!("{sources}{lines}output %{} = \"x\"", count + 1))
+    }
+
+    #[test]
+    fn every_function_has_the_bits_of_the_reference() {
+        let values = [[1.5f32, 0.0, -2.0], [3.0, -0.0, f32::INFINITY]].map(|v| Tensor::from_slice(&[3], &v));
+        let floats: Vec<&[f32]> = values.iter().filter_map(Tensor::as_slice).collect();
+        for f in ["neg", "sqrt", "rsqrt", "abs", "div", "min"] {
+            let graph = chain(f, 2);
+            let given = eval::Bindings { inputs: &[], sources: &values, states: &[] };
+            let want = eval::run(&graph, given).expect("it runs").outputs.remove(0);
+            let plan = VectorPlan::compile(&graph, graph.outputs[0].value).expect("a chain");
+            let got = Tensor::from_slice(&[3], &plan.run(&floats).expect("it fits"));
+            assert!(got.bit_equal(&want), "{f}: {got:?}, not {want:?}");
+        }
+    }
+
+    #[test]
+    fn long_chains_are_left_to_the_evaluator() {
+        let compiled = |count| {
+            let graph = chain("neg", count);
+            VectorPlan::compile(&graph, graph.outputs[0].value)
+        };
+        assert!(compiled(MAX_STEPS - 1).is_some_and(|plan| plan.steps.len() == MAX_STEPS));
+        assert_eq!(compiled(MAX_STEPS), None);
+        // One that would take more stack than there is.
+        assert_eq!(compiled(50_000), None);
     }
 
     #[test]
