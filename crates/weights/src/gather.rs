@@ -7,7 +7,7 @@
 
 mod moves;
 
-use std::collections::HashMap;
+use std::{borrow::Cow, collections::HashMap};
 
 use regraft_ir::{
     Def, Graph, Node, Op, ValueId, eval,
@@ -354,12 +354,14 @@ impl Computation {
     /// When the sources do not fit.
     pub fn value(&self, sources: &[Tensor]) -> Result<Tensor, String> {
         if let Some(vector) = &self.vector {
-            let wide = |tensor: &Tensor| match tensor.dtype() {
-                DType::F16 | DType::BF16 => tensor.cast(DType::F32),
-                _ => tensor.clone(),
-            };
-            let wide: Vec<Tensor> = sources.iter().map(wide).collect();
-            let floats = wide.iter().map(Tensor::as_slice::<f32>).collect::<Option<Vec<_>>>();
+            fn wide(tensor: &Tensor) -> Cow<'_, Tensor> {
+                match tensor.dtype() {
+                    DType::F16 | DType::BF16 => Cow::Owned(tensor.cast(DType::F32)),
+                    _ => Cow::Borrowed(tensor),
+                }
+            }
+            let wide: Vec<Cow<'_, Tensor>> = sources.iter().map(wide).collect();
+            let floats = wide.iter().map(|tensor| tensor.as_slice::<f32>()).collect::<Option<Vec<_>>>();
             if let Some(values) = floats.and_then(|floats| vector.run(&floats)) {
                 return Ok(Tensor::from_slice(&[values.len()], &values));
             }

@@ -1,6 +1,6 @@
 //! Runs one recipe: one pass over memory where it is of that form, else the reference evaluator, node by node.
 
-use std::sync::OnceLock;
+use std::{borrow::Cow, sync::OnceLock};
 
 use regraft_backend::{BackendError, Given, SlotFormat, SlotLayout, adapter::Overlay};
 use regraft_ir::{Graph, eval};
@@ -147,7 +147,10 @@ impl SlotRecipe {
     ) -> Result<(), String> {
         let scales = scales.iter().map(|program| compute(cx, program, sources)).collect::<Result<Vec<_>, _>>()?;
         let tensors = (sources.iter().zip(merge_first(matrices, sources)))
-            .map(|(s, first)| if first { whole(cx, s).map(|t| (t, None)) } else { Ok((s.tensor.clone(), s.overlay)) })
+            .map(|(s, first)| match first {
+                true => whole(cx, s).map(|t| (Cow::Owned(t), None)),
+                false => Ok((Cow::Borrowed(s.tensor), s.overlay)),
+            })
             .collect::<Result<Vec<_>, _>>()?;
         let dtype = match matrices.iter().flatten().next() {
             Some(piece) => tensors.get(piece.source as usize).ok_or("a source is not there")?.0.dtype(),
@@ -294,7 +297,7 @@ fn evaluate(graph: &Graph, sources: &[Tensor]) -> Result<Tensor, String> {
 /// The matrix that a piece is, over the given tensors and scales.
 fn view<'a, T: SourceElement>(
     piece: &Piece,
-    tensors: &'a [(Tensor, Option<&'a Overlay>)],
+    tensors: &'a [(Cow<'_, Tensor>, Option<&'a Overlay>)],
     scales: &'a [Tensor],
 ) -> Option<MatrixView<'a, T>> {
     let (tensor, overlay) = tensors.get(piece.source as usize)?;
