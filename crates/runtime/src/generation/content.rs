@@ -2,12 +2,13 @@
 
 use std::{
     borrow::Cow,
+    collections::HashMap,
     path::Path,
     sync::{Arc, OnceLock},
 };
 
 use regraft_backend::{Comparison, KeptSource, PackError, Packer};
-use regraft_tensor::{DType, Tensor};
+use regraft_tensor::{Buffer, DType, Tensor};
 use regraft_weights::Digest;
 
 use super::Slot;
@@ -143,7 +144,9 @@ impl SourceContent {
     /// # Errors
     /// When the device fails.
     pub(crate) fn differ(packer: &dyn Packer, pairs: &[(&SourceContent, &Tensor)]) -> Result<Vec<bool>, PackError> {
-        let compared: Vec<Compared<'_>> = pairs.iter().map(|(content, given)| content.compared(given)).collect();
+        let mut files = MappedFiles::default();
+        let compared: Vec<Compared<'_>> =
+            pairs.iter().map(|(content, given)| content.compared(given, &mut files)).collect();
         let comparisons: Vec<Comparison<'_>> = compared.iter().zip(pairs).filter_map(|(c, (s, _))| c.pair(s)).collect();
         let mut differs = packer.differ(&comparisons)?.into_iter();
         let answer = |compared: &Compared<'_>| match compared {
@@ -162,7 +165,7 @@ impl SourceContent {
     }
 
     /// How `given` is compared with this content.
-    fn compared<'a>(&self, given: &'a Tensor) -> Compared<'a> {
+    fn compared<'a>(&self, given: &'a Tensor, files: &mut MappedFiles) -> Compared<'a> {
         let in_engines_dtype = || match given.dtype() == self.dtype {
             true => Cow::Borrowed(given),
             false => Cow::Owned(given.cast(self.dtype)),
@@ -172,7 +175,7 @@ impl SourceContent {
                 Compared::Known(self.digest.get().is_none_or(|digest| *digest != Digest::of(&in_engines_dtype())))
             }
             Kept::InSlot(_) => Compared::Given(in_engines_dtype()),
-            Kept::Tensor(tensor) if tensor.buffer().changed_file().is_some() => Compared::Known(true),
+            Kept::Tensor(tensor) if files.have_changed(tensor.buffer()) => Compared::Known(true),
             Kept::Tensor(tensor) if tensor.dtype() == given.dtype() => Compared::Given(Cow::Borrowed(given)),
             Kept::Tensor(tensor) => Compared::Both(tensor.cast(self.dtype), in_engines_dtype()),
         }
@@ -189,6 +192,19 @@ impl SourceContent {
     /// The file that the tensor is mapped from, when it was changed since.
     pub fn changed_file(&self) -> Option<&Path> {
         self.held()?.buffer().changed_file()
+    }
+}
+
+/// Whether files have changed since they were mapped, by where they are mapped. The system is asked once for each, however many
+/// tensors it holds.
+#[derive(Default)]
+struct MappedFiles(HashMap<*const u8, bool>);
+
+impl MappedFiles {
+    /// Whether these bytes are of a file that has changed.
+    fn have_changed(&mut self, buffer: &Buffer) -> bool {
+        let Buffer::Mapped(file, _) = buffer else { return false };
+        *self.0.entry(file.bytes().as_ptr()).or_insert_with(|| !file.is_intact())
     }
 }
 
