@@ -331,8 +331,11 @@ impl View {
                 }
             });
             for (matrix, (at, scale_at)) in matrices.iter_mut().zip(offsets(lead)) {
-                matrix.push(view.piece(at, scale.map(|s| (s, scale_at)))?);
+                matrix.extend(view.pieces(at, scale.map(|s| (s, scale_at)))?);
             }
+        }
+        if matrices.iter().map(Vec::len).sum::<usize>() > MAX_MATRICES {
+            return None;
         }
         let scales = scales.into_iter().map(|v| Computation::of(graph, v)).collect::<Option<_>>()?;
         Some(GatherPlan::Matrices { matrices, scales })
@@ -373,26 +376,24 @@ impl Computation {
 }
 
 impl StridedView {
-    /// The last two axes as rows and columns, for one index of the leading axes.
-    fn piece(&self, at: usize, scale: Option<(u32, usize)>) -> Option<Piece> {
+    /// The last two axes as rows and columns, for one index of the leading axes: a piece for each stretch of columns that are at one
+    /// distance.
+    fn pieces(&self, at: usize, scale: Option<(u32, usize)>) -> Option<Vec<Piece>> {
         let [.., k, n] = self.axes.as_slice() else { return None };
-        let (k, n) = (merge(k), merge(n));
-        let column = match n.as_slice() {
-            [] => Part { size: 1, stride: 0, scale_stride: 1 },
-            [part] => *part,
-            _ => return None,
-        };
+        let (k, mut stretches) = (merge(k), merge(n));
+        let column = stretches.pop().unwrap_or(Part { size: 1, stride: 0, scale_stride: 1 });
         if scale.is_some() && (k.iter().any(|p| p.scale_stride != 0) || column.scale_stride != 1) {
             return None;
         }
-        Some(Piece {
+        let piece = |(first, scale_first): (usize, usize)| Piece {
             source: self.source,
-            offset: self.offset + at,
+            offset: self.offset + at + first,
             k_dims: k.iter().map(|p| (p.size, p.stride)).collect(),
             n_len: column.size,
             n_stride: column.stride,
-            scale: scale.map(|(index, at)| (index, self.scale_offset + at)),
-        })
+            scale: scale.map(|(index, at)| (index, self.scale_offset + at + scale_first)),
+        };
+        Some(offsets(&stretches).into_iter().map(piece).collect())
     }
 }
 
@@ -466,6 +467,21 @@ mod tests {
         assert_eq!((second.offset, second.scale), (48, Some((0, 4))));
         assert_eq!(second.k_dims, [(4, 1), (3, 4)]);
         assert_eq!((second.n_len, second.n_stride), (4, 12));
+    }
+
+    #[test]
+    fn columns_at_two_distances_are_several_pieces() {
+        let plan = compile(
+            "source %0 : f32[3, 5, 4] = \"w\" (parameter)
+             %1 = reshape %0 {shape = [3, 5, 2, 2]} : f32[3, 5, 2, 2]
+             %2 = permute %1 {perm = [2, 0, 3, 1]} : f32[2, 3, 2, 5]
+             %3 = reshape %2 {shape = [1, 6, 10]} : f32[1, 6, 10]
+             output %3 = \"w\"",
+        );
+        let piece =
+            |offset| Piece { source: 0, offset, k_dims: vec![(2, 2), (3, 20)], n_len: 5, n_stride: 4, scale: None };
+        let Some(GatherPlan::Matrices { matrices, .. }) = plan else { panic!("one pass") };
+        assert_eq!(matrices, [[piece(0), piece(1)]]);
     }
 
     #[test]

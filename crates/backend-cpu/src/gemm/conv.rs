@@ -118,6 +118,14 @@ impl ConvRows {
         Some(rows)
     }
 
+    /// The same rows with their `taps` taps in the opposite order.
+    #[must_use]
+    pub fn reversed(mut self, taps: usize) -> ConvRows {
+        let rows = self.tables.iter_mut().flat_map(|table| table.chunks_exact_mut(taps.max(1)));
+        rows.for_each(<[u32]>::reverse);
+        self
+    }
+
     /// The products, in order.
     pub fn parts(&self) -> &[ConvPart] {
         &self.parts

@@ -17,6 +17,7 @@ pub mod resize;
 pub mod scan;
 pub mod softmax;
 pub mod sort;
+pub mod subpixel;
 pub mod transpose;
 pub mod transposed;
 mod window;

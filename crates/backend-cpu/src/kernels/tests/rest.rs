@@ -16,22 +16,47 @@ proptest! {
 
     #[test]
     fn transposed_convolutions(
-        dtype in float(), spatial in 1usize..4, groups in prop::sample::select(vec![(1, 3, 5), (2, 2, 3), (3, 1, 1)]),
-        size in 1usize..6, kernel in 1usize..5, stride in 1usize..4, padding in 0usize..2, dilation in 1usize..3, extra in 0usize..2,
-        bias: bool, known: bool,
+        dtype in float(), spatial in 1usize..4, groups in prop::sample::select(vec![(1, 3, 5), (2, 2, 3), (3, 1, 1), (1, 4, 18)]),
+        size in 1usize..6, wide in 1usize..40, kernel in 1usize..5, stride in 1usize..4, padding in 0usize..3, dilation in 1usize..3,
+        extra in 0usize..2, bias: bool, known: bool,
     ) {
         let (groups, ic, oc) = groups;
-        prop_assume!((size - 1) * stride + dilation * (kernel - 1) + 1 + extra > 2 * padding);
+        prop_assume!((size.min(wide) - 1) * stride + dilation * (kernel - 1) + 1 + extra > 2 * padding);
         let op = ConvTranspose {
             stride: vec![stride; spatial], padding: vec![padding; spatial], output_padding: vec![extra; spatial],
             dilation: vec![dilation; spatial], groups,
         };
-        let image = [vec![2, groups * ic], vec![size; spatial]].concat();
+        // Lines of one axis may be so long that they are cut.
+        let wide = if spatial == 1 { 8 * wide } else { wide };
+        let image = [vec![2, groups * ic], vec![size; spatial - 1], vec![wide]].concat();
         let weight = [vec![groups * ic, oc], vec![kernel; spatial]].concat();
         let inputs = [
             Some(values(dtype, &image, 1)), Some(values(dtype, &weight, 2)), bias.then(|| values(dtype, &[groups * oc], 3)),
         ];
         check(op, &inputs, if known { &[1] } else { &[] }, 2.0);
+    }
+
+    #[test]
+    fn kernels_of_whole_steps(
+        dtype in float(), channels in prop::array::uniform2(1usize..20), axes in prop::collection::vec((1usize..5, 1usize..4, 1usize..3), 1..4),
+        cut in 0usize..9, extra in 0usize..3, wide in 1usize..90, bias: bool,
+    ) {
+        let stride: Vec<usize> = axes.iter().map(|axis| axis.1).collect();
+        let kernel: Vec<usize> = axes.iter().map(|(_, stride, taps)| stride * taps).collect();
+        let mut image: Vec<usize> = axes.iter().map(|axis| axis.0).collect();
+        image[axes.len() - 1] = if axes.len() == 3 { wide % 20 + 1 } else { wide };
+        let padding: Vec<usize> = kernel.iter().zip(&image).zip(&stride)
+            .map(|((kernel, size), stride)| (cut % kernel).min(((size - 1) * stride + kernel - 1) / 2)).collect();
+        let spatial = axes.len();
+        let op = ConvTranspose {
+            stride, padding, output_padding: vec![extra; spatial], dilation: vec![1; spatial], groups: 1,
+        };
+        let image = [vec![2, channels[0]], image].concat();
+        let inputs = [
+            Some(values(dtype, &image, 1)), Some(values(dtype, &[channels.to_vec(), kernel].concat(), 2)),
+            bias.then(|| values(dtype, &[channels[1]], 3)),
+        ];
+        check(op, &inputs, &[1], 2.0);
     }
 
     #[test]
