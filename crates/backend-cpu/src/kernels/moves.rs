@@ -89,7 +89,7 @@ fn padded(op: &Pad, axis: usize, from: usize, to: usize) -> Vec<usize> {
 /// The places that an axis of nearest neighbours reads.
 fn nearest(op: &Resize, axis: usize, from: usize, to: usize, dtype: DType) -> Vec<usize> {
     match axis.checked_sub(op.layout.first_spatial()).filter(|i| *i < op.size.len()) {
-        Some(i) => op.taps(i, from, to, dtype).into_iter().map(|(first, ..)| first).collect(),
+        Some(i) => op.taps(i, from, to, dtype).into_iter().map(|(place, _)| place).collect(),
         None => (0..from).collect(),
     }
 }

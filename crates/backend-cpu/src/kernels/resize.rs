@@ -12,29 +12,29 @@ use super::{
 };
 use crate::{
     Isa, Scratch,
-    nn::resize::{Linear, Tap, resize_linear},
+    nn::resize::{Blend, Tap, blend},
     simd::with_floats_mut,
 };
 
-const LINEAR: &str = "resize.linear";
+const BLEND: &str = "resize.blend";
 
-pub(super) const FAMILY: Family = Family { ids: &[LINEAR], candidates, reads_strided: never_strided, prepare };
+pub(super) const FAMILY: Family = Family { ids: &[BLEND], candidates, reads_strided: never_strided, prepare };
 
 fn accept<'a>(node: &Seen<'a>) -> Result<&'a Resize, Why> {
     match node.op {
-        Op::Resize(op) if op.mode == ResizeMode::Linear => node.all_floats().map(|()| op),
+        Op::Resize(op) if op.mode != ResizeMode::Nearest => node.all_floats().map(|()| op),
         _ => Err(Why("it does not blend")),
     }
 }
 
 fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
-    plain(accept(&Seen::of_types(op, inputs)).map(|_| LINEAR))
+    plain(accept(&Seen::of_types(op, inputs)).map(|_| BLEND))
 }
 
 struct Prepared {
     cx: Cx,
     types: Types,
-    plan: Linear,
+    plan: Blend,
 }
 
 fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendError> {
@@ -48,11 +48,12 @@ fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendEr
         SpatialLayout::Nhwc => (x.shape[0], channels),
     };
     let taps = |(i, (&from, &to)): (usize, (&usize, &usize))| {
-        let tap = |(first, second, weight)| Tap { first, second, weight: weight as f32 };
+        let tap = |(place, weight)| Tap { place, weight: weight as f32 };
         op.taps(i, from, to, x.dtype).into_iter().map(tap).collect()
     };
     let taps = input.iter().zip(output).enumerate().map(taps).collect();
-    Ok(Box::new(Prepared { cx: cx.clone(), types, plan: Linear { batch, input: input.to_vec(), taps, inner } }))
+    let plan = Blend { batch, input: input.to_vec(), per: op.mode.taps(), taps, inner };
+    Ok(Box::new(Prepared { cx: cx.clone(), types, plan }))
 }
 
 impl CpuKernel for Prepared {
@@ -63,7 +64,7 @@ impl CpuKernel for Prepared {
     fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]], scratch: &mut [u8]) -> Result<(), DataError> {
         let x = self.types.read(inputs, 0);
         with_floats_mut!(self.types.out(), &mut *outputs[0], out => {
-            resize_linear(&self.cx.threads, self.cx.isa, &self.plan, x, out, &mut Scratch::new(scratch));
+            blend(&self.cx.threads, self.cx.isa, &self.plan, x, out, &mut Scratch::new(scratch));
         });
         Ok(())
     }

@@ -237,7 +237,7 @@ proptest! {
     fn resampling(dtype in float(), spatial in 1usize..4, size in 1usize..6, to in 1i64..9, align_corners: bool, last: bool) {
         let layout = if last { SpatialLayout::Nhwc } else { SpatialLayout::Nchw };
         let x = [Some(values(dtype, &layout.shape(&2, &3, &vec![size; spatial]), 1))];
-        for mode in [ResizeMode::Nearest, ResizeMode::Linear] {
+        for mode in ResizeMode::ALL.iter().copied() {
             let op = Resize { mode, size: vec![Dim::new(to); spatial], align_corners, scales: None, layout };
             check(op, &x, &[], 2.0);
         }

@@ -94,16 +94,16 @@ pub fn pool(
 /// # Errors
 /// When a type or a size does not fit.
 pub fn resize(x: &View<'_>, op: &Resize, shape: &[usize], out: DType) -> Result<Spec, Why> {
-    let linear = op.mode == ResizeMode::Linear;
-    if (linear && !is_small_float(x.dtype)) || x.dtype != out || x.shape.contains(&0) {
-        return Err(Why::new("linear resampling takes f32, f16 and bf16"));
+    let blends = op.mode != ResizeMode::Nearest;
+    if (blends && !is_small_float(x.dtype)) || x.dtype != out || x.shape.contains(&0) {
+        return Err(Why::new("resampling that blends takes f32, f16 and bf16"));
     }
     let layout = op.layout;
     let (from, to) = (layout.spatial(x.shape), layout.spatial(shape));
     // As `Resize::taps` rounds it.
     let scale = |axis: usize| -> f32 {
         let scale = match &op.scales {
-            _ if linear && op.align_corners => {
+            _ if blends && op.align_corners => {
                 if to[axis] > 1 {
                     (from[axis] - 1) as f64 / (to[axis] - 1) as f64
                 } else {
@@ -129,7 +129,7 @@ pub fn resize(x: &View<'_>, op: &Resize, shape: &[usize], out: DType) -> Result<
     let source = Defines::default()
         .ty("TX", c_type(x.dtype))
         .ty("TO", c_type(out))
-        .flag("LINEAR", linear)
+        .set("TAPS", op.mode.taps())
         .flag("NHWC", layout == SpatialLayout::Nhwc)
         .source("resize", include_str!("resize.cu"));
     let count: usize = shape.iter().product();

@@ -450,9 +450,13 @@ fn images(r: &mut Random, all: &mut Vec<Case>, small: bool) {
                 let op = AdaptiveAvgPool { size: to, layout };
                 all.push(Case::new(format!("adaptive pool {tag}"), op, vec![x.clone()]));
             }
-            for (mode, align_corners) in
-                [(ResizeMode::Nearest, false), (ResizeMode::Linear, false), (ResizeMode::Linear, true)]
-            {
+            for (mode, align_corners) in [
+                (ResizeMode::Nearest, false),
+                (ResizeMode::Linear, false),
+                (ResizeMode::Linear, true),
+                (ResizeMode::Cubic, false),
+                (ResizeMode::Cubic, true),
+            ] {
                 let to = vec![Dim::from(2 * size), Dim::new(5)];
                 let op = Resize { mode, size: to, align_corners, scales: None, layout };
                 all.push(Case::new(format!("resize {} {align_corners} {tag}", mode.name()), op, vec![x.clone()]));

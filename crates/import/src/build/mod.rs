@@ -30,7 +30,7 @@ pub(crate) use self::{
     deform::{Deform, deform_conv},
     determinant::{LARGEST_BY_MINORS, determinant},
     einsum::einsum,
-    grid::{Outside, Sampling, cubic_weights, grid_sample, sampled},
+    grid::{Outside, Sampling, grid_sample, sampled},
     known::Known,
     matrix::{Lu, Triangle},
     number::{Number, Operand},

@@ -16,17 +16,31 @@ word_enum! {
         Nearest = "nearest",
         /// Linear interpolation along each spatial axis
         Linear = "linear",
+        /// Cubic convolution along each spatial axis, with the coefficient -0.75
+        Cubic = "cubic",
+    }
+}
+
+impl ResizeMode {
+    /// How many elements along an axis a new one is made of.
+    pub const fn taps(self) -> usize {
+        match self {
+            ResizeMode::Nearest => 1,
+            ResizeMode::Linear => 2,
+            ResizeMode::Cubic => 4,
+        }
     }
 }
 
 attrs! {
-    /// `torch.nn.functional.interpolate` of `x: [n, c, spatial...]`, modes nearest, linear, bilinear and trilinear.
+    /// `torch.nn.functional.interpolate` of `x: [n, c, spatial...]`, modes nearest, linear, bilinear,
+    /// trilinear and bicubic.
     pub struct Resize {
         /// How.
         pub mode: ResizeMode,
         /// Sizes of the result's spatial axes.
         pub size: Vec<Dim>,
-        /// `align_corners` of the linear mode.
+        /// `align_corners` of the linear and the cubic mode.
         pub align_corners: bool = false,
         /// Scale factors result/input per spatial axis when the program gives them and they, not the sizes, set the
         /// sampling positions.
@@ -37,16 +51,16 @@ attrs! {
 }
 
 impl Resize {
-    /// For each of `out` elements along spatial axis `axis`, which has `size` elements, at least one: the two elements
-    /// that it lies between and the weight of the second. Positions are rounded as in PyTorch's 2-D kernels, so that the
-    /// same elements are picked: to f32, but for the linear modes of f64.
-    pub fn taps(&self, axis: usize, size: usize, out: usize, dtype: DType) -> Vec<(usize, usize, f64)> {
+    /// For each of `out` elements along spatial axis `axis`, which has `size` elements, at least one: the elements that it is made of,
+    /// [`ResizeMode::taps`] of them, and the weight of each. Positions are rounded as in PyTorch's 2-D kernels, so that the same
+    /// elements are picked: to f32, but for the modes that blend f64.
+    pub fn taps(&self, axis: usize, size: usize, out: usize, dtype: DType) -> Vec<(usize, f64)> {
         if self.mode == ResizeMode::Linear && size == out {
-            return (0..out).map(|i| (i, i, 0.0)).collect();
+            return (0..out).flat_map(|i| [(i, 1.0), (i, 0.0)]).collect();
         }
-        let round =
-            |v: f64| if dtype == DType::F64 && self.mode == ResizeMode::Linear { v } else { f64::from(v as f32) };
-        let aligned = self.mode == ResizeMode::Linear && self.align_corners;
+        let blends = self.mode != ResizeMode::Nearest;
+        let round = |v: f64| if dtype == DType::F64 && blends { v } else { f64::from(v as f32) };
+        let aligned = blends && self.align_corners;
         let scale = round(match &self.scales {
             _ if aligned => {
                 if out > 1 {
@@ -59,26 +73,43 @@ impl Resize {
             None => size as f64 / out as f64,
         });
         let position = |i: usize| match self.mode {
-            ResizeMode::Linear if !aligned => round(round(scale * (i as f64 + 0.5)) - 0.5).max(0.0),
-            _ => round(scale * i as f64),
+            ResizeMode::Nearest => round(scale * i as f64),
+            _ if aligned => round(scale * i as f64),
+            _ => round(round(scale * (i as f64 + 0.5)) - 0.5),
         };
-        let tap = |i: usize| {
-            let position = position(i);
-            let first = ((position as f32).floor() as usize).min(size - 1);
+        let mut taps = Vec::with_capacity(out * self.mode.taps());
+        for position in (0..out).map(position) {
+            let first = ((position.max(0.0) as f32).floor() as usize).min(size - 1);
             match self.mode {
-                ResizeMode::Nearest => (first, first, 0.0),
-                ResizeMode::Linear => (first, (first + 1).min(size - 1), (position - first as f64).clamp(0.0, 1.0)),
+                ResizeMode::Nearest => taps.push((first, 1.0)),
+                ResizeMode::Linear => {
+                    let weight = (position - first as f64).clamp(0.0, 1.0);
+                    taps.extend([(first, 1.0 - weight), ((first + 1).min(size - 1), weight)]);
+                }
+                ResizeMode::Cubic => {
+                    let floor = position.floor();
+                    let place = |k: usize| (floor + k as f64 - 1.0).clamp(0.0, (size - 1) as f64) as usize;
+                    taps.extend(cubic(position - floor).into_iter().enumerate().map(|(k, weight)| (place(k), weight)));
+                }
             }
-        };
-        (0..out).map(tap).collect()
+        }
+        taps
     }
+}
+
+/// Weights of the elements around a position that is `t` behind the second of them.
+fn cubic(t: f64) -> [f64; 4] {
+    const A: f64 = -0.75;
+    let near = |x: f64| ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0;
+    let far = |x: f64| ((A * x - 5.0 * A) * x + 8.0 * A) * x - 4.0 * A;
+    [far(t + 1.0), near(t), near(1.0 - t), far(2.0 - t)]
 }
 
 impl OpDef for Resize {
     const OPERANDS: &'static [&'static str] = &["x"];
 
     fn infer(&self, operands: &Operands<'_>) -> Result<Vec<TensorType>, OpError> {
-        if self.mode == ResizeMode::Linear {
+        if self.mode != ResizeMode::Nearest {
             operands.expect_dtype(0, DType::is_float, "a float")?;
         }
         operands.expect_rank(0, 3..=5)?;
@@ -104,26 +135,30 @@ impl OpDef for Resize {
         let (x, out) = (input(inputs, 0), sizes(&types[0]));
         Tensor::byte_len(x.dtype(), &out)?;
         let mut nearest = x.clone();
-        let mut linear = if self.mode == ResizeMode::Linear { x.to_f64_vec() } else { vec![] };
+        let mut blended = if self.mode == ResizeMode::Nearest { vec![] } else { x.to_f64_vec() };
         let mut shape = x.shape().to_vec();
         for i in 0..self.size.len() {
             let axis = self.layout.first_spatial() + i;
             let taps = self.taps(i, shape[axis], out[axis], x.dtype());
             let (outer, size, inner) = around(&shape, axis);
-            let each = (0..outer * taps.len() * inner).map(|at| {
-                let (first, second, weight) = taps[at / inner % taps.len()];
-                let position = |k: usize| (at / inner / taps.len() * size + k) * inner + at % inner;
-                (position(first), position(second), weight)
+            let (count, step) = (out[axis], self.mode.taps());
+            let each = (0..outer * count * inner).map(|at| {
+                let place = move |k: usize| (at / inner / count * size + k) * inner + at % inner;
+                taps[at / inner % count * step..][..step].iter().map(move |(tap, weight)| (place(*tap), weight))
             });
-            shape[axis] = out[axis];
+            shape[axis] = count;
             match self.mode {
-                ResizeMode::Nearest => nearest = pick(&nearest, &shape, each.map(|(a, ..)| a)),
-                ResizeMode::Linear => linear = each.map(|(a, b, w)| linear[a] * (1.0 - w) + linear[b] * w).collect(),
+                ResizeMode::Nearest => {
+                    nearest = pick(&nearest, &shape, each.map(|mut taps| taps.next().map_or(0, |(at, _)| at)));
+                }
+                ResizeMode::Linear | ResizeMode::Cubic => {
+                    blended = each.map(|taps| taps.map(|(at, weight)| blended[at] * weight).sum()).collect();
+                }
             }
         }
         Ok(vec![match self.mode {
             ResizeMode::Nearest => nearest,
-            ResizeMode::Linear => Tensor::from_f64(x.dtype(), &out, &linear),
+            ResizeMode::Linear | ResizeMode::Cubic => Tensor::from_f64(x.dtype(), &out, &blended),
         }])
     }
 }
@@ -150,7 +185,7 @@ mod tests {
     }
 
     fn sources(op: &Resize, size: usize, out: usize) -> Vec<usize> {
-        op.taps(0, size, out, DType::F32).into_iter().map(|(i, ..)| i).collect()
+        op.taps(0, size, out, DType::F32).into_iter().map(|(i, _)| i).collect()
     }
 
     #[test]
@@ -160,6 +195,16 @@ mod tests {
         let aligned = |size| Resize { align_corners: true, ..resize(ResizeMode::Linear, &[size]) };
         assert_eq!(eval(aligned(5), &x), [0.0, 2.0, 4.0, 6.0, 8.0]);
         assert_eq!(eval(aligned(1), &x), [0.0]);
+    }
+
+    #[test]
+    fn cubic_weights_add_up_and_repeat_the_border() {
+        let x = Tensor::from_slice(&[1, 1, 3], &[0.0f32, 8.0, 16.0]);
+        // Half way between elements their neighbours count -3/32 and 19/32 each.
+        let op = Resize { align_corners: true, ..resize(ResizeMode::Cubic, &[5]) };
+        assert_eq!(eval(op, &x), [0.0, 3.25, 8.0, 12.75, 16.0]);
+        let constant = Tensor::from_slice(&[1, 1, 3], &[2.0f32; 3]);
+        assert_eq!(eval(resize(ResizeMode::Cubic, &[4]), &constant), [2.0; 4]);
     }
 
     #[test]
@@ -177,7 +222,7 @@ mod tests {
         // 23·14/46 is 7, but f32 ends just below it; PyTorch's 2-D kernels pick element 6 in f32 and in f64.
         let op = resize(ResizeMode::Nearest, &[46]);
         for dtype in [DType::F32, DType::F64] {
-            assert_eq!(op.taps(0, 14, 46, dtype)[23], (6, 6, 0.0));
+            assert_eq!(op.taps(0, 14, 46, dtype)[23], (6, 1.0));
         }
     }
 

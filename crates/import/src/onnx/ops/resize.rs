@@ -12,6 +12,9 @@ use crate::{
 /// More elements than a matrix of weights has.
 const MOST: usize = 1 << 24;
 
+/// The coefficient of cubic convolutions that PyTorch has, and ONNX unless a node names another.
+const PYTORCH_CUBIC: f64 = -0.75;
+
 /// How a node resamples.
 struct How<'p> {
     mode: &'p str,
@@ -41,7 +44,7 @@ fn how<'p>(cx: &Cx<'_, 'p>, old: bool) -> Res<How<'p>> {
         },
         positions: cx.text("coordinate_transformation_mode", if old { "asymmetric" } else { "half_pixel" })?,
         nearest: cx.text("nearest_mode", if old { "floor" } else { "round_prefer_floor" })?,
-        cubic: cx.float_attr("cubic_coeff_a", -0.75)?,
+        cubic: cx.float_attr("cubic_coeff_a", PYTORCH_CUBIC)?,
         exclude: cx.flag("exclude_outside", false)?,
         antialias: cx.flag("antialias", false)?,
         outside: cx.float_attr("extrapolation_value", 0.0)?,
@@ -215,9 +218,11 @@ fn interpolate(cx: &Cx<'_, '_>, x: ValueId, how: &How<'_>, axes: &[Axis]) -> Opt
             (ResizeMode::Linear, false)
         }
         ("linear", "align_corners") if !how.exclude => (ResizeMode::Linear, true),
+        ("cubic", "half_pixel") if !how.exclude && how.cubic == PYTORCH_CUBIC => (ResizeMode::Cubic, false),
+        ("cubic", "align_corners") if !how.exclude && how.cubic == PYTORCH_CUBIC => (ResizeMode::Cubic, true),
         _ => return None,
     };
-    if mode == ResizeMode::Linear && !cx.dtype_of(x).is_float() {
+    if mode != ResizeMode::Nearest && !cx.dtype_of(x).is_float() {
         return None;
     }
     let mut size = cx.shape(x).split_off(2);

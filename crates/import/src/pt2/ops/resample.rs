@@ -1,12 +1,8 @@
-//! Resampling that reads neighbours of each position along one axis after the other: nearest by middles, and cubic.
+//! Resampling that reads neighbours of each position along one axis after the other: nearest by middles, and with antialiasing.
 
-use regraft_ir::{
-    Scalar,
-    ops::{BinaryFn, CompareFn, Matmul, ReduceFn, UnaryFn},
-};
+use regraft_ir::ops::{BinaryFn, CompareFn, Matmul, ReduceFn, UnaryFn};
 use regraft_tensor::{DType, Dim};
 
-use crate::build::cubic_weights;
 use crate::pt2::args::{Cx, Res, ValueId, unsupported, wrong};
 
 /// How an axis is resampled: its sizes, and what a step of the result is in the image.
@@ -70,43 +66,6 @@ pub(super) fn nearest_exact(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
         let at = cx.unary(UnaryFn::Floor, at)?;
         let at = clamped(cx, at, axis.from)?;
         out = cx.take(out, 2 + i, at)?;
-    }
-    Ok(out)
-}
-
-pub(super) fn bicubic(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
-    let corners = cx.bool_or("align_corners", false)?;
-    let (x, axes) = arguments(cx, corners)?;
-    let (rank, dtype) = (cx.rank(x), cx.dtype_of(x));
-    let mut out = x;
-    for (i, axis) in axes.into_iter().enumerate() {
-        let at = cx.iota(Dim::from(axis.to), 0, 1)?;
-        let mut at = cx.cast(at, dtype)?;
-        if corners {
-            at = cx.with_literal(BinaryFn::Mul, at, axis.step)?;
-        } else {
-            at = cx.with_literal(BinaryFn::Add, at, 0.5)?;
-            at = cx.with_literal(BinaryFn::Mul, at, axis.step)?;
-            at = cx.with_literal(BinaryFn::Sub, at, 0.5)?;
-        }
-        let floor = cx.unary(UnaryFn::Floor, at)?;
-        let part = cx.binary(BinaryFn::Sub, at, floor)?;
-        let mut sum: Option<ValueId> = None;
-        for (k, weight) in cubic_weights(cx, part, -0.75)?.into_iter().enumerate() {
-            let place = cx.with_literal(BinaryFn::Add, floor, k as f64 - 1.0)?;
-            let place = clamped(cx, place, axis.from)?;
-            let value = cx.take(out, 2 + i, place)?;
-            let weight = cx.along(weight, rank, 2 + i)?;
-            let product = cx.binary(BinaryFn::Mul, value, weight)?;
-            sum = Some(match sum {
-                Some(s) => cx.binary(BinaryFn::Add, s, product)?,
-                None => product,
-            });
-        }
-        out = match sum {
-            Some(sum) => sum,
-            None => cx.literal(Scalar::Float(0.0), dtype)?,
-        };
     }
     Ok(out)
 }

@@ -63,6 +63,10 @@ pub(super) fn linear(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     resize(cx, ResizeMode::Linear)
 }
 
+pub(super) fn cubic(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
+    resize(cx, ResizeMode::Cubic)
+}
+
 /// The leading axes, and channels, height and width of an image.
 fn image(cx: &Cx<'_, '_>, x: ValueId) -> Res<(Vec<Dim>, Dim, Dim, Dim)> {
     match cx.ty(x).shape.as_slice() {

@@ -90,8 +90,6 @@ pub(super) const ATEN: &[(&str, Handler)] = &[
     ("im2col.default", One(windows::im2col)),
     ("col2im.default", One(windows::col2im)),
     // Resampling.
-    ("upsample_bicubic2d.vec", Wide(resample::bicubic)),
-    ("upsample_bicubic2d.default", Wide(resample::bicubic)),
     ("_upsample_bilinear2d_aa.vec", Wide(resample::bilinear_antialiased)),
     ("_upsample_bilinear2d_aa.default", Wide(resample::bilinear_antialiased)),
     ("_upsample_nearest_exact1d.vec", One(resample::nearest_exact)),
@@ -113,6 +111,8 @@ pub(super) const ATEN: &[(&str, Handler)] = &[
     ("upsample_linear1d.vec", One(resize::linear)),
     ("upsample_bilinear2d.default", One(resize::linear)),
     ("upsample_bilinear2d.vec", One(resize::linear)),
+    ("upsample_bicubic2d.default", One(resize::cubic)),
+    ("upsample_bicubic2d.vec", One(resize::cubic)),
     ("upsample_trilinear3d.default", One(resize::linear)),
     ("upsample_trilinear3d.vec", One(resize::linear)),
     ("pixel_shuffle.default", One(resize::pixel_shuffle)),
