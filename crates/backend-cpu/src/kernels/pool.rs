@@ -126,10 +126,9 @@ fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendEr
             Kind::Windows { pooling: w.pooling, window, channels }
         }
         Spec::Spans(w) => {
-            let spans = |axis, size, count| SpanAxis {
-                size,
-                step: w.dilation.map_or(1, |d| d[axis]),
-                spans: (0..count).map(|i| w.span(axis, i, size)).collect(),
+            let spans = |axis, size, count| {
+                let step = w.dilation.map_or(1, |d| d[axis]);
+                SpanAxis::new(size, step, (0..count).map(|i| w.span(axis, i, size)).collect())
             };
             Kind::Spans(span_pooling(w.pooling != Pooling::Max, w.layout, [x, out], spans))
         }
@@ -138,8 +137,7 @@ fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendEr
                 let (first, end) = adaptive_window(i, count, size);
                 Span { first, count: end - first, counts_as: end - first }
             };
-            let spans =
-                |_, size, count| SpanAxis { size, step: 1, spans: (0..count).map(|i| span(i, count, size)).collect() };
+            let spans = |_, size, count| SpanAxis::new(size, 1, (0..count).map(|i| span(i, count, size)).collect());
             Kind::Spans(span_pooling(true, op.layout, [x, out], spans))
         }
     };

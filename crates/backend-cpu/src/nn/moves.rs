@@ -3,7 +3,7 @@
 
 use bytemuck::Pod;
 
-use super::{GRAIN, for_each_row};
+use super::{GRAIN, for_each_row, rows_per_task};
 use crate::Threads;
 
 /// For each index of an axis of the result, which element of the operand's axis it is; [`FILL`] stands for none.
@@ -25,8 +25,8 @@ enum Run {
     Up(usize, usize),
     /// So many elements from here on, downwards.
     Down(usize, usize),
-    /// The same element again and again.
-    Same(usize, usize),
+    /// So many elements from here on, upwards, each of them as often: the first, how many, how often.
+    Each(usize, usize, usize),
     /// No element of the operand.
     Fill(usize),
 }
@@ -34,7 +34,8 @@ enum Run {
 impl Run {
     fn len(self) -> usize {
         match self {
-            Run::Up(_, len) | Run::Down(_, len) | Run::Same(_, len) | Run::Fill(len) => len,
+            Run::Up(_, len) | Run::Down(_, len) | Run::Fill(len) => len,
+            Run::Each(_, count, times) => count * times,
         }
     }
 }
@@ -117,10 +118,10 @@ fn runs(sources: &[usize]) -> Vec<Run> {
             Some(Run::Fill(len)) if source == FILL => Some(Run::Fill(len + 1)),
             _ if source == FILL => None,
             Some(&Run::Up(start, len)) if start + len == source => Some(Run::Up(start, len + 1)),
-            Some(&Run::Up(start, 1)) if start == source => Some(Run::Same(start, 2)),
+            Some(&Run::Up(start, 1)) if start == source => Some(Run::Each(start, 1, 2)),
             Some(&Run::Up(start, 1)) if start == source + 1 => Some(Run::Down(start, 2)),
             Some(&Run::Down(start, len)) if start == source + len => Some(Run::Down(start, len + 1)),
-            Some(&Run::Same(start, len)) if start == source => Some(Run::Same(start, len + 1)),
+            Some(&Run::Each(start, 1, times)) if start == source => Some(Run::Each(start, 1, times + 1)),
             _ => None,
         };
         match (grown, runs.last_mut()) {
@@ -128,7 +129,18 @@ fn runs(sources: &[usize]) -> Vec<Run> {
             _ => runs.push(if source == FILL { Run::Fill(1) } else { Run::Up(source, 1) }),
         }
     }
-    runs
+    let mut joined: Vec<Run> = Vec::with_capacity(runs.len());
+    for run in runs {
+        match (joined.last_mut(), run) {
+            (Some(Run::Each(first, count, often)), Run::Each(start, 1, times))
+                if *first + *count == start && *often == times =>
+            {
+                *count += 1;
+            }
+            _ => joined.push(run),
+        }
+    }
+    joined
 }
 
 /// Writes to each element of `out` the one of `x` that the plan names for it, or `fill`.
@@ -139,22 +151,50 @@ fn runs(sources: &[usize]) -> Vec<Run> {
 pub fn remap<T: Pod + Send + Sync>(threads: &Threads, plan: &Remap, x: &[T], fill: T, out: &mut [T]) {
     assert_eq!(out.len(), plan.len(), "the length of a result");
     assert!(plan.reach <= x.len() || out.is_empty(), "the operand is too short");
-    for_each_row(threads, out, plan.row, |row, mut out| {
-        let Some(start) = plan.start(row) else { return out.fill(fill) };
-        for run in &plan.runs {
-            let (to, rest) = out.split_at_mut(run.len());
-            match *run {
-                Run::Up(from, len) => to.copy_from_slice(&x[start + from..][..len]),
-                Run::Down(from, len) => {
-                    let from = &x[start + from + 1 - len..][..len];
-                    to.iter_mut().zip(from.iter().rev()).for_each(|(y, x)| *y = *x);
-                }
-                Run::Same(from, _) => to.fill(x[start + from]),
-                Run::Fill(_) => to.fill(fill),
+    if out.is_empty() {
+        return;
+    }
+    let per_task = rows_per_task(threads, out.len() / plan.row, plan.row);
+    threads.for_each_chunk(out, per_task * plan.row, |task, chunk| {
+        let mut last = None;
+        for i in 0..chunk.len() / plan.row {
+            let start = plan.start(task * per_task + i);
+            let (done, rest) = chunk.split_at_mut(i * plan.row);
+            let out = &mut rest[..plan.row];
+            if last == Some(start) {
+                // Repeated along a slower axis: the row before is at hand.
+                out.copy_from_slice(&done[(i - 1) * plan.row..]);
+            } else {
+                write_row(&plan.runs, x, start, fill, out);
             }
-            out = rest;
+            last = Some(start);
         }
     });
+}
+
+/// Writes a row that starts at `start` in the operand, or nowhere.
+fn write_row<T: Pod>(runs: &[Run], x: &[T], start: Option<usize>, fill: T, mut out: &mut [T]) {
+    let Some(start) = start else { return out.fill(fill) };
+    for run in runs {
+        let (to, rest) = out.split_at_mut(run.len());
+        match *run {
+            Run::Up(from, len) => to.copy_from_slice(&x[start + from..][..len]),
+            Run::Down(from, len) => {
+                let from = &x[start + from + 1 - len..][..len];
+                to.iter_mut().zip(from.iter().rev()).for_each(|(y, x)| *y = *x);
+            }
+            Run::Each(from, count, times) => {
+                let from = &x[start + from..][..count];
+                match times {
+                    // A loop that becomes instructions on vectors.
+                    2 => to.as_chunks_mut::<2>().0.iter_mut().zip(from).for_each(|(y, x)| *y = [*x; 2]),
+                    _ => to.chunks_exact_mut(times).zip(from).for_each(|(y, x)| y.fill(*x)),
+                }
+            }
+            Run::Fill(_) => to.fill(fill),
+        }
+        out = rest;
+    }
 }
 
 /// Indices of one of the two types that index tensors have.

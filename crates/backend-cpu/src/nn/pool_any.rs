@@ -1,6 +1,8 @@
 //! Pooling of images of one to three axes in either layout, by windows of any sizes: lines of the image that a line of the result
 //! covers are joined first, all at once, then what stands along the line.
 
+use std::ops::Range;
+
 use super::{
     reduce::{Reduction, combine},
     rows_per_task, workers,
@@ -26,17 +28,37 @@ pub struct Span {
 #[derive(Clone, Debug)]
 pub struct SpanAxis {
     /// Elements of the image.
-    pub size: usize,
+    size: usize,
     /// Distance between the elements of a window.
-    pub step: usize,
+    step: usize,
     /// The window of each position of the result.
-    pub spans: Vec<Span>,
+    spans: Vec<Span>,
+    /// Positions whose windows are alike but for their place, which moves by `stride` each time.
+    alike: Range<usize>,
+    stride: usize,
 }
 
 impl SpanAxis {
+    /// An axis of `size` elements, and the window of each position of the result, whose elements are `step` apart.
+    pub fn new(size: usize, step: usize, spans: Vec<Span>) -> SpanAxis {
+        let moved = |at: usize| spans[at].first.checked_sub(spans[at - 1].first).filter(|by| *by > 0);
+        let same = |at: usize| (spans[at].count, spans[at].counts_as) == (spans[at - 1].count, spans[at - 1].counts_as);
+        let (mut alike, mut start) = (0..spans.len().min(1), 0);
+        for at in 1..spans.len() {
+            if !same(at) || moved(at).is_none() || (at > start + 1 && moved(at) != moved(start + 1)) {
+                start = at;
+            }
+            if at + 1 - start > alike.len() {
+                alike = start..at + 1;
+            }
+        }
+        let stride = if alike.len() > 1 { moved(alike.start + 1).unwrap_or(1) } else { 1 };
+        SpanAxis { size, step, spans, alike, stride }
+    }
+
     /// An axis that is not there.
     pub fn none() -> SpanAxis {
-        SpanAxis { size: 1, step: 1, spans: vec![Span { first: 0, count: 1, counts_as: 1 }] }
+        SpanAxis::new(1, 1, vec![Span { first: 0, count: 1, counts_as: 1 }])
     }
 }
 
@@ -94,17 +116,21 @@ pub fn span_pool<T: Float>(
     let mut buffers: Vec<_> =
         (0..workers(threads)).map(|_| [scratch.take::<f32>(from), scratch.take(from), scratch.take(narrow)]).collect();
     let per_task = rows_per_task(threads, pool.outer * positions, to);
+    let (how, nothing) = if pool.mean { (Reduction::Sum, 0.0) } else { (Reduction::Max, f32::NEG_INFINITY) };
     threads.for_each_chunk_with(&mut buffers, out, per_task * to, |[joined, line, buffer], task, chunk| {
         for (i, out) in chunk.chunks_exact_mut(to).enumerate() {
             let at = task * per_task + i;
             let (image, at) = (at / positions, at % positions);
             let (in_z, in_y) = (z.spans[at / y.spans.len()], y.spans[at % y.spans.len()]);
-            joined.fill(if pool.mean { 0.0 } else { f32::NEG_INFINITY });
-            for (a, b) in (0..in_z.count).flat_map(|a| (0..in_y.count).map(move |b| (a, b))) {
-                let row = (image * z.size + in_z.first + a * z.step) * y.size + in_y.first + b * y.step;
-                let how = if pool.mean { Reduction::Sum } else { Reduction::Max };
-                combine(isa, how, x.read(isa, row * from, line), joined);
+            let met = (0..in_z.count).flat_map(|a| (0..in_y.count).map(move |b| (a, b)));
+            let mut rows = met
+                .map(|(a, b)| (image * z.size + in_z.first + a * z.step) * y.size + in_y.first + b * y.step)
+                .map(|row| row * from);
+            match rows.next() {
+                Some(first) => x.load(isa, first, joined),
+                None => joined.fill(nothing),
             }
+            rows.for_each(|row| combine(isa, how, x.read(isa, row, line), joined));
             let lines = in_z.counts_as * in_y.counts_as;
             if let Some(out) = T::as_f32_mut(out) {
                 along(isa, pool, joined, lines, out);
@@ -120,17 +146,45 @@ simd_fn! {
     /// Joins along a line whose elements stand for `lines` each.
     fn along<F>(pool: &SpanPool, line: &[f32], lines: usize, out: &mut [f32]) {
         let (axis, inner) = (&pool.axes[2], pool.inner);
-        for (span, out) in axis.spans.iter().zip(out.chunks_exact_mut(inner)) {
-            let elements = (0..span.count).map(|i| &line[(span.first + i * axis.step) * inner..][..inner]);
-            if !pool.mean {
-                out.fill(f32::NEG_INFINITY);
-                elements.for_each(|xs| out.iter_mut().zip(xs).for_each(|(y, x)| *y = lanes::greater(*y, *x)));
-                continue;
-            }
-            out.fill(0.0);
-            elements.for_each(|xs| out.iter_mut().zip(xs).for_each(|(y, x)| *y += x));
+        if !pool.mean {
+            return join(axis, inner, line, out, f32::NEG_INFINITY, lanes::greater);
+        }
+        join(axis, inner, line, out, 0.0, |y, x| y + x);
+        let scale = |out: &mut [f32], span: &Span| {
             let factor = 1.0 / (lines * span.counts_as) as f32;
             out.iter_mut().for_each(|y| *y *= factor);
+        };
+        let Range { start, end } = axis.alike;
+        for at in (0..start).chain(end..axis.spans.len()) {
+            scale(&mut out[at * inner..][..inner], &axis.spans[at]);
         }
+        if let Some(first) = axis.spans[start..end].first() {
+            scale(&mut out[start * inner..end * inner], first);
+        }
+    }
+}
+
+/// Joins the elements of every window along a line, of which `nothing` is none.
+#[inline(always)]
+fn join(
+    axis: &SpanAxis,
+    inner: usize,
+    line: &[f32],
+    out: &mut [f32],
+    nothing: f32,
+    both: impl Fn(f32, f32) -> f32 + Copy,
+) {
+    out.fill(nothing);
+    // Single elements of windows that are alike: one tap of all of them after the other, since windows are short.
+    let alike = if inner == 1 { axis.alike.clone() } else { 0..0 };
+    for at in (0..alike.start).chain(alike.end..axis.spans.len()) {
+        let (span, out) = (&axis.spans[at], &mut out[at * inner..][..inner]);
+        let elements = (0..span.count).map(|i| &line[(span.first + i * axis.step) * inner..][..inner]);
+        elements.for_each(|xs| out.iter_mut().zip(xs).for_each(|(y, x)| *y = both(*y, *x)));
+    }
+    let Some(first) = axis.spans[alike.clone()].first() else { return };
+    for tap in 0..first.count {
+        let taps = line[first.first + tap * axis.step..].iter().step_by(axis.stride);
+        out[alike.clone()].iter_mut().zip(taps).for_each(|(y, x)| *y = both(*y, *x));
     }
 }
