@@ -64,9 +64,9 @@ fn reads_strided(op: &Op, index: usize, operand: &Operand<'_>) -> bool {
 }
 
 /// One product of a batch: where its operands and its result start.
-struct Item {
-    a: usize,
-    b: usize,
+pub(super) struct Item {
+    pub(super) a: usize,
+    pub(super) b: usize,
 }
 
 struct Prepared {
@@ -125,7 +125,7 @@ fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendEr
 }
 
 /// The operands of each product of a batch, broadcasting.
-fn items(a: &Operand<'_>, b: &Operand<'_>, batch: &[usize]) -> Vec<Item> {
+pub(super) fn items(a: &Operand<'_>, b: &Operand<'_>, batch: &[usize]) -> Vec<Item> {
     let offsets = |o: &Operand<'_>| {
         let own = o.shape.len() - 2;
         let mut strides = vec![0; batch.len() - own];

@@ -8,6 +8,7 @@ mod copy;
 mod create;
 mod depthwise;
 mod direct;
+mod double;
 mod embedding;
 mod fused;
 mod joined;
@@ -119,6 +120,7 @@ const FAMILIES: &[Family] = &[
     fused::FAMILY,
     linear::FAMILY,
     matmul::FAMILY,
+    double::FAMILY,
     depthwise::FAMILY,
     conv::FAMILY,
     direct::FAMILY,

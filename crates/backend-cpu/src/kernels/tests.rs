@@ -169,6 +169,22 @@ proptest! {
     }
 
     #[test]
+    fn products_of_doubles(
+        batch in 1usize..4, m in 1usize..15, n in 1usize..40, k in 0usize..40, transpose_b: bool, shared: bool, bias: bool, residual: bool,
+        act_first: bool,
+    ) {
+        let of = |shape: &[usize], seed: usize| Some(values(DType::F64, shape, seed));
+        let b = if transpose_b { [n, k] } else { [k, n] };
+        let b = if shared { b.to_vec() } else { [vec![batch], b.to_vec()].concat() };
+        check(Matmul { transpose_b }, &[of(&[batch, m, k], 1), of(&b, 2)], &[], 20.0);
+        let k = k.max(1);
+        let inputs = [
+            of(&[batch, m, k], 1), of(&[n, k], 2), of(&[n], 3).filter(|_| bias), of(&[batch, m, n], 4).filter(|_| residual),
+        ];
+        check(Linear { act: Activation::Gelu, act_first }, &inputs, &[1], 20.0);
+    }
+
+    #[test]
     fn convolutions(
         dtype in float(), spatial in 1usize..4, groups in prop::sample::select(vec![(1, 3, 5), (2, 2, 3), (4, 1, 1)]),
         size in 4usize..7, kernel in 1usize..4, stride in 1usize..3, dilation in 1usize..3, padding in 0usize..2, last: bool,

@@ -5,6 +5,7 @@ pub mod attention;
 pub mod batch_norm;
 pub mod depthwise;
 pub mod direct;
+pub mod double;
 pub mod lines;
 pub mod lstm;
 pub mod moves;

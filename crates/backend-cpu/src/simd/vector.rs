@@ -10,6 +10,8 @@ use super::{Fma, Fused, Unfused};
 pub(crate) trait Vectors: Copy {
     /// What a register holds: [`Self::LANES`] floats.
     type V: Copy;
+    /// What a register holds of doubles: half as many.
+    type D: Copy;
     /// Multiplication and addition of single floats, as registers have them.
     type F: Fma;
     /// Floats in a register.
@@ -32,6 +34,24 @@ pub(crate) trait Vectors: Copy {
 
     /// `a * b + c`, lane by lane.
     fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+
+    /// The first doubles of `from`.
+    ///
+    /// # Panics
+    /// When there are too few.
+    fn load_doubles(self, from: &[f64]) -> Self::D;
+
+    /// Writes to the first doubles of `to`.
+    ///
+    /// # Panics
+    /// When there are too few.
+    fn store_doubles(self, d: Self::D, to: &mut [f64]);
+
+    /// `x` in every lane.
+    fn splat_doubles(self, x: f64) -> Self::D;
+
+    /// `a * b + c`, lane by lane.
+    fn mul_add_doubles(self, a: Self::D, b: Self::D, c: Self::D) -> Self::D;
 }
 
 /// What every processor has: arrays, which LLVM may keep in registers.
@@ -40,6 +60,7 @@ pub(crate) struct Portable;
 
 impl Vectors for Portable {
     type V = [f32; 4];
+    type D = [f64; 2];
     type F = Unfused;
     const LANES: usize = 4;
 
@@ -61,6 +82,26 @@ impl Vectors for Portable {
     #[inline(always)]
     fn mul_add(self, a: [f32; 4], b: [f32; 4], c: [f32; 4]) -> [f32; 4] {
         std::array::from_fn(|i| Unfused::mul_add(a[i], b[i], c[i]))
+    }
+
+    #[inline(always)]
+    fn load_doubles(self, from: &[f64]) -> [f64; 2] {
+        *from.first_chunk().expect("a whole register")
+    }
+
+    #[inline(always)]
+    fn store_doubles(self, d: [f64; 2], to: &mut [f64]) {
+        *to.first_chunk_mut().expect("a whole register") = d;
+    }
+
+    #[inline(always)]
+    fn splat_doubles(self, x: f64) -> [f64; 2] {
+        [x; 2]
+    }
+
+    #[inline(always)]
+    fn mul_add_doubles(self, a: [f64; 2], b: [f64; 2], c: [f64; 2]) -> [f64; 2] {
+        std::array::from_fn(|i| a[i] * b[i] + c[i])
     }
 }
 
@@ -87,6 +128,7 @@ mod x86 {
 
     impl Vectors for Avx2 {
         type V = __m256;
+        type D = __m256d;
         type F = Fused;
         const LANES: usize = 8;
 
@@ -115,6 +157,32 @@ mod x86 {
             // SAFETY: the processor has FMA, which `self` proves.
             unsafe { _mm256_fmadd_ps(a, b, c) }
         }
+
+        #[inline(always)]
+        fn load_doubles(self, from: &[f64]) -> __m256d {
+            let from: &[f64; 4] = from.first_chunk().expect("a whole register");
+            // SAFETY: four doubles are there; the processor has AVX2, which `self` proves.
+            unsafe { _mm256_loadu_pd(from.as_ptr()) }
+        }
+
+        #[inline(always)]
+        fn store_doubles(self, d: __m256d, to: &mut [f64]) {
+            let to: &mut [f64; 4] = to.first_chunk_mut().expect("a whole register");
+            // SAFETY: as above.
+            unsafe { _mm256_storeu_pd(to.as_mut_ptr(), d) };
+        }
+
+        #[inline(always)]
+        fn splat_doubles(self, x: f64) -> __m256d {
+            // SAFETY: the processor has AVX2, which `self` proves.
+            unsafe { _mm256_set1_pd(x) }
+        }
+
+        #[inline(always)]
+        fn mul_add_doubles(self, a: __m256d, b: __m256d, c: __m256d) -> __m256d {
+            // SAFETY: the processor has FMA, which `self` proves.
+            unsafe { _mm256_fmadd_pd(a, b, c) }
+        }
     }
 
     /// AVX-512.
@@ -131,6 +199,7 @@ mod x86 {
 
     impl Vectors for Avx512 {
         type V = __m512;
+        type D = __m512d;
         type F = Fused;
         const LANES: usize = 16;
 
@@ -158,6 +227,32 @@ mod x86 {
         fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
             // SAFETY: as above.
             unsafe { _mm512_fmadd_ps(a, b, c) }
+        }
+
+        #[inline(always)]
+        fn load_doubles(self, from: &[f64]) -> __m512d {
+            let from: &[f64; 8] = from.first_chunk().expect("a whole register");
+            // SAFETY: eight doubles are there; the processor has AVX-512F, which `self` proves.
+            unsafe { _mm512_loadu_pd(from.as_ptr()) }
+        }
+
+        #[inline(always)]
+        fn store_doubles(self, d: __m512d, to: &mut [f64]) {
+            let to: &mut [f64; 8] = to.first_chunk_mut().expect("a whole register");
+            // SAFETY: as above.
+            unsafe { _mm512_storeu_pd(to.as_mut_ptr(), d) };
+        }
+
+        #[inline(always)]
+        fn splat_doubles(self, x: f64) -> __m512d {
+            // SAFETY: the processor has AVX-512F, which `self` proves.
+            unsafe { _mm512_set1_pd(x) }
+        }
+
+        #[inline(always)]
+        fn mul_add_doubles(self, a: __m512d, b: __m512d, c: __m512d) -> __m512d {
+            // SAFETY: the processor has AVX-512F, which `self` proves.
+            unsafe { _mm512_fmadd_pd(a, b, c) }
         }
     }
 }
