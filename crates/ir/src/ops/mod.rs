@@ -21,6 +21,7 @@ mod pool;
 mod quantized;
 mod reduce;
 mod resize;
+mod rotary;
 mod shape;
 mod softmax;
 mod sort;
@@ -47,6 +48,7 @@ pub use self::{
     quantized::{QuantLinear, Quantize, WeightFormat},
     reduce::{ArgReduce, ArgReduceFn, Cumsum, Reduce, ReduceFn},
     resize::{Resize, ResizeMode},
+    rotary::Rotary,
     shape::{Concat, Expand, Flip, Pad, PadMode, Permute, Reshape, Slice, infer_reshape},
     softmax::Softmax,
     sort::Sort,
@@ -207,6 +209,8 @@ define_ops! {
     GroupNorm = "group_norm",
     /// Softmax, or its logarithm, over one axis.
     Softmax = "softmax",
+    /// Rotary position embedding.
+    Rotary = "rotary",
     /// Scaled dot-product attention.
     Attention = "attention",
     /// Rows of a table by index.
