@@ -73,6 +73,10 @@ impl Lowering for CpuCodegen {
         true
     }
 
+    fn rotates(&self, dtype: DType) -> bool {
+        FloatType::of(dtype).is_some()
+    }
+
     fn stores_weights(&self, _: WeightFormat) -> bool {
         true
     }

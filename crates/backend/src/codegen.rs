@@ -59,6 +59,9 @@ pub trait Lowering: Send + Sync {
     /// its result.
     fn takes_epilogue(&self, op: &Op, dtype: DType) -> bool;
 
+    /// Whether rotary embeddings of this dtype run well as one kernel.
+    fn rotates(&self, dtype: DType) -> bool;
+
     /// Whether there are kernels of linear layers for weights that are stored so.
     fn stores_weights(&self, _: WeightFormat) -> bool {
         false

@@ -23,11 +23,13 @@ mod put;
 mod quantized;
 mod reduce;
 mod resize;
+mod rotary;
 mod softmax;
 mod sort;
 mod strided;
 mod support;
 mod transposed;
+mod walk;
 
 use regraft_backend::{
     BackendError, Candidate, DataError, Kernel, KernelId, Launch, NodeSpec, Operand, OperandType, Queue, RunError,
@@ -125,6 +127,7 @@ const FAMILIES: &[Family] = &[
     conv::FAMILY,
     direct::FAMILY,
     attention::FAMILY,
+    rotary::FAMILY,
     norm::FAMILY,
     softmax::FAMILY,
     embedding::FAMILY,

@@ -2,6 +2,7 @@
 
 mod quantized;
 mod rest;
+mod rotary;
 
 use proptest::prelude::*;
 use regraft_backend::{Codegen, NodeSpec, Operand, OperandType, ResultType, SlotLayout};

@@ -15,6 +15,7 @@ pub mod pool_any;
 pub mod put;
 pub mod reduce;
 pub mod resize;
+pub mod rotary;
 pub mod scan;
 pub mod softmax;
 pub mod sort;

@@ -123,6 +123,10 @@ impl Lowering for CudaCodegen {
             _ => true,
         }
     }
+
+    fn rotates(&self, dtype: DType) -> bool {
+        is_computed(dtype)
+    }
 }
 
 #[cfg(test)]

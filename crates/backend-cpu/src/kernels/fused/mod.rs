@@ -2,19 +2,16 @@
 
 mod interpret;
 mod lanes;
-mod walk;
 
 use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, Operand, OperandType};
 use regraft_ir::{Op, TensorType, ops::Fused};
 use regraft_tensor::DType;
 
-use self::{
-    interpret::{BLOCK, Program, Registers},
-    walk::Walk,
-};
+use self::interpret::{BLOCK, Program, Registers};
 use super::{
     CpuKernel, Cx, Family,
     support::{Seen, Why, expect_plain, plain, unsupported},
+    walk::Walk,
 };
 use crate::{Isa, Scratch, threads::MAX_WORKERS};
 
