@@ -75,6 +75,11 @@ pub fn add(a: Pattern, b: Pattern) -> Pattern {
     Pattern::Binary(BinaryFn::Add, Box::new([a, b]))
 }
 
+/// `a · b` in either order, each as it stands; see [`product`] for factors in any association.
+pub fn mul(a: Pattern, b: Pattern) -> Pattern {
+    Pattern::Binary(BinaryFn::Mul, Box::new([a, b]))
+}
+
 /// `max(a, b)` in either order.
 pub fn max(a: Pattern, b: Pattern) -> Pattern {
     Pattern::Binary(BinaryFn::Max, Box::new([a, b]))

@@ -35,8 +35,10 @@ pub struct Precision {
     pub weights: Option<WeightFormat>,
 }
 
-/// All passes in order.
+/// All passes in order. Rotary embeddings come first: canonicalizing raises slices in front of the permute that shows heads, and the halves of
+/// a head are no longer slices of it.
 pub const PASSES: &[Pass] = &[
+    passes::recompose_rotary::PASS,
     passes::canonicalize::PASS,
     passes::recompose_activations::PASS,
     passes::recompose_attention::PASS,

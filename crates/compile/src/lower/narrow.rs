@@ -3,8 +3,8 @@
 //! Products, convolutions and attention take narrow operands and give narrow results. What follows them stays narrow, norms and
 //! softmax too (kernels compute in f32 and round what they give), but functions that blow errors up and sums over many elements are
 //! f32. What meets a computed value of f32 is f32: a residual stream that begins in f32, as that of a transformer does, is not rounded
-//! at every layer. Weights are cast on the way to their slots, so sources, and with them refits and adapters, stay as they are. Inputs,
-//! outputs and states keep their types.
+//! at every layer. Angles of rotary embeddings are not rounded: kernels take them beside narrow operands. Weights are cast on the way to
+//! their slots, so sources, and with them refits and adapters, stay as they are. Inputs, outputs and states keep their types.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -61,6 +61,7 @@ fn side(op: &Op) -> Side {
         | Op::RmsNorm(_)
         | Op::GroupNorm(_)
         | Op::Softmax(_)
+        | Op::Rotary(_)
         | Op::MaxPool(_)
         | Op::AvgPool(_)
         | Op::AdaptiveAvgPool(_)
@@ -76,6 +77,11 @@ fn side(op: &Op) -> Side {
         | Op::Index(_) => Side::Follow,
         _ => Side::Wide,
     }
+}
+
+/// Whether an operand is taken in a dtype of its own.
+const fn keeps_dtype(op: &Op, index: usize) -> bool {
+    matches!(op, Op::Rotary(_)) && index > 0
 }
 
 /// The two forms of a value of the program before.
@@ -155,7 +161,8 @@ impl Narrowing<'_> {
 
     fn node(&mut self, id: NodeId) -> Result<(), IrError> {
         let node = self.graph.node(id).clone();
-        let floats: Vec<ValueId> = node.inputs.iter().flatten().copied().filter(|&v| self.is_f32(v)).collect();
+        let operands = node.inputs.iter().enumerate().filter(|(i, _)| !keeps_dtype(&node.op, *i));
+        let floats: Vec<ValueId> = operands.filter_map(|(_, v)| *v).filter(|&v| self.is_f32(v)).collect();
         let gives_f32 = node.outputs.iter().any(|&v| self.is_f32(v));
         let is_narrow = |v: &&ValueId| self.forms.get(v).is_some_and(|forms| forms.is_narrow);
         // Weights and single numbers take the dtype of what they meet.
@@ -171,9 +178,9 @@ impl Narrowing<'_> {
                 Side::Wide => false,
             };
         let mut inputs = Vec::with_capacity(node.inputs.len());
-        for &input in &node.inputs {
+        for (i, &input) in node.inputs.iter().enumerate() {
             inputs.push(match input {
-                Some(v) if self.is_f32(v) && narrow => Some(self.narrow(v, &node.scope)?),
+                Some(v) if self.is_f32(v) && narrow && !keeps_dtype(&node.op, i) => Some(self.narrow(v, &node.scope)?),
                 Some(v) => Some(self.wide(v, &node.scope)?),
                 None => None,
             });
@@ -271,6 +278,28 @@ mod tests {
         let of = |what: &str| text.lines().find(|line| line.contains(what)).unwrap_or_default().to_owned();
         assert!(of("f = mul").contains(": bf16[") && of("f = max").contains(": bf16["), "{text}");
         assert!(of("f = add").contains(": f32["), "{text}");
+    }
+
+    #[test]
+    fn angles_keep_their_dtype() {
+        let text = narrowed(
+            "input %0 : f32[4, 8] = \"x\"
+  input %1 : i64[1] = \"position\"
+  source %2 : f32[8, 8] = \"w\" (parameter)
+  source %3 : f32[16, 8] = \"cos\" (buffer)
+  source %4 : f32[16, 8] = \"sin\" (buffer)
+  %5 = linear %0, %2 : f32[4, 8]
+  %6 = index %3, %1 {axis = 0} : f32[1, 8]
+  %7 = index %4, %1 {axis = 0} : f32[1, 8]
+  %8 = rotary %5, %6, %7 : f32[4, 8]
+  %9 = linear %8, %2 : f32[4, 8]
+  output %9 = \"y\"",
+        );
+        let lines = |what: &str| text.lines().filter(|line| line.contains(what)).collect::<Vec<_>>();
+        assert!(lines("= index").iter().all(|line| line.contains(": f32[1, 8]")), "{text}");
+        assert!(lines("= rotary").iter().all(|line| line.contains(": bf16[4, 8]")), "{text}");
+        // The input, the weight, and the result.
+        assert_eq!(lines("= cast").len(), 3, "{text}");
     }
 
     #[test]

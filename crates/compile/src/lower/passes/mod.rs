@@ -10,3 +10,4 @@ pub mod fuse_epilogue;
 pub mod join_linears;
 pub mod recompose_activations;
 pub mod recompose_attention;
+pub mod recompose_rotary;
