@@ -26,7 +26,7 @@ pub struct View<'a> {
 }
 
 /// Most axes that are left after neighbours are joined.
-const MOST_AXES: usize = 6;
+pub(super) const MOST_AXES: usize = 6;
 
 /// The chain that an elementwise op is; `None` for other ops.
 pub fn chain_of(op: &Op, inputs: usize) -> Option<Vec<FusedStep>> {
@@ -53,23 +53,21 @@ pub fn chain(steps: &[FusedStep], inputs: &[View<'_>], shape: &[usize]) -> Resul
     let body = statements(steps, &types, inputs.len())?;
     let out = *types.last().ok_or_else(|| Why::new("a chain without steps"))?;
     let strides: Vec<Vec<usize>> = inputs.iter().map(|v| broadcast_strides(v, shape)).collect::<Result<_, _>>()?;
-    let to = regraft_tensor::contiguous_strides(shape);
     let read: Vec<&str> = operand_types.iter().map(|&d| c_type(d)).collect();
     let result = format!("v{}", types.len() - 1);
     let form = Form { name: "elementwise", read, body: &body, result: &result, to: c_type(out), size: out.size() };
     let sizes = operand_types.iter().map(|d| d.size());
-    build(&form, sizes, shape, strides, to, 0, &(0..inputs.len()).collect::<Vec<_>>())
+    build(&form, sizes, shape, strides, &(0..inputs.len()).collect::<Vec<_>>())
 }
 
-/// Operand `index` copied element by element to the place of result 0 that begins at element `first` and has these strides.
+/// Operand `index` copied element by element.
 ///
 /// # Errors
 /// When there are too many axes.
-pub fn copy(index: usize, from: &View<'_>, to: &[usize], first: usize) -> Result<Spec, Why> {
-    let bits = bits_type(from.dtype);
-    let form = Form { name: "copy", read: vec![bits], body: "", result: "p0.v[e]", to: bits, size: from.dtype.size() };
-    let size = from.dtype.size();
-    build(&form, [size].into_iter(), from.shape, vec![from.strides.to_vec()], to.to_vec(), first * size, &[index])
+pub fn copy(index: usize, from: &View<'_>) -> Result<Spec, Why> {
+    let (bits, size) = (bits_type(from.dtype), from.dtype.size());
+    let form = Form { name: "copy", read: vec![bits], body: "", result: "p0.v[e]", to: bits, size };
+    build(&form, [size].into_iter(), from.shape, vec![from.strides.to_vec()], &[index])
 }
 
 /// The strides with which `view` is read as `shape`.
@@ -100,7 +98,7 @@ struct Form<'a> {
 }
 
 /// Joins neighbouring axes that all operands step through alike, and drops axes of size 1.
-fn join_axes(shape: &[usize], strides: &mut [Vec<usize>]) -> Vec<usize> {
+pub(super) fn join_axes(shape: &[usize], strides: &mut [Vec<usize>]) -> Vec<usize> {
     let mut sizes: Vec<usize> = Vec::new();
     let mut kept: Vec<Vec<usize>> = vec![Vec::new(); strides.len()];
     for (axis, &size) in shape.iter().enumerate() {
@@ -130,11 +128,9 @@ fn build(
     read_sizes: impl Iterator<Item = usize>,
     shape: &[usize],
     mut strides: Vec<Vec<usize>>,
-    to: Vec<usize>,
-    first_byte: usize,
     operands: &[usize],
 ) -> Result<Spec, Why> {
-    strides.push(to);
+    strides.push(regraft_tensor::contiguous_strides(shape));
     let mut sizes = join_axes(shape, &mut strides);
     let axes = sizes.len();
     if axes > MOST_AXES {
@@ -144,8 +140,7 @@ fn build(
     let inner = sizes[axes - 1];
     let widest = read_sizes.chain([form.size]).max().unwrap_or(8);
     let steps: Vec<usize> = strides.iter().map(|s| s[axes - 1]).collect();
-    // A result written with stride 0 has one element along the axis.
-    let vectors = steps.iter().all(|&s| s <= 1) && (steps[steps.len() - 1] == 1 || inner == 1);
+    let vectors = steps.iter().all(|&s| s <= 1);
     let vec = [8, 4, 2].into_iter().find(|v| vectors && inner.is_multiple_of(*v) && v * widest <= 16).unwrap_or(1);
     sizes[axes - 1] /= vec;
     let text = kernel(form, axes, vec, &steps, count);
@@ -154,7 +149,7 @@ fn build(
         fields = fields.sizes(s);
     }
     let mut params: Vec<Param> = operands.iter().map(|&i| Param::In(i, 0)).collect();
-    params.extend([Param::Out(0, first_byte), fields.param()]);
+    params.extend([Param::Out(0, 0), fields.param()]);
     Ok(Spec {
         source: Defines::default().source(form.name, &text),
         entry: "elementwise",

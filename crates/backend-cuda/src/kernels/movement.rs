@@ -5,7 +5,7 @@ use regraft_tensor::{DType, contiguous_strides};
 
 use super::{
     bits_type, c_type,
-    elementwise::{View, copy},
+    elementwise::{MOST_AXES, View, copy, join_axes},
     spec::{Defines, Fields, Param, Spec, Why, grid, stepping},
 };
 
@@ -17,7 +17,7 @@ pub fn row_major(index: usize, from: &View<'_>) -> Result<Spec, Why> {
     if let Some((batch, rows, cols)) = turned(from) {
         return transpose(index, from.dtype, batch, rows, cols);
     }
-    copy(index, from, &contiguous_strides(from.shape), 0)
+    copy(index, from)
 }
 
 /// `[b, r, c]` when `from` shows `[b, c, r]` in memory of that order, and both are large enough for tiles.
@@ -50,21 +50,82 @@ fn transpose(index: usize, dtype: DType, batch: usize, rows: usize, cols: usize)
     Ok(Spec { source, entry: "transpose", launch, params, scratch: 0 })
 }
 
+/// Most operands that one launch joins.
+const MOST_PARTS: usize = 4;
+
 /// Operands one after the other along `axis` of the result.
 ///
 /// # Errors
 /// When there are too many axes.
 pub fn concat(inputs: &[View<'_>], axis: usize, shape: &[usize]) -> Result<Vec<Spec>, Why> {
-    let strides = contiguous_strides(shape);
+    let to = contiguous_strides(shape);
     let mut first = 0;
-    let mut specs = Vec::with_capacity(inputs.len());
-    for (i, view) in inputs.iter().enumerate() {
+    let mut parts = Vec::with_capacity(inputs.len());
+    for (index, view) in inputs.iter().enumerate() {
         if view.shape.iter().product::<usize>() > 0 {
-            specs.push(copy(i, view, &strides, first * strides[axis])?);
+            let mut strides = [view.strides.to_vec(), to.clone()];
+            let sizes = join_axes(view.shape, &mut strides);
+            parts.push(Part { index, first: first * to[axis], sizes, strides });
         }
         first += view.shape[axis];
     }
-    Ok(specs)
+    let dtype = inputs.first().map_or(DType::U8, |view| view.dtype);
+    parts.chunks(MOST_PARTS).map(|parts| join(parts, dtype)).collect()
+}
+
+/// An operand, and where its elements are in it and in what it is joined to.
+struct Part {
+    index: usize,
+    /// The element of the result that its first one is.
+    first: usize,
+    sizes: Vec<usize>,
+    strides: [Vec<usize>; 2],
+}
+
+impl Part {
+    /// Whether `vec` elements can be moved at once.
+    fn moves(&self, vec: usize) -> bool {
+        self.sizes.last().is_some_and(|size| size.is_multiple_of(vec))
+            && self.strides.iter().all(|strides| strides.last() == Some(&1))
+    }
+
+    /// The fields of its structure with so many axes, in groups of `vec` elements.
+    fn fields(&self, fields: Fields, axes: usize, vec: usize) -> Fields {
+        let with = |values: &[usize], one: usize| [&vec![one; axes - values.len()], values].concat();
+        let mut sizes = with(&self.sizes, 1);
+        sizes[axes - 1] /= vec;
+        let fields = fields.sizes(&[sizes.iter().product(), self.first]).sizes(&sizes);
+        self.strides.iter().fold(fields, |fields, strides| {
+            let mut strides = with(strides, 0);
+            strides[axes - 1] *= vec;
+            fields.sizes(&strides)
+        })
+    }
+}
+
+/// One launch for a few operands.
+fn join(parts: &[Part], dtype: DType) -> Result<Spec, Why> {
+    let axes = parts.iter().map(|part| part.sizes.len()).max().unwrap_or(1);
+    if axes > MOST_AXES {
+        return Err(Why::new(format!("{axes} axes cannot be joined to {MOST_AXES}")));
+    }
+    let fits = |vec: &usize| vec * dtype.size() <= 16 && parts.iter().all(|part| part.moves(*vec));
+    let vec = [16, 8, 4, 2].into_iter().find(fits).unwrap_or(1);
+    let most = parts.iter().map(|part| part.sizes.iter().product::<usize>() / vec).max().unwrap_or(0);
+    let source = Defines::default()
+        .ty("E", bits_type(dtype))
+        .ty("I", if most < 1 << 31 { "u32" } else { "u64" })
+        .set("VEC", vec)
+        .set("AXES", axes)
+        .set("PARTS", parts.len())
+        .source("concat", include_str!("concat.cu"));
+    let mut launch = stepping(most);
+    launch.grid[1] = parts.len() as u32;
+    let fields = parts.iter().fold(Fields::default(), |fields, part| part.fields(fields, axes, vec));
+    let operand = |i: usize| parts.get(i).map_or(Param::Null, |part| Param::In(part.index, 0));
+    let mut params: Vec<Param> = (0..MOST_PARTS).map(operand).collect();
+    params.extend([Param::Out(0, 0), fields.param()]);
+    Ok(Spec { source, entry: "concat", launch, params, scratch: 0 })
 }
 
 /// Elements added around a value in one piece.
@@ -157,6 +218,20 @@ fn literal_bytes(value: Scalar, dtype: DType) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_few_operands_are_joined_by_one_launch() {
+        let view = |cols: usize| View {
+            dtype: DType::F16,
+            shape: if cols == 8 { &[4, 8] } else { &[4, 0] },
+            strides: &[8, 1],
+        };
+        let launches = |count: usize| concat(&vec![view(8); count], 1, &[4, 8 * count]).expect("two axes");
+        assert_eq!([1, 2, 4, 5, 9].map(|count| launches(count).len()), [1, 1, 1, 2, 3]);
+        let spec = concat(&[view(8), view(0), view(8)], 1, &[4, 16]).expect("two axes").remove(0);
+        assert_eq!(spec.params[..3], [Param::In(0, 0), Param::In(2, 0), Param::Null]);
+        assert_eq!(spec.launch.grid, [1, 2, 1]);
+    }
 
     #[test]
     fn an_image_with_channels_last_is_a_transpose() {
