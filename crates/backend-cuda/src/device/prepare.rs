@@ -43,7 +43,7 @@ pub(super) fn reads_strided(kernel: &KernelId, op: &Op, index: usize, operand: &
         LINEAR => index == 0 && uniform_rows(operand).is_some(),
         MATMUL => product::reads(operand),
         CONV_FIRST | CONV_LAST => false,
-        _ => kernels::reads_strided(op, index),
+        _ => kernels::reads_strided(op, index, operand.strides),
     }
 }
 

@@ -12,6 +12,7 @@ pub mod norm;
 pub mod pack;
 pub mod pool;
 pub mod reduce;
+pub mod rotary;
 mod select;
 mod spec;
 

@@ -9,7 +9,7 @@ use super::{
     elementwise::{self, View},
     index, movement, norm,
     pool::{self, PoolKind, Windows},
-    reduce,
+    reduce, rotary,
     spec::{Spec, Why},
 };
 
@@ -50,8 +50,8 @@ impl<'a> Node<'a> {
     }
 }
 
-/// Whether operand `index` may have any strides.
-pub fn reads_strided(op: &Op, index: usize) -> bool {
+/// Whether operand `index` may have these strides.
+pub fn reads_strided(op: &Op, index: usize, strides: &[usize]) -> bool {
     match op {
         Op::Fused(_)
         | Op::Unary(_)
@@ -63,6 +63,7 @@ pub fn reads_strided(op: &Op, index: usize) -> bool {
         | Op::Reduce(_)
         | Op::ArgReduce(_) => true,
         Op::Attention(_) => index < 4,
+        Op::Rotary(_) => strides.last() == Some(&1),
         _ => false,
     }
 }
@@ -98,6 +99,7 @@ pub fn specs(node: &Node<'_>) -> Result<Vec<Spec>, Why> {
             let others = [1, 2, 3, 4].map(|i| node.maybe(i));
             one(norm::batch(node.whole(0)?, others, op.eps, nhwc, out)?)
         }
+        Op::Rotary(_) => one(rotary::rotary(node.operand(0)?, [node.operand(1)?, node.operand(2)?], out)?),
         Op::Softmax(op) => one(norm::softmax(node.whole(0)?, op.axis, op.log, out)?),
         Op::Reduce(op) => one(reduce::reduce(node.operand(0)?, op.f, &op.axes, out)?),
         Op::ArgReduce(op) => one(reduce::arg_reduce(node.operand(0)?, op.f, op.axis)?),

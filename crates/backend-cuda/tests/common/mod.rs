@@ -2,6 +2,8 @@
 //! a device.
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
+mod attention;
+
 use regraft_backend_cuda::kernels::{Node, Spec, conv::WeightOrder, conv::order_for, elementwise::View, specs};
 use regraft_ir::{Op, Scalar, ops::*};
 use regraft_tensor::{DType, Dim, Tensor, contiguous_strides};
@@ -186,7 +188,8 @@ pub fn cases(seed: u64, small: bool) -> Vec<Case> {
     indices(&mut r, &mut all);
     movement(&mut r, &mut all, small);
     images(&mut r, &mut all, small);
-    attention(&mut r, &mut all, small);
+    attention::attention(&mut r, &mut all, small);
+    attention::rotary(&mut r, &mut all, small);
     products(&mut r, &mut all, small);
     all
 }
@@ -398,7 +401,10 @@ fn movement(r: &mut Random, all: &mut Vec<Case>, small: bool) {
                     make(r, &shape)
                 })
                 .collect();
-            all.push(Case::new(format!("concat {axis} {dtype}"), Concat { axis }, parts));
+            all.push(Case::new(format!("concat {axis} {dtype}"), Concat { axis }, parts.clone()));
+            // One that is turned, and more than a launch has.
+            let many = [parts.clone(), parts].concat();
+            all.push(Case::new(format!("concat many {axis} {dtype}"), Concat { axis }, many).permuted(1, &[1, 2, 0]));
         }
         let x = make(r, &[3, 5, 7]);
         let value = if dtype.is_float() { Scalar::Float(1.5) } else { Scalar::Int(1) };
@@ -520,60 +526,6 @@ fn conv(
     case.inputs.push(Some(r.floats(dtype, &shape).into()));
     case.order = order_for(layout);
     all.push(case);
-}
-
-fn attention(r: &mut Random, all: &mut Vec<Case>, small: bool) {
-    let sizes: &[(usize, usize, usize, usize)] = if small {
-        &[(1, 5, 9, 16), (2, 33, 40, 40)]
-    } else {
-        &[
-            (1, 5, 9, 16),
-            (2, 128, 128, 64),
-            (1, 1, 300, 128),
-            (2, 70, 77, 40),
-            (1, 65, 129, 160),
-            (2, 1, 1000, 64),
-            (1, 40, 50, 256),
-        ]
-    };
-    for dtype in FLOATS {
-        for (i, &(b, s, t, d)) in sizes.iter().enumerate() {
-            let (heads, shared) = if i % 2 == 0 { (4, 4) } else { (6, 2) };
-            let q = r.floats(dtype, &[b, heads, s, d]);
-            let (k, v) = (r.floats(dtype, &[b, shared, t, d]), r.floats(dtype, &[b, shared, t, d]));
-            for units in [false, true] {
-                if units && dtype == DType::F32 && s > 1 {
-                    continue;
-                }
-                let tag = format!("{b}x{heads}/{shared}x{s}x{t}x{d} {dtype} units {units}");
-                let scale = 1.0 / (d as f64).sqrt();
-                let plain = |causal, out| Attention { scale, causal, out };
-                let qkv = vec![q.clone(), k.clone(), v.clone()];
-                let mut add = |name: &str, op: Attention, inputs: Vec<Tensor>, permuted: bool| {
-                    // Matrix units do not take f32; one query that sees all keys is split over these.
-                    if units && dtype == DType::F32 && op.causal {
-                        return;
-                    }
-                    let mut case = Case::new(format!("attention {name} {tag}"), op, inputs);
-                    if permuted {
-                        for i in 0..3 {
-                            case = case.permuted(i, &[0, 2, 1, 3]);
-                        }
-                    }
-                    case.matrix_units = units;
-                    all.push(case);
-                };
-                add("plain", plain(false, HeadsLayout::Bhsd), qkv.clone(), false);
-                add("causal", plain(true, HeadsLayout::Bshd), qkv.clone(), true);
-                let mut masked = qkv.clone();
-                masked.push(r.bools(&[b, 1, s, t]));
-                add("bool mask", plain(false, HeadsLayout::Bshd), masked, false);
-                let mut masked = qkv.clone();
-                masked.push(r.floats(DType::F32, &[s, t]));
-                add("added mask", plain(false, HeadsLayout::Bhsd), masked, true);
-            }
-        }
-    }
 }
 
 fn products(r: &mut Random, all: &mut Vec<Case>, small: bool) {
