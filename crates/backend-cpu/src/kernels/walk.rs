@@ -41,9 +41,9 @@ impl Walk {
         self.inner
     }
 
-    /// Whether neighbours of a row are neighbours in every operand.
-    pub(super) fn is_side_by_side(&self) -> bool {
-        self.strides.iter().all(|(_, along)| *along == 1)
+    /// For each operand how far apart the elements of a row are.
+    pub(super) fn along(&self) -> Vec<usize> {
+        self.strides.iter().map(|(_, along)| *along).collect()
     }
 
     /// The element of operand `index` that stands at `column` of `row`, and its stride along the row.

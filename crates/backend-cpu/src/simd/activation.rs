@@ -14,23 +14,27 @@ pub fn apply(isa: super::Isa, act: Activation, xs: &mut [f32]) {
 /// [`apply`] inside code that is already compiled for an instruction set.
 #[inline(always)]
 pub(crate) fn apply_lanes<F: Fma>(act: Activation, xs: &mut [f32]) {
+    each::<F>(act, xs.iter_mut().map(|x| (*x, x)));
+}
+
+/// Writes the function of the first of each pair to the second.
+#[inline(always)]
+pub(crate) fn each<'a, F: Fma>(act: Activation, pairs: impl Iterator<Item = (f32, &'a mut f32)>) {
     #[inline(always)]
-    fn map(xs: &mut [f32], f: impl Fn(f32) -> f32) {
-        for x in xs {
-            *x = f(*x);
-        }
+    fn map<'a>(pairs: impl Iterator<Item = (f32, &'a mut f32)>, f: impl Fn(f32) -> f32) {
+        pairs.for_each(|(x, y)| *y = f(x));
     }
     match act {
-        Activation::None => {}
-        Activation::Relu => map(xs, math::relu),
-        Activation::Relu6 => map(xs, |x| math::clamp(x, 0.0, 6.0)),
-        Activation::Gelu => map(xs, math::gelu::<F>),
-        Activation::GeluTanh => map(xs, math::gelu_tanh::<F>),
-        Activation::Silu => map(xs, math::silu::<F>),
-        Activation::Sigmoid => map(xs, math::sigmoid::<F>),
-        Activation::Tanh => map(xs, math::tanh::<F>),
-        Activation::Hardswish => map(xs, math::hardswish),
-        Activation::Hardsigmoid => map(xs, math::hardsigmoid),
+        Activation::None => map(pairs, |x| x),
+        Activation::Relu => map(pairs, math::relu),
+        Activation::Relu6 => map(pairs, |x| math::clamp(x, 0.0, 6.0)),
+        Activation::Gelu => map(pairs, math::gelu::<F>),
+        Activation::GeluTanh => map(pairs, math::gelu_tanh::<F>),
+        Activation::Silu => map(pairs, math::silu::<F>),
+        Activation::Sigmoid => map(pairs, math::sigmoid::<F>),
+        Activation::Tanh => map(pairs, math::tanh::<F>),
+        Activation::Hardswish => map(pairs, math::hardswish),
+        Activation::Hardsigmoid => map(pairs, math::hardsigmoid),
     }
 }
 

@@ -45,28 +45,31 @@ impl Fma for Unfused {
 /// }
 /// add_scaled(Isa::detect(), &mut x, &y, 2.0);
 /// ```
+///
+/// Types that the function is generic over come behind the marker, each with one bound: `<F, T: Pod>`.
 macro_rules! simd_fn {
     (
         $(#[$meta:meta])*
-        $vis:vis fn $name:ident<$F:ident>($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block
+        $vis:vis fn $name:ident<$F:ident $(, $T:ident: $bound:path)*>($($arg:ident: $ty:ty),* $(,)?)
+            $(-> $ret:ty)? $body:block
     ) => {
         $(#[$meta])*
         #[allow(unsafe_code)]
-        $vis fn $name(isa: $crate::simd::Isa, $($arg: $ty),*) $(-> $ret)? {
+        $vis fn $name<$($T: $bound),*>(isa: $crate::simd::Isa, $($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
             #[allow(clippy::extra_unused_type_parameters)]
-            fn lanes<$F: $crate::simd::Fma>($($arg: $ty),*) $(-> $ret)? $body
+            fn lanes<$F: $crate::simd::Fma $(, $T: $bound)*>($($arg: $ty),*) $(-> $ret)? $body
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
-            fn avx512($($arg: $ty),*) $(-> $ret)? {
-                lanes::<$crate::simd::Fused>($($arg),*)
+            fn avx512<$($T: $bound),*>($($arg: $ty),*) $(-> $ret)? {
+                lanes::<$crate::simd::Fused $(, $T)*>($($arg),*)
             }
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
-            fn avx2($($arg: $ty),*) $(-> $ret)? {
-                lanes::<$crate::simd::Fused>($($arg),*)
+            fn avx2<$($T: $bound),*>($($arg: $ty),*) $(-> $ret)? {
+                lanes::<$crate::simd::Fused $(, $T)*>($($arg),*)
             }
 
             match isa.verified() {
@@ -80,7 +83,7 @@ macro_rules! simd_fn {
                     // SAFETY: as above.
                     unsafe { avx2($($arg),*) }
                 }
-                _ => lanes::<$crate::simd::Unfused>($($arg),*),
+                _ => lanes::<$crate::simd::Unfused $(, $T)*>($($arg),*),
             }
         }
     };

@@ -1,56 +1,20 @@
 //! A register machine over blocks: each instruction is a vectorised loop over one block.
 
+use bytemuck::Pod;
 use half::{bf16, f16};
-use regraft_ir::ops::{BinaryFn, CompareFn, Fused, FusedFn, UnaryFn};
+use regraft_ir::ops::{BinaryFn, CompareFn, Fused, FusedFn, FusedStep, UnaryFn};
 use regraft_tensor::{DType, Element};
 
-use super::lanes::{self, Number};
+use super::{
+    super::support::elements_mut,
+    TASK,
+    lanes::{self, Number},
+    registers::{Bank, Banks, Counts, Frame, Place, Register, Registers, is_native},
+};
 use crate::{
     Isa, Scratch,
-    scratch::bytes_of,
     simd::{Float, FloatType, Floats},
 };
-
-/// Elements of a block: a few registers of f32 fit into the first-level cache.
-pub(super) const BLOCK: usize = 512;
-
-/// The kind of number that a register holds: floats narrower than f32 are computed as f32, integers narrower than i32 as i32 and
-/// then brought back into their range.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Bank {
-    F64,
-    F32,
-    I64,
-    I32,
-    Bool,
-}
-
-impl Bank {
-    /// `None` for a dtype that no bank computes as the reference does.
-    fn of(dtype: DType) -> Option<Bank> {
-        Some(match dtype {
-            DType::F64 => Bank::F64,
-            DType::F32 | DType::F16 | DType::BF16 => Bank::F32,
-            DType::I64 => Bank::I64,
-            DType::I32 | DType::I16 | DType::I8 | DType::U8 => Bank::I32,
-            DType::Bool => Bank::Bool,
-            DType::U16 | DType::U32 | DType::U64 => return None,
-        })
-    }
-}
-
-/// Whether registers hold values of this type as tensors do.
-fn is_native(dtype: DType) -> bool {
-    matches!(dtype, DType::F64 | DType::F32 | DType::I64 | DType::I32 | DType::Bool)
-}
-
-/// A register: its bank, its number there, and what its values are.
-#[derive(Clone, Copy, Debug)]
-struct Register {
-    bank: Bank,
-    index: usize,
-    dtype: DType,
-}
 
 #[derive(Clone, Copy, Debug)]
 struct Instruction {
@@ -65,28 +29,35 @@ pub(super) struct Program {
     registers: Vec<Register>,
     operands: usize,
     instructions: Vec<Instruction>,
-    counts: [usize; 5],
+    counts: Counts,
+    block: usize,
 }
 
 impl Program {
-    /// Compiles a chain; `None` when its steps do not take their arguments.
-    pub(super) fn new(op: &Fused, operands: &[DType]) -> Option<Program> {
-        let mut counts = [0; 5];
-        let mut register = |dtype: DType| {
-            let bank = Bank::of(dtype)?;
-            let count = &mut counts[bank as usize];
-            *count += 1;
-            Some(Register { bank, index: *count - 1, dtype })
-        };
+    /// Compiles a chain; `None` when its steps do not take their arguments. `along` says for each operand how far apart the elements of
+    /// a row are, if that is known yet.
+    pub(super) fn new(op: &Fused, operands: &[DType], along: &[usize]) -> Option<Program> {
         let dtypes = op.dtypes(operands).ok()?;
-        let registers = dtypes.into_iter().map(&mut register).collect::<Option<Vec<Register>>>()?;
-        let instruction = |(i, step): (usize, &regraft_ir::ops::FusedStep)| {
+        let mut counts = Counts::default();
+        let mut registers: Vec<Register> = Vec::with_capacity(dtypes.len());
+        for (i, &dtype) in dtypes.iter().enumerate() {
+            let bank = Bank::of(dtype)?;
+            let place = if i < operands.len() && along.get(i) == Some(&1) && is_read_in_place(op, i, dtype) {
+                Place::Operand(i)
+            } else if i + 1 == dtypes.len() && is_written_in_place(op, &registers, dtype) {
+                Place::Result
+            } else {
+                counts.add(bank)
+            };
+            registers.push(Register { bank, place, dtype });
+        }
+        let instruction = |(i, step): (usize, &FusedStep)| {
             let mut args = [0; 3];
             args.iter_mut().zip(&step.args).for_each(|(to, &from)| *to = from as usize);
             Instruction { f: step.f, args, out: registers[operands.len() + i] }
         };
         let instructions = op.steps.iter().enumerate().map(instruction).collect();
-        Some(Program { registers, operands: operands.len(), instructions, counts })
+        Some(Program { registers, operands: operands.len(), instructions, counts, block: counts.block(TASK) })
     }
 
     fn result(&self) -> Register {
@@ -98,181 +69,232 @@ impl Program {
         self.result().dtype.size()
     }
 
+    /// Elements of a block.
+    pub(super) fn block(&self) -> usize {
+        self.block
+    }
+
     /// Bytes of scratch for one set of registers.
     pub(super) fn scratch(&self) -> usize {
-        let [f64s, f32s, i64s, i32s, bools] = self.counts.map(|count| count * BLOCK);
-        bytes_of::<f64>(f64s)
-            + bytes_of::<f32>(f32s)
-            + bytes_of::<i64>(i64s)
-            + bytes_of::<i32>(i32s)
-            + bytes_of::<u8>(bools)
+        self.counts.scratch(self.block)
     }
 
-    /// Runs all steps on the first `len` elements of the registers.
-    pub(super) fn run(&self, isa: Isa, registers: &mut Registers<'_>, len: usize) {
-        for instruction in &self.instructions {
-            self.step(isa, instruction, registers, len);
-        }
-    }
-
-    /// Whether this is one step on operands, whose values and result are what registers hold, or a cast of floats. Then
-    /// [`Program::run_alone`] computes it.
-    pub(super) fn is_alone(&self) -> bool {
-        let [Instruction { f, args, out }] = self.instructions.as_slice() else { return false };
-        let arg = |i: usize| self.registers[args[i]].dtype;
-        match f {
-            FusedFn::Literal(..) => false,
-            FusedFn::Cast(_) => {
-                let wide = [arg(0), out.dtype].contains(&DType::F32);
-                wide && arg(0) != out.dtype && FloatType::of(arg(0)).is_some() && FloatType::of(out.dtype).is_some()
-            }
-            FusedFn::Unary(_) | FusedFn::Binary(_) => is_native(out.dtype),
-            FusedFn::Compare(_) => is_native(arg(0)),
-            FusedFn::Select => is_native(out.dtype),
-        }
-    }
-
-    /// The bytes of `len` elements of operand `index` from element `start` on.
-    pub(super) fn bytes_of<'b>(&self, index: usize, bytes: &'b [u8], start: usize, len: usize) -> &'b [u8] {
-        let size = self.registers[index].dtype.size();
-        &bytes[start * size..][..len * size]
-    }
-
-    /// Runs the one step from operands, which stand side by side, to the result: spares a copy of each.
-    pub(super) fn run_alone(&self, isa: Isa, operands: &[&[u8]], out: &mut [u8]) {
-        let Some(Instruction { f, args, out: to }) = self.instructions.first() else { return };
-        let of = |i: usize| operands[args[i]];
-        macro_rules! typed {
-            ($dtype:expr, $T:ident => $body:expr) => {
-                match $dtype {
-                    DType::F64 => {
-                        type $T = f64;
-                        $body
-                    }
-                    DType::I64 => {
-                        type $T = i64;
-                        $body
-                    }
-                    DType::I32 => {
-                        type $T = i32;
-                        $body
-                    }
-                    _ => {}
-                }
-            };
-        }
-        match (*f, to.dtype) {
-            (FusedFn::Unary(f), DType::F32) => {
-                lanes::unary_f32(isa, f, cast_slice(of(0)), bytemuck::cast_slice_mut(out));
-            }
-            (FusedFn::Unary(_), DType::Bool) => lanes::map(of(0), out, |x| u8::from(x == 0)),
-            (FusedFn::Unary(f), dtype) => {
-                typed!(dtype, T => lanes::unary::<T>(f, cast_slice(of(0)), bytemuck::cast_slice_mut(out)));
-            }
-            (FusedFn::Binary(f), DType::F32) => {
-                lanes::binary_f32(isa, f, cast_slice(of(0)), cast_slice(of(1)), bytemuck::cast_slice_mut(out));
-            }
-            (FusedFn::Binary(f), DType::Bool) => lanes::binary_bool(f, of(0), of(1), out),
-            (FusedFn::Binary(f), dtype) => typed!(dtype, T => {
-                lanes::binary::<T>(f, cast_slice(of(0)), cast_slice(of(1)), bytemuck::cast_slice_mut(out));
-            }),
-            (FusedFn::Compare(f), _) => match self.registers[args[0]].dtype {
-                DType::F32 => lanes::compare_f32(isa, f, cast_slice(of(0)), cast_slice(of(1)), out),
-                DType::I64 => lanes::compare_i64(isa, f, cast_slice(of(0)), cast_slice(of(1)), out),
-                DType::I32 => lanes::compare_i32(isa, f, cast_slice(of(0)), cast_slice(of(1)), out),
-                DType::F64 => lanes::compare(f, cast_slice::<f64>(of(0)), cast_slice(of(1)), out),
-                _ => lanes::compare(f, of(0), of(1), out),
-            },
-            (FusedFn::Select, DType::F32) => {
-                let (a, b) = (cast_slice(of(1)), cast_slice(of(2)));
-                lanes::select_f32(isa, of(0), a, b, bytemuck::cast_slice_mut(out));
-            }
-            (FusedFn::Select, DType::Bool) => lanes::select(of(0), of(1), of(2), out),
-            (FusedFn::Select, dtype) => typed!(dtype, T => {
-                lanes::select::<T>(of(0), cast_slice(of(1)), cast_slice(of(2)), bytemuck::cast_slice_mut(out));
-            }),
-            (FusedFn::Cast(_), DType::F32) => {
-                let ty = FloatType::of(self.registers[args[0]].dtype).unwrap_or(FloatType::F32);
-                Floats::of_bytes(ty, of(0)).load(isa, 0, bytemuck::cast_slice_mut(out));
-            }
-            (FusedFn::Cast(_), DType::BF16) => bf16::narrow(isa, cast_slice(of(0)), bytemuck::cast_slice_mut(out)),
-            (FusedFn::Cast(_), _) => f16::narrow(isa, cast_slice(of(0)), bytemuck::cast_slice_mut(out)),
-            (FusedFn::Literal(..), _) => {}
-        }
-    }
-
-    fn step(&self, isa: Isa, i: &Instruction, r: &mut Registers<'_>, len: usize) {
-        let [a, b, c] = i.args.map(|arg| self.registers[arg]);
-        match i.f {
-            FusedFn::Literal(value, _) => match i.out.bank {
-                Bank::F64 => r.f64s.out(i.out, len).1.fill(value.as_f64()),
-                Bank::F32 => {
+    /// Registers in [`Program::scratch`] bytes, with the literals in theirs.
+    pub(super) fn registers<'a>(&self, scratch: &mut Scratch<'a>) -> Registers<'a> {
+        let mut registers = Registers::new(self.counts, self.block, self.operands, scratch);
+        let banks = &mut registers.banks;
+        for Instruction { f, out, .. } in &self.instructions {
+            if let (FusedFn::Literal(value, _), Place::Bank(index)) = (*f, out.place) {
+                let at = index * self.block..(index + 1) * self.block;
+                match out.bank {
+                    Bank::F64 => banks.f64s[at].fill(value.as_f64()),
                     // The value as its dtype holds it.
-                    let value = value.as_f64() as f32;
-                    r.f32s.out(i.out, len).1.fill(rounded(i.out.dtype, value));
+                    Bank::F32 => banks.f32s[at].fill(rounded(out.dtype, value.as_f64() as f32)),
+                    Bank::I64 => banks.i64s[at].fill(value.as_i64()),
+                    Bank::I32 => banks.i32s[at].fill(wrapped(out.dtype, value.as_i64() as i32)),
+                    Bank::Bool => banks.bools[at].fill(u8::from(value.as_f64() != 0.0)),
                 }
-                Bank::I64 => r.i64s.out(i.out, len).1.fill(value.as_i64()),
-                Bank::I32 => r.i32s.out(i.out, len).1.fill(wrapped(i.out.dtype, value.as_i64() as i32)),
-                Bank::Bool => r.bools.out(i.out, len).1.fill(u8::from(value.as_f64() != 0.0)),
-            },
-            FusedFn::Unary(f) => match i.out.bank {
-                Bank::F64 => unary(f, &mut r.f64s, a, i.out, len),
-                Bank::F32 => {
-                    let (before, out) = r.f32s.out(i.out, len);
-                    lanes::unary_f32(isa, f, block(before, a, len), out);
-                }
-                Bank::I64 => unary(f, &mut r.i64s, a, i.out, len),
-                Bank::I32 => {
-                    unary(f, &mut r.i32s, a, i.out, len);
-                    wrap(i.out.dtype, r.i32s.out(i.out, len).1);
-                }
-                Bank::Bool => {
-                    let (before, out) = r.bools.out(i.out, len);
-                    lanes::map(block(before, a, len), out, |x| u8::from(x == 0));
-                }
-            },
-            FusedFn::Binary(f) => match i.out.bank {
-                Bank::F64 => binary(f, &mut r.f64s, [a, b], i.out, len),
-                Bank::F32 => {
-                    let (before, out) = r.f32s.out(i.out, len);
-                    lanes::binary_f32(isa, f, block(before, a, len), block(before, b, len), out);
-                }
-                Bank::I64 => binary(f, &mut r.i64s, [a, b], i.out, len),
-                Bank::I32 => {
-                    binary(f, &mut r.i32s, [a, b], i.out, len);
-                    wrap(i.out.dtype, r.i32s.out(i.out, len).1);
-                }
-                Bank::Bool => {
-                    let (before, out) = r.bools.out(i.out, len);
-                    lanes::binary_bool(f, block(before, a, len), block(before, b, len), out);
-                }
-            },
-            FusedFn::Compare(f) => self.compare(isa, f, [a, b], i.out, r, len),
-            FusedFn::Select => select(isa, [a, b, c], i.out, r, len),
-            FusedFn::Cast(_) => cast(isa, a, i.out, r, len),
+            }
         }
+        registers
     }
 
-    fn compare(&self, isa: Isa, f: CompareFn, [a, b]: [Register; 2], to: Register, r: &mut Registers<'_>, len: usize) {
-        let (before, out) = r.bools.out(to, len);
-        match a.bank {
-            Bank::F64 => lanes::compare(f, r.f64s.get(a, len), r.f64s.get(b, len), out),
-            Bank::F32 => lanes::compare_f32(isa, f, r.f32s.get(a, len), r.f32s.get(b, len), out),
-            Bank::I64 => lanes::compare_i64(isa, f, r.i64s.get(a, len), r.i64s.get(b, len), out),
-            Bank::I32 => lanes::compare_i32(isa, f, r.i32s.get(a, len), r.i32s.get(b, len), out),
-            Bank::Bool => lanes::compare(f, block(before, a, len), block(before, b, len), out),
+    /// Makes `len` elements of operand `index`, from element `start` on, `stride` apart, the values of its register.
+    pub(super) fn load<'a>(
+        &self,
+        isa: Isa,
+        registers: &mut Registers<'a>,
+        (index, bytes): (usize, &'a [u8]),
+        position: (usize, usize),
+        len: usize,
+    ) {
+        registers.load(isa, self.registers[index], bytes, position, len);
+    }
+
+    /// Runs all steps on what is loaded, and writes the result: as many elements as `out` takes.
+    pub(super) fn run(&self, isa: Isa, registers: &mut Registers<'_>, out: &mut [u8]) {
+        let len = out.len() / self.out_size();
+        for instruction in &self.instructions {
+            self.step(isa, instruction, registers, len, out);
+        }
+        registers.store(isa, self.result(), out);
+    }
+
+    fn step(&self, isa: Isa, i: &Instruction, r: &mut Registers<'_>, len: usize, out: &mut [u8]) {
+        let ([a, b, c], to) = (i.args.map(|arg| self.registers[arg]), i.out);
+        let (at, r) = r.frame(len);
+        match i.f {
+            FusedFn::Literal(..) => {}
+            FusedFn::Unary(f) => match to.bank {
+                Bank::F64 => unary(isa, at, f, r.f64s, a, to, out),
+                Bank::F32 => {
+                    let (before, out) = at.open(r.f32s, to, out);
+                    lanes::unary_f32(isa, f, at.read(before, a), out);
+                }
+                Bank::I64 => unary(isa, at, f, r.i64s, a, to, out),
+                Bank::I32 => {
+                    unary(isa, at, f, r.i32s, a, to, out);
+                    wrap(to.dtype, at.open(r.i32s, to, out).1);
+                }
+                Bank::Bool => {
+                    let (before, out) = at.open(r.bools, to, out);
+                    lanes::map(isa, at.read(before, a), out, |x: u8| u8::from(x == 0));
+                }
+            },
+            FusedFn::Binary(f) => match to.bank {
+                Bank::F64 => binary(isa, at, f, r.f64s, [a, b], to, out),
+                Bank::F32 => {
+                    let (before, out) = at.open(r.f32s, to, out);
+                    lanes::binary_f32(isa, f, at.read(before, a), at.read(before, b), out);
+                }
+                Bank::I64 => binary(isa, at, f, r.i64s, [a, b], to, out),
+                Bank::I32 => {
+                    binary(isa, at, f, r.i32s, [a, b], to, out);
+                    wrap(to.dtype, at.open(r.i32s, to, out).1);
+                }
+                Bank::Bool => {
+                    let (before, out) = at.open(r.bools, to, out);
+                    lanes::binary_bool(isa, f, at.read(before, a), at.read(before, b), out);
+                }
+            },
+            FusedFn::Compare(f) => compare(isa, at, f, [a, b], to, r, out),
+            FusedFn::Select => select(isa, at, [a, b, c], to, r, out),
+            FusedFn::Cast(_) => cast(isa, at, a, to, r, out),
         }
     }
 }
 
-fn unary<T: Number>(f: UnaryFn, bank: &mut Banked<'_, T>, a: Register, out: Register, len: usize) {
-    let (before, out) = bank.out(out, len);
-    lanes::unary(f, block(before, a, len), out);
+/// Whether steps read operand `index` where it is: as they take it, or to widen it.
+fn is_read_in_place(op: &Fused, index: usize, dtype: DType) -> bool {
+    let narrow = matches!(dtype, DType::F16 | DType::BF16);
+    let mut readers = op.steps.iter().filter(|step| step.args.contains(&(index as u32)));
+    is_native(dtype) || narrow && readers.all(|step| step.f == FusedFn::Cast(DType::F32))
 }
 
-fn binary<T: Number>(f: BinaryFn, bank: &mut Banked<'_, T>, [a, b]: [Register; 2], out: Register, len: usize) {
-    let (before, out) = bank.out(out, len);
-    lanes::binary(f, block(before, a, len), block(before, b, len), out);
+/// Whether the last step writes its result where it is wanted: as it makes it, or narrowed.
+fn is_written_in_place(op: &Fused, registers: &[Register], dtype: DType) -> bool {
+    let Some(last) = op.steps.last() else { return false };
+    match last.f {
+        FusedFn::Literal(..) => false,
+        FusedFn::Cast(DType::F16 | DType::BF16) => registers[last.args[0] as usize].bank == Bank::F32,
+        _ => is_native(dtype),
+    }
+}
+
+fn unary<T: Number>(isa: Isa, at: Frame<'_>, f: UnaryFn, bank: &mut [T], a: Register, to: Register, out: &mut [u8]) {
+    let (before, out) = at.open(bank, to, out);
+    lanes::unary(isa, f, at.read(before, a), out);
+}
+
+fn binary<T: Number>(
+    isa: Isa,
+    at: Frame<'_>,
+    f: BinaryFn,
+    bank: &mut [T],
+    [a, b]: [Register; 2],
+    to: Register,
+    out: &mut [u8],
+) {
+    let (before, out) = at.open(bank, to, out);
+    lanes::binary(isa, f, at.read(before, a), at.read(before, b), out);
+}
+
+fn compare(
+    isa: Isa,
+    at: Frame<'_>,
+    f: CompareFn,
+    [a, b]: [Register; 2],
+    to: Register,
+    r: &mut Banks<'_>,
+    out: &mut [u8],
+) {
+    let (before, out) = at.open(r.bools, to, out);
+    match a.bank {
+        Bank::F64 => lanes::compare(isa, f, at.read(r.f64s, a), at.read(r.f64s, b), out),
+        Bank::F32 => lanes::compare(isa, f, at.read(r.f32s, a), at.read(r.f32s, b), out),
+        Bank::I64 => lanes::compare(isa, f, at.read(r.i64s, a), at.read(r.i64s, b), out),
+        Bank::I32 => lanes::compare(isa, f, at.read(r.i32s, a), at.read(r.i32s, b), out),
+        Bank::Bool => lanes::compare(isa, f, at.read(before, a), at.read(before, b), out),
+    }
+}
+
+fn select(isa: Isa, at: Frame<'_>, [cond, a, b]: [Register; 3], to: Register, r: &mut Banks<'_>, out: &mut [u8]) {
+    macro_rules! choose {
+        ($bank:ident) => {{
+            let (before, out) = at.open(r.$bank, to, out);
+            lanes::select(isa, at.read(r.bools, cond), at.read(before, a), at.read(before, b), out);
+        }};
+    }
+    match to.bank {
+        Bank::F64 => choose!(f64s),
+        Bank::F32 => choose!(f32s),
+        Bank::I64 => choose!(i64s),
+        Bank::I32 => choose!(i32s),
+        Bank::Bool => {
+            let (before, out) = at.open(r.bools, to, out);
+            lanes::select(isa, at.read(before, cond), at.read(before, a), at.read(before, b), out);
+        }
+    }
+}
+
+/// Converts as the tensors' elements do: floats are truncated to integers, integers wrap.
+fn cast(isa: Isa, at: Frame<'_>, from: Register, to: Register, r: &mut Banks<'_>, out: &mut [u8]) {
+    let Banks { f64s, f32s, i64s, i32s, bools } = r;
+    macro_rules! map {
+        ($from:ident, $to:ident, $f:expr) => {
+            lanes::map(isa, at.read($from, from), at.open($to, to, out).1, $f)
+        };
+    }
+    match (from.bank, to.bank) {
+        (Bank::F64, Bank::F64) => same(at, f64s, from, to, out),
+        (Bank::F64, Bank::F32) => map!(f64s, f32s, |x| x as f32),
+        (Bank::F64, Bank::I64) => map!(f64s, i64s, |x| x as i64),
+        (Bank::F64, Bank::I32) => map!(f64s, i32s, |x| i32::from_i64(x as i64)),
+        (Bank::F64, Bank::Bool) => map!(f64s, bools, |x| u8::from(x != 0.0)),
+        (Bank::F32, Bank::F64) => map!(f32s, f64s, f64::from),
+        (Bank::F32, Bank::F32) => cast_floats(isa, at, from, to, f32s, out),
+        (Bank::F32, Bank::I64) => map!(f32s, i64s, |x| x as i64),
+        (Bank::F32, Bank::I32) => map!(f32s, i32s, |x| i32::from_i64(x as i64)),
+        (Bank::F32, Bank::Bool) => map!(f32s, bools, |x| u8::from(x != 0.0)),
+        (Bank::I64, Bank::F64) => map!(i64s, f64s, |x| x as f64),
+        (Bank::I64, Bank::F32) => map!(i64s, f32s, |x| x as f32),
+        (Bank::I64, Bank::I64) => same(at, i64s, from, to, out),
+        (Bank::I64, Bank::I32) => map!(i64s, i32s, |x| x as i32),
+        (Bank::I64, Bank::Bool) => map!(i64s, bools, |x| u8::from(x != 0)),
+        (Bank::I32, Bank::F64) => map!(i32s, f64s, f64::from),
+        (Bank::I32, Bank::F32) => map!(i32s, f32s, |x| x as f32),
+        (Bank::I32, Bank::I64) => map!(i32s, i64s, i64::from),
+        (Bank::I32, Bank::I32) => same(at, i32s, from, to, out),
+        (Bank::I32, Bank::Bool) => map!(i32s, bools, |x| u8::from(x != 0)),
+        (Bank::Bool, Bank::F64) => map!(bools, f64s, f64::from),
+        (Bank::Bool, Bank::F32) => map!(bools, f32s, f32::from),
+        (Bank::Bool, Bank::I64) => map!(bools, i64s, i64::from),
+        (Bank::Bool, Bank::I32) => map!(bools, i32s, i32::from),
+        (Bank::Bool, Bank::Bool) => same(at, bools, from, to, out),
+    }
+    // A cast rounds, whatever follows.
+    match (to.place, to.bank) {
+        (Place::Bank(_), Bank::F32) => lanes::round(isa, to.dtype, at.open(f32s, to, out).1),
+        (Place::Bank(_), Bank::I32) => wrap(to.dtype, at.open(i32s, to, out).1),
+        _ => {}
+    }
+}
+
+fn same<T: Pod>(at: Frame<'_>, bank: &mut [T], from: Register, to: Register, out: &mut [u8]) {
+    let (before, out) = at.open(bank, to, out);
+    out.copy_from_slice(at.read(before, from));
+}
+
+/// From narrow floats and to narrow floats, in a register or where they are.
+fn cast_floats(isa: Isa, at: Frame<'_>, from: Register, to: Register, bank: &mut [f32], out: &mut [u8]) {
+    match (from.place, FloatType::of(from.dtype), to.place, to.dtype) {
+        (Place::Operand(index), Some(ty @ (FloatType::F16 | FloatType::Bf16)), ..) => {
+            Floats::of_bytes(ty, at.operands[index]).load(isa, 0, at.open(bank, to, out).1);
+        }
+        (_, _, Place::Result, DType::F16) => f16::narrow(isa, at.read(bank, from), elements_mut(out)),
+        (_, _, Place::Result, DType::BF16) => bf16::narrow(isa, at.read(bank, from), elements_mut(out)),
+        _ => same(at, bank, from, to, out),
+    }
 }
 
 /// The nearest value that `dtype` holds.
@@ -301,199 +323,4 @@ fn wrap(dtype: DType, xs: &mut [i32]) {
         DType::U8 => xs.iter_mut().for_each(|x| *x = i32::from(*x as u8)),
         _ => {}
     }
-}
-
-/// The registers of one kind of number.
-#[derive(Debug)]
-struct Banked<'a, T>(&'a mut [T]);
-
-impl<T: Copy> Banked<'_, T> {
-    /// The registers before `out`, and `out` itself: results are numbered after their arguments.
-    fn out(&mut self, out: Register, len: usize) -> (&[T], &mut [T]) {
-        let (before, rest) = self.0.split_at_mut(out.index * BLOCK);
-        (before, &mut rest[..len])
-    }
-
-    fn get(&self, register: Register, len: usize) -> &[T] {
-        block(self.0, register, len)
-    }
-}
-
-fn block<T>(registers: &[T], register: Register, len: usize) -> &[T] {
-    &registers[register.index * BLOCK..][..len]
-}
-
-/// The registers that a worker computes in.
-#[derive(Debug)]
-pub(super) struct Registers<'a> {
-    f64s: Banked<'a, f64>,
-    f32s: Banked<'a, f32>,
-    i64s: Banked<'a, i64>,
-    i32s: Banked<'a, i32>,
-    bools: Banked<'a, u8>,
-}
-
-impl<'a> Registers<'a> {
-    /// Those of `program`, in [`Program::scratch`] bytes.
-    pub(super) fn new(program: &Program, scratch: &mut Scratch<'a>) -> Self {
-        let [f64s, f32s, i64s, i32s, bools] = program.counts.map(|count| count * BLOCK);
-        Registers {
-            f64s: Banked(scratch.take(f64s)),
-            f32s: Banked(scratch.take(f32s)),
-            i64s: Banked(scratch.take(i64s)),
-            i32s: Banked(scratch.take(i32s)),
-            bools: Banked(scratch.take(bools)),
-        }
-    }
-
-    /// Loads `len` elements of operand `index`, from element `start` on, `stride` apart.
-    #[expect(clippy::too_many_arguments, reason = "what, from where, how much")]
-    pub(super) fn load(
-        &mut self,
-        isa: Isa,
-        program: &Program,
-        index: usize,
-        bytes: &[u8],
-        start: usize,
-        stride: usize,
-        len: usize,
-    ) {
-        debug_assert!(index < program.operands);
-        let register = program.registers[index];
-        match register.bank {
-            Bank::F64 => gather(cast_slice(bytes), start, stride, self.f64s.out(register, len).1),
-            Bank::F32 => {
-                let ty = FloatType::of(register.dtype).unwrap_or(FloatType::F32);
-                load_floats(isa, Floats::of_bytes(ty, bytes), start, stride, self.f32s.out(register, len).1);
-            }
-            Bank::I64 => gather(cast_slice(bytes), start, stride, self.i64s.out(register, len).1),
-            Bank::I32 => {
-                let to = self.i32s.out(register, len).1;
-                match register.dtype {
-                    DType::I16 => convert(cast_slice::<i16>(bytes), start, stride, to, i32::from),
-                    DType::I8 => convert(cast_slice::<i8>(bytes), start, stride, to, i32::from),
-                    DType::U8 => convert(bytes, start, stride, to, i32::from),
-                    _ => gather(cast_slice(bytes), start, stride, to),
-                }
-            }
-            Bank::Bool => gather(bytes, start, stride, self.bools.out(register, len).1),
-        }
-    }
-
-    /// Stores the result.
-    pub(super) fn store(&self, isa: Isa, program: &Program, out: &mut [u8]) {
-        let register = program.result();
-        let len = out.len() / register.dtype.size();
-        match (register.bank, register.dtype) {
-            (Bank::F64, _) => bytemuck::cast_slice_mut(out).copy_from_slice(self.f64s.get(register, len)),
-            (Bank::F32, DType::F16) => {
-                f16::narrow(isa, self.f32s.get(register, len), bytemuck::cast_slice_mut(out));
-            }
-            (Bank::F32, DType::BF16) => {
-                bf16::narrow(isa, self.f32s.get(register, len), bytemuck::cast_slice_mut(out));
-            }
-            (Bank::F32, _) => bytemuck::cast_slice_mut(out).copy_from_slice(self.f32s.get(register, len)),
-            (Bank::I64, _) => bytemuck::cast_slice_mut(out).copy_from_slice(self.i64s.get(register, len)),
-            (Bank::I32, DType::I16) => {
-                lanes::map(self.i32s.get(register, len), bytemuck::cast_slice_mut(out), |x| x as i16);
-            }
-            (Bank::I32, DType::I8 | DType::U8) => lanes::map(self.i32s.get(register, len), out, |x| x as u8),
-            (Bank::I32, _) => bytemuck::cast_slice_mut(out).copy_from_slice(self.i32s.get(register, len)),
-            (Bank::Bool, _) => out.copy_from_slice(self.bools.get(register, len)),
-        }
-    }
-}
-
-/// Whole elements of `bytes`.
-fn cast_slice<T: bytemuck::Pod>(bytes: &[u8]) -> &[T] {
-    super::super::support::elements(bytes)
-}
-
-fn gather<T: Copy>(from: &[T], start: usize, stride: usize, to: &mut [T]) {
-    match stride {
-        1 => to.copy_from_slice(&from[start..start + to.len()]),
-        _ => convert(from, start, stride, to, |x| x),
-    }
-}
-
-fn convert<T: Copy, U: Copy>(from: &[T], start: usize, stride: usize, to: &mut [U], f: impl Fn(T) -> U) {
-    match stride {
-        0 => to.fill(f(from[start])),
-        1 => lanes::map(&from[start..start + to.len()], to, f),
-        _ => to.iter_mut().zip(from[start..].iter().step_by(stride)).for_each(|(to, from)| *to = f(*from)),
-    }
-}
-
-fn load_floats(isa: Isa, from: Floats<'_>, start: usize, stride: usize, to: &mut [f32]) {
-    match (from, stride) {
-        (from, 1) => from.load(isa, start, to),
-        (Floats::F32(from), _) => gather(from, start, stride, to),
-        (Floats::F16(from), _) => convert(from, start, stride, to, f16::to_f32),
-        (Floats::Bf16(from), _) => convert(from, start, stride, to, bf16::to_f32),
-    }
-}
-
-fn select(isa: Isa, [cond, a, b]: [Register; 3], out: Register, r: &mut Registers<'_>, len: usize) {
-    let Registers { f64s, f32s, i64s, i32s, bools } = r;
-    fn choose<T: Copy>(bank: &mut Banked<'_, T>, cond: &[u8], [a, b]: [Register; 2], out: Register, len: usize) {
-        let (before, out) = bank.out(out, len);
-        lanes::select(cond, block(before, a, len), block(before, b, len), out);
-    }
-    let chosen = bools.get(cond, len);
-    match out.bank {
-        Bank::F64 => choose(f64s, chosen, [a, b], out, len),
-        Bank::F32 => {
-            let (before, out) = f32s.out(out, len);
-            lanes::select_f32(isa, chosen, block(before, a, len), block(before, b, len), out);
-        }
-        Bank::I64 => choose(i64s, chosen, [a, b], out, len),
-        Bank::I32 => choose(i32s, chosen, [a, b], out, len),
-        Bank::Bool => {
-            let (before, out) = bools.out(out, len);
-            lanes::select(block(before, cond, len), block(before, a, len), block(before, b, len), out);
-        }
-    }
-}
-
-/// Converts as the tensors' elements do: floats are truncated to integers, integers wrap.
-fn cast(isa: Isa, from: Register, to: Register, r: &mut Registers<'_>, len: usize) {
-    let Registers { f64s, f32s, i64s, i32s, bools } = r;
-    match (from.bank, to.bank) {
-        (Bank::F64, Bank::F64) => same(f64s, from, to, len),
-        (Bank::F64, Bank::F32) => lanes::map(f64s.get(from, len), f32s.out(to, len).1, |x| x as f32),
-        (Bank::F64, Bank::I64) => lanes::map(f64s.get(from, len), i64s.out(to, len).1, |x| x as i64),
-        (Bank::F64, Bank::I32) => lanes::map(f64s.get(from, len), i32s.out(to, len).1, |x| i32::from_i64(x as i64)),
-        (Bank::F64, Bank::Bool) => lanes::map(f64s.get(from, len), bools.out(to, len).1, |x| u8::from(x != 0.0)),
-        (Bank::F32, Bank::F64) => lanes::map(f32s.get(from, len), f64s.out(to, len).1, f64::from),
-        (Bank::F32, Bank::F32) => same(f32s, from, to, len),
-        (Bank::F32, Bank::I64) => lanes::f32_to_i64(isa, f32s.get(from, len), i64s.out(to, len).1),
-        (Bank::F32, Bank::I32) => lanes::map(f32s.get(from, len), i32s.out(to, len).1, |x| i32::from_i64(x as i64)),
-        (Bank::F32, Bank::Bool) => lanes::map(f32s.get(from, len), bools.out(to, len).1, |x| u8::from(x != 0.0)),
-        (Bank::I64, Bank::F64) => lanes::map(i64s.get(from, len), f64s.out(to, len).1, |x| x as f64),
-        (Bank::I64, Bank::F32) => lanes::i64_to_f32(isa, i64s.get(from, len), f32s.out(to, len).1),
-        (Bank::I64, Bank::I64) => same(i64s, from, to, len),
-        (Bank::I64, Bank::I32) => lanes::map(i64s.get(from, len), i32s.out(to, len).1, |x| x as i32),
-        (Bank::I64, Bank::Bool) => lanes::map(i64s.get(from, len), bools.out(to, len).1, |x| u8::from(x != 0)),
-        (Bank::I32, Bank::F64) => lanes::map(i32s.get(from, len), f64s.out(to, len).1, f64::from),
-        (Bank::I32, Bank::F32) => lanes::map(i32s.get(from, len), f32s.out(to, len).1, |x| x as f32),
-        (Bank::I32, Bank::I64) => lanes::map(i32s.get(from, len), i64s.out(to, len).1, i64::from),
-        (Bank::I32, Bank::I32) => same(i32s, from, to, len),
-        (Bank::I32, Bank::Bool) => lanes::map(i32s.get(from, len), bools.out(to, len).1, |x| u8::from(x != 0)),
-        (Bank::Bool, Bank::F64) => lanes::map(bools.get(from, len), f64s.out(to, len).1, f64::from),
-        (Bank::Bool, Bank::F32) => lanes::map(bools.get(from, len), f32s.out(to, len).1, f32::from),
-        (Bank::Bool, Bank::I64) => lanes::map(bools.get(from, len), i64s.out(to, len).1, i64::from),
-        (Bank::Bool, Bank::I32) => lanes::map(bools.get(from, len), i32s.out(to, len).1, i32::from),
-        (Bank::Bool, Bank::Bool) => same(bools, from, to, len),
-    }
-    match to.bank {
-        // A cast rounds, whatever follows.
-        Bank::F32 => lanes::round(isa, to.dtype, f32s.out(to, len).1),
-        Bank::I32 => wrap(to.dtype, i32s.out(to, len).1),
-        Bank::F64 | Bank::I64 | Bank::Bool => {}
-    }
-}
-
-fn same<T: Copy>(bank: &mut Banked<'_, T>, from: Register, to: Register, len: usize) {
-    let (before, out) = bank.out(to, len);
-    out.copy_from_slice(block(before, from, len));
 }

@@ -1,5 +1,6 @@
 //! The loops of the register machine.
 
+use bytemuck::Pod;
 use half::{bf16, f16};
 use regraft_ir::ops::{Activation, BinaryFn, CompareFn, UnaryFn};
 use regraft_tensor::DType;
@@ -9,16 +10,20 @@ use crate::{
     simd::{activation, math, simd_fn, to_bf16},
 };
 
-pub(super) fn map<T: Copy, U>(x: &[T], out: &mut [U], f: impl Fn(T) -> U) {
-    out.iter_mut().zip(x).for_each(|(out, &x)| *out = f(x));
+simd_fn! {
+    /// Writes `f` of each element.
+    pub(super) fn map<F, T: Copy, U: Copy>(x: &[T], out: &mut [U], f: impl Fn(T) -> U) {
+        out.iter_mut().zip(x).for_each(|(out, &x)| *out = f(x));
+    }
 }
 
+#[inline(always)]
 fn zip<T: Copy, U>(a: &[T], b: &[T], out: &mut [U], f: impl Fn(T, T) -> U) {
     out.iter_mut().zip(a.iter().zip(b)).for_each(|(out, (&a, &b))| *out = f(a, b));
 }
 
 /// Numbers whose functions are those of the ops' definition.
-pub(super) trait Number: Copy + PartialOrd {
+pub(super) trait Number: Pod + PartialOrd {
     fn unary(f: UnaryFn, x: Self) -> Self;
     fn binary(f: BinaryFn, a: Self, b: Self) -> Self;
     /// `a + b`, `a - b`, `a · b`, for loops of their own.
@@ -68,31 +73,37 @@ macro_rules! integer {
 }
 integer!(i64, i32);
 
-pub(super) fn unary<T: Number>(f: UnaryFn, x: &[T], out: &mut [T]) {
-    map(x, out, |x| T::unary(f, x));
-}
-
-pub(super) fn binary<T: Number>(f: BinaryFn, a: &[T], b: &[T], out: &mut [T]) {
-    match f {
-        BinaryFn::Add => zip(a, b, out, T::add),
-        BinaryFn::Sub => zip(a, b, out, T::sub),
-        BinaryFn::Mul => zip(a, b, out, T::mul),
-        // Each function has a loop of its own, which the compiler may turn into vectors.
-        BinaryFn::Max => zip(a, b, out, |a, b| T::binary(BinaryFn::Max, a, b)),
-        BinaryFn::Min => zip(a, b, out, |a, b| T::binary(BinaryFn::Min, a, b)),
-        BinaryFn::And => zip(a, b, out, |a, b| T::binary(BinaryFn::And, a, b)),
-        BinaryFn::Or => zip(a, b, out, |a, b| T::binary(BinaryFn::Or, a, b)),
-        BinaryFn::Xor => zip(a, b, out, |a, b| T::binary(BinaryFn::Xor, a, b)),
-        f => zip(a, b, out, |a, b| T::binary(f, a, b)),
+simd_fn! {
+    pub(super) fn unary<F, T: Number>(f: UnaryFn, x: &[T], out: &mut [T]) {
+        out.iter_mut().zip(x).for_each(|(out, &x)| *out = T::unary(f, x));
     }
 }
 
-pub(super) fn binary_bool(f: BinaryFn, a: &[u8], b: &[u8], out: &mut [u8]) {
-    match f {
-        BinaryFn::And | BinaryFn::Mul | BinaryFn::Min => zip(a, b, out, |a, b| a & b),
-        BinaryFn::Or | BinaryFn::Add | BinaryFn::Max => zip(a, b, out, |a, b| a | b),
-        BinaryFn::Xor => zip(a, b, out, |a, b| a ^ b),
-        f => zip(a, b, out, |a, b| u8::from(f.apply_i64(i64::from(a), i64::from(b)) != 0)),
+simd_fn! {
+    pub(super) fn binary<F, T: Number>(f: BinaryFn, a: &[T], b: &[T], out: &mut [T]) {
+        match f {
+            BinaryFn::Add => zip(a, b, out, T::add),
+            BinaryFn::Sub => zip(a, b, out, T::sub),
+            BinaryFn::Mul => zip(a, b, out, T::mul),
+            // Each function has a loop of its own, which the compiler may turn into vectors.
+            BinaryFn::Max => zip(a, b, out, |a, b| T::binary(BinaryFn::Max, a, b)),
+            BinaryFn::Min => zip(a, b, out, |a, b| T::binary(BinaryFn::Min, a, b)),
+            BinaryFn::And => zip(a, b, out, |a, b| T::binary(BinaryFn::And, a, b)),
+            BinaryFn::Or => zip(a, b, out, |a, b| T::binary(BinaryFn::Or, a, b)),
+            BinaryFn::Xor => zip(a, b, out, |a, b| T::binary(BinaryFn::Xor, a, b)),
+            f => zip(a, b, out, |a, b| T::binary(f, a, b)),
+        }
+    }
+}
+
+simd_fn! {
+    pub(super) fn binary_bool<F>(f: BinaryFn, a: &[u8], b: &[u8], out: &mut [u8]) {
+        match f {
+            BinaryFn::And | BinaryFn::Mul | BinaryFn::Min => zip(a, b, out, |a, b| a & b),
+            BinaryFn::Or | BinaryFn::Add | BinaryFn::Max => zip(a, b, out, |a, b| a | b),
+            BinaryFn::Xor => zip(a, b, out, |a, b| a ^ b),
+            f => zip(a, b, out, |a, b| u8::from(f.apply_i64(i64::from(a), i64::from(b)) != 0)),
+        }
     }
 }
 
@@ -103,11 +114,6 @@ simd_fn! {
             for (out, x) in out.iter_mut().zip(x) {
                 *out = f(*x);
             }
-        }
-        #[inline(always)]
-        fn activate<F: crate::simd::Fma>(x: &[f32], out: &mut [f32], act: Activation) {
-            out.copy_from_slice(x);
-            activation::apply_lanes::<F>(act, out);
         }
         /// Sine or cosine; arguments that need more digits of pi go to the library.
         #[inline(always)]
@@ -144,7 +150,8 @@ simd_fn! {
             | UnaryFn::Silu
             | UnaryFn::Hardswish
             | UnaryFn::Hardsigmoid => {
-                activate::<F>(x, out, Activation::from_function(f).expect("these functions are activations"));
+                let act = Activation::from_function(f).expect("these functions are activations");
+                activation::each::<F>(act, x.iter().copied().zip(out));
             }
             UnaryFn::Floor => each(x, out, f32::floor),
             UnaryFn::Ceil => each(x, out, f32::ceil),
@@ -181,20 +188,14 @@ simd_fn! {
 
 simd_fn! {
     pub(super) fn binary_f32<F>(f: BinaryFn, a: &[f32], b: &[f32], out: &mut [f32]) {
-        #[inline(always)]
-        fn each(a: &[f32], b: &[f32], out: &mut [f32], f: impl Fn(f32, f32) -> f32) {
-            for (out, (a, b)) in out.iter_mut().zip(a.iter().zip(b)) {
-                *out = f(*a, *b);
-            }
-        }
         match f {
-            BinaryFn::Add => each(a, b, out, |a, b| a + b),
-            BinaryFn::Sub => each(a, b, out, |a, b| a - b),
-            BinaryFn::Mul => each(a, b, out, |a, b| a * b),
-            BinaryFn::Div => each(a, b, out, |a, b| a / b),
-            BinaryFn::Max => each(a, b, out, |a, b| if a > b || a.is_nan() { a } else { b }),
-            BinaryFn::Min => each(a, b, out, |a, b| if a < b || a.is_nan() { a } else { b }),
-            BinaryFn::Pow if b.iter().all(|b| *b == 2.0) => each(a, b, out, |a, _| a * a),
+            BinaryFn::Add => zip(a, b, out, |a, b| a + b),
+            BinaryFn::Sub => zip(a, b, out, |a, b| a - b),
+            BinaryFn::Mul => zip(a, b, out, |a, b| a * b),
+            BinaryFn::Div => zip(a, b, out, |a, b| a / b),
+            BinaryFn::Max => zip(a, b, out, |a, b| if a > b || a.is_nan() { a } else { b }),
+            BinaryFn::Min => zip(a, b, out, |a, b| if a < b || a.is_nan() { a } else { b }),
+            BinaryFn::Pow if b.iter().all(|b| *b == 2.0) => zip(a, b, out, |a, _| a * a),
             BinaryFn::FloorDiv
             | BinaryFn::TruncDiv
             | BinaryFn::Rem
@@ -215,63 +216,33 @@ simd_fn! {
             | BinaryFn::Gcd
             | BinaryFn::And
             | BinaryFn::Or
-            | BinaryFn::Xor => each(a, b, out, |a, b| f.apply_f64(f64::from(a), f64::from(b)) as f32),
+            | BinaryFn::Xor => zip(a, b, out, |a, b| f.apply_f64(f64::from(a), f64::from(b)) as f32),
         }
     }
 }
 
-#[inline(always)]
-pub(super) fn compare<T: Copy + PartialOrd>(f: CompareFn, a: &[T], b: &[T], out: &mut [u8]) {
-    match f {
-        CompareFn::Eq => zip(a, b, out, |a, b| u8::from(a == b)),
-        CompareFn::Ne => zip(a, b, out, |a, b| u8::from(a != b)),
-        CompareFn::Lt => zip(a, b, out, |a, b| u8::from(a < b)),
-        CompareFn::Le => zip(a, b, out, |a, b| u8::from(a <= b)),
-        CompareFn::Gt => zip(a, b, out, |a, b| u8::from(a > b)),
-        CompareFn::Ge => zip(a, b, out, |a, b| u8::from(a >= b)),
+simd_fn! {
+    pub(super) fn compare<F, T: PartialOrd>(f: CompareFn, a: &[T], b: &[T], out: &mut [u8]) {
+        #[inline(always)]
+        fn each<T>(a: &[T], b: &[T], out: &mut [u8], f: impl Fn(&T, &T) -> bool) {
+            out.iter_mut().zip(a.iter().zip(b)).for_each(|(out, (a, b))| *out = u8::from(f(a, b)));
+        }
+        match f {
+            CompareFn::Eq => each(a, b, out, T::eq),
+            CompareFn::Ne => each(a, b, out, T::ne),
+            CompareFn::Lt => each(a, b, out, T::lt),
+            CompareFn::Le => each(a, b, out, T::le),
+            CompareFn::Gt => each(a, b, out, T::gt),
+            CompareFn::Ge => each(a, b, out, T::ge),
+        }
     }
 }
 
 simd_fn! {
-    pub(super) fn compare_f32<F>(f: CompareFn, a: &[f32], b: &[f32], out: &mut [u8]) {
-        compare(f, a, b, out);
-    }
-}
-
-simd_fn! {
-    pub(super) fn compare_i64<F>(f: CompareFn, a: &[i64], b: &[i64], out: &mut [u8]) {
-        compare(f, a, b, out);
-    }
-}
-
-simd_fn! {
-    pub(super) fn compare_i32<F>(f: CompareFn, a: &[i32], b: &[i32], out: &mut [u8]) {
-        compare(f, a, b, out);
-    }
-}
-
-#[inline(always)]
-pub(super) fn select<T: Copy>(cond: &[u8], a: &[T], b: &[T], out: &mut [T]) {
-    for ((out, &cond), (&a, &b)) in out.iter_mut().zip(cond).zip(a.iter().zip(b)) {
-        *out = if cond != 0 { a } else { b };
-    }
-}
-
-simd_fn! {
-    pub(super) fn select_f32<F>(cond: &[u8], a: &[f32], b: &[f32], out: &mut [f32]) {
-        select(cond, a, b, out);
-    }
-}
-
-simd_fn! {
-    pub(super) fn f32_to_i64<F>(x: &[f32], out: &mut [i64]) {
-        map(x, out, |x| x as i64);
-    }
-}
-
-simd_fn! {
-    pub(super) fn i64_to_f32<F>(x: &[i64], out: &mut [f32]) {
-        map(x, out, |x| x as f32);
+    pub(super) fn select<F, T: Copy>(cond: &[u8], a: &[T], b: &[T], out: &mut [T]) {
+        for ((out, &cond), (&a, &b)) in out.iter_mut().zip(cond).zip(a.iter().zip(b)) {
+            *out = if cond != 0 { a } else { b };
+        }
     }
 }
 

@@ -2,12 +2,13 @@
 
 mod interpret;
 mod lanes;
+mod registers;
 
 use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, Operand, OperandType};
 use regraft_ir::{Op, TensorType, ops::Fused};
 use regraft_tensor::DType;
 
-use self::interpret::{BLOCK, Program, Registers};
+use self::{interpret::Program, registers::Registers};
 use super::{
     CpuKernel, Cx, Family,
     support::{Seen, Why, expect_plain, plain, unsupported},
@@ -18,14 +19,14 @@ use crate::{Isa, Scratch, threads::MAX_WORKERS};
 const FUSED: &str = "fused.blocks";
 
 /// Elements that a task computes.
-const TASK: usize = 16 * BLOCK;
+const TASK: usize = 8 << 10;
 
 pub(super) const FAMILY: Family = Family { ids: &[FUSED], candidates, reads_strided, prepare };
 
-/// Steps that take their arguments, as a program.
-fn accept(node: &Seen<'_>) -> Result<Program, Why> {
+/// A chain whose steps take their arguments.
+fn accept<'a>(node: &Seen<'a>) -> Result<&'a Fused, Why> {
     let Op::Fused(op) = node.op else { return Err(Why("it is not fused")) };
-    Program::new(op, &node.dtypes()).ok_or(Why("a step does not take its arguments"))
+    if fuses(op, &node.dtypes()) { Ok(op) } else { Err(Why("a step does not take its arguments")) }
 }
 
 fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorType]) -> Vec<Candidate> {
@@ -34,7 +35,7 @@ fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorT
 
 /// Whether every step takes its arguments, given operands of these dtypes.
 pub(crate) fn fuses(op: &Fused, operands: &[DType]) -> bool {
-    Program::new(op, operands).is_some()
+    Program::new(op, operands, &[]).is_some()
 }
 
 fn reads_strided(_: &Op, _: usize, _: &Operand<'_>) -> bool {
@@ -45,39 +46,39 @@ struct Prepared {
     cx: Cx,
     program: Program,
     walk: Walk,
-    /// Whether the one step is computed without registers.
-    alone: bool,
 }
 
 fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendError> {
-    let program = accept(&Seen::of_node(node)).map_err(|why| unsupported(node, why.0))?;
+    let seen = Seen::of_node(node);
+    let op = accept(&seen).map_err(|why| unsupported(node, why.0))?;
     expect_plain(node, 0..node.inputs.len())?;
     let operands: Vec<_> = node.inputs.iter().flatten().map(|o| (o.shape, o.strides)).collect();
     let walk = Walk::new(node.outputs[0].shape, &operands);
-    let alone = operands.len() <= 3 && program.is_alone() && walk.is_side_by_side();
-    Ok(Box::new(Prepared { cx: cx.clone(), program, walk, alone }))
+    let program = Program::new(op, &seen.dtypes(), &walk.along());
+    let program = program.ok_or_else(|| unsupported(node, "a step does not take its arguments"))?;
+    Ok(Box::new(Prepared { cx: cx.clone(), program, walk }))
 }
 
 impl Prepared {
     /// Computes elements `from ..` of a row, as many as `out` holds, block by block.
-    fn run_part(&self, registers: &mut Registers<'_>, operands: &[&[u8]], row: usize, from: usize, out: &mut [u8]) {
-        let (isa, size) = (self.cx.isa, self.program.out_size());
-        if self.alone {
-            let mut parts: [&[u8]; 3] = [&[]; 3];
-            for (index, (part, bytes)) in parts.iter_mut().zip(operands).enumerate() {
-                let (start, _) = self.walk.position(index, row, from);
-                *part = self.program.bytes_of(index, bytes, start, out.len() / size);
+    fn run_part<'a>(
+        &self,
+        registers: &mut Registers<'a>,
+        operands: &[&'a [u8]],
+        row: usize,
+        from: usize,
+        out: &mut [u8],
+    ) {
+        let (isa, size, block) = (self.cx.isa, self.program.out_size(), self.program.block());
+        for (i, out) in out.chunks_mut(block * size).enumerate() {
+            for (index, &bytes) in operands.iter().enumerate() {
+                let position = self.walk.position(index, row, from + i * block);
+                // What is the same all along the row is there since the first block, which is the longest.
+                if i == 0 || position.1 != 0 {
+                    self.program.load(isa, registers, (index, bytes), position, out.len() / size);
+                }
             }
-            return self.program.run_alone(isa, &parts[..operands.len()], out);
-        }
-        for (i, out) in out.chunks_mut(BLOCK * size).enumerate() {
-            let len = out.len() / size;
-            for (index, bytes) in operands.iter().enumerate() {
-                let (start, stride) = self.walk.position(index, row, from + i * BLOCK);
-                registers.load(isa, &self.program, index, bytes, start, stride, len);
-            }
-            self.program.run(isa, registers, len);
-            registers.store(isa, &self.program, out);
+            self.program.run(isa, registers, out);
         }
     }
 }
@@ -96,7 +97,7 @@ impl CpuKernel for Prepared {
         }
         let mut scratch = Scratch::new(scratch);
         let workers = threads.count().min(MAX_WORKERS);
-        let mut registers: Vec<_> = (0..workers).map(|_| Registers::new(&self.program, &mut scratch)).collect();
+        let mut registers: Vec<_> = (0..workers).map(|_| self.program.registers(&mut scratch)).collect();
         // Tasks are whole rows where rows are short, parts of a row where they are long.
         if inner > TASK {
             for (row, out) in out.chunks_exact_mut(inner * size).enumerate() {
