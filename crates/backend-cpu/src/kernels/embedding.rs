@@ -109,7 +109,7 @@ impl CpuKernel for Prepared {
         match &self.kind {
             Kind::Rows { sizes, points } => {
                 let rows = Scratch::new(scratch).take::<usize>(points.count());
-                points.rows(&inputs[1..], 0, rows)?;
+                points.rows(self.cx.isa, &inputs[1..], 0, rows)?;
                 with_size!(self.size, T => take_rows::<T>(threads, elements(x), *sizes, rows, elements_mut(out)));
             }
             Kind::Gather { dtype, shape, strides, axis, size } => {

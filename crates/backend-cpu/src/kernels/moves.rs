@@ -98,7 +98,7 @@ impl CpuKernel for Prepared {
     fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]], _: &mut [u8]) -> Result<(), DataError> {
         let (x, out) = (read(inputs, 0), &mut *outputs[0]);
         with_size!(self.size, T => {
-            remap::<T>(&self.cx.threads, &self.plan, elements(x), self.fill as T, elements_mut(out));
+            remap::<T>(&self.cx.threads, self.cx.isa, &self.plan, elements(x), self.fill as T, elements_mut(out));
         });
         Ok(())
     }

@@ -4,7 +4,7 @@ use regraft_backend::{BackendError, DataError, NodeSpec};
 use regraft_tensor::{DType, contiguous_strides};
 
 use super::support::{elements, operand, read, unsupported};
-use crate::nn::moves::Indices;
+use crate::{Isa, nn::moves::Indices};
 
 /// An index operand, broadcast to the shape of the points.
 struct IndexOperand {
@@ -78,23 +78,29 @@ impl Points {
     ///
     /// # Errors
     /// An index that is out of range.
-    pub(super) fn rows(&self, inputs: &[Option<&[u8]>], first: usize, rows: &mut [usize]) -> Result<(), DataError> {
+    pub(super) fn rows(
+        &self,
+        isa: Isa,
+        inputs: &[Option<&[u8]>],
+        first: usize,
+        rows: &mut [usize],
+    ) -> Result<(), DataError> {
         let Some((&line, outer)) = self.shape.split_last() else { return Ok(()) };
         let (mut at, mut rows) = (first, rows);
         while !rows.is_empty() && line > 0 {
             let (part, rest) = rows.split_at_mut((line - at % line).min(rows.len()));
-            self.line(inputs, outer, at / line, at % line, part)?;
+            self.line(isa, inputs, (outer, at / line), at % line, part)?;
             (at, rows) = (at + part.len(), rest);
         }
         Ok(())
     }
 
-    /// Rows along the last axis: from point `from` of line `number`.
+    /// Rows along the last axis: from point `from` of line `number`, counted over `outer` axes.
     fn line(
         &self,
+        isa: Isa,
         inputs: &[Option<&[u8]>],
-        outer: &[usize],
-        number: usize,
+        (outer, number): (&[usize], usize),
         from: usize,
         rows: &mut [usize],
     ) -> Result<(), DataError> {
@@ -121,11 +127,18 @@ impl Points {
                 }
                 continue;
             }
+            if !begun {
+                rows.fill(base);
+                begun = true;
+            }
+            // Those that stand side by side are looked at together; one by one for the first that is wrong.
+            if step == 1 && indices.append(isa, start + from, size, self.wrap, rows) {
+                continue;
+            }
             for (j, row) in rows.iter_mut().enumerate() {
                 let at = indices.checked(start + (from + j) * step, size, self.wrap).map_err(wrong)?;
-                *row = if begun { *row } else { base } * size + at;
+                *row = row.wrapping_mul(size).wrapping_add(at);
             }
-            begun = true;
         }
         if !begun {
             rows.fill(base);

@@ -152,13 +152,11 @@ impl Prepared {
     ) -> Written {
         for (block, values) in values[..self.points.count()].chunks(BLOCK).enumerate() {
             let rows = &mut run.rows[..values.len()];
-            self.points.rows(run.indices, block * BLOCK, rows)?;
-            for (row, value) in rows.iter().zip(values) {
-                let y = &mut out[*row];
-                *y = match &meeting {
-                    Meeting::Replace => of(*value),
-                    Meeting::Join(f) => f(*y, of(*value)),
-                };
+            self.points.rows(self.cx.isa, run.indices, block * BLOCK, rows)?;
+            let pairs = rows.iter().zip(values);
+            match &meeting {
+                Meeting::Replace => pairs.for_each(|(row, value)| out[*row] = of(*value)),
+                Meeting::Join(f) => pairs.for_each(|(row, value)| out[*row] = f(out[*row], of(*value))),
             }
         }
         Ok(())
@@ -167,10 +165,10 @@ impl Prepared {
     /// Finds the rows of all points, or sees that they can be found.
     fn check(&self, run: &mut Run<'_, '_>) -> Written {
         match self.places {
-            Where::Places(_) => self.points.rows(run.indices, 0, run.rows),
+            Where::Places(_) => self.points.rows(self.cx.isa, run.indices, 0, run.rows),
             Where::InOrder => (0..self.points.count()).step_by(BLOCK).try_for_each(|first| {
                 let count = BLOCK.min(self.points.count() - first);
-                self.points.rows(run.indices, first, &mut run.rows[..count])
+                self.points.rows(self.cx.isa, run.indices, first, &mut run.rows[..count])
             }),
         }
     }

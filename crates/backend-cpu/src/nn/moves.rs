@@ -4,7 +4,7 @@
 use bytemuck::Pod;
 
 use super::{GRAIN, for_each_row, rows_per_task};
-use crate::Threads;
+use crate::{Isa, Threads, simd::simd_fn};
 
 /// For each index of an axis of the result, which element of the operand's axis it is; [`FILL`] stands for none.
 #[derive(Clone, Debug)]
@@ -148,7 +148,7 @@ fn runs(sources: &[usize]) -> Vec<Run> {
 /// # Panics
 ///
 /// If `x` is too short for the plan or `out` has another length.
-pub fn remap<T: Pod + Send + Sync>(threads: &Threads, plan: &Remap, x: &[T], fill: T, out: &mut [T]) {
+pub fn remap<T: Pod + Send + Sync>(threads: &Threads, isa: Isa, plan: &Remap, x: &[T], fill: T, out: &mut [T]) {
     assert_eq!(out.len(), plan.len(), "the length of a result");
     assert!(plan.reach <= x.len() || out.is_empty(), "the operand is too short");
     if out.is_empty() {
@@ -165,7 +165,7 @@ pub fn remap<T: Pod + Send + Sync>(threads: &Threads, plan: &Remap, x: &[T], fil
                 // Repeated along a slower axis: the row before is at hand.
                 out.copy_from_slice(&done[(i - 1) * plan.row..]);
             } else {
-                write_row(&plan.runs, x, start, fill, out);
+                write_row(isa, &plan.runs, x, start, fill, out);
             }
             last = Some(start);
         }
@@ -173,16 +173,13 @@ pub fn remap<T: Pod + Send + Sync>(threads: &Threads, plan: &Remap, x: &[T], fil
 }
 
 /// Writes a row that starts at `start` in the operand, or nowhere.
-fn write_row<T: Pod>(runs: &[Run], x: &[T], start: Option<usize>, fill: T, mut out: &mut [T]) {
+fn write_row<T: Pod>(isa: Isa, runs: &[Run], x: &[T], start: Option<usize>, fill: T, mut out: &mut [T]) {
     let Some(start) = start else { return out.fill(fill) };
     for run in runs {
         let (to, rest) = out.split_at_mut(run.len());
         match *run {
             Run::Up(from, len) => to.copy_from_slice(&x[start + from..][..len]),
-            Run::Down(from, len) => {
-                let from = &x[start + from + 1 - len..][..len];
-                to.iter_mut().zip(from.iter().rev()).for_each(|(y, x)| *y = *x);
-            }
+            Run::Down(from, len) => reversed(isa, &x[start + from + 1 - len..][..len], to),
             Run::Each(from, count, times) => {
                 let from = &x[start + from..][..count];
                 match times {
@@ -194,6 +191,13 @@ fn write_row<T: Pod>(runs: &[Run], x: &[T], start: Option<usize>, fill: T, mut o
             Run::Fill(_) => to.fill(fill),
         }
         out = rest;
+    }
+}
+
+simd_fn! {
+    /// Copies, the last element first.
+    fn reversed<F, T: Pod>(from: &[T], to: &mut [T]) {
+        to.iter_mut().zip(from.iter().rev()).for_each(|(y, x)| *y = *x);
     }
 }
 
@@ -252,6 +256,51 @@ impl Indices<'_> {
         let place = if wrap && index < 0 { index + size as i64 } else { index };
         usize::try_from(place).ok().filter(|place| *place < size).ok_or(index)
     }
+
+    /// Takes the indices from `at` on, as many as there are of `rows`, for the next digit of these numbers, in a system of `size` digits;
+    /// and says whether all are places, as [`Indices::checked`] has it. If not, the numbers are of no use.
+    ///
+    /// # Panics
+    ///
+    /// If there are fewer indices.
+    pub(crate) fn append(self, isa: Isa, at: usize, size: usize, wrap: bool, rows: &mut [usize]) -> bool {
+        match self {
+            Indices::I64(x) => append(isa, &x[at..][..rows.len()], size, wrap, rows),
+            Indices::I32(x) => append(isa, &x[at..][..rows.len()], size, wrap, rows),
+        }
+    }
+}
+
+/// A number of an index tensor.
+trait Index: Pod {
+    fn wide(self) -> i64;
+}
+
+impl Index for i64 {
+    #[inline(always)]
+    fn wide(self) -> i64 {
+        self
+    }
+}
+
+impl Index for i32 {
+    #[inline(always)]
+    fn wide(self) -> i64 {
+        i64::from(self)
+    }
+}
+
+simd_fn! {
+    fn append<F, I: Index>(indices: &[I], size: usize, wrap: bool, rows: &mut [usize]) -> bool {
+        let mut all = true;
+        for (row, index) in rows.iter_mut().zip(indices) {
+            let index = index.wide();
+            let place = (if wrap && index < 0 { index.wrapping_add(size as i64) } else { index }) as u64;
+            all &= place < size as u64;
+            *row = row.wrapping_mul(size).wrapping_add(place as usize);
+        }
+        all
+    }
 }
 
 /// Copies run `rows[i]` of each of `outer` groups of `group` runs of `inner` elements to place `i`.
@@ -289,6 +338,20 @@ pub fn take_rows<T: Pod + Send + Sync>(
     });
 }
 
+/// Writes `of(k, j)` for each index `k`, the `j`-th, and says whether all are places below `size`; 0 stands for those that are not, so that
+/// no index is waited for.
+#[inline(always)]
+fn pick<T, I: Index>(indices: &[I], size: usize, of: impl Fn(usize, usize) -> T, out: &mut [T]) -> bool {
+    let mut all = true;
+    for (j, (y, index)) in out.iter_mut().zip(indices).enumerate() {
+        let place = index.wide() as u64;
+        let inside = place < size as u64;
+        all &= inside;
+        *y = of(if inside { place as usize } else { 0 }, j);
+    }
+    all
+}
+
 /// The operand and indices of a gather along one axis.
 #[derive(Clone, Copy, Debug)]
 pub struct GatherShape<'a> {
@@ -323,6 +386,9 @@ pub fn gather<T: Pod + Send + Sync>(
     let Some((&row, outer)) = shape.split_last() else {
         return index.checked(0, size, false).map(|_| out[0] = x[0]);
     };
+    if size == 0 && !index.is_empty() {
+        return index.checked(0, size, false).map(|_| ());
+    }
     let (step, last) = (strides[axis], axis + 1 == shape.len());
     let along = if last { 0 } else { strides[strides.len() - 1] };
     let bad = std::sync::Mutex::new(None);
@@ -332,19 +398,20 @@ pub fn gather<T: Pod + Send + Sync>(
             base += if at == axis { 0 } else { rest % size * strides[at] };
             rest /= size;
         }
-        for (j, y) in out.iter_mut().enumerate() {
-            match index.checked(i * row + j, size, false) {
-                Ok(k) => *y = x[base + k * step + j * along],
-                Err(index) => {
-                    // The first in order, whichever thread finds it.
-                    let mut bad = bad.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                    if bad.is_none_or(|(at, _)| at > i * row + j) {
-                        *bad = Some((i * row + j, index));
-                    }
-                    return;
-                }
-            }
+        let x = &x[base..];
+        let all = match (index, last && step == 1) {
+            (Indices::I64(index), true) => pick(&index[i * row..], size, |k, _| x[k], out),
+            (Indices::I32(index), true) => pick(&index[i * row..], size, |k, _| x[k], out),
+            (Indices::I64(index), false) => pick(&index[i * row..], size, |k, j| x[k * step + j * along], out),
+            (Indices::I32(index), false) => pick(&index[i * row..], size, |k, j| x[k * step + j * along], out),
+        };
+        if all {
+            return;
         }
+        let wrong = |j| index.checked(i * row + j, size, false).err().map(|index| (i * row + j, index));
+        // The first in order, whichever thread finds it.
+        let mut bad = bad.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        *bad = [*bad, (0..row).find_map(wrong)].into_iter().flatten().min();
     });
     bad.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).map_or(Ok(()), |(_, index)| Err(index))
 }
@@ -380,7 +447,7 @@ mod tests {
             let plan = Remap::new(axes.clone());
             for threads in [Threads::single(), Threads::new(2).unwrap()] {
                 let mut out = vec![9999; shape.iter().product()];
-                remap(&threads, &plan, &x, 0, &mut out);
+                remap(&threads, Isa::detect(), &plan, &x, 0, &mut out);
                 for (at, got) in out.iter().enumerate() {
                     let mut rest = at;
                     let mut place = Some(0);
