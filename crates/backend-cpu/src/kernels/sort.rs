@@ -55,11 +55,11 @@ impl CpuKernel for Prepared {
     }
 
     fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]], scratch: &mut [u8]) -> Result<(), DataError> {
-        let ([values, places], threads) = (outputs, &self.cx.threads) else { return Ok(()) };
+        let ([values, places], threads, isa) = (outputs, &self.cx.threads, self.cx.isa) else { return Ok(()) };
         let (x, places) = (read(inputs, 0), elements_mut::<i64>(places));
         with_elements!(self.dtype, T => {
             let x = elements::<T>(x);
-            positions(threads, self.descending, x, self.sizes, places, &mut Scratch::new(scratch));
+            positions(threads, isa, self.descending, x, self.sizes, places, &mut Scratch::new(scratch));
             take_positions(threads, x, self.sizes, places, elements_mut(values));
         });
         Ok(())

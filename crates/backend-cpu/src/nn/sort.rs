@@ -5,7 +5,7 @@ use bytemuck::Pod;
 use half::{bf16, f16};
 
 use super::workers;
-use crate::{Scratch, Threads, scratch::bytes_of, threads::TileGrid};
+use crate::{Isa, Scratch, Threads, scratch::bytes_of, simd::simd_fn, threads::TileGrid};
 
 /// An element that can be sorted.
 pub trait Sorted: Pod + Send + Sync {
@@ -94,6 +94,7 @@ pub fn sort_scratch<T: Sorted>(threads: &Threads, axis: usize) -> usize {
 /// If a length does not fit, the axis has 2^32 elements or more, or the scratch is shorter than [`sort_scratch`].
 pub fn positions<T: Sorted>(
     threads: &Threads,
+    isa: Isa,
     descending: bool,
     x: &[T],
     sizes: [usize; 3],
@@ -114,7 +115,7 @@ pub fn positions<T: Sorted>(
     threads.for_each_tile_with(&mut rows, out, &grid, |row, at, mut tile| {
         let x = &x[at.matrix * axis * inner + at.col..];
         if FEW * keep <= axis {
-            first_of(x, inner, descending, keep, row);
+            first_of(isa, x, inner, descending, keep, row);
         } else {
             for (i, packed) in row.iter_mut().enumerate() {
                 *packed = x[i * inner].pack(i, descending);
@@ -133,38 +134,42 @@ pub fn positions<T: Sorted>(
 /// Where at most one of so many elements stays, most are passed over.
 const FEW: usize = 8;
 
-/// Elements that are passed over together.
-const BLOCK: usize = 64;
+/// Elements that are passed over together: a vector of AVX-512.
+const BLOCK: usize = 16;
 
-/// Puts the `keep` elements that come first, in any order, at the beginning of `row`, which has a place for each element; neighbours are
-/// `step` apart in `x`. Once there are `keep`, an element must come before the last of them to be looked at again.
-fn first_of<T: Sorted>(x: &[T], step: usize, descending: bool, keep: usize, row: &mut [T::Packed]) {
-    let (axis, room) = (row.len(), (2 * keep).max(4 * BLOCK).min(row.len()));
-    let (mut count, mut last) = (0, None);
-    for first in (0..axis).step_by(BLOCK) {
-        let len = BLOCK.min(axis - first);
-        let mut block = [T::zeroed(); BLOCK];
-        for (i, y) in block[..len].iter_mut().enumerate() {
-            *y = x[(first + i) * step];
-        }
-        if last.is_some_and(|last| !block[..len].iter().fold(false, |any, y| any | (y.key(descending) < last))) {
-            continue;
-        }
-        for (i, y) in block[..len].iter().enumerate() {
-            // Of equal elements those before come first.
-            if last.is_some_and(|last| y.key(descending) >= last) {
+simd_fn! {
+    /// Puts the `keep` elements that come first, in any order, at the beginning of `row`, which has a place for each element; neighbours
+    /// are `step` apart in `x`. Once there are `keep`, an element must come before the last of them to be looked at again.
+    fn first_of<F, T: Sorted>(x: &[T], step: usize, descending: bool, keep: usize, row: &mut [T::Packed]) {
+        let (axis, room) = (row.len(), (2 * keep).max(256).min(row.len()));
+        let (mut count, mut last) = (0, None);
+        for first in (0..axis).step_by(BLOCK) {
+            let len = BLOCK.min(axis - first);
+            let mut block = [T::zeroed(); BLOCK];
+            if step == 1 && len == BLOCK {
+                block.copy_from_slice(&x[first..][..BLOCK]);
+            } else {
+                block[..len].iter_mut().zip(first..).for_each(|(y, i)| *y = x[i * step]);
+            }
+            if last.is_some_and(|last| !block.iter().fold(false, |any, y| any | (y.key(descending) < last))) {
                 continue;
             }
-            row[count] = y.pack(first + i, descending);
-            count += 1;
-            if count == room && keep < room {
-                let (_, worst, _) = row[..count].select_nth_unstable(keep - 1);
-                (count, last) = (keep, Some(T::key_of(*worst)));
+            for (i, y) in block[..len].iter().enumerate() {
+                // Of equal elements those before come first.
+                if last.is_some_and(|last| y.key(descending) >= last) {
+                    continue;
+                }
+                row[count] = y.pack(first + i, descending);
+                count += 1;
+                if count == room && keep < room {
+                    let (_, worst, _) = row[..count].select_nth_unstable(keep - 1);
+                    (count, last) = (keep, Some(T::key_of(*worst)));
+                }
             }
         }
-    }
-    if keep < count {
-        row[..count].select_nth_unstable(keep - 1);
+        if keep < count {
+            row[..count].select_nth_unstable(keep - 1);
+        }
     }
 }
 
