@@ -16,7 +16,7 @@ use super::{
     },
 };
 use crate::{
-    Isa, Scratch, Threads,
+    Isa, Scratch,
     nn::{
         reduce::{Reduction, reduce},
         scan::{arg_extremum, arg_so_far, cumprod, cumsum, join, log_cum_sum_exp},
@@ -113,21 +113,22 @@ fn reduction(f: ReduceFn) -> Option<Reduction> {
 }
 
 /// Reduces numbers in their own type.
-fn reduce_elements<T: Joined>(threads: &Threads, f: ReduceFn, x: &[T], sizes: [usize; 3], out: &mut [u8]) {
+fn reduce_elements<T: Joined>(cx: &Cx, f: ReduceFn, x: &[T], sizes: [usize; 3], out: &mut [u8]) {
+    let (threads, isa) = (&cx.threads, cx.isa);
     let (same, nonzero) = (|x: T| x, |x: T| u8::from(x.to_f64() != 0.0));
     let (zero, one) = (T::from_i64(0), T::from_i64(1));
     match f {
-        ReduceFn::Sum => join(threads, x, sizes, zero, same, T::plus, same, elements_mut::<T>(out)),
+        ReduceFn::Sum => join(threads, isa, x, sizes, zero, same, T::plus, same, elements_mut::<T>(out)),
         ReduceFn::Mean => {
             let count = T::from_f64(sizes[1] as f64).to_f64();
             let mean = |sum: T| T::from_f64(sum.to_f64() / count);
-            join(threads, x, sizes, zero, same, T::plus, mean, elements_mut::<T>(out));
+            join(threads, isa, x, sizes, zero, same, T::plus, mean, elements_mut::<T>(out));
         }
-        ReduceFn::Prod => join(threads, x, sizes, one, same, T::times, same, elements_mut::<T>(out)),
-        ReduceFn::Max => join(threads, x, sizes, T::LEAST, same, T::greater, same, elements_mut::<T>(out)),
-        ReduceFn::Min => join(threads, x, sizes, T::GREATEST, same, T::lesser, same, elements_mut::<T>(out)),
-        ReduceFn::Any => join(threads, x, sizes, 0, nonzero, |a, b| a | b, |any| any, out),
-        ReduceFn::All => join(threads, x, sizes, 1, nonzero, |a, b| a & b, |all| all, out),
+        ReduceFn::Prod => join(threads, isa, x, sizes, one, same, T::times, same, elements_mut::<T>(out)),
+        ReduceFn::Max => join(threads, isa, x, sizes, T::LEAST, same, T::greater, same, elements_mut::<T>(out)),
+        ReduceFn::Min => join(threads, isa, x, sizes, T::GREATEST, same, T::lesser, same, elements_mut::<T>(out)),
+        ReduceFn::Any => join(threads, isa, x, sizes, 0, nonzero, |a, b| a | b, |any| any, out),
+        ReduceFn::All => join(threads, isa, x, sizes, 1, nonzero, |a, b| a & b, |all| all, out),
     }
 }
 
@@ -150,7 +151,7 @@ impl Prepared {
                 with_floats_mut!(to, out, out => reduce(threads, isa, reduction, x, sizes, out));
             }
             _ => with_elements!(dtype, T => {
-                reduce_elements(threads, f, &elements::<T>(bytes)[..count], sizes, out)
+                reduce_elements(&self.cx, f, &elements::<T>(bytes)[..count], sizes, out)
             }),
         }
     }

@@ -86,7 +86,8 @@ simd_fn! {
             Reduction::Mean => lanes::sum(xs) / xs.len() as f32,
             Reduction::Max => lanes::max(xs),
             Reduction::Min => lanes::min(xs),
-            Reduction::Prod => lanes::fold(xs, 1.0, |a, x| a * x, |a, b| a * b),
+            // Products of many numbers soon leave the range of f32, and come back to it or pass slowly through subnormal numbers.
+            Reduction::Prod => lanes::fold(xs, 1.0, |a, x| a * f64::from(x), |a, b| a * b) as f32,
         }
     }
 }

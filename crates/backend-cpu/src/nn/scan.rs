@@ -5,7 +5,8 @@ use half::{bf16, f16};
 
 use super::{GRAIN, rows_per_task};
 use crate::{
-    Threads,
+    Isa, Threads,
+    simd::{lanes, simd_fn},
     threads::{TileGrid, TileMut},
 };
 
@@ -291,8 +292,10 @@ fn position<T: Ordered>(xs: &[T], beats: impl Fn(T::Key, T::Key) -> bool) -> i64
 /// # Panics
 ///
 /// If a length does not fit.
+#[expect(clippy::too_many_arguments, reason = "what is joined, and how")]
 pub fn join<T: Pod + Send + Sync, A: Copy + Send + Sync, O: Send>(
     threads: &Threads,
+    isa: Isa,
     x: &[T],
     [outer, reduce, inner]: [usize; 3],
     start: A,
@@ -310,33 +313,38 @@ pub fn join<T: Pod + Send + Sync, A: Copy + Send + Sync, O: Send>(
             let slab = &x[(at.row + r) * reduce * inner..][..reduce * inner];
             let out = tile.row(r);
             if inner == 1 {
-                out[0] = last(join_run(slab, start, &of, &step));
+                out[0] = last(join_run(isa, slab, start, &of, &step));
                 continue;
             }
             let mut sums = [start; COLUMNS];
-            for row in slab.chunks_exact(inner) {
-                for (sum, x) in sums.iter_mut().zip(&row[at.col..][..out.len()]) {
-                    *sum = step(*sum, of(*x));
-                }
-            }
+            join_columns(isa, slab, inner, at.col, &mut sums[..out.len()], &of, &step);
             out.iter_mut().zip(sums).for_each(|(y, sum)| *y = last(sum));
         }
     });
 }
 
-/// Joins a run in 16 lanes, then the lanes.
-fn join_run<T: Copy, A: Copy>(xs: &[T], start: A, of: impl Fn(T) -> A, step: impl Fn(A, A) -> A) -> A {
-    let mut lanes = [start; 16];
-    let (blocks, rest) = xs.as_chunks::<16>();
-    for block in blocks {
-        for (lane, x) in lanes.iter_mut().zip(block) {
-            *lane = step(*lane, of(*x));
+simd_fn! {
+    fn join_run<F, T: Copy, A: Copy>(xs: &[T], start: A, of: impl Fn(T) -> A, step: impl Fn(A, A) -> A) -> A {
+        lanes::fold(xs, start, |a, x| step(a, of(x)), &step)
+    }
+}
+
+simd_fn! {
+    /// Joins columns from `first` on of rows of `inner` elements, as many as there are of `sums`.
+    fn join_columns<F, T: Copy, A: Copy>(
+        xs: &[T],
+        inner: usize,
+        first: usize,
+        sums: &mut [A],
+        of: impl Fn(T) -> A,
+        step: impl Fn(A, A) -> A,
+    ) {
+        for row in xs.chunks_exact(inner) {
+            for (sum, x) in sums.iter_mut().zip(&row[first..]) {
+                *sum = step(*sum, of(*x));
+            }
         }
     }
-    for (lane, x) in lanes.iter_mut().zip(rest) {
-        *lane = step(*lane, of(*x));
-    }
-    lanes.into_iter().reduce(&step).unwrap_or(start)
 }
 
 #[cfg(test)]
@@ -368,7 +376,7 @@ mod tests {
                     (vec![0; ints.len()], vec![-1; outer * inner], vec![0; outer * inner]);
                 cumsum(&threads, &ints, sizes, &mut sums);
                 arg_extremum(&threads, greatest, &floats, sizes, &mut found);
-                join(&threads, &ints, sizes, 0i64, |x| x, i64::wrapping_add, |x| x, &mut total);
+                join(&threads, Isa::detect(), &ints, sizes, 0i64, |x| x, i64::wrapping_add, |x| x, &mut total);
                 for (o, i) in (0..outer).flat_map(|o| (0..inner).map(move |i| (o, i))) {
                     let mut sum = 0;
                     let mut best = 0;

@@ -2,12 +2,12 @@
 
 use super::Fma;
 
-/// Partial results of a reduction: two vectors of AVX-512, four of AVX2.
+/// Partial results of a reduction: of f32 two vectors of AVX-512, four of AVX2.
 pub(crate) const LANES: usize = 32;
 
 /// Reduces `xs` with `step`, starting every lane from `start`, and joins the lanes with `join`.
 #[inline(always)]
-pub(crate) fn fold(xs: &[f32], start: f32, step: impl Fn(f32, f32) -> f32, join: impl Fn(f32, f32) -> f32) -> f32 {
+pub(crate) fn fold<T: Copy, A: Copy>(xs: &[T], start: A, step: impl Fn(A, T) -> A, join: impl Fn(A, A) -> A) -> A {
     let (blocks, rest) = xs.as_chunks::<LANES>();
     let mut acc = [start; LANES];
     for block in blocks {
