@@ -4,7 +4,7 @@ use super::{for_each_float_row, row_scratch, widened, workers};
 use crate::{
     Isa, Scratch, Threads,
     scratch::bytes_of,
-    simd::{Float, FloatType, Floats, lanes, simd_fn},
+    simd::{Float, FloatType, Floats, Fma, lanes, simd_fn},
     threads::{TileGrid, TileMut},
 };
 
@@ -37,7 +37,15 @@ impl RowNorm<'_> {
         assert!(self.weight.is_none_or(|w| w.len() == self.cols) && self.bias.is_none_or(|b| b.len() == self.cols));
     }
 
-    /// Row `i` of the input, in `out`.
+    /// Row `i` of the input, where it is all that is normalised: then it is read where it is.
+    fn alone(&self, i: usize) -> Option<&[f32]> {
+        match self.x {
+            Floats::F32(x) if self.residual.is_none() => Some(&x[i * self.cols..][..self.cols]),
+            _ => None,
+        }
+    }
+
+    /// Row `i` of the input with the residual, in `out`.
     fn load(&self, isa: Isa, i: usize, out: &mut [f32]) {
         let at = i * self.cols;
         self.x.load(isa, at, out);
@@ -84,6 +92,10 @@ fn rows<T: Float>(
     let weight = widened(isa, norm.weight, &mut scratch);
     let bias = widened(isa, norm.bias, &mut scratch);
     for_each_float_row(threads, isa, out, norm.cols, &mut scratch, |i, out| {
+        if let Some(x) = norm.alone(i) {
+            let (center, factor) = of(x);
+            return scale_shift_to(isa, x, out, center, factor, weight, bias);
+        }
         norm.load(isa, i, out);
         let (center, factor) = of(out);
         scale_shift(isa, out, center, factor, weight, bias);
@@ -111,16 +123,41 @@ simd_fn! {
 
 simd_fn! {
     fn scale_shift<F>(row: &mut [f32], mean: f32, factor: f32, weight: Option<&[f32]>, bias: Option<&[f32]>) {
-        match (weight, bias) {
-            (Some(w), Some(b)) => {
-                for ((x, w), b) in row.iter_mut().zip(w).zip(b) {
-                    *x = F::mul_add((*x - mean) * factor, *w, *b);
-                }
+        affine::<F>(row.iter_mut().map(|x| (*x, x)), mean, factor, weight, bias);
+    }
+}
+
+simd_fn! {
+    fn scale_shift_to<F>(
+        x: &[f32],
+        out: &mut [f32],
+        mean: f32,
+        factor: f32,
+        weight: Option<&[f32]>,
+        bias: Option<&[f32]>,
+    ) {
+        affine::<F>(x.iter().copied().zip(out), mean, factor, weight, bias);
+    }
+}
+
+/// Writes each of a row of numbers, normalised, to the place beside it.
+#[inline(always)]
+fn affine<'a, F: Fma>(
+    row: impl Iterator<Item = (f32, &'a mut f32)>,
+    mean: f32,
+    factor: f32,
+    weight: Option<&[f32]>,
+    bias: Option<&[f32]>,
+) {
+    match (weight, bias) {
+        (Some(w), Some(b)) => {
+            for (((x, y), w), b) in row.zip(w).zip(b) {
+                *y = F::mul_add((x - mean) * factor, *w, *b);
             }
-            (Some(w), None) => row.iter_mut().zip(w).for_each(|(x, w)| *x = (*x - mean) * factor * w),
-            (None, Some(b)) => row.iter_mut().zip(b).for_each(|(x, b)| *x = F::mul_add(*x - mean, factor, *b)),
-            (None, None) => row.iter_mut().for_each(|x| *x = (*x - mean) * factor),
         }
+        (Some(w), None) => row.zip(w).for_each(|((x, y), w)| *y = (x - mean) * factor * w),
+        (None, Some(b)) => row.zip(b).for_each(|((x, y), b)| *y = F::mul_add(x - mean, factor, *b)),
+        (None, None) => row.for_each(|(x, y)| *y = (x - mean) * factor),
     }
 }
 
