@@ -12,7 +12,7 @@ use crate::{
     gemm::{ConvPart, ConvRows, Epilogue, Operand, Panels, Window3, Workspace, gathered_bytes, multiply_block},
     pack::panel_elements,
     scratch::bytes_of,
-    simd::{Float, FloatType, Floats, Strip, transpose_strip},
+    simd::{Float, FloatType, Floats, Steps, Strip, transpose_strip},
     threads::{TileGrid, TileMut},
 };
 
@@ -289,10 +289,11 @@ fn compute<T: Float>(
 fn spread<T: Float>(isa: Isa, sums: &[f32], count: usize, lines: &mut [f32], tile: &mut TileMut<'_, T>, at: usize) {
     let (channels, line_stride) = (tile.rows(), count.next_multiple_of(BLOCK));
     let steps: Vec<(usize, usize)> = (0..channels.next_multiple_of(BLOCK)).map(|channel| (channel, channel)).collect();
+    let steps = Steps::new(&steps);
     for first in (0..count).step_by(BLOCK) {
         let (src, dst) = (&sums[first * channels..], &mut lines[first..]);
         let strip = Strip { src, row_stride: channels, product: None, scale: None, dst, line_stride, stream: false };
-        transpose_strip(isa, strip, &steps);
+        transpose_strip(isa, strip, steps);
     }
     for (channel, line) in lines.chunks_exact(line_stride).take(channels).enumerate() {
         T::narrow(isa, &line[..count], &mut tile.row(channel)[at..at + count]);
