@@ -22,7 +22,10 @@ pub(crate) fn apply_lanes<F: Fma>(act: Activation, xs: &mut [f32]) {
 pub(crate) fn each<'a, F: Fma>(act: Activation, pairs: impl Iterator<Item = (f32, &'a mut f32)>) {
     #[inline(always)]
     fn map<'a>(pairs: impl Iterator<Item = (f32, &'a mut f32)>, f: impl Fn(f32) -> f32) {
-        pairs.for_each(|(x, y)| *y = f(x));
+        // A loop and no `for_each`: the body of that would be a function for no instruction set in particular.
+        for (x, y) in pairs {
+            *y = f(x);
+        }
     }
     match act {
         Activation::None => map(pairs, |x| x),

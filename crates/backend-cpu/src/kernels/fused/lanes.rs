@@ -13,13 +13,17 @@ use crate::{
 simd_fn! {
     /// Writes `f` of each element.
     pub(super) fn map<F, T: Copy, U: Copy>(x: &[T], out: &mut [U], f: impl Fn(T) -> U) {
-        out.iter_mut().zip(x).for_each(|(out, &x)| *out = f(x));
+        for (out, &x) in out.iter_mut().zip(x) {
+            *out = f(x);
+        }
     }
 }
 
 #[inline(always)]
 fn zip<T: Copy, U>(a: &[T], b: &[T], out: &mut [U], f: impl Fn(T, T) -> U) {
-    out.iter_mut().zip(a.iter().zip(b)).for_each(|(out, (&a, &b))| *out = f(a, b));
+    for (out, (&a, &b)) in out.iter_mut().zip(a.iter().zip(b)) {
+        *out = f(a, b);
+    }
 }
 
 /// Numbers whose functions are those of the ops' definition.
@@ -75,7 +79,9 @@ integer!(i64, i32);
 
 simd_fn! {
     pub(super) fn unary<F, T: Number>(f: UnaryFn, x: &[T], out: &mut [T]) {
-        out.iter_mut().zip(x).for_each(|(out, &x)| *out = T::unary(f, x));
+        for (out, &x) in out.iter_mut().zip(x) {
+            *out = T::unary(f, x);
+        }
     }
 }
 
@@ -225,7 +231,9 @@ simd_fn! {
     pub(super) fn compare<F, T: PartialOrd>(f: CompareFn, a: &[T], b: &[T], out: &mut [u8]) {
         #[inline(always)]
         fn each<T>(a: &[T], b: &[T], out: &mut [u8], f: impl Fn(&T, &T) -> bool) {
-            out.iter_mut().zip(a.iter().zip(b)).for_each(|(out, (a, b))| *out = u8::from(f(a, b)));
+            for (out, (a, b)) in out.iter_mut().zip(a.iter().zip(b)) {
+                *out = u8::from(f(a, b));
+            }
         }
         match f {
             CompareFn::Eq => each(a, b, out, T::eq),

@@ -68,8 +68,8 @@ pub(super) struct Register {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Counts([usize; 5]);
 
-/// Bytes of blocks that stay in the first-level cache next to what is read and written.
-const CACHED: usize = 16 << 10;
+/// Bytes of blocks, which stay in the first-level cache while what is read and written passes through it.
+const CACHED: usize = 8 << 10;
 
 impl Counts {
     /// The next block of a bank.

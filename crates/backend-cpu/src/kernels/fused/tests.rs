@@ -72,6 +72,30 @@ proptest! {
             assert_close(&run(isa, &fused, &[a.clone(), b.clone()], &shape, DType::F32), &want);
         }
     }
+
+    #[test]
+    fn halves_are_widened_and_narrowed_where_they_are(
+        rows in 1usize..4,
+        cols in proptest::sample::select(vec![1, 7, 300, 9000]),
+        half in proptest::sample::select(vec![DType::F16, DType::BF16]),
+        broadcast: bool,
+    ) {
+        let narrow = |shape: [usize; 2], seed| Tensor::from_f64(half, &shape, &values(&shape, seed).to_f64_vec());
+        let (a, b) = (narrow([rows, cols], 1), narrow([rows, if broadcast { 1 } else { cols }], 2));
+        let steps = vec![
+            step(FusedFn::Cast(DType::F32), &[0]),
+            step(FusedFn::Cast(DType::F32), &[1]),
+            step(FusedFn::Literal(Scalar::Float(0.25), DType::F32), &[]),
+            step(FusedFn::Binary(BinaryFn::Mul), &[2, 3]),
+            step(FusedFn::Binary(BinaryFn::Add), &[5, 4]),
+            step(FusedFn::Cast(half), &[6]),
+        ];
+        let fused: Op = Fused { steps }.into();
+        let want = fused.eval(&[Some(&a), Some(&b)]).unwrap().remove(0);
+        for isa in Isa::available() {
+            prop_assert_eq!(run(isa, &fused, &[a.clone(), b.clone()], &[rows, cols], half), want.bytes());
+        }
+    }
 }
 
 #[test]
