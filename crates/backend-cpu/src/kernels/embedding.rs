@@ -105,11 +105,11 @@ impl CpuKernel for Prepared {
     }
 
     fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]], scratch: &mut [u8]) -> Result<(), DataError> {
-        let (threads, x, out) = (&self.cx.threads, read(inputs, 0), &mut *outputs[0]);
+        let (threads, isa, x, out) = (&self.cx.threads, self.cx.isa, read(inputs, 0), &mut *outputs[0]);
         match &self.kind {
             Kind::Rows { sizes, points } => {
                 let rows = Scratch::new(scratch).take::<usize>(points.count());
-                points.rows(self.cx.isa, &inputs[1..], 0, rows)?;
+                points.rows(isa, &inputs[1..], 0, rows)?;
                 with_size!(self.size, T => take_rows::<T>(threads, elements(x), *sizes, rows, elements_mut(out)));
             }
             Kind::Gather { dtype, shape, strides, axis, size } => {
@@ -117,7 +117,7 @@ impl CpuKernel for Prepared {
                 let count = shape.iter().product();
                 let index = indices(*dtype, read(inputs, 1)).first(count);
                 let done = with_size!(self.size, T => {
-                    gather::<T>(threads, plan, elements(x), index, elements_mut(out))
+                    gather::<T>(threads, isa, plan, elements(x), index, elements_mut(out))
                 });
                 done.map_err(|index| DataError::Index { index, size: *size })?;
             }

@@ -4,7 +4,13 @@
 use bytemuck::Pod;
 
 use super::{GRAIN, for_each_row, rows_per_task};
-use crate::{Isa, Threads, simd::simd_fn};
+use crate::{
+    Isa, Threads,
+    simd::{
+        indices::{Index, append_digits, take},
+        simd_fn,
+    },
+};
 
 /// For each index of an axis of the result, which element of the operand's axis it is; [`FILL`] stands for none.
 #[derive(Clone, Debug)]
@@ -197,7 +203,9 @@ fn write_row<T: Pod>(isa: Isa, runs: &[Run], x: &[T], start: Option<usize>, fill
 simd_fn! {
     /// Copies, the last element first.
     fn reversed<F, T: Pod>(from: &[T], to: &mut [T]) {
-        to.iter_mut().zip(from.iter().rev()).for_each(|(y, x)| *y = *x);
+        for (y, x) in to.iter_mut().zip(from.iter().rev()) {
+            *y = *x;
+        }
     }
 }
 
@@ -257,49 +265,16 @@ impl Indices<'_> {
         usize::try_from(place).ok().filter(|place| *place < size).ok_or(index)
     }
 
-    /// Takes the indices from `at` on, as many as there are of `rows`, for the next digit of these numbers, in a system of `size` digits;
-    /// and says whether all are places, as [`Indices::checked`] has it. If not, the numbers are of no use.
+    /// [`append_digits`] of the indices from `at` on, as many as there are of `rows`.
     ///
     /// # Panics
     ///
     /// If there are fewer indices.
     pub(crate) fn append(self, isa: Isa, at: usize, size: usize, wrap: bool, rows: &mut [usize]) -> bool {
         match self {
-            Indices::I64(x) => append(isa, &x[at..][..rows.len()], size, wrap, rows),
-            Indices::I32(x) => append(isa, &x[at..][..rows.len()], size, wrap, rows),
+            Indices::I64(x) => append_digits(isa, &x[at..][..rows.len()], size, wrap, rows),
+            Indices::I32(x) => append_digits(isa, &x[at..][..rows.len()], size, wrap, rows),
         }
-    }
-}
-
-/// A number of an index tensor.
-trait Index: Pod {
-    fn wide(self) -> i64;
-}
-
-impl Index for i64 {
-    #[inline(always)]
-    fn wide(self) -> i64 {
-        self
-    }
-}
-
-impl Index for i32 {
-    #[inline(always)]
-    fn wide(self) -> i64 {
-        i64::from(self)
-    }
-}
-
-simd_fn! {
-    fn append<F, I: Index>(indices: &[I], size: usize, wrap: bool, rows: &mut [usize]) -> bool {
-        let mut all = true;
-        for (row, index) in rows.iter_mut().zip(indices) {
-            let index = index.wide();
-            let place = (if wrap && index < 0 { index.wrapping_add(size as i64) } else { index }) as u64;
-            all &= place < size as u64;
-            *row = row.wrapping_mul(size).wrapping_add(place as usize);
-        }
-        all
     }
 }
 
@@ -338,18 +313,21 @@ pub fn take_rows<T: Pod + Send + Sync>(
     });
 }
 
-/// Writes `of(k, j)` for each index `k`, the `j`-th, and says whether all are places below `size`; 0 stands for those that are not, so that
-/// no index is waited for.
-#[inline(always)]
-fn pick<T, I: Index>(indices: &[I], size: usize, of: impl Fn(usize, usize) -> T, out: &mut [T]) -> bool {
-    let mut all = true;
+/// Writes the element of `x` at `index · step + j · along` for the `j`-th index; `false` when one is no place below `size`.
+fn take_strided<T: Pod, I: Index>(
+    x: &[T],
+    indices: &[I],
+    size: usize,
+    [step, along]: [usize; 2],
+    out: &mut [T],
+) -> bool {
     for (j, (y, index)) in out.iter_mut().zip(indices).enumerate() {
-        let place = index.wide() as u64;
-        let inside = place < size as u64;
-        all &= inside;
-        *y = of(if inside { place as usize } else { 0 }, j);
+        match usize::try_from(index.wide()) {
+            Ok(place) if place < size => *y = x[place * step + j * along],
+            _ => return false,
+        }
     }
-    all
+    true
 }
 
 /// The operand and indices of a gather along one axis.
@@ -376,6 +354,7 @@ pub struct GatherShape<'a> {
 /// If a length does not fit or the operand is too short for its strides.
 pub fn gather<T: Pod + Send + Sync>(
     threads: &Threads,
+    isa: Isa,
     shape: GatherShape<'_>,
     x: &[T],
     index: Indices<'_>,
@@ -399,11 +378,12 @@ pub fn gather<T: Pod + Send + Sync>(
             rest /= size;
         }
         let x = &x[base..];
+        let part = i * row..(i + 1) * row;
         let all = match (index, last && step == 1) {
-            (Indices::I64(index), true) => pick(&index[i * row..], size, |k, _| x[k], out),
-            (Indices::I32(index), true) => pick(&index[i * row..], size, |k, _| x[k], out),
-            (Indices::I64(index), false) => pick(&index[i * row..], size, |k, j| x[k * step + j * along], out),
-            (Indices::I32(index), false) => pick(&index[i * row..], size, |k, j| x[k * step + j * along], out),
+            (Indices::I64(index), true) => take(isa, &x[..size], &index[part], out),
+            (Indices::I32(index), true) => take(isa, &x[..size], &index[part], out),
+            (Indices::I64(index), false) => take_strided(x, &index[part], size, [step, along], out),
+            (Indices::I32(index), false) => take_strided(x, &index[part], size, [step, along], out),
         };
         if all {
             return;
@@ -467,9 +447,12 @@ mod tests {
         let shape = GatherShape { shape: &[2, 2], strides: &[3, 1], axis: 1, size: 3 };
         let mut out = [0u8; 4];
         let x = [1, 2, 3, 4, 5, 6];
-        assert_eq!(gather(&Threads::single(), shape, &x, Indices::I32(&[2, 0, 1, 2]), &mut out), Ok(()));
+        assert_eq!(gather(&Threads::single(), Isa::detect(), shape, &x, Indices::I32(&[2, 0, 1, 2]), &mut out), Ok(()));
         assert_eq!(out, [3, 1, 5, 6]);
-        assert_eq!(gather(&Threads::single(), shape, &x, Indices::I64(&[2, 0, -1, 7]), &mut out), Err(-1));
+        assert_eq!(
+            gather(&Threads::single(), Isa::detect(), shape, &x, Indices::I64(&[2, 0, -1, 7]), &mut out),
+            Err(-1)
+        );
         assert_eq!(Indices::I64(&[-1]).checked(0, 3, true), Ok(2));
     }
 }

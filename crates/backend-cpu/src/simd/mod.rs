@@ -6,6 +6,7 @@ pub mod activation;
 mod amx;
 mod dispatch;
 mod element;
+pub(crate) mod indices;
 pub(crate) mod lanes;
 pub mod math;
 mod transpose;

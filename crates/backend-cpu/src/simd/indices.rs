@@ -1,0 +1,82 @@
+//! Indices, looked at together: no element waits for the check of the one before.
+#![allow(unsafe_code)]
+
+use bytemuck::Pod;
+
+use super::simd_fn;
+
+/// A number of an index tensor.
+pub(crate) trait Index: Pod {
+    fn wide(self) -> i64;
+}
+
+impl Index for i64 {
+    #[inline(always)]
+    fn wide(self) -> i64 {
+        self
+    }
+}
+
+impl Index for i32 {
+    #[inline(always)]
+    fn wide(self) -> i64 {
+        i64::from(self)
+    }
+}
+
+simd_fn! {
+    /// Makes each of `indices` the next digit of the number in its row, in a system of `size` digits, negative ones counted from the end if
+    /// `wrap`; and says whether all are places below `size`. If not, the numbers are of no use.
+    pub(crate) fn append_digits<F, I: Index>(indices: &[I], size: usize, wrap: bool, rows: &mut [usize]) -> bool {
+        let mut all = true;
+        for (row, index) in rows.iter_mut().zip(indices) {
+            let index = index.wide();
+            let place = (if wrap && index < 0 { index.wrapping_add(size as i64) } else { index }) as u64;
+            all &= place < size as u64;
+            *row = row.wrapping_mul(size).wrapping_add(place as usize);
+        }
+        all
+    }
+}
+
+simd_fn! {
+    /// Writes the element of `x` that each index names; `false`, and nothing written, when one names none.
+    pub(crate) fn take<F, T: Pod, I: Index>(x: &[T], indices: &[I], out: &mut [T]) -> bool {
+        let mut all = true;
+        for index in indices {
+            all &= (index.wide() as u64) < x.len() as u64;
+        }
+        if all {
+            for (y, index) in out.iter_mut().zip(indices) {
+                // SAFETY: all indices are below the length, by the loop above.
+                *y = unsafe { *x.get_unchecked(index.wide() as usize) };
+            }
+        }
+        all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Isa;
+
+    #[test]
+    fn elements_are_taken_or_an_index_is_wrong() {
+        let x: Vec<u16> = (0..100).map(|i| i * 3).collect();
+        for isa in Isa::available() {
+            for len in 0..70 {
+                let mut indices: Vec<i32> = (0..len).map(|i| i * 37 % 100).collect();
+                let mut out = vec![0; indices.len()];
+                assert!(take(isa, &x, &indices, &mut out));
+                assert!(indices.iter().zip(&out).all(|(i, y)| *y == x[*i as usize]));
+                for wrong in [-1, 100] {
+                    if let Some(last) = indices.last_mut() {
+                        *last = wrong;
+                        assert!(!take(isa, &x, &indices, &mut out));
+                    }
+                }
+            }
+        }
+    }
+}
