@@ -134,8 +134,8 @@ pub fn positions<T: Sorted>(
 /// Where at most one of so many elements stays, most are passed over.
 const FEW: usize = 8;
 
-/// Elements that are passed over together: a vector of AVX-512.
-const BLOCK: usize = 16;
+/// Elements that are passed over together: two vectors of AVX-512 of the most frequent types.
+const BLOCK: usize = 32;
 
 simd_fn! {
     /// Puts the `keep` elements that come first, in any order, at the beginning of `row`, which has a place for each element; neighbours
@@ -151,8 +151,14 @@ simd_fn! {
             } else {
                 block[..len].iter_mut().zip(first..).for_each(|(y, i)| *y = x[i * step]);
             }
-            if last.is_some_and(|last| !block.iter().fold(false, |any, y| any | (y.key(descending) < last))) {
-                continue;
+            if let Some(last) = last {
+                let mut any = false;
+                for y in &block {
+                    any |= y.key(descending) < last;
+                }
+                if !any {
+                    continue;
+                }
             }
             for (i, y) in block[..len].iter().enumerate() {
                 // Of equal elements those before come first.
