@@ -20,9 +20,13 @@ macro_rules! joined {
         impl Joined for $t {
             const LEAST: $t = <$t>::MIN;
             const GREATEST: $t = <$t>::MAX;
+            #[inline]
             fn plus(self, other: $t) -> $t { self.wrapping_add(other) }
+            #[inline]
             fn times(self, other: $t) -> $t { self.wrapping_mul(other) }
+            #[inline]
             fn greater(self, other: $t) -> $t { Ord::max(self, other) }
+            #[inline]
             fn lesser(self, other: $t) -> $t { Ord::min(self, other) }
         }
     )*};
@@ -34,9 +38,13 @@ macro_rules! joined_floats {
         impl Joined for $t {
             const LEAST: $t = <$t>::NEG_INFINITY;
             const GREATEST: $t = <$t>::INFINITY;
+            #[inline]
             fn plus(self, other: $t) -> $t { self + other }
+            #[inline]
             fn times(self, other: $t) -> $t { self * other }
+            #[inline]
             fn greater(self, other: $t) -> $t { if other > self || other.is_nan() { other } else { self } }
+            #[inline]
             fn lesser(self, other: $t) -> $t { if other < self || other.is_nan() { other } else { self } }
         }
     )*};

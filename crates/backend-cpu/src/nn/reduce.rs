@@ -86,8 +86,11 @@ simd_fn! {
             Reduction::Mean => lanes::sum(xs) / xs.len() as f32,
             Reduction::Max => lanes::max(xs),
             Reduction::Min => lanes::min(xs),
-            // Products of many numbers soon leave the range of f32, and come back to it or pass slowly through subnormal numbers.
-            Reduction::Prod => lanes::fold(xs, 1.0, |a, x| a * f64::from(x), |a, b| a * b) as f32,
+            // In f64 what is joined does not leave the range, where it would pass slowly through subnormal numbers.
+            Reduction::Prod => {
+                let lanes = lanes::reduced(xs, 1f32, |a, x| a * x);
+                lanes::joined(std::array::from_fn(|i| f64::from(lanes[i])), |a, b| a * b) as f32
+            }
         }
     }
 }

@@ -8,6 +8,12 @@ pub(crate) const LANES: usize = 32;
 /// Reduces `xs` with `step`, starting every lane from `start`, and joins the lanes with `join`.
 #[inline(always)]
 pub(crate) fn fold<T: Copy, A: Copy>(xs: &[T], start: A, step: impl Fn(A, T) -> A, join: impl Fn(A, A) -> A) -> A {
+    joined(reduced(xs, start, step), join)
+}
+
+/// What each lane makes of its elements.
+#[inline(always)]
+pub(crate) fn reduced<T: Copy, A: Copy>(xs: &[T], start: A, step: impl Fn(A, T) -> A) -> [A; LANES] {
     let (blocks, rest) = xs.as_chunks::<LANES>();
     let mut acc = [start; LANES];
     for block in blocks {
@@ -18,14 +24,23 @@ pub(crate) fn fold<T: Copy, A: Copy>(xs: &[T], start: A, step: impl Fn(A, T) -> 
     for (a, x) in acc.iter_mut().zip(rest) {
         *a = step(*a, *x);
     }
-    let mut width = LANES;
-    while width > 1 {
-        width /= 2;
-        for i in 0..width {
-            acc[i] = join(acc[i], acc[i + width]);
-        }
-    }
-    acc[0]
+    acc
+}
+
+/// The lanes joined as a tree.
+#[inline(always)]
+pub(crate) fn joined<A: Copy>(lanes: [A; LANES], join: impl Fn(A, A) -> A) -> A {
+    let lanes: [A; LANES / 2] = halved(lanes, &join);
+    let lanes: [A; LANES / 4] = halved(lanes, &join);
+    let lanes: [A; LANES / 8] = halved(lanes, &join);
+    let lanes: [A; LANES / 16] = halved(lanes, &join);
+    join(lanes[0], lanes[1])
+}
+
+/// The first half joined to the second. A new array each time stays in registers; one that is written to does not.
+#[inline(always)]
+fn halved<A: Copy, const N: usize, const HALF: usize>(acc: [A; N], join: &impl Fn(A, A) -> A) -> [A; HALF] {
+    std::array::from_fn(|i| join(acc[i], acc[i + HALF]))
 }
 
 /// The sum.
