@@ -155,9 +155,21 @@ fn affine<'a, F: Fma>(
                 *y = F::mul_add((x - mean) * factor, *w, *b);
             }
         }
-        (Some(w), None) => row.zip(w).for_each(|((x, y), w)| *y = (x - mean) * factor * w),
-        (None, Some(b)) => row.zip(b).for_each(|((x, y), b)| *y = F::mul_add(x - mean, factor, *b)),
-        (None, None) => row.for_each(|(x, y)| *y = (x - mean) * factor),
+        (Some(w), None) => {
+            for ((x, y), w) in row.zip(w) {
+                *y = (x - mean) * factor * w;
+            }
+        }
+        (None, Some(b)) => {
+            for ((x, y), b) in row.zip(b) {
+                *y = F::mul_add(x - mean, factor, *b);
+            }
+        }
+        (None, None) => {
+            for (x, y) in row {
+                *y = (x - mean) * factor;
+            }
+        }
     }
 }
 
