@@ -74,12 +74,20 @@ impl Lane {
         meanwhile: impl FnOnce(),
     ) -> Result<(), CudaError> {
         let context = self.stream.context();
-        let is_direct = |part: &&Part<'_>| part.bytes.len() >= DIRECT_FROM && context.is_page_locked(part.bytes);
-        let (direct, through): (Vec<&Part<'_>>, Vec<&Part<'_>>) = parts.iter().partition(is_direct);
-        let direct = direct.iter().map(|part| Ok((part.bytes, to.part(part.at, part.bytes.len())?)));
-        let direct = direct.collect::<Result<Vec<_>, CudaError>>()?;
-        self.upload_through_ring(&through, to)?;
-        if direct.is_empty() { Ok(()) } else { self.stream.upload_slices(&direct, meanwhile) }
+        let mut through = Vec::new();
+        let mut direct = parts
+            .iter()
+            .filter(|part| {
+                let is_direct = part.bytes.len() >= DIRECT_FROM && context.is_page_locked(part.bytes);
+                through.extend((!is_direct).then_some(*part));
+                is_direct
+            })
+            .map(|part| Ok((part.bytes, to.part(part.at, part.bytes.len())?)))
+            .peekable();
+        if direct.peek().is_some() {
+            self.stream.upload_slices(direct, meanwhile)?;
+        }
+        self.upload_through_ring(&through, to)
     }
 
     fn upload_through_ring(&mut self, parts: &[&Part<'_>], to: Span) -> Result<(), CudaError> {

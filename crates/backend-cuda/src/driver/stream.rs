@@ -155,12 +155,17 @@ impl Stream {
         self.synchronize()
     }
 
-    /// Copies all of these from memory of the host, which is best page-locked, does something else `meanwhile`, and waits.
+    /// Copies all of these from memory of the host, which is best page-locked, does something else `meanwhile`, and waits. The first
+    /// ones are on their way while the next are asked for.
     ///
     /// # Errors
-    /// When one is of another size than where it goes, or the driver fails.
-    pub fn upload_slices(&self, parts: &[(&[u8], Span)], meanwhile: impl FnOnce()) -> Result<(), CudaError> {
-        // Waits for the copies when it is dropped, also if `meanwhile` panics.
+    /// When one is an error, or of another size than where it goes, or the driver fails.
+    pub fn upload_slices<'h>(
+        &self,
+        parts: impl Iterator<Item = Result<(&'h [u8], Span), CudaError>>,
+        meanwhile: impl FnOnce(),
+    ) -> Result<(), CudaError> {
+        // Waits for the copies when it is dropped, also if `parts` or `meanwhile` panics.
         struct Sent<'s>(&'s Stream);
         impl Drop for Sent<'_> {
             fn drop(&mut self) {
@@ -168,7 +173,8 @@ impl Stream {
             }
         }
         let sent = Sent(self);
-        for (host, to) in parts {
+        for part in parts {
+            let (host, to) = part?;
             to.expect(host.len())?;
             self.inner.bind()?;
             // SAFETY: both have this length. `sent` ends the borrow, whatever happens after this.

@@ -9,7 +9,6 @@ use regraft_weights::{Move, MoveAxis, MovePlan};
 
 use super::{
     super::lane::{ALIGN, DIRECT_FROM, Lane, Part},
-    STAGING,
     resident::Resident,
     slot::{Form, SlotPlan},
 };
@@ -21,6 +20,11 @@ use crate::{
         pack::{Axis, MERGE_BYTES, Merge, PACK_BYTES, Pack, Table},
     },
 };
+
+/// A batch takes so much staging memory: it is made while the next one is copied, and the last one when all is copied.
+const FULL: usize = 64 << 20;
+/// Where little is staged, it has slots of so many bytes: the device has begun while the next one is laid out, and each launch has a tail.
+const FULL_OF_SLOTS: usize = 512 << 20;
 
 /// Slots to be made, with what is uploaded for them.
 #[derive(Default)]
@@ -148,9 +152,9 @@ impl<'a> Batch<'a> {
         self.large.len + self.small.len + self.resident_bytes + self.computed
     }
 
-    /// Whether it is large enough: for staging memory, or, where little is staged, for the device to begin.
+    /// Whether it is to be sent off.
     pub(super) fn is_full(&self) -> bool {
-        self.len().max(self.slot_bytes / 2) >= STAGING
+        self.len() >= FULL || self.slot_bytes >= FULL_OF_SLOTS
     }
 
     /// Adds a slot that moves make.
