@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.utils._python_dispatch import TorchDispatchMode
 from weights import randomise_
 from zoo.case import Call, Case
 
@@ -253,16 +255,29 @@ def relative(given: Tensor, expected: Tensor) -> float:
     return 0.0 if difference == 0 else float(difference / scale) if scale > 0 else float("inf")
 
 
+class _Wide(TorchDispatchMode):
+    """Everything of f32 is f64, also what a model's code makes f32."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        args, kwargs = pytree.tree_map(_wide, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+
+def _wide(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.dtype == torch.float32:
+        return value.double()
+    return torch.float64 if value is torch.float32 else value
+
+
 def _in_f64(case: Case, seed: int) -> list[Tensor] | None:
-    """What PyTorch computes in f64; ``None`` where the model's code is for f32."""
+    """What PyTorch computes in f64; ``None`` where the model's code does not run in it."""
     call = made(case, seed)
-
-    def wide(value: Any) -> Any:
-        return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-    args, kwargs = torch.utils._pytree.tree_map(wide, (call.args, dict(call.kwargs)))
+    args, kwargs = pytree.tree_map(_wide, (call.args, dict(call.kwargs)))
     try:
-        return answers(call.module.double(), Call(call.module, args, kwargs))
+        with _Wide():
+            return answers(call.module.double(), Call(call.module, args, kwargs))
     except Exception:  # there is no answer then
         return None
 
