@@ -234,3 +234,16 @@ def test_weights_that_are_none_of_the_two() -> None:
         regraft.CompileError, match=r"weights: expected one of None, 'int8', 'int4', found 'int2'"
     ):
         regraft.compile(seeded(Deep), (numbers(1, 64),), weights="int2")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_batch_norms_of_halves_are_rounded_once(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    values = {name: torch.randn(8) * 9 for name in ("weight", "bias", "running_mean")}
+    net = nn.BatchNorm2d(8).to(dtype).eval().requires_grad_(False)
+    net.load_state_dict(values, strict=False)
+    # Near the means, where the two terms of a scale and a shift cancel.
+    x = (torch.randn(2, 8, 5, 5) + values["running_mean"][:, None, None]).to(dtype)
+    made = regraft.compile(net, (x,))(x)
+    expected = net.double()(x.double()).to(dtype)
+    assert torch.allclose(made, expected, rtol=torch.finfo(dtype).eps, atol=1e-4)

@@ -3,7 +3,7 @@
 //!
 //! Nothing is evaluated: the scaled weight `W·s` with `s = gamma/sqrt(var + eps)` and the bias `beta + (b - mean)·s` are
 //! nodes over sources, so they end up in recipes and every one of the five tensors stays replaceable. Of a half precision
-//! program they are computed in f32 and rounded once, at the end.
+//! program they are computed in f32; what is folded is rounded once, at the end.
 
 use std::sync::Arc;
 
@@ -110,7 +110,8 @@ fn fold(graph: &mut Graph, node: &Node, scale: ValueId, shift: ValueId) -> Resul
     graph.add1(node.op.clone(), &[node.input(0), weight, bias], scope)
 }
 
-/// Without a convolution to fold into: `x·scale + shift`.
+/// Without a convolution to fold into: `x·scale + shift`. Halves are rounded at the end only: where the two terms nearly cancel, a
+/// rounded shift would leave few digits.
 fn apply(
     graph: &mut Graph,
     node: &Node,
@@ -120,12 +121,13 @@ fn apply(
 ) -> Result<ValueId, IrError> {
     let scope = &node.scope;
     let dtype = graph.ty(node.input(0)).dtype;
-    let (scale, shift) = (rounded(graph, scale, dtype, scope)?, rounded(graph, shift, dtype, scope)?);
+    let x = wide(graph, node.input(0), scope)?;
     let rank = graph.ty(node.input(0)).rank();
     let mut shape = vec![Dim::new(1); rank];
     shape[layout.channel_axis(rank)] = graph.ty(scale).shape[0].clone();
     let scale = graph.add1(Reshape { shape: shape.clone() }, &[scale], scope)?;
     let shift = graph.add1(Reshape { shape }, &[shift], scope)?;
-    let scaled = binary(graph, BinaryFn::Mul, node.input(0), scale, scope)?;
-    binary(graph, BinaryFn::Add, scaled, shift, scope)
+    let scaled = binary(graph, BinaryFn::Mul, x, scale, scope)?;
+    let sum = binary(graph, BinaryFn::Add, scaled, shift, scope)?;
+    rounded(graph, sum, dtype, scope)
 }
