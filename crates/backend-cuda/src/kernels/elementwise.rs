@@ -11,7 +11,7 @@ use regraft_tensor::DType;
 
 use super::{
     bits_type, c_type, is_small_float,
-    spec::{Defines, Fields, Param, Spec, Why, stepping},
+    spec::{Defines, Fields, Param, Spec, Why, index_type, stepping},
 };
 
 /// An operand with known sizes and strides in elements.
@@ -163,7 +163,7 @@ fn build(
 fn kernel(form: &Form<'_>, axes: usize, vec: usize, steps: &[usize], count: usize) -> String {
     let operands = form.read.len();
     let mut t = String::new();
-    let index = if count < 1 << 31 { "u32" } else { "u64" };
+    let index = index_type(count);
     let params: String = form.read.iter().enumerate().map(|(i, ty)| format!("const {ty}* a{i}, ")).collect();
     let _ = write!(
         t,

@@ -5,7 +5,7 @@ use regraft_tensor::{DType, contiguous_strides};
 use super::{
     bits_type, c_type,
     elementwise::{View, broadcast_strides},
-    spec::{Defines, Fields, Param, Spec, Why, stepping},
+    spec::{Defines, Fields, Param, Spec, Why, index_type, stepping},
 };
 
 fn padded(values: &[usize], with: usize) -> Result<Vec<usize>, Why> {
@@ -13,15 +13,13 @@ fn padded(values: &[usize], with: usize) -> Result<Vec<usize>, Why> {
     Ok([&vec![with; lead], values].concat())
 }
 
-/// What places are computed in: 32 bits, which are divided many times faster, where those of so many elements and in these
-/// operands fit.
+/// What the places of so many elements, and those in these operands, are computed in.
 fn places<'a>(count: usize, operands: impl IntoIterator<Item = &'a View<'a>>) -> &'static str {
     let reach = |view: &View<'_>| {
         let last = view.shape.iter().zip(view.strides).map(|(size, stride)| size.saturating_sub(1) * stride);
         last.sum::<usize>() + 1
     };
-    let largest = operands.into_iter().map(reach).fold(count, usize::max);
-    if largest < 1 << 31 { "u32" } else { "i64" }
+    index_type(operands.into_iter().map(reach).fold(count, usize::max))
 }
 
 /// Rows of a table. Operands: `weight`, `ids`.

@@ -6,7 +6,7 @@ use regraft_tensor::{DType, contiguous_strides};
 use super::{
     bits_type, c_type,
     elementwise::{MOST_AXES, View, copy, join_axes},
-    spec::{Defines, Fields, Param, Spec, Why, grid, stepping},
+    spec::{Defines, Fields, Param, Spec, Why, grid, index_type, stepping},
 };
 
 /// Operand `index` with its elements in row-major order.
@@ -114,7 +114,7 @@ fn join(parts: &[Part], dtype: DType) -> Result<Spec, Why> {
     let most = parts.iter().map(|part| part.sizes.iter().product::<usize>() / vec).max().unwrap_or(0);
     let source = Defines::default()
         .ty("E", bits_type(dtype))
-        .ty("I", if most < 1 << 31 { "u32" } else { "u64" })
+        .ty("I", index_type(most))
         .set("VEC", vec)
         .set("AXES", axes)
         .set("PARTS", parts.len())

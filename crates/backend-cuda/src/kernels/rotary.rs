@@ -6,7 +6,7 @@ use super::{
     c_type,
     elementwise::{View, broadcast_strides, join_axes},
     is_small_float,
-    spec::{Defines, Fields, Param, Spec, Why, stepping},
+    spec::{Defines, Fields, Param, Spec, Why, index_type, stepping},
 };
 
 /// Rows of `x` turned by rows of cosines and sines. Operands: `x`, `cos`, `sin`, whose rows each lie in one piece.
@@ -36,7 +36,7 @@ pub fn rotary(x: &View<'_>, angles: [&View<'_>; 2], out: DType) -> Result<Spec, 
     let source = Defines::default()
         .ty("TX", c_type(x.dtype))
         .ty("TA", c_type(cos.dtype))
-        .ty("I", if groups < 1 << 31 { "u32" } else { "u64" })
+        .ty("I", index_type(groups))
         .set("HALF", half)
         .set("VEC", vec)
         .set("AXES", sizes.len())

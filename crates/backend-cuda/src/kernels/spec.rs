@@ -134,6 +134,11 @@ pub(crate) fn stepping(count: usize) -> Launch {
     Launch { grid: [count.div_ceil(256).min(132 * 16) as u32, 1, 1], block: 256, shared: 0 }
 }
 
+/// The type that counts so many elements: 32 bits, which are divided many times faster, where they are enough.
+pub(crate) fn index_type(count: usize) -> &'static str {
+    if count < 1 << 31 { "u32" } else { "u64" }
+}
+
 /// A launch of this many blocks.
 pub(crate) fn grid(blocks: [usize; 3], block: usize, shared: usize) -> Result<Launch, Why> {
     let most = [(1usize << 31) - 1, 65_535, 65_535];

@@ -143,10 +143,6 @@ struct Moving {
 }
 
 impl<'a> Batch<'a> {
-    pub(super) fn is_empty(&self) -> bool {
-        self.moves.is_empty() && self.merges.is_empty()
-    }
-
     /// Bytes of staging memory that are asked for.
     fn len(&self) -> usize {
         self.large.len + self.small.len + self.resident_bytes + self.computed

@@ -216,6 +216,9 @@ impl Packer for CudaPacker {
         }
         let mut here = here.into_iter();
         stage.push_all(|| {
+            if here.len() == 0 {
+                return Ok(None);
+            }
             let mut batch = Batch::default();
             for (job, slot, plan, forms) in here.by_ref() {
                 batch.add(&self.cx.name, &self.resident(), slot, plan, &forms, job)?;
@@ -223,7 +226,7 @@ impl Packer for CudaPacker {
                     break;
                 }
             }
-            Ok((!batch.is_empty() || here.len() > 0).then_some(batch))
+            Ok(Some(batch))
         })?;
         // As many at a time as staging memory holds: the host's copies of all slots at once would be as large as the model.
         let mut rest = on_host.as_slice();
