@@ -115,3 +115,21 @@ fn the_example_in_cpp_runs_while_weights_change() {
     let said = run("c++", "serve.cpp", &["-std=c++17"], folder.path(), &[&engine, &first, &second]);
     assert_eq!(said, "20 refits while requests were answered, 0 of them from mixed weights\n");
 }
+
+/// The block in C of the guide, as the body of a function with the values that it uses.
+#[test]
+fn the_block_of_the_guide_compiles() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let guide = fs::read_to_string(root.join("../../docs/guides/c.md")).expect("the guide");
+    let block = guide.split("```text\n").nth(1).and_then(|rest| rest.split("```").next()).expect("a block");
+    let source = format!(
+        "#include <regraft.h>\n#include <stdio.h>\n\nint guide(RegraftTensor bias) {{\n\
+         size_t shape[] = {{1, 3}};\nfloat values[3] = {{0}};\n{block}\nreturn 0;\n}}\n"
+    );
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("guide.c");
+    fs::write(&path, source).expect("it is written");
+    let options = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", "-I"];
+    let done = Command::new("cc").args(options).arg(root.join("include")).arg(&path).output().expect("a C compiler");
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+}
