@@ -14,13 +14,13 @@ PYTHON_ENV = python=$$(scripts/python-env.sh | tee >(cat >&2) | tail -n 1); bin=
 # Writes the header of the C API; a workspace of its own.
 HEADER = $(CARGO) run --quiet --locked --target-dir "$(TARGET)" --manifest-path crates/capi/header/Cargo.toml --
 
-.PHONY: help packages setup demo build python wheels docs reference picture header test test-rust test-python test-checkpoints test-adapters test-operators onnx-cases opinfo operators sweep test-golden test-gpu test-s3 test-serve test-fleet test-inspector race fuzz peers bless format lint
+.PHONY: help packages setup demo build python wheels docs reference picture header test test-rust test-python test-checkpoints test-adapters test-operators onnx-cases opinfo operators sweep test-golden test-gpu test-s3 test-serve test-fleet test-inspector test-notebook race fuzz peers bless format lint semver
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 
 packages: ## system packages that the other targets need, as root or with sudo
-	@CARGO="$(CARGO)" scripts/system-packages.sh cc c++ git python-venv
+	@CARGO="$(CARGO)" scripts/system-packages.sh cc c++ curl git python-venv
 
 setup: packages ## install the regraft command, and a Python environment with PyTorch and the package regraft
 	@echo "== installing the regraft command"
@@ -38,7 +38,7 @@ demo: packages ## sentence embeddings: compile, bind, run, refit, refit back; no
 	echo "== running"; \
 	"$(TARGET)/release/regraft-demo" demo "$$model"
 
-build: ## build the command, optimised
+build: ## build the command, optimized
 	@echo "== building"
 	$(CARGO) build --release --locked -p regraft-cli
 
@@ -139,6 +139,10 @@ test-inspector: build ## the inspector's page in headless Chromium, on a screen 
 	@echo "== testing the inspector's page"
 	@REGRAFT_BIN="$(TARGET)/release/regraft" scripts/inspector-test.sh
 
+test-notebook: python ## progress and reports in a notebook of JupyterLab in headless Chromium
+	@echo "== testing in a notebook"
+	@PYTHONPATH="$(TARGET)/python" scripts/notebook-test.sh
+
 race: ## runs, refits and variants on real threads under ThreadSanitizer
 	@echo "== looking for races"
 	REGRAFT_STRESS=400 scripts/race.sh
@@ -179,6 +183,9 @@ format: ## format the files in Rust and Python
 	$(CARGO) fmt --all
 	@$(PYTHON_ENV); \
 	"$$bin/ruff" format .; "$$bin/ruff" check --fix --select I .
+
+semver: ## the API of the published crates next to that of the last release (a tag v*, or REGRAFT_BASELINE=REV)
+	@CARGO="$(CARGO)" CARGO_TARGET_DIR="$(TARGET)" scripts/semver.sh
 
 lint: packages ## formatting, clippy, documentation, crate dependencies, types
 	@echo "== formatting"
