@@ -22,6 +22,11 @@ def seeded(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
     return build().eval()
 
 
+def linear_relu(size: int = 4) -> nn.Module:
+    """The smallest network that is worth an engine."""
+    return nn.Sequential(nn.Linear(size, size), nn.ReLU()).eval()
+
+
 # Operators that have no translation: what is around them is cut there. PyTorch does not export them for sizes
 # that change unless it is told what they give.
 _SHAPES = torch.library.Library("aten", "IMPL", "Meta")

@@ -16,8 +16,7 @@ from torch import nn
 import regraft
 import regraft.compat.torch_tensorrt as torch_tensorrt
 from regraft.compat.torch_tensorrt.dynamo._engine_cache import BaseEngineCache
-
-# PyTorch says so of every program that is saved without weights.
+from small import seeded
 
 
 class Net(nn.Module):
@@ -49,8 +48,7 @@ class TwoInputs(nn.Module):
 
 
 def net(seed: int, build: type[nn.Module] = Net) -> nn.Module:
-    torch.manual_seed(seed)
-    return build().eval()
+    return seeded(build, seed)
 
 
 def close(found: torch.Tensor, wanted: torch.Tensor) -> None:

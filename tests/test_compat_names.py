@@ -24,7 +24,7 @@ import regraft.compat.torch_tensorrt as torch_tensorrt
 from mutable_checks import few_threads
 from regraft.compat.torch_tensorrt.absent import Absent
 from regraft.compat.torch_tensorrt.dynamo import CompilationSettings, utils
-from small import numbers, seeded, uncompiled
+from small import linear_relu, numbers, seeded, uncompiled
 
 NAMES = Path(__file__).with_name("torch_tensorrt_names.txt").read_text().splitlines()
 SETTINGS = {about.name for about in fields(CompilationSettings)}
@@ -296,7 +296,7 @@ def test_caches_are_written_in_place() -> None:
 
 
 def test_devices_that_are_not_there() -> None:
-    net, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU()).eval(), numbers(2, 4)
+    net, x = linear_relu(), numbers(2, 4)
     device = torch_tensorrt.Device("dla:0", allow_gpu_fallback=True)
     with pytest.raises(regraft.CompileError, match="device: there is no dla:0"):
         torch_tensorrt.compile(net, ir="dynamo", inputs=[x], device=device)

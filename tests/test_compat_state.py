@@ -19,7 +19,7 @@ from mutable_checks import few_threads
 from regraft.compat.torch_tensorrt.dynamo._DryRunTracker import DryRunTracker, dryrun_stats_display
 from regraft.compat.torch_tensorrt.dynamo.observer import ObserveContext, observable
 from regraft.compat.torch_tensorrt.dynamo.runtime._MutableTorchTensorRTModule import RefitFlag
-from small import numbers, seeded
+from small import linear_relu, numbers, seeded
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +93,7 @@ def test_a_module_without_state_has_no_buffers() -> None:
 
 
 def test_settings_of_torch_compile_that_live_weights_make_idle() -> None:
-    net, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU()).eval(), numbers(2, 4)
+    net, x = linear_relu(), numbers(2, 4)
     torch._dynamo.reset()
     options = {
         "min_block_size": 1,
@@ -116,8 +116,7 @@ def test_the_cpu_as_a_device() -> None:
 
 
 def test_dry_runs_are_observed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU()).eval()
-    program = torch.export.export(net, (numbers(2, 4),))
+    program = torch.export.export(linear_relu(), (numbers(2, 4),))
     seen: list[DryRunTracker] = []
 
     def note(call: ObserveContext) -> None:

@@ -41,7 +41,7 @@ fn main() -> Outcome<()> {
         let took = begin.elapsed();
         let after = runs(&mut figures)?;
         if after.0 != before.0 + 1.0 {
-            return Err("somebody else uses the server".into());
+            return Err("another client uses the server".into());
         }
         println!("{} {}", took.as_secs_f64(), after.1 - before.1);
         before = after;

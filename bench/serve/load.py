@@ -41,18 +41,14 @@ from pathlib import Path
 from typing import Any
 
 from requests_of import adapter, manifest, request, weights
-from servers import Baseline, Server
+from servers import Baseline, Server, parser_of
 
 MLSERVER = "mlserver_onnx.py"
 BASELINES = {"fastapi": "fastapi_onnx.py", "mlserver": MLSERVER}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("engine", type=Path)
-    parser.add_argument("--regraft", default="regraft", help="the command")
+    parser = parser_of(__doc__)
     parser.add_argument("--seconds", type=float, default=5.0, help="length of each measurement")
     parser.add_argument(
         "--quiet-seconds", type=float, help="length of one without publications [default: --seconds]"
@@ -63,14 +59,8 @@ def main() -> None:
     )
     parser.add_argument("--publish-every", type=float, default=1.0, help="seconds between publications")
     parser.add_argument(
-        "--adapter-every", type=int, default=0, help="each so manieth request names an adapter"
+        "--adapter-every", type=int, default=0, help="each request of this many names an adapter"
     )
-    parser.add_argument(
-        "--size", type=int, default=1, help="what sizes that vary are, besides those in --sizes"
-    )
-    parser.add_argument("--sizes", default="", help="NAME=2x128,... of inputs")
-    parser.add_argument("--ids", type=int, default=100, help="integers are below this")
-    parser.add_argument("--serve", default="", help="more options of the server, such as '--batch 16'")
     parser.add_argument("--baseline", type=Path, help="an .onnx file of the same model")
     parser.add_argument(
         "--behind", action="append", choices=BASELINES, help="what serves that file [default: each]"

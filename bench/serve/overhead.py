@@ -27,24 +27,16 @@ from typing import Any
 
 from load import measure
 from requests_of import Inputs, request
-from servers import Server
+from servers import Server, parser_of
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("engine", type=Path)
-    parser.add_argument("--regraft", default="regraft", help="the command")
+    parser = parser_of(__doc__)
     parser.add_argument("--requests", type=int, default=300, help="how many are measured")
-    parser.add_argument("--size", type=int, default=1, help="what sizes that vary are, besides --sizes")
-    parser.add_argument("--sizes", default="", help="NAME=1x128,... of inputs")
     parser.add_argument("--dims", default="s0=ROWS", help="sizes of symbols for `regraft bench`, with ROWS")
-    parser.add_argument("--ids", type=int, default=100, help="integers are below this")
     parser.add_argument("--clients", type=int, help="clients at a time")
     parser.add_argument("--batch", type=int, action="append", help="sizes of batches that are tried")
     parser.add_argument("--seconds", type=float, default=30.0, help="how long clients send requests")
-    parser.add_argument("--serve", default="", help="more options of the server, such as '--threads 2'")
     arguments = parser.parse_args()
     if arguments.clients:
         throughput(arguments)

@@ -13,6 +13,20 @@ from pathlib import Path
 from typing import Any
 
 
+def parser_of(about: str | None) -> argparse.ArgumentParser:
+    """A parser with the options that every measurement of a server has; `about` is the script's docstring."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("engine", type=Path)
+    parser.add_argument("--regraft", default="regraft", help="the command")
+    parser.add_argument("--serve", default="", help="more options of the server, such as '--batch 16'")
+    parser.add_argument(
+        "--size", type=int, default=1, help="what sizes that vary are, besides those in --sizes"
+    )
+    parser.add_argument("--sizes", default="", help="NAME=1x128,... of inputs")
+    parser.add_argument("--ids", type=int, default=100, help="integers are below this")
+    return parser
+
+
 class Server:
     """`regraft serve` on this machine, for as long as the block lasts."""
 
@@ -21,7 +35,7 @@ class Server:
         self.adapters.mkdir()
         command = [arguments.regraft, "serve", f"m={arguments.engine}", "--address", "127.0.0.1:0", "--json"]
         command += ["--adapters", str(self.adapters)]
-        # Some for whoever publishes and looks.
+        # A few connections for publishing and for looking.
         more = ["--max-connections", str(clients + 64), "--queue", str(max(256, clients + 64))]
         self.process = subprocess.Popen(
             command + more + arguments.serve.split(), stdout=subprocess.PIPE, text=True

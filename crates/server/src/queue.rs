@@ -107,14 +107,17 @@ impl State {
         self.jobs.len() + self.aside.len() + self.made.as_ref().map_or(0, |(_, jobs)| jobs.len())
     }
 
-    /// Lets go of jobs that nobody waits for any more.
+    /// Drops jobs that nobody waits for any more, wherever they wait.
     fn prune(&mut self) {
         let now = Instant::now();
         let made = self.made.as_mut().map(|(_, jobs)| jobs);
-        for jobs in [&mut self.jobs, &mut self.aside].into_iter().chain(made) {
-            *jobs = std::mem::take(jobs).into_iter().filter_map(|job| job.still_wanted(now)).collect();
-        }
+        [&mut self.jobs, &mut self.aside].into_iter().chain(made).for_each(|jobs| keep_wanted(jobs, now));
     }
+}
+
+/// Drops those of `jobs` that nobody waits for any more.
+fn keep_wanted(jobs: &mut VecDeque<Job>, now: Instant) {
+    *jobs = std::mem::take(jobs).into_iter().filter_map(|job| job.still_wanted(now)).collect();
 }
 
 impl Queue {
@@ -222,13 +225,11 @@ impl Queue {
     }
 
     /// The adapter whose variant is to be made, as soon as a job waits for one; `None` once none will. For one thread, which says
-    /// by [`Queue::made`] what became of it before it asks again.
+    /// by [`Queue::made`] how that ended before it asks again.
     pub(crate) fn next_aside(&self) -> Option<Scaled> {
         let mut state = self.lock();
         loop {
-            let now = Instant::now();
-            state.aside =
-                std::mem::take(&mut state.aside).into_iter().filter_map(|job| job.still_wanted(now)).collect();
+            keep_wanted(&mut state.aside, Instant::now());
             if let Some(adapter) = state.aside.iter().find_map(|job| job.adapter.clone()) {
                 state.making = true;
                 return Some(adapter);

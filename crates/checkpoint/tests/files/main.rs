@@ -3,6 +3,7 @@
 mod formats;
 mod onnx;
 mod torch;
+mod wire;
 
 use std::{
     io::{Cursor, Read as _, Write as _},

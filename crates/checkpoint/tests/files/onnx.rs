@@ -1,31 +1,18 @@
-//! Initialisers of ONNX models, whose bytes are written here by hand.
+//! Initializers of ONNX models, whose bytes are written here by hand.
 
 use std::fs;
 
 use regraft_tensor::{Buffer, DType};
 use regraft_weights::StateDict;
 
-use crate::{damage, names, open, open_as, refused, tensor};
-
-fn varint(mut value: u64) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    while value > 0x7f {
-        bytes.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    bytes.push(value as u8);
-    bytes
-}
-
-/// A field that holds an integer.
-fn int(number: u64, value: i64) -> Vec<u8> {
-    [varint(number << 3), varint(value as u64)].concat()
-}
+use crate::{
+    damage, names, open, open_as, refused, tensor,
+    wire::{message, number as int, varint},
+};
 
 /// A field that holds text, bytes, a message or packed numbers.
 fn bytes(number: u64, content: impl AsRef<[u8]>) -> Vec<u8> {
-    let content = content.as_ref();
-    [varint(number << 3 | 2), varint(content.len() as u64), content.to_vec()].concat()
+    message(number, content.as_ref())
 }
 
 fn ints(number: u64, values: &[i64]) -> Vec<u8> {
@@ -148,9 +135,9 @@ fn wrong_tensors_are_refused_by_name() {
 fn wrong_models_are_refused() {
     let w = || tensor_of("w", 2, &[1], &bytes(9, [7]));
     for (file, expected) in [
-        (model(&[w(), w()]), "two initialisers called `w`"),
-        (model(&[tensor_of("", 2, &[1], &bytes(9, [7]))]), "an initialiser has no name"),
-        ([int(1, 8), bytes(7, bytes(15, []))].concat(), "a sparse initialiser, which is not read"),
+        (model(&[w(), w()]), "two initializers called `w`"),
+        (model(&[tensor_of("", 2, &[1], &bytes(9, [7]))]), "an initializer has no name"),
+        ([int(1, 8), bytes(7, bytes(15, []))].concat(), "a sparse initializer, which is not read"),
         (int(1, 8), "it has no graph"),
         ([int(1, 8), int(7, 1)].concat(), "field 7 does not have the type"),
         ([int(1, 8), vec![0x3a, 100]].concat(), "byte 4: 100 bytes reach beyond the end of their message"),
@@ -160,7 +147,7 @@ fn wrong_models_are_refused() {
     ] {
         refused(open_as("x.onnx", &file), expected);
     }
-    assert!(open_as("x.onnx", &model(&[])).expect("no initialisers").is_empty());
+    assert!(open_as("x.onnx", &model(&[])).expect("no initializers").is_empty());
     // A graph in two parts is the sum of them.
     let parts = [int(1, 8), bytes(7, bytes(5, w())), bytes(7, bytes(2, "g"))].concat();
     assert_eq!(names(&open_as("x.onnx", &parts).expect("a model")), ["w"]);

@@ -2,7 +2,10 @@
 
 use regraft_import::Imported;
 
-use crate::{floats, imported, info, ints, message, model, node, number, text_field};
+use crate::{
+    floats, imported, info, ints, model, node, text_field,
+    wire::{message, number},
+};
 
 /// An attribute of type `kind` whose field `field` holds `content`.
 fn attribute(name: &str, kind: i64, content: &[u8]) -> Vec<u8> {
@@ -29,7 +32,7 @@ fn float(value: f32) -> Vec<u8> {
     [vec![2 << 3 | 5], value.to_le_bytes().to_vec()].concat()
 }
 
-/// The sources that are no weights: name, whether it is a slot's, and what was compiled in.
+/// The sources that are not weights: name, whether it is a slot's, and what was compiled in.
 fn constants(imported: &Imported) -> Vec<(&str, Option<&str>)> {
     let sources = imported.graph.sources.iter().filter(|source| !source.kind.in_state_dict());
     sources.map(|source| (source.name.as_str(), source.folded.as_deref())).collect()

@@ -1,29 +1,15 @@
 //! ONNX models made by hand: what is imported, what is refused, and damaged ones, which are never more than refused.
 
 mod constants;
+#[path = "../../../checkpoint/tests/files/wire.rs"]
+mod wire;
 
 use std::path::PathBuf;
 
 use regraft_import::{Imported, import, import_bare};
 use regraft_ir::{Role, SourceKind, text};
 
-fn varint(mut value: u64) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    while value > 0x7f {
-        bytes.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    bytes.push(value as u8);
-    bytes
-}
-
-fn number(field: u64, value: i64) -> Vec<u8> {
-    [varint(field << 3), varint(value as u64)].concat()
-}
-
-fn message(field: u64, content: &[u8]) -> Vec<u8> {
-    [varint(field << 3 | 2), varint(content.len() as u64), content.to_vec()].concat()
-}
+use crate::wire::{message, number};
 
 fn text_field(field: u64, text: &str) -> Vec<u8> {
     message(field, text.as_bytes())
