@@ -9,7 +9,9 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import inspect
+import itertools
 import re
 import subprocess
 import sys
@@ -67,17 +69,43 @@ def package() -> str:
 
 
 def class_(name: str, value: type) -> str:
-    """A class with its own public methods and properties."""
+    """A class with its own public fields, methods and properties."""
     parts = [described(f"### regraft.{name}", value)]
-    for attribute, member in sorted(vars(value).items()):
-        if attribute.startswith("_") or not inspect.getdoc(member):
-            continue
+    documented = fields(value)
+    # The documentation of a default, such as of `int`, says nothing about the field.
+    undocumented = inspect.get_annotations(value)
+    members = {**dict.fromkeys(documented), **vars(value)}
+    for attribute, member in sorted(members.items()):
         title = f"{name}.{attribute}"
-        if callable(member) or isinstance(member, (staticmethod, classmethod)):
+        if attribute in documented:
+            type_, text = documented[attribute]
+            parts.append(f"#### {title}\n\n`{type_}`: {markdown(text)}\n")
+        elif attribute.startswith("_") or attribute in undocumented or not inspect.getdoc(member):
+            continue
+        elif callable(member) or isinstance(member, (staticmethod, classmethod)):
             parts.append(function(title, getattr(value, attribute), "####"))
         else:
             parts.append(described(f"#### {title}", member))
     return "\n".join(parts)
+
+
+def fields(value: type) -> dict[str, tuple[str, str]]:
+    """The fields of a class that a text behind them describes, with their types."""
+    try:
+        source = textwrap.dedent(inspect.getsource(value))
+    except (OSError, TypeError):
+        # Classes of the native module have none.
+        return {}
+    (defined,) = ast.parse(source).body
+    assert isinstance(defined, ast.ClassDef)
+    found = {}
+    for field, behind in itertools.pairwise(defined.body):
+        if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
+            continue
+        if isinstance(behind, ast.Expr) and isinstance(behind.value, ast.Constant):
+            text = inspect.cleandoc(str(behind.value.value))
+            found[field.target.id] = (ast.unparse(field.annotation), text)
+    return found
 
 
 def function(title: str, value: Any, level: str) -> str:
@@ -101,9 +129,13 @@ def unquoted(found: re.Match[str]) -> str:
 
 
 def broken(call: str) -> str:
-    """A long signature with a line for each parameter: at the commas outside of brackets."""
-    depth, out = 0, []
+    """A long signature with a line for each parameter: at the commas outside of brackets and quotes."""
+    depth, quoted, out = 0, False, []
     for letter in call:
+        quoted ^= letter == "'"
+        if quoted:
+            out.append(letter)
+            continue
         depth += letter in "([{"
         if letter in ")]}":
             depth -= 1

@@ -59,7 +59,7 @@ def import_program(program: ExportedProgram) -> _regraft.Program:
         torch.export.save(bare, archive)
     imported = _regraft.Program.from_bytes(archive.getvalue())
     if len(imported.outputs) != len(tensors):
-        # Whoever calls it would take new values of inputs for results.
+        # Callers would take new values of inputs for results.
         written = ", ".join(name.removesuffix(".new") for name in imported.outputs[len(tensors) :])
         raise CompileError(f"it writes to its inputs in place ({written}), which was not expected of it")
     return imported

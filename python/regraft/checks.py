@@ -30,7 +30,7 @@ __all__ = [
     "depends_on_mode",
     "dtype_name",
     "listed",
-    "refuse_quantised",
+    "refuse_quantized",
     "unknown_settings",
     "warn",
     "warn_of",
@@ -109,10 +109,10 @@ def check_module(module: nn.Module) -> None:
     """Looks at a module that is to be compiled.
 
     Raises:
-        CompileError: when it is quantised.
+        CompileError: when it is quantized.
 
     """
-    refuse_quantised(module)
+    refuse_quantized(module)
     modes = [name for name, part in module.named_modules() if part.training and _changes_in_training(part)]
     if modes:
         warn(
@@ -131,22 +131,22 @@ def _changes_in_training(module: nn.Module) -> bool:
     )
 
 
-def refuse_quantised(module: nn.Module) -> None:
+def refuse_quantized(module: nn.Module) -> None:
     """Checks that weights are tensors whose values count.
 
     Raises:
-        CompileError: when they are quantised in a form of another library.
+        CompileError: when they are quantized in a form of another library.
 
     """
-    found = [f"{name or 'the module'} ({type(part).__name__})" for name, part in _quantised(module)]
+    found = [f"{name or 'the module'} ({type(part).__name__})" for name, part in _quantized(module)]
     if found:
         raise CompileError(
-            f"the module is quantised: {listed(found)} holds weights in a form of its own\n"
-            "  help: compile the module as it was before it was quantised"
+            f"the module is quantized: {listed(found)} holds weights in a form of its own\n"
+            "  help: compile the module as it was before it was quantized"
         )
 
 
-def _quantised(module: nn.Module) -> Iterator[tuple[str, object]]:
+def _quantized(module: nn.Module) -> Iterator[tuple[str, object]]:
     for name, part in module.named_modules():
         if type(part).__module__.startswith(_QUANTISING):
             yield name, part
@@ -170,7 +170,7 @@ Evaluated = tuple[str, str, int, list[str], int]
 def warn_of(
     report: PartitionReport, evaluated: Sequence[Evaluated], failures: Iterable[str], *, is_part: bool = False
 ) -> None:
-    """Warns of what became of a program that was compiled."""
+    """Warnings about a compiled program."""
     for text in failures:
         warn(CacheWarning, text)
     if not report.engines and not is_part:

@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 from torch.utils._sympy.value_ranges import ValueRanges
 
 from regraft import _regraft, caches
+from regraft._compiled import Compiled, Serving
 from regraft._loss import loss_on_examples
 from regraft._program import digest_of, tensors_of, ties_of, writes_as_results
 from regraft.calling import CallingConvention
@@ -24,7 +25,7 @@ from regraft.errors import CompileError, SettingsWarning
 from regraft.files import compile_file, engine_options, is_onnx
 from regraft.inputs import InputTypes
 from regraft.kept import digest_of_tensor, without_values
-from regraft.module import Compiled, Module, Serving
+from regraft.module import Module
 from regraft.partition import Partitioned, PartitionReport, buffers_written, partition, unused_operators
 from regraft.progress import Progress
 
@@ -100,13 +101,12 @@ def compile(
 ) -> Module | _regraft.Model:
     """Compiles a module for a device of this machine.
 
-    What Regraft has no translation for stays in PyTorch; :meth:`Module.report` says what.
+    Operators that Regraft does not support stay in PyTorch; :meth:`Module.report` lists them.
 
     Args:
-        program_or_module: an exported program, or a module, which is exported with ``inputs``. Modules are
-            compiled as they
-            are: call ``.eval()`` first. Or the path of an ONNX model (``.onnx``), which gives the
-            :class:`Model` of one engine, as :func:`load` does of an engine file.
+        program_or_module: an exported program; or a module, which is exported with ``inputs`` in its
+            current mode: call ``.eval()`` first; or the path of an ONNX model (``.onnx``), which returns
+            the :class:`Model` of one engine, as :func:`load` does for an engine file.
         inputs: positional arguments of one call, to export a module with; one tensor alone need not be
             in a sequence.
         kwarg_inputs: keyword arguments of that call.
@@ -115,23 +115,23 @@ def compile(
             without weights: the module runs after a refit with all of them. ``"frozen"``: the weights cannot
             be replaced, and the engines are smaller.
         identical: bind the engines to the weights of the program: a refit with other weights is an error.
-        keep_sources: how :func:`regraft.save` stores what slots are made of: ``embedded``, ``prepacked``
-            (loads by mapping alone, larger), ``reference`` (by path of the weight file), ``none`` (a refit
-            must bring what shares a slot).
+        keep_sources: how :func:`regraft.save` stores the original weights: ``embedded``; ``prepacked``
+            (larger, loads by mapping only); ``reference`` (by path of the weight file); ``none`` (a refit
+            must bring all weights that share a slot).
         engine_cache: a :class:`DiskCache`, or an object with ``get(key)``, ``put(key, entry)`` and
-            ``remove(key)``; an engine of the same program, whatever its weights, is taken from there.
+            ``remove(key)``; an engine of the same program, with any weights, is reused from there.
         tune: choose kernels by measuring them: ``fast`` about 0.3 s, ``full`` about 3 s for each problem.
             Measurements are kept with the cache.
-        dtype: ``torch.bfloat16`` or ``torch.float16``: what a program of float32 is computed in, as under
-            ``torch.autocast``. Weights, inputs and outputs stay float32; so do functions that need it.
-        weights: ``int8`` (a scale for each row; what the weight meets is rounded to 8 bits as it comes) or
-            ``int4`` (a scale for each 32, for products with single rows): what weights of linear layers are
-            stored as. They are rounded last, so refits and adapters work from full precision all the same;
-            :attr:`Module.loss` says what that costs on the inputs of the export.
+        dtype: ``torch.bfloat16`` or ``torch.float16`` computes a program of float32 in that type, as under
+            ``torch.autocast``. Weights, inputs and outputs stay float32, as do functions that need it.
+        weights: store the weights of linear layers as ``int8`` (one scale for each row; activations are
+            rounded to 8 bits, too) or ``int4`` (one scale for each 32 values, for products with single
+            rows). Rounding comes last, so refits and adapters still work from full precision;
+            :attr:`Module.loss` is the resulting error on the inputs of the export.
         threads: threads of a run; by default one per core.
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``; by default where the weights of the module are. A
-            module for a GPU takes tensors of PyTorch there and gives its results there; to tensors of the CPU
-            and NumPy it gives results on the CPU.
+            module for a GPU returns GPU tensors for GPU tensors, and CPU tensors for CPU tensors and NumPy
+            arrays.
         require_full_compilation: raise instead of leaving parts to PyTorch.
         min_block_size: parts of fewer nodes are left to PyTorch.
         torch_executed_ops: operators to leave to PyTorch, such as ``"aten.relu.default"``.
@@ -141,9 +141,9 @@ def compile(
 
     Warns:
         TrainingWarning: when the module is in training mode where that may change what it computes.
-        NothingCompiledWarning: when all of it stays in PyTorch.
-        SlowWarning: when no kernel knows an operator or a data type.
-        SettingsWarning: when the program has nothing of an operator that ``torch_executed_ops`` names.
+        NothingCompiledWarning: when everything stays in PyTorch.
+        SlowWarning: when an operator or a data type has no kernel.
+        SettingsWarning: when the program does not use an operator that ``torch_executed_ops`` names.
         CacheWarning: when the cache fails or holds a damaged entry; the engine is built then.
 
     Example:

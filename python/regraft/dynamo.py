@@ -166,7 +166,7 @@ class _Graph:
             return self._gm(*args)
 
     def _ignores_gradients(self) -> bool:
-        """Whether a call that gradients are asked of runs compiled."""
+        """Whether a call that needs gradients runs compiled."""
         if self._autograd == "raise":
             raise GradientError(
                 "a graph of torch.compile: gradients are asked for, and engines compute none: call under "
@@ -381,7 +381,7 @@ class _Served:
         )
 
     def had(self, weights: Sequence[torch.Tensor]) -> bool:
-        """Whether it was made of some of these tensors, and of others that are no more."""
+        """Whether it was made of some of these tensors, and of others that are gone."""
         if self._weights is None:
             return False
         seen = [ref() for ref in self._weights]

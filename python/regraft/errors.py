@@ -125,7 +125,7 @@ def _help_for(cause: Mapping[str, Any]) -> str:
         case "folded_norm":
             return (
                 f"the file has none of the {cause['norms']} batch norms, such as {cause['module']}: an "
-                "optimiser folded them into other weights; export the model without optimisation "
+                "optimizer folded them into other weights; export the model without optimization "
                 "(torch.onnx.export(..., optimize=False, do_constant_folding=False)), or save its "
                 "state_dict()"
             )
@@ -180,7 +180,7 @@ class StaleError(RegraftError):
 
 
 class GradientError(RegraftError):
-    """Gradients were asked for, and engines compute none."""
+    """Gradients were needed, and engines compute none."""
 
 
 class RegraftWarning(UserWarning):
@@ -188,7 +188,7 @@ class RegraftWarning(UserWarning):
 
 
 class FallbackWarning(RegraftWarning):
-    """PyTorch runs what was to run compiled."""
+    """PyTorch runs something that should have run compiled."""
 
 
 class GradientWarning(FallbackWarning):
@@ -204,7 +204,7 @@ class NothingCompiledWarning(FallbackWarning):
 
 
 class SlowWarning(RegraftWarning):
-    """A part of an engine runs slowly: no kernel knows its operator or data type."""
+    """A part of an engine runs slowly: its operator or data type has no kernel."""
 
 
 class ThrashingWarning(RegraftWarning):
@@ -216,7 +216,7 @@ class RangesWarning(RegraftWarning):
 
 
 class UnusedWarning(RegraftWarning):
-    """A module was wrapped, and what it is wrapped for is never called."""
+    """A module was wrapped, and the wrapped method is never called."""
 
 
 class CacheWarning(RegraftWarning, RuntimeWarning):
@@ -224,4 +224,4 @@ class CacheWarning(RegraftWarning, RuntimeWarning):
 
 
 class SettingsWarning(RegraftWarning):
-    """Settings were given that change nothing."""
+    """Settings were given that have no effect."""

@@ -28,7 +28,7 @@ Bytes = npt.NDArray[np.uint8]
 _LINE = 64
 # A bucket is full with this many bytes; a larger tensor has one of its own.
 _BUCKET = 1 << 30
-# Longer manifests are not believed.
+# Longer manifests are refused.
 _LONGEST = 64 << 20
 
 # Types of NumPy and PyTorch by their names there, and what the engine calls them.
@@ -118,7 +118,7 @@ class Manifest:
         """Reads what :meth:`to_json` wrote.
 
         Raises:
-            WeightsError: when it is none, or puts a tensor where no bucket is.
+            WeightsError: when it is not a manifest, or puts a tensor outside of every bucket.
 
         """
         if len(text) > _LONGEST:

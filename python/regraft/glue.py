@@ -12,8 +12,8 @@ import torch
 from regraft.errors import EngineFileError
 
 if TYPE_CHECKING:
+    from regraft._compiled import Serving
     from regraft._regraft import Model
-    from regraft.module import Serving
 
 __all__ = ["Glue", "run_engine"]
 

@@ -44,10 +44,10 @@ def from_pretrained(
     **settings: Any,
 ) -> Any:
     """A model of transformers or diffusers that runs compiled: a :class:`MutableModule`, or a pipeline
-    whose components are some.
+    whose components are mutable modules.
 
-    Names are looked up on the Hugging Face Hub, through its cache. No code of a repository is run.
-    Engines that ``regraft.save(model, folder / "regraft")`` put beside the model are taken from there.
+    Names are looked up on the Hugging Face Hub, through its cache. No code from a repository is run.
+    Engines that ``regraft.save(model, folder / "regraft")`` wrote beside the model are reused.
 
     Args:
         name_or_folder: a folder of ``save_pretrained``, or a name on the Hub.
@@ -89,8 +89,8 @@ def push_to_hub(
     token: str | None = None,
     message: str = "Engines of Regraft, without weights",
 ) -> str:
-    """Puts the engines of a mutable module beside a model on the Hugging Face Hub, without weights: these are
-    the model's, and :func:`from_pretrained` binds them.
+    """Uploads the engines of a mutable module to a model on the Hugging Face Hub, without weights:
+    :func:`from_pretrained` binds them to the model's.
 
     Args:
         model: a mutable module that was called, so that there are engines.
@@ -100,7 +100,7 @@ def push_to_hub(
         message: of the commit.
 
     Returns:
-        Where the commit is to be seen.
+        The address of the commit.
 
     Raises:
         EngineFileError: when there are no engines, or the Hub does not take them.

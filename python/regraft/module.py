@@ -3,155 +3,54 @@
 from __future__ import annotations
 
 import functools
-import json
-import math
 import os
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from regraft import _regraft
+from regraft._compiled import Compiled, Serving
 from regraft.caches import CannotTake, taken_apart
 from regraft.devices import CPU, moved, place_of_results
-from regraft.errors import CompileError, FrozenError, InputError, NotBoundError, Problem, WeightsError
-from regraft.kept import KeptRefit, plain_tensor, same_bits, short_name
-from regraft.naming import Named, renamed
+from regraft.errors import CompileError, FrozenError, InputError, NotBoundError, WeightsError
+from regraft.given import (
+    allows,
+    check_overwritten,
+    config_text,
+    help_with,
+    only,
+    overwrite,
+    part_of,
+    scaled,
+    share_ties,
+    with_kept,
+    with_ties,
+)
+from regraft.kept import KeptRefit, short_name
+from regraft.naming import Named
 from regraft.report import Memory, RefitReport, joined, size_text
 
 if TYPE_CHECKING:
     from os import PathLike
 
     from matplotlib.figure import Figure
-    from torch.export import ExportedProgram
 
-    from regraft.caches import Carry
-    from regraft.calling import CallingConvention
-    from regraft.glue import Glue
-    from regraft.inputs import InputTypes
     from regraft.partition import PartitionReport
 
-__all__ = ["Compiled", "Module", "Serving"]
+__all__ = ["Module"]
 
 Observer = Callable[[str, int, int], object]
-
-# Takes the memory of an output over, without a copy.
-_tensor_from: Callable[[Any], torch.Tensor] = torch._C._from_dlpack
-
-
-@dataclass(frozen=True)
-class Compiled:
-    """What a program was compiled to, whatever weights serve."""
-
-    convention: CallingConvention
-    takes: InputTypes
-    glue: Glue | None
-    report: PartitionReport
-    sources: Mapping[str, bool]
-    """Names of all weights of the program; whether a state dict holds them."""
-    digest: str
-    """What the program computes: see :func:`regraft._program.digest_of`."""
-    mode: str
-    """``refittable``, ``stripped`` or ``frozen``."""
-    keep_sources: str
-    cache: tuple[str, ...] = ()
-    """For each engine what the cache did: ``off``, ``hit`` or ``built``."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """The settings it was compiled with."""
-    ties: tuple[tuple[str, ...], ...] = ()
-    """Names that are one weight, where one has several."""
-    written: tuple[str, ...] = ()
-    """Buffers that the program writes to."""
-    identical: Mapping[str, str] | None = None
-    """Digests of the only weights that parts in PyTorch take; ``None`` where they take any."""
-    carry: Carry | None = None
-    """What becomes of caches among the arguments."""
-    device: str = "cpu"
-    """Where the engines run: ``cpu`` or ``cuda:N``."""
-    home: str = "cpu"
-    """Where the parts in PyTorch run: where the program was when it was exported."""
-    overwritten: tuple[int, ...] = ()
-    """Which tensors of a call the program writes to: its first results are their new values."""
-    program: ExportedProgram | None = field(default=None, repr=False)
-    """The program without weights, for saving it."""
-
-
-@dataclass(frozen=True)
-class Serving:
-    """The engines and weights that a call uses from its start to its end."""
-
-    models: tuple[_regraft.Model, ...]
-    kept: Mapping[str, torch.Tensor]
-    """Weights of the parts that stay in PyTorch, by name."""
-    sessions: tuple[_regraft.Session | None, ...]
-    """For engines that keep state between calls, what keeps it."""
-    initial: Mapping[str, torch.Tensor]
-    """For buffers among ``kept`` that the program writes to, what they were given last."""
-    device: str = "cpu"
-    """Where the engines run."""
-
-    @classmethod
-    def of(
-        cls,
-        models: Sequence[_regraft.Model],
-        kept: Mapping[str, torch.Tensor],
-        stateful: Sequence[bool],
-        initial: Mapping[str, torch.Tensor],
-        device: str,
-    ) -> Serving:
-        """One whose engines begin with the state that their weights say."""
-        sessions = tuple(
-            m.session() if has_state else None for m, has_state in zip(models, stateful, strict=True)
-        )
-        return cls(tuple(models), kept, sessions, initial, device)
-
-    @property
-    def is_bound(self) -> bool:
-        """Whether there are values for all weights."""
-        is_bound = self.__dict__.get("_is_bound", False)
-        if not is_bound:
-            is_bound = all(model.is_bound for model in self.models) and not any(
-                value.is_meta for value in self.kept.values()
-            )
-            self.__dict__["_is_bound"] = is_bound
-        return bool(is_bound)
-
-    def run_engine(self, index: int, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Runs one of the engines."""
-        session = self.sessions[index]
-        made = (self.models[index] if session is None else session).run(inputs, _tensor_from)
-        return made if self.device == "cpu" else moved(made, place_of_results(inputs, self.device))
-
-    def fork(self) -> Serving:
-        """Another that shares everything with this one until it is refitted, but the state, which is
-        reset.
-        """
-        models = tuple(model.fork() for model in self.models)
-        stateful = [session is not None for session in self.sessions]
-        return Serving.of(models, self.at_first, stateful, self.initial, self.device)
-
-    @property
-    def at_first(self) -> dict[str, torch.Tensor]:
-        """What is kept, as it was before any call."""
-        return {**self.kept, **{name: value.clone() for name, value in self.initial.items()}}
-
-    def reset(self) -> None:
-        """Forgets the state."""
-        for session in self.sessions:
-            if session is not None:
-                session.reset()
-        for name, value in self.initial.items():
-            self.kept[name].copy_(value)
 
 
 class Module(torch.nn.Module):
     """A compiled module: called as the module that it was made from, with weights that can be replaced.
 
     :func:`regraft.compile` makes it. Calls may come from many threads, also while the weights are replaced:
-    each sees the weights of one moment. Results require no gradient.
+    each uses one set of weights. Results have no gradients.
 
     Example:
         >>> compiled = regraft.compile(model, (x,))  # doctest: +SKIP
@@ -179,18 +78,18 @@ class Module(torch.nn.Module):
 
         """
         if self._compiled.carry is None:
-            return self.run(args, kwargs, ())
+            return self._run(args, kwargs, ())
         try:
-            return self.run(*taken_apart(args, kwargs))
+            return self._run(*taken_apart(args, kwargs))
         except CannotTake as error:
             raise InputError(str(error)) from error
 
-    def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], caches: Sequence[Any]) -> Any:
+    def _run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], caches: Sequence[Any]) -> Any:
         """One call, whose ``caches`` were taken apart."""
         compiled, serving = self._compiled, self._serving
         tensors = compiled.convention.flatten(args, kwargs)
         if compiled.overwritten:
-            _check_overwritten(tensors, compiled)
+            check_overwritten(tensors, compiled)
         if compiled.glue is None:
             try:
                 made = serving.run_engine(0, tensors)
@@ -207,7 +106,7 @@ class Module(torch.nn.Module):
                 "the module is stripped: it has no weights yet; give it all of them by refit()"
             )
         if compiled.overwritten:
-            made = _overwrite(tensors, compiled.overwritten, made)
+            made = overwrite(tensors, compiled.overwritten, made)
         result = compiled.convention.unflatten(made)
         return result if compiled.carry is None else compiled.carry.result(result, tensors, caches)
 
@@ -247,19 +146,19 @@ class Module(torch.nn.Module):
             rename: prefixes of names of the weights, with what they are called here, for what no rule
                 explains.
             constants: names of non-persistent buffers and constants that the weights may change
-                (``"all"``: all that are given). They are the program's: no state dict holds them, and by
-                default they are left alone.
-            changed: names that are new (``"all"``: all of them); the others are not looked at. By default
-                found out.
+                (``"all"``: all that are given). They belong to the program, no state dict contains them,
+                and by default they are kept.
+            changed: names whose weights are new (``"all"``: all of them); others are ignored. By default
+                they are compared.
             adapters: the adapters from now on with their scales, made by :meth:`adapter`; by default those
                 that serve.
             reject_non_finite: refuse infinities and NaN.
-            verify: inputs of one call; what the refit makes is compared with the reference evaluator on them
-                first. For modules of one engine.
+            verify: inputs of one call, on which the result is first compared with the reference evaluator.
+                For modules of one engine.
             observer: called with ``(phase, bytes done, bytes in all)`` as the refit advances.
 
         Returns:
-            What was done, and how long each phase took.
+            What changed, and the time of each phase.
 
         Raises:
             WeightsError: with everything that does not fit; nothing is changed then.
@@ -276,17 +175,17 @@ class Module(torch.nn.Module):
         elif weights is not None and not isinstance(weights, (Mapping, _regraft.StateDict)):
             found = type(weights).__name__
             raise WeightsError(
-                f"expected a state dict or the path of a weight file, found {found}{_help_with(weights)}"
+                f"expected a state dict or the path of a weight file, found {found}{help_with(weights)}"
             )
         elif key is not None and weights is not None:
-            weights = _part_of(weights, key)
+            weights = part_of(weights, key)
         named = Named.of(self, weights, partial or not strict, not strict, constants, rename or {})
         weights, changed = named.weights, named.changed(changed)
         options: dict[str, Any] = {
             "partial": partial or not strict,
             "constants": constants,
             "changed": changed,
-            "adapters": None if adapters is None else _scaled(adapters),
+            "adapters": None if adapters is None else scaled(adapters),
             "reject_non_finite": reject_non_finite,
             "observer": observer,
         }
@@ -366,15 +265,15 @@ class Module(torch.nn.Module):
         """Reads an adapter (LoRA, rsLoRA, DoRA, AdaLoRA, LoHa, LoKr, IA3, full deltas, whole tensors) for
         this module, without applying it.
 
-        How it is scaled, its file says, or an ``adapter_config.json`` beside it.
+        The scale comes from its file, or from an ``adapter_config.json`` beside it.
 
         Args:
-            name: what reports call it. The path of a file alone names it after the file.
+            name: its name in reports; a path alone is read, and gives the name of the file.
             weights: a file or folder that PEFT, diffusers or kohya's scripts wrote, or tensors by their
                 names.
             config: PEFT's ``adapter_config.json``, as text, as a path or as a mapping; for tensors, and for
-                files that it does not lie beside.
-            alpha: what it was trained with, where nothing else says so.
+                files without one beside them.
+            alpha: the alpha it was trained with, where nothing else states it.
 
         Raises:
             WeightsError: with every key that matches no weight of an engine. Parts in PyTorch take no
@@ -384,12 +283,12 @@ class Module(torch.nn.Module):
         if weights is None:
             weights, name = name, Path(name).stem
         if self._compiled.glue is None:
-            return self.models[0].adapter(str(name), weights, _config_text(config), alpha)
+            return self.models[0].adapter(str(name), weights, config_text(config), alpha)
         help = (
             "help: no adapter is applied to what stays in PyTorch (see report()): merge it, give the weights"
         )
         try:
-            found = _regraft.adapter_for(self.models, str(name), weights, _config_text(config), alpha)
+            found = _regraft.adapter_for(self.models, str(name), weights, config_text(config), alpha)
         except WeightsError as error:
             raise WeightsError(f"{error}\n  {help}", problems=error.problems) from error
         shared = sorted(set(found.sources) & self._serving.kept.keys())
@@ -398,8 +297,8 @@ class Module(torch.nn.Module):
         return found
 
     def reset_state(self) -> None:
-        """Forgets the state that the program keeps between calls: buffers that it writes to are again what
-        they were compiled with or what the last refit that brought them gave them.
+        """Resets the state that the program keeps between calls: buffers that it writes to get the values
+        that they were compiled with, or that the last refit gave them.
         """
         self._serving.reset()
 
@@ -432,14 +331,14 @@ class Module(torch.nn.Module):
 
     @property
     def loss(self) -> float | None:
-        """What ``weights`` of small integers cost on the inputs of the export: the norm of the difference of
-        all outputs from PyTorch's, next to that of the outputs. ``None`` where weights are as they were, and
+        """The error of ``weights`` of small integers on the inputs of the export: the norm of the difference
+        from PyTorch's outputs, relative to the norm of these. ``None`` for weights that are not rounded, and
         after loading.
         """
         return self._loss
 
     def report(self) -> PartitionReport:
-        """What became of the nodes of the program: engines, and what stays in PyTorch."""
+        """Which nodes of the program are in engines, and which stay in PyTorch."""
         return self._compiled.report
 
     def memory(self) -> Memory:
@@ -463,7 +362,7 @@ class Module(torch.nn.Module):
         return plot_memory(self)
 
     def extra_repr(self) -> str:
-        """What ``repr`` says."""
+        """The text between the parentheses of ``repr``."""
         models = self.models
         slots = sum(len(model.slots) for model in models)
         size = sum(bytes for model in models for _, bytes, _ in model.slots)
@@ -563,7 +462,7 @@ class Module(torch.nn.Module):
             return weights
         names = list(map(str, weights.keys()))
         idle = self._idle
-        return weights if idle.isdisjoint(names) else _only(weights, [n for n in names if n not in idle])
+        return weights if idle.isdisjoint(names) else only(weights, [n for n in names if n not in idle])
 
     @functools.cached_property
     def _read(self) -> tuple[frozenset[str], ...]:
@@ -594,10 +493,10 @@ class Module(torch.nn.Module):
         given = {} if weights is None else {str(name): weights[name] for name in weights.keys()}  # noqa: SIM118
         # What the program has of its own is only changed on purpose.
         own = {name for name, in_state_dict in compiled.sources.items() if not in_state_dict}
-        left_alone = [name for name in given if name in own and not _allows(constants, name)]
+        left_alone = [name for name in given if name in own and not allows(constants, name)]
         given = {name: value for name, value in given.items() if name not in left_alone}
-        changed = _with_ties(changed, compiled.ties)
-        problems = _share_ties(given, compiled.ties)
+        changed = with_ties(changed, compiled.ties)
+        problems = share_ties(given, compiled.ties)
         for index, (model, names) in enumerate(zip(models, self._read, strict=True)):
             styles = None if adapters is None else [(one.part(index), scale) for one, scale in adapters]
             mine = None if weights is None else {n: v for n, v in given.items() if n in names}
@@ -637,130 +536,5 @@ class Module(torch.nn.Module):
         initial = {**serving.initial, **new}
         # Parts of a program take the state as inputs: it is among what is kept.
         after = Serving.of(models, kept.kept, [False] * len(models), initial, compiled.device)
-        report = _with_kept(joined(reports), kept)
+        report = with_kept(joined(reports), kept)
         return after, replace(report, ignored=(*report.ignored, *((name, "constant") for name in left_alone)))
-
-
-def _check_overwritten(tensors: Sequence[Any], compiled: Compiled) -> None:
-    """Checks that tensors that the program writes to share no memory with other inputs."""
-    named = [
-        name
-        for name, leaf in zip(compiled.convention.names, compiled.convention.inputs, strict=True)
-        if leaf is None
-    ]
-    memory = [
-        tensor.untyped_storage()._cdata if isinstance(tensor, torch.Tensor) else None for tensor in tensors
-    ]
-    for place in compiled.overwritten:
-        if memory[place] is None:
-            raise InputError(f"input {named[place]}: the program writes to it: give a tensor of PyTorch")
-        if memory.count(memory[place]) > 1:
-            raise InputError(
-                f"input {named[place]}: the program writes to it, and another input shares its memory: "
-                "give a copy (.clone())"
-            )
-
-
-def _overwrite(tensors: Sequence[Any], places: Sequence[int], made: list[Any]) -> list[Any]:
-    """Writes the first results to the tensors of a call; the others."""
-    with torch.no_grad():
-        for place, value in zip(places, made, strict=False):
-            tensors[place].copy_(value)
-    return made[len(places) :]
-
-
-def _help_with(weights: Any) -> str:
-    if isinstance(weights, torch.nn.Module):
-        return "\n  help: give its state_dict()"
-    if hasattr(weights, "graph_signature"):
-        return "\n  help: give its state_dict, or regraft.refit_module_weights takes programs"
-    return ""
-
-
-def _config_text(config: str | PathLike[str] | Mapping[str, Any] | None) -> str | None:
-    """The JSON of an adapter's configuration."""
-    if config is None or (isinstance(config, str) and not config.endswith(".json")):
-        return config
-    if isinstance(config, Mapping):
-        return json.dumps(
-            config, default=lambda value: sorted(value) if isinstance(value, set) else str(value)
-        )
-    return Path(config).read_text(encoding="utf-8")
-
-
-def _scaled(adapters: Any) -> list[tuple[_regraft.Adapter, float]]:
-    """``adapters`` as a list, of which each was looked at."""
-    pairs = list(adapters) if isinstance(adapters, Iterable) else [adapters]
-    for pair in pairs:
-        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not isinstance(pair[0], _regraft.Adapter):
-            raise WeightsError(
-                f"adapters: expected pairs of an adapter and its scale, found {pair!r}\n"
-                "  help: read one with module.adapter(name, file), then give [(adapter, 1.0)]"
-            )
-        if not isinstance(pair[1], (int, float)) or not math.isfinite(pair[1]):
-            raise WeightsError(f"{pair[0].name}: expected a finite scale, found {pair[1]!r}")
-    return [(adapter, float(scale)) for adapter, scale in pairs]
-
-
-def _only(weights: Any, names: list[str]) -> Any:
-    if isinstance(weights, _regraft.StateDict):
-        return weights.only(names)
-    return {name: weights[name] for name in names}
-
-
-def _with_ties(changed: Any, ties: Sequence[Sequence[str]]) -> Any:
-    """Names that changed, with all other names of the same weights."""
-    if changed is None or isinstance(changed, str):
-        return changed
-    names = set(changed)
-    return names.union(*(group for group in ties if names & set(group)))
-
-
-def _share_ties(given: dict[str, Any], ties: Sequence[Sequence[str]]) -> list[Problem]:
-    """Gives all names of a weight the value that one of them has; what speaks against it."""
-    problems: list[Problem] = []
-    for group in ties:
-        present = [name for name in group if name in given]
-        if not present:
-            continue
-        value = given[present[0]]
-        for name in present[1:]:
-            if given[name] is not value and not same_bits(
-                plain_tensor(given[name], CPU), plain_tensor(value, CPU)
-            ):
-                what = f"is the same weight as {present[0]}, and has another value"
-                problems.append(Problem("tied_differ", name, what))
-        given.update(dict.fromkeys(group, value))
-    return problems
-
-
-def _allows(constants: Any, name: str) -> bool:
-    """Whether a weight that no state dict holds may be changed."""
-    return constants == "all" if constants is None or isinstance(constants, str) else name in constants
-
-
-def _part_of(weights: Any, key: str) -> Any:
-    """What is under ``key`` in a checkpoint that was loaded, or the tensors whose names begin with it."""
-    value: Any = weights
-    for part in [key] if key in weights else key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    if isinstance(value, Mapping):
-        return value
-    front = f"{key}."
-    names = {name: name.removeprefix(front) for name in map(str, weights.keys()) if name.startswith(front)}
-    if not names:
-        raise WeightsError(f"there are no weights under {key!r}")
-    return renamed(weights, names)
-
-
-def _with_kept(report: RefitReport, kept: KeptRefit) -> RefitReport:
-    """The report of the engines, with what was done to the parts in PyTorch."""
-    applied = tuple(dict.fromkeys((*report.applied, *kept.applied)))
-    return replace(
-        report,
-        applied=applied,
-        unchanged=tuple(
-            n for n in dict.fromkeys((*report.unchanged, *kept.unchanged)) if n not in set(applied)
-        ),
-        kept=tuple(dict.fromkeys((*report.kept, *kept.not_given))),
-    )

@@ -6,7 +6,7 @@ import html
 import operator
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -76,13 +76,12 @@ class Region:
 
 @dataclass(frozen=True)
 class PartitionReport:
-    """What became of the nodes of a program. ``print`` it."""
+    """Which nodes of a program are in engines, and which stay in PyTorch. ``print`` it."""
 
     engines: tuple[dict[str, int], ...] = ()
     """For each engine how often it uses each operator."""
     in_pytorch: tuple[Unsupported, ...] = ()
     """The nodes that stay in PyTorch, with the reason."""
-    names: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def is_whole(self) -> bool:

@@ -44,15 +44,15 @@ class Wrapped(dict[str, MutableModule]):
 
 
 def wrap(pipeline: Any, *, components: Collection[str] | None = None, **settings: Any) -> Wrapped:
-    """Makes the components of a pipeline mutable modules, where that pays: networks, text encoders, the
-    encoder and decoder of images, ControlNets and adapters. The pipeline itself is changed, and used as
-    before.
+    """Turns the components of a pipeline into mutable modules, where that is worthwhile: networks, text
+    encoders, the encoder and decoder of images, ControlNets and adapters. The pipeline itself is changed,
+    and used as before.
 
-    What of a component cannot be compiled runs in PyTorch, with one warning.
+    Parts of a component that cannot be compiled run in PyTorch, with one warning.
 
     Args:
         pipeline: a pipeline of diffusers, or any object with a dict ``components``.
-        components: names of the components; by default all that pay.
+        components: names of the components; by default all that are worthwhile.
         settings: what :class:`MutableModule` takes.
 
     Returns:

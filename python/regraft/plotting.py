@@ -66,8 +66,8 @@ def _bars(title: str, subtitle: str, unit: str, names: Any, series: Any, labels:
     axes = figure.add_subplot()
     rows = range(len(names))
     ends = [0.0] * len(names)
-    for values, colour, label in series:
-        axes.barh(rows, values, left=ends, color=colour, label=label, height=0.65)
+    for values, color, label in series:
+        axes.barh(rows, values, left=ends, color=color, label=label, height=0.65)
         ends = [end + value for end, value in zip(ends, values, strict=True)]
     for row, end, text in zip(rows, ends, labels, strict=True):
         axes.text(end, row, f" {text}", va="center", fontsize=9)

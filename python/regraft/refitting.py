@@ -42,7 +42,7 @@ def refit_module_weights(
     rename: Mapping[str, str] | None = None,
     constants: Collection[str] | str | None = None,
 ) -> Module:
-    """Gives a compiled module the weights of another module. Nothing is traced or compiled again.
+    """Gives a compiled module the weights of another module, without tracing or compiling again.
 
     Args:
         compiled_module: what :func:`regraft.compile` made.

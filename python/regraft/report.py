@@ -33,7 +33,7 @@ def _summed(counts: Iterable[tuple[str, int]]) -> tuple[tuple[str, int], ...]:
 
 @dataclass(frozen=True)
 class RefitReport:
-    """A refit of one module.
+    """What a refit changed, and the time of each phase.
 
     >>> report = compiled.refit(model.state_dict())  # doctest: +SKIP
     >>> report.milliseconds, len(report.recomputed_slots)  # doctest: +SKIP
@@ -46,14 +46,14 @@ class RefitReport:
     kept: tuple[str, ...] = ()
     """Sources that were not given and kept."""
     adapted: tuple[str, ...] = ()
-    """Sources that other adapters are applied to than before, or the same ones with other scales."""
+    """Sources whose adapters, or their scales, differ from before."""
     adapters: tuple[tuple[str, float], ...] = ()
     """Name and scale of each adapter that serves now."""
     baked: tuple[tuple[str, float], ...] = ()
-    """Name and scale of each adapter that is part of the weights: it was there when these were saved."""
+    """Name and scale of each adapter that was merged into the weights when these were saved."""
     non_finite: tuple[tuple[str, int], ...] = ()
-    """Adapters with values that are infinite or not a number, and how many: what they change has such
-    values, too.
+    """Adapters with values that are infinite or not a number, and how many; so have the weights that they
+    change.
     """
     recomputed_slots: tuple[str, ...] = ()
     """Slots that were rebuilt."""
@@ -62,13 +62,13 @@ class RefitReport:
     bytes: int = 0
     """Bytes of the slots that were rebuilt."""
     naming: str = ""
-    """How names of the weights became names of sources, in words; empty where they are the same."""
+    """The rule that matched names of the weights to sources; empty where they are the same."""
     ignored: tuple[tuple[str, str], ...] = ()
     """Names that were given and change nothing, each with the reason: ``constant`` (no state dict holds it),
     ``unread`` by the program, ``counter`` of a batch norm, or ``unknown``.
     """
     fetched: tuple[str, ...] = ()
-    """Sources that were given on a GPU and copied to the host, because what is made of them is made there."""
+    """Sources that were given on a GPU and copied to the host, because their slots are made there."""
     phases: dict[str, float] = field(default_factory=dict)
     """Milliseconds of each phase: match, check, compare, stage, publish, retire."""
 

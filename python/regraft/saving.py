@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     import torch
 
-    from regraft.module import Compiled, Module
+    from regraft._compiled import Compiled
+    from regraft.module import Module
     from regraft.mutable import MutableModule
 
 __all__ = ["load", "save"]
@@ -149,13 +150,14 @@ def _read(folder: Path, threads: int | None, device: Any) -> Module:
 def _module(folder: Path, description: dict[str, Any], threads: int | None, device: Any) -> Module:
     import torch
 
+    from regraft._compiled import Compiled, Serving
     from regraft.caches import Carry
     from regraft.calling import CallingConvention
     from regraft.devices import device_name
     from regraft.errors import Unsupported
     from regraft.glue import Glue
     from regraft.inputs import InputTypes
-    from regraft.module import Compiled, Module, Serving
+    from regraft.module import Module
     from regraft.partition import PartitionReport
 
     if description["format"] != _FORMAT:

@@ -42,7 +42,7 @@ _OWN = (
 
 
 class MutableModule(nn.Module):
-    """A drop-in for a module that runs compiled, whatever happens to it.
+    """A drop-in replacement for a module, which runs compiled even while the module changes.
 
     .. code-block:: python
 
@@ -53,10 +53,10 @@ class MutableModule(nn.Module):
     The object is of a subclass of the module's class and shares all its attributes: ``isinstance``,
     ``state_dict``, ``named_parameters``, assignments and the methods of PEFT, diffusers and transformers work
     as on the module itself, and changes through either are changes of both. Calls run compiled when the
-    module is in eval mode and no gradients are asked for. Then, at each call:
+    module is in eval mode and no gradients are needed. At each call:
 
     - changed values of weights, buffers and adapters are refitted: only what differs, bit by bit;
-    - layers of PEFT are understood: adapters that are added, activated, scaled, merged, disabled or removed
+    - PEFT's layers are recognized: adapters that are added, activated, scaled, merged, disabled or removed
       are refitted, from the weights without adapters. Adapters that are not a change of weights run in
       PyTorch, with a warning;
     - another structure (modules, names, shapes, dtypes, plain attributes, forward hooks), or arguments that
@@ -204,17 +204,17 @@ class MutableModule(nn.Module):
         return _state_of(self).memory()
 
     def refresh(self) -> None:
-        """Compares every weight at the next call: each write before it arrives, however it was made."""
+        """Compares every weight at the next call, so that every earlier write is noticed."""
         _state_of(self).look_closely()
 
     def set_expected_dynamic_shape_range(
         self, args_dynamic_shape: Sequence[Any] = (), kwargs_dynamic_shape: Mapping[str, Any] | None = None
     ) -> None:
-        """Says which sizes change from call to call, so that one program takes them all. Holds until it is
-        called again.
+        """Declares which sizes change from call to call, so that one program takes them all. The next call of
+        this method replaces the declaration.
 
-        Arguments that are outside are compiled for on their own: what does not fit is fixed there, the rest
-        stays variable.
+        Arguments outside of the ranges get a program of their own, in which the sizes that do not fit are
+        fixed.
 
         Args:
             args_dynamic_shape: for each positional argument the axes whose size may change, as

@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 
 from regraft import _regraft, caches
 from regraft._program import digest_of, tensors_of, without_weights
-from regraft.checks import listed, refuse_quantised, warn
+from regraft.checks import listed, refuse_quantized, warn
 from regraft.compiling import Traced, compile, exported_with
 from regraft.errors import (
     CompileError,
@@ -167,9 +167,9 @@ class State:
             return pytorch(*args, **kwargs)
         entry, call, taken = found
         if not torch.is_grad_enabled():
-            return entry.compiled.run(call.args, call.kwargs, taken)
+            return entry.compiled._run(call.args, call.kwargs, taken)
         with torch.no_grad():
-            return entry.compiled.run(call.args, call.kwargs, taken)
+            return entry.compiled._run(call.args, call.kwargs, taken)
 
     def _prepared(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], method: str
@@ -369,7 +369,7 @@ class State:
             for name in states.keys() | self.tuner_states.keys()
             if states.get(name) != self.tuner_states.get(name)
         }
-        # Names that are no more are of a structure that is no more, or of adapters.
+        # Names that are gone belong to a structure that is gone, or to adapters.
         self._mark(written | new | other)
 
     def _new_owners(self, before: Tree) -> Iterable[tuple[str, ...]]:
@@ -465,7 +465,7 @@ class State:
                 entry.stale_adapters = True
                 return entry
         with _with_help():
-            refuse_quantised(self.module)
+            refuse_quantized(self.module)
             siblings = [model for entry in self.entries for model in entry.compiled.models]
             compiled = compile(traced._replace(siblings=siblings), **self.settings)
         if self.keep_programs:

@@ -37,7 +37,7 @@ class Watcher:
 
     - which modules, parameters, buffers, forward hooks and attributes modules hold, and what their dicts and
       lists hold;
-    - the version counter of each tensor, which every in-place operation and optimiser step increases (tensors
+    - the version counter of each tensor, which every in-place operation and optimizer step increases (tensors
       made in inference mode have none: writes to them count as those below);
     - the memory that each tensor is in, its data type, sizes and strides.
 
@@ -61,7 +61,7 @@ class Watcher:
         left = {id(self._in_memory[index]) for index in unknown} if reads_versions else set(self._indices)
         left |= self._indices.keys() - set(map(id, self._in_memory))
         self._counted = [t for t in tree.tensors if id(t) in left and not t.is_inference()]
-        # Whether nothing is to be asked of PyTorch.
+        # Whether PyTorch need not be asked.
         self._is_native = not self._asked and not self._counted
         self._versions = self._seen = list(map(_version, self._counted))
         self._layouts = dict(enumerate(map(_layout, self._in_memory)))

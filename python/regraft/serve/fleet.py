@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass
 class Outcome:
-    """What became of a publication."""
+    """The outcome of a publication."""
 
     digest: str
     """Of the weights that serve now."""
@@ -51,7 +51,7 @@ def publish_everywhere(
 ) -> Outcome:
     """Makes all servers serve these weights: all stage, and when all have, all publish.
 
-    A server that cannot stage them ends it for all: what the others staged is let go, and all serve what
+    A server that cannot stage them ends it for all: what the others staged is dropped, and all serve what
     they did. Once all have staged, publishing is a change of one pointer on each. A server that does not
     answer then is asked again for `patience` seconds; one that stays away is in `lost`, and the others
     serve the new weights. Each answer of a server is of one generation all the time; for the moment
@@ -127,7 +127,7 @@ def _give_up(clients: dict[str, Client], staged: dict[str, Any], model: str) -> 
 def _each(
     clients: dict[str, Client], work: Callable[[Client], T]
 ) -> tuple[dict[str, T], dict[str, ServerError]]:
-    """Does it on all servers at a time: what came of it, and what went wrong."""
+    """Does it on all servers at a time; returns the results and the errors."""
     results: dict[str, T] = {}
     errors: dict[str, ServerError] = {}
     if not clients:

@@ -153,7 +153,7 @@ class Receiver:
             return self._update(message, files)
 
     def refit(self, target: Module | Model, *, timeout: float | None = None, **options: Any) -> Applied:
-        """Waits for newer weights, refits a compiled module or model with them, and lets go of them.
+        """Waits for newer weights, refits a compiled module or model with them, and releases them.
 
         Args:
             target: what is refitted.

@@ -120,7 +120,7 @@ class Sender:
         Args:
             weights: tensors by the names of ``state_dict()``, of PyTorch or NumPy, on a CPU or GPU.
             tag: what receivers are told beside the version.
-            timeout: seconds to wait until receivers let go of memory that is needed.
+            timeout: seconds to wait until receivers release memory that is needed.
 
         Raises:
             TimeoutError: a receiver reads a version that is in the way for longer.
@@ -150,7 +150,7 @@ class Sender:
                 return self._version
 
     def close(self) -> None:
-        """Stops. Receivers that have a version keep it until they let go of it."""
+        """Stops. Receivers that have a version keep it until they release it."""
         with self._changed:
             if self._is_closed:
                 return

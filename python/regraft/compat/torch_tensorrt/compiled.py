@@ -13,11 +13,12 @@ from torch.export import ExportedProgram
 
 import regraft
 from regraft import _regraft
+from regraft._compiled import Compiled, Serving
 from regraft.compat.torch_tensorrt.files import with_weights
 from regraft.compat.torch_tensorrt.graphs import WEIGHTS, Between, graph_of, parts_of, written_by
 from regraft.compat.torch_tensorrt.settings import CompilationSettings
 from regraft.errors import CompileError, NotBoundError
-from regraft.module import Compiled, Module, Serving
+from regraft.module import Module
 
 __all__ = ["CompiledModule", "Engine", "InPyTorch", "Weights"]
 
@@ -87,7 +88,7 @@ class Engine(torch.nn.Module):
             raise NotBoundError(_STRIPPED) from error
 
     def extra_repr(self) -> str:
-        """What ``repr`` says."""
+        """The text between the parentheses of ``repr``."""
         return f"{len(self.engine.slots)} slots, {self.engine.target}"
 
 
@@ -112,7 +113,7 @@ class InPyTorch(torch.nn.Module):
         return self.__dict__["_call"](*(kept[name] for name in self.weights), *inputs)
 
     def extra_repr(self) -> str:
-        """What ``repr`` says."""
+        """The text between the parentheses of ``repr``."""
         return ", ".join(self.operators)
 
 

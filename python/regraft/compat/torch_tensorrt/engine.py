@@ -65,7 +65,7 @@ class TorchTensorRTModule(torch.nn.Module):
         return made[0] if len(made) == 1 else tuple(made)
 
     def extra_repr(self) -> str:
-        """What ``repr`` says."""
+        """The text between the parentheses of ``repr``."""
         return f"{len(self.engine.slots)} slots, {self.engine.target}"
 
 

@@ -190,7 +190,7 @@ class EngineCapability(_OfTensorRT):
 @dataclass(frozen=True)
 class Device:
     """A GPU, as code for Torch-TensorRT names it; on a machine without one engines run on the CPU. Or
-    ``"cpu"``, which is no device there.
+    ``"cpu"``, which is not a device there.
 
     Example:
         >>> Device("cuda:1").gpu_id

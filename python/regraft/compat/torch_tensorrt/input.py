@@ -76,7 +76,7 @@ class Input:
             raise ValueError(f"Input: shared_dims names axes that do not change: {static}")
 
     DOMAIN_OFFSET = 2.0
-    """What values of examples are below, where nothing else is said."""
+    """What values of examples are below, by default."""
 
     @property
     def low_tensor_domain_incl(self) -> float:

@@ -292,7 +292,7 @@ def device_of(settings: CompilationSettings) -> str | None:
     """
     device = settings.device
     if isinstance(device, Device) and device.dla_core >= 0:
-        # There is none, which is said where the module is compiled.
+        # There is none: the warning comes where the module is compiled.
         return f"dla:{device.dla_core}"
     if isinstance(device, Device) and device.spec != "cpu":
         device = f"cuda:{device.gpu_id}" if device.gpu_id >= 0 else None

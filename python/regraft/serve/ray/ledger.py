@@ -185,7 +185,7 @@ class Ledger:
             pause = min(2 * pause, 0.05)
 
     async def _each(self, work: Callable[[str], Awaitable[Any]]) -> tuple[dict[str, Any], dict[str, str]]:
-        """Does it with all replicas at a time: what came of it, and what went wrong. Those that died are
+        """Does it with all replicas at a time; returns the results and the errors. Those that died are
         forgotten: a dead replica answers no request, and the one in its place joins with the newest weights.
         """
         names = list(self._members)

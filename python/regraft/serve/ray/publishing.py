@@ -77,7 +77,7 @@ def publish_everywhere(
     All stage, and when all have, all publish. One that cannot stage ends it for all, and all serve what
     they did. One that dies meanwhile does not: it answers no request any more, and the replica in its place
     begins with the newest weights, as each one does that joins later. When this returns, no replica begins
-    a run on older weights. Until then each answer is of one generation all the same, and says of which
+    a run on older weights. Until then each answer is still of one generation, and says of which
     version.
 
     Args:
@@ -102,7 +102,7 @@ def publish_everywhere(
     try:
         answer = ray.get(_ledger(app, deployment).publish.remote(manifest, options, timeout, *blocks))
     except ray.exceptions.RayActorError as error:
-        why = f"the ledger died, and what became of the publication is not known; call again: {error}"
+        why = f"the ledger died, and the outcome of the publication is unknown; call again: {error}"
         raise FleetError(why, {}) from error
     if "failed" in answer:
         failed = {

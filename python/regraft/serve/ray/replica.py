@@ -210,7 +210,7 @@ class Member:
             arrays = {source.name: self._model.source(source.name) for source in self._model.sources}
         lost = [name for name, array in arrays.items() if array is None]
         if lost:
-            raise RuntimeError(f"the weights were let go: {', '.join(lost[:3])}")
+            raise RuntimeError(f"the weights were released: {', '.join(lost[:3])}")
         return packed(arrays)
 
     def _catch_up(self, me: Any) -> None:
@@ -247,7 +247,7 @@ class Member:
                 continue
 
     def begin(self, ticket: str, work: str, *arguments: Any) -> None:
-        """Begins what takes time, once for each ticket; :meth:`look` says what became of it."""
+        """Begins a long operation, once for each ticket; :meth:`look` returns its outcome."""
         if ticket in self._tickets:
             return
         self._tickets = {known: future for known, future in self._tickets.items() if not future.done()}
@@ -256,7 +256,7 @@ class Member:
             self._tickets[ticket] = future
 
     def look(self, ticket: str) -> Any:
-        """What came of a ticket; ``None`` while it is being worked on."""
+        """The outcome of a ticket; ``None`` while it is being worked on."""
         future = self._tickets.get(ticket)
         if future is None:
             return Failure("nothing was begun under this ticket")
@@ -295,7 +295,7 @@ def begin(_: Any, name: str, ticket: str, work: str, order: Order | None, *bucke
 
 
 def look(_: Any, name: str, ticket: str) -> Any:
-    """What came of it."""
+    """The outcome."""
     return _MEMBERS[name].look(ticket)
 
 

@@ -46,7 +46,7 @@ class Observer:
             self._told.reset(token)
 
     def observe(self, *args: Any, **kwargs: Any) -> None:
-        """Tells everyone. What they raise is logged, and nothing else: they are no part of the work."""
+        """Tells everyone. What they raise is only logged: they are not part of the work."""
         for callback in self._told.get():
             try:
                 callback(*args, **kwargs)

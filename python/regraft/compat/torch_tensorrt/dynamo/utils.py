@@ -73,7 +73,7 @@ __getattr__ = absent(
         "parse_graph_io": "module.report() says what a compiled module takes and gives",
         "get_cpu_memory_usage": "module.memory() says what a compiled module takes",
         "release_host_and_device_memory": "memory is given back when a module goes: module.trim()",
-        "is_quantized_by_modelopt": "quantised modules are refused by name when they are compiled",
+        "is_quantized_by_modelopt": "quantized modules are refused by name when they are compiled",
         "get_flat_args_with_check": "modules take the structure of arguments that they were compiled with",
         "req_torch_version": "the package says which PyTorch it needs",
         **dict.fromkeys(

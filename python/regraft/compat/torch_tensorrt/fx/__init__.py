@@ -1,4 +1,4 @@
-"""The FX frontend, which there is none of here."""
+"""The FX frontend, which does not exist here."""
 
 from regraft.compat.torch_tensorrt.absent import all_absent
 
