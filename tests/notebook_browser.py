@@ -43,7 +43,10 @@ with Progress("refit") as progress:
     "compiled.refit({'0.bias': torch.zeros(512)}, partial=True)",
 ]
 # What the cells have put out, with the bars that are there now.
-OUTPUT = "return [...document.querySelectorAll('.jp-OutputArea')].map(area => area.innerText).join('\\n')"
+OUTPUT = """
+    const areas = [...document.querySelectorAll('.jp-OutputArea')].map(area => area.innerText);
+    return areas.join('\\n').replaceAll('\\u2007', ' ')
+"""
 BARS = "return document.querySelectorAll('.jp-OutputArea .widget-hprogress, .jp-OutputArea progress').length"
 RUN = "window.jupyterapp.commands.execute('notebook:run-all-cells'); return true"
 READY = """
@@ -70,6 +73,10 @@ def notebook(tmp_path: Path) -> Iterator[str]:
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     whole = {"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
     (tmp_path / "try.ipynb").write_text(json.dumps(whole))
+    startup = tmp_path / ".ipython/profile_default/startup/quiet.py"
+    startup.parent.mkdir(parents=True)
+    # It warns when it is imported that there is no triton.
+    startup.write_text("import logging\nlogging.getLogger('torch.utils.flop_counter').setLevel('ERROR')\n")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -111,5 +118,7 @@ def test_bars_come_and_go_and_objects_are_shown(driver: str, notebook: str) -> N
     # The bars are gone; what the objects say of themselves is there.
     assert "refit: stage" not in shown and "compile: " not in shown
     assert "regraft.Module(refittable, 80 sources" in shown
+    phases = [shown.index(f"{phase} 0.") for phase in ("match", "check", "compare")]
+    assert phases == sorted(phases), shown
     assert page.run("return document.querySelectorAll('.jp-OutputArea table, .jp-OutputArea pre').length") > 0
     page.close()

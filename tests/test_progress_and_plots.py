@@ -143,6 +143,7 @@ def test_quick_work_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_pictures_say_what_they_show(compiled: regraft.Module) -> None:
     fork = compiled.fork()
     report = fork.refit({"0.bias": torch.ones(64)}, partial=True)
+    assert list(report.phases) == ["match", "check", "compare", "stage", "publish", "retire"]
     phases = report.plot()
     assert "stage" in [label.get_text() for label in phases.axes[0].get_yticklabels()]
     memory = fork.plot_memory()

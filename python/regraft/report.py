@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _T = TypeVar("_T")
+_PHASES = ("match", "check", "compare", "stage", "publish", "retire")
 
 __all__ = ["Memory", "RefitReport", "joined", "report_of", "size_text"]
 
@@ -112,7 +113,7 @@ def report_of(names: dict[str, tuple[str, ...]], others: str) -> RefitReport:
         bytes=facts["bytes"],
         naming=facts["naming"],
         ignored=tuple((one["name"], one["why"]) for one in facts["ignored"]),
-        phases=facts["phases_ms"],
+        phases={phase: facts["phases_ms"][phase] for phase in _PHASES},
     )
 
 
