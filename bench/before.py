@@ -5,9 +5,9 @@
     PYTHON bench/before.py OLD/target/release target/release [--json FILE] [MODEL ...]
 
 For every model of the test zoo: compile time, latency at the exported sizes, full refit and, where
-bench/refit measures them, LoRA swaps. The builds take turns (old, new, new, old); a figure is the median of
-its turns, and every ratio is old ÷ new, so that above 1 the new build is faster. Ends with the geometric mean
-of each column.
+bench/refit measures them, LoRA swaps. The builds are interleaved (old, new, new, old); a figure is the
+median of its turns, and every ratio is old ÷ new, so that above 1 the new build is faster. Ends with the
+geometric mean of each column.
 """
 
 from __future__ import annotations

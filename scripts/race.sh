@@ -18,7 +18,7 @@ contended=$(nm "$libraries"/libstd-*.so | awk '/ T .*5mutex5futex.*lock_contende
 cc -c -O2 -o "$build/std.o" scripts/race/std.c \
     "-DREAL_LOCK_CONTENDED=__real_$contended" "-DWRAP_LOCK_CONTENDED=__wrap_$contended"
 
-# The standard library is not instrumented; the ABI is the same all the same.
+# The standard library is not instrumented; the ABI is nevertheless the same.
 flags=(-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer --cfg=crossbeam_sanitize_thread
     "-Clink-arg=$build/std.o" "-Clink-arg=-Wl,--wrap=$contended" -Clink-arg=-Wl,--wrap=__tsan_atomic64_fetch_sub)
 export RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=$build "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS=${flags[*]}"

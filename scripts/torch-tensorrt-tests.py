@@ -42,7 +42,7 @@ FILES = (
     "runtime/test_dryrun_stats_observable.py",
     "runtime/test_lift_mutable_buffers_api.py",
 )
-# What is no matter of the tests: where tensors are, and weights that a download would bring.
+# What the tests are not about: where tensors are, and weights that they would download.
 CHANGES = (
     (r"""(["'])cuda(:\d)?\1""", '"cpu"'),
     (r"\.cuda\(\)", ".cpu()"),
@@ -144,7 +144,7 @@ def changed(text: str) -> str:
 
 
 def run(source: Path, expression: str, seconds: int) -> list[tuple[str, str]]:
-    """Each test of a file with what became of it."""
+    """Each test of a file with its outcome."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "conftest.py").write_text(CONFTEST)
         # In packages as there: some import what is beside their folder.

@@ -54,7 +54,7 @@ SEED = int(os.environ.get("REGRAFT_FLEET_SEED", "0"))
 
 
 class Fragile(Replica):
-    """A replica that dies, or fails, where a file asks for it. Whoever takes the file does it."""
+    """A replica that dies, or fails, where a file asks for it. The process that takes the file does it."""
 
     def __init__(self, engine: str, orders: str, **options: Any) -> None:
         self.orders = Path(orders)

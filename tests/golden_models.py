@@ -2,7 +2,7 @@
 
 `make test-golden` runs this file; it is not part of `make test`, for it fetches 300 MB. Each model is
 compared with PyTorch or ONNX Runtime, and with `golden_models.json`, which holds some values of each
-output; with REGRAFT_BLESS=1 that file is written anew. A package whose earlier version is also needed lies
+output; with REGRAFT_BLESS=1 that file is rewritten. A package whose earlier version is also needed lies
 in the folder that GOLDEN_OLDER names.
 """
 
@@ -246,7 +246,7 @@ def rapidocr(part: str, *sizes: tuple[int, ...]) -> Callable[[], tuple[Path, lis
 OF_ONNX: dict[str, Callable[[], tuple[Path, list[Arrays]]]] = {
     "magika": magika,
     "rapidocr detector": rapidocr("det", (1, 96, 160), (1, 64, 64)),
-    "rapidocr recogniser": rapidocr("rec", (1, 48, 160), (2, 48, 96)),
+    "rapidocr recognizer": rapidocr("rec", (1, 48, 160), (2, 48, 96)),
     "rapidocr classifier": rapidocr("cls", (1, 48, 192), (2, 48, 192)),
 }
 
@@ -272,7 +272,7 @@ def test_a_model_of_onnx(name: str, tmp_path: Path) -> None:
 
 
 def tensors_in(graph: Any) -> Iterator[tuple[str, Any]]:
-    """Initialisers, and what a tool wrote as nodes, in branches, too."""
+    """Initializers, and what a tool wrote as nodes, in branches, too."""
     yield from ((tensor.name, tensor) for tensor in graph.initializer)
     for node in graph.node:
         for attribute in node.attribute:

@@ -39,7 +39,7 @@ class Zoo:
 # ------------------------------------------------------------------------------------------ weights
 
 
-def randomise_(model: nn.Module, seed: int) -> nn.Module:
+def randomize_(model: nn.Module, seed: int) -> nn.Module:
     """Fills every parameter with values that a wrong kernel cannot hide behind: no zeros, no ones."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -91,7 +91,7 @@ def vision(name: str, constructor: str) -> Zoo:
         import torchvision
 
         model = getattr(torchvision.models, constructor)(weights=None)
-        randomise_(model, seed)
+        randomize_(model, seed)
         return calibrate_batch_norms_(model, images(4, seed, 224 if name == "vit_b_16" else 96))
 
     return Zoo(
@@ -140,7 +140,7 @@ def build_bert(seed: int, layers: int = 12) -> nn.Module:
             return output.last_hidden_state, output.pooler_output
 
     config = BertConfig(num_hidden_layers=layers, attn_implementation="sdpa")
-    return randomise_(Bert(config), seed)
+    return randomize_(Bert(config), seed)
 
 
 def build_gpt2(seed: int, layers: int = 12) -> nn.Module:
@@ -151,7 +151,7 @@ def build_gpt2(seed: int, layers: int = 12) -> nn.Module:
             return super().forward(input_ids=input_ids, use_cache=False).logits
 
     config = GPT2Config(n_layer=layers, use_cache=False, attn_implementation="sdpa")
-    model = randomise_(Gpt2(config), seed)
+    model = randomize_(Gpt2(config), seed)
     assert model.lm_head.weight is model.transformer.wte.weight, "GPT-2 ties its output to its embedding"
     return model
 

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from comparing import assert_close, assert_same, same
 from conftest import Cli, CommandFailed
-from models import randomise_
+from models import randomize_
 from small import Inputs, answers, arrays, compile_model, numbers, save_state, seeded
 
 ADAPTER_PARTS = ("lora_", "hada_", "lokr_")
@@ -407,7 +407,7 @@ def build_unet() -> Unet:
         attention_head_dim=4,
         norm_num_groups=8,
     )
-    return randomise_(unet, 0)
+    return randomize_(unet, 0)
 
 
 def factors_of(model: PeftModel) -> dict[str, Tensor]:
@@ -594,7 +594,7 @@ def test_a_7_queries_keys_and_values_joined(cli: Cli) -> None:
         max_position_embeddings=32,
         attn_implementation="sdpa",
     )
-    base = randomise_(Bert(config), 0)
+    base = randomize_(Bert(config), 0)
     mask = torch.ones(2, 9, dtype=torch.int64)
     mask[1, 6:] = 0
     inputs = (torch.arange(18).view(2, 9) * 7 % 50, mask)
@@ -625,7 +625,7 @@ def test_a_7_gpt2_stored_transposed_split_and_tied(cli: Cli) -> None:
         use_cache=False,
         attn_implementation="sdpa",
     )
-    base = randomise_(Gpt2(config), 0)
+    base = randomize_(Gpt2(config), 0)
     inputs = (torch.arange(14).view(2, 7) * 11 % 40,)
     engine = compile_model(cli, base, inputs)
     for settings in (
@@ -649,7 +649,7 @@ class Folded(nn.Module):
         self.conv2 = nn.Conv2d(8, 6, 1)
         self.bn2 = nn.BatchNorm2d(6)
         self.fc = nn.Linear(6, 4)
-        randomise_(self, torch.initial_seed())
+        randomize_(self, torch.initial_seed())
         with torch.no_grad():
             for norm in (self.bn1, self.bn2):
                 norm.running_mean.copy_(torch.randn(norm.num_features) * 0.2)

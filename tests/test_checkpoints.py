@@ -123,7 +123,7 @@ def test_real_wrappers(compiled: regraft.Module, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("direction", ["old to new", "new to old"])
 @pytest.mark.parametrize("kind", ["weight norm", "spectral norm"])
-def test_parametrised_layers(kind: str, direction: str, tmp_path: Path) -> None:
+def test_parametrized_layers(kind: str, direction: str, tmp_path: Path) -> None:
     if kind == "weight norm":
         old, new = torch.nn.utils.weight_norm, torch.nn.utils.parametrizations.weight_norm
     else:
@@ -284,7 +284,7 @@ def test_renames(compiled: regraft.Module, tuned: nn.Module, tmp_path: Path) -> 
     module = compiled.fork()
     module.refit(path, rename={"module.trunk.last": "module.encoder.1"})
     expect(module, tuned)
-    with pytest.raises(WeightsError, match="no name begins with it"):
+    with pytest.raises(WeightsError, match="no name begins with this prefix"):
         module.refit(path, rename={"nothing": "encoder"})
 
 
@@ -300,7 +300,7 @@ def test_advice_follows_the_cause(compiled: regraft.Module, tuned: nn.Module, tm
     assert cause(few)[0] == "few_keys" and "partial=True" in cause(few)[1]
     folded = {name: value for name, value in state.items() if ".bn." not in name}
     found = cause({**folded, "encoder.0.conv.bias": torch.zeros(4), "encoder.1.conv.bias": torch.zeros(4)})
-    assert found[0] == "folded_norm" and "partial" not in found[1] and "without optimisation" in found[1]
+    assert found[0] == "folded_norm" and "partial" not in found[1] and "without optimization" in found[1]
     assert cause(folded)[0] == "folded_norm"
     packed = {**state, "head.qweight": torch.zeros(1), "head.qzeros": torch.zeros(1)}
     del packed["head.weight"]
@@ -321,7 +321,7 @@ def test_an_optimised_onnx_file_has_no_norms(
     compiled: regraft.Module, tuned: nn.Module, tmp_path: Path
 ) -> None:
     """Its exporter folded the batch norms into convolutions, whose names and number are others then."""
-    path = tmp_path / "optimised.onnx"
+    path = tmp_path / "optimized.onnx"
     torch.onnx.export(tuned, (INPUT,), path, dynamo=False, do_constant_folding=True)
     with pytest.raises(WeightsError) as caught:
         compiled.fork().refit(path)

@@ -188,7 +188,7 @@ def test_m_2_attributes_and_hooks_are_part_of_the_program(mutable: MutableModule
     mutable.scale = 0.25 + 0.0
     mutable.label = "says nothing"
     assert_agrees(mutable, x)
-    assert counted() == (0, 0), "another export of the same program is no other program"
+    assert counted() == (0, 0), "another export of the same program is the same program"
     handle = mutable.fc.register_forward_hook(lambda module, args, output: output + 1)
     assert_agrees(mutable, x)
     assert counted() == (0, 1)
@@ -256,10 +256,10 @@ def test_m_3_every_way_to_change_a_weight_arrives(mutable: MutableModule, x: tor
     never_compiles(mutable, lambda: norm.running_mean.add_(1), x)
     never_compiles(mutable, lambda: mutable.offset.add_(1), x)
     never_compiles(mutable, lambda: setattr(mutable, "offset", torch.randn(32)), x)
-    optimiser = torch.optim.SGD(mutable.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(mutable.parameters(), lr=0.1)
     for parameter in mutable.parameters():
         parameter.grad = torch.randn_like(parameter)
-    never_compiles(mutable, optimiser.step, x)
+    never_compiles(mutable, optimizer.step, x)
 
 
 def test_m_3_tensors_that_are_no_parameters_arrive(x: torch.Tensor) -> None:
@@ -628,11 +628,11 @@ def test_m_10_a_frozen_backbone_compiled_and_a_head_trained(net: Net, x: torch.T
     head = nn.Linear(32, 4)
     reference = copy.deepcopy(head)
     for module, body in ((head, backbone), (reference, net)):
-        optimiser = torch.optim.SGD(module.parameters(), lr=0.1)
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
         for _ in range(3):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             module(body(x)).square().sum().backward()
-            optimiser.step()
+            optimizer.step()
     assert backbone.recompiles == 0 and backbone.compiled is not None
     assert torch.allclose(head.weight, reference.weight, rtol=1e-4)
 
@@ -643,11 +643,11 @@ def test_m_10_training_goes_through_pytorch_and_each_step_arrives(net: Net, x: t
     assert_agrees(mutable, x)
     counted = Counted(mutable)
     for _ in range(3):
-        for module, optimiser in both:
+        for module, optimizer in both:
             module.train()
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             module(x).square().sum().backward()
-            optimiser.step()
+            optimizer.step()
             module.eval()
         for a, b in zip(mutable.parameters(), reference.parameters(), strict=True):
             assert torch.equal(a.grad, b.grad)
@@ -694,11 +694,11 @@ def test_m_10_parts_in_training_mode_run_in_pytorch(net: Net, x: torch.Tensor) -
 def test_r_17_updates_below_any_tolerance_arrive(mutable: MutableModule, x: torch.Tensor) -> None:
     before = compiled_result(mutable, x)
     mutable.train()
-    optimiser = torch.optim.SGD([mutable.fc.bias], lr=1e-8)
+    optimizer = torch.optim.SGD([mutable.fc.bias], lr=1e-8)
     mutable(x).sum().backward()
     expected = mutable.fc.bias.detach() - 1e-8 * mutable.fc.bias.grad
     assert torch.allclose(expected, mutable.fc.bias) and not torch.equal(expected, mutable.fc.bias)
-    optimiser.step()
+    optimizer.step()
     mutable.eval()
     compiled_result(mutable, x)
     assert mutable.refits == 1

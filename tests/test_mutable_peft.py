@@ -163,15 +163,15 @@ def test_m_8_the_first_call_may_have_adapters(net: Net, ids: torch.Tensor) -> No
 def test_m_8_training_an_adapter_arrives_at_each_step(net: Net, ids: torch.Tensor) -> None:
     model = peft.get_peft_model(net, lora(lora_dropout=0.1, init_lora_weights=True))
     mutable = MutableModule(model)
-    optimiser = torch.optim.AdamW([p for p in mutable.parameters() if p.requires_grad], lr=1e-2)
+    optimizer = torch.optim.AdamW([p for p in mutable.parameters() if p.requires_grad], lr=1e-2)
     mutable.eval()
     assert_agrees(mutable, ids)
     counted = Counted(mutable)
     for _ in range(4):
         mutable.train()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         mutable(ids).square().sum().backward()
-        optimiser.step()
+        optimizer.step()
         mutable.eval()
         assert_agrees(mutable, ids)
         assert counted() == (1, 0)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import regraft
 from comparing import assert_close, assert_same, same
 from conftest import Cli, CommandFailed
-from models import randomise_
+from models import randomize_
 
 
 class Convolutions(nn.Module):
@@ -90,7 +90,7 @@ NAMES = {"convolutions": ["x"], "encoder": ["ids", "mask"], "recurrent": ["x"]}
 
 def built(name: str, seed: int) -> nn.Module:
     torch.manual_seed(seed)
-    return randomise_(MODELS[name][0](), seed).eval()
+    return randomize_(MODELS[name][0](), seed).eval()
 
 
 def export(name: str, seed: int, path: Path, *, fold: bool = False, opset: int = 17) -> nn.Module:

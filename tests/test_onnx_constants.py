@@ -1,4 +1,4 @@
-"""What stands in the nodes of an ONNX model and not among its initialisers: refitted, or refused."""
+"""What stands in the nodes of an ONNX model and not among its initializers: refitted, or refused."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def as_floats(values: Values) -> onnx.ModelProto:
 
 
 def in_branches(values: Values) -> onnx.ModelProto:
-    """A constant and an initialiser in each branch, under the same names."""
+    """A constant and an initializer in each branch, under the same names."""
 
     def branch(name: str, sign: float) -> onnx.GraphProto:
         signed = (sign * values[0], sign * values[1], sign * values[2])
@@ -100,7 +100,7 @@ def in_a_function(values: Values) -> onnx.ModelProto:
     return model(calls, {}, [scale])
 
 
-def in_initialisers(values: Values) -> onnx.ModelProto:
+def in_initializers(values: Values) -> onnx.ModelProto:
     """Whole numbers that are data: the rows that are taken."""
     rows = np.array([int(values[0] > 1), 0], np.int64)
     return model([helper.make_node("Gather", ["x", "rows"], ["y"])], {"rows": rows})
@@ -110,7 +110,7 @@ def answer(made: onnx.ModelProto, n: int) -> list[np.ndarray]:
     return [np.asarray(v) for v in ReferenceEvaluator(made).run(None, {"x": X, "n": np.int64(n)})]
 
 
-FORMS = [in_a_node, of_one_element, as_floats, in_branches, in_a_loop, in_a_function, in_initialisers]
+FORMS = [in_a_node, of_one_element, as_floats, in_branches, in_a_loop, in_a_function, in_initializers]
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
@@ -134,7 +134,7 @@ def number_in_a_node(value: float) -> onnx.ModelProto:
     return model([scalar, helper.make_node("Mul", ["x", "c"], ["y"])], {"w": np.float32([1.0])})
 
 
-def shape_of_an_initialiser(value: float) -> onnx.ModelProto:
+def shape_of_an_initializer(value: float) -> onnx.ModelProto:
     shape = np.array([2, 3] if value < 1 else [-1, 3], np.int64)
     return model([helper.make_node("Reshape", ["x", "c"], ["y"])], {"c": shape})
 
@@ -156,7 +156,7 @@ def number_in_a_branch(value: float) -> onnx.ModelProto:
     ("form", "says"),
     [
         (number_in_a_node, r"c +expected 0\.5, found 1\.5: it was compiled into the program"),
-        (shape_of_an_initialiser, r"c +expected \[2, 3\], found \[-1, 3\]"),
+        (shape_of_an_initializer, r"c +expected \[2, 3\], found \[-1, 3\]"),
         (number_in_a_branch, r"c_one +expected 0\.5, found 1\.5"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),

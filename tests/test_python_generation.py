@@ -16,7 +16,7 @@ from torch import nn
 
 import regraft
 from comparing import assert_close
-from models import randomise_
+from models import randomize_
 from mutable_checks import Counted, few_threads
 from regraft import MutableModule
 from small import numbers
@@ -98,7 +98,7 @@ BUILDS = (llama, qwen, gpt2, t5, whisper)
 
 def built(build: Build, seed: int = 0) -> Any:
     torch.manual_seed(0)
-    return randomise_(build(), seed)
+    return randomize_(build(), seed)
 
 
 def prompt(model: nn.Module, batch: int = 1, length: int = 5, seed: int = 1) -> dict[str, torch.Tensor]:

@@ -279,12 +279,12 @@ def test_another_size_says_what_to_declare() -> None:
     assert free(numbers(4, 8)).shape == (4, 4)
 
 
-def test_quantised_modules() -> None:
-    quantised = nn.Sequential(torch.ao.nn.quantized.Linear(8, 4)).eval()
+def test_quantized_modules() -> None:
+    quantized = nn.Sequential(torch.ao.nn.quantized.Linear(8, 4)).eval()
     with pytest.raises(
-        regraft.CompileError, match=r"quantised: 0 \(Linear\).*\n  help: compile the module as it was"
+        regraft.CompileError, match=r"quantized: 0 \(Linear\).*\n  help: compile the module as it was"
     ):
-        regraft.compile(quantised, X)
+        regraft.compile(quantized, X)
 
 
 def test_data_dependent_branches_name_torch_compile() -> None:

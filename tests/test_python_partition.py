@@ -733,7 +733,7 @@ def test_r_5_a_language_model_with_one_foreign_operator(tmp_path: Path) -> None:
     """Keyword arguments in, a data class out, engines on both sides of the foreign operator."""
     from transformers import BertConfig, BertModel
 
-    from models import randomise_
+    from models import randomize_
 
     class Foreign(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -750,7 +750,7 @@ def test_r_5_a_language_model_with_one_foreign_operator(tmp_path: Path) -> None:
         )
         model = BertModel(config)
         model.encoder.layer[0].intermediate.intermediate_act_fn = Foreign()
-        return randomise_(model, seed)
+        return randomize_(model, seed)
 
     kwargs = {
         "input_ids": torch.tensor([[5, 17, 49, 3, 0, 0], [8, 2, 44, 9, 10, 1]]),

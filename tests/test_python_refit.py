@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import regraft
 from comparing import assert_same, same
-from models import randomise_
+from models import randomize_
 from module_checks import assert_agrees, assert_refits, called
 from small import numbers, seeded, uncompiled
 from test_sources import SORTS, TOKENS, Net, X, halves, write_index
@@ -121,7 +121,7 @@ def test_r_8_values_however_they_lie(given: str, compiled: regraft.Module, wante
 
 
 def an_onnx_file(folder: Path, model: nn.Module) -> Path:
-    """As exporters write one: a graph with a node, whose initialisers have the names of the weights."""
+    """As exporters write one: a graph with a node, whose initializers have the names of the weights."""
     tensors = [numpy_helper.from_array(value.numpy(), name) for name, value in model.state_dict().items()]
     output = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [4, 5])
     node = onnx.helper.make_node("Identity", ["fc.weight"], ["y"])
@@ -251,7 +251,7 @@ def test_r_17_zeros_of_either_sign_and_payloads_of_nan(compiled: regraft.Module)
 def resnet18(seed: int) -> nn.Module:
     import torchvision
 
-    return randomise_(torchvision.models.resnet18(weights=None), seed)
+    return randomize_(torchvision.models.resnet18(weights=None), seed)
 
 
 def bert(seed: int) -> nn.Module:
@@ -265,7 +265,7 @@ def bert(seed: int) -> nn.Module:
         vocab_size=200,
         attn_implementation="sdpa",
     )
-    return randomise_(BertModel(config), seed)
+    return randomize_(BertModel(config), seed)
 
 
 def unet(seed: int) -> nn.Module:
@@ -281,7 +281,7 @@ def unet(seed: int) -> nn.Module:
         attention_head_dim=4,
         norm_num_groups=8,
     )
-    return randomise_(model, seed)
+    return randomize_(model, seed)
 
 
 SENTENCE = torch.tensor([[5, 17, 199, 3, 0, 0], [8, 2, 44, 9, 100, 1]])

@@ -58,11 +58,11 @@ def test_r_2_resnet18_there_and_back(cli: Cli) -> None:
 
     trained = build(cli, model, "a")
     at_first = cli.run_all(trained, model.input_sets)
-    randomised, _ = cli.refit(trained, random_file)
-    outputs = cli.run_all(randomised, model.input_sets)
+    randomized, _ = cli.refit(trained, random_file)
+    outputs = cli.run_all(randomized, model.input_sets)
     assert_all_same(outputs, cli.run_all(build(cli, model, random_weights), model.input_sets))
 
-    restored, _ = cli.refit(randomised, model.weights_file("a"))
+    restored, _ = cli.refit(randomized, model.weights_file("a"))
     assert_all_same(cli.run_all(restored, model.input_sets), at_first)
 
 

@@ -139,7 +139,7 @@ def onnx_numbers(cli: Cli, model: nn.Module) -> Path:
 
 
 def write_onnx(path: Path, state: State, *, raw: bool) -> Path:
-    """A model whose graph has nothing but initialisers: the messages of onnx.proto, field by field."""
+    """A model whose graph has nothing but initializers: the messages of onnx.proto, field by field."""
 
     def tensor(name: str, value: Tensor) -> bytes:
         array = value.detach().numpy()
@@ -553,7 +553,7 @@ class Computed(nn.Module):
 
 
 def without_the_mean(a: Tensor, b: Tensor) -> Tensor:
-    """Weight standardisation."""
+    """Weight standardization."""
     deviation, mean = torch.std_mean(a, dim=1, keepdim=True)
     return (a - mean) / (deviation + 1e-5) + b
 
@@ -574,7 +574,7 @@ RECIPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "flipped": lambda a, b: a.flip(1) + b.roll(3, 0),
     "gathered": lambda a, b: a[torch.tensor([5, 0, 0, 3, 2, 1])] + b.index_select(1, torch.arange(7, -1, -1)),
     "triangular": lambda a, b: a.tril() + b.triu(1),
-    "standardised": without_the_mean,
+    "standardized": without_the_mean,
     "through_float64": lambda a, b: (a.double() * b.double()).float(),
     "through_bfloat16": lambda a, b: a.bfloat16().float() + b.half().float(),
     "argmax": lambda a, b: a * (a.argmax(1, keepdim=True) == torch.arange(8)) + b,
@@ -592,7 +592,7 @@ def test_r_6_weights_computed_from_parameters(cli: Cli, name: str) -> None:
 
 @pytest.mark.parametrize("decompose", [False, True], ids=["exported", "decomposed"])
 @pytest.mark.parametrize("name", PARAMETRISED)
-def test_r_6_parametrised_weights(cli: Cli, name: str, decompose: bool) -> None:
+def test_r_6_parametrized_weights(cli: Cli, name: str, decompose: bool) -> None:
     """Weights by length and direction, or divided by their largest singular value."""
     build, inputs = PARAMETRISED[name]
     assert_refits(cli, lambda seed: seeded(build, seed), inputs, decompose=decompose)
@@ -664,16 +664,16 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], Inputs]] = {
     "convolution_3d": (lambda: nn.Conv3d(2, 3, 2), (numbers(1, 2, 4, 5, 3),)),
     "transposed": (lambda: nn.ConvTranspose2d(4, 6, 3, stride=2, output_padding=1), IMAGE),
     "transposed_grouped": (lambda: nn.ConvTranspose2d(4, 6, 3, groups=2), IMAGE),
-    "layer_norm": (lambda: randomised(nn.LayerNorm(8)), X),
-    "group_norm": (lambda: randomised(nn.GroupNorm(2, 4)), IMAGE),
-    "instance_norm": (lambda: randomised(nn.InstanceNorm2d(4, affine=True)), IMAGE),
-    "rms_norm": (lambda: randomised(nn.RMSNorm(8)), X),
+    "layer_norm": (lambda: randomized(nn.LayerNorm(8)), X),
+    "group_norm": (lambda: randomized(nn.GroupNorm(2, 4)), IMAGE),
+    "instance_norm": (lambda: randomized(nn.InstanceNorm2d(4, affine=True)), IMAGE),
+    "rms_norm": (lambda: randomized(nn.RMSNorm(8)), X),
     "linear": (lambda: nn.Linear(8, 6), X),
     "linear_without_bias": (lambda: nn.Linear(8, 6, bias=False), X),
-    "prelu": (lambda: randomised(nn.PReLU(4)), IMAGE),
+    "prelu": (lambda: randomized(nn.PReLU(4)), IMAGE),
     "attention": (lambda: Twice(nn.MultiheadAttention(8, 2, batch_first=True), 3), SEQUENCE),
     "transformer": (
-        lambda: randomised(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)),
+        lambda: randomized(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)),
         SEQUENCE,
     ),
     "lstm": (Recurrent, SEQUENCE),
@@ -692,7 +692,7 @@ class Twice(nn.Module):
         return output[0] if isinstance(output, tuple) else output
 
 
-def randomised(layer: nn.Module) -> nn.Module:
+def randomized(layer: nn.Module) -> nn.Module:
     """Norms begin as ones and zeros, which a refit could not be told from."""
     with torch.no_grad():
         for parameter in layer.parameters():

@@ -30,7 +30,7 @@ def test_models_are_swept_once_and_put_on_a_page(tmp_path: Path) -> None:
     called("run.py", results, *chosen)
     records = [json.loads(line) for line in results.read_text().splitlines()]
     assert [record["status"] for record in records] == ["right", "right"], records
-    # A line that was cut off is no result.
+    # A line that was cut off is not a result.
     with results.open("a") as lines:
         lines.write('{"id": "front ends/torch/dec')
     assert "2 models, 0 of them to run" in called("run.py", results, *chosen)

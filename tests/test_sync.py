@@ -330,7 +330,7 @@ def test_refits(cli: Cli, place: str, sender: Sender) -> None:
             sender.send({name: np.full_like(array, mark) for name, array in weights.items()}, timeout=5)
         gc.collect()
         assert np.array_equal(np.asarray(model.run(inputs)[0]), want)
-        # Weights that do not fit change nothing, and are let go.
+        # Weights that do not fit change nothing, and are released.
         sender.send({"0.weight": np.zeros((3, 3), np.float32)})
         with pytest.raises(regraft.WeightsError, match=r"0\.weight"):
             receiver.refit(model, timeout=5)

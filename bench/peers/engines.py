@@ -78,7 +78,7 @@ def seconds(step: Callable[[], Any]) -> float:
 
 
 def forget_peak() -> None:
-    """From here on the most memory is counted anew."""
+    """The most memory is counted from here on."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -126,7 +126,7 @@ class Eager(Engine):
 
 
 class Inductor(Eager):
-    """torch.compile, with weights frozen, which is the faster way: new ones take compiling anew."""
+    """torch.compile, with weights frozen, which is the faster way: new weights mean compiling again."""
 
     renews = False
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
 
-from models import build_minilm, calibrate_batch_norms_, images, padding_mask, randomise_, tokens
+from models import build_minilm, calibrate_batch_norms_, images, padding_mask, randomize_, tokens
 
 # Tokens that a cache holds before the step that is measured.
 CACHED = 128
@@ -86,7 +86,7 @@ def vision(constructor: str) -> Network:
     def build(seed: int) -> nn.Module:
         import torchvision
 
-        model = randomise_(getattr(torchvision.models, constructor)(weights=None), seed)
+        model = randomize_(getattr(torchvision.models, constructor)(weights=None), seed)
         return calibrate_batch_norms_(model, images(4, seed, 96)).eval()
 
     return Network(build, lambda batch: (images(batch, 1),))
@@ -96,7 +96,7 @@ def vit(seed: int) -> nn.Module:
     from transformers import ViTConfig, ViTModel
 
     model = ViTModel(ViTConfig(attn_implementation="sdpa"), add_pooling_layer=False)
-    return First(randomise_(model, seed)).eval()
+    return First(randomize_(model, seed)).eval()
 
 
 def unet(seed: int) -> nn.Module:
@@ -105,7 +105,7 @@ def unet(seed: int) -> nn.Module:
     model = UNet2DConditionModel(
         sample_size=32, block_out_channels=(160, 320, 640, 640), attention_head_dim=8, cross_attention_dim=768
     )
-    return First(randomise_(model, seed)).eval()
+    return First(randomize_(model, seed)).eval()
 
 
 def unet_inputs(batch: int) -> Inputs:
@@ -129,20 +129,20 @@ def whisper(seed: int) -> nn.Module:
         decoder_ffn_dim=1536,
         attn_implementation="sdpa",
     )
-    return First(randomise_(WhisperModel(config).encoder, seed)).eval()
+    return First(randomize_(WhisperModel(config).encoder, seed)).eval()
 
 
 def bert(seed: int) -> nn.Module:
     from transformers import BertConfig, BertModel
 
     model = BertModel(BertConfig(attn_implementation="sdpa"), add_pooling_layer=False)
-    return First(randomise_(model, seed)).eval()
+    return First(randomize_(model, seed)).eval()
 
 
 def gpt2(seed: int) -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    return randomise_(GPT2LMHeadModel(GPT2Config(attn_implementation="sdpa")), seed).eval()
+    return randomize_(GPT2LMHeadModel(GPT2Config(attn_implementation="sdpa")), seed).eval()
 
 
 def llama(seed: int) -> nn.Module:
@@ -156,7 +156,7 @@ def llama(seed: int) -> nn.Module:
         num_attention_heads=12,
         attn_implementation="sdpa",
     )
-    return randomise_(LlamaForCausalLM(config), seed).eval()
+    return randomize_(LlamaForCausalLM(config), seed).eval()
 
 
 def words(length: int, vocabulary: int = 30000) -> Callable[[int], Inputs]:

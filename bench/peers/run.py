@@ -9,7 +9,7 @@ With the environment of scripts/python-env.sh (`make peers` does it all):
         --update docs/performance.md
 
 The others are installed from PyPI into an environment of their own (requirements/peers.txt). Each engine is
-in a process of its own. They are measured in turns, in blocks of half a second with pauses between, and a
+in a process of its own. They are interleaved, in blocks of half a second with pauses between, and a
 process that is not measured is stopped, so that no engine's waiting threads slow another down. A figure is
 the median over blocks of the median run of each. All results are compared with PyTorch's in f32; an engine
 whose results are wrong has no time. What was measured is kept in the state file, from which a run that was
@@ -96,7 +96,7 @@ def measure_model(
     options: argparse.Namespace,
     state: State,
 ) -> None:
-    """All that is asked of one model with one batch. Its files are gone afterwards."""
+    """All measurements of one model with one batch size. Its files are removed afterwards."""
     with tempfile.TemporaryDirectory(prefix=f"peers-{model}-") as text:
         folder = Path(text)
         try:
@@ -175,7 +175,7 @@ class Measurement:
         facts["busy"] = max(found["busy"], facts.get("busy", 0.0))
 
     def renew(self, name: str) -> None:
-        """New weights, by turns those of both files."""
+        """New weights, alternately those of both files."""
         refits = ENGINES[name].refits
         if not ENGINES[name].renews:
             return
@@ -184,7 +184,7 @@ class Measurement:
             time.sleep(PAUSE)
             which = "ba"[turn % 2]
             found = self.workers[name].ask("renew", which=which, save=str(self.outputs(name)))
-            # What was made anew has the weights of the one file that there is.
+            # What was rebuilt has the weights of the one file that there is.
             self.compare(name, which if refits else "a")
             took.append(1e3 * found["renew"])
         self.result.engines[name]["renew_ms"] = statistics.median(took)

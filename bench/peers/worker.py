@@ -24,7 +24,7 @@ WARM = 0.15
 
 
 class Worker:
-    """What can be asked of the process."""
+    """The requests that the process answers."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine

@@ -4,7 +4,7 @@ bench`.
     make build python
     PYTHONPATH=target/python PYTHON bench/python/calls.py      # with the environment of scripts/python-env.sh
 
-Both sides take turns; medians of all rounds are printed, with their difference.
+Both sides are interleaved; medians of all rounds are printed, with their difference.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@ sequence.
 
     PYTHONPATH=target/python PYTHON bench/python/generate.py [--tokens 64] [--dtype bfloat16] [--rounds 5]
 
-With the environment of scripts/python-env.sh. PyTorch and the mutable module take turns, round by round, in
-one process; medians of all rounds. Both must give the same tokens.
+With the environment of scripts/python-env.sh. PyTorch and the mutable module are interleaved, round by
+round, in one process; medians of all rounds. Both must give the same tokens.
 """
 
 from __future__ import annotations

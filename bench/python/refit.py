@@ -3,7 +3,8 @@
     make build python && cargo build --release -p regraft-bench-refit
     PYTHONPATH=target/python PYTHON bench/python/refit.py      # with the environment of scripts/python-env.sh
 
-Both sides take turns. The Rust figure is that of bench/refit: all weights change, from tensors in memory.
+Both sides are interleaved. The Rust figure is that of bench/refit: all weights change, from tensors in
+memory.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils._python_dispatch import TorchDispatchMode
-from weights import randomise_
+from weights import randomize_
 from zoo.case import Call, Case
 
 import regraft
@@ -116,7 +116,7 @@ def made(case: Case, seed: int) -> Call:
     """The model with weights number ``seed``."""
     torch.manual_seed(0)
     call = case.make()
-    return call._replace(module=randomise_(call.module.eval().requires_grad_(False), seed))
+    return call._replace(module=randomize_(call.module.eval().requires_grad_(False), seed))
 
 
 def answers(module: Callable[..., Any], call: Call) -> list[Tensor]:

@@ -145,7 +145,7 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def version_of(package: str) -> str | None:
-    """The version of a package, without what it was built for; ``None`` for what is no package."""
+    """The version of a package, without its build tag; ``None`` when there is no such package."""
     try:
         return importlib.metadata.version(package).partition("+")[0]
     except importlib.metadata.PackageNotFoundError:

@@ -14,7 +14,7 @@ _GAIN = 1.5
 _WITH_FAN_IN = (nn.Linear, nn.modules.conv._ConvNd)
 
 
-def randomise_(module: nn.Module, seed: int) -> nn.Module:
+def randomize_(module: nn.Module, seed: int) -> nn.Module:
     """Fills parameters and the statistics of batch norms, the same for the same seed. Integers, and buffers
     whose values mean something, such as tables of positions, stay.
     """

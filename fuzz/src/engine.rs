@@ -130,7 +130,7 @@ fn fit_recipes(parts: &mut Parts) {
 
 /// An engine of the bytes of its file.
 pub fn read(bytes: &[u8]) -> Option<Engine> {
-    match Engine::from_bytes(Path::new("input"), Buffer::from(AlignedVec::copy_of(bytes))) {
+    match Engine::from_bytes("input", Buffer::from(AlignedVec::copy_of(bytes))) {
         Ok(engine) => Some(engine),
         Err(error) => {
             assert!(!error.to_string().is_empty());

@@ -11,7 +11,7 @@ __all__ = ["Doctor", "doctor"]
 
 
 class Doctor(dict[str, Any]):
-    """What :func:`doctor` found: facts by name; ``print`` it."""
+    """The facts that :func:`doctor` found, by name; ``print`` it."""
 
     def __init__(self, text: str, facts: dict[str, Any]) -> None:
         super().__init__(facts)
@@ -24,8 +24,8 @@ class Doctor(dict[str, Any]):
 
 
 def doctor() -> Doctor:
-    """Looks at this machine: its processor, its GPUs, the libraries that these need, with the version that is
-    there and the one that is needed, and what each missing one costs. Nothing of it is used.
+    """Describes this machine: its processor, its GPUs, and the libraries that these need, with the versions
+    that were found and that are needed, and what each missing one costs. No device is opened.
 
     Example:
         >>> print(regraft.doctor())  # doctest: +SKIP

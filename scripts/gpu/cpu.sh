@@ -7,7 +7,7 @@
 #     strip -o FOLDER/NAME BINARY                                           for each of them; tests as NAME.test
 #     REGRAFT_FIXTURES=crates/conformance/fixtures scripts/gpu/cpu.sh FOLDER_FOR_LOGS FOLDER
 #
-# All in FOLDER that is no test runs after the tests, each alone, and what it prints is kept: `products`, `attention_speed`. Tests say
+# Everything in FOLDER that is not a test runs after the tests, each alone, and what it prints is kept: `products`, `attention_speed`. Tests say
 # "skipped" where the machine lacks what they are about.
 set -uo pipefail
 

@@ -3,7 +3,7 @@
     PYTHON tests/onnx_cases/export.py FOLDER [--opset 24] [--ops Conv,Gemm]
 
 The cases give shapes, axes and the like as inputs of the model, where models have constants. Here they
-are initialisers, as models have them. A sequence that a case gives is made of inputs, one for each tensor,
+are initializers, as models have them. A sequence that a case gives is made of inputs, one for each tensor,
 by a node; one that it answers with counts as its tensors.
 
 Each gives `FOLDER/OPERATOR/case-NAME.onnx` and, where its tensors are of dtypes that are stored, a
@@ -81,7 +81,7 @@ def made(info: onnx.ValueInfoProto, value: object, model: onnx.ModelProto) -> li
 
 
 def fixed(case, base) -> tuple[onnx.ModelProto, list[object]]:
-    """The model with its constant operands as initialisers, and what is given still."""
+    """The model with its constant operands as initializers, and what is given still."""
     node = base.model.graph.node[0]
     names = {node.input[i] for i in CONSTANT.get(node.op_type, []) if i < len(node.input)}
     model = onnx.ModelProto()

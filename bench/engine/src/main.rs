@@ -5,7 +5,7 @@
 //! cargo run --release -p regraft-bench-engine -- MODELS [--rounds N] [--only MODEL] [--json FILE]
 //! ```
 //!
-//! Everything that is compared takes turns within one run, with all files in the page cache; figures are medians.
+//! Everything that is compared is interleaved in one run, with all files in the page cache; figures are medians.
 #![forbid(unsafe_code)]
 
 mod cache;

@@ -17,7 +17,7 @@ use crate::{
     times::{quantile, time},
 };
 
-/// With and without refits take turns of this length, so that what else happens on the machine falls on both.
+/// Runs with and without refits are interleaved in blocks of this length, so that other load of the machine affects both.
 const TURN: Duration = Duration::from_secs(4);
 
 /// Latencies in milliseconds.

@@ -62,7 +62,7 @@ fn one_layer(model: &Model, rounds: usize) -> Result<Row> {
     alternate("one layer", model, rounds, |round| Ok(model.refit(&weights[round % 2], &options)?))
 }
 
-/// Refits that take turns, each followed by a copy of the bytes that it wrote.
+/// Interleaved refits, each followed by a copy of the bytes that it wrote.
 fn alternate(what: &str, model: &Model, rounds: usize, refit: impl Fn(usize) -> Result<RefitReport>) -> Result<Row> {
     let first = refit(0)?;
     let names: BTreeSet<String> = first.recomputed_slots.iter().map(|s| s.name.clone()).collect();

@@ -20,7 +20,7 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True)
 class Case:
-    """A model: a small instance of a family, made anew at each call of ``make``, the same each time."""
+    """A model: a small instance of a family, rebuilt at each call of ``make``, the same each time."""
 
     library: str
     kind: str

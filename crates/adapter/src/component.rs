@@ -15,7 +15,7 @@ use crate::{
 /// Longer lists of problems have no suggestions beyond this: finding them takes time.
 const SUGGESTIONS: usize = 16;
 
-/// What is said of all modules of a component.
+/// Facts about all modules of a component.
 #[derive(Clone, Copy)]
 pub(super) struct Settings<'c> {
     pub(super) config: &'c AdapterConfig,

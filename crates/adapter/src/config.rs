@@ -29,7 +29,7 @@ pub struct AdapterConfig {
     /// LoHa and LoKr: the same.
     #[serde(deserialize_with = "null_as_default")]
     pub alpha: Option<f64>,
-    /// The scale itself, in place of alpha over the rank: no tool writes it, and whoever has factors with their scales can say 1.
+    /// The scale itself, in place of alpha over the rank: no tool writes it; give 1 for factors that include their scales.
     #[serde(deserialize_with = "null_as_default", skip_serializing_if = "Option::is_none")]
     pub scaling: Option<f64>,
     /// The scale is `alpha / sqrt(rank)` instead of `alpha / rank`.
@@ -38,7 +38,7 @@ pub struct AdapterConfig {
     /// Every layer has a magnitude.
     #[serde(deserialize_with = "null_as_default")]
     pub use_dora: bool,
-    /// Weights are stored as `[in, out]`. It is written for the last layer that was seen, so that nothing is told by it.
+    /// Weights are stored as `[in, out]`. PEFT writes it for the last layer only, so it is not used.
     #[serde(deserialize_with = "null_as_default")]
     pub fan_in_fan_out: bool,
     /// Ranks of modules with other ranks than `r`.
@@ -69,7 +69,7 @@ const UNSUPPORTED: [&str; 7] = [
     "use_qalora",
 ];
 
-/// Initialisations that take what the adapter starts with out of the base weights.
+/// Initializations that take what the adapter starts with out of the base weights.
 const REPLACES_BASE: [&str; 5] = ["corda", "loftq", "lora_ga", "olora", "pissa"];
 
 impl AdapterConfig {

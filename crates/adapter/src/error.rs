@@ -5,6 +5,13 @@ use regraft_tensor::Explanation;
 use crate::{AdapterProblem, problem};
 
 /// An error of this crate.
+///
+/// ```
+/// use regraft_adapter::{AdapterErrorKind, read_config};
+///
+/// let error = read_config("missing/adapter_config.json").unwrap_err();
+/// assert!(matches!(error.kind(), AdapterErrorKind::Config { .. }));
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub struct AdapterError(Box<AdapterErrorKind>);
@@ -52,7 +59,7 @@ pub enum AdapterErrorKind {
 }
 
 impl AdapterErrorKind {
-    /// In parts. Advice depends on how an adapter is given, and is for the caller to word.
+    /// In parts. Advice depends on how an adapter is given, so the caller words it.
     pub fn explained(&self) -> Explanation {
         match self {
             AdapterErrorKind::Fit { adapter, problems, keys } => problem::explained(adapter, problems, *keys),

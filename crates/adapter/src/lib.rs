@@ -39,14 +39,23 @@ pub use self::{
     several::together,
 };
 
-/// An adapter that was matched to the sources of one engine.
+/// An adapter, matched to the sources of one engine.
+///
+/// ```
+/// # fn f(adapter: &regraft_adapter::Adapter) {
+/// println!("{} changes {} sources", adapter.name, adapter.layers.len());
+/// for source in adapter.sources() {
+///     println!("{source}");
+/// }
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Adapter {
-    /// What reports call it.
+    /// Its name in reports.
     pub name: String,
-    /// What it does, per use of a source at most one update that is added, after one that takes its place, in their order.
+    /// The updates in their order: for each use of a source at most one that replaces it, then at most one that is added.
     pub layers: Vec<AdapterLayer>,
-    /// Keys of its file that are about other models of a pipeline, such as a text encoder.
+    /// Keys of its file for other models of a pipeline, such as a text encoder.
     pub foreign_keys: Vec<String>,
     /// Name of the use and shape of the source of each layer, where it was read for an engine.
     made_for: Vec<(String, Vec<usize>)>,
@@ -71,8 +80,8 @@ impl Adapter {
         self.made_for.iter().map(|(name, _)| name.as_str())
     }
 
-    /// A digest of all that it does: what is changed, and the numbers with the factors that its configuration gives them. Not of
-    /// its name.
+    /// A digest of its effect: the sources that it changes, its values, and the scales of its configuration. The name is not
+    /// part of it.
     pub fn digest(&self) -> Digest {
         let mut text = String::new();
         for (i, layer) in self.layers.iter().enumerate() {
@@ -85,7 +94,7 @@ impl Adapter {
         Digest::of_bytes(text.as_bytes())
     }
 
-    /// What does not fit the sources of `map`: layers that are for sources of another engine, or of another size.
+    /// Layers that do not fit the sources of `map`: for another engine, or of another size.
     pub fn mismatches(&self, map: &RefitMap) -> Vec<AdapterProblem> {
         let mut problems = Vec::new();
         for (i, layer) in self.layers.iter().enumerate() {
@@ -121,7 +130,7 @@ pub struct AdapterLayer {
     pub update: Update,
 }
 
-/// What is done to a source `W`, seen as a matrix of `rows x cols`. All tensors are f32 matrices. `scale` is the file's own
+/// An update of a source `W`, seen as a matrix of `rows x cols`. All tensors are f32 matrices. `scale` is the file's own
 /// factor, such as `alpha / rank`; the caller's scale multiplies it.
 #[derive(Clone, Debug)]
 pub enum Update {

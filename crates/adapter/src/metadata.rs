@@ -16,7 +16,7 @@ const WHOLE: [&str; 4] = ["adapter_config", "peft_config", "lora_config", "confi
 /// Where tools have the alpha of all modules.
 const ALPHAS: [&str; 4] = ["lora_alpha", "network_alpha", "ss_network_alpha", "alpha"];
 
-/// The configuration of each component, from wherever it is said: stated by the caller, in the file, or beside it.
+/// The configuration of each component: stated by the caller, in the file, or beside it.
 pub(super) struct Configs<'a> {
     stated: Option<&'a AdapterConfig>,
     /// Of keys without a component: under an empty name.

@@ -1,4 +1,4 @@
-//! From the tensors of OFT and BOFT to rotations: PEFT turns what a module reads, LyCORIS and kohya's scripts what it gives.
+//! From the tensors of OFT and BOFT to rotations: PEFT rotates a module's inputs, LyCORIS and kohya's scripts its outputs.
 
 use regraft_ir::Role;
 use regraft_tensor::{DType, Tensor};

@@ -1,4 +1,4 @@
-//! What all active adapters together do to one source, ready to be computed tile by tile.
+//! The combined update of all active adapters to one source, computed tile by tile.
 
 use std::sync::OnceLock;
 
@@ -18,7 +18,7 @@ pub struct Overlay {
     pub cols: usize,
     /// What is added. All plain low-rank updates are one term, whose rank is the sum of theirs.
     pub terms: Vec<Term>,
-    /// What takes the source's place before anything is added, when [`Overlay::rewrite`] was called.
+    /// The tensor that replaces the source before anything is added, when [`Overlay::rewrite`] was called.
     pub base: Option<Tensor>,
     /// What makes it, in this order, with the caller's scales.
     rewrites: Vec<(Update, f64)>,

@@ -1,18 +1,18 @@
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fmt};
 
 use regraft_tensor::Explanation;
 use serde::{Deserialize, Serialize};
 
-/// One reason why an adapter does not fit an engine. Written as a line of a list: the adapter's key, then what is wrong
-/// with it.
+/// One reason why an adapter does not fit an engine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "problem", rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum AdapterProblem {
-    /// No source of the engine is what the key is about, or the key is of no known form.
+    /// The engine has no source for the key, or the key has no known form.
     Unmatched {
         /// The key.
         key: String,
-        /// A source of the engine with a similar name, which the tensor may be for by its size.
+        /// A source of the engine with a similar name and a size that fits.
         suggestion: Option<String>,
         /// Why it has no place.
         why: String,
@@ -21,10 +21,10 @@ pub enum AdapterProblem {
     Incomplete {
         /// The key.
         key: String,
-        /// What is not there.
+        /// The missing key.
         missing: String,
     },
-    /// The tensor is not of the size that the source, or the rest of the layer, asks for.
+    /// The size of the tensor does not fit the source or the rest of the layer.
     Shape {
         /// The key.
         key: String,
@@ -33,7 +33,7 @@ pub enum AdapterProblem {
         /// The shape that was given.
         found: String,
     },
-    /// Something that Regraft knows and cannot apply.
+    /// A known kind of adapter that Regraft cannot apply.
     Unsupported {
         /// The key.
         key: String,
@@ -47,7 +47,7 @@ pub enum AdapterProblem {
         /// A key of the other update.
         other: String,
     },
-    /// Several sources are what the key may be about.
+    /// The key fits several sources.
     Ambiguous {
         /// The key.
         key: String,
@@ -61,7 +61,7 @@ pub enum AdapterProblem {
         /// What is wrong with it, and what to do.
         why: String,
     },
-    /// Nothing says how the factors are scaled, and the tool that wrote them does not mean 1.
+    /// The scale of the factors is not stated, and it is not 1 by default in the tool that wrote them.
     NoScale {
         /// The first key that is scaled.
         key: String,
@@ -102,6 +102,16 @@ impl AdapterProblem {
                     .into()
             }
             AdapterProblem::Empty => "there are no tensors in it".into(),
+        }
+    }
+}
+
+/// As a line of a list: the adapter's key, then what is wrong with it.
+impl fmt::Display for AdapterProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.key() {
+            "" => f.write_str(&self.what()),
+            key => write!(f, "{key}: {}", self.what()),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Adapter files: which tensors they have, and which sources of an engine these are about.
+//! Adapter files: their tensors, and the sources of an engine that these are for.
 
 use std::{
     collections::BTreeMap,
@@ -141,7 +141,8 @@ fn weights_of(path: &Path) -> PathBuf {
 ///
 /// # Errors
 /// When it cannot be read.
-pub fn read_config(path: &Path) -> Result<AdapterConfig, AdapterError> {
+pub fn read_config(path: impl AsRef<Path>) -> Result<AdapterConfig, AdapterError> {
+    let path = path.as_ref();
     let failed = |why: String, help| AdapterErrorKind::Config { path: path.into(), why, help };
     let text = std::fs::read_to_string(path)
         .map_err(|e| failed(e.to_string(), "give the adapter_config.json that was saved with the adapter"))?;

@@ -17,7 +17,7 @@ impl Update {
         }
     }
 
-    /// What a rewrite makes of `source`, in the source's dtype; the source itself where this is none.
+    /// What a rewrite makes of `source`, in the source's dtype; the source itself where this is not a rewrite.
     pub(crate) fn rewritten(&self, source: &Tensor, by: f64) -> Tensor {
         match self {
             Update::Replace { values } => shaped_as(source, AlignedVec::copy_of(values.cast(source.dtype()).bytes())),

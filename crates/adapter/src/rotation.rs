@@ -54,8 +54,8 @@ impl Rotation {
         self.turns.iter().all(|turn| turn.is_of(lines(self.axis))) && scales_fit
     }
 
-    /// What it makes of the weight's values, row by row. Where the caller scales it, each turn is that far from none, and each
-    /// scale that far from 1, as LyCORIS does it; PEFT knows no scale of rotations.
+    /// The weight's values after the rotation, row by row. The caller's scale interpolates each rotation from the identity, and
+    /// each scale from 1, as in LyCORIS; PEFT has no scale of rotations.
     pub(crate) fn apply(&self, values: &mut [f64], (rows, cols): (usize, usize), by: f64) {
         // From line to line, and from element to element of one.
         let (lines, step, others, across) = match self.axis {

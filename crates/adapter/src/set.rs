@@ -4,8 +4,21 @@ use regraft_weights::SourceInfo;
 
 use crate::{Adapter, AdapterLayer, Overlay, Update};
 
-/// The adapters of a generation with their scales. What they do does not depend on the order they are given in: they are
+/// The adapters of a generation with their scales. The order in which they are given does not matter: they are
 /// applied in the order of their names.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use regraft_adapter::{Adapter, AdapterSet};
+///
+/// let (a, b) = (Arc::new(Adapter::new("a", vec![])), Arc::new(Adapter::new("b", vec![])));
+/// let set = AdapterSet::new([(b, 0.3), (a.clone(), 0.7)])?;
+/// let names: Vec<&str> = set.iter().map(|(adapter, _)| adapter.name.as_str()).collect();
+/// assert_eq!(names, ["a", "b"]);
+/// assert!(AdapterSet::new([(a.clone(), 0.7), (a, 0.3)]).is_err());
+/// # Ok::<(), String>(())
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct AdapterSet {
     adapters: Vec<(Arc<Adapter>, f64)>,
@@ -35,7 +48,7 @@ impl AdapterSet {
         self.adapters.is_empty()
     }
 
-    /// Uses of sources that `self` and `other` do not treat alike.
+    /// Uses of sources for which the two sets differ.
     pub fn differing_uses(&self, other: &AdapterSet) -> Vec<usize> {
         let (ours, theirs) = (self.by_use(), other.by_use());
         let mut differing: Vec<usize> = (ours.iter())

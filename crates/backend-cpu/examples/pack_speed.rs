@@ -10,7 +10,7 @@ use regraft_backend_cpu::{
     pack::{MatrixView, pack_panels, panels_len},
 };
 
-/// Best of many runs, in milliseconds; run `i` is told `i`.
+/// Best of many runs, in milliseconds; run `i` is given `i`.
 fn best(mut run: impl FnMut(usize)) -> f64 {
     let mut time = |i| {
         let start = Instant::now();

@@ -2,7 +2,7 @@
 //!
 //! `cargo run --release -p regraft-backend-cpu --example products [threads]`
 //!
-//! All ways to compute a product take turns, there and back again, and each line has their medians in GFLOP/s; so a machine that is
+//! All ways to compute a product are interleaved, forwards and backwards, and each line has their medians in GFLOP/s; so a machine that is
 //! slower for a while is unfair to none. "cold" reads weights from memory, as a model does that is larger than the caches; what is not
 //! cold multiplies the same weights again and again.
 
@@ -177,7 +177,7 @@ fn taps(shape: &Shape) -> usize {
     if shape.4.is_some() { 9 } else { 1 }
 }
 
-/// Median nanoseconds of each way, in turns.
+/// Median nanoseconds of each way, interleaved.
 fn measure(threads: &Threads, shape: &Shape, ways: &[&Way], cold: bool) -> Vec<f64> {
     let Shape(_, _, k, n, image) = *shape;
     let mut offsets: Vec<u32> = Vec::new();
@@ -213,7 +213,7 @@ fn main() {
     let wanted = std::env::args().nth(1).and_then(|count| count.parse().ok()).unwrap_or(all);
     let counts = if wanted > 1 { vec![1, wanted] } else { vec![1] };
     let ways = ways();
-    println!("GFLOP/s, medians of {} samples that take turns; best here: {}", 2 * ROUNDS, Isa::detect());
+    println!("GFLOP/s, medians of {} interleaved samples; best here: {}", 2 * ROUNDS, Isa::detect());
     for (count, cold) in counts.into_iter().flat_map(|count| [(count, false), (count, true)]) {
         let threads = Threads::new(count).expect("threads");
         println!("\n{count} threads{}", if cold { ", cold" } else { "" });

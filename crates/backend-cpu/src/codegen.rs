@@ -1,4 +1,4 @@
-//! What the compiler is told of the CPU.
+//! The CPU as the compiler sees it.
 
 use std::sync::Arc;
 

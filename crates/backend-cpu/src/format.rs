@@ -18,7 +18,7 @@ pub struct Panels {
     pub nr: usize,
 }
 
-/// The most columns that padding may add to a matrix. Whoever writes an engine file could otherwise ask for any memory.
+/// The most columns that padding may add to a matrix. An engine file could otherwise ask for any amount of memory.
 const MOST_PADDING: usize = 64;
 
 impl Panels {

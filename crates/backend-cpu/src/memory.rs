@@ -21,7 +21,7 @@ impl OwnMemory {
     }
 }
 
-// SAFETY: the vector keeps `len` initialised bytes at `address`, on a 64-byte boundary, until it is dropped; nothing else
+// SAFETY: the vector keeps `len` initialized bytes at `address`, on a 64-byte boundary, until it is dropped; nothing else
 // reaches them, since it is private and not used.
 unsafe impl Memory for OwnMemory {
     fn address(&self) -> u64 {
@@ -55,7 +55,7 @@ impl SharedMemory {
     }
 }
 
-// SAFETY: an owned or mapped buffer keeps its initialised bytes in place until it is dropped, and `new` has checked where
+// SAFETY: an owned or mapped buffer keeps its initialized bytes in place until it is dropped, and `new` has checked where
 // they start. They are shared, and nobody may write them.
 unsafe impl Memory for SharedMemory {
     fn address(&self) -> u64 {

@@ -1,4 +1,4 @@
-//! Where NVIDIA's libraries are found, and what is said when one is missing or too old.
+//! Where NVIDIA's libraries are found, and the errors when one is missing or too old.
 //!
 //! The order is: folders that are given, the `nvidia-*` wheels of the Python that loads us, the system. Libraries are
 //! opened by absolute path where one is known, because the system's search path often holds an older release.

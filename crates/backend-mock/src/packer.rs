@@ -83,7 +83,7 @@ impl Packer for MockPacker {
                 }
                 span.store(job.out.bytes());
             }
-            // What was lent for the time of the call goes before its end is told.
+            // Memory that was lent for the call is released before its end is reported.
             drop(jobs);
             send(Told::Done(done));
         };

@@ -97,7 +97,7 @@ impl MockQueue {
         let mut line = lock(&self.line);
         line.last += 1;
         let ticket = line.last;
-        // All of them, so that all violations are told.
+        // All of them, so that all violations are reported.
         let found: Vec<_> = accesses.iter().map(|access| self.shared.find(*access, &self.progress, ticket)).collect();
         let spans: Option<Vec<Span>> = found.into_iter().collect();
         // The thread is there as long as this end of the line is.

@@ -16,11 +16,11 @@ use crate::{KernelId, SlotFormat, Target};
 pub struct OperandType<'a> {
     /// Its type; sizes may be symbolic.
     pub ty: &'a TensorType,
-    /// Whether it is known from sources, and so can be a slot in any format.
+    /// Whether it depends on sources only, and so can be a slot in any format.
     pub known: bool,
 }
 
-/// How a kernel wants an operand that is known from sources.
+/// How a kernel wants an operand that depends on sources only.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WeightLayout {
     /// The operand.
@@ -47,7 +47,7 @@ impl Candidate {
     }
 }
 
-/// What a backend wants of the passes.
+/// What a backend asks of the passes.
 pub trait Lowering: Send + Sync {
     /// Where the channels of images of this dtype should be.
     fn image_layout(&self, dtype: DType) -> SpatialLayout;
@@ -73,7 +73,7 @@ pub trait Codegen: Send + Sync {
     /// What engines built by it need.
     fn target(&self) -> Target;
 
-    /// What it wants of the passes.
+    /// What it asks of the passes.
     fn lowering(&self) -> &dyn Lowering;
 
     /// The ways to run a node, best first. None: the reference evaluator runs it, on the host.

@@ -12,6 +12,12 @@ use crate::{
 use regraft_ir::Op;
 
 /// A machine that runs kernels and packs weights.
+///
+/// ```
+/// # fn f(device: &dyn regraft_backend::Device) {
+/// println!("{}: {}, engines for {}", device.name(), device.processor(), device.codegen().target());
+/// # }
+/// ```
 pub trait Device: Send + Sync {
     /// The compile-time half for engines that run here.
     fn codegen(&self) -> &dyn Codegen;

@@ -1,4 +1,4 @@
-//! What backends refuse.
+//! Errors of backends.
 
 use std::fmt;
 
@@ -6,7 +6,14 @@ use regraft_weights::FormatId;
 
 use crate::{KernelId, MemoryKind};
 
-/// Memory that a device does not have.
+/// A device does not have the memory.
+///
+/// ```
+/// use regraft_backend::{MemoryKind, OutOfMemory};
+///
+/// let error = OutOfMemory { device: "cuda:0".into(), bytes: 4096, kind: MemoryKind::Slot, free: Some(512) };
+/// assert_eq!(error.to_string(), "cuda:0 has no 4096 bytes of memory for slots (512 are free)");
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{device} has no {bytes} bytes of memory for {}{}", name(.kind), available(.free))]
 pub struct OutOfMemory {
@@ -31,8 +38,9 @@ fn available(free: &Option<usize>) -> String {
     free.map_or_else(String::new, |free| format!(" ({free} are free)"))
 }
 
-/// A value of a run that an op does not take.
+/// A value that an op does not accept during a run.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum DataError {
     /// An index lies outside of its axis.
     #[error("index {index} is out of range for an axis of size {size}")]
@@ -57,6 +65,13 @@ pub struct RunError {
 }
 
 /// What happened to work on a queue.
+///
+/// ```
+/// use regraft_backend::{DataError, RunErrorKind};
+///
+/// let error = RunErrorKind::from(DataError::Index { index: 9, size: 4 });
+/// assert_eq!(error.to_string(), "index 9 is out of range for an axis of size 4");
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RunErrorKind {
@@ -85,7 +100,15 @@ impl fmt::Display for RunError {
 impl std::error::Error for RunError {}
 
 /// An error of a backend about a node or a slot.
+///
+/// ```
+/// use regraft_backend::{BackendError, KernelId};
+///
+/// let error = BackendError::UnknownKernel(KernelId("linear.old".into()));
+/// assert_eq!(error.to_string(), "there is no kernel `linear.old` in this version");
+/// ```
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum BackendError {
     /// There is no such kernel in this version.
     #[error("there is no kernel `{0}` in this version")]

@@ -4,11 +4,11 @@ use std::fmt;
 
 use regraft_tensor::{AlignedVec, DType, Tensor, numel};
 
-/// The layout of a slot, as a kernel wants it. [`SlotFormat::place`] defines it: packing writes each element there, and
+/// The layout of a slot that a kernel wants. [`SlotFormat::place`] defines it: packing writes each element there, and
 /// unpacking reads it from there.
 pub trait SlotFormat: fmt::Debug + Send + Sync {
     /// Bytes of a slot of this dtype and logical shape; `None` on overflow, or when the format does not take it. Padding is
-    /// bounded: whoever writes an engine file could otherwise ask for any memory.
+    /// bounded: an engine file could otherwise ask for any amount of memory.
     fn byte_len(&self, dtype: DType, shape: &[usize]) -> Option<usize>;
 
     /// The byte that element `index`, row-major, of a slot of `shape` starts at.

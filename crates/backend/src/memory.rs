@@ -19,7 +19,7 @@ pub enum MemoryKind {
 ///
 /// # Safety
 /// `address` and `len` never change; the bytes are valid, and nobody else's, until the memory is dropped. Where
-/// [`Memory::is_host`], the address is a pointer of this process, aligned to 64 bytes, and the bytes are initialised.
+/// [`Memory::is_host`], the address is a pointer of this process, aligned to 64 bytes, and the bytes are initialized.
 /// [`Memory::is_writable`] is true only where a mutable borrow of the memory is the only way to its bytes.
 pub unsafe trait Memory: fmt::Debug + Send + Sync {
     /// Address of the first byte, as the device knows it.
@@ -100,7 +100,7 @@ impl<'a> Region<'a> {
             return unsafe { std::slice::from_raw_parts(NO_BYTES as *const u8, 0) };
         }
         // SAFETY: the region borrows, for 'a, host bytes or a `Memory` whose contract says that its bytes are valid,
-        // initialised, and written by nobody else; `part` stays inside.
+        // initialized, and written by nobody else; `part` stays inside.
         unsafe { std::slice::from_raw_parts(self.address as *const u8, self.len) }
     }
 }
@@ -196,7 +196,7 @@ impl<'a> RegionMut<'a> {
         Region { address: self.address, len: self.len, host: self.host, memory: PhantomData }
     }
 
-    /// The same bytes, for a while.
+    /// The same bytes, reborrowed.
     pub fn reborrow(&mut self) -> RegionMut<'_> {
         RegionMut { address: self.address, len: self.len, host: self.host, memory: PhantomData }
     }
@@ -227,7 +227,7 @@ impl<'a> RegionMut<'a> {
             return unsafe { std::slice::from_raw_parts_mut(NO_BYTES as *mut u8, 0) };
         }
         // SAFETY: the region borrows, exclusively for 'a, host bytes or a writable `Memory`, whose contract says that the
-        // bytes are valid, initialised and reached in no other way; `part` stays inside, and `again` leaves it to its
+        // bytes are valid, initialized and reached in no other way; `part` stays inside, and `again` leaves it to its
         // callers that no two are used for the same bytes.
         unsafe { std::slice::from_raw_parts_mut(self.address as *mut u8, self.len) }
     }

@@ -6,13 +6,17 @@ use regraft_tensor::Tensor;
 
 use crate::{OutOfMemory, Region, RegionMut, adapter::Overlay};
 
-/// How hard a stage may press on what runs beside it.
+/// How much of the device a stage may use beside runs.
+///
+/// ```
+/// assert_eq!(regraft_backend::Pace::default(), regraft_backend::Pace::Fast);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Pace {
     /// As fast as the device can.
     #[default]
     Fast,
-    /// Slowly enough that runs beside it hardly feel it.
+    /// Slowly enough that runs beside it are hardly slowed down.
     Background,
 }
 
@@ -83,9 +87,9 @@ pub enum PackError {
     },
 }
 
-/// Something that hears how far a stage is.
+/// Watches the progress of a stage.
 pub trait StageObserver: Sync {
-    /// Bytes of slots that were made, of all in this stage. May be called from any thread.
+    /// So many bytes of slots are made, of all in this stage. May be called from any thread.
     fn staged(&self, _bytes: usize, _of: usize) {}
 }
 
@@ -99,7 +103,7 @@ pub trait Packer: fmt::Debug + Send + Sync {
     /// The first one that cannot be made; contents of all are unspecified then.
     fn pack(&self, jobs: Vec<PackJob<'_>>, pace: Pace, observer: &dyn StageObserver) -> Result<(), PackError>;
 
-    /// Runs `work` where the threads that make slots are at hand: what it does in parallel, and what it asks of the packer, then
+    /// Runs `work` where the threads that make slots are available: what it does in parallel, and what it asks of the packer, then
     /// wakes no others.
     fn on_threads(&self, work: &mut (dyn FnMut() + Send)) {
         work();

@@ -99,7 +99,7 @@ pub(crate) fn guarded(work: impl FnOnce() -> Result<(), Failure>) -> RegraftStat
     failure.status
 }
 
-/// Does `work` for a caller that is not told of failures; `otherwise` stands for a result when it panics.
+/// Does `work` for a caller that gets no errors; `otherwise` is the result when it panics.
 pub(crate) fn quiet<T>(otherwise: T, work: impl FnOnce() -> T) -> T {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or(otherwise)
 }

@@ -8,6 +8,16 @@ use regraft_tensor::Explanation;
 use crate::ArchiveError;
 
 /// A weight file that could not be read.
+///
+/// ```
+/// use std::path::Path;
+///
+/// use regraft_checkpoint::CheckpointErrorKind;
+///
+/// let error = regraft_checkpoint::open(Path::new("missing.safetensors")).unwrap_err();
+/// assert_eq!(error.path(), Path::new("missing.safetensors"));
+/// assert!(matches!(error.kind(), CheckpointErrorKind::Io(_)));
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {kind}", .path.display())]
 pub struct CheckpointError {
@@ -103,7 +113,7 @@ impl CheckpointErrorKind {
         )
     }
 
-    /// The same, said of the tensor called `name`.
+    /// The same, about the tensor called `name`.
     pub(crate) fn about(self, name: &str) -> Self {
         match self {
             CheckpointErrorKind::Unreadable { what, help } => {

@@ -86,7 +86,7 @@ pub fn is_exported_program(path: &Path) -> bool {
     MappedFile::open(path).is_ok_and(|file| matches!(Format::of(&file), Ok(Format::ExportedProgram)))
 }
 
-/// Why a file is none that Regraft reads.
+/// Why Regraft does not read a file.
 fn unknown(bytes: &[u8]) -> FileProblem {
     match bytes {
         [] => FileProblem::new("it is empty", "copy it or save it again"),
@@ -110,7 +110,7 @@ fn unknown(bytes: &[u8]) -> FileProblem {
 }
 
 /// Reads a weight file, by mapping where its bytes are stored as they are: `.safetensors`, a state dict or a checkpoint that
-/// `torch.save` wrote (`.pt`, `.pth`, `.bin`, `.ckpt`, of any version; nothing in it is executed), the initialisers of an
+/// `torch.save` wrote (`.pt`, `.pth`, `.bin`, `.ckpt`, of any version; nothing in it is executed), the initializers of an
 /// `.onnx`, the shards that an `.index.json` names, or a folder as Hugging Face writes it. What a file is, its content tells.
 ///
 /// # Errors

@@ -68,7 +68,7 @@ pub(crate) enum Command {
     /// List what differs between two engines: sources and slots
     #[command(long_about = DIFF)]
     Diff(DiffArgs),
-    /// Show what an engine takes, holds and does; runs nothing
+    /// Show the inputs, weights and kernels of an engine; runs nothing
     #[command(long_about = INSPECT)]
     Inspect(InspectArgs),
     /// Measure latency, refit time and a plain copy of the same bytes
@@ -80,10 +80,10 @@ pub(crate) enum Command {
     /// Serve engines over the network, and change their weights while they serve
     #[command(long_about = serve::SERVE)]
     Serve(ServeArgs),
-    /// Look at the engine cache, and keep it small and sound
+    /// Inspect and clean up the engine cache
     #[command(long_about = cache::CACHE)]
     Cache(CacheArgs),
-    /// Say what this machine has: processor, GPUs, libraries, and what each missing one costs
+    /// Show what this machine has: processor, GPUs, libraries, and what each missing one costs
     #[command(long_about = DOCTOR)]
     Doctor(DoctorArgs),
     /// Print a completion script for a shell
@@ -229,7 +229,7 @@ Then:
   regraft compile model.pt2 -o model.rgf --dtype bf16      computes an f32 model in bfloat16
   regraft compile model.pt2 -o model.rgf --weights int8 --sample x.npy
                                                            a quarter of the memory, and what that costs on x
-  regraft compile model.onnx -o model.rgf                  an ONNX model, its initialisers as weights
+  regraft compile model.onnx -o model.rgf                  an ONNX model, its initializers as weights
   regraft compile model.pt2 --dump plan                    shows what a run will execute
   regraft compile model.pt2 --dump-dir stages              one text file per stage and pass
 
@@ -257,10 +257,10 @@ pub(crate) struct CompileArgs {
     /// Compute a program of f32 in this float, as autocast does; its weights, inputs and outputs stay f32
     #[arg(long, value_enum)]
     pub(crate) dtype: Option<HalfArg>,
-    /// Store the weights of linear layers as these integers; refits and adapters work from full precision all the same
+    /// Store the weights of linear layers as these integers; refits and adapters still work from full precision
     #[arg(long, value_enum)]
     pub(crate) weights: Option<WeightsArg>,
-    /// What the loss by --weights is measured on: NAME=FILE, or FILE for the next input; generated where none is given
+    /// Inputs to measure the error of --weights on: NAME=FILE, or FILE for the next input; generated if none is given
     #[arg(long, value_name = "[NAME=]FILE.npy", requires = "weights")]
     pub(crate) sample: Vec<String>,
     #[command(flatten)]
@@ -300,7 +300,7 @@ impl From<HalfArg> for DType {
 /// How weights are stored.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum WeightsArg {
-    /// 8 bits with a scale for each row; what they meet is rounded to 8 bits as it comes
+    /// 8 bits with a scale for each row; inputs of the layer are rounded to 8 bits, too
     Int8,
     /// 4 bits with a scale for each 32, for products with single rows
     Int4,
@@ -362,8 +362,8 @@ whole file, which is printed: what wrappers add is left out (module., _orig_mod.
 added or removed (model., net.), other spellings of layers are read. Two rules that fit are an error that shows both. \
 Non-persistent buffers and constants are the program's, and only changed with --allow. Adapters (LoRA, DoRA, \
 AdaLoRA, LoHa, LoKr, IA3, full deltas, whole tensors) are read in the namings of PEFT (also its folders), diffusers and \
-kohya; they become part of the weights of the engine that is written, computed from the weights of the one that is read. How \
-they are scaled their files say, or an adapter_config.json beside them; otherwise --adapter-alpha does.";
+kohya; they become part of the weights of the engine that is written, computed from the weights of the one that is read. Their \
+scale comes from their files, from an adapter_config.json beside them, or from --adapter-alpha.";
 
 #[derive(Args, Debug)]
 pub(crate) struct RefitArgs {
@@ -373,13 +373,13 @@ pub(crate) struct RefitArgs {
     /// New weights: .safetensors, .safetensors.index.json, .pt2, .pt, .bin or .onnx, or a folder of Hugging Face
     #[arg(short, long, value_name = "WEIGHTS", required_unless_present_any = ["adapter", "delta"])]
     pub(crate) weights: Option<PathBuf>,
-    /// What changes in the weights, as `regraft delta` wrote it
+    /// The changes of the weights, as `regraft delta` wrote them
     #[arg(long, value_name = "DELTA.rgd", conflicts_with = "weights")]
     pub(crate) delta: Option<PathBuf>,
     /// An adapter with its scale [default: 1]; may be given several times, in any order
     #[arg(short, long, value_name = "FILE[:SCALE]", value_parser = adapter)]
     pub(crate) adapter: Vec<(PathBuf, f64)>,
-    /// The alpha that the adapters were trained with, where neither their files nor a configuration says it
+    /// The alpha that the adapters were trained with, if neither their files nor a configuration states it
     #[arg(long, value_name = "ALPHA", requires = "adapter", value_parser = finite)]
     pub(crate) adapter_alpha: Option<f64>,
     /// The configuration of the adapters (PEFT's adapter_config.json), where it is not beside their files
@@ -486,7 +486,7 @@ pub(crate) struct DiffArgs {
 }
 
 const INSPECT: &str =
-    "Show what an engine takes, holds and does. Nothing is run, and the engine may be one for another \
+    "Show the inputs, weights and kernels of an engine. Nothing is run, and the engine may be one for another \
 machine.
 
   regraft inspect model.rgf              inputs, outputs, sizes, mode, target
@@ -520,7 +520,7 @@ pub(crate) struct InspectArgs {
     pub(crate) common: Common,
 }
 
-const DOCTOR: &str = "Say what this machine has: processor, GPUs, libraries, and what each missing one costs.
+const DOCTOR: &str = "Show what this machine has: processor, GPUs, libraries, and what each missing one costs.
 
   regraft doctor
   regraft doctor --json

@@ -118,7 +118,7 @@ fn help_for(misfit: &Misfit) -> Option<String> {
         Cause::FewKeys => {
             "--partial refits only the keys that the file has (an engine that has weights already)".to_owned()
         }
-        Cause::OnlyUnknown => "--ignore-unknown leaves names alone that the engine does not have".to_owned(),
+        Cause::OnlyUnknown => "--ignore-unknown ignores names that the engine does not have".to_owned(),
         Cause::NearRule { rule, matched, of } if rule.is_empty() => {
             format!("{matched} of {of} names match; --rename FROM=TO renames others")
         }
@@ -126,8 +126,8 @@ fn help_for(misfit: &Misfit) -> Option<String> {
             format!("{matched} of {of} names match {rule}; --rename FROM=TO renames others")
         }
         Cause::FoldedNorm { module, norms } => format!(
-            "the file has none of the {norms} batch norms, such as {module}: an optimiser folded them into other weights; \
-             export the model without optimisation (torch.onnx.export(..., optimize=False, do_constant_folding=False)), or \
+            "the file has none of the {norms} batch norms, such as {module}: an optimizer folded them into other weights; \
+             export the model without optimization (torch.onnx.export(..., optimize=False, do_constant_folding=False)), or \
              save its state_dict"
         ),
         Cause::Quantized { format } => format!(
@@ -143,7 +143,7 @@ fn help_for(misfit: &Misfit) -> Option<String> {
             "give the weights that the program was compiled with, or compile without --identical".to_owned()
         }
         Cause::NonFinite => "without --reject-non-finite such values are taken as they are".to_owned(),
-        Cause::Other => return None,
+        _ => return None,
     })
 }
 

@@ -5,6 +5,12 @@ use regraft_tensor::Explanation;
 use crate::tune::TuneError;
 
 /// An error of compilation. The program is valid when it comes here, so these are limits or faults of the compiler.
+///
+/// ```
+/// # fn f(error: &regraft_compile::CompileError) {
+/// println!("{}", error.explained());
+/// # }
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CompileError {

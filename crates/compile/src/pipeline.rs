@@ -41,6 +41,7 @@ pub struct Options<'a> {
 
 /// What compiling gives.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Output {
     /// The engine.
     pub engine: Engine,
@@ -51,6 +52,19 @@ pub struct Output {
 }
 
 /// Something to look at between the stages.
+///
+/// ```
+/// use regraft_compile::pipeline::Observer;
+/// use regraft_ir::Graph;
+///
+/// struct Sizes;
+///
+/// impl Observer for Sizes {
+///     fn pass(&mut self, name: &'static str, graph: &Graph) {
+///         println!("{name}: {} nodes", graph.nodes().len());
+///     }
+/// }
+/// ```
 pub trait Observer {
     /// The program as it was imported.
     fn imported(&mut self, _graph: &Graph) {}
@@ -62,7 +76,11 @@ pub trait Observer {
     fn built(&mut self, _built: &Built) {}
 }
 
-impl Observer for () {}
+/// Looks at nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Unobserved;
+
+impl Observer for Unobserved {}
 
 /// Compiles a program to a refittable engine that holds the available sources; to a stripped one when a source of the state dict
 /// is not available. `weights[i]` belongs to source `i` of `graph`.

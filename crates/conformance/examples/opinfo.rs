@@ -26,7 +26,7 @@ use regraft_ir::{
 };
 use regraft_tensor::DType;
 
-/// What became of a sample.
+/// The outcome of a sample.
 enum Outcome {
     Right,
     /// The importer's reason, in one line.
@@ -219,8 +219,14 @@ fn check(path: &Path) -> Outcome {
 fn on_the_cpu(imported: regraft_import::Imported, inputs: &[Tensor]) -> Result<Vec<Tensor>, String> {
     let device = backend(Isa::detect());
     let (weights, target) = (&imported.weights, Backend::of(&*device));
-    let compiled = regraft_compile::pipeline::compile(imported.graph, weights, target, Options::default(), &mut ())
-        .map_err(|e| e.to_string())?;
+    let compiled = regraft_compile::pipeline::compile(
+        imported.graph,
+        weights,
+        target,
+        Options::default(),
+        &mut regraft_compile::pipeline::Unobserved,
+    )
+    .map_err(|e| e.to_string())?;
     let model = regraft::model(compiled.engine, device).map_err(|e| e.to_string())?;
     model.run(inputs).map_err(|e| e.to_string())
 }

@@ -110,8 +110,14 @@ impl Case {
                 *tensor = Some(given.cast(source.dtype));
             }
         }
-        regraft_compile::pipeline::compile(imported.graph, &tensors, Backend::of(&*backend(isa)), options, &mut ())
-            .unwrap_or_else(|e| panic!("{}: {e}", self.name))
+        regraft_compile::pipeline::compile(
+            imported.graph,
+            &tensors,
+            Backend::of(&*backend(isa)),
+            options,
+            &mut regraft_compile::pipeline::Unobserved,
+        )
+        .unwrap_or_else(|e| panic!("{}: {e}", self.name))
     }
 
     /// The model of an engine that was compiled for this machine.

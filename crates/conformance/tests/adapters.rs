@@ -246,8 +246,7 @@ fn a_2_an_adapter_on_one_use_of_a_tied_tensor_leaves_the_other_alone() {
         let engine = model.to_engine(Mode::Refittable, KeepSources::default()).unwrap();
         assert_eq!(engine.refit_map.sources.len(), map.sources.len() + 1);
         let engine =
-            regraft::Engine::from_bytes("untied".as_ref(), AlignedVec::copy_of(&engine.to_bytes().unwrap()).into())
-                .unwrap();
+            regraft::Engine::from_bytes("untied", AlignedVec::copy_of(&engine.to_bytes().unwrap()).into()).unwrap();
         let untied = case.model(engine);
         assert_same("untied", &untied.run(&inputs).unwrap(), &changed);
         assert_eq!(untied.refit_map().uses_by_name()["head.weight"], map.sources.len());
@@ -275,7 +274,14 @@ fn a_2_slots_of_two_uses_are_one_while_they_hold_the_same() {
     let weights = [Some(matrix(5, 4, 3)), None];
     let backend = regraft_conformance::backend(Isa::detect());
     let target = regraft_compile::pipeline::Backend::of(&*backend);
-    let built = regraft_compile::pipeline::compile(graph, &weights, target, options, &mut ()).unwrap();
+    let built = regraft_compile::pipeline::compile(
+        graph,
+        &weights,
+        target,
+        options,
+        &mut regraft_compile::pipeline::Unobserved,
+    )
+    .unwrap();
     let model = regraft::model(built.engine, backend).unwrap();
     let is_one = |model: &Model| {
         let generation = model.generation().unwrap();

@@ -58,9 +58,14 @@ fn outputs(program: &Path, case: &Case) -> Option<Vec<regraft::Tensor>> {
     let imported = regraft_import::import_pt2(program).ok()?;
     let options = regraft_compile::pipeline::Options::default();
     let backend = backend(Isa::detect());
-    let output =
-        regraft_compile::pipeline::compile(imported.graph, &imported.weights, Backend::of(&*backend), options, &mut ())
-            .ok()?;
+    let output = regraft_compile::pipeline::compile(
+        imported.graph,
+        &imported.weights,
+        Backend::of(&*backend),
+        options,
+        &mut regraft_compile::pipeline::Unobserved,
+    )
+    .ok()?;
     regraft::model(output.engine, backend).ok()?.run(&case.tensors("input")).ok()
 }
 

@@ -41,7 +41,9 @@ fn memory_that_the_system_refuses_is_an_error() {
 fn in_little_memory() {
     let graph = regraft::ir::text::parse(PROGRAM).unwrap_or_else(|e| panic!("{e}"));
     let device = backend(Isa::detect());
-    let engine = compile(graph, &[], Backend::of(&*device), Options::default(), &mut ()).expect("it is well formed");
+    let engine =
+        compile(graph, &[], Backend::of(&*device), Options::default(), &mut regraft_compile::pipeline::Unobserved)
+            .expect("it is well formed");
     let model = regraft::model(engine.engine, device).expect("it is for this machine");
     let run = |n: usize| {
         let values = vec![1f32; n];

@@ -1,4 +1,4 @@
-//! Behaviours of one compiled model under refit. Test names carry the id of the scenario in `docs/scenarios.md`.
+//! Behaviors of one compiled model under refit. Test names carry the id of the scenario in `docs/scenarios.md`.
 
 use regraft::{DType, Engine, KeepSources, Mode, Plan, Problem, RefitMap, RuntimeErrorKind, StateDict, Tensor};
 use regraft_backend::KernelId;
@@ -204,9 +204,14 @@ fn s_3_an_identical_engine_takes_only_its_own_weights() {
     let imported = regraft_import::import_pt2(case.program()).unwrap();
     let options = regraft_compile::pipeline::Options { identical: true, ..Default::default() };
     let backend = backend(Isa::detect());
-    let output =
-        regraft_compile::pipeline::compile(imported.graph, &imported.weights, Backend::of(&*backend), options, &mut ())
-            .unwrap();
+    let output = regraft_compile::pipeline::compile(
+        imported.graph,
+        &imported.weights,
+        Backend::of(&*backend),
+        options,
+        &mut regraft_compile::pipeline::Unobserved,
+    )
+    .unwrap();
     let engine = output.engine;
     let own = own_weights(&engine);
     let stripped = through_a_file(&engine.stripped(), folder.path());
@@ -370,7 +375,14 @@ fn sizes_that_do_not_work_out_are_an_error() {
     let graph = regraft::ir::text::parse(program).unwrap();
     let backend = backend(Isa::detect());
     let options = regraft_compile::pipeline::Options::default();
-    let output = regraft_compile::pipeline::compile(graph, &[], Backend::of(&*backend), options, &mut ()).unwrap();
+    let output = regraft_compile::pipeline::compile(
+        graph,
+        &[],
+        Backend::of(&*backend),
+        options,
+        &mut regraft_compile::pipeline::Unobserved,
+    )
+    .unwrap();
     let model = regraft::model(output.engine, backend).unwrap();
     let input = |rows: usize| Tensor::from_slice(&[rows, 6], &vec![1f32; rows * 6]);
     assert_eq!(model.run(&[input(4)]).unwrap()[0].shape(), [2, 2, 6]);

@@ -45,7 +45,7 @@ fn offered(case: &Case, isa: Isa, records: &Records, problem: &str) -> Vec<Candi
         &imported.weights,
         Backend::of(&*backend(isa)),
         options,
-        &mut (),
+        &mut regraft_compile::pipeline::Unobserved,
     )
     .expect_err("nothing of this name is offered");
     match error {

@@ -9,7 +9,7 @@
 //! # fn f(base: &StateDict, tuned: &StateDict) -> Result<(), regraft_delta::DeltaError> {
 //! let file = std::fs::File::create("tuned.rgd").expect("a file");
 //! regraft_delta::write(base, tuned, file)?;
-//! let delta = regraft_delta::Delta::open("tuned.rgd".as_ref())?;
+//! let delta = regraft_delta::Delta::open("tuned.rgd")?;
 //! let changed: StateDict = delta.apply(base)?;
 //! # Ok(())
 //! # }

@@ -49,8 +49,9 @@ impl Delta {
     /// Opens a file, and checks everything but the contents of blocks.
     ///
     /// # Errors
-    /// When it cannot be read, is none or is damaged.
-    pub fn open(path: &Path) -> Result<Delta, DeltaError> {
+    /// When it cannot be read, is not a delta or is damaged.
+    pub fn open(path: impl AsRef<Path>) -> Result<Delta, DeltaError> {
+        let path = path.as_ref();
         let failed = |why: String| DeltaErrorKind::Read { path: path.to_owned(), why };
         let file = MappedFile::open(path).map_err(|error| failed(error.to_string()))?;
         let damaged = |why: &str| DeltaErrorKind::Damaged { path: path.to_owned(), why: why.to_owned() };
@@ -59,8 +60,8 @@ impl Delta {
     }
 
     /// Whether the file at `path` begins as a delta does.
-    pub fn is_one(path: &Path) -> bool {
-        MappedFile::open(path).is_ok_and(|file| file.bytes().starts_with(MAGIC))
+    pub fn is_one(path: impl AsRef<Path>) -> bool {
+        MappedFile::open(path.as_ref()).is_ok_and(|file| file.bytes().starts_with(MAGIC))
     }
 
     /// Tells it from all other deltas: the digest of its header, which has those of all results.

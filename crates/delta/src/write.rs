@@ -27,7 +27,7 @@ pub struct Summary {
 /// A tensor's blocks as they are stored.
 type Blocks = Vec<(Block, Vec<u8>)>;
 
-/// The constants that only one of two programs has, or that differ; none where one of the files is no program.
+/// The constants that only one of two programs has, or that differ; none where one of the files is not a program.
 fn differing_constants(base: &StateDict, new: &StateDict) -> Vec<String> {
     let (Some(base), Some(new)) = (base.constants(), new.constants()) else { return Vec::new() };
     let names: BTreeSet<&String> = base.keys().chain(new.keys()).collect();

@@ -12,6 +12,14 @@ use std::{
 use regraft_tensor::Explanation;
 
 /// Why a file could not be written; names the file. What was there before is still there.
+///
+/// ```
+/// use regraft_engine::atomic_file::AtomicFile;
+///
+/// let error = AtomicFile::create("no/such/folder/model.rgf").unwrap_err();
+/// assert!(error.path().ends_with("model.rgf"));
+/// assert_eq!(error.io_error().kind(), std::io::ErrorKind::NotFound);
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[error("{}", self.explained())]
 pub struct WriteError {
@@ -64,6 +72,21 @@ pub(crate) fn advice(error: &io::Error) -> Option<&'static str> {
 /// Dropping it without a commit removes the temporary file. Readers of the target, those that map it included, keep
 /// the old file until they open it again. A target that is a symbolic link is replaced itself, not what it points at.
 /// Writes are buffered; [`AtomicFile::write`] is the short way for a file that is written in one go.
+///
+/// ```
+/// use std::io::Write as _;
+///
+/// use regraft_engine::atomic_file::AtomicFile;
+///
+/// # let folder = tempfile::tempdir()?;
+/// # let path = folder.path().join("notes.txt");
+/// let mut file = AtomicFile::create(&path)?;
+/// file.write_all(b"all of it, or nothing")?;
+/// assert!(!path.exists());
+/// file.commit()?;
+/// assert!(path.exists());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct AtomicFile {
     // Fields drop in this order: the file is closed before it is removed.

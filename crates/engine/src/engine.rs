@@ -8,6 +8,13 @@ use serde::{Deserialize, Serialize};
 use crate::{EngineErrorKind, Plan, artifact::Unverified};
 
 /// What an engine holds besides its plan, and so what can be done with it.
+///
+/// ```
+/// use regraft_engine::Mode;
+///
+/// assert_eq!(Mode::default(), Mode::Refittable);
+/// assert_eq!(Mode::Stripped.to_string(), "stripped");
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
@@ -31,6 +38,13 @@ impl fmt::Display for Mode {
 }
 
 /// Where the sources of a refittable engine's slots are, for refits that do not bring all of them.
+///
+/// ```
+/// use regraft_engine::KeepSources;
+///
+/// assert_eq!(KeepSources::default(), KeepSources::Embedded);
+/// assert_eq!(KeepSources::ALL.map(KeepSources::name), ["embedded", "prepacked", "reference", "none"]);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KeepSources {
@@ -62,6 +76,16 @@ impl KeepSources {
 }
 
 /// The compiled artifact. What it holds of weights depends on its [`Mode`] and on [`KeepSources`].
+///
+/// ```
+/// # use regraft_engine::{Engine, EngineError};
+/// # fn f() -> Result<(), EngineError> {
+/// let engine = Engine::read("model.rgf")?;
+/// println!("{} for {}, {} slots", engine.mode, engine.target, engine.plan.slots.len());
+/// let bytes = engine.stripped().write("plan.rgf")?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Engine {
     /// What the engine holds.

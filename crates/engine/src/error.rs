@@ -6,6 +6,12 @@ use regraft_tensor::Explanation;
 use crate::container::ContainerError;
 
 /// An error of an engine file.
+///
+/// ```
+/// # use regraft_engine::{Engine, EngineErrorKind};
+/// let error = Engine::read("missing.rgf").unwrap_err();
+/// assert!(error.to_string().contains("missing.rgf"));
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[error("{}", self.explained())]
 pub struct EngineError {

@@ -1,13 +1,23 @@
 //! The weights manifest of an engine: what it takes, and how checkpoints are compared with it before anything is loaded.
 
-use std::path::Path;
+use std::{fmt, path::Path};
 
 use regraft_weights::{Digest, Ignored, MatchOptions, Misfit, NameRule, SourceInfo, StateDict, match_sources};
 
 use crate::{Engine, Mode};
 
 /// A source as the manifest lists it.
+///
+/// ```
+/// # use regraft_engine::{Engine, Kept};
+/// # fn f(engine: &Engine) {
+/// for entry in engine.manifest().iter().filter(|entry| entry.kept == Kept::Nowhere) {
+///     println!("a refit must bring {}", entry.info.name);
+/// }
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ManifestEntry<'a> {
     /// Name, kind and type.
     pub info: &'a SourceInfo,
@@ -18,6 +28,17 @@ pub struct ManifestEntry<'a> {
 }
 
 /// Where an engine has the tensor of a source.
+///
+/// ```
+/// # use regraft_engine::{Engine, Kept};
+/// # fn f(engine: &Engine) {
+/// for entry in engine.manifest() {
+///     if let Kept::File(path) = entry.kept {
+///         println!("{} is in {}", entry.info.name, path.display());
+///     }
+/// }
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kept<'a> {
     /// In the engine.
@@ -29,7 +50,19 @@ pub enum Kept<'a> {
 }
 
 /// Weights that an engine would take.
+///
+/// ```
+/// # use regraft_engine::Engine;
+/// # use regraft_weights::{MatchOptions, StateDict};
+/// # fn f(engine: &Engine, weights: &StateDict) {
+/// match engine.check(weights, false, &MatchOptions::new()) {
+///     Ok(checked) => println!("{checked}"),
+///     Err(misfit) => println!("{misfit}"),
+/// }
+/// # }
+/// ```
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Checked {
     /// How many sources they bring.
     pub given: usize,
@@ -37,6 +70,21 @@ pub struct Checked {
     pub rule: NameRule,
     /// Names that would change nothing.
     pub ignored: Vec<Ignored>,
+}
+
+/// One line: how many sources, by which rule, and how many names are left out.
+impl fmt::Display for Checked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} sources are given", self.given)?;
+        if !self.rule.is_identity() {
+            write!(f, ", {}", self.rule)?;
+        }
+        match self.ignored.len() {
+            0 => Ok(()),
+            1 => f.write_str(", 1 name changes nothing"),
+            count => write!(f, ", {count} names change nothing"),
+        }
+    }
 }
 
 impl Engine {

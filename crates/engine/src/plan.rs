@@ -8,6 +8,14 @@ use crate::EngineErrorKind;
 ///
 /// The type of a slot's value is the type that its op sees (a linear's weight is `[n, k]`); the layout says how the
 /// slot lies in memory.
+///
+/// ```
+/// # fn f(plan: &regraft_engine::Plan) {
+/// for (node, kernel) in plan.graph.nodes().iter().zip(&plan.kernels) {
+///     println!("{} {}: {kernel}", node.op.name(), node.scope);
+/// }
+/// # }
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
     /// The graph; source `i` is slot `i`.
@@ -19,6 +27,14 @@ pub struct Plan {
 }
 
 /// Nodes of one op and element type that the backend has no kernel for: the reference evaluator runs them, far slower.
+///
+/// ```
+/// # fn f(plan: &regraft_engine::Plan) {
+/// for group in plan.evaluated() {
+///     println!("{} nodes of {} {} have no kernel", group.nodes, group.op, group.dtype);
+/// }
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Evaluated {
     /// The op.

@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
-use std::path::Path;
-
 use regraft_backend::{FormatId, SlotLayout, Target};
 use regraft_engine::{Engine, EngineErrorKind, Plan};
 use regraft_ir::{Graph, Role, SourceKind, TensorType};
@@ -43,7 +41,7 @@ fn engine(count: usize, len: usize) -> Engine {
 /// Why the file of `engine` is refused.
 fn refusal(engine: &Engine) -> Option<String> {
     let bytes = AlignedVec::copy_of(&engine.to_bytes().unwrap());
-    match Engine::from_bytes(Path::new("e.rgf"), Buffer::from(bytes)) {
+    match Engine::from_bytes("e.rgf", Buffer::from(bytes)) {
         Ok(_) => None,
         Err(error) => {
             assert!(matches!(error.kind, EngineErrorKind::Malformed(_)), "{error}");

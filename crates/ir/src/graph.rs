@@ -129,7 +129,7 @@ pub struct Source {
     pub aliases: Vec<String>,
     /// What it was.
     pub kind: SourceKind,
-    /// What it is to the module that reads it.
+    /// Its role in the module that reads it.
     pub role: Role,
     /// The source that is the same tensor, and that brings its content. This one is how another module reads it, under the
     /// name that it has there; a constant where the module has no name for it.
@@ -404,7 +404,7 @@ impl Graph {
     }
 
     /// Drops nodes that nothing needs, puts the others in order (each just before its first user, otherwise as they
-    /// stood) and numbers values and nodes anew. Inputs and sources are the program's interface and stay.
+    /// stood) and renumbers values and nodes. Inputs and sources are the program's interface and stay.
     ///
     /// # Errors
     /// When the graph has a cycle.

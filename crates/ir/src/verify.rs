@@ -13,7 +13,7 @@ use std::collections::HashSet;
 
 use crate::{Def, Graph, IrError, IrErrorKind, Node, ValueId, ops::broadcast};
 
-/// More errors than these help nobody.
+/// More errors than these do not help.
 const MOST: usize = 32;
 
 impl Graph {

@@ -13,14 +13,23 @@ use crate::{
 /// An engine cache in a bucket or a folder; see the [crate's documentation](crate).
 ///
 /// Opened once, it may be used by many threads at a time.
+///
+/// ```
+/// use regraft_object_cache::ObjectCache;
+///
+/// # fn f() -> Result<(), regraft_engine::cache::CacheError> {
+/// let cache = ObjectCache::open("s3://bucket/engines")?;
+/// # Ok(())
+/// # }
+/// ```
 pub struct ObjectCache {
     place: Place,
     worker: Worker,
 }
 
 impl ObjectCache {
-    /// The cache at an address, `s3://bucket/prefix` or `file:///folder`, with the options of the environment. Nothing is
-    /// asked of the place yet: one that is not there is an error of the first use.
+    /// The cache at an address, `s3://bucket/prefix` or `file:///folder`, with the options of the environment. No request
+    /// is sent yet: a place that does not exist is an error of the first use.
     ///
     /// # Errors
     /// When the address is of no kind that this build knows, or options are missing or wrong.

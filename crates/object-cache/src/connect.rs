@@ -13,7 +13,7 @@ use url::{Position, Url};
 pub(crate) struct Place {
     pub(crate) store: Arc<dyn ObjectStore>,
     pub(crate) prefix: Path,
-    /// What stands before the path in an address: `s3://bucket`.
+    /// The part of an address before the path: `s3://bucket`.
     pub(crate) root: String,
 }
 

@@ -28,7 +28,7 @@ impl RequestError {
     }
 }
 
-/// An error and what caused it in one line. "Error sending request" alone helps nobody: that the connection was refused
+/// An error and what caused it in one line. "Error sending request" alone does not help: that the connection was refused
 /// stands a few causes deeper.
 fn with_causes(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();

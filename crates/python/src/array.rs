@@ -5,7 +5,7 @@ use regraft::{DType, Tensor};
 
 use crate::{dlpack, error::Class};
 
-/// A dense array in memory of its own. NumPy, PyTorch and everything else that speaks DLPack take it over without a copy:
+/// A dense array in memory of its own. NumPy, PyTorch and everything else that supports DLPack take it over without a copy:
 /// `numpy.from_dlpack(array)`.
 #[pyclass(frozen, module = "regraft")]
 pub(crate) struct Array(pub(crate) Tensor);
@@ -28,7 +28,7 @@ impl Array {
         self.0.bytes().len()
     }
 
-    /// The same memory as an array of bytes: for who passes on values of a type that NumPy has not.
+    /// The same memory as an array of bytes: for values of a type that NumPy does not have.
     fn as_bytes(&self) -> PyResult<Array> {
         let buffer = self.0.buffer().clone();
         let tensor = Tensor::new(DType::U8, vec![buffer.len()], buffer);

@@ -22,7 +22,8 @@ impl DiskCache {
     fn new(path: Option<PathBuf>, limit: Option<u64>) -> PyResult<DiskCache> {
         let none =
             || Class::Regraft.error("no folder for the engine cache is known: set REGRAFT_CACHE_DIR, or give a path");
-        let limit = limit.map_or_else(regraft::cache_limit, Ok).map_err(|why| Class::Regraft.error(why))?;
+        let limit =
+            limit.map_or_else(regraft::cache_limit, Ok).map_err(|error| Class::Regraft.error(error.to_string()))?;
         let folder = path.or_else(regraft::cache_folder).ok_or_else(none)?;
         Ok(DiskCache(regraft::disk_cache(&folder, limit)))
     }

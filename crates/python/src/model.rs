@@ -50,14 +50,14 @@ impl Model {
     fn from_bytes(py: Python<'_>, data: &[u8], threads: Option<usize>, device: &str) -> PyResult<Model> {
         let (threads, device) = (threads_of(threads)?, device_of(device)?);
         detached(py, || {
-            let engine = Engine::from_bytes("engine".as_ref(), AlignedVec::copy_of(data).into())?;
+            let engine = Engine::from_bytes("engine", AlignedVec::copy_of(data).into())?;
             regraft::model(engine, regraft::device(device, threads)?)
         })
         .map(Model)
         .map_err(IntoPyErr::into_py)
     }
 
-    /// Runs the program once, with fresh state. `wrap` makes of each DLPack capsule what is returned; without it outputs are
+    /// Runs the program once, with fresh state. `wrap` turns each DLPack capsule into what is returned; without it outputs are
     /// arrays. Where an input is a tensor of PyTorch on the engine's GPU, outputs are such tensors.
     #[pyo3(signature = (inputs, wrap=None))]
     fn run<'py>(
@@ -250,7 +250,7 @@ impl Model {
         Ok(Array(Tensor::from_slice(&[bytes.len()], bytes.bytes())))
     }
 
-    /// Weights of the serving generation as they were given, without adapters; `None` where they were let go.
+    /// Weights of the serving generation as they were given, without adapters; `None` where they were released.
     fn source(&self, name: &str) -> PyResult<Option<Array>> {
         let infos = &self.0.refit_map().sources;
         let at = infos.iter().position(|info| info.names().any(|other| other == name));
@@ -306,7 +306,7 @@ impl Model {
         self.0.trim();
     }
 
-    /// Whether publishing keeps the generation before, for `rollback`.
+    /// Whether publishing keeps the previous generation, for `rollback`.
     fn keep_previous(&self, keep: bool) {
         self.0.set_keep_previous(keep);
     }

@@ -102,7 +102,7 @@ pub(crate) fn adapter_for(
 
 #[pymethods]
 impl Adapter {
-    /// What reports call it.
+    /// Its name in reports.
     #[getter]
     fn name(&self) -> &str {
         self.0.first().map_or("", |part| part.name.as_str())
@@ -126,13 +126,13 @@ impl Adapter {
         self.0.iter().map(|part| part.non_finite().0).sum()
     }
 
-    /// Of an adapter for several engines, what is for this one.
+    /// The part for one engine of an adapter for several.
     fn part(&self, index: usize) -> PyResult<Adapter> {
         let part = self.0.get(index).cloned();
         part.map(|part| Adapter(vec![part])).ok_or_else(|| Class::Weights.error("it was made for another module"))
     }
 
-    /// Keys of its file that are about other models of a pipeline, such as a text encoder.
+    /// Keys of its file for other models of a pipeline, such as a text encoder.
     #[getter]
     fn foreign_keys(&self) -> Vec<String> {
         self.0.first().map(|part| part.foreign_keys.clone()).unwrap_or_default()

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Weights read from a file, mapped where they are stored as they are: `.safetensors`, a state dict that `torch.save` wrote
-/// (`.pt`, `.pth`, `.bin`; nothing in it is executed), `.pt2`, the initialisers of an `.onnx`, or the `.index.json` of shards.
+/// (`.pt`, `.pth`, `.bin`; nothing in it is executed), `.pt2`, the initializers of an `.onnx`, or the `.index.json` of shards.
 #[pyclass(frozen, module = "regraft")]
 pub(crate) struct StateDict(pub(crate) regraft::StateDict);
 

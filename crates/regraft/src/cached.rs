@@ -76,18 +76,28 @@ pub fn cache_folder() -> Option<PathBuf> {
 ///
 /// ```
 /// println!("{} bytes", regraft::cache_limit()?);
-/// # Ok::<(), String>(())
+/// # Ok::<(), regraft::SizeError>(())
 /// ```
 ///
 /// # Errors
-/// What is wrong with the variable.
-pub fn cache_limit() -> Result<u64, String> {
+/// When the variable is set to something that is not a size.
+pub fn cache_limit() -> Result<u64, SizeError> {
     const LIMIT: &str = "REGRAFT_CACHE_LIMIT";
     match env::var(LIMIT) {
-        Ok(text) if !text.is_empty() => parse_size(&text).map_err(|why| format!("{LIMIT}={text}: {why}")),
+        Ok(text) if !text.is_empty() => parse_size(&text).map_err(|_| SizeError(format!("{LIMIT}={text}: "))),
         _ => Ok(DiskCache::DEFAULT_LIMIT),
     }
 }
+
+/// A text that is not a number of bytes: see [`parse_size`].
+///
+/// ```
+/// let error = regraft::parse_size("much").unwrap_err();
+/// assert!(error.to_string().starts_with("expected a size such as 200MB"));
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}expected a size such as 200MB, 1.5GB or a number of bytes")]
+pub struct SizeError(String);
 
 /// Reads a number of bytes: `200MB`, `1.5GB` or plain digits.
 ///
@@ -97,23 +107,23 @@ pub fn cache_limit() -> Result<u64, String> {
 /// ```
 ///
 /// # Errors
-/// What was expected.
-pub fn parse_size(text: &str) -> Result<u64, String> {
+/// When it is not a size.
+pub fn parse_size(text: &str) -> Result<u64, SizeError> {
     let units = [("kB", 1e3), ("KB", 1e3), ("MB", 1e6), ("GB", 1e9), ("TB", 1e12), ("B", 1.0), ("", 1.0)];
     let parsed = units.iter().find_map(|(unit, factor)| {
         let number: f64 = text.strip_suffix(unit)?.trim().parse().ok()?;
         (number.is_finite() && number >= 0.0).then_some((number * factor) as u64)
     });
-    parsed.ok_or_else(|| "expected a size such as 200MB, 1.5GB or a number of bytes".to_owned())
+    parsed.ok_or_else(|| SizeError(String::new()))
 }
 
 /// The engine cache in `folder`, such as [`cache_folder`] returns it, which keeps its files below `limit` bytes.
 ///
 /// ```
-/// let cache = regraft::disk_cache("cache".as_ref(), 10_000_000_000);
+/// let cache = regraft::disk_cache("cache", 10_000_000_000);
 /// ```
-pub fn disk_cache(folder: &Path, limit: u64) -> DiskCache {
-    DiskCache::new(folder.join("engines"), limit)
+pub fn disk_cache(folder: impl AsRef<Path>, limit: u64) -> DiskCache {
+    DiskCache::new(folder.as_ref().join("engines"), limit)
 }
 
 /// Takes the engine of a program from the cache, or builds it and stores it there.
@@ -139,7 +149,7 @@ pub(crate) fn build(
     let mut found = lookup.find();
     if found.is_none() {
         claim = lookup.tried(cache.claim(&key));
-        // Somebody else may have built it while we waited, if we waited.
+        // Another process may have built it while we waited.
         if claim.as_ref().is_some_and(Claim::is_held) {
             found = lookup.find();
         }

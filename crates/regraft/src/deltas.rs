@@ -16,7 +16,7 @@ use crate::Error;
 /// use regraft::{Model, ModelExt as _, RefitOptions, delta::Delta};
 ///
 /// let model = Model::load("model.rgf")?;
-/// let changes = regraft::apply_delta(&Delta::open("step.rgd".as_ref())?, &model)?;
+/// let changes = regraft::apply_delta(&Delta::open("step.rgd")?, &model)?;
 /// model.refit(&changes, &RefitOptions::new().partial(true))?;
 /// # Ok::<(), regraft::Error>(())
 /// ```

@@ -20,6 +20,7 @@ use crate::{Error, Threads, cache_folder};
 /// assert_eq!(DeviceName::default().to_string(), "cpu");
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum DeviceName {
     /// The processor.
     #[default]
@@ -29,6 +30,11 @@ pub enum DeviceName {
 }
 
 /// A name that no device has.
+///
+/// ```
+/// let error = "tpu".parse::<regraft::DeviceName>().unwrap_err();
+/// assert!(error.to_string().contains("tpu"));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("there is no device `{0}`: cpu, cuda and cuda:N are known")]
 pub struct UnknownDevice(String);
@@ -58,6 +64,14 @@ impl fmt::Display for DeviceName {
 }
 
 /// A device that cannot be used.
+///
+/// ```
+/// use regraft::{DeviceName, Error, Threads};
+///
+/// if let Err(Error::Device(error)) = regraft::device(DeviceName::Cuda(7), Threads::Auto) {
+///     println!("{error}"); // what is missing, and what to do
+/// }
+/// ```
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{device}: {error}")]
 pub struct DeviceError {

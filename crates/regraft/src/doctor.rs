@@ -14,7 +14,13 @@ use serde::Serialize;
 use crate::cache_folder;
 
 /// What Regraft finds on this machine: see [`doctor`].
+///
+/// ```
+/// let found = regraft::doctor();
+/// println!("{} {}, {} GPUs", found.version, found.cpu.target, found.gpus.len());
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Doctor {
     /// Version of Regraft.
     pub version: &'static str,
@@ -29,7 +35,13 @@ pub struct Doctor {
 }
 
 /// The processor of this machine.
+///
+/// ```
+/// let cpu = regraft::doctor().cpu;
+/// println!("{}: engines for {}, {} threads", cpu.name, cpu.target, cpu.threads);
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Processor {
     /// As its maker calls it.
     pub name: String,
@@ -40,7 +52,14 @@ pub struct Processor {
 }
 
 /// A GPU.
+///
+/// ```
+/// for gpu in regraft::doctor().gpus {
+///     println!("{}: {}, {} bytes", gpu.device, gpu.name, gpu.memory);
+/// }
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Gpu {
     /// What it is called here: `cuda:0`.
     pub device: String,
@@ -53,7 +72,16 @@ pub struct Gpu {
 }
 
 /// A library of NVIDIA's.
+///
+/// ```
+/// for library in regraft::doctor().libraries {
+///     if let Some(problem) = &library.problem {
+///         println!("{problem}; without it: {}", library.without_it);
+///     }
+/// }
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Library {
     /// What it is.
     pub name: String,
@@ -70,7 +98,14 @@ pub struct Library {
 }
 
 /// A folder that is kept for the user.
+///
+/// ```
+/// for folder in regraft::doctor().caches {
+///     println!("{}: {}", folder.holds, folder.path.display());
+/// }
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Folder {
     /// What for.
     pub holds: &'static str,

@@ -18,7 +18,7 @@
 //! ```
 //!
 //! The names of this crate are the stable API of Regraft. Types that are only reached through them, such as the nodes of a
-//! [`Plan`], are in [`crates`], and may change with every version.
+//! [`Plan`], are in [`crates`], and may change with every minor version.
 #![forbid(unsafe_code)]
 
 mod cached;
@@ -36,41 +36,50 @@ mod tune;
 
 use std::path::Path;
 
-pub use regraft_adapter::{self as adapter, Adapter, AdapterError, AdapterErrorKind, AdapterOptions, AdapterSet};
+#[doc(inline)]
+pub use regraft_adapter::{Adapter, AdapterError, AdapterErrorKind, AdapterOptions, AdapterSet};
+#[doc(inline)]
 pub use regraft_backend::{BackendError, Device, ForeignQueue, Lent, OutOfMemory, Pace, RunErrorKind};
+#[doc(inline)]
 pub use regraft_checkpoint::{CheckpointError, CheckpointErrorKind, OpenOptions};
+#[doc(inline)]
 pub use regraft_compile::{
     CompileError,
     pipeline::Observer,
     tune::{Records, RecordsError, RecordsErrorKind, TuneMode, TuneReport},
 };
-pub use regraft_delta as delta;
+#[doc(inline)]
 pub use regraft_engine::{
     Checked, Engine, EngineError, EngineErrorKind, Evaluated, KeepSources, Kept, ManifestEntry, Mode, Plan,
     atomic_file::{AtomicFile, WriteError},
     cache,
 };
-pub use regraft_import as import;
-pub use regraft_ir::{self as ir, ops::WeightFormat};
+#[doc(inline)]
+pub use regraft_ir::ops::WeightFormat;
 #[cfg(feature = "object-cache")]
+#[doc(inline)]
 pub use regraft_object_cache::ObjectCache;
+#[doc(inline)]
 pub use regraft_runtime::{
     Adapters, Changed, Difference, Generation, Input, Model, PoolMemory, Refit, RefitObserver, RefitOptions,
     ReserveError, RuntimeError, RuntimeErrorKind, Session, Slot, SlotCopier, SourceContent, Staged, StepTime,
     VariantMemory, Variants, Verification, WeightReader, publish_together,
 };
+#[doc(inline)]
 pub use regraft_tensor::{
     AlignedVec, BorrowedBytes, Buffer, DType, Element, ErrorKind as TensorErrorKind, Explanation, RemoteBytes, Symbol,
     Tensor, TensorError,
 };
+#[doc(inline)]
 pub use regraft_weights::{
     AdapterReport, BakedAdapter, Cause, Constants, Digest, Ignored, MatchOptions, Misfit, NameRule, Phase, PhaseTimes,
     Problem, Recipe, RefitMap, RefitReport, Rename, SlotReport, SourceInfo, StateDict, Unknown, WeightsError,
     WeightsErrorKind, match_sources,
 };
+pub use {regraft_adapter as adapter, regraft_delta as delta, regraft_import as import, regraft_ir as ir};
 
 pub use self::{
-    cached::{CacheUse, cache_folder, cache_limit, disk_cache, parse_size},
+    cached::{CacheUse, SizeError, cache_folder, cache_limit, disk_cache, parse_size},
     compiler::{Compiled, Compiler},
     deltas::apply_delta,
     devices::{DeviceError, DeviceName, UnknownDevice, cpu, device},
@@ -78,11 +87,11 @@ pub use self::{
     error::Error,
     model_ext::{InputsError, ModelExt, Outputs, model},
     profile::{NodeProfile, Profile, Roof, profile},
-    samples::random_inputs,
+    samples::{InputSizeError, random_inputs},
     tune::{Tune, Tuned},
 };
 
-/// The crates below this one, for types that are reached through the names here. They may change with every version.
+/// The crates below this one, for types that are reached through the names here. They may change with every minor version.
 pub mod crates {
     pub use regraft_adapter as adapter;
     pub use regraft_backend as backend;

@@ -88,7 +88,7 @@ impl ModelExt for Model {
     }
 
     fn load_on(engine: impl AsRef<Path>, device: Arc<dyn Device>) -> Result<Self, Error> {
-        model(Engine::open(engine.as_ref())?, device)
+        model(Engine::open(engine)?, device)
     }
 
     fn save(&self, path: impl AsRef<Path>) -> Result<u64, Error> {
@@ -96,7 +96,7 @@ impl ModelExt for Model {
     }
 
     fn save_as(&self, path: impl AsRef<Path>, mode: Mode, keep: KeepSources) -> Result<u64, Error> {
-        Ok(self.to_engine(mode, keep)?.write(path.as_ref())?)
+        Ok(self.to_engine(mode, keep)?.write(path)?)
     }
 
     fn input_names(&self) -> Vec<&str> {
@@ -178,6 +178,15 @@ impl IntoIterator for Outputs {
 }
 
 /// Inputs by name that are not the ones the program takes.
+///
+/// ```
+/// use regraft::{Compiler, Error, ModelExt as _};
+///
+/// # let path = "../conformance/fixtures/mlp_gelu.pt2";
+/// let model = Compiler::new().compile(path)?.into_model()?;
+/// assert!(matches!(model.run_named([]), Err(Error::Inputs(_))));
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the inputs do not fit: {}; the program takes {}", .problems.join(", "), .takes.join(", "))]
 pub struct InputsError {

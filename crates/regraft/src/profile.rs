@@ -1,6 +1,6 @@
 //! Where the time of a run goes, node by node, beside what the machine could do.
 
-use std::{sync::Arc, time::Instant};
+use std::{fmt, sync::Arc, time::Instant};
 
 use regraft_backend::Device;
 use regraft_compile::pipeline::{self, Backend};
@@ -10,7 +10,17 @@ use regraft_tensor::{DType, Tensor, TensorError};
 
 use crate::{Error, model, random_inputs};
 
-/// What the nodes of a run take.
+/// What the nodes of a run take: see [`profile`].
+///
+/// ```
+/// # let model = regraft::Compiler::new().compile("../conformance/fixtures/mlp_gelu.pt2")?.into_model()?;
+/// # let x = regraft::Tensor::from_slice(&[3, 10], &[0.5f32; 30]);
+/// let profile = regraft::profile(&model, &[x], 5)?;
+/// println!("{profile}");
+/// let of_linear: f64 = profile.nodes.iter().filter(|node| node.op == "linear").map(|node| node.seconds).sum();
+/// assert!(of_linear <= profile.nodes.iter().map(|node| node.seconds).sum::<f64>());
+/// # Ok::<(), regraft::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Profile {
@@ -23,6 +33,15 @@ pub struct Profile {
 }
 
 /// What one node of a run takes.
+///
+/// ```
+/// # fn print(profile: &regraft::Profile) {
+/// for node in &profile.nodes {
+///     let least = profile.roof.seconds(node.dtype, node.flops, node.bytes);
+///     println!("{node}, at least {:.3} ms", 1e3 * least);
+/// }
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct NodeProfile {
@@ -47,6 +66,15 @@ pub struct NodeProfile {
 }
 
 /// What a device reaches with the kernels of this version.
+///
+/// ```
+/// # fn print(profile: &regraft::Profile) {
+/// for (dtype, flops) in &profile.roof.flops {
+///     println!("{dtype}: {:.0} GFLOP/s", flops / 1e9);
+/// }
+/// println!("memory: {:.1} GB/s", profile.roof.bytes / 1e9);
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Roof {
@@ -54,6 +82,25 @@ pub struct Roof {
     pub flops: Vec<(DType, f64)>,
     /// Bytes per second that a sum of two tensors larger than caches reads and writes.
     pub bytes: f64,
+}
+
+/// A line for the run, and one for each of the ten nodes that take longest.
+impl fmt::Display for Profile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let all: f64 = self.nodes.iter().map(|node| node.seconds).sum();
+        let mut nodes: Vec<&NodeProfile> = self.nodes.iter().collect();
+        nodes.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+        write!(f, "a run takes {:.3} ms, its nodes one by one {:.3} ms", 1e3 * self.run_seconds, 1e3 * all)?;
+        nodes.iter().take(10).try_for_each(|node| write!(f, "\n  {node}, {:.1} %", 1e2 * node.seconds / all))
+    }
+}
+
+/// One line: the op, its module, the kernel and the time.
+impl fmt::Display for NodeProfile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let NodeProfile { op, scope, kernel, seconds, .. } = self;
+        write!(f, "{op} {scope} ({kernel}): {:.3} ms", 1e3 * seconds)
+    }
 }
 
 impl Roof {
@@ -176,7 +223,13 @@ fn no_memory(error: TensorError) -> Error {
 fn best_seconds(device: &Arc<dyn Device>, program: &str, weights: &[Option<Tensor>]) -> Result<f64, Error> {
     let graph: Graph = text::parse(program).expect("a program of this version");
     let inputs = random_inputs(&graph, &[], 1, 0).expect("all sizes are known");
-    let built = pipeline::compile(graph, weights, Backend::of(&**device), pipeline::Options::default(), &mut ())?;
+    let built = pipeline::compile(
+        graph,
+        weights,
+        Backend::of(&**device),
+        pipeline::Options::default(),
+        &mut pipeline::Unobserved,
+    )?;
     let mut session = model(built.engine, device.clone())?.session();
     let mut best = f64::INFINITY;
     for _ in 0..6 {

@@ -3,6 +3,23 @@
 use regraft_ir::Graph;
 use regraft_tensor::{DType, Tensor};
 
+/// An input whose size cannot be computed from the given values of symbols: see [`random_inputs`].
+///
+/// ```
+/// # let model = regraft::Compiler::new().compile("../conformance/fixtures/mlp_gelu.pt2")?.into_model()?;
+/// match regraft::random_inputs(&model.plan().graph, &[], 1000, 0) {
+///     Ok(inputs) => println!("{} inputs", inputs.len()),
+///     Err(error) => println!("{error}"), // input x: f32[s0, 10] has no size for these dims
+/// }
+/// # Ok::<(), regraft::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("input {name}: {ty} has no size for these dims")]
+pub struct InputSizeError {
+    name: String,
+    ty: String,
+}
+
 /// Random inputs of a program at these sizes of its symbols, the same for the same `seed`: floats in -1..1, masks of ones, and
 /// integers below `limit`, which may be ids of rows of a table.
 ///
@@ -15,15 +32,15 @@ use regraft_tensor::{DType, Tensor};
 /// ```
 ///
 /// # Errors
-/// The input that has no size there, in words.
-pub fn random_inputs(graph: &Graph, symbols: &[i64], limit: i64, seed: u64) -> Result<Vec<Tensor>, String> {
+/// When an input has no size for these symbols.
+pub fn random_inputs(graph: &Graph, symbols: &[i64], limit: i64, seed: u64) -> Result<Vec<Tensor>, InputSizeError> {
     let mut random = Random(0x5eed ^ seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     let mut inputs = Vec::with_capacity(graph.inputs.len());
     for input in &graph.inputs {
         let ty = graph.ty(input.value);
         let shape: Option<Vec<usize>> =
             ty.shape.iter().map(|d| d.eval(symbols).ok().and_then(|v| usize::try_from(v).ok())).collect();
-        let shape = shape.ok_or_else(|| format!("input {}: {ty} has no size for these dims", input.name))?;
+        let shape = shape.ok_or_else(|| InputSizeError { name: input.name.clone(), ty: ty.to_string() })?;
         let count: usize = shape.iter().product();
         inputs.push(if ty.dtype == DType::Bool || (ty.dtype.is_int() && input.name.contains("mask")) {
             Tensor::from_i64(ty.dtype, &shape, &vec![1; count])

@@ -84,7 +84,7 @@ pub(crate) fn tuned(
     let measures = tune.mode != TuneMode::Off && tune.pinned.is_none();
     let cache = tune.cache_dir.as_ref().filter(|_| measures).map(TuneCache::new);
     let (known, damage) = cache.as_ref().map(|cache| cache.load(Backend::of(device))).unzip();
-    let Output { engine, records, tune_report: report } =
+    let Output { engine, records, tune_report: report, .. } =
         build(Tuning { mode: tune.mode, pinned: tune.pinned.as_deref(), known: known.as_ref() })?;
     let mut warnings: Vec<String> = damage.flatten().iter().map(ToString::to_string).collect();
     if let Some(cache) = cache.filter(|_| report.measured > 0) {

@@ -8,6 +8,18 @@ use regraft_weights::{Misfit, Problem, WeightsErrorKind};
 use crate::{Difference, ReserveError};
 
 /// An error of a model or a run.
+///
+/// ```
+/// # use regraft_runtime::{Model, RefitOptions, RuntimeErrorKind};
+/// # use regraft_weights::StateDict;
+/// # fn f(model: &Model, weights: &StateDict) {
+/// if let Err(error) = model.refit(weights, &RefitOptions::new())
+///     && let RuntimeErrorKind::OutOfMemory(refused) = error.kind()
+/// {
+///     println!("{} bytes are missing on {}", refused.bytes, refused.device);
+/// }
+/// # }
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub struct RuntimeError(Box<RuntimeErrorKind>);
@@ -43,7 +55,7 @@ pub enum RuntimeErrorKind {
         #[source]
         error: RunErrorKind,
     },
-    /// A run failed, not at any node that is known.
+    /// A run failed at an unknown node.
     #[error("the run failed: {0}")]
     Run(RunErrorKind),
     /// A run failed after it had changed the session's state.
@@ -119,13 +131,13 @@ pub enum RuntimeErrorKind {
         "new slots do not fit into memory: {0}; free memory or raise the limit, remove variants, or refit exclusively"
     )]
     Memory(ReserveError),
-    /// A run came while the weights were changed in place.
+    /// A run started while the weights were being changed in place.
     #[error("the weights are being changed in place; run again when that is done")]
     ChangingInPlace,
     /// There is no generation to go back to.
     #[error("there is no generation to go back to; keep the previous one from the next refit on (set_keep_previous)")]
     NoPrevious,
-    /// A staged generation does not compute what the reference evaluator does.
+    /// A staged generation differs from the reference evaluator.
     #[error("verification failed, nothing was published: {0}")]
     Differs(Difference),
     /// Two adapters of one name were given.
@@ -134,7 +146,7 @@ pub enum RuntimeErrorKind {
     /// A variant is of another engine.
     #[error("`{0}` is of another engine: a variant must be a fork of its model")]
     ForeignVariant(String),
-    /// A staged generation was made from another one than serves.
+    /// A staged generation was made from one that no longer serves.
     #[error("the generation was not staged from the one that serves now; stage it again on this model")]
     Stale,
     /// A result is too large for memory.

@@ -1,4 +1,4 @@
-//! The weights of an engine file are compared with their digests beside everything else: whoever is about to use what was
+//! The weights of an engine file are compared with their digests in the background: a caller about to use what was
 //! computed from them waits for the result first.
 
 use std::{sync::Arc, thread};
@@ -32,7 +32,7 @@ impl FileCheck {
     /// Begins to compare, on a thread of its own.
     pub(crate) fn start(&self) {
         let Some(check) = self.0.clone() else { return };
-        // Without a thread, whoever waits does it.
+        // Without a thread, the caller that waits does it.
         let _ = thread::Builder::new().name("regraft-check".into()).spawn(move || {
             // Once what runs read has been compared the rest is in no hurry, but refits are quicker for it.
             check.for_runs().is_ok() && check.all().is_ok()

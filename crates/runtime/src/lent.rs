@@ -9,6 +9,13 @@ use regraft_tensor::{DType, Tensor};
 use crate::{Generation, Model, RuntimeError, RuntimeErrorKind};
 
 /// What a run reads.
+///
+/// ```
+/// use regraft_runtime::Input;
+/// use regraft_tensor::Tensor;
+///
+/// let input = Input::Host(Tensor::from_slice(&[3], &[0.1f32, 0.2, 0.3]));
+/// ```
 #[derive(Debug)]
 pub enum Input {
     /// A tensor of the host, which is copied.
@@ -78,12 +85,12 @@ impl InFlight {
         held.push((fence, generation));
         drop(held);
         if let Some((fence, _generation)) = first {
-            // What went wrong on a device shows in everything that comes after.
+            // An error of a device shows in all work that follows.
             let _ = fence.wait();
         }
     }
 
-    /// Lets go of what is over.
+    /// Releases what is over.
     pub(crate) fn prune(&self) {
         let over: Vec<_> = {
             let mut held = self.lock();
@@ -91,7 +98,7 @@ impl InFlight {
             *held = rest;
             over
         };
-        // Outside of the lock: the last one to let go gives memory back.
+        // Outside of the lock: dropping the last one gives memory back.
         drop(over);
     }
 

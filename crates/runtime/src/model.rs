@@ -278,7 +278,7 @@ impl Model {
         self.shared.serving.rollback().map_err(|NoPrevious| RuntimeErrorKind::NoPrevious.into())
     }
 
-    /// Lets go of the tensors that the serving generation was made of, and keeps their digests. Later refits must bring
+    /// Releases the tensors that the serving generation was made from, and keeps their digests. Later refits must bring
     /// every source of a slot that they change, and saving as a refittable engine is no longer possible.
     ///
     /// # Errors

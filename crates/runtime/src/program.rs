@@ -23,6 +23,14 @@ use crate::{
 };
 
 /// Reads a weight file: how a model finds sources that its engine keeps by reference.
+///
+/// ```
+/// use std::{path::Path, sync::Arc};
+///
+/// use regraft_runtime::WeightReader;
+///
+/// let none: WeightReader = Arc::new(|path: &Path| Err(format!("{} is not read here", path.display()).into()));
+/// ```
 pub type WeightReader = Arc<dyn Fn(&Path) -> Result<StateDict, Box<dyn Error + Send + Sync>> + Send + Sync>;
 
 pub(crate) struct Program {

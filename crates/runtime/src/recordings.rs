@@ -2,7 +2,7 @@
 //!
 //! A recording holds addresses: of the arena, which is its lane's own, of slots and of states. A run of another generation
 //! whose slots lie elsewhere records the same launches with these, in place of the recording that was used longest ago.
-//! Generations that follow one another take turns in the same memory ([`crate::generation`]), so that this ends after a few.
+//! Successive generations alternate between the same blocks of memory ([`crate::generation`]), so that this ends after a few.
 
 use std::sync::Arc;
 

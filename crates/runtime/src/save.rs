@@ -14,7 +14,7 @@ use crate::{Generation, Model, RuntimeError, RuntimeErrorKind, refit};
 
 impl Model {
     /// The engine with the serving generation's weights, to be saved as `mode`. Adapters become part of the weights. How a
-    /// refittable engine keeps its sources is `keep`'s to say; the other modes keep none.
+    /// refittable engine keeps its sources is given by `keep`; the other modes keep none.
     ///
     /// By [reference](KeepSources::Reference) are kept the sources that were read from weight files and that no adapter
     /// changes; the engine holds the others.

@@ -122,7 +122,7 @@ impl<T> Serving<T> {
     }
 }
 
-/// Generations that a model has let go; runs and others may still hold them. Dropping this frees those that none holds.
+/// Generations that a model no longer serves; runs may still hold them. Dropping this frees those that nothing holds.
 pub(crate) struct Retired<T> {
     _generations: [Option<Arc<T>>; 3],
 }

@@ -48,7 +48,7 @@ impl Lane {
 
     /// Waits for runs that were not waited for.
     fn settle(&mut self) {
-        // What went wrong on a device shows in everything that comes after.
+        // An error of a device shows in all work that follows.
         let _ = std::mem::take(&mut self.last).wait();
     }
 }
@@ -350,7 +350,7 @@ impl Run<'_> {
         finish: impl FnOnce(&dyn Queue, &Bindings<'_>, InFlight<'_>) -> Result<T, RunError>,
     ) -> Result<T, RunError> {
         let Lane { queue, arena, recordings, .. } = lane;
-        // Nothing of this run may be given to anyone else before it is over, whatever becomes of it.
+        // No memory of this run may be reused before it is over, even if it fails.
         let in_flight = InFlight(&**queue);
         if let Some(other) = self.how.behind {
             queue.wait_for(other);
@@ -399,7 +399,7 @@ impl InFlight<'_> {
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
-        // The panic is what is told.
+        // The panic is what is reported.
         let _ = self.0.fence().wait();
     }
 }
@@ -407,7 +407,7 @@ impl Drop for InFlight<'_> {
 /// Bytes of earlier outputs that a lane keeps.
 const MOST_KEPT: usize = 256 << 20;
 
-/// Memory of outputs that were given away: what nobody holds any more is given again.
+/// Memory of returned outputs: memory that no caller holds any more is reused.
 struct OutputMemory(Arc<Shelf>);
 
 impl Default for OutputMemory {

@@ -12,6 +12,19 @@ use crate::{Generation, Model, RuntimeError, RuntimeErrorKind};
 
 /// Copies slots of a generation into other memory of the device, as refits write them: what the speed of a refit is measured
 /// against.
+///
+/// ```
+/// use regraft_runtime::SlotCopier;
+///
+/// # use regraft_runtime::{Model, RuntimeError};
+/// # fn f(model: &Model) -> Result<(), RuntimeError> {
+/// let copier = SlotCopier::new(model, 0..model.plan().slots.len())?;
+/// if let Some(generation) = model.generation() {
+///     println!("a plain copy of all slots takes {:?}", copier.copy(&generation)?);
+/// }
+/// # Ok(())
+/// # }
+/// ```
 pub struct SlotCopier {
     queue: Arc<dyn Queue>,
     /// Memory for each slot; the largest first, as refits do.

@@ -33,15 +33,32 @@ pub struct Variants {
     named: Mutex<BTreeMap<String, Model>>,
 }
 
-/// What a variant holds of slots.
+/// Memory of the slots of a variant.
+///
+/// ```
+/// # fn f(model: &regraft_runtime::Model) {
+/// for memory in model.variant_memory() {
+///     println!("{memory}"); // candidate: 46.7 MB of slots, of which 40.1 MB are shared
+/// }
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct VariantMemory {
     /// Its name; `None` for the model itself.
     pub name: Option<String>,
     /// Bytes of all its slots.
     pub bytes: usize,
-    /// Bytes of those that the model or another variant has too.
+    /// Bytes of slots that the model or another variant also has.
     pub shared: usize,
+}
+
+impl fmt::Display for VariantMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = self.name.as_deref().unwrap_or("the model itself");
+        let (all, shared) = (self.bytes as f64 / 1e6, self.shared as f64 / 1e6);
+        write!(f, "{name}: {all:.1} MB of slots, of which {shared:.1} MB are shared")
+    }
 }
 
 impl Variants {
@@ -55,14 +72,14 @@ impl Variants {
         lock(&self.named).keys().cloned().collect()
     }
 
-    /// Takes the name away; returns its model. Its memory comes back once nobody uses it any more.
+    /// Removes the name; returns its model. The memory is freed once nothing uses it any more.
     pub fn remove(&self, name: &str) -> Option<Model> {
         lock(&self.named).remove(name)
     }
 }
 
 impl Model {
-    /// Makes `variant`, a [fork](Model::fork) of this model, known as `name`; returns what was called so before.
+    /// Adds `variant`, a [fork](Model::fork) of this model, as `name`; returns the variant that had the name before.
     ///
     /// # Errors
     /// [`RuntimeErrorKind::ForeignVariant`] when it is of another engine.

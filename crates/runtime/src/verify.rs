@@ -19,7 +19,19 @@ const SLOT_TOLERANCE: f64 = 1e-5;
 const OUTPUT_TOLERANCE: f64 = 1e-4;
 
 /// What a verification looked at.
+///
+/// ```
+/// # use regraft_runtime::{RuntimeError, Staged, Verification};
+/// # use regraft_tensor::Tensor;
+/// # fn f(staged: &Staged, samples: &[Vec<Tensor>]) -> Result<(), RuntimeError> {
+/// let verification = staged.verify(samples)?;
+/// println!("{verification}");
+/// assert!(verification.largest_difference <= 1e-4);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Verification {
     /// Slots that were made again by the reference evaluator: all that the refit rebuilt.
     pub slots: usize,
@@ -37,7 +49,19 @@ impl fmt::Display for Verification {
 }
 
 /// The first difference that a verification found.
+///
+/// ```
+/// # use regraft_runtime::{RuntimeErrorKind, Staged};
+/// # fn f(staged: &Staged) {
+/// if let Err(error) = staged.verify(&[])
+///     && let RuntimeErrorKind::Differs(difference) = error.kind()
+/// {
+///     println!("{difference}");
+/// }
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Difference {
     /// A slot.
     Slot {

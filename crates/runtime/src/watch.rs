@@ -5,7 +5,20 @@ use std::time::{Duration, Instant};
 use regraft_backend::{Bindings, Queue, Sequence};
 
 /// What one step of a run took.
+///
+/// ```
+/// # use regraft_runtime::{Model, RuntimeError};
+/// # use regraft_tensor::Tensor;
+/// # fn f(model: &Model, inputs: &[Tensor]) -> Result<(), RuntimeError> {
+/// let (_, times) = model.session().run_timed(inputs)?;
+/// for step in times {
+///     println!("node {}: {:?}, {} bytes", step.node, step.time, step.bytes);
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct StepTime {
     /// Number of the node in the plan's graph that it belongs to.
     pub node: usize,
@@ -29,7 +42,7 @@ impl Watch {
         self.times.reserve(sequence.steps().len());
         let mut start = Instant::now();
         sequence.launch_each(queue, memory, |step| {
-            // The error is told at the end of the run; nothing behind it is done.
+            // The error is reported at the end of the run; no work behind it is done.
             if let Err(error) = queue.fence().wait() {
                 queue.report(error);
             }

@@ -52,7 +52,7 @@ impl Tokens {
         Ok(())
     }
 
-    /// Whether there is none at all.
+    /// Whether there are no tokens at all.
     pub fn is_empty(&self) -> bool {
         self.infer.is_empty() && self.weights.is_empty()
     }

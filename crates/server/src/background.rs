@@ -1,4 +1,4 @@
-//! Work on weights beside runs: on threads of its own, of low priority, so that runs hardly feel it.
+//! Work on weights beside runs: on separate threads of low priority, so that runs are hardly slowed down.
 
 use std::{
     num::NonZero,

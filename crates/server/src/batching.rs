@@ -47,7 +47,7 @@ fn are_apart(model: &Model, axis: &BatchAxis, count: usize) -> Result<bool, Stri
     let mut last = String::new();
     for limit in [100, 2, 1] {
         let items = (0..count as u64).map(|seed| random_inputs(graph, &symbols, limit, seed + 1));
-        let items: Vec<Vec<Tensor>> = items.collect::<Result<_, _>>()?;
+        let items: Vec<Vec<Tensor>> = items.collect::<Result<_, _>>().map_err(|error| error.to_string())?;
         let alone: Result<Vec<Vec<Tensor>>, _> = items.iter().map(|inputs| model.run(inputs)).collect();
         match alone {
             Ok(alone) => return compare(model, &items, &alone),

@@ -110,7 +110,7 @@ async fn read_parts(
             None => first = Some(part),
             Some(one) => {
                 if rest.is_empty() {
-                    // What is announced is believed as far as it costs no more than a few pages.
+                    // What is announced is trusted as far as it costs no more than a few pages.
                     let announced = body.size_hint().exact().map_or(0, |left| left as usize).min(1 << 20);
                     rest.reserve(one.len() + part.len() + announced);
                     rest.extend_from_slice(one);
@@ -135,7 +135,8 @@ pub(crate) async fn read_to(mut body: Incoming, mut upload: Upload, patience: Du
 async fn next(body: &mut Incoming, patience: Duration) -> Result<Option<Bytes>, Refusal> {
     loop {
         let frame = tokio::time::timeout(patience, body.frame()).await;
-        let slow = || Refusal::new(Kind::SlowBody, format!("the body came to a stop for {} s", patience.as_secs_f64()));
+        let slow =
+            || Refusal::new(Kind::SlowBody, format!("no part of the body arrived for {} s", patience.as_secs_f64()));
         match frame.map_err(|_| slow())? {
             None => return Ok(None),
             Some(Err(error)) => return Err(Refusal::bad(format!("the body cannot be read: {error}"))),

@@ -246,16 +246,16 @@ fn of_weights(kind: &WeightsErrorKind) -> Refusal {
 fn advice(misfit: &Misfit) -> Option<&'static str> {
     Some(match misfit.cause {
         Cause::FewKeys => "`partial` stages only the keys that are there and keeps the other weights",
-        Cause::OnlyUnknown => "`ignore_unknown` leaves names alone that the engine does not have",
+        Cause::OnlyUnknown => "`ignore_unknown` ignores names that the engine does not have",
         Cause::NearRule { .. } => "`renames` (FROM=TO) reads names that begin with FROM as beginning with TO",
-        Cause::FoldedNorm { .. } => "an optimiser folded batch norms into other weights: send the model's state dict",
+        Cause::FoldedNorm { .. } => "an optimizer folded batch norms into other weights: send the model's state dict",
         Cause::Quantized { .. } => "the weights are stored in few bits: dequantize them, and send the result",
         Cause::OtherModel => "the weights are of another model or size than the engine",
         Cause::OtherProgram => "the file is of another program than the engine: compile it, and serve that engine",
         Cause::Ambiguous => "say which names are meant with `renames`, or which part of the file with `key`",
         Cause::NotIdentical => "the engine takes only the weights that it was compiled with",
         Cause::NonFinite => "without `reject_non_finite` such values are taken as they are",
-        Cause::Other => return None,
+        _ => return None,
     })
 }
 

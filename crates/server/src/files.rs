@@ -16,7 +16,7 @@ pub(crate) fn is_plain_name(name: &str) -> bool {
 /// When there is no root, or no such file in it.
 pub(crate) fn below(root: Option<&Path>, name: &str) -> Result<PathBuf, Refusal> {
     let Some(root) = root else {
-        return Err(Refusal::new(Kind::Forbidden, "the server reads no files of its own")
+        return Err(Refusal::new(Kind::Forbidden, "the server has no folder of weights to read from")
             .help("start it with --weights-root DIR, or send the weights in the body"));
     };
     let relative = Path::new(name);

@@ -234,7 +234,7 @@ fn tensor(input: &InferInputTensor, raw: Option<&Bytes>) -> Result<Tensor, Refus
 
 /// The bytes of numbers that were sent one by one.
 fn numbers(name: &str, dtype: DType, contents: &InferTensorContents) -> Result<AlignedVec, Refusal> {
-    let outside = || Refusal::bad(format!("input `{name}` has a number that is no {}", dtype::name_of(dtype)));
+    let outside = || Refusal::bad(format!("input `{name}` has a number that is not a valid {}", dtype::name_of(dtype)));
     macro_rules! narrow {
         ($values:expr, $t:ty) => {{
             let all = $values.iter().map(|&value| <$t>::try_from(value).map_err(|_| outside()));

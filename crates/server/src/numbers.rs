@@ -12,7 +12,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error, SeqAccess, Visitor};
 pub(crate) fn read(json: &str, dtype: DType, shape: &[usize]) -> Result<Tensor, String> {
     let bytes = Tensor::byte_len(dtype, shape).map_err(|error| error.to_string())?;
     let total: usize = shape.iter().product();
-    // Each number takes a character and a comma: what claims to be more is not believed, and takes no memory.
+    // Each number takes a character and a comma: a larger claim is not trusted, and takes no memory.
     if total > json.len() {
         return Err(format!("the shape {shape:?} has {total} elements, and there are fewer"));
     }

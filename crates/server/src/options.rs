@@ -25,7 +25,7 @@ pub struct ServerOptions {
     pub max_connections: usize,
     /// How long a request may take from its head to the end of its answer, unless it asks for less.
     pub timeout: Duration,
-    /// How long requests under way have when the server is stopped.
+    /// How long running requests may take when the server is stopped.
     pub grace: Duration,
     /// How long the head of a request, or the handshake before it, may take; as long a connection may be idle.
     pub head_patience: Duration,
@@ -81,7 +81,7 @@ pub struct ModelOptions {
     pub adapters: Option<PathBuf>,
     /// The most bytes of slots that the adapters of requests take beside those of the model.
     pub adapter_memory: usize,
-    /// Where weights that arrive in bodies lie until they are let go.
+    /// Where weights that arrive in bodies are kept until they are released.
     pub uploads: PathBuf,
     /// The most bytes of weights in a body; 4 times those of the model's sources if not set.
     pub max_upload: Option<u64>,

@@ -71,7 +71,7 @@ pub(crate) fn parse(body: &[u8], json_len: Option<usize>, signature: &Signature)
         inputs[index] = Some(tensor(input, &mut bytes)?);
     }
     if !bytes.is_empty() {
-        return Err(Refusal::bad(format!("{} bytes after those of the last input belong to none", bytes.len())));
+        return Err(Refusal::bad(format!("{} bytes follow those of the last input", bytes.len())));
     }
     let inputs = complete(inputs, signature)?;
     let all_binary = flag(&parsed.parameters, "binary_data_output")?.unwrap_or(false);

@@ -73,7 +73,7 @@ impl Traces {
         let failed = |why: String| ServeError::Collector { collector: collector.clone(), why };
         let address: Uri = collector.parse().map_err(|error| failed(format!("{error}")))?;
         if address.scheme_str() != Some("http") || address.host().is_none() || !["", "/"].contains(&address.path()) {
-            return Err(failed("it is none of `http://HOST:PORT`".to_owned()));
+            return Err(failed("it is not of the form `http://HOST:PORT`".to_owned()));
         }
         let exporter = SpanExporter::builder()
             .with_http()

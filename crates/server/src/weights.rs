@@ -97,7 +97,7 @@ pub(crate) struct WeightsState {
     staging: Arc<tokio::sync::Mutex<()>>,
 }
 
-/// The turn of a request that stages. It holds it from before its body is read until it is done, whoever waits for the answer.
+/// The turn of a request that stages: held from before its body is read until it is done, even if the client no longer waits.
 pub(crate) struct Turn(#[expect(dead_code, reason = "held")] tokio::sync::OwnedMutexGuard<()>);
 
 /// The contents of a request to stage, read.

@@ -1,12 +1,23 @@
-//! The one place where memory of others is read.
+//! The one place where borrowed memory is read.
 #![allow(unsafe_code)]
 
 use std::{any::Any, fmt, ops::Range, ptr::NonNull, sync::Arc};
 
-/// Bytes in memory that someone else owns and may write to again later.
+/// Bytes in memory of another owner, who may write to it again later.
 ///
-/// Whoever is given them reads them while a call lasts and keeps none: what stays is copied, see
+/// They are read while a call lasts and not kept: what stays is copied, see
 /// [`Tensor::to_owned_memory`](crate::Tensor::to_owned_memory).
+///
+/// ```
+/// use std::{ptr::NonNull, sync::Arc};
+///
+/// use regraft_tensor::BorrowedBytes;
+///
+/// let owner = Arc::new(vec![1u8, 2, 3]);
+/// // SAFETY: the vector lives as long as `owner`, and nobody writes to it.
+/// let bytes = unsafe { BorrowedBytes::new(NonNull::from(&owner[0]), owner.len(), owner.clone()) };
+/// assert_eq!(bytes.bytes(), [1, 2, 3]);
+/// ```
 #[derive(Clone)]
 pub struct BorrowedBytes {
     start: NonNull<u8>,
@@ -14,7 +25,7 @@ pub struct BorrowedBytes {
     owner: Arc<dyn Any + Send + Sync>,
 }
 
-// SAFETY: the bytes are only read, and whoever made this promised that any thread may read them while `owner` lives.
+// SAFETY: the bytes are only read, and the caller of `new` promised that any thread may read them while `owner` lives.
 unsafe impl Send for BorrowedBytes {}
 // SAFETY: as above.
 unsafe impl Sync for BorrowedBytes {}
@@ -23,7 +34,7 @@ impl BorrowedBytes {
     /// `len` bytes at `start`, which are there as long as `owner` is.
     ///
     /// # Safety
-    /// Until the last clone of `owner` is dropped, the bytes are initialised and may be read from any thread. Nobody writes to
+    /// Until the last clone of `owner` is dropped, the bytes are initialized and may be read from any thread. Nobody writes to
     /// them during a call that these bytes, a [`Buffer`](crate::Buffer) or a [`Tensor`](crate::Tensor) of them are given to,
     /// nor while a reference to them that [`bytes`](Self::bytes) gave is in use.
     pub unsafe fn new(start: NonNull<u8>, len: usize, owner: Arc<dyn Any + Send + Sync>) -> Self {

@@ -17,7 +17,15 @@ struct Line([u8; 64]);
 /// From this size on memory that stays is asked for in huge pages.
 const HUGE_FROM: usize = 1 << 20;
 
-/// Growable zero-initialised bytes that start on a 64-byte boundary.
+/// Growable zero-initialized bytes that start on a 64-byte boundary.
+///
+/// ```
+/// use regraft_tensor::AlignedVec;
+///
+/// let bytes = AlignedVec::zeroed(100);
+/// assert_eq!(bytes.bytes().len(), 100);
+/// assert_eq!(bytes.bytes().as_ptr() as usize % 64, 0);
+/// ```
 #[derive(Default)]
 pub struct AlignedVec {
     memory: Memory,
@@ -69,7 +77,7 @@ impl AlignedVec {
         }
         match MmapMut::map_anon(lines * 64) {
             Ok(pages) => Ok(AlignedVec::of(huge(pages, lines), len)),
-            // Where no pages are to be had the heap has to do.
+            // Where the system gives no pages, the heap is used.
             Err(_) => AlignedVec::try_zeroed(len),
         }
     }
@@ -174,13 +182,21 @@ impl fmt::Debug for AlignedVec {
 }
 
 /// Immutable shared bytes: owned and 64-byte aligned, a range of a mapped file, or borrowed for a call.
+///
+/// ```
+/// use regraft_tensor::{AlignedVec, Buffer};
+///
+/// let buffer = Buffer::from(AlignedVec::copy_of(b"weights"));
+/// assert_eq!(buffer.slice(0..6).expect("it is inside").bytes(), b"weight");
+/// assert!(buffer.slice(0..8).is_none());
+/// ```
 #[derive(Clone, Debug)]
 pub enum Buffer {
     /// Bytes in memory of this process.
     Owned(Arc<AlignedVec>),
     /// A range of a mapped file.
     Mapped(MappedFile, Range<usize>),
-    /// Memory of someone else, who may write to it once the call that it was given to is over. Nothing keeps it.
+    /// Memory of another owner, who may write to it once the call that it was given to is over. Nothing keeps it.
     Borrowed(BorrowedBytes),
     /// As [`Buffer::Borrowed`], in memory of a device: copied to the host when the bytes are first asked for.
     Remote(RemoteBytes),
@@ -244,7 +260,7 @@ impl Buffer {
         }
     }
 
-    /// Whether the memory is someone else's, and may be written to after the call that it was given to.
+    /// Whether the memory has another owner, who may write to it after the call that it was given to.
     pub fn is_borrowed(&self) -> bool {
         matches!(self, Buffer::Borrowed(_) | Buffer::Remote(_))
     }

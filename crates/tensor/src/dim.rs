@@ -7,6 +7,10 @@ use std::{
 use crate::{ErrorKind, TensorError};
 
 /// A symbol of a program, by its index in the program's table; written `s0`, `s1`, ...
+///
+/// ```
+/// assert_eq!(regraft_tensor::Symbol(1).to_string(), "s1");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Symbol(pub u32);
 

@@ -7,6 +7,13 @@ use serde::{Deserialize, Serialize};
 /// The element type of a tensor.
 ///
 /// Written in text as its short name: `f32`, `bf16`, `i64`, `bool`.
+///
+/// ```
+/// use regraft_tensor::DType;
+///
+/// assert_eq!(DType::BF16.size(), 2);
+/// assert_eq!(DType::BF16.to_string(), "bf16");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum DType {
     /// IEEE binary64.
@@ -94,7 +101,7 @@ impl DType {
         matches!(self, DType::F64 | DType::F32 | DType::F16 | DType::BF16)
     }
 
-    /// Whether this is an integer type; `bool` is none.
+    /// Whether this is an integer type; `bool` is not.
     pub const fn is_int(self) -> bool {
         !self.is_float() && !matches!(self, DType::Bool)
     }
@@ -119,6 +126,17 @@ impl fmt::Display for DType {
 /// A Rust type that is the element of a tensor.
 ///
 /// `bool` tensors are stored as `u8` with the values 0 and 1, so they are read through [`Element`] as `u8`.
+///
+/// ```
+/// use regraft_tensor::{DType, Element};
+///
+/// fn sum<E: Element>(values: &[E]) -> f64 {
+///     values.iter().map(|value| value.to_f64()).sum()
+/// }
+///
+/// assert_eq!(<f32 as Element>::DTYPE, DType::F32);
+/// assert_eq!(sum(&[1i64, 2, 3]), 6.0);
+/// ```
 pub trait Element: Pod + PartialEq + Send + Sync + fmt::Debug + 'static {
     /// The data type whose elements have this representation.
     const DTYPE: DType;

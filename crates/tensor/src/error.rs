@@ -3,6 +3,13 @@ use std::path::PathBuf;
 use crate::DType;
 
 /// What went wrong with a tensor or a buffer.
+///
+/// ```
+/// use regraft_tensor::{AlignedVec, DType, Tensor};
+///
+/// let error = Tensor::new(DType::F32, vec![2, 3], AlignedVec::zeroed(20).into()).unwrap_err();
+/// assert_eq!(error.to_string(), "f32[2, 3] needs 24 bytes, found 20");
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub struct TensorError(#[from] ErrorKind);

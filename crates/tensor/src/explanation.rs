@@ -1,10 +1,19 @@
 use std::fmt;
 
-/// Names wider than this do not push what is said of others to the right.
+/// Names wider than this do not move the text of others to the right.
 const WIDEST: usize = 60;
 
-/// An error in parts, for those who lay it out in their own way: what happened, in one line; what is wrong with each thing; and
+/// An error in parts, for callers that lay it out themselves: what happened, in one line; what is wrong with each thing; and
 /// what to do.
+///
+/// ```
+/// use regraft_tensor::Explanation;
+///
+/// let error = Explanation::new("1 of 2 sources does not fit")
+///     .problems([("fc.bias".to_owned(), "missing".to_owned())])
+///     .help("give all sources");
+/// assert_eq!(error.to_string(), "1 of 2 sources does not fit\n  fc.bias  missing\n  help: give all sources");
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Explanation {
     /// What happened, and where.
@@ -33,7 +42,7 @@ impl Explanation {
         Explanation { help: Some(help.into()), ..self }
     }
 
-    /// The same, said of `place`, which stands in front.
+    /// The same, with `place` in front.
     #[must_use]
     pub fn about(self, place: impl fmt::Display) -> Self {
         Explanation { what: format!("{place}: {}", self.what), ..self }

@@ -1,4 +1,4 @@
-//! Data types, symbolic dimensions and host tensors: what every other crate speaks, and no graph.
+//! Data types, symbolic dimensions and host tensors, which all other crates use; no graph.
 //!
 //! - [`DType`] and [`Element`]: the element types and their Rust counterparts;
 //! - [`Dim`]: a dimension that is a constant, a symbol or an expression over symbols;

@@ -12,7 +12,7 @@ use crate::{ErrorKind, TensorError};
 
 /// A whole file mapped read-only into memory.
 ///
-/// The pages are shared with the page cache. Whoever changes or truncates a mapped file while it is in use breaks
+/// The pages are shared with the page cache. Changing or truncating a mapped file while it is in use breaks
 /// the program that maps it, as with every memory-mapping tool; Regraft itself replaces files by renaming a new one
 /// over the old, which leaves existing mappings intact.
 #[derive(Debug, Clone)]

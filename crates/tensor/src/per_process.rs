@@ -2,7 +2,7 @@ use std::{mem::ManuallyDrop, process, sync::OnceLock};
 
 /// A value that each process has of its own: after a fork, the child makes another when it first asks.
 ///
-/// For what does not come along into a child, such as threads. The parent's value is neither used nor dropped there.
+/// For things that a child does not inherit, such as threads. The parent's value is neither used nor dropped there.
 #[derive(Debug)]
 pub struct PerProcess<T> {
     process: u32,
@@ -23,7 +23,7 @@ impl<T> PerProcess<T> {
         self.of(process::id()).value.get_or_init(make)
     }
 
-    /// The value that was made by this process or, before the fork, by one it stems from.
+    /// The value that was made by this process or, before the fork, by an ancestor.
     pub fn get_inherited(&self) -> Option<&T> {
         self.value.get().or_else(|| self.next.get()?.get_inherited())
     }

@@ -1,4 +1,4 @@
-//! Bytes that lie in memory of a device and belong to someone else.
+//! Bytes in memory of a device that belong to another owner.
 #![allow(unsafe_code)]
 
 use std::{
@@ -11,7 +11,7 @@ use crate::{AlignedVec, ErrorKind, TensorError};
 /// Copies the bytes to the host; says what went wrong.
 type Fetch = dyn Fn() -> Result<AlignedVec, String> + Send + Sync;
 
-/// Bytes in memory of a device that someone else owns and may write to again later, as [`BorrowedBytes`](crate::BorrowedBytes)
+/// Bytes in memory of a device, of another owner who may write to them again later, as [`BorrowedBytes`](crate::BorrowedBytes)
 /// are on the host. A device reads them where they are; for the host they are copied when they are first asked for.
 #[derive(Clone)]
 pub struct RemoteBytes(Arc<Inner>);
@@ -60,7 +60,7 @@ impl RemoteBytes {
         let failed = |why: String| TensorError::from(ErrorKind::Remote { device: self.0.device.clone(), why });
         let copy = (self.0.fetch)().map_err(failed)?;
         if copy.len() != self.0.len {
-            return Err(failed(format!("{} bytes came of {}", copy.len(), self.0.len)));
+            return Err(failed(format!("{} of {} bytes were copied", copy.len(), self.0.len)));
         }
         Ok(self.0.here.get_or_init(|| copy).bytes())
     }
@@ -68,7 +68,7 @@ impl RemoteBytes {
     /// The bytes on the host.
     ///
     /// # Panics
-    /// When they cannot be [fetched](RemoteBytes::fetch): who may meet that fetches them first.
+    /// When they cannot be [fetched](RemoteBytes::fetch): fetch them first where that can happen.
     pub(crate) fn bytes(&self) -> &[u8] {
         match self.fetch() {
             Ok(bytes) => bytes,

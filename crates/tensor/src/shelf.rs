@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::{AlignedVec, TensorError};
 
-/// Lends memory and takes it back when it is dropped, wherever that is: finding new pages takes longer than writing a simple
+/// Lends memory, and reuses it when it is dropped on any thread: getting new pages takes longer than writing a simple
 /// operator's result to them.
 #[derive(Debug)]
 pub struct Shelf {
@@ -12,12 +12,12 @@ pub struct Shelf {
     most_bytes: usize,
 }
 
-/// What nobody holds.
+/// Memory that nobody holds.
 #[derive(Debug, Default)]
 struct Free {
     /// The oldest first.
     memory: Vec<AlignedVec>,
-    /// How many may lie here.
+    /// How many pieces are kept.
     most: usize,
 }
 

@@ -1,5 +1,5 @@
-//! What belongs to the program, where the file that weights come from is a program itself: its constants are those of that
-//! file. Such that only move through recipes are taken as weights are; a value that was compiled in must be the same.
+//! Constants of the program, where the file with the weights is a program itself. Constants that only move through recipes
+//! are taken like weights; a value that was compiled in must be the same.
 
 use std::collections::HashMap;
 
@@ -7,10 +7,10 @@ use regraft_tensor::{DType, Tensor};
 
 use crate::{Digest, Ignored, MatchOptions, Names, Problem, SourceInfo, StateDict, Unknown, matching::mismatch};
 
-/// Values that are written out; of more there is a digest.
+/// Up to this many values are written out; of more there is a digest.
 const WRITTEN: usize = 8;
 
-/// The value of a tensor in words: the same for tensors of one type that are the same, and for no others.
+/// The value of a tensor as text, which differs for tensors of one type that differ.
 pub fn folded_value(tensor: &Tensor) -> String {
     if tensor.numel() > WRITTEN {
         return format!("{} values with digest {}", tensor.numel(), Digest::of(tensor));
@@ -126,7 +126,7 @@ mod tests {
         (all, vec![true, false, false, true, false])
     }
 
-    /// Weights of a program whose initialisers are `w` and `axes`, with these tensors in nodes.
+    /// Weights of a program whose initializers are `w` and `axes`, with these tensors in nodes.
     fn weights(axes: [f32; 2], constants: &[(&str, Tensor)]) -> StateDict {
         let mut weights = StateDict::new();
         weights.insert("w", Tensor::from_slice(&[1], &[1f32]));

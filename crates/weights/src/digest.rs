@@ -6,11 +6,20 @@ use serde::{Deserialize, Serialize};
 use crate::on_shared_threads;
 
 /// A BLAKE3 digest of a tensor's dtype, shape and bytes. Written as 64 hexadecimal digits.
+///
+/// ```
+/// use regraft_tensor::Tensor;
+/// use regraft_weights::Digest;
+///
+/// let digest = Digest::of(&Tensor::from_slice(&[2], &[0.5f32, 1.0]));
+/// assert_eq!(digest.to_string().parse(), Ok(digest));
+/// assert_ne!(digest, Digest::of(&Tensor::from_slice(&[2, 1], &[0.5f32, 1.0])), "the shape counts");
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct Digest([u8; 32]);
 
-/// A text is not a digest: 64 lower-case hexadecimal digits are.
+/// A text that is not a digest, which is 64 lower-case hexadecimal digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected 64 lower-case hexadecimal digits")]
 pub struct NoDigest;

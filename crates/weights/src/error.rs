@@ -5,16 +5,23 @@ use serde::{Deserialize, Serialize};
 
 use crate::Misfit;
 
-/// One reason why given weights do not fit an engine. Written as a line of a list: the source's name, then what is
-/// wrong with it.
+/// One reason why given weights do not fit an engine.
+///
+/// ```
+/// use regraft_weights::Problem;
+///
+/// let problem = Problem::Mismatch { name: "fc.bias".into(), expected: "f32[10]".into(), found: "f32[12]".into() };
+/// assert!(problem.to_string().contains("fc.bias"));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "problem", rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Problem {
     /// A source that a full refit needs was not given.
     Missing {
         /// Name of the source.
         name: String,
-        /// What the file has in its place, which is not read.
+        /// What the file has instead, in a form that is not read.
         found: Option<String>,
     },
     /// The engine has no source of this name.
@@ -31,7 +38,7 @@ pub enum Problem {
         /// The rules in words.
         rules: [String; 2],
     },
-    /// No name that was given is one of a source.
+    /// None of the given names is that of a source.
     NoneKnown {
         /// How many were given.
         names: usize,
@@ -41,7 +48,7 @@ pub enum Problem {
         /// What names were to begin with.
         name: String,
     },
-    /// Two names are one after renaming.
+    /// Two names are the same after renaming.
     Twice {
         /// A name that was given.
         name: String,
@@ -71,7 +78,7 @@ pub enum Problem {
         /// Its other name.
         alias: String,
     },
-    /// A part of the program stands in the file with another value.
+    /// A part of the program has another value in the file.
     Folded {
         /// Name of the source.
         name: String,
@@ -85,19 +92,19 @@ pub enum Problem {
         /// Name of the source.
         name: String,
     },
-    /// A slot needs this source too, and neither the engine nor the call has it.
+    /// A slot also needs this source, and neither the engine nor the call has it.
     SiblingMissing {
         /// Name of the source.
         name: String,
         /// The slot that needs it.
         slot: String,
     },
-    /// Named as changed, and not among what was given.
+    /// Named as changed, but not given.
     NotGiven {
         /// The name.
         name: String,
     },
-    /// The tensor was let go, and a file is to hold it.
+    /// The tensor was released, and a file is to hold it.
     Released {
         /// Name of the source.
         name: String,
@@ -109,14 +116,14 @@ pub enum Problem {
         /// The file.
         path: PathBuf,
     },
-    /// The engine keeps this source in a weight file, by reference, and it cannot be had from there; the refit does not
+    /// The engine keeps this source in a weight file, by reference, and it cannot be read from there; the refit does not
     /// bring it.
     NotInFile {
         /// Name of the source.
         name: String,
         /// The file.
         path: PathBuf,
-        /// Why it cannot be had.
+        /// Why it cannot be read.
         why: String,
     },
 }
@@ -155,9 +162,9 @@ impl Problem {
             Problem::Ambiguous { rules: [one, other] } => {
                 format!("match {one} and {other}, and mean different tensors")
             }
-            Problem::NoneKnown { names } => format!("none of the {names} given is one of a source of the engine"),
-            Problem::RenameUnused { .. } => "was to be renamed, and no name begins with it".into(),
-            Problem::Twice { other, .. } => format!("is {other}, too, after renaming"),
+            Problem::NoneKnown { names } => format!("none of the {names} given is the name of a source of the engine"),
+            Problem::RenameUnused { .. } => "no name begins with this prefix, which was to be renamed".into(),
+            Problem::Twice { other, .. } => format!("has the same name as {other} after renaming"),
             Problem::Mismatch { expected, found, .. } => format!("expected {expected}, found {found}"),
             Problem::NonFinite { count, .. } => format!("{count} values are infinite or not a number"),
             Problem::TiedDiffer { alias, .. } => format!("differs from {alias}, which is the same tensor in the model"),
@@ -180,15 +187,27 @@ impl Problem {
     }
 }
 
+/// As a line of a list: the source's name, then what is wrong with it.
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.name(), self.what())
+    }
+}
+
 /// Why a name has no place in an engine.
+///
+/// ```
+/// assert_eq!(regraft_weights::Unknown::NoSource.to_string(), "the engine has no such source");
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "why", rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Unknown {
     /// No source has this name.
     NoSource,
-    /// It does not begin as those names do that are sources.
+    /// It lacks the prefix that all names of sources have.
     OutsideOf {
-        /// What they begin with.
+        /// The prefix.
         prefix: String,
     },
     /// An exporter of ONNX made it, for a weight that it folded or transposed.
@@ -206,8 +225,14 @@ impl fmt::Display for Unknown {
 }
 
 /// A name that was given and changes nothing.
+///
+/// ```
+/// let ignored = regraft_weights::Ignored::Counter { name: "bn.num_batches_tracked".into() };
+/// assert_eq!((ignored.name(), ignored.why()), ("bn.num_batches_tracked", "the counter of a batch norm"));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "why", rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Ignored {
     /// A non-persistent buffer or a constant of the program, which no state dict holds.
     Constant {
@@ -224,7 +249,7 @@ pub enum Ignored {
         /// The name that was given.
         name: String,
     },
-    /// The engine has no such source, and that was to be ignored.
+    /// The engine has no such source, and such names are ignored.
     Unknown {
         /// The name that was given.
         name: String,
@@ -264,6 +289,17 @@ impl Ignored {
 }
 
 /// An error of this crate.
+///
+/// ```
+/// use regraft_weights::{WeightsError, WeightsErrorKind};
+///
+/// fn problems(error: &WeightsError) -> usize {
+///     match error.kind() {
+///         WeightsErrorKind::Fit(misfit) => misfit.problems.len(),
+///         _ => 0,
+///     }
+/// }
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub struct WeightsError(Box<WeightsErrorKind>);

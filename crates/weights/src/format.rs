@@ -2,7 +2,7 @@ use std::{borrow::Cow, fmt};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
-/// The name of a slot's layout in memory, such as `panels_f32<n16>`. What it means is the backend's to say.
+/// The name of a slot's layout in memory, such as `panels_f32<n16>`. Its meaning is defined by the backend.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct FormatId(Cow<'static, str>);
 
@@ -40,7 +40,7 @@ impl Serialize for FormatId {
 
 impl<'de> Deserialize<'de> for FormatId {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        /// As engine files had it before formats were named.
+        /// Its name in engine files before formats had names.
         #[derive(Deserialize)]
         enum Before {
             Plain,
@@ -68,7 +68,7 @@ pub struct SlotLayout {
     pub shape: Vec<usize>,
     /// The format.
     pub format: FormatId,
-    /// Bytes of the slot, as its format has it.
+    /// Bytes of the slot in its format.
     pub bytes: usize,
 }
 

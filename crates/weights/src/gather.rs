@@ -60,7 +60,7 @@ pub struct Piece {
     pub k_dims: Vec<(usize, usize)>,
     /// Number of columns.
     pub n_len: usize,
-    /// Distance of neighbouring columns in the source.
+    /// Distance of neighboring columns in the source.
     pub n_stride: usize,
     /// Factors per column: index into [`GatherPlan::Matrices::scales`] and the first element there.
     pub scale: Option<(u32, usize)>,
@@ -397,7 +397,7 @@ impl StridedView {
     }
 }
 
-/// Joins neighbouring parts that step through memory as one; drops parts of size 1.
+/// Joins neighboring parts that step through memory as one; drops parts of size 1.
 fn merge(axis: &[Part]) -> Vec<Part> {
     let mut merged: Vec<Part> = Vec::with_capacity(axis.len());
     for part in axis.iter().filter(|p| p.size != 1) {

@@ -1,4 +1,4 @@
-//! Weights as first-class citizens: sources, and recipes that make slots of them.
+//! Weights: sources, and recipes that make slots from them.
 //!
 //! - [`SourceInfo`], [`RefitMap`], [`Recipe`]: which slot is computed from which sources, and how;
 //! - [`GatherPlan`], [`VectorPlan`]: a recipe compiled to one pass over memory;

@@ -37,7 +37,17 @@ pub fn match_names<'a>(map: &'a RefitMap, weights: &'a StateDict, options: &'a M
     match_sources(&map.sources, &map.are_read(), weights, options)
 }
 
-/// As [`match_names`], for sources of which those that are `used` have slots.
+/// As [`match_names`]; `used` says which of the sources have slots.
+///
+/// ```
+/// use regraft_weights::{MatchOptions, RefitMap, StateDict, match_sources};
+///
+/// # fn f(map: &RefitMap, weights: &StateDict) {
+/// let options = MatchOptions::new().partial(true);
+/// let names = match_sources(&map.sources, &map.are_read(), weights, &options);
+/// println!("{}", names.rule());
+/// # }
+/// ```
 pub fn match_sources<'a>(
     sources: &'a [SourceInfo],
     used: &[bool],
@@ -90,7 +100,7 @@ pub fn match_sources<'a>(
     let unplaced: Vec<&str> = named.filter(|(_, source)| source.is_none()).map(|((name, _), _)| name).collect();
     names.quantized = stored::format_of(&unplaced);
     names.add_missing(&sides, stored::otherwise(weights, &unplaced, &options.renames));
-    // A rule that does not fit is taken only where it is none: what is wrong with names as they are shows later.
+    // Where no rule fits, names are taken as they are only if some are known; what is wrong with them shows later.
     let is_taken = found.fits || (names.rule == NameRule::default() && names.given.iter().any(Option::is_some));
     if names.problems.is_empty() && names.unknown.is_empty() && !is_taken {
         names.problems.push(Problem::NoneKnown { names: weights.len() });
@@ -139,7 +149,7 @@ impl<'a> Names<'a> {
     }
 
     /// Lists the sources that must be given and are not. What the file has in another form than one that is read was not left
-    /// out by whoever wrote it: such a source is never kept as it is.
+    /// out by the tool that wrote it: such a source is never kept as it is.
     fn add_missing(&mut self, sides: &Sides<'_>, stored: StoredOtherwise) {
         for (index, source) in sides.sources.iter().enumerate() {
             let may_be_kept = !sides.needed[index];
@@ -153,7 +163,7 @@ impl<'a> Names<'a> {
         }
     }
 
-    /// Says of each unknown name why it has no place.
+    /// Explains each unknown name.
     fn add_reasons(&mut self, sources: &[SourceInfo], weights: &StateDict) {
         let (removed, is_whole) = (&self.rule.removed, self.rule.added.is_empty());
         for problem in &mut self.unknown {
@@ -234,7 +244,7 @@ fn has_prefix(name: &str, prefix: &str) -> bool {
         || name.contains(&format!(".{prefix}."))
 }
 
-/// ONNX exporters name so what they folded or transposed.
+/// The names that ONNX exporters give to weights that they folded or transposed.
 fn is_of_exporter(name: &str) -> bool {
     name.starts_with("onnx::") || name.strip_prefix("val_").is_some_and(|rest| rest.bytes().all(|b| b.is_ascii_digit()))
 }
@@ -250,7 +260,7 @@ pub fn suggestion<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Optio
         .map(|(_, other)| other.to_owned())
 }
 
-/// Insertions, deletions, substitutions and swaps of neighbours that make `b` of `a`.
+/// Insertions, deletions, substitutions and swaps of neighbors that make `b` of `a`.
 fn edit_distance(a: &str, b: &str) -> usize {
     let (a, b) = (a.as_bytes(), b.as_bytes());
     let mut rows = vec![vec![0; b.len() + 1]; a.len() + 1];
@@ -375,7 +385,7 @@ mod tests {
         assert!(check(&weights, &options).is_err());
     }
 
-    /// What the file has in a form that is not read was not left out: it is no reason to keep what was there.
+    /// A weight that the file has in a form that is not read was not left out, so the old value must not be kept.
     #[test]
     fn what_is_stored_otherwise_is_missed_even_in_part() {
         let bias = || ("fc.bias".to_owned(), Tensor::from_slice(&[2], &[0f32; 2]));

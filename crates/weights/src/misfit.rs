@@ -5,26 +5,50 @@ use serde::{Deserialize, Serialize};
 
 use crate::{NameRule, Problem, SourceInfo, Unknown};
 
-/// Weights that do not fit an engine: every reason, and what they have in common.
+/// Weights that do not fit an engine: every reason, and the common cause.
+///
+/// ```
+/// use regraft_weights::{Misfit, Problem};
+///
+/// let misfit = Misfit::new(vec![Problem::Missing { name: "fc.weight".into(), found: None }], 62);
+/// println!("{misfit}"); // a line that sums up, a line for each problem, and advice
+/// for problem in &misfit.problems {
+///     println!("{problem}");
+/// }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Misfit {
     /// Every reason.
     pub problems: Vec<Problem>,
     /// How many sources the engine has.
     pub sources: usize,
-    /// Why, taken together.
+    /// The common cause.
     pub cause: Cause,
 }
 
-/// Why weights do not fit, taken together: what advice depends on.
+/// The common cause of all problems, which advice depends on.
+///
+/// ```
+/// use regraft_weights::{Cause, Misfit};
+///
+/// fn advice(misfit: &Misfit) -> Option<&'static str> {
+///     match misfit.cause {
+///         Cause::FewKeys => Some("refit with RefitOptions::partial"),
+///         Cause::OnlyUnknown => Some("refit with RefitOptions::ignore_unknown"),
+///         _ => None,
+///     }
+/// }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "cause", rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Cause {
     /// Everything that was given fits, and some sources were not given.
     FewKeys,
-    /// All that is needed was given, beside names that the engine does not have.
+    /// Everything that is needed was given, beside names that the engine does not have.
     OnlyUnknown,
-    /// Most names are those of sources by a rule, and some are not.
+    /// By a rule most names are those of sources, but some are not.
     NearRule {
         /// The rule in words, empty for the names as they are.
         rule: String,
@@ -33,19 +57,19 @@ pub enum Cause {
         /// Sources that must be given.
         of: usize,
     },
-    /// Whole norms are missing: whoever wrote the file folded them into the weights before them.
+    /// Whole norms are missing: the tool that wrote the file folded them into the weights before them.
     FoldedNorm {
         /// The module of one of them.
         module: String,
         /// How many.
         norms: usize,
     },
-    /// The file has weights in few bits, with their scales beside them.
+    /// The file has quantized weights, with their scales beside them.
     Quantized {
-        /// What wrote it, or how.
+        /// The tool or the format.
         format: String,
     },
-    /// Shapes differ, or hardly a name is known.
+    /// Shapes differ, or hardly any name is known.
     OtherModel,
     /// What was compiled into the program differs.
     OtherProgram,

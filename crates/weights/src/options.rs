@@ -1,6 +1,6 @@
 use std::{collections::BTreeSet, str::FromStr};
 
-/// What names and values of weights must be. By default all weights must be there, under names that the engine has.
+/// How names and values of weights are checked. By default all weights must be given, under the engine's names.
 ///
 /// ```
 /// # use regraft_weights::{MatchOptions, Rename};
@@ -12,13 +12,13 @@ use std::{collections::BTreeSet, str::FromStr};
 pub struct MatchOptions {
     /// Take the keys that are there; otherwise every source that a state dict holds must be given.
     pub partial: bool,
-    /// Leave names alone that the engine does not have; otherwise they are an error.
+    /// Ignore names that the engine does not have; otherwise they are an error.
     pub ignore_unknown: bool,
     /// Refuse infinite values and NaN.
     pub reject_non_finite: bool,
-    /// Which sources that no state dict holds may be changed.
+    /// Which of the sources that no state dict contains may be changed.
     pub constants: Constants,
-    /// What names of the file are called before they are matched.
+    /// Renames names of the file before they are matched.
     pub renames: Vec<Rename>,
 }
 
@@ -64,11 +64,18 @@ impl MatchOptions {
     }
 }
 
-/// Sources that no state dict holds, as far as weights may change them: non-persistent buffers and tensors that the program's
-/// code made. A checkpoint that brings them was written by another version of the code, so by default they are left alone.
+/// Which sources that no state dict contains weights may change: non-persistent buffers and tensors that the program's
+/// code made. A checkpoint that contains them was written by another version of the code, so by default they are kept.
+///
+/// ```
+/// use regraft_weights::{Constants, MatchOptions};
+///
+/// let one = Constants::Change(["rotary.inv_freq".to_owned()].into());
+/// let options = MatchOptions::new().constants(one);
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Constants {
-    /// None: they are the program's.
+    /// None: they belong to the program.
     #[default]
     Keep,
     /// Those of these names.
@@ -87,8 +94,17 @@ impl Constants {
     }
 }
 
-/// A prefix of names that stands for another: `FROM=TO`. Whole parts between dots are compared; without `FROM` the other is
-/// put before every name, without `TO` it is taken away.
+/// Replaces a prefix of names by another: `FROM=TO`. Whole parts between dots are compared; without `FROM` the prefix `TO` is
+/// added to every name, without `TO` the prefix is removed.
+///
+/// ```
+/// use regraft_weights::Rename;
+///
+/// let rename: Rename = "encoder=model.encoder".parse()?;
+/// assert_eq!(rename.apply("encoder.0.weight").as_deref(), Some("model.encoder.0.weight"));
+/// assert_eq!(rename.apply("decoder.0.weight"), None);
+/// # Ok::<(), String>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rename {
     from: String,
@@ -101,12 +117,12 @@ impl Rename {
         Rename { from: from.trim_matches('.').to_owned(), to: to.trim_matches('.').to_owned() }
     }
 
-    /// What names begin with.
+    /// The prefix that is replaced.
     pub fn from(&self) -> &str {
         &self.from
     }
 
-    /// The new name; `None` when `name` does not begin so.
+    /// The new name; `None` when `name` does not have the prefix.
     pub fn apply(&self, name: &str) -> Option<String> {
         let rest = match self.from.is_empty() {
             true => name,

@@ -6,6 +6,14 @@ use regraft_tensor::DType;
 use crate::{FormatId, GatherPlan};
 
 /// The piece of IR that computes one slot from its sources, and the format it is packed in.
+///
+/// ```
+/// # fn f(map: &regraft_weights::RefitMap) {
+/// let recipe = &map.recipes[0];
+/// println!("{recipe}"); // the program that makes the slot, as text
+/// println!("{}{:?} in {}", recipe.dtype(), recipe.shape(), recipe.format);
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Recipe {
     /// Name of the slot.
@@ -14,7 +22,7 @@ pub struct Recipe {
     pub graph: Graph,
     /// For each source of `graph` its index in the [`RefitMap`](crate::RefitMap).
     pub sources: Vec<u32>,
-    /// For each source of `graph` the use of it that this is: what adapters do to it is that use's.
+    /// For each source of `graph` the use of it, which says which adapters apply to it.
     pub uses: Vec<u32>,
     /// The layout in memory.
     pub format: FormatId,
@@ -24,12 +32,12 @@ pub struct Recipe {
 }
 
 impl Recipe {
-    /// Whether both make the same of their sources, whichever uses these are.
+    /// Whether both compute the same from their sources, whichever uses these are.
     pub fn is_twin_of(&self, other: &Recipe) -> bool {
         self.sources == other.sources && self.uses != other.uses && self.makes_what(other)
     }
 
-    /// Whether both make the same of sources of the same types and contents, whichever these are: also of another engine.
+    /// Whether both compute the same from sources of the same types and contents, even of another engine.
     pub fn makes_what(&self, other: &Recipe) -> bool {
         let same = self.format == other.format && self.layout_ops == other.layout_ops;
         same && same_program(&self.graph, &other.graph)

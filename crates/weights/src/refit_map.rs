@@ -7,19 +7,27 @@ use serde::{Deserialize, Serialize};
 use crate::Recipe;
 
 /// A source of an engine: what a state dict must bring for it.
+///
+/// ```
+/// # fn f(map: &regraft_weights::RefitMap) {
+/// for source in &map.sources {
+///     println!("{}: {}, {} bytes", source.name, source.type_text(), source.byte_len());
+/// }
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceInfo {
     /// Fully qualified name, as `state_dict()` spells it.
     pub name: String,
     /// Other names of the same tensor (tied weights).
     pub aliases: Vec<String>,
-    /// What it was in the original model.
+    /// Its kind in the original model.
     pub kind: SourceKind,
     /// Element type in the program.
     pub dtype: DType,
     /// Shape.
     pub shape: Vec<usize>,
-    /// What it is to the module that reads it.
+    /// Its role in the module that reads it.
     #[serde(default, skip_serializing_if = "Role::is_other")]
     pub role: Role,
     /// What its tensor held when the program was made, as [`folded_value`](crate::folded_value) says it, where that became a part
@@ -33,9 +41,9 @@ pub struct SourceInfo {
 pub struct Twin {
     /// Index of the source.
     pub of: u32,
-    /// The name that the source has in that module, one of its aliases; where it has none, a name for people.
+    /// The name that the source has in that module, one of its aliases; otherwise a descriptive name.
     pub name: String,
-    /// What it is to that module.
+    /// Its role in that module.
     #[serde(default, skip_serializing_if = "Role::is_other")]
     pub role: Role,
 }
@@ -77,6 +85,15 @@ impl SourceInfo {
 ///
 /// A tied tensor is one source, and each module that reads it has a *use* of it, which adapters tell apart. Uses are
 /// numbered: those with the numbers of sources are these themselves, the others are the twins in their order.
+///
+/// ```
+/// # fn f(map: &regraft_weights::RefitMap) {
+/// for recipe in &map.recipes {
+///     let sources: Vec<&str> = recipe.sources.iter().map(|&index| &*map.sources[index as usize].name).collect();
+///     println!("{} is made from {}", recipe.slot, sources.join(", "));
+/// }
+/// # }
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct RefitMap {
     /// The sources of the model.

@@ -5,6 +5,12 @@ use serde::{Deserialize, Serialize};
 use crate::Ignored;
 
 /// A phase of a refit.
+///
+/// ```
+/// use regraft_weights::Phase;
+///
+/// assert!(Phase::Compare < Phase::Stage, "phases are in order");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
@@ -12,7 +18,7 @@ pub enum Phase {
     Match,
     /// Shapes, dtypes, values by policy and guards are checked.
     Check,
-    /// What really differs is found: given sources are compared with the ones of the serving generation.
+    /// Given sources are compared with those of the serving generation, to find what differs.
     Compare,
     /// Recipes run into fresh buffers.
     Stage,
@@ -23,6 +29,13 @@ pub enum Phase {
 }
 
 /// A slot that a refit rebuilt.
+///
+/// ```
+/// # fn f(report: &regraft_weights::RefitReport) {
+/// let slow = report.recomputed_slots.iter().filter(|slot| !slot.one_pass);
+/// println!("{} slots were made by the reference evaluator", slow.count());
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SlotReport {
     /// Name of the slot.
@@ -35,7 +48,22 @@ pub struct SlotReport {
     pub one_pass: bool,
 }
 
+/// One line: the slot, its size, and what it is made from.
+impl fmt::Display for SlotReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {:.1} MB from {}", self.name, self.bytes as f64 / 1e6, self.sources.join(", "))
+    }
+}
+
 /// An adapter that the new generation has.
+///
+/// ```
+/// # fn f(report: &regraft_weights::RefitReport) {
+/// for adapter in report.adapters.iter().filter(|adapter| adapter.unread > 0) {
+///     println!("{adapter}: the program never reads {} of its {} layers", adapter.unread, adapter.layers);
+/// }
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AdapterReport {
     /// Its name.
@@ -44,15 +72,30 @@ pub struct AdapterReport {
     pub scale: f64,
     /// Number of sources that it touches.
     pub layers: usize,
-    /// Those of them that the program never reads, so that nothing comes of it.
+    /// How many of them the program never reads, so that they have no effect.
     #[serde(default)]
     pub unread: usize,
-    /// Its values that are infinite or not a number: what it touches has such values, too.
+    /// How many of its values are infinite or not a number: the weights that it touches have such values, too.
     #[serde(default)]
     pub non_finite: usize,
 }
 
+/// Its name and scale.
+impl fmt::Display for AdapterReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} at {}", self.name, self.scale)
+    }
+}
+
 /// An adapter that became part of the weights when they were saved.
+///
+/// ```
+/// # fn f(report: &regraft_weights::RefitReport) {
+/// for baked in &report.baked {
+///     println!("{} at {} is part of {}", baked.name, baked.scale, baked.sources.join(", "));
+/// }
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BakedAdapter {
     /// Its name.
@@ -64,7 +107,18 @@ pub struct BakedAdapter {
 }
 
 /// What a refit did, and where the time went.
+///
+/// ```
+/// # fn f(report: &regraft_weights::RefitReport) {
+/// println!("{report}"); // 62 of 62 sources changed, 21 slots rebuilt, 46.7 MB in 3.9 ms
+/// for slot in &report.recomputed_slots {
+///     println!("{slot}");
+/// }
+/// println!("{}", report.phases_ms);
+/// # }
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct RefitReport {
     /// Sources that were given and differ from before.
     pub applied: Vec<String>,
@@ -72,21 +126,21 @@ pub struct RefitReport {
     pub unchanged: Vec<String>,
     /// Sources that were not given and kept (partial refit, or held by no state dict).
     pub kept: Vec<String>,
-    /// How names of the file became names of sources, in words; empty where they are the same.
+    /// The rule that matched names of the file to sources, as text; empty where they are the same.
     #[serde(default)]
     pub naming: String,
     /// Names that were given and change nothing.
     #[serde(default)]
     pub ignored: Vec<Ignored>,
-    /// Sources that were given in memory of a device and copied to the host, because what is made of them is made there.
+    /// Sources that were given in memory of a device and copied to the host, because their slots are made there.
     #[serde(default)]
     pub fetched: Vec<String>,
     /// Adapters of the new generation.
     pub adapters: Vec<AdapterReport>,
-    /// Adapters that are part of the weights that the new generation has without those: they were there when these were saved.
+    /// Adapters that were merged into the weights when these were saved.
     #[serde(default)]
     pub baked: Vec<BakedAdapter>,
-    /// Sources that other adapters, or the same ones with other scales, are applied to than before.
+    /// Sources whose adapters, or their scales, differ from before.
     pub adapted: Vec<String>,
     /// Slots that were rebuilt.
     pub recomputed_slots: Vec<SlotReport>,
@@ -104,8 +158,8 @@ impl fmt::Display for RefitReport {
         let given = self.applied.len() + self.unchanged.len();
         write!(f, "{} of {given} sources changed", self.applied.len())?;
         if !self.adapters.is_empty() {
-            let of = |adapter: &AdapterReport| format!("{} at {}", adapter.name, adapter.scale);
-            write!(f, ", adapters {}", self.adapters.iter().map(of).collect::<Vec<_>>().join(" and "))?;
+            let adapters: Vec<String> = self.adapters.iter().map(ToString::to_string).collect();
+            write!(f, ", adapters {}", adapters.join(" and "))?;
         }
         let (slots, megabytes) = (self.recomputed_slots.len(), self.bytes as f64 / 1e6);
         write!(f, ", {slots} slots rebuilt, {megabytes:.1} MB in {:.1} ms", self.phases_ms.total())
@@ -113,6 +167,17 @@ impl fmt::Display for RefitReport {
 }
 
 /// Milliseconds per phase.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use regraft_weights::{Phase, PhaseTimes};
+///
+/// let mut times = PhaseTimes::default();
+/// times.add(Phase::Stage, Duration::from_millis(3));
+/// assert_eq!(times.total(), 3.0);
+/// println!("{times}"); // match 0.0 ms, check 0.0 ms, compare 0.0 ms, stage 3.0 ms, ...
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PhaseTimes {
     /// [`Phase::Match`]
@@ -159,5 +224,13 @@ impl PhaseTimes {
     /// All phases together.
     pub fn total(&self) -> f64 {
         self.named().iter().map(|(_, ms)| ms).sum()
+    }
+}
+
+/// One line: each phase with its milliseconds.
+impl fmt::Display for PhaseTimes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let phases: Vec<String> = self.named().iter().map(|(name, ms)| format!("{name} {ms:.1} ms")).collect();
+        f.write_str(&phases.join(", "))
     }
 }

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use regraft_tensor::Tensor;
 
-/// Named tensors: what a refit or a bind is given.
+/// Named tensors: the weights for a refit or a bind.
 ///
 /// ```
 /// use regraft_tensor::Tensor;
@@ -69,33 +69,33 @@ impl StateDict {
         }
     }
 
-    /// The tensors that stand in the nodes of a program, by name, where the file is one; `None` otherwise. They are no weights,
-    /// and yet another value of one of them gives other results: a refit takes those that it can, and refuses the others.
+    /// The tensors in the nodes of a program, by name, if the file is one; `None` otherwise. They are not weights,
+    /// but another value of one of them gives other results: a refit takes those that it can, and refuses the others.
     pub fn constants(&self) -> Option<&BTreeMap<String, Tensor>> {
         self.constants.as_ref()
     }
 
-    /// Says that these are the tensors that stand in the nodes of the program that the weights are of.
+    /// Sets the tensors in the nodes of the program that the weights belong to.
     pub fn set_constants(&mut self, constants: BTreeMap<String, Tensor>) {
         self.constants = Some(constants);
     }
 
-    /// What a file says beside its tensors, such as how an adapter was trained: text by name.
+    /// Metadata of the file, such as how an adapter was trained: text by name.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
     }
 
-    /// Adds what a file says beside its tensors.
+    /// Adds metadata of a file.
     pub fn add_metadata(&mut self, entries: impl IntoIterator<Item = (String, String)>) {
         self.metadata.extend(entries);
     }
 
-    /// What stands in the file and was not read, by its place: in words what it is, such as "a tensor of complex64".
+    /// Objects of the file that were not read, by their place: a description, such as "a tensor of complex64".
     pub fn skipped(&self) -> &BTreeMap<String, String> {
         &self.skipped
     }
 
-    /// Notes that what stands at `place` was not read.
+    /// Records that the object at `place` was not read.
     pub fn skip(&mut self, place: impl Into<String>, what: impl Into<String>) {
         self.skipped.insert(place.into(), what.into());
     }
@@ -109,7 +109,7 @@ impl StateDict {
         }
     }
 
-    /// The tensors whose names `keep` gives a new one, and everything else that is known of the file.
+    /// The tensors for which `keep` returns a name, under that name, with the file's metadata.
     #[must_use]
     pub fn renamed(&self, mut keep: impl FnMut(&str) -> Option<String>) -> StateDict {
         let tensors = self.tensors.iter().filter_map(|(name, tensor)| Some((keep(name)?, tensor.clone()))).collect();

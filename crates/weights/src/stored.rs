@@ -1,4 +1,4 @@
-//! What a file has of weights in a form that is not read: quantized, or of a dtype or kind that there is no tensor for.
+//! Weights of a file in a form that is not read: quantized, or of a dtype or kind that tensors here do not have.
 
 use std::collections::BTreeMap;
 

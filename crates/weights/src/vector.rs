@@ -34,7 +34,7 @@ enum Step {
 }
 
 impl VectorPlan {
-    /// Compiles the part of `graph` that computes `value`, or `None` when it is no such chain.
+    /// Compiles the part of `graph` that computes `value`, or `None` when it is not such a chain.
     pub fn compile(graph: &Graph, value: ValueId) -> Option<VectorPlan> {
         let len = graph.ty(value).sizes()?.iter().product();
         let mut plan = VectorPlan { len, steps: Vec::new() };

@@ -9,7 +9,7 @@ pub(crate) struct LdmNames {
 }
 
 impl LdmNames {
-    /// For an engine with these modules, by their names with underscores; `None` when it is no such UNet.
+    /// For an engine with these modules, by their names with underscores; `None` when it is not such a UNet.
     pub(crate) fn new<'a>(modules: impl Iterator<Item = &'a str>) -> Option<LdmNames> {
         let layer = |name: &str| {
             let (_, rest) = name.split_once("down_blocks_0_resnets_")?;

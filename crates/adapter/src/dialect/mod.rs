@@ -91,7 +91,7 @@ pub(super) enum Part {
 }
 
 impl Part {
-    /// What messages call it.
+    /// Its name in messages.
     pub(super) fn name(self) -> &'static str {
         match self {
             Part::Down => "lora_A (or lora_down)",

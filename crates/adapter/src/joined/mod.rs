@@ -168,7 +168,7 @@ impl<'m> Finder<'m> {
         Finder { map, modules, taken, is_unread, hidden: BTreeSet::new(), others: Vec::new() }
     }
 
-    /// The blocks of the engine: what stands before them, whose names they have, and their numbers.
+    /// The blocks of the engine: their prefix, whose names they have, and their numbers.
     fn blocks(&self) -> Vec<(String, &'static Blocks, bool, usize)> {
         let mut found = BTreeSet::new();
         for module in self.modules.keys() {
@@ -190,7 +190,7 @@ impl<'m> Finder<'m> {
             .collect()
     }
 
-    /// What stands before the blocks of models of which any module has another name.
+    /// The prefixes of the blocks of models in which any module has another name.
     fn fronts(&self) -> BTreeSet<(String, bool)> {
         let is_known = |(front, list, is_original, number): &(String, &'static Blocks, bool, usize)| {
             let (list_name, inner) =

@@ -152,7 +152,7 @@ fn other_kinds_are_taken_apart_by_rows() {
     let inputs = of(&[("lora_up.weight", &[18, 2]), ("lora_down.weight", &[2, 4]), ("dora_scale", &[1, 4])]);
     let found = problems_with(&inputs, &Default::default(), &apart);
     assert!(found.iter().all(|problem| problem.contains("norms of its inputs")), "{found:?}");
-    // A norm for some of the rows is none for the others.
+    // A norm for some of the rows does not fit the others.
     let half = dict([
         ("transformer.single_transformer_blocks.1.attn.to_q.lora_A.weight", &[2, 4][..]),
         ("transformer.single_transformer_blocks.1.attn.to_q.lora_B.weight", &[4, 2]),
@@ -227,7 +227,7 @@ fn text_encoders_and_modules_outside_of_blocks() {
     }
     let adapter = read(&weights, &map);
     assert_eq!((adapter.layers.len(), adapter.foreign_keys.len()), (5, 2));
-    // What fits nowhere is said by name.
+    // A key that fits nowhere is an error with its name.
     weights.insert("lora_unet_double_blocks_7_img_attn_qkv.lora_up.weight", numbers(&[12, 1], 0));
     let found = problems_with(&weights, &Default::default(), &map);
     let lost = "lora_unet_double_blocks_7_img_attn_qkv.lora_up.weight: matches no source";

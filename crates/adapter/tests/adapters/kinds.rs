@@ -135,7 +135,7 @@ fn factors_of_any_float_become_f32() {
     }
 }
 
-/// Square weights of GPT-2 are `[in, out]`, whatever their neighbours are and the configuration says.
+/// Square weights of GPT-2 are `[in, out]`, whatever their neighbors are and the configuration says.
 #[test]
 fn how_a_square_weight_is_stored_its_use_tells() {
     let mut map = map([("h.0.gpt.weight", &[4, 4][..]), ("h.0.fc.weight", &[4, 4])]);
@@ -193,7 +193,7 @@ fn whole_tensors_replace_sources_whatever_the_scale() {
     );
     assert_eq!(found[0].1, head.to_f64_vec());
     assert_eq!(found[2].1, [tokens[2], tokens[3], 1.0, 1.0, 1.0, 1.0, tokens[0], tokens[1]]);
-    // A resized vocabulary is told with both sizes.
+    // A resized vocabulary is an error with both sizes.
     weights.insert(format!("{prefix}embed.base_layer.weight"), numbers(&[5, 2], 0));
     let listed = crate::problems_with(&weights, &config(settings), &map);
     assert!(listed.len() == 1 && listed[0].contains("has 5 rows, and the engine's embed.weight has 4"), "{listed:?}");

@@ -61,7 +61,7 @@ fn config(json: &str) -> AdapterConfig {
     serde_json::from_str(json).expect("a configuration")
 }
 
-/// What is said where scales do not matter.
+/// The configuration where scales do not matter.
 fn scale_of_one() -> AdapterConfig {
     config(r#"{"scaling": 1.0}"#)
 }

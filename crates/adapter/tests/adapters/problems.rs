@@ -1,4 +1,4 @@
-//! What is wrong with adapters: all of it is told at once. Test names carry the id of the scenario in `docs/scenarios.md`.
+//! Errors of adapters: all are reported at once. Test names carry the id of the scenario in `docs/scenarios.md`.
 
 use regraft_adapter::Adapter;
 use regraft_tensor::{DType, Tensor};
@@ -148,7 +148,7 @@ fn rotations_that_are_none_are_refused() {
     assert!(of("lycoris_fc.a1.weight", &[2, 4], &config("{}")).contains("GLoRA is not supported"));
 }
 
-/// Which parameter is meant, and how it lies, is told by shapes that fit one way only.
+/// Shapes that fit in one way only decide which parameter is meant, and its orientation.
 #[test]
 fn parameters_that_cannot_be_told_apart_are_refused() {
     let targets = config(

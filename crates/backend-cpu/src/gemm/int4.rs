@@ -1,4 +1,4 @@
-//! Products with a matrix of half bytes: two neighbouring steps of `k` in a byte, each plus 8, and a scale for each 32 steps and column.
+//! Products with a matrix of half bytes: two neighboring steps of `k` in a byte, each plus 8, and a scale for each 32 steps and column.
 //! Few rows are multiplied as the bytes come from memory, which is what takes the time then; for many a panel is widened once.
 
 use super::{Epilogue, Operand, Panels, Rows, Workspace, gathered_bytes, multiply_block, panel_width};

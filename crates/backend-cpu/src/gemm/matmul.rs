@@ -89,17 +89,17 @@ pub struct MatmulArgs<'a, C = f32> {
     pub a: Floats<'a>,
     /// Distance between rows of `A`.
     pub lda: usize,
-    /// Distance between the `A` of neighbouring products.
+    /// Distance between the `A` of neighboring products.
     pub a_batch: usize,
     /// `B`.
     pub b: DynamicB<'a>,
-    /// Distance between the `B` of neighbouring products.
+    /// Distance between the `B` of neighboring products.
     pub b_batch: usize,
     /// `C`, row-major.
     pub c: &'a mut [C],
     /// Distance between rows of `C`.
     pub ldc: usize,
-    /// Distance between the `C` of neighbouring products.
+    /// Distance between the `C` of neighboring products.
     pub c_batch: usize,
     /// Bias and activation; a residual is not supported here.
     pub epilogue: Epilogue<'a>,

@@ -93,7 +93,7 @@ fn rest_of(walk: &Walk, steps: usize) -> Option<Rest> {
     (steps > 0).then(|| unsafe { Rest::of(walk, 2 * steps, steps.div_ceil(2), keep) })
 }
 
-/// Multiplies where `C` is no whole tiles: in memory of its own. `before` says how many rows each tile begins too early.
+/// Multiplies where `C` is not whole tiles, in separate memory. `before` says how many rows each tile begins too early.
 fn multiply_apart(walk: &mut Walk, before: [usize; 2], c: &mut TileMut<'_, f32>) {
     let mut sums = Sums([[0.0; WALK_COLS]; WALK_ROWS]);
     let (rows, cols, line) = (c.rows(), c.cols(), |r: usize| r + before[r / ROWS]);

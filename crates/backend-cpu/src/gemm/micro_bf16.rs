@@ -1,4 +1,4 @@
-//! The AVX512-BF16 micro-kernels: 12 x 32 and 6 x 64. An instruction multiplies pairs of bfloat16 numbers of two neighbouring steps of
+//! The AVX512-BF16 micro-kernels: 12 x 32 and 6 x 64. An instruction multiplies pairs of bfloat16 numbers of two neighboring steps of
 //! `k` and adds both products to a float. It takes subnormal numbers for zero.
 #![allow(unsafe_code)]
 

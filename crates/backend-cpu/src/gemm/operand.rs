@@ -172,7 +172,7 @@ impl<'a> Operand<'a> {
         }
     }
 
-    /// Whether neighbouring rows fall into so few sets of a first-level cache (64 sets, 8 ways) that those of one tile evict each
+    /// Whether neighboring rows fall into so few sets of a first-level cache (64 sets, 8 ways) that those of one tile evict each
     /// other before their lines are used up.
     pub(super) fn rows_collide(&self) -> bool {
         let stride = match self.rows {

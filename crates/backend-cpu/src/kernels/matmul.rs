@@ -80,7 +80,7 @@ struct Prepared {
     transposed: bool,
     act: Activation,
     items: Vec<Item>,
-    /// Distances between neighbouring operands when they are all alike: the batch is one call then.
+    /// Distances between neighboring operands when they are all alike: the batch is one call then.
     uniform: Option<(usize, usize)>,
 }
 

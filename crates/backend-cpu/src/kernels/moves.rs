@@ -1,4 +1,4 @@
-//! Elements in other places: flips, padding, nearest neighbours; and literals.
+//! Elements in other places: flips, padding, nearest neighbors; and literals.
 
 use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, OperandType};
 use regraft_ir::{
@@ -44,7 +44,7 @@ struct Prepared {
     /// Bytes of an element.
     size: usize,
     plan: Remap,
-    /// The bytes of what stands in places that are nobody's.
+    /// The bytes of elements that no source fills.
     fill: u64,
 }
 
@@ -86,7 +86,7 @@ fn padded(op: &Pad, axis: usize, from: usize, to: usize) -> Vec<usize> {
     (0..to).map(source).collect()
 }
 
-/// The places that an axis of nearest neighbours reads.
+/// The places that an axis of nearest neighbors reads.
 fn nearest(op: &Resize, axis: usize, from: usize, to: usize, dtype: DType) -> Vec<usize> {
     match axis.checked_sub(op.layout.first_spatial()).filter(|i| *i < op.size.len()) {
         Some(i) => op.taps(i, from, to, dtype).into_iter().map(|(place, _)| place).collect(),

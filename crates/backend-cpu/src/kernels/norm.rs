@@ -1,4 +1,4 @@
-//! Layer, RMS, group and batch normalisation.
+//! Layer, RMS, group and batch normalization.
 
 use regraft_backend::{BackendError, Candidate, DataError, NodeSpec, OperandType};
 use regraft_ir::{Op, TensorType, ops::SpatialLayout};
@@ -32,7 +32,7 @@ fn accept(node: &Seen<'_>) -> Result<&'static str, Why> {
         Op::RmsNorm(_) => Ok(RMS),
         Op::GroupNorm(_) => Ok(GROUP),
         Op::BatchNorm(_) => Ok(BATCH),
-        _ => Err(Why("it is not a normalisation")),
+        _ => Err(Why("it is not a normalization")),
     }
 }
 
@@ -85,7 +85,7 @@ fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendEr
             let axis = op.layout.channel_axis(rank);
             (Kind::Batch { positions: x.shape[axis + 1..].iter().product() }, x.shape[axis], op.eps)
         }
-        _ => return Err(unsupported(node, "it is not a normalisation")),
+        _ => return Err(unsupported(node, "it is not a normalization")),
     };
     let numel = x.shape.iter().product();
     Ok(Box::new(Prepared { cx: cx.clone(), types, kind, numel, cols, eps: eps as f32 }))

@@ -9,7 +9,7 @@ use crate::{Isa, nn::moves::Indices};
 /// An index operand, broadcast to the shape of the points.
 struct IndexOperand {
     dtype: DType,
-    /// Distances between neighbouring points' indices, for each axis of the points.
+    /// Distances between neighboring points' indices, for each axis of the points.
     strides: Vec<usize>,
     /// Size of the axis that it indexes.
     size: usize,
@@ -49,7 +49,7 @@ impl Points {
         Ok(points)
     }
 
-    /// Makes one of neighbouring axes that every operand goes through alike.
+    /// Makes one of neighboring axes that every operand goes through alike.
     fn join_axes(&mut self) {
         for axis in (1..self.shape.len()).rev() {
             let size = self.shape[axis];

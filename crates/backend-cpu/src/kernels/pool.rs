@@ -47,7 +47,7 @@ enum Spec<'a> {
     Spans(Window<'a>),
     /// Windows of other sizes.
     Adaptive(&'a AdaptiveAvgPool),
-    /// One window is all of the image: a reduction of neighbouring axes in either layout.
+    /// One window is all of the image: a reduction of neighboring axes in either layout.
     Global(SpatialLayout),
 }
 

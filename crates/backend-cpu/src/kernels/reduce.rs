@@ -59,7 +59,7 @@ struct Prepared {
     cx: Cx,
     kind: Kind,
     dtype: DType,
-    /// The operand as `[outer, axis, inner]`. A reduction of axes that are not neighbours takes several steps, each over what the one
+    /// The operand as `[outer, axis, inner]`. A reduction of axes that are not neighbors takes several steps, each over what the one
     /// before left.
     steps: Vec<[usize; 3]>,
 }
@@ -81,7 +81,7 @@ fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendEr
     Ok(Box::new(Prepared { cx: cx.clone(), kind, dtype: x.dtype, steps }))
 }
 
-/// The steps of a reduction: neighbouring axes at once, the last ones first.
+/// The steps of a reduction: neighboring axes at once, the last ones first.
 fn steps(axes: &[usize], shape: &[usize]) -> Vec<[usize; 3]> {
     let product = |sizes: &[usize]| sizes.iter().product::<usize>();
     let mut shape = shape.to_vec();

@@ -154,7 +154,7 @@ pub(super) struct Types {
 impl Types {
     /// Refuses when an operand in `operands` that is there, or a result, is of another type: what routines are told must be true.
     pub(super) fn expect(node: &NodeSpec<'_>, operands: Range<usize>) -> Result<Types, BackendError> {
-        let refuse = |what: String| unsupported(node, format!("{what} is none of f32, f16 and bf16"));
+        let refuse = |what: String| unsupported(node, format!("{what} is not f32, f16 or bf16"));
         let of = |index: usize| match node.inputs.get(index).copied().flatten() {
             Some(o) if operands.contains(&index) => {
                 FloatType::of(o.dtype).map(Some).ok_or_else(|| refuse(format!("operand {index}, a {},", o.dtype)))

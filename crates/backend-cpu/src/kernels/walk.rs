@@ -14,7 +14,7 @@ impl Walk {
     pub(super) fn new(shape: &[usize], operands: &[(&[usize], &[usize])]) -> Self {
         let aligned: Vec<Vec<usize>> =
             operands.iter().map(|(from, strides)| align(shape.len(), from, strides)).collect();
-        // Neighbouring axes become one where all operands step over them evenly.
+        // Neighboring axes become one where all operands step over them evenly.
         let mut axes: Vec<(usize, Vec<usize>)> = Vec::new();
         for (axis, &size) in shape.iter().enumerate() {
             if size == 1 {

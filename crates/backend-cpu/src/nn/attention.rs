@@ -70,7 +70,7 @@ pub struct AttentionArgs<'a> {
     pub batch: usize,
     /// Heads of Q and of the output.
     pub heads: usize,
-    /// Heads of K and V; divides `heads`, and neighbouring query heads share one.
+    /// Heads of K and V; divides `heads`, and neighboring query heads share one.
     pub kv_heads: usize,
     /// Queries.
     pub q_len: usize,
@@ -229,7 +229,7 @@ impl AttentionArgs<'_> {
         if self.causal { self.kv_len.min(i + 1) } else { self.kv_len }
     }
 
-    /// Turns a row of products into weights that are not yet normalised, and returns the factor that normalises.
+    /// Turns a row of products into weights that are not yet normalized, and returns the factor that normalizes.
     fn weigh(&self, isa: Isa, matrix: usize, query: usize, scores: &mut [f32]) -> f32 {
         let (seen, hidden) = scores.split_at_mut(self.visible(query));
         hidden.fill(0.0);

@@ -1,4 +1,4 @@
-//! Batch normalisation by given statistics, where no layer takes it in.
+//! Batch normalization by given statistics, where no layer takes it in.
 
 use super::rows_per_task;
 use crate::{
@@ -7,10 +7,10 @@ use crate::{
     simd::{Float, Floats, simd_fn},
 };
 
-/// Elements that are normalised together: in the first-level cache.
+/// Elements that are normalized together: in the first-level cache.
 const BLOCK: usize = 1024;
 
-/// A normalisation of each channel by its own statistics.
+/// A normalization of each channel by its own statistics.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchNorm<'a> {
     /// Input: `[batch, channels, positions]`, or `[batch, positions, channels]`.
@@ -32,12 +32,12 @@ pub struct BatchNorm<'a> {
 }
 
 impl BatchNorm<'_> {
-    /// Elements of a row that is normalised at once.
+    /// Elements of a row that is normalized at once.
     fn row(channels: usize, positions: usize) -> usize {
         if positions == 1 { channels } else { positions }
     }
 
-    /// Bytes of scratch that a normalisation needs.
+    /// Bytes of scratch that a normalization needs.
     pub fn scratch(channels: usize) -> usize {
         3 * bytes_of::<f32>(channels)
     }

@@ -15,16 +15,16 @@ use crate::{
 /// For each index of an axis of the result, which element of the operand's axis it is; [`FILL`] stands for none.
 #[derive(Clone, Debug)]
 pub struct AxisMap {
-    /// Distance between neighbours along the operand's axis.
+    /// Distance between neighbors along the operand's axis.
     pub stride: usize,
     /// The operand's index for each of the result's.
     pub sources: Vec<usize>,
 }
 
-/// The source of an element that is none of the operand's.
+/// The source of an element that is not in the operand.
 pub const FILL: usize = usize::MAX;
 
-/// Neighbours along the innermost axis that are moved together.
+/// Neighbors along the innermost axis that are moved together.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Run {
     /// So many elements from here on, upwards.
@@ -168,7 +168,7 @@ pub fn remap<T: Pod + Send + Sync>(threads: &Threads, isa: Isa, plan: &Remap, x:
             let (done, rest) = chunk.split_at_mut(i * plan.row);
             let out = &mut rest[..plan.row];
             if last == Some(start) {
-                // Repeated along a slower axis: the row before is at hand.
+                // Repeated along a slower axis: the row before is there already.
                 out.copy_from_slice(&done[(i - 1) * plan.row..]);
             } else {
                 write_row(isa, &plan.runs, x, start, fill, out);
@@ -257,7 +257,7 @@ impl Indices<'_> {
     ///
     /// # Errors
     ///
-    /// The index, when it is none.
+    /// The index, when it is out of range.
     #[inline]
     pub fn checked(self, i: usize, size: usize, wrap: bool) -> Result<usize, i64> {
         let index = self.at(i);
@@ -282,7 +282,7 @@ impl Indices<'_> {
 ///
 /// # Panics
 ///
-/// If a length does not fit, or a row is none of a group.
+/// If a length does not fit, or a row is not in a group.
 pub fn take_rows<T: Pod + Send + Sync>(
     threads: &Threads,
     x: &[T],
@@ -313,7 +313,7 @@ pub fn take_rows<T: Pod + Send + Sync>(
     });
 }
 
-/// Writes the element of `x` at `index · step + j · along` for the `j`-th index; `false` when one is no place below `size`.
+/// Writes the element of `x` at `index · step + j · along` for the `j`-th index; `false` when one is not below `size`.
 fn take_strided<T: Pod, I: Index>(
     x: &[T],
     indices: &[I],
@@ -335,7 +335,7 @@ fn take_strided<T: Pod, I: Index>(
 pub struct GatherShape<'a> {
     /// Sizes of the index, and of the result.
     pub shape: &'a [usize],
-    /// Distances between neighbours of the operand, for each axis.
+    /// Distances between neighbors of the operand, for each axis.
     pub strides: &'a [usize],
     /// The axis that is indexed.
     pub axis: usize,

@@ -1,4 +1,4 @@
-//! Normalisations: layer norm, RMS norm, group norm.
+//! Normalizations: layer norm, RMS norm, group norm.
 
 use super::{for_each_float_row, row_scratch, widened, workers};
 use crate::{
@@ -8,7 +8,7 @@ use crate::{
     threads::{TileGrid, TileMut},
 };
 
-/// A normalisation of rows of `cols` elements.
+/// A normalization of rows of `cols` elements.
 #[derive(Clone, Copy, Debug)]
 pub struct RowNorm<'a> {
     /// Input, `[rows, cols]`.
@@ -26,7 +26,7 @@ pub struct RowNorm<'a> {
 }
 
 impl RowNorm<'_> {
-    /// Bytes of scratch that a normalisation of such rows into `out` needs.
+    /// Bytes of scratch that a normalization of such rows into `out` needs.
     pub fn scratch(threads: &Threads, cols: usize, out: FloatType) -> usize {
         2 * bytes_of::<f32>(cols) + row_scratch(threads, out, cols)
     }
@@ -37,7 +37,7 @@ impl RowNorm<'_> {
         assert!(self.weight.is_none_or(|w| w.len() == self.cols) && self.bias.is_none_or(|b| b.len() == self.cols));
     }
 
-    /// Row `i` of the input, where it is all that is normalised: then it is read where it is.
+    /// Row `i` of the input, where it is all that is normalized: then it is read where it is.
     fn alone(&self, i: usize) -> Option<&[f32]> {
         match self.x {
             Floats::F32(x) if self.residual.is_none() => Some(&x[i * self.cols..][..self.cols]),
@@ -78,7 +78,7 @@ pub fn rms_norm<T: Float>(threads: &Threads, isa: Isa, norm: &RowNorm<'_>, out: 
     });
 }
 
-/// Normalises every row by the centre and factor that `of` finds.
+/// Normalizes every row by the centre and factor that `of` finds.
 fn rows<T: Float>(
     threads: &Threads,
     isa: Isa,
@@ -140,7 +140,7 @@ simd_fn! {
     }
 }
 
-/// Writes each of a row of numbers, normalised, to the place beside it.
+/// Writes each of a row of numbers, normalized, to the place beside it.
 #[inline(always)]
 fn affine<'a, F: Fma>(
     row: impl Iterator<Item = (f32, &'a mut f32)>,
@@ -173,7 +173,7 @@ fn affine<'a, F: Fma>(
     }
 }
 
-/// Group norm: channels are cut into groups; each group of each image is normalised over its channels and positions, then every
+/// Group norm: channels are cut into groups; each group of each image is normalized over its channels and positions, then every
 /// channel gets its own factor and addend. With as many groups as channels this is instance norm.
 #[derive(Clone, Copy, Debug)]
 pub struct GroupNorm<'a> {
@@ -240,7 +240,7 @@ pub fn group_norm<T: Float>(
         let start = image * channels * positions + group * group_stride;
         let fill = |tile: &mut TileMut<'_, f32>| {
             (0..rows).for_each(|r| norm.x.load(isa, start + r * row_stride, tile.row(r)));
-            normalise_group(isa, norm, affine, group * width, tile);
+            normalize_group(isa, norm, affine, group * width, tile);
         };
         if let Some(mut tile) = out.cast::<f32>() {
             return fill(&mut tile);
@@ -251,8 +251,8 @@ pub fn group_norm<T: Float>(
     });
 }
 
-/// Normalises the group whose first channel is `first`. The sums of rows are added in `f64`: there may be very many.
-fn normalise_group(
+/// Normalizes the group whose first channel is `first`. The sums of rows are added in `f64`: there may be very many.
+fn normalize_group(
     isa: Isa,
     norm: &GroupNorm<'_>,
     (weight, bias): (Option<&[f32]>, Option<&[f32]>),
@@ -284,7 +284,7 @@ mod tests {
     use super::*;
     use crate::nn::testing::{Compute, Numbers, assert_close, in_every_type, numbers};
 
-    fn normalised(xs: &[f64], centered: bool, eps: f64) -> Vec<f64> {
+    fn normalized(xs: &[f64], centered: bool, eps: f64) -> Vec<f64> {
         let n = xs.len() as f64;
         let mean = if centered { xs.iter().sum::<f64>() / n } else { 0.0 };
         let variance = xs.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n;
@@ -339,7 +339,7 @@ mod tests {
                 for (i, out) in out.chunks(cols).enumerate() {
                     let input = |j: usize| x.at(i * cols + j) + if res { r.at(i * cols + j) } else { 0.0 };
                     let row: Vec<f64> = (0..cols).map(input).collect();
-                    for (j, y) in normalised(&row, layer, 1e-3).into_iter().enumerate() {
+                    for (j, y) in normalized(&row, layer, 1e-3).into_iter().enumerate() {
                         let y = y * if weight { w.at(j) } else { 1.0 } + if bias { b.at(j) } else { 0.0 };
                         assert_close(out[j], y, 1e-4 + rounding);
                     }
@@ -367,7 +367,7 @@ mod tests {
                     let places: Vec<(usize, usize)> = (g * width..(g + 1) * width)
                         .flat_map(|c| (0..positions).map(move |p| (c, p))).map(|(c, p)| (c, place(n, c, p))).collect();
                     let row: Vec<f64> = places.iter().map(|(_, at)| x.at(*at)).collect();
-                    for ((c, at), y) in places.iter().zip(normalised(&row, true, 1e-3)) {
+                    for ((c, at), y) in places.iter().zip(normalized(&row, true, 1e-3)) {
                         let want = if affine { y * w.at(*c) + b.at(*c) } else { y };
                         assert_close(out[*at], want, 1e-4 + rounding);
                     }

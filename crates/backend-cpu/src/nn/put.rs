@@ -32,7 +32,7 @@ pub enum Meeting<F> {
 ///
 /// # Panics
 ///
-/// If a length does not fit, a row is none of a group, or a place is none of `values`.
+/// If a length does not fit, a row is not in a group, or a place is not in `values`.
 pub fn put<T: Pod + Send + Sync, V: Pod + Send + Sync>(
     threads: &Threads,
     [outer, group, inner]: [usize; 3],

@@ -264,7 +264,7 @@ pub fn arg_extremum<T: Ordered>(threads: &Threads, greatest: bool, x: &[T], size
     });
 }
 
-/// Elements whose extremum is found before its position: the first vectorises.
+/// Elements whose extremum is found before its position: the first vectorizes.
 const BLOCK: usize = 1024;
 
 /// The position of the element that no other beats.

@@ -138,7 +138,7 @@ const FEW: usize = 8;
 const BLOCK: usize = 32;
 
 simd_fn! {
-    /// Puts the `keep` elements that come first, in any order, at the beginning of `row`, which has a place for each element; neighbours
+    /// Puts the `keep` elements that come first, in any order, at the beginning of `row`, which has a place for each element; neighbors
     /// are `step` apart in `x`. Once there are `keep`, an element must come before the last of them to be looked at again.
     fn first_of<F, T: Sorted>(x: &[T], step: usize, descending: bool, keep: usize, row: &mut [T::Packed]) {
         let (axis, room) = (row.len(), (2 * keep).max(256).min(row.len()));
@@ -183,7 +183,7 @@ simd_fn! {
 ///
 /// # Panics
 ///
-/// If a length does not fit, or a position is none of the axis.
+/// If a length does not fit, or a position is not on the axis.
 pub fn take_positions<T: Pod + Send + Sync>(
     threads: &Threads,
     x: &[T],

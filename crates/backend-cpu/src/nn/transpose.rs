@@ -56,7 +56,7 @@ pub fn copy_strided<T: Pod + Send + Sync>(
     });
 }
 
-/// The dimensions without those of size 1, neighbours joined where the source has no gap between them.
+/// The dimensions without those of size 1, neighbors joined where the source has no gap between them.
 fn merged(shape: &[usize], strides: &[usize]) -> Vec<Dim> {
     let mut dims: Vec<Dim> = Vec::with_capacity(shape.len());
     let mut dst: usize = shape.iter().product();
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_are_merged() {
+    fn neighbors_are_merged() {
         assert_eq!(merged(&[2, 1, 3, 4], &[12, 99, 4, 1]), [Dim { size: 24, src: 1, dst: 1 }]);
         assert_eq!(merged(&[2, 3, 4], &[4, 8, 1]).len(), 3);
     }

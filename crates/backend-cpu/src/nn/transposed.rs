@@ -233,7 +233,7 @@ impl Run {
         (first / width..end.div_ceil(width)).filter_map(line).collect()
     }
 
-    /// The same positions in blocks of at most `nr`; neighbours of a phase are `step` pixels apart.
+    /// The same positions in blocks of at most `nr`; neighbors of a phase are `step` pixels apart.
     fn blocks(runs: Vec<Run>, nr: usize, step: usize) -> Vec<Vec<Run>> {
         let (mut blocks, mut room): (Vec<Vec<Run>>, usize) = (Vec::new(), 0);
         for run in runs {
@@ -277,7 +277,7 @@ fn fill_panel(
             col += run.len;
             let inside = |axis: usize, size: usize| run.at[axis].checked_add_signed(tap[axis]).filter(|at| *at < size);
             let (Some(z), Some(y)) = (inside(0, depth), inside(1, height)) else { continue };
-            // Neighbours of a phase meet neighbours of the image.
+            // Neighbors of a phase meet neighbors of the image.
             let first = run.at[2] as isize + tap[2];
             let from = (-first).clamp(0, run.len as isize) as usize;
             let end = (width as isize - first).clamp(0, run.len as isize) as usize;

@@ -203,7 +203,7 @@ fn covers(mut ranges: Vec<(usize, usize)>, numel: usize) -> bool {
     reach == Some(numel)
 }
 
-/// The strips of a piece: along the columns where these are neighbours in the source, else along the rows.
+/// The strips of a piece: along the columns where these are neighbors in the source, else along the rows.
 fn strips_of(
     piece: &Piece,
     matrix: usize,

@@ -21,7 +21,7 @@ pub(super) struct Rounded {
 }
 
 impl Rounded {
-    /// Recognises `permute (quantize weight)`.
+    /// Recognizes `permute (quantize weight)`.
     pub(super) fn find(recipe: &Graph) -> Option<Rounded> {
         let [output] = recipe.outputs.as_slice() else { return None };
         let made_by = |value: ValueId| recipe.producer(value).map(|id| recipe.node(id));

@@ -31,7 +31,7 @@ impl Fma for Unfused {
 
 /// Defines a function whose body is compiled for every [`Isa`](super::Isa); the caller passes the one to run as first argument.
 ///
-/// The body is ordinary safe code, generic over an [`Fma`] marker, written so that LLVM can vectorise it: loops over
+/// The body is ordinary safe code, generic over an [`Fma`] marker, written so that LLVM can vectorize it: loops over
 /// slices or arrays of fixed length, selects instead of branches.
 ///
 /// ```ignore

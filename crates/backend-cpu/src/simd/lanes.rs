@@ -1,4 +1,4 @@
-//! Reductions of a slice in an order that vectorises: 32 partial results, then a tree. The order depends on the length alone.
+//! Reductions of a slice in an order that vectorizes: 32 partial results, then a tree. The order depends on the length alone.
 
 use super::Fma;
 
@@ -11,7 +11,7 @@ pub(crate) fn fold<T: Copy, A: Copy>(xs: &[T], start: A, step: impl Fn(A, T) -> 
     joined(reduced(xs, start, step), join)
 }
 
-/// What each lane makes of its elements.
+/// The result of each lane for its elements.
 #[inline(always)]
 pub(crate) fn reduced<T: Copy, A: Copy>(xs: &[T], start: A, step: impl Fn(A, T) -> A) -> [A; LANES] {
     let (blocks, rest) = xs.as_chunks::<LANES>();

@@ -1,4 +1,4 @@
-//! Elementary functions on one lane, written so that a loop over them vectorises: clamp, polynomial, bit tricks, no branch.
+//! Elementary functions on one lane, written so that a loop over them vectorizes: clamp, polynomial, bit tricks, no branch.
 //!
 //! Relative error is at most about 3e-7 over the whole range; NaN goes in and out; infinities give the limit. Where a
 //! select has to let NaN through it is spelled `if x < lo { lo } else { x }`, since `f32::max` would drop it.
@@ -281,7 +281,7 @@ pub fn hardswish(x: f32) -> f32 {
 pub fn f16_to_f32(bits: u16) -> f32 {
     let bits = u32::from(bits);
     let magnitude = (bits & 0x7fff) << 13;
-    // Exponent bias 15 -> 127 by a multiplication, which also normalises subnormals.
+    // Exponent bias 15 -> 127 by a multiplication, which also normalizes subnormals.
     let value = (f32::from_bits(magnitude) * f32::from_bits(0x7780_0000)).to_bits();
     let value = if magnitude >= 0x0f80_0000 { magnitude | 0x7f80_0000 } else { value };
     f32::from_bits(value | (bits & 0x8000) << 16)

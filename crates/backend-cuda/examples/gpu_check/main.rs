@@ -62,7 +62,7 @@ impl Gpu {
     }
 }
 
-/// The relative distance of two tensors; infinite when they differ in a number that is none.
+/// The relative distance of two tensors; infinite when they differ in a NaN.
 pub fn distance(found: &Tensor, want: &Tensor) -> f64 {
     let (found, want) = (found.to_f64_vec(), want.to_f64_vec());
     let (mut off, mut size) = (0.0, 0.0);

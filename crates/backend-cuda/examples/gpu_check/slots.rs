@@ -74,7 +74,7 @@ fn program(dtype: DType) -> Program {
     let mut layouts = Vec::new();
     for (name, body) in RECIPES {
         let body = body.replace('T', dtype.name());
-        // A cast to what it is already is none.
+        // A cast to the same type changes nothing.
         let body = if dtype == DType::F32 { without_casts(&body) } else { body };
         let graph: Graph = text::parse(&format!("program \"r\" {{\n{body}\n}}")).expect("a program");
         let first = map.sources.len() as u32;

@@ -1,4 +1,4 @@
-//! What the compiler is told of GPUs; no device is needed to answer.
+//! GPUs as the compiler sees them; no device is needed.
 
 use std::sync::Arc;
 

@@ -26,10 +26,10 @@ impl fmt::Debug for Driver {
 }
 
 impl Driver {
-    /// Opens and initialises the driver.
+    /// Opens and initializes the driver.
     ///
     /// # Errors
-    /// When there is none, it is too old, or it cannot be initialised.
+    /// When there is none, it is too old, or it cannot be initialized.
     pub fn open(lookup: &Lookup) -> Result<Driver, CudaError> {
         let (api, version) = Driver::found(lookup)?;
         api.opened.require(version)?;
@@ -42,7 +42,7 @@ impl Driver {
     pub(crate) fn found(lookup: &Lookup) -> Result<(Cuda, Version), CudaError> {
         let api = Cuda::load(lookup.open(LibraryKind::Driver)?)?;
         let mut number: c_int = 0;
-        // SAFETY: `number` is written; this call needs no initialisation.
+        // SAFETY: `number` is written; this call needs no initialization.
         check(&api, "cuDriverGetVersion", unsafe { (api.cuDriverGetVersion)(&raw mut number) })?;
         let number = u32::try_from(number).unwrap_or(0);
         Ok((api, Version([number / 1000, number % 1000 / 10, 0])))

@@ -19,7 +19,7 @@ pub struct Buffer {
 enum Owner {
     /// Freed into the context's pool.
     Pool(Arc<Inner>),
-    /// Somebody else's, kept alive by what is held here.
+    /// Another owner's, kept alive by what is held here.
     Borrowed(#[expect(dead_code, reason = "held for its drop")] Box<dyn Send + Sync>),
 }
 
@@ -103,7 +103,7 @@ impl Drop for Buffer {
     }
 }
 
-/// An address with a length, which whoever made it keeps valid while work uses it.
+/// An address with a length, which its maker keeps valid while work uses it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
     address: DevicePtr,
@@ -226,7 +226,7 @@ impl Pinned {
         let inner = context.inner.clone();
         inner.bind()?;
         let mut data: *mut c_void = ptr::null_mut();
-        // SAFETY: `data` is written with a block of `len` bytes, which are then zeroed so that they are initialised.
+        // SAFETY: `data` is written with a block of `len` bytes, which are then zeroed so that they are initialized.
         unsafe {
             inner.check("cuMemHostAlloc", (inner.api.cuMemHostAlloc)(&raw mut data, len.max(1), 0))?;
             ptr::write_bytes(data.cast::<u8>(), 0, len.max(1));
@@ -246,7 +246,7 @@ impl Pinned {
 
     /// The bytes; no copy of the device writes to them at this time.
     pub fn bytes(&self) -> &[u8] {
-        // SAFETY: the block has this length and is initialised.
+        // SAFETY: the block has this length and is initialized.
         unsafe { std::slice::from_raw_parts(self.data, self.len) }
     }
 

@@ -1,7 +1,7 @@
 //! A thin safe layer over the driver: context, streams, events, memory, modules, graphs.
 //!
 //! Every function makes the context current on its thread first, so that objects may be used from any thread. Device memory
-//! is addressed by [`Region`]s, which hold the buffer that they lie in; whoever launches work holds its regions until the
+//! is addressed by [`Region`]s, which hold the buffer that they lie in; the caller who launches work holds its regions until the
 //! work is over, which a [`Event`] tells.
 
 mod context;

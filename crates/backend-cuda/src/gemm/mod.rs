@@ -19,7 +19,7 @@ use crate::{
 /// Scratch memory that every product may use. Fixed, because the library's choice would otherwise depend on free memory.
 pub const WORKSPACE: usize = 32 << 20;
 
-/// The activation of a product's epilogue. The exact GELU is none that the library has.
+/// The activation of a product's epilogue. The library has no exact GELU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Activation {
     /// None.
@@ -37,7 +37,7 @@ pub struct Matrix {
     pub leading: usize,
     /// Whether memory holds the transpose of the matrix.
     pub turned: bool,
-    /// Distance of neighbouring matrices of a batch; 0 for one that serves all.
+    /// Distance of neighboring matrices of a batch; 0 for one that serves all.
     pub batch_stride: usize,
 }
 
@@ -58,7 +58,7 @@ pub struct Product {
     pub w: Matrix,
     /// Distance of rows of the result, and of the residual.
     pub out_leading: usize,
-    /// Distance of neighbouring matrices of the result.
+    /// Distance of neighboring matrices of the result.
     pub out_batch_stride: usize,
     /// Type of `x` and `w`.
     pub dtype: DType,

@@ -1,5 +1,5 @@
 // Values one after the other along an axis of the result, each copied by the blocks of its number.
-// E: an unsigned integer of an element's size. I: an unsigned integer that counts the elements of a value. VEC: neighbours that are
+// E: an unsigned integer of an element's size. I: an unsigned integer that counts the elements of a value. VEC: neighbors that are
 // copied at once. AXES: axes of each value. PARTS: how many values there are.
 // The parts stay where arguments are: one chosen by a number would otherwise be copied by every thread.
 struct Part { i64 groups, first, size[AXES], from[AXES], to[AXES]; };

@@ -25,7 +25,7 @@ pub struct View<'a> {
     pub strides: &'a [usize],
 }
 
-/// Most axes that are left after neighbours are joined.
+/// Most axes that are left after neighbors are joined.
 pub(super) const MOST_AXES: usize = 6;
 
 /// The chain that an elementwise op is; `None` for other ops.
@@ -97,7 +97,7 @@ struct Form<'a> {
     size: usize,
 }
 
-/// Joins neighbouring axes that all operands step through alike, and drops axes of size 1.
+/// Joins neighboring axes that all operands step through alike, and drops axes of size 1.
 pub(super) fn join_axes(shape: &[usize], strides: &mut [Vec<usize>]) -> Vec<usize> {
     let mut sizes: Vec<usize> = Vec::new();
     let mut kept: Vec<Vec<usize>> = vec![Vec::new(); strides.len()];
@@ -159,7 +159,7 @@ fn build(
     })
 }
 
-/// The text of a kernel for this many axes and neighbours at once.
+/// The text of a kernel for this many axes and neighbors at once.
 fn kernel(form: &Form<'_>, axes: usize, vec: usize, steps: &[usize], count: usize) -> String {
     let operands = form.read.len();
     let mut t = String::new();

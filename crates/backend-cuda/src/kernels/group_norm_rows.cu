@@ -1,4 +1,4 @@
-// Group norm with channels last in two launches, each thread with the same neighbouring channels all along.
+// Group norm with channels last in two launches, each thread with the same neighboring channels all along.
 // TX TW TB TO: element types. CHANNELS, GROUPS: sizes. V: channels of a thread. ROWS: pixels that a block takes at once.
 // THREADS: of a block. HAS_WEIGHT, HAS_BIAS: 0 or 1. ACT: a function applied last.
 #define LANES (CHANNELS / V)

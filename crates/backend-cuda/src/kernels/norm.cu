@@ -1,6 +1,6 @@
 // Layer norm and RMS norm of rows: one block a row, the row in registers.
 // TX TW TB TO: element types. COLS: size of a row. RMS, HAS_WEIGHT, HAS_BIAS: 0 or 1. VEC, PER, THREADS: each thread holds
-// PER groups of VEC neighbours.
+// PER groups of VEC neighbors.
 extern "C" __global__ void __launch_bounds__(THREADS)
 norm_rows(const TX* x, const TW* weight, const TB* bias, TO* out, i64 row_stride, float eps) {
     AWAIT();

@@ -42,11 +42,11 @@ template <typename S, typename T> DEVICE void run(const Job& job, u32 first, u32
     const S* source = (const S*)job.source;
     T* target = (T*)job.target;
     const float* scale = (const float*)job.scale;
-    bool neighbours = job.size[4] % 4 == 0 && job.from[4] == 1 && job.to[4] == 1;
-    u32 step = neighbours ? 4 : job.inner;
+    bool neighbors = job.size[4] % 4 == 0 && job.from[4] == 1 && job.to[4] == 1;
+    u32 step = neighbors ? 4 : job.inner;
     for (u32 i = first + threadIdx.x * step; i < end; i += blockDim.x * step) {
         At at = find_element(job, i);
-        if (neighbours) {
+        if (neighbors) {
             Pack<S, 4> in = read<S, 4>(source + at.from);
             Pack<T, 4> out;
 #pragma unroll
@@ -64,11 +64,11 @@ template <typename E> DEVICE void move(const Job& job, u32 first, u32 end) {
     const E* source = (const E*)job.source;
     E* target = (E*)job.target;
     constexpr int N = 16 / sizeof(E);
-    bool neighbours = job.size[4] % N == 0 && job.from[4] == 1 && job.to[4] == 1;
-    u32 step = neighbours ? N : job.inner;
+    bool neighbors = job.size[4] % N == 0 && job.from[4] == 1 && job.to[4] == 1;
+    u32 step = neighbors ? N : job.inner;
     for (u32 i = first + threadIdx.x * step; i < end; i += blockDim.x * step) {
         At at = find_element(job, i);
-        if (neighbours) write<E, N>(target + at.to, read<E, N>(source + at.from));
+        if (neighbors) write<E, N>(target + at.to, read<E, N>(source + at.from));
         else for (u32 e = 0; e < step; e++) target[at.to + e * job.to[4]] = source[at.from + e * job.from[4]];
     }
 }
@@ -109,7 +109,7 @@ struct Merge {
     double scale;
 };
 
-// A thread has 4 neighbours in each of 4 rows.
+// A thread has 4 neighbors in each of 4 rows.
 template <typename S, typename T> DEVICE void merge_tile(const Merge& job, i64 tile, float (*up)[17], float (*down)[64]) {
     i64 row0 = tile / job.columns * 64, col0 = tile % job.columns * 64;
     int tx = threadIdx.x & 15, ty = threadIdx.x >> 4;

@@ -53,7 +53,7 @@ pub struct Pack {
     pub source_type: DType,
     /// Element type of the slot.
     pub target_type: DType,
-    /// Axes, outermost first; at most 5 are left when neighbours are joined.
+    /// Axes, outermost first; at most 5 are left when neighbors are joined.
     pub axes: Vec<Axis>,
 }
 
@@ -89,12 +89,12 @@ impl Pack {
     }
 }
 
-/// Whether a [`Pack`] may have so many axes, neighbours joined, and elements.
+/// Whether a [`Pack`] may have so many axes, neighbors joined, and elements.
 pub fn takes(axes: usize, elements: usize) -> bool {
     axes <= 5 && elements < 1 << 31
 }
 
-/// Axes without those of size 1, neighbours joined.
+/// Axes without those of size 1, neighbors joined.
 fn join(axes: &[Axis]) -> Vec<Axis> {
     let mut joined: Vec<Axis> = Vec::new();
     for &axis in axes.iter().filter(|a| a.size != 1) {
@@ -112,8 +112,8 @@ fn join(axes: &[Axis]) -> Vec<Axis> {
     joined
 }
 
-/// The axes with one last that threads take whole, and its size. As channels go last, each thread reads a window's neighbours,
-/// and neighbouring threads write neighbours.
+/// The axes with one last that threads take whole, and its size. As channels go last, each thread reads a window's neighbors,
+/// and neighboring threads write neighbors.
 fn short_axis_last(mut axes: Vec<Axis>) -> (Vec<Axis>, usize) {
     let is_innermost = |axes: &[Axis]| axes.last().is_some_and(|last| last.to == 1 && last.from != 1);
     match axes.iter().position(|axis| axis.from == 1 && (2..=SHORT).contains(&axis.size)) {
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn short_axes_of_neighbours_go_last() {
+    fn short_axes_of_neighbors_go_last() {
         let axis = |size, from, to| Axis { size, from, to, by: 0 };
         let channels_last = vec![axis(64, 288, 288), axis(9, 1, 32), axis(32, 9, 1)];
         assert_eq!(short_axis_last(channels_last), (vec![axis(64, 288, 288), axis(32, 9, 1), axis(9, 1, 32)], 9));
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_are_joined() {
+    fn neighbors_are_joined() {
         let axis = |size, from, to| Axis { size, from, to, by: 0 };
         assert_eq!(join(&[axis(2, 12, 12), axis(1, 5, 7), axis(3, 4, 4), axis(4, 1, 1)]), [axis(24, 1, 1)]);
         assert_eq!(join(&[axis(3, 1, 4), axis(4, 3, 1)]).len(), 2);

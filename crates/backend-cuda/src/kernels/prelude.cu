@@ -52,7 +52,7 @@ DEVICE void put(i8& to, i64 v) { to = (i8)v; }
 DEVICE void put(u8& to, i64 v) { to = (u8)v; }
 DEVICE void put(b8& to, bool v) { to.bits = v ? 1 : 0; }
 
-// Several neighbours at once, where they lie at an address that allows it.
+// Several neighbors at once, where they lie at an address that allows it.
 template <typename T, int N> struct alignas(sizeof(T) * N > 16 ? 16 : sizeof(T) * N) Pack { T v[N]; };
 template <typename T, int N> DEVICE Pack<T, N> read(const T* from) {
     Pack<T, N> pack;

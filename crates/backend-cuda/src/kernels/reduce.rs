@@ -27,7 +27,7 @@ fn axes(x: &View<'_>, gone: &[usize]) -> Result<(Param, usize, usize), Why> {
             continue;
         }
         let at = if gone.contains(&axis) { 2 } else { 0 };
-        // A neighbour that steps on from here makes one axis of both.
+        // A neighbor that steps on from here makes one axis of both.
         if let Some((last, step)) = lists[at].last().copied().zip(lists[at + 1].last().copied())
             && step == stride * size
         {
@@ -96,7 +96,7 @@ pub fn reduce(x: &View<'_>, f: ReduceFn, gone: &[usize], out: DType) -> Result<S
         .source("reduce", include_str!("reduce.cu"));
     let (param, outputs, each) = axes(x, gone)?;
     let params = vec![Param::In(0, 0), Param::Out(0, 0), param];
-    // Neighbouring outputs read neighbouring elements when the last axis stays; few elements need no block.
+    // Neighboring outputs read neighboring elements when the last axis stays; few elements need no block.
     let last_stays = x.shape.len().checked_sub(1).is_some_and(|last| !gone.contains(&last) && x.shape[last] >= 32);
     if each < 32 || (last_stays && outputs >= 4096) {
         return Ok(Spec { source, entry: "reduce_threads", launch: threads_for(outputs)?, params, scratch: 0 });

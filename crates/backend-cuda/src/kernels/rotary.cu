@@ -1,6 +1,6 @@
 // Rotary position embedding: rows of x turned by rows of cosines and sines, a pair of elements half a row apart at a time.
 // TX TA: element types of x and the result, and of the angles. I: an unsigned integer that counts the rows. HALF: half of a row.
-// VEC: neighbours in each half that a thread turns. AXES: axes that number the rows.
+// VEC: neighbors in each half that a thread turns. AXES: axes that number the rows.
 struct Rows { i64 groups, size[AXES], stride[3][AXES]; };
 
 extern "C" __global__ void __launch_bounds__(256)

@@ -1,7 +1,7 @@
 //! Compiled kernels in a folder.
 //!
 //! An entry is named by a digest of the source, the architecture and the compiler, and begins with a digest of what
-//! follows. Damaged entries are compiled anew; a folder that cannot be written costs time and nothing else.
+//! follows. Damaged entries are compiled again; a folder that cannot be written costs time and nothing else.
 
 use std::{
     fs,

@@ -20,7 +20,7 @@ use crate::{
 /// The source of a kernel, complete: nothing is included.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Source {
-    /// What messages call it.
+    /// Its name in messages.
     pub name: String,
     /// CUDA C++.
     pub text: String,

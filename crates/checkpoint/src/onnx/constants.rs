@@ -1,4 +1,4 @@
-//! Where tensors stand in the nodes of a model: `Constant` nodes, other attributes that are tensors, and the initialisers of
+//! Where tensors stand in the nodes of a model: `Constant` nodes, other attributes that are tensors, and the initializers of
 //! graphs inside of nodes and functions; and what each is called.
 
 use std::{
@@ -34,7 +34,7 @@ pub(super) enum HeldValues {
 }
 
 /// All tensors that stand in nodes of the model. One is called as the value that it is; where that name is not the only one, the
-/// nodes or the function that it stands in are put before it.
+/// nodes or the function around it are put before it.
 pub(super) fn held(file: &[u8], taken: &[&str]) -> Result<Vec<Held>, FileProblem> {
     let mut walk = Walk { file, found: Vec::new() };
     for field in Fields::new(file, 0..file.len()) {
@@ -123,7 +123,7 @@ struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    /// The nodes of a graph; of one inside of a node the initialisers, too.
+    /// The nodes of a graph; of one inside of a node the initializers, too.
     fn graph(&mut self, place: Range<usize>, scope: Option<Rc<Scope<'a>>>, depth: usize) -> Result<(), FileProblem> {
         if depth > DEPTH {
             return Err(damaged(format!("byte {}: graphs are nested more than {DEPTH} deep", place.start)));
@@ -137,7 +137,7 @@ impl<'a> Walk<'a> {
                     let name = text(self.file, place.clone(), 8)?;
                     self.tensor(scope.clone(), Name(name, ""), place);
                 }
-                SPARSE_INITIALIZER if depth > 0 => return Err(sparse(field.at, "initialiser")),
+                SPARSE_INITIALIZER if depth > 0 => return Err(sparse(field.at, "initializer")),
                 _ => {}
             }
         }

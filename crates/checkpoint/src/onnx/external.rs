@@ -8,13 +8,13 @@ use super::{
 };
 use crate::{FileProblem, index, map};
 
-/// Files beside a model, which hold bytes of its initialisers.
+/// Files beside a model, which hold bytes of its initializers.
 pub(super) struct External {
     model: MappedFile,
     files: BTreeMap<String, MappedFile>,
 }
 
-/// Where the bytes of an initialiser stand in another file.
+/// Where the bytes of an initializer stand in another file.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Place<'a> {
     location: &'a str,

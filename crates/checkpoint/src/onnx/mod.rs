@@ -1,6 +1,6 @@
 //! The tensors of an ONNX model: what its graph computes with and does not compute.
 //!
-//! Initialisers of the graph itself are weights. Tensors that stand in nodes, in graphs inside of them and in functions belong to
+//! Initializers of the graph itself are weights. Tensors that stand in nodes, in graphs inside of them and in functions belong to
 //! the program: they are the constants of the state dict. The numbers are those of `onnx.proto`.
 
 mod constants;
@@ -40,7 +40,7 @@ const SAVE_AGAIN: &str = "copy the file again, or save the model again with onnx
 
 /// The tensors of a model.
 pub struct Tensors {
-    /// The initialisers, and the tensors in nodes as [`StateDict::constants`].
+    /// The initializers, and the tensors in nodes as [`StateDict::constants`].
     pub dict: StateDict,
     /// What each of the constants is called, also of those that are [skipped](StateDict::skipped), by the byte of the file that
     /// its message begins at; the message of numbers is their attribute.
@@ -145,7 +145,7 @@ impl Placed<'_> {
     }
 }
 
-/// All initialisers of the model, by name.
+/// All initializers of the model, by name.
 fn initializers(file: &[u8]) -> Result<BTreeMap<&str, Initializer<'_>>, FileProblem> {
     let mut found = BTreeMap::new();
     let mut graphs = 0;
@@ -175,11 +175,11 @@ fn read_graph<'a>(
             INITIALIZER => {
                 let (name, initializer) = read_initializer(file, field)?;
                 let Entry::Vacant(entry) = found.entry(name) else {
-                    return Err(FileProblem::new(format!("it has two initialisers called `{name}`"), SAVE_AGAIN));
+                    return Err(FileProblem::new(format!("it has two initializers called `{name}`"), SAVE_AGAIN));
                 };
                 entry.insert(initializer);
             }
-            SPARSE_INITIALIZER => return Err(sparse(field.at, "initialiser")),
+            SPARSE_INITIALIZER => return Err(sparse(field.at, "initializer")),
             _ => {}
         }
     }
@@ -190,13 +190,13 @@ fn read_initializer(file: &[u8], field: Field) -> Result<(&str, Initializer<'_>)
     let at = field.at;
     let message = field.bytes().and_then(|place| tensor::Message::read(file, place)).map_err(damaged)?;
     if message.name.is_empty() {
-        return Err(damaged(format!("byte {at}: an initialiser has no name")));
+        return Err(damaged(format!("byte {at}: an initializer has no name")));
     }
     let name = message.name;
     Ok((name, Initializer::of(message, name)?))
 }
 
-/// The bytes that an initialiser is seen in; `None` when they stand there as numbers.
+/// The bytes that an initializer is seen in; `None` when they stand there as numbers.
 fn storage(
     file: &MappedFile,
     external: &mut External,

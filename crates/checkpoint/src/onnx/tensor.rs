@@ -36,7 +36,7 @@ enum Numbers {
     UInts64,
 }
 
-/// An initialiser: what it is, and where its values are.
+/// An initializer: what it is, and where its values are.
 pub(super) struct Initializer<'a> {
     pub(super) view: View,
     /// Bytes of its values.

@@ -1,4 +1,4 @@
-//! Where the weights are in a checkpoint: training scripts keep them beside optimisers, settings and counters.
+//! Where the weights are in a checkpoint: training scripts keep them beside optimizers, settings and counters.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -160,7 +160,7 @@ impl<'p> Search<'p> {
         }
         let has_tensors = last.values().any(|value| matches!(self.heap.get(*value), Some(Object::Tensor(_))));
         if has_tensors && !has_weights_key {
-            // A state dict, and what is inside of it is no other one.
+            // A state dict, and nothing inside of it is another one.
             self.found.truncate(before);
             self.found.push(Candidate { path: path.clone(), items });
         }

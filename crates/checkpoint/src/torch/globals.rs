@@ -2,7 +2,7 @@ use regraft_tensor::DType;
 
 use super::value::Global;
 
-/// What the global called `module.name` stands for. None is imported or called, as Python would; those that are not known make
+/// The meaning of the global called `module.name`. None is imported or called, as Python would; those that are not known make
 /// something that is left out.
 pub(super) fn find<'a>(module: &'a str, name: &'a str) -> Global<'a> {
     known(module, name).unwrap_or(Global::Unknown { module, name })

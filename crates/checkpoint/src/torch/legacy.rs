@@ -21,7 +21,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<(Unpickled<'_>, Storages), FileProble
     if !matches!(protocol.top, Value::Int(PROTOCOL)) {
         return Err(bad("its version is not 1001"));
     }
-    // Sizes of C types; the storages are little-endian, whoever wrote them.
+    // Sizes of C types; the storages are little-endian on every machine.
     next(bytes, &mut at)?;
     let object = next(bytes, &mut at)?;
     let keys = next(bytes, &mut at)?;

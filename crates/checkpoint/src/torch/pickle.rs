@@ -265,7 +265,7 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    /// An integer as text; `00` and `01` are the bools of old.
+    /// An integer as text; `00` and `01` are bools of old protocols.
     fn push_decimal(&mut self) -> Step<()> {
         let text = self.bytes.line()?;
         let digits = text.strip_suffix('L').unwrap_or(text);

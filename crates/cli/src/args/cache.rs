@@ -20,7 +20,7 @@ pub(crate) struct CacheFlags {
     pub(crate) no_cache: bool,
 }
 
-pub(super) const CACHE: &str = "Look at the engine cache, and keep it small and sound.
+pub(super) const CACHE: &str = "Inspect and clean up the engine cache.
 
   regraft cache ls                  the engines, the one used last first
   regraft cache info                where it is, how many, how large
@@ -33,7 +33,7 @@ comes again: with other weights, under other names, in another file. Programs ar
 attributes, operand order, shapes, ranges and dtypes are; target, tuning and the version of Regraft count too.
 
 The cache is in engines/ below --cache-dir, REGRAFT_CACHE_DIR, or regraft in the user's cache folder. All its files together \
-take at most REGRAFT_CACHE_LIMIT [default: 1GB]; those not used for longest go first. Any number of processes may share it.";
+take at most REGRAFT_CACHE_LIMIT [default: 1GB]; the least recently used go first. Any number of processes may share it.";
 
 #[derive(Args, Debug)]
 pub(crate) struct CacheArgs {
@@ -50,9 +50,9 @@ pub(crate) struct CacheArgs {
 pub(crate) enum CacheAction {
     /// List the engines, the one used last first
     Ls,
-    /// Say where the cache is, how many engines it has and how large it is
+    /// Show where the cache is, how many engines it has and how large it is
     Info,
-    /// Remove what killed processes left, and engines not used for longest until the rest fits
+    /// Remove leftovers of killed processes, and the least recently used engines until the rest fits
     Gc {
         /// The most that all files may take, such as 200MB [default: the limit of the cache]
         #[arg(long, value_name = "SIZE", value_parser = regraft::parse_size)]

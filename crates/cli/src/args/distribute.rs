@@ -6,12 +6,12 @@ use clap::Args;
 
 use super::{Common, NameFlags};
 
-pub(super) const STRIP: &str = "Take the weights out of an engine, to be distributed apart from it.
+pub(super) const STRIP: &str = "Take the weights out of an engine, to distribute them separately.
 
   regraft strip model.rgf -o plan.rgf
   regraft strip model.rgf -o plan.rgf --identical    binds to these weights and no others
 
-Whoever receives it gives it weights: regraft bind plan.rgf --weights model.safetensors -o model.rgf. Tensors that no state \
+Where it arrives, give it weights: regraft bind plan.rgf --weights model.safetensors -o model.rgf. Tensors that no state \
 dict holds, such as constants of the program's code, stay inside. The digests of the weights stay too: \
 regraft check --same tells whether a file has the same ones.";
 

@@ -62,7 +62,7 @@ pub(crate) struct ProfileArgs {
     /// How many nodes to list
     #[arg(long, value_name = "N", default_value = "20")]
     pub(crate) top: NonZeroUsize,
-    /// Write the nodes of one run in the order of time, as Chrome's traces are
+    /// Write the nodes of one run in the format of Chrome's traces
     #[arg(long, value_name = "TRACE.json")]
     pub(crate) trace: Option<PathBuf>,
     #[command(flatten)]

@@ -14,7 +14,7 @@ pub(crate) struct NameFlags {
     /// Let the file change this non-persistent buffer or constant of the program; may be given several times
     #[arg(long, value_name = "NAME")]
     allow: Vec<String>,
-    /// Leave names alone that the engine does not have
+    /// Ignore names that the engine does not have
     #[arg(long)]
     pub(crate) ignore_unknown: bool,
 }

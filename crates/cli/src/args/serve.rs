@@ -21,27 +21,27 @@ pub(super) const SERVE: &str = "Serve engines over the network, and take new wei
 
 Requests are those of the open inference protocol (KServe's version 2, as of Triton), in JSON or with binary tensors. Runs never \
 wait for new weights, and each answer is computed from one generation, which its headers name. /openapi.json describes all \
-paths, /inspector shows what goes on, /metrics is for Prometheus. Only this machine reaches the server unless --address says \
+paths, /inspector shows the state of the server, /metrics is for Prometheus. Only this machine reaches the server unless --address says \
 otherwise, which needs tokens. SIGTERM and Ctrl-C stop it when the requests under way are answered.";
 
 #[derive(Args, Debug)]
 pub(crate) struct ServeArgs {
-    /// The engines; a name goes before [default: the file's name without its ending]
+    /// The engines, each with its name [default: the file's name without its ending]
     #[arg(value_name = "[NAME=]MODEL.rgf", required = true)]
     pub(crate) engines: Vec<String>,
-    /// Weights to begin with; NAME= says of which engine where there are several
+    /// Weights to start with; NAME= names the engine if there are several
     #[arg(short, long, value_name = "[NAME=]WEIGHTS")]
     pub(crate) weights: Vec<String>,
     /// The name of the one engine
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<String>,
-    /// Where to listen; port 0 is one that is free
+    /// Where to listen; port 0 is any free port
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:8000")]
     pub(crate) address: SocketAddr,
     /// The most rows that run together
     #[arg(long, value_name = "ROWS", default_value = "1")]
     pub(crate) batch: NonZeroUsize,
-    /// How long a request waits for others to run with, such as 2ms [default: 0, those that are there]
+    /// How long a request waits for others to run with, such as 2ms [default: 0, only those that already wait]
     #[arg(long, value_name = "TIME", value_parser = time, requires = "batch")]
     pub(crate) batch_wait: Option<Duration>,
     /// Requests of a model that wait; more are refused
@@ -53,7 +53,7 @@ pub(crate) struct ServeArgs {
     /// How long a request may take
     #[arg(long, value_name = "TIME", value_parser = time, default_value = "60s")]
     pub(crate) timeout: Duration,
-    /// How long requests under way have when the server is stopped
+    /// How long running requests may take when the server is stopped
     #[arg(long, value_name = "TIME", value_parser = time, default_value = "30s")]
     pub(crate) grace: Duration,
     /// The folder from which weights are staged by name
@@ -65,7 +65,7 @@ pub(crate) struct ServeArgs {
     /// Memory for adapters that requests name, in bytes, such as 512MB
     #[arg(long, value_name = "BYTES", value_parser = regraft::parse_size, default_value = "1GB")]
     pub(crate) adapter_memory: u64,
-    /// Where weights that are sent lie until they are let go [default: the system's folder of temporary files]
+    /// Where weights that are sent are kept until they are released [default: the system's folder of temporary files]
     #[arg(long, value_name = "DIR")]
     pub(crate) uploads: Option<PathBuf>,
     /// The most bytes of weights that are sent [default: 4 times those of the engine's]
@@ -80,7 +80,7 @@ pub(crate) struct ServeArgs {
     /// The most connections
     #[arg(long, value_name = "N", default_value = "1024")]
     pub(crate) max_connections: NonZeroUsize,
-    /// Keep no generation to roll back to, which saves its memory
+    /// Keep no previous generation, which saves memory and makes rollback impossible
     #[arg(long)]
     pub(crate) no_rollback: bool,
     /// Tokens that give the right to run models, one a line
@@ -98,7 +98,7 @@ pub(crate) struct ServeArgs {
     /// Send spans to this collector of OpenTelemetry (OTLP over HTTP), such as http://localhost:4318
     #[arg(long, value_name = "URL")]
     pub(crate) otlp: Option<String>,
-    /// The part of the requests that spans are made of, from 0 to 1; callers that trace are followed
+    /// The fraction of the requests that are traced, from 0 to 1; requests of traced callers always are
     #[arg(long, value_name = "PART", value_parser = part, default_value = "1", requires = "otlp")]
     pub(crate) otlp_sample: f64,
     #[command(flatten)]

@@ -8,7 +8,7 @@ use regraft::TuneMode;
 /// How thoroughly kernels are measured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum TuneArg {
-    /// Not at all: takes the kernels that are known to do well
+    /// Not at all: takes the kernels that usually do well
     #[default]
     Off,
     /// About 0.3 s for each problem that is new on this machine

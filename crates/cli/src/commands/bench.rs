@@ -120,7 +120,8 @@ pub(super) fn sizes(graph: &Graph, asked: &[(String, i64)]) -> Result<Vec<i64>, 
 pub(super) fn working_inputs(model: &Model, symbols: &[i64]) -> Result<Vec<Tensor>, Failure> {
     let mut last = None;
     for limit in [100, 2, 1] {
-        let inputs = regraft::random_inputs(&model.plan().graph, symbols, limit, 0).map_err(Failure::new)?;
+        let inputs = regraft::random_inputs(&model.plan().graph, symbols, limit, 0)
+            .map_err(|error| Failure::new(error.to_string()))?;
         match model.run(&inputs) {
             Ok(_) => return Ok(inputs),
             Err(error) if is_index(&error) => last = Some(error),

@@ -51,7 +51,7 @@ fn weights(path: &Path, next: Option<&StateDict>, out: &mut Output) -> Result<St
     let mut weights = weights.into_iter().map(named).collect::<Result<StateDict, Failure>>()?;
     if let Some(next) = next.filter(|next| next.constants().is_some()) {
         let constants = constants.into_iter().filter_map(|(info, tensor)| Some((info.name.clone(), tensor.clone()?)));
-        // Initialisers of the next program are among its weights.
+        // Initializers of the next program are among its weights.
         let is_other = |(name, tensor): &(String, Tensor)| next.get(name).is_none_or(|other| !other.bit_equal(tensor));
         weights.set_constants(constants.filter(is_other).collect());
     }

@@ -145,7 +145,7 @@ fn sources(engine: &Engine, out: &mut Output) {
 fn manifest(engine: &Engine, out: &mut Output) {
     let mut rows = Vec::new();
     let mut facts: Vec<Value> = Vec::new();
-    for ManifestEntry { info, digest, kept } in engine.manifest() {
+    for ManifestEntry { info, digest, kept, .. } in engine.manifest() {
         let digest = digest.map(|digest| digest.to_string());
         let (kept, file) = match kept {
             Kept::Embedded => ("engine".to_owned(), None),

@@ -197,7 +197,7 @@ fn tell_adapters(report: &RefitReport, out: &mut Output) {
     }
     for AdapterReport { name, unread, non_finite, .. } in &report.adapters {
         if *unread > 0 {
-            out.note(format!("{name}: {unread} of its sources the program never reads, so that nothing comes of them"));
+            out.note(format!("{name}: the program never reads {unread} of its sources, so that these have no effect"));
         }
         if *non_finite > 0 {
             let what = "of its values are infinite or not a number, and so are the weights that it is for";

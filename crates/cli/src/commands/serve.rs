@@ -38,7 +38,7 @@ pub(super) fn run(args: &ServeArgs, out: &mut Output) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Says where requests are answered, at once: whoever started the server waits for it.
+/// Says where requests are answered, at once: the process that started the server waits for it.
 fn tell(scheme: &str, address: SocketAddr, models: &[ServedModel], out: &mut Output) {
     if out.is_json() {
         let model = |m: &ServedModel| json!({"name": m.name, "rows": m.batching.0, "bit_equal": m.batching.1});

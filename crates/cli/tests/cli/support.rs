@@ -159,7 +159,7 @@ impl Sandbox {
         text
     }
 
-    /// Calls a command whose arguments are no good; gives what the parser says.
+    /// Calls a command whose arguments are wrong; gives what the parser says.
     pub(crate) fn fails_usage(&self, args: &[&str]) -> String {
         let output = self.call(args);
         assert_eq!(output.status.code(), Some(2));

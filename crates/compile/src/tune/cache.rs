@@ -100,7 +100,7 @@ fn origin(records: &Records) -> String {
     format!("regraft {}, {}, {}", records.product(), records.target(), records.machine())
 }
 
-/// A file whose name fits but whose contents are from elsewhere was put there by somebody.
+/// A file whose name fits but whose contents are from elsewhere was put there by hand.
 fn check_origin(expected: &Records, found: &Records) -> Result<(), RecordsErrorKind> {
     check_target(expected.target(), found.target())?;
     let (expected, found) = (origin(expected), origin(found));

@@ -59,7 +59,7 @@ fn a_damaged_file_is_a_warning_and_replaced() {
     assert!(warning.contains(".json: expected tuning records, found at line 1"), "{warning}");
     cache.store(&records).unwrap();
     assert_eq!(cache.load(Backend::of(&backend)).0, records);
-    // Somebody else's records under this name.
+    // Records of another machine under this name.
     Records::of(Backend::of(&CpuDevice::new(Some(3)))).save(&path).unwrap();
     let (empty, warning) = cache.load(Backend::of(&backend));
     assert!(empty.is_empty());

@@ -38,6 +38,11 @@ fn list(names: &[CandidateName]) -> String {
 }
 
 /// An error of a file of tuning records.
+///
+/// ```
+/// let error = regraft_compile::tune::Records::open("missing.json").unwrap_err();
+/// assert!(error.to_string().contains("missing.json"));
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {kind}", path.display())]
 pub struct RecordsError {

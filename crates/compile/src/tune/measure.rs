@@ -1,7 +1,7 @@
 //! Measures the candidates of a problem against each other.
 //!
 //! Weights come from memory in a model, because every layer has its own; here each run reads the next part of a pool that is
-//! larger than caches. Candidates take turns, there and back again (A B C C B A), so that a machine that grows slower for a
+//! larger than caches. Candidates are interleaved, forwards and backwards (A B C C B A), so that a machine that grows slower for a
 //! while is unfair to none.
 
 use std::time::{Duration, Instant};
@@ -28,7 +28,7 @@ const COLD: usize = 32 << 20;
 /// What operands and results may take at most; larger problems are not measured.
 const MOST: usize = 4 << 30;
 
-/// A fast measurement gives up candidates that are slower than the fastest by this; by less a busy machine may be to blame.
+/// A fast measurement drops candidates that are slower than the fastest by this; a smaller difference may be noise.
 const HOPELESS: f64 = 2.5;
 
 /// Rounds that are made though time is up, if it is not twice up.
@@ -45,7 +45,7 @@ const ROUNDS: usize = 200;
 pub(super) struct Timing {
     /// Median of the samples, in nanoseconds for one run.
     pub(super) median_ns: u64,
-    /// The fastest sample, likewise.
+    /// The fastest sample, in the same unit.
     pub(super) fastest_ns: u64,
     /// Runs in all samples.
     pub(super) runs: u64,

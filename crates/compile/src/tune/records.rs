@@ -87,6 +87,20 @@ pub struct Record {
 }
 
 /// Records of problems, sorted by problem.
+///
+/// ```
+/// use regraft_compile::tune::Records;
+///
+/// # fn f() -> Result<(), Box<dyn std::error::Error>> {
+/// let mut records = Records::open("records.json")?;
+/// records.merge(&Records::open("more.json")?)?;
+/// for (problem, record) in records.iter() {
+///     println!("{problem}: {:?}", record.choice);
+/// }
+/// records.save("records.json")?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Records {
     product: String,
@@ -250,7 +264,8 @@ impl Records {
     ///
     /// # Errors
     /// When it cannot be read, or as [`Records::from_json`].
-    pub fn open(path: &Path) -> Result<Self, RecordsError> {
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, RecordsError> {
+        let path = path.as_ref();
         let read = || {
             let mut json = Vec::new();
             File::open(path)?.take(LIMIT + 1).read_to_end(&mut json)?;
@@ -264,8 +279,8 @@ impl Records {
     ///
     /// # Errors
     /// When the file cannot be written; what was there is kept then.
-    pub fn save(&self, path: &Path) -> Result<(), WriteError> {
-        AtomicFile::write(path, |file| file.write_all(self.to_json().as_bytes()))
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<(), WriteError> {
+        AtomicFile::write(path.as_ref(), |file| file.write_all(self.to_json().as_bytes()))
     }
 }
 

@@ -95,7 +95,7 @@ fn what_is_wrong_is_said_where_it_is() {
     }
     let large = Records::from_json(&vec![b' '; LIMIT as usize + 1]).unwrap_err().to_string();
     assert!(large.contains("at most 67108864 bytes"), "{large}");
-    let missing = Records::open("no/such/file.json".as_ref()).unwrap_err().to_string();
+    let missing = Records::open("no/such/file.json").unwrap_err().to_string();
     assert!(missing.starts_with("no/such/file.json: could not read"), "{missing}");
 }
 

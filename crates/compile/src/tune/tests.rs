@@ -26,7 +26,13 @@ fn backend() -> CpuDevice {
 
 fn build(tuning: Tuning<'_>) -> Result<Output, CompileError> {
     let options = Options { tuning, ..Options::default() };
-    compile(text::parse(PROGRAM).unwrap(), &[None, None, None], Backend::of(&backend()), options, &mut ())
+    compile(
+        text::parse(PROGRAM).unwrap(),
+        &[None, None, None],
+        Backend::of(&backend()),
+        options,
+        &mut crate::pipeline::Unobserved,
+    )
 }
 
 fn pinned(records: &Records) -> Result<Output, CompileError> {
@@ -103,7 +109,7 @@ fn known_records_save_measuring_when_they_are_thorough_enough() {
     assert_eq!(off.tune_report, TuneReport::default());
     let untuned = build(Tuning::default()).unwrap();
     assert_eq!(known(&untuned.records, TuneMode::Fast).tune_report.measured, problems);
-    // A candidate that is no longer there is measured anew.
+    // A candidate that is no longer there is measured again.
     let mut gone = first.records.clone();
     let replaced = first.records.iter().map(|(problem, record)| {
         let choice = CandidateName("linear.of_the_past()".into());

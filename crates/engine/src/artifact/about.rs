@@ -1,4 +1,4 @@
-//! The section `about`, as this version writes it and as the one before did.
+//! The section `about`, as this version writes it and as format 1 has it.
 
 use regraft_backend::{FormatId, KernelId, SlotLayout, Target};
 use regraft_tensor::{DType, numel};
@@ -23,7 +23,7 @@ pub(super) struct About {
     pub(super) files: Vec<String>,
     /// Offset of each slot in its section, where the engine holds them.
     pub(super) slot_offsets: Option<Vec<u64>>,
-    /// Adapters that are part of the weights; files of before do not say.
+    /// Adapters that are part of the weights; files of format 1 do not say.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) baked: Vec<BakedAdapter>,
 }
@@ -33,7 +33,7 @@ pub(super) struct About {
 pub(super) struct AboutLayout {
     pub(super) shape: Vec<usize>,
     pub(super) format: FormatId,
-    /// Bytes of the slot; files of before leave it out.
+    /// Bytes of the slot; files of format 1 leave it out.
     bytes: Option<usize>,
 }
 
@@ -42,7 +42,7 @@ impl AboutLayout {
         AboutLayout { shape: layout.shape.clone(), format: layout.format.clone(), bytes: Some(layout.bytes) }
     }
 
-    /// The layout of a slot of `dtype`; `None` when a file of before has a format or a size that there was not.
+    /// The layout of a slot of `dtype`; `None` when a file of format 1 has a format or a size that did not exist then.
     pub(super) fn layout(self, dtype: DType) -> Option<SlotLayout> {
         let bytes = match self.bytes {
             Some(bytes) => bytes,
@@ -52,7 +52,7 @@ impl AboutLayout {
     }
 }
 
-/// Bytes of a slot in one of the two formats that there were when files did not say.
+/// Bytes of a slot in one of the two formats of the time when files did not say.
 fn bytes_before(format: &FormatId, dtype: DType, shape: &[usize]) -> Option<usize> {
     if format.is_plain() {
         return numel(shape)?.checked_mul(dtype.size());

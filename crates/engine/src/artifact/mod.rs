@@ -37,7 +37,7 @@ const SLOTS: SectionKind = SectionKind { id: 5, name: "slots", class: SectionCla
 const KEY: SectionKind = SectionKind { id: 7, name: "key", class: SectionClass::Metadata };
 const COMPAT: SectionKind = SectionKind { id: 6, name: "compat", class: SectionClass::Metadata };
 
-/// The version before: read, and not written any more.
+/// The version before: read, but no longer written.
 static BEFORE: Format = Format { version: 1, sections: &[ABOUT, PLAN, RECIPES, SOURCES, SLOTS] };
 
 /// The version that is written.
@@ -46,7 +46,7 @@ static FORMAT: Format = Format { version: 2, sections: &[COMPAT, ABOUT, PLAN, RE
 /// All versions that are read.
 const READ: [&Format; 2] = [&BEFORE, &FORMAT];
 
-/// Weights that lie in a file and were not compared with their digests yet.
+/// Weights of a file that were not compared with their digests yet.
 #[derive(Clone, Debug)]
 pub struct Unverified(Arc<Container>);
 
@@ -77,8 +77,9 @@ impl Engine {
     /// Writes the engine to `path`, which is replaced in one step once all is on the disk. Returns the bytes written.
     ///
     /// # Errors
-    /// When the file cannot be written; whatever was at `path` is still there then.
-    pub fn write(&self, path: &Path) -> Result<u64, EngineError> {
+    /// When the file cannot be written; the old file at `path` is then still there.
+    pub fn write(&self, path: impl AsRef<Path>) -> Result<u64, EngineError> {
+        let path = path.as_ref();
         let folder = std::path::absolute(path).ok().and_then(|path| path.parent().map(Path::to_path_buf));
         let write = || -> Result<_, EngineErrorKind> {
             let mut writer = ContainerWriter::create(path, &FORMAT)?;
@@ -106,17 +107,19 @@ impl Engine {
     ///
     /// # Errors
     /// When the file cannot be read, is not an engine of a version that is read here, or is damaged or malformed.
-    pub fn read(path: &Path) -> Result<Engine, EngineError> {
+    pub fn read(path: impl AsRef<Path>) -> Result<Engine, EngineError> {
+        let path = path.as_ref();
         let container = Container::open(path, &READ, Verify::All).map_err(|e| error(path, e))?;
         read::engine(path, &container)
     }
 
-    /// Reads the engine at `path` without its weights, which are mapped and wait in [`Engine::unverified`] to be compared
-    /// with their digests. Takes as long as the plan is, whatever the weights weigh.
+    /// Reads the engine at `path`. Its weights are mapped, and [`Engine::unverified`] is there to compare them
+    /// with their digests. The time depends on the plan, not on the size of the weights.
     ///
     /// # Errors
     /// As [`Engine::read`], but for damage in weights.
-    pub fn open(path: &Path) -> Result<Engine, EngineError> {
+    pub fn open(path: impl AsRef<Path>) -> Result<Engine, EngineError> {
+        let path = path.as_ref();
         let container = Container::open(path, &READ, Verify::Metadata).map_err(|e| error(path, e))?;
         let mut engine = read::engine(path, &container)?;
         let has_weights = container.sections().any(|section| section.kind.class == SectionClass::Weights);
@@ -128,7 +131,8 @@ impl Engine {
     ///
     /// # Errors
     /// As [`Engine::read`].
-    pub fn from_bytes(name: &Path, bytes: Buffer) -> Result<Engine, EngineError> {
+    pub fn from_bytes(name: impl AsRef<Path>, bytes: Buffer) -> Result<Engine, EngineError> {
+        let name = name.as_ref();
         let container = Container::from_buffer(name, bytes, &READ, Verify::All).map_err(|e| error(name, e))?;
         read::engine(name, &container)
     }

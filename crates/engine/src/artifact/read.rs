@@ -1,4 +1,4 @@
-//! From the sections of a file to an engine. Nothing in them is believed.
+//! From the sections of a file to an engine. Nothing in them is trusted.
 
 use std::{path::Path, sync::Arc};
 

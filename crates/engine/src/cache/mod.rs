@@ -34,7 +34,7 @@ pub trait EngineCache: fmt::Debug + Send + Sync {
     /// The entry of `key`, which counts as a use of it.
     ///
     /// # Errors
-    /// When the place cannot be read; that an entry is not there is no error.
+    /// When the place cannot be read; an entry that is not there is not an error.
     fn get(&self, key: &CacheKey) -> Result<Option<Buffer>, CacheError>;
 
     /// Stores an entry; it replaces one of the same key. Others may be evicted to make room.
@@ -60,7 +60,7 @@ pub trait EngineCache: fmt::Debug + Send + Sync {
     }
 }
 
-/// What became of an entry that was to be stored.
+/// The outcome of storing an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Put {
     /// It is stored.

@@ -195,7 +195,7 @@ fn other_versions_are_refused_with_the_way_out() {
 }
 
 #[test]
-fn other_files_are_recognised() {
+fn other_files_are_recognized() {
     let safetensors = [&2u64.to_le_bytes()[..], b"{}"].concat();
     let cases: &[(&[u8], &str)] = &[
         (b"", "an empty file"),

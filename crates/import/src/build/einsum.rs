@@ -6,7 +6,7 @@ use regraft_tensor::Dim;
 use super::{Builder, Res, ValueId, simpler, unsupported, wrong};
 
 /// A value whose axes have labels.
-struct Labelled {
+struct Labeled {
     value: ValueId,
     labels: Vec<char>,
 }
@@ -31,7 +31,7 @@ pub(crate) fn einsum(g: &mut Builder, equation: &str, values: Vec<ValueId>) -> R
         let rank = g.rank(value);
         let (labels, extra) = labels(part, rank)?;
         hidden = hidden.max(extra);
-        operands.push(diagonals(g, Labelled { value, labels })?);
+        operands.push(diagonals(g, Labeled { value, labels })?);
     }
     let output = match right {
         Some(right) => {
@@ -57,7 +57,7 @@ pub(crate) fn einsum(g: &mut Builder, equation: &str, values: Vec<ValueId>) -> R
     };
     let mut rest = operands.into_iter();
     let Some(mut sum) = rest.next() else { return wrong("expected operands") };
-    let rest: Vec<Labelled> = rest.collect();
+    let rest: Vec<Labeled> = rest.collect();
     for (i, next) in rest.iter().enumerate() {
         let later = |c: &char| output.contains(c) || rest.iter().skip(i + 1).any(|o| o.labels.contains(c));
         sum = pair(g, sum, next, later)?;
@@ -93,7 +93,7 @@ fn labels(part: &str, rank: usize) -> Res<(Vec<char>, usize)> {
 }
 
 /// Axes of one label become one, their diagonal.
-fn diagonals(g: &mut Builder, mut x: Labelled) -> Res<Labelled> {
+fn diagonals(g: &mut Builder, mut x: Labeled) -> Res<Labeled> {
     while let Some((first, again)) = twice(&x.labels) {
         let (a, b) = (g.ty(x.value).shape.get(first).cloned(), g.ty(x.value).shape.get(again).cloned());
         let (Some(a), Some(b)) = (a, b) else { return wrong("expected an axis for each label") };
@@ -121,18 +121,18 @@ fn twice(labels: &[char]) -> Option<(usize, usize)> {
 }
 
 /// Sums over the labels that are not to be kept.
-fn reduce(g: &mut Builder, x: Labelled, keep: impl Fn(&char) -> bool) -> Res<Labelled> {
+fn reduce(g: &mut Builder, x: Labeled, keep: impl Fn(&char) -> bool) -> Res<Labeled> {
     let axes: Vec<usize> = (0..x.labels.len()).filter(|&i| x.labels.get(i).is_some_and(|c| !keep(c))).collect();
     if axes.is_empty() {
         return Ok(x);
     }
     let value = g.emit(Reduce { f: ReduceFn::Sum, axes, keep: false }, &[x.value])?;
-    Ok(Labelled { value, labels: x.labels.into_iter().filter(|c| keep(c)).collect() })
+    Ok(Labeled { value, labels: x.labels.into_iter().filter(|c| keep(c)).collect() })
 }
 
 /// The product of two operands, summed over the labels that nothing later needs.
-fn pair(g: &mut Builder, a: Labelled, b: &Labelled, later: impl Fn(&char) -> bool) -> Res<Labelled> {
-    let b = Labelled { value: b.value, labels: b.labels.clone() };
+fn pair(g: &mut Builder, a: Labeled, b: &Labeled, later: impl Fn(&char) -> bool) -> Res<Labeled> {
+    let b = Labeled { value: b.value, labels: b.labels.clone() };
     let a = reduce(g, a, |c| later(c) || b.labels.contains(c))?;
     let b = reduce(g, b, |c| later(c) || a.labels.contains(c))?;
     let shared = |c: &&char| b.labels.contains(c);
@@ -141,7 +141,7 @@ fn pair(g: &mut Builder, a: Labelled, b: &Labelled, later: impl Fn(&char) -> boo
     let only_a: Vec<char> = a.labels.iter().filter(|c| !b.labels.contains(c)).copied().collect();
     let only_b: Vec<char> = b.labels.iter().filter(|c| !a.labels.contains(c)).copied().collect();
     let size = |g: &Builder, c: &char| {
-        let of = |x: &Labelled| x.labels.iter().position(|d| d == c).and_then(|i| g.ty(x.value).shape.get(i).cloned());
+        let of = |x: &Labeled| x.labels.iter().position(|d| d == c).and_then(|i| g.ty(x.value).shape.get(i).cloned());
         match (of(&a), of(&b)) {
             (Some(a), Some(b)) if a.is(1) => b,
             (Some(a), Some(b)) if b.is(1) => a,
@@ -153,7 +153,7 @@ fn pair(g: &mut Builder, a: Labelled, b: &Labelled, later: impl Fn(&char) -> boo
     let product = |list: &[Dim]| list.iter().product::<Dim>();
     let (nb, ni) = (sizes(g, &batch), sizes(g, &inner));
     let (na, no) = (sizes(g, &only_a), sizes(g, &only_b));
-    let arrange = |g: &mut Builder, x: &Labelled, order: Vec<char>, full: Vec<Dim>, shape: Vec<Dim>| {
+    let arrange = |g: &mut Builder, x: &Labeled, order: Vec<char>, full: Vec<Dim>, shape: Vec<Dim>| {
         let perm = order.iter().filter_map(|c| x.labels.iter().position(|d| d == c)).collect();
         let value = g.permute(x.value, perm)?;
         // Axes of size 1 stand for any size.
@@ -180,5 +180,5 @@ fn pair(g: &mut Builder, a: Labelled, b: &Labelled, later: impl Fn(&char) -> boo
     )?;
     let out = g.emit(Matmul { transpose_b: false }, &[left, right])?;
     let value = g.reshape(out, [&nb[..], &na[..], &no[..]].concat())?;
-    Ok(Labelled { value, labels: [&batch[..], &only_a[..], &only_b[..]].concat() })
+    Ok(Labeled { value, labels: [&batch[..], &only_a[..], &only_b[..]].concat() })
 }

@@ -152,7 +152,7 @@ pub(crate) fn sampled(g: &mut Builder, image: ValueId, at: &[ValueId]) -> Res<Va
     linear(g, image, &axes)
 }
 
-/// Weights of the four neighbours of a cubic convolution with the coefficient `a`, of which PyTorch's is -0.75.
+/// Weights of the four neighbors of a cubic convolution with the coefficient `a`, of which PyTorch's is -0.75.
 fn cubic_weights(g: &mut Builder, t: ValueId, a: f64) -> Res<[ValueId; 4]> {
     let polynomial = |g: &mut Builder, x: ValueId, c: [f64; 4]| -> Res<ValueId> {
         let mut out = g.with_literal(BinaryFn::Mul, x, c[0])?;

@@ -241,7 +241,7 @@ impl Known {
     }
 }
 
-/// What an op that only moves elements makes of them: it is run on their positions.
+/// The order of elements after an op that only moves them, which is run on their positions.
 fn moved(op: &Op, inputs: &[Option<Known>]) -> Option<Vec<Dim>> {
     // How many of the operands are moved; the others say where to.
     let data = match op {

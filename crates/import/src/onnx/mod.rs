@@ -1,6 +1,6 @@
 //! ONNX models.
 //!
-//! `proto` reads the messages of a file, `import` translates its graph, and `ops` has the operators. Initialisers are sources
+//! `proto` reads the messages of a file, `import` translates its graph, and `ops` has the operators. Initializers are sources
 //! under their names; those that say something about the program itself, such as a shape, belong to the program.
 
 mod args;

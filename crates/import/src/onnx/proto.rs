@@ -161,7 +161,7 @@ impl<'a> Graph<'a> {
                 5 => self.initializers.push(stored(file, field)?),
                 11 => self.inputs.push(ValueInfo::read(file, field)?),
                 12 => self.outputs.push(ValueInfo::read(file, field)?),
-                15 => return Err(format!("byte {}: it has a sparse initialiser, which is not read", field.at)),
+                15 => return Err(format!("byte {}: it has a sparse initializer, which is not read", field.at)),
                 _ => {}
             }
         }

@@ -1,4 +1,4 @@
-//! The container: a zip file, mapped into memory and checked before anything in it is believed.
+//! The container: a zip file, mapped into memory and checked before anything in it is used.
 
 use std::{
     borrow::Cow,

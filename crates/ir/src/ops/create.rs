@@ -24,7 +24,7 @@ attrs! {
         pub len: Dim,
         /// The first element.
         pub start: Dim = Dim::new(0),
-        /// The difference between neighbours.
+        /// The difference between neighbors.
         pub step: Dim = Dim::new(1),
         /// The dtype of the result.
         pub dtype: DType = DType::I64,

@@ -240,7 +240,7 @@ fn floor_div(a: f64, b: f64) -> f64 {
     if quotient - floor > 0.5 { floor + 1.0 } else { floor }
 }
 
-/// `base^exponent`, wrapping; what is no integer is rounded towards zero.
+/// `base^exponent`, wrapping; a value that is not an integer is rounded towards zero.
 fn power(base: i64, exponent: i64) -> i64 {
     match u64::try_from(exponent) {
         Ok(exponent) => natural_power(base, exponent),

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{EvalError, OpError, TensorType, attrs, word_enum};
 
-/// The activations: each is the function of its name. This is the one list of them; whoever applies activations matches on it.
+/// The activations: each is the function of its name. This is the one list of them; code that applies activations matches on it.
 macro_rules! activations {
     ($($variant:ident = $word:literal),* $(,)?) => {
         word_enum! {

@@ -199,13 +199,13 @@ define_ops! {
     Conv = "conv",
     /// Transposed convolution.
     ConvTranspose = "conv_transpose",
-    /// Batch normalisation by given statistics.
+    /// Batch normalization by given statistics.
     BatchNorm = "batch_norm",
-    /// Layer normalisation.
+    /// Layer normalization.
     LayerNorm = "layer_norm",
-    /// Root-mean-square normalisation.
+    /// Root-mean-square normalization.
     RmsNorm = "rms_norm",
-    /// Group normalisation.
+    /// Group normalization.
     GroupNorm = "group_norm",
     /// Softmax, or its logarithm, over one axis.
     Softmax = "softmax",

@@ -1,4 +1,4 @@
-//! Normalisations.
+//! Normalizations.
 
 use regraft_tensor::{DType, Dim, Tensor};
 
@@ -43,7 +43,7 @@ attrs! {
 }
 
 attrs! {
-    /// Normalisation over groups of channels and all spatial axes: `torch.nn.functional.group_norm` (instance norm has as
+    /// Normalization over groups of channels and all spatial axes: `torch.nn.functional.group_norm` (instance norm has as
     /// many groups as channels). `weight` and `bias`: `[c]`.
     pub struct GroupNorm {
         /// Number of groups.
@@ -129,7 +129,7 @@ impl OpDef for GroupNorm {
         let channel = |at: usize| at / inner % channels;
         let group = |at: usize| at / image * self.groups + channel(at) / (channels / self.groups);
         let mut values = x.to_f64_vec();
-        normalise(&mut values, x.shape()[0] * self.groups, group, true, self.eps);
+        normalize(&mut values, x.shape()[0] * self.groups, group, true, self.eps);
         scale_and_shift(&mut values, optional(inputs, 1), optional(inputs, 2), channel);
         Ok(vec![Tensor::from_f64(x.dtype(), x.shape(), &values)])
     }
@@ -158,13 +158,13 @@ fn eval_trailing(inputs: &[Option<&Tensor>], axes: usize, center: bool, eps: f64
     let (rows, row) = x.shape().split_at(x.shape().len() - axes);
     let row: usize = row.iter().product();
     let mut values = x.to_f64_vec();
-    normalise(&mut values, rows.iter().product(), |at| at / row, center, eps);
+    normalize(&mut values, rows.iter().product(), |at| at / row, center, eps);
     scale_and_shift(&mut values, optional(inputs, 1), optional(inputs, 2), |at| at % row);
     Tensor::from_f64(x.dtype(), x.shape(), &values)
 }
 
 /// `(x - mean)/sqrt(var + eps)` with the statistics of each group of elements; without `center` the mean counts as 0.
-fn normalise(values: &mut [f64], groups: usize, group: impl Fn(usize) -> usize, center: bool, eps: f64) {
+fn normalize(values: &mut [f64], groups: usize, group: impl Fn(usize) -> usize, center: bool, eps: f64) {
     let means = |values: &[f64]| {
         let mut sums = vec![(0.0, 0.0); groups];
         for (at, v) in values.iter().enumerate() {

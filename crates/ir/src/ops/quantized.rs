@@ -12,6 +12,13 @@ use crate::{EvalError, OpError, TensorType, attrs, word_enum};
 
 word_enum! {
     /// How a weight is stored.
+    ///
+    /// ```
+    /// use regraft_ir::ops::WeightFormat;
+    ///
+    /// assert_eq!(WeightFormat::from_name("int8"), Some(WeightFormat::Int8));
+    /// assert_eq!(WeightFormat::Int4.name(), "int4");
+    /// ```
     pub enum WeightFormat {
         /// Whole numbers of -127 to 127, one scale for a row; rows of `x` are rounded likewise as they come
         Int8 = "int8",
@@ -21,7 +28,7 @@ word_enum! {
 }
 
 attrs! {
-    /// A weight `[n, k]` as integers and scales. `int8`: `i8[n, k]` and `f32[n, 1]`. `int4`: `u8[n, k/2]`, two neighbours a byte, the
+    /// A weight `[n, k]` as integers and scales. `int8`: `i8[n, k]` and `f32[n, 1]`. `int4`: `u8[n, k/2]`, two neighbors a byte, the
     /// first in the low half, each plus 8, and `f32[n, k/32]`. A scale is the greatest magnitude of its run, divided by the
     /// greatest integer.
     pub struct Quantize {

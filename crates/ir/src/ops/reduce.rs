@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn axes_need_not_be_neighbours() {
+    fn axes_need_not_be_neighbors() {
         let x = Tensor::from_slice(&[2, 2, 2], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]);
         assert_eq!(values(ReduceFn::Sum, &[0, 2], &x), [14.0, 22.0]);
         assert_eq!(values(ReduceFn::Mean, &[1], &x), [2.0, 3.0, 6.0, 7.0]);

@@ -200,7 +200,7 @@ mod tests {
     #[test]
     fn cubic_weights_add_up_and_repeat_the_border() {
         let x = Tensor::from_slice(&[1, 1, 3], &[0.0f32, 8.0, 16.0]);
-        // Half way between elements their neighbours count -3/32 and 19/32 each.
+        // Half way between elements their neighbors count -3/32 and 19/32 each.
         let op = Resize { align_corners: true, ..resize(ResizeMode::Cubic, &[5]) };
         assert_eq!(eval(op, &x), [0.0, 3.25, 8.0, 12.75, 16.0]);
         let constant = Tensor::from_slice(&[1, 1, 3], &[2.0f32; 3]);

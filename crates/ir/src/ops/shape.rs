@@ -41,7 +41,7 @@ attrs! {
         pub start: Dim = Dim::new(0),
         /// One past the last index.
         pub end: Dim,
-        /// Distance of neighbours, positive.
+        /// Distance of neighbors, positive.
         pub step: usize = 1,
     }
 }
@@ -135,7 +135,10 @@ impl OpDef for Permute {
         let mut sorted = self.perm.clone();
         sorted.sort_unstable();
         if sorted.into_iter().ne(0..x.rank()) {
-            return Err(OpError::Attr { name: "perm", why: format!("{:?} is no order of {x}", self.perm) });
+            return Err(OpError::Attr {
+                name: "perm",
+                why: format!("{:?} is not an order of the axes of {x}", self.perm),
+            });
         }
         Ok(vec![TensorType::new(x.dtype, self.perm.iter().map(|&i| x.shape[i].clone()).collect::<Vec<_>>())])
     }

@@ -1,4 +1,4 @@
-//! What a generation knows of a source.
+//! What a generation keeps of a source.
 
 use std::{
     borrow::Cow,
@@ -13,11 +13,21 @@ use regraft_weights::Digest;
 
 use super::Slot;
 
-/// What a generation knows of a source: the tensor, the slot that it can be read back from, its digest with or without a
-/// file that holds it, or nothing.
+/// What a generation keeps of a source: the tensor, the slot that it can be read back from, its digest with or without a
+/// file that contains it, or nothing.
 ///
-/// The tensor may be a float of another width than the engine's source: it is kept as it was given, and what counts is its
-/// value in the engine's dtype.
+/// The tensor may be a float of another width than the engine's source: it is kept as it was given, and its value
+/// in the engine's dtype is what matters.
+///
+/// ```
+/// # fn f(model: &regraft_runtime::Model) -> Result<(), Box<dyn std::error::Error>> {
+/// let generation = model.generation().ok_or("no weights yet")?;
+/// if let Some(tensor) = generation.sources[0].tensor()? {
+///     println!("{}{:?}", tensor.dtype(), tensor.shape());
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct SourceContent {
     kept: Kept,

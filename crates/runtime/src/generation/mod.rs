@@ -1,4 +1,4 @@
-//! Generations: immutable sets of slots, with what they were made of.
+//! Generations: immutable sets of slots, and the sources they were made from.
 
 mod content;
 mod pool;
@@ -14,14 +14,23 @@ pub use self::{
     pool::{PoolMemory, ReserveError, Slot},
 };
 
-/// An immutable set of slots, with what they were made of. Cloning shares everything.
+/// An immutable set of slots, and the sources they were made from. Cloning shares everything.
+///
+/// ```
+/// # fn f(model: &regraft_runtime::Model) {
+/// if let Some(generation) = model.generation() {
+///     let bytes: usize = generation.slots.iter().map(|slot| slot.len()).sum();
+///     println!("generation {} has {bytes} bytes of slots", generation.id);
+/// }
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Generation {
     /// Number of this generation: counts up with each refit of a model.
     pub id: u64,
     /// One for each slot of the plan.
     pub slots: Vec<Arc<Slot>>,
-    /// The pristine sources: adapters are not in them. No memory of theirs is borrowed.
+    /// The original sources, without adapters. None of them is borrowed memory.
     pub sources: Vec<Arc<SourceContent>>,
     /// The adapters that were applied to the sources on the way to the slots.
     pub adapters: Arc<AdapterSet>,
@@ -31,7 +40,7 @@ pub struct Generation {
 
 impl Generation {
     /// Bytes of slots that no other generation shares; none at all where this very generation is held by more than `holders`,
-    /// as forks do that were not refitted. A moment's answer: runs hold generations, too.
+    /// as by forks that were not refitted. A snapshot: runs hold generations, too.
     pub fn own_bytes(self: &Arc<Self>, holders: usize) -> usize {
         if Arc::strong_count(self) > holders {
             return 0;

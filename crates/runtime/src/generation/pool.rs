@@ -11,7 +11,17 @@ use regraft_tensor::{AlignedVec, Buffer};
 
 use crate::{RuntimeError, RuntimeErrorKind};
 
-/// One slot in its format. When the last generation that holds it lets go, its memory goes back to the pool it came from.
+/// One slot in its format. When the last generation that holds it is dropped, its memory returns to its pool.
+///
+/// ```
+/// # fn f(model: &regraft_runtime::Model) {
+/// if let Some(generation) = model.generation() {
+///     for (index, slot) in generation.slots.iter().enumerate() {
+///         println!("{}: {} bytes", model.plan().slot_name(index), slot.len());
+///     }
+/// }
+/// # }
+/// ```
 pub struct Slot {
     /// `None` once it was given back.
     memory: Option<Box<dyn Memory>>,
@@ -71,7 +81,7 @@ impl fmt::Debug for Slot {
 
 /// Memory of slots: hands it out within a limit, and keeps that of retired slots for the next refit, because fresh memory
 /// costs more than packing into it. A slot is given memory that held the same slot before, if there is some: where refits
-/// follow one another, two generations take turns in the same two places, and launches that a device recorded for
+/// follow one another, two generations alternate between the same two places, and launches that a device recorded for
 /// either are used again.
 pub(crate) struct SlotPool {
     device: Arc<dyn Device>,
@@ -88,7 +98,14 @@ struct State {
 }
 
 /// What a pool holds, in bytes.
+///
+/// ```
+/// # fn f(model: &regraft_runtime::Model) {
+/// println!("{}", model.slot_memory()); // 46.7 MB of slots in use, 12.5 MB free
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PoolMemory {
     /// Memory of slots, of all generations and of those being staged.
     pub in_use: usize,
@@ -106,7 +123,20 @@ impl fmt::Display for PoolMemory {
     }
 }
 
-/// Memory for slots that is not to be had. Nothing was computed.
+/// Memory for slots that could not be reserved. Nothing was computed.
+///
+/// ```
+/// # use regraft_runtime::{Model, RefitOptions, ReserveError, RuntimeErrorKind};
+/// # use regraft_weights::StateDict;
+/// # fn f(model: &Model, weights: &StateDict) {
+/// model.set_memory_limit(Some(100_000_000));
+/// if let Err(error) = model.stage(weights, &RefitOptions::new())
+///     && let RuntimeErrorKind::Memory(ReserveError::OverLimit { needed, limit, .. }) = error.kind()
+/// {
+///     println!("{needed} bytes do not fit into {limit}");
+/// }
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReserveError {
@@ -146,7 +176,7 @@ impl SlotPool {
         let mut state = self.lock();
         let mut found: Vec<Option<Box<dyn Memory>>> =
             wanted.iter().map(|&(number, len)| state.take(number, len)).collect();
-        // Only then what held another slot: it is nobody's here.
+        // Otherwise memory that held another slot, which is free here.
         for (memory, (_, len)) in found.iter_mut().zip(wanted) {
             if memory.is_none() {
                 *memory = state.take_any(*len);
@@ -312,7 +342,7 @@ mod tests {
             let mut next = reserved(&pool, &lens);
             seen.push(addresses(&serving));
             std::mem::swap(&mut serving, &mut next);
-            // They are let go in any order.
+            // They are dropped in any order.
             next.rotate_left(turn % lens.len());
         }
         assert_eq!((&seen[2], &seen[3]), (&seen[0], &seen[1]));

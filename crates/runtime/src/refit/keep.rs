@@ -1,4 +1,4 @@
-//! What a new generation keeps of sources whose tensors are there for the time of a refit only: the memory is someone else's,
+//! What a new generation keeps of sources whose tensors exist only during a refit: their memory is borrowed,
 //! or they were read back from slots.
 
 use std::{collections::BTreeSet, sync::Arc};
@@ -28,8 +28,8 @@ pub(super) fn bring_out(
     Ok(kept_in_slots)
 }
 
-/// Lets go of the tensors of `passing` sources: they are kept in one of the generation's `slots` where one holds them bit for
-/// bit, and in memory of their own otherwise.
+/// Drops the tensors of `passing` sources: they are kept in one of the generation's `slots` where one holds them bit for
+/// bit, and are copied otherwise.
 pub(super) fn settle(
     parts: &Parts<'_>,
     sources: &mut [Arc<SourceContent>],
@@ -64,7 +64,7 @@ pub(super) fn settle(
         Some(settled.map(|content| (source, Arc::new(content))))
     };
     let passing: Vec<usize> = passing.iter().copied().collect();
-    // Copies are what this costs; each is a pass over memory.
+    // The cost is in copies; each is a pass over memory.
     let settled: Vec<_> = on_shared_threads(|| passing.par_iter().filter_map(settled).collect::<Result<_, _>>())?;
     settled.into_iter().for_each(|(source, content)| sources[source] = content);
     Ok(())

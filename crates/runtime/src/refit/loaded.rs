@@ -1,4 +1,4 @@
-//! Sources that a generation knows by digest and file, brought to hand for those that need the tensor.
+//! Reads sources that a generation knows by digest and file, where the tensor is needed.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,7 +19,7 @@ use crate::{RuntimeError, SourceContent};
 ///
 /// # Errors
 /// Every source that its file does not give.
-pub(crate) fn at_hand(
+pub(crate) fn loaded(
     parts: &Parts<'_>,
     mut sources: Vec<Arc<SourceContent>>,
     needed: &BTreeSet<usize>,
@@ -52,7 +52,7 @@ fn find<'a>(info: &SourceInfo, weights: &'a StateDict, digest: Option<Digest>) -
     if fits && digest == Some(Digest::of(&tensor.cast(info.dtype))) { Ok(tensor) } else { Err("has changed".into()) }
 }
 
-/// Opens a weight file that an engine names. Opening anything but a regular file may wait for ever, or do something.
+/// Opens a weight file that an engine names. Opening anything but a regular file may wait forever, or have side effects.
 fn open(parts: &Parts<'_>, path: &Path) -> Result<StateDict, Box<dyn Error + Send + Sync>> {
     if !fs::metadata(path)?.is_file() {
         return Err("it is not a regular file".into());

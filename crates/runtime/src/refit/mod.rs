@@ -1,8 +1,8 @@
 //! A refit: match → check → compare → stage → publish → retire. Everything is checked before anything is computed.
 
-mod at_hand;
 mod compare;
 mod keep;
+mod loaded;
 mod options;
 mod phases;
 mod remote;
@@ -30,8 +30,8 @@ pub use self::options::{Changed, RefitObserver, RefitOptions};
 pub use self::request::Refit;
 pub use self::staged::{Staged, publish_together};
 pub(crate) use self::{
-    at_hand::{at_hand, named},
     keep::owned,
+    loaded::{loaded, named},
     phases::phase,
     share::slots_alike,
     stage::make,
@@ -48,7 +48,7 @@ pub(crate) struct Parts<'a> {
     pub(crate) identical: Option<&'a [Option<Digest>]>,
     pub(crate) packer: &'a Arc<dyn Packer>,
     pub(crate) reader: &'a WeightReader,
-    /// How hard making slots presses on runs.
+    /// How much of the machine making slots may use.
     pub(crate) pace: Pace,
 }
 
@@ -118,7 +118,7 @@ pub(crate) fn check(
     phase(Phase::Check, report, request.observer, |report| {
         let affected = dependent_slots(parts.map, base.is_none(), |s| matched.contains_key(&s), &adapted);
         let kept = sources_not_given(parts.map, &matched, &affected);
-        before = at_hand(parts, std::mem::take(&mut before), &kept)?;
+        before = loaded(parts, std::mem::take(&mut before), &kept)?;
         check_kept(parts.map, &kept, &before, &affected)?;
         remote::bring(parts, &mut matched, &before, is_compared, &adapters, report)
     })?;
@@ -134,7 +134,7 @@ pub(crate) fn check(
     let mut passing = BTreeSet::new();
     for (&index, tensor) in &matched {
         let dtype = parts.map.sources[index].dtype;
-        // One that is the same as what a slot keeps need not be read back from there, and one that was let go is here again.
+        // One that is the same as what a slot keeps need not be read back from there, and one that was released is here again.
         let in_slot = sources[index].slot().is_some() && tensor.dtype() == dtype;
         let let_go = !sources[index].is_resident() && is_read[index];
         if changed.contains(&index) || in_slot || let_go {
@@ -293,7 +293,7 @@ pub(crate) fn merged_sources(
 ) -> Result<Vec<Option<Tensor>>, RuntimeError> {
     let used = parts.map.are_read();
     let wanted: BTreeSet<usize> = (0..generation.sources.len()).filter(|&index| wanted(index)).collect();
-    let sources = at_hand(parts, generation.sources.clone(), &wanted)?;
+    let sources = loaded(parts, generation.sources.clone(), &wanted)?;
     let mut problems = Vec::new();
     for (index, content) in wanted.iter().map(|&index| (index, &sources[index])) {
         let name = || parts.map.sources[index].name.clone();
@@ -318,7 +318,7 @@ pub(crate) fn merged_use(
     used_as: usize,
 ) -> Result<Option<Tensor>, RuntimeError> {
     let source = parts.map.source_of(used_as).expect("a use of a source");
-    let sources = at_hand(parts, generation.sources.clone(), &BTreeSet::from([source]))?;
+    let sources = loaded(parts, generation.sources.clone(), &BTreeSet::from([source]))?;
     let tensor = sources[source].converted()?;
     tensor.map(|tensor| stage::merged(parts, used_as, &tensor, &generation.adapters)).transpose()
 }

@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 
 use regraft_weights::{Constants, Phase, Rename};
 
-/// What a refit asks of the weights it is given. By default all weights must be there, under names that the engine has.
+/// How a refit treats the weights that it is given. By default all weights must be given, under the engine's names.
 ///
 /// ```
 /// # use regraft_runtime::RefitOptions;
@@ -14,13 +14,13 @@ use regraft_weights::{Constants, Phase, Rename};
 pub struct RefitOptions {
     /// Take the keys that are there and keep the other sources; otherwise all must be given.
     pub partial: bool,
-    /// Leave names alone that the engine does not have; otherwise they are an error.
+    /// Ignore names that the engine does not have; otherwise they are an error.
     pub ignore_unknown: bool,
     /// Refuse infinite values and NaN.
     pub reject_non_finite: bool,
-    /// Which sources that no state dict holds the weights may change.
+    /// Which of the sources that no state dict contains may be changed.
     pub constants: Constants,
-    /// What names of the weights are called before they are matched.
+    /// Renames names of the weights before they are matched.
     pub renames: Vec<Rename>,
     /// Which of the given sources differ from what serves.
     pub changed: Changed,
@@ -83,18 +83,48 @@ impl RefitOptions {
 }
 
 /// Which of the given sources are new, and so which slots are rebuilt.
+///
+/// ```
+/// use regraft_runtime::{Changed, RefitOptions};
+///
+/// // A caller that knows what it trained saves the comparison.
+/// let trained = Changed::Keys(["fc.weight".to_owned(), "fc.bias".to_owned()].into());
+/// let options = RefitOptions::new().changed(trained);
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Changed {
     /// Find out. A tensor that is the same as before costs one comparison and saves making its slots.
     #[default]
     Detect,
-    /// These names are, whatever they hold; the other given ones are not looked at, and what serves is kept for them.
+    /// These names are new, whatever they hold; other given tensors are ignored, and those that serve are kept.
     Keys(BTreeSet<String>),
-    /// All are.
+    /// All are new.
     All,
 }
 
-/// Sees a refit advance. All methods do nothing unless implemented; `()` sees nothing.
+/// Watches the progress of a refit. Methods do nothing by default; `()` ignores everything.
+///
+/// ```
+/// use regraft_runtime::{Refit, RefitObserver, RefitOptions};
+/// use regraft_weights::Phase;
+///
+/// struct Progress;
+///
+/// impl RefitObserver for Progress {
+///     fn phase(&self, phase: Phase) {
+///         println!("{phase:?}");
+///     }
+///
+///     fn staged(&self, done: usize, total: usize) {
+///         println!("{done} of {total} bytes");
+///     }
+/// }
+///
+/// # fn f(weights: &regraft_weights::StateDict) {
+/// let options = RefitOptions::new();
+/// let refit = Refit::new().weights(weights, &options).observe(&Progress);
+/// # }
+/// ```
 pub trait RefitObserver: Sync {
     /// A phase begins.
     fn phase(&self, phase: Phase) {

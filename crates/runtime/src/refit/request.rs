@@ -7,7 +7,7 @@ use regraft_weights::{RefitReport, StateDict};
 use super::{RefitObserver, RefitOptions};
 use crate::{Model, RuntimeError, RuntimeErrorKind, Staged};
 
-/// A refit put together: new weights, other adapters, or both in one step, with someone who watches.
+/// Builds a refit: new weights, other adapters, or both in one step, with an observer.
 ///
 /// ```no_run
 /// # use std::sync::Arc;
@@ -65,15 +65,15 @@ impl<'a> Refit<'a> {
         self.rejects_non_finite || self.weights.is_some_and(|(_, options)| options.reject_non_finite)
     }
 
-    /// How hard making slots may press on runs beside it. In the [background](Pace::Background) they are made on the calling
-    /// thread of a CPU, and the others of its pool of rayon where it is of one: threads of low priority, mostly. On a GPU it is
-    /// a small part of the device.
+    /// How much of the machine making slots may use beside runs. In the [background](Pace::Background) slots are made on the
+    /// calling thread, and on the other threads of its rayon pool if it is in one; such threads usually have low priority. On a
+    /// GPU they use a small part of the device.
     #[must_use]
     pub fn pace(self, pace: Pace) -> Self {
         Refit { pace, ..self }
     }
 
-    /// Tells `observer` how it goes.
+    /// Reports progress to `observer`.
     pub fn observe(self, observer: &'a dyn RefitObserver) -> Self {
         Refit { observer, ..self }
     }

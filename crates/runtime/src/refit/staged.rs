@@ -12,7 +12,7 @@ use crate::{
     serving::{Next, Retired, Serving, Stale},
 };
 
-/// A generation that is ready to serve and does not yet. Dropping it changes nothing.
+/// A generation that is ready to serve, but does not serve yet. Dropping it changes nothing.
 ///
 /// ```no_run
 /// # use regraft_runtime::{Model, RefitOptions, RuntimeError};
@@ -29,13 +29,13 @@ use crate::{
 pub struct Staged {
     pub(crate) model: Model,
     pub(crate) generation: Arc<Generation>,
-    /// The generation it was made from; keeps it apart from any other, whatever their numbers.
+    /// The generation that it was made from; the pointer identifies it.
     pub(crate) base: Option<Arc<Generation>>,
     pub(crate) report: RefitReport,
 }
 
 impl Staged {
-    /// What staging did; the publish phase is not in it yet.
+    /// The report of staging, without the publish phase.
     pub fn report(&self) -> &RefitReport {
         &self.report
     }
@@ -77,6 +77,19 @@ impl Staged {
 /// Publishes what was staged on several models: on all of them, or on none when one was refitted since. For a fleet that
 /// changes together; each model changes in one step, one right after the other.
 ///
+/// ```
+/// # use regraft_runtime::{Model, RefitOptions, RuntimeError, publish_together};
+/// # use regraft_weights::StateDict;
+/// # fn f(models: &[Model], weights: &StateDict) -> Result<(), RuntimeError> {
+/// let options = RefitOptions::new();
+/// let staged: Result<Vec<_>, _> = models.iter().map(|model| model.stage(weights, &options)).collect();
+/// for report in publish_together(staged?)? {
+///     println!("{report}");
+/// }
+/// # Ok(())
+/// # }
+/// ```
+///
 /// # Errors
 /// [`RuntimeErrorKind::Stale`] when one was refitted since, or two were staged on one model.
 pub fn publish_together(all: Vec<Staged>) -> Result<Vec<RefitReport>, RuntimeError> {
@@ -99,14 +112,14 @@ impl Model {
     /// Refits in the memory of the serving generation, for machines that cannot hold two: the slots that change are given
     /// up before they are rebuilt. **Not atomic under load**: runs under way are waited for, and until the refit is done
     /// new runs fail with [`RuntimeErrorKind::ChangingInPlace`]. Everything is checked before anything is given up; when
-    /// computing fails all the same, the old slots are made again from the old sources, or, where these were released, the
+    /// computing still fails, the old slots are made again from the old sources, or, where these were released, the
     /// model is left without weights.
     ///
     /// Sources that the serving generation keeps in the slots that are given up are copied to memory of their own first, for
     /// as long as the refit takes: as much memory as a generation has that keeps its sources outside of slots.
     ///
     /// Generations that others hold ([`Model::generation`], forks, variants) keep their slots; the generation before the
-    /// serving one is let go.
+    /// serving one is released.
     ///
     /// # Errors
     /// As [`Model::stage`].

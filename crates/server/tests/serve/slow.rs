@@ -60,7 +60,7 @@ fn bodies_that_come_to_a_stop_are_refused() {
             let mut client = running.connect();
             client.send(format!("POST {path} HTTP/1.1\r\nhost: localhost\r\n{length}\r\n\r\n").as_bytes());
             client.send(if length.starts_with('c') { b"{" } else { b"1\r\n{\r\n" });
-            assert!(client.receive().error(408).contains("came to a stop for 0.2 s"), "{path}");
+            assert!(client.receive().error(408).contains("arrived for 0.2 s"), "{path}");
         }
     }
     // The turn to stage is free again.

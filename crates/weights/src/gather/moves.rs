@@ -23,7 +23,7 @@ pub struct Move {
     pub from: usize,
     /// First element in the slot.
     pub to: usize,
-    /// Axes, outermost first; none has size 1, neighbours that step as one are joined.
+    /// Axes, outermost first; none has size 1, neighbors that step as one are joined.
     pub axes: Vec<MoveAxis>,
     /// Factors: index into [`MovePlan::scales`] and the first element there.
     pub scale: Option<(u32, usize)>,
@@ -53,7 +53,7 @@ impl Move {
         self.len() == 0
     }
 
-    /// Whether it takes a run of neighbours as they are.
+    /// Whether it takes a run of neighbors as they are.
     pub fn is_run(&self) -> bool {
         self.scale.is_none() && matches!(self.axes.as_slice(), [] | [MoveAxis { from: 1, to: 1, .. }])
     }

@@ -1,8 +1,8 @@
 //! Which tensor of a file is which source: by their names as they are, or by one rule for all names of the file.
 //!
-//! Wrappers (`DistributedDataParallel`, FSDP, `torch.compile`, Lightning) put segments into names, and layers have been
-//! spelled in other ways. A rule takes such differences away on both sides, at every name alike. It fits when it finds all
-//! sources that are needed, leaves no name over, and all shapes agree. Two rules that fit and mean different tensors are an
+//! Wrappers (`DistributedDataParallel`, FSDP, `torch.compile`, Lightning) put segments into names, and some layers have older
+//! spellings. A rule removes such differences on both sides, from all names alike. It fits when it finds all
+//! sources that are needed, leaves no name unused, and all shapes agree. Two rules that fit and mean different tensors are an
 //! error: nothing is guessed.
 
 mod prefix;
@@ -18,9 +18,9 @@ use crate::{Rename, SourceInfo};
 
 /// Segments that wrappers put anywhere into names, and that name nothing else.
 const WRAPPERS: [&str; 4] = ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_fpw_module"];
-/// What `DataParallel` and `DistributedDataParallel` put there; modules are called so, too.
+/// What `DataParallel` and `DistributedDataParallel` put there; it is also a name of modules.
 const PARALLEL: [&str; 1] = ["module"];
-/// What people call the model inside of a class that trains or adapts it.
+/// Usual names of the model inside a class that trains or adapts it.
 const HOLDERS: [&str; 4] = ["model", "net", "network", "base_model"];
 
 /// What the matching looks at beside names.
@@ -38,12 +38,20 @@ pub(crate) struct Sides<'a> {
     pub(crate) partial: bool,
 }
 
-/// How names of a file become names of sources, in words: "after removing `module.`".
+/// The rule that turns names of a file into names of sources: "after removing `module.`".
+///
+/// ```
+/// use regraft_weights::NameRule;
+///
+/// assert!(NameRule::default().is_identity());
+/// let rule = NameRule { removed: vec!["module".into()], ..NameRule::default() };
+/// assert_eq!(rule.to_string(), "after removing `module.`");
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct NameRule {
-    /// What is taken from names of the file.
+    /// Prefixes that are removed from names of the file.
     pub removed: Vec<String>,
-    /// What is put to names of the file.
+    /// Prefixes that are added to names of the file.
     pub added: Vec<String>,
     /// Whether older or newer spellings are read as the engine's: `gamma` as `weight`, `weight_g` as
     /// `parametrizations.weight.original0`.
@@ -87,13 +95,13 @@ pub(crate) struct Assignment {
     pub(crate) sources: Vec<Option<usize>>,
     /// How many names found a source whose shape agrees.
     pub(crate) matched: usize,
-    /// Whether nothing speaks against it.
+    /// Whether there is no contradiction.
     pub(crate) fits: bool,
-    /// Whether all names are those that are needed, whatever their tensors.
+    /// Whether all needed names are there, and no others, whatever their tensors.
     is_named: bool,
     /// Whether every source that weights may change is given.
     is_whole: bool,
-    /// Whether other spellings were looked away from.
+    /// Whether other spellings were ignored.
     spelling: bool,
 }
 
@@ -104,9 +112,9 @@ impl Assignment {
     }
 }
 
-/// What came of looking for a rule.
+/// The result of looking for a rule.
 pub(crate) enum Found {
-    /// The names as they are, or the only rule that fits, or the one that comes nearest.
+    /// The names as they are, or the only rule that fits, or the nearest one.
     One(Assignment),
     /// Two rules that fit and mean different tensors.
     Two(NameRule, NameRule),
@@ -158,7 +166,7 @@ pub(crate) fn find(sides: &Sides<'_>) -> Found {
     }
 }
 
-/// How much of names a rule looks away from.
+/// How much of names a rule ignores.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Level {
     None,
@@ -231,7 +239,7 @@ fn has_doubles(names: &[Cow<'_, str>]) -> bool {
     sorted.windows(2).any(|pair| pair[0] == pair[1])
 }
 
-/// What the rule makes of each name: `from` at its start is replaced by `to`.
+/// Each name after the rule: `from` at its start is replaced by `to`.
 fn assign(
     sides: &Sides<'_>,
     engine: &Names<'_>,

@@ -71,7 +71,7 @@ fn may_replace(from: &str, to: &str) -> bool {
     from.is_empty() || to.is_empty() || (is_holder(from) && is_holder(to))
 }
 
-/// What stands before the common end of two names, when they have one.
+/// What precedes the common end of two names, if they have one.
 fn fronts_of<'a>(name: &'a str, anchor: &'a str) -> Option<(&'a str, &'a str)> {
     let (mut from, mut to) = (name, anchor);
     let mut is_common = false;

@@ -1,4 +1,4 @@
-//! Spellings of one thing: old names of norms, and parametrised weights before and after `torch.nn.utils.parametrizations`.
+//! Spellings of one thing: old names of norms, and parametrized weights before and after `torch.nn.utils.parametrizations`.
 
 use std::{borrow::Cow, collections::HashSet};
 
@@ -57,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn parametrised_weights_tell_by_their_siblings() {
+    fn parametrized_weights_tell_by_their_siblings() {
         check(
             &["c.weight_g", "c.weight_v"],
             &["c.parametrizations.weight.original0", "c.parametrizations.weight.original1"],

@@ -1,5 +1,5 @@
 """Writes the adapters of this folder with LyCORIS, and what it merges them to: run it with `lycoris-lora`
-(4.1.3) and `safetensors` at hand to renew them. Each folder has the network's state dict, and beside it
+(4.1.3) and `safetensors` installed to rewrite them. Each folder has the network's state dict, and beside it
 `merged.safetensors` and, for some, `half.safetensors`: what the tool makes of it scaled by 0.5."""
 
 import pathlib

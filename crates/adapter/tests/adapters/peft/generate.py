@@ -1,5 +1,5 @@
 """Writes the adapters of this folder with PEFT, and what it merges them to: run it with `peft`,
-`transformers` and `safetensors` at hand to renew them. Each folder is one that `save_pretrained` wrote, with
+`transformers` and `safetensors` installed to rewrite them. Each folder is as `save_pretrained` wrote it, with
 `merged.safetensors` beside."""
 
 import json

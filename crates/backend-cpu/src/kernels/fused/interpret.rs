@@ -1,4 +1,4 @@
-//! A register machine over blocks: each instruction is a vectorised loop over one block.
+//! A register machine over blocks: each instruction is a vectorized loop over one block.
 
 use bytemuck::Pod;
 use half::{bf16, f16};

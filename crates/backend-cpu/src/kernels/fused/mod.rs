@@ -1,4 +1,4 @@
-//! Chains of elementwise ops: one pass over memory, a block at a time, each step a vectorised loop over the block.
+//! Chains of elementwise ops: one pass over memory, a block at a time, each step a vectorized loop over the block.
 
 mod interpret;
 mod lanes;

@@ -282,7 +282,7 @@ impl CudaPacker {
     }
 }
 
-/// Neighbours that staging memory holds together, or one where it is larger.
+/// Neighbors that staging memory holds together, or one where it is larger.
 fn groups<T>(all: &[T], bytes: impl Fn(&T) -> usize) -> impl Iterator<Item = &[T]> {
     let mut rest = all;
     std::iter::from_fn(move || {
@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_are_of_neighbours_and_hold_all() {
+    fn groups_are_of_neighbors_and_hold_all() {
         let sizes = [STAGING, 1, 1, STAGING - 2 * ALIGN, 2 * STAGING, 5];
         let found: Vec<Vec<usize>> = groups(&sizes, |size| *size).map(<[usize]>::to_vec).collect();
         assert_eq!(found, [vec![STAGING], vec![1, 1, STAGING - 2 * ALIGN], vec![2 * STAGING], vec![5]]);

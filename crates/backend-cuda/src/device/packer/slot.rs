@@ -131,7 +131,7 @@ impl SlotPlan {
     }
 }
 
-/// Whether axes run over `len` neighbours in the source, over each once, in any order.
+/// Whether axes run over `len` neighbors in the source, over each once, in any order.
 fn takes_each_once(axes: &[MoveAxis], len: usize) -> bool {
     let mut inner_first: Vec<&MoveAxis> = axes.iter().collect();
     inner_first.sort_by_key(|axis| axis.from);

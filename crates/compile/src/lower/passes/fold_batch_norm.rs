@@ -1,4 +1,4 @@
-//! Batch normalisation by given statistics becomes a scale and a shift per channel; behind a convolution or a linear
+//! Batch normalization by given statistics becomes a scale and a shift per channel; behind a convolution or a linear
 //! these move into its weight and bias.
 //!
 //! Nothing is evaluated: the scaled weight `W·s` with `s = gamma/sqrt(var + eps)` and the bias `beta + (b - mean)·s` are

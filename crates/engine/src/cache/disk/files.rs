@@ -36,14 +36,14 @@ pub(super) fn make_folders(root: &Path) -> io::Result<()> {
     [entries(root), claims(root), building(root)].iter().try_for_each(|folder| builder.create(folder))
 }
 
-/// Opens and locks a file that exists to be locked; waits for whoever holds it.
+/// Opens and locks a file that exists to be locked; waits for the holder.
 pub(super) fn lock(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new().create(true).append(true).open(path)?;
     file.lock()?;
     Ok(file)
 }
 
-/// Notes that an entry is used now. That an entry of somebody else cannot be noted is no reason not to use it.
+/// Notes that an entry is used now. An entry of another user can be used even where its use cannot be noted.
 pub(super) fn touch(path: &Path) {
     let _ = File::open(path).and_then(|file| file.set_modified(SystemTime::now()));
 }
@@ -152,7 +152,7 @@ impl TempFile {
             file.lock()?;
             let mut temp = TempFile { path, _file: file };
             temp._file.write_all(bytes)?;
-            // Whoever looked for abandoned files between the creation and the lock has removed it.
+            // A process that looked for abandoned files between the creation and the lock has removed it.
             if temp.path.exists() {
                 return Ok(temp);
             }

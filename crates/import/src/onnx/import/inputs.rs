@@ -14,16 +14,16 @@ use crate::{
     pt2::symbols::UNBOUNDED,
 };
 
-/// More elements than an initialiser has that says something about the program.
+/// More elements than an initializer has that says something about the program.
 const MOST_LITERALS: usize = 4096;
 
 impl<'p> Translator<'p> {
-    /// Adds the initialisers.
+    /// Adds the initializers.
     pub(super) fn sources(&mut self) -> Result<(), ImportError> {
         let (weights, model) = (self.weights, self.model);
         for Stored { name, .. } in &model.graph.initializers {
             let Some(tensor) = weights.get(name) else {
-                return Err(damaged(self.path, name, "an initialiser was not read".to_owned()));
+                return Err(damaged(self.path, name, "an initializer was not read".to_owned()));
             };
             let value = self.source(name, kind_of(name, tensor), tensor);
             self.bind(name, Bound::Value(value));
@@ -134,7 +134,7 @@ impl<'p> Translator<'p> {
         let mut seen = BTreeSet::new();
         let model = self.model;
         for info in &model.graph.inputs {
-            // Before version 4 of the format initialisers are inputs, too.
+            // Before version 4 of the format initializers are inputs, too.
             if self.weights.get(info.name).is_some() {
                 continue;
             }
@@ -258,7 +258,7 @@ impl<'p> Translator<'p> {
     }
 }
 
-/// What an initialiser is. Whole numbers that are not weights of a quantised model, and numbers that a tool put there, belong
+/// What an initializer is. Whole numbers that are not weights of a quantized model, and numbers that a tool put there, belong
 /// to the program.
 fn kind_of(name: &str, tensor: &Tensor) -> SourceKind {
     let of_a_tool = name.contains('/') || name.contains("::") || name.contains("onstant");

@@ -1,4 +1,4 @@
-//! What ONNX Runtime's optimisers write: several operators in one.
+//! What ONNX Runtime's optimizers write: several operators in one.
 
 use regraft_ir::ops::{BinaryFn, UnaryFn};
 use regraft_tensor::{DType, Dim};
@@ -94,7 +94,7 @@ pub(super) fn skip_rms_norm(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<ValueId>>> {
     Ok(vec![Some(out), None, None, Some(x)])
 }
 
-/// Words, positions and segments looked up, summed and normalised.
+/// Words, positions and segments looked up, summed and normalized.
 pub(super) fn embed_layer_norm(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<ValueId>>> {
     let ids = cx.plain(0)?;
     let (words, positions) = (cx.input(2)?, cx.input(3)?);

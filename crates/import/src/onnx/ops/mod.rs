@@ -173,7 +173,7 @@ const ONNX: &[(&str, Handler)] = &[
     ("GlobalLpPool", Wide(window::global_lp)),
     ("Resize", Wide(resize::resize)),
     ("Upsample", Wide(resize::upsample)),
-    // Normalisations.
+    // Normalizations.
     ("BatchNormalization", Many(norm::batch)),
     ("InstanceNormalization", One(norm::instance)),
     ("GroupNormalization", One(norm::group)),
@@ -252,7 +252,7 @@ const ONNX: &[(&str, Handler)] = &[
     ("TfIdfVectorizer", One(ngrams::tf_idf)),
     // ONNX Runtime puts these here, too.
     ("SimplifiedLayerNormalization", Many(microsoft::rms_norm)),
-    // Quantised numbers.
+    // Quantized numbers.
     ("QuantizeLinear", One(quant::quantize)),
     ("DequantizeLinear", One(quant::dequantize)),
     ("DynamicQuantizeLinear", Many(quant::dynamic)),
@@ -294,7 +294,7 @@ const ONNX: &[(&str, Handler)] = &[
     ("Momentum", Refuse(TRAINING, TRAINING_HELP)),
 ];
 
-/// Operators that ONNX Runtime's optimisers write.
+/// Operators that ONNX Runtime's optimizers write.
 const MICROSOFT: &[(&str, Handler)] = &[
     ("Attention", WideMany(attention::packed)),
     ("BiasGelu", Wide(|cx| microsoft::biased(cx, UnaryFn::Gelu))),

@@ -1,4 +1,4 @@
-//! Normalisations.
+//! Normalizations.
 
 use regraft_ir::ops::{BatchNorm, BinaryFn, GroupNorm, LayerNorm, ReduceFn, RmsNorm, SpatialLayout, UnaryFn};
 use regraft_tensor::{DType, Dim};
@@ -111,7 +111,7 @@ pub(super) fn layer(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<ValueId>>> {
     Ok(vec![Some(out), Some(mean), Some(rstd)])
 }
 
-/// Layer normalisation with a scale and a bias of any shape that broadcasts.
+/// Layer normalization with a scale and a bias of any shape that broadcasts.
 pub(super) fn layer_of(
     cx: &mut Cx<'_, '_>,
     x: ValueId,
@@ -160,7 +160,7 @@ pub(super) fn local_response(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let (bias, size) = (cx.float_attr("bias", 1.0)?, cx.natural("size", 0)?);
     let shape = cx.shape(x);
     let Some(channels) = shape.get(1).cloned().filter(|_| (1..=1024).contains(&size)) else {
-        return wrong(format!("normalisation over {size} channels"));
+        return wrong(format!("normalization over {size} channels"));
     };
     let square = cx.binary(BinaryFn::Mul, x, x)?;
     let (before, after) = ((size - 1) / 2, size / 2);

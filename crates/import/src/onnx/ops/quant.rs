@@ -1,4 +1,4 @@
-//! Quantised numbers, computed with as floats: what is quantised becomes a float and back.
+//! Quantized numbers, computed with as floats: what is quantized becomes a float and back.
 
 use regraft_ir::ops::{BinaryFn, CompareFn, ReduceFn, UnaryFn};
 use regraft_tensor::{DType, Dim};
@@ -14,7 +14,7 @@ fn bounds(dtype: DType) -> Res<(f64, f64)> {
         DType::U8 => (0.0, 255.0),
         DType::I8 => (-128.0, 127.0),
         DType::I16 => (-32768.0, 32767.0),
-        other => return unsupported(format!("quantisation to {other}"), "use uint8, int8 or int16"),
+        other => return unsupported(format!("quantization to {other}"), "use uint8, int8 or int16"),
     })
 }
 
@@ -104,7 +104,7 @@ pub(super) fn dequantize(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     }
 }
 
-/// Quantisation to uint8 by the extremes of the values.
+/// Quantization to uint8 by the extremes of the values.
 pub(super) fn dynamic(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<ValueId>>> {
     let x = cx.input(0)?;
     let axes: Vec<usize> = (0..cx.rank(x)).collect();
@@ -128,7 +128,7 @@ pub(super) fn dynamic(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<ValueId>>> {
     Ok(vec![Some(y), Some(scale), Some(zero)])
 }
 
-/// An operand of a quantised product at inputs `i` to `i + 2`, as floats; one scale for each index of `axis`, if any.
+/// An operand of a quantized product at inputs `i` to `i + 2`, as floats; one scale for each index of `axis`, if any.
 fn operand(cx: &mut Cx<'_, '_>, i: usize, axis: impl Fn(usize) -> usize) -> Res<ValueId> {
     let (x, scale, zero) = (cx.input(i)?, cx.input(i + 1)?, cx.input(i + 2)?);
     let rank = cx.rank(x);

@@ -1,4 +1,4 @@
-//! What floats are made of: mantissa and exponent, and their neighbours. Computed in f64, which holds all narrower floats.
+//! What floats are made of: mantissa and exponent, and their neighbors. Computed in f64, which holds all narrower floats.
 
 use regraft_ir::ops::{BinaryFn, CompareFn, UnaryFn};
 use regraft_tensor::DType;

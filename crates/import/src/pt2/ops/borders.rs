@@ -165,7 +165,7 @@ pub(super) fn triu(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     triangle(cx, CompareFn::Ge)
 }
 
-/// Differences of neighbours.
+/// Differences of neighbors.
 pub(super) fn diff(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let mut x = cx.tensor("self")?;
     let axis = cx.axis_arg("dim", Some(-1), cx.rank(x))?;

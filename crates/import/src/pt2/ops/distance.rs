@@ -144,7 +144,7 @@ pub(super) fn matrix(cx: &mut Cx<'_, '_>, x: ValueId, ord: &str, axes: [usize; 2
             }
             return cx.reshape(out, shape);
         }
-        other => return wrong(format!("`{other}` is no norm of a matrix")),
+        other => return wrong(format!("`{other}` is not a norm of a matrix")),
     };
     let size = cx.unary(UnaryFn::Abs, x)?;
     let sums = cx.reduce(ReduceFn::Sum, size, &[along], true)?;

@@ -141,7 +141,7 @@ fn scale(cx: &Cx<'_, '_>, n: usize, inverse: bool) -> Res<f64> {
         ("ortho", _) => 1.0 / n.sqrt(),
         ("backward", true) | ("forward", false) => 1.0 / n,
         ("backward", false) | ("forward", true) => 1.0,
-        (other, _) => return wrong(format!("`{other}` is not a normalisation")),
+        (other, _) => return wrong(format!("`{other}` is not a normalization")),
     })
 }
 
@@ -248,7 +248,7 @@ fn core_scale(cx: &Cx<'_, '_>, n: usize) -> Res<f64> {
         0 => 1.0,
         1 => 1.0 / (n as f64).sqrt(),
         2 => 1.0 / n as f64,
-        other => return wrong(format!("{other} is not a normalisation")),
+        other => return wrong(format!("{other} is not a normalization")),
     })
 }
 

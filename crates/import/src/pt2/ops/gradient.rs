@@ -1,4 +1,4 @@
-//! `torch.gradient`: slopes by differences of neighbours, at the ends by one side.
+//! `torch.gradient`: slopes by differences of neighbors, at the ends by one side.
 
 use regraft_ir::ops::BinaryFn;
 use regraft_tensor::{DType, Dim};
@@ -56,7 +56,7 @@ pub(super) fn gradient(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<ValueId>>> {
     Ok(out)
 }
 
-/// The weighted sum of three neighbours, each times its weight.
+/// The weighted sum of three neighbors, each times its weight.
 fn weighted(cx: &mut Cx<'_, '_>, terms: [(ValueId, ValueId); 3]) -> Res<ValueId> {
     let mut sum = None;
     for (value, weight) in terms {
@@ -79,7 +79,7 @@ fn along(cx: &mut Cx<'_, '_>, x: ValueId, axis: usize, spacing: &Spacing, second
         let size = cx.size(v, axis)?;
         cx.slice(v, axis, Dim::from(start), Dim::from(size.saturating_sub(end).max(start)))
     };
-    // Steps between neighbours, in a shape that broadcasts.
+    // Steps between neighbors, in a shape that broadcasts.
     let steps = match spacing {
         Spacing::Equal(step) => {
             let step = cx.float_like(*step, x)?;

@@ -281,7 +281,7 @@ pub(super) fn qr(cx: &mut Cx<'_, '_>) -> Results {
         "reduced" => (Some(k.clone()), k),
         "complete" => (Some(m.clone()), m),
         "r" => (None, k),
-        other => return wrong(format!("`{other}` is no mode of a QR factorization")),
+        other => return wrong(format!("`{other}` is not a mode of a QR factorization")),
     };
     let q = match columns {
         Some(columns) => {

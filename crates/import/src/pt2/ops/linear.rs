@@ -52,7 +52,7 @@ pub(super) fn det(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
 
 pub(super) fn logdet(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let [sign, log] = sign_and_log(cx)?;
-    // Of a negative determinant there is none.
+    // A negative determinant has no logarithm.
     let none = cx.float_like(f64::NAN, log)?;
     let below = cx.compare_with(CompareFn::Lt, sign, 0.0)?;
     cx.select(below, none, log)

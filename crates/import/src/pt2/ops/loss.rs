@@ -25,7 +25,7 @@ fn reduction(cx: &Cx<'_, '_>) -> Res<i64> {
             "none" => 0,
             "mean" => 1,
             "sum" => 2,
-            other => return wrong(format!("`{other}` is no reduction")),
+            other => return wrong(format!("`{other}` is not a reduction")),
         },
         None if cx.node.target.contains("no_reduction") => 0,
         _ => cx.int_or("reduction", 1)?,
@@ -396,7 +396,7 @@ pub(super) fn multi_margin(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     reduced(cx, loss)
 }
 
-/// Margins of each class that is none of the targets against each that is one; targets end at the first -1.
+/// Margins of each class that is not a target against each that is one; targets end at the first -1.
 pub(super) fn multilabel_margin(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let (mut x, mut target) = (cx.tensor("self")?, cx.tensor("target")?);
     let alone = cx.rank(x) < 2;
@@ -408,7 +408,7 @@ pub(super) fn multilabel_margin(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     }
     let target = cx.cast(target, DType::I64)?;
     let zero = cx.literal(Scalar::Int(0), DType::I64)?;
-    // How many of the targets up to each are no classes.
+    // How many of the targets up to each are not classes.
     let none = cx.compare(CompareFn::Lt, target, zero)?;
     let none = cx.cast(none, DType::I64)?;
     let ended = cx.emit(Cumsum { axis: 1 }, &[none])?;

@@ -1,4 +1,4 @@
-//! Normalisations.
+//! Normalizations.
 
 use regraft_ir::ops::{BatchNorm, BinaryFn, GroupNorm, LayerNorm, ReduceFn, RmsNorm, SpatialLayout, UnaryFn};
 use regraft_tensor::{DType, Dim};
@@ -6,7 +6,7 @@ use regraft_tensor::{DType, Dim};
 use super::reduce;
 use crate::pt2::args::{Cx, Res, ValueId, wrong};
 
-/// Normalisation by given statistics.
+/// Normalization by given statistics.
 fn batch(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let x = cx.tensor("input")?;
     let (mean, var) = (cx.tensor("running_mean")?, cx.tensor("running_var")?);
@@ -17,7 +17,7 @@ fn batch(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
 
 pub(super) fn batch_norm(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     // Without running statistics those of the batch are used in any mode, and nothing is written. So weights are
-    // standardised: as a recipe.
+    // standardized: as a recipe.
     if !cx.has("running_mean") && !cx.has("running_var") {
         let out = cx.in_f32(by_own_statistics)?;
         return cx.narrowed(0, out);
@@ -30,7 +30,7 @@ pub(super) fn batch_norm(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     batch(cx)
 }
 
-/// What normalising by the statistics of the batch gives, in f32 for halves.
+/// What normalizing by the statistics of the batch gives, in f32 for halves.
 struct Trained {
     out: ValueId,
     mean: ValueId,
@@ -40,7 +40,7 @@ struct Trained {
     running_var: Option<ValueId>,
 }
 
-/// Each channel normalised by its mean and variance in this batch.
+/// Each channel normalized by its mean and variance in this batch.
 fn by_batch(cx: &mut Cx<'_, '_>) -> Res<Trained> {
     let out = by_own_statistics(cx)?;
     let x = cx.tensor("input")?;
@@ -81,7 +81,7 @@ fn running(cx: &mut Cx<'_, '_>, mean: ValueId, var: ValueId) -> Res<[Option<Valu
 fn beside_channels(cx: &Cx<'_, '_>, x: ValueId) -> Res<(Vec<usize>, Dim)> {
     let rank = cx.rank(x);
     if rank < 2 {
-        return wrong(format!("a normalisation of channels of a tensor with {rank} axes"));
+        return wrong(format!("a normalization of channels of a tensor with {rank} axes"));
     }
     let axes: Vec<usize> = (0..rank).filter(|axis| *axis != 1).collect();
     let shape = cx.shape(x);
@@ -143,7 +143,7 @@ pub(super) fn functional_batch_norm(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<Value
     Ok(vec![Some(out), None, None, Some(mean), Some(var)])
 }
 
-/// Each channel normalised by its mean and variance over everything else.
+/// Each channel normalized by its mean and variance over everything else.
 fn by_own_statistics(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let x = cx.tensor("input")?;
     let rank = cx.rank(x);
@@ -167,7 +167,7 @@ pub(super) fn native_batch_norm(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<ValueId>>
     Ok(vec![Some(batch(cx)?), nothing(cx, 1)?, nothing(cx, 2)?])
 }
 
-/// Normalisation by the statistics of the input; what `instance_norm` decomposes into has one batch of `n·c` channels.
+/// Normalization by the statistics of the input; what `instance_norm` decomposes into has one batch of `n·c` channels.
 pub(super) fn batch_norm_no_stats(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<ValueId>>> {
     let x = cx.tensor("input")?;
     if !cx.ty(x).shape.first().is_some_and(|d| d.is(1)) || cx.rank(x) < 3 {
@@ -179,10 +179,10 @@ pub(super) fn batch_norm_no_stats(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<ValueId
     Ok(vec![Some(instance(cx, x)?), Some(mean), Some(rstd)])
 }
 
-/// Each channel of each batch normalised over its spatial axes.
+/// Each channel of each batch normalized over its spatial axes.
 fn instance(cx: &mut Cx<'_, '_>, x: ValueId) -> Res<ValueId> {
     let Some(spatial) = cx.rank(x).checked_sub(2).filter(|s| *s > 0) else {
-        return wrong("a normalisation of a tensor without spatial axes");
+        return wrong("a normalization of a tensor without spatial axes");
     };
     let eps = cx.float_or("eps", 1e-5)?;
     let mut out = cx.emit_opt(LayerNorm { axes: spatial, eps }, vec![Some(x)])?;
@@ -255,7 +255,7 @@ fn statistics(cx: &mut Cx<'_, '_>, x: ValueId, axes: &[usize]) -> Res<(ValueId, 
     Ok((mean, cx.unary(UnaryFn::Rsqrt, var)?))
 }
 
-/// With the statistics that it normalises by. Nodes for what is not read go.
+/// With the statistics that it normalizes by. Nodes for what is not read go.
 pub(super) fn native_layer_norm(cx: &mut Cx<'_, '_>) -> Res<Vec<Option<ValueId>>> {
     let out = layer_norm(cx)?;
     let x = cx.tensor("input")?;

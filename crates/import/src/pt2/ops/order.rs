@@ -271,7 +271,7 @@ fn places_of_numbers(cx: &mut Cx<'_, '_>, row: ValueId, q: ValueId) -> Res<Value
     cx.binary(BinaryFn::Mul, end, q)
 }
 
-/// Quantiles by interpolation between neighbours of the order.
+/// Quantiles by interpolation between neighbors of the order.
 fn quantiles(cx: &mut Cx<'_, '_>, ignore: bool) -> Res<ValueId> {
     let mut x = cx.tensor("self")?;
     let q = cx.operand("q")?;
@@ -312,8 +312,8 @@ fn quantiles(cx: &mut Cx<'_, '_>, ignore: bool) -> Res<ValueId> {
     };
     let (low, high) = (cx.cast(low, DType::I64)?, cx.cast(high, DType::I64)?);
     let (a, b) = if ignore {
-        let neighbour = |cx: &mut Cx<'_, '_>, at| cx.emit(Gather { axis: last }, &[values, at]);
-        (neighbour(cx, low)?, neighbour(cx, high)?)
+        let neighbor = |cx: &mut Cx<'_, '_>, at| cx.emit(Gather { axis: last }, &[values, at]);
+        (neighbor(cx, low)?, neighbor(cx, high)?)
     } else {
         (cx.take(values, last, low)?, cx.take(values, last, high)?)
     };

@@ -118,8 +118,8 @@ fn moments(cx: &mut Cx<'_, '_>) -> Res<(ValueId, ValueId)> {
     let shape = cx.shape(x);
     let count = axes.iter().filter_map(|a| shape.get(*a)).product::<Dim>();
     let mean = cx.reduce(ReduceFn::Mean, x, &axes, true)?;
-    let centred = cx.binary(BinaryFn::Sub, x, mean)?;
-    let squares = cx.binary(BinaryFn::Mul, centred, centred)?;
+    let centered = cx.binary(BinaryFn::Sub, x, mean)?;
+    let squares = cx.binary(BinaryFn::Mul, centered, centered)?;
     let var = if correction == 0.0 {
         cx.reduce(ReduceFn::Mean, squares, &axes, keep)?
     } else {
@@ -292,7 +292,7 @@ pub(super) fn trapezoid(cx: &mut Cx<'_, '_>, running: bool) -> Res<ValueId> {
     let axis = cx.axis_arg("dim", Some(-1), rank)?;
     let dtype = to_float(cx.dtype_of(y));
     let y = cx.cast(y, dtype)?;
-    let neighbours = |cx: &mut Cx<'_, '_>, v: ValueId, axis: usize| {
+    let neighbors = |cx: &mut Cx<'_, '_>, v: ValueId, axis: usize| {
         let Some(size) = cx.ty(v).shape.get(axis).cloned() else { return wrong("expected an axis") };
         let before = cx.slice(v, axis, Dim::new(0), &size - &Dim::new(1))?;
         Ok((before, cx.slice(v, axis, Dim::new(1), size)?))
@@ -300,12 +300,12 @@ pub(super) fn trapezoid(cx: &mut Cx<'_, '_>, running: bool) -> Res<ValueId> {
     if cx.ty(y).shape.get(axis).is_some_and(|d| d.is(0)) {
         return unsupported("an area under nothing", "give it values");
     }
-    let (before, after) = neighbours(cx, y, axis)?;
+    let (before, after) = neighbors(cx, y, axis)?;
     let sum = cx.binary(BinaryFn::Add, before, after)?;
     let area = if let Some(x) = cx.optional_tensor("x")? {
         let x = cx.cast(x, dtype)?;
         let alone = cx.rank(x) == 1;
-        let (before, after) = neighbours(cx, x, if alone { 0 } else { axis })?;
+        let (before, after) = neighbors(cx, x, if alone { 0 } else { axis })?;
         let width = cx.binary(BinaryFn::Sub, after, before)?;
         let width = if alone { cx.along(width, rank, axis)? } else { width };
         cx.binary(BinaryFn::Mul, sum, width)?

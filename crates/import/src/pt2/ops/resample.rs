@@ -1,4 +1,4 @@
-//! Resampling that reads neighbours of each position along one axis after the other: nearest by middles, and with antialiasing.
+//! Resampling that reads neighbors of each position along one axis after the other: nearest by middles, and with antialiasing.
 
 use regraft_ir::ops::{BinaryFn, CompareFn, Matmul, ReduceFn, UnaryFn};
 use regraft_tensor::{DType, Dim};

@@ -40,7 +40,7 @@ pub(super) fn segment_reduce(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
         "max" => (ReduceFn::Max, f64::NEG_INFINITY),
         "min" => (ReduceFn::Min, f64::INFINITY),
         "prod" => (ReduceFn::Prod, 1.0),
-        other => return wrong(format!("`{other}` is no reduction")),
+        other => return wrong(format!("`{other}` is not a reduction")),
     };
     let (starts, ends) = bounds(cx)?;
     let Some(rows) = cx.shape(data).into_iter().next() else { return wrong("expected rows") };

@@ -12,7 +12,7 @@ fn eigen(cx: &mut Cx<'_, '_>, x: ValueId) -> Res<[ValueId; 2]> {
     let x = match cx.optional_text("UPLO")?.unwrap_or("L") {
         "L" | "l" => x,
         "U" | "u" => cx.flipped(x)?,
-        other => return wrong(format!("`{other}` is no triangle")),
+        other => return wrong(format!("`{other}` is not a triangle")),
     };
     cx.factor(FactorFn::Eigen, x, false)
 }

@@ -78,7 +78,7 @@ pub(super) fn conv(
     cx.binary(BinaryFn::Add, sums, bias)
 }
 
-/// `x` with as many zeros between neighbours of the spatial axes as the step leaves.
+/// `x` with as many zeros between neighbors of the spatial axes as the step leaves.
 fn spread(cx: &mut Cx<'_, '_>, x: ValueId, stride: &[usize]) -> Res<ValueId> {
     let mut x = x;
     for (i, step) in stride.iter().enumerate().filter(|(_, step)| **step > 1) {

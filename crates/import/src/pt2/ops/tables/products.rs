@@ -1,4 +1,4 @@
-//! Products, convolutions, normalisations and attention.
+//! Products, convolutions, normalizations and attention.
 
 use crate::pt2::ops::{
     Handler::{self, Many, One, Wide, WideMany},
@@ -104,7 +104,7 @@ pub(super) const ATEN: &[(&str, Handler)] = &[
     ("conv_transpose1d.default", One(conv::conv_transpose)),
     ("conv_transpose2d.input", One(conv::conv_transpose)),
     ("conv_transpose3d.input", One(conv::conv_transpose)),
-    // Normalisations.
+    // Normalizations.
     ("batch_norm.default", One(norm::batch_norm)),
     ("native_batch_norm.default", Many(norm::native_batch_norm)),
     ("_native_batch_norm_legit.default", Many(norm::native_batch_norm)),
