@@ -21,6 +21,10 @@ const A_BLOCK: usize = 64 * 1024;
 /// Floats of sums that a task keeps between runs of `k` where `C` itself cannot hold them.
 const SUMS: usize = 64 * 1024;
 
+/// Bytes of panels that stay in cache, a quarter of a second-level one, while a task goes through its rows: it then finishes some rows
+/// after others, and writes `C` as it lies in memory.
+const B_BLOCK: usize = 128 * 1024;
+
 /// Panels that must be waiting before it pays to copy rows that collide in cache.
 const GATHER_FROM: usize = 4;
 
@@ -191,7 +195,7 @@ impl<'a> Panels<'a> {
 }
 
 /// Sets `c`, whose first element is `(row, col)` of the product, to its part of `epilogue(A · B)`. `col` is the first column of a
-/// panel. A run of `k` of one panel is used by all rows before the next, so that it stays in cache.
+/// panel. A run of `k` of one panel is used by all rows before the next, so that it stays in cache, unless all panels do ([`B_BLOCK`]).
 #[expect(clippy::too_many_arguments, reason = "a product has three matrices with a place in each")]
 pub(crate) fn multiply_block<C: Float>(
     isa: Isa,
@@ -214,15 +218,19 @@ pub(crate) fn multiply_block<C: Float>(
     #[cfg(target_arch = "x86_64")]
     let _configured = kernel.tiles.then(super::tiles::configure);
     for block in k_blocks(a.taps(), a.k_tap(), kernel.cut()) {
+        let stays = !kernel.tiles && panel_bytes(b.ty, block.len(), cols.next_multiple_of(kernel.nr)) <= B_BLOCK;
         let mut walk = |a: &Operand<'_>, row_in_a: usize, steps: &KBlock| {
-            for first in (0..cols).step_by(kernel.nr) {
+            let last = block.first + block.len() == b.k;
+            for (group, first) in order(&kernel, rows, cols, stays) {
                 let columns = first..cols.min(first + kernel.nr);
                 let width = columns.len();
                 let panel = b.panel((col + first) / kernel.nr, &block);
-                let next = if first + kernel.nr < cols { b.panel((col + first) / kernel.nr + 1, &block) } else { &[] };
-                let job = Job { a, row: row_in_a, block: steps, panel, accumulate: block.first > 0, next };
-                let last = block.first + block.len() == b.k;
-                let mut part = c.part(0..rows, columns);
+                let follows = !stays && first + kernel.nr < cols;
+                let next = if follows { b.panel((col + first) / kernel.nr + 1, &block) } else { &[] };
+                let accumulate = block.first > 0;
+                let job = Job { a, row: row_in_a + group.start, block: steps, panel, accumulate, next };
+                let row = row + group.start;
+                let mut part = c.part(group.clone(), columns);
                 if let Some(mut strip) = part.cast::<f32>() {
                     multiply_strip(&kernel, job, &mut strip, |r, mut tile| {
                         if last {
@@ -231,8 +239,8 @@ pub(crate) fn multiply_block<C: Float>(
                     });
                     continue;
                 }
-                let (from, ld) = if several { (first, cols) } else { (0, kernel.nr) };
-                let mut strip = TileMut::new(&mut sums[from..], rows, width, ld);
+                let (from, ld) = if several { (group.start * cols + first, cols) } else { (0, kernel.nr) };
+                let mut strip = TileMut::new(&mut sums[from..], group.len(), width, ld);
                 multiply_strip(&kernel, job, &mut strip, |r, mut tile| {
                     if last {
                         epilogue.apply(isa, row + r.start, col + first, &mut tile);
@@ -248,6 +256,14 @@ pub(crate) fn multiply_block<C: Float>(
             walk(a, row, &block);
         }
     }
+}
+
+/// Which rows of which panel, given by its first column, are multiplied one after the other: all rows of a panel, or where all panels
+/// stay in cache a tile's rows of each.
+fn order(kernel: &Kernel, rows: usize, cols: usize, stays: bool) -> impl Iterator<Item = (Range<usize>, usize)> + '_ {
+    let groups = (!stays).then_some(0..rows).into_iter().chain(stays.then(|| kernel.parts(rows)).into_iter().flatten());
+    let nr = kernel.nr;
+    groups.flat_map(move |group| (0..cols).step_by(nr).map(move |first| (group.clone(), first)))
 }
 
 /// Runs `job` tile by tile over all rows of `strip`, one panel wide; `done` gets the rows of each tile, still in cache. Each tile has

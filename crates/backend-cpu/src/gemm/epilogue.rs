@@ -4,7 +4,7 @@ use regraft_ir::ops::Activation;
 
 use crate::{
     Isa,
-    simd::{Floats, activation, math, simd_fn},
+    simd::{Floats, activation, math, simd_fn, vector_fn},
     threads::TileMut,
 };
 
@@ -81,80 +81,106 @@ impl Epilogue<'_> {
 /// the rows of a panel one by one.
 const AT_ONCE: usize = 384;
 
-simd_fn! {
-    fn finish<F>(
-        end: (Activation, bool),
-        bias: Option<&[f32]>,
-        residual: Option<(&[f32], usize)>,
-        tile: &mut TileMut<'_, f32>,
-    ) {
-        let (act, before_residual) = end;
+/// What is added to a tile, and where negative sums become zero.
+#[derive(Clone, Copy, Default)]
+struct Addends<'a> {
+    bias: Option<&'a [f32]>,
+    /// Its rows are so many elements apart.
+    residual: Option<(&'a [f32], usize)>,
+    /// Before the residual is added.
+    clips_first: bool,
+    clips_last: bool,
+}
+
+fn finish(
+    isa: Isa,
+    (act, before_residual): (Activation, bool),
+    bias: Option<&[f32]>,
+    residual: Option<(&[f32], usize)>,
+    tile: &mut TileMut<'_, f32>,
+) {
+    let clips = act == Activation::Relu;
+    if clips || act == Activation::None {
+        let (clips_first, clips_last) = (clips && before_residual, clips && !before_residual);
+        return add(isa, Addends { bias, residual, clips_first, clips_last }, tile);
+    }
+    let (first, last) = if before_residual { (None, residual) } else { (residual, None) };
+    add(isa, Addends { bias, residual: first, ..Addends::default() }, tile);
+    activate(isa, act, tile);
+    if last.is_some() {
+        add(isa, Addends { residual: last, ..Addends::default() }, tile);
+    }
+}
+
+vector_fn! {
+    fn add<S>(simd, addends: Addends<'_>, tile: &mut TileMut<'_, f32>) {
+        let Addends { bias, residual, clips_first, clips_last } = addends;
         let cols = tile.cols();
-        let add_residual = |r: usize, xs: &mut [f32]| {
-            if let Some((data, ld)) = residual {
-                add(xs, &data[r * ld..]);
-            }
-        };
-        if matches!(act, Activation::None | Activation::Relu) {
-            // So little that copies would be most of it.
-            for r in 0..tile.rows() {
-                let xs = tile.row(r);
-                bias.into_iter().for_each(|bias| add(xs, bias));
-                if before_residual && act == Activation::Relu {
-                    relu(xs);
+        let whole = cols / S::LANES * S::LANES;
+        for r in 0..tile.rows() {
+            let xs = tile.row(r);
+            let residual = match residual {
+                Some((data, ld)) => Some(&data[r * ld..][..cols]),
+                None => None,
+            };
+            for at in (0..whole).step_by(S::LANES) {
+                let mut x = simd.load(&xs[at..]);
+                if let Some(bias) = bias {
+                    x = simd.add(x, simd.load(&bias[at..]));
                 }
-                add_residual(r, xs);
-                if !before_residual && act == Activation::Relu {
-                    relu(xs);
+                if clips_first {
+                    x = simd.relu(x);
                 }
+                if let Some(residual) = residual {
+                    x = simd.add(x, simd.load(&residual[at..]));
+                }
+                if clips_last {
+                    x = simd.relu(x);
+                }
+                simd.store(x, &mut xs[at..]);
             }
-            return;
+            for at in whole..cols {
+                let mut x = xs[at];
+                if let Some(bias) = bias {
+                    x += bias[at];
+                }
+                if clips_first {
+                    x = math::relu(x);
+                }
+                if let Some(residual) = residual {
+                    x += residual[at];
+                }
+                xs[at] = if clips_last { math::relu(x) } else { x };
+            }
         }
+    }
+}
+
+simd_fn! {
+    fn activate<F>(act: Activation, tile: &mut TileMut<'_, f32>) {
+        let (rows, cols) = (tile.rows(), tile.cols());
         let mut values = [0f32; AT_ONCE];
-        let values = &mut values[..tile.rows() * cols];
-        for (r, values) in values.chunks_exact_mut(cols).enumerate() {
-            copy(values, tile.row(r));
-            bias.into_iter().for_each(|bias| add(values, bias));
-            if !before_residual {
-                add_residual(r, values);
-            }
+        for r in 0..rows {
+            copy(&mut values[r * cols..][..cols], tile.row(r));
         }
-        activation::apply_lanes::<F>(act, values);
-        for (r, values) in values.chunks_exact_mut(cols).enumerate() {
-            if before_residual {
-                add_residual(r, values);
-            }
-            copy(tile.row(r), values);
+        activation::apply_lanes::<F>(act, &mut values[..rows * cols]);
+        for r in 0..rows {
+            copy(tile.row(r), &values[r * cols..][..cols]);
         }
     }
 }
 
-/// Floats that rows are walked through in: rows are too short for what LLVM makes of a loop over a slice.
+/// Floats that rows are copied in: they are too short for a call of `memcpy` to pay.
 const STEP: usize = 16;
-
-/// Adds the first elements of `ys` to `xs`.
-#[inline(always)]
-fn add(xs: &mut [f32], ys: &[f32]) {
-    let ys = &ys[..xs.len()];
-    let ((xs, last_xs), (ys, last_ys)) = (xs.as_chunks_mut::<STEP>(), ys.as_chunks::<STEP>());
-    for (x, y) in xs.iter_mut().zip(ys) {
-        *x = std::array::from_fn(|i| x[i] + y[i]);
-    }
-    last_xs.iter_mut().zip(last_ys).for_each(|(x, y)| *x += y);
-}
-
-/// The positive part of each element.
-#[inline(always)]
-fn relu(xs: &mut [f32]) {
-    let (xs, last) = xs.as_chunks_mut::<STEP>();
-    xs.iter_mut().for_each(|x| *x = x.map(math::relu));
-    last.iter_mut().for_each(|x| *x = math::relu(*x));
-}
 
 /// Copies `ys` to `xs`.
 #[inline(always)]
 fn copy(xs: &mut [f32], ys: &[f32]) {
     let ((xs, last_xs), (ys, last_ys)) = (xs.as_chunks_mut::<STEP>(), ys.as_chunks::<STEP>());
-    xs.iter_mut().zip(ys).for_each(|(x, y)| *x = *y);
-    last_xs.iter_mut().zip(last_ys).for_each(|(x, y)| *x = *y);
+    for (x, y) in xs.iter_mut().zip(ys) {
+        *x = *y;
+    }
+    for (x, y) in last_xs.iter_mut().zip(last_ys) {
+        *x = *y;
+    }
 }

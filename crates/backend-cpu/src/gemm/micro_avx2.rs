@@ -76,9 +76,13 @@ unsafe fn tile<const KIND: u8, const VECTORS: usize, const MR: usize>(job: &Job<
                 next = next.wrapping_add(LINE);
             }
             let end = job.block.k.end.min(chunk + CHUNK);
-            for first in (chunk..end).step_by(halves) {
-                for half in 0..halves.min(end - first) {
+            let mut first = chunk;
+            while first < end {
+                for half in 0..halves {
                     let k = first + half;
+                    if k >= end {
+                        break;
+                    }
                     // SAFETY: the panel holds a step for each `k` of each tap of the block; a tap holds `k_tap` floats.
                     unsafe {
                         // The accumulators leave four registers: of the step's vectors and the rows' floats the fewer are held.
@@ -108,19 +112,24 @@ unsafe fn tile<const KIND: u8, const VECTORS: usize, const MR: usize>(job: &Job<
                     }
                 }
                 b = b.wrapping_add(stride);
+                first += halves;
             }
         }
     }
     for (r, acc) in acc.iter().enumerate() {
+        let row = c.row(r);
+        if row.len() == LANES * VECTORS {
+            for (v, acc) in acc.iter().enumerate() {
+                // SAFETY: the row holds all vectors.
+                unsafe { _mm256_storeu_ps(row.as_mut_ptr().add(LANES * v), *acc) };
+            }
+            continue;
+        }
         let mut line = [[0f32; LANES]; VECTORS];
         for (part, acc) in line.iter_mut().zip(acc) {
             // SAFETY: each part of the line is a vector.
             unsafe { _mm256_storeu_ps(part.as_mut_ptr(), *acc) };
         }
-        let row = c.row(r);
-        match row.as_chunks_mut::<LANES>() {
-            (parts, []) if parts.len() == VECTORS => parts.copy_from_slice(&line),
-            _ => row.copy_from_slice(&line.as_flattened()[..row.len()]),
-        }
+        row.copy_from_slice(&line.as_flattened()[..row.len()]);
     }
 }

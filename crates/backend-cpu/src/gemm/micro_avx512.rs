@@ -74,8 +74,12 @@ unsafe fn tile<const KIND: u8, const VECTORS: usize, const MR: usize>(job: &Job<
                 next = next.wrapping_add(LINE);
             }
             let end = job.block.k.end.min(chunk + CHUNK);
-            for first in (chunk..end).step_by(halves) {
-                for half in 0..halves.min(end - first) {
+            let mut first = chunk;
+            while first < end {
+                for half in 0..halves {
+                    if first + half >= end {
+                        break;
+                    }
                     // SAFETY: the panel holds a step for each `k` of each tap of the block; a tap holds `k_tap` floats.
                     unsafe {
                         let step: [__m512; VECTORS] = array::from_fn(|v| load::<KIND>(b, v, half));
@@ -88,6 +92,7 @@ unsafe fn tile<const KIND: u8, const VECTORS: usize, const MR: usize>(job: &Job<
                     }
                 }
                 b = b.wrapping_add(stride);
+                first += halves;
             }
         }
     }

@@ -88,7 +88,7 @@ pub fn depthwise<T: Float>(
     let [rows, row] = buffers(&window, channels, args.image.ty(), T::TYPE);
     let mut buffers: Vec<_> = (0..workers(threads)).map(|_| (scratch.take(rows), scratch.take(row))).collect();
     let width = window.input[2] * channels;
-    let strips = strips(&window);
+    let blocks = blocks(&window);
     threads.for_each_chunk_with(&mut buffers, out, window.output[2] * channels, |(rows, buffer), row, out| {
         let (image, copies): (&[f32], bool) = if let Floats::F32(image) = args.image {
             (image, false)
@@ -99,9 +99,9 @@ pub fn depthwise<T: Float>(
             (rows, true)
         };
         if let Some(out) = T::as_f32_mut(out) {
-            return compute_row(isa, args, (image, copies), (weight, bias), &strips, row, out);
+            return compute_row(isa, args, (image, copies), (weight, bias), &blocks, row, out);
         }
-        compute_row(isa, args, (image, copies), (weight, bias), &strips, row, buffer);
+        compute_row(isa, args, (image, copies), (weight, bias), &blocks, row, buffer);
         T::narrow(isa, buffer, out);
     });
 }
@@ -112,7 +112,7 @@ vector_fn! {
         args: &DepthwiseArgs<'_>,
         image: (&[f32], bool),
         weights: (&[f32], Option<&[f32]>),
-        strips: &[Meeting],
+        blocks: &[Block],
         row: usize,
         out: &mut [f32],
     ) {
@@ -130,9 +130,14 @@ vector_fn! {
             for first in (0..channels).step_by(S::LANES) {
                 // The last register begins where it fits, and computes some channels twice.
                 let first = first.min(channels - S::LANES);
-                for (at, strip) in strips.chunks_exact(window.kernel[2]).enumerate() {
-                    let out = &mut out[at * PIXELS * channels + first..];
-                    strip_of_pixels(simd, args, &rows, weights, (first, strip), out);
+                for block in blocks {
+                    let (at, out) = ((first, block), &mut out[block.x * channels + first..]);
+                    match block.pixels {
+                        8 => block_of_pixels::<S, 8>(simd, args, &rows, weights, at, out),
+                        4 => block_of_pixels::<S, 4>(simd, args, &rows, weights, at, out),
+                        2 => block_of_pixels::<S, 2>(simd, args, &rows, weights, at, out),
+                        _ => block_of_pixels::<S, 1>(simd, args, &rows, weights, at, out),
+                    }
                 }
             }
         }
@@ -140,67 +145,70 @@ vector_fn! {
     }
 }
 
-/// Output pixels whose sums are in registers at once, so that each weight is fetched once for all of them.
-const PIXELS: usize = 8;
-
-/// How a column of the kernel meets a strip of [`PIXELS`] output pixels of a row.
-struct Meeting {
-    /// The input column that the first pixel meets, which may be outside of the image.
-    column: isize,
-    /// The pixels of the strip whose input column is inside.
-    inside: Range<usize>,
+/// Output pixels of a row whose sums are in registers at once, so that each weight is fetched once for all of them.
+struct Block {
+    /// The first.
+    x: usize,
+    /// How many: one of [`BLOCKS`].
+    pixels: usize,
+    /// The columns of the kernel that meet the image, the same for all.
+    taps: Range<usize>,
+    /// The input column that the first of both meet.
+    column: usize,
 }
 
-/// For each strip of a row of output pixels, in order: the meetings of all columns of the kernel.
-fn strips(window: &Window3) -> Vec<Meeting> {
-    let meeting = |x: usize, kx: usize| {
-        let column = (x * window.stride[2] + kx * window.dilation[2]) as isize - window.padding[2] as isize;
-        // How many pixels it takes to come so many columns on.
-        let pixels = |columns: isize| columns.max(0).unsigned_abs().div_ceil(window.stride[2]);
-        let end = pixels(window.input[2] as isize - column).min(PIXELS).min(window.output[2] - x);
-        Meeting { column, inside: pixels(-column).min(end)..end }
-    };
-    let meetings = |x: usize| (0..window.kernel[2]).map(move |kx| meeting(x, kx));
-    (0..window.output[2]).step_by(PIXELS).flat_map(meetings).collect()
+/// How many pixels a block may have.
+const BLOCKS: [usize; 4] = [8, 4, 2, 1];
+
+/// Cuts a row of output pixels into blocks. Those that the whole kernel meets are taken together, others one by one.
+fn blocks(window: &Window3) -> Vec<Block> {
+    let [out, width, taps, stride, dilation, padding] =
+        [window.output, window.input, window.kernel, window.stride, window.dilation, window.padding]
+            .map(|sizes| sizes[2]);
+    let reach = (width + padding).checked_sub(dilation * taps.saturating_sub(1) + 1);
+    let end = reach.map_or(0, |last| last / stride + 1).min(out);
+    let whole = padding.div_ceil(stride).min(end)..end;
+    let (mut blocks, mut x) = (Vec::new(), 0);
+    while x < out {
+        // Pixels from here on that the whole kernel meets.
+        let run = if whole.contains(&x) { whole.end - x } else { 1 };
+        let pixels = BLOCKS.into_iter().find(|pixels| *pixels <= run).unwrap_or(1);
+        let met = |kx: &usize| window.source(2, x, *kx).is_some();
+        let first = (0..taps).find(met).unwrap_or(taps);
+        let met = first..(0..taps).rfind(met).map_or(first, |last| last + 1);
+        let column = window.source(2, x, met.start).unwrap_or(0);
+        blocks.push(Block { x, pixels, taps: met, column });
+        x += pixels;
+    }
+    blocks
 }
 
-/// A register of channels from `first` on, of a strip of output pixels; `out` begins at its first pixel's.
+/// A register of channels from `first` on, of a block of `N` output pixels; `out` begins at its first pixel's.
 #[inline(always)]
-fn strip_of_pixels<S: Vectors>(
+fn block_of_pixels<S: Vectors, const N: usize>(
     simd: S,
     args: &DepthwiseArgs<'_>,
     rows: &[(usize, &[f32])],
     (weight, bias): (&[f32], Option<&[f32]>),
-    (first, strip): (usize, &[Meeting]),
+    (first, block): (usize, &Block),
     out: &mut [f32],
 ) {
-    let (channels, step) = (args.channels, args.window.stride[2] * args.channels);
-    let start = bias.map_or(simd.splat(0.0), |bias| simd.load(&bias[first..]));
-    let mut sums = [start; PIXELS];
+    let (channels, [.., stride], [.., dilation]) = (args.channels, args.window.stride, args.window.dilation);
+    let start = match bias {
+        Some(bias) => simd.load(&bias[first..]),
+        None => simd.splat(0.0),
+    };
+    let mut sums = [start; N];
     for (tap, row) in rows {
-        let weights = weight[tap * tap_stride(channels) + first..].chunks(tap_stride(channels));
-        for (Meeting { column, inside }, w) in strip.iter().zip(weights) {
-            let w = simd.load(w);
-            if *inside == (0..PIXELS) {
-                let xs = &row[*column as usize * channels + first..];
-                for (p, sum) in sums.iter_mut().enumerate() {
-                    *sum = simd.mul_add(simd.load(&xs[p * step..]), w, *sum);
-                }
-                continue;
-            }
-            let at = |p: usize| (*column + (p * args.window.stride[2]) as isize) as usize * channels + first;
-            for (p, sum) in sums.iter_mut().enumerate() {
-                if inside.contains(&p) {
-                    *sum = simd.mul_add(simd.load(&row[at(p)..]), w, *sum);
-                }
-            }
+        let mut at = block.column * channels + first;
+        for kx in block.taps.clone() {
+            let w = simd.load(&weight[(tap + kx) * tap_stride(channels) + first..]);
+            simd.mul_add_each(&mut sums, &row[at..], stride * channels, w);
+            at += dilation * channels;
         }
     }
     for (p, sum) in sums.into_iter().enumerate() {
-        // The last strip has fewer.
-        if p * channels < out.len() {
-            simd.store(sum, &mut out[p * channels..]);
-        }
+        simd.store(sum, &mut out[p * channels..]);
     }
 }
 

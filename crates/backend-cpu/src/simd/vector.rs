@@ -4,7 +4,7 @@
 //! several loops. Kernels of that kind are written over [`Vectors`], and compiled once for each instruction set by [`vector_fn`].
 #![allow(unsafe_code)]
 
-use super::{Fma, Fused, Unfused};
+use super::{Fma, Fused, Unfused, math};
 
 /// The registers of an instruction set. A value of such a type proves that this processor has it: [`vector_fn`] alone makes one.
 pub(crate) trait Vectors: Copy {
@@ -34,6 +34,23 @@ pub(crate) trait Vectors: Copy {
 
     /// `a * b + c`, lane by lane.
     fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+
+    /// `a + b`, lane by lane.
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+
+    /// [`relu`](super::math::relu) of each lane.
+    fn relu(self, v: Self::V) -> Self::V;
+
+    /// Adds to sum `i` the product of `w` and the register at `xs[i * step]`, lane by lane.
+    ///
+    /// # Panics
+    /// When `xs` is too short.
+    #[inline(always)]
+    fn mul_add_each<const N: usize>(self, sums: &mut [Self::V; N], xs: &[f32], step: usize, w: Self::V) {
+        for (i, sum) in sums.iter_mut().enumerate() {
+            *sum = self.mul_add(self.load(&xs[i * step..]), w, *sum);
+        }
+    }
 
     /// The first doubles of `from`.
     ///
@@ -82,6 +99,16 @@ impl Vectors for Portable {
     #[inline(always)]
     fn mul_add(self, a: [f32; 4], b: [f32; 4], c: [f32; 4]) -> [f32; 4] {
         std::array::from_fn(|i| Unfused::mul_add(a[i], b[i], c[i]))
+    }
+
+    #[inline(always)]
+    fn add(self, a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|i| a[i] + b[i])
+    }
+
+    #[inline(always)]
+    fn relu(self, v: [f32; 4]) -> [f32; 4] {
+        v.map(math::relu)
     }
 
     #[inline(always)]
@@ -159,6 +186,30 @@ mod x86 {
         }
 
         #[inline(always)]
+        fn add(self, a: __m256, b: __m256) -> __m256 {
+            // SAFETY: the processor has AVX2, which `self` proves.
+            unsafe { _mm256_add_ps(a, b) }
+        }
+
+        #[inline(always)]
+        fn relu(self, v: __m256) -> __m256 {
+            // Where neither is greater, as of not-a-number and of a negative zero, the second one is the result.
+            // SAFETY: the processor has AVX2, which `self` proves.
+            unsafe { _mm256_max_ps(_mm256_setzero_ps(), v) }
+        }
+
+        #[inline(always)]
+        fn mul_add_each<const N: usize>(self, sums: &mut [__m256; N], xs: &[f32], step: usize, w: __m256) {
+            let reach = step.checked_mul(N.saturating_sub(1)).and_then(|last| last.checked_add(Self::LANES));
+            assert!(reach.is_some_and(|reach| reach <= xs.len()), "too few floats for {N} registers, {step} apart");
+            for (i, sum) in sums.iter_mut().enumerate() {
+                // SAFETY: the last register ends within `xs`; the processor has AVX2, which `self` proves.
+                let x = unsafe { _mm256_loadu_ps(xs.as_ptr().add(i * step)) };
+                *sum = self.mul_add(x, w, *sum);
+            }
+        }
+
+        #[inline(always)]
         fn load_doubles(self, from: &[f64]) -> __m256d {
             let from: &[f64; 4] = from.first_chunk().expect("a whole register");
             // SAFETY: four doubles are there; the processor has AVX2, which `self` proves.
@@ -227,6 +278,30 @@ mod x86 {
         fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
             // SAFETY: as above.
             unsafe { _mm512_fmadd_ps(a, b, c) }
+        }
+
+        #[inline(always)]
+        fn add(self, a: __m512, b: __m512) -> __m512 {
+            // SAFETY: the processor has AVX-512F, which `self` proves.
+            unsafe { _mm512_add_ps(a, b) }
+        }
+
+        #[inline(always)]
+        fn relu(self, v: __m512) -> __m512 {
+            // Where neither is greater, as of not-a-number and of a negative zero, the second one is the result.
+            // SAFETY: the processor has AVX-512F, which `self` proves.
+            unsafe { _mm512_max_ps(_mm512_setzero_ps(), v) }
+        }
+
+        #[inline(always)]
+        fn mul_add_each<const N: usize>(self, sums: &mut [__m512; N], xs: &[f32], step: usize, w: __m512) {
+            let reach = step.checked_mul(N.saturating_sub(1)).and_then(|last| last.checked_add(Self::LANES));
+            assert!(reach.is_some_and(|reach| reach <= xs.len()), "too few floats for {N} registers, {step} apart");
+            for (i, sum) in sums.iter_mut().enumerate() {
+                // SAFETY: the last register ends within `xs`; the processor has AVX-512F, which `self` proves.
+                let x = unsafe { _mm512_loadu_ps(xs.as_ptr().add(i * step)) };
+                *sum = self.mul_add(x, w, *sum);
+            }
         }
 
         #[inline(always)]
@@ -309,3 +384,62 @@ macro_rules! vector_fn {
     };
 }
 pub(crate) use vector_fn;
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Isa, math};
+
+    vector_fn! {
+        fn clip<S>(simd, xs: &[f32], out: &mut [f32]) {
+            for at in (0..xs.len()).step_by(S::LANES) {
+                let x = simd.add(simd.load(&xs[at..]), simd.splat(-0.0));
+                simd.store(simd.relu(x), &mut out[at..]);
+            }
+        }
+    }
+
+    vector_fn! {
+        fn sum_of_two<S>(simd, xs: &[f32], step: usize, out: &mut [f32]) {
+            let mut sums = [simd.splat(1.0); 2];
+            simd.mul_add_each(&mut sums, xs, step, simd.splat(2.0));
+            simd.store(sums[0], out);
+            simd.store(sums[1], &mut out[S::LANES..]);
+        }
+    }
+
+    #[test]
+    fn lanes_are_clipped_as_single_floats_are() {
+        let some = [f32::NAN, -f32::NAN, 0.0, -0.0, 1.0, -1.0, f32::INFINITY, f32::NEG_INFINITY];
+        let xs = some.repeat(2);
+        for isa in Isa::available() {
+            let mut out = [7.0; 16];
+            clip(isa, &xs, &mut out);
+            for (x, got) in xs.iter().zip(out) {
+                assert_eq!(got.to_bits(), math::relu(*x).to_bits(), "{isa}: {x}");
+            }
+        }
+    }
+
+    #[test]
+    fn registers_may_be_any_distance_apart() {
+        let xs: Vec<f32> = (0..40u8).map(f32::from).collect();
+        for (isa, step) in Isa::available().into_iter().flat_map(|isa| [0, 1, 5, 24].map(|step| (isa, step))) {
+            let mut out = [0.0; 32];
+            sum_of_two(isa, &xs, step, &mut out);
+            let lanes = out.iter().rposition(|x| *x != 0.0).map_or(0, |last| last + 1) / 2;
+            for (at, got) in out[..2 * lanes].iter().enumerate() {
+                assert_eq!(*got, 1.0 + 2.0 * xs[at / lanes * step + at % lanes], "{isa}, {step} apart");
+            }
+        }
+    }
+
+    #[test]
+    fn registers_beyond_the_end_are_refused() {
+        for isa in Isa::available() {
+            for step in [39, usize::MAX] {
+                let read = || sum_of_two(isa, &[0.0; 40], step, &mut [0.0; 32]);
+                assert!(std::panic::catch_unwind(read).is_err(), "{isa}, {step} apart");
+            }
+        }
+    }
+}
