@@ -347,6 +347,7 @@ CONSTANTS: dict[str, tuple[Callable[[], nn.Module], Inputs]] = {
     "arange": (Steps, X),
     "buffers": (Buffers, X),
     "rotary": (Rotary, (numbers(2, 6, 16),)),
+    "complex_rotary": (ComplexRotary, (numbers(2, 6, 16),)),
     "cumsum": (Cumulated, X),
     "embedding_bag_sum": (lambda: Bags("sum"), BAGS),
     "embedding_bag_mean": (lambda: Bags("mean"), BAGS),
@@ -359,10 +360,35 @@ def test_r_6_constants(cli: Cli, name: str) -> None:
     assert_refits(cli, lambda seed: seeded(model, seed), inputs)
 
 
-def test_r_6_complex_rotary_table_is_refused(cli: Cli) -> None:
-    """There are no complex numbers: said at compile time, with the name of tensor or operator."""
-    with pytest.raises(CommandFailed, match=r"exit status 1\n(.|\n)*(complex|table)"):
-        compile_model(cli, seeded(ComplexRotary, 0), (numbers(2, 6, 16),))
+class ComplexWeights(nn.Module):
+    """A parameter and a buffer of complex numbers that a state dict has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(12, 12)
+        self.turns = nn.Parameter(torch.randn(6, dtype=torch.complex64))
+        self.register_buffer("table", torch.polar(torch.rand(6) + 0.5, torch.randn(6)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        pairs = torch.view_as_complex(self.fc(x).unflatten(-1, (6, 2)))
+        return torch.view_as_real(pairs * self.turns * self.table.conj()).flatten(-2)
+
+
+def test_r_6_complex_weights_from_programs(cli: Cli) -> None:
+    """Files that do not bring them say so; programs do."""
+    first, second = seeded(ComplexWeights, 0), seeded(ComplexWeights, 1)
+    inputs = (numbers(3, 12),)
+    engine = compile_model(cli, first, inputs)
+    refitted, _ = cli.refit(engine, save_program(cli, second, inputs))
+    found = cli.run(refitted, arrays(inputs))
+    assert_close(found, answers(second, inputs))
+    assert_same(found, cli.run(compile_model(cli, second, inputs), arrays(inputs)))
+    state = cli.path("state", ".safetensors")
+    save_file(second.state_dict(), state)
+    with pytest.raises(
+        CommandFailed, match=r"exit status 1\n(.|\n)*table +missing: in its place is a tensor of C64"
+    ):
+        cli.refit(engine, state)
 
 
 def test_r_6_non_persistent_buffers_stay(cli: Cli) -> None:

@@ -159,6 +159,9 @@ def same(first: Tensor, second: Tensor) -> bool:
 
 def _traced(call: Call) -> compiling.Traced:
     try:
+        if call.strict:
+            program = torch.export.export(call.module, call.args, dict(call.kwargs), strict=True)
+            return compiling.traced(program, None, None, None)
         return compiling.traced(call.module, call.args, dict(call.kwargs), None)
     except regraft.CompileError as error:
         of_pytorch = "torch.export.export cannot export" in str(error)

@@ -157,8 +157,12 @@ def writes_as_results(program: ExportedProgram) -> tuple[ExportedProgram, tuple[
 
 
 def _writes_to_what_it_takes(program: ExportedProgram) -> bool:
-    """Whether it may write to its inputs or weights in place."""
-    taken = {_storage(node) for node in program.graph.nodes if node.op == "placeholder"} - {None}
+    """Whether it may write to its inputs in place."""
+    inputs = set(program.graph_signature.user_inputs)
+    taken = {
+        _storage(node) for node in program.graph.nodes if node.op == "placeholder" and node.name in inputs
+    }
+    taken -= {None}
     return any(
         storage is None or storage in taken
         for node in program.graph.nodes

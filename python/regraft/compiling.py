@@ -416,6 +416,11 @@ def _help_with(error: Exception) -> str:
             "\n  help: what the module does depends on the values of tensors, which no one program does: "
             'torch.compile(module, backend="regraft") compiles the parts between'
         )
+    if "fake tensor in the exported program constant" in text:
+        return (
+            "\n  help: forward() makes a tensor and writes to it past PyTorch's tracing, mostly by .data: "
+            "call it in a way that does not need that, such as with the sizes that it is configured for"
+        )
     return ""
 
 

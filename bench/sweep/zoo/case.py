@@ -16,6 +16,8 @@ class Call(NamedTuple):
     module: nn.Module
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = {}
+    strict: bool = False
+    """Whether it is exported with ``strict=True``, as its library does so itself."""
 
 
 @dataclass(frozen=True)

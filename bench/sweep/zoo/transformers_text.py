@@ -293,7 +293,8 @@ def static_cache(config: str) -> Callable[[], Call]:
             cache_config={"batch_size": 1, "max_cache_len": 16},
         )
         kwargs = {"input_ids": tokens(1, 1), "cache_position": torch.tensor([0])}
-        return Call(TorchExportableModuleWithStaticCache(model), kwargs=kwargs)
+        # As its own convert_and_export_with_cache() does: an object beside the modules has the buffers, too.
+        return Call(TorchExportableModuleWithStaticCache(model), kwargs=kwargs, strict=True)
 
     return make
 

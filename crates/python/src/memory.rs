@@ -55,8 +55,10 @@ pub(crate) struct Gpus(Vec<u32>);
 
 impl Gpus {
     /// As [`tensor_of`], of a weight: one in memory of a GPU stays there until it is read on the host. Nothing of it may be read
-    /// before [`Gpus::wait`].
+    /// before [`Gpus::wait`]. Complex numbers are read as pairs.
     pub(crate) fn weight_of(&mut self, object: &Bound<'_, PyAny>) -> PyResult<Tensor> {
+        let pairs = pairs_of(object)?;
+        let object = pairs.as_ref().unwrap_or(object);
         if let Some(torch) = Torch::loaded(object.py())?
             && torch.is_on_gpu(object)?
         {
@@ -77,6 +79,20 @@ impl Gpus {
         }
         Ok(())
     }
+}
+
+/// A tensor of complex numbers as one of real and imaginary parts along a last axis, in its memory; `None` for other objects.
+fn pairs_of<'py>(object: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>> {
+    let py = object.py();
+    let Some(torch) = Torch::loaded(py)? else { return Ok(None) };
+    if !object.is_instance(torch.tensor.bind(py))?
+        || !object.call_method0(pyo3::intern!(py, "is_complex"))?.is_truthy()?
+    {
+        return Ok(None);
+    }
+    torch.check_plain(object)?;
+    let plain = object.call_method0(pyo3::intern!(py, "detach"))?.call_method0(pyo3::intern!(py, "resolve_conj"))?;
+    torch.view_as_real.bind(py).call1((plain,)).map(Some)
 }
 
 /// Tensors of a sequence, of a `.npy` or of the arrays of a `.npz`, in their order.
@@ -119,6 +135,7 @@ pub(crate) fn size_text(bytes: usize) -> String {
 /// What this module needs of PyTorch, once it has been imported.
 pub(crate) struct Torch {
     tensor: Py<PyAny>,
+    view_as_real: Py<PyAny>,
     empty: Py<PyAny>,
     device: Py<PyAny>,
     /// Of a GPU by its number, where this PyTorch knows GPUs.
@@ -168,6 +185,7 @@ impl Torch {
             current_stream: internal.getattr("_cuda_getCurrentRawStream").ok().map(Bound::unbind),
             dispatch: tensor.getattr("__torch_dispatch__")?.unbind(),
             tensor: tensor.unbind(),
+            view_as_real: module.getattr("view_as_real")?.unbind(),
             strided: module.getattr("strided")?.unbind(),
             dtypes: dtypes.collect::<PyResult<_>>()?,
         })

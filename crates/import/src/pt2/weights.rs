@@ -40,9 +40,9 @@ pub enum Values {
 pub struct Weight {
     /// Fully qualified name.
     pub name: String,
-    /// Element type.
+    /// Element type; of complex numbers that of their parts.
     pub dtype: DType,
-    /// Shape.
+    /// Shape; complex numbers are pairs along a last axis of two.
     pub shape: Vec<usize>,
     /// The value, row-major; `None` when the archive holds none.
     pub tensor: Option<Tensor>,
@@ -266,8 +266,8 @@ fn planned<'a>(name: &'a str, meta: &PayloadMeta, origin: Origin, folder: &str) 
     if tensor.layout != Layout::Strided {
         return Err(format!("its layout is {:?}, supported is Strided", tensor.layout));
     }
-    if tensor.strides.len() != shape.len() {
-        return Err(format!("expected {} strides, found {}", shape.len(), tensor.strides.len()));
+    if tensor.strides.len() != tensor.sizes.len() {
+        return Err(format!("expected {} strides, found {}", tensor.sizes.len(), tensor.strides.len()));
     }
     let natural = |size: &schema::SymInt, what: &str| {
         size.as_int()
@@ -277,19 +277,28 @@ fn planned<'a>(name: &'a str, meta: &PayloadMeta, origin: Origin, folder: &str) 
     // The stride of an axis of size 1 says nothing, and views that differ in it alone are equal.
     let strides = tensor.strides.iter().zip(&shape);
     let strides = strides.map(|(stride, &size)| if size == 1 { Ok(0) } else { natural(stride, "stride") });
-    let strides = strides.collect::<Result<_, _>>()?;
-    let offset = natural(&tensor.storage_offset, "storage offset")?;
+    let mut strides: Vec<usize> = strides.collect::<Result<_, _>>()?;
+    let mut offset = natural(&tensor.storage_offset, "storage offset")?;
+    if tensor.dtype.part().is_some() {
+        // Two parts stand side by side for each element.
+        let twice = |n: usize| n.checked_mul(2).ok_or("it reaches beyond all memory");
+        strides = strides.into_iter().map(twice).collect::<Result<_, _>>()?;
+        strides.push(1);
+        offset = twice(offset)?;
+    }
     let entry = Some(format!("{folder}{}", meta.path_name));
     let view = View { dtype, shape, strides, offset };
     Ok(Some(Planned { name, origin, is_param: meta.is_param, view, entry }))
 }
 
+/// Dtype and shape; of complex numbers those of their pairs: real and imaginary part along a last axis.
 fn dtype_and_shape(meta: &TensorMeta) -> Result<(DType, Vec<usize>), String> {
     let supported = || {
         let taken = DType::ALL.into_iter().filter(|dtype| !dtype.is_wide_unsigned());
         taken.map(DType::name).collect::<Vec<_>>().join(", ")
     };
-    let dtype = meta.dtype.dtype();
+    let part = meta.dtype.part();
+    let dtype = part.or(meta.dtype.dtype());
     let dtype = dtype.ok_or_else(|| format!("its dtype is {:?}, supported are {}", meta.dtype, supported()))?;
     if meta.sizes.len() > MAX_RANK {
         return Err(format!("it has {} axes, supported are {MAX_RANK}", meta.sizes.len()));
@@ -298,7 +307,10 @@ fn dtype_and_shape(meta: &TensorMeta) -> Result<(DType, Vec<usize>), String> {
         let size = size.as_int().ok_or("its shape is symbolic")?;
         usize::try_from(size).map_err(|_| "its shape has a negative size")
     });
-    let shape: Vec<usize> = sizes.collect::<Result<_, _>>()?;
+    let mut shape: Vec<usize> = sizes.collect::<Result<_, _>>()?;
+    if part.is_some() {
+        shape.push(2);
+    }
     Tensor::byte_len(dtype, &shape).map_err(|e| e.to_string())?;
     Ok((dtype, shape))
 }

@@ -961,6 +961,98 @@ def transformer(self, x):
     return y, self.attention(y, x, x)
 
 
+MASKS = torch.tensor([[1, 1, 0, 0, 0], [0, 1, 0, 0, 1], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]], dtype=torch.bool)
+
+
+@case(
+    "counted_sizes",
+    r(4, 2, 6, 8),
+    r(4, 2, 5, 8),
+    MASKS,
+    second=(r(4, 2, 6, 8), r(4, 2, 5, 8), MASKS.flip(0).roll(1, 1)),
+    decompose=False,
+    linear=nn.Linear(8, 8),
+    table=nn.Parameter(r(5, 3)),
+)
+def counted_sizes(self, image, text, masks):
+    whole, cut, looked_up = [], [], []
+    for i in range(4):
+        places = torch.nonzero(masks[i]).flatten()
+        chosen = text[i : i + 1, :, places]
+        queries, keys = (torch.cat([x[i : i + 1], chosen], 2) for x in (image, image * 2))
+        seen = F.scaled_dot_product_attention(queries, keys, keys.tanh())
+        whole.append(F.pad(seen, (0, 0, 0, 11 - seen.size(2))))
+        front, rest = seen.split_with_sizes([6, seen.size(2) - 6], 2)
+        rest = self.linear(rest.transpose(1, 2).reshape(1, -1, 16).unflatten(2, (2, 8)))
+        cut.append(front + F.pad(rest, (0, 0, 0, 0, 0, 6 - rest.size(1)), value=0.5).transpose(1, 2))
+        rows = self.table[(places + 1).clamp(max=4)] + F.embedding(places, self.table)
+        looked_up.append(F.pad(rows, (0, 0, 0, 4 - places.size(0))))
+    return torch.cat(whole).transpose(1, 2).flatten(2), torch.cat(cut), torch.stack(looked_up)
+
+
+@case(
+    "chosen_rows",
+    r(4, 3, 8),
+    MASKS,
+    r(3, 3, 8),
+    second=(r(4, 3, 8), ~MASKS, r(3, 3, 8)),
+    decompose=False,
+    linear=nn.Linear(8, 8),
+)
+def chosen_rows(self, x, masks, rows):
+    outputs = []
+    for mask in (masks[:, 0], masks[:, 2], masks[:, 1] | True):
+        chosen = x[mask]
+        y = x.clone()
+        y[mask] = F.gelu(self.linear(F.layer_norm(chosen, (8,)))) + chosen
+        outputs.append(y)
+    z = x.clone()
+    z[masks[:, :3]] = masks.float().mean() * x[masks[:, :3]].softmax(-1)
+    places = torch.where(masks[:, 0] | ~masks[:, 0])[0]
+    w = torch.zeros(4, 3, 8)
+    w[torch.tensor([True, False, True, True])] = rows
+    w[torch.tensor([False, True, False, False])] = rows[:1] * 2
+    v = torch.zeros(5, 4)
+    v[MASKS.T] = torch.masked_select(x[:, 0, :5].T, MASKS.T) * 2
+    return *outputs, z, F.pad(places, (0, 6 - places.size(0)), value=-1), w, v
+
+
+@case(
+    "complex_tables",
+    r(2, 5, 3, 8),
+    table=torch.polar(torch.rand(5, 4) + 0.5, r(5, 4)),
+    scale=nn.Parameter(torch.complex(r(6), r(6))[::2][:, None].expand(3, 4).contiguous()),
+    decompose=False,
+)
+def complex_tables(self, x):
+    z = torch.view_as_complex(x.reshape(2, 5, 3, 4, 2))
+    turned = z * self.table.to("cpu")[None, :, None] * self.scale
+    first, rest = self.table.split([1, 3], 1)
+    lifted = torch.tensor([1 + 2j, -0.5j])
+    whole = torch.cat([rest.view(5, 1, 3).expand(5, 2, 3), rest.unsqueeze(1)], 1).clone()
+    return (
+        torch.view_as_real(turned).flatten(3),
+        torch.view_as_real(self.table.T[1:3]),
+        (z[..., :2] * lifted).imag,
+        torch.view_as_real(whole + first[..., None]),
+    )
+
+
+@refused(r(3, 4))
+def counted_sum(self, x):
+    return x[x > 0].sum()
+
+
+@refused(r(3, 4))
+def counted_number(self, x):
+    return x.flatten()[x.flatten().nonzero()[:, 0]] * x.nonzero().size(0)
+
+
+@refused(r(3, 4))
+def complex_joined_with_real(self, x):
+    return torch.cat([torch.complex(x, x), x]).abs()
+
+
 @refused(r(3, 4))
 def nonzero(self, x):
     return x.nonzero()
@@ -1019,6 +1111,19 @@ def weight_norms(self, x, y):
         torch._weight_norm(self.V, self.G[0, 0, 0], -1),
         torch._weight_norm(x, y[:, :1]),
         torch.vdot(x[0], y[1]),
+    )
+
+
+@case("half_products", r(2, 3, 4).half() * 200, r(2, 4, 5).half() * 200, r(2, 3, 5).half() * 200)
+def half_products(self, a, b, x):
+    # The products are beyond what a half holds, and cancel against what is added.
+    scaled = torch.baddbmm(x, a, b, beta=2, alpha=0.01)
+    product = (a[0].float() @ b[0].float()).div(64).half()
+    return (
+        scaled,
+        torch.addmm(x[0], a[0], b[0], beta=0.5, alpha=0.01),
+        torch.addmm(-product, a[0] / 8, b[0] / 8),
+        torch.baddbmm(-product.expand(2, 3, 5), a / 8, b / 8),
     )
 
 

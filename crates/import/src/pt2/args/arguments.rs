@@ -170,6 +170,7 @@ impl<'p> Cx<'_, 'p> {
     fn sym_int(&self, value: &'p SymIntArgument) -> Res<Dim> {
         match value {
             SymIntArgument::Int(v) => Ok(Dim::new(*v)),
+            SymIntArgument::Name(name) if self.at_most => self.t.dim(name).map(|dim| self.t.at_most(&dim)),
             SymIntArgument::Name(name) => self.t.dim(name),
             SymIntArgument::Unknown(tag) => wrong(format!("an integer is given as an unknown `{tag}`")),
         }

@@ -23,6 +23,8 @@ pub(crate) struct Cx<'t, 'p> {
     pub(crate) wide: bool,
     /// Which part complex tensors are read as, 0 the real and 1 the imaginary one; as pairs otherwise.
     pub(crate) part: Option<i64>,
+    /// Whether sizes that the program counts are read as large as they may be.
+    pub(crate) at_most: bool,
 }
 
 impl Deref for Cx<'_, '_> {

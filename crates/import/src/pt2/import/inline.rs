@@ -22,7 +22,7 @@ impl<'p> Translator<'p> {
         if depth >= MAX_NESTING {
             return unsupported(format!("inner graphs nested deeper than {MAX_NESTING}"), "simplify the model");
         }
-        if CONTROL.contains(&node.target.as_str()) {
+        if is_control(node) {
             return self.control(node, names, depth);
         }
         let Some(at) = node.inputs.iter().position(|i| matches!(i.arg, Argument::Graph(_))) else {
@@ -59,6 +59,11 @@ impl<'p> Translator<'p> {
         }
         Ok(flat)
     }
+}
+
+/// Whether the inner graphs of a node do not just run once.
+pub(super) fn is_control(node: &Node) -> bool {
+    CONTROL.contains(&node.target.as_str())
 }
 
 /// Refuses inner graphs that run under autocast.

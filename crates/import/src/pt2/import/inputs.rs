@@ -4,10 +4,13 @@ use std::collections::HashMap;
 
 use regraft_ir::{SourceKind, TensorType};
 
-use super::{Bound, Translator, memory::Origin};
+use super::{Bound, Translator, memory::Origin, self_error};
 use crate::{
     ImportError,
-    pt2::schema::{Argument, InputSpec},
+    pt2::{
+        args::Problem,
+        schema::{Argument, InputSpec},
+    },
 };
 
 /// The source and cell of each tensor of the archive, by the name under which it is stored.
@@ -42,8 +45,8 @@ impl<'p> Translator<'p> {
                     cell
                 }
                 None => {
-                    let ty = archive.tensor_type(archive.graph(), graph_name)?;
-                    let value = self.b.graph.add_source(name, kind, TensorType::new(ty.dtype, ty.shape));
+                    let ty = self.declared(graph_name)?;
+                    let value = self.b.graph.add_source(name, kind, ty);
                     let source = self.b.graph.sources.len() as u32 - 1;
                     self.b.mark(value, true);
                     // A number that the code wrote down may count rounds.
@@ -88,6 +91,11 @@ impl<'p> Translator<'p> {
             let Some(graph_name) = spec.graph_name() else { continue };
             let bound = match spec {
                 InputSpec::UserInput(u) => match &u.arg {
+                    Argument::Tensor(_) if self.is_complex(graph_name) => {
+                        let what = "an input of complex numbers".to_owned();
+                        let help = "take pairs of real numbers, and call torch.view_as_complex() on them".to_owned();
+                        return Err(self_error(archive, name, Problem::Unsupported { what, help }));
+                    }
                     Argument::Tensor(_) => {
                         let ty = archive.tensor_type(archive.graph(), graph_name)?;
                         let value = self.b.graph.add_input(name, TensorType::new(ty.dtype, ty.shape));

@@ -130,7 +130,9 @@ impl Translator<'_> {
             Origin::Source(source, SourceKind::Parameter | SourceKind::Constant) => {
                 let name = self.b.graph.sources.get(*source as usize).map_or("", |s| &s.name);
                 let what = format!("writing to `{name}`, which is not a buffer");
-                return unsupported(what, "register it with register_buffer()");
+                let help = "register it with register_buffer(); if it is a buffer already that an object beside the modules \
+                            has, too, export with strict=True";
+                return unsupported(what, help);
             }
             Origin::Input(_) | Origin::Source(..) | Origin::Computed => {}
         }

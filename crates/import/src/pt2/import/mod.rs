@@ -5,6 +5,7 @@
 //! again. Where it is not known whether a tensor shares memory, reading it after a write is an error, never a wrong answer.
 
 mod control;
+mod counted;
 mod in_place;
 mod inline;
 mod inputs;
@@ -21,7 +22,7 @@ use std::{
 };
 
 use regraft_ir::{Graph, ValueId};
-use regraft_tensor::Dim;
+use regraft_tensor::{Dim, Symbol};
 
 use super::{
     Pt2Archive,
@@ -33,6 +34,8 @@ use crate::{
     At, ImportError, ImportErrorKind, Imported, UnknownOp,
     build::{Builder, open_symbol, tell_apart},
 };
+use counted::Count;
+pub(crate) use counted::CountedAxis;
 use memory::{Cell, Storage};
 
 /// Reads the `.pt2` file at `path` and translates its program.
@@ -132,6 +135,8 @@ pub(crate) struct Translator<'p> {
     /// The class of the module of each scope.
     classes: HashMap<Arc<str>, &'p str>,
     node_count: usize,
+    /// Sizes that the program counts while it runs.
+    counts: HashMap<Symbol, Count>,
     /// Names of the outputs that are new values of inputs.
     written: Vec<String>,
 }
@@ -153,6 +158,7 @@ impl<'p> Translator<'p> {
             buffers: HashMap::new(),
             classes: HashMap::new(),
             node_count: 0,
+            counts: HashMap::new(),
             written: Vec::new(),
         }
     }

@@ -35,12 +35,15 @@ impl<'p> Translator<'p> {
         let names: Vec<&'p str> = result_names(node);
         let scope: Arc<str> = node.module_path().into();
         self.classes.entry(scope.clone()).or_insert_with(|| node.metadata.module_class());
+        if self.counted_node(node, &names, found)? {
+            return Ok(());
+        }
         if !matches!(found.handler, Handler::Drop) && self.meets_complex(node, &names) {
             return self.complex_node(node, &names);
         }
         let results = names.iter().map(|n| self.declared(n).ok()).collect();
         self.b.scope = scope;
-        let mut cx = Cx { t: self, node, results, wide: false, part: None };
+        let mut cx = Cx { t: self, node, results, wide: false, part: None, at_most: false };
         match found.handler {
             Handler::Drop => {
                 let number = ["aten.item.", "aten._local_scalar_dense."].iter().any(|n| node.target.contains(n));
@@ -125,12 +128,23 @@ impl<'p> Translator<'p> {
         };
         let results = names.iter().zip(&pairs).map(element).collect();
         self.b.scope = node.module_path().into();
-        let mut cx = Cx { t: self, node, results, wide: false, part: None };
+        let mut cx = Cx { t: self, node, results, wide: false, part: None, at_most: false };
         let real = ops::find(&node.target).map(|f| f.handler);
         let values = match how {
             Complex::Own(f) => vec![f(&mut cx)?],
             Complex::Each => {
                 let Some(handler) = real else { return wrong("the operator is not known") };
+                // Of a real number among those that are joined, each part would be that number.
+                let mut real = false;
+                if let Some(list) = node.input("tensors") {
+                    list.for_each_name(&mut |n| real |= !cx.t.is_complex(n));
+                }
+                if real {
+                    return unsupported(
+                        "joining complex numbers with real ones",
+                        "make all of them complex first, with torch.complex()",
+                    );
+                }
                 let mut parts = Vec::with_capacity(2);
                 for part in 0..2 {
                     cx.part = Some(part);
@@ -155,7 +169,7 @@ impl<'p> Translator<'p> {
     }
 
     /// Whether a tensor of the node, read or given, is complex.
-    fn meets_complex(&self, node: &'p Node, names: &[&'p str]) -> bool {
+    pub(super) fn meets_complex(&self, node: &'p Node, names: &[&'p str]) -> bool {
         let mut found = names.iter().any(|n| self.is_complex(n));
         for input in &node.inputs {
             if !matches!(input.arg, Argument::Graph(_)) {

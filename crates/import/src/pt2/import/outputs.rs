@@ -49,6 +49,13 @@ impl Translator<'_> {
                             archive.schema_error(&*b.buffer_name, "it is written, but the program has no such buffer")
                         );
                     };
+                    if self.is_complex(&b.arg.name) {
+                        return Err(fail(Problem::Unsupported {
+                            what: format!("writing to the buffer `{}` of complex numbers", b.buffer_name),
+                            help: "keep torch.view_as_real() of it as the buffer".to_owned(),
+                        }));
+                    }
+                    self.check_output(&b.arg.name).map_err(fail)?;
                     let value = self.read(&b.arg.name, &scope).map_err(fail)?;
                     mutated.push((cell, value));
                 }
@@ -80,7 +87,7 @@ impl Translator<'_> {
                 "return torch.view_as_real() of it, and call torch.view_as_complex() on what comes out",
             ),
             Argument::Tensor(t) | Argument::OptionalTensor(OptionalTensorArgument::Tensor(t)) => {
-                self.read(&t.name, scope)
+                self.check_output(&t.name).and_then(|()| self.read(&t.name, scope))
             }
             Argument::SymInt(SymIntArgument::Name(n)) => self
                 .dim(n)

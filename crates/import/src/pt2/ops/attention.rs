@@ -7,12 +7,23 @@ use super::softmax;
 use crate::pt2::args::{Cx, Res, ValueId, unsupported, wrong};
 
 pub(super) fn sdpa(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
-    if cx.float_or("dropout_p", 0.0)? != 0.0 {
-        return unsupported("attention with dropout", "call model.eval() before exporting");
-    }
     let (q, k, v) = (cx.tensor("query")?, cx.tensor("key")?, cx.tensor("value")?);
     let mask = if cx.has("attn_bias") { "attn_bias" } else { "attn_mask" };
     let mask = cx.optional_tensor(mask)?;
+    attention(cx, q, k, v, mask)
+}
+
+/// Attention of these operands; scale and causality are the node's.
+pub(super) fn attention(
+    cx: &mut Cx<'_, '_>,
+    q: ValueId,
+    k: ValueId,
+    v: ValueId,
+    mask: Option<ValueId>,
+) -> Res<ValueId> {
+    if cx.float_or("dropout_p", 0.0)? != 0.0 {
+        return unsupported("attention with dropout", "call model.eval() before exporting");
+    }
     let rank = cx.rank(q);
     if cx.rank(k) != rank || cx.rank(v) != rank || rank < 2 {
         return unsupported("attention on operands with different numbers of axes", "expand them to the same number");

@@ -60,7 +60,9 @@ const TABLE: &[(&str, Complex)] = &[
     ("clone.default", Each),
     ("contiguous.default", Each),
     ("detach.default", Each),
+    ("detach_.default", Each),
     ("alias.default", Each),
+    ("lift_fresh.default", Each),
     ("lift_fresh_copy.default", Each),
     ("resolve_conj.default", Each),
     ("resolve_neg.default", Each),
@@ -73,6 +75,8 @@ const TABLE: &[(&str, Complex)] = &[
     ("polar.default", Own(polar)),
     ("to.dtype", Own(to)),
     ("to.dtype_layout", Own(to)),
+    ("to.device", Own(to)),
+    ("to.other", Own(to)),
     ("_to_copy.default", Own(to)),
     // Arithmetic.
     ("add.Tensor", Own(|cx| sum(cx, BinaryFn::Add))),

@@ -218,7 +218,7 @@ pub(super) fn clamped(
     Ok(out)
 }
 
-fn indexed(cx: &mut Cx<'_, '_>, mut x: ValueId, indices: Vec<Option<ValueId>>) -> Res<ValueId> {
+pub(super) fn indexed(cx: &mut Cx<'_, '_>, mut x: ValueId, indices: Vec<Option<ValueId>>) -> Res<ValueId> {
     let axes: Vec<usize> = (0..indices.len()).filter(|&i| indices.get(i).is_some_and(Option::is_some)).collect();
     let mut given = Vec::new();
     for v in indices.into_iter().flatten() {

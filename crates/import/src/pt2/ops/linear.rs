@@ -127,7 +127,7 @@ fn factors(cx: &Cx<'_, '_>) -> Res<(Number, Number)> {
     Ok((cx.number_or("beta", Number::Int(1))?, cx.number_or("alpha", Number::Int(1))?))
 }
 
-/// `beta·self + alpha·(a · b)`.
+/// `beta·self + alpha·(a · b)`, which PyTorch rounds once.
 fn add_product(cx: &mut Cx<'_, '_>, a: ValueId, b: ValueId, batched: bool) -> Res<ValueId> {
     let x = cx.tensor("self")?;
     let (beta, alpha) = factors(cx)?;
@@ -151,7 +151,11 @@ pub(super) fn addmm(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
         let weight = transposed(cx, b)?;
         return cx.emit(linear_op(), &[a, weight, x]);
     }
-    add_product(cx, a, b, false)
+    let out = cx.in_f32(|cx| {
+        let (a, b) = (cx.tensor("mat1")?, cx.tensor("mat2")?);
+        add_product(cx, a, b, false)
+    })?;
+    cx.narrowed(0, out)
 }
 
 pub(super) fn baddbmm(cx: &mut Cx<'_, '_>) -> Res<ValueId> {

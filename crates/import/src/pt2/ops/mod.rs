@@ -9,6 +9,7 @@ mod borders;
 pub(crate) mod complex;
 mod conv;
 mod convert;
+pub(crate) mod counted;
 mod create;
 mod diagonal;
 mod distance;

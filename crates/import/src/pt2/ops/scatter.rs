@@ -198,7 +198,8 @@ pub(super) fn index_put(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let (x, values) = (cx.tensor("self")?, cx.tensor("values")?);
     let f = if cx.bool_or("accumulate", false)? { PutFn::Add } else { PutFn::Set };
     let indices = cx.optional_tensors("indices")?;
-    put_indexed(cx, f, x, values, indices)
+    let count = cx.count_of("values")?;
+    put_indexed(cx, f, x, values, indices, count)
 }
 
 /// `x[indices] += values` where a mask is true; indices outside are taken for the nearest inside.
@@ -209,7 +210,7 @@ pub(super) fn masked_put(cx: &mut Cx<'_, '_>) -> Res<ValueId> {
     let mask = cx.cast(mask, DType::Bool)?;
     let zero = cx.literal_like(Scalar::Int(0), values)?;
     let values = cx.select(mask, values, zero)?;
-    put_indexed(cx, PutFn::Add, x, values, indices)
+    put_indexed(cx, PutFn::Add, x, values, indices, None)
 }
 
 /// `x` with its elements under a view by any strides taken from another tensor.
@@ -229,6 +230,7 @@ fn put_indexed(
     x: ValueId,
     values: ValueId,
     indices: Vec<Option<ValueId>>,
+    count: Option<ValueId>,
 ) -> Res<ValueId> {
     let axes: Vec<usize> = (0..indices.len()).filter(|&i| indices.get(i).is_some_and(Option::is_some)).collect();
     let given: Vec<ValueId> = indices.into_iter().flatten().collect();
@@ -236,7 +238,7 @@ fn put_indexed(
     if let [mask] = given.as_slice()
         && matches!(cx.dtype_of(*mask), DType::Bool | DType::U8)
     {
-        return put_where(cx, x, *mask, values, axes.first().copied().unwrap_or(0), f);
+        return put_where(cx, x, *mask, values, axes.first().copied().unwrap_or(0), f, count);
     }
     let mut at = Vec::new();
     for v in given {
@@ -269,27 +271,78 @@ fn put_indexed(
     cx.permute(out, back)
 }
 
-/// `x[mask] = value` of one value for all elements: the others are as many as the mask has true ones.
-fn put_where(cx: &mut Cx<'_, '_>, x: ValueId, mask: ValueId, value: ValueId, axis: usize, f: PutFn) -> Res<ValueId> {
-    if !cx.ty(value).numel().is(1) {
-        return unsupported(
-            "writing several values by a condition, whose number depends on the values of a tensor",
-            "use where(), or masked_scatter()",
-        );
-    }
+/// `x[mask] = values`: one value for all elements, one for each, or of a row of values each element its own, in order.
+/// `count`: how many rows there are, where that is counted.
+fn put_where(
+    cx: &mut Cx<'_, '_>,
+    x: ValueId,
+    mask: ValueId,
+    values: ValueId,
+    axis: usize,
+    f: PutFn,
+    count: Option<ValueId>,
+) -> Res<ValueId> {
     let mask = cx.cast(mask, DType::Bool)?;
     let Some(behind) = cx.rank(x).checked_sub(axis + cx.rank(mask)) else { return wrong("a mask of more axes than x") };
     let mut shape = vec![Dim::new(1); axis];
     shape.extend(cx.shape(mask));
     shape.extend(vec![Dim::new(1); behind]);
-    let mask = cx.reshape(mask, shape)?;
-    let value = cx.reshape(value, vec![])?;
+    let of_x = cx.reshape(mask, shape)?;
+    let given = cx.shape(values);
+    // The axis of rows in values; where it is not there, or of size 1, they are the same for all.
+    let row = cx.rank(values).checked_sub(behind + 1);
+    let value = match row.and_then(|row| given.get(row)) {
+        _ if cx.ty(values).numel().is(1) => cx.reshape(values, vec![])?,
+        None => values,
+        Some(rows) if axis == 0 && row == Some(0) => chosen_rows(cx, x, mask, values, rows, count)?,
+        Some(_) => {
+            return unsupported(
+                "writing several values by a condition on other axes than the first ones",
+                "move these axes to the front, or use where()",
+            );
+        }
+    };
     let value = match f {
         PutFn::Set => value,
         _ if cx.dtype_of(x) == DType::Bool => cx.binary(BinaryFn::Or, x, value)?,
         _ => cx.binary(BinaryFn::Add, x, value)?,
     };
-    cx.select(mask, value, x)
+    cx.select(of_x, value, x)
+}
+
+/// In the shape of `x`, for each true element of a mask over its first axes the next row of values; anything for the others.
+fn chosen_rows(
+    cx: &mut Cx<'_, '_>,
+    x: ValueId,
+    mask: ValueId,
+    values: ValueId,
+    rows: &Dim,
+    count: Option<ValueId>,
+) -> Res<ValueId> {
+    let (shape, masked) = (cx.shape(x), cx.rank(mask));
+    let (front, behind) = shape.split_at(masked.min(shape.len()));
+    if rows.is(0) {
+        return Ok(x);
+    }
+    if count.is_none() && rows.is(1) {
+        let row = cx.expand(values, [&[Dim::new(1)], behind].concat())?;
+        return cx.reshape(row, [&vec![Dim::new(1); masked][..], behind].concat());
+    }
+    let flat = cx.flat(mask)?;
+    let ones = cx.cast(flat, DType::I64)?;
+    let upto = cx.emit(Cumsum { axis: 0 }, &[ones])?;
+    let which = cx.binary(BinaryFn::Sub, upto, ones)?;
+    let unused = cx.literal(Scalar::Int(0), DType::I64)?;
+    let which = cx.select(flat, which, unused)?;
+    // Another number of rows than of true elements is an error, as in PyTorch: there is no row behind the last.
+    let found = cx.reduce(ReduceFn::Sum, ones, &[0], false)?;
+    let end = cx.dim_value(rows, DType::I64)?;
+    let there = count.unwrap_or(end);
+    let fits = cx.compare(CompareFn::Eq, found, there)?;
+    let which = cx.select(fits, which, end)?;
+    let values = cx.expand(values, [&[rows.clone()], behind].concat())?;
+    let new = cx.take(values, 0, which)?;
+    cx.reshape(new, [front, behind].concat())
 }
 
 /// `x[index] = values` over the elements in row-major order.

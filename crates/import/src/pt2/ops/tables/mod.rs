@@ -15,6 +15,11 @@ pub(super) fn aten() -> impl Iterator<Item = &'static (&'static str, Handler)> {
     tables.into_iter().flatten()
 }
 
+/// Whether it is a function of elements.
+pub(super) fn is_elementwise(name: &str) -> bool {
+    elementwise::ATEN.iter().any(|(known, _)| *known == name)
+}
+
 /// Everything else, by the whole target.
 pub(super) fn others() -> impl Iterator<Item = &'static (&'static str, Handler)> {
     rest::OTHERS.iter()

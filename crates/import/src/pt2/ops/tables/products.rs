@@ -12,7 +12,7 @@ pub(super) const ATEN: &[(&str, Handler)] = &[
     ("addmm.default", One(linear::addmm)),
     ("mm.default", One(linear::mm)),
     ("bmm.default", One(linear::bmm)),
-    ("baddbmm.default", One(linear::baddbmm)),
+    ("baddbmm.default", Wide(linear::baddbmm)),
     ("matmul.default", One(linear::matmul)),
     ("__matmul__.default", One(linear::matmul)),
     ("mv.default", One(linear::mv)),

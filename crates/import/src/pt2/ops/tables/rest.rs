@@ -29,6 +29,7 @@ pub(super) const ATEN: &[(&str, Handler)] = &[
     ("clone.default", One(convert::same)),
     ("copy.default", One(convert::copy)),
     ("detach.default", MaybeView(convert::same)),
+    ("detach_.default", MaybeView(convert::same)),
     ("detach_copy.default", One(convert::same)),
     ("alias.default", MaybeView(convert::same)),
     ("alias_copy.default", One(convert::same)),
