@@ -16,7 +16,7 @@ pub(crate) struct Row {
 }
 
 pub(crate) fn measure(program: &Path, folder: &Path, rounds: usize) -> Result<Row> {
-    let cache: Arc<dyn EngineCache> = Arc::new(regraft::disk_cache(&folder.join("cache"), 1 << 30));
+    let cache: Arc<dyn EngineCache> = Arc::new(regraft::disk_cache(folder.join("cache"), 1 << 30));
     // Without a folder for records, every tuning measures again.
     let tuned = Compiler::new().tune(TuneMode::Fast);
     let untuned = Compiler::new();

@@ -7,7 +7,7 @@ use regraft_backend_cpu::Isa;
 use regraft_conformance::{Case, FULL, assert_same_slots, backend, fixtures, own_weights, through_a_file};
 
 fn before(name: &str) -> Engine {
-    Engine::read(&fixtures().join("engines").join(name)).unwrap_or_else(|e| panic!("{e}"))
+    Engine::read(fixtures().join("engines").join(name)).unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// The engine in today's format.

@@ -129,7 +129,7 @@ fn sources_kept_by_reference_are_found_beside_the_engine() {
     for file in ["engine.rgf", "weights.safetensors"] {
         fs::rename(folder.path().join(file), elsewhere.path().join(file)).unwrap();
     }
-    let engine = Engine::read(&elsewhere.path().join("engine.rgf")).unwrap();
+    let engine = Engine::read(elsewhere.path().join("engine.rgf")).unwrap();
     assert!(engine.sources.iter().zip(&engine.refit_map.sources).all(|(t, s)| t.is_none() || !s.kind.in_state_dict()));
     let kept = engine.manifest().iter().filter(|entry| matches!(entry.kept, Kept::File(_))).count();
     assert_eq!(kept, own_weights(&case.compile()).len());

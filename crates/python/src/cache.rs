@@ -25,7 +25,7 @@ impl DiskCache {
         let limit =
             limit.map_or_else(regraft::cache_limit, Ok).map_err(|error| Class::Regraft.error(error.to_string()))?;
         let folder = path.or_else(regraft::cache_folder).ok_or_else(none)?;
-        Ok(DiskCache(regraft::disk_cache(&folder, limit)))
+        Ok(DiskCache(regraft::disk_cache(folder, limit)))
     }
 
     fn __repr__(&self) -> String {

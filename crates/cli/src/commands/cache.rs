@@ -46,7 +46,7 @@ pub(super) fn for_compile(flags: &CacheFlags, out: &mut Output) -> Result<Option
 fn disk_cache(folder: Option<&Path>) -> Result<Option<DiskCache>, Failure> {
     let limit = regraft::cache_limit().map_err(|error| Failure::usage(error.to_string()))?;
     let folder = folder.map(Path::to_path_buf).or_else(regraft::cache_folder);
-    Ok(folder.map(|folder| regraft::disk_cache(&folder, limit)))
+    Ok(folder.map(|folder| regraft::disk_cache(folder, limit)))
 }
 
 fn list(cache: &DiskCache, out: &mut Output) -> Result<(), Failure> {
