@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -107,6 +109,11 @@ GIVEN: dict[str, Callable[[Tensor], Any]] = {
     "numpy_readonly": lambda t: np.frombuffer(t.numpy().tobytes(), t.numpy().dtype).reshape(t.shape),
     "numpy_big_endian": lambda t: t.numpy().astype(t.numpy().dtype.newbyteorder(">")),
     "parameters": lambda t: nn.Parameter(t) if t.is_floating_point() else t,
+    "negated": lambda t: torch._neg_view(-t) if t.is_floating_point() else t,
+    "inference": lambda t: torch.inference_mode()(t.clone)(),
+    "part_of_a_buffer": lambda t: torch.cat([t.new_zeros(1), t.reshape(-1), t.new_zeros(1)])[1:-1].view(
+        t.shape
+    ),
     "float64": lambda t: t.double() if t.is_floating_point() else t,
 }
 
@@ -547,6 +554,8 @@ UNFIT: dict[str, Any] = {
     "boolean": torch.zeros(5, dtype=torch.bool),
     "sparse": torch.zeros(5).to_sparse(),
     "meta": torch.zeros(5, device="meta"),
+    "without_memory": torch._efficientzerotensor(5),
+    "in_four_bits": torch.empty(5, dtype=torch.uint4),
     "without_axes": torch.tensor(1.0),
     "with_an_axis_more": torch.zeros(1, 5),
     "a_text": "five",
@@ -569,6 +578,27 @@ def test_r_11_a_fake_tensor_has_no_values(compiled: regraft.Module) -> None:
         fake = torch.zeros(5)
     with pytest.raises(regraft.WeightsError, match=r"fc\.bias"):
         compiled.refit({**net(1).state_dict(), "fc.bias": fake})
+
+
+# ------------------------------------------------------------------------------------------ reports
+
+
+def test_names_of_a_report_are_made_when_they_are_looked_at(compiled: regraft.Module) -> None:
+    state = net(1).state_dict()
+    report = compiled.refit(state)
+    assert "applied" not in vars(report)
+    copies = [pickle.loads(pickle.dumps(report)), copy.deepcopy(report), dataclasses.replace(report)]
+    assert all(one == report and repr(one) == repr(report) for one in copies)
+    assert report.applied is report.applied
+    assert set(report.applied) <= set(state)
+    assert report.recomputed_slots
+    assert report.shared_slots == report.kept == report.fetched == ()
+    assert report == regraft.RefitReport(
+        **{one.name: getattr(report, one.name) for one in dataclasses.fields(report)}
+    )
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        report.applied = ()  # type: ignore[misc]
+    assert set(compiled.refit(state).unchanged) == {*report.applied, *report.unchanged}
 
 
 def test_r_11_not_finite(compiled: regraft.Module) -> None:

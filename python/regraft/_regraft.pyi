@@ -15,6 +15,7 @@ __all__ = [
     "DiskCache",
     "Model",
     "Program",
+    "ReportNames",
     "Session",
     "SourceInfo",
     "Staged",
@@ -110,6 +111,10 @@ class Staged:
     def generation(self) -> int: ...
     def weights_digest(self) -> str: ...
     def publish(self) -> RefitReport: ...
+
+@final
+class ReportNames:
+    def of(self, field: str) -> tuple[str, ...]: ...
 
 @final
 class Session:

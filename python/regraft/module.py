@@ -460,9 +460,10 @@ class Module(torch.nn.Module):
         """``weights`` without those that the program has and no engine reads, such as counters."""
         if weights is None:
             return weights
-        names = list(map(str, weights.keys()))
         idle = self._idle
-        return weights if idle.isdisjoint(names) else only(weights, [n for n in names if n not in idle])
+        if idle.isdisjoint(weights.keys()):
+            return weights
+        return only(weights, [name for name in map(str, weights.keys()) if name not in idle])
 
     @functools.cached_property
     def _read(self) -> tuple[frozenset[str], ...]:

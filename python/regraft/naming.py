@@ -46,10 +46,9 @@ class Named:
         """
         if weights is None:
             return cls(weights, {})
-        given = [str(name) for name in weights.keys()]  # noqa: SIM118
         sources = module._compiled.sources
         # A full refit of a module whose names are all known fails on what is missing, as it should.
-        if not rename and all(name in sources for name in given):
+        if not rename and all(map(sources.__contains__, weights.keys())):
             return cls(weights, {})
         matched, rule, ignored = _regraft.match_names(
             list(_sources_of(module)),
@@ -72,6 +71,8 @@ class Named:
 
     def told(self, report: RefitReport) -> RefitReport:
         """The report, with what was done to names."""
+        if not (self.names or self.rule or self.ignored):
+            return report
         back = {new: old for old, new in self.names.items()}
         ignored = tuple((back.get(name, name), why) for name, why in report.ignored)
         return replace(report, naming=self.rule or report.naming, ignored=(*ignored, *self.ignored))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from regraft._regraft import ReportNames
+
 _T = TypeVar("_T")
-_PHASES = ("match", "check", "compare", "stage", "publish", "retire")
 
 __all__ = ["Memory", "RefitReport", "joined", "report_of", "size_text"]
 
@@ -32,6 +32,30 @@ def _summed(counts: Iterable[tuple[str, int]]) -> tuple[tuple[str, int], ...]:
     return tuple((name, count) for name, count in sums.items() if count)
 
 
+class _Names:
+    """The default of a field: what the native module has for it, as strings once it is looked at. A refit has
+    thousands of names, and most reports are never read.
+    """
+
+    def __init__(self) -> None:
+        self.__doc__ = "Names, in the engine's order."
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._field = name
+
+    def __get__(self, report: RefitReport | None, owner: type) -> tuple[str, ...]:
+        names: ReportNames | None = None if report is None else report.__dict__.get("_names")
+        if report is None or names is None:
+            return ()
+        # From now on it is found there.
+        made: tuple[str, ...] = report.__dict__.setdefault(self._field, names.of(self._field))
+        return made
+
+
+def _names() -> Any:
+    return _Names()
+
+
 @dataclass(frozen=True)
 class RefitReport:
     """What a refit changed, and the time of each phase.
@@ -40,13 +64,13 @@ class RefitReport:
     >>> report.milliseconds, len(report.recomputed_slots)  # doctest: +SKIP
     """
 
-    applied: tuple[str, ...] = ()
+    applied: tuple[str, ...] = _names()
     """Sources that were given and differ from before."""
-    unchanged: tuple[str, ...] = ()
+    unchanged: tuple[str, ...] = _names()
     """Sources that were given and are the same as before, bit for bit."""
-    kept: tuple[str, ...] = ()
+    kept: tuple[str, ...] = _names()
     """Sources that were not given and kept."""
-    adapted: tuple[str, ...] = ()
+    adapted: tuple[str, ...] = _names()
     """Sources whose adapters, or their scales, differ from before."""
     adapters: tuple[tuple[str, float], ...] = ()
     """Name and scale of each adapter that serves now."""
@@ -56,9 +80,9 @@ class RefitReport:
     """Adapters with values that are infinite or not a number, and how many; so have the weights that they
     change.
     """
-    recomputed_slots: tuple[str, ...] = ()
+    recomputed_slots: tuple[str, ...] = _names()
     """Slots that were rebuilt."""
-    shared_slots: tuple[str, ...] = ()
+    shared_slots: tuple[str, ...] = _names()
     """Slots that are shared with the generation before."""
     bytes: int = 0
     """Bytes of the slots that were rebuilt."""
@@ -68,7 +92,7 @@ class RefitReport:
     """Names that were given and change nothing, each with the reason: ``constant`` (no state dict holds it),
     ``unread`` by the program, ``counter`` of a batch norm, or ``unknown``.
     """
-    fetched: tuple[str, ...] = ()
+    fetched: tuple[str, ...] = _names()
     """Sources that were given on a GPU and copied to the host, because their slots are made there."""
     phases: dict[str, float] = field(default_factory=dict)
     """Milliseconds of each phase: match, check, compare, stage, publish, retire."""
@@ -92,6 +116,9 @@ class RefitReport:
             f"ms{self._adapters()})"
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {one.name: getattr(self, one.name) for one in fields(self)}
+
     def _adapters(self) -> str:
         return "".join(f", {name} x {scale:g}" for name, scale in self.adapters)
 
@@ -102,19 +129,11 @@ class RefitReport:
         return f"<p>{html.escape(repr(self))}</p><table><tr>{phases}</tr></table>"
 
 
-def report_of(names: dict[str, tuple[str, ...]], others: str) -> RefitReport:
-    """The report that the native module gives: fields that are names, and the others as JSON."""
-    facts: dict[str, Any] = json.loads(others)
-    return RefitReport(
-        **names,
-        adapters=tuple((one["name"], one["scale"]) for one in facts["adapters"]),
-        baked=tuple((one["name"], one["scale"]) for one in facts["baked"]),
-        non_finite=_summed((one["name"], one["non_finite"]) for one in facts["adapters"]),
-        bytes=facts["bytes"],
-        naming=facts["naming"],
-        ignored=tuple((one["name"], one["why"]) for one in facts["ignored"]),
-        phases={phase: facts["phases_ms"][phase] for phase in _PHASES},
-    )
+def report_of(names: ReportNames, facts: Mapping[str, Any]) -> RefitReport:
+    """The report that the native module gives: what has the names, and the other fields."""
+    report = object.__new__(RefitReport)
+    report.__dict__.update(facts, non_finite=_summed(facts["non_finite"]), _names=names)
+    return report
 
 
 def joined(reports: Sequence[RefitReport]) -> RefitReport:

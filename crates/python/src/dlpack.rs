@@ -11,32 +11,72 @@ use regraft::{AlignedVec, DType, Tensor};
 
 /// Device type and number of the CPU.
 pub(crate) const CPU: (i32, i32) = (1, 0);
+/// Device type of GPUs of NVIDIA.
+pub(crate) const CUDA: i32 = 2;
 
 const NAME: &CStr = c"dltensor";
 const NAME_VERSIONED: &CStr = c"dltensor_versioned";
 
 #[repr(C)]
-struct Device {
-    kind: i32,
-    id: i32,
+pub(crate) struct Device {
+    pub(crate) kind: i32,
+    pub(crate) id: i32,
 }
 
 #[repr(C)]
-struct DataType {
+pub(crate) struct DataType {
     code: u8,
     bits: u8,
     lanes: u16,
 }
 
 #[repr(C)]
-struct DlTensor {
-    data: *mut c_void,
-    device: Device,
-    ndim: i32,
-    dtype: DataType,
-    shape: *mut i64,
-    strides: *mut i64,
-    byte_offset: u64,
+pub(crate) struct DlTensor {
+    pub(crate) data: *mut c_void,
+    pub(crate) device: Device,
+    pub(crate) ndim: i32,
+    pub(crate) dtype: DataType,
+    pub(crate) shape: *mut i64,
+    pub(crate) strides: *mut i64,
+    pub(crate) byte_offset: u64,
+}
+
+impl DlTensor {
+    /// One that is to be written.
+    pub(crate) fn unwritten() -> DlTensor {
+        DlTensor {
+            data: ptr::null_mut(),
+            device: Device { kind: 0, id: 0 },
+            ndim: 0,
+            dtype: DataType { code: 0, bits: 0, lanes: 0 },
+            shape: ptr::null_mut(),
+            strides: ptr::null_mut(),
+            byte_offset: 0,
+        }
+    }
+}
+
+impl DataType {
+    /// The dtype, where it is told without doubt: integers of a byte may hold several of fewer bits.
+    pub(crate) fn known(&self) -> Option<DType> {
+        if self.lanes != 1 {
+            return None;
+        }
+        Some(match (self.code, self.bits) {
+            (2, 16) => DType::F16,
+            (2, 32) => DType::F32,
+            (2, 64) => DType::F64,
+            (4, 16) => DType::BF16,
+            (0, 16) => DType::I16,
+            (0, 32) => DType::I32,
+            (0, 64) => DType::I64,
+            (1, 16) => DType::U16,
+            (1, 32) => DType::U32,
+            (1, 64) => DType::U64,
+            (6, 8) => DType::Bool,
+            _ => return None,
+        })
+    }
 }
 
 #[repr(C)]

@@ -4,8 +4,8 @@
 //! Everything that takes longer than a few microseconds runs without the interpreter's lock. Errors are the exceptions of
 //! `regraft.errors`.
 //!
-//! `unsafe` is confined to [`memory`], which passes the memory of tensors in, [`lent`], which does so on a GPU, [`dlpack`], which
-//! passes it out, and [`watch`], which looks at it between calls.
+//! `unsafe` is confined to [`memory`], which passes the memory of tensors in, [`exchange`], which asks where it is, [`lent`], which
+//! passes that of a GPU in, [`dlpack`], which passes it out, and [`watch`], which looks at it between calls.
 #![deny(unsafe_op_in_unsafe_fn)]
 #![deny(unsafe_code)]
 
@@ -15,6 +15,7 @@ mod compile;
 mod dlpack;
 mod doctor;
 mod error;
+mod exchange;
 mod exit;
 mod lent;
 mod memory;
@@ -39,7 +40,7 @@ mod _regraft {
         model::{Model, Session, slot_bytes_of},
         names::match_names,
         program::{Program, SourceInfo, is_known},
-        refit::{Adapter, Staged, adapter_for, publish_together},
+        refit::{Adapter, ReportNames, Staged, adapter_for, publish_together},
         watch::Watch,
         weights::StateDict,
     };

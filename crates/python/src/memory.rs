@@ -13,7 +13,12 @@ use pyo3::{
 };
 use regraft::{BorrowedBytes, Buffer, DType, DeviceName, RemoteBytes, Tensor};
 
-use crate::{array::Array, error::Class};
+use crate::{
+    array::Array,
+    dlpack,
+    error::Class,
+    exchange::{Exchange, Seen},
+};
 
 /// What becomes of tensors of PyTorch in memory of a GPU.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -51,7 +56,7 @@ pub(crate) fn tensor_of(object: &Bound<'_, PyAny>, elsewhere: Elsewhere) -> PyRe
 
 /// GPUs of PyTorch's whose tensors were taken where they are: what makes these is to be waited for.
 #[derive(Default)]
-pub(crate) struct Gpus(Vec<u32>);
+pub(crate) struct Gpus(Vec<(u32, Arc<str>)>);
 
 impl Gpus {
     /// As [`tensor_of`], of a weight: one in memory of a GPU stays there until it is read on the host. Nothing of it may be read
@@ -60,20 +65,26 @@ impl Gpus {
         let pairs = pairs_of(object)?;
         let object = pairs.as_ref().unwrap_or(object);
         if let Some(torch) = Torch::loaded(object.py())?
-            && torch.is_on_gpu(object)?
+            && let Some((index, dense)) = torch.remote(object)?
         {
-            let (index, tensor) = torch.remote(object)?;
-            if !self.0.contains(&index) {
-                self.0.push(index);
-            }
-            return Ok(tensor);
+            return remote(self.named(index), dense);
         }
         tensor_of(object, Elsewhere::Copied)
     }
 
+    /// The name of a GPU, which is to be waited for.
+    fn named(&mut self, index: u32) -> Arc<str> {
+        if let Some((_, name)) = self.0.iter().find(|(known, _)| *known == index) {
+            return name.clone();
+        }
+        let name: Arc<str> = DeviceName::Cuda(index).to_string().into();
+        self.0.push((index, name.clone()));
+        name
+    }
+
     /// Waits for what makes the tensors: the current streams.
     pub(crate) fn wait(self, py: Python<'_>) -> PyResult<()> {
-        for index in self.0 {
+        for (index, _) in self.0 {
             let stream = py.import("torch.cuda")?.call_method1("current_stream", (index,))?;
             stream.call_method0("synchronize")?;
         }
@@ -136,6 +147,10 @@ pub(crate) fn size_text(bytes: usize) -> String {
 pub(crate) struct Torch {
     tensor: Py<PyAny>,
     view_as_real: Py<PyAny>,
+    parameter: Option<Py<PyAny>>,
+    /// What tells of tensors in one call, where this PyTorch has it.
+    exchange: Option<Exchange>,
+    is_neg: Py<PyAny>,
     empty: Py<PyAny>,
     device: Py<PyAny>,
     /// Of a GPU by its number, where this PyTorch knows GPUs.
@@ -184,6 +199,9 @@ impl Torch {
             device: module.getattr("device")?.unbind(),
             current_stream: internal.getattr("_cuda_getCurrentRawStream").ok().map(Bound::unbind),
             dispatch: tensor.getattr("__torch_dispatch__")?.unbind(),
+            parameter: module.getattr("nn").and_then(|nn| nn.getattr("Parameter")).ok().map(Bound::unbind),
+            exchange: Exchange::of(&tensor),
+            is_neg: tensor.getattr("is_neg")?.unbind(),
             tensor: tensor.unbind(),
             view_as_real: module.getattr("view_as_real")?.unbind(),
             strided: module.getattr("strided")?.unbind(),
@@ -193,6 +211,10 @@ impl Torch {
 
     fn tensor_of(&self, object: &Bound<'_, PyAny>, elsewhere: Elsewhere) -> PyResult<Tensor> {
         let py = object.py();
+        if let Some(Seen { device: dlpack::CPU, dtype, shape, address }) = self.look(object)? {
+            // SAFETY: as below.
+            return unsafe { borrow(dtype, shape, address, object) };
+        }
         self.check_plain(object)?;
         if !object.getattr(pyo3::intern!(py, "is_cpu"))?.is_truthy()? {
             if elsewhere == Elsewhere::Copied && object.getattr(pyo3::intern!(py, "is_cuda"))?.is_truthy()? {
@@ -216,26 +238,32 @@ impl Torch {
         Ok(object.is_instance(self.tensor.bind(py))? && object.getattr(pyo3::intern!(py, "is_cuda"))?.is_truthy()?)
     }
 
-    /// A tensor on a GPU where it is, and the GPU. What makes it may not be over.
-    fn remote(&self, object: &Bound<'_, PyAny>) -> PyResult<(u32, Tensor)> {
+    /// A tensor on a GPU as it is there, and the GPU; `None` for what is elsewhere.
+    fn remote<'py>(&self, object: &Bound<'py, PyAny>) -> PyResult<Option<(u32, Dense<'py>)>> {
         let py = object.py();
+        if let Some(Seen { device, dtype, shape, address }) = self.look(object)? {
+            let index = u32::try_from(device.1).ok().filter(|_| device.0 == dlpack::CUDA);
+            return Ok(index.map(|index| (index, Dense { object: object.clone(), dtype, shape, address })));
+        }
+        if !self.is_on_gpu(object)? {
+            return Ok(None);
+        }
         let dense = self.dense(object)?;
         let device = object.getattr(pyo3::intern!(py, "device"))?;
         let index: u32 = device.getattr(pyo3::intern!(py, "index"))?.extract()?;
-        let failed = |error: regraft::TensorError| Class::Input.error(error.to_string());
-        let len = Tensor::byte_len(dense.dtype, &dense.shape).map_err(failed)?;
-        let held = dense.object.unbind();
-        let fetch = move || {
-            Python::attach(|py| {
-                let here = tensor_of(held.bind(py), Elsewhere::Copied).map_err(|error| error.to_string())?;
-                Ok(here.into_owned())
-            })
-        };
-        let name = DeviceName::Cuda(index).to_string();
-        // SAFETY: PyTorch says that a dense tensor of this type begins there on this GPU, and it is held; what makes it is
-        // waited for before it is read. As on the host, who writes to it during a call makes its results meaningless.
-        let bytes = unsafe { RemoteBytes::new(name, dense.address as u64, len, Box::new(fetch)) };
-        Ok((index, Tensor::new(dense.dtype, dense.shape, Buffer::Remote(bytes)).map_err(failed)?))
+        Ok(Some((index, dense)))
+    }
+
+    /// What a plain tensor is, in one call; `None` where that does not tell, or it is not dense.
+    fn look(&self, object: &Bound<'_, PyAny>) -> PyResult<Option<Seen>> {
+        let Some(exchange) = &self.exchange else { return Ok(None) };
+        let (py, class) = (object.py(), object.get_type());
+        // Other classes may be none of memory.
+        let is_plain = class.is(&self.tensor) || self.parameter.as_ref().is_some_and(|parameter| class.is(parameter));
+        let Some(seen) = is_plain.then(|| exchange.look(object)).flatten() else { return Ok(None) };
+        // The only thing that it does not tell: what is there may stand for its negative.
+        let is_negated = self.is_neg.bind(py).call1((object,))?.is_truthy()?;
+        Ok((!is_negated).then_some(seen))
     }
 
     /// The GPU with this number, as PyTorch names it.
@@ -298,6 +326,23 @@ impl Torch {
         }
         Ok(())
     }
+}
+
+/// A tensor in memory of the GPU of this name.
+fn remote(device: Arc<str>, dense: Dense<'_>) -> PyResult<Tensor> {
+    let failed = |error: regraft::TensorError| Class::Input.error(error.to_string());
+    let len = Tensor::byte_len(dense.dtype, &dense.shape).map_err(failed)?;
+    let held = dense.object.unbind();
+    let fetch = move || {
+        Python::attach(|py| {
+            let here = tensor_of(held.bind(py), Elsewhere::Copied).map_err(|error| error.to_string())?;
+            Ok(here.into_owned())
+        })
+    };
+    // SAFETY: PyTorch says that a dense tensor of this type begins there on this GPU, and it is held; what makes it is
+    // waited for before it is read. As on the host, who writes to it during a call makes its results meaningless.
+    let bytes = unsafe { RemoteBytes::new(device, dense.address as u64, len, Box::new(fetch)) };
+    Tensor::new(dense.dtype, dense.shape, Buffer::Remote(bytes)).map_err(failed)
 }
 
 /// A dense tensor of PyTorch.

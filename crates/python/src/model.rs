@@ -127,7 +127,7 @@ impl Model {
             verify,
             observer,
         )?;
-        report_of(py, &detached(py, || order.run(&self.0))?)
+        report_of(py, detached(py, || order.run(&self.0))?)
     }
 
     /// As `refit`, without publishing.

@@ -7,8 +7,9 @@ use std::{
 };
 
 use pyo3::{
+    exceptions::PyKeyError,
     prelude::*,
-    types::{PyDict, PyString, PyTuple},
+    types::{IntoPyDict as _, PyDict, PyString, PyTuple},
 };
 use regraft::{
     Changed, Phase, Refit, RefitMap, RefitObserver, RefitOptions, RefitReport, RuntimeError, RuntimeErrorKind,
@@ -225,31 +226,44 @@ impl Order {
     }
 }
 
-/// The `regraft.RefitReport` of a refit. Names, of which there are many, need no JSON.
-pub(crate) fn report_of<'py>(py: Python<'py>, report: &RefitReport) -> PyResult<Bound<'py, PyAny>> {
-    let names = PyDict::new(py);
-    let lists = [
-        ("applied", &report.applied),
-        ("unchanged", &report.unchanged),
-        ("kept", &report.kept),
-        ("adapted", &report.adapted),
-        ("shared_slots", &report.shared_slots),
-        ("fetched", &report.fetched),
-    ];
-    for (field, list) in lists {
-        names.set_item(field, PyTuple::new(py, list)?)?;
+/// The names of a report: strings of Python once they are looked at.
+#[pyclass(frozen, module = "regraft")]
+pub(crate) struct ReportNames(RefitReport);
+
+#[pymethods]
+impl ReportNames {
+    /// Those of a field of `RefitReport`.
+    fn of<'py>(&self, py: Python<'py>, field: &str) -> PyResult<Bound<'py, PyTuple>> {
+        let report = &self.0;
+        let list = match field {
+            "applied" => &report.applied,
+            "unchanged" => &report.unchanged,
+            "kept" => &report.kept,
+            "adapted" => &report.adapted,
+            "shared_slots" => &report.shared_slots,
+            "fetched" => &report.fetched,
+            "recomputed_slots" => {
+                return PyTuple::new(py, report.recomputed_slots.iter().map(|slot| &slot.name));
+            }
+            other => return Err(PyKeyError::new_err(other.to_owned())),
+        };
+        PyTuple::new(py, list)
     }
-    names.set_item("recomputed_slots", PyTuple::new(py, report.recomputed_slots.iter().map(|slot| &slot.name))?)?;
-    let others = serde_json::json!({
-        "adapters": report.adapters,
-        "baked": report.baked,
-        "bytes": report.bytes,
-        "naming": report.naming,
-        "ignored": report.ignored,
-        "phases_ms": report.phases_ms,
-    });
+}
+
+/// The `regraft.RefitReport` of a refit.
+pub(crate) fn report_of(py: Python<'_>, report: RefitReport) -> PyResult<Bound<'_, PyAny>> {
+    let facts = PyDict::new(py);
+    facts.set_item("adapters", PyTuple::new(py, report.adapters.iter().map(|one| (&one.name, one.scale)))?)?;
+    facts.set_item("baked", PyTuple::new(py, report.baked.iter().map(|one| (&one.name, one.scale)))?)?;
+    let non_finite = report.adapters.iter().map(|one| (&one.name, one.non_finite));
+    facts.set_item("non_finite", PyTuple::new(py, non_finite)?)?;
+    facts.set_item("bytes", report.bytes)?;
+    facts.set_item("naming", &report.naming)?;
+    facts.set_item("ignored", PyTuple::new(py, report.ignored.iter().map(|one| (one.name(), one.kind())))?)?;
+    facts.set_item("phases", report.phases_ms.named().into_py_dict(py)?)?;
     let module = py.import(pyo3::intern!(py, "regraft.report"))?;
-    module.call_method1(pyo3::intern!(py, "report_of"), (names, others.to_string()))
+    module.call_method1(pyo3::intern!(py, "report_of"), (ReportNames(report), facts))
 }
 
 /// A generation that is ready to serve and does not yet.
@@ -298,7 +312,7 @@ impl Staged {
     fn publish<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let staged = self.take()?;
         let report = detached(py, || staged.publish()).map_err(IntoPyErr::into_py)?;
-        report_of(py, &report)
+        report_of(py, report)
     }
 }
 
@@ -310,7 +324,7 @@ pub(crate) fn publish_together<'py>(
 ) -> PyResult<Vec<Bound<'py, PyAny>>> {
     let staged = staged.iter().map(|staged| staged.take()).collect::<PyResult<Vec<_>>>()?;
     let reports = detached(py, || regraft::publish_together(staged)).map_err(IntoPyErr::into_py)?;
-    reports.iter().map(|report| report_of(py, report)).collect()
+    reports.into_iter().map(|report| report_of(py, report)).collect()
 }
 
 /// A callable `(phase, done, total)` of Python; bytes are zero where a phase begins.

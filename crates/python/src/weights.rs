@@ -115,13 +115,14 @@ pub(crate) fn state_dict_of(object: &Bound<'_, PyAny>) -> PyResult<regraft::Stat
         let found = object.get_type().qualname()?;
         return Err(Class::Weights.error(format!("expected a state dict or the path of a weight file, found {found}")));
     }
-    let (mut weights, mut gpus) = (regraft::StateDict::new(), memory::Gpus::default());
-    for item in object.call_method0("items")?.try_iter()? {
+    let mut gpus = memory::Gpus::default();
+    let named = |item: PyResult<Bound<'_, PyAny>>| {
         let (name, value): (String, Bound<'_, PyAny>) = item?.extract()?;
         let tensor = gpus.weight_of(&value);
         let tensor = tensor.map_err(|error| Class::Weights.error(format!("{name}: {}", error.value(object.py()))))?;
-        weights.insert(name, tensor);
-    }
+        Ok::<_, PyErr>((name, tensor))
+    };
+    let weights = object.call_method0("items")?.try_iter()?.map(named).collect::<PyResult<regraft::StateDict>>()?;
     gpus.wait(object.py())?;
     Ok(weights)
 }

@@ -17,7 +17,7 @@ type Fetch = dyn Fn() -> Result<AlignedVec, String> + Send + Sync;
 pub struct RemoteBytes(Arc<Inner>);
 
 struct Inner {
-    device: String,
+    device: Arc<str>,
     address: u64,
     len: usize,
     fetch: Box<Fetch>,
@@ -30,13 +30,13 @@ impl RemoteBytes {
     /// # Safety
     /// Until the last clone is dropped, the bytes are memory of that device, and everything that writes to them is over. Nobody
     /// writes to them during a call that they are given to. What `fetch` holds may keep them there.
-    pub unsafe fn new(device: String, address: u64, len: usize, fetch: Box<Fetch>) -> RemoteBytes {
+    pub unsafe fn new(device: Arc<str>, address: u64, len: usize, fetch: Box<Fetch>) -> RemoteBytes {
         RemoteBytes(Arc::new(Inner { device, address, len, fetch, here: OnceLock::new() }))
     }
 
     /// Where they are on `device`, when it is that one.
     pub fn on(&self, device: &str) -> Option<u64> {
-        (self.0.device == device).then_some(self.0.address)
+        (*self.0.device == *device).then_some(self.0.address)
     }
 
     /// Bytes.
@@ -57,7 +57,7 @@ impl RemoteBytes {
         if let Some(here) = self.0.here.get() {
             return Ok(here.bytes());
         }
-        let failed = |why: String| TensorError::from(ErrorKind::Remote { device: self.0.device.clone(), why });
+        let failed = |why: String| TensorError::from(ErrorKind::Remote { device: self.0.device.to_string(), why });
         let copy = (self.0.fetch)().map_err(failed)?;
         if copy.len() != self.0.len {
             return Err(failed(format!("{} of {} bytes were copied", copy.len(), self.0.len)));

@@ -35,7 +35,7 @@ pub use misfit::{Cause, Misfit};
 pub use naming::NameRule;
 pub use options::{Constants, MatchOptions, Rename};
 pub use recipe::Recipe;
-pub use refit_map::{RefitMap, SourceInfo, Twin};
+pub use refit_map::{RefitMap, SlotsBySource, SourceInfo, Twin};
 pub use report::{AdapterReport, BakedAdapter, Phase, PhaseTimes, RefitReport, SlotReport};
 pub use shared_threads::on_shared_threads;
 pub use state_dict::StateDict;

@@ -1,4 +1,7 @@
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    collections::{BTreeSet, HashMap},
+    ops::Index,
+};
 
 use regraft_ir::{Graph, Role, Source, SourceKind, TensorType};
 use regraft_tensor::DType;
@@ -46,6 +49,29 @@ pub struct Twin {
     /// Its role in that module.
     #[serde(default, skip_serializing_if = "Role::is_other")]
     pub role: Role,
+}
+
+/// The slots that depend on each source, by the source's index: `slots[source]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlotsBySource {
+    /// Where those of each source begin; at last the end of all.
+    starts: Vec<usize>,
+    slots: Vec<usize>,
+}
+
+impl SlotsBySource {
+    /// Those of each source, in the order of sources.
+    pub fn iter(&self) -> impl Iterator<Item = &[usize]> {
+        self.starts.windows(2).map(|ends| &self.slots[ends[0]..ends[1]])
+    }
+}
+
+impl Index<usize> for SlotsBySource {
+    type Output = [usize];
+
+    fn index(&self, source: usize) -> &[usize] {
+        &self.slots[self.starts[source]..self.starts[source + 1]]
+    }
 }
 
 impl SourceInfo {
@@ -172,14 +198,23 @@ impl RefitMap {
     }
 
     /// The slots that depend on each source.
-    pub fn slots_by_source(&self) -> Vec<Vec<usize>> {
-        let mut slots = vec![Vec::new(); self.sources.len()];
-        for (slot, recipe) in self.recipes.iter().enumerate() {
-            for &source in &recipe.sources {
-                slots[source as usize].push(slot);
+    pub fn slots_by_source(&self) -> SlotsBySource {
+        let mut ends = vec![0; self.sources.len() + 1];
+        self.recipes.iter().flat_map(|recipe| &recipe.sources).for_each(|&source| ends[source as usize] += 1);
+        let mut sum = 0;
+        for end in &mut ends {
+            sum += *end;
+            *end = sum;
+        }
+        // From the back, so that each end comes to be the beginning.
+        let (mut starts, mut slots) = (ends, vec![0; sum]);
+        for (slot, recipe) in self.recipes.iter().enumerate().rev() {
+            for &source in recipe.sources.iter().rev() {
+                starts[source as usize] -= 1;
+                slots[starts[source as usize]] = slot;
             }
         }
-        slots
+        SlotsBySource { starts, slots }
     }
 
     /// Whether each source has slots that depend on it.
@@ -229,5 +264,34 @@ impl RefitMap {
     /// The index of the source with each name, aliases included.
     pub fn by_name(&self) -> HashMap<&str, usize> {
         (self.sources.iter().enumerate()).flat_map(|(i, s)| s.names().map(move |n| (n, i))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use regraft_ir::text;
+
+    use super::*;
+    use crate::FormatId;
+
+    #[test]
+    fn slots_are_found_by_their_sources() {
+        let graph = text::parse("program \"r\" {\nsource %0 : f32[1] = \"a\" (parameter)\noutput %0 = \"w\"\n}");
+        let graph = graph.expect("a program");
+        let source = |_| SourceInfo::new(&graph.sources[0], graph.ty(graph.sources[0].value));
+        let recipe = |sources: &[u32]| Recipe {
+            slot: String::new(),
+            graph: graph.clone(),
+            sources: sources.to_vec(),
+            uses: sources.to_vec(),
+            format: FormatId::PLAIN,
+            layout_ops: 0,
+        };
+        let recipes = [&[2][..], &[0, 2], &[], &[4, 0]].map(recipe).into();
+        let map = RefitMap { sources: (0..5).map(source).collect(), twins: vec![], recipes };
+        let slots = map.slots_by_source();
+        let all: Vec<&[usize]> = slots.iter().collect();
+        assert_eq!(all, [&[1, 3][..], &[], &[0, 1], &[], &[3]]);
+        assert_eq!(&slots[2], [0, 1]);
     }
 }

@@ -3,7 +3,7 @@
 use regraft_backend_cuda::{
     CudaError,
     driver::{Args, Launch},
-    kernels::pack::{Axis, Merge, Pack, Pair, Table, source},
+    kernels::pack::{Axis, Layout, Merge, Pair, Places, Table, source},
 };
 use regraft_tensor::{DType, Tensor};
 
@@ -32,6 +32,8 @@ pub(crate) fn check(gpu: &mut Gpu) {
     for blocks in [2, 100_000] {
         let outcome = moves(gpu, blocks);
         gpu.outcome("pack", outcome);
+        let outcome = wide_moves(gpu, blocks);
+        gpu.outcome("pack, wide words", outcome);
         let outcome = merges(gpu, blocks);
         gpu.outcome("merge", outcome);
         let outcome = compares(gpu, blocks);
@@ -43,9 +45,7 @@ pub(crate) fn check(gpu: &mut Gpu) {
 fn moves(gpu: &Gpu, blocks: u32) -> Result<String, String> {
     let say = |e: CudaError| e.to_string();
     let mut r = Random(91);
-    let mut jobs = Vec::new();
-    let mut wants = Vec::new();
-    let mut keep = Vec::new();
+    let (mut table, mut wants, mut keep) = (Table::default(), Vec::new(), Vec::new());
     let floats = [DType::F32, DType::F16, DType::BF16];
     for from in floats {
         for to in floats {
@@ -69,28 +69,77 @@ fn moves(gpu: &Gpu, blocks: u32) -> Result<String, String> {
                 } else {
                     vec![Axis { size: rows, from: cols, to: cols, by: 1 }, Axis { size: cols, from: 1, to: 1, by: 0 }]
                 };
-                jobs.push(Pack {
-                    source: region.address(),
-                    target: out.address(),
-                    scale: if scaled { scales.address() } else { 0 },
-                    source_type: from,
-                    target_type: to,
-                    axes,
-                });
+                let layout = Layout::new((from, to), scaled, &axes).map_err(|e| e.to_string())?;
+                let scale = if scaled { scales.address() } else { 0 };
+                table.push(&layout, Places { source: region.address(), target: out.address(), scale });
                 wants.push((out, to, out_shape, Tensor::from_f64(to, &out_shape, &want)));
                 keep.push((region, scales));
             }
         }
     }
-    let table = Table::packs(&jobs).map_err(|e| e.to_string())?;
     launch(gpu, "pack", &table, None, blocks).map_err(say)?;
     for (i, (out, dtype, shape, want)) in wants.iter().enumerate() {
         let found = tensor(*dtype, shape, &gpu.download(out).map_err(say)?);
         if !found.bit_equal(want) {
-            return Err(format!("job {i}: {:?} off by {:.1e}", jobs[i], distance(&found, want)));
+            return Err(format!("job {i}: {dtype}{shape:?} off by {:.1e}", distance(&found, want)));
         }
     }
-    Ok(format!("{} jobs", jobs.len()))
+    Ok(format!("{} jobs", table.jobs))
+}
+
+/// Runs, and channels that go last, from and to addresses that wide words may have and others, of lengths that are many pieces and that
+/// are none.
+fn wide_moves(gpu: &Gpu, blocks: u32) -> Result<String, String> {
+    let say = |e: CudaError| e.to_string();
+    let mut r = Random(47);
+    let (mut table, mut wants, mut keep) = (Table::default(), Vec::new(), Vec::new());
+    for dtype in [DType::U8, DType::F16, DType::F32, DType::I64] {
+        let size = dtype.size();
+        for skew in [0, 1] {
+            let mut add = |axes: &[Axis], order: &dyn Fn(usize) -> usize, len: usize| -> Result<(), String> {
+                let bytes: Vec<u8> = (0..(len + skew) * size).map(|_| r.next() as u8).collect();
+                let source = gpu.upload(&bytes).map_err(say)?;
+                let out = gpu.upload(&vec![0xa5; (len + skew) * size]).map_err(say)?;
+                let layout = Layout::new((dtype, dtype), false, axes).map_err(|e| e.to_string())?;
+                let first = (skew * size) as u64;
+                table.push(
+                    &layout,
+                    Places { source: source.address() + first, target: out.address() + first, scale: 0 },
+                );
+                let mut want = vec![0xa5; (len + skew) * size];
+                for i in 0..len {
+                    let (from, to) = ((skew + i) * size, (skew + order(i)) * size);
+                    want[to..to + size].copy_from_slice(&bytes[from..from + size]);
+                }
+                wants.push((out, want, format!("{dtype}, skew {skew}, {axes:?}")));
+                keep.push(source);
+                Ok(())
+            };
+            for len in [1, 7, 8, 31, 4096, 16_384, 100_003] {
+                add(&[Axis { size: len, from: 1, to: 1, by: 0 }], &|i| i, len)?;
+            }
+            for (out, channels, window) in [(3, 8, 9), (5, 320, 9), (2, 36, 9), (7, 64, 4), (1, 1280, 16), (2, 4096, 2)]
+            {
+                let axes = [
+                    Axis { size: out, from: channels * window, to: channels * window, by: 0 },
+                    Axis { size: window, from: 1, to: channels, by: 0 },
+                    Axis { size: channels, from: window, to: 1, by: 0 },
+                ];
+                let order = |i: usize| {
+                    let (row, i) = (i / (channels * window), i % (channels * window));
+                    row * channels * window + i % window * channels + i / window
+                };
+                add(&axes, &order, out * channels * window)?;
+            }
+        }
+    }
+    launch(gpu, "pack", &table, None, blocks).map_err(say)?;
+    for (out, want, says) in &wants {
+        if gpu.download(out).map_err(say)? != *want {
+            return Err(says.clone());
+        }
+    }
+    Ok(format!("{} jobs", table.jobs))
 }
 
 /// `W + up·down` of several matrices in one launch.

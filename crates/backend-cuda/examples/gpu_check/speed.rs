@@ -11,7 +11,7 @@ use regraft_backend_cuda::{
         elementwise,
         elementwise::View,
         norm,
-        pack::{Axis, Merge, Pack, Table, source},
+        pack::{Axis, Layout, Merge, Places, RESIDENT, Table, source},
         specs,
     },
 };
@@ -336,30 +336,23 @@ fn packing(gpu: &Gpu) -> Result<(), CudaError> {
         println!("{says:<52} {us:>9.2} µs");
         Ok(())
     };
-    let packs = |from: DType, turned: bool| -> Vec<Pack> {
-        (0..count)
-            .map(|i| Pack {
-                source: at(&sources, i),
-                target: at(&target, i),
-                scale: 0,
-                source_type: from,
-                target_type: dtype,
-                axes: if turned {
-                    vec![Axis { size: cols, from: 1, to: rows, by: 0 }, Axis { size: rows, from: cols, to: 1, by: 0 }]
-                } else {
-                    vec![Axis { size: rows * cols, from: 1, to: 1, by: 0 }]
-                },
-            })
-            .collect()
+    let packs = |from: DType, axes: &[Axis]| -> Result<Table, CudaError> {
+        let (layout, mut table) = (Layout::new((from, dtype), false, axes).map_err(fit)?, Table::default());
+        for i in 0..count {
+            table.push(&layout, Places { source: at(&sources, i), target: at(&target, i), scale: 0 });
+        }
+        Ok(table)
     };
-    launch(
-        "pack",
-        &Table::packs(&packs(DType::F16, false)).map_err(fit)?,
-        132 * 8,
-        "grouped copy of 128 matrices, 187 MB",
-    )?;
-    launch("pack", &Table::packs(&packs(DType::BF16, false)).map_err(fit)?, 132 * 8, "grouped cast bf16 to f16")?;
-    launch("pack", &Table::packs(&packs(DType::F16, true)).map_err(fit)?, 132 * 8, "grouped transpose")?;
+    let blocks = gpu.context.info().multiprocessors as usize * RESIDENT;
+    let axis = |size, from, to| Axis { size, from, to, by: 0 };
+    let run = [axis(rows * cols, 1, 1)];
+    launch("pack", &packs(DType::F16, &run)?, blocks, "grouped copy of 128 matrices, 187 MB")?;
+    launch("pack", &packs(DType::BF16, &run)?, blocks, "grouped cast bf16 to f16")?;
+    let transposed = [axis(cols, 1, rows), axis(rows, cols, 1)];
+    launch("pack", &packs(DType::F16, &transposed)?, blocks, "grouped transpose")?;
+    // 253 x 320 windows of 9, about as large.
+    let channels_last = [axis(253, 2880, 2880), axis(9, 1, 320), axis(320, 9, 1)];
+    launch("pack", &packs(DType::F16, &channels_last)?, blocks, "grouped channels last")?;
     let (up, down) = (random(gpu, DType::F32, rows * 16)?, random(gpu, DType::F32, cols * 16)?);
     let merges: Vec<Merge> = (0..count)
         .map(|i| Merge {
@@ -375,5 +368,5 @@ fn packing(gpu: &Gpu) -> Result<(), CudaError> {
             scale: 1.0,
         })
         .collect();
-    launch("merge", &Table::merges(&merges).map_err(fit)?, 132 * 8, "merge of 128 low-rank products, r = 16")
+    launch("merge", &Table::merges(&merges).map_err(fit)?, blocks, "merge of 128 low-rank products, r = 16")
 }

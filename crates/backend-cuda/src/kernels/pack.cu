@@ -1,4 +1,5 @@
 // Many slots in one launch: blocks take pieces of a table of jobs. A launch of few blocks leaves the device to others.
+// RESIDENT: blocks of a multiprocessor. ROOM: bytes of shared memory.
 struct Job {
     u64 source, target, scale;
     i64 first_piece, count;   // pieces are numbered over all jobs
@@ -6,10 +7,13 @@ struct Job {
     i32 piece, inner;         // elements of a piece; of the last axis, where it is short and a thread takes all of it
     i64 size[5], from[5], to[5], by[5];   // strides in the source, the target, the vector of factors
 };
+#define THREADS 256
+// Loads of a thread that are on their way at once.
+#define AHEAD 4
 
-// The last job that begins at `piece` or before.
-template <typename J> DEVICE int find(const J* jobs, int count, i64 piece) {
-    int low = 0, high = count;
+// The last job that begins at `piece` or before; not before job `low`.
+template <typename J> DEVICE int find(const J* jobs, int count, i64 piece, int low) {
+    int high = count;
     while (high - low > 1) { int mid = (low + high) / 2; if (jobs[mid].first_piece <= piece) low = mid; else high = mid; }
     return low;
 }
@@ -44,7 +48,7 @@ template <typename S, typename T> DEVICE void run(const Job& job, u32 first, u32
     const float* scale = (const float*)job.scale;
     bool neighbors = job.size[4] % 4 == 0 && job.from[4] == 1 && job.to[4] == 1;
     u32 step = neighbors ? 4 : job.inner;
-    for (u32 i = first + threadIdx.x * step; i < end; i += blockDim.x * step) {
+    for (u32 i = first + threadIdx.x * step; i < end; i += THREADS * step) {
         At at = find_element(job, i);
         if (neighbors) {
             Pack<S, 4> in = read<S, 4>(source + at.from);
@@ -66,36 +70,90 @@ template <typename E> DEVICE void move(const Job& job, u32 first, u32 end) {
     constexpr int N = 16 / sizeof(E);
     bool neighbors = job.size[4] % N == 0 && job.from[4] == 1 && job.to[4] == 1;
     u32 step = neighbors ? N : job.inner;
-    for (u32 i = first + threadIdx.x * step; i < end; i += blockDim.x * step) {
+    for (u32 i = first + threadIdx.x * step; i < end; i += THREADS * step) {
         At at = find_element(job, i);
         if (neighbors) write<E, N>(target + at.to, read<E, N>(source + at.from));
         else for (u32 e = 0; e < step; e++) target[at.to + e * job.to[4]] = source[at.from + e * job.from[4]];
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256) pack(const Job* jobs, int count, i64 pieces) {
+typedef Pack<u32, 4> Wide;
+
+// Bytes as they are, from and to addresses of wide words.
+DEVICE void copy(const Job& job, u32 first, u32 end) {
+    u32 wide = (end - first) / 16;
+    const Wide* source = (const Wide*)(job.source + first);
+    Wide* target = (Wide*)(job.target + first);
+    for (u32 i = threadIdx.x; i < wide; i += AHEAD * THREADS) {
+        Wide on_the_way[AHEAD];
+#pragma unroll
+        for (int a = 0; a < AHEAD; a++) if (i + a * THREADS < wide) on_the_way[a] = source[i + a * THREADS];
+#pragma unroll
+        for (int a = 0; a < AHEAD; a++) if (i + a * THREADS < wide) target[i + a * THREADS] = on_the_way[a];
+    }
+    for (u32 i = first + wide * 16 + threadIdx.x; i < end; i += THREADS) ((u8*)job.target)[i] = ((const u8*)job.source)[i];
+}
+
+// The last two axes change places, as channels go last: the source is one run of neighbors, and is read as such; neighbors of the target
+// are gathered in shared memory. A warp has 8 stretches of columns and 4 elements of the last axis at a time, which lie in different banks.
+template <typename E> DEVICE void turn(const Job& job, u32 first, u32 end, Wide* room) {
+    constexpr int N = 16 / sizeof(E);
+    const Wide* source = (const Wide*)((const E*)job.source + first);
+    u32 wide = (end - first) / N;
+    for (u32 i = threadIdx.x; i < wide; i += AHEAD * THREADS) {
+        Wide on_the_way[AHEAD];
+#pragma unroll
+        for (int a = 0; a < AHEAD; a++) if (i + a * THREADS < wide) on_the_way[a] = source[i + a * THREADS];
+#pragma unroll
+        for (int a = 0; a < AHEAD; a++) if (i + a * THREADS < wide) room[i + a * THREADS] = on_the_way[a];
+    }
+    __syncthreads();
+    u32 inner = job.inner, columns = (end - first) / inner;
+    for (u32 column = (threadIdx.x / 32 * 8 + threadIdx.x % 8) * N; column < columns; column += THREADS / 4 * N) {
+        const E* from = (const E*)room + column * inner;
+        E* to = (E*)job.target + find_element(job, first + column * inner).to;
+        for (u32 e = threadIdx.x / 8 % 4; e < inner; e += 4) {
+            Pack<E, N> out;
+#pragma unroll
+            for (int c = 0; c < N; c++) out.v[c] = from[c * inner + e];
+            *(Pack<E, N>*)(to + e * job.to[4]) = out;
+        }
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) pack(const Job* jobs, int count, i64 pieces) {
     AWAIT();
     __shared__ Job job;
+    __shared__ Wide room[ROOM / sizeof(Wide)];
+    int found = -1;
     for (i64 piece = blockIdx.x; piece < pieces; piece += gridDim.x) {
+        int next = find(jobs, count, piece, found < 0 ? 0 : found);
+        // The piece before is done with.
         __syncthreads();
-        int found = find(jobs, count, piece);
-        for (int i = threadIdx.x; i < (int)(sizeof(Job) / 8); i += 256) ((u64*)&job)[i] = ((const u64*)(jobs + found))[i];
-        __syncthreads();
-        i64 first = (piece - job.first_piece) * job.piece, end = first + job.piece < job.count ? first + job.piece : job.count;
+        if (next != found) {
+            found = next;
+            for (int i = threadIdx.x; i < (int)(sizeof(Job) / 8); i += THREADS) ((u64*)&job)[i] = ((const u64*)(jobs + found))[i];
+            __syncthreads();
+        }
+        i64 begin = (piece - job.first_piece) * job.piece;
+        u32 first = (u32)begin, end = (u32)(begin + job.piece < job.count ? begin + job.piece : job.count);
         switch (job.kind) {
-            case 0: run<f32, f32>(job, (u32)first, (u32)end); break;
-            case 1: run<f32, f16>(job, (u32)first, (u32)end); break;
-            case 2: run<f32, bf16>(job, (u32)first, (u32)end); break;
-            case 3: run<f16, f32>(job, (u32)first, (u32)end); break;
-            case 4: run<f16, f16>(job, (u32)first, (u32)end); break;
-            case 5: run<f16, bf16>(job, (u32)first, (u32)end); break;
-            case 6: run<bf16, f32>(job, (u32)first, (u32)end); break;
-            case 7: run<bf16, f16>(job, (u32)first, (u32)end); break;
-            case 8: run<bf16, bf16>(job, (u32)first, (u32)end); break;
-            case 9: move<u8>(job, (u32)first, (u32)end); break;
-            case 10: move<u16>(job, (u32)first, (u32)end); break;
-            case 11: move<u32>(job, (u32)first, (u32)end); break;
-            default: move<u64>(job, (u32)first, (u32)end); break;
+            case 0: run<f32, f32>(job, first, end); break;
+            case 1: run<f32, f16>(job, first, end); break;
+            case 2: run<f32, bf16>(job, first, end); break;
+            case 3: run<f16, f32>(job, first, end); break;
+            case 4: run<f16, f16>(job, first, end); break;
+            case 5: run<f16, bf16>(job, first, end); break;
+            case 6: run<bf16, f32>(job, first, end); break;
+            case 7: run<bf16, f16>(job, first, end); break;
+            case 8: run<bf16, bf16>(job, first, end); break;
+            case 9: move<u8>(job, first, end); break;
+            case 10: move<u16>(job, first, end); break;
+            case 11: move<u32>(job, first, end); break;
+            case 12: move<u64>(job, first, end); break;
+            case 13: copy(job, first, end); break;
+            case 14: turn<u16>(job, first, end, room); break;
+            default: turn<u32>(job, first, end, room); break;
         }
     }
 }
@@ -171,11 +229,11 @@ template <typename S, typename T> DEVICE void merge_tile(const Merge& job, i64 t
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256, 4) merge(const Merge* jobs, int count, i64 pieces) {
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) merge(const Merge* jobs, int count, i64 pieces) {
     AWAIT();
     __shared__ __align__(16) float up[64][17], down[16][64];
     for (i64 piece = blockIdx.x; piece < pieces; piece += gridDim.x) {
-        const Merge& job = jobs[find(jobs, count, piece)];
+        const Merge& job = jobs[find(jobs, count, piece, 0)];
         i64 tile = piece - job.first_piece;
         switch (job.kind) {
             case 0: merge_tile<f32, f32>(job, tile, up, down); break;
@@ -195,10 +253,10 @@ extern "C" __global__ void __launch_bounds__(256, 4) merge(const Merge* jobs, in
 struct Pair { u64 first, second; i64 first_piece, bytes; };
 #define PAIR_PIECE 65536
 
-extern "C" __global__ void __launch_bounds__(256) differ(const Pair* pairs, int count, i64 pieces, u32* flags) {
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) differ(const Pair* pairs, int count, i64 pieces, u32* flags) {
     AWAIT();
     for (i64 piece = blockIdx.x; piece < pieces; piece += gridDim.x) {
-        int found = find(pairs, count, piece);
+        int found = find(pairs, count, piece, 0);
         const Pair& pair = pairs[found];
         i64 first = (piece - pair.first_piece) * PAIR_PIECE;
         i64 end = first + PAIR_PIECE < pair.bytes ? first + PAIR_PIECE : pair.bytes;

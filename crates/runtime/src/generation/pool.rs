@@ -90,7 +90,7 @@ pub(crate) struct SlotPool {
 
 #[derive(Default)]
 struct State {
-    /// By footprint, then by the slot that it held last.
+    /// By footprint, then by the slot that it held last. Lists that are empty stay for the next refit.
     free: BTreeMap<(usize, usize), Vec<Box<dyn Memory>>>,
     free_bytes: usize,
     in_use: usize,
@@ -222,7 +222,7 @@ impl SlotPool {
     /// Memory of the device, and once more without what waits for reuse.
     fn alloc(&self, state: &mut State, bytes: usize) -> Result<Box<dyn Memory>, OutOfMemory> {
         self.device.alloc(bytes, MemoryKind::Slot).or_else(|error| {
-            if state.free.is_empty() {
+            if state.free_bytes == 0 {
                 return Err(error);
             }
             state.clear();
@@ -279,16 +279,12 @@ impl State {
     /// Memory of exactly this size: slots of one engine come back in the sizes they are asked for again.
     fn take_any(&mut self, len: usize) -> Option<Box<dyn Memory>> {
         let of_size = (footprint(len), 0)..=(footprint(len), usize::MAX);
-        let (&at, _) = self.free.range(of_size).next()?;
+        let (&at, _) = self.free.range(of_size).find(|(_, waiting)| !waiting.is_empty())?;
         self.take_at(at)
     }
 
     fn take_at(&mut self, at: (usize, usize)) -> Option<Box<dyn Memory>> {
-        let waiting = self.free.get_mut(&at)?;
-        let memory = waiting.pop()?;
-        if waiting.is_empty() {
-            self.free.remove(&at);
-        }
+        let memory = self.free.get_mut(&at)?.pop()?;
         self.free_bytes -= memory.len();
         Some(memory)
     }

@@ -44,29 +44,32 @@ pub(super) fn settle(
     // Their slots hold what the adapters made of them.
     let adapted = adapters.differing_uses(&AdapterSet::default()).into_iter();
     let adapted: BTreeSet<usize> = adapted.filter_map(|one| parts.map.source_of(one)).collect();
-    let settled = |&source: &usize| {
-        let info = &parts.map.sources[source];
-        let tensor = sources[source].held()?;
+    let mut copied = Vec::new();
+    for &source in passing {
+        let dtype = parts.map.sources[source].dtype;
+        let Some(tensor) = sources[source].held() else { continue };
         let place = |&index: &usize| {
             let local = parts.map.recipes[index].sources.iter().position(|&s| s as usize == source)?;
             let keeps = parts.packer.keeps(index, local);
             let place = || InSlot { slot: slots[index].clone(), index, source: local, packer: parts.packer.clone() };
             keeps.then(place)
         };
-        let moved = !adapted.contains(&source) && tensor.dtype() == info.dtype;
-        let settled = match readers[source].iter().find_map(place).filter(|_| moved) {
-            Some(place) => Ok(SourceContent::in_slot(info.dtype, place)),
-            None if tensor.is_borrowed() => {
-                owned(tensor, &info.name).map(|tensor| SourceContent::new(info.dtype, Some(tensor)))
-            }
-            None => return None,
-        };
-        Some(settled.map(|content| (source, Arc::new(content))))
-    };
-    let passing: Vec<usize> = passing.iter().copied().collect();
-    // The cost is in copies; each is a pass over memory.
-    let settled: Vec<_> = on_shared_threads(|| passing.par_iter().filter_map(settled).collect::<Result<_, _>>())?;
-    settled.into_iter().for_each(|(source, content)| sources[source] = content);
+        let moved = !adapted.contains(&source) && tensor.dtype() == dtype;
+        match readers[source].iter().find_map(place).filter(|_| moved) {
+            Some(place) => sources[source] = Arc::new(SourceContent::in_slot(dtype, place)),
+            None if tensor.is_borrowed() => copied.push((source, tensor.clone())),
+            None => {}
+        }
+    }
+    if copied.is_empty() {
+        return Ok(());
+    }
+    // Each is a pass over memory.
+    let copy = |(source, tensor): &(usize, Tensor)| Ok((*source, owned(tensor, &parts.map.sources[*source].name)?));
+    let copies: Vec<_> = on_shared_threads(|| copied.par_iter().map(copy).collect::<Result<_, RuntimeError>>())?;
+    for (source, tensor) in copies {
+        sources[source] = Arc::new(SourceContent::new(parts.map.sources[source].dtype, Some(tensor)));
+    }
     Ok(())
 }
 

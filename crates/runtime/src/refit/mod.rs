@@ -383,10 +383,10 @@ fn fill_sources(report: &mut RefitReport, map: &RefitMap, matched: &Matched, cha
 
 fn fill_adapters(report: &mut RefitReport, map: &RefitMap, adapters: &AdapterSet, adapted: &BTreeSet<usize>) {
     report.adapted = adapted.iter().map(|&i| map.use_name(i).to_owned()).collect();
-    let slots = if adapters.is_empty() { Vec::new() } else { map.slots_by_source() };
+    let read = map.are_read();
     report.adapters = (adapters.iter())
         .map(|(adapter, scale)| {
-            let is_unread = |layer: &&AdapterLayer| map.source_of(layer.source).is_none_or(|s| slots[s].is_empty());
+            let is_unread = |layer: &&AdapterLayer| map.source_of(layer.source).is_none_or(|s| !read[s]);
             AdapterReport {
                 name: adapter.name.clone(),
                 scale,

@@ -121,38 +121,42 @@ fn overlays(
     }
     let used: BTreeSet<usize> =
         which.iter().flat_map(|&slot| &parts.map.recipes[slot].uses).map(|&one| one as usize).collect();
-    let made = |used_as: usize| {
+    let of = |used_as: usize| adapters.overlay(used_as, &parts.map.sources[source_of(parts, used_as)]);
+    let all = used.into_iter().filter_map(|one| Some((one, of(one)?)));
+    let (mut all, incomplete): (BTreeMap<_, _>, BTreeMap<_, _>) = all.partition(|(_, overlay)| is_complete(overlay));
+    if incomplete.is_empty() {
+        return Ok(all);
+    }
+    // Each is a pass over its source.
+    let complete = |(used_as, overlay): (usize, Overlay)| {
         let source = source_of(parts, used_as);
-        let tensor = || sources[source].converted()?.ok_or_else(|| missing(parts, source));
-        Some(overlay(parts, used_as, adapters, tensor).transpose()?.map(|overlay| (used_as, overlay)))
+        let tensor = sources[source].converted()?.ok_or_else(|| missing(parts, source))?;
+        Ok((used_as, completed(parts, used_as, overlay, tensor)?))
     };
-    on_shared_threads(|| used.into_par_iter().filter_map(made).collect())
+    let done: Vec<_> =
+        on_shared_threads(|| incomplete.into_par_iter().map(complete).collect::<Result<_, RuntimeError>>())?;
+    all.extend(done);
+    Ok(all)
 }
 
 fn source_of(parts: &Parts<'_>, used_as: usize) -> usize {
     parts.map.source_of(used_as).expect("recipes have uses of sources")
 }
 
-/// What `adapters` do to a use of a source, with everything filled in; `tensor` gives the source in the engine's dtype.
-fn overlay(
-    parts: &Parts<'_>,
-    used_as: usize,
-    adapters: &AdapterSet,
-    tensor: impl FnOnce() -> Result<Tensor, RuntimeError>,
-) -> Result<Option<Overlay>, RuntimeError> {
-    let source = source_of(parts, used_as);
-    let Some(mut overlay) = adapters.overlay(used_as, &parts.map.sources[source]) else { return Ok(None) };
-    if !overlay.has_rewrites() && !overlay.has_norms() {
-        return Ok(Some(overlay));
-    }
-    let tensor = tensor()?;
+/// Whether nothing of an overlay depends on the source.
+fn is_complete(overlay: &Overlay) -> bool {
+    !overlay.has_rewrites() && !overlay.has_norms()
+}
+
+/// An overlay with everything filled in; `tensor` is the source in the engine's dtype.
+fn completed(parts: &Parts<'_>, used_as: usize, mut overlay: Overlay, tensor: Tensor) -> Result<Overlay, RuntimeError> {
     overlay.rewrite(&tensor);
     if overlay.has_norms() {
         let base = overlay.base.clone().unwrap_or(tensor);
         let filled = parts.packer.fill_norms(&mut overlay, &base);
-        filled.map_err(|e| failed(parts, source, e.to_string()))?;
+        filled.map_err(|e| failed(parts, source_of(parts, used_as), e.to_string()))?;
     }
-    Ok(Some(overlay))
+    Ok(overlay)
 }
 
 /// A use of a source, in the engine's dtype with `adapters` applied.
@@ -163,14 +167,11 @@ pub(super) fn merged(
     adapters: &AdapterSet,
 ) -> Result<Tensor, RuntimeError> {
     let source = source_of(parts, used_as);
-    match overlay(parts, used_as, adapters, || Ok(tensor.clone()))? {
-        None => Ok(tensor.clone()),
-        Some(overlay) => {
-            let base = overlay.base.as_ref().unwrap_or(tensor);
-            match overlay.terms.is_empty() {
-                true => Ok(base.clone()),
-                false => parts.packer.merge(&overlay, base).map_err(|e| failed(parts, source, e.to_string())),
-            }
-        }
+    let Some(overlay) = adapters.overlay(used_as, &parts.map.sources[source]) else { return Ok(tensor.clone()) };
+    let overlay = if is_complete(&overlay) { overlay } else { completed(parts, used_as, overlay, tensor.clone())? };
+    let base = overlay.base.as_ref().unwrap_or(tensor);
+    match overlay.terms.is_empty() {
+        true => Ok(base.clone()),
+        false => parts.packer.merge(&overlay, base).map_err(|e| failed(parts, source, e.to_string())),
     }
 }

@@ -1,11 +1,11 @@
 //! Some slots made together: their sources lie in one piece of staging memory, and three launches make them all: casts, merges,
 //! moves.
 
-use std::collections::HashMap;
+use std::{borrow::Cow, collections::HashMap};
 
 use regraft_backend::{PackError, PackJob};
 use regraft_tensor::{AlignedVec, DType, Tensor};
-use regraft_weights::{Move, MoveAxis, MovePlan};
+use regraft_weights::{Move, MovePlan};
 
 use super::{
     super::lane::{ALIGN, DIRECT_FROM, Lane, Part},
@@ -17,14 +17,16 @@ use crate::{
     driver::{self, Context, Event, Span, Stream},
     kernels::{
         Why,
-        pack::{Axis, MERGE_BYTES, Merge, PACK_BYTES, Pack, Table},
+        pack::{LAYOUT_BYTES, Layout, MERGE_BYTES, Merge, Places, Table},
     },
 };
 
 /// A batch takes so much staging memory: it is made while the next one is copied, and the last one when all is copied.
 const FULL: usize = 64 << 20;
 /// Where little is staged, it has slots of so many bytes: the device has begun while the next one is laid out, and each launch has a tail.
-const FULL_OF_SLOTS: usize = 512 << 20;
+pub(super) const FULL_OF_SLOTS: usize = 512 << 20;
+/// The first one has fewer: the device has nothing to do until it comes.
+pub(super) const FIRST: usize = 256 << 20;
 
 /// Slots to be made, with what is uploaded for them.
 #[derive(Default)]
@@ -39,7 +41,7 @@ pub(super) struct Batch<'a> {
     staged: HashMap<(usize, usize), Place>,
     casts: Vec<Cast>,
     merges: Vec<Merging>,
-    moves: Vec<Moving>,
+    moves: Vec<Moving<'a>>,
     /// Tensors whose copies stay on the device, in memory that they share, and where there.
     residents: Vec<(&'a Tensor, usize)>,
     resident_bytes: usize,
@@ -133,13 +135,13 @@ struct Merging {
     sizes: (usize, usize, usize),
 }
 
-struct Moving {
-    from: Place,
+struct Moving<'a> {
+    /// Where the source is, and the first byte that is read.
+    from: (Place, usize),
     to: u64,
     /// Where the factors are, and the first of them.
     scale: Option<(Place, usize)>,
-    types: (DType, DType),
-    this: Move,
+    layout: Cow<'a, Layout>,
 }
 
 impl<'a> Batch<'a> {
@@ -148,9 +150,9 @@ impl<'a> Batch<'a> {
         self.large.len + self.small.len + self.resident_bytes + self.computed
     }
 
-    /// Whether it is to be sent off.
-    pub(super) fn is_full(&self) -> bool {
-        self.len() >= FULL || self.slot_bytes >= FULL_OF_SLOTS
+    /// Whether it is to be sent off: at the latest with so many bytes of slots.
+    pub(super) fn is_full(&self, slot_bytes: usize) -> bool {
+        self.len() >= FULL || self.slot_bytes >= slot_bytes
     }
 
     /// Adds a slot that moves make.
@@ -193,7 +195,7 @@ impl<'a> Batch<'a> {
             let values = value.as_slice::<f32>().ok_or_else(|| recipe("factors are of f32".into()))?;
             scales.push((self.made(AlignedVec::from_slice(values)), values.len()));
         }
-        for m in &plan.moves {
+        for (index, m) in plan.moves.iter().enumerate() {
             let Some((from, dtype)) = places[m.source as usize] else { continue };
             let scale = m.scale.map(|(index, first)| (scales[index as usize], first));
             let reach =
@@ -205,22 +207,24 @@ impl<'a> Batch<'a> {
             let size = slot.dtype.size();
             out.part(0, last * size).map_err(|_| recipe("the moves are longer than the slot".into()))?;
             let scale = scale.map(|((factors, _), first)| (factors, first));
-            let (to, types) = (out.address() + (m.to * size) as u64, (dtype, slot.dtype));
-            self.moves.push(Moving { from, to, scale, types, this: m.clone() });
+            let (from, to) = ((from, m.from * dtype.size()), out.address() + (m.to * size) as u64);
+            let layout = slot.layout(index, m, dtype).map_err(|why| recipe(why.to_string()))?;
+            self.moves.push(Moving { from, to, scale, layout });
         }
         self.slot_bytes += job.out.len();
         Ok(())
     }
 
     /// Adds a slot whose contents the host has made.
-    pub(super) fn add_made(&mut self, bytes: AlignedVec, job: &PackJob<'a>) {
+    pub(super) fn add_made(&mut self, bytes: AlignedVec, job: &PackJob<'a>) -> Result<(), PackError> {
         let dtype = if bytes.len().is_multiple_of(8) { DType::I64 } else { DType::U8 };
-        let axis = MoveAxis { size: bytes.len() / dtype.size(), from: 1, to: 1, by: 0 };
-        let this = Move { source: 0, from: 0, to: 0, axes: vec![axis], scale: None };
-        let from = self.made(bytes);
+        let layout = Layout::run((dtype, dtype), bytes.len() / dtype.size());
+        let layout = layout.map_err(|why| PackError::Recipe { slot: job.slot, why: why.to_string() })?;
+        let from = (self.made(bytes), 0);
         let to = Span::from(&job.out).address();
-        self.moves.push(Moving { from, to, scale: None, types: (dtype, dtype), this });
+        self.moves.push(Moving { from, to, scale: None, layout: Cow::Owned(layout) });
         self.slot_bytes += job.out.len();
+        Ok(())
     }
 
     /// Where a source is once it is in its form, and its dtype there. A merged one goes to the address `piece`, if there is one.
@@ -321,15 +325,11 @@ impl<'a> Batch<'a> {
     /// The tables of the three launches.
     fn tables(&self, staging: Staging) -> Result<[Table; 3], Why> {
         let address = |place: Place| place.address(staging);
-        let whole = |len: usize| vec![Axis { size: len, from: 1, to: 1, by: 0 }];
-        let cast = |c: &Cast| Pack {
-            source: address(c.from),
-            target: address(c.to),
-            scale: 0,
-            source_type: c.types.0,
-            target_type: c.types.1,
-            axes: whole(c.len),
-        };
+        let mut casts = Table::with_room(self.casts.len());
+        for c in &self.casts {
+            let places = Places { source: address(c.from), target: address(c.to), scale: 0 };
+            casts.push(&Layout::run(c.types, c.len)?, places);
+        }
         let merge = |m: &Merging| Merge {
             source: address(m.from),
             target: address(m.to),
@@ -342,19 +342,14 @@ impl<'a> Batch<'a> {
             rank: m.sizes.2,
             scale: m.scale,
         };
-        let axis = |a: &MoveAxis| Axis { size: a.size, from: a.from, to: a.to, by: a.by };
-        let moved = |m: &Moving| Pack {
-            source: address(m.from) + (m.this.from * m.types.0.size()) as u64,
-            target: m.to,
-            scale: m.scale.map_or(0, |(factors, first)| address(factors) + first as u64 * 4),
-            source_type: m.types.0,
-            target_type: m.types.1,
-            axes: m.this.axes.iter().map(axis).collect(),
-        };
-        let casts: Vec<Pack> = self.casts.iter().map(cast).collect();
         let merges: Vec<Merge> = self.merges.iter().map(merge).collect();
-        let moves: Vec<Pack> = self.moves.iter().map(moved).collect();
-        Ok([Table::packs(&casts)?, Table::merges(&merges)?, Table::packs(&moves)?])
+        let mut moves = Table::with_room(self.moves.len());
+        for Moving { from: (place, first), to, scale, layout } in &self.moves {
+            let source = address(*place) + *first as u64;
+            let scale = scale.map_or(0, |(factors, first)| address(factors) + first as u64 * 4);
+            moves.push(layout, Places { source, target: *to, scale });
+        }
+        Ok([casts, Table::merges(&merges)?, moves])
     }
 
     /// Puts what makes the slots into the lane's streams. What else the host has to do, it may do `meanwhile`, which is called at
@@ -367,17 +362,20 @@ impl<'a> Batch<'a> {
         mut launch: impl FnMut(&Stream, Entry, &Table, Span) -> Result<(), CudaError>,
     ) -> Result<InFlight<'a>, CudaError> {
         let refused = |why: Why| CudaError::NoAlgorithm { library: "the packer", problem: why.to_string() };
-        let sizes = [self.casts.len() * PACK_BYTES, self.merges.len() * MERGE_BYTES, self.moves.len() * PACK_BYTES];
+        let sizes = [self.casts.len() * LAYOUT_BYTES, self.merges.len() * MERGE_BYTES, self.moves.len() * LAYOUT_BYTES];
         let sizes = sizes.map(|bytes| bytes.next_multiple_of(ALIGN));
         let tables_at = self.large.len + self.small.len;
         let computed_at = tables_at + sizes.iter().sum::<usize>();
         let staging = driver::Buffer::new(context, computed_at + self.computed)?;
         let span = staging.region().span();
-        let residents = driver::Buffer::new(context, self.resident_bytes)?.region();
+        // Each piece of memory takes a wait.
+        let has_residents = self.resident_bytes > 0;
+        let residents = has_residents.then(|| driver::Buffer::new(context, self.resident_bytes)).transpose()?;
+        let residents = residents.map(|buffer| buffer.region());
         let addresses = Staging {
             large: span.address(),
             small: span.address() + self.large.len as u64,
-            resident: residents.address(),
+            resident: residents.as_ref().map_or(0, driver::Region::address),
             computed: span.address() + computed_at as u64,
         };
         let tables = self.tables(addresses).map_err(refused)?;
@@ -394,7 +392,9 @@ impl<'a> Batch<'a> {
         let end = Event::new(context)?;
         let send = || {
             lane.upload_while(&parts, span, meanwhile)?;
-            lane.upload(&to_stay, residents.span())?;
+            if let Some(residents) = &residents {
+                lane.upload(&to_stay, residents.span())?;
+            }
             lane.hand_over()?;
             let entries = [Entry::Pack, Entry::Merge, Entry::Pack];
             for ((table, at), entry) in tables.iter().zip(table_places).zip(entries) {
@@ -407,17 +407,20 @@ impl<'a> Batch<'a> {
             let _ = lane.synchronize();
             return Err(error);
         }
-        let memory = [staging.region(), residents].into_iter().chain(self.copies).collect();
-        Ok(InFlight { end, memory, residents: self.residents, slot_bytes: self.slot_bytes })
+        let memory = [staging.region()].into_iter().chain(self.copies).collect();
+        let residents = residents.map(|memory| (memory, self.residents));
+        Ok(InFlight { end, memory, residents, slot_bytes: self.slot_bytes })
     }
 }
 
 /// Slots that are on their way.
 pub(super) struct InFlight<'a> {
     end: Event,
-    /// What is read: staging memory, memory of new copies, then copies that were there.
+    /// What is read: staging memory, and copies that were there.
+    #[expect(dead_code, reason = "held until the work is over")]
     memory: Vec<driver::Region>,
-    residents: Vec<(&'a Tensor, usize)>,
+    /// New copies that stay, and where each is in their memory.
+    residents: Option<(driver::Region, Vec<(&'a Tensor, usize)>)>,
     /// Bytes of the slots.
     pub(super) slot_bytes: usize,
 }
@@ -426,8 +429,10 @@ impl InFlight<'_> {
     /// Waits for them. Copies that stay on the device are handed to `resident`.
     pub(super) fn finish(self, resident: &mut Resident) -> Result<(), CudaError> {
         self.end.wait()?;
-        for (tensor, at) in &self.residents {
-            resident.keep(tensor, self.memory[1].part(*at, tensor.byte_count())?);
+        if let Some((memory, tensors)) = self.residents {
+            for (tensor, at) in tensors {
+                resident.keep(tensor, memory.part(at, tensor.byte_count())?);
+            }
         }
         Ok(())
     }

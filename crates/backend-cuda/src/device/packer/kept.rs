@@ -3,23 +3,47 @@
 use std::cmp::Reverse;
 
 use regraft_backend::{Comparison, KeptSource, MemoryKind, OutOfMemory, Pace, PackError};
-use regraft_tensor::{AlignedVec, Tensor};
+use regraft_tensor::{AlignedVec, DType, Tensor};
 use regraft_weights::{Move, MoveAxis};
 
 use super::{
     super::lane::{ALIGN, Part},
     CudaPacker, STAGING,
     batch::Entry,
-    slot::SlotPlan,
 };
 use crate::{
     CudaError,
     driver::{self, Span},
-    kernels::pack::{Axis, PACK_BYTES, PAIR_BYTES, Pack, Pair, Table},
+    kernels::pack::{Axis, LAYOUT_BYTES, Layout, PAIR_BYTES, Pair, Places, Table},
 };
 
 /// Elements that are compared first: of weights that differ, nearly all do so there, and the rest need not be uploaded twice.
 const BEGINNING: usize = 2048;
+
+/// How a source that lies in a slot bit for bit is read back.
+#[derive(Debug)]
+pub(super) struct Kept {
+    /// All of it, in the order of the source.
+    whole: Vec<Back>,
+    /// Its first elements, about [`BEGINNING`].
+    beginning: [Back; 1],
+}
+
+/// A move the other way: from a slot to the order of a source. Offsets are in bytes.
+#[derive(Debug)]
+struct Back {
+    /// Of the first element in the slot.
+    from: usize,
+    /// From there to the end of the last element.
+    reach: usize,
+    /// Of the first element in the source.
+    to: usize,
+    /// Bytes of the elements.
+    len: usize,
+    /// Whether they are neighbors on both sides.
+    is_run: bool,
+    layout: Layout,
+}
 
 /// How much of two contents is compared.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -61,10 +85,36 @@ struct Staging<'a> {
 
 /// Moves of a slot's elements back to the order of their source.
 struct Gather<'a> {
-    slot: &'a SlotPlan,
     memory: Span,
-    moves: Vec<Move>,
+    moves: &'a [Back],
     at: usize,
+}
+
+impl Kept {
+    /// Of a source that these moves take to a slot of its dtype, each of its elements once; `None` where the kernel does not take
+    /// them the other way.
+    pub(super) fn new(dtype: DType, moves: &[&Move]) -> Option<Kept> {
+        let whole = moves.iter().map(|m| Back::of(m, dtype)).collect::<Option<_>>()?;
+        Some(Kept { whole, beginning: [Back::of(&beginning(moves.first()?, BEGINNING), dtype)?] })
+    }
+
+    fn of(&self, extent: Extent) -> &[Back] {
+        match extent {
+            Extent::Whole => &self.whole,
+            Extent::Beginning => &self.beginning,
+        }
+    }
+}
+
+impl Back {
+    fn of(m: &Move, dtype: DType) -> Option<Back> {
+        let size = dtype.size();
+        let axis = |axis: &MoveAxis| Axis { size: axis.size, from: axis.to, to: axis.from, by: 0 };
+        let layout = Layout::new((dtype, dtype), false, &m.axes.iter().map(axis).collect::<Vec<_>>()).ok()?;
+        let last = m.axes.iter().map(|axis| (axis.size.max(1) - 1) * axis.to).sum::<usize>();
+        let (from, reach, to) = (m.to * size, (last + 1) * size, m.from * size);
+        Some(Back { from, reach, to, len: m.len() * size, is_run: m.is_run(), layout })
+    }
 }
 
 impl<'a> Staging<'a> {
@@ -81,30 +131,30 @@ impl<'a> Staging<'a> {
         at
     }
 
-    /// The source that these moves bring to a slot: where it lies, if in one piece, else gathered.
-    fn gather(&mut self, slot: &'a SlotPlan, memory: Span, moves: Vec<Move>) -> Result<Place, CudaError> {
-        let size = slot.dtype.size();
-        if let [one] = moves.as_slice()
-            && one.is_run()
+    /// What these moves read from a slot: where it lies, if in one piece, else gathered.
+    fn gather(&mut self, memory: Span, moves: &'a [Back]) -> Result<Place, CudaError> {
+        if let [one] = moves
+            && one.is_run
         {
-            return Ok(Place::InSlot(memory.part(one.to * size, one.len() * size)?));
+            return Ok(Place::InSlot(memory.part(one.from, one.len)?));
         }
         let at = self.gathered;
-        self.gathered += (moves.iter().map(Move::len).sum::<usize>() * size).next_multiple_of(ALIGN);
-        self.gathers.push(Gather { slot, memory, moves, at });
+        self.gathered += moves.iter().map(|back| back.len).sum::<usize>().next_multiple_of(ALIGN);
+        self.gathers.push(Gather { memory, moves, at });
         Ok(Place::Gathered(at))
     }
 
     /// The table that gathers.
     fn table(&self, staging: Span) -> Result<Table, CudaError> {
-        let mut packs = Vec::new();
-        for Gather { slot, memory, moves, at } in &self.gathers {
+        let mut table = Table::with_room(self.moves());
+        for Gather { memory, moves, at } in &self.gathers {
             let to = Place::Gathered(*at).address(staging, self.uploaded);
-            for m in moves {
-                packs.push(backwards(slot, *memory, m, to)?);
+            for back in *moves {
+                let source = memory.part(back.from, back.reach)?.address();
+                table.push(&back.layout, Places { source, target: to + back.to as u64, scale: 0 });
             }
         }
-        Table::packs(&packs).map_err(|why| CudaError::NoAlgorithm { library: "the packer", problem: why.to_string() })
+        Ok(table)
     }
 
     fn moves(&self) -> usize {
@@ -140,10 +190,10 @@ impl CudaPacker {
         for kept in kept {
             let slot = &self.slots[kept.slot];
             let nothing = || PackError::Recipe { slot: kept.slot, why: "it does not keep this source".into() };
-            let moves = slot.kept_moves(kept.source).ok_or_else(nothing)?.into_iter().cloned().collect();
-            places.push(staging.gather(slot, Span::from(kept.memory), moves).map_err(|e| self.failed(e))?);
+            let moves = slot.kept(kept.source).ok_or_else(nothing)?.of(Extent::Whole);
+            places.push(staging.gather(Span::from(kept.memory), moves).map_err(|e| self.failed(e))?);
         }
-        let table_at = staging.room(staging.moves() * PACK_BYTES);
+        let table_at = staging.room(staging.moves() * LAYOUT_BYTES);
         let memory = driver::Buffer::new(&self.cx.context, staging.uploaded + staging.gathered);
         let memory = memory.map_err(|e| self.failed(e))?.region();
         self.gather(&staging, memory.span(), table_at).map_err(|e| self.failed(e))?;
@@ -228,30 +278,25 @@ impl CudaPacker {
             let most = if extent == Extent::Whole { usize::MAX } else { BEGINNING };
             let (former, len) = match with {
                 Content::Kept(kept) => {
-                    let slot = &self.slots[kept.slot];
-                    let moves = slot.kept_moves(kept.source).unwrap_or_default().into_iter();
-                    let moves: Vec<Move> = match extent {
-                        Extent::Whole => moves.cloned().collect(),
-                        Extent::Beginning => moves.take(1).map(|m| beginning(m, BEGINNING)).collect(),
-                    };
-                    let len = moves.iter().map(Move::len).sum::<usize>();
-                    (staging.gather(slot, Span::from(kept.memory), moves)?, len)
+                    let moves = self.slots[kept.slot].kept(kept.source).map_or(&[][..], |kept| kept.of(extent));
+                    let len: usize = moves.iter().map(|back| back.len).sum();
+                    (staging.gather(Span::from(kept.memory), moves)?, len)
                 }
                 Content::Tensor(tensor) => {
-                    let len = tensor.numel().min(most);
-                    (staging.upload(&tensor.bytes()[..len * size]), len)
+                    let len = tensor.numel().min(most) * size;
+                    (staging.upload(&tensor.bytes()[..len]), len)
                 }
             };
             let new = match given.remote_on(&self.cx.name) {
                 Some(address) => Place::Given(address),
-                None => staging.upload(&given.bytes()[..len * size]),
+                None => staging.upload(&given.bytes()[..len]),
             };
-            places.push((former, new, len * size));
+            places.push((former, new, len));
         }
         let flags = vec![0u8; pairs.len() * 4];
         let flags_at = staging.room(flags.len());
         let pairs_at = staging.room(pairs.len() * PAIR_BYTES);
-        let moves_at = staging.room(staging.moves() * PACK_BYTES);
+        let moves_at = staging.room(staging.moves() * LAYOUT_BYTES);
         let memory = driver::Buffer::new(&self.cx.context, staging.uploaded + staging.gathered)?.region();
         let (span, gathered) = (memory.span(), staging.uploaded);
         let pair = |&(one, other, bytes): &(Place, Place, usize)| Pair {
@@ -314,22 +359,6 @@ fn beginning(whole: &Move, most: usize) -> Move {
         }
     }
     part
-}
-
-/// A move the other way: from a slot to a source at this address.
-fn backwards(slot: &SlotPlan, memory: Span, m: &Move, to: u64) -> Result<Pack, CudaError> {
-    let size = slot.dtype.size();
-    let last = m.axes.iter().map(|axis| (axis.size.max(1) - 1) * axis.to).sum::<usize>();
-    let from = memory.part(m.to * size, (last + 1) * size)?;
-    let axis = |axis: &MoveAxis| Axis { size: axis.size, from: axis.to, to: axis.from, by: 0 };
-    Ok(Pack {
-        source: from.address(),
-        target: to + (m.from * size) as u64,
-        scale: 0,
-        source_type: slot.dtype,
-        target_type: slot.dtype,
-        axes: m.axes.iter().map(axis).collect(),
-    })
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ use regraft_tensor::{AlignedVec, Tensor};
 use regraft_weights::RefitMap;
 
 use self::{
-    batch::{Batch, Entry, InFlight},
+    batch::{Batch, Entry, FIRST, FULL_OF_SLOTS, InFlight},
     resident::Resident,
     slot::SlotPlan,
 };
@@ -33,7 +33,7 @@ use super::{
 use crate::{
     CudaError,
     driver::{Args, Function, Launch, Span, Stream},
-    kernels::pack::{Table, source},
+    kernels::pack::{RESIDENT, Table, source},
 };
 
 /// Makes slots of a program on a GPU.
@@ -116,7 +116,7 @@ impl CudaPacker {
         flags.iter().for_each(|flags| _ = args.region(*flags));
         let multiprocessors = self.cx.context.info().multiprocessors as usize;
         let blocks = match pace {
-            Pace::Fast => multiprocessors * 8,
+            Pace::Fast => multiprocessors * RESIDENT,
             // Most of the device is left to runs.
             Pace::Background => multiprocessors.div_ceil(8),
         };
@@ -206,27 +206,24 @@ impl Packer for CudaPacker {
     fn pack(&self, jobs: Vec<PackJob<'_>>, pace: Pace, observer: &dyn StageObserver) -> Result<(), PackError> {
         let total: usize = jobs.iter().map(|job| job.out.len()).sum();
         let mut stage = Stage { packer: self, pace, observer, total, done: 0, on_the_way: None };
-        let (mut here, mut on_host) = (Vec::with_capacity(jobs.len()), Vec::new());
-        for job in &jobs {
-            let slot = &self.slots[job.slot];
-            match slot.accept(&job.given) {
-                Some((plan, forms)) => here.push((job, slot, plan, forms)),
-                None => on_host.push(job),
-            }
-        }
-        let mut here = here.into_iter();
+        let (mut left, mut on_host) = (jobs.iter(), Vec::new());
+        let mut full_at = FIRST;
         stage.push_all(|| {
-            if here.len() == 0 {
-                return Ok(None);
-            }
-            let mut batch = Batch::default();
-            for (job, slot, plan, forms) in here.by_ref() {
+            let (mut batch, mut slots) = (Batch::default(), 0);
+            for job in left.by_ref() {
+                let slot = &self.slots[job.slot];
+                let Some((plan, forms)) = slot.accept(&job.given) else {
+                    on_host.push(job);
+                    continue;
+                };
                 batch.add(&self.cx.name, &self.resident(), slot, plan, &forms, job)?;
-                if batch.is_full() {
+                slots += 1;
+                if batch.is_full(full_at) {
                     break;
                 }
             }
-            Ok(Some(batch))
+            full_at = FULL_OF_SLOTS;
+            Ok((slots > 0).then_some(batch))
         })?;
         // As many at a time as staging memory holds: the host's copies of all slots at once would be as large as the model.
         let mut rest = on_host.as_slice();
@@ -241,7 +238,7 @@ impl Packer for CudaPacker {
             rest = later;
             let mut batch = Batch::default();
             for (job, made) in zip(now, self.make_on_host(now, pace)?) {
-                batch.add_made(made, job);
+                batch.add_made(made, job)?;
             }
             Ok((!now.is_empty()).then_some(batch))
         })?;
@@ -259,7 +256,7 @@ impl Packer for CudaPacker {
     }
 
     fn keeps(&self, slot: usize, source: usize) -> bool {
-        self.slots[slot].kept_moves(source).is_some()
+        self.slots[slot].kept(source).is_some()
     }
 
     fn reads_remote(&self, slot: usize, source: usize) -> bool {

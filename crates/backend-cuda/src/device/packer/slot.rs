@@ -1,5 +1,7 @@
 //! What the device does to make one slot.
 
+use std::borrow::Cow;
+
 use regraft_backend::{
     Given, SlotLayout,
     adapter::{Delta, LowRank, Overlay, Term},
@@ -7,7 +9,11 @@ use regraft_backend::{
 use regraft_tensor::{DType, numel};
 use regraft_weights::{Move, MoveAxis, MovePlan, Recipe, RefitMap};
 
-use crate::kernels::{is_small_float, pack};
+use super::kept::Kept;
+use crate::kernels::{
+    Why, is_small_float,
+    pack::{self, Axis, Layout},
+};
 
 /// A slot's recipe as the device runs it.
 #[derive(Debug)]
@@ -18,6 +24,10 @@ pub(super) struct SlotPlan {
     pub(super) bytes: usize,
     /// Dtype and shape of each source, as the program has it.
     pub(super) sources: Vec<(DType, Vec<usize>)>,
+    /// For each move what the kernel does with a source of the program's dtype; `None` where it takes none.
+    layouts: Vec<Option<Layout>>,
+    /// For each source how it is read back, where all of it lies in the slot bit for bit.
+    kept: Vec<Option<Kept>>,
 }
 
 /// What is done to a source before it is moved.
@@ -44,12 +54,28 @@ impl SlotPlan {
             pack::takes(m.axes.len(), m.len()) && m.source_end() <= len
         };
         let moves = if layout.format.is_plain() { MovePlan::compile(&recipe.graph) } else { None };
-        SlotPlan {
-            moves: moves.filter(|plan| plan.moves.iter().all(fits)),
-            dtype,
-            bytes: numel(&layout.shape).map_or(0, |n| n * dtype.size()),
-            sources,
+        let moves = moves.filter(|plan| plan.moves.iter().all(fits));
+        let own = |m: &Move| layout_of(m, sources[m.source as usize].0, dtype).ok();
+        let layouts = moves.iter().flat_map(|plan| &plan.moves).map(own).collect();
+        let kept = |(index, (own, shape)): (usize, &(DType, Vec<usize>))| {
+            let plan = moves.as_ref().filter(|_| *own == dtype)?;
+            Kept::new(dtype, &kept_moves(plan, index, numel(shape)?)?)
+        };
+        let kept = sources.iter().enumerate().map(kept).collect();
+        SlotPlan { moves, dtype, bytes: numel(&layout.shape).map_or(0, |n| n * dtype.size()), sources, layouts, kept }
+    }
+
+    /// What the kernel does with move number `index` of a source that is given in this dtype.
+    pub(super) fn layout(&self, index: usize, m: &Move, given: DType) -> Result<Cow<'_, Layout>, Why> {
+        match &self.layouts[index] {
+            Some(layout) if given == self.sources[m.source as usize].0 => Ok(Cow::Borrowed(layout)),
+            _ => layout_of(m, given, self.dtype).map(Cow::Owned),
         }
+    }
+
+    /// How a source is read back, where all of it lies in the slot bit for bit.
+    pub(super) fn kept(&self, source: usize) -> Option<&Kept> {
+        self.kept.get(source)?.as_ref()
     }
 
     /// The moves that make the slot of these sources, with what is done to each of these first; `None` where the host makes it.
@@ -111,24 +137,26 @@ impl SlotPlan {
         let once = own == DType::F32 || (own == self.dtype && moves().all(|m| m.scale.is_none()));
         Some(if from == own || (once && takes(from, self.dtype, false)) { Form::AsGiven } else { Form::Cast })
     }
+}
 
-    /// The moves of a source all of whose elements lie in the slot bit for bit, in the order of the source; `None` where they
-    /// do not.
-    pub(super) fn kept_moves(&self, source: usize) -> Option<Vec<&Move>> {
-        let (dtype, shape) = &self.sources[source];
-        let plan = self.moves.as_ref().filter(|_| *dtype == self.dtype)?;
-        let len = numel(shape).filter(|len| *len > 0)?;
-        let mut of: Vec<&Move> = plan.moves.iter().filter(|m| m.source as usize == source).collect();
-        of.sort_by_key(|m| m.from);
-        let is_whole = match of.as_slice() {
-            [one] => one.from == 0 && one.scale.is_none() && takes_each_once(&one.axes, len),
-            runs => {
-                let follows_on = |at: usize, m: &&Move| (m.is_run() && m.from == at).then(|| at + m.len());
-                runs.iter().try_fold(0, follows_on) == Some(len)
-            }
-        };
-        is_whole.then_some(of)
-    }
+fn layout_of(m: &Move, from: DType, to: DType) -> Result<Layout, Why> {
+    let axis = |a: &MoveAxis| Axis { size: a.size, from: a.from, to: a.to, by: a.by };
+    Layout::new((from, to), m.scale.is_some(), &m.axes.iter().map(axis).collect::<Vec<_>>())
+}
+
+/// The moves of a source of `len` elements all of which lie in the slot bit for bit, in the order of the source; `None` where they
+/// do not.
+fn kept_moves(plan: &MovePlan, source: usize, len: usize) -> Option<Vec<&Move>> {
+    let mut of: Vec<&Move> = plan.moves.iter().filter(|m| m.source as usize == source).collect();
+    of.sort_by_key(|m| m.from);
+    let is_whole = match of.as_slice() {
+        [one] => one.from == 0 && one.scale.is_none() && takes_each_once(&one.axes, len),
+        runs => {
+            let follows_on = |at: usize, m: &&Move| (m.is_run() && m.from == at).then(|| at + m.len());
+            runs.iter().try_fold(0, follows_on) == Some(len)
+        }
+    };
+    (is_whole && len > 0).then_some(of)
 }
 
 /// Whether axes run over `len` neighbors in the source, over each once, in any order.
