@@ -33,6 +33,8 @@ const TABLE: &[(&str, Complex)] = &[
     ("transpose.int", Each),
     ("movedim.int", Each),
     ("t.default", Each),
+    ("numpy_T.default", Each),
+    ("mT.default", Each),
     ("expand.default", Each),
     ("repeat.default", Each),
     ("repeat_interleave.self_int", Each),
