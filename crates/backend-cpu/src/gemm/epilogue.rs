@@ -119,10 +119,7 @@ vector_fn! {
         let whole = cols / S::LANES * S::LANES;
         for r in 0..tile.rows() {
             let xs = tile.row(r);
-            let residual = match residual {
-                Some((data, ld)) => Some(&data[r * ld..][..cols]),
-                None => None,
-            };
+            let residual = residual.map(|(data, ld)| &data[r * ld..][..cols]);
             for at in (0..whole).step_by(S::LANES) {
                 let mut x = simd.load(&xs[at..]);
                 if let Some(bias) = bias {

@@ -52,7 +52,7 @@ impl CountedAxis {
     }
 
     /// The position from the last axis on.
-    pub(crate) fn from_end(&self) -> usize {
+    pub(crate) fn places_from_end(&self) -> usize {
         self.shape.len() - self.at
     }
 
@@ -97,12 +97,12 @@ impl<'p> Translator<'p> {
 
     /// Translates a node that reads a counted size, or counts one; `false` when it is no such node.
     pub(super) fn counted_node(&mut self, node: &'p Node, names: &[&'p str], found: Found) -> Res<bool> {
-        if !self.archive.symbols.iter().any(|s| s.from_data) || matches!(found.handler, Handler::Drop) {
+        if !self.archive.symbols.iter().any(|s| s.is_from_data) || matches!(found.handler, Handler::Drop) {
             return Ok(false);
         }
         let symbol = self.counted_by(node, names);
         let name = ops::counted::name(&node.target, found.in_place);
-        let counts = names.first().is_some_and(|n| self.from_data(n))
+        let counts = names.first().is_some_and(|n| self.is_from_data(n))
             && name.as_deref().is_some_and(|name| self.is_counting(node, name));
         let complex = self.meets_complex(node, names);
         if symbol.is_none() && (complex || !counts) {
@@ -157,11 +157,11 @@ impl<'p> Translator<'p> {
     }
 
     /// Whether the program says that a size of the tensor depends on data.
-    fn from_data(&self, name: &str) -> bool {
+    fn is_from_data(&self, name: &str) -> bool {
         let shape = self.meta(name).and_then(|meta| self.archive.shape(name, meta).ok());
         let mut found = false;
         for dim in shape.iter().flatten() {
-            dim.for_each_symbol(&mut |s| found |= self.archive.symbols.info(s).is_some_and(|i| i.from_data));
+            dim.for_each_symbol(&mut |s| found |= self.archive.symbols.info(s).is_some_and(|i| i.is_from_data));
         }
         found
     }
@@ -348,10 +348,10 @@ impl<'p> Cx<'_, 'p> {
     }
 
     /// Whether a tensor, if it is given, has size 1 at the axis that stands at this place from the last on.
-    pub(crate) fn broadcasts(&self, arg: &str, from_end: usize) -> Res<bool> {
+    pub(crate) fn broadcasts(&self, arg: &str, places_from_end: usize) -> Res<bool> {
         let Some(name) = self.arg(arg).and_then(Argument::first_name) else { return Ok(true) };
         let shape = self.declared_shape(name)?;
-        Ok(shape.len().checked_sub(from_end).and_then(|i| shape.get(i)).is_none_or(|d| d.is(1)))
+        Ok(shape.len().checked_sub(places_from_end).and_then(|i| shape.get(i)).is_none_or(|d| d.is(1)))
     }
 
     /// What `f` reads of sizes as the program says them.

@@ -57,14 +57,14 @@ impl<'p> Cx<'_, 'p> {
         {
             return wrong(format!("the program says that it gives {expected}, its arguments lead to {found}"));
         }
-        let from_data = |t: &TensorType| {
+        let is_from_data = |t: &TensorType| {
             let mut found = false;
             for dim in &t.shape {
-                dim.for_each_symbol(&mut |s| found |= self.t.archive.symbols.info(s).is_some_and(|i| i.from_data));
+                dim.for_each_symbol(&mut |s| found |= self.t.archive.symbols.info(s).is_some_and(|i| i.is_from_data));
             }
             found
         };
-        if from_data(&expected) && from_data(&found) {
+        if is_from_data(&expected) && is_from_data(&found) {
             return unsupported("a size that depends on the values of a tensor", "give it as a dimension of an input");
         }
         if self.graph.producer(value).is_some() {

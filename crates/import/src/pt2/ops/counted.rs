@@ -311,9 +311,9 @@ fn each(cx: &Cx<'_, '_>) -> Res<bool> {
     }
     for name in names {
         let shape = cx.declared_shape(name)?;
-        let there = shape.len().checked_sub(result.from_end()).and_then(|i| shape.get(i));
+        let there = shape.len().checked_sub(result.places_from_end()).and_then(|i| shape.get(i));
         let fits = match cx.counted_axis(name)? {
-            Some(axis) => axis.from_end() == result.from_end() && axis.size() == result.size(),
+            Some(axis) => axis.places_from_end() == result.places_from_end() && axis.size() == result.size(),
             None => there.is_none_or(|d| d.is(1)),
         };
         if !fits {
@@ -398,7 +398,7 @@ fn rows(cx: &Cx<'_, '_>, name: &str, inner: usize) -> Res<bool> {
             return Ok(false);
         }
     }
-    Ok(axis.from_end() > inner && cx.keeps(&axis)?)
+    Ok(axis.places_from_end() > inner && cx.keeps(&axis)?)
 }
 
 /// A reduction of other axes.
@@ -422,7 +422,7 @@ fn padded(cx: &mut Cx<'_, '_>) -> Res<Option<Vec<ValueId>>> {
     }
     let mut own = [Dim::new(0), Dim::new(0)];
     // Pairs stand from the last axis on.
-    let pair = 2 * (axis.from_end() - 1);
+    let pair = 2 * (axis.places_from_end() - 1);
     if let Some(found) = pads.get_mut(pair..pair + 2) {
         own.swap_with_slice(found);
     }
@@ -454,7 +454,7 @@ fn attend(cx: &mut Cx<'_, '_>) -> Res<Option<Vec<ValueId>>> {
     let [query, key, value] = [cx.counted("query")?, cx.counted("key")?, cx.counted("value")?];
     let mask = cx.counted("attn_mask")?;
     let (has_mask, causal) = (cx.has("attn_mask"), cx.bool_or("is_causal", false)?);
-    let row = |axis: &CountedAxis| axis.from_end() == 2;
+    let row = |axis: &CountedAxis| axis.places_from_end() == 2;
     if let Some(query) = &query
         && !cx.keeps(query)?
     {
@@ -463,12 +463,12 @@ fn attend(cx: &mut Cx<'_, '_>) -> Res<Option<Vec<ValueId>>> {
     match (query, key, value) {
         // Each of a batch for itself.
         (Some(q), Some(k), Some(v)) if !row(&q) => {
-            let same = [&k, &v].iter().all(|a| a.from_end() == q.from_end() && a.size() == q.size());
+            let same = [&k, &v].iter().all(|a| a.places_from_end() == q.places_from_end() && a.size() == q.size());
             let fits = match mask {
-                Some(mask) => mask.from_end() == q.from_end() && mask.size() == q.size(),
-                None => cx.broadcasts("attn_mask", q.from_end())?,
+                Some(mask) => mask.places_from_end() == q.places_from_end() && mask.size() == q.size(),
+                None => cx.broadcasts("attn_mask", q.places_from_end())?,
             };
-            Ok(if same && fits && q.from_end() > 3 { Some(vec![attention::sdpa(cx)?]) } else { None })
+            Ok(if same && fits && q.places_from_end() > 3 { Some(vec![attention::sdpa(cx)?]) } else { None })
         }
         // Each query for itself.
         (Some(q), None, None) if row(&q) && !has_mask => Ok(Some(vec![attention::sdpa(cx)?])),

@@ -340,7 +340,7 @@ fn chosen_rows(
     let there = count.unwrap_or(end);
     let fits = cx.compare(CompareFn::Eq, found, there)?;
     let which = cx.select(fits, which, end)?;
-    let values = cx.expand(values, [&[rows.clone()], behind].concat())?;
+    let values = cx.expand(values, [std::slice::from_ref(rows), behind].concat())?;
     let new = cx.take(values, 0, which)?;
     cx.reshape(new, [front, behind].concat())
 }

@@ -25,7 +25,7 @@ pub struct SymbolInfo {
     /// The value it had when the program was exported.
     pub opt: Option<i64>,
     /// Whether its value is known only while the program runs (`u0`), rather than from the sizes of the inputs.
-    pub from_data: bool,
+    pub is_from_data: bool,
     nonnegative: bool,
 }
 
@@ -114,7 +114,7 @@ impl SymbolTable {
                     name: name.to_owned(),
                     range: Range { min, max: UNBOUNDED },
                     opt: None,
-                    from_data: name.starts_with('u'),
+                    is_from_data: name.starts_with('u'),
                     nonnegative,
                 });
             }
