@@ -45,6 +45,12 @@ const RECIPES: &[(&str, &str)] = &[
          output %1 = \"w\"",
     ),
     (
+        "channels last",
+        "source %0 : T[24, 64, 3, 3] = \"a\" (parameter)
+         %1 = permute %0 {perm = [0, 2, 3, 1]} : T[24, 3, 3, 64]
+         output %1 = \"w\"",
+    ),
+    (
         "channels last, folded",
         "source %0 : T[24, 5, 3, 3] = \"a\" (parameter)
          source %1 : f32[24] = \"s\" (parameter)
