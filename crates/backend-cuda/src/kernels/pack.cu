@@ -79,11 +79,8 @@ template <typename E> DEVICE void move(const Job& job, u32 first, u32 end) {
 
 typedef Pack<u32, 4> Wide;
 
-// Bytes as they are, from and to addresses of wide words.
-DEVICE void copy(const Job& job, u32 first, u32 end) {
-    u32 wide = (end - first) / 16;
-    const Wide* source = (const Wide*)(job.source + first);
-    Wide* target = (Wide*)(job.target + first);
+// Words of a piece, several for each thread on the way at a time.
+DEVICE void copy_words(const Wide* source, Wide* target, u32 wide) {
     for (u32 i = threadIdx.x; i < wide; i += AHEAD * THREADS) {
         Wide on_the_way[AHEAD];
 #pragma unroll
@@ -91,6 +88,12 @@ DEVICE void copy(const Job& job, u32 first, u32 end) {
 #pragma unroll
         for (int a = 0; a < AHEAD; a++) if (i + a * THREADS < wide) target[i + a * THREADS] = on_the_way[a];
     }
+}
+
+// Bytes as they are, from and to addresses of wide words.
+DEVICE void copy(const Job& job, u32 first, u32 end) {
+    u32 wide = (end - first) / 16;
+    copy_words((const Wide*)(job.source + first), (Wide*)(job.target + first), wide);
     for (u32 i = first + wide * 16 + threadIdx.x; i < end; i += THREADS) ((u8*)job.target)[i] = ((const u8*)job.source)[i];
 }
 
@@ -98,15 +101,7 @@ DEVICE void copy(const Job& job, u32 first, u32 end) {
 // are gathered in shared memory. A warp has 8 stretches of columns and 4 elements of the last axis at a time, which lie in different banks.
 template <typename E> DEVICE void turn(const Job& job, u32 first, u32 end, Wide* room) {
     constexpr int N = 16 / sizeof(E);
-    const Wide* source = (const Wide*)((const E*)job.source + first);
-    u32 wide = (end - first) / N;
-    for (u32 i = threadIdx.x; i < wide; i += AHEAD * THREADS) {
-        Wide on_the_way[AHEAD];
-#pragma unroll
-        for (int a = 0; a < AHEAD; a++) if (i + a * THREADS < wide) on_the_way[a] = source[i + a * THREADS];
-#pragma unroll
-        for (int a = 0; a < AHEAD; a++) if (i + a * THREADS < wide) room[i + a * THREADS] = on_the_way[a];
-    }
+    copy_words((const Wide*)((const E*)job.source + first), room, (end - first) / N);
     __syncthreads();
     u32 inner = job.inner, columns = (end - first) / inner;
     for (u32 column = (threadIdx.x / 32 * 8 + threadIdx.x % 8) * N; column < columns; column += THREADS / 4 * N) {
