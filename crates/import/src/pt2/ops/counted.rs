@@ -215,7 +215,7 @@ fn indexed(cx: &mut Cx<'_, '_>) -> Res<Option<Vec<ValueId>>> {
         indices.extend(columns.into_iter().map(Some));
     } else {
         for (v, name) in given.iter().flatten().zip(&names) {
-            let fits = cx.counted_axis(name)?.map(|axis| cx.keeps(&axis)).transpose()?.unwrap_or(false);
+            let fits = keeps(cx, name)?;
             if !fits || (!alone && cx.rank(*v) != 1) {
                 return Ok(None);
             }
@@ -230,6 +230,11 @@ fn indexed(cx: &mut Cx<'_, '_>) -> Res<Option<Vec<ValueId>>> {
         }
     }
     Ok(Some(vec![index::indexed(cx, x, indices)?]))
+}
+
+/// Whether a tensor has a counted axis that is kept.
+fn keeps(cx: &Cx<'_, '_>, name: &str) -> Res<bool> {
+    Ok(cx.counted_axis(name)?.map(|axis| cx.keeps(&axis)).transpose()?.unwrap_or(false))
 }
 
 /// The names of the tensors that are given as indices.
@@ -266,8 +271,7 @@ fn cleared(cx: &mut Cx<'_, '_>, v: ValueId, axis: &CountedAxis, number: &Number)
 fn index_select(cx: &mut Cx<'_, '_>) -> Res<Option<Vec<ValueId>>> {
     let (x, at) = (cx.tensor("self")?, cx.tensor("index")?);
     let Some(name) = cx.arg("index").and_then(Argument::first_name) else { return Ok(None) };
-    let fits = cx.counted("index")?.map(|axis| cx.keeps(&axis)).transpose()?.unwrap_or(false);
-    if !fits || cx.counted("self")?.is_some() || cx.rank(x) == 0 {
+    if !keeps(cx, name)? || cx.counted("self")?.is_some() || cx.rank(x) == 0 {
         return Ok(None);
     }
     let axis = cx.axis_arg("dim", None, cx.rank(x))?;
@@ -278,8 +282,7 @@ fn index_select(cx: &mut Cx<'_, '_>) -> Res<Option<Vec<ValueId>>> {
 fn embedding(cx: &mut Cx<'_, '_>) -> Res<Option<Vec<ValueId>>> {
     let (weight, ids) = (cx.tensor("weight")?, cx.tensor("indices")?);
     let Some(name) = cx.arg("indices").and_then(Argument::first_name) else { return Ok(None) };
-    let fits = cx.counted("indices")?.map(|axis| cx.keeps(&axis)).transpose()?.unwrap_or(false);
-    if !fits || cx.counted("weight")?.is_some() {
+    if !keeps(cx, name)? || cx.counted("weight")?.is_some() {
         return Ok(None);
     }
     let ids = within(cx, ids, name)?;
