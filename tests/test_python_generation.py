@@ -108,7 +108,7 @@ def prompt(model: nn.Module, batch: int = 1, length: int = 5, seed: int = 1) -> 
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-def tokens(model: nn.Module, given: dict[str, torch.Tensor], count: int = 64, **options: Any) -> torch.Tensor:
+def tokens(model: nn.Module, given: dict[str, torch.Tensor], count: int = 64, **options: Any) -> Any:
     torch.manual_seed(0)
     options = {"do_sample": False, **options}
     with warnings.catch_warnings():
@@ -124,6 +124,25 @@ def assert_same_tokens(
     wanted = tokens(original, given, count, **options)
     found = tokens(mutable, given, count, **options)
     assert torch.equal(found, wanted), f"{found.tolist()}\n{wanted.tolist()}"
+
+
+def assert_same_tokens_but_for_ties(
+    mutable: MutableModule, given: dict[str, torch.Tensor], **options: Any
+) -> None:
+    """Where tokens part, PyTorch's scores of both may be within the error of bfloat16:
+    which one wins there depends on the processor, in PyTorch too.
+    """
+    original = MutableModule.module.fget(mutable)
+    scored = {"return_dict_in_generate": True, "output_logits": True}
+    wanted = tokens(original, given, **options, **scored)
+    found = tokens(mutable, given, **options)
+    parted = (found != wanted.sequences)[0].nonzero()
+    if len(parted):
+        place = int(parted[0])
+        step = place - (found.shape[1] - len(wanted.logits))
+        logits = wanted.logits[step][0].float()
+        gap = logits[wanted.sequences[0, place]] - logits[found[0, place]]
+        assert gap <= logits.abs().max() / 64, f"{found.tolist()}\n{wanted.sequences.tolist()}"
 
 
 def assert_all_compiled(mutable: MutableModule) -> None:
@@ -162,7 +181,7 @@ def test_greedy_in_bf16(build: Build, cache: dict[str, Any]) -> None:
         name: value.to(torch.bfloat16) if value.is_floating_point() else value
         for name, value in prompt(mutable).items()
     }
-    assert_same_tokens(mutable, given, **cache)
+    assert_same_tokens_but_for_ties(mutable, given, **cache)
     assert mutable.recompiles <= 2, mutable.explain()
     assert_all_compiled(mutable)
 
