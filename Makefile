@@ -14,7 +14,7 @@ PYTHON_ENV = python=$$(scripts/python-env.sh | tee >(cat >&2) | tail -n 1); bin=
 # Writes the header of the C API; a workspace of its own.
 HEADER = $(CARGO) run --quiet --locked --target-dir "$(TARGET)" --manifest-path crates/capi/header/Cargo.toml --
 
-.PHONY: help packages setup demo build python wheels docs reference picture header test test-rust test-python test-checkpoints test-adapters test-operators onnx-cases opinfo operators sweep test-golden test-gpu test-s3 test-serve test-fleet test-inspector test-notebook race fuzz peers bless format lint semver
+.PHONY: help packages setup demo build python wheels docs reference picture header test test-rust test-python test-checkpoints test-adapters test-operators onnx-cases opinfo operators sweep instructions test-golden test-gpu test-s3 test-serve test-fleet test-inspector test-notebook race fuzz peers bless format lint semver
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -103,6 +103,10 @@ sweep: python ## small models of every family of timm, torchvision, transformers
 	export PYTHONPATH="$(TARGET)/python:$$(overlay sweep requirements/sweep.txt "170 MB")"; \
 	"$$python" bench/sweep/run.py "$(TARGET)/sweep.jsonl" --jobs 2; \
 	"$$python" bench/sweep/page.py "$(TARGET)/sweep.jsonl" docs/models.md
+
+instructions: build ## instructions of the main CPU kernels, next to those in docs/performance.md
+	@scripts/system-packages.sh valgrind
+	@$(PYTHON_ENV); "$$python" bench/instructions.py "$(TARGET)/release/regraft"
 
 test-golden: python ## trained models from packages against what their own libraries compute
 	@$(PYTHON_ENV); $(OVERLAY); \

@@ -135,7 +135,7 @@ def assert_same_tokens_but_for_ties(
     original = MutableModule.module.fget(mutable)
     scored = {"return_dict_in_generate": True, "output_logits": True}
     wanted = tokens(original, given, **options, **scored)
-    found = tokens(mutable, given, **options)
+    found = tokens(mutable, given, **options, **scored).sequences
     parted = (found != wanted.sequences)[0].nonzero()
     if len(parted):
         place = int(parted[0])
