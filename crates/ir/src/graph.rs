@@ -1,3 +1,5 @@
+mod compact;
+
 use std::sync::Arc;
 
 use regraft_tensor::{Range, Symbol};
@@ -401,100 +403,5 @@ impl Graph {
         for v in in_nodes.chain(in_outputs).chain(in_states).filter(|v| **v == old) {
             *v = new;
         }
-    }
-
-    /// Drops nodes that nothing needs, puts the others in order (each just before its first user, otherwise as they
-    /// stood) and renumbers values and nodes. Inputs and sources are the program's interface and stay.
-    ///
-    /// # Errors
-    /// When the graph has a cycle.
-    pub fn compact(&mut self) -> Result<(), IrError> {
-        let order = self.live_order()?;
-        let old = std::mem::take(self);
-        let mut renamed: Vec<Option<ValueId>> = vec![None; old.values.len()];
-        self.name = old.name;
-        self.symbols = old.symbols;
-        for input in old.inputs {
-            let ty = old.values[input.value.0 as usize].ty.clone();
-            renamed[input.value.0 as usize] = Some(self.add_input(input.name, ty));
-        }
-        for source in old.sources {
-            let ty = old.values[source.value.0 as usize].ty.clone();
-            let value = self.add_source(source.name, source.kind, ty);
-            let added = self.sources.last_mut().expect("just added");
-            (added.aliases, added.role, added.twin_of) = (source.aliases, source.role, source.twin_of);
-            added.folded = source.folded;
-            renamed[source.value.0 as usize] = Some(value);
-        }
-        for state in &old.states {
-            let value = self.add_state(state.name.clone(), state.init);
-            renamed[state.value.0 as usize] = Some(value);
-        }
-        let get = |renamed: &[Option<ValueId>], v: ValueId| {
-            renamed[v.0 as usize].expect("operands come first in a topological order")
-        };
-        for id in order {
-            let node = &old.nodes[id.0 as usize];
-            let inputs = node.inputs.iter().map(|v| v.map(|v| get(&renamed, v))).collect();
-            let types = node.outputs.iter().map(|v| old.values[v.0 as usize].ty.clone()).collect();
-            let outputs = self.add_typed(node.op.clone(), inputs, types, &node.scope);
-            for (from, to) in node.outputs.iter().zip(outputs) {
-                renamed[from.0 as usize] = Some(to);
-            }
-        }
-        for output in old.outputs {
-            self.add_output(output.name, get(&renamed, output.value));
-        }
-        for (state, old) in self.states.iter_mut().zip(old.states) {
-            state.next = get(&renamed, old.next);
-        }
-        Ok(())
-    }
-
-    /// Live nodes in topological order; iterative, for deep graphs.
-    fn live_order(&self) -> Result<Vec<NodeId>, IrError> {
-        #[derive(Clone, Copy, PartialEq)]
-        enum Mark {
-            New,
-            Open,
-            Done,
-        }
-        let mut live = vec![false; self.nodes.len()];
-        let mut stack: Vec<ValueId> =
-            self.outputs.iter().map(|o| o.value).chain(self.states.iter().map(|s| s.next)).collect();
-        while let Some(v) = stack.pop() {
-            if let Some(id) = self.producer(v)
-                && !std::mem::replace(&mut live[id.0 as usize], true)
-            {
-                stack.extend(self.node(id).inputs.iter().flatten());
-            }
-        }
-        let mut marks = vec![Mark::New; self.nodes.len()];
-        let mut order = Vec::new();
-        for root in self.node_ids().filter(|id| live[id.0 as usize]) {
-            let mut stack = vec![root];
-            while let Some(&id) = stack.last() {
-                let mark = marks[id.0 as usize];
-                if mark == Mark::New {
-                    marks[id.0 as usize] = Mark::Open;
-                    for producer in self.node(id).inputs.iter().flatten().rev().filter_map(|v| self.producer(*v)) {
-                        match marks[producer.0 as usize] {
-                            Mark::New => stack.push(producer),
-                            Mark::Open => {
-                                return Err(IrErrorKind::Malformed("the nodes form a cycle".into()).into());
-                            }
-                            Mark::Done => {}
-                        }
-                    }
-                } else {
-                    stack.pop();
-                    if mark == Mark::Open {
-                        marks[id.0 as usize] = Mark::Done;
-                        order.push(id);
-                    }
-                }
-            }
-        }
-        Ok(order)
     }
 }
