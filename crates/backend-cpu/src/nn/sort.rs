@@ -134,8 +134,8 @@ pub fn positions<T: Sorted>(
 /// Where at most one of so many elements stays, most are passed over.
 const FEW: usize = 8;
 
-/// Elements that are passed over together: two vectors of AVX-512 of the most frequent types.
-const BLOCK: usize = 32;
+/// Elements that are passed over together, a bit of a word each: two vectors of AVX-512 of the most frequent types.
+const BLOCK: usize = u32::BITS as usize;
 
 simd_fn! {
     /// Puts the `keep` elements that come first, in any order, at the beginning of `row`, which has a place for each element; neighbors
@@ -151,21 +151,22 @@ simd_fn! {
             } else {
                 block[..len].iter_mut().zip(first..).for_each(|(y, i)| *y = x[i * step]);
             }
+            let mut hits = u32::MAX;
             if let Some(last) = last {
-                let mut any = false;
-                for y in &block {
-                    any |= y.key(descending) < last;
-                }
-                if !any {
-                    continue;
+                hits = 0;
+                for (i, y) in block.iter().enumerate() {
+                    hits |= u32::from(y.key(descending) < last) << i;
                 }
             }
-            for (i, y) in block[..len].iter().enumerate() {
+            hits &= u32::MAX >> (BLOCK - len);
+            while hits != 0 {
+                let i = hits.trailing_zeros() as usize;
+                hits &= hits - 1;
                 // Of equal elements those before come first.
-                if last.is_some_and(|last| y.key(descending) >= last) {
+                if last.is_some_and(|last| block[i].key(descending) >= last) {
                     continue;
                 }
-                row[count] = y.pack(first + i, descending);
+                row[count] = block[i].pack(first + i, descending);
                 count += 1;
                 if count == room && keep < room {
                     let (_, worst, _) = row[..count].select_nth_unstable(keep - 1);

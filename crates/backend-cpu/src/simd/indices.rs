@@ -4,6 +4,7 @@
 use bytemuck::Pod;
 
 use super::simd_fn;
+use crate::Isa;
 
 /// A number of an index tensor.
 pub(crate) trait Index: Pod {
@@ -40,26 +41,32 @@ simd_fn! {
 }
 
 simd_fn! {
-    /// Writes the element of `x` that each index names; `false`, and nothing written, when one names none.
-    pub(crate) fn take<F, T: Pod, I: Index>(x: &[T], indices: &[I], out: &mut [T]) -> bool {
+    /// Whether all indices are places of `len` elements.
+    fn all_below<F, I: Index>(indices: &[I], len: usize) -> bool {
         let mut all = true;
         for index in indices {
-            all &= (index.wide() as u64) < x.len() as u64;
-        }
-        if all {
-            for (y, index) in out.iter_mut().zip(indices) {
-                // SAFETY: all indices are below the length, by the loop above.
-                *y = unsafe { *x.get_unchecked(index.wide() as usize) };
-            }
+            all &= (index.wide() as u64) < len as u64;
         }
         all
     }
 }
 
+/// Writes the element of `x` that each index names; `false`, and nothing written, when one names none.
+pub(crate) fn take<T: Pod, I: Index>(isa: Isa, x: &[T], indices: &[I], out: &mut [T]) -> bool {
+    let all = all_below(isa, indices, x.len());
+    if all {
+        // For no instruction set: the gathers of AVX2 and AVX-512 are slower than loads one by one.
+        for (y, index) in out.iter_mut().zip(indices) {
+            // SAFETY: all indices are below the length.
+            *y = unsafe { *x.get_unchecked(index.wide() as usize) };
+        }
+    }
+    all
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Isa;
 
     #[test]
     fn elements_are_taken_or_an_index_is_wrong() {
