@@ -11,7 +11,7 @@ from torch.export.graph_signature import InputKind
 
 import regraft
 from python_checks import assert_refits
-from regraft.partition import _functional
+from regraft.partition.functional import functionalized
 from small import numbers, seeded
 
 X = (numbers(5, 8),)
@@ -41,7 +41,7 @@ def test_tokens_are_no_inputs(tmp_path: Path) -> None:
     specs = program.run_decompositions(torch.export.default_decompositions()).graph_signature.input_specs
     if all(spec.kind != InputKind.TOKEN for spec in specs):
         pytest.skip("this version of PyTorch has no token for the check")
-    functional = _functional(program)
+    functional = functionalized(program)
     assert [str(spec.kind.name) for spec in functional.graph_signature.input_specs].count("TOKEN") == 0
     module = assert_refits(Factored, X, min_block_size=1)
     assert len(module.models) == 2
