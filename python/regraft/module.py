@@ -6,7 +6,6 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,6 @@ from regraft.caches import CannotTake, taken_apart
 from regraft.devices import CPU, moved, place_of_results
 from regraft.errors import CompileError, FrozenError, InputError, NotBoundError, WeightsError
 from regraft.given import (
-    allows,
     check_overwritten,
     config_text,
     help_with,
@@ -26,13 +24,11 @@ from regraft.given import (
     overwrite,
     part_of,
     scaled,
-    share_ties,
-    with_kept,
-    with_ties,
 )
-from regraft.kept import KeptRefit, short_name
+from regraft.kept import short_name
 from regraft.naming import Named
-from regraft.report import Memory, RefitReport, joined, size_text
+from regraft.parts import refitted_parts
+from regraft.report import Memory, RefitReport, size_text
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -196,7 +192,9 @@ class Module(torch.nn.Module):
                 "verify: for modules of one engine only, and this one has parts in PyTorch (see report())"
             )
         with self._refitting:
-            self._serving, report = self._refitted_parts(weights, **options)
+            self._serving, report = refitted_parts(
+                self._compiled, self._serving, self._read, weights, **options
+            )
         return named.told(report)
 
     def load_state_dict(
@@ -477,65 +475,3 @@ class Module(torch.nn.Module):
     def _idle(self) -> frozenset[str]:
         """Names that the program has and no engine reads, such as counters."""
         return frozenset(self._compiled.sources.keys()).difference(*self._read)
-
-    def _refitted_parts(
-        self,
-        weights: Any,
-        *,
-        partial: bool,
-        changed: Any,
-        constants: Any,
-        adapters: list[tuple[_regraft.Adapter, float]] | None,
-        **options: Any,
-    ) -> tuple[Serving, RefitReport]:
-        """What serves after a refit of all parts, and its report; nothing serves yet."""
-        compiled, serving = self._compiled, self._serving
-        models, reports = tuple(model.fork() for model in serving.models), []
-        given = {} if weights is None else {str(name): weights[name] for name in weights.keys()}  # noqa: SIM118
-        # What the program has of its own is only changed on purpose.
-        own = {name for name, in_state_dict in compiled.sources.items() if not in_state_dict}
-        left_alone = [name for name in given if name in own and not allows(constants, name)]
-        given = {name: value for name, value in given.items() if name not in left_alone}
-        changed = with_ties(changed, compiled.ties)
-        problems = share_ties(given, compiled.ties)
-        for index, (model, names) in enumerate(zip(models, self._read, strict=True)):
-            styles = None if adapters is None else [(one.part(index), scale) for one, scale in adapters]
-            mine = None if weights is None else {n: v for n, v in given.items() if n in names}
-            mine_changed = (
-                changed if changed is None or isinstance(changed, str) else [n for n in changed if n in names]
-            )
-            try:
-                reports.append(
-                    model.refit(
-                        mine,
-                        partial=partial,
-                        changed=mine_changed,
-                        constants="all",
-                        adapters=styles,
-                        **options,
-                    )
-                )
-            except WeightsError as error:
-                # What is not a list of problems is about something else.
-                if not error.problems:
-                    raise
-                problems += error.problems
-        home = torch.device(compiled.home)
-        kept = KeptRefit(
-            dict(serving.kept), compiled.sources, home, serving.initial.keys(), compiled.identical
-        )
-        if weights is not None:
-            non_finite = options["reject_non_finite"]
-            kept.take(given, partial=partial, changed=changed, reject_non_finite=non_finite)
-        problems += kept.problems
-        if problems:
-            listed = list({(problem.name, problem.what): problem for problem in problems}.values())
-            lines = [f"  {problem.name}  {problem.what}" for problem in listed]
-            message = f"{len(lines)} weights do not fit; nothing was changed\n" + "\n".join(lines)
-            raise WeightsError(message, problems=listed)
-        new = {name: kept.kept[name].clone() for name in compiled.written if name in kept.applied}
-        initial = {**serving.initial, **new}
-        # Parts of a program take the state as inputs: it is among what is kept.
-        after = Serving.of(models, kept.kept, [False] * len(models), initial, compiled.device)
-        report = with_kept(joined(reports), kept)
-        return after, replace(report, ignored=(*report.ignored, *((name, "constant") for name in left_alone)))

@@ -399,7 +399,7 @@ def _watched_method(name: str, wrapped: type[nn.Module]) -> Callable[..., Any]:
         result = original(self, *args, **kwargs)
         state = _state_of(self)
         if not state.history.calls:
-            state.note_other(name, args, kwargs, result)
+            state.notices.other_method(name, ("forward", *state.methods), args, kwargs, result)
         return result
 
     return method

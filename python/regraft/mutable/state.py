@@ -6,17 +6,16 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 import torch
-import torch.utils._pytree as pytree
 from torch import nn
 from torch.export import ExportedProgram
 
 from regraft import _regraft, caches
 from regraft._program import digest_of, tensors_of, without_weights
-from regraft.checks import listed, refuse_quantized, warn
+from regraft.checks import refuse_quantized
 from regraft.compiling import Traced, compile, exported_with
 from regraft.errors import (
     CompileError,
@@ -27,13 +26,13 @@ from regraft.errors import (
     RegraftWarning,
     ThrashingWarning,
     TrainingWarning,
-    UnusedWarning,
 )
-from regraft.kept import same_bits
 from regraft.module import Module
 from regraft.mutable import peft
+from regraft.mutable.entry import Entry, types_of
 from regraft.mutable.explain import History, difference, other_structure
 from regraft.mutable.inputs import Call, Ranges, Takes, for_export
+from regraft.mutable.notices import Notices
 from regraft.mutable.tree import LOOSE, Tree, same_structure, same_values
 from regraft.mutable.watch import Watcher
 from regraft.mutable.widening import Widening, as_code, where
@@ -48,43 +47,6 @@ WatchMode = Literal["sampled", "full"]
 _MOST_ENTRIES = 8
 # Calls whose program is known without comparing.
 _MOST_CALLS = 256
-
-
-@dataclass
-class Entry:
-    """A compiled program, the calls that it takes, and what it lacks."""
-
-    takes: Takes
-    compiled: Module
-    types: dict[str, tuple[Any, ...]]
-    """Dtype, shape and place of each weight of the program."""
-    constants: dict[str, torch.Tensor] = field(default_factory=dict)
-    """Weights that are not a parameter, buffer or attribute of a module, as exporting found them: in the
-    memory that the module reads.
-    """
-    pending: set[str] = field(default_factory=set)
-    """Sources that may differ from what serves."""
-    stale_adapters: bool = False
-    """Whether other adapters may be active than those that serve."""
-    scale: float = 1.0
-    """What adapters are scaled with besides, by the call."""
-    verified: bool = True
-    """Whether the module is known to be this program still."""
-    adapters: dict[str, tuple[dict[str, torch.Tensor], _regraft.Adapter]] = field(default_factory=dict)
-    """Adapters that serve, with copies of what they were made of."""
-
-    @property
-    def writes(self) -> bool:
-        """Whether the program writes to buffers, which would be its own copies of them."""
-        glue = self.compiled._compiled.glue
-        return any(self.compiled._serving.sessions) or (glue is not None and bool(glue.mutated))
-
-    @property
-    def native(self) -> Collection[str]:
-        """Sources that adapters may be given for."""
-        if len(self.compiled.models) != 1 or self.compiled._compiled.glue is not None:
-            return ()
-        return {name for source in self.compiled.models[0].sources for name in (source.name, *source.aliases)}
 
 
 class State:
@@ -122,6 +84,7 @@ class State:
         self.compilations = 0
         self.last_report: RefitReport | None = None
         self.history = History()
+        self.notices = Notices(module, self.history)
         self.widening = Widening()
         self.not_compiled: dict[tuple[Any, ...], str] = {}
         """Calls with caches that cannot be compiled, and why."""
@@ -129,7 +92,6 @@ class State:
         """How the structure differs from what the programs were made for."""
         self.cannot_merge: str | None = None
         """Why adapters are PyTorch's matter now."""
-        self.warned: set[str] = set()
         self._look_closely = False
         self.keep_programs = False
         """Whether compiled modules keep their programs, to be saved with them."""
@@ -137,8 +99,7 @@ class State:
 
     def method(self, root: nn.Module, name: str) -> Callable[..., Any]:
         """A method of ``root``, which is the module or stands for it. Its ``forward`` is the one that it
-        had when it was
-        wrapped: others put theirs around that.
+        had when it was wrapped: others put theirs around that.
         """
         own = vars(root).get(name)
         if own is not None and (name != "forward" or own is self.forward_at_first):
@@ -160,7 +121,7 @@ class State:
     ) -> Any:
         """One call: compiled, or by ``pytorch``."""
         self.history.calls += 1
-        if self._is_pytorchs():
+        if self.notices.runs_pytorch():
             return pytorch(*args, **kwargs)
         found = self._prepared(args, kwargs, method)
         if found is None:
@@ -181,7 +142,7 @@ class State:
         try:
             taken_args, taken_kwargs, taken = caches.taken_apart(args, scaled)
         except caches.CannotTake as error:
-            self.warn(FallbackWarning, "caches", f"PyTorch runs it: {error}")
+            self.notices.warn(FallbackWarning, "caches", f"PyTorch runs it: {error}")
             return None
         call = Call.of(taken_args, taken_kwargs, method)
         if torch.is_grad_enabled() and self._wants_gradients(call):
@@ -195,7 +156,7 @@ class State:
             falls_back = taken or self.fallback or method != "forward"
             entry = self._entry_or_pytorch(call) if falls_back else self._entry_of(call)
             if entry is not None and entry.writes:
-                self.warn(
+                self.notices.warn(
                     FallbackWarning,
                     "writes",
                     "PyTorch runs it, as it writes to its buffers: regraft.compile keeps such state in "
@@ -218,32 +179,12 @@ class State:
                     raise
                 self.not_compiled[kind] = str(error).splitlines()[0]
         why = self.not_compiled[kind]
-        self.warn(
+        self.notices.warn(
             FallbackWarning,
             why,
             f"PyTorch runs {call.method}, which cannot be compiled for these arguments: {why}",
         )
         return None
-
-    def _is_pytorchs(self) -> bool:
-        """Whether calls are PyTorch's matter under what is set globally, or in training."""
-        if self.module.training:
-            if not torch.is_grad_enabled():
-                self.warn(
-                    TrainingWarning,
-                    "training",
-                    "PyTorch runs it in training mode: call eval() to run it compiled",
-                )
-            return True
-        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-            self.warn(
-                FallbackWarning,
-                "autocast",
-                "PyTorch runs it under autocast: give the module the dtype that is wanted",
-            )
-            return True
-        # Programs are traced through PyTorch's operators; and so it is under a mode that intercepts these.
-        return torch.compiler.is_compiling() or bool(torch._C._len_torch_dispatch_stack())
 
     def _wants_gradients(self, call: Call) -> bool:
         """Whether PyTorch runs the call for its gradients."""
@@ -258,7 +199,7 @@ class State:
                 f"{type(self.module).__name__}: {what} a gradient, and engines compute none: call under "
                 'torch.no_grad() or torch.inference_mode(), or use autograd="pytorch" or "ignore"'
             )
-        self.warn(
+        self.notices.warn(
             GradientWarning,
             "gradients",
             f"{what} a gradient, so PyTorch runs this call of a module in eval mode. For the compiled one "
@@ -266,31 +207,6 @@ class State:
             'MutableModule(..., autograd="ignore")',
         )
         return True
-
-    def note_other(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
-        """Warns when a method computes, and nothing that is compiled was ever called."""
-
-        def computes(value: Any) -> bool:
-            return any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(value))
-
-        if computes((args, dict(kwargs))) and computes(result):
-            compiled = ", ".join(("forward", *self.methods))
-            self.warn(
-                UnusedWarning,
-                "unused",
-                f"{name} is called, which runs in PyTorch, and {compiled} never was: "
-                f"MutableModule(module, methods=['{name}']) compiles it",
-            )
-
-    def warn(self, kind: type[RegraftWarning], about: str, message: str) -> None:
-        """Warns once about each thing."""
-        if issubclass(kind, FallbackWarning):
-            self.history.add(
-                "pytorch", message.split(": ", 1)[-1] if message.startswith("PyTorch runs it: ") else message
-            )
-        if about not in self.warned:
-            self.warned.add(about)
-            warn(kind, f"{type(self.module).__name__}: {message}")
 
     def memory(self) -> Memory:
         """What all programs take together."""
@@ -330,7 +246,7 @@ class State:
             self._mark([*self.tree.sources, *self.tree.tuners, LOOSE])
         why = self.cannot_merge or self.tree.in_pytorch
         if why is not None:
-            self.warn(self._kind_of(why), why, f"PyTorch runs it: {why}")
+            self.notices.warn(self._kind_of(why), why, f"PyTorch runs it: {why}")
         return why is not None
 
     @staticmethod
@@ -388,15 +304,12 @@ class State:
         layers = {name for name in others if name not in self.tree.sources or name in self.tree.tuners}
         if layers:
             self.cannot_merge = None
-            sources |= self._sources_within(layers)
+            sources |= self.tree.sources_within(layers)
         for entry in self.entries:
             entry.pending |= sources
             if LOOSE in names:
                 entry.pending |= entry.constants.keys()
             entry.stale_adapters |= bool(layers)
-
-    def _sources_within(self, layers: Iterable[str]) -> set[str]:
-        return {name for layer in layers for name in filter(peft.is_within(layer), self.tree.sources)}
 
     def forked(self, module: nn.Module) -> State:
         """The state of a copy of the module: its programs share what they can with these."""
@@ -457,7 +370,7 @@ class State:
         start = time.perf_counter()
         traced = self._traced(call)
         program = traced.program
-        digest, types, takes = digest_of(program), _types(program), Takes.of(call, program)
+        digest, types, takes = digest_of(program), types_of(program), Takes.of(call, program)
         for entry in unverified:
             if entry.compiled._compiled.digest == digest and entry.types == types and entry.takes == takes:
                 entry.verified, entry.constants = True, self._constants(program)
@@ -473,10 +386,10 @@ class State:
         self._note_compilation(call, compiled, bool(unverified), time.perf_counter() - start)
         entry = Entry(takes, compiled, types, self._constants(program))
         entry.stale_adapters = bool(self.tree.tuners)
-        entry.pending = self._sources_within(self.tree.tuners)
+        entry.pending = self.tree.sources_within(self.tree.tuners)
         self.compilations += 1
         if len(self.entries) >= _MOST_ENTRIES:
-            self.warn(
+            self.notices.warn(
                 ThrashingWarning,
                 "thrashing",
                 f"more than {_MOST_ENTRIES} programs are in use, and those used least are compiled again: "
@@ -499,7 +412,7 @@ class State:
             sizes = where(call.places(self.method(root, call.method)), dims, wider)
             said = f"programs were compiled for calls that differ in sizes alone: {sizes}"
             if not self.auto_ranges:
-                self.warn(RangesWarning, "ranges", f"{said}. {as_code(call, wider)} makes them one")
+                self.notices.warn(RangesWarning, "ranges", f"{said}. {as_code(call, wider)} makes them one")
                 return self._exported(root, call, dims)
             try:
                 traced = self._exported(root, call, wider)
@@ -508,7 +421,7 @@ class State:
                 self.widening.refused(call)
             else:
                 self.widening.widened(call, wider)
-                self.warn(
+                self.notices.warn(
                     RangesWarning,
                     "ranges",
                     f"{said}. The one compiled now takes any: {as_code(call, wider)} says so from the start",
@@ -545,62 +458,18 @@ class State:
         """Refits a program with what is pending and adapters scaled with ``scale`` besides; ``False`` when
         PyTorch must compute the adapters.
         """
-        if self.tree.tuners and entry.scale != scale:
-            entry.pending |= self._sources_within(self.tree.tuners)
-            entry.stale_adapters = True
-        if not entry.pending and not entry.stale_adapters:
-            return True
-        known, native = entry.types.keys(), entry.native
         try:
-            peft.check_ties(self.tree.tuners, self.structure[""], native)
-            layers = peft.layers_with_values(self.tree.tuners, native)
-            wanted = {name for name in layers if any(map(peft.is_within(name), entry.pending))}
-            overlay = peft.overlay(self.tree.tuners, native, wanted, scale)
+            refitted = entry.bring_up_to_date(self.tree, scale)
         except peft.CannotMerge as error:
             self.cannot_merge = str(error)
-            self.warn(FallbackWarning, self.cannot_merge, f"PyTorch runs it: {error}")
+            self.notices.warn(FallbackWarning, self.cannot_merge, f"PyTorch runs it: {error}")
             return False
-        current = {**entry.constants, **self.tree.sources, **overlay.values}
-        weights = {
-            name: current[name].detach()
-            for name in sorted(entry.pending)
-            if name in known and name in current
-        }
-        adapters, serving = None, entry.adapters
-        if entry.stale_adapters:
-            serving = self._adapters(entry, overlay.native)
-            if {name: adapter for name, (_, adapter) in serving.items()} != {
-                n: a for n, (_, a) in entry.adapters.items()
-            }:
-                adapters = [(adapter, 1.0) for _, adapter in serving.values()]
-        if weights or adapters is not None:
-            start = time.perf_counter()
-            report = entry.compiled.refit(weights or None, partial=True, constants="all", adapters=adapters)
-            # Weights of parts in PyTorch have no slots.
-            if report.recomputed_slots or report.applied:
-                self.refits += 1
-                self.last_report = report
-                why = _why_refitted(report, adapters is not None)
-                self.history.add("refit", why, time.perf_counter() - start, size_text(report.bytes))
-        entry.pending, entry.stale_adapters, entry.adapters, entry.scale = set(), False, serving, scale
+        # Weights of parts in PyTorch have no slots.
+        if refitted is not None and (refitted.report.recomputed_slots or refitted.report.applied):
+            self.refits += 1
+            self.last_report = refitted.report
+            self.history.add("refit", refitted.why(), refitted.seconds, size_text(refitted.report.bytes))
         return True
-
-    @staticmethod
-    def _adapters(
-        entry: Entry, wanted: Mapping[str, dict[str, torch.Tensor]]
-    ) -> dict[str, tuple[dict[str, torch.Tensor], _regraft.Adapter]]:
-        """Adapters of these factors: those that serve already where nothing differs."""
-        result = {}
-        for name, factors in wanted.items():
-            before = entry.adapters.get(name)
-            if before is None or not _equal(before[0], factors):
-                copies = {key: factor.clone() for key, factor in factors.items()}
-                before = (
-                    copies,
-                    entry.compiled.adapter(name, copies, {"scaling": 1.0}),
-                )  # It is in the factors.
-            result[name] = before
-        return result
 
 
 @contextlib.contextmanager
@@ -610,26 +479,3 @@ def _with_help() -> Iterator[None]:
     except CompileError as error:
         help = "help: what served before still does; .module runs in PyTorch"
         raise CompileError(f"{error}\n  {help}", error.unsupported) from error
-
-
-def _why_refitted(report: RefitReport, has_adapters: bool) -> str:
-    parts = []
-    if report.applied:
-        parts.append(f"{listed(report.applied)} changed")
-    if has_adapters:
-        names = [f"{name} x {scale:g}" for name, scale in report.adapters]
-        parts.append(f"adapters: {listed(names)}" if names else "no adapters any more")
-    return "; ".join(parts) or "weights changed"
-
-
-def _types(program: ExportedProgram) -> dict[str, tuple[Any, ...]]:
-    """Dtype, shape, the first name of the same tensor, and the place of each weight."""
-    first: dict[int, str] = {}
-    return {
-        name: (tensor.dtype, tuple(tensor.shape), first.setdefault(id(tensor), name), str(tensor.device))
-        for name, tensor in tensors_of(program).items()
-    }
-
-
-def _equal(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(same_bits(value, other[key]) for key, value in one.items())

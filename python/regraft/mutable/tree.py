@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import enum
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -153,13 +153,18 @@ class Tree:
     def structure(self) -> dict[str, tuple[Any, ...]]:
         """What decides which program this is, besides the values of sources: see :func:`same_structure`."""
         return {
-            "": tuple(self._ties()),
+            "": tuple(self.ties()),
             **{f".{name}": _facts(module) for name, module in self.layers.items()},
         }
 
-    def _ties(self) -> Iterator[tuple[str, ...]]:
+    def ties(self) -> Iterator[tuple[str, ...]]:
+        """For each source of several names these names."""
         tied = (tuple(name for name in names if name in self.sources) for names in self.owners)
         return (names for names in tied if len(names) > 1)
+
+    def sources_within(self, layers: Iterable[str]) -> set[str]:
+        """Names of the sources of ``layers``."""
+        return {name for layer in layers for name in filter(peft.is_within(layer), self.sources)}
 
 
 def _facts(module: nn.Module) -> tuple[Any, ...]:
