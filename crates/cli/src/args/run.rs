@@ -1,0 +1,33 @@
+//! `run`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{Common, ThreadArgs};
+
+pub(super) const RUN: &str = "Run an engine once on arrays from .npy files (numpy.save).
+
+  regraft run model.rgf --input x.npy --output-dir out
+  regraft run model.rgf --input ids.npy --input attention_mask=mask.npy --output-dir out
+
+Inputs are given by name (`regraft inspect` lists them) or in the program's order. Dtypes and shapes must be the \
+program's. Outputs become out/output_0.npy, out/output_1.npy, ...: all of them, or none when anything fails. \
+numpy has no bf16: it is read and written as f32.";
+
+#[derive(Args, Debug)]
+pub(crate) struct RunArgs {
+    /// The engine
+    #[arg(value_name = "MODEL.rgf")]
+    pub(crate) engine: PathBuf,
+    /// An input: NAME=FILE, or FILE for the next input in the program's order
+    #[arg(short, long = "input", value_name = "[NAME=]FILE.npy")]
+    pub(crate) inputs: Vec<String>,
+    /// Where output_0.npy, ... are written; made if its parent is there
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) output_dir: PathBuf,
+    #[command(flatten)]
+    pub(crate) threads: ThreadArgs,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
