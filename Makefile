@@ -84,7 +84,7 @@ onnx-cases: ## the node cases of the onnx package
 	@$(PYTHON_ENV); OMP_NUM_THREADS=1 "$$python" tests/onnx_cases/export.py "$(TARGET)/onnx-cases" 2>/dev/null
 	@$(OPINFO) "$(TARGET)/onnx-cases" --expected tests/onnx_cases/refused.tsv --results "$(TARGET)/onnx.tsv" | grep -v '^refused'
 
-opinfo: ## all samples of PyTorch's operator database, in five dtypes; goes on where it was stopped
+opinfo: ## all samples of PyTorch's operator database, in five dtypes; resumes where it was stopped
 	@echo "== exporting samples (ten minutes)"
 	@$(PYTHON_ENV); "$$python" tests/opinfo/export.py "$(TARGET)/opinfo" 2>/dev/null
 	@echo "== running them"
@@ -98,7 +98,7 @@ operators: opinfo onnx-cases ## write docs/operators.md
 # What is on PYTHONPATH beside the environment: the package, and folders of scripts/overlay.sh.
 OVERLAY = overlay() { scripts/overlay.sh "$$@" | tee >(cat >&2) | tail -n 1; }
 
-sweep: python ## small models of every family of timm, torchvision, transformers, diffusers; goes on where it was stopped; writes docs/models.md
+sweep: python ## small models of every family of timm, torchvision, transformers, diffusers; resumes where it was stopped; writes docs/models.md
 	@$(PYTHON_ENV); $(OVERLAY); \
 	export PYTHONPATH="$(TARGET)/python:$$(overlay sweep requirements/sweep.txt "170 MB")"; \
 	"$$python" bench/sweep/run.py "$(TARGET)/sweep.jsonl" --jobs 2; \
@@ -171,7 +171,7 @@ reference: build python ## write docs/reference from `--help` and docstrings
 picture: python ## the picture of the README: measures latency while weights change, and draws it
 	@$(PYTHON_ENV); PYTHONPATH="$(TARGET)/python" "$$python" bench/picture.py
 
-peers: python ## Regraft next to ONNX Runtime, OpenVINO and PyTorch on this machine; goes on where it was stopped (target/peers.json)
+peers: python ## Regraft next to ONNX Runtime, OpenVINO and PyTorch on this machine; resumes where it was stopped (target/peers.json)
 	@$(PYTHON_ENV); PYTHONPATH="$(TARGET)/python" "$$python" bench/peers/run.py --threads 1 2 \
 		--state "$(TARGET)/peers.json" --svg "$(TARGET)/peers.svg"
 

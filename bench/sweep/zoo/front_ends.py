@@ -151,7 +151,7 @@ class Deltas(nn.Module):
 
 
 class ChannelEnergy(nn.Module):
-    """Energies normalised by what came before them (PCEN), smoothed over frames one after the other."""
+    """Energies normalized by what came before them (PCEN), smoothed over frames one after the other."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -44,7 +44,7 @@ without being compiled again.
 `regraft help COMMAND` shows each command with examples.";
 
 #[derive(Debug, Parser)]
-#[command(name = "regraft", version, about = "Compile a network once, and replace its weights without compiling again", long_about = ABOUT)]
+#[command(name = "regraft", bin_name = "regraft", version, about = "Compile a network once, and replace its weights without compiling again", long_about = ABOUT)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -82,7 +82,7 @@ pub(crate) enum Command {
     /// Measure latency, refit time and a plain copy of the same bytes
     #[command(long_about = measure::BENCH)]
     Bench(BenchArgs),
-    /// Show where the time of a run goes, node by node, beside what this machine could do
+    /// Show where the time of a run goes, node by node, next to what this machine could do
     #[command(long_about = measure::PROFILE)]
     Profile(ProfileArgs),
     /// Serve engines over the network, and change their weights while they serve

@@ -7,7 +7,7 @@ use regraft::{DType, KeepSources, Mode, WeightFormat};
 
 use super::{CacheFlags, Common, ThreadArgs, TuneFlags};
 
-pub(super) const COMPILE: &str = "Compile an exported program (.pt2 or .onnx) to an engine (.rgf) for the CPU of this machine.
+pub(super) const COMPILE: &str = "Compile an exported program (.pt2 or .onnx) to an engine (.rgf) for this machine: its CPU, or a GPU with --device.
 
 In Python:
   program = torch.export.export(net, args)
@@ -20,7 +20,7 @@ Then:
   regraft compile model.pt2 -o plan.rgf --mode stripped --identical
                                                            binds to these weights and no others
   regraft compile model.pt2 -o model.rgf --keep-sources prepacked
-                                                           twice the size, loads by mapping alone
+                                                           twice the size, loads by mapping only
   regraft compile model.pt2 -o model.rgf --tune fast --save-tune-records tuned.json
                                                            measures kernels on this machine
   regraft compile model.pt2 -o model.rgf --tune-records tuned.json
@@ -34,7 +34,8 @@ Then:
 
 A program saved without weights becomes a stripped engine.
 
-Engines are kept in a cache without their weights, and found again by the program without its names and weights: `regraft help cache`.";
+Engines are kept in a cache without their weights, and reused when the same program is compiled with other names or weights: see \
+`regraft help cache`.";
 
 #[derive(Args, Debug)]
 pub(crate) struct CompileArgs {
@@ -50,7 +51,7 @@ pub(crate) struct CompileArgs {
     /// Where a refittable engine has its sources [default: embedded]
     #[arg(long, value_enum, value_name = "WHERE")]
     pub(crate) keep_sources: Option<KeepSourcesArg>,
-    /// Take no weights but those of the program
+    /// Accept no weights but those of the program
     #[arg(long)]
     pub(crate) identical: bool,
     /// Compute a program of f32 in this float, as autocast does; its weights, inputs and outputs stay f32
@@ -104,7 +105,7 @@ impl From<ModeArg> for Mode {
 pub(crate) enum KeepSourcesArg {
     /// In the engine; slots are made when it is loaded
     Embedded,
-    /// In the engine, beside its slots: twice the size, loads by mapping alone
+    /// In the engine, beside its slots: twice the size, loads by mapping only
     Prepacked,
     /// In the weight files they come from, by path and digest; the engine has the slots
     Reference,
@@ -146,7 +147,7 @@ impl From<HalfArg> for DType {
 pub(crate) enum WeightsArg {
     /// 8 bits with a scale for each row; inputs of the layer are rounded to 8 bits, too
     Int8,
-    /// 4 bits with a scale for each 32, for products with single rows
+    /// 4 bits with a scale for every 32 values, for products with single rows
     Int4,
 }
 

@@ -14,7 +14,7 @@ pub(super) const DELTA: &str = "Write what differs between two sets of weights t
   curl HOST/v2/models/NAME/weights/stage?kind=delta --data-binary @tuned.rgd
 
 Weights are read from engines that hold their sources and from every file that `regraft refit` reads; both must have the same \
-names. A delta is applied to the exact weights that it was made from, which their digests tell; others are refused.";
+names. A delta applies only to the exact weights that it was made from; others are refused by their digests.";
 
 #[derive(Args, Debug)]
 pub(crate) struct DeltaArgs {

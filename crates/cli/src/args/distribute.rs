@@ -11,9 +11,9 @@ pub(super) const STRIP: &str = "Take the weights out of an engine, to distribute
   regraft strip model.rgf -o plan.rgf
   regraft strip model.rgf -o plan.rgf --identical    binds to these weights and no others
 
-Where it arrives, give it weights: regraft bind plan.rgf --weights model.safetensors -o model.rgf. Tensors that no state \
-dict holds, such as constants of the program's code, stay inside. The digests of the weights stay too: \
-regraft check --same tells whether a file has the same ones.";
+On the machine that runs it, give it weights: regraft bind plan.rgf --weights model.safetensors -o model.rgf. Tensors that no state \
+dict holds, such as constants in the program's code, stay inside. The digests of the weights stay too: \
+regraft check --same says whether a file has the same weights.";
 
 #[derive(Args, Debug)]
 pub(crate) struct StripArgs {
@@ -23,7 +23,7 @@ pub(crate) struct StripArgs {
     /// The engine to write
     #[arg(short, long, value_name = "STRIPPED.rgf")]
     pub(crate) output: PathBuf,
-    /// Take no weights but those that are taken out
+    /// Accept no weights but those that are taken out
     #[arg(long)]
     pub(crate) identical: bool,
     #[command(flatten)]
@@ -33,12 +33,12 @@ pub(crate) struct StripArgs {
 pub(super) const CHECK: &str = "Compare a weight file with the weights manifest of an engine, and list every mismatch.
 
   regraft check model.rgf weights.safetensors
-  regraft check model.rgf weights.safetensors --same    also whether they are those that the engine was made with
+  regraft check model.rgf weights.safetensors --same    also that they are the weights the engine was made with
   regraft inspect model.rgf --manifest                  shows the manifest
 
 Names, shapes and dtypes are compared; no tensor is read, and the engine may be one for another machine. With --same, and \
 for engines compiled with --identical, contents are compared by their digests. The exit status is 0 when a bind or a \
-refit would take the file, and 1 when not. Names are matched as `regraft refit` does, and how is printed.";
+refit would take the file, and 1 otherwise. Names are matched as by `regraft refit`; the rule is printed.";
 
 #[derive(Args, Debug)]
 pub(crate) struct CheckArgs {

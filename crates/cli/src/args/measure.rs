@@ -14,8 +14,8 @@ pub(super) const BENCH: &str = "Measure an engine on random inputs.
 
 Latency is that of one run at the sizes that the program was exported with, or at --dims. The refit changes every float \
 tensor, so that every slot is rebuilt; right after each refit the same bytes are copied on the same threads, into \
-memory in use already: no refit can be faster than about that. --against interleaves runs of both engines (A B B A), so \
-that a machine that slows down slows down both.";
+memory that is already in use: no refit can be much faster. --against interleaves runs of both engines (A B B A), so \
+that both are measured at the same speeds of the machine.";
 
 #[derive(Args, Debug)]
 pub(crate) struct BenchArgs {
@@ -37,16 +37,16 @@ pub(crate) struct BenchArgs {
     pub(crate) common: Common,
 }
 
-pub(super) const PROFILE: &str = "Show where the time of a run goes, node by node, beside what this machine could do.
+pub(super) const PROFILE: &str = "Show where the time of a run goes, node by node, next to what this machine could do.
 
   regraft profile model.rgf
   regraft profile model.rgf --dims s0=8 --top 40
   regraft profile model.rgf --trace trace.json      for https://ui.perfetto.dev
 
-Each node is waited for, so that its time is its own; nodes are listed with the longest first, by the median of the runs. The \
-roof is what the device reaches in a large product and in a sum of large tensors, measured right after: a node takes at least \
-the larger of its operations over the one and its bytes over the other, unless its tensors stay in caches. \"of roof\" is that \
-least time over the time it took.";
+Each node is waited for, so that its time does not include others; the nodes with the longest medians come first. The roof is what \
+the device reaches in a large product (operations per second) and in a sum of large tensors (bytes per second), measured right after \
+the runs. The least time of a node is its operations or its bytes at these rates, whichever takes longer; \"of roof\" is that \
+time divided by the measured one. It can exceed 100 % when tensors stay in caches.";
 
 #[derive(Args, Debug)]
 pub(crate) struct ProfileArgs {

@@ -19,16 +19,16 @@ pub(super) const REFIT: &str = "Give an engine new weights, adapters, or both, w
   regraft refit model.rgf --weights tuned.safetensors --verify inputs.npz -o tuned.rgf
   regraft refit model.rgf --delta tuned.rgd -o tuned.rgf                          see `regraft delta`
 
-The result is bit for bit what compiling with the new weights gives. Every key must fit: missing, unknown and wrongly \
-shaped ones are listed all at once, and then nothing is written. A tensor that is the same as before costs one comparison.
+The result is bit for bit what compiling with the new weights gives. Every key must fit: all missing, \
+unknown and wrongly shaped keys are listed at once, and nothing is written. A tensor that is the same as before costs one comparison.
 
 Weights are read from .safetensors, their .index.json, .pt2, .onnx, folders of Hugging Face, and state dicts of torch.save \
-(.pt, .pth, .bin, .ckpt), also inside of checkpoints of Lightning and others. Names are taken as they are, or by one rule for the \
+(.pt, .pth, .bin, .ckpt), also inside checkpoints of Lightning and others. Names are taken as they are, or by one rule for the \
 whole file, which is printed: what wrappers add is left out (module., _orig_mod., _fsdp_wrapped_module.), one prefix is \
 added or removed (model., net.), other spellings of layers are read. Two rules that fit are an error that shows both. \
-Non-persistent buffers and constants are the program's, and only changed with --allow. Adapters (LoRA, DoRA, \
+Non-persistent buffers and constants belong to the program and change only with --allow. Adapters (LoRA, DoRA, \
 AdaLoRA, LoHa, LoKr, IA3, full deltas, whole tensors) are read in the namings of PEFT (also its folders), diffusers and \
-kohya; they become part of the weights of the engine that is written, computed from the weights of the one that is read. Their \
+kohya; they are merged into the weights of the new engine, starting from the weights of the old one. Their \
 scale comes from their files, from an adapter_config.json beside them, or from --adapter-alpha.";
 
 #[derive(Args, Debug)]
@@ -54,7 +54,7 @@ pub(crate) struct RefitArgs {
     /// The engine to write; may be the same file
     #[arg(short, long, value_name = "NEW.rgf")]
     pub(crate) output: PathBuf,
-    /// Where the new engine has its sources [default: as the old one]
+    /// Where the new engine has its sources [default: where the old one has them]
     #[arg(long, value_enum, value_name = "WHERE")]
     pub(crate) keep_sources: Option<KeepSourcesArg>,
     /// Write what was done to this file, as JSON
@@ -64,7 +64,7 @@ pub(crate) struct RefitArgs {
     /// .npz with an array per input, by name or in the program's order (slow: seconds to minutes)
     #[arg(long, value_name = "INPUTS.npz")]
     pub(crate) verify: Vec<PathBuf>,
-    /// Take the keys that are there and keep the other weights
+    /// Replace only the weights that the file has, and keep the others
     #[arg(long, requires = "weights")]
     pub(crate) partial: bool,
     /// Refuse infinite values and NaN, of weights and of adapters
@@ -93,7 +93,7 @@ fn adapter(text: &str) -> Result<(PathBuf, f64), String> {
 }
 
 pub(super) const BIND: &str =
-    "Give a stripped engine its weights. Needs the engine file and the weights file, nothing else.
+    "Give a stripped engine its weights. Needs only the engine file and the weights file.
 
   regraft bind plan.rgf --weights model.safetensors -o model.rgf
   regraft bind plan.rgf --weights model.safetensors -o model.rgf --mode frozen

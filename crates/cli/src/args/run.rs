@@ -11,9 +11,9 @@ pub(super) const RUN: &str = "Run an engine once on arrays from .npy files (nump
   regraft run model.rgf --input x.npy --output-dir out
   regraft run model.rgf --input ids.npy --input attention_mask=mask.npy --output-dir out
 
-Inputs are given by name (`regraft inspect` lists them) or in the program's order. Dtypes and shapes must be the \
-program's. Outputs become out/output_0.npy, out/output_1.npy, ...: all of them, or none when anything fails. \
-numpy has no bf16: it is read and written as f32.";
+Inputs are given by name (`regraft inspect` lists them) or in the program's order. Dtypes and shapes must be those of \
+the program. Outputs become out/output_0.npy, out/output_1.npy, ...: all of them, or none if anything fails. \
+NumPy has no bf16: such inputs and outputs are f32 in the files.";
 
 #[derive(Args, Debug)]
 pub(crate) struct RunArgs {
@@ -23,7 +23,7 @@ pub(crate) struct RunArgs {
     /// An input: NAME=FILE, or FILE for the next input in the program's order
     #[arg(short, long = "input", value_name = "[NAME=]FILE.npy")]
     pub(crate) inputs: Vec<String>,
-    /// Where output_0.npy, ... are written; made if its parent is there
+    /// The folder for output_0.npy, ...; created if its parent exists
     #[arg(short, long, value_name = "DIR")]
     pub(crate) output_dir: PathBuf,
     #[command(flatten)]

@@ -62,7 +62,7 @@ fn constants_are_sources_and_numbers_are_compiled_in() {
 }
 
 #[test]
-fn initialisers_that_shapes_are_taken_from_are_compiled_in() {
+fn initializers_that_shapes_are_taken_from_are_compiled_in() {
     let graph = [
         node("Reshape", &["x", "shape"], "r", &[]),
         node("Gather", &["r", "places"], "y", &[]),

@@ -74,7 +74,7 @@ fn imported(bytes: &[u8]) -> Result<Imported, String> {
 }
 
 #[test]
-fn a_model_has_its_initialisers_as_sources() {
+fn a_model_has_its_initializers_as_sources() {
     let imported = imported(&model(&block(), 17)).expect("a program");
     let graph = &imported.graph;
     let sources: Vec<_> = graph.sources.iter().map(|s| (s.name.as_str(), s.kind, s.role)).collect();
