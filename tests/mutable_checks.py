@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,17 +10,6 @@ import torch.utils._pytree as pytree
 
 import regraft
 from comparing import assert_close
-
-
-@contextlib.contextmanager
-def few_threads() -> Iterator[None]:
-    """PyTorch's threads wait for each other longer than small models run, where other processes want the
-    cores, too.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def compiled_result(mutable: torch.nn.Module, *args: Any, **kwargs: Any) -> list[Any]:

@@ -27,6 +27,24 @@ def linear_relu(size: int = 4) -> nn.Module:
     return nn.Sequential(nn.Linear(size, size), nn.ReLU()).eval()
 
 
+class Shelf:
+    """A user's cache of engines."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, bytes] = {}
+        self.asked: list[str] = []
+
+    def get(self, key: str) -> bytes | None:
+        self.asked.append(key)
+        return self.entries.get(key)
+
+    def put(self, key: str, entry: bytes) -> None:
+        self.entries[key] = bytes(entry)
+
+    def remove(self, key: str) -> None:
+        self.entries.pop(key, None)
+
+
 # Operators that have no translation: what is around them is cut there. PyTorch does not export them for sizes
 # that change unless it is told what they give.
 _SHAPES = torch.library.Library("aten", "IMPL", "Meta")

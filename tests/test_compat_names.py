@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
-from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from torch import nn
 
 import regraft
 import regraft.compat.torch_tensorrt as torch_tensorrt
-from mutable_checks import few_threads
 from regraft.compat.torch_tensorrt.absent import Absent
 from regraft.compat.torch_tensorrt.dynamo import CompilationSettings, utils
 from small import linear_relu, numbers, seeded, uncompiled
@@ -38,11 +36,7 @@ LEFT_OUT = {
     "MutableTorchTensorRTModule.deserialize_dynamic_shapes": "load() reads them",
 }
 
-
-@pytest.fixture(autouse=True)
-def _few_threads() -> Iterator[None]:
-    with few_threads():
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def found(path: str) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +14,12 @@ from torch.export import Dim
 
 import regraft
 import regraft.compat.torch_tensorrt as torch_tensorrt
-from mutable_checks import few_threads
 from regraft.compat.torch_tensorrt.dynamo._DryRunTracker import DryRunTracker, dryrun_stats_display
 from regraft.compat.torch_tensorrt.dynamo.observer import ObserveContext, observable
 from regraft.compat.torch_tensorrt.dynamo.runtime._MutableTorchTensorRTModule import RefitFlag
 from small import linear_relu, numbers, seeded
 
-
-@pytest.fixture(autouse=True)
-def _few_threads() -> Iterator[None]:
-    with few_threads():
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Memory(nn.Module):

@@ -10,7 +10,7 @@ import pickle
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +24,13 @@ from mutable_checks import (
     Counted,
     assert_agrees,
     compiled_result,
-    few_threads,
     never_compiles,
     pytorch_result,
 )
 from regraft import MutableModule, _regraft
-from small import uncompiled
+from small import Shelf, uncompiled
 
-
-@pytest.fixture(autouse=True)
-def _few_threads() -> Iterator[None]:
-    with few_threads():
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Net(nn.Module):
@@ -145,38 +140,24 @@ def test_m_2_load_state_dict_refits(mutable: MutableModule, x: torch.Tensor) -> 
 
 
 def test_m_2_other_keys_and_shapes_ask_the_cache(net: Net, x: torch.Tensor) -> None:
-    cache: dict[str, bytes] = {}
-
-    class Cache:
-        asked = 0
-
-        def get(self, key: str) -> bytes | None:
-            Cache.asked += 1
-            return cache.get(key)
-
-        def put(self, key: str, entry: bytes) -> None:
-            cache[key] = entry
-
-        def remove(self, key: str) -> None:
-            cache.pop(key, None)
-
-    mutable = MutableModule(net, engine_cache=Cache())
+    cache = Shelf()
+    mutable = MutableModule(net, engine_cache=cache)
     assert_agrees(mutable, x)
-    assert Cache.asked == 1 and len(cache) == 1
+    assert len(cache.asked) == 1 and len(cache.entries) == 1
     first = net.fc
     counted = Counted(mutable)
     mutable.fc, mutable.offset = nn.Linear(128, 48).eval(), torch.zeros(48)
     assert_agrees(mutable, x)
-    assert counted() == (0, 1) and Cache.asked == 2 and len(cache) == 2
+    assert counted() == (0, 1) and len(cache.asked) == 2 and len(cache.entries) == 2
     mutable.fc = nn.Sequential(nn.Linear(128, 48), nn.Tanh()).eval()
     assert_agrees(mutable, x)
-    assert counted() == (0, 1) and Cache.asked == 3
+    assert counted() == (0, 1) and len(cache.asked) == 3
     mutable.fc, mutable.offset = first, torch.ones(32)
     assert_agrees(mutable, x)
-    assert counted() == (1, 0) and Cache.asked == 3, "the program of an earlier structure is still there"
-    copied = MutableModule(copy.deepcopy(net), engine_cache=Cache())
+    assert counted() == (1, 0) and len(cache.asked) == 3, "the program of an earlier structure is still there"
+    copied = MutableModule(copy.deepcopy(net), engine_cache=cache)
     assert_agrees(copied, x)
-    assert Cache.asked == 4 and len(cache) == 3
+    assert len(cache.asked) == 4 and len(cache.entries) == 3
     assert copied.compiled is not None and copied.compiled._compiled.cache == ("hit",)
 
 

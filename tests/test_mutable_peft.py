@@ -18,7 +18,6 @@ from mutable_checks import (
     Counted,
     assert_agrees,
     compiled_result,
-    few_threads,
     never_compiles,
     pytorch_result,
 )
@@ -26,13 +25,10 @@ from regraft import MutableModule
 
 peft = pytest.importorskip("peft")
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
-
-
-@pytest.fixture(autouse=True)
-def _few_threads() -> Iterator[None]:
-    with few_threads():
-        yield
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
 
 
 class Net(nn.Module):

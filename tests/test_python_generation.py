@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,13 @@ from torch import nn
 import regraft
 from comparing import assert_close
 from models import randomize_
-from mutable_checks import Counted, few_threads
+from mutable_checks import Counted
 from regraft import MutableModule
 from small import numbers
 
 transformers = pytest.importorskip("transformers")
 
-
-@pytest.fixture(autouse=True)
-def _few_threads() -> Iterator[None]:
-    with few_threads():
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 _DECODER: dict[str, Any] = {

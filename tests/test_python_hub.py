@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,17 +11,12 @@ from torch import nn
 
 import regraft
 from comparing import assert_close
-from mutable_checks import few_threads
 from small import numbers, seeded
 
 transformers = pytest.importorskip("transformers")
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 
-
-@pytest.fixture(autouse=True)
-def _few_threads() -> Iterator[None]:
-    with few_threads():
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def bert() -> nn.Module:

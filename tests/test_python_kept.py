@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import regraft
 from python_checks import agrees, assert_refits, bits
-from small import numbers, seeded, uncompiled
+from small import Shelf, numbers, seeded, uncompiled
 
 X = numbers(4, 6)
 
@@ -191,25 +191,7 @@ def test_r_7_tied_weights_across_cuts(tmp_path: Path) -> None:
     assert bits(compiled(TOKENS)) == wanted
 
 
-class Cache:
-    """A user's cache."""
-
-    def __init__(self) -> None:
-        self.entries: dict[str, bytes] = {}
-        self.asked: list[str] = []
-
-    def get(self, key: str) -> bytes | None:
-        self.asked.append(key)
-        return self.entries.get(key)
-
-    def put(self, key: str, entry: bytes) -> None:
-        self.entries[key] = entry
-
-    def remove(self, key: str) -> None:
-        self.entries.pop(key, None)
-
-
-class Failing(Cache):
+class Failing(Shelf):
     def get(self, key: str) -> bytes | None:
         raise OSError("no connection")
 
@@ -217,7 +199,7 @@ class Failing(Cache):
         raise OSError("no connection")
 
 
-class Lying(Cache):
+class Lying(Shelf):
     """Gives damaged entries, and entries of others."""
 
     def __init__(self, damage: Callable[[bytes], Any]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pydoc
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,12 @@ from torch import nn
 from torch.export import Dim
 
 import regraft
-from mutable_checks import assert_agrees, compiled_result, few_threads
+from mutable_checks import assert_agrees, compiled_result
 from python_checks import succeeds
 from regraft import MutableModule
 from small import numbers, seeded
 
-
-@pytest.fixture(autouse=True)
-def _few_threads() -> Iterator[None]:
-    with few_threads():
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Net(nn.Module):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,13 @@ from torch import nn
 
 import regraft
 from comparing import assert_close
-from mutable_checks import Counted, few_threads
+from mutable_checks import Counted
 from regraft import MutableModule
 from small import numbers, seeded
 
 diffusers = pytest.importorskip("diffusers")
 
-
-@pytest.fixture(autouse=True)
-def _few_threads() -> Iterator[None]:
-    with few_threads():
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def unet() -> nn.Module:

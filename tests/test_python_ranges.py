@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,13 @@ from torch import nn
 from torch.export import Dim
 
 import regraft
-from mutable_checks import Counted, assert_agrees, few_threads
+from mutable_checks import Counted, assert_agrees
 from regraft import MutableModule
 from small import numbers, seeded
 
 Pair = namedtuple("Pair", ["x", "mask"])
 
-
-@pytest.fixture(autouse=True)
-def _few_threads() -> Iterator[None]:
-    with few_threads():
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Halved(nn.Module):

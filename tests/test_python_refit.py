@@ -21,7 +21,7 @@ import regraft
 from comparing import assert_same, same
 from models import randomize_
 from module_checks import assert_agrees, assert_refits, called
-from small import numbers, seeded, uncompiled
+from small import Shelf, numbers, seeded, uncompiled
 from test_sources import SORTS, TOKENS, Net, X, halves, write_index
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -689,24 +689,6 @@ def test_r_15_all_weights_are_enough_without_sources(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------ C: engine caches
-
-
-class Shelf:
-    """A cache of one's own."""
-
-    def __init__(self) -> None:
-        self.entries: dict[str, bytes] = {}
-        self.asked: list[str] = []
-
-    def get(self, key: str) -> bytes | None:
-        self.asked.append(key)
-        return self.entries.get(key)
-
-    def put(self, key: str, entry: bytes) -> None:
-        self.entries[key] = bytes(entry)
-
-    def remove(self, key: str) -> None:
-        self.entries.pop(key, None)
 
 
 def test_c_3_a_hit_is_a_fresh_build_with_its_own_weights(wanted: list[np.ndarray]) -> None:

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 import regraft
 import regraft.dynamo
 from comparing import assert_close, assert_same
-from mutable_checks import few_threads
 from small import uncompiled
 
 
@@ -42,14 +41,16 @@ def net() -> Net:
     return Net().eval()
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
 @pytest.fixture(autouse=True)
 def _fresh() -> Iterator[None]:
     torch._dynamo.reset()
     with warnings.catch_warnings():
         # A graph that runs in PyTorch without a reason would pass every other test.
         warnings.filterwarnings("error", message="regraft")
-        with few_threads():
-            yield
+        yield
 
 
 class Done:

@@ -5,7 +5,7 @@
 
 use std::sync::Mutex;
 
-use libfuzzer_sys::{fuzz_mutator, fuzz_target, fuzzer_mutate};
+use libfuzzer_sys::{fuzz_mutator, fuzz_target};
 use regraft_engine::{
     Mode,
     cache::{CacheError, CacheKey, EngineCache, KeyHasher, Loaded, Put, load, store},
@@ -73,11 +73,5 @@ fuzz_target!(|input: &[u8]| {
 });
 
 fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
-    if !seed.is_multiple_of(16)
-        && let Some(mutated) = engine::mutated(&data[..size], seed, max_size)
-    {
-        data[..mutated.len()].copy_from_slice(&mutated);
-        return mutated.len();
-    }
-    fuzzer_mutate(data, size, max_size)
+    engine::mutate(data, size, max_size, seed)
 });

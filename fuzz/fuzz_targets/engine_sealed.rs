@@ -3,7 +3,7 @@
 
 #![no_main]
 
-use libfuzzer_sys::{Corpus, fuzz_mutator, fuzz_target, fuzzer_mutate};
+use libfuzzer_sys::{Corpus, fuzz_mutator, fuzz_target};
 use regraft_fuzz::{Parts, engine};
 
 fuzz_target!(|input: &[u8]| -> Corpus {
@@ -15,11 +15,5 @@ fuzz_target!(|input: &[u8]| -> Corpus {
 });
 
 fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
-    if !seed.is_multiple_of(16)
-        && let Some(mutated) = engine::mutated(&data[..size], seed, max_size)
-    {
-        data[..mutated.len()].copy_from_slice(&mutated);
-        return mutated.len();
-    }
-    fuzzer_mutate(data, size, max_size)
+    engine::mutate(data, size, max_size, seed)
 });

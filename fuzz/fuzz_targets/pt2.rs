@@ -10,6 +10,7 @@ use std::{
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
+use regraft_fuzz::json::{nodes, nth};
 use regraft_import::{import_pt2, read_pt2_weights};
 use serde_json::{Value, json};
 
@@ -115,35 +116,13 @@ fn interesting(index: u8) -> Value {
     values[usize::from(index) % values.len()].clone()
 }
 
-/// Number of values in `value`, itself included.
-fn count(value: &Value) -> usize {
-    1 + match value {
-        Value::Array(items) => items.iter().map(count).sum(),
-        Value::Object(fields) => fields.values().map(count).sum(),
-        _ => 0,
-    }
-}
-
-/// The value at `at`, when it is counted off in order.
-fn find<'a>(value: &'a mut Value, at: &mut usize) -> Option<&'a mut Value> {
-    if *at == 0 {
-        return Some(value);
-    }
-    *at -= 1;
-    match value {
-        Value::Array(items) => items.iter_mut().find_map(|value| find(value, at)),
-        Value::Object(fields) => fields.values_mut().find_map(|value| find(value, at)),
-        _ => None,
-    }
-}
-
 fn edit(text: &mut Value, edit: &Edit) {
-    let len = count(text);
+    let len = nodes(text);
     let copied = match edit.change {
-        Change::Copy(from) => find(text, &mut (usize::from(from) % len)).cloned(),
+        Change::Copy(from) => nth(text, &mut (usize::from(from) % len)).cloned(),
         _ => None,
     };
-    let Some(value) = find(text, &mut (usize::from(edit.at) % len)) else { return };
+    let Some(value) = nth(text, &mut (usize::from(edit.at) % len)) else { return };
     match &edit.change {
         Change::Number(number) => *value = json!(number),
         Change::Interesting(index) => *value = interesting(*index),

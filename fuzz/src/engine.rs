@@ -78,8 +78,19 @@ fn find(bytes: &[u8], what: &[u8]) -> Option<usize> {
     bytes.windows(what.len()).position(|window| window == what)
 }
 
+/// A mutator for libFuzzer: mostly [`mutated`], at times what the fuzzer does with bytes.
+pub fn mutate(data: &mut [u8], size: usize, max_size: usize, seed: u32) -> usize {
+    if !seed.is_multiple_of(16)
+        && let Some(mutated) = mutated(&data[..size], seed, max_size)
+    {
+        data[..mutated.len()].copy_from_slice(&mutated);
+        return mutated.len();
+    }
+    libfuzzer_sys::fuzzer_mutate(data, size, max_size)
+}
+
 /// Changes parts of `input`: JSON stays JSON and programs stay words. `None` when the result is longer than `most`.
-pub fn mutated(input: &[u8], seed: u32, most: usize) -> Option<Vec<u8>> {
+fn mutated(input: &[u8], seed: u32, most: usize) -> Option<Vec<u8>> {
     let mut random = Random::new(seed);
     let mut parts = Parts::of(input);
     let done = match random.below(4) {

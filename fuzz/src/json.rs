@@ -66,7 +66,7 @@ fn change(place: &mut Value, other: Value, keep_kind: bool, random: &mut Random)
 }
 
 /// Number of values in `value`, itself included.
-fn nodes(value: &Value) -> usize {
+pub fn nodes(value: &Value) -> usize {
     1 + match value {
         Value::Array(items) => items.iter().map(nodes).sum(),
         Value::Object(fields) => fields.values().map(nodes).sum(),
@@ -75,7 +75,7 @@ fn nodes(value: &Value) -> usize {
 }
 
 /// The value at `n`, when they are counted off in order.
-fn nth<'a>(value: &'a mut Value, n: &mut usize) -> Option<&'a mut Value> {
+pub fn nth<'a>(value: &'a mut Value, n: &mut usize) -> Option<&'a mut Value> {
     if *n == 0 {
         return Some(value);
     }

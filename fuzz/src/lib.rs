@@ -2,7 +2,7 @@
 //! contents, and changes that leave JSON and programs readable.
 
 pub mod engine;
-mod json;
+pub mod json;
 mod parts;
 mod random;
 mod text;

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
 __all__ = [
     "CHECKED",
     "check_module",
+    "check_names",
     "check_settings",
     "depends_on_mode",
     "dtype_name",
     "listed",
     "refuse_quantized",
-    "unknown_settings",
     "warn",
     "warn_of",
 ]
@@ -43,7 +44,7 @@ _CHOICES = {
     "weights": (None, "int8", "int4"),
 }
 # Packages whose layers hold weights in forms of their own.
-_QUANTISING = (
+_QUANTIZING = (
     "torch.ao.nn.quantized",
     "torch.ao.nn.intrinsic.quantized",
     "bitsandbytes",
@@ -52,6 +53,8 @@ _QUANTISING = (
     "gptqmodel",
 )
 _Dropout = nn.modules.dropout._DropoutNd
+# Arguments of ``compile`` that are no settings.
+_OF_CALLS = frozenset(("program_or_module", "inputs", "kwarg_inputs", "dynamic_shapes"))
 
 
 def warn(kind: type[RegraftWarning], message: str) -> None:
@@ -148,7 +151,7 @@ def refuse_quantized(module: nn.Module) -> None:
 
 def _quantized(module: nn.Module) -> Iterator[tuple[str, object]]:
     for name, part in module.named_modules():
-        if type(part).__module__.startswith(_QUANTISING):
+        if type(part).__module__.startswith(_QUANTIZING):
             yield name, part
     for name, tensor in module.named_parameters():
         if tensor.is_quantized or _dispatches(tensor.data):
@@ -215,13 +218,17 @@ def listed(names: Sequence[str], most: int = 3) -> str:
     return shown if rest <= 0 else f"{shown} and {rest} other{'' if rest == 1 else 's'}"
 
 
-def unknown_settings(settings: Mapping[str, Any], known: Iterable[str]) -> str | None:
-    """What is wrong with the names of settings, with what was probably meant."""
-    known = sorted(known)
+def check_names(settings: Mapping[str, Any], compile: Callable[..., Any]) -> None:
+    """Checks that ``settings`` are named as those of ``compile``, but for what it takes about one call.
+
+    Raises:
+        CompileError: with all others, and what was probably meant.
+
+    """
+    known = sorted(inspect.signature(compile).parameters.keys() - _OF_CALLS)
     unknown = []
     for name in sorted(settings.keys() - set(known)):
         close = difflib.get_close_matches(name, known, n=1)
         unknown.append(f"{name} (did you mean {close[0]}?)" if close else name)
-    return (
-        f"unknown settings: {', '.join(unknown)}\n  help: there are {', '.join(known)}" if unknown else None
-    )
+    if unknown:
+        raise CompileError(f"unknown settings: {', '.join(unknown)}\n  help: there are {', '.join(known)}")

@@ -14,7 +14,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import logging
 import threading
 import weakref
@@ -29,7 +28,7 @@ from torch.export.graph_signature import OutputKind
 from regraft import _regraft
 from regraft._graphs import Cut, CutError, cut, number, numbers_of
 from regraft._program import writes_as_results
-from regraft.checks import CHECKED, check_settings, unknown_settings, warn
+from regraft.checks import CHECKED, check_names, check_settings, warn
 from regraft.compiling import Traced, compile, exported
 from regraft.devices import device_name
 from regraft.errors import (
@@ -122,11 +121,7 @@ def _check(settings: Mapping[str, Any], mode: str | None, autograd: Any) -> None
         )
     if autograd not in ("pytorch", "raise", "ignore"):
         raise CompileError(f"autograd: expected one of pytorch, raise, ignore, found {autograd!r}")
-    of_calls = {"program_or_module", "inputs", "kwarg_inputs", "dynamic_shapes"}
-    known = inspect.signature(compile).parameters.keys() - of_calls
-    problem = unknown_settings(settings, known)
-    if problem is not None:
-        raise CompileError(problem)
+    check_names(settings, compile)
     check_settings(**{name: settings[name] for name in CHECKED if name in settings})
     device_name(settings.get("device"))
     for name, value in (("mode", "refittable"), ("identical", False)):

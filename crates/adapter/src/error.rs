@@ -30,6 +30,16 @@ impl From<AdapterErrorKind> for AdapterError {
 }
 
 /// The kinds of [`AdapterError`].
+///
+/// ```
+/// use regraft_adapter::{AdapterErrorKind, read_config};
+///
+/// let error = read_config("missing/adapter_config.json").unwrap_err();
+/// match error.kind() {
+///     AdapterErrorKind::Fit { problems, .. } => println!("{} of its keys do not fit", problems.len()),
+///     kind => println!("{kind}"),
+/// }
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AdapterErrorKind {

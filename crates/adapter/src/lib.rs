@@ -3,6 +3,17 @@
 //! Every kind of adapter file comes down to a few forms of [`Update`], each over a source seen as a matrix: rows are its first
 //! axis, columns all others, row-major. Factors that a file stores in other orders (embeddings, transposed weights,
 //! convolutions with a middle factor) are brought into this form when the file is read.
+//!
+//! ```no_run
+//! # use regraft_adapter::{Adapter, AdapterOptions};
+//! # use regraft_weights::RefitMap;
+//! # fn f(map: &RefitMap) -> Result<(), Box<dyn std::error::Error>> {
+//! let path = std::path::Path::new("style.safetensors");
+//! let style = Adapter::open(path, &AdapterOptions::new(), map, regraft_checkpoint::open)?;
+//! println!("{} changes {} sources", style.name, style.layers.len());
+//! # Ok(())
+//! # }
+//! ```
 #![forbid(unsafe_code)]
 
 mod component;

@@ -106,6 +106,23 @@ impl<'a> Region<'a> {
 }
 
 /// Memory of a device that another library lends for the work of a run, such as a tensor of PyTorch.
+///
+/// ```
+/// use regraft_backend::Lent;
+///
+/// /// Two rows of eight floats in memory that another library has at `address` of the device.
+/// ///
+/// /// # Safety
+/// /// As [`Lent::new`] says.
+/// unsafe fn rows(address: u64) -> Lent {
+///     // SAFETY: the caller's.
+///     unsafe { Lent::new(address, 2 * 8 * size_of::<f32>()) }
+/// }
+///
+/// // SAFETY: nothing reads it.
+/// let rows = unsafe { rows(0x7f00_0000_0000) };
+/// assert_eq!(rows.len(), 64);
+/// ```
 #[derive(Debug)]
 pub struct Lent {
     address: u64,

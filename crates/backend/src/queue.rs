@@ -23,6 +23,14 @@ pub struct Extent {
 }
 
 /// A queue of another library on the same device, by the handle that its maker gave it: a `CUstream` of PyTorch.
+///
+/// ```
+/// use regraft_backend::ForeignQueue;
+///
+/// // SAFETY: CUDA has this stream, of the current context's default, on every device.
+/// let stream = unsafe { ForeignQueue::new(0) };
+/// assert_eq!(stream.handle(), 0);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ForeignQueue(u64);
 

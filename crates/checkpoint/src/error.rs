@@ -43,6 +43,18 @@ impl CheckpointError {
 }
 
 /// The kinds of [`CheckpointError`].
+///
+/// ```
+/// use std::path::Path;
+///
+/// use regraft_checkpoint::CheckpointErrorKind;
+///
+/// let error = regraft_checkpoint::open(Path::new("missing.ckpt")).unwrap_err();
+/// match error.kind() {
+///     CheckpointErrorKind::Several { keys } => println!("choose a set of weights: one of {keys:?}"),
+///     kind => println!("{kind}"),
+/// }
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[error("{}", self.explained())]
 #[non_exhaustive]

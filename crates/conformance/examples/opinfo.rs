@@ -18,8 +18,8 @@ use std::{
 
 use regraft::{StateDict, Tensor};
 use regraft_backend_cpu::Isa;
-use regraft_compile::pipeline::{Backend, Options};
-use regraft_conformance::backend;
+use regraft_compile::pipeline::Options;
+use regraft_conformance::{backend, build};
 use regraft_ir::{
     Graph,
     eval::{self, Bindings},
@@ -217,17 +217,9 @@ fn check(path: &Path) -> Outcome {
 }
 
 fn on_the_cpu(imported: regraft_import::Imported, inputs: &[Tensor]) -> Result<Vec<Tensor>, String> {
-    let device = backend(Isa::detect());
-    let (weights, target) = (&imported.weights, Backend::of(&*device));
-    let compiled = regraft_compile::pipeline::compile(
-        imported.graph,
-        weights,
-        target,
-        Options::default(),
-        &mut regraft_compile::pipeline::Unobserved,
-    )
-    .map_err(|e| e.to_string())?;
-    let model = regraft::model(compiled.engine, device).map_err(|e| e.to_string())?;
+    let isa = Isa::detect();
+    let compiled = build(imported.graph, &imported.weights, isa, Options::default()).map_err(|e| e.to_string())?;
+    let model = regraft::model(compiled.engine, backend(isa)).map_err(|e| e.to_string())?;
     model.run(inputs).map_err(|e| e.to_string())
 }
 

@@ -13,14 +13,14 @@ use std::{
 
 use regraft::{
     Engine, KeepSources, Mode, Model, Problem, RefitMap, RefitOptions, RefitReport, RuntimeError, RuntimeErrorKind,
-    StateDict, Tensor, Threads, WeightsErrorKind,
+    StateDict, Tensor, Threads, WeightsErrorKind, ir::Graph,
 };
 use regraft_backend::Device;
 use regraft_backend_cpu::{CpuDevice, Isa};
 use regraft_backend_mock::MockDevice;
 use regraft_compile::{
     lower::Precision,
-    pipeline::{Backend, Options, Output},
+    pipeline::{Backend, Options, Output, Unobserved, compile},
     tune::Tuning,
 };
 use serde::Deserialize;
@@ -110,20 +110,34 @@ impl Case {
                 *tensor = Some(given.cast(source.dtype));
             }
         }
-        regraft_compile::pipeline::compile(
-            imported.graph,
-            &tensors,
-            Backend::of(&*backend(isa)),
-            options,
-            &mut regraft_compile::pipeline::Unobserved,
-        )
-        .unwrap_or_else(|e| panic!("{}: {e}", self.name))
+        build(imported.graph, &tensors, isa, options).unwrap_or_else(|e| panic!("{}: {e}", self.name))
     }
 
     /// The model of an engine that was compiled for this machine.
     pub fn model(&self, engine: Engine) -> Model {
         regraft::model(engine, backend(Isa::detect())).unwrap_or_else(|e| panic!("{}: {e}", self.name))
     }
+}
+
+/// Compiles a program for the device of the suite, with the values of its sources.
+///
+/// # Errors
+/// What the build refuses.
+pub fn build(
+    graph: Graph,
+    weights: &[Option<Tensor>],
+    isa: Isa,
+    options: Options<'_>,
+) -> Result<Output, regraft_compile::CompileError> {
+    compile(graph, weights, Backend::of(&*backend(isa)), options, &mut Unobserved)
+}
+
+/// The model of a program in text form, for this machine.
+pub fn model_of(program: &str, weights: &[Option<Tensor>]) -> Model {
+    let graph = regraft::ir::text::parse(program).unwrap_or_else(|e| panic!("{e}"));
+    let isa = Isa::detect();
+    let built = build(graph, weights, isa, Options::default()).unwrap_or_else(|e| panic!("{e}"));
+    regraft::model(built.engine, backend(isa)).unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// The device of the suite: the CPU with two threads, or what `REGRAFT_TEST_DEVICE` names, whatever the instruction set. The tests

@@ -269,20 +269,7 @@ fn a_2_slots_of_two_uses_are_one_while_they_hold_the_same() {
         output %3 = "encoder"
         output %4 = "decoder"
     }"#;
-    let graph = regraft::ir::text::parse(program).unwrap();
-    let options = regraft_compile::pipeline::Options::default();
-    let weights = [Some(matrix(5, 4, 3)), None];
-    let backend = regraft_conformance::backend(Isa::detect());
-    let target = regraft_compile::pipeline::Backend::of(&*backend);
-    let built = regraft_compile::pipeline::compile(
-        graph,
-        &weights,
-        target,
-        options,
-        &mut regraft_compile::pipeline::Unobserved,
-    )
-    .unwrap();
-    let model = regraft::model(built.engine, backend).unwrap();
+    let model = regraft_conformance::model_of(program, &[Some(matrix(5, 4, 3)), None]);
     let is_one = |model: &Model| {
         let generation = model.generation().unwrap();
         Arc::ptr_eq(&generation.slots[0], &generation.slots[1])

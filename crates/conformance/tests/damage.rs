@@ -11,8 +11,8 @@ use std::{
 use proptest::{prelude::*, strategy::ValueTree};
 use regraft::Engine;
 use regraft_backend_cpu::Isa;
-use regraft_compile::pipeline::Backend;
-use regraft_conformance::{Case, assert_same, backend, frozen};
+use regraft_compile::pipeline::Options;
+use regraft_conformance::{Case, assert_same, backend, build, frozen};
 
 fn engine_bytes(mode_frozen: bool) -> Vec<u8> {
     let case = Case::open("mlp_gelu");
@@ -56,17 +56,9 @@ fn any_flipped_bit_of_an_engine_is_refused() {
 /// What a program gives, if it can be imported: damage in bytes that nobody reads changes nothing.
 fn outputs(program: &Path, case: &Case) -> Option<Vec<regraft::Tensor>> {
     let imported = regraft_import::import_pt2(program).ok()?;
-    let options = regraft_compile::pipeline::Options::default();
-    let backend = backend(Isa::detect());
-    let output = regraft_compile::pipeline::compile(
-        imported.graph,
-        &imported.weights,
-        Backend::of(&*backend),
-        options,
-        &mut regraft_compile::pipeline::Unobserved,
-    )
-    .ok()?;
-    regraft::model(output.engine, backend).ok()?.run(&case.tensors("input")).ok()
+    let isa = Isa::detect();
+    let output = build(imported.graph, &imported.weights, isa, Options::default()).ok()?;
+    regraft::model(output.engine, backend(isa)).ok()?.run(&case.tensors("input")).ok()
 }
 
 #[test]

@@ -5,9 +5,7 @@
 use std::process::Command;
 
 use regraft::{RuntimeErrorKind, Tensor};
-use regraft_backend_cpu::Isa;
-use regraft_compile::pipeline::{Backend, Options, compile};
-use regraft_conformance::backend;
+use regraft_conformance::model_of;
 
 /// Tells the child what it is.
 const CHILD: &str = "REGRAFT_TEST_LITTLE_MEMORY";
@@ -39,12 +37,7 @@ fn memory_that_the_system_refuses_is_an_error() {
 }
 
 fn in_little_memory() {
-    let graph = regraft::ir::text::parse(PROGRAM).unwrap_or_else(|e| panic!("{e}"));
-    let device = backend(Isa::detect());
-    let engine =
-        compile(graph, &[], Backend::of(&*device), Options::default(), &mut regraft_compile::pipeline::Unobserved)
-            .expect("it is well formed");
-    let model = regraft::model(engine.engine, device).expect("it is for this machine");
+    let model = model_of(PROGRAM, &[]);
     let run = |n: usize| {
         let values = vec![1f32; n];
         model.run(&[Tensor::from_slice(&[n, 1], &values), Tensor::from_slice(&[1, n], &values)])

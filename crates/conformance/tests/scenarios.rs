@@ -3,10 +3,10 @@
 use regraft::{DType, Engine, KeepSources, Mode, Plan, Problem, RefitMap, RuntimeErrorKind, StateDict, Tensor};
 use regraft_backend::KernelId;
 use regraft_backend_cpu::Isa;
-use regraft_compile::pipeline::Backend;
+use regraft_compile::pipeline::Options;
 use regraft_conformance::{
-    Case, FULL, PARTIAL, assert_close, assert_same, assert_same_slots, backend, frozen, one, own_weights, problems,
-    through_a_file,
+    Case, FULL, PARTIAL, assert_close, assert_same, assert_same_slots, backend, build, frozen, model_of, one,
+    own_weights, problems, through_a_file,
 };
 
 #[test]
@@ -202,20 +202,12 @@ fn s_2_a_stripped_engine_is_bound_from_two_files_alone() {
 fn s_3_an_identical_engine_takes_only_its_own_weights() {
     let (case, folder) = (Case::open("linear"), tempfile::tempdir().unwrap());
     let imported = regraft_import::import_pt2(case.program()).unwrap();
-    let options = regraft_compile::pipeline::Options { identical: true, ..Default::default() };
-    let backend = backend(Isa::detect());
-    let output = regraft_compile::pipeline::compile(
-        imported.graph,
-        &imported.weights,
-        Backend::of(&*backend),
-        options,
-        &mut regraft_compile::pipeline::Unobserved,
-    )
-    .unwrap();
+    let options = Options { identical: true, ..Options::default() };
+    let output = build(imported.graph, &imported.weights, Isa::detect(), options).unwrap();
     let engine = output.engine;
     let own = own_weights(&engine);
     let stripped = through_a_file(&engine.stripped(), folder.path());
-    let model = regraft::model(stripped, backend).unwrap();
+    let model = regraft::model(stripped, backend(Isa::detect())).unwrap();
     let refused = problems(model.refit(&case.weights_b(), &FULL));
     assert_eq!(refused.len(), own.len(), "each source is named");
     assert!(refused.iter().all(|p| matches!(p, Problem::NotIdentical { .. })), "{refused:?}");
@@ -372,18 +364,7 @@ fn sizes_that_do_not_work_out_are_an_error() {
         %1 = reshape %0 {shape = [(s0)//(2), 2, 6]} : f32[(s0)//(2), 2, 6]
         output %1 = \"y\"
     }";
-    let graph = regraft::ir::text::parse(program).unwrap();
-    let backend = backend(Isa::detect());
-    let options = regraft_compile::pipeline::Options::default();
-    let output = regraft_compile::pipeline::compile(
-        graph,
-        &[],
-        Backend::of(&*backend),
-        options,
-        &mut regraft_compile::pipeline::Unobserved,
-    )
-    .unwrap();
-    let model = regraft::model(output.engine, backend).unwrap();
+    let model = model_of(program, &[]);
     let input = |rows: usize| Tensor::from_slice(&[rows, 6], &vec![1f32; rows * 6]);
     assert_eq!(model.run(&[input(4)]).unwrap()[0].shape(), [2, 2, 6]);
     let error = model.run(&[input(3)]).expect_err("three rows are not pairs");

@@ -8,7 +8,6 @@ use regraft::{
     ir::text,
 };
 use regraft_backend_cpu::Isa;
-use regraft_compile::pipeline::Backend;
 use regraft_compile::{
     CompileError,
     pipeline::{Options, Output},
@@ -40,14 +39,8 @@ fn offered(case: &Case, isa: Isa, records: &Records, problem: &str) -> Vec<Candi
     let wrong = choosing(records, problem, &CandidateName("nothing()".into()));
     let imported = regraft_import::import_pt2(case.program()).expect("a fixture");
     let options = Options { tuning: pinned(&wrong), ..Options::default() };
-    let error = regraft_compile::pipeline::compile(
-        imported.graph,
-        &imported.weights,
-        Backend::of(&*backend(isa)),
-        options,
-        &mut regraft_compile::pipeline::Unobserved,
-    )
-    .expect_err("nothing of this name is offered");
+    let refused = regraft_conformance::build(imported.graph, &imported.weights, isa, options);
+    let error = refused.expect_err("nothing of this name is offered");
     match error {
         CompileError::Tune(TuneError::PinnedCandidate { offered, .. }) => offered,
         other => panic!("{other}"),

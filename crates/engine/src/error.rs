@@ -22,6 +22,15 @@ pub struct EngineError {
 }
 
 /// The kinds of [`EngineError`].
+///
+/// ```
+/// # use regraft_engine::{Engine, EngineErrorKind};
+/// let error = Engine::read("missing.rgf").unwrap_err();
+/// match error.kind {
+///     EngineErrorKind::Target { expected, .. } => println!("built for {expected}: compile it again here"),
+///     kind => println!("{kind}"),
+/// }
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EngineErrorKind {

@@ -9,6 +9,14 @@
 //!
 //! Every byte of such a file is hostile until checked: nothing is unpickled or executed, sizes are bounded before
 //! anything is allocated, and an [`ImportError`] says what is wrong, where, and what to do about it.
+//!
+//! ```
+//! let imported = regraft_import::import("../conformance/fixtures/mlp_gelu.pt2")?;
+//! for source in &imported.graph.sources {
+//!     println!("{}", source.name);
+//! }
+//! # Ok::<(), regraft_import::ImportError>(())
+//! ```
 #![forbid(unsafe_code)]
 
 mod build;

@@ -38,6 +38,20 @@ impl<K: Into<RuntimeErrorKind>> From<K> for RuntimeError {
 }
 
 /// The kinds of [`RuntimeError`].
+///
+/// ```
+/// # use regraft_runtime::{Model, RuntimeErrorKind};
+/// # use regraft_tensor::Tensor;
+/// # fn f(model: &Model, inputs: &[Tensor]) {
+/// match model.run(inputs) {
+///     Ok(outputs) => println!("{} outputs", outputs.len()),
+///     Err(error) => match error.kind() {
+///         RuntimeErrorKind::Input(wrong) => println!("give other inputs: {wrong}"),
+///         kind => println!("{kind}"),
+///     },
+/// }
+/// # }
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RuntimeErrorKind {

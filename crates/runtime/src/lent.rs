@@ -53,6 +53,23 @@ impl Model {
 
     /// As [`Model::run`], over memory that is lent: see [`Session::run_lent`](crate::Session::run_lent).
     ///
+    /// ```no_run
+    /// use regraft_backend::{ForeignQueue, Lent};
+    /// use regraft_runtime::{Input, Model, RuntimeError};
+    /// use regraft_tensor::DType;
+    ///
+    /// /// Runs a model of a GPU on 8 rows of 32 floats at `x`, and writes 8 floats to `y`, all in the order of `stream`.
+    /// ///
+    /// /// # Safety
+    /// /// `x` and `y` are memory of that GPU and `stream` is a stream of it, as [`Lent::new`] and [`ForeignQueue::new`] ask.
+    /// unsafe fn run(model: &Model, x: u64, y: u64, stream: u64) -> Result<(), RuntimeError> {
+    ///     // SAFETY: the caller's.
+    ///     let (x, y, stream) = unsafe { (Lent::new(x, 8 * 32 * 4), Lent::new(y, 8 * 4), ForeignQueue::new(stream)) };
+    ///     let x = Input::Lent { dtype: DType::F32, shape: vec![8, 32], memory: x };
+    ///     model.run_lent(&[x], &mut [y], stream)
+    /// }
+    /// ```
+    ///
     /// # Errors
     /// As there.
     pub fn run_lent(&self, inputs: &[Input], outputs: &mut [Lent], queue: ForeignQueue) -> Result<(), RuntimeError> {

@@ -15,6 +15,13 @@ use crate::DType;
 pub struct TensorError(#[from] ErrorKind);
 
 /// The kinds of [`TensorError`].
+///
+/// ```
+/// use regraft_tensor::{AlignedVec, DType, ErrorKind, Tensor};
+///
+/// let error = Tensor::new(DType::F32, vec![2, 3], AlignedVec::zeroed(20).into()).unwrap_err();
+/// assert!(matches!(error.kind(), ErrorKind::Length { expected: 24, found: 20, .. }));
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ErrorKind {

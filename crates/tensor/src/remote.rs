@@ -13,6 +13,20 @@ type Fetch = dyn Fn() -> Result<AlignedVec, String> + Send + Sync;
 
 /// Bytes in memory of a device, of another owner who may write to them again later, as [`BorrowedBytes`](crate::BorrowedBytes)
 /// are on the host. A device reads them where they are; for the host they are copied when they are first asked for.
+///
+/// ```
+/// use regraft_tensor::{AlignedVec, Buffer, DType, RemoteBytes, Tensor};
+///
+/// // Stands for a copy from a GPU, which can fail.
+/// let fetch = || Ok(AlignedVec::from_slice(&[1.0f32, 2.0]));
+/// // SAFETY: the address is not used: no device is given the tensor.
+/// let bytes = unsafe { RemoteBytes::new("cuda:0".into(), 0x7f00_0000_0000, 8, Box::new(fetch)) };
+/// assert_eq!(bytes.on("cuda:1"), None);
+///
+/// let tensor = Tensor::new(DType::F32, vec![2], Buffer::Remote(bytes))?;
+/// assert_eq!(tensor.as_slice::<f32>(), Some(&[1.0, 2.0][..]));
+/// # Ok::<(), regraft_tensor::TensorError>(())
+/// ```
 #[derive(Clone)]
 pub struct RemoteBytes(Arc<Inner>);
 

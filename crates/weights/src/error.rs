@@ -318,6 +318,17 @@ impl From<WeightsErrorKind> for WeightsError {
 }
 
 /// The kinds of [`WeightsError`].
+///
+/// ```
+/// use regraft_weights::{WeightsError, WeightsErrorKind};
+///
+/// fn print(error: &WeightsError) {
+///     match error.kind() {
+///         WeightsErrorKind::Fit(misfit) => misfit.problems.iter().for_each(|problem| println!("{problem}")),
+///         kind => println!("{kind}"),
+///     }
+/// }
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WeightsErrorKind {

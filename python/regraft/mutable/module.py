@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from regraft.checks import CHECKED, check_settings, dtype_name, unknown_settings
+from regraft.checks import CHECKED, check_names, check_settings, dtype_name
 from regraft.compiling import compile
 from regraft.errors import CompileError, EngineFileError
 from regraft.module import Module
@@ -473,11 +473,7 @@ def _check(module: Any, autograd: str, watch: str, settings: Mapping[str, Any]) 
     ):
         if value not in choices:
             raise CompileError(f"{name}: expected one of {', '.join(choices)}, found {value!r}")
-    of_calls = {"program_or_module", "inputs", "kwarg_inputs", "dynamic_shapes"}
-    known = inspect.signature(compile).parameters.keys() - of_calls
-    problem = unknown_settings(settings, known)
-    if problem is not None:
-        raise CompileError(problem)
+    check_names(settings, compile)
     check_settings(**{name: settings[name] for name in CHECKED if name in settings})
     dtype_name(settings.get("dtype"))
     if settings.get("identical"):

@@ -2,7 +2,7 @@
 
 use regraft_adapter::{Adapter, AdapterOptions};
 
-use crate::{beside, map, peft::difference};
+use crate::{beside, map, peft::assert_merges};
 
 fn check(case: &str) {
     let folder = beside("lycoris").join(case);
@@ -17,15 +17,7 @@ fn check(case: &str) {
             continue;
         }
         let merged = regraft_checkpoint::open(&file).expect("merged weights");
-        let mut names = Vec::new();
-        for layer in &adapter.layers {
-            let name = &map.sources[layer.source].name;
-            let expected = merged.get(name).unwrap_or_else(|| panic!("{case}: LyCORIS does not change {name}"));
-            let off = difference(&layer.update.reference(base.get(name).expect("a source"), by), expected);
-            assert!(off < 2e-6, "{case}, {made}: {name} is off by {off:.1e}");
-            names.push(name.as_str());
-        }
-        assert_eq!(names, merged.iter().map(|(name, _)| name).collect::<Vec<_>>(), "{case}, {made}");
+        assert_merges(case, &adapter, &map, &base, (&merged, by), 2e-6);
     }
 }
 

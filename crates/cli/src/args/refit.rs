@@ -92,8 +92,7 @@ fn adapter(text: &str) -> Result<(PathBuf, f64), String> {
     }
 }
 
-pub(super) const BIND: &str =
-    "Give a stripped engine its weights. Needs only the engine file and the weights file.
+pub(super) const BIND: &str = "Give a stripped engine its weights. Needs only the engine file and the weights file.
 
   regraft bind plan.rgf --weights model.safetensors -o model.rgf
   regraft bind plan.rgf --weights model.safetensors -o model.rgf --mode frozen

@@ -54,6 +54,13 @@ pub struct RecordsError {
 }
 
 /// The kinds of [`RecordsError`].
+///
+/// ```
+/// use regraft_compile::tune::{Records, RecordsErrorKind};
+///
+/// let error = Records::open("missing.json").unwrap_err();
+/// assert!(matches!(error.kind, RecordsErrorKind::Read(_)));
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RecordsErrorKind {

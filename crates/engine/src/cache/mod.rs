@@ -6,6 +6,34 @@
 //! - [`CacheKey`]: a digest of the canonical program, options, target, tuning records and product version;
 //! - [`EngineCache`]: what a cache does;
 //! - [`DiskCache`]: entries as files, shared by processes.
+//!
+//! ```
+//! use std::{collections::HashMap, sync::Mutex};
+//!
+//! use regraft_engine::cache::{CacheError, CacheKey, EngineCache, Put};
+//! use regraft_tensor::{AlignedVec, Buffer};
+//!
+//! /// A cache that lives as long as this process.
+//! #[derive(Debug, Default)]
+//! struct InMemory(Mutex<HashMap<CacheKey, Vec<u8>>>);
+//!
+//! impl EngineCache for InMemory {
+//!     fn get(&self, key: &CacheKey) -> Result<Option<Buffer>, CacheError> {
+//!         let entries = self.0.lock().expect("no holder panics");
+//!         Ok(entries.get(key).map(|entry| AlignedVec::from_slice(entry.as_slice()).into()))
+//!     }
+//!
+//!     fn put(&self, key: &CacheKey, entry: &[u8]) -> Result<Put, CacheError> {
+//!         self.0.lock().expect("no holder panics").insert(*key, entry.to_vec());
+//!         Ok(Put::Stored)
+//!     }
+//!
+//!     fn remove(&self, key: &CacheKey) -> Result<(), CacheError> {
+//!         self.0.lock().expect("no holder panics").remove(key);
+//!         Ok(())
+//!     }
+//! }
+//! ```
 
 mod disk;
 mod entry;

@@ -134,14 +134,19 @@ fn linear(g: &mut Builder, image: ValueId, at: &[Axis]) -> Res<ValueId> {
         }
         let value = pixel(g, image, &places)?;
         let Some(weight) = weight else { return wrong("expected coordinates") };
-        let weight = g.unsqueeze(weight, 1)?;
-        let part = g.binary(BinaryFn::Mul, value, weight)?;
-        sum = Some(match sum {
-            Some(s) => g.binary(BinaryFn::Add, s, part)?,
-            None => part,
-        });
+        sum = Some(with_weighted(g, sum, value, weight)?);
     }
     sum.map_or_else(|| wrong("expected coordinates"), Ok)
+}
+
+/// `sum` and `value` times `weight`, which is one number for all channels.
+fn with_weighted(g: &mut Builder, sum: Option<ValueId>, value: ValueId, weight: ValueId) -> Res<ValueId> {
+    let weight = g.unsqueeze(weight, 1)?;
+    let part = g.binary(BinaryFn::Mul, value, weight)?;
+    match sum {
+        Some(sum) => g.binary(BinaryFn::Add, sum, part),
+        None => Ok(part),
+    }
 }
 
 /// The image between its elements at points, of which `at` has the coordinate along each axis: `[n, c, points..]`, where the first
@@ -188,12 +193,7 @@ fn cubic(g: &mut Builder, image: ValueId, at: &[Axis], outside: Outside, corners
             let places = [place(g, fy, y, i)?, place(g, fx, x, j)?];
             let value = pixel(g, image, &places)?;
             let weight = g.binary(BinaryFn::Mul, wy, wx)?;
-            let weight = g.unsqueeze(weight, 1)?;
-            let part = g.binary(BinaryFn::Mul, value, weight)?;
-            sum = Some(match sum {
-                Some(s) => g.binary(BinaryFn::Add, s, part)?,
-                None => part,
-            });
+            sum = Some(with_weighted(g, sum, value, weight)?);
         }
     }
     sum.map_or_else(|| wrong("expected coordinates"), Ok)
