@@ -77,8 +77,8 @@ class RefitReport:
     baked: tuple[tuple[str, float], ...] = ()
     """Name and scale of each adapter that was merged into the weights when these were saved."""
     non_finite: tuple[tuple[str, int], ...] = ()
-    """Adapters with values that are infinite or not a number, and how many; so have the weights that they
-    change.
+    """Adapters with values that are infinite or not a number, and how many values; the weights that they
+    change have such values, too.
     """
     recomputed_slots: tuple[str, ...] = _names()
     """Slots that were rebuilt."""

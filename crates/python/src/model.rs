@@ -88,7 +88,7 @@ impl Model {
     }
 
     /// The digest of all weights that serve, under their names and without adapters: the same in every process that serves
-    /// the same weights, whatever they came from; `None` where there are none yet. Weights that were not looked at yet are read.
+    /// the same weights, wherever they came from; `None` while it has none. Weights whose digests are not known yet are read.
     fn weights_digest(&self, py: Python<'_>) -> PyResult<Option<String>> {
         let digest = || {
             self.0.check_file()?;
@@ -158,8 +158,8 @@ impl Model {
     }
 
     /// An adapter for this engine: from a file or folder, or from tensors by the names that PEFT, diffusers or kohya's scripts
-    /// give them; `config` is the text of PEFT's `adapter_config.json`, `alpha` what it was trained with where nothing says so.
-    /// A file or folder alone has the name that it has.
+    /// give them; `config` is the text of PEFT's `adapter_config.json`, `alpha` the alpha of its training, where nothing else states it.
+    /// Given a file or folder alone, the adapter is named after it.
     #[pyo3(signature = (name, weights=None, config=None, alpha=None))]
     fn adapter(
         &self,
@@ -221,7 +221,7 @@ impl Model {
         graph.outputs.iter().map(|output| (output.name.clone(), graph.ty(output.value).to_string())).collect()
     }
 
-    /// What a state dict must bring.
+    /// The sources that a state dict must bring.
     #[getter]
     fn sources(&self) -> Vec<SourceInfo> {
         self.0.refit_map().sources.iter().map(SourceInfo::from).collect()
@@ -279,8 +279,8 @@ impl Model {
         self.0.device().codegen().target().to_string()
     }
 
-    /// Bytes of slots: of this model and all its forks together, of this generation, and of those that this generation shares
-    /// with nobody.
+    /// Bytes of slots, as a dict: `slots` of this generation, of which `private` ones are shared with no fork; `in_use` of this
+    /// model and all its forks together; `free` ones that wait for the next refit; `limit`, the most that they may take.
     fn memory<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let (memory, facts) = (self.0.slot_memory(), PyDict::new(py));
         let generation = self.0.generation();
@@ -323,7 +323,7 @@ impl Model {
         detached(py, || self.0.save_as(&path, mode, keep)).map_err(IntoPyErr::into_py)
     }
 
-    /// The bytes of such a file.
+    /// The engine with its serving weights as the bytes of an engine file.
     #[pyo3(signature = (mode="refittable", keep_sources="embedded"))]
     fn to_bytes<'py>(&self, py: Python<'py>, mode: &str, keep_sources: &str) -> PyResult<Bound<'py, PyBytes>> {
         let (mode, keep) = (mode_of(mode)?, keep_of(keep_sources)?);

@@ -26,7 +26,7 @@ use crate::{
     weights::state_dict_of,
 };
 
-/// An adapter that was matched to the sources of an engine, or of several that run one program: then a part for each of them.
+/// An adapter that is matched to the sources of an engine. For a program of several engines it has a part for each of them.
 #[pyclass(frozen, module = "regraft")]
 pub(crate) struct Adapter(Vec<Arc<adapter::Adapter>>);
 

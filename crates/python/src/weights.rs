@@ -47,7 +47,7 @@ impl StateDict {
         Ok(StateDict(weights))
     }
 
-    /// What stands in the file and was not read, by its place: in words what it is.
+    /// What the file holds besides and was not read: a description for each place.
     #[getter]
     fn skipped(&self) -> BTreeMap<String, String> {
         self.0.skipped().clone()

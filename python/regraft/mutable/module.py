@@ -88,7 +88,7 @@ class MutableModule(nn.Module):
         methods: methods that are compiled besides ``forward``; by default those of :data:`METHODS` that
             the module has.
         fallback: whether PyTorch runs calls that cannot be compiled, with one warning, instead of
-            raising. So it does for calls with caches, and for methods other than ``forward``.
+            raising. Calls with caches, and methods other than ``forward``, always fall back.
         auto_ranges: whether the module makes one program of many sizes by itself, once it was compiled
             three times for calls that differ in sizes alone; otherwise a warning says how.
         settings: what :func:`regraft.compile` takes, except for inputs and modes that take no weights.
