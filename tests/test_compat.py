@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-import zipfile
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from torch import nn
 
 import regraft
 import regraft.compat.torch_tensorrt as torch_tensorrt
-from regraft.compat.torch_tensorrt.dynamo._engine_cache import BaseEngineCache
 from small import seeded
 
 
@@ -279,57 +277,6 @@ def test_specifications_say_what_is_wrong_with_them() -> None:
         Input((1,), dtype="float")
 
 
-class InMemory(BaseEngineCache):
-    def __init__(self) -> None:
-        self.entries: dict[str, bytes] = {}
-
-    def save(self, hash: str, blob: bytes, *args: Any, **kwargs: Any) -> None:
-        self.entries[hash] = blob
-
-    def load(self, hash: str, *args: Any, **kwargs: Any) -> bytes | None:
-        return self.entries.get(hash)
-
-
-def cached(module: Any) -> tuple[str, ...]:
-    return module._compiled.cache
-
-
-def test_a_custom_engine_cache() -> None:
-    cache = InMemory()
-    program, tuned = torch.export.export(net(0), tuple(INPUTS)), torch.export.export(net(1), tuple(INPUTS))
-    compile = torch_tensorrt.dynamo.compile
-    assert cached(compile(program, custom_engine_cache=cache)) == ("off",)
-    assert cached(compile(program, custom_engine_cache=cache, reuse_cached_engines=True)) == ("built",)
-    assert not cache.entries
-    assert cached(compile(program, custom_engine_cache=cache, cache_built_engines=True)) == ("built",)
-    assert len(cache.entries) == 1
-    hit = compile(tuned, custom_engine_cache=cache, reuse_cached_engines=True)
-    assert cached(hit) == ("hit",)
-    close(hit(*INPUTS), net(1)(*INPUTS))
-    both = {"cache_built_engines": True, "reuse_cached_engines": True, "custom_engine_cache": cache}
-    assert cached(compile(program, **both)) == ("hit",)
-    cache.entries = dict.fromkeys(cache.entries, b"no engine")
-    with pytest.warns(RuntimeWarning, match="built again"):
-        assert cached(compile(program, **both)) == ("built",)
-    assert cached(compile(program, **both)) == ("hit",)
-    with pytest.raises(TypeError, match="BaseEngineCache"):
-        compile(program, **(both | {"custom_engine_cache": {}}))
-
-
-def test_the_engine_cache_on_disk(tmp_path: Path) -> None:
-    program = torch.export.export(net(0), tuple(INPUTS))
-    settings = {
-        "cache_built_engines": True,
-        "reuse_cached_engines": True,
-        "engine_cache_dir": str(tmp_path / "engines"),
-        "engine_cache_size": 1 << 30,
-    }
-    assert cached(torch_tensorrt.dynamo.compile(program, **settings)) == ("built",)
-    assert cached(torch_tensorrt.dynamo.compile(program, **settings)) == ("hit",)
-    with pytest.warns(UserWarning, match="cache_built_engines=False"):
-        torch_tensorrt.dynamo.compile(program, **(settings | {"cache_built_engines": False}))
-
-
 def test_operators_that_run_in_pytorch() -> None:
     program = torch.export.export(net(0), tuple(INPUTS))
     for op in (torch.ops.aten.relu.default, torch.ops.aten.relu, "torch.ops.aten.relu.default"):
@@ -361,31 +308,6 @@ def test_slots_as_arrays(compiled: Any) -> None:
     assert not any(np.array_equal(changed[name], array) for name, array in mapping.items())
 
 
-def test_save_and_load(compiled: Any, tmp_path: Path) -> None:
-    torch_tensorrt.save(compiled, tmp_path / "compiled.ep", inputs=INPUTS)
-    loaded = torch_tensorrt.load(tmp_path / "compiled.ep")
-    assert torch.equal(loaded.module()(*INPUTS), compiled(*INPUTS))
-    refitted = torch_tensorrt.dynamo.refit_module_weights(loaded, torch.export.export(net(1), tuple(INPUTS)))
-    close(refitted(*INPUTS), net(1)(*INPUTS))
-
-
-def test_other_formats_say_how_to_get_there(compiled: Any, tmp_path: Path) -> None:
-    for name, words in (
-        ("torchscript", r"torch\.jit\.trace"),
-        ("aot_inductor", "_inductor"),
-        ("x", "no other"),
-    ):
-        said = rf"(?s)format='{name}': .*exported programs.*help: .*{words}"
-        with pytest.raises(ValueError, match=said):
-            torch_tensorrt.save(compiled, tmp_path / "x.ts", output_format=name)
-        with pytest.raises(ValueError, match=said):
-            torch_tensorrt.load(tmp_path / "x.ts", format=name)
-    assert not (tmp_path / "x.ts").exists()
-    # What is advised works.
-    torch.jit.save(torch.jit.trace(compiled.exported_program().module(), tuple(INPUTS)), tmp_path / "x.ts")
-    close(torch.jit.load(tmp_path / "x.ts")(*INPUTS), compiled(*INPUTS))
-
-
 def test_a_mutable_module_follows_its_original(tmp_path: Path) -> None:
     model = net(0)
     mutable = torch_tensorrt.MutableTorchTensorRTModule(model, immutable_weights=False, strict=False)
@@ -409,55 +331,6 @@ def test_a_mutable_module_follows_its_original(tmp_path: Path) -> None:
         torch_tensorrt.MutableTorchTensorRTModule.load(tmp_path / "other")
     with pytest.raises(ValueError, match="immutable_weights"):
         torch_tensorrt.MutableTorchTensorRTModule(model, immutable_weights=True)
-
-
-def test_what_is_saved_is_one_file_and_a_program(tmp_path: Path) -> None:
-    for name, make in (("compiled.ep", None), ("empty", b"")):
-        path = tmp_path / name
-        if make is not None:
-            path.write_bytes(make)
-        module = torch_tensorrt.compile(net(0), ir="dynamo", inputs=INPUTS, min_block_size=1)
-        torch_tensorrt.dynamo.refit_module_weights(
-            module, torch.export.export(net(1), tuple(INPUTS)), in_place=True
-        )
-        torch_tensorrt.save(module, path, retrace=False, arg_inputs=INPUTS, dynamic_shapes=None)
-        assert path.is_file()
-        loaded = torch_tensorrt.load(path).module()
-        assert torch.equal(loaded(*INPUTS), module(*INPUTS))
-        close(loaded(*INPUTS), net(1)(*INPUTS))
-        loaded.refit(net(0).state_dict())
-        close(loaded(*INPUTS), net(0)(*INPUTS))
-        close(torch.export.load(path).module()(*INPUTS), net(1)(*INPUTS))
-
-
-def test_frozen_modules_and_damaged_files(tmp_path: Path) -> None:
-    frozen = torch_tensorrt.compile(net(0), inputs=INPUTS, immutable_weights=True)
-    torch_tensorrt.save(frozen, tmp_path / "frozen")
-    assert torch.equal(torch_tensorrt.load(tmp_path / "frozen").module()(*INPUTS), frozen(*INPUTS))
-    (tmp_path / "text").write_text("no module")
-    with pytest.raises(regraft.EngineFileError, match="not a saved module, or a damaged one"):
-        torch_tensorrt.load(tmp_path / "text")
-    with pytest.raises(regraft.EngineFileError, match="choose the name of a file"):
-        torch_tensorrt.save(frozen, tmp_path)
-    for member in ("regraft/../../escaped", "regraft/a//b"):
-        with zipfile.ZipFile(tmp_path / "hostile", "w") as archive:
-            archive.writestr(member, "x")
-        with pytest.raises(regraft.EngineFileError, match="is not a name of a file of a module"):
-            torch_tensorrt.load(tmp_path / "hostile")
-    with zipfile.ZipFile(tmp_path / "empty", "w") as archive:
-        archive.writestr("text", "x")
-    with pytest.raises(regraft.EngineFileError, match=r"no engines in it\n  help: torch\.export\.load"):
-        torch_tensorrt.load(tmp_path / "empty")
-
-
-def test_mutable_modules_are_one_file(tmp_path: Path) -> None:
-    mutable = torch_tensorrt.MutableTorchTensorRTModule(net(0), ir="dynamo", device="cpu", min_block_size=1)
-    mutable(*INPUTS)
-    torch_tensorrt.MutableTorchTensorRTModule.save(mutable, tmp_path / "mutable.pkl")
-    assert (tmp_path / "mutable.pkl").is_file()
-    loaded = torch_tensorrt.MutableTorchTensorRTModule.load(tmp_path / "mutable.pkl", net(1))
-    close(loaded(*INPUTS), net(1)(*INPUTS))
-    assert loaded.recompiles == 0
 
 
 def test_states_of_a_mutable_module() -> None:
@@ -502,41 +375,6 @@ def test_backends_by_name(name: str) -> None:
     with torch.inference_mode():
         close(fast(*INPUTS), net(0)(*INPUTS))
     torch._dynamo.reset()
-
-
-def test_hashes_and_entries_of_caches() -> None:
-    batch = torch.export.Dim("batch", min=1, max=8)
-    programs = [torch.export.export(net(s), tuple(INPUTS), dynamic_shapes={"x": {0: batch}}) for s in (0, 1)]
-    spec = torch_tensorrt.Input(min_shape=(1, 3, 16, 16), opt_shape=(2, 3, 16, 16), max_shape=(8, 3, 16, 16))
-    other = torch_tensorrt.Input(min_shape=(1, 3, 16, 16), opt_shape=(2, 3, 16, 16), max_shape=(9, 3, 16, 16))
-    settings = torch_tensorrt.dynamo.CompilationSettings()
-    hashes = [BaseEngineCache.get_hash(p.module(), (spec,), settings) for p in programs]
-    assert hashes[0] == hashes[1]
-    assert hashes[0] != BaseEngineCache.get_hash(programs[0].module(), (other,), settings)
-    frozen = torch_tensorrt.dynamo.CompilationSettings(immutable_weights=True)
-    assert hashes[0] != BaseEngineCache.get_hash(programs[0].module(), (spec,), frozen)
-    packed = BaseEngineCache.pack(b"engine", ["x"], {"a": 1})
-    assert BaseEngineCache.unpack(packed) == (b"engine", ["x"], {"a": 1})
-    deep, mapping = b"[" * 100_000, b'{"a": 1}'
-    hostile = (len(text).to_bytes(8, "little") + text for text in (deep, mapping))
-    for damaged in (b"", packed[:10], b"\xff" * 20, *hostile):
-        with pytest.raises(regraft.EngineFileError, match="damaged"):
-            BaseEngineCache.unpack(damaged)
-
-    class InMemory(BaseEngineCache):
-        def __init__(self) -> None:
-            self.entries: dict[str, bytes] = {}
-
-        def save(self, hash: str, blob: bytes, *args: Any, **kwargs: Any) -> None:
-            self.entries[hash] = blob
-
-        def load(self, hash: str, *args: Any, **kwargs: Any) -> bytes | None:
-            return self.entries.get(hash)
-
-    cache = InMemory()
-    assert cache.check(hashes[0]) is None
-    cache.insert(hashes[0], (b"engine", ["x"]))
-    assert cache.check(hashes[0]) == (b"engine", ["x"])
 
 
 def test_engines_as_bytes() -> None:
@@ -614,52 +452,6 @@ def test_children_are_named_as_by_torch_tensorrt() -> None:
     part = torch_tensorrt.dynamo.compile(program, INPUTS)._run_on_acc_0
     with pytest.raises(regraft.CompileError, match="the module that it is a part of is gone"):
         part(*INPUTS)
-
-
-@pytest.mark.parametrize("ops", [(), ("aten.mean.dim",)], ids=["whole", "cut"])
-def test_compiled_modules_are_exported_again(tmp_path: Path, ops: tuple[str, ...]) -> None:
-    program = torch.export.export(net(0), tuple(INPUTS))
-    module = torch_tensorrt.dynamo.compile(program, INPUTS, min_block_size=1, torch_executed_ops=ops)
-    again = torch.export.export(module, tuple(INPUTS), strict=False)
-    close(again.module()(*INPUTS), net(0)(*INPUTS))
-    torch.export.save(again, tmp_path / "again.ep")
-    loaded = torch_tensorrt.load(tmp_path / "again.ep").module()
-    assert isinstance(loaded, regraft.Module) and loaded.models
-    close(loaded(*INPUTS), net(0)(*INPUTS))
-    # What torch.export.load gives is refitted, too.
-    read = torch.export.load(tmp_path / "again.ep")
-    with torch.inference_mode():
-        refitted = torch_tensorrt.dynamo.refit_module_weights(module, net(1).state_dict())
-        close(refitted(*INPUTS), net(1)(*INPUTS))
-        assert torch_tensorrt.dynamo.refit_module_weights(read, read)(*INPUTS).shape == (2, 5)
-    frozen = torch_tensorrt.dynamo.compile(program, INPUTS, immutable_weights=True)
-    with pytest.raises(Exception, match="cannot be exported: export the original"):
-        torch.export.export(frozen, tuple(INPUTS), strict=False)
-
-
-def test_programs_with_objects_are_not_read(tmp_path: Path) -> None:
-    torch.export.save(torch.export.export(net(0), tuple(INPUTS)), tmp_path / "program.pt2")
-    with zipfile.ZipFile(tmp_path / "program.pt2") as archive:
-        front = archive.namelist()[0].split("/")[0]
-    with zipfile.ZipFile(tmp_path / "program.pt2", "a") as archive:
-        archive.writestr(f"{front}/data/constants/custom_obj_0", b"\x80\x04.")
-    with pytest.raises(regraft.EngineFileError, match="custom_obj_0 is an object that reading would execute"):
-        torch_tensorrt.load(tmp_path / "program.pt2")
-    (tmp_path / "nothing.ep").write_bytes(b"nothing")
-    with pytest.raises(regraft.EngineFileError, match="not a saved module, or a damaged one"):
-        torch_tensorrt.load(tmp_path / "nothing.ep")
-
-
-def test_mutable_modules_are_loaded_without_their_code(tmp_path: Path) -> None:
-    mutable = torch_tensorrt.MutableTorchTensorRTModule(net(0), min_block_size=1)
-    mutable(*INPUTS)
-    mutable.load_state_dict(net(1).state_dict())
-    torch_tensorrt.MutableTorchTensorRTModule.save(mutable, tmp_path / "mutable.pkl")
-    loaded = torch_tensorrt.MutableTorchTensorRTModule.load(tmp_path / "mutable.pkl")
-    close(loaded(*INPUTS), net(1)(*INPUTS))
-    loaded.load_state_dict(net(2).state_dict())
-    close(loaded(*INPUTS), net(2)(*INPUTS))
-    assert loaded.recompiles == 0
 
 
 def test_gradients_are_not_asked_of_compiled_graphs() -> None:

@@ -3,6 +3,7 @@
 //! A family's file holds, in this order: what the op computes, its attributes, inference (which is also what the
 //! verifier checks) and the reference evaluation. Everything repetitive is generated from the table.
 
+mod arithmetic;
 mod attention;
 mod bessel;
 mod conv;

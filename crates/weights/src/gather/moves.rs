@@ -1,8 +1,13 @@
 //! Recipes of plain slots as strided moves, for devices that make many slots in one launch.
 
+use std::collections::HashMap;
+
 use regraft_ir::Graph;
 
-use super::{Computation, HashMap, Part, StridedView, View, Views};
+use super::{
+    Computation,
+    views::{Part, StridedView, View, Views},
+};
 
 /// A plain slot as moves of its sources' elements: strided on both sides, scaled by a vector on the way where the recipe
 /// has it, rounded once to the slot's dtype.
