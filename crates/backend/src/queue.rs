@@ -27,7 +27,7 @@ pub struct Extent {
 /// ```
 /// use regraft_backend::ForeignQueue;
 ///
-/// // SAFETY: CUDA has this stream, of the current context's default, on every device.
+/// // SAFETY: 0 is CUDA's default stream, which every device has.
 /// let stream = unsafe { ForeignQueue::new(0) };
 /// assert_eq!(stream.handle(), 0);
 /// ```

@@ -120,7 +120,7 @@ pub enum RuntimeErrorKind {
         /// What happened.
         why: String,
     },
-    /// The engine does not fit this machine or itself.
+    /// The engine is malformed, or was built for another machine.
     #[error(transparent)]
     Engine(#[from] EngineErrorKind),
     /// The weights in the engine's file are not those that were written; nothing was computed from them.
