@@ -22,7 +22,8 @@ from comparing import assert_same, same
 from models import randomize_
 from module_checks import assert_agrees, assert_refits, called
 from small import Shelf, numbers, seeded, uncompiled
-from test_sources import SORTS, TOKENS, Net, X, halves, write_index
+from test_source_kinds import SORTS, X
+from test_sources import TOKENS, Net, halves, write_index
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
