@@ -2,8 +2,8 @@
 
 PYTHON examples/diffusers_lora_cuda.py
 
-The components are small and have random weights, so that nothing is downloaded; with a model of yours only
-``small_pipeline`` is another. The table says how long the UNet's first call took after each change, which
+The components are small and have random weights, so that nothing is downloaded; with a model of your own only
+``small_pipeline`` changes. The table says how long the UNet's first call took after each change, which
 refits it, how long the next one took, and what the refit itself took.
 """
 
