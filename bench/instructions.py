@@ -7,7 +7,7 @@ With the environment of scripts/python-env.sh:
     PYTHON bench/instructions.py target/release/regraft --update          # write the table
 
 Each line is a small program on one thread. The count is that of one run: the difference of two processes, of
-which one runs it more often. Valgrind has no AVX-512, so these are the kernels for AVX2, whatever the processor.
+which one runs it more often. Valgrind has no AVX-512, so the kernels are those for AVX2, on any processor.
 Counts do not depend on how busy the machine is, but they do on the version of Rust. A count that is more than
 3 % above that in docs/performance.md is a warning; the exit status is 0.
 """
