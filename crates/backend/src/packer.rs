@@ -91,6 +91,9 @@ pub enum PackError {
 pub trait StageObserver: Sync {
     /// So many bytes of slots are made, of all in this stage. May be called from any thread.
     fn staged(&self, _bytes: usize, _of: usize) {}
+
+    /// All slots are on their way, and until they are made the thread that packs, which calls this, has nothing to do.
+    fn waits(&self) {}
 }
 
 impl StageObserver for () {}

@@ -11,7 +11,7 @@ use regraft_backend_cuda::{
         elementwise,
         elementwise::View,
         norm,
-        pack::{Axis, Layout, Merge, Places, RESIDENT, Table, source},
+        pack::{Axis, Layout, Merge, Places, Table, source},
         specs,
     },
 };
@@ -324,10 +324,10 @@ fn packing(gpu: &Gpu) -> Result<(), CudaError> {
         |e: regraft_backend_cuda::kernels::Why| CudaError::NoAlgorithm { library: "kernels", problem: e.to_string() };
     let us = time(gpu, || gpu.stream.copy(&sources, &target))?;
     println!("{:<52} {us:>9.2} µs", "copy of 187 MB");
-    let launch = |name: &str, table: &Table, blocks: usize, says: &str| -> Result<(), CudaError> {
+    let launch = |name: &str, table: &Table, says: &str| -> Result<(), CudaError> {
         let jobs = gpu.upload(&table.bytes)?;
         let function = function(name)?;
-        let grid = [table.pieces.min(blocks) as u32, 1, 1];
+        let grid = [table.pieces as u32, 1, 1];
         let us = time(gpu, || {
             let mut args = Args::new();
             args.region(&jobs).i32(table.jobs as i32).i64(table.pieces as i64);
@@ -343,16 +343,15 @@ fn packing(gpu: &Gpu) -> Result<(), CudaError> {
         }
         Ok(table)
     };
-    let blocks = gpu.context.info().multiprocessors as usize * RESIDENT;
     let axis = |size, from, to| Axis { size, from, to, by: 0 };
     let run = [axis(rows * cols, 1, 1)];
-    launch("pack", &packs(DType::F16, &run)?, blocks, "grouped copy of 128 matrices, 187 MB")?;
-    launch("pack", &packs(DType::BF16, &run)?, blocks, "grouped cast bf16 to f16")?;
+    launch("pack", &packs(DType::F16, &run)?, "grouped copy of 128 matrices, 187 MB")?;
+    launch("pack", &packs(DType::BF16, &run)?, "grouped cast bf16 to f16")?;
     let transposed = [axis(cols, 1, rows), axis(rows, cols, 1)];
-    launch("pack", &packs(DType::F16, &transposed)?, blocks, "grouped transpose")?;
+    launch("pack", &packs(DType::F16, &transposed)?, "grouped transpose")?;
     // 253 x 320 windows of 9, about as large.
     let channels_last = [axis(253, 2880, 2880), axis(9, 1, 320), axis(320, 9, 1)];
-    launch("pack", &packs(DType::F16, &channels_last)?, blocks, "grouped channels last")?;
+    launch("pack", &packs(DType::F16, &channels_last)?, "grouped channels last")?;
     let (up, down) = (random(gpu, DType::F32, rows * 16)?, random(gpu, DType::F32, cols * 16)?);
     let merges: Vec<Merge> = (0..count)
         .map(|i| Merge {
@@ -360,13 +359,12 @@ fn packing(gpu: &Gpu) -> Result<(), CudaError> {
             target: at(&target, i),
             up: up.address(),
             down: down.address(),
-            source_type: dtype,
-            target_type: dtype,
+            dtype,
             rows,
             cols,
             rank: 16,
             scale: 1.0,
         })
         .collect();
-    launch("merge", &Table::merges(&merges).map_err(fit)?, blocks, "merge of 128 low-rank products, r = 16")
+    launch("merge", &Table::merges(&merges).map_err(fit)?, "merge of 128 low-rank products, r = 16")
 }

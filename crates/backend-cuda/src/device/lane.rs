@@ -61,31 +61,24 @@ impl Lane {
         self.stream.synchronize().and(self.kernels.synchronize())
     }
 
-    /// Copies the parts to staging memory. Returns when the host's bytes were read.
+    /// Copies the parts to staging memory. The device may still read large ones in page-locked memory when this returns: they are
+    /// kept until what comes next in the stream is over.
     pub(super) fn upload(&mut self, parts: &[Part<'_>], to: Span) -> Result<(), CudaError> {
-        self.upload_while(parts, to, || ())
+        let sent = self.send_off(parts, to);
+        if sent.is_err() {
+            let _ = self.stream.synchronize();
+        }
+        sent
     }
 
-    /// [`Self::upload`]; where that leaves the host nothing to do, it does something else `meanwhile`.
-    pub(super) fn upload_while(
-        &mut self,
-        parts: &[Part<'_>],
-        to: Span,
-        meanwhile: impl FnOnce(),
-    ) -> Result<(), CudaError> {
+    fn send_off(&mut self, parts: &[Part<'_>], to: Span) -> Result<(), CudaError> {
         let context = self.stream.context();
         let mut through = Vec::new();
-        let mut direct = parts
-            .iter()
-            .filter(|part| {
-                let is_direct = part.bytes.len() >= DIRECT_FROM && context.is_page_locked(part.bytes);
-                through.extend((!is_direct).then_some(*part));
-                is_direct
-            })
-            .map(|part| Ok((part.bytes, to.part(part.at, part.bytes.len())?)))
-            .peekable();
-        if direct.peek().is_some() {
-            self.stream.upload_slices(direct, meanwhile)?;
+        for part in parts {
+            match part.bytes.len() >= DIRECT_FROM && context.is_page_locked(part.bytes) {
+                true => self.stream.upload_locked(part.bytes, to.part(part.at, part.bytes.len())?)?,
+                false => through.push(part),
+            }
         }
         self.upload_through_ring(&through, to)
     }

@@ -1,8 +1,8 @@
 //! A thin safe layer over the driver: context, streams, events, memory, modules, graphs.
 //!
 //! Every function makes the context current on its thread first, so that objects may be used from any thread. Device memory
-//! is addressed by [`Region`]s, which hold the buffer that they lie in; the caller who launches work holds its regions until the
-//! work is over, which a [`Event`] tells.
+//! is addressed by [`Region`]s, which hold the buffer that they lie in; the caller who launches work holds its regions, and memory of
+//! the host that it reads or writes, until the work is over, which a [`Event`] tells.
 
 mod context;
 mod event;

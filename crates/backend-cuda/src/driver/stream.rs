@@ -155,36 +155,18 @@ impl Stream {
         self.synchronize()
     }
 
-    /// Copies all of these from memory of the host, which is best page-locked, does something else `meanwhile`, and waits. The first
-    /// ones are on their way while the next are asked for.
+    /// Copies from page-locked memory of the caller, who keeps it as it is until the copy is over.
     ///
     /// # Errors
-    /// When one is an error, or of another size than where it goes, or the driver fails.
-    pub fn upload_slices<'h>(
-        &self,
-        parts: impl Iterator<Item = Result<(&'h [u8], Span), CudaError>>,
-        meanwhile: impl FnOnce(),
-    ) -> Result<(), CudaError> {
-        // Waits for the copies when it is dropped, also if `parts` or `meanwhile` panics.
-        struct Sent<'s>(&'s Stream);
-        impl Drop for Sent<'_> {
-            fn drop(&mut self) {
-                let _ = self.0.synchronize();
-            }
-        }
-        let sent = Sent(self);
-        for part in parts {
-            let (host, to) = part?;
-            to.expect(host.len())?;
-            self.inner.bind()?;
-            // SAFETY: both have this length. `sent` ends the borrow, whatever happens after this.
-            self.inner.check("cuMemcpyHtoDAsync", unsafe {
-                (self.inner.api.cuMemcpyHtoDAsync_v2)(to.address(), host.as_ptr().cast(), host.len(), self.handle)
-            })?;
-        }
-        meanwhile();
-        std::mem::forget(sent);
-        self.synchronize()
+    /// When it is of another size than `to`, or the driver fails.
+    pub fn upload_locked(&self, host: &[u8], to: impl Into<Span>) -> Result<(), CudaError> {
+        let to = to.into();
+        to.expect(host.len())?;
+        self.inner.bind()?;
+        // SAFETY: both have this length. The caller keeps `host` until the copy is over, as the module says.
+        self.inner.check("cuMemcpyHtoDAsync", unsafe {
+            (self.inner.api.cuMemcpyHtoDAsync_v2)(to.address(), host.as_ptr().cast(), host.len(), self.handle)
+        })
     }
 
     /// Copies to page-locked memory, bytes `at..` of `host`.

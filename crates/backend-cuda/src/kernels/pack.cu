@@ -1,4 +1,5 @@
-// Many slots in one launch: blocks take pieces of a table of jobs. A launch of few blocks leaves the device to others.
+// Many slots in one launch: blocks take pieces of a table of jobs, mostly one each, so that urgent kernels of others come between. A launch
+// of few blocks leaves the device to others.
 // RESIDENT: blocks of a multiprocessor. ROOM: bytes of shared memory.
 struct Job {
     u64 source, target, scale;
@@ -11,10 +12,17 @@ struct Job {
 // Loads of a thread that are on their way at once.
 #define AHEAD 4
 
-// The last job that begins at `piece` or before; not before job `low`.
-template <typename J> DEVICE int find(const J* jobs, int count, i64 piece, int low) {
-    int high = count;
-    while (high - low > 1) { int mid = (low + high) / 2; if (jobs[mid].first_piece <= piece) low = mid; else high = mid; }
+// The last job that begins at `piece` or before. A warp looks at 32 of them at a time, and all of its lanes are here: each step waits for
+// memory.
+template <typename J> DEVICE int find(const J* jobs, int count, i64 piece) {
+    int low = 0, lane = threadIdx.x & 31;
+    while (count > 1) {
+        int step = (count + 31) / 32, at = lane * step;
+        bool begins = at < count && jobs[low + at].first_piece <= piece;
+        int last = (__popc(__ballot_sync(~0u, begins)) - 1) * step;
+        low += last;
+        count = count - last < step ? count - last : step;
+    }
     return low;
 }
 
@@ -120,16 +128,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) pack(const Job* 
     AWAIT();
     __shared__ Job job;
     __shared__ Wide room[ROOM / sizeof(Wide)];
-    int found = -1;
     for (i64 piece = blockIdx.x; piece < pieces; piece += gridDim.x) {
-        int next = find(jobs, count, piece, found < 0 ? 0 : found);
+        const u64* found = (const u64*)(jobs + find(jobs, count, piece));
         // The piece before is done with.
         __syncthreads();
-        if (next != found) {
-            found = next;
-            for (int i = threadIdx.x; i < (int)(sizeof(Job) / 8); i += THREADS) ((u64*)&job)[i] = ((const u64*)(jobs + found))[i];
-            __syncthreads();
-        }
+        if (threadIdx.x < sizeof(Job) / 8) ((u64*)&job)[threadIdx.x] = found[threadIdx.x];
+        __syncthreads();
         i64 begin = (piece - job.first_piece) * job.piece;
         u32 first = (u32)begin, end = (u32)(begin + job.piece < job.count ? begin + job.piece : job.count);
         switch (job.kind) {
@@ -153,7 +157,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) pack(const Job* 
     }
 }
 
-// W + up·down in f32, W added last, rounded to the type of W and then to the target's. `up` is scaled, rounded once.
+// W + up·down in f32, W added last, rounded to the type of W. `up` is scaled, rounded once.
 struct Merge {
     u64 source, target, up, down;
     i64 first_piece;          // pieces are tiles of 64 rows and 64 columns
@@ -162,61 +166,66 @@ struct Merge {
     double scale;
 };
 
-// A thread has 4 neighbors in each of 4 rows.
-template <typename S, typename T> DEVICE void merge_tile(const Merge& job, i64 tile, float (*up)[17], float (*down)[64]) {
-    i64 row0 = tile / job.columns * 64, col0 = tile % job.columns * 64;
-    int tx = threadIdx.x & 15, ty = threadIdx.x >> 4;
-    i64 col = col0 + tx * 4, left = job.cols - col;
-    // On its way while the product is computed.
-    Pack<S, 4> w[4];
+// Adds N products to each of the sums of a thread, one after the other.
+template <int N> DEVICE void add_products(float (&sums)[4][4], const float (*up)[20], const float (*down)[64], int first, int ty, int tx) {
+    Pack<float, 4> b[N];
+#pragma unroll
+    for (int r = 0; r < N; r++) b[r] = *(const Pack<float, 4>*)&down[first + r][tx * 4];
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        i64 row = row0 + ty + i * 16;
-        if (row >= job.rows || left <= 0) continue;
-        const S* source = (const S*)job.source + row * job.cols + col;
+        Pack<float, N> a = *(const Pack<float, N>*)&up[ty + i * 16][first];
+#pragma unroll
+        for (int r = 0; r < N; r++)
+#pragma unroll
+            for (int j = 0; j < 4; j++) sums[i][j] = fmaf(a.v[r], b[r].v[j], sums[i][j]);
+    }
+}
+
+// A thread has 4 neighbors in each of 4 rows.
+template <typename E> DEVICE void merge_tile(const Merge& job, int tile, float (*up)[20], float (*down)[64]) {
+    int rows = (int)job.rows, cols = (int)job.cols, rank = (int)job.rank;
+    int row0 = tile / job.columns * 64, col0 = tile % job.columns * 64;
+    int tx = threadIdx.x & 15, ty = threadIdx.x >> 4;
+    int row = row0 + ty, col = col0 + tx * 4, left = cols - col;
+    i64 first = (i64)row * cols + col, step = (i64)cols * 16;
+    // On its way while the product is computed.
+    Pack<E, 4> w[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        if (row + i * 16 >= rows || left <= 0) continue;
+        const E* source = (const E*)job.source + first + i * step;
         if (left >= 4) {
-            w[i] = read<S, 4>(source);
+            w[i] = read<E, 4>(source);
         } else {
 #pragma unroll
             for (int j = 0; j < 3; j++) if (j < left) w[i].v[j] = source[j];
         }
     }
     float acc[4][4] = {};
-    for (i64 r0 = 0; r0 < job.rank; r0 += 16) {
+    for (int r0 = 0; r0 < rank; r0 += 16) {
         __syncthreads();
         for (int e = threadIdx.x; e < 1024; e += 256) {
-            i64 row = row0 + e / 16, r = r0 + e % 16;
-            float x = row < job.rows && r < job.rank ? ((const float*)job.up)[row * job.rank + r] : 0.f;
+            int at = row0 + e / 16, r = r0 + e % 16;
+            float x = at < rows && r < rank ? ((const float*)job.up)[(i64)at * rank + r] : 0.f;
             up[e / 16][e % 16] = job.scale == 1. ? x : (float)(x * job.scale);
-            i64 c = col0 + e % 64, q = r0 + e / 64;
-            down[e / 64][e % 64] = c < job.cols && q < job.rank ? ((const float*)job.down)[q * job.cols + c] : 0.f;
+            int c = col0 + e % 64, q = r0 + e / 64;
+            down[e / 64][e % 64] = c < cols && q < rank ? ((const float*)job.down)[(i64)q * cols + c] : 0.f;
         }
         __syncthreads();
-        int many = job.rank - r0 < 16 ? (int)(job.rank - r0) : 16;
-        for (int r = 0; r < many; r++) {
-            Pack<float, 4> b = read<float, 4>(&down[r][tx * 4]);
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                float a = up[ty + i * 16][r];
-#pragma unroll
-                for (int j = 0; j < 4; j++) acc[i][j] = fmaf(a, b.v[j], acc[i][j]);
-            }
-        }
+        int many = rank - r0 < 16 ? rank - r0 : 16;
+        int r = 0;
+        for (; r + 4 <= many; r += 4) add_products<4>(acc, up, down, r, ty, tx);
+        for (; r < many; r++) add_products<1>(acc, up, down, r, ty, tx);
     }
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        i64 row = row0 + ty + i * 16;
-        if (row >= job.rows || left <= 0) continue;
-        T* target = (T*)job.target + row * job.cols + col;
-        Pack<T, 4> out;
+        if (row + i * 16 >= rows || left <= 0) continue;
+        E* target = (E*)job.target + first + i * step;
+        Pack<E, 4> out;
 #pragma unroll
-        for (int j = 0; j < 4; j++) {
-            S merged;
-            put(merged, acc[i][j] + get(w[i].v[j]));
-            put(out.v[j], get(merged));
-        }
+        for (int j = 0; j < 4; j++) put(out.v[j], acc[i][j] + get(w[i].v[j]));
         if (left >= 4) {
-            write<T, 4>(target, out);
+            write<E, 4>(target, out);
         } else {
 #pragma unroll
             for (int j = 0; j < 3; j++) if (j < left) target[j] = out.v[j];
@@ -226,20 +235,14 @@ template <typename S, typename T> DEVICE void merge_tile(const Merge& job, i64 t
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) merge(const Merge* jobs, int count, i64 pieces) {
     AWAIT();
-    __shared__ __align__(16) float up[64][17], down[16][64];
+    __shared__ __align__(16) float up[64][20], down[16][64];
     for (i64 piece = blockIdx.x; piece < pieces; piece += gridDim.x) {
-        const Merge& job = jobs[find(jobs, count, piece, 0)];
-        i64 tile = piece - job.first_piece;
+        const Merge& job = jobs[find(jobs, count, piece)];
+        int tile = (int)(piece - job.first_piece);
         switch (job.kind) {
-            case 0: merge_tile<f32, f32>(job, tile, up, down); break;
-            case 1: merge_tile<f32, f16>(job, tile, up, down); break;
-            case 2: merge_tile<f32, bf16>(job, tile, up, down); break;
-            case 3: merge_tile<f16, f32>(job, tile, up, down); break;
-            case 4: merge_tile<f16, f16>(job, tile, up, down); break;
-            case 5: merge_tile<f16, bf16>(job, tile, up, down); break;
-            case 6: merge_tile<bf16, f32>(job, tile, up, down); break;
-            case 7: merge_tile<bf16, f16>(job, tile, up, down); break;
-            default: merge_tile<bf16, bf16>(job, tile, up, down); break;
+            case 0: merge_tile<f32>(job, tile, up, down); break;
+            case 1: merge_tile<f16>(job, tile, up, down); break;
+            default: merge_tile<bf16>(job, tile, up, down); break;
         }
     }
 }
@@ -251,7 +254,7 @@ struct Pair { u64 first, second; i64 first_piece, bytes; };
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) differ(const Pair* pairs, int count, i64 pieces, u32* flags) {
     AWAIT();
     for (i64 piece = blockIdx.x; piece < pieces; piece += gridDim.x) {
-        int found = find(pairs, count, piece, 0);
+        int found = find(pairs, count, piece);
         const Pair& pair = pairs[found];
         i64 first = (piece - pair.first_piece) * PAIR_PIECE;
         i64 end = first + PAIR_PIECE < pair.bytes ? first + PAIR_PIECE : pair.bytes;

@@ -2,14 +2,11 @@
 
 use regraft_tensor::DType;
 
-use super::{
-    is_small_float,
-    spec::{Defines, Why},
-};
+use super::spec::{Defines, Why};
 use crate::nvrtc::Source;
 
-/// Blocks of a multiprocessor: a launch that has the device to itself has no more of them, so that all begin and end together.
-pub const RESIDENT: usize = 4;
+/// Blocks of a multiprocessor at a time.
+const RESIDENT: usize = 4;
 /// Elements of a piece, about, that are moved one by one.
 const PIECE: usize = 4096;
 /// Bytes of a piece that is copied.
@@ -94,15 +91,19 @@ pub struct Table {
     pub pieces: usize,
 }
 
-/// The number of a pair of types in the sources' switches.
-fn float_kind(source: DType, target: DType) -> Option<i32> {
-    let number = |d| match d {
+/// The number of a type in the sources' switches.
+fn float_number(dtype: DType) -> Option<i32> {
+    match dtype {
         DType::F32 => Some(0),
         DType::F16 => Some(1),
         DType::BF16 => Some(2),
         _ => None,
-    };
-    Some(number(source)? * 3 + number(target)?)
+    }
+}
+
+/// The number of a pair of types there.
+fn float_kind(source: DType, target: DType) -> Option<i32> {
+    Some(float_number(source)? * 3 + float_number(target)?)
 }
 
 /// Whether a [`Layout`] may have so many axes, neighbors joined, and elements.
@@ -238,9 +239,7 @@ impl Table {
     pub fn merges(jobs: &[Merge]) -> Result<Table, Why> {
         let mut table = Table::default();
         for job in jobs.iter().filter(|j| j.rows * j.cols > 0) {
-            let kind = float_kind(job.source_type, job.target_type)
-                .filter(|_| is_small_float(job.source_type))
-                .ok_or_else(|| Why::new(format!("{} becomes {}", job.source_type, job.target_type)))?;
+            let kind = float_number(job.dtype).ok_or_else(|| Why::new(format!("adapters of {}", job.dtype)))?;
             let columns = job.cols.div_ceil(64);
             table.words(&[job.source, job.target, job.up, job.down, table.pieces as u64]);
             table.words(&[job.rows as u64, job.cols as u64, job.rank as u64]);
@@ -266,7 +265,7 @@ impl Table {
     }
 }
 
-/// `W + scale·up·down`, rounded to the type of `W`, then to the target's.
+/// `W + scale·up·down`, rounded to the type of `W`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Merge {
     /// Address of `W`, row-major.
@@ -277,10 +276,8 @@ pub struct Merge {
     pub up: u64,
     /// Address of `rank x cols` floats.
     pub down: u64,
-    /// Element type of `W`.
-    pub source_type: DType,
-    /// Element type of the slot.
-    pub target_type: DType,
+    /// Element type of `W` and the result.
+    pub dtype: DType,
     /// Rows of `W`.
     pub rows: usize,
     /// Columns of `W`.
@@ -334,18 +331,8 @@ mod tests {
             Places { source: 1, target: 2, scale: 0 },
         );
         assert_eq!((table.bytes.len(), table.jobs, table.pieces), (2 * LAYOUT_BYTES, 2, 6));
-        let merge = Merge {
-            source: 1,
-            target: 2,
-            up: 3,
-            down: 4,
-            source_type: DType::F16,
-            target_type: DType::F16,
-            rows: 100,
-            cols: 65,
-            rank: 4,
-            scale: 1.0,
-        };
+        let merge =
+            Merge { source: 1, target: 2, up: 3, down: 4, dtype: DType::F16, rows: 100, cols: 65, rank: 4, scale: 1.0 };
         let table = Table::merges(&[merge]).expect("it fits");
         assert_eq!((table.bytes.len(), table.pieces), (80, 4));
         assert_eq!(table.bytes.len(), MERGE_BYTES);

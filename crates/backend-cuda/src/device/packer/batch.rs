@@ -145,6 +145,11 @@ struct Moving<'a> {
 }
 
 impl<'a> Batch<'a> {
+    /// An empty one, for so many slots.
+    pub(super) fn with_room(slots: usize) -> Batch<'a> {
+        Batch { moves: Vec::with_capacity(slots), ..Batch::default() }
+    }
+
     /// Bytes of staging memory that are asked for.
     fn len(&self) -> usize {
         self.large.len + self.small.len + self.resident_bytes + self.computed
@@ -335,8 +340,7 @@ impl<'a> Batch<'a> {
             target: address(m.to),
             up: address(m.up),
             down: address(m.down),
-            source_type: m.dtype,
-            target_type: m.dtype,
+            dtype: m.dtype,
             rows: m.sizes.0,
             cols: m.sizes.1,
             rank: m.sizes.2,
@@ -352,13 +356,11 @@ impl<'a> Batch<'a> {
         Ok([casts, Table::merges(&merges)?, moves])
     }
 
-    /// Puts what makes the slots into the lane's streams. What else the host has to do, it may do `meanwhile`, which is called at
-    /// most once.
+    /// Puts what makes the slots into the lane's streams.
     pub(super) fn run(
         self,
         context: &Context,
         lane: &mut Lane,
-        meanwhile: &mut dyn FnMut(),
         mut launch: impl FnMut(&Stream, Entry, &Table, Span) -> Result<(), CudaError>,
     ) -> Result<InFlight<'a>, CudaError> {
         let refused = |why: Why| CudaError::NoAlgorithm { library: "the packer", problem: why.to_string() };
@@ -390,8 +392,8 @@ impl<'a> Batch<'a> {
         let to_stay = self.residents.iter().map(|(tensor, at)| Part { bytes: tensor.bytes(), at: *at });
         let to_stay: Vec<Part<'_>> = to_stay.collect();
         let end = Event::new(context)?;
-        let send = || {
-            lane.upload_while(&parts, span, meanwhile)?;
+        let mut send = || {
+            lane.upload(&parts, span)?;
             if let Some(residents) = &residents {
                 lane.upload(&to_stay, residents.span())?;
             }
@@ -403,7 +405,7 @@ impl<'a> Batch<'a> {
             lane.kernels.record(&end)
         };
         if let Err(error) = send() {
-            // What was sent still uses the memory, which goes now.
+            // What was sent still uses memory, which goes now.
             let _ = lane.synchronize();
             return Err(error);
         }
@@ -413,7 +415,7 @@ impl<'a> Batch<'a> {
     }
 }
 
-/// Slots that are on their way.
+/// Slots that are on their way, and what they are made of: whoever drops this has waited for the end.
 pub(super) struct InFlight<'a> {
     end: Event,
     /// What is read: staging memory, and copies that were there.

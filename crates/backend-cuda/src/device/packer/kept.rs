@@ -7,7 +7,7 @@ use regraft_tensor::{AlignedVec, DType, Tensor};
 use regraft_weights::{Move, MoveAxis};
 
 use super::{
-    super::lane::{ALIGN, Part},
+    super::lane::{ALIGN, Lane, Part},
     CudaPacker, STAGING,
     batch::Entry,
 };
@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Elements that are compared first: of weights that differ, nearly all do so there, and the rest need not be uploaded twice.
-const BEGINNING: usize = 2048;
+const BEGINNING: usize = 4096;
 
 /// How a source that lies in a slot bit for bit is read back.
 #[derive(Debug)]
@@ -311,13 +311,20 @@ impl CudaPacker {
         parts.push(Part { bytes: &table.bytes, at: pairs_at });
         parts.push(Part { bytes: &moves.bytes, at: moves_at });
         let lane = &mut *self.lane();
-        lane.upload(&parts, span)?;
-        self.launch(&lane.stream, Entry::Pack, &moves, span.part(moves_at, moves.bytes.len())?, None, Pace::Fast)?;
-        let flags_span = span.part(flags_at, flags.len())?;
-        let jobs = span.part(pairs_at, table.bytes.len())?;
-        self.launch(&lane.stream, Entry::Differ, &table, jobs, Some(flags_span), Pace::Fast)?;
         let mut found = flags.clone();
-        lane.download(flags_span, &mut found)?;
+        let mut compare = |lane: &mut Lane| {
+            lane.upload(&parts, span)?;
+            self.launch(&lane.stream, Entry::Pack, &moves, span.part(moves_at, moves.bytes.len())?, None, Pace::Fast)?;
+            let flags_span = span.part(flags_at, flags.len())?;
+            let jobs = span.part(pairs_at, table.bytes.len())?;
+            self.launch(&lane.stream, Entry::Differ, &table, jobs, Some(flags_span), Pace::Fast)?;
+            lane.download(flags_span, &mut found)
+        };
+        if let Err(error) = compare(lane) {
+            // What was sent still uses memory, which goes now.
+            let _ = lane.synchronize();
+            return Err(error);
+        }
         Ok(found.chunks_exact(4).map(|flag| flag != [0; 4]).collect())
     }
 

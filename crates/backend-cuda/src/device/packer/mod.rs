@@ -33,7 +33,7 @@ use super::{
 use crate::{
     CudaError,
     driver::{Args, Function, Launch, Span, Stream},
-    kernels::pack::{RESIDENT, Table, source},
+    kernels::pack::{Table, source},
 };
 
 /// Makes slots of a program on a GPU.
@@ -114,11 +114,11 @@ impl CudaPacker {
         let mut args = Args::new();
         args.region(jobs).i32(table.jobs as i32).i64(table.pieces as i64);
         flags.iter().for_each(|flags| _ = args.region(*flags));
-        let multiprocessors = self.cx.context.info().multiprocessors as usize;
         let blocks = match pace {
-            Pace::Fast => multiprocessors * RESIDENT,
+            // Blocks are short: kernels of runs, which are more urgent, come between them.
+            Pace::Fast => i32::MAX as usize,
             // Most of the device is left to runs.
-            Pace::Background => multiprocessors.div_ceil(8),
+            Pace::Background => self.cx.context.info().multiprocessors.div_ceil(8) as usize,
         };
         let grid = [table.pieces.min(blocks) as u32, 1, 1];
         let function = match entry {
@@ -130,10 +130,10 @@ impl CudaPacker {
     }
 
     /// Puts a batch into the lane's streams, behind others.
-    fn run<'a>(&self, batch: Batch<'a>, pace: Pace, meanwhile: &mut dyn FnMut()) -> Result<InFlight<'a>, PackError> {
+    fn run<'a>(&self, batch: Batch<'a>, pace: Pace) -> Result<InFlight<'a>, PackError> {
         let lane = &mut *self.lane();
         let launch = |stream: &Stream, entry, table: &Table, jobs| self.launch(stream, entry, table, jobs, None, pace);
-        batch.run(&self.cx.context, lane, meanwhile, launch).map_err(|e| self.failed(e))
+        batch.run(&self.cx.context, lane, launch).map_err(|e| self.failed(e))
     }
 
     /// Slots that the host makes, side by side, for as long as they are on their way.
@@ -165,27 +165,19 @@ struct Stage<'p, 'a> {
 }
 
 impl<'a> Stage<'_, 'a> {
-    /// Sends batches off as `next` lays them out, each while the one before is copied or made.
+    /// Sends batches off as `next` lays them out, each while the one before is copied and made: the device always has work.
     fn push_all(&mut self, mut next: impl FnMut() -> Result<Option<Batch<'a>>, PackError>) -> Result<(), PackError> {
-        let mut batch = next()?;
-        while let Some(now) = batch {
-            let mut after = None;
-            self.push(now, &mut || after = Some(next()))?;
-            batch = after.unwrap_or_else(&mut next)?;
+        while let Some(batch) = next()? {
+            let sent = self.packer.run(batch, self.pace)?;
+            let before = self.on_the_way.replace(sent);
+            self.finish(before)?;
         }
         Ok(())
     }
 
-    fn push(&mut self, batch: Batch<'a>, meanwhile: &mut dyn FnMut()) -> Result<(), PackError> {
-        let next = self.packer.run(batch, self.pace, meanwhile)?;
-        self.finish()?;
-        self.on_the_way = Some(next);
-        Ok(())
-    }
-
-    /// Waits for the batch that is on its way.
-    fn finish(&mut self) -> Result<(), PackError> {
-        let Some(batch) = self.on_the_way.take() else { return Ok(()) };
+    /// Waits for a batch.
+    fn finish(&mut self, batch: Option<InFlight<'a>>) -> Result<(), PackError> {
+        let Some(batch) = batch else { return Ok(()) };
         self.done += batch.slot_bytes;
         batch.finish(&mut self.packer.resident()).map_err(|e| self.packer.failed(e))?;
         self.observer.staged(self.done, self.total);
@@ -207,12 +199,12 @@ impl Packer for CudaPacker {
         let total: usize = jobs.iter().map(|job| job.out.len()).sum();
         let mut stage = Stage { packer: self, pace, observer, total, done: 0, on_the_way: None };
         let (mut left, mut on_host) = (jobs.iter(), Vec::new());
-        let mut full_at = FIRST;
+        let (mut full_at, mut forms) = (FIRST, Vec::new());
         stage.push_all(|| {
-            let (mut batch, mut slots) = (Batch::default(), 0);
+            let (mut batch, mut slots) = (Batch::with_room(left.len()), 0);
             for job in left.by_ref() {
                 let slot = &self.slots[job.slot];
-                let Some((plan, forms)) = slot.accept(&job.given) else {
+                let Some(plan) = slot.accept(&job.given, &mut forms) else {
                     on_host.push(job);
                     continue;
                 };
@@ -242,15 +234,17 @@ impl Packer for CudaPacker {
             }
             Ok((!now.is_empty()).then_some(batch))
         })?;
-        stage.finish()?;
+        observer.waits();
+        let last = stage.on_the_way.take();
+        stage.finish(last)?;
         self.resident().settle();
         Ok(())
     }
 
     fn is_one_pass(&self, slot: usize, given: &[Given<'_>]) -> bool {
-        let plan = &self.slots[slot];
-        match plan.accept(given) {
-            Some((_, forms)) => forms.iter().enumerate().all(|(i, form)| plan.is_one_pass(i, form, &given[i])),
+        let (plan, mut forms) = (&self.slots[slot], Vec::new());
+        match plan.accept(given, &mut forms) {
+            Some(_) => forms.iter().enumerate().all(|(i, form)| plan.is_one_pass(i, form, &given[i])),
             None => self.host.is_one_pass(slot, given),
         }
     }

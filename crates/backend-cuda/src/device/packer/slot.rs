@@ -78,16 +78,20 @@ impl SlotPlan {
         self.kept.get(source)?.as_ref()
     }
 
-    /// The moves that make the slot of these sources, with what is done to each of these first; `None` where the host makes it.
-    pub(super) fn accept<'a>(&self, given: &[Given<'a>]) -> Option<(&MovePlan, Vec<Form<'a>>)> {
+    /// The moves that make the slot of these sources; `None` where the host makes it. What is done to each source first becomes
+    /// `forms`.
+    pub(super) fn accept<'a>(&self, given: &[Given<'a>], forms: &mut Vec<Form<'a>>) -> Option<&MovePlan> {
         let plan = self.moves.as_ref()?;
         let scaled_by_adapted =
             plan.scales.iter().flat_map(|scale| &scale.sources).any(|&s| given[s as usize].overlay.is_some());
         if scaled_by_adapted || given.len() != self.sources.len() {
             return None;
         }
-        let forms = given.iter().enumerate().map(|(index, given)| self.form(plan, index, given));
-        Some((plan, forms.collect::<Option<_>>()?))
+        forms.clear();
+        for (index, given) in given.iter().enumerate() {
+            forms.push(self.form(plan, index, given)?);
+        }
+        Some(plan)
     }
 
     /// Whether moves alone read a source that is given in the program's dtype: its values are not looked at on the host.
