@@ -133,8 +133,8 @@ impl Program {
                     &BTreeMap::new(),
                     &self.pool,
                     &(),
+                    &mut |_| (),
                 )?
-                .slots
             }
         };
         let (sources, baked) = (self.carried.clone(), self.baked.clone());

@@ -11,6 +11,9 @@ pub(crate) struct StoredOtherwise(BTreeMap<Vec<u8>, String>);
 impl StoredOtherwise {
     /// What may be the source of this name: it has that name, perhaps behind something else.
     pub(crate) fn of(&self, own: &str) -> Option<&str> {
+        if self.0.is_empty() {
+            return None;
+        }
         let mut end = reversed(own);
         let whole = self.0.get(&end);
         let behind = || {

@@ -71,6 +71,14 @@ pub(crate) struct Change {
     pub(crate) stale: Vec<usize>,
     /// Sources that are not kept as the tensors that they are now.
     passing: BTreeSet<usize>,
+    told: Told,
+}
+
+/// What the report of a change says of sources and adapters.
+struct Told {
+    matched: Matched,
+    is_changed: Vec<bool>,
+    adapted: BTreeSet<usize>,
 }
 
 impl Change {
@@ -116,8 +124,9 @@ pub(crate) fn check(
     let detects = request.weights.is_some_and(|(_, options)| matches!(options.changed, Changed::Detect));
     let is_compared = base.is_some() && detects;
     phase(Phase::Check, report, request.observer, |report| {
-        let affected = dependent_slots(parts.map, base.is_none(), |s| matched.contains_key(&s), &adapted);
-        let kept = sources_not_given(parts.map, &matched, &affected);
+        let given = marked(parts.map, matched.keys());
+        let affected = dependent_slots(parts.map, base.is_none(), &given, &adapted);
+        let kept = sources_not_given(parts.map, &given, &affected);
         before = loaded(parts, std::mem::take(&mut before), &kept)?;
         check_kept(parts.map, &kept, &before, &affected)?;
         remote::bring(parts, &mut matched, &before, is_compared, &adapters, report)
@@ -126,27 +135,27 @@ pub(crate) fn check(
         let options = request.weights.map(|(_, options)| &options.changed);
         compare::changed(parts, &matched, base, options.unwrap_or(&Changed::All))
     })?;
-    let stale = dependent_slots(parts.map, base.is_none(), |s| changed.contains(&s), &adapted);
+    let is_changed = marked(parts.map, &changed);
+    let stale = dependent_slots(parts.map, base.is_none(), &is_changed, &adapted);
     let mut is_read = vec![false; parts.map.sources.len()];
     let read = stale.iter().flat_map(|&slot| &parts.map.recipes[slot].sources);
     read.for_each(|&source| is_read[source as usize] = true);
     let mut sources = before;
-    let mut passing = BTreeSet::new();
+    let mut passing = Vec::new();
     for (&index, tensor) in &matched {
         let dtype = parts.map.sources[index].dtype;
         // One that is the same as what a slot keeps need not be read back from there, and one that was released is here again.
         let in_slot = sources[index].slot().is_some() && tensor.dtype() == dtype;
         let let_go = !sources[index].is_resident() && is_read[index];
-        if changed.contains(&index) || in_slot || let_go {
+        if is_changed[index] || in_slot || let_go {
             passing.extend((in_slot || tensor.is_borrowed()).then_some(index));
             sources[index] = Arc::new(SourceContent::new(dtype, Some(tensor.clone())));
         }
     }
-    fill_sources(report, parts.map, &matched, &changed);
-    fill_adapters(report, parts.map, &adapters, &adapted);
     let baked = still_baked(parts.map, base, &changed);
     report.baked = baked.to_vec();
-    Ok(Change { sources, adapters, baked, stale, passing })
+    let passing = passing.into_iter().collect();
+    Ok(Change { sources, adapters, baked, stale, passing, told: Told { matched, is_changed, adapted } })
 }
 
 /// An adapter names sources by number: one of another engine would change other weights.
@@ -241,20 +250,27 @@ fn match_weights(
     })
 }
 
-/// All slots, or those that depend on a source that `chosen` names or on one of the uses in `adapted`.
-fn dependent_slots(map: &RefitMap, all: bool, chosen: impl Fn(usize) -> bool, adapted: &BTreeSet<usize>) -> Vec<usize> {
+/// For each source whether it is one of `chosen`.
+fn marked<'a>(map: &RefitMap, chosen: impl IntoIterator<Item = &'a usize>) -> Vec<bool> {
+    let mut marks = vec![false; map.sources.len()];
+    chosen.into_iter().for_each(|&source| marks[source] = true);
+    marks
+}
+
+/// All slots, or those that depend on a source that is `chosen` or on one of the uses in `adapted`.
+fn dependent_slots(map: &RefitMap, all: bool, chosen: &[bool], adapted: &BTreeSet<usize>) -> Vec<usize> {
     let depends = |slot: &usize| {
         let recipe = &map.recipes[*slot];
         let is_adapted = recipe.uses.iter().any(|&one| adapted.contains(&(one as usize)));
-        is_adapted || recipe.sources.iter().any(|&s| chosen(s as usize))
+        is_adapted || recipe.sources.iter().any(|&s| chosen[s as usize])
     };
     (0..map.recipes.len()).filter(|slot| all || depends(slot)).collect()
 }
 
 /// The sources of these slots that were not given.
-fn sources_not_given(map: &RefitMap, given: &Matched, slots: &[usize]) -> BTreeSet<usize> {
+fn sources_not_given(map: &RefitMap, given: &[bool], slots: &[usize]) -> BTreeSet<usize> {
     let sources = slots.iter().flat_map(|&slot| &map.recipes[slot].sources).map(|&source| source as usize);
-    sources.filter(|source| !given.contains_key(source)).collect()
+    sources.filter(|&source| !given[source]).collect()
 }
 
 /// A slot made from several sources needs all of them when one changes.
@@ -332,39 +348,43 @@ pub(crate) fn compute(
     observer: &dyn RefitObserver,
     report: &mut RefitReport,
 ) -> Result<Generation, RuntimeError> {
-    let (generation, fresh, evaluated) = phase(Phase::Stage, report, observer, |_| {
+    phase(Phase::Stage, report, observer, |report| {
         let (mut change, mut staged) = (Some(change), None);
-        let mut work = || staged = change.take().map(|change| stage(parts, to, base, change, observer));
+        let mut work = || staged = change.take().map(|change| stage(parts, to, base, change, observer, report));
         match parts.pace {
             Pace::Fast => parts.packer.on_threads(&mut work),
             // Its caller is on a thread whose time may be taken.
             Pace::Background => work(),
         }
         staged.expect("a packer runs what it is given")
-    })?;
-    fill_slots(report, parts, &fresh, &evaluated);
-    Ok(generation)
+    })
 }
 
-/// The generation of a checked change, the slots that were made for it, and those that took more than one pass over memory.
+/// The generation of a checked change. The report is filled while the slots are made.
 fn stage(
     parts: &Parts<'_>,
     to: To<'_>,
     base: Option<&Generation>,
     change: Change,
     observer: &dyn RefitObserver,
-) -> Result<(Generation, Vec<usize>, BTreeSet<usize>), RuntimeError> {
-    let Change { mut sources, adapters, baked, stale, mut passing } = change;
+    report: &mut RefitReport,
+) -> Result<Generation, RuntimeError> {
+    let Change { mut sources, adapters, baked, stale, mut passing, told } = change;
     passing.extend(keep::bring_out(parts, &mut sources, &stale)?);
     let mut slots = base.map_or_else(BTreeMap::new, |base| slots_besides(&base.slots, &stale));
     slots.extend(share::slots_of_siblings(to.siblings, parts, &sources, &adapters, &stale)?);
     let fresh: Vec<usize> = stale.into_iter().filter(|slot| !slots.contains_key(slot)).collect();
-    let made = make(parts, &sources, &adapters, &fresh, &slots, to.pool, observer)?;
-    slots.extend(fresh.iter().copied().zip(made.slots));
+    let mut tell = |evaluated: &BTreeSet<usize>| {
+        fill_sources(report, parts.map, &told);
+        fill_adapters(report, parts.map, &adapters, &told.adapted);
+        fill_slots(report, parts, &fresh, evaluated);
+    };
+    let made = make(parts, &sources, &adapters, &fresh, &slots, to.pool, observer, &mut tell)?;
+    slots.extend(fresh.iter().copied().zip(made));
     let slots: Vec<_> = slots.into_values().collect();
     keep::settle(parts, &mut sources, &passing, &slots, &adapters)?;
     let id = base.map_or(0, |base| base.id + 1);
-    Ok((Generation { id, slots, sources, adapters, baked }, fresh, made.evaluated))
+    Ok(Generation { id, slots, sources, adapters, baked })
 }
 
 /// The slots but for the `stale` ones, by number.
@@ -373,11 +393,13 @@ pub(crate) fn slots_besides(slots: &[Arc<Slot>], stale: &[usize]) -> BTreeMap<us
     slots.iter().cloned().enumerate().filter(stays).collect()
 }
 
-fn fill_sources(report: &mut RefitReport, map: &RefitMap, matched: &Matched, changed: &BTreeSet<usize>) {
+fn fill_sources(report: &mut RefitReport, map: &RefitMap, told: &Told) {
     let name = |index: usize| map.sources[index].name.clone();
-    report.applied = changed.iter().map(|&i| name(i)).collect();
-    report.unchanged = matched.keys().filter(|i| !changed.contains(i)).map(|&i| name(i)).collect();
-    let is_kept = |i: &usize| !matched.contains_key(i) && map.sources[*i].folded.is_none();
+    let (applied, unchanged): (Vec<usize>, Vec<usize>) =
+        told.matched.keys().partition(|&&index| told.is_changed[index]);
+    report.applied = applied.into_iter().map(name).collect();
+    report.unchanged = unchanged.into_iter().map(name).collect();
+    let is_kept = |index: &usize| !told.matched.contains_key(index) && map.sources[*index].folded.is_none();
     report.kept = (0..map.sources.len()).filter(is_kept).map(name).collect();
 }
 

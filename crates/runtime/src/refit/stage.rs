@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use rayon::prelude::*;
@@ -14,15 +14,12 @@ use regraft_weights::on_shared_threads;
 use super::{Parts, RefitObserver};
 use crate::{RuntimeError, RuntimeErrorKind, Slot, SourceContent, generation::SlotPool};
 
-/// Slots in the order asked for.
-pub(crate) struct Made {
-    pub(crate) slots: Vec<Arc<Slot>>,
-    /// Those that took more than one pass over memory.
-    pub(crate) evaluated: BTreeSet<usize>,
-}
+/// Something to do while slots are made.
+pub(crate) type Meanwhile<'a> = &'a mut (dyn FnMut(&BTreeSet<usize>) + Send);
 
 /// Makes the slots in `which`; memory for all of them is set aside first. One that would hold what another slot does, of
-/// those made or of the `others` that stay, is that slot.
+/// those made or of the `others` that stay, is that slot. What there is to do `meanwhile` is done once, and is told which
+/// slots take more than one pass.
 pub(crate) fn make(
     parts: &Parts<'_>,
     sources: &[Arc<SourceContent>],
@@ -31,19 +28,20 @@ pub(crate) fn make(
     others: &BTreeMap<usize, Arc<Slot>>,
     pool: &Arc<SlotPool>,
     observer: &dyn RefitObserver,
-) -> Result<Made, RuntimeError> {
+    meanwhile: Meanwhile<'_>,
+) -> Result<Vec<Arc<Slot>>, RuntimeError> {
     let alike = |one, other| adapters.treats_alike(one, other);
     let kept = |slot: usize| others.contains_key(&slot);
     let twins: BTreeMap<usize, usize> =
         which.iter().filter_map(|&slot| Some((slot, parts.map.twin_slot(slot, alike, kept)?))).collect();
     let first: Vec<usize> = which.iter().copied().filter(|slot| !twins.contains_key(slot)).collect();
-    let made = make_each(parts, sources, adapters, &first, pool, observer)?;
-    let fresh: BTreeMap<usize, &Arc<Slot>> = first.iter().copied().zip(&made.slots).collect();
+    let made = make_each(parts, sources, adapters, &first, pool, observer, meanwhile)?;
+    let fresh: BTreeMap<usize, &Arc<Slot>> = first.iter().copied().zip(&made).collect();
     let slot = |slot: &usize| {
         let of = twins.get(slot).unwrap_or(slot);
         fresh.get(of).copied().or_else(|| others.get(of)).expect("a slot that is not made is there").clone()
     };
-    Ok(Made { slots: which.iter().map(slot).collect(), evaluated: made.evaluated })
+    Ok(which.iter().map(slot).collect())
 }
 
 fn make_each(
@@ -53,25 +51,38 @@ fn make_each(
     which: &[usize],
     pool: &Arc<SlotPool>,
     observer: &dyn RefitObserver,
-) -> Result<Made, RuntimeError> {
+    meanwhile: Meanwhile<'_>,
+) -> Result<Vec<Arc<Slot>>, RuntimeError> {
     let overlays = overlays(parts, sources, adapters, which)?;
     let given = which.iter().map(|&slot| given(parts, slot, sources, &overlays)).collect::<Result<Vec<_>, _>>()?;
     let wanted: Vec<_> = which.iter().map(|&slot| (slot, parts.plan.slots[slot].bytes)).collect();
     let mut slots = pool.reserve(&wanted).map_err(RuntimeErrorKind::Memory)?;
     let one_pass = |(&slot, given): (&usize, &Vec<Given<'_>>)| parts.packer.is_one_pass(slot, given);
-    let several = which.iter().zip(&given).filter(|of| !one_pass(*of)).map(|(&slot, _)| slot).collect();
+    let several: BTreeSet<usize> =
+        which.iter().zip(&given).filter(|of| !one_pass(*of)).map(|(&slot, _)| slot).collect();
     let jobs = which.iter().zip(given).zip(&mut slots);
     let jobs = jobs.map(|((&slot, given), out)| PackJob { slot, given, out: out.region_mut() }).collect();
-    parts.packer.pack(jobs, parts.pace, &Progress(observer)).map_err(|error| pack_failure(parts, error))?;
-    Ok(Made { evaluated: several, slots: slots.into_iter().map(Arc::new).collect() })
+    let mut work = || meanwhile(&several);
+    let progress = Progress { observer, meanwhile: Mutex::new(Some(&mut work)) };
+    parts.packer.pack(jobs, parts.pace, &progress).map_err(|error| pack_failure(parts, error))?;
+    progress.waits();
+    Ok(slots.into_iter().map(Arc::new).collect())
 }
 
-/// Passes progress on.
-struct Progress<'a>(&'a dyn RefitObserver);
+/// Passes progress on, and does the rest when there is time.
+struct Progress<'a> {
+    observer: &'a dyn RefitObserver,
+    meanwhile: Mutex<Option<&'a mut (dyn FnMut() + Send)>>,
+}
 
 impl StageObserver for Progress<'_> {
     fn staged(&self, bytes: usize, of: usize) {
-        self.0.staged(bytes, of);
+        self.observer.staged(bytes, of);
+    }
+
+    fn waits(&self) {
+        let work = self.meanwhile.lock().unwrap_or_else(PoisonError::into_inner).take();
+        work.into_iter().for_each(|work| work());
     }
 }
 

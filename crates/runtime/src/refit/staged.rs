@@ -157,9 +157,10 @@ impl Model {
                     return Err(error);
                 }
                 let others = slots_besides(&kept.slots, &stale);
-                let back = super::make(&parts, &kept.sources, &kept.adapters, &stale, &others, self.pool(), &());
+                let back =
+                    super::make(&parts, &kept.sources, &kept.adapters, &stale, &others, self.pool(), &(), &mut |_| ());
                 if let Ok(made) = back {
-                    stale.iter().zip(made.slots).for_each(|(&slot, data)| kept.slots[slot] = data);
+                    stale.iter().zip(made).for_each(|(&slot, data)| kept.slots[slot] = data);
                     place.finish(Arc::new(kept));
                 }
                 Err(error)
