@@ -2,17 +2,21 @@
 
     python3 scripts/gpu/refits.py [bert] [unet]       # with the package regraft and diffusers on PYTHONPATH
 
-Each refit changes every float of an f16 model, and is followed by a copy of the same tensors; the figures are
-medians in milliseconds. A LoRA is of rank 16 and on all attention projections; PyTorch's merge of it is a
-product and a sum for each of them in a CUDA graph, in one direction. Latencies are of single runs that are
-waited for, without and with a swap of LoRAs every 100 ms in another thread.
+Each refit changes every float of an f16 model, and is followed by a copy of the same tensors; the figures
+are medians in milliseconds. Below them is where the time goes: outside of the engine (tensors are taken, the
+report is made), in the phases, and on the device, which is a part of ``stage`` and ``compare``. A LoRA is of
+rank 16 and on all attention projections; PyTorch's merge of it is a product and a sum for each of them in a
+CUDA graph, in one direction. Latencies are of single runs that are waited for, without and with a swap of
+LoRAs every 100 ms in another thread.
 """
 
+import itertools
 import statistics
 import sys
 import threading
 import time
 
+import kernels
 import torch
 
 import models
@@ -45,6 +49,21 @@ def line(name, what, ours, theirs, of):
     print(f"{name}: {what} {ours:.2f} ms, {of} {theirs:.2f} ms, ratio {ours / theirs:.2f}", flush=True)
 
 
+def where(name, refit):
+    """Where the time of refits goes; ``refit`` is given the number of the round."""
+    turns, whole, phases = itertools.count(), [], []
+    for _ in range(WARM_UP + ROUNDS):
+        start = time.perf_counter()
+        report = refit(next(turns))
+        whole.append((time.perf_counter() - start) * 1e3)
+        phases.append(report.phases)
+    rest = [time - sum(each.values()) for time, each in zip(whole, phases, strict=True)]
+    inside = {phase: statistics.median(each[phase] for each in phases[WARM_UP:]) for phase in phases[0]}
+    text = ", ".join(f"{phase} {ms:.2f}" for phase, ms in inside.items())
+    print(f"{name}: outside of the engine {statistics.median(rest[WARM_UP:]):.2f} ms, {text}", flush=True)
+    kernels.show(name, "on the device", kernels.kernels(lambda: refit(next(turns))))
+
+
 def states(net):
     """Two state dicts of a network on the device, which differ in every float."""
     first = {name: value.detach().clone() for name, value in net.state_dict().items()}
@@ -66,6 +85,7 @@ def full_refits(name, compiled, given):
 
     times = by_turns(refit(given), copied)
     line(name, f"{amount:.0f} MB of tensors of the device", *times, "their copy")
+    where(name, refit(given))
     pinned = [{key: value.cpu().pin_memory() for key, value in state.items()} for state in given]
 
     def uploaded(turn):
@@ -74,6 +94,7 @@ def full_refits(name, compiled, given):
 
     times = by_turns(refit(pinned), uploaded)
     line(name, f"{amount:.0f} MB of page-locked memory", *times, "their upload")
+    where(name, refit(pinned))
     flat = torch.empty(int(amount * 1e6), dtype=torch.uint8).pin_memory()
     there = torch.empty_like(flat, device="cuda")
     upload = statistics.median(timed(lambda: there.copy_(flat, non_blocking=True)) for _ in range(ROUNDS))
@@ -154,12 +175,14 @@ def swaps(name, compiled, state, run):
             {key: value.cuda() if place == "device" else value for key, value in one.items()} for one in both
         ]
         adapters = [compiled.adapter(f"{place}{i}", one, alpha=RANK) for i, one in enumerate(given)]
-        times = by_turns(
-            lambda turn, adapters=adapters: compiled.refit(adapters=[(adapters[turn % 2], 1.0)]),
-            lambda turn: graph.replay(),
-        )
+
+        def swap(turn, adapters=adapters):
+            return compiled.refit(adapters=[(adapters[turn % 2], 1.0)])
+
+        times = by_turns(swap, lambda turn: graph.replay())
         line(name, f"LoRA on {len(attention)} layers, factors on the {place},", *times, "PyTorch's merge")
-    under_swaps(name, run, lambda turn: compiled.refit(adapters=[(adapters[turn % 2], 1.0)]))
+    where(name, swap)
+    under_swaps(name, run, swap)
     compiled.refit(adapters=[])
 
 
