@@ -62,14 +62,15 @@ impl Gpus {
     /// As [`tensor_of`], of a weight: one in memory of a GPU stays there until it is read on the host. Nothing of it may be read
     /// before [`Gpus::wait`]. Complex numbers are read as pairs.
     pub(crate) fn weight_of(&mut self, object: &Bound<'_, PyAny>) -> PyResult<Tensor> {
-        let pairs = pairs_of(object)?;
+        let Some(torch) = Torch::loaded(object.py())? else { return tensor_of(object, Elsewhere::Copied) };
+        let seen = torch.look(object)?;
+        // What can be told in one call is not complex.
+        let pairs = if seen.is_some() { None } else { torch.pairs_of(object)? };
         let object = pairs.as_ref().unwrap_or(object);
-        if let Some(torch) = Torch::loaded(object.py())?
-            && let Some((index, dense)) = torch.remote(object)?
-        {
-            return remote(self.named(index), dense);
+        match torch.remote(object, seen)? {
+            Some((index, dense)) => remote(self.named(index), dense),
+            None => tensor_of(object, Elsewhere::Copied),
         }
-        tensor_of(object, Elsewhere::Copied)
     }
 
     /// The name of a GPU, which is to be waited for.
@@ -90,20 +91,6 @@ impl Gpus {
         }
         Ok(())
     }
-}
-
-/// A tensor of complex numbers as one of real and imaginary parts along a last axis, in its memory; `None` for other objects.
-fn pairs_of<'py>(object: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>> {
-    let py = object.py();
-    let Some(torch) = Torch::loaded(py)? else { return Ok(None) };
-    if !object.is_instance(torch.tensor.bind(py))?
-        || !object.call_method0(pyo3::intern!(py, "is_complex"))?.is_truthy()?
-    {
-        return Ok(None);
-    }
-    torch.check_plain(object)?;
-    let plain = object.call_method0(pyo3::intern!(py, "detach"))?.call_method0(pyo3::intern!(py, "resolve_conj"))?;
-    torch.view_as_real.bind(py).call1((plain,)).map(Some)
 }
 
 /// Tensors of a sequence, of a `.npy` or of the arrays of a `.npz`, in their order.
@@ -238,10 +225,24 @@ impl Torch {
         Ok(object.is_instance(self.tensor.bind(py))? && object.getattr(pyo3::intern!(py, "is_cuda"))?.is_truthy()?)
     }
 
-    /// A tensor on a GPU as it is there, and the GPU; `None` for what is elsewhere.
-    fn remote<'py>(&self, object: &Bound<'py, PyAny>) -> PyResult<Option<(u32, Dense<'py>)>> {
+    /// A tensor of complex numbers as one of real and imaginary parts along a last axis, in its memory; `None` for other objects.
+    fn pairs_of<'py>(&self, object: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>> {
         let py = object.py();
-        if let Some(Seen { device, dtype, shape, address }) = self.look(object)? {
+        if !object.is_instance(self.tensor.bind(py))?
+            || !object.call_method0(pyo3::intern!(py, "is_complex"))?.is_truthy()?
+        {
+            return Ok(None);
+        }
+        self.check_plain(object)?;
+        let plain = object.call_method0(pyo3::intern!(py, "detach"))?;
+        let plain = plain.call_method0(pyo3::intern!(py, "resolve_conj"))?;
+        self.view_as_real.bind(py).call1((plain,)).map(Some)
+    }
+
+    /// A tensor on a GPU as it is there, and the GPU; `None` for what is elsewhere. `seen` is what [`Torch::look`] tells.
+    fn remote<'py>(&self, object: &Bound<'py, PyAny>, seen: Option<Seen>) -> PyResult<Option<(u32, Dense<'py>)>> {
+        let py = object.py();
+        if let Some(Seen { device, dtype, shape, address }) = seen {
             let index = u32::try_from(device.1).ok().filter(|_| device.0 == dlpack::CUDA);
             return Ok(index.map(|index| (index, Dense { object: object.clone(), dtype, shape, address })));
         }
