@@ -11,7 +11,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! A request passes these modules: `server` (connections), `http` and `grpc` (rights, bodies), `request` and `numbers` (tensors), `queue`
+//! A request passes these modules: `server`, `tasks` and `gathering` (connections), `http` and `grpc` (rights, bodies), `request` and `numbers` (tensors), `queue`
 //! and `run` (batches), `reply`. Weights: `weights` (stage, publish, roll back), `generations` (what they are called), `variants`
 //! and `adapters` (adapters that requests name), `background` (the threads for all this). What is seen of all this: `metrics` and `traces`.
 #![forbid(unsafe_code)]
@@ -26,6 +26,7 @@ mod error;
 mod files;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+mod gathering;
 mod generations;
 mod grpc;
 mod http;
@@ -42,6 +43,7 @@ mod run;
 mod served;
 mod server;
 mod signature;
+mod tasks;
 mod tls;
 mod traces;
 mod upload;

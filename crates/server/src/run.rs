@@ -14,6 +14,7 @@ use crate::{
     generations::Label,
     queue::{Group, Job},
     served::Served,
+    tasks::poll_woken,
     variants::Variant,
 };
 
@@ -100,7 +101,11 @@ fn run_alone(served: &Served, job: Job, variant: Option<&Variant>) {
     let timing = Timing { queued: job.queued, began, ended: Instant::now(), rows: job.rows() };
     served.metrics.ran(timing.ended - began, timing.rows);
     let outputs = |outputs: Vec<Tensor>| outputs.into_iter().map(whole).collect();
-    answer(job, outcome.map(|(all, label)| Answer { outputs: outputs(all), label, timing }));
+    let outcome = outcome.map(|(all, label)| Answer { outputs: outputs(all), label, timing });
+    match served.queue.len() {
+        0 => poll_woken(|| answer(job, outcome)),
+        _ => answer(job, outcome),
+    }
 }
 
 fn answer(job: Job, outcome: Result<Answer, Refusal>) {

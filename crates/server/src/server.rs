@@ -9,12 +9,13 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    task::Poll,
     time::{Duration, Instant},
 };
 
 use hyper::service::service_fn;
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
+    rt::{TokioIo, TokioTimer},
     server::{conn::auto, graceful::GracefulShutdown},
 };
 use regraft::Model;
@@ -22,6 +23,7 @@ use serde_json::{Value, json};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpListener,
+    runtime::Handle,
     sync::Semaphore,
     time::timeout,
 };
@@ -33,9 +35,11 @@ use crate::{
     body::Budget,
     error::{Kind, Refusal},
     files::is_plain_name,
+    gathering::Gathering,
     http,
     opening::Opening,
     served::Served,
+    tasks::Tasks,
     tls,
     traces::Traces,
 };
@@ -182,6 +186,7 @@ async fn serve(
     listening(listener.local_addr().map_err(failed)?, &told);
     let connections = GracefulShutdown::new();
     let places = Arc::new(Semaphore::new(shared.options.max_connections.clamp(1, Semaphore::MAX_PERMITS)));
+    let tasks = Tasks::new(&Handle::current());
     let mut stop = std::pin::pin!(stop);
     loop {
         let next = async {
@@ -203,12 +208,13 @@ async fn serve(
         // Answers are written at once: waiting to fill a packet costs more than it saves.
         let _ = stream.set_nodelay(true);
         let (shared, watcher, acceptor) = (shared.clone(), connections.watcher(), acceptor.clone());
-        tokio::spawn(async move {
+        let own = tasks.clone();
+        tasks.spawn(async move {
             match acceptor {
-                None => connection(shared, stream, watcher).await,
+                None => connection(shared, own, stream, watcher).await,
                 Some(acceptor) => {
                     if let Ok(Ok(stream)) = timeout(shared.options.head_patience, acceptor.accept(stream)).await {
-                        connection(shared, stream, watcher).await;
+                        connection(shared, own, stream, watcher).await;
                     }
                 }
             }
@@ -233,11 +239,12 @@ async fn after_failed_accept(error: &io::Error) {
 /// Answers the requests of a connection until it ends.
 async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     shared: Arc<Shared>,
+    tasks: Tasks,
     stream: S,
     watcher: hyper_util::server::graceful::Watcher,
 ) {
     let patience = shared.options.head_patience;
-    let mut builder = auto::Builder::new(TokioExecutor::new());
+    let mut builder = auto::Builder::new(tasks);
     builder.http1().timer(TokioTimer::new()).header_read_timeout(patience).max_buf_size(128 << 10);
     builder
         .http2()
@@ -252,9 +259,16 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         let shared = shared.clone();
         async move { Ok::<_, Infallible>(http::answer(shared, request).await) }
     });
-    let connection = builder.serve_connection(TokioIo::new(Opening::new(stream, patience)), service).into_owned();
+    let stream = Gathering::new(Opening::new(stream, patience));
+    let connection = builder.serve_connection(TokioIo::new(stream.clone()), service).into_owned();
+    let mut connection = std::pin::pin!(watcher.watch(connection));
     // Whatever ends a connection is its client's matter.
-    let _ = watcher.watch(connection).await;
+    std::future::poll_fn(|cx| {
+        let is_over = connection.as_mut().poll(cx).is_ready();
+        let sent = stream.poll_send(cx);
+        if is_over || matches!(sent, Poll::Ready(Err(_))) { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
 }
 
 /// Done when the system asks the process to end: SIGTERM, or SIGINT (Ctrl-C).
