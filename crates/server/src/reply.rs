@@ -5,7 +5,8 @@ use hyper::{
     Response, StatusCode,
     header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE},
 };
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::Value;
 
 use crate::{
     body::Pieces,
@@ -64,29 +65,57 @@ pub(crate) fn label(reply: &mut Reply, label: &Label) {
     }
 }
 
+/// The object of an answer, without its outputs.
+#[derive(Serialize)]
+struct Head<'a> {
+    model_name: &'a str,
+    model_version: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<&'a str>,
+    parameters: HeadParameters<'a>,
+}
+
+#[derive(Serialize)]
+struct HeadParameters<'a> {
+    generation: u64,
+    weights: &'a str,
+}
+
+/// The object of an output, without its data.
+#[derive(Serialize)]
+struct About<'a> {
+    name: &'a str,
+    datatype: &'a str,
+    shape: &'a [usize],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parameters: Option<OutputParameters>,
+}
+
+#[derive(Serialize)]
+struct OutputParameters {
+    binary_data_size: usize,
+}
+
+fn written(value: &impl Serialize, text: &mut Vec<u8>) {
+    serde_json::to_writer(text, value).expect("names and numbers are JSON, and memory takes them");
+}
+
 /// The outputs that were asked for, as JSON or as bytes after it.
 pub(crate) fn inferred(served: &Served, id: Option<&str>, asked: &[Asked], answer: &Answer) -> Result<Reply, Refusal> {
     let mut pieces: Vec<Bytes> = Vec::new();
-    let mut head = json!({"model_name": served.name, "model_version": VERSION});
-    if let Some(id) = id {
-        head["id"] = id.into();
-    }
-    head["parameters"] = json!({
-        "generation": answer.label.number, "weights": answer.label.digest.to_string(),
-    });
-    let mut text = head.to_string().into_bytes();
+    let weights = answer.label.digest.to_string();
+    let parameters = HeadParameters { generation: answer.label.number, weights: &weights };
+    let mut text = Vec::with_capacity(512);
+    written(&Head { model_name: &served.name, model_version: VERSION, id, parameters }, &mut text);
     // The outputs go into the same object: their numbers are written as they are read, not as values one by one.
     text.pop();
     text.extend_from_slice(b",\"outputs\":[");
     for (position, asked) in asked.iter().enumerate() {
         let output = &answer.outputs[asked.index];
         let name = &served.signature.outputs[asked.index].name;
-        let mut about = json!({"name": name, "datatype": dtype::name_of(output.dtype), "shape": output.shape});
-        if asked.binary {
-            about["parameters"] = json!({"binary_data_size": output.bytes.len()});
-        }
+        let parameters = asked.binary.then(|| OutputParameters { binary_data_size: output.bytes.len() });
         text.extend_from_slice(if position > 0 { b"," } else { b"" });
-        text.extend_from_slice(about.to_string().as_bytes());
+        written(&About { name, datatype: dtype::name_of(output.dtype), shape: &output.shape, parameters }, &mut text);
         if asked.binary {
             pieces.push(output.bytes.clone());
             continue;
