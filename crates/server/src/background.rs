@@ -57,12 +57,12 @@ fn lower_priority() {
     let _ = rustix::process::nice(10);
 }
 
-/// Makes the variants that jobs of `served` wait for, until none will. Jobs that can run do not wait for this.
+/// Makes the variants that jobs of `served` wait for, or will, until none will. Jobs that can run do not wait for this.
 pub(crate) fn make_variants(served: &Served, background: &Background) {
-    while let Some(adapter) = served.queue.next_aside() {
+    while let Some((adapter, is_used)) = served.queue.next_aside() {
         let since = Instant::now();
         let Served { model, generations, variants, .. } = served;
-        let made = or_bug(|| background.0.install(|| variants.get(model, generations, &adapter)));
+        let made = or_bug(|| background.0.install(|| variants.get(model, generations, &adapter, is_used)));
         // Those who came meanwhile can have it, too, where no other weights were published by then.
         let now = Instant::now();
         let is_current = made.as_ref().is_ok_and(|variant| variant.is_current(model));

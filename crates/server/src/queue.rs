@@ -91,6 +91,8 @@ struct State {
     jobs: VecDeque<Job>,
     /// Those whose variant must be made.
     aside: VecDeque<Job>,
+    /// What is to be made before a job asks for it.
+    ahead: VecDeque<Scaled>,
     /// Those whose variant was made for them.
     made: Option<(Arc<Variant>, VecDeque<Job>)>,
     /// Whether a variant is being made.
@@ -224,15 +226,28 @@ impl Queue {
         self.aside.notify_all();
     }
 
-    /// The adapter whose variant is to be made, as soon as a job waits for one; `None` once none will. For one thread, which says
-    /// by [`Queue::made`] how that ended before it asks again.
-    pub(crate) fn next_aside(&self) -> Option<Scaled> {
+    /// Has variants made before jobs ask for them, in the place of those that it was asked for last.
+    pub(crate) fn make_ahead(&self, adapters: Vec<Scaled>) {
+        self.lock().ahead = adapters.into();
+        self.aside.notify_all();
+    }
+
+    /// The adapter whose variant is to be made, and whether a job waits for it, as soon as there is one; `None` once there will be
+    /// none. For one thread, which says by [`Queue::made`] how that ended before it asks again.
+    pub(crate) fn next_aside(&self) -> Option<(Scaled, bool)> {
         let mut state = self.lock();
         loop {
             keep_wanted(&mut state.aside, Instant::now());
             if let Some(adapter) = state.aside.iter().find_map(|job| job.adapter.clone()) {
                 state.making = true;
-                return Some(adapter);
+                return Some((adapter, true));
+            }
+            if state.closed {
+                state.ahead.clear();
+            }
+            if let Some(adapter) = state.ahead.pop_front() {
+                state.making = true;
+                return Some((adapter, false));
             }
             if state.finished {
                 return None;
@@ -357,15 +372,19 @@ mod tests {
             }
         }
         assert_eq!((plain, queue.len()), (1, 3));
-        let a = queue.next_aside().unwrap();
+        let a = queue.next_aside().unwrap().0;
         queue.made(&a, Instant::now(), Err(Refusal::bad("a cannot be made")));
         let is_told = |receiver: &mut oneshot::Receiver<Result<Answer, Refusal>>| receiver.try_recv().is_ok();
         assert_eq!([is_told(&mut told[0]), is_told(&mut told[2]), is_told(&mut told[3])], [true, true, false]);
         // What was made for those before is not for one that came later.
-        let (b, before) = (queue.next_aside().unwrap(), Instant::now() - Duration::from_secs(60));
+        let (b, before) = (queue.next_aside().unwrap().0, Instant::now() - Duration::from_secs(60));
         queue.made(&b, before, Err(Refusal::bad("b cannot be made")));
         assert!(!is_told(&mut told[3]) && queue.len() == 1);
-        assert!(queue.next_aside().unwrap() == b);
+        // Jobs come before what nobody waits for.
+        queue.make_ahead(vec![a.clone()]);
+        assert!(queue.next_aside().unwrap() == (b.clone(), true));
+        queue.made(&b, Instant::now(), Err(Refusal::bad("b cannot be made")));
+        assert!(is_told(&mut told[3]) && queue.next_aside().unwrap() == (a, false));
     }
 
     #[test]

@@ -56,6 +56,8 @@ struct Entry {
     variant: Arc<Variant>,
     /// Bytes of the slots that it has for itself.
     bytes: usize,
+    /// Whether a request has asked for it.
+    is_used: bool,
 }
 
 impl Variants {
@@ -69,14 +71,15 @@ impl Variants {
         let serving = model.generation()?;
         let mut entries = self.lock();
         let at = entries.iter().position(|entry| entry.variant.is_of(&serving) && entry.asked == *asked)?;
-        let entry = entries.remove(at);
+        let mut entry = entries.remove(at);
         let variant = entry.variant.clone();
+        entry.is_used = true;
         entries.push(entry);
         Some(variant)
     }
 
-    /// As [`Variants::find`], and makes them when they are not there: milliseconds to seconds. For one caller at a time: two would
-    /// take more memory than is checked for.
+    /// As [`Variants::find`], and makes them when they are not there: milliseconds to seconds. `is_used` says whether a request
+    /// waits for them. For one caller at a time: two would take more memory than is checked for.
     ///
     /// # Errors
     /// When the adapter does not fit, or there is no room for it.
@@ -85,6 +88,7 @@ impl Variants {
         model: &Model,
         generations: &Generations,
         asked: &Scaled,
+        is_used: bool,
     ) -> Result<Arc<Variant>, Refusal> {
         if let Some(variant) = self.find(model, asked) {
             return Ok(variant);
@@ -99,9 +103,9 @@ impl Variants {
         let served = ServedAdapter { name: opened.adapter.name.clone(), scale: *scale, digest: opened.digest };
         let label = generations.of(generations.label(&base).weights, vec![served]);
         let variant = Arc::new(Variant { model: fork, label, base: Arc::downgrade(&base) });
-        self.lock().push(Entry { asked: asked.clone(), variant: variant.clone(), bytes: report.bytes });
+        self.lock().push(Entry { asked: asked.clone(), variant: variant.clone(), bytes: report.bytes, is_used });
         // Other weights may have been published meanwhile; nothing else would let go of what this one holds.
-        self.retire(model);
+        let _ = self.retire(model);
         Ok(variant)
     }
 
@@ -126,13 +130,14 @@ impl Variants {
         Ok(())
     }
 
-    /// Lets go of those that were made from other weights than serve now. Runs that have them keep them.
-    pub(crate) fn retire(&self, model: &Model) {
+    /// Lets go of those that were made from other weights than serve now, and returns what requests asked for among them, the last
+    /// first. Runs that have them keep them.
+    pub(crate) fn retire(&self, model: &Model) -> Vec<Scaled> {
         let serving = model.generation();
         let is_current = |entry: &mut Entry| serving.as_ref().is_some_and(|now| entry.variant.is_of(now));
         let gone: Vec<Entry> = self.lock().extract_if(.., |entry| !is_current(entry)).collect();
         // Outside of the lock, too.
-        drop(gone);
+        gone.into_iter().rev().filter(|entry| entry.is_used).map(|entry| entry.asked).collect()
     }
 
     /// How many there are, and the bytes of slots that they have for themselves.

@@ -254,7 +254,7 @@ impl Served {
             Some(Waiting { staged, label, .. }) => {
                 let report = staged.publish()?;
                 drop(waiting);
-                self.variants.retire(&self.model);
+                self.renew_variants();
                 self.metrics.published(&report);
                 self.remember("published", &label, Some(report.clone()));
                 Ok(json!({"serving": label.to_json(), "already": false, "report": report}))
@@ -282,13 +282,19 @@ impl Served {
                 return Ok(json!({"serving": label.to_json(), "already": true}));
             }
             served.model.rollback()?;
-            served.variants.retire(&served.model);
+            served.renew_variants();
             served.metrics.rolled_back();
             let label = served.serving().ok_or_else(|| Refusal::new(Kind::Internal, "nothing serves"))?;
             served.remember("rolled back", &label, None);
             Ok(json!({"serving": label.to_json(), "already": false}))
         })
         .await
+    }
+
+    /// Lets go of variants of weights that serve no longer. What requests asked for since the publication before is made again at
+    /// once: they will ask again, and would wait.
+    fn renew_variants(&self) {
+        self.queue.make_ahead(self.variants.retire(&self.model));
     }
 
     /// Lets go of what is staged.

@@ -8,6 +8,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread,
+    time::{Duration, Instant},
 };
 
 use regraft::Tensor;
@@ -219,10 +220,24 @@ fn requests_name_adapters() {
     assert!(run(json!({"adapter": "three"})).error(400).contains("no adapter `three`"));
     run(json!({"adapter": "../one"})).error(400);
 
-    // New weights take the place of those under the adapters, too.
+    // New weights take the place of those under the adapters, too, and what was asked for is made before it is asked for again.
     send(&running, "", &fixture.weights(|_, _| {})).ok();
-    running.post(PUBLISH, &json!({})).ok();
-    assert_eq!(running.get(STATUS).ok()["variants"], json!([]));
+    let published = running.post(PUBLISH, &json!({})).ok();
+    let variants = |published: &Value, count: usize| {
+        let newest = published["serving"]["generation"].as_u64().unwrap();
+        let end = Instant::now() + Duration::from_secs(60);
+        loop {
+            let status = running.get(STATUS).ok();
+            let variants = status["variants"].as_array().unwrap();
+            assert!(variants.iter().all(|one| one["generation"].as_u64().unwrap() > newest), "{status}");
+            if variants.len() == count {
+                return variants.clone();
+            }
+            assert!(Instant::now() < end, "{status}");
+            thread::sleep(Duration::from_millis(1));
+        }
+    };
+    variants(&published, 3);
     let plain = value(&run(json!({})));
     let added = value(&run(json!({"adapter": "one"}))) - plain;
     assert!(added.abs() > 0.1, "{added}");
@@ -231,6 +246,8 @@ fn requests_name_adapters() {
     running.post(STAGE, &json!({"adapters": [{"name": "two", "scale": 0.25}]})).ok();
     let published = running.post(PUBLISH, &json!({})).ok();
     assert_eq!(published["serving"]["adapters"][0]["name"], "two");
+    // What nobody asked for since the publication before is not made again.
+    assert_eq!(variants(&published, 1)[0]["adapter"], "one");
     is(value(&run(json!({}))), plain + 0.5 * added);
     send(&running, "?kind=adapter&name=own&scale=3&alpha=1", &lora(1.0)).ok();
     running.post(PUBLISH, &json!({})).ok();
