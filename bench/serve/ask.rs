@@ -5,9 +5,11 @@
 //! rustc -O --edition 2024 bench/serve/ask.rs
 //! ./ask 127.0.0.1:8000 http REQUEST COUNT    # a file with a whole request of HTTP/1.1
 //! ./ask 127.0.0.1:8000 grpc MESSAGE COUNT    # a file with a message ModelInferRequest
+//! ./ask 127.0.0.1:8000 clients REQUEST SECONDS CLIENTS
 //! ```
 //!
-//! A line for each request has both times in seconds. `overhead.py` calls it.
+//! A line for each request has both times in seconds. The third sends requests over so many connections, each as soon as the one
+//! before is answered, and says how many were answered in how many seconds. `overhead.py` calls it.
 
 use std::{
     env,
@@ -15,21 +17,52 @@ use std::{
     fs,
     io::{Read, Write},
     net::TcpStream,
-    time::Instant,
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+    time::{Duration, Instant},
 };
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
 fn main() -> Outcome<()> {
     let arguments: Vec<String> = env::args().skip(1).collect();
-    let [place, protocol, file, count] = &arguments[..] else { return Err("PLACE http|grpc FILE COUNT".into()) };
-    let (content, count) = (fs::read(file)?, count.parse::<usize>()?);
+    match &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [place, "clients", file, seconds, clients] => {
+            many(place, &fs::read(file)?, Duration::from_secs_f64(seconds.parse()?), clients.parse()?)
+        }
+        [place, protocol, file, count] => one_by_one(place, protocol, &fs::read(file)?, count.parse()?),
+        _ => Err("PLACE http|grpc FILE COUNT, or PLACE clients FILE SECONDS CLIENTS".into()),
+    }
+}
+
+/// Each client's requests for so long; what was sent by then is waited for, and counts.
+fn many(place: &str, content: &[u8], length: Duration, clients: usize) -> Outcome<()> {
+    let connections = (0..clients).map(|_| Connection::open(place)).collect::<Outcome<Vec<_>>>()?;
+    let (answered, begin) = (AtomicUsize::new(0), Instant::now());
+    let client = |mut connection: Connection| {
+        while begin.elapsed() < length {
+            connection.ask(content).map_err(|error| error.to_string())?;
+            answered.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok::<_, String>(())
+    };
+    thread::scope(|scope| {
+        let client = &client;
+        let threads: Vec<_> = connections.into_iter().map(|one| scope.spawn(move || client(one))).collect();
+        threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| "a client panicked")?)
+    })?;
+    println!("{} {}", answered.into_inner(), begin.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// One request at a time, with its run.
+fn one_by_one(place: &str, protocol: &str, content: &[u8], count: usize) -> Outcome<()> {
     let mut connection = Connection::open(place)?;
     let mut figures = Connection::open(place)?;
     let mut calls = if protocol == "grpc" { Some(Calls::open(&mut connection)?) } else { None };
     let mut ask = || match &mut calls {
-        Some(calls) => calls.ask(&mut connection, &content),
-        None => connection.ask(&content).map(drop),
+        Some(calls) => calls.ask(&mut connection, content),
+        None => connection.ask(content).map(drop),
     };
     for _ in 0..(count / 10).max(3) {
         ask()?;
