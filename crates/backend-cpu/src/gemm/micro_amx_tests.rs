@@ -111,7 +111,7 @@ proptest! {
         m in 1usize..80, n in 1usize..100, k_tap in prop_oneof![4 => 0usize..140, 1 => 480usize..1200],
         taps in 1usize..4, pad in 0usize..3, indirect: bool, task_rows in 1usize..60, task_panels in 1usize..3,
     ) {
-        // The model of tiles is written over vectors of AVX-512.
+        // The model of tiles is written over vectors of AVX512-BF16.
         if !Isa::available().contains(&Isa::Amx) {
             return Ok(());
         }
