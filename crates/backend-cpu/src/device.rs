@@ -1,6 +1,6 @@
 //! The CPU as a [`Device`].
 
-use std::sync::Arc;
+use std::{io, sync::Arc};
 
 use regraft_backend::{
     BackendError, Codegen, Device, Kernel, KernelId, Memory, MemoryKind, NodeSpec, Operand, OutOfMemory, Packer, Queue,
@@ -40,10 +40,10 @@ impl CpuDevice {
     pub fn with_isa(isa: Isa, threads: Option<usize>) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         // A machine that cannot start threads still runs, on the calling one.
-        let pool = |count| Threads::new(count).unwrap_or_else(|_| Threads::single());
+        let started = |threads: io::Result<Threads>| threads.unwrap_or_else(|_| Threads::single());
         let count = threads.unwrap_or(cores);
-        let cx = Cx { isa: isa.verified(), threads: pool(count) };
-        CpuDevice { codegen: CpuCodegen::new(isa), cx, staging: pool(count) }
+        let cx = Cx { isa: isa.verified(), threads: started(Threads::new(count)) };
+        CpuDevice { codegen: CpuCodegen::new(isa), cx, staging: started(Threads::of_pool(count)) }
     }
 }
 

@@ -1,6 +1,8 @@
 //! A thread budget, and mutable output that several tasks write at once without overlap.
 #![allow(unsafe_code)]
 
+mod team;
+
 use std::{
     any::TypeId,
     io,
@@ -15,46 +17,60 @@ use std::{
 use rayon::{ThreadPool, prelude::*};
 use regraft_tensor::PerProcess;
 
+use self::team::Team;
+
 /// The threads that a routine may use. Cheap to clone; clones share the threads. A forked child starts as many of its own when
 /// it first needs them.
 #[derive(Clone, Debug)]
 pub struct Threads {
-    pool: Option<Arc<PerProcess<Option<ThreadPool>>>>,
+    kind: Kind,
     count: usize,
-    /// Whether they are those of the pool that the calling thread is one of.
-    are_callers: bool,
+}
+
+/// Where threads come from. What cannot be started in a forked child is `None` there, and the calling thread does everything.
+#[derive(Clone, Debug)]
+enum Kind {
+    /// The caller is the only one.
+    Caller,
+    /// They are those of the pool that the calling thread is one of.
+    OfCaller,
+    /// The caller and helpers that wait for the next piece of work.
+    Team(Arc<PerProcess<Option<Team>>>),
+    /// A pool whose tasks may split further.
+    Pool(Arc<PerProcess<Option<ThreadPool>>>),
 }
 
 impl Threads {
     /// The calling thread alone.
     pub fn single() -> Threads {
-        Threads { pool: None, count: 1, are_callers: false }
+        Threads { kind: Kind::Caller, count: 1 }
     }
 
     /// The threads of the pool that the calling thread is one of; that thread alone where it is of none. For use on that thread.
     pub(crate) fn of_caller() -> Threads {
         let count = rayon::current_thread_index().map_or(1, |_| rayon::current_num_threads());
-        Threads { pool: None, count, are_callers: true }
+        Threads { kind: Kind::OfCaller, count }
     }
 
-    /// `count` threads (at least one). With one, everything runs on the calling thread.
+    /// `count` threads (at least one), of which the caller is one: for work that is split many times in a row, into tasks that
+    /// split no further. With one, everything runs on the calling thread.
     pub fn new(count: usize) -> io::Result<Threads> {
+        if count <= 1 {
+            return Ok(Threads::single());
+        }
+        let (started, team) = (Team::new(count)?, PerProcess::new());
+        team.get_or_init(|| Some(started));
+        Ok(Threads { kind: Kind::Team(Arc::new(team)), count })
+    }
+
+    /// As [`new`](Self::new), for long tasks that may split further; the caller hands over and waits.
+    pub(crate) fn of_pool(count: usize) -> io::Result<Threads> {
         if count <= 1 {
             return Ok(Threads::single());
         }
         let (started, pool) = (start(count)?, PerProcess::new());
         pool.get_or_init(|| Some(started));
-        Ok(Threads { pool: Some(Arc::new(pool)), count, are_callers: false })
-    }
-
-    /// The threads of this process; where they cannot be started, the calling one does everything.
-    fn pool(&self) -> Option<&ThreadPool> {
-        let pool = self.pool.as_ref()?;
-        match pool.get_inherited() {
-            // On one of its threads, which are of this process: spares asking the system which that is.
-            Some(Some(first)) if first.current_thread_index().is_some() => Some(first),
-            _ => pool.get_or_init(|| start(self.count).ok()).as_ref(),
-        }
+        Ok(Threads { kind: Kind::Pool(Arc::new(pool)), count })
     }
 
     /// How many threads there are.
@@ -62,11 +78,35 @@ impl Threads {
         self.count
     }
 
-    /// Runs `f` on one of the threads, so that the routines it calls start without a hand-over each.
+    /// Runs `f` so that the routines it calls start without a hand-over each.
     pub fn install<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
-        match self.pool() {
-            Some(pool) => pool.install(f),
-            None => f(),
+        match &self.kind {
+            Kind::Caller | Kind::OfCaller => f(),
+            Kind::Team(team) => match self.team(team) {
+                Some(team) => team.run(f),
+                None => f(),
+            },
+            Kind::Pool(pool) => match self.pool(pool) {
+                Some(pool) => pool.install(f),
+                None => f(),
+            },
+        }
+    }
+
+    /// The threads of this process.
+    fn pool<'a>(&self, pool: &'a PerProcess<Option<ThreadPool>>) -> Option<&'a ThreadPool> {
+        match pool.get_inherited() {
+            // On one of its threads, which are of this process: spares asking the system which that is.
+            Some(Some(first)) if first.current_thread_index().is_some() => Some(first),
+            _ => pool.get_or_init(|| start(self.count).ok()).as_ref(),
+        }
+    }
+
+    /// The threads of this process.
+    fn team<'a>(&self, team: &'a PerProcess<Option<Team>>) -> Option<&'a Team> {
+        match team.get_inherited() {
+            Some(Some(first)) if first.is_run_here() => Some(first),
+            _ => team.get_or_init(|| Team::new(self.count).ok()).as_ref(),
         }
     }
 
@@ -91,11 +131,28 @@ impl Threads {
                 task(state, i);
             }
         };
-        match if workers > 1 { self.pool() } else { None } {
-            Some(pool) => pool.install(|| states[..workers].par_iter_mut().with_max_len(1).for_each(work)),
-            None if workers > 1 && self.are_callers => states[..workers].par_iter_mut().with_max_len(1).for_each(work),
-            None if tasks > 0 => (0..tasks).for_each(|i| task(&mut states[0], i)),
-            None => {}
+        match &self.kind {
+            _ if workers <= 1 && tasks == 0 => {}
+            _ if workers <= 1 => (0..tasks).for_each(|i| task(&mut states[0], i)),
+            Kind::Caller => unreachable!("it is one worker"),
+            Kind::OfCaller => states[..workers].par_iter_mut().with_max_len(1).for_each(work),
+            Kind::Pool(pool) => match self.pool(pool) {
+                Some(pool) => pool.install(|| states[..workers].par_iter_mut().with_max_len(1).for_each(work)),
+                None => work(&mut states[0]),
+            },
+            Kind::Team(team) => match self.team(team) {
+                Some(team) => {
+                    let states = DisjointMut::new(&mut states[..workers]);
+                    // SAFETY: no two shares have the same number.
+                    let share = |i: usize| unsafe { states.slice(i..i + 1) }.iter_mut().for_each(&work);
+                    if team.is_run_here() {
+                        team.split(workers - 1, share)
+                    } else {
+                        team.run(|| team.split(workers - 1, share))
+                    }
+                }
+                None => work(&mut states[0]),
+            },
         }
     }
 
