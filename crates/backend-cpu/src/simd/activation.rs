@@ -2,7 +2,11 @@
 
 use regraft_ir::ops::Activation;
 
-use super::{Fma, math, simd_fn};
+use super::{
+    Fma, One,
+    functions::{Function, with_activation},
+    simd_fn,
+};
 
 /// Applies the function to every element of `xs` in place.
 pub fn apply(isa: super::Isa, act: Activation, xs: &mut [f32]) {
@@ -20,25 +24,12 @@ pub(crate) fn apply_lanes<F: Fma>(act: Activation, xs: &mut [f32]) {
 /// Writes the function of the first of each pair to the second.
 #[inline(always)]
 pub(crate) fn each<'a, F: Fma>(act: Activation, pairs: impl Iterator<Item = (f32, &'a mut f32)>) {
-    #[inline(always)]
-    fn map<'a>(pairs: impl Iterator<Item = (f32, &'a mut f32)>, f: impl Fn(f32) -> f32) {
+    with_activation!(act, A => {
         // A loop and no `for_each`: the body of that would be a function for no instruction set in particular.
         for (x, y) in pairs {
-            *y = f(x);
+            *y = A::of(One::<F>::default(), x);
         }
-    }
-    match act {
-        Activation::None => map(pairs, |x| x),
-        Activation::Relu => map(pairs, math::relu),
-        Activation::Relu6 => map(pairs, |x| math::clamp(x, 0.0, 6.0)),
-        Activation::Gelu => map(pairs, math::gelu::<F>),
-        Activation::GeluTanh => map(pairs, math::gelu_tanh::<F>),
-        Activation::Silu => map(pairs, math::silu::<F>),
-        Activation::Sigmoid => map(pairs, math::sigmoid::<F>),
-        Activation::Tanh => map(pairs, math::tanh::<F>),
-        Activation::Hardswish => map(pairs, math::hardswish),
-        Activation::Hardsigmoid => map(pairs, math::hardsigmoid),
-    }
+    });
 }
 
 simd_fn! {

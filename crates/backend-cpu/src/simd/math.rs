@@ -3,7 +3,7 @@
 //! Relative error is at most about 3e-7 over the whole range; NaN goes in and out; infinities give the limit. Where a
 //! select has to let NaN through it is spelled `if x < lo { lo } else { x }`, since `f32::max` would drop it.
 
-use super::Fma;
+use super::{Fma, One, functions};
 
 /// `x` limited to `[lo, hi]`; NaN stays NaN.
 #[inline(always)]
@@ -19,11 +19,11 @@ pub fn relu(x: f32) -> f32 {
 }
 
 /// Adding and subtracting this rounds a small float to an integer, which then stands in the low mantissa bits.
-const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23
+pub(super) const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23
 
 /// `ln 2` in two parts, of which the first has so few digits that small whole multiples of it are exact.
-const LN2_HI: f32 = 0.693_359_4;
-const LN2_LO: f32 = -2.121_944_4e-4;
+pub(super) const LN2_HI: f32 = 0.693_359_4;
+pub(super) const LN2_LO: f32 = -2.121_944_4e-4;
 
 /// `2^n` for `n` in `-126..=127`.
 #[inline(always)]
@@ -178,24 +178,10 @@ pub fn tanh<F: Fma>(x: f32) -> f32 {
     if x.abs() < 0.625 { small } else { large }
 }
 
-/// `1 / (1 + e^{-x})`. Where `e^{-x}` is subnormal the sum is 1 without it, so that one power of two will do: `-x = n ln 2 - q`, and a
-/// polynomial for `2 e^{-q}` times `2^(n-1)`, whose exponent stands in the low mantissa bits of the rounded number.
+/// `1 / (1 + e^{-x})`.
 #[inline(always)]
 pub fn sigmoid<F: Fma>(x: f32) -> f32 {
-    const BIASED: f32 = ROUND + 126.0;
-    let x = clamp(x, -89.0, 87.0);
-    let shifted = F::mul_add(x, -std::f32::consts::LOG2_E, BIASED);
-    let power = f32::from_bits(shifted.to_bits() << 23);
-    let n = shifted - BIASED;
-    let q = F::mul_add(n, LN2_HI, x);
-    let q = F::mul_add(n, LN2_LO, q);
-    let p = F::mul_add(q, 2.767_160_3e-3, -1.675_129e-2);
-    let p = F::mul_add(p, q, 8.333_658e-2);
-    let p = F::mul_add(p, q, -3.333_282_2e-1);
-    let p = F::mul_add(p, q, 9.999_998e-1);
-    let p = F::mul_add(p, q, -2.0);
-    let p = F::mul_add(p, q, 2.0);
-    1.0 / F::mul_add(p, power, 1.0)
+    functions::sigmoid(One::<F>::default(), x)
 }
 
 /// Error function: an odd polynomial near zero, `1 - e^{q(|x|)}` beyond (coefficients after N. Juffa).
@@ -220,60 +206,6 @@ pub fn erf<F: Fma>(x: f32) -> f32 {
     let q = F::mul_add(q, t, -t);
     let large = (1.0 - exp::<F>(q)).copysign(x);
     if x.abs() > 0.927_734_4 { large } else { small }
-}
-
-/// `x Phi(x)`, exact form, as `x / 2 + |x| (Phi(|x|) - 1/2)`. As in that formula the error is relative to `|x|`, not to the tiny values of
-/// the negative tail, so `Phi` needs few digits where it is near 1/2: one polynomial in `x^2`, which reaches 1/2 a little beyond the
-/// last square that it is made for, is shorter than the error function and needs no second branch.
-#[inline(always)]
-pub fn gelu<F: Fma>(x: f32) -> f32 {
-    const LIMIT: f32 = 5.1 * 5.1;
-    let (size, square) = (x.abs(), x * x);
-    let square = if square > LIMIT { LIMIT } else { square };
-    // From -1 to 1, where powers do not grow.
-    let z = F::mul_add(square, 2.0 / LIMIT, -1.0);
-    let p = F::mul_add(z, -3.512_726_4e-4, 9.545_202_5e-4);
-    let p = F::mul_add(p, z, -1.022_152e-3);
-    let p = F::mul_add(p, z, 1.632_564_6e-3);
-    let p = F::mul_add(p, z, -4.163_561_4e-3);
-    let p = F::mul_add(p, z, 7.593_828_7e-3);
-    let p = F::mul_add(p, z, -1.158_987_45e-2);
-    let p = F::mul_add(p, z, 1.714_901e-2);
-    let p = F::mul_add(p, z, -2.411_072_3e-2);
-    let p = F::mul_add(p, z, 3.177_651_4e-2);
-    let p = F::mul_add(p, z, -4.021_039e-2);
-    let p = F::mul_add(p, z, 5.077_883e-2);
-    let p = F::mul_add(p, z, -6.900_345e-2);
-    let p = F::mul_add(p, z, 1.386_053_3e-1);
-    let beyond = size * p;
-    let beyond = if beyond > 0.5 { 0.5 } else { beyond };
-    F::mul_add(size, beyond, 0.5 * x)
-}
-
-/// The tanh form of gelu, `x / 2 (1 + tanh(u))` with `u = sqrt(2 / pi) (x + 0.044715 x^3)`, as `x sigmoid(2 u)`.
-#[inline(always)]
-pub fn gelu_tanh<F: Fma>(x: f32) -> f32 {
-    const TWO_SQRT_2_OVER_PI: f32 = 1.595_769;
-    let u = TWO_SQRT_2_OVER_PI * F::mul_add(0.044_715 * x * x, x, x);
-    x * sigmoid::<F>(u)
-}
-
-/// `x sigmoid(x)`.
-#[inline(always)]
-pub fn silu<F: Fma>(x: f32) -> f32 {
-    x * sigmoid::<F>(x)
-}
-
-/// `clamp(x + 3, 0, 6) / 6`.
-#[inline(always)]
-pub fn hardsigmoid(x: f32) -> f32 {
-    clamp(x + 3.0, 0.0, 6.0) * (1.0 / 6.0)
-}
-
-/// `x clamp(x + 3, 0, 6) / 6`.
-#[inline(always)]
-pub fn hardswish(x: f32) -> f32 {
-    x * hardsigmoid(x)
 }
 
 /// IEEE half precision bits to `f32`, exactly, subnormals and NaN included.

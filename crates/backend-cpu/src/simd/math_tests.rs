@@ -1,7 +1,16 @@
 use regraft_ir::ops::Activation;
 
 use super::*;
-use crate::simd::{Fused, Isa, Unfused, activation, simd_fn};
+use crate::simd::{
+    Fused, Isa, Unfused, activation,
+    functions::{Function, Gelu, GeluTanh, Hardsigmoid, Hardswish, Silu},
+    simd_fn,
+};
+
+/// A function of single floats.
+fn single<A: Function, F: Fma>(x: f32) -> f32 {
+    A::of(One::<F>::default(), x)
+}
 
 /// Floats that cover the range densely: every 1009th bit pattern, both signs, plus the corners.
 fn dense() -> impl Iterator<Item = f32> {
@@ -122,16 +131,17 @@ fn erf_is_close() {
 
 #[test]
 fn gelu_is_close() {
-    check("gelu", gelu::<Fused>, gelu::<Unfused>, gelu64, |x, _| x.abs());
+    check("gelu", single::<Gelu, Fused>, single::<Gelu, Unfused>, gelu64, |x, _| x.abs());
     // The argument of the exponential carries a rounding error of its own size.
-    check("gelu_tanh", gelu_tanh::<Fused>, gelu_tanh::<Unfused>, gelu_tanh64, |x, _| x.abs());
+    check("gelu_tanh", single::<GeluTanh, Fused>, single::<GeluTanh, Unfused>, gelu_tanh64, |x, _| x.abs());
 }
 
 #[test]
 fn silu_and_the_hard_ones_are_close() {
     // Below -88 the sigmoid is subnormal and goes to zero; the product does too.
-    check("silu", silu::<Fused>, silu::<Unfused>, |x| x * sigmoid64(x), |_, y| y.abs() + 1e-29);
+    check("silu", single::<Silu, Fused>, single::<Silu, Unfused>, |x| x * sigmoid64(x), |_, y| y.abs() + 1e-29);
     let hard = |x: f64| (x + 3.0).clamp(0.0, 6.0) / 6.0;
+    let (hardsigmoid, hardswish) = (single::<Hardsigmoid, Unfused>, single::<Hardswish, Unfused>);
     assert!(hardsigmoid(f32::NAN).is_nan());
     for x in (-1000..1000).map(|i| i as f32 * 0.01) {
         assert!((f64::from(hardsigmoid(x)) - hard(f64::from(x))).abs() < 1e-6);

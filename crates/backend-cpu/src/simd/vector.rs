@@ -4,7 +4,12 @@
 //! several loops. Kernels of that kind are written over [`Vectors`], and compiled once for each instruction set by [`vector_fn`].
 #![allow(unsafe_code)]
 
+use std::marker::PhantomData;
+
 use super::{Fma, Fused, Unfused, math};
+
+/// The most floats of a register.
+const MOST_LANES: usize = 16;
 
 /// The registers of an instruction set. A value of such a type proves that this processor has it: [`vector_fn`] alone makes one.
 pub(crate) trait Vectors: Copy {
@@ -29,6 +34,32 @@ pub(crate) trait Vectors: Copy {
     /// When there are too few.
     fn store(self, v: Self::V, to: &mut [f32]);
 
+    /// All of `from`, which are no more than a register holds; in the other lanes zeros.
+    #[inline(always)]
+    fn load_some(self, from: &[f32]) -> Self::V {
+        if from.len() >= Self::LANES {
+            return self.load(from);
+        }
+        let mut lanes = [0.0; MOST_LANES];
+        for (lane, x) in lanes.iter_mut().zip(from) {
+            *lane = *x;
+        }
+        self.load(&lanes)
+    }
+
+    /// Writes to all of `to`, which are no more than a register holds.
+    #[inline(always)]
+    fn store_some(self, v: Self::V, to: &mut [f32]) {
+        if to.len() >= Self::LANES {
+            return self.store(v, to);
+        }
+        let mut lanes = [0.0; MOST_LANES];
+        self.store(v, &mut lanes);
+        for (x, lane) in to.iter_mut().zip(&lanes) {
+            *x = *lane;
+        }
+    }
+
     /// `x` in every lane.
     fn splat(self, x: f32) -> Self::V;
 
@@ -38,8 +69,37 @@ pub(crate) trait Vectors: Copy {
     /// `a + b`, lane by lane.
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
 
+    /// `a * b`, lane by lane.
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+
+    /// `a / b`, lane by lane.
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+
     /// [`relu`](super::math::relu) of each lane.
     fn relu(self, v: Self::V) -> Self::V;
+
+    /// Each lane, or `low` where it is less.
+    fn at_least(self, v: Self::V, low: f32) -> Self::V;
+
+    /// Each lane, or `high` where it is more.
+    fn at_most(self, v: Self::V, high: f32) -> Self::V;
+
+    /// `f` of each lane.
+    #[inline(always)]
+    fn map(self, v: Self::V, f: impl Fn(f32) -> f32) -> Self::V {
+        let mut lanes = [0.0; MOST_LANES];
+        self.store(v, &mut lanes);
+        for lane in &mut lanes[..Self::LANES] {
+            *lane = f(*lane);
+        }
+        self.load(&lanes)
+    }
+
+    /// Each lane without its sign.
+    fn abs(self, v: Self::V) -> Self::V;
+
+    /// The lowest bits of each lane, where the exponent is.
+    fn to_exponents(self, v: Self::V) -> Self::V;
 
     /// Adds to sum `i` the product of `w` and the register at `xs[i * step]`, lane by lane.
     ///
@@ -69,6 +129,108 @@ pub(crate) trait Vectors: Copy {
 
     /// `a * b + c`, lane by lane.
     fn mul_add_doubles(self, a: Self::D, b: Self::D, c: Self::D) -> Self::D;
+}
+
+/// Single floats as they are in code for an instruction set, where LLVM makes vectors of loops over them.
+#[derive(Clone, Copy)]
+pub(crate) struct One<F>(PhantomData<F>);
+
+impl<F> Default for One<F> {
+    fn default() -> Self {
+        One(PhantomData)
+    }
+}
+
+impl<F: Fma> Vectors for One<F> {
+    type V = f32;
+    type D = f64;
+    type F = F;
+    const LANES: usize = 1;
+
+    #[inline(always)]
+    fn load(self, from: &[f32]) -> f32 {
+        from[0]
+    }
+
+    #[inline(always)]
+    fn store(self, v: f32, to: &mut [f32]) {
+        to[0] = v;
+    }
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> f32 {
+        x
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: f32, b: f32, c: f32) -> f32 {
+        F::mul_add(a, b, c)
+    }
+
+    #[inline(always)]
+    fn add(self, a: f32, b: f32) -> f32 {
+        a + b
+    }
+
+    #[inline(always)]
+    fn mul(self, a: f32, b: f32) -> f32 {
+        a * b
+    }
+
+    #[inline(always)]
+    fn div(self, a: f32, b: f32) -> f32 {
+        a / b
+    }
+
+    #[inline(always)]
+    fn relu(self, v: f32) -> f32 {
+        math::relu(v)
+    }
+
+    #[inline(always)]
+    fn at_least(self, v: f32, low: f32) -> f32 {
+        if v < low { low } else { v }
+    }
+
+    #[inline(always)]
+    fn at_most(self, v: f32, high: f32) -> f32 {
+        if v > high { high } else { v }
+    }
+
+    #[inline(always)]
+    fn map(self, v: f32, f: impl Fn(f32) -> f32) -> f32 {
+        f(v)
+    }
+
+    #[inline(always)]
+    fn abs(self, v: f32) -> f32 {
+        v.abs()
+    }
+
+    #[inline(always)]
+    fn to_exponents(self, v: f32) -> f32 {
+        f32::from_bits(v.to_bits() << 23)
+    }
+
+    #[inline(always)]
+    fn load_doubles(self, from: &[f64]) -> f64 {
+        from[0]
+    }
+
+    #[inline(always)]
+    fn store_doubles(self, d: f64, to: &mut [f64]) {
+        to[0] = d;
+    }
+
+    #[inline(always)]
+    fn splat_doubles(self, x: f64) -> f64 {
+        x
+    }
+
+    #[inline(always)]
+    fn mul_add_doubles(self, a: f64, b: f64, c: f64) -> f64 {
+        a * b + c
+    }
 }
 
 /// What every processor has: arrays, which LLVM may keep in registers.
@@ -107,8 +269,38 @@ impl Vectors for Portable {
     }
 
     #[inline(always)]
+    fn mul(self, a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|i| a[i] * b[i])
+    }
+
+    #[inline(always)]
+    fn div(self, a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|i| a[i] / b[i])
+    }
+
+    #[inline(always)]
     fn relu(self, v: [f32; 4]) -> [f32; 4] {
         v.map(math::relu)
+    }
+
+    #[inline(always)]
+    fn at_least(self, v: [f32; 4], low: f32) -> [f32; 4] {
+        v.map(|x| if x < low { low } else { x })
+    }
+
+    #[inline(always)]
+    fn at_most(self, v: [f32; 4], high: f32) -> [f32; 4] {
+        v.map(|x| if x > high { high } else { x })
+    }
+
+    #[inline(always)]
+    fn abs(self, v: [f32; 4]) -> [f32; 4] {
+        v.map(f32::abs)
+    }
+
+    #[inline(always)]
+    fn to_exponents(self, v: [f32; 4]) -> [f32; 4] {
+        v.map(|x| f32::from_bits(x.to_bits() << 23))
     }
 
     #[inline(always)]
@@ -136,201 +328,7 @@ impl Vectors for Portable {
 pub(crate) use self::x86::{Avx2, Avx512};
 
 #[cfg(target_arch = "x86_64")]
-mod x86 {
-    use std::arch::x86_64::*;
-
-    use super::{Fused, Vectors};
-
-    /// AVX2 with FMA.
-    #[derive(Clone, Copy)]
-    pub(crate) struct Avx2(());
-
-    impl Avx2 {
-        /// # Safety
-        /// The processor has AVX2 and FMA.
-        pub(crate) unsafe fn new() -> Self {
-            Avx2(())
-        }
-    }
-
-    impl Vectors for Avx2 {
-        type V = __m256;
-        type D = __m256d;
-        type F = Fused;
-        const LANES: usize = 8;
-
-        #[inline(always)]
-        fn load(self, from: &[f32]) -> __m256 {
-            let from: &[f32; 8] = from.first_chunk().expect("a whole register");
-            // SAFETY: eight floats are there; the processor has AVX2, which `self` proves.
-            unsafe { _mm256_loadu_ps(from.as_ptr()) }
-        }
-
-        #[inline(always)]
-        fn store(self, v: __m256, to: &mut [f32]) {
-            let to: &mut [f32; 8] = to.first_chunk_mut().expect("a whole register");
-            // SAFETY: as above.
-            unsafe { _mm256_storeu_ps(to.as_mut_ptr(), v) };
-        }
-
-        #[inline(always)]
-        fn splat(self, x: f32) -> __m256 {
-            // SAFETY: the processor has AVX2, which `self` proves.
-            unsafe { _mm256_set1_ps(x) }
-        }
-
-        #[inline(always)]
-        fn mul_add(self, a: __m256, b: __m256, c: __m256) -> __m256 {
-            // SAFETY: the processor has FMA, which `self` proves.
-            unsafe { _mm256_fmadd_ps(a, b, c) }
-        }
-
-        #[inline(always)]
-        fn add(self, a: __m256, b: __m256) -> __m256 {
-            // SAFETY: the processor has AVX2, which `self` proves.
-            unsafe { _mm256_add_ps(a, b) }
-        }
-
-        #[inline(always)]
-        fn relu(self, v: __m256) -> __m256 {
-            // Where neither is greater, as of not-a-number and of a negative zero, the second one is the result.
-            // SAFETY: the processor has AVX2, which `self` proves.
-            unsafe { _mm256_max_ps(_mm256_setzero_ps(), v) }
-        }
-
-        #[inline(always)]
-        fn mul_add_each<const N: usize>(self, sums: &mut [__m256; N], xs: &[f32], step: usize, w: __m256) {
-            let reach = step.checked_mul(N.saturating_sub(1)).and_then(|last| last.checked_add(Self::LANES));
-            assert!(reach.is_some_and(|reach| reach <= xs.len()), "too few floats for {N} registers, {step} apart");
-            for (i, sum) in sums.iter_mut().enumerate() {
-                // SAFETY: the last register ends within `xs`; the processor has AVX2, which `self` proves.
-                let x = unsafe { _mm256_loadu_ps(xs.as_ptr().add(i * step)) };
-                *sum = self.mul_add(x, w, *sum);
-            }
-        }
-
-        #[inline(always)]
-        fn load_doubles(self, from: &[f64]) -> __m256d {
-            let from: &[f64; 4] = from.first_chunk().expect("a whole register");
-            // SAFETY: four doubles are there; the processor has AVX2, which `self` proves.
-            unsafe { _mm256_loadu_pd(from.as_ptr()) }
-        }
-
-        #[inline(always)]
-        fn store_doubles(self, d: __m256d, to: &mut [f64]) {
-            let to: &mut [f64; 4] = to.first_chunk_mut().expect("a whole register");
-            // SAFETY: as above.
-            unsafe { _mm256_storeu_pd(to.as_mut_ptr(), d) };
-        }
-
-        #[inline(always)]
-        fn splat_doubles(self, x: f64) -> __m256d {
-            // SAFETY: the processor has AVX2, which `self` proves.
-            unsafe { _mm256_set1_pd(x) }
-        }
-
-        #[inline(always)]
-        fn mul_add_doubles(self, a: __m256d, b: __m256d, c: __m256d) -> __m256d {
-            // SAFETY: the processor has FMA, which `self` proves.
-            unsafe { _mm256_fmadd_pd(a, b, c) }
-        }
-    }
-
-    /// AVX-512.
-    #[derive(Clone, Copy)]
-    pub(crate) struct Avx512(());
-
-    impl Avx512 {
-        /// # Safety
-        /// The processor has AVX-512F.
-        pub(crate) unsafe fn new() -> Self {
-            Avx512(())
-        }
-    }
-
-    impl Vectors for Avx512 {
-        type V = __m512;
-        type D = __m512d;
-        type F = Fused;
-        const LANES: usize = 16;
-
-        #[inline(always)]
-        fn load(self, from: &[f32]) -> __m512 {
-            let from: &[f32; 16] = from.first_chunk().expect("a whole register");
-            // SAFETY: sixteen floats are there; the processor has AVX-512F, which `self` proves.
-            unsafe { _mm512_loadu_ps(from.as_ptr()) }
-        }
-
-        #[inline(always)]
-        fn store(self, v: __m512, to: &mut [f32]) {
-            let to: &mut [f32; 16] = to.first_chunk_mut().expect("a whole register");
-            // SAFETY: as above.
-            unsafe { _mm512_storeu_ps(to.as_mut_ptr(), v) };
-        }
-
-        #[inline(always)]
-        fn splat(self, x: f32) -> __m512 {
-            // SAFETY: the processor has AVX-512F, which `self` proves.
-            unsafe { _mm512_set1_ps(x) }
-        }
-
-        #[inline(always)]
-        fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
-            // SAFETY: as above.
-            unsafe { _mm512_fmadd_ps(a, b, c) }
-        }
-
-        #[inline(always)]
-        fn add(self, a: __m512, b: __m512) -> __m512 {
-            // SAFETY: the processor has AVX-512F, which `self` proves.
-            unsafe { _mm512_add_ps(a, b) }
-        }
-
-        #[inline(always)]
-        fn relu(self, v: __m512) -> __m512 {
-            // Where neither is greater, as of not-a-number and of a negative zero, the second one is the result.
-            // SAFETY: the processor has AVX-512F, which `self` proves.
-            unsafe { _mm512_max_ps(_mm512_setzero_ps(), v) }
-        }
-
-        #[inline(always)]
-        fn mul_add_each<const N: usize>(self, sums: &mut [__m512; N], xs: &[f32], step: usize, w: __m512) {
-            let reach = step.checked_mul(N.saturating_sub(1)).and_then(|last| last.checked_add(Self::LANES));
-            assert!(reach.is_some_and(|reach| reach <= xs.len()), "too few floats for {N} registers, {step} apart");
-            for (i, sum) in sums.iter_mut().enumerate() {
-                // SAFETY: the last register ends within `xs`; the processor has AVX-512F, which `self` proves.
-                let x = unsafe { _mm512_loadu_ps(xs.as_ptr().add(i * step)) };
-                *sum = self.mul_add(x, w, *sum);
-            }
-        }
-
-        #[inline(always)]
-        fn load_doubles(self, from: &[f64]) -> __m512d {
-            let from: &[f64; 8] = from.first_chunk().expect("a whole register");
-            // SAFETY: eight doubles are there; the processor has AVX-512F, which `self` proves.
-            unsafe { _mm512_loadu_pd(from.as_ptr()) }
-        }
-
-        #[inline(always)]
-        fn store_doubles(self, d: __m512d, to: &mut [f64]) {
-            let to: &mut [f64; 8] = to.first_chunk_mut().expect("a whole register");
-            // SAFETY: as above.
-            unsafe { _mm512_storeu_pd(to.as_mut_ptr(), d) };
-        }
-
-        #[inline(always)]
-        fn splat_doubles(self, x: f64) -> __m512d {
-            // SAFETY: the processor has AVX-512F, which `self` proves.
-            unsafe { _mm512_set1_pd(x) }
-        }
-
-        #[inline(always)]
-        fn mul_add_doubles(self, a: __m512d, b: __m512d, c: __m512d) -> __m512d {
-            // SAFETY: the processor has AVX-512F, which `self` proves.
-            unsafe { _mm512_fmadd_pd(a, b, c) }
-        }
-    }
-}
+mod x86;
 
 /// Defines a function whose body is compiled for every [`Isa`](super::Isa), generic over its [`Vectors`]; the caller passes the
 /// instruction set to run as first argument, the body sees the proof of it.
