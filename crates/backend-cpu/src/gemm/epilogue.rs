@@ -4,7 +4,11 @@ use regraft_ir::ops::Activation;
 
 use crate::{
     Isa,
-    simd::{Floats, activation, math, simd_fn, vector_fn},
+    simd::{
+        Floats, Vectors,
+        functions::{Function, with_activation},
+        vector_fn,
+    },
     threads::TileMut,
 };
 
@@ -56,128 +60,78 @@ impl Epilogue<'_> {
         }
         let (rows, cols, mut buffer) = (tile.rows(), tile.cols(), [0f32; MAX_WIDTH]);
         let bias = self.bias.map(|b| b.read(isa, col, &mut buffer[..cols]));
-        let (end, at_once) = ((self.activation, self.act_before_residual), AT_ONCE / cols.max(1));
-        for first in (0..rows).step_by(at_once) {
-            let count = at_once.min(rows - first);
-            let mut tile = tile.part(first..first + count, 0..cols);
-            match self.residual {
-                None => finish(isa, end, bias, None, &mut tile),
-                Some(Residual { data: Floats::F32(data), ld }) => {
-                    finish(isa, end, bias, Some((&data[(row + first) * ld + col..], ld)), &mut tile);
-                }
-                Some(Residual { data, ld }) => {
-                    let mut widened = [0f32; AT_ONCE];
-                    for (r, widened) in widened.chunks_exact_mut(cols).take(count).enumerate() {
-                        data.load(isa, (row + first + r) * ld + col, widened);
-                    }
-                    finish(isa, end, bias, Some((&widened, cols)), &mut tile);
+        let end = End { bias, activation: self.activation, act_before_residual: self.act_before_residual };
+        match self.residual {
+            None => finish(isa, end, None, tile),
+            Some(Residual { data: Floats::F32(data), ld }) => {
+                finish(isa, end, Some((&data[row * ld + col..], ld)), tile)
+            }
+            Some(Residual { data, ld }) => {
+                let mut widened = [0f32; MAX_WIDTH];
+                for r in 0..rows {
+                    data.load(isa, (row + r) * ld + col, &mut widened[..cols]);
+                    finish(isa, end, Some((&widened, cols)), &mut tile.part(r..r + 1, 0..cols));
                 }
             }
         }
     }
 }
 
-/// Elements that are finished together: a tile of the largest micro-kernels. An activation costs less on many in a row than on
-/// the rows of a panel one by one.
-const AT_ONCE: usize = 384;
-
-/// What is added to a tile, and where negative sums become zero.
-#[derive(Clone, Copy, Default)]
-struct Addends<'a> {
+/// What is done to each row of a tile.
+#[derive(Clone, Copy)]
+struct End<'a> {
     bias: Option<&'a [f32]>,
-    /// Its rows are so many elements apart.
-    residual: Option<(&'a [f32], usize)>,
-    /// Before the residual is added.
-    clips_first: bool,
-    clips_last: bool,
-}
-
-fn finish(
-    isa: Isa,
-    (act, before_residual): (Activation, bool),
-    bias: Option<&[f32]>,
-    residual: Option<(&[f32], usize)>,
-    tile: &mut TileMut<'_, f32>,
-) {
-    let clips = act == Activation::Relu;
-    if clips || act == Activation::None {
-        let (clips_first, clips_last) = (clips && before_residual, clips && !before_residual);
-        return add(isa, Addends { bias, residual, clips_first, clips_last }, tile);
-    }
-    let (first, last) = if before_residual { (None, residual) } else { (residual, None) };
-    add(isa, Addends { bias, residual: first, ..Addends::default() }, tile);
-    activate(isa, act, tile);
-    if last.is_some() {
-        add(isa, Addends { residual: last, ..Addends::default() }, tile);
-    }
+    activation: Activation,
+    act_before_residual: bool,
 }
 
 vector_fn! {
-    fn add<S>(simd, addends: Addends<'_>, tile: &mut TileMut<'_, f32>) {
-        let Addends { bias, residual, clips_first, clips_last } = addends;
-        let cols = tile.cols();
-        let whole = cols / S::LANES * S::LANES;
-        for r in 0..tile.rows() {
-            let xs = tile.row(r);
-            let residual = residual.map(|(data, ld)| &data[r * ld..][..cols]);
-            for at in (0..whole).step_by(S::LANES) {
-                let mut x = simd.load(&xs[at..]);
-                if let Some(bias) = bias {
-                    x = simd.add(x, simd.load(&bias[at..]));
-                }
-                if clips_first {
-                    x = simd.relu(x);
-                }
-                if let Some(residual) = residual {
-                    x = simd.add(x, simd.load(&residual[at..]));
-                }
-                if clips_last {
-                    x = simd.relu(x);
-                }
-                simd.store(x, &mut xs[at..]);
+    /// Finishes a tile; rows of the residual are so many elements apart.
+    fn finish<S>(simd, end: End<'_>, residual: Option<(&[f32], usize)>, tile: &mut TileMut<'_, f32>) {
+        with_activation!(end.activation, A => {
+            for r in 0..tile.rows() {
+                let xs = tile.row(r);
+                let residual = residual.map(|(data, ld)| &data[r * ld..][..xs.len()]);
+                finish_row::<S, A>(simd, end, residual, xs);
             }
-            for at in whole..cols {
-                let mut x = xs[at];
-                if let Some(bias) = bias {
-                    x += bias[at];
-                }
-                if clips_first {
-                    x = math::relu(x);
-                }
-                if let Some(residual) = residual {
-                    x += residual[at];
-                }
-                xs[at] = if clips_last { math::relu(x) } else { x };
-            }
-        }
+        });
     }
 }
 
-simd_fn! {
-    fn activate<F>(act: Activation, tile: &mut TileMut<'_, f32>) {
-        let (rows, cols) = (tile.rows(), tile.cols());
-        let mut values = [0f32; AT_ONCE];
-        for r in 0..rows {
-            copy(&mut values[r * cols..][..cols], tile.row(r));
-        }
-        activation::apply_lanes::<F>(act, &mut values[..rows * cols]);
-        for r in 0..rows {
-            copy(tile.row(r), &values[r * cols..][..cols]);
-        }
-    }
-}
-
-/// Floats that rows are copied in: they are too short for a call of `memcpy` to pay.
-const STEP: usize = 16;
-
-/// Copies `ys` to `xs`.
 #[inline(always)]
-fn copy(xs: &mut [f32], ys: &[f32]) {
-    let ((xs, last_xs), (ys, last_ys)) = (xs.as_chunks_mut::<STEP>(), ys.as_chunks::<STEP>());
-    for (x, y) in xs.iter_mut().zip(ys) {
-        *x = *y;
+fn finish_row<S: Vectors, A: Function>(simd: S, end: End<'_>, residual: Option<&[f32]>, xs: &mut [f32]) {
+    let whole = xs.len() / S::LANES * S::LANES;
+    for at in (0..whole).step_by(S::LANES) {
+        let mut x = simd.load(&xs[at..]);
+        if let Some(bias) = end.bias {
+            x = simd.add(x, simd.load(&bias[at..]));
+        }
+        if end.act_before_residual {
+            x = A::of(simd, x);
+        }
+        if let Some(residual) = residual {
+            x = simd.add(x, simd.load(&residual[at..]));
+        }
+        if !end.act_before_residual {
+            x = A::of(simd, x);
+        }
+        simd.store(x, &mut xs[at..]);
     }
-    for (x, y) in last_xs.iter_mut().zip(last_ys) {
-        *x = *y;
+    if whole == xs.len() {
+        return;
     }
+    let mut x = simd.load_some(&xs[whole..]);
+    if let Some(bias) = end.bias {
+        x = simd.add(x, simd.load_some(&bias[whole..]));
+    }
+    if end.act_before_residual {
+        x = A::of(simd, x);
+    }
+    if let Some(residual) = residual {
+        x = simd.add(x, simd.load_some(&residual[whole..]));
+    }
+    if !end.act_before_residual {
+        x = A::of(simd, x);
+    }
+    simd.store_some(x, &mut xs[whole..]);
 }
