@@ -6,8 +6,8 @@ use std::ops::Range;
 use regraft_ir::ops::Activation;
 
 use super::{
-    widened,
-    window::{Taps, lines_met},
+    rows_per_task, widened,
+    window::{Taps, lines_met, lines_of},
     workers,
 };
 use crate::{
@@ -86,125 +86,170 @@ pub fn depthwise<T: Float>(
         wide
     };
     let [rows, row] = buffers(&window, channels, args.image.ty(), T::TYPE);
-    let mut buffers: Vec<_> = (0..workers(threads)).map(|_| (scratch.take(rows), scratch.take(row))).collect();
-    let width = window.input[2] * channels;
+    let mut buffers: Vec<_> =
+        (0..workers(threads)).map(|_| (scratch.take(rows), scratch.take(row), Vec::new())).collect();
+    let [line, width] = [window.output[2], window.input[2]].map(|pixels| pixels * channels);
     let blocks = blocks(&window);
-    threads.for_each_chunk_with(&mut buffers, out, window.output[2] * channels, |(rows, buffer), row, out| {
-        let (image, copies): (&[f32], bool) = if let Floats::F32(image) = args.image {
-            (image, false)
-        } else {
-            for (source, copy) in lines_met(&window, row).zip(rows.chunks_exact_mut(width.max(1))) {
-                args.image.load(isa, source * width, copy);
+    // Neighboring rows read the same lines, which one thread then has in its caches.
+    let per_task = rows_per_task(threads, out.len() / line.max(1), line);
+    threads.for_each_chunk_with(&mut buffers, out, per_task * line, |(rows, buffer, lines), task, out| {
+        for (i, out) in out.chunks_exact_mut(line.max(1)).enumerate() {
+            let row = task * per_task + i;
+            let (image, copies): (&[f32], bool) = if let Floats::F32(image) = args.image {
+                (image, false)
+            } else {
+                for (source, copy) in lines_met(&window, row).zip(rows.chunks_exact_mut(width.max(1))) {
+                    args.image.load(isa, source * width, copy);
+                }
+                (rows, true)
+            };
+            lines.clear();
+            lines.extend(lines_of(&window, row, copies));
+            let (window, activation) = (&window, args.activation);
+            let row = Row { window, channels, image, lines, weight, bias, blocks: &blocks, activation };
+            if let Some(out) = T::as_f32_mut(out) {
+                compute_row(isa, row, out);
+                continue;
             }
-            (rows, true)
-        };
-        if let Some(out) = T::as_f32_mut(out) {
-            return compute_row(isa, args, (image, copies), (weight, bias), &blocks, row, out);
+            compute_row(isa, row, buffer);
+            T::narrow(isa, buffer, out);
         }
-        compute_row(isa, args, (image, copies), (weight, bias), &blocks, row, buffer);
-        T::narrow(isa, buffer, out);
     });
 }
 
+/// What a row of output pixels is computed from.
+#[derive(Clone, Copy)]
+pub(super) struct Row<'a> {
+    /// Where windows are.
+    pub(super) window: &'a Window3,
+    pub(super) channels: usize,
+    /// The lines of images that are met, and perhaps others.
+    pub(super) image: &'a [f32],
+    /// For each line of the kernel that meets the image: its first tap and the first pixel of the line.
+    pub(super) lines: &'a [(usize, usize)],
+    pub(super) weight: &'a [f32],
+    pub(super) bias: Option<&'a [f32]>,
+    pub(super) blocks: &'a [Block],
+    pub(super) activation: Activation,
+}
+
 vector_fn! {
-    fn compute_row<S>(
-        simd,
-        args: &DepthwiseArgs<'_>,
-        image: (&[f32], bool),
-        weights: (&[f32], Option<&[f32]>),
-        blocks: &[Block],
-        row: usize,
-        out: &mut [f32],
-    ) {
-        let (window, channels) = (&args.window, args.channels);
-        let (image, copies) = image;
-        let mut taps = if copies { Taps::of_copies(window, row) } else { Taps::new(window, row) };
+    /// Computes a row of output pixels.
+    pub(super) fn compute_row<S>(simd, row: Row<'_>, out: &mut [f32]) {
+        let channels = row.channels;
         if channels < S::LANES {
+            let mut taps = Taps::of_lines(row.window, row.lines);
             for (x, out) in out.chunks_exact_mut(channels).enumerate() {
-                few_channels::<S::F>(image, weights, taps.at(x), out);
+                few_channels::<S::F>(row.image, (row.weight, row.bias), taps.at(x), out);
             }
         } else {
-            let width = window.input[2] * channels;
-            let rows: Vec<(usize, &[f32])> =
-                taps.lines().map(|(tap, pixel)| (tap, &image[pixel * channels..][..width])).collect();
-            for first in (0..channels).step_by(S::LANES) {
-                // The last register begins where it fits, and computes some channels twice.
-                let first = first.min(channels - S::LANES);
-                for block in blocks {
-                    let (at, out) = ((first, block), &mut out[block.x * channels + first..]);
-                    match block.pixels {
-                        8 => block_of_pixels::<S, 8>(simd, args, &rows, weights, at, out),
-                        4 => block_of_pixels::<S, 4>(simd, args, &rows, weights, at, out),
-                        2 => block_of_pixels::<S, 2>(simd, args, &rows, weights, at, out),
-                        _ => block_of_pixels::<S, 1>(simd, args, &rows, weights, at, out),
-                    }
-                }
-            }
+            compute_blocks(simd, &row, out);
         }
-        activation::apply_lanes::<S::F>(args.activation, out);
+        activation::apply_lanes::<S::F>(row.activation, out);
+    }
+}
+
+/// Block after block: what is read of the image then lies side by side.
+#[inline(always)]
+fn compute_blocks<S: Vectors>(simd: S, row: &Row<'_>, out: &mut [f32]) {
+    for block in row.blocks {
+        let out = &mut out[block.x * row.channels..][..block.pixels * row.channels];
+        match block.pixels {
+            8 => all_channels::<S, 8>(simd, row, block, out),
+            7 => all_channels::<S, 7>(simd, row, block, out),
+            4 => all_channels::<S, 4>(simd, row, block, out),
+            2 => all_channels::<S, 2>(simd, row, block, out),
+            _ => all_channels::<S, 1>(simd, row, block, out),
+        }
     }
 }
 
 /// Output pixels of a row whose sums are in registers at once, so that each weight is fetched once for all of them.
-struct Block {
+pub(super) struct Block {
     /// The first.
     x: usize,
     /// How many: one of [`BLOCKS`].
     pixels: usize,
-    /// The columns of the kernel that meet the image, the same for all.
-    taps: Range<usize>,
-    /// The input column that the first of both meet.
+    /// For each column of the kernel, where the pixels meet the image.
+    met: Vec<Met>,
+}
+
+/// Where some pixels meet the image with one column of the kernel.
+struct Met {
+    /// Which of the pixels.
+    pixels: Range<usize>,
+    /// Whether it is all of them.
+    is_all: bool,
+    /// The input column that the first of them meets.
     column: usize,
 }
 
-/// How many pixels a block may have.
-const BLOCKS: [usize; 4] = [8, 4, 2, 1];
+/// How many pixels a block may have: eight keep the arithmetic units busy, and images are often a multiple of seven wide.
+const BLOCKS: [usize; 5] = [8, 7, 4, 2, 1];
 
-/// Cuts a row of output pixels into blocks. Those that the whole kernel meets are taken together, others one by one.
-fn blocks(window: &Window3) -> Vec<Block> {
-    let [out, width, taps, stride, dilation, padding] =
-        [window.output, window.input, window.kernel, window.stride, window.dilation, window.padding]
-            .map(|sizes| sizes[2]);
-    let reach = (width + padding).checked_sub(dilation * taps.saturating_sub(1) + 1);
-    let end = reach.map_or(0, |last| last / stride + 1).min(out);
-    let whole = padding.div_ceil(stride).min(end)..end;
+/// Cuts a row of output pixels into blocks, into equal ones if they can be long.
+pub(super) fn blocks(window: &Window3) -> Vec<Block> {
+    let (out, taps) = (window.output[2], window.kernel[2]);
+    let even = BLOCKS[..2].iter().copied().find(|pixels| out.is_multiple_of(*pixels));
     let (mut blocks, mut x) = (Vec::new(), 0);
     while x < out {
-        // Pixels from here on that the whole kernel meets.
-        let run = if whole.contains(&x) { whole.end - x } else { 1 };
-        let pixels = BLOCKS.into_iter().find(|pixels| *pixels <= run).unwrap_or(1);
-        let met = |kx: &usize| window.source(2, x, *kx).is_some();
-        let first = (0..taps).find(met).unwrap_or(taps);
-        let met = first..(0..taps).rfind(met).map_or(first, |last| last + 1);
-        let column = window.source(2, x, met.start).unwrap_or(0);
-        blocks.push(Block { x, pixels, taps: met, column });
+        let fits = BLOCKS.into_iter().find(|pixels| *pixels <= out - x).unwrap_or(1);
+        let pixels = even.unwrap_or(fits);
+        let met = |kx| {
+            let meets = |p: &usize| window.source(2, x + p, kx).is_some();
+            let first = (0..pixels).find(meets).unwrap_or(0);
+            let end = (0..pixels).rfind(meets).map_or(first, |last| last + 1);
+            Met {
+                pixels: first..end,
+                is_all: end - first == pixels,
+                column: window.source(2, x + first, kx).unwrap_or(0),
+            }
+        };
+        blocks.push(Block { x, pixels, met: (0..taps).map(met).collect() });
         x += pixels;
     }
     blocks
+}
+
+/// All channels of a block of `N` output pixels, which are those of `out`.
+#[inline(always)]
+fn all_channels<S: Vectors, const N: usize>(simd: S, row: &Row<'_>, block: &Block, out: &mut [f32]) {
+    for first in (0..row.channels).step_by(S::LANES) {
+        // The last register begins where it fits, and computes some channels twice.
+        let first = first.min(row.channels - S::LANES);
+        block_of_pixels::<S, N>(simd, row, (first, block), &mut out[first..]);
+    }
 }
 
 /// A register of channels from `first` on, of a block of `N` output pixels; `out` begins at its first pixel's.
 #[inline(always)]
 fn block_of_pixels<S: Vectors, const N: usize>(
     simd: S,
-    args: &DepthwiseArgs<'_>,
-    rows: &[(usize, &[f32])],
-    (weight, bias): (&[f32], Option<&[f32]>),
+    row: &Row<'_>,
     (first, block): (usize, &Block),
     out: &mut [f32],
 ) {
-    let (channels, [.., stride], [.., dilation]) = (args.channels, args.window.stride, args.window.dilation);
-    let start = match bias {
+    let (channels, window) = (row.channels, row.window);
+    let (step, width) = (window.stride[2] * channels, window.input[2] * channels);
+    let start = match row.bias {
         Some(bias) => simd.load(&bias[first..]),
         None => simd.splat(0.0),
     };
     let mut sums = [start; N];
-    for (tap, row) in rows {
-        let mut at = block.column * channels + first;
-        for kx in block.taps.clone() {
-            let w = simd.load(&weight[(tap + kx) * tap_stride(channels) + first..]);
-            simd.mul_add_each(&mut sums, &row[at..], stride * channels, w);
-            at += dilation * channels;
+    for (tap, pixel) in row.lines {
+        let line = &row.image[pixel * channels..][..width];
+        for (kx, met) in block.met.iter().enumerate() {
+            let w = simd.load(&row.weight[(tap + kx) * tap_stride(channels) + first..]);
+            let xs = &line[met.column * channels + first..];
+            if met.is_all {
+                simd.mul_add_each(&mut sums, xs, step, w);
+                continue;
+            }
+            for (p, sum) in sums.iter_mut().enumerate() {
+                if met.pixels.contains(&p) {
+                    *sum = simd.mul_add(simd.load(&xs[(p - met.pixels.start) * step..]), w, *sum);
+                }
+            }
         }
     }
     for (p, sum) in sums.into_iter().enumerate() {

@@ -87,7 +87,7 @@ simd_fn! {
         let (channels, image, copies) = source;
         let [_, z, y] = Window3::split([usize::MAX, window.output[0], window.output[1]], row);
         let padded = padded_extent(window, 0, z) * padded_extent(window, 1, y);
-        let mut taps = if copies { Taps::of_copies(window, row) } else { Taps::new(window, row) };
+        let mut taps = Taps::new(window, row, copies);
         for (x, out) in out.chunks_exact_mut(channels).enumerate() {
             let taps = taps.at(x);
             let pixels = taps.iter().map(|(pixel, _)| &image[pixel * channels..][..channels]);

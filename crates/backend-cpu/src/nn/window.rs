@@ -26,23 +26,22 @@ pub(super) fn lines_met(window: &Window3, line: usize) -> impl Iterator<Item = u
     meetings(window, line).map(|(_, line)| line)
 }
 
+/// For each line of the kernel that meets the image: its first tap and the first pixel of the image's line, or where `copies` of the
+/// lines that are met stand one after the other, of the copy.
+pub(super) fn lines_of(window: &Window3, line: usize, copies: bool) -> impl Iterator<Item = (usize, usize)> {
+    let [taps, width] = [window.kernel[2], window.input[2]];
+    meetings(window, line).enumerate().map(move |(i, (tap, line))| (tap * taps, if copies { i } else { line } * width))
+}
+
 impl<'a> Taps<'a> {
-    /// As [`new`](Self::new), for lines of the image that were copied one after the other, as [`lines_met`] counts them.
-    pub(super) fn of_copies(window: &'a Window3, line: usize) -> Self {
-        let mut taps = Taps::new(window, line);
-        taps.lines.iter_mut().enumerate().for_each(|(i, (_, pixel))| *pixel = i * window.input[2]);
-        taps
+    /// `line` counts the output lines of all images; of the images, perhaps `copies` of lines are read, as in [`lines_of`].
+    pub(super) fn new(window: &'a Window3, line: usize, copies: bool) -> Self {
+        Taps { window, lines: lines_of(window, line, copies).collect(), taps: Vec::with_capacity(window.taps()) }
     }
 
-    /// `line` counts the output lines of all images.
-    pub(super) fn new(window: &'a Window3, line: usize) -> Self {
-        let first = |(tap, line)| (tap * window.kernel[2], line * window.input[2]);
-        Taps { window, lines: meetings(window, line).map(first).collect(), taps: Vec::with_capacity(window.taps()) }
-    }
-
-    /// For each line of the kernel that meets the image: its first tap and the first pixel of the image's line.
-    pub(super) fn lines(&self) -> impl Iterator<Item = (usize, usize)> {
-        self.lines.iter().copied()
+    /// For each line of the kernel that meets the image, `lines` has its first tap and the first pixel of the image's line.
+    pub(super) fn of_lines(window: &'a Window3, lines: &[(usize, usize)]) -> Self {
+        Taps { window, lines: lines.to_vec(), taps: Vec::with_capacity(window.taps()) }
     }
 
     /// `(pixel of the image, tap)` for every tap of output column `x` inside the image, in the order of the taps.
