@@ -3,7 +3,7 @@
 use super::GRAIN;
 use crate::{
     Isa, Threads,
-    simd::{Float, Floats, lanes, simd_fn},
+    simd::{Float, Floats, Vectors, lanes, simd_fn, vector_fn},
     threads::TileGrid,
 };
 
@@ -25,8 +25,11 @@ pub enum Reduction {
 /// Rows that are added up before their sum joins the result, so that the error grows with the logarithm of long sums.
 const SPAN: usize = 64;
 
-/// Columns of a task: partial sums stay in the first-level cache.
+/// The most columns of a task: partial sums stay in the first-level cache.
 const COLUMNS: usize = 512;
+
+/// Of which the columns of a task are a multiple.
+const STRIP: usize = 64;
 
 /// `out[o, i] = reduction over r of x[o, r, i]`; `x` is `[outer, reduce, inner]`, `out` is `[outer, inner]`.
 ///
@@ -43,9 +46,12 @@ pub fn reduce<T: Float>(
 ) {
     assert_eq!(x.len(), outer * reduce * inner);
     assert_eq!(out.len(), outer * inner);
-    let work = (reduce * inner.min(COLUMNS)).max(1);
+    // Few results are shared out by columns.
+    let across = (4 * threads.count()).div_ceil(outer.max(1));
+    let tile_cols = inner.div_ceil(across).max(GRAIN.div_ceil(reduce.max(1))).next_multiple_of(STRIP).min(COLUMNS);
+    let work = (reduce * inner.min(tile_cols)).max(1);
     let tile_rows = GRAIN.div_ceil(work).min(outer.div_ceil(4 * threads.count())).max(1);
-    let grid = TileGrid { outer: &[], rows: outer, cols: inner, row_stride: inner, tile_rows, tile_cols: COLUMNS };
+    let grid = TileGrid { outer: &[], rows: outer, cols: inner, row_stride: inner, tile_rows, tile_cols };
     threads.for_each_tile(out, &grid, |at, mut tile| {
         for r in 0..tile.rows() {
             let slab = x.from((at.row + r) * reduce * inner).first(reduce * inner);
@@ -103,14 +109,18 @@ fn columns(isa: Isa, reduction: Reduction, xs: Floats<'_>, inner: usize, first: 
     match reduction {
         Reduction::Sum | Reduction::Mean => {
             out.fill(0.0);
-            let mut part = [0f32; COLUMNS];
-            let part = &mut part[..out.len()];
-            for start in (0..count).step_by(SPAN) {
-                part.fill(0.0);
-                for row in start..count.min(start + SPAN) {
-                    combine(isa, Reduction::Sum, xs.read(isa, row * inner + first, buffer), part);
+            if let Floats::F32(xs) = xs {
+                sum_columns(isa, xs, inner, first, out);
+            } else {
+                let mut part = [0f32; COLUMNS];
+                let part = &mut part[..out.len()];
+                for start in (0..count).step_by(SPAN) {
+                    part.fill(0.0);
+                    for row in start..count.min(start + SPAN) {
+                        combine(isa, Reduction::Sum, xs.read(isa, row * inner + first, buffer), part);
+                    }
+                    combine(isa, Reduction::Sum, part, out);
                 }
-                combine(isa, Reduction::Sum, part, out);
             }
             if reduction == Reduction::Mean {
                 out.iter_mut().for_each(|y| *y /= count as f32);
@@ -127,6 +137,54 @@ fn columns(isa: Isa, reduction: Reduction, xs: Floats<'_>, inner: usize, first: 
             }
         }
     }
+}
+
+vector_fn! {
+    /// Adds columns `first ..` of rows of `inner` elements to `out`, in the order in which it is done row by row.
+    fn sum_columns<S>(simd, xs: &[f32], inner: usize, first: usize, out: &mut [f32]) {
+        let mut at = 0;
+        while at < out.len() {
+            let left = &mut out[at..];
+            at += if left.len() >= 4 * S::LANES {
+                sum_registers::<S, 4>(simd, xs, (inner, first + at), &mut left[..4 * S::LANES])
+            } else {
+                let some = left.len().min(S::LANES);
+                sum_registers::<S, 1>(simd, xs, (inner, first + at), &mut left[..some])
+            };
+        }
+    }
+}
+
+/// Adds columns `first ..` to `out`, which are those of `N` registers, or of one that has fewer. Returns how many there are.
+#[inline(always)]
+fn sum_registers<S: Vectors, const N: usize>(
+    simd: S,
+    xs: &[f32],
+    (inner, first): (usize, usize),
+    out: &mut [f32],
+) -> usize {
+    let (cols, count) = (out.len(), xs.len() / inner);
+    let whole = cols == N * S::LANES;
+    for start in (0..count).step_by(SPAN) {
+        let mut part = [simd.splat(0.0); N];
+        for row in start..count.min(start + SPAN) {
+            let row = &xs[row * inner + first..][..cols];
+            for (i, part) in part.iter_mut().enumerate() {
+                *part = simd.add(*part, load_register(simd, row, i, whole));
+            }
+        }
+        for (i, part) in part.into_iter().enumerate() {
+            let sum = simd.add(load_register(simd, out, i, whole), part);
+            if whole { simd.store(sum, &mut out[i * S::LANES..]) } else { simd.store_some(sum, out) }
+        }
+    }
+    cols
+}
+
+/// Register `i` of some `whole` ones, or the only one, which may have fewer elements.
+#[inline(always)]
+fn load_register<S: Vectors>(simd: S, from: &[f32], i: usize, whole: bool) -> S::V {
+    if whole { simd.load(&from[i * S::LANES..]) } else { simd.load_some(from) }
 }
 
 simd_fn! {
