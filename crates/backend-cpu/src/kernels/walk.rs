@@ -7,7 +7,14 @@ pub(super) struct Walk {
     outer: Vec<usize>,
     /// Per operand the strides along `outer`, then along a row.
     strides: Vec<(Vec<usize>, usize)>,
+    /// Elements of a row after which operands that repeat begin anew.
+    period: usize,
+    /// Which operands do, within a row.
+    repeats: Vec<bool>,
 }
+
+/// Rows that are shorter are joined where they can be.
+const SHORT: usize = 1024;
 
 impl Walk {
     /// A walk over `shape` for operands of given shapes and strides that broadcast to it.
@@ -33,7 +40,25 @@ impl Walk {
         let along = |i: usize| axes.iter().map(|(_, strides)| strides[i]).collect();
         let strides = inner_strides.into_iter().enumerate().map(|(i, stride)| (along(i), stride)).collect();
         let inner = if shape.contains(&0) { 0 } else { inner };
-        Walk { inner, outer: axes.iter().map(|(size, _)| *size).collect(), strides }
+        let outer = axes.iter().map(|(size, _)| *size).collect();
+        Walk { inner, outer, strides, period: inner, repeats: vec![false; operands.len()] }
+    }
+
+    /// With many short rows joined to a long one, if there every operand steps evenly or repeats the elements of the first, as what
+    /// all pixels of an image are scaled by.
+    pub(super) fn joined(mut self) -> Self {
+        let inner = self.inner;
+        let repeats = |(outer, along): &(Vec<usize>, usize)| outer.last() == Some(&0) && *along != 0;
+        let joins = |of: &(Vec<usize>, usize)| repeats(of) || of.0.last() == Some(&(of.1 * inner));
+        if (1..SHORT).contains(&inner)
+            && self.strides.iter().all(joins)
+            && let Some(rows) = self.outer.pop()
+        {
+            self.repeats = self.strides.iter().map(repeats).collect();
+            self.strides.iter_mut().for_each(|(outer, _)| _ = outer.pop());
+            self.inner *= rows;
+        }
+        self
     }
 
     /// Elements of a row.
@@ -41,15 +66,26 @@ impl Walk {
         self.inner
     }
 
-    /// For each operand how far apart the elements of a row are.
-    pub(super) fn along(&self) -> Vec<usize> {
-        self.strides.iter().map(|(_, along)| *along).collect()
+    /// For each operand whether the elements of a row lie side by side.
+    pub(super) fn is_contiguous(&self) -> Vec<bool> {
+        self.strides.iter().zip(&self.repeats).map(|((_, along), repeats)| *along == 1 && !repeats).collect()
     }
 
-    /// The element of operand `index` that stands at `column` of `row`, and its stride along the row.
+    /// Elements after which operands that repeat begin anew; 1 where none does.
+    pub(super) fn repeated(&self) -> usize {
+        if self.repeats.contains(&true) { self.period } else { 1 }
+    }
+
+    /// Whether operand `index` repeats after each period.
+    pub(super) fn repeats(&self, index: usize) -> bool {
+        self.repeats[index]
+    }
+
+    /// The element of operand `index` that stands at `column` of `row`, and its stride along the row. Of an operand that repeats,
+    /// `column` is the first of a period.
     pub(super) fn position(&self, index: usize, row: usize, column: usize) -> (usize, usize) {
         let (outer, inner) = &self.strides[index];
-        let (mut at, mut rest) = (column * inner, row);
+        let (mut at, mut rest) = (if self.repeats[index] { 0 } else { column * inner }, row);
         for (size, stride) in self.outer.iter().zip(outer).rev() {
             at += rest % size * stride;
             rest /= size;

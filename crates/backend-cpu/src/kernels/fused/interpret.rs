@@ -34,15 +34,15 @@ pub(super) struct Program {
 }
 
 impl Program {
-    /// Compiles a chain; `None` when its steps do not take their arguments. `along` says for each operand how far apart the elements of
-    /// a row are, if that is known yet.
-    pub(super) fn new(op: &Fused, operands: &[DType], along: &[usize]) -> Option<Program> {
+    /// Compiles a chain; `None` when its steps do not take their arguments. `contiguous` says for each operand whether the elements of
+    /// a row lie side by side, if that is known yet; blocks are whole periods.
+    pub(super) fn new(op: &Fused, operands: &[DType], contiguous: &[bool], period: usize) -> Option<Program> {
         let dtypes = op.dtypes(operands).ok()?;
         let mut counts = Counts::default();
         let mut registers: Vec<Register> = Vec::with_capacity(dtypes.len());
         for (i, &dtype) in dtypes.iter().enumerate() {
             let bank = Bank::of(dtype)?;
-            let place = if i < operands.len() && along.get(i) == Some(&1) && is_read_in_place(op, i, dtype) {
+            let place = if i < operands.len() && contiguous.get(i) == Some(&true) && is_read_in_place(op, i, dtype) {
                 Place::Operand(i)
             } else if i + 1 == dtypes.len() && is_written_in_place(op, &registers, dtype) {
                 Place::Result
@@ -57,7 +57,8 @@ impl Program {
             Instruction { f: step.f, args, out: registers[operands.len() + i] }
         };
         let instructions = op.steps.iter().enumerate().map(instruction).collect();
-        Some(Program { registers, operands: operands.len(), instructions, counts, block: counts.block(TASK) })
+        let block = (counts.block(TASK) / period).max(1) * period;
+        Some(Program { registers, operands: operands.len(), instructions, counts, block })
     }
 
     fn result(&self) -> Register {
@@ -109,6 +110,20 @@ impl Program {
         len: usize,
     ) {
         registers.load(isa, self.registers[index], bytes, position, len);
+    }
+
+    /// As [`Program::load`], for an operand that begins anew after `period` elements.
+    pub(super) fn load_repeated<'a>(
+        &self,
+        isa: Isa,
+        registers: &mut Registers<'a>,
+        operand: (usize, &'a [u8]),
+        position: (usize, usize),
+        period: usize,
+        len: usize,
+    ) {
+        self.load(isa, registers, operand, position, period.min(len));
+        registers.repeat(self.registers[operand.0], period, len);
     }
 
     /// Runs all steps on what is loaded, and writes the result: as many elements as `out` takes.

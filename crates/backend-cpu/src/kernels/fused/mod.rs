@@ -35,7 +35,7 @@ fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorT
 
 /// Whether every step takes its arguments, given operands of these dtypes.
 pub(crate) fn fuses(op: &Fused, operands: &[DType]) -> bool {
-    Program::new(op, operands, &[]).is_some()
+    Program::new(op, operands, &[], 1).is_some()
 }
 
 fn reads_strided(_: &Op, _: usize, _: &Operand<'_>) -> bool {
@@ -53,8 +53,8 @@ fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendEr
     let op = accept(&seen).map_err(|why| unsupported(node, why.0))?;
     expect_plain(node, 0..node.inputs.len())?;
     let operands: Vec<_> = node.inputs.iter().flatten().map(|o| (o.shape, o.strides)).collect();
-    let walk = Walk::new(node.outputs[0].shape, &operands);
-    let program = Program::new(op, &seen.dtypes(), &walk.along());
+    let walk = Walk::new(node.outputs[0].shape, &operands).joined();
+    let program = Program::new(op, &seen.dtypes(), &walk.is_contiguous(), walk.repeated());
     let program = program.ok_or_else(|| unsupported(node, "a step does not take its arguments"))?;
     Ok(Box::new(Prepared { cx: cx.clone(), program, walk }))
 }
@@ -72,10 +72,14 @@ impl Prepared {
         let (isa, size, block) = (self.cx.isa, self.program.out_size(), self.program.block());
         for (i, out) in out.chunks_mut(block * size).enumerate() {
             for (index, &bytes) in operands.iter().enumerate() {
-                let position = self.walk.position(index, row, from + i * block);
+                let (position, len) = (self.walk.position(index, row, from + i * block), out.len() / size);
                 // What is the same all along the row is there since the first block, which is the longest.
-                if i == 0 || position.1 != 0 {
-                    self.program.load(isa, registers, (index, bytes), position, out.len() / size);
+                if self.walk.repeats(index) {
+                    if i == 0 {
+                        self.program.load_repeated(isa, registers, (index, bytes), position, self.walk.repeated(), len);
+                    }
+                } else if i == 0 || position.1 != 0 {
+                    self.program.load(isa, registers, (index, bytes), position, len);
                 }
             }
             self.program.run(isa, registers, out);
@@ -98,11 +102,12 @@ impl CpuKernel for Prepared {
         let mut scratch = Scratch::new(scratch);
         let workers = threads.count().min(MAX_WORKERS);
         let mut registers: Vec<_> = (0..workers).map(|_| self.program.registers(&mut scratch)).collect();
-        // Tasks are whole rows where rows are short, parts of a row where they are long.
+        // Tasks are whole rows where rows are short, whole blocks of a row where they are long.
         if inner > TASK {
+            let part = (TASK / self.program.block()).max(1) * self.program.block();
             for (row, out) in out.chunks_exact_mut(inner * size).enumerate() {
-                threads.for_each_chunk_with(&mut registers, out, TASK * size, |registers, task, out| {
-                    self.run_part(registers, &operands, row, task * TASK, out);
+                threads.for_each_chunk_with(&mut registers, out, part * size, |registers, task, out| {
+                    self.run_part(registers, &operands, row, task * part, out);
                 });
             }
             return Ok(());

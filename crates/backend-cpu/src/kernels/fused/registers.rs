@@ -213,6 +213,19 @@ impl<'a> Registers<'a> {
         }
     }
 
+    /// Makes the first `period` values of a register those of all that follow, up to `len`.
+    pub(super) fn repeat(&mut self, register: Register, period: usize, len: usize) {
+        let Place::Bank(index) = register.place else { return };
+        let of = index * self.block..index * self.block + len;
+        match register.bank {
+            Bank::F64 => repeat(&mut self.banks.f64s[of], period),
+            Bank::F32 => repeat(&mut self.banks.f32s[of], period),
+            Bank::I64 => repeat(&mut self.banks.i64s[of], period),
+            Bank::I32 => repeat(&mut self.banks.i32s[of], period),
+            Bank::Bool => repeat(&mut self.banks.bools[of], period),
+        }
+    }
+
     /// Writes the values of a register to the memory of the result, where the step that made them did not.
     pub(super) fn store(&self, isa: Isa, register: Register, out: &mut [u8]) {
         let Place::Bank(index) = register.place else { return };
@@ -229,6 +242,16 @@ impl<'a> Registers<'a> {
             (Bank::I32, _) => elements_mut(out).copy_from_slice(&self.banks.i32s[of]),
             (Bank::Bool, _) => out.copy_from_slice(&self.banks.bools[of]),
         }
+    }
+}
+
+/// Copies the first `period` elements to all places after them.
+fn repeat<T: Copy>(xs: &mut [T], period: usize) {
+    let mut done = period;
+    while done < xs.len() {
+        let more = done.min(xs.len() - done);
+        xs.copy_within(..more, done);
+        done += more;
     }
 }
 
