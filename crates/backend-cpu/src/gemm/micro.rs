@@ -98,6 +98,9 @@ impl Kernel {
     }
 }
 
+/// The width of panels of one vector.
+const NARROW: usize = 16;
+
 /// Rows of a tile.
 pub(super) const TILE_ROWS: usize = 16;
 
@@ -112,6 +115,18 @@ pub(super) const CHUNK: usize = 4;
 pub fn panel_widths_of(isa: Isa, b: FloatType) -> impl Iterator<Item = usize> {
     let all = Kernel::all(isa)[0].iter();
     all.filter(move |k| k.b == b && k.a == FloatType::F32).map(|k| k.nr)
+}
+
+/// As [`panel_widths_of`], for a matrix of `n` columns: first what multiplies the fewest columns that are not there, among equals what
+/// comes first in general.
+pub fn panel_widths_for(isa: Isa, b: FloatType, n: usize) -> Vec<usize> {
+    let mut widths: Vec<usize> = panel_widths_of(isa, b).collect();
+    widths.sort_by_key(|nr| {
+        let columns = n.next_multiple_of(*nr);
+        // Of narrow panels each multiplication fetches an element of `A`, which takes as long as two.
+        if *nr <= NARROW { 2 * columns } else { columns }
+    });
+    widths
 }
 
 /// The `nr` of panels of f32, the one for general use first.

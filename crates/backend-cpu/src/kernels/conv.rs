@@ -22,8 +22,8 @@ use super::{
 use crate::{
     Isa, Scratch,
     format::Panels,
-    gemm::{ConvPart, ConvRows, Epilogue, GemmArgs, GemmShape, Residual, Rows, Window3, gemm, panel_widths_of},
-    nn::lines::{over_lines, pad_lines},
+    gemm::{ConvPart, ConvRows, Epilogue, GemmArgs, GemmShape, Residual, Rows, Window3, gemm, panel_widths_for},
+    nn::lines::{Lines, over_lines, pad_lines},
     scratch::bytes_of,
     simd::{Float, FloatType, Floats, with_floats_mut},
 };
@@ -36,8 +36,11 @@ const IM2COL: &str = "conv.im2col";
 /// Below this many channels lines are copied unless tuning says otherwise.
 const FEW_CHANNELS: usize = 8;
 
-pub(super) const FAMILY: Family =
-    Family { ids: &[PANELS, LINES, IM2COL], candidates, reads_strided: never_strided, prepare };
+pub(super) const FAMILY: Family = Family { ids: &[PANELS, IM2COL], candidates, reads_strided: never_strided, prepare };
+
+/// Lines are copied wherever their elements are: images that come channels-first are not put in order before that.
+pub(super) const OF_LINES: Family =
+    Family { ids: &[LINES], candidates: |_, _, _, _| Vec::new(), reads_strided: |_, index, _| index == 0, prepare };
 
 /// A convolution that is a product over panels.
 struct Spec<'a> {
@@ -77,7 +80,8 @@ fn candidates(isa: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&Tenso
         let (prepare, format) = (matrix_of(&spec.weight, spec.op.groups), Panels { ty: spec.ty, nr }.id());
         Candidate { kernel: KernelId::new(kernel), weights: vec![WeightLayout { operand: 1, prepare, format }] }
     };
-    kernels.iter().flat_map(|kernel| panel_widths_of(isa, spec.ty).map(|nr| packed(kernel, nr))).collect()
+    let widths = panel_widths_for(isa, spec.ty, spec.weight[0] / spec.op.groups);
+    kernels.iter().flat_map(|kernel| widths.iter().map(|nr| packed(kernel, *nr))).collect()
 }
 
 /// The ops that make `[groups?, taps·channels, out/groups]` of a weight `[out, channels, kernel...]`.
@@ -147,6 +151,8 @@ struct Prepared {
     /// Columns of a panel.
     nr: usize,
     windows: Windows,
+    /// Where lines of the images are.
+    image: Lines,
 }
 
 fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendError> {
@@ -156,7 +162,18 @@ fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendEr
     if lines && !spec.has_lines() {
         return Err(unsupported(node, "its taps do not lie side by side"));
     }
-    let window = windows_of(op, operand(node, 0)?.shape, &weight[2..], node.outputs[0].shape);
+    let x = operand(node, 0)?;
+    let window = windows_of(op, x.shape, &weight[2..], node.outputs[0].shape);
+    let (last, inner) = (x.strides.len() - 1, three(op.layout.spatial(x.strides), 0));
+    let image = Lines {
+        planes: [x.strides[0], inner[0]],
+        depth: window.input[0],
+        line: inner[1],
+        height: window.input[1],
+        pixel: inner[2],
+        channel: x.strides[last],
+        channels: x.shape[last],
+    };
     let (channels, columns) = (weight[1] * op.groups, weight[0] / op.groups);
     let k = window.taps() * weight[1];
     let matrix = if op.groups == 1 { vec![k, columns] } else { vec![op.groups, k, columns] };
@@ -166,7 +183,7 @@ fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendEr
     let (nr, panels) = (format.nr, format.matrix_bytes(k, columns) / format.ty.size());
     let windows = Windows::new(&window, channels, lines).ok_or_else(|| unsupported(node, "the image is too large"))?;
     let channels = (channels, weight[0]);
-    Ok(Box::new(Prepared { cx: cx.clone(), op: op.clone(), window, channels, types, panels, nr, windows }))
+    Ok(Box::new(Prepared { cx: cx.clone(), op: op.clone(), window, channels, types, panels, nr, windows, image }))
 }
 
 /// A product to be made: `m` pixels whose windows start in `a`.
@@ -210,23 +227,23 @@ impl Prepared {
         }
     }
 
-    /// Elements of a line of the images, and of its copy.
-    fn lines(&self) -> [usize; 2] {
-        [self.window, over_lines(&self.window)].map(|window| window.input[2] * self.channels.0)
+    /// Elements of a line's copy.
+    fn padded(&self) -> usize {
+        over_lines(&self.window).input[2] * self.channels.0
     }
 
     /// Bytes of the copies of all lines that a product reads.
     fn copied(&self, part: &ConvPart) -> usize {
-        part.reads.len() * self.window.input[1] * self.lines()[1] * self.types.of(0).size()
+        part.reads.len() * self.window.input[1] * self.padded() * self.types.of(0).size()
     }
 
     /// Copies the lines that a product reads.
     fn copy_lines(&self, part: &ConvPart, x: Floats<'_>, copy: &mut [u8]) {
-        let ([line, _], height) = (self.lines(), self.window.input[1]);
-        let x = x.from(part.reads.start * height * line).first(part.reads.len() * height * line);
-        let (before, after) = (self.window.padding[2] * self.channels.0, self.lines()[1]);
+        let (before, padded) = (self.window.padding[2] * self.channels.0, self.padded());
+        let (first, width) = (part.reads.start * self.window.input[1], self.window.input[2]);
         with_size!(self.types.of(0).size(), T => {
-            pad_lines::<T>(&self.cx.threads, elements(x.bytes()), line, before, after, elements_mut(copy));
+            let image = elements::<T>(x.bytes());
+            pad_lines(&self.cx.threads, image, &self.image, first, width, before, padded, elements_mut(copy));
         });
     }
 
@@ -237,17 +254,18 @@ impl Prepared {
 
     fn compute<C: Float>(&self, inputs: &[Option<&[u8]>], out: &mut [C], scratch: &mut Scratch<'_>) {
         let (window, channels) = (&self.window, self.channels.0);
-        let x = self.types.read(inputs, 0).first(window.batch * window.pixels_in() * channels);
+        let x = self.types.read(inputs, 0);
+        let in_order = || x.first(window.batch * window.pixels_in() * channels);
         match &self.windows {
             Windows::Pixels => {
                 let (rows, k_tap) = (Rows::Strided { lda: channels }, channels / self.op.groups);
-                let part = Part { m: window.pixels(), first: 0, a: x, rows, taps: 1, k_tap };
+                let part = Part { m: window.pixels(), first: 0, a: in_order(), rows, taps: 1, k_tap };
                 self.multiply(&part, inputs, out, scratch);
             }
             Windows::Offsets(rows) => {
                 let read = window.input[1] * window.input[2] * channels;
                 for p in rows.parts() {
-                    let a = x.from(p.reads.start * read).first(p.reads.len() * read);
+                    let a = in_order().from(p.reads.start * read).first(p.reads.len() * read);
                     let part = self.part(p, a, rows.rows(p), [window.taps(), channels / self.op.groups]);
                     self.multiply(&part, inputs, out, scratch);
                 }

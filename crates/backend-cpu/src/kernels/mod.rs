@@ -125,6 +125,7 @@ const FAMILIES: &[Family] = &[
     double::FAMILY,
     depthwise::FAMILY,
     conv::FAMILY,
+    conv::OF_LINES,
     direct::FAMILY,
     attention::FAMILY,
     rotary::FAMILY,
