@@ -1,5 +1,5 @@
-//! What a connection writes while it is polled goes out in one piece. An answer of gRPC is written in two, of which the second is some
-//! bytes that say that all went well; each costs the system as much as the whole, and wakes the client.
+//! What a connection over HTTP/2 writes while it is polled goes out in one piece. An answer of gRPC is written in two, of which the
+//! second is some bytes that say that all went well; each costs the system as much as the whole, and wakes the client.
 
 use std::{
     io::{self, IoSlice},
@@ -15,11 +15,13 @@ const MOST: usize = 16 << 10;
 /// Memory for so many is kept.
 const FEW: usize = 4 << 10;
 
-/// A stream that keeps what is written there until [`Gathering::poll_send`], which is called on a clone.
+/// A stream that keeps what is written there until [`Gathering::poll_send`], which is called on a clone; over HTTP/1, where answers are
+/// written whole, it keeps nothing.
 pub(crate) struct Gathering<S>(Arc<Mutex<Inner<S>>>);
 
 struct Inner<S> {
     stream: S,
+    is_http2: fn(&S) -> bool,
     kept: Vec<u8>,
     /// How many of `kept` are sent.
     sent: usize,
@@ -32,8 +34,9 @@ impl<S> Clone for Gathering<S> {
 }
 
 impl<S> Gathering<S> {
-    pub(crate) fn new(stream: S) -> Gathering<S> {
-        Gathering(Arc::new(Mutex::new(Inner { stream, kept: Vec::new(), sent: 0 })))
+    /// `is_http2` says which version the stream has turned out to be of.
+    pub(crate) fn new(stream: S, is_http2: fn(&S) -> bool) -> Gathering<S> {
+        Gathering(Arc::new(Mutex::new(Inner { stream, is_http2, kept: Vec::new(), sent: 0 })))
     }
 
     /// One task has all clones.
@@ -66,12 +69,12 @@ impl<S: AsyncWrite + Unpin> Inner<S> {
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
-    /// Makes room for `count` bytes; whether there is any for so many.
+    /// Makes room for `count` bytes; whether they are to be kept.
     fn poll_room(&mut self, cx: &mut Context<'_>, count: usize) -> Poll<io::Result<bool>> {
         if self.kept.len() + count > MOST {
             ready!(self.poll_send(cx))?;
         }
-        Poll::Ready(Ok(count <= MOST))
+        Poll::Ready(Ok(count <= MOST && (self.is_http2)(&self.stream)))
     }
 }
 
@@ -159,8 +162,8 @@ mod tests {
     }
 
     /// What goes out when these are written.
-    fn sent(pieces: &[Vec<u8>], most: usize) -> Vec<Vec<u8>> {
-        let mut stream = Gathering::new(Slow { most, is_full: false, taken: Vec::new() });
+    fn sent(pieces: &[Vec<u8>], most: usize, is_http2: fn(&Slow) -> bool) -> Vec<Vec<u8>> {
+        let mut stream = Gathering::new(Slow { most, is_full: false, taken: Vec::new() }, is_http2);
         for piece in pieces {
             let mut rest = &piece[..];
             while !rest.is_empty() {
@@ -184,10 +187,11 @@ mod tests {
         for (lens, expected) in cases {
             let piece = |(seed, &len): (usize, &usize)| (0..len).map(|i| ((i + seed) % 251) as u8).collect();
             let pieces: Vec<Vec<u8>> = lens.iter().enumerate().map(piece).collect();
-            let whole = sent(&pieces, usize::MAX);
+            let whole = sent(&pieces, usize::MAX, |_| true);
             assert_eq!(whole.iter().map(Vec::len).collect::<Vec<_>>(), expected);
             assert_eq!(whole.concat(), pieces.concat());
-            assert_eq!(sent(&pieces, 7).concat(), pieces.concat());
+            assert_eq!(sent(&pieces, 7, |_| true).concat(), pieces.concat());
+            assert_eq!(sent(&pieces, usize::MAX, |_| false), pieces);
         }
     }
 }

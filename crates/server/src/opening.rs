@@ -30,6 +30,11 @@ impl<S> Opening<S> {
     pub(crate) fn new(stream: S, patience: Duration) -> Opening<S> {
         Opening { stream, seen: 0, until: Some(Box::pin(sleep(patience))) }
     }
+
+    /// Whether it began as HTTP/2 does.
+    pub(crate) fn is_http2(&self) -> bool {
+        self.seen == PREFACE.len()
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Opening<S> {
@@ -41,9 +46,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Opening<S> {
         match outcome {
             Poll::Ready(Ok(())) => {
                 let (new, rest) = (&buf.filled()[before..], &PREFACE[this.seen..]);
-                let is_open = !new.is_empty() && new.len() < rest.len() && rest.starts_with(new);
-                this.seen += new.len();
-                if !is_open {
+                let is_preface = rest.starts_with(new);
+                this.seen = if is_preface { this.seen + new.len() } else { 0 };
+                if !is_preface || new.is_empty() || new.len() == rest.len() {
                     this.until = None;
                 }
                 Poll::Ready(Ok(()))

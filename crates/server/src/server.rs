@@ -259,7 +259,7 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         let shared = shared.clone();
         async move { Ok::<_, Infallible>(http::answer(shared, request).await) }
     });
-    let stream = Gathering::new(Opening::new(stream, patience));
+    let stream = Gathering::new(Opening::new(stream, patience), Opening::is_http2);
     let connection = builder.serve_connection(TokioIo::new(stream.clone()), service).into_owned();
     let mut connection = std::pin::pin!(watcher.watch(connection));
     // Whatever ends a connection is its client's matter.
