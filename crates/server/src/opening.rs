@@ -84,3 +84,34 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Opening<S> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_first_bytes_tell_the_version() {
+        let cases: [(&[u8], bool); 4] = [
+            (PREFACE, true),
+            (b"POST /v2/models/m/infer HTTP/1.1\r\n", false),
+            (b"PRI * HTTP/1.1\r\nhost: local", false),
+            (&PREFACE[..23], false),
+        ];
+        for (bytes, is_http2) in cases {
+            for most in [1, 7, PREFACE.len()] {
+                let (near, mut far) = tokio::io::duplex(64);
+                let mut opening = Opening::new(near, Duration::from_secs(60));
+                far.write_all(bytes).await.unwrap();
+                let mut read = Vec::new();
+                while read.len() < bytes.len() {
+                    let mut memory = [0; PREFACE.len()];
+                    let count = opening.read(&mut memory[..most]).await.unwrap();
+                    read.extend_from_slice(&memory[..count]);
+                }
+                assert_eq!((opening.is_http2(), &read[..]), (is_http2, bytes));
+            }
+        }
+    }
+}
