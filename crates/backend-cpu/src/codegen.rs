@@ -73,6 +73,10 @@ impl Lowering for CpuCodegen {
         true
     }
 
+    fn pairs_convs(&self, between: &TensorType) -> bool {
+        kernels::pairs(between)
+    }
+
     fn rotates(&self, dtype: DType) -> bool {
         FloatType::of(dtype).is_some()
     }

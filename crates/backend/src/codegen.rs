@@ -59,6 +59,12 @@ pub trait Lowering: Send + Sync {
     /// its result.
     fn takes_epilogue(&self, op: &Op, dtype: DType) -> bool;
 
+    /// Whether a convolution of single pixels and the depthwise one behind it run well as one kernel, a
+    /// [`ConvPair`](regraft_ir::ops::ConvPair); `between` is the image between them.
+    fn pairs_convs(&self, _between: &TensorType) -> bool {
+        false
+    }
+
     /// Whether rotary embeddings of this dtype run well as one kernel.
     fn rotates(&self, dtype: DType) -> bool;
 

@@ -183,7 +183,7 @@ fn node_profile(model: &Model, symbols: &[i64], index: usize, seconds: f64, byte
     }
 }
 
-const PRODUCTS: [&str; 5] = ["matmul", "linear", "conv", "conv_transpose", "attention"];
+const PRODUCTS: [&str; 6] = ["matmul", "linear", "conv", "conv_pair", "conv_transpose", "attention"];
 
 /// Measures what the device can do in the element types of the products of these nodes.
 fn roof(device: &Arc<dyn Device>, nodes: &[NodeProfile]) -> Result<Roof, Error> {

@@ -85,7 +85,7 @@ fn candidates(isa: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&Tenso
 }
 
 /// The ops that make `[groups?, taps·channels, out/groups]` of a weight `[out, channels, kernel...]`.
-fn matrix_of(weight: &[usize], groups: usize) -> Vec<Op> {
+pub(super) fn matrix_of(weight: &[usize], groups: usize) -> Vec<Op> {
     let dims = |sizes: &[usize]| sizes.iter().map(|&d| Dim::from(d)).collect::<Vec<_>>();
     let (out, channels, kernel) = (weight[0], weight[1], &weight[2..]);
     let k = channels * kernel.iter().product::<usize>();

@@ -58,13 +58,13 @@ fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorT
 }
 
 /// The ops that make `[taps, channels]` of a weight `[channels, 1, kernel...]`.
-fn taps_of(weight: &[usize]) -> Vec<Op> {
+pub(super) fn taps_of(weight: &[usize]) -> Vec<Op> {
     let (channels, taps) = (weight[0], weight[2..].iter().product::<usize>());
     vec![Reshape { shape: vec![Dim::from(channels), Dim::from(taps)] }.into(), Permute { perm: vec![1, 0] }.into()]
 }
 
 /// One panel: all channels of a tap side by side, padded to whole vectors.
-fn format(ty: FloatType, channels: usize) -> FormatId {
+pub(super) fn format(ty: FloatType, channels: usize) -> FormatId {
     Panels { ty, nr: tap_stride(channels) }.id()
 }
 

@@ -4,6 +4,7 @@
 
 mod attention;
 mod conv;
+mod conv_pair;
 mod copy;
 mod create;
 mod depthwise;
@@ -36,7 +37,7 @@ use regraft_backend::{
 };
 use regraft_ir::{Op, TensorType};
 
-pub(crate) use self::fused::fuses;
+pub(crate) use self::{conv_pair::pairs, fused::fuses};
 use crate::{Isa, Threads, queue::CpuQueue};
 
 /// What kernels are prepared with.
@@ -126,6 +127,7 @@ const FAMILIES: &[Family] = &[
     depthwise::FAMILY,
     conv::FAMILY,
     conv::OF_LINES,
+    conv_pair::FAMILY,
     direct::FAMILY,
     attention::FAMILY,
     rotary::FAMILY,

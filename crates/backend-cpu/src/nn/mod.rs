@@ -3,6 +3,7 @@
 
 pub mod attention;
 pub mod batch_norm;
+pub mod conv_pair;
 pub mod depthwise;
 pub mod direct;
 pub mod double;

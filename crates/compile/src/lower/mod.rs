@@ -50,6 +50,7 @@ pub const PASSES: &[Pass] = &[
     passes::attention_layout::PASS,
     passes::common_subexpressions::PASS,
     passes::fuse_elementwise::PASS,
+    passes::pair_convs::PASS,
 ];
 
 /// Runs all passes as the backend wants them; `observe` sees the graph after each. With a `dtype` a program of f32 is

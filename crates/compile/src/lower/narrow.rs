@@ -29,9 +29,13 @@ enum Side {
 
 fn side(op: &Op) -> Side {
     match op {
-        Op::Linear(_) | Op::Matmul(_) | Op::Conv(_) | Op::ConvTranspose(_) | Op::Attention(_) | Op::Lstm(_) => {
-            Side::Narrow
-        }
+        Op::Linear(_)
+        | Op::Matmul(_)
+        | Op::Conv(_)
+        | Op::ConvPair(_)
+        | Op::ConvTranspose(_)
+        | Op::Attention(_)
+        | Op::Lstm(_) => Side::Narrow,
         Op::Unary(op) => match op.f {
             UnaryFn::Neg
             | UnaryFn::Abs

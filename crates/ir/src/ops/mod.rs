@@ -7,6 +7,7 @@ mod arithmetic;
 mod attention;
 mod bessel;
 mod conv;
+mod conv_pair;
 mod create;
 mod cumulate;
 mod elementwise;
@@ -35,6 +36,7 @@ use regraft_tensor::{Tensor, TensorError};
 pub use self::{
     attention::{Attention, HeadsLayout},
     conv::{Conv, ConvTranspose, SpatialLayout, conv_out_size},
+    conv_pair::ConvPair,
     create::{Full, Iota, SizeOf},
     cumulate::{Cumulate, CumulateFn},
     elementwise::{Binary, BinaryFn, Cast, Compare, CompareFn, Select, Unary},
@@ -198,6 +200,8 @@ define_ops! {
     QuantLinear = "quant_linear",
     /// Convolution, with an epilogue.
     Conv = "conv",
+    /// A convolution of single pixels and the depthwise one behind it.
+    ConvPair = "conv_pair",
     /// Transposed convolution.
     ConvTranspose = "conv_transpose",
     /// Batch normalization by given statistics.

@@ -1,8 +1,8 @@
 //! Kernels of ops that few models have, and of forms that they rarely take.
 
 use regraft_ir::ops::{
-    AdaptiveAvgPool, AvgPool, BatchNorm, ConvTranspose, Cumulate, CumulateFn, Full, IndexPut, Iota, MaxPool, PutFn,
-    SizeOf, Sort,
+    AdaptiveAvgPool, AvgPool, BatchNorm, ConvPair, ConvTranspose, Cumulate, CumulateFn, Full, IndexPut, Iota, MaxPool,
+    PutFn, SizeOf, Sort,
 };
 
 use super::*;
@@ -34,6 +34,24 @@ proptest! {
             Some(values(dtype, &image, 1)), Some(values(dtype, &weight, 2)), bias.then(|| values(dtype, &[groups * oc], 3)),
         ];
         check(op, &inputs, if known { &[1] } else { &[] }, 2.0);
+    }
+
+    #[test]
+    fn pairs_of_convolutions(
+        size in prop::array::uniform2(1usize..19), channels in (1usize..20, 1usize..80), kernel in prop::array::uniform2(1usize..6),
+        stride in 1usize..3, dilation in 1usize..3, padding in 0usize..3, biases: [bool; 2], act in prop::sample::select(Activation::ALL),
+    ) {
+        prop_assume!((0..2).all(|i| size[i] + 2 * padding > dilation * (kernel[i] - 1)));
+        let op = ConvPair {
+            stride: vec![stride; 2], padding: vec![padding; 2], dilation: vec![dilation; 2], inner_act: act, act: Activation::Relu,
+        };
+        let (outer, between) = channels;
+        let bias = |i: usize| biases[i].then(|| values(DType::F32, &[between], 3 + i));
+        let inputs = [
+            Some(values(DType::F32, &[2, size[0], size[1], outer], 1)), Some(values(DType::F32, &[between, outer, 1, 1], 2)), bias(0),
+            Some(values(DType::F32, &[between, 1, kernel[0], kernel[1]], 5)), bias(1),
+        ];
+        check(op, &inputs, &[1, 3], 2.0);
     }
 
     #[test]
