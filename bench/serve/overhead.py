@@ -99,13 +99,16 @@ def throughput(arguments: argparse.Namespace) -> None:
         with Server(arguments, folder, arguments.clients) as server:
             (folder / "http").write_bytes(inputs_of(server, arguments).http())
             for seconds in (min(arguments.seconds, 5.0), arguments.seconds):
+                earlier = server.runs()
                 told = asked(ask, server, "clients", folder / "http", seconds, arguments.clients)
+            runs, ran = (now - then for now, then in zip(server.runs(), earlier, strict=True))
     answered, seconds = map(float, told.split())
     rate = answered / seconds
     after = best / back_to_back(arguments, best)
     print(f"back to back, {best:3} rows at a time: {before:9.1f} rows/s before, {after:.1f} after")
     share = 2 * rate / (before + after)
     print(f"{arguments.clients} clients, --batch {best}: {rate:.1f} rows/s, {share:.3f} x back to back")
+    print(f"the model ran {ran / seconds:.1%} of the time, {answered / runs:.1f} rows in a run")
 
 
 def back_to_back(arguments: argparse.Namespace, rows: int) -> float:
