@@ -208,11 +208,11 @@ impl SourceContent {
 /// Whether files have changed since they were mapped, by where they are mapped. The system is asked once for each, however many
 /// tensors it holds.
 #[derive(Default)]
-struct MappedFiles(HashMap<*const u8, bool>);
+pub(crate) struct MappedFiles(HashMap<*const u8, bool>);
 
 impl MappedFiles {
     /// Whether these bytes are of a file that has changed.
-    fn have_changed(&mut self, buffer: &Buffer) -> bool {
+    pub(crate) fn have_changed(&mut self, buffer: &Buffer) -> bool {
         let Buffer::Mapped(file, _) = buffer else { return false };
         *self.0.entry(file.bytes().as_ptr()).or_insert_with(|| !file.is_intact())
     }

@@ -37,7 +37,9 @@ pub(crate) use self::{
     stage::make,
 };
 use crate::{
-    Generation, Model, RuntimeError, RuntimeErrorKind, Slot, SourceContent, generation::SlotPool, program::WeightReader,
+    Generation, Model, RuntimeError, RuntimeErrorKind, Slot, SourceContent,
+    generation::{MappedFiles, SlotPool},
+    program::WeightReader,
 };
 
 /// The parts of a program that a refit works with.
@@ -78,7 +80,7 @@ pub(crate) struct Change {
 struct Told {
     matched: Matched,
     is_changed: Vec<bool>,
-    adapted: BTreeSet<usize>,
+    adapted: Vec<usize>,
 }
 
 impl Change {
@@ -120,12 +122,13 @@ pub(crate) fn check(
     if request.rejects_non_finite() {
         none_of(non_finite_of(parts.map, &adapters), parts.map)?;
     }
-    let adapted: BTreeSet<usize> = adapters.differing_uses(adapters_before).into_iter().collect();
+    let adapted = adapters.differing_uses(adapters_before);
+    let is_adapted = marked(parts.map.sources.len() + parts.map.twins.len(), &adapted);
     let detects = request.weights.is_some_and(|(_, options)| matches!(options.changed, Changed::Detect));
     let is_compared = base.is_some() && detects;
     phase(Phase::Check, report, request.observer, |report| {
-        let given = marked(parts.map, matched.keys());
-        let affected = dependent_slots(parts.map, base.is_none(), &given, &adapted);
+        let given = marked(parts.map.sources.len(), matched.keys());
+        let affected = dependent_slots(parts.map, base.is_none(), &given, &is_adapted);
         let kept = sources_not_given(parts.map, &given, &affected);
         before = loaded(parts, std::mem::take(&mut before), &kept)?;
         check_kept(parts.map, &kept, &before, &affected)?;
@@ -135,8 +138,8 @@ pub(crate) fn check(
         let options = request.weights.map(|(_, options)| &options.changed);
         compare::changed(parts, &matched, base, options.unwrap_or(&Changed::All))
     })?;
-    let is_changed = marked(parts.map, &changed);
-    let stale = dependent_slots(parts.map, base.is_none(), &is_changed, &adapted);
+    let is_changed = marked(parts.map.sources.len(), &changed);
+    let stale = dependent_slots(parts.map, base.is_none(), &is_changed, &is_adapted);
     let mut is_read = vec![false; parts.map.sources.len()];
     let read = stale.iter().flat_map(|&slot| &parts.map.recipes[slot].sources);
     read.for_each(|&source| is_read[source as usize] = true);
@@ -250,18 +253,18 @@ fn match_weights(
     })
 }
 
-/// For each source whether it is one of `chosen`.
-fn marked<'a>(map: &RefitMap, chosen: impl IntoIterator<Item = &'a usize>) -> Vec<bool> {
-    let mut marks = vec![false; map.sources.len()];
-    chosen.into_iter().for_each(|&source| marks[source] = true);
+/// For each of so many numbers whether it is one of `chosen`.
+fn marked<'a>(count: usize, chosen: impl IntoIterator<Item = &'a usize>) -> Vec<bool> {
+    let mut marks = vec![false; count];
+    chosen.into_iter().for_each(|&number| marks[number] = true);
     marks
 }
 
-/// All slots, or those that depend on a source that is `chosen` or on one of the uses in `adapted`.
-fn dependent_slots(map: &RefitMap, all: bool, chosen: &[bool], adapted: &BTreeSet<usize>) -> Vec<usize> {
+/// All slots, or those that depend on a source that is `chosen` or on a use of one that is `adapted`.
+fn dependent_slots(map: &RefitMap, all: bool, chosen: &[bool], adapted: &[bool]) -> Vec<usize> {
     let depends = |slot: &usize| {
         let recipe = &map.recipes[*slot];
-        let is_adapted = recipe.uses.iter().any(|&one| adapted.contains(&(one as usize)));
+        let is_adapted = recipe.uses.iter().any(|&one| adapted[one as usize]);
         is_adapted || recipe.sources.iter().any(|&s| chosen[s as usize])
     };
     (0..map.recipes.len()).filter(|slot| all || depends(slot)).collect()
@@ -281,11 +284,13 @@ fn check_kept(
     affected: &[usize],
 ) -> Result<(), RuntimeError> {
     let mut problems: BTreeMap<usize, Problem> = BTreeMap::new();
+    let mut files = MappedFiles::default();
     for &slot in affected {
         let recipe = &map.recipes[slot];
         for source in recipe.sources.iter().map(|&s| s as usize).filter(|s| kept.contains(s)) {
             let name = || map.sources[source].name.clone();
-            let problem = match before[source].changed_file() {
+            let changed = before[source].held().is_some_and(|tensor| files.have_changed(tensor.buffer()));
+            let problem = match changed.then(|| before[source].changed_file()).flatten() {
                 Some(path) => Some(Problem::FileChanged { name: name(), path: path.to_path_buf() }),
                 None if before[source].is_resident() => None,
                 None => Some(Problem::SiblingMissing { name: name(), slot: recipe.slot.clone() }),
@@ -403,7 +408,7 @@ fn fill_sources(report: &mut RefitReport, map: &RefitMap, told: &Told) {
     report.kept = (0..map.sources.len()).filter(is_kept).map(name).collect();
 }
 
-fn fill_adapters(report: &mut RefitReport, map: &RefitMap, adapters: &AdapterSet, adapted: &BTreeSet<usize>) {
+fn fill_adapters(report: &mut RefitReport, map: &RefitMap, adapters: &AdapterSet, adapted: &[usize]) {
     report.adapted = adapted.iter().map(|&i| map.use_name(i).to_owned()).collect();
     let read = map.are_read();
     report.adapters = (adapters.iter())

@@ -164,7 +164,7 @@ impl<'a> Batch<'a> {
     pub(super) fn add(
         &mut self,
         device: &str,
-        resident: &Resident,
+        resident: &mut Resident,
         slot: &'a SlotPlan,
         plan: &'a MovePlan,
         forms: &[Form<'a>],
@@ -236,7 +236,7 @@ impl<'a> Batch<'a> {
     fn source(
         &mut self,
         device: &str,
-        resident: &Resident,
+        resident: &mut Resident,
         tensor: &'a Tensor,
         form: Form<'a>,
         own: DType,
@@ -281,7 +281,7 @@ impl<'a> Batch<'a> {
     }
 
     /// A source that adapters are merged into, or a factor of one: on the device already, or to be kept there.
-    fn resident(&mut self, resident: &Resident, tensor: &'a Tensor) -> Place {
+    fn resident(&mut self, resident: &mut Resident, tensor: &'a Tensor) -> Place {
         if let Some(copy) = resident.get(tensor) {
             let address = copy.address();
             self.copies.push(copy);

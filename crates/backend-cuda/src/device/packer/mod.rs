@@ -198,6 +198,7 @@ impl Packer for CudaPacker {
     fn pack(&self, jobs: Vec<PackJob<'_>>, pace: Pace, observer: &dyn StageObserver) -> Result<(), PackError> {
         let total: usize = jobs.iter().map(|job| job.out.len()).sum();
         let mut stage = Stage { packer: self, pace, observer, total, done: 0, on_the_way: None };
+        self.resident().begin();
         let (mut left, mut on_host) = (jobs.iter(), Vec::new());
         let (mut full_at, mut forms) = (FIRST, Vec::new());
         stage.push_all(|| {
@@ -208,7 +209,7 @@ impl Packer for CudaPacker {
                     on_host.push(job);
                     continue;
                 };
-                batch.add(&self.cx.name, &self.resident(), slot, plan, &forms, job)?;
+                batch.add(&self.cx.name, &mut self.resident(), slot, plan, &forms, job)?;
                 slots += 1;
                 if batch.is_full(full_at) {
                     break;
@@ -242,11 +243,7 @@ impl Packer for CudaPacker {
     }
 
     fn is_one_pass(&self, slot: usize, given: &[Given<'_>]) -> bool {
-        let (plan, mut forms) = (&self.slots[slot], Vec::new());
-        match plan.accept(given, &mut forms) {
-            Some(_) => forms.iter().enumerate().all(|(i, form)| plan.is_one_pass(i, form, &given[i])),
-            None => self.host.is_one_pass(slot, given),
-        }
+        self.slots[slot].is_one_pass(given).unwrap_or_else(|| self.host.is_one_pass(slot, given))
     }
 
     fn keeps(&self, slot: usize, source: usize) -> bool {

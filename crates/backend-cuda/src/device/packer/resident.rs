@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Weak},
 };
 
-use regraft_tensor::{AlignedVec, Buffer, Tensor};
+use regraft_tensor::{AlignedVec, Buffer, MappedFile, Tensor};
 
 use crate::driver;
 
@@ -13,6 +13,8 @@ use crate::driver;
 #[derive(Debug)]
 pub(super) struct Resident {
     copies: HashMap<(usize, usize), (Guard, driver::Region)>,
+    /// Whether files are as they were, by where they are mapped: each is asked once for all tensors of a stage.
+    files: HashMap<usize, bool>,
     /// Most bytes that are kept.
     limit: usize,
 }
@@ -23,7 +25,7 @@ enum Guard {
     /// Memory with this one owner never changes while it is alive.
     Owned(Weak<AlignedVec>),
     /// A mapping stays at its address while it is held; its file tells when it was changed.
-    Mapped(Buffer),
+    Mapped(MappedFile),
 }
 
 impl Guard {
@@ -31,32 +33,32 @@ impl Guard {
     fn new(buffer: &Buffer) -> Option<Guard> {
         match buffer {
             Buffer::Owned(memory) => Some(Guard::Owned(Arc::downgrade(memory))),
-            Buffer::Mapped(..) => Some(Guard::Mapped(buffer.clone())),
+            Buffer::Mapped(file, _) => Some(Guard::Mapped(file.clone())),
             Buffer::Borrowed(_) | Buffer::Remote(_) => None,
         }
     }
 
-    fn holds(&self) -> bool {
+    fn holds(&self, files: &mut HashMap<usize, bool>) -> bool {
         match self {
             Guard::Owned(memory) => memory.strong_count() > 0,
-            Guard::Mapped(buffer) => buffer.changed_file().is_none(),
+            Guard::Mapped(file) => *files.entry(file.bytes().as_ptr() as usize).or_insert_with(|| file.is_intact()),
         }
     }
 }
 
 impl Resident {
     pub(super) fn new(limit: usize) -> Resident {
-        Resident { copies: HashMap::new(), limit }
+        Resident { copies: HashMap::new(), files: HashMap::new(), limit }
     }
 
     /// The copy of a tensor.
-    pub(super) fn get(&self, tensor: &Tensor) -> Option<driver::Region> {
+    pub(super) fn get(&mut self, tensor: &Tensor) -> Option<driver::Region> {
         // Memory of someone else may lie where memory that was copied lay before.
         if tensor.is_borrowed() {
             return None;
         }
         let (guard, copy) = self.copies.get(&key(tensor))?;
-        guard.holds().then(|| copy.clone())
+        guard.holds(&mut self.files).then(|| copy.clone())
     }
 
     /// Whether a copy of a tensor of its size would be kept, besides `others` bytes that are to be kept as well.
@@ -72,9 +74,14 @@ impl Resident {
         }
     }
 
+    /// A stage begins: files may have changed since the last one.
+    pub(super) fn begin(&mut self) {
+        self.files.clear();
+    }
+
     /// Lets go of copies whose tensors are gone.
     pub(super) fn settle(&mut self) {
-        self.copies.retain(|_, (guard, _)| guard.holds());
+        self.copies.retain(|_, (guard, _)| guard.holds(&mut self.files));
     }
 }
 

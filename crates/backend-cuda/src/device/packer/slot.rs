@@ -81,17 +81,33 @@ impl SlotPlan {
     /// The moves that make the slot of these sources; `None` where the host makes it. What is done to each source first becomes
     /// `forms`.
     pub(super) fn accept<'a>(&self, given: &[Given<'a>], forms: &mut Vec<Form<'a>>) -> Option<&MovePlan> {
-        let plan = self.moves.as_ref()?;
-        let scaled_by_adapted =
-            plan.scales.iter().flat_map(|scale| &scale.sources).any(|&s| given[s as usize].overlay.is_some());
-        if scaled_by_adapted || given.len() != self.sources.len() {
-            return None;
-        }
+        let plan = self.moves_of(given)?;
         forms.clear();
         for (index, given) in given.iter().enumerate() {
             forms.push(self.form(plan, index, given)?);
         }
         Some(plan)
+    }
+
+    /// Whether all of these sources go to the slot in one pass; `None` where the host makes it.
+    pub(super) fn is_one_pass(&self, given: &[Given<'_>]) -> Option<bool> {
+        let (plan, mut is_one) = (self.moves_of(given)?, true);
+        for (index, given) in given.iter().enumerate() {
+            is_one &= match self.form(plan, index, given)? {
+                Form::AsGiven => true,
+                Form::Cast => false,
+                Form::Merged(_) => given.tensor.dtype() == self.dtype && self.piece(index).is_some(),
+            };
+        }
+        Some(is_one)
+    }
+
+    /// The moves, unless adapters change what they scale by.
+    fn moves_of(&self, given: &[Given<'_>]) -> Option<&MovePlan> {
+        let plan = self.moves.as_ref()?;
+        let scaled_by_adapted =
+            plan.scales.iter().flat_map(|scale| &scale.sources).any(|&s| given[s as usize].overlay.is_some());
+        (!scaled_by_adapted && given.len() == self.sources.len()).then_some(plan)
     }
 
     /// Whether moves alone read a source that is given in the program's dtype: its values are not looked at on the host.
@@ -112,15 +128,6 @@ impl SlotPlan {
         let (only, others) = (of.next()?, of.next());
         let is_whole = only.is_run() && only.from == 0 && Some(only.len()) == numel(shape);
         (is_whole && others.is_none() && *dtype == self.dtype).then_some(only)
-    }
-
-    /// Whether a source in this form goes to the slot in one pass.
-    pub(super) fn is_one_pass(&self, source: usize, form: &Form<'_>, given: &Given<'_>) -> bool {
-        match form {
-            Form::AsGiven => true,
-            Form::Cast => false,
-            Form::Merged(_) => given.tensor.dtype() == self.dtype && self.piece(source).is_some(),
-        }
     }
 
     fn form<'a>(&self, plan: &MovePlan, index: usize, given: &Given<'a>) -> Option<Form<'a>> {
