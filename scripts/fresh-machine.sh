@@ -22,7 +22,7 @@ suite=${SUITE:-bookworm}
 mirror=${MIRROR:-http://deb.debian.org/debian}
 
 machine=$(mktemp -d "${1:-${TMPDIR:-/tmp}}/fresh-machine.XXXXXX")
-trap 'rm -rf --one-file-system "$machine"' EXIT
+trap 'rm -rf --one-file-system "$machine" "$machine.log"' EXIT
 
 echo "== making a minimal Debian $suite in $machine"
 debootstrap --variant=minbase --include=ca-certificates,make,python3 "$suite" "$machine" "$mirror" >"$machine.log" 2>&1 ||
@@ -69,8 +69,8 @@ for name in "${!PIP_@}" "${!CARGO_@}" http_proxy https_proxy no_proxy; do
         *) [[ -z ${!name:-} ]] || variables+=("$name=${!name}") ;;
     esac
 done
-# Mounts are seen inside alone, so that nothing of this machine can be removed with the folder.
-unshare --mount --pid --fork bash -euo pipefail -c '
+# Mounts are seen inside alone, so that nothing of this machine can be removed with the folder; and nothing inside outlives the script.
+unshare --mount --pid --fork --kill-child bash -euo pipefail -c '
     machine=$1
     shift
     mount -t proc proc "$machine/proc"
