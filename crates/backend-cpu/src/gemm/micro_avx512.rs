@@ -139,17 +139,6 @@ pub(super) unsafe fn write<const VECTORS: usize, const MR: usize>(
     masks: &[u16; VECTORS],
     acc: &[[__m512; VECTORS]; MR],
 ) {
-    // What is written with masks cannot be read again before it has reached the cache, and epilogues read it at once.
-    if c.cols() == LANES * VECTORS {
-        for (r, acc) in acc.iter().enumerate() {
-            let row = c.row(r).as_mut_ptr();
-            for (v, acc) in acc.iter().enumerate() {
-                // SAFETY: the row has so many floats.
-                unsafe { _mm512_storeu_ps(row.wrapping_add(LANES * v), *acc) };
-            }
-        }
-        return;
-    }
     for (r, acc) in acc.iter().enumerate() {
         let row = c.row(r).as_mut_ptr();
         for (v, acc) in acc.iter().enumerate() {
