@@ -2,7 +2,7 @@
 
     git worktree add OLD COMMIT                       # and in each of both, with a target folder of its own:
     make build && cargo build --release -p regraft-bench-refit
-    PYTHON bench/before.py OLD/target/release target/release [--json FILE] [MODEL ...]
+    PYTHON bench/before.py OLD/target/release target/release [MODEL ...] [--json FILE]
 
 For every model of the test zoo: compile time, latency at the exported sizes, full refit and, where
 bench/refit measures them, LoRA swaps. The builds are interleaved (old, new, new, old); a figure is the

@@ -19,8 +19,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a helper looks out for work before it sleeps.
+/// How long a helper looks out for work between runs before it sleeps.
 const PATIENCE: Duration = Duration::from_micros(100);
+
+/// The same within a run. Longer than a scheduler needs to see that two threads share a processor while another is idle: it often puts
+/// a helper that it wakes on the processor of its caller, and moves it only if it stays awake.
+const PATIENCE_IN_RUN: Duration = Duration::from_millis(10);
 
 /// Looks at shared memory between two looks at the clock.
 const LOOKS: usize = 64;
@@ -218,15 +222,18 @@ impl Shared {
     /// Joins work as long as there is some; whether there was any before patience ended.
     fn await_work(&self) -> bool {
         let began = Instant::now();
-        while began.elapsed() < PATIENCE {
+        loop {
             for _ in 0..LOOKS {
                 if self.join() {
                     return true;
                 }
                 hint::spin_loop();
             }
+            let patience = if self.runs.load(Ordering::Relaxed) > 0 { PATIENCE_IN_RUN } else { PATIENCE };
+            if began.elapsed() >= patience {
+                return false;
+            }
         }
-        false
     }
 
     /// Does a share of the work, if there is some.
