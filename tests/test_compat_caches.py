@@ -84,16 +84,6 @@ def test_hashes_and_entries_of_caches() -> None:
         with pytest.raises(regraft.EngineFileError, match="damaged"):
             BaseEngineCache.unpack(damaged)
 
-    class InMemory(BaseEngineCache):
-        def __init__(self) -> None:
-            self.entries: dict[str, bytes] = {}
-
-        def save(self, hash: str, blob: bytes, *args: Any, **kwargs: Any) -> None:
-            self.entries[hash] = blob
-
-        def load(self, hash: str, *args: Any, **kwargs: Any) -> bytes | None:
-            return self.entries.get(hash)
-
     cache = InMemory()
     assert cache.check(hashes[0]) is None
     cache.insert(hashes[0], (b"engine", ["x"]))
