@@ -31,7 +31,7 @@ pub use dim::{Atom, Dim, Range, Symbol};
 pub use dtype::{DType, Element};
 pub use error::{ErrorKind, TensorError};
 pub use explanation::Explanation;
-pub use mapped::MappedFile;
+pub use mapped::{MappedFile, MappedFiles};
 pub use per_process::PerProcess;
 pub use remote::RemoteBytes;
 pub use shelf::Shelf;

@@ -2,13 +2,14 @@
 #![allow(unsafe_code)]
 
 use std::{
+    collections::HashMap,
     fs::File,
     path::{Path, PathBuf},
     sync::Arc,
     time::SystemTime,
 };
 
-use crate::{ErrorKind, TensorError};
+use crate::{Buffer, ErrorKind, TensorError};
 
 /// A whole file mapped read-only into memory.
 ///
@@ -64,5 +65,18 @@ impl MappedFile {
             .file
             .metadata()
             .is_ok_and(|now| now.len() == self.inner.map.len() as u64 && now.modified().ok() == self.inner.modified)
+    }
+}
+
+/// Whether files have changed since they were mapped, by where they are mapped. The system is asked once for each, however many
+/// tensors it holds.
+#[derive(Debug, Default)]
+pub struct MappedFiles(HashMap<usize, bool>);
+
+impl MappedFiles {
+    /// Whether these bytes are of a file that has changed.
+    pub fn have_changed(&mut self, buffer: &Buffer) -> bool {
+        let Buffer::Mapped(file, _) = buffer else { return false };
+        *self.0.entry(file.bytes().as_ptr().addr()).or_insert_with(|| !file.is_intact())
     }
 }

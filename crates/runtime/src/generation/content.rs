@@ -2,13 +2,12 @@
 
 use std::{
     borrow::Cow,
-    collections::HashMap,
     path::Path,
     sync::{Arc, OnceLock},
 };
 
 use regraft_backend::{Comparison, KeptSource, PackError, Packer};
-use regraft_tensor::{Buffer, DType, Tensor};
+use regraft_tensor::{DType, MappedFiles, Tensor};
 use regraft_weights::Digest;
 
 use super::Slot;
@@ -202,19 +201,6 @@ impl SourceContent {
     /// The file that the tensor is mapped from, when it was changed since.
     pub fn changed_file(&self) -> Option<&Path> {
         self.held()?.buffer().changed_file()
-    }
-}
-
-/// Whether files have changed since they were mapped, by where they are mapped. The system is asked once for each, however many
-/// tensors it holds.
-#[derive(Default)]
-pub(crate) struct MappedFiles(HashMap<*const u8, bool>);
-
-impl MappedFiles {
-    /// Whether these bytes are of a file that has changed.
-    pub(crate) fn have_changed(&mut self, buffer: &Buffer) -> bool {
-        let Buffer::Mapped(file, _) = buffer else { return false };
-        *self.0.entry(file.bytes().as_ptr()).or_insert_with(|| !file.is_intact())
     }
 }
 

@@ -8,13 +8,10 @@ use std::sync::Arc;
 use regraft_adapter::AdapterSet;
 use regraft_weights::BakedAdapter;
 
+pub(crate) use self::{content::InSlot, pool::SlotPool};
 pub use self::{
     content::SourceContent,
     pool::{PoolMemory, ReserveError, Slot},
-};
-pub(crate) use self::{
-    content::{InSlot, MappedFiles},
-    pool::SlotPool,
 };
 
 /// An immutable set of slots, and the sources they were made from. Cloning shares everything.

@@ -20,7 +20,7 @@ use std::{
 use regraft_adapter::{Adapter, AdapterErrorKind, AdapterLayer, AdapterProblem, AdapterSet};
 use regraft_backend::{Pace, Packer};
 use regraft_engine::Plan;
-use regraft_tensor::Tensor;
+use regraft_tensor::{MappedFiles, Tensor};
 use regraft_weights::{
     AdapterReport, BakedAdapter, Digest, MatchOptions, Matched, Phase, Problem, RefitMap, RefitReport, SlotReport,
     StateDict, WeightsErrorKind, match_names,
@@ -37,9 +37,7 @@ pub(crate) use self::{
     stage::make,
 };
 use crate::{
-    Generation, Model, RuntimeError, RuntimeErrorKind, Slot, SourceContent,
-    generation::{MappedFiles, SlotPool},
-    program::WeightReader,
+    Generation, Model, RuntimeError, RuntimeErrorKind, Slot, SourceContent, generation::SlotPool, program::WeightReader,
 };
 
 /// The parts of a program that a refit works with.

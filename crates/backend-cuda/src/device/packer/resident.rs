@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Weak},
 };
 
-use regraft_tensor::{AlignedVec, Buffer, MappedFile, Tensor};
+use regraft_tensor::{AlignedVec, Buffer, MappedFiles, Tensor};
 
 use crate::driver;
 
@@ -13,8 +13,8 @@ use crate::driver;
 #[derive(Debug)]
 pub(super) struct Resident {
     copies: HashMap<(usize, usize), (Guard, driver::Region)>,
-    /// Whether files are as they were, by where they are mapped: each is asked once for all tensors of a stage.
-    files: HashMap<usize, bool>,
+    /// Each file is asked once for all tensors of a stage.
+    files: MappedFiles,
     /// Most bytes that are kept.
     limit: usize,
 }
@@ -25,7 +25,7 @@ enum Guard {
     /// Memory with this one owner never changes while it is alive.
     Owned(Weak<AlignedVec>),
     /// A mapping stays at its address while it is held; its file tells when it was changed.
-    Mapped(MappedFile),
+    Mapped(Buffer),
 }
 
 impl Guard {
@@ -33,22 +33,22 @@ impl Guard {
     fn new(buffer: &Buffer) -> Option<Guard> {
         match buffer {
             Buffer::Owned(memory) => Some(Guard::Owned(Arc::downgrade(memory))),
-            Buffer::Mapped(file, _) => Some(Guard::Mapped(file.clone())),
+            Buffer::Mapped(..) => Some(Guard::Mapped(buffer.clone())),
             Buffer::Borrowed(_) | Buffer::Remote(_) => None,
         }
     }
 
-    fn holds(&self, files: &mut HashMap<usize, bool>) -> bool {
+    fn holds(&self, files: &mut MappedFiles) -> bool {
         match self {
             Guard::Owned(memory) => memory.strong_count() > 0,
-            Guard::Mapped(file) => *files.entry(file.bytes().as_ptr() as usize).or_insert_with(|| file.is_intact()),
+            Guard::Mapped(buffer) => !files.have_changed(buffer),
         }
     }
 }
 
 impl Resident {
     pub(super) fn new(limit: usize) -> Resident {
-        Resident { copies: HashMap::new(), files: HashMap::new(), limit }
+        Resident { copies: HashMap::new(), files: MappedFiles::default(), limit }
     }
 
     /// The copy of a tensor.
@@ -76,7 +76,7 @@ impl Resident {
 
     /// A stage begins: files may have changed since the last one.
     pub(super) fn begin(&mut self) {
-        self.files.clear();
+        self.files = MappedFiles::default();
     }
 
     /// Lets go of copies whose tensors are gone.
