@@ -6,6 +6,7 @@
 use std::{
     ffi::OsStr,
     fmt,
+    mem::ManuallyDrop,
     path::{Path, PathBuf},
 };
 
@@ -203,7 +204,7 @@ impl Lookup {
         let mut tried = Vec::new();
         for path in self.candidates(kind) {
             match open(&path) {
-                Ok(library) => return Ok(Opened { kind, path, library }),
+                Ok(library) => return Ok(Opened { kind, path, library: ManuallyDrop::new(library) }),
                 Err(error) => tried.push(format!("{} ({error})", path.display())),
             }
         }
@@ -218,11 +219,12 @@ fn open(path: &Path) -> Result<libloading::Library, libloading::Error> {
     unsafe { unix::Library::open(Some::<&OsStr>(path.as_os_str()), flags) }.map(Into::into)
 }
 
-/// An opened library.
+/// An opened library. It stays loaded until the process ends: NVIDIA's libraries start threads and leave destructors with
+/// those that called them, which would run in memory that is no longer mapped.
 pub(crate) struct Opened {
     kind: LibraryKind,
     path: PathBuf,
-    library: libloading::Library,
+    library: ManuallyDrop<libloading::Library>,
 }
 
 impl Opened {

@@ -14,7 +14,7 @@ use std::{
 pub use self::conv::{ConvPlan, ConvProblem};
 use self::ffi::Handle;
 use crate::{
-    driver::{Context, Stream},
+    driver::{Context, Priority, Stream},
     error::CudaError,
     library::{LibraryKind, Lookup, Version},
 };
@@ -29,6 +29,8 @@ struct Inner {
     api: ffi::Cudnn,
     /// The handle has a stream, so that one thread uses it at a time.
     handle: Mutex<HandleCell>,
+    /// The handle's stream while nobody uses it.
+    idle: Stream,
     version: Version,
     context: Context,
 }
@@ -62,7 +64,8 @@ impl Dnn {
             return Err(CudaError::Status { library: "cuDNN", call: "cudnnCreate", code });
         }
         let handle = Mutex::new(HandleCell(handle));
-        Ok(Dnn { inner: Arc::new(Inner { api, handle, version, context: context.clone() }) })
+        let idle = Stream::new(context, Priority::High)?;
+        Ok(Dnn { inner: Arc::new(Inner { api, handle, idle, version, context: context.clone() }) })
     }
 
     /// The library's version.
@@ -92,6 +95,10 @@ impl Inner {
     }
 
     /// Calls `work` with the handle set to `stream`.
+    ///
+    /// The handle goes back to its idle stream: it has an event, which the library records in every stream that it is set to.
+    /// Left in a stream that is being captured, the event would be a part of that capture, and the driver crashes when another
+    /// thread records the event while the capture ends.
     fn with_handle<T>(
         &self,
         stream: Option<&Stream>,
@@ -99,11 +106,11 @@ impl Inner {
     ) -> Result<T, CudaError> {
         self.context.bind()?;
         let handle = self.handle.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(stream) = stream {
-            // SAFETY: both are alive.
-            self.check("cudnnSetStream", unsafe { (self.api.cudnnSetStream)(handle.0, stream.raw()) })?;
-        }
-        work(handle.0)
+        let Some(stream) = stream else { return work(handle.0) };
+        // SAFETY: the handle and both streams are alive.
+        let set = |to: &Stream| self.check("cudnnSetStream", unsafe { (self.api.cudnnSetStream)(handle.0, to.raw()) });
+        let worked = set(stream).and_then(|()| work(handle.0));
+        set(&self.idle).and(worked)
     }
 }
 
