@@ -159,11 +159,17 @@ impl Times {
         self.at(0.0)
     }
 
+    /// What a rate over many runs is compared with: the median leaves out what slow runs take.
+    fn mean(&self) -> f64 {
+        self.0.iter().sum::<f64>() / self.0.len() as f64
+    }
+
     fn text(&self, spread: bool) -> String {
         let ms = output::milliseconds;
         let runs = output::count(self.0.len(), "run");
         if spread {
-            format!("median {}, p10 {}, p90 {} ({runs})", ms(self.median()), ms(self.at(0.1)), ms(self.at(0.9)))
+            let [median, mean, p10, p90] = [self.median(), self.mean(), self.at(0.1), self.at(0.9)].map(ms);
+            format!("median {median}, mean {mean}, p10 {p10}, p90 {p90} ({runs})")
         } else {
             format!("median {}, best {} ({runs})", ms(self.median()), ms(self.best()))
         }
@@ -171,7 +177,8 @@ impl Times {
 
     fn json(&self) -> Value {
         json!({
-            "median": self.median(), "p10": self.at(0.1), "p90": self.at(0.9), "best": self.best(), "runs": self.0.len(),
+            "median": self.median(), "mean": self.mean(), "p10": self.at(0.1), "p90": self.at(0.9), "best": self.best(),
+            "runs": self.0.len(),
         })
     }
 }
@@ -317,6 +324,13 @@ mod tests {
         let times = Times::new((0..=10).rev().map(f64::from).collect());
         assert_eq!([times.best(), times.at(0.1), times.median(), times.at(0.9)], [0.0, 1.0, 5.0, 9.0]);
         assert!(Times::new(Vec::new()).median().is_nan());
+    }
+
+    #[test]
+    fn a_slow_run_counts_in_the_mean() {
+        let times = Times::new(vec![9.0, 1.0, 2.0]);
+        assert_eq!((times.median(), times.mean()), (2.0, 4.0));
+        assert!(Times::new(Vec::new()).mean().is_nan());
     }
 
     #[test]

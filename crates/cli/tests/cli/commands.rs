@@ -132,13 +132,15 @@ fn bench_measures_latency_refit_and_copy() {
     sandbox.compile(&fixture, "frozen.rgf", "frozen");
     let facts = sandbox.json(&["bench", "a.rgf", "--runs", "4", "--against", "frozen.rgf"]);
     assert_eq!(facts["latency_ms"]["runs"], 4);
+    let mean = facts["latency_ms"]["mean"].as_f64().unwrap();
+    assert!(mean >= facts["latency_ms"]["best"].as_f64().unwrap(), "{facts}");
     assert!(facts["against"]["ratio_of_medians"].as_f64().unwrap() > 0.0);
     let refit = &facts["refit"];
     assert!(refit["copy_ms"]["median"].as_f64().unwrap() > 0.0 && refit["ratio_of_medians"].as_f64().unwrap() > 0.0);
     let total: u64 = facts["refit"]["slots"].as_u64().unwrap() + refit["shared_slots"].as_u64().unwrap();
     assert_eq!(total, sandbox.json(&["inspect", "a.rgf"])["slots"].as_u64().unwrap());
     let text = sandbox.ok(&["bench", "a.rgf", "--runs", "2", "--dims", "s0=1"]);
-    assert!(text.contains("latency") && text.contains("× the copy"), "{text}");
+    assert!(text.contains("latency") && text.contains(", mean ") && text.contains("× the copy"), "{text}");
     let text = sandbox.ok(&["bench", "frozen.rgf", "--runs", "2"]);
     assert!(text.contains("the engine is frozen"), "{text}");
     let error = sandbox.fails(&["bench", "a.rgf", "--dims", "s9=1"], 2);
