@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from os import PathLike
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from regraft._regraft import Array, StateDict
 from regraft.errors import WeightsError
 
-__all__ = ["Bytes", "Manifest", "Place", "View", "fill", "over", "views"]
+__all__ = ["Bytes", "Given", "Manifest", "Place", "View", "fill", "known_type", "over", "view_of", "views"]
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -47,6 +47,26 @@ _NAMES = {
 _SIZES = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2, "i64": 8, "i32": 4, "i16": 2, "i8": 1, "u8": 1, "bool": 1}
 
 
+class Given(Protocol):
+    """A tensor that is to be given a place."""
+
+    @property
+    def dtype(self) -> str:
+        """As the engine calls it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of its axes."""
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes it has."""
+
+    @property
+    def memory(self) -> tuple[int, int]:
+        """Where it is, and its bytes: names that are tied have one memory."""
+
+
 @dataclass(frozen=True)
 class View:
     """A tensor as its bytes."""
@@ -54,6 +74,11 @@ class View:
     dtype: str
     shape: tuple[int, ...]
     data: Bytes
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes it has."""
+        return self.data.nbytes
 
     @property
     def memory(self) -> tuple[int, int]:
@@ -91,13 +116,15 @@ class Manifest:
         return sum(self.buckets)
 
     @classmethod
-    def of(cls, tensors: Mapping[str, View], limit: int = _BUCKET) -> Manifest:
-        """A place for each tensor, in the order given; tied ones have one."""
+    def of(cls, tensors: Mapping[str, Given], limit: int = _BUCKET) -> Manifest:
+        """A place for each tensor, in the order given; tied ones have one. A bucket of several tensors has
+        at most ``limit`` bytes.
+        """
         places: list[Place] = []
         buckets: list[int] = []
         known: dict[tuple[int, int], tuple[int, int]] = {}
         for name, view in tensors.items():
-            size = view.data.nbytes
+            size = view.nbytes
             place = known.get(view.memory) if size else None
             if place is None:
                 if not buckets or buckets[-1] + size > limit:
@@ -160,26 +187,38 @@ def views(weights: Mapping[str, Any] | StateDict | str | PathLike[str]) -> dict[
     if not isinstance(weights, (Mapping, StateDict)):
         weights = StateDict.open(weights)
     names = weights.keys()
-    return {name: _view(name, weights[name]) for name in names}
+    return {name: view_of(name, weights[name]) for name in names}
 
 
-def _view(name: str, tensor: Any) -> View:
+def view_of(name: str, tensor: Any) -> View:
+    """A tensor of PyTorch or NumPy, or an array of Regraft, as its bytes; one on the CPU without a copy.
+
+    Raises:
+        WeightsError: for what is not a tensor, or of a type that no engine has.
+
+    """
     torch = sys.modules.get("torch")
     if isinstance(tensor, Array):
         return View(tensor.dtype, tuple(tensor.shape), np.asarray(tensor.as_bytes()))
     if torch is not None and isinstance(tensor, torch.Tensor):
-        dtype = _known(name, str(tensor.dtype).removeprefix("torch."))
+        dtype = known_type(name, str(tensor.dtype).removeprefix("torch."))
         dense = tensor.detach().cpu().contiguous()
         return View(dtype, tuple(dense.shape), dense.reshape(-1).view(torch.uint8).numpy())
     if isinstance(tensor, np.ndarray):
-        dtype = _known(name, tensor.dtype.name)
+        dtype = known_type(name, tensor.dtype.name)
         if not tensor.dtype.isnative:
             raise WeightsError(f"{name}: bytes in the order of another machine: convert it")
         return View(dtype, tensor.shape, np.ascontiguousarray(tensor).reshape(-1).view(np.uint8))
     raise WeightsError(f"{name}: expected a tensor (PyTorch, NumPy), found {type(tensor).__name__}")
 
 
-def _known(name: str, dtype: str) -> str:
+def known_type(name: str, dtype: str) -> str:
+    """What the engine calls a type of NumPy or PyTorch.
+
+    Raises:
+        WeightsError: when it has none such.
+
+    """
     if dtype not in _NAMES:
         raise WeightsError(f"{name}: tensors of {dtype} are not supported: convert it")
     return _NAMES[dtype]
