@@ -1,5 +1,5 @@
-"""Weights from a trainer on one GPU to engines on another, in a process of its own (`regraft.sync.group`);
-skipped where there are fewer than two NVIDIA GPUs.
+"""Weights from a trainer on one GPU to an engine on another, or on the same, in a process of its own
+(`regraft.sync.group`); what needs two NVIDIA GPUs is skipped where there are fewer.
 
     python3 -m pytest tests/gpu/test_cuda_sync.py       # with the package regraft on PYTHONPATH
 """
@@ -23,7 +23,8 @@ import torch
 import regraft
 from regraft.sync.group import GroupReceiver, GroupSender
 
-pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two NVIDIA GPUs")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU")
+two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two NVIDIA GPUs")
 
 
 def net(seed: int) -> torch.nn.Module:
@@ -116,13 +117,14 @@ def states(seed: int) -> dict[str, torch.Tensor]:
     return net(seed).to("cuda:0").state_dict()
 
 
-def check(sender: GroupSender, engine: subprocess.Popen[str], is_direct: bool) -> None:
-    assert sender.transport == said(engine)["transport"] == ("nccl" if is_direct else "gloo")
+def check(sender: GroupSender, engine: subprocess.Popen[str], transport: str) -> None:
+    assert sender.transport == said(engine)["transport"] == transport
     for seed in (1, 2, 3):
         version = sender.send(states(seed), tag=str(seed))
         found = said(engine)
-        assert (found["same"], found["applied"], found["version"]) == (True, 6, version)
-        assert not is_direct or not found["fetched"]
+        # The norm's are the same in all.
+        assert (found["same"], found["applied"], found["version"]) == (True, 4, version)
+        assert transport == "gloo" or not found["fetched"]
     with pytest.raises(regraft.WeightsError, match=r"3\.bias") as error:
         sender.send({**states(4), "3.bias": torch.zeros(5, device="cuda:0", dtype=torch.bfloat16)})
     assert [problem.name for problem in error.value.problems] == ["rank 1"]
@@ -132,33 +134,37 @@ def check(sender: GroupSender, engine: subprocess.Popen[str], is_direct: bool) -
     assert said(engine)["same"]
 
 
+@two_gpus
 def test_from_gpu_to_gpu(meeting: str) -> None:
     with process(ENGINE, meeting, "cuda:1", "address") as engine:
         with GroupSender(meeting, size=2, device="cuda:0") as sender:
-            check(sender, engine, True)
+            check(sender, engine, "nccl")
         assert "closed" in said(engine)["ended"]
 
 
-@pytest.mark.parametrize("device", ["cuda:0", "cpu"])
-def test_through_the_host(meeting: str, device: str) -> None:
+@pytest.mark.parametrize(("device", "transport"), [("cuda:0", "ipc"), ("cpu", "gloo")])
+def test_on_one_gpu_and_through_the_host(meeting: str, device: str, transport: str) -> None:
     """The engine is on the same GPU, or on none."""
-    with process(ENGINE, meeting, device, "address") as engine, GroupSender(
-        meeting, size=2, device="cuda:0"
-    ) as sender:  # fmt: skip
-        check(sender, engine, False)
+    with (
+        process(ENGINE, meeting, device, "address") as engine,
+        GroupSender(meeting, size=2, device="cuda:0") as sender,
+    ):
+        check(sender, engine, transport)
 
 
+@two_gpus
 def test_a_process_group_of_nccl(meeting: str) -> None:
     with process(ENGINE, meeting, "cuda:1", "process group") as engine:
         torch.cuda.set_device(0)
         torch.distributed.init_process_group("nccl", init_method=meeting, rank=0, world_size=2)
         try:
             with GroupSender(torch.distributed.group.WORLD, device="cuda:0") as sender:
-                check(sender, engine, True)
+                check(sender, engine, "nccl")
         finally:
             torch.distributed.destroy_process_group()
 
 
+@two_gpus
 def test_a_receiver_that_hangs_in_a_broadcast(meeting: str) -> None:
     """The sender gives up in time, says so, and its GPU is free for other work."""
     with (
@@ -179,6 +185,7 @@ def test_a_receiver_that_hangs_in_a_broadcast(meeting: str) -> None:
             sender.send(large)
 
 
+@two_gpus
 def test_a_sender_that_is_killed(meeting: str) -> None:
     code = textwrap.dedent(
         """

@@ -1,5 +1,5 @@
-"""Weights from a training process to processes on other devices: NCCL between GPUs, gloo where one of them is
-the CPU.
+"""Weights from a training process to processes on other devices: NCCL between GPUs, CUDA IPC on one, gloo
+where one of them is the CPU.
 
 The trainer, on the first GPU:
 
@@ -24,7 +24,8 @@ The process that generates, on the second:
         ...
 
 A version is copied into a few flat blocks on the sender's device and broadcast into as many on the devices of
-the receivers, where a refit reads it: nothing passes through the host. The ends are fixed, and each version
+the receivers, where a refit reads it; on the sender's own GPU it reads the sender's. Nothing passes through
+the host. The ends are fixed, and each version
 goes to all: :meth:`GroupSender.send` waits until each receiver has asked for it and has refitted, and raises
 what went wrong there.
 
@@ -70,7 +71,8 @@ class GroupSender:
     """Gives the weights of this process to a fixed number of others, each on a device of its own.
 
     Receivers meet the sender here: this returns when all have come. All ends on different GPUs: weights go
-    from device to device by NCCL. Otherwise they pass through memory of the host, by gloo.
+    from device to device by NCCL. All on one GPU: receivers read the sender's memory, by CUDA IPC. Otherwise
+    weights pass through memory of the host, by gloo.
 
     Args:
         meeting: ``tcp://HOST:PORT``, an address of this machine where receivers find it, or a process group
@@ -131,7 +133,7 @@ class GroupSender:
 
     @property
     def transport(self) -> str:
-        """``"nccl"`` from GPU to GPU, ``"gloo"`` through memory of the host."""
+        """``"nccl"`` from GPU to GPU, ``"ipc"`` on one GPU, ``"gloo"`` through memory of the host."""
         return self._link.transport
 
     def send(
@@ -168,22 +170,20 @@ class GroupSender:
             self._link.check()
             given = sources(weights)
             manifest = Manifest.of(given, _BUCKET)
-            self._round += 1
-            self._announce(manifest, tag, timeout)
+            room = self._room_for(manifest)
+            self._announce(tag, timeout)
             is_agreed = False
             try:
-                if self._room is None or self._room.manifest != manifest:
-                    self._room = None  # freed before there is another
-                    self._room = Room(manifest, self._link.home)
-                self._room.fill(given)
-                del given
                 self._link.forget(self._done)
                 self._done = []
                 self._agree("ready", timeout, "has not asked for weights")
+                # Not before: on one GPU receivers read this memory.
+                room.fill(given)
+                self._link.settle()
                 is_agreed = True
             finally:
                 self._link.tell(f"{self._round}/go", {"go": is_agreed})
-            self._link.broadcast(self._room.buckets)
+            self._link.broadcast(room.buckets)
             self._version = self._round
             self._agree("done", timeout, "has not refitted")
             self._close_rounds()
@@ -202,13 +202,26 @@ class GroupSender:
             self._link.close("the group was closed")
             self._room = None
 
-    def _announce(self, manifest: Manifest, tag: str, timeout: float | None) -> None:
+    def _room_for(self, manifest: Manifest) -> Room:
+        """Memory for these tensors, of which receivers are told when it is new."""
+        if self._room is not None and self._room.manifest == manifest:
+            return self._room
+        self._room = None  # freed before there is another
+        room = Room(manifest, self._link.home)
+        number, ranks = self._round + 1, range(1, self._link.size)
+        if self._link.transport == "ipc":
+            for rank in ranks:
+                self._link.tell(f"handles/{number}/{rank}", {"buckets": room.handles()})
+        self._link.tell(f"manifest/{number}", manifest.to_json())
+        if self._manifest:
+            # Receivers that are late may still read these.
+            self._open += [f"manifest/{self._manifest}", *(f"handles/{self._manifest}/{r}" for r in ranks)]
+        self._room, self._manifest = room, number
+        return room
+
+    def _announce(self, tag: str, timeout: float | None) -> None:
+        self._round += 1
         number, ranks = self._round, range(1, self._link.size)
-        if not self._manifest or self._room is None or self._room.manifest != manifest:
-            # Receivers that are late may still read the one before.
-            self._open += [f"manifest/{self._manifest}"] if self._manifest else []
-            self._manifest = number
-            self._link.tell(f"manifest/{number}", manifest.to_json())
         self._open += [f"{number}/{what}" for what in ("new", "go")]
         self._open += [f"{number}/{what}/{rank}" for what in ("ready", "done") for rank in ranks]
         self._link.tell(f"{number}/new", {"tag": tag, "timeout": timeout, "manifest": self._manifest})
@@ -348,7 +361,7 @@ class GroupReceiver:
 
     @property
     def transport(self) -> str:
-        """``"nccl"`` from GPU to GPU, ``"gloo"`` through memory of the host."""
+        """``"nccl"`` from GPU to GPU, ``"ipc"`` on one GPU, ``"gloo"`` through memory of the host."""
         return self._link.transport
 
     def close(self) -> None:
@@ -455,7 +468,11 @@ class GroupReceiver:
             text = self._link.read(f"manifest/{manifest}", until(_PATIENCE))
             if text is None:
                 raise WeightsError("the sender announced a manifest that it did not send")
-            self._room = Room(Manifest.from_json(text.decode("utf-8", "replace")), self._link.home)
+            known, handles = Manifest.from_json(text.decode("utf-8", "replace")), None
+            if self._link.transport == "ipc":
+                said = self._link.hear(f"handles/{manifest}/{self._link.rank}", until(_PATIENCE))
+                handles = (said or {}).get("buckets", ())
+            self._room = Room(known, self._link.home, handles)
             self._manifest = manifest
         return self._room
 

@@ -84,13 +84,13 @@ class Link:
 
     @property
     def transport(self) -> str:
-        """``"nccl"`` from GPU to GPU, ``"gloo"`` through memory of the host."""
+        """``"nccl"`` from GPU to GPU, ``"ipc"`` on one GPU, ``"gloo"`` through memory of the host."""
         return self._transport
 
     @property
     def home(self) -> torch.device:
-        """Where what is broadcast lies."""
-        return self.device if self.transport == "nccl" else torch.device("cpu")
+        """Where what travels lies."""
+        return torch.device("cpu") if self.transport == "gloo" else self.device
 
     def check(self) -> None:
         """Raises what ended the group.
@@ -192,14 +192,21 @@ class Link:
 
     # ------------------------------------------------------------------------------------------- broadcasts
 
+    def settle(self) -> None:
+        """Waits until other processes may read on this GPU what was written before."""
+        if self.transport == "ipc":
+            torch.cuda.current_stream(self.device).synchronize()
+
     def broadcast(self, buckets: Sequence[torch.Tensor]) -> None:
         """Sends these bytes to all receivers, or takes the sender's. All ends must call it; it returns when
-        they are there.
+        they are there. On one GPU they are there already.
 
         Raises:
             ConnectionError: an end is gone, or took too long. The group is of no use then.
 
         """
+        if self.transport == "ipc":
+            return
         limit = time.monotonic() + self._timeout
         options = dist.BroadcastOptions()
         options.rootRank, options.timeout = 0, timedelta(seconds=self._timeout)
@@ -265,6 +272,8 @@ class Link:
             if message is None:
                 raise TimeoutError(f"rank {rank} of {self.size} has not come within {self._timeout:g} s")
             devices.append(message.get("device"))
+        if "cpu" not in devices and len(set(devices)) == 1:
+            return "ipc", None
         # NCCL has no two ends on one device.
         is_direct = "cpu" not in devices and len(set(devices)) == len(devices)
         # Its own connection: a wait for a message keeps one busy.

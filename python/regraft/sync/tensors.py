@@ -81,16 +81,22 @@ class Room:
     Args:
         manifest: which tensors there are, and where.
         device: where the memory is.
+        handles: of another process's memory on this GPU, see :meth:`handles`; otherwise it is new.
 
     Raises:
-        WeightsError: when a tensor begins where none of its type can.
-        RuntimeError: when there is not as much memory.
+        WeightsError: when a tensor begins where none of its type can, or the handles are none.
+        RuntimeError: when there is not as much memory, or that of the other process cannot be opened.
 
     """
 
-    def __init__(self, manifest: Manifest, device: torch.device) -> None:
+    def __init__(self, manifest: Manifest, device: torch.device, handles: Any = None) -> None:
         self.manifest = manifest
-        self.buckets = [torch.empty(size, dtype=torch.uint8, device=device) for size in manifest.buckets]
+        if handles is None:
+            self.buckets = [torch.empty(size, dtype=torch.uint8, device=device) for size in manifest.buckets]
+        else:
+            self.buckets = [
+                _opened(handle, size, device) for handle, size in _paired(handles, manifest.buckets)
+            ]
         self._flat = {place.name: self._part(place) for place in manifest.places}
         self.tensors = {place.name: self._flat[place.name].view(place.shape) for place in manifest.places}
         """By name, in the memory of the buckets."""
@@ -100,6 +106,18 @@ class Room:
             raise WeightsError(f"no manifest of weights: {place.name} begins at byte {place.start}")
         part = self.buckets[place.bucket][place.start : place.start + place.nbytes]
         return part.view(_TYPES[place.dtype])
+
+    def handles(self) -> list[Any]:
+        """What one other process on the same GPU opens the memory by, as JSON: each has handles of its own,
+        by which PyTorch counts who has the memory open.
+        """
+        shared: list[Any] = []
+        for bucket in self.buckets:
+            storage: Any = bucket.untyped_storage()
+            # What PyTorch gives to its own processes, without the number of the GPU there.
+            parts = storage._share_cuda_()[1:] if len(bucket) else ()
+            shared.append([part.hex() if isinstance(part, bytes) else part for part in parts])
+        return shared
 
     def fill(self, given: Mapping[str, Source]) -> None:
         """Copies the tensors that the manifest was made of to their places; on a GPU, in the order of its
@@ -119,3 +137,25 @@ class Room:
             of.append(source)
         for to, of in pairs.values():
             torch._foreach_copy_(to, of)
+
+
+def _paired(handles: Any, buckets: tuple[int, ...]) -> list[tuple[Any, int]]:
+    if not isinstance(handles, list) or len(handles) != len(buckets):
+        raise WeightsError(f"{len(buckets)} buckets were announced, other handles came")
+    return list(zip(handles, buckets, strict=True))
+
+
+def _opened(handle: Any, size: int, device: torch.device) -> torch.Tensor:
+    if not size:
+        return torch.empty(0, dtype=torch.uint8, device=device)
+    try:
+        memory, length, start, counter, at, event, is_awaited = handle
+        memory, counter, event = (bytes.fromhex(part) for part in (memory, counter, event))
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"no handle of memory on a GPU: {error}") from error
+    if length != size:
+        raise WeightsError(f"expected memory of {size} bytes, found {length}")
+    storage = torch.UntypedStorage._new_shared_cuda(
+        device.index, memory, length, start, counter, at, event, is_awaited
+    )
+    return torch.empty(0, dtype=torch.uint8, device=device).set_(storage)
