@@ -64,7 +64,7 @@ def copied(receiver: GroupReceiver) -> tuple[int, str, dict[str, Any]]:
         return update.version, update.tag, {name: t.clone() for name, t in update.weights.items()}
 
 
-def test_places_and_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_places_and_bits() -> None:
     """The manifest is that of shared memory, and the bytes are at the same places."""
     weight = torch.randn(6, 4).to(torch.bfloat16)
     given = {
@@ -92,6 +92,23 @@ def test_places_and_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert room.tensors["lm_head.weight"].data_ptr() == room.tensors["model.weight"].data_ptr()
     with pytest.raises(regraft.WeightsError, match="complex64"):
         sources({"w": torch.zeros(2, dtype=torch.complex64)})
+
+
+@pytest.mark.parametrize(
+    ("handles", "what"),
+    [
+        ("x", "other handles came"),
+        ([], "1 buckets were announced"),
+        ([None], "no handle of memory"),
+        ([["00", 64, 0, "00", 0, "00"]], "no handle of memory"),
+        ([["no", 64, 0, "00", 0, "00", True]], "no handle of memory"),
+        ([["00", 65, 0, "00", 0, "00", True]], "expected memory of 64 bytes, found 65"),
+    ],
+)
+def test_handles_of_a_gpu_are_not_believed(handles: Any, what: str) -> None:
+    manifest = flat.Manifest.of(sources({"w": torch.zeros(16)}))
+    with pytest.raises(regraft.WeightsError, match=what):
+        Room(manifest, CPU, handles)
 
 
 def test_versions_and_tags(meeting: str, pool: ThreadPoolExecutor) -> None:
