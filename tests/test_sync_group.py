@@ -314,9 +314,13 @@ RECEIVER = textwrap.dedent(
 def process(code: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-c", code, *map(str, arguments)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as started:
+        # Whoever reads what it says does not wait longer.
+        limit = threading.Timer(120, started.kill)
+        limit.start()
         try:
             yield started
         finally:
+            limit.cancel()
             started.kill()
 
 

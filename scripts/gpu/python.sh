@@ -41,7 +41,7 @@ step() { # NAME SECONDS COMMAND...
 }
 
 step import 60 python3 -c 'import torch, regraft; print(torch.__version__, torch.cuda.get_device_name(0), regraft.__version__)'
-step tests 360 python3 -m pytest -q -x --maxfail=100 -p no:cacheprovider "$root/tests/gpu/test_cuda_python.py"
+step tests 360 python3 -m pytest -q -x --maxfail=100 -p no:cacheprovider "$root/tests/gpu"
 grep -E '^(FAILED|ERROR)' "$logs/tests.txt" | cut -c -200
 step example 150 python3 "$root/examples/diffusers_lora_cuda.py"
 grep -v -i warn "$logs/example.txt" | tail -n 25

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -100,9 +101,13 @@ def meeting() -> str:
 def process(code: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-W", "ignore", "-c", code, *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as started:
+        # Whoever reads what it says does not wait longer.
+        limit = threading.Timer(120, started.kill)
+        limit.start()
         try:
             yield started
         finally:
+            limit.cancel()
             started.kill()
 
 

@@ -248,7 +248,9 @@ class Link:
         return self._reach(host, int(port))
 
     def _serve(self, host: str, port: int) -> TCPStore:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        # Of a name that is both, receivers are more likely to give the address in IPv4.
+        family, *_, address = min(found, key=lambda one: one[0] != socket.AF_INET)
         # Not on all addresses of the machine, where PyTorch's would be.
         listening = socket.create_server(address[:2], family=family)
         host, port = listening.getsockname()[:2]
@@ -276,7 +278,7 @@ class Link:
             return "ipc", None
         # NCCL has no two ends on one device.
         is_direct = "cpu" not in devices and len(set(devices)) == len(devices)
-        # Its own connection: a wait for a message keeps one busy.
+        # A connection of its own, which is busy while a backend waits in it.
         store = PrefixStore("data", self._reach(known.host, known.port))
         if is_direct:
             return "nccl", self._nccl(store, limit)
