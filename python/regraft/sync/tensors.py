@@ -91,15 +91,16 @@ class Room:
 
     def __init__(self, manifest: Manifest, device: torch.device, handles: Any = None) -> None:
         self.manifest = manifest
-        if handles is None:
-            self.buckets = [torch.empty(size, dtype=torch.uint8, device=device) for size in manifest.buckets]
-        else:
-            self.buckets = [
-                _opened(handle, size, device) for handle, size in _paired(handles, manifest.buckets)
-            ]
-        self._flat = {place.name: self._part(place) for place in manifest.places}
-        self.tensors = {place.name: self._flat[place.name].view(place.shape) for place in manifest.places}
-        """By name, in the memory of the buckets."""
+        sizes = manifest.buckets
+        # Tensors made in inference mode could be written to in no other.
+        with torch.inference_mode(False):
+            if handles is None:
+                self.buckets = [torch.empty(size, dtype=torch.uint8, device=device) for size in sizes]
+            else:
+                self.buckets = [_opened(handle, size, device) for handle, size in _paired(handles, sizes)]
+            self._flat = {place.name: self._part(place) for place in manifest.places}
+            self.tensors = {place.name: self._flat[place.name].view(place.shape) for place in manifest.places}
+            """By name, in the memory of the buckets."""
 
     def _part(self, place: Place) -> torch.Tensor:
         if place.start % _ALIGNMENT:
@@ -135,8 +136,9 @@ class Room:
             part = self._flat[place.name]
             to.append(part if part.dtype == source.dtype else part.view(source.dtype))
             of.append(source)
-        for to, of in pairs.values():
-            torch._foreach_copy_(to, of)
+        with torch.no_grad():
+            for to, of in pairs.values():
+                torch._foreach_copy_(to, of)
 
 
 def _paired(handles: Any, buckets: tuple[int, ...]) -> list[tuple[Any, int]]:
