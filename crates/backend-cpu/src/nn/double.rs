@@ -73,8 +73,8 @@ pub fn double(threads: &Threads, isa: Isa, args: &DoubleArgs<'_>, out: &mut [f64
     let grid = TileGrid { outer: &[], rows: m, cols: n, row_stride: n, tile_rows, tile_cols: COLUMNS };
     threads.for_each_tile_with(&mut panels, out, &grid, |panel, at, mut tile| {
         for (c, column) in (at.col..at.col + tile.cols()).enumerate() {
-            let from = args.b[column * across..].iter().step_by(down);
-            panel.iter_mut().skip(c).step_by(COLUMNS).zip(from).for_each(|(y, x)| *y = *x);
+            let from = (0..k).map(|row| args.b[row * down + column * across]);
+            panel.iter_mut().skip(c).step_by(COLUMNS).zip(from).for_each(|(y, x)| *y = x);
         }
         let rows = args.a.get(at.row * args.lda..).unwrap_or(&[]);
         multiply(isa, rows, args.lda, panel, &mut tile);
@@ -139,5 +139,36 @@ fn strip<S: Vectors, const R: usize>(simd: S, rows: &[f64], lda: usize, panel: &
             sums.iter().zip(values.chunks_exact_mut(lanes)).for_each(|(sum, to)| simd.store_doubles(*sum, to));
             tile.row(r)[first..first + width].copy_from_slice(&values[..width]);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scratch::testing::with_scratch;
+
+    #[test]
+    fn no_products_and_rows_that_are_one() {
+        let threads = Threads::single();
+        let product = |k: usize, b: &[f64], b_strides| {
+            let mut out = [7.0; 6];
+            let (a, activation) = ([1.0, 2.0, 3.0, 4.0], Activation::None);
+            let args = DoubleArgs {
+                sizes: [2, 3, k],
+                a: &a[..2 * k],
+                lda: k,
+                b,
+                b_strides,
+                bias: None,
+                residual: None,
+                activation,
+                act_before_residual: false,
+            };
+            with_scratch(double_scratch(&threads, k), |s| double(&threads, Isa::detect(), &args, &mut out, s));
+            out
+        };
+        assert_eq!(product(0, &[], [3, 1]), [0.0; 6]);
+        // Each row of the right operand is the same one.
+        assert_eq!(product(2, &[1.0, 10.0, 100.0], [0, 1]), [3.0, 30.0, 300.0, 7.0, 70.0, 700.0]);
     }
 }
