@@ -128,8 +128,12 @@ impl Points {
                 continue;
             }
             if !begun {
-                rows.fill(base);
                 begun = true;
+                let base_of_digits = base.wrapping_mul(size);
+                if step == 1 && indices.begin(isa, start + from, size, self.wrap, base_of_digits, rows) {
+                    continue;
+                }
+                rows.fill(base);
             }
             // Those that stand side by side are looked at together; one by one for the first that is wrong.
             if step == 1 && indices.append(isa, start + from, size, self.wrap, rows) {

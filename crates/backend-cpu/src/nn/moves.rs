@@ -7,7 +7,7 @@ use super::{GRAIN, for_each_row, rows_per_task};
 use crate::{
     Isa, Threads,
     simd::{
-        indices::{Index, append_digits, take},
+        indices::{Index, append_digits, first_digits, take},
         simd_fn,
     },
 };
@@ -263,6 +263,18 @@ impl Indices<'_> {
         let index = self.at(i);
         let place = if wrap && index < 0 { index + size as i64 } else { index };
         usize::try_from(place).ok().filter(|place| *place < size).ok_or(index)
+    }
+
+    /// [`first_digits`] of the indices from `at` on, as many as there are of `rows`.
+    ///
+    /// # Panics
+    ///
+    /// If there are fewer indices.
+    pub(crate) fn begin(self, isa: Isa, at: usize, size: usize, wrap: bool, base: usize, rows: &mut [usize]) -> bool {
+        match self {
+            Indices::I64(x) => first_digits(isa, &x[at..][..rows.len()], size, wrap, base, rows),
+            Indices::I32(x) => first_digits(isa, &x[at..][..rows.len()], size, wrap, base, rows),
+        }
     }
 
     /// [`append_digits`] of the indices from `at` on, as many as there are of `rows`.

@@ -25,14 +25,39 @@ impl Index for i32 {
     }
 }
 
+/// Where an index points, which need not be below `size`.
+#[inline(always)]
+fn place_of<I: Index>(index: I, size: usize, wrap: bool) -> u64 {
+    let index = index.wide();
+    (if wrap && index < 0 { index.wrapping_add(size as i64) } else { index }) as u64
+}
+
+simd_fn! {
+    /// As [`append_digits`], where all rows are `base / size` before: nothing is multiplied, and nothing is read of `rows`.
+    pub(crate) fn first_digits<F, I: Index>(
+        indices: &[I],
+        size: usize,
+        wrap: bool,
+        base: usize,
+        rows: &mut [usize],
+    ) -> bool {
+        let mut all = true;
+        for (row, index) in rows.iter_mut().zip(indices) {
+            let place = place_of(*index, size, wrap);
+            all &= place < size as u64;
+            *row = base.wrapping_add(place as usize);
+        }
+        all
+    }
+}
+
 simd_fn! {
     /// Makes each of `indices` the next digit of the number in its row, in a system of `size` digits, negative ones counted from the end if
     /// `wrap`; and says whether all are places below `size`. If not, the numbers are of no use.
     pub(crate) fn append_digits<F, I: Index>(indices: &[I], size: usize, wrap: bool, rows: &mut [usize]) -> bool {
         let mut all = true;
         for (row, index) in rows.iter_mut().zip(indices) {
-            let index = index.wide();
-            let place = (if wrap && index < 0 { index.wrapping_add(size as i64) } else { index }) as u64;
+            let place = place_of(*index, size, wrap);
             all &= place < size as u64;
             *row = row.wrapping_mul(size).wrapping_add(place as usize);
         }
