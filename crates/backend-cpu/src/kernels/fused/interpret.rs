@@ -6,9 +6,9 @@ use regraft_ir::ops::{BinaryFn, CompareFn, Fused, FusedFn, FusedStep, UnaryFn};
 use regraft_tensor::{DType, Element};
 
 use super::{
-    super::support::elements_mut,
+    super::support::{elements, elements_mut},
     TASK,
-    lanes::{self, Number},
+    lanes::{self, Arithmetic, Number},
     registers::{Bank, Banks, Counts, Frame, Place, Register, Registers, is_native},
 };
 use crate::{
@@ -18,9 +18,23 @@ use crate::{
 
 #[derive(Clone, Copy, Debug)]
 struct Instruction {
-    f: FusedFn,
-    args: [usize; 3],
+    work: Work,
+    args: Args,
     out: Register,
+}
+
+/// What an instruction computes.
+#[derive(Clone, Copy, Debug)]
+enum Work {
+    Step(FusedFn),
+    /// A step of the first two arguments, and the one that uses its result: with the third argument, which comes first if `turned`.
+    Pair {
+        f: Arithmetic,
+        g: Arithmetic,
+        turned: bool,
+    },
+    /// A step of operands in bf16, where they are.
+    Halves(Arithmetic),
 }
 
 /// A compiled chain. Each value has a register of its own.
@@ -38,25 +52,28 @@ impl Program {
     /// a row lie side by side, if that is known yet; blocks are whole periods.
     pub(super) fn new(op: &Fused, operands: &[DType], contiguous: &[bool], period: usize) -> Option<Program> {
         let dtypes = op.dtypes(operands).ok()?;
+        let halves = of_halves(op, &dtypes, contiguous);
+        let works = if halves.is_some() { vec![halves] } else { works(op, &dtypes) };
         let mut counts = Counts::default();
         let mut registers: Vec<Register> = Vec::with_capacity(dtypes.len());
         for (i, &dtype) in dtypes.iter().enumerate() {
             let bank = Bank::of(dtype)?;
-            let place = if i < operands.len() && contiguous.get(i) == Some(&true) && is_read_in_place(op, i, dtype) {
+            let (is_operand, is_last) = (i < operands.len(), i + 1 == dtypes.len());
+            let is_contiguous = is_operand && contiguous.get(i) == Some(&true);
+            let place = if is_contiguous && (halves.is_some() || is_read_in_place(op, i, dtype)) {
                 Place::Operand(i)
-            } else if i + 1 == dtypes.len() && is_written_in_place(op, &registers, dtype) {
+            } else if is_last && (halves.is_some() || is_written_in_place(op, &registers, dtype)) {
                 Place::Result
+            } else if !is_operand && works[i - operands.len()].is_none() {
+                Place::Nowhere
             } else {
                 counts.add(bank)
             };
             registers.push(Register { bank, place, dtype });
         }
-        let instruction = |(i, step): (usize, &FusedStep)| {
-            let mut args = [0; 3];
-            args.iter_mut().zip(&step.args).for_each(|(to, &from)| *to = from as usize);
-            Instruction { f: step.f, args, out: registers[operands.len() + i] }
-        };
-        let instructions = op.steps.iter().enumerate().map(instruction).collect();
+        let made = works.into_iter().zip(&registers[operands.len()..]);
+        let instructions = made.filter_map(|(work, &out)| work.map(|(work, args)| Instruction { work, args, out }));
+        let instructions = instructions.collect();
         let block = (counts.block(TASK) / period).max(1) * period;
         Some(Program { registers, operands: operands.len(), instructions, counts, block })
     }
@@ -84,8 +101,8 @@ impl Program {
     pub(super) fn registers<'a>(&self, scratch: &mut Scratch<'a>) -> Registers<'a> {
         let mut registers = Registers::new(self.counts, self.block, self.operands, scratch);
         let banks = &mut registers.banks;
-        for Instruction { f, out, .. } in &self.instructions {
-            if let (FusedFn::Literal(value, _), Place::Bank(index)) = (*f, out.place) {
+        for Instruction { work, out, .. } in &self.instructions {
+            if let (Work::Step(FusedFn::Literal(value, _)), Place::Bank(index)) = (*work, out.place) {
                 let at = index * self.block..(index + 1) * self.block;
                 match out.bank {
                     Bank::F64 => banks.f64s[at].fill(value.as_f64()),
@@ -138,7 +155,19 @@ impl Program {
     fn step(&self, isa: Isa, i: &Instruction, r: &mut Registers<'_>, len: usize, out: &mut [u8]) {
         let ([a, b, c], to) = (i.args.map(|arg| self.registers[arg]), i.out);
         let (at, r) = r.frame(len);
-        match i.f {
+        let f = match i.work {
+            Work::Step(f) => f,
+            Work::Pair { f, g, turned } => {
+                let (before, out) = at.open(r.f32s, to, out);
+                let [a, b, c] = [a, b, c].map(|from| at.read(before, from));
+                return lanes::pair_f32(isa, f, g, turned, a, b, c, out);
+            }
+            Work::Halves(f) => {
+                let [a, b] = [i.args[0], i.args[1]].map(|arg| elements(at.operands[arg]));
+                return lanes::halves(isa, f, a, b, elements_mut(out));
+            }
+        };
+        match f {
             FusedFn::Literal(..) => {}
             FusedFn::Unary(f) => match to.bank {
                 Bank::F64 => unary(isa, at, f, r.f64s, a, to, out),
@@ -177,6 +206,52 @@ impl Program {
             FusedFn::Cast(_) => cast(isa, at, a, to, r, out),
         }
     }
+}
+
+/// What a step is computed with.
+type Args = [usize; 3];
+
+fn args(step: &FusedStep) -> Args {
+    let mut args = [0; 3];
+    args.iter_mut().zip(&step.args).for_each(|(to, &from)| *to = from as usize);
+    args
+}
+
+/// The only step of a chain, if what it reads and writes is bf16, side by side: it needs no registers in f32.
+fn of_halves(op: &Fused, dtypes: &[DType], contiguous: &[bool]) -> Option<(Work, Args)> {
+    let [step] = &op.steps[..] else { return None };
+    let fits = dtypes.iter().all(|dtype| *dtype == DType::BF16) && contiguous.len() + 1 == dtypes.len();
+    let f = arithmetic(step.f).filter(|_| fits && contiguous.iter().all(|is| *is))?;
+    Some((Work::Halves(f), args(step)))
+}
+
+/// What is computed for each step, and of what; nothing for one that is computed with the step that uses its result.
+fn works(op: &Fused, dtypes: &[DType]) -> Vec<Option<(Work, Args)>> {
+    let operands = dtypes.len() - op.steps.len();
+    let uses = |value: u32| op.steps.iter().flat_map(|step| &step.args).filter(|arg| **arg == value).count();
+    let mut works: Vec<Option<(Work, Args)>> = Vec::with_capacity(op.steps.len());
+    for (step, &dtype) in op.steps.iter().zip(&dtypes[operands..]) {
+        let (mut work, mut args) = (Work::Step(step.f), args(step));
+        if let Some(g) = arithmetic(step.f).filter(|_| Bank::of(dtype) == Some(Bank::F32)) {
+            for (turned, arg) in [(false, step.args[0]), (true, step.args[1])] {
+                let first = (arg as usize).checked_sub(operands).filter(|_| uses(arg) == 1);
+                if let Some(first) = first
+                    && let Some((Work::Step(f), [a, b, _])) = works[first]
+                    && let Some(f) = arithmetic(f)
+                {
+                    (work, args) = (Work::Pair { f, g, turned }, [a, b, args[usize::from(!turned)]]);
+                    works[first] = None;
+                    break;
+                }
+            }
+        }
+        works.push(Some((work, args)));
+    }
+    works
+}
+
+fn arithmetic(f: FusedFn) -> Option<Arithmetic> {
+    if let FusedFn::Binary(f) = f { Arithmetic::of(f) } else { None }
 }
 
 /// Whether steps read operand `index` where it is: as they take it, or to widen it.

@@ -227,6 +227,77 @@ simd_fn! {
     }
 }
 
+/// What [`pair_f32`] and [`halves`] have loops for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Arithmetic {
+    Add,
+    Sub,
+    Mul,
+}
+
+impl Arithmetic {
+    pub(super) fn of(f: BinaryFn) -> Option<Arithmetic> {
+        match f {
+            BinaryFn::Add => Some(Arithmetic::Add),
+            BinaryFn::Sub => Some(Arithmetic::Sub),
+            BinaryFn::Mul => Some(Arithmetic::Mul),
+            _ => None,
+        }
+    }
+}
+
+simd_fn! {
+    /// `g` of `f(a, b)` and `c`, or of `c` and that if `turned`; each is rounded. One loop, since two, of which one reads memory and the
+    /// other writes it, would not overlap.
+    pub(super) fn pair_f32<F>(
+        f: Arithmetic,
+        g: Arithmetic,
+        turned: bool,
+        a: &[f32],
+        b: &[f32],
+        c: &[f32],
+        out: &mut [f32],
+    ) {
+        #[inline(always)]
+        fn each(abc: [&[f32]; 3], out: &mut [f32], f: impl Fn(f32, f32, f32) -> f32) {
+            let [a, b, c] = abc;
+            for (out, ((&a, &b), &c)) in out.iter_mut().zip(a.iter().zip(b).zip(c)) {
+                *out = f(a, b, c);
+            }
+        }
+        #[inline(always)]
+        fn then(g: Arithmetic, turned: bool, abc: [&[f32]; 3], out: &mut [f32], f: impl Fn(f32, f32) -> f32) {
+            match g {
+                Arithmetic::Add => each(abc, out, |a, b, c| f(a, b) + c),
+                Arithmetic::Sub if turned => each(abc, out, |a, b, c| c - f(a, b)),
+                Arithmetic::Sub => each(abc, out, |a, b, c| f(a, b) - c),
+                Arithmetic::Mul => each(abc, out, |a, b, c| f(a, b) * c),
+            }
+        }
+        match f {
+            Arithmetic::Add => then(g, turned, [a, b, c], out, |a, b| a + b),
+            Arithmetic::Sub => then(g, turned, [a, b, c], out, |a, b| a - b),
+            Arithmetic::Mul => then(g, turned, [a, b, c], out, |a, b| a * b),
+        }
+    }
+}
+
+simd_fn! {
+    /// `f` of each pair of elements, rounded to bf16.
+    pub(super) fn halves<F>(f: Arithmetic, a: &[bf16], b: &[bf16], out: &mut [bf16]) {
+        #[inline(always)]
+        fn each(a: &[bf16], b: &[bf16], out: &mut [bf16], f: impl Fn(f32, f32) -> f32) {
+            let wide = |x: bf16| math::bf16_to_f32(x.to_bits());
+            zip(a, b, out, |a, b| bf16::from_bits(to_bf16(f(wide(a), wide(b)))));
+        }
+        match f {
+            Arithmetic::Add => each(a, b, out, |a, b| a + b),
+            Arithmetic::Sub => each(a, b, out, |a, b| a - b),
+            Arithmetic::Mul => each(a, b, out, |a, b| a * b),
+        }
+    }
+}
+
 simd_fn! {
     pub(super) fn compare<F, T: PartialOrd>(f: CompareFn, a: &[T], b: &[T], out: &mut [u8]) {
         #[inline(always)]

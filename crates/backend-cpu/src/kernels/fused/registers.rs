@@ -54,6 +54,8 @@ pub(super) enum Place {
     Operand(usize),
     /// In the memory of the result.
     Result,
+    /// In none: what makes it also uses it up.
+    Nowhere,
 }
 
 /// A value of a chain.
@@ -138,7 +140,7 @@ impl<'f> Frame<'f> {
             Place::Bank(index) => &bank[index * self.block..][..self.len],
             Place::Operand(index) => &elements(self.operands[index])[..self.len],
             // No step reads it.
-            Place::Result => &[],
+            Place::Result | Place::Nowhere => &[],
         }
     }
 
@@ -189,7 +191,7 @@ impl<'a> Registers<'a> {
                 self.operands[index] = &bytes[start * size..][..len * size];
                 return;
             }
-            Place::Result => return,
+            Place::Result | Place::Nowhere => return,
         };
         let from = index * self.block;
         let to = from..from + len;

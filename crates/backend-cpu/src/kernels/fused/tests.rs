@@ -74,6 +74,30 @@ proptest! {
     }
 
     #[test]
+    fn two_steps_in_one_loop_round_as_one_by_one(
+        shape in proptest::collection::vec(1usize..40, 1..4),
+        broadcast in proptest::collection::vec(any::<[bool; 2]>(), 3),
+        f in proptest::sample::select(vec![BinaryFn::Add, BinaryFn::Sub, BinaryFn::Mul]),
+        g in proptest::sample::select(vec![BinaryFn::Add, BinaryFn::Sub, BinaryFn::Mul]),
+        turned: bool,
+        again: bool,
+    ) {
+        let small = |i: usize| shape.iter().zip(&broadcast).map(|(&d, b)| if b[i] { 1 } else { d }).collect::<Vec<_>>();
+        let inputs = [values(&shape, 1), values(&small(0), 2), values(&small(1), 3)];
+        let mut steps = vec![
+            step(FusedFn::Binary(f), &[0, 1]),
+            step(FusedFn::Binary(g), if turned { &[2, 3] } else { &[3, 2] }),
+        ];
+        // Then the first result is used by two.
+        steps.extend(again.then(|| step(FusedFn::Binary(f), &[3, 4])));
+        let fused: Op = Fused { steps }.into();
+        let want = fused.eval(&inputs.each_ref().map(Some)).unwrap().remove(0);
+        for isa in Isa::available() {
+            prop_assert_eq!(run(isa, &fused, &inputs, &shape, DType::F32), want.bytes());
+        }
+    }
+
+    #[test]
     fn halves_are_widened_and_narrowed_where_they_are(
         rows in 1usize..4,
         cols in proptest::sample::select(vec![1, 7, 300, 9000]),
@@ -90,10 +114,13 @@ proptest! {
             step(FusedFn::Binary(BinaryFn::Add), &[5, 4]),
             step(FusedFn::Cast(half), &[6]),
         ];
-        let fused: Op = Fused { steps }.into();
-        let want = fused.eval(&[Some(&a), Some(&b)]).unwrap().remove(0);
-        for isa in Isa::available() {
-            prop_assert_eq!(run(isa, &fused, &[a.clone(), b.clone()], &[rows, cols], half), want.bytes());
+        let single = [BinaryFn::Add, BinaryFn::Sub, BinaryFn::Mul].map(|f| vec![step(FusedFn::Binary(f), &[0, 1])]);
+        for steps in single.into_iter().chain([steps]) {
+            let fused: Op = Fused { steps }.into();
+            let want = fused.eval(&[Some(&a), Some(&b)]).unwrap().remove(0);
+            for isa in Isa::available() {
+                prop_assert_eq!(run(isa, &fused, &[a.clone(), b.clone()], &[rows, cols], half), want.bytes());
+            }
         }
     }
 }
