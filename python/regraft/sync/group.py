@@ -25,9 +25,8 @@ The process that generates, on the second:
 
 A version is copied into a few flat blocks on the sender's device and broadcast into as many on the devices of
 the receivers, where a refit reads it; on the sender's own GPU it reads the sender's. Nothing passes through
-the host. The ends are fixed, and each version
-goes to all: :meth:`GroupSender.send` waits until each receiver has asked for it and has refitted, and raises
-what went wrong there.
+the host. The ends are fixed, and each version goes to all: :meth:`GroupSender.send` waits until each receiver
+has asked for it and has refitted, and raises what went wrong there.
 
 Instead of an address, both may be given a process group of ``torch.distributed`` that they are members of.
 """

@@ -112,14 +112,14 @@ pub struct Metadata {
 impl Metadata {
     /// The innermost module's class with its Python module; empty when unknown.
     pub fn module_class(&self) -> &str {
-        let innermost = split_outside_brackets(&self.nn_module_stack, ';').pop().unwrap_or_default();
-        split_outside_brackets(innermost, ',').get(2).copied().unwrap_or_default()
+        let innermost = split_outside_brackets(&self.nn_module_stack, b';').pop().unwrap_or_default();
+        split_outside_brackets(innermost, b',').get(2).copied().unwrap_or_default()
     }
 
     /// The innermost module's path; empty for the root or when unknown.
     pub fn module_path(&self) -> String {
-        let innermost = split_outside_brackets(&self.nn_module_stack, ';').pop().unwrap_or_default();
-        let path = split_outside_brackets(innermost, ',').get(1).copied().unwrap_or_default();
+        let innermost = split_outside_brackets(&self.nn_module_stack, b';').pop().unwrap_or_default();
+        let path = split_outside_brackets(innermost, b',').get(1).copied().unwrap_or_default();
         if path.starts_with("_empty_nn_module_stack") {
             return String::new();
         }
@@ -134,15 +134,15 @@ impl Metadata {
 }
 
 /// `ModuleList[0:2]` has the path `layers.slice(None, 2, None).0`: separators in brackets do not separate.
-fn split_outside_brackets(text: &str, separator: char) -> Vec<&str> {
+fn split_outside_brackets(text: &str, separator: u8) -> Vec<&str> {
     let (mut parts, mut start, mut depth) = (Vec::new(), 0, 0i64);
-    for (at, c) in text.char_indices() {
+    for (at, c) in text.bytes().enumerate() {
         match c {
-            '(' | '[' => depth += 1,
-            ')' | ']' => depth -= 1,
+            b'(' | b'[' => depth += 1,
+            b')' | b']' => depth -= 1,
             c if c == separator && depth == 0 => {
                 parts.push(&text[start..at]);
-                start = at + c.len_utf8();
+                start = at + 1;
             }
             _ => {}
         }

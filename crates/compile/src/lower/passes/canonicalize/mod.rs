@@ -74,8 +74,8 @@ fn round(graph: &mut Graph) -> Result<bool, IrError> {
     let context = Context { known: known_values(graph), uses: graph.use_counts(), users: graph.users() };
     let mut changed = false;
     for id in graph.node_ids() {
+        let node = graph.node(id).clone();
         for rule in RULES {
-            let node = graph.node(id).clone();
             if let Some(new) = rule(graph, &context, &node)? {
                 graph.replace_uses(node.output(), new);
                 changed = true;
