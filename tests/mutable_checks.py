@@ -1,4 +1,4 @@
-"""A mutable module against the module that it wraps."""
+"""A mutable module against the module that it wraps, and a network to wrap."""
 
 from __future__ import annotations
 
@@ -7,9 +7,37 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
+from torch import nn
 
 import regraft
 from comparing import assert_close
+from small import seeded
+
+
+class Net(nn.Module):
+    """Convolution with a folded batch norm, and a linear layer of some size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.fc = nn.Linear(8 * 16, 32)
+        self.scale = 0.5
+        self.register_buffer("offset", torch.linspace(0, 1, 32), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(self.norm(self.conv(x)))
+        return self.fc(y.flatten(1)) * self.scale + self.offset
+
+
+def trained() -> Net:
+    """As training leaves it: the statistics of a norm change something."""
+    net = seeded(Net)
+    with torch.no_grad():
+        for tensor in (net.norm.weight, net.norm.bias, net.norm.running_mean):
+            tensor.uniform_(-1, 1)
+        net.norm.running_var.uniform_(0.5, 2)
+    return net
 
 
 def compiled_result(mutable: torch.nn.Module, *args: Any, **kwargs: Any) -> list[Any]:
@@ -33,6 +61,14 @@ def assert_agrees(mutable: regraft.MutableModule, *args: Any, **kwargs: Any) -> 
     got = compiled_result(mutable, *args, **kwargs)
     wanted = pytorch_result(regraft.MutableModule.module.fget(mutable), *args, **kwargs)
     assert_close([t.numpy() for t in got], [t.numpy() for t in wanted])
+
+
+def compiled_once(module: nn.Module, *args: Any) -> regraft.MutableModule:
+    """A mutable module that was called, and neither refitted nor compiled again."""
+    mutable = regraft.MutableModule(module)
+    assert_agrees(mutable, *args)
+    assert (mutable.refits, mutable.recompiles) == (0, 0)
+    return mutable
 
 
 class Counted:

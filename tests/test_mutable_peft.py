@@ -1,4 +1,4 @@
-"""Adapters of PEFT and diffusers on a module that stays compiled: scenarios M-8 and M-9."""
+"""Adapters of PEFT on a module that stays compiled: scenario M-8."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import regraft
 from mutable_checks import (
     Counted,
     assert_agrees,
+    compiled_once,
     compiled_result,
     never_compiles,
     pytorch_result,
@@ -79,9 +80,7 @@ def net() -> Net:
 
 @pytest.fixture
 def mutable(net: Net, ids: torch.Tensor) -> MutableModule:
-    mutable = MutableModule(net)
-    assert_agrees(mutable, ids)
-    return mutable
+    return compiled_once(net, ids)
 
 
 def layers_of(module: nn.Module) -> Iterator[Any]:
@@ -454,138 +453,3 @@ def test_m_8_several_programs_and_a_saved_one(net: Net, ids: torch.Tensor, tmp_p
         assert_agrees(loaded, inputs)
     assert loaded.recompiles == 0
     assert torch.equal(compiled_result(loaded, ids)[0], plain)
-
-
-# M-9
-
-
-@pytest.fixture(scope="module")
-def pipeline() -> Any:
-    diffusers = pytest.importorskip("diffusers")
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    torch.manual_seed(0)
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        in_channels=4,
-        out_channels=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=16,
-        attention_head_dim=2,
-    )
-    vae = diffusers.AutoencoderKL(
-        block_out_channels=(8, 8),
-        norm_num_groups=4,
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4,
-        sample_size=16,
-    )
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}
-    text = CLIPTextModel(CLIPTextConfig(**sizes, vocab_size=100))
-    pipe = diffusers.StableDiffusionPipeline(
-        unet=unet,
-        vae=vae,
-        text_encoder=text,
-        tokenizer=None,
-        scheduler=diffusers.DDIMScheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipe.set_progress_bar_config(disable=True)
-    for part in (unet, vae, text):
-        part.eval()
-    return pipe
-
-
-def make_lora(pipe: Any, folder: Path, name: str, rank: int, targets: list[str]) -> Path:
-    """A file as training scripts write it."""
-    from peft.utils import get_peft_model_state_dict
-
-    unet = type(pipe.unet).from_config(pipe.unet.config)
-    unet.add_adapter(lora(r=rank, lora_alpha=2 * rank, target_modules=targets))
-    state = get_peft_model_state_dict(unet)
-    pipe.save_lora_weights(folder / name, unet_lora_layers=state)
-    return folder / name
-
-
-def images(pipe: Any, scale: float | None = None) -> torch.Tensor:
-    embeds = torch.randn(1, 77, 16, generator=torch.Generator().manual_seed(3))
-    with torch.inference_mode():
-        return pipe(
-            prompt_embeds=embeds, negative_prompt_embeds=-embeds, num_inference_steps=2, height=16, width=16,
-            cross_attention_kwargs=None if scale is None else {"scale": scale},
-            output_type="latent", generator=torch.Generator().manual_seed(4),
-        ).images  # fmt: skip
-
-
-def test_m_9_loras_by_the_methods_of_the_pipeline(pipeline: Any, tmp_path: Path) -> None:
-    pipe = pipeline
-    original = pipe.unet
-    style = make_lora(pipe, tmp_path, "style", 4, ["to_q", "to_k", "to_v", "to_out.0"])
-    detail = make_lora(pipe, tmp_path, "detail", 2, ["conv1", "conv2", "proj_in", "ff.net.0.proj", "to_q"])
-    pipe.unet = MutableModule(pipe.unet)
-    counted = Counted(pipe.unet)
-
-    def step(change: Callable[[], Any], refits: int) -> torch.Tensor:
-        change()
-        found = images(pipe)
-        assert counted() == (refits, 0)
-        mutable, pipe.unet = pipe.unet, original
-        wanted = images(pipe)
-        pipe.unet = mutable
-        assert (found - wanted).abs().max() <= 1e-4 * wanted.abs().max()
-        return found
-
-    plain = step(lambda: None, 0)
-    with_style = step(lambda: pipe.load_lora_weights(style, adapter_name="style"), 1)
-    assert not torch.allclose(with_style, plain, rtol=1e-3)
-    step(lambda: pipe.load_lora_weights(detail, adapter_name="detail"), 1)
-    step(lambda: pipe.set_adapters(["style", "detail"], adapter_weights=[0.3, 0.7]), 1)
-    by_block = {"unet": {"down": 0.2, "mid": 1.0, "up": 0.9}}
-    step(lambda: pipe.set_adapters(["detail", "style"], adapter_weights=[0.5, by_block]), 1)
-    assert torch.equal(step(pipe.disable_lora, 1), plain)
-    step(pipe.enable_lora, 1)
-    assert torch.equal(step(lambda: pipe.set_adapters("style"), 1), with_style)
-    step(lambda: pipe.fuse_lora(lora_scale=0.5), 1)
-    step(pipe.unfuse_lora, 1)
-    step(lambda: pipe.delete_adapters("detail"), 0)
-    pipe.unload_lora_weights()
-    unloaded = images(pipe)
-    # PyTorch's merging and unmerging is not exact.
-    assert (unloaded - plain).abs().max() <= 1e-4 * plain.abs().max()
-    assert counted() == (1, 0)
-    assert isinstance(pipe.unet, type(original)) and pipe.unet.recompiles == 0
-    pipe.unet = original
-
-
-def test_m_9_the_scale_of_a_call_refits(pipeline: Any, tmp_path: Path) -> None:
-    pipe, original = pipeline, pipeline.unet
-    file = make_lora(pipe, tmp_path, "style", 4, ["to_q", "conv1", "ff.net.2"])
-    pipe.load_lora_weights(file, adapter_name="style")
-    mutable = MutableModule(original)
-    counted = Counted(mutable)
-    for scale, expected in ((0.5, (1, 0)), (0.5, (0, 0)), (0.25, (1, 0)), (None, (1, 0)), (0.5, (1, 0))):
-        pipe.unet = mutable
-        found = images(pipe, scale)
-        assert counted() == expected
-        pipe.unet = original
-        wanted = images(pipe, scale)
-        assert (found - wanted).abs().max() <= 1e-4 * wanted.abs().max()
-    pipe.unload_lora_weights()
-
-
-def test_m_9_a_pipeline_with_a_mutable_part_is_saved(pipeline: Any, tmp_path: Path) -> None:
-    original = pipeline.unet
-    pipeline.unet = MutableModule(pipeline.unet)
-    pipeline.unet.save_pretrained(tmp_path / "unet")
-    again = type(pipeline.unet).from_pretrained(tmp_path / "unet")
-    assert type(again) is type(original)
-    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), original.parameters(), strict=True))
-    assert isinstance(pipeline.unet, regraft.MutableModule)
-    pipeline.unet = original
