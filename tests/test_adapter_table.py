@@ -32,17 +32,21 @@ from transformers.pytorch_utils import Conv1D
 
 import checkpoints
 import regraft
+import test_adapter_namings
 import test_adapters
 import test_generated_adapters
 import test_joined_adapters
+import test_python_adapter_namings
 import test_python_adapters
+import unet_adapters
+from adapter_checks import adapted, merged, plain
 from comparing import assert_close, same
 from conftest import Cli
 from exporting import ROOT
 from module_checks import called
 from small import answers, seeded
-from test_adapters import UNET_CONFIG, UNET_INPUTS, adapted, build_unet, merged, plain
 from test_generated_adapters import trained
+from unet_adapters import UNET_CONFIG, UNET_INPUTS, build_unet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -176,9 +180,9 @@ def test_cell(engine: regraft.Module, kind: str, container: str, tmp_path: Path)
 
 # The files of a pipeline, which bring their scales themselves.
 NAMINGS: dict[str, Callable[[Cli, PeftModel], Path]] = {
-    "save_lora_weights": test_adapters.diffusers_file,
-    "save_lora_adapter": test_adapters.unet_adapter_file,
-    "kohya": test_adapters.kohya_file,
+    "save_lora_weights": unet_adapters.diffusers_file,
+    "save_lora_adapter": unet_adapters.unet_adapter_file,
+    "kohya": unet_adapters.kohya_file,
 }
 
 
@@ -231,11 +235,11 @@ def test_the_tables_of_containers_are_complete() -> None:
 
 
 # Where the tests of each letter are.
-MODULES: dict[str, Any] = {
-    "T": test_adapters,
-    "Y": test_python_adapters,
-    "J": test_joined_adapters,
-    "G": test_generated_adapters,
+MODULES: dict[str, list[Any]] = {
+    "T": [test_adapters, test_adapter_namings],
+    "Y": [test_python_adapters, test_python_adapter_namings],
+    "J": [test_joined_adapters],
+    "G": [test_generated_adapters],
 }
 FIXTURES = ROOT / "crates/adapter/tests/adapters"
 
@@ -243,7 +247,7 @@ FIXTURES = ROOT / "crates/adapter/tests/adapters"
 def names_of(letter: str) -> set[str]:
     """What a letter of the table may stand before."""
     if letter in MODULES:
-        return {name for name, value in vars(MODULES[letter]).items() if callable(value)}
+        return {name for module in MODULES[letter] for name, value in vars(module).items() if callable(value)}
     tool = {"P": "peft", "L": "lycoris"}[letter]
     source = (FIXTURES / f"{tool}.rs").read_text()
     listed = set(re.findall(r"\w+", source.split("cases!(")[1].split(")")[0]))

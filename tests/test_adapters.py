@@ -1,141 +1,39 @@
-"""Adapters (A): what `regraft refit --adapter` makes of the files of PEFT, diffusers and kohya.
-
+"""Adapters (A): what `regraft refit --adapter` makes of the files of PEFT.
 
 The answers are compared with PyTorch's. Adapters become part of the weights of the engine that is written.
 """
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
-from diffusers.loaders import StableDiffusionLoraLoaderMixin
-from diffusers.utils import convert_state_dict_to_kohya
-from peft import (
-    LoHaConfig,
-    LoKrConfig,
-    LoraConfig,
-    PeftConfig,
-    PeftModel,
-    get_peft_model,
-    get_peft_model_state_dict,
-    set_peft_model_state_dict,
-)
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft import LoraConfig, PeftConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from adapter_checks import (
+    ADAPTER_PARTS,
+    KINDS,
+    LINEAR,
+    TOKENS,
+    Net,
+    adapted,
+    assert_refused,
+    assert_same_engine,
+    merged,
+    refit,
+    saved,
+    sum_of,
+    with_key,
+)
 from comparing import assert_close, assert_same, same
 from conftest import Cli, CommandFailed
-from models import randomize_
-from small import Inputs, answers, arrays, compile_model, numbers, save_state, seeded
-
-ADAPTER_PARTS = ("lora_", "hada_", "lokr_")
-
-
-def refit(
-    cli: Cli, engine: Path, *adapters: str | Path, weights: Path | None = None
-) -> tuple[Path, dict[str, Any]]:
-    """Gives the engine with the adapters merged in, and the report."""
-    refitted, report = cli.path("adapted", ".rgf"), cli.path("report", ".json")
-    given = [word for adapter in adapters for word in ("--adapter", str(adapter))]
-    given += ["--weights", str(weights)] if weights else []
-    cli.call("refit", engine, *given, "-o", refitted, "--report", report)
-    return refitted, json.loads(report.read_text())
-
-
-def assert_same_engine(cli: Cli, one: Path, other: Path) -> None:
-    """Bit for bit, but for what the adapters that are part of it were called."""
-    assert json.loads(cli.call("diff", one, other, "--json"))["same"]
-
-
-def assert_refused(cli: Cli, engine: Path, adapter: str | Path, match: str) -> None:
-    """With exit status 1, and nothing is written."""
-    output = cli.path("refused", ".rgf")
-    with pytest.raises(CommandFailed, match=f"exit status 1\n(.|\n)*{match}"):
-        cli.call("refit", engine, "--adapter", adapter, "-o", output)
-    assert not output.exists()
-
-
-def adapted(base: nn.Module, config: PeftConfig, seed: int = 5) -> PeftModel:
-    """A copy of the model with an adapter that looks trained: no factor is zero."""
-    model = get_peft_model(copy.deepcopy(base), config).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_magnitude_vector" in name:
-                parameter.mul_(1 + 0.3 * torch.rand(parameter.shape, generator=generator))
-            elif any(part in name for part in ADAPTER_PARTS):
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    return model
-
-
-def merged(model: PeftModel, scale: float = 1.0) -> nn.Module:
-    """The plain model that PyTorch makes of it, the adapter scaled."""
-    model = copy.deepcopy(model)
-    for module in model.modules():
-        if isinstance(module, BaseTunerLayer):
-            module.set_scale("default", scale)  # scale_layer leaves embeddings as they are
-    return model.merge_and_unload().eval()
-
-
-def saved(cli: Cli, model: PeftModel, stem: str = "adapter") -> Path:
-    folder = cli.path(stem)
-    # An embedding would be saved whole beside its adapter where it could have been resized.
-    model.save_pretrained(folder, save_embedding_layers=False)
-    return folder
-
-
-# ------------------------------------------------------------------------------------ A-1: kinds of adapters
-
-
-class Net(nn.Module):
-    """One layer of each kind that takes adapters."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(20, 36)
-        self.conv = nn.Conv2d(1, 6, 3, padding=1)
-        self.point = nn.Conv2d(6, 4, 1, bias=False)
-        self.fc = nn.Linear(144, 24)
-        self.head = nn.Linear(24, 5)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        image = self.embedding(tokens).view(-1, 1, 6, 6)
-        image = torch.relu(self.point(torch.relu(self.conv(image))))
-        return self.head(torch.relu(self.fc(image.flatten(1))))
-
-
-TOKENS: Inputs = (torch.tensor([3, 0, 19, 7]),)
-LINEAR = ["fc", "head"]
-CONV = ["conv", "point"]
-
-KINDS: dict[str, PeftConfig] = {
-    "lora_linear": LoraConfig(r=4, lora_alpha=6, target_modules=LINEAR),
-    "lora_conv": LoraConfig(r=3, lora_alpha=5, target_modules=CONV),
-    "lora_embedding": LoraConfig(r=2, lora_alpha=3, target_modules=["embedding"]),
-    "lora_all": LoraConfig(
-        r=3,
-        lora_alpha=5,
-        target_modules=[*LINEAR, *CONV, "embedding"],
-        rank_pattern={"fc": 7},
-        alpha_pattern={"conv": 2},
-    ),
-    "lora_bias": LoraConfig(r=3, lora_alpha=5, target_modules=["fc", "conv"], lora_bias=True),
-    "rslora": LoraConfig(r=5, lora_alpha=3, target_modules=[*LINEAR, *CONV], use_rslora=True),
-    "dora": LoraConfig(r=4, lora_alpha=6, target_modules=[*LINEAR, *CONV, "embedding"], use_dora=True),
-    "loha": LoHaConfig(r=3, alpha=4, target_modules=[*LINEAR, *CONV]),
-    "loha_tucker": LoHaConfig(r=3, alpha=4, target_modules=["conv"], use_effective_conv2d=True),
-    "lokr": LoKrConfig(r=2, alpha=3, target_modules=[*LINEAR, *CONV]),
-    "lokr_both": LoKrConfig(r=1, alpha=3, target_modules=LINEAR, decompose_both=True, decompose_factor=4),
-}
+from small import answers, arrays, compile_model, numbers, save_state, seeded
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -326,20 +224,6 @@ def test_a_1_grouped_convolutions_are_refused(cli: Cli) -> None:
     assert_refused(cli, engine, saved(cli, model), "0.lora_[AB].weight")
 
 
-# ------------------------------------------------------------------------------------- A-3: several adapters
-
-
-def sum_of(base: nn.Module, *parts: tuple[PeftModel, float]) -> nn.Module:
-    """The base with the differences that each adapter makes, scaled; computed in float64."""
-    total = copy.deepcopy(base)
-    state = {name: value.double() for name, value in base.state_dict().items()}
-    for model, scale in parts:
-        for name, value in merged(model).state_dict().items():
-            state[name] += scale * (value.double() - base.state_dict()[name].double())
-    total.load_state_dict({name: value.float() for name, value in state.items()})
-    return total
-
-
 PAIRS: dict[str, tuple[PeftConfig, PeftConfig]] = {
     "same_layers": (LoraConfig(r=4, target_modules=LINEAR), LoraConfig(r=4, target_modules=LINEAR)),
     # A-4: neither the layers nor the ranks of one say anything about the other's.
@@ -379,304 +263,6 @@ def test_a_3_adapters_of_the_same_file_name(cli: Cli) -> None:
     refitted, _ = refit(cli, engine, *paths)
     wanted = answers(sum_of(base, *((model, 1.0) for model in models)), TOKENS)
     assert_close(cli.run(refitted, arrays(TOKENS)), wanted)
-
-
-# ----------------------------------------------------------------------------------- A-5: namings of a UNet
-
-
-class Unet(UNet2DConditionModel):
-    """Tensors in, tensors out, as in a pipeline's inner loop."""
-
-    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
-        return super().forward(sample, timestep, encoder_hidden_states, return_dict=False)[0]
-
-
-UNET_INPUTS: Inputs = (numbers(1, 4, 16, 16), torch.tensor([7]), numbers(1, 5, 32, seed=1))
-UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "conv1", "conv_shortcut", "proj_in"]
-UNET_CONFIG = LoraConfig(r=3, lora_alpha=5, target_modules=UNET_TARGETS)
-
-
-def build_unet() -> Unet:
-    unet = Unet(
-        sample_size=16,
-        layers_per_block=1,
-        block_out_channels=(32, 64),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=32,
-        attention_head_dim=4,
-        norm_num_groups=8,
-    )
-    return randomize_(unet, 0)
-
-
-def factors_of(model: PeftModel) -> dict[str, Tensor]:
-    """By the names that the modules have in the UNet: `conv_in.lora_A.weight`."""
-    state = get_peft_model_state_dict(model)
-    return {name.removeprefix("base_model.model."): value.contiguous() for name, value in state.items()}
-
-
-def diffusers_file(cli: Cli, model: PeftModel) -> Path:
-    folder = cli.path("diffusers")
-    StableDiffusionLoraLoaderMixin.save_lora_weights(
-        folder, unet_lora_layers=factors_of(model), unet_lora_adapter_metadata=plain(UNET_CONFIG)
-    )
-    return folder / "pytorch_lora_weights.safetensors"
-
-
-def plain(config: PeftConfig) -> dict[str, Any]:
-    return {name: list(v) if isinstance(v, set) else v for name, v in config.to_dict().items()}
-
-
-def unet_adapter_file(cli: Cli, model: PeftModel) -> Path:
-    """What the UNet itself saves, which names no component."""
-    folder = cli.path("unet")
-    unet = build_unet()
-    unet.add_adapter(UNET_CONFIG)
-    set_peft_model_state_dict(unet, factors_of(model))
-    unet.save_lora_adapter(folder)
-    return folder / "pytorch_lora_weights.safetensors"
-
-
-def kohya_file(cli: Cli, model: PeftModel) -> Path:
-    state = convert_state_dict_to_kohya({f"unet.{name}": value for name, value in factors_of(model).items()})
-    # diffusers writes the rank for every alpha.
-    alpha = torch.tensor(float(UNET_CONFIG.lora_alpha))
-    state = {name: alpha.clone() if name.endswith(".alpha") else value for name, value in state.items()}
-    assert "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight" in state
-    path = cli.path("kohya", ".safetensors")
-    save_file(state, path)
-    return path
-
-
-def kohya_file_by_hand(cli: Cli, model: PeftModel) -> Path:
-    """The alpha beside each pair of factors, and a pickle in place of safetensors."""
-    state = {}
-    for name, value in factors_of(model).items():
-        module, _, part = name.partition(".lora_")
-        flat = f"lora_unet_{module.replace('.', '_')}"
-        state[f"{flat}.{'lora_down' if part == 'A.weight' else 'lora_up'}.weight"] = value
-        state[f"{flat}.alpha"] = torch.tensor(float(UNET_CONFIG.lora_alpha))
-    return save_state(cli, state)
-
-
-NAMINGS: list[Callable[[Cli, PeftModel], Path]] = [
-    saved,
-    diffusers_file,
-    unet_adapter_file,
-    kohya_file,
-    kohya_file_by_hand,
-]
-
-
-def test_a_5_namings_of_one_adapter(cli: Cli) -> None:
-    unet = build_unet()
-    engine = compile_model(cli, unet, UNET_INPUTS)
-    before = cli.run(engine, arrays(UNET_INPUTS))
-    assert_close(before, answers(unet, UNET_INPUTS))
-    model = adapted(unet, UNET_CONFIG)
-
-    for scale in (1.0, 0.7):
-        wanted = answers(merged(model, scale), UNET_INPUTS)
-        files: dict[str, Path] = {}
-        for write in NAMINGS:
-            refitted, _ = refit(cli, engine, f"{write(cli, model)}:{scale}")
-            outputs = cli.run(refitted, arrays(UNET_INPUTS))
-            assert_close(outputs, wanted)
-            assert not same(outputs, before)
-            files[write.__name__] = refitted
-        for other in files.values():
-            assert_same_engine(cli, other, files["saved"])
-
-
-def test_a_5_kohya_names_of_the_original_blocks(cli: Cli) -> None:
-    """`input_blocks_3_1` for `down_blocks_1_attentions_0`, as in files for Stable Diffusion's own code."""
-    blocks = {
-        "down_blocks_1_attentions_0": "input_blocks_3_1",
-        "mid_block_attentions_0": "middle_block_1",
-        "up_blocks_0_attentions_0": "output_blocks_0_1",
-        "up_blocks_0_attentions_1": "output_blocks_1_1",
-    }
-    unet = build_unet()
-    engine = compile_model(cli, unet, UNET_INPUTS)
-    attention = LoraConfig(r=3, lora_alpha=5, target_modules=["to_q", "to_k", "to_v", "to_out.0", "proj_in"])
-    model = adapted(unet, attention)
-    renamed = {}
-    for name, value in torch.load(kohya_file_by_hand(cli, model)).items():
-        for ours, theirs in blocks.items():
-            name = name.replace(ours, theirs)
-        renamed[name] = value
-    assert not any("attentions" in name for name in renamed)
-    refitted, _ = refit(cli, engine, save_state(cli, renamed))
-    by_peft, _ = refit(cli, engine, saved(cli, model))
-    assert_same_engine(cli, refitted, by_peft)
-
-
-def test_a_5_keys_of_a_text_encoder_are_left_aside(cli: Cli) -> None:
-    """A file for a whole pipeline, applied to its UNet alone."""
-    unet = build_unet()
-    engine = compile_model(cli, unet, UNET_INPUTS)
-    model = adapted(unet, UNET_CONFIG)
-    state = load_file(kohya_file(cli, model))
-    for part, value in {
-        "lora_down.weight": torch.ones(3, 32),
-        "lora_up.weight": torch.ones(32, 3),
-        "alpha": torch.tensor(1.0),
-    }.items():
-        state[f"lora_te_text_model_encoder_layers_0_self_attn_q_proj.{part}"] = value
-    path = cli.path("pipeline", ".safetensors")
-    save_file(state, path)
-    refitted, _ = refit(cli, engine, path)
-    assert_same_engine(cli, refitted, refit(cli, engine, saved(cli, model))[0])
-
-
-def with_key(source: Path, target: Path, key: str, value: Tensor) -> Path:
-    save_file({**load_file(source), key: value}, target)
-    return target
-
-
-def test_a_5_unknown_keys_are_listed(cli: Cli) -> None:
-    unet = build_unet()
-    engine = compile_model(cli, unet, UNET_INPUTS)
-    model = adapted(unet, UNET_CONFIG)
-    extra = torch.ones(3, 32)
-    strangers = {
-        diffusers_file: "unet.conv_nowhere.lora_A.weight",
-        kohya_file: "lora_unet_conv_nowhere.lora_down.weight",
-    }
-    for write, key in strangers.items():
-        path = with_key(write(cli, model), cli.path("stranger", ".safetensors"), key, extra)
-        assert_refused(cli, engine, path, key)
-    folder = saved(cli, model)
-    file = folder / "adapter_model.safetensors"
-    for key in ("base_model.model.conv_nowhere.lora_A.weight", "base_model.model.conv_in.strange"):
-        copied = cli.path("stranger")
-        copied.mkdir()
-        (copied / "adapter_config.json").write_text((folder / "adapter_config.json").read_text())
-        with_key(file, copied / "adapter_model.safetensors", key, extra)
-        assert_refused(cli, engine, copied, key)
-
-
-def test_a_5_every_problem_is_listed(cli: Cli) -> None:
-    """A factor without the other, one of a wrong shape, and a module that is not there: one message."""
-    base = seeded(Net, 0)
-    engine = compile_model(cli, base, TOKENS)
-    folder = saved(cli, adapted(base, KINDS["lora_linear"]))
-    file = folder / "adapter_model.safetensors"
-    state = load_file(file)
-    prefix = "base_model.model"
-    del state[f"{prefix}.fc.lora_B.weight"]
-    state[f"{prefix}.head.lora_A.weight"] = torch.ones(4, 23)
-    state[f"{prefix}.haed.lora_A.weight"] = torch.ones(4, 24)
-    save_file(state, file)
-    assert_refused(cli, engine, folder, "fc.lora_A.weight")
-    assert_refused(cli, engine, folder, "head.lora_A.weight")
-    assert_refused(cli, engine, folder, "haed.lora_A.weight")
-
-
-# --------------------------------------------------------------------------- A-7: weights fused with others
-
-
-def test_a_7_queries_keys_and_values_joined(cli: Cli) -> None:
-    from transformers import BertConfig, BertModel
-
-    class Bert(BertModel):
-        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-            output = super().forward(input_ids=input_ids, attention_mask=attention_mask)
-            return output.last_hidden_state, output.pooler_output
-
-    config = BertConfig(
-        vocab_size=50,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=32,
-        attn_implementation="sdpa",
-    )
-    base = randomize_(Bert(config), 0)
-    mask = torch.ones(2, 9, dtype=torch.int64)
-    mask[1, 6:] = 0
-    inputs = (torch.arange(18).view(2, 9) * 7 % 50, mask)
-    engine = compile_model(cli, base, inputs)
-    for targets in (["query", "value"], ["key"], ["query", "key", "value", "dense", "word_embeddings"]):
-        model = adapted(base, LoraConfig(r=4, lora_alpha=6, target_modules=targets))
-        refitted, report = refit(cli, engine, saved(cli, model))
-        assert_close(cli.run(refitted, arrays(inputs)), answers(merged(model), inputs))
-        if targets == ["key"]:
-            sources = [slot["sources"] for slot in report["recomputed_slots"]]
-            assert sources and all(any(".key." in name for name in names) for names in sources)
-
-
-def test_a_7_gpt2_stored_transposed_split_and_tied(cli: Cli) -> None:
-    """Weights stored as [in, out], one of them split into three; the embedding is the output layer, too."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    class Gpt2(GPT2LMHeadModel):
-        def forward(self, input_ids: Tensor) -> Tensor:
-            return super().forward(input_ids=input_ids, use_cache=False).logits
-
-    config = GPT2Config(
-        vocab_size=40,
-        n_positions=16,
-        n_embd=32,
-        n_layer=2,
-        n_head=2,
-        use_cache=False,
-        attn_implementation="sdpa",
-    )
-    base = randomize_(Gpt2(config), 0)
-    inputs = (torch.arange(14).view(2, 7) * 11 % 40,)
-    engine = compile_model(cli, base, inputs)
-    for settings in (
-        {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True},
-        {"target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True, "use_dora": True},
-        {"target_modules": ["wte", "wpe"]},
-    ):
-        model = adapted(base, LoraConfig(r=4, lora_alpha=6, **settings))
-        refitted, _ = refit(cli, engine, saved(cli, model))
-        # Not merged: PEFT would merge an adapter of the embedding into the output layer, too.
-        assert_close(cli.run(refitted, arrays(inputs)), answers(model, inputs))
-
-
-class Folded(nn.Module):
-    """Convolutions into which their batch norms are folded."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 8, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(8)
-        self.conv2 = nn.Conv2d(8, 6, 1)
-        self.bn2 = nn.BatchNorm2d(6)
-        self.fc = nn.Linear(6, 4)
-        randomize_(self, torch.initial_seed())
-        with torch.no_grad():
-            for norm in (self.bn1, self.bn2):
-                norm.running_mean.copy_(torch.randn(norm.num_features) * 0.2)
-                norm.running_var.copy_(torch.rand(norm.num_features) + 0.5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.bn1(self.conv1(x)))
-        x = torch.relu(self.bn2(self.conv2(x)))
-        return self.fc(x.mean((2, 3)))
-
-
-@pytest.mark.parametrize("kind", ["lora", "dora", "loha", "lokr"])
-def test_a_7_batch_norms_folded(cli: Cli, kind: str) -> None:
-    targets = ["conv1", "conv2"]
-    config = {
-        "lora": LoraConfig(r=3, lora_alpha=4, target_modules=targets),
-        "dora": LoraConfig(r=3, lora_alpha=4, target_modules=targets, use_dora=True),
-        "loha": LoHaConfig(r=3, alpha=4, target_modules=targets),
-        "lokr": LoKrConfig(r=2, alpha=4, target_modules=targets),
-    }[kind]
-    base = seeded(Folded, 0)
-    inputs = (numbers(2, 3, 8, 8),)
-    model = adapted(base, config)
-    engine = compile_model(cli, base, inputs)
-    for scale in (1.0, 0.4):
-        refitted, _ = refit(cli, engine, f"{saved(cli, model)}:{scale}")
-        assert_close(cli.run(refitted, arrays(inputs)), answers(merged(model, scale), inputs))
 
 
 # ------------------------------------------------------------------------------- verification and refusals

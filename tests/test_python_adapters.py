@@ -1,42 +1,20 @@
-"""Adapters through the package: files and state dicts of one adapter, and what serves after each step."""
+"""Adapters through the package: what serves after each step, and what is refused."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from diffusers.loaders import StableDiffusionLoraLoaderMixin
-from diffusers.utils import convert_state_dict_to_kohya
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor, nn
 
 import regraft
+from adapter_checks import KINDS, TOKENS, Folded, Net, adapted, config_of, in_memory, merged, saved, sum_of
 from comparing import assert_close, assert_same, same
 from conftest import Cli
-from module_checks import called
+from module_checks import called, spoil
 from small import answers, numbers, seeded, uncompiled
-from test_adapters import (
-    KINDS,
-    NAMINGS,
-    TOKENS,
-    UNET_CONFIG,
-    UNET_INPUTS,
-    Folded,
-    Net,
-    adapted,
-    build_unet,
-    factors_of,
-    kohya_file,
-    merged,
-    plain,
-    saved,
-    sum_of,
-)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -48,21 +26,6 @@ def files(tmp_path: Path) -> Cli:
 
 
 @pytest.fixture(scope="module")
-def unet() -> nn.Module:
-    return build_unet()
-
-
-@pytest.fixture(scope="module")
-def unet_engine(unet: nn.Module) -> regraft.Module:
-    return regraft.compile(unet, UNET_INPUTS)
-
-
-@pytest.fixture(scope="module")
-def unet_adapter(unet: nn.Module) -> PeftModel:
-    return adapted(unet, UNET_CONFIG)
-
-
-@pytest.fixture(scope="module")
 def net_engine() -> regraft.Module:
     return regraft.compile(seeded(Net, 0), TOKENS)
 
@@ -70,68 +33,6 @@ def net_engine() -> regraft.Module:
 @pytest.fixture
 def module(net_engine: regraft.Module) -> regraft.Module:
     return net_engine.fork()
-
-
-def config_of(model: PeftModel) -> str:
-    """The text of `adapter_config.json`."""
-    return json.dumps(plain(model.peft_config["default"]), default=str)
-
-
-def in_memory(module: regraft.Module, model: PeftModel, name: str = "one") -> Any:
-    return module.adapter(name, get_peft_model_state_dict(model), config_of(model))
-
-
-# ------------------------------------------------------------------------------- A-5: one adapter, many forms
-
-
-def test_a_5_files_of_one_adapter_give_the_same_bits(
-    files: Cli, unet: nn.Module, unet_engine: regraft.Module, unet_adapter: PeftModel
-) -> None:
-    before = called(unet_engine, UNET_INPUTS)
-    module = unet_engine.fork()
-    factors = factors_of(unet_adapter)
-    kohya = load_file(kohya_file(files, unet_adapter))
-    for scale in (1.0, 0.7):
-        module.refit(adapters=[(module.adapter("peft", saved(files, unet_adapter)), scale)])
-        wanted = called(module, UNET_INPUTS)
-        assert_close(wanted, answers(merged(unet_adapter, scale), UNET_INPUTS))
-        assert not same(wanted, before)
-        forms = {write.__name__: (write(files, unet_adapter), None) for write in NAMINGS}
-        forms["state_dict_of_peft"] = (get_peft_model_state_dict(unet_adapter), config_of(unet_adapter))
-        forms["factors"] = (factors, config_of(unet_adapter))
-        forms["arrays"] = ({n: t.numpy() for n, t in factors.items()}, config_of(unet_adapter))
-        forms["kohya_in_memory"] = (kohya, None)
-        for form, (weights, config) in forms.items():
-            module.refit(adapters=[])
-            assert_same(called(module, UNET_INPUTS), before)
-            module.refit(adapters=[(module.adapter(form, weights, config), scale)])
-            assert same(called(module, UNET_INPUTS), wanted), form
-
-
-def test_a_5_every_unmatched_key_is_listed_and_nothing_applied(
-    files: Cli, unet_engine: regraft.Module, unet_adapter: PeftModel
-) -> None:
-    module = unet_engine.fork()
-    before = called(module, UNET_INPUTS)
-    extra = torch.ones(3, 16)
-    factors = {
-        **factors_of(unet_adapter),
-        "nowhere.lora_A.weight": extra,
-        "lost.lora_B.weight": extra.clone(),
-    }
-    kohya = {
-        **load_file(kohya_file(files, unet_adapter)),
-        "lora_unet_nowhere.lora_down.weight": extra,
-        "lora_unet_lost.lora_up.weight": extra.clone(),
-    }
-    path = files.path("kohya", ".safetensors")
-    save_file(kohya, path)
-    for weights, config in ((factors, config_of(unet_adapter)), (kohya, None), (path, None)):
-        with pytest.raises(regraft.WeightsError) as caught:
-            module.adapter("strange", weights, config)
-        assert "nowhere" in str(caught.value) and "lost" in str(caught.value)
-    assert module.models[0].adapters == []
-    assert_same(called(module, UNET_INPUTS), before)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -256,12 +157,6 @@ def test_a_2_forks_have_adapters_of_their_own(module: regraft.Module) -> None:
     assert_same(called(fork, TOKENS), before)
     fork.refit(adapters=[(adapter, 1.0)])
     assert_same(called(fork, TOKENS), found)
-
-
-def spoil(state: Mapping[str, Tensor]) -> None:
-    with torch.no_grad():
-        for value in state.values():
-            value.fill_(77)
 
 
 def test_a_1_factors_are_the_callers_again(module: regraft.Module, files: Cli) -> None:
@@ -528,30 +423,3 @@ def test_values_of_adapters_that_are_no_numbers(module: regraft.Module) -> None:
         module.refit(adapters=[(adapter, 1.0)], reject_non_finite=True)
     assert module.models[0].adapters == []
     assert module.refit(adapters=[(adapter, 1.0)]).non_finite == (("wild", state[name].numel()),)
-
-
-def test_a_5_dora_as_diffusers_loads_it(unet: nn.Module, unet_engine: regraft.Module) -> None:
-    """Factors with norms of outputs, read by diffusers' own loader; it leaves out those of kohya's files."""
-    config = LoraConfig(r=3, lora_alpha=5, target_modules=["to_q", "to_k", "to_v"], use_dora=True)
-    state = {f"unet.{name}": value for name, value in factors_of(adapted(unet, config)).items()}
-    loaded = build_unet()
-    found, alphas = StableDiffusionLoraLoaderMixin.lora_state_dict(dict(state))
-    StableDiffusionLoraLoaderMixin.load_lora_into_unet(found, network_alphas=alphas, unet=loaded)
-    module = unet_engine.fork()
-    before = called(module, UNET_INPUTS)
-    module.refit(adapters=[(module.adapter("style", state), 1.0)])
-    assert_close(called(module, UNET_INPUTS), answers(loaded, UNET_INPUTS))
-    assert not same(called(module, UNET_INPUTS), before)
-
-
-def test_a_5_kohya_conversions_of_diffusers_are_read(
-    files: Cli, unet_engine: regraft.Module, unet_adapter: PeftModel
-) -> None:
-    """Converted in memory, without a file; diffusers writes the rank for every alpha."""
-    state = convert_state_dict_to_kohya({f"unet.{n}": t for n, t in factors_of(unet_adapter).items()})
-    module = unet_engine.fork()
-    module.refit(adapters=[(module.adapter("kohya", state), 1.0)])
-    found = called(module, UNET_INPUTS)
-    # The rank in the place of alpha 5 is a scale of 1 in the place of 5 / 3.
-    module.refit(adapters=[(in_memory(module, unet_adapter), 3 / 5)])
-    assert_close(called(module, UNET_INPUTS), found)
