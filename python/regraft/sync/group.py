@@ -35,7 +35,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections.abc import Mapping
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -47,7 +46,8 @@ from regraft._regraft import Model, StateDict
 from regraft.errors import Problem, WeightsError
 from regraft.flat import Manifest
 from regraft.sync.link import Link, until
-from regraft.sync.receiver import Applied
+from regraft.sync.receiver import PATIENCE, Applied, refit_next
+from regraft.sync.sender import check_tag
 from regraft.sync.tensors import Room, sources
 
 if TYPE_CHECKING:
@@ -57,11 +57,8 @@ __all__ = ["GroupReceiver", "GroupSender", "GroupUpdate"]
 
 # A broadcast of so many bytes is as fast as a longer one, and takes no more memory than it must.
 _BUCKET = 256 << 20
-_TAG = 1000
 # Of an error, as the sender is told.
 _REASON = 4000
-# How long the sender may take to answer what it always answers.
-_PATIENCE = 60.0
 # How long it waits at its end for receivers that wait for weights.
 _FAREWELL = 0.5
 
@@ -163,8 +160,7 @@ class GroupSender:
                 group is of no use then.
 
         """
-        if len(tag) > _TAG:
-            raise ValueError(f"tag: expected at most {_TAG} characters, found {len(tag)}")
+        check_tag(tag)
         with self._lock:
             self._link.check()
             given = sources(weights)
@@ -417,12 +413,7 @@ class GroupReceiver:
             ConnectionError: the sender is gone.
 
         """
-        begin = time.perf_counter()
-        with self.next(timeout=timeout) as update:
-            came = time.perf_counter()
-            report = target.refit(update.weights, **options)
-            done = time.perf_counter()
-        return Applied(update.version, update.tag, report, came - begin, done - came)
+        return refit_next(self, target, timeout, options)
 
     def _take(self, number: int, message: dict[str, Any]) -> GroupUpdate | None:
         """A version that was announced; ``None`` when the sender gave it up."""
@@ -444,7 +435,7 @@ class GroupReceiver:
             problem, answer = error, {"error": _reason(error)}
         self._link.tell(f"{number}/ready/{self._link.rank}", answer)
         # The sender waits so long for the other receivers.
-        go = self._link.hear(f"{number}/go", until(None if patience is None else patience + _PATIENCE))
+        go = self._link.hear(f"{number}/go", until(None if patience is None else patience + PATIENCE))
         if go is None:
             raise ConnectionError("the sender announced weights, and has not said whether it sends them")
         self._round = number
@@ -464,12 +455,12 @@ class GroupReceiver:
     def _room_for(self, manifest: int) -> Room:
         if self._room is None or self._manifest != manifest:
             self._room = None  # freed before there is another
-            text = self._link.read(f"manifest/{manifest}", until(_PATIENCE))
+            text = self._link.read(f"manifest/{manifest}", until(PATIENCE))
             if text is None:
                 raise WeightsError("the sender announced a manifest that it did not send")
             known, handles = Manifest.from_json(text.decode("utf-8", "replace")), None
             if self._link.transport == "ipc":
-                said = self._link.hear(f"handles/{manifest}/{self._link.rank}", until(_PATIENCE))
+                said = self._link.hear(f"handles/{manifest}/{self._link.rank}", until(PATIENCE))
                 handles = (said or {}).get("buckets", ())
             self._room = Room(known, self._link.home, handles)
             self._manifest = manifest

@@ -21,13 +21,14 @@ from regraft.sync.memory import Region, check_peer, open_manifest
 
 if TYPE_CHECKING:
     from regraft.module import Module
+    from regraft.sync.group import GroupReceiver
 
-__all__ = ["Applied", "Receiver", "Update"]
+__all__ = ["PATIENCE", "Applied", "Receiver", "Update", "refit_next"]
 
 _MESSAGE = 1 << 16
 _FILES = 253
 # How long the trainer may take to answer what it always answers.
-_PATIENCE = 60.0
+PATIENCE = 60.0
 
 
 class Update:
@@ -89,6 +90,18 @@ class Applied:
     """Seconds that the refit took."""
 
 
+def refit_next(
+    receiver: Receiver | GroupReceiver, target: Module | Model, timeout: float | None, options: dict[str, Any]
+) -> Applied:
+    """Takes the next version, refits with it, and releases it."""
+    begin = time.perf_counter()
+    with receiver.next(timeout=timeout) as update:
+        came = time.perf_counter()
+        report = target.refit(update.weights, **options)
+        done = time.perf_counter()
+    return Applied(update.version, update.tag, report, came - begin, done - came)
+
+
 class Receiver:
     """Takes weights from a :class:`Sender` of another process of this machine.
 
@@ -145,11 +158,11 @@ class Receiver:
             message, files = self._hear(timeout)
             if message is None:
                 self._tell({"cancel": True})
-                message, files = self._hear(_PATIENCE)
+                message, files = self._hear(PATIENCE)
                 if message is None or "cancelled" in message:
                     raise TimeoutError(f"no weights newer than version {self._version} within {timeout} s")
                 # They came just then: the answer to the other message follows.
-                self._hear(_PATIENCE)
+                self._hear(PATIENCE)
             return self._update(message, files)
 
     def refit(self, target: Module | Model, *, timeout: float | None = None, **options: Any) -> Applied:
@@ -165,12 +178,7 @@ class Receiver:
             WeightsError: they do not fit; nothing is changed then.
 
         """
-        begin = time.perf_counter()
-        with self.next(timeout=timeout) as update:
-            came = time.perf_counter()
-            report = target.refit(update.weights, **options)
-            done = time.perf_counter()
-        return Applied(update.version, update.tag, report, came - begin, done - came)
+        return refit_next(self, target, timeout, options)
 
     def _update(self, message: dict[str, Any], files: list[int]) -> Update:
         try:

@@ -21,12 +21,23 @@ from regraft._regraft import StateDict
 from regraft.flat import Manifest, fill, views
 from regraft.sync.memory import Region, check_peer, sealed
 
-__all__ = ["Sender"]
+__all__ = ["Sender", "check_tag"]
 
 _MESSAGE = 1 << 16
 # What one message can carry.
 _BUCKETS = 200
 _TAG = 1000
+
+
+def check_tag(tag: str) -> None:
+    """Raises for a tag that is longer than messages carry.
+
+    Raises:
+        ValueError: for such a tag.
+
+    """
+    if len(tag) > _TAG:
+        raise ValueError(f"tag: expected at most {_TAG} characters, found {len(tag)}")
 
 
 @dataclass(eq=False)
@@ -127,8 +138,7 @@ class Sender:
             WeightsError: for what is not a tensor.
 
         """
-        if len(tag) > _TAG:
-            raise ValueError(f"tag: expected at most {_TAG} characters, found {len(tag)}")
+        check_tag(tag)
         with self._sending:
             tensors = views(weights)
             manifest = Manifest.of(tensors)
