@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
-import subprocess
-import sys
 import textwrap
 import threading
 import time
@@ -19,6 +16,7 @@ import pytest
 
 from conftest import Cli
 from exporting import ROOT, load_arrays
+from processes import free_address, process, said
 
 pytest.importorskip("regraft")
 
@@ -36,8 +34,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def meeting() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    return free_address()
 
 
 @pytest.fixture
@@ -256,8 +253,8 @@ def test_a_sender_is_not_believed(meeting: str, pool: ThreadPoolExecutor) -> Non
             link.tell(f"{number}/go", {"go": False})
             with pytest.raises((regraft.WeightsError, RuntimeError), match=what):
                 receiver.next(timeout=5)
-            said = link.hear(f"{number}/ready/1", time.monotonic() + 5)
-            assert said is not None and what in said["error"]
+            answer = link.hear(f"{number}/ready/1", time.monotonic() + 5)
+            assert answer is not None and what in answer["error"]
         for text in ("x", "[]", "{}", "[" * 100_000, '{"tag": 1, "timeout": 1, "manifest": 1}'):
             link.tell("5/new", text)
             with pytest.raises(regraft.WeightsError, match="another language"):
@@ -287,8 +284,8 @@ def test_a_sender_that_does_not_broadcast(meeting: str, pool: ThreadPoolExecutor
         for what in ("could not be moved", "make a new group"):
             with pytest.raises(ConnectionError, match=what):
                 receiver.next(timeout=5)
-        said = link.hear("1/done/1", time.monotonic() + 5)
-        assert said is not None and "could not be moved" in said["error"]
+        answer = link.hear("1/done/1", time.monotonic() + 5)
+        assert answer is not None and "could not be moved" in answer["error"]
 
 
 RECEIVER = textwrap.dedent(
@@ -311,25 +308,6 @@ RECEIVER = textwrap.dedent(
             print("ended:", error, flush=True)
     """
 )
-
-
-@contextmanager
-def process(code: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as started:
-        # Whoever reads what it says does not wait longer.
-        limit = threading.Timer(120, started.kill)
-        limit.start()
-        try:
-            yield started
-        finally:
-            limit.cancel()
-            started.kill()
-
-
-def said(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
 
 
 def test_three_processes(cli: Cli, meeting: str) -> None:

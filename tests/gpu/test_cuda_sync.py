@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import inspect
 import json
-import socket
 import subprocess
-import sys
 import textwrap
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 
 import regraft
+from processes import free_address, process, said
 from regraft.sync.group import GroupReceiver, GroupSender
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU")
@@ -93,29 +89,11 @@ HANGS = textwrap.dedent(
 
 @pytest.fixture
 def meeting() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    return free_address()
 
 
-@contextmanager
-def process(code: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-W", "ignore", "-c", code, *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as started:
-        # Whoever reads what it says does not wait longer.
-        limit = threading.Timer(120, started.kill)
-        limit.start()
-        try:
-            yield started
-        finally:
-            limit.cancel()
-            started.kill()
-
-
-def said(process: subprocess.Popen[str]) -> Any:
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    assert line, "the process has ended"
-    return json.loads(line)
+def told(process: subprocess.Popen[str]) -> Any:
+    return json.loads(said(process))
 
 
 def states(seed: int) -> dict[str, torch.Tensor]:
@@ -123,20 +101,20 @@ def states(seed: int) -> dict[str, torch.Tensor]:
 
 
 def check(sender: GroupSender, engine: subprocess.Popen[str], transport: str) -> None:
-    assert sender.transport == said(engine)["transport"] == transport
+    assert sender.transport == told(engine)["transport"] == transport
     for seed in (1, 2, 3):
         version = sender.send(states(seed), tag=str(seed))
-        found = said(engine)
+        found = told(engine)
         # The norm's are the same in all.
         assert (found["same"], found["applied"], found["version"]) == (True, 4, version)
         assert transport == "gloo" or not found["fetched"]
     with pytest.raises(regraft.WeightsError, match=r"3\.bias") as error:
         sender.send({**states(4), "3.bias": torch.zeros(5, device="cuda:0", dtype=torch.bfloat16)})
     assert [problem.name for problem in error.value.problems] == ["rank 1"]
-    assert "3.bias" in said(engine)["refused"]
+    assert "3.bias" in told(engine)["refused"]
     # Another manifest, then the first again.
     sender.send({name: value.clone() for name, value in reversed(states(5).items())}, tag="5")
-    assert said(engine)["same"]
+    assert told(engine)["same"]
 
 
 @two_gpus
@@ -144,7 +122,7 @@ def test_from_gpu_to_gpu(meeting: str) -> None:
     with process(ENGINE, meeting, "cuda:1", "address") as engine:
         with GroupSender(meeting, size=2, device="cuda:0") as sender:
             check(sender, engine, "nccl")
-        assert "closed" in said(engine)["ended"]
+        assert "closed" in told(engine)["ended"]
 
 
 @pytest.mark.parametrize(("device", "transport"), [("cuda:0", "ipc"), ("cpu", "gloo")])
@@ -209,7 +187,7 @@ def test_a_sender_that_is_killed(meeting: str) -> None:
         with receiver.next(timeout=60) as update:
             assert update.weights["w"].device == torch.device("cuda:0")
             assert float(update.weights["w"].sum()) == 3000
-        assert said(trainer) == 1
+        assert told(trainer) == 1
         trainer.kill()
         with pytest.raises(ConnectionError, match="the sender is gone"):
             receiver.next(timeout=60)
