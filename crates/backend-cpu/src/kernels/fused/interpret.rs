@@ -221,7 +221,7 @@ fn args(step: &FusedStep) -> Args {
 fn of_halves(op: &Fused, dtypes: &[DType], contiguous: &[bool]) -> Option<(Work, Args)> {
     let [step] = &op.steps[..] else { return None };
     let fits = dtypes.iter().all(|dtype| *dtype == DType::BF16) && contiguous.len() + 1 == dtypes.len();
-    let f = arithmetic(step.f).filter(|_| fits && contiguous.iter().all(|is| *is))?;
+    let f = Arithmetic::of(step.f).filter(|_| fits && contiguous.iter().all(|is| *is))?;
     Some((Work::Halves(f), args(step)))
 }
 
@@ -232,12 +232,12 @@ fn works(op: &Fused, dtypes: &[DType]) -> Vec<Option<(Work, Args)>> {
     let mut works: Vec<Option<(Work, Args)>> = Vec::with_capacity(op.steps.len());
     for (step, &dtype) in op.steps.iter().zip(&dtypes[operands..]) {
         let (mut work, mut args) = (Work::Step(step.f), args(step));
-        if let Some(g) = arithmetic(step.f).filter(|_| Bank::of(dtype) == Some(Bank::F32)) {
+        if let Some(g) = Arithmetic::of(step.f).filter(|_| Bank::of(dtype) == Some(Bank::F32)) {
             for (turned, arg) in [(false, step.args[0]), (true, step.args[1])] {
                 let first = (arg as usize).checked_sub(operands).filter(|_| uses(arg) == 1);
                 if let Some(first) = first
                     && let Some((Work::Step(f), [a, b, _])) = works[first]
-                    && let Some(f) = arithmetic(f)
+                    && let Some(f) = Arithmetic::of(f)
                 {
                     (work, args) = (Work::Pair { f, g, turned }, [a, b, args[usize::from(!turned)]]);
                     works[first] = None;
@@ -248,10 +248,6 @@ fn works(op: &Fused, dtypes: &[DType]) -> Vec<Option<(Work, Args)>> {
         works.push(Some((work, args)));
     }
     works
-}
-
-fn arithmetic(f: FusedFn) -> Option<Arithmetic> {
-    if let FusedFn::Binary(f) = f { Arithmetic::of(f) } else { None }
 }
 
 /// Whether steps read operand `index` where it is: as they take it, or to widen it.

@@ -2,7 +2,7 @@
 
 use bytemuck::Pod;
 use half::{bf16, f16};
-use regraft_ir::ops::{Activation, BinaryFn, CompareFn, UnaryFn};
+use regraft_ir::ops::{Activation, BinaryFn, CompareFn, FusedFn, UnaryFn};
 use regraft_tensor::DType;
 
 use crate::{
@@ -236,11 +236,11 @@ pub(super) enum Arithmetic {
 }
 
 impl Arithmetic {
-    pub(super) fn of(f: BinaryFn) -> Option<Arithmetic> {
+    pub(super) fn of(f: FusedFn) -> Option<Arithmetic> {
         match f {
-            BinaryFn::Add => Some(Arithmetic::Add),
-            BinaryFn::Sub => Some(Arithmetic::Sub),
-            BinaryFn::Mul => Some(Arithmetic::Mul),
+            FusedFn::Binary(BinaryFn::Add) => Some(Arithmetic::Add),
+            FusedFn::Binary(BinaryFn::Sub) => Some(Arithmetic::Sub),
+            FusedFn::Binary(BinaryFn::Mul) => Some(Arithmetic::Mul),
             _ => None,
         }
     }
