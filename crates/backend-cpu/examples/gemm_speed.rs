@@ -11,7 +11,13 @@ use regraft_backend_cpu::{
     simd::{Float, Floats},
 };
 
-const SHAPES: [(usize, usize, usize); 9] = [
+const SHAPES: [(usize, usize, usize); 15] = [
+    (3136, 64, 256),
+    (784, 128, 512),
+    (12544, 16, 64),
+    (3136, 24, 72),
+    (196, 112, 672),
+    (49, 960, 160),
     (1, 768, 3072),
     (4, 768, 768),
     (16, 768, 768),

@@ -418,6 +418,12 @@ impl<'a, T> TileMut<'a, T> {
         unsafe { std::slice::from_raw_parts_mut(self.ptr.wrapping_add(r * self.row_stride), self.cols) }
     }
 
+    /// The same tile, for a call that gives it back.
+    #[inline]
+    pub fn again(&mut self) -> TileMut<'_, T> {
+        TileMut { life: PhantomData, ..*self }
+    }
+
     /// The part in `rows` and `cols`.
     #[inline]
     pub fn part(&mut self, rows: Range<usize>, cols: Range<usize>) -> TileMut<'_, T> {

@@ -78,6 +78,7 @@ fn every_candidate_is_right_and_refits_to_the_bits_of_a_cold_build() {
     for name in [
         "linear",
         "conv_bn_relu_residual",
+        "conv_wide_bn_relu_residual",
         "conv_grouped",
         "conv1x1",
         "conv1d",
@@ -95,9 +96,13 @@ fn every_candidate_is_right_and_refits_to_the_bits_of_a_cold_build() {
             }
         }
     }
-    for kernel in
-        ["conv.lines(1: panels_f32<n16>)", "conv.panels(1: panels_f32<n16>)", "linear.panels(1: panels_f32<n16>)"]
-    {
+    for kernel in [
+        "conv.lines(1: panels_f32<n16>)",
+        "conv.panels(1: panels_f32<n16>)",
+        "conv.winograd2(1: panels_f32<n16>)",
+        "conv.winograd4(1: panels_f32<n16>)",
+        "linear.panels(1: panels_f32<n16>)",
+    ] {
         assert!(kernels.contains(kernel), "{kernels:?}");
     }
 }

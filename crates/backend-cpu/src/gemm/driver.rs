@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use super::{
     Epilogue, Operand, Rows,
-    micro::{Job, Kernel},
+    epilogue::{Left, MAX_WIDTH},
+    micro::{End, Job, Kernel},
     operand::{KBlock, gathered_bytes, k_blocks},
 };
 use crate::{
@@ -21,9 +22,9 @@ const A_BLOCK: usize = 64 * 1024;
 /// Floats of sums that a task keeps between runs of `k` where `C` itself cannot hold them.
 const SUMS: usize = 64 * 1024;
 
-/// Bytes of panels that stay in cache, a quarter of a second-level one, while a task goes through its rows: it then finishes some rows
-/// after others, and writes `C` as it lies in memory.
-const B_BLOCK: usize = 128 * 1024;
+/// Bytes of panels that stay in a first-level cache while a task goes through its rows: it then finishes some rows after others, and
+/// writes `C` as it lies in memory.
+const B_BLOCK: usize = 24 * 1024;
 
 /// Panels that must be waiting before it pays to copy rows that collide in cache.
 const GATHER_FROM: usize = 4;
@@ -114,7 +115,8 @@ impl GemmShape {
         let (mr, run) = (kernel.mr, kernel.cut().most);
         let least = if kernel.tiles { 2 } else { 4 };
         let rows = (A_BLOCK / k.clamp(1, run)).next_multiple_of(mr).clamp(least * mr, 32 * mr);
-        let rows = rows.min(self.m.max(1));
+        // Blocks of about the same size: of a short one all panels would be fetched for few rows.
+        let rows = self.m.div_ceil(self.m.div_ceil(rows).max(1)).next_multiple_of(mr).min(self.m.max(1));
         let panels = self.n.div_ceil(kernel.nr).max(1);
         let most = if self.c != FloatType::F32 && k > run { (SUMS / rows / kernel.nr).max(1) } else { panels };
         if threads == 1 || self.m * self.n * k < SERIAL_BELOW {
@@ -187,6 +189,16 @@ impl<'a> Panels<'a> {
         Panels { k, ..self }
     }
 
+    /// The steps of `block` of some panels, if these lie in a row, and of the first of them otherwise.
+    fn panels(&self, panels: Range<usize>, block: &KBlock) -> &'a [u8] {
+        match panels.len() {
+            0 => &[],
+            1 => self.panel(panels.start, block),
+            _ if block.len() == self.k => &self.data[panels.start * self.panel_stride..panels.end * self.panel_stride],
+            _ => self.panel(panels.start, block),
+        }
+    }
+
     /// The steps of `block` of panel `i`.
     fn panel(&self, i: usize, block: &KBlock) -> &'a [u8] {
         let start = i * self.panel_stride + block.first * self.nr * self.ty.size();
@@ -194,8 +206,53 @@ impl<'a> Panels<'a> {
     }
 }
 
+/// Products of f32 with one panel at a time, for work that makes many of them of few rows.
+pub(crate) struct PanelProduct {
+    kernel: Kernel,
+}
+
+impl PanelProduct {
+    /// For panels of `nr` columns.
+    pub(crate) fn new(isa: Isa, nr: usize) -> Self {
+        PanelProduct { kernel: Kernel::of(isa, FloatType::F32, FloatType::F32, nr) }
+    }
+
+    /// Sets `c` to the product of `a` and a panel of `b`, as wide as the panel. The same panel of `next` is fetched meanwhile.
+    pub(crate) fn run(
+        &self,
+        a: &Operand<'_>,
+        b: &Panels<'_>,
+        panel: usize,
+        next: Option<&Panels<'_>>,
+        mut c: TileMut<'_, f32>,
+    ) {
+        for block in k_blocks(a.taps(), a.k_tap(), self.kernel.cut()) {
+            let next = next.map_or(&[][..], |next| next.panel(panel, &block));
+            let (panel, accumulate) = (b.panel(panel, &block), block.first > 0);
+            let (rows, cols) = (c.rows(), c.cols());
+            let share = next.len().div_ceil(rows.div_ceil(self.kernel.mr).max(1)).max(1);
+            let mut shares = next.chunks(share);
+            for part in self.kernel.parts(rows) {
+                let next = shares.next().unwrap_or(&[]);
+                let job = Job { a, row: part.start, block: &block, panel, accumulate, next, end: None };
+                (self.kernel.run)(&job, c.part(part, 0..cols));
+            }
+        }
+    }
+}
+
+/// A panel, and what becomes of its products.
+struct Strip<'a> {
+    panel: &'a [u8],
+    /// Its columns of the part of `C`.
+    columns: Range<usize>,
+    /// What the kernel does to the sums, and what is done to what it stored.
+    end: Option<End<'a>>,
+    left: Left,
+}
+
 /// Sets `c`, whose first element is `(row, col)` of the product, to its part of `epilogue(A · B)`. `col` is the first column of a
-/// panel. A run of `k` of one panel is used by all rows before the next, so that it stays in cache, unless all panels do ([`B_BLOCK`]).
+/// panel. The next panels are fetched while some are multiplied. A run of `k` of some panels ([`B_BLOCK`]), or of one, is used by all rows before the next, so that it stays in cache.
 #[expect(clippy::too_many_arguments, reason = "a product has three matrices with a place in each")]
 pub(crate) fn multiply_block<C: Float>(
     isa: Isa,
@@ -208,78 +265,66 @@ pub(crate) fn multiply_block<C: Float>(
     work: &mut Workspace<'_>,
 ) {
     let kernel = Kernel::of(isa, a.ty(), b.ty, b.nr);
-    assert!(col.is_multiple_of(kernel.nr) && a.taps() * a.k_tap() == b.k);
+    let nr = kernel.nr;
+    assert!(col.is_multiple_of(nr) && a.taps() * a.k_tap() == b.k);
     let (rows, cols, pairs) = (c.rows(), c.cols(), b.ty == FloatType::Bf16);
     let straddles = pairs && a.taps() > 1 && !a.k_tap().is_multiple_of(2);
-    let collides = cols >= GATHER_FROM * kernel.nr && a.rows_collide();
+    let collides = cols >= GATHER_FROM * nr && a.rows_collide();
     let gather = kernel.a != a.ty() || straddles || collides || !kernel.reaches(a);
     let several = a.taps() * a.k_tap() > kernel.cut().most;
     let Workspace { a: gathered, sums } = work;
     #[cfg(target_arch = "x86_64")]
     let _configured = kernel.tiles.then(super::tiles::configure);
+    let mut buffer = [0f32; MAX_WIDTH];
+    let bias_of_last = epilogue.bias_of_last(col + cols / nr * nr..col + cols, &mut buffer);
+    let mut strips: Vec<Strip<'_>> = Vec::new();
     for block in k_blocks(a.taps(), a.k_tap(), kernel.cut()) {
-        let stays = !kernel.tiles && panel_bytes(b.ty, block.len(), cols.next_multiple_of(kernel.nr)) <= B_BLOCK;
-        let mut walk = |a: &Operand<'_>, row_in_a: usize, steps: &KBlock| {
-            let last = block.first + block.len() == b.k;
-            for (group, first) in order(&kernel, rows, cols, stays) {
-                let columns = first..cols.min(first + kernel.nr);
-                let width = columns.len();
-                let panel = b.panel((col + first) / kernel.nr, &block);
-                let follows = !stays && first + kernel.nr < cols;
-                let next = if follows { b.panel((col + first) / kernel.nr + 1, &block) } else { &[] };
-                let accumulate = block.first > 0;
-                let job = Job { a, row: row_in_a + group.start, block: steps, panel, accumulate, next };
-                let row = row + group.start;
-                let mut part = c.part(group.clone(), columns);
-                if let Some(mut strip) = part.cast::<f32>() {
-                    multiply_strip(&kernel, job, &mut strip, |r, mut tile| {
-                        if last {
-                            epilogue.apply(isa, row + r.start, col + first, &mut tile);
-                        }
-                    });
-                    continue;
-                }
-                let (from, ld) = if several { (group.start * cols + first, cols) } else { (0, kernel.nr) };
-                let mut strip = TileMut::new(&mut sums[from..], group.len(), width, ld);
-                multiply_strip(&kernel, job, &mut strip, |r, mut tile| {
-                    if last {
-                        epilogue.apply(isa, row + r.start, col + first, &mut tile);
-                        r.enumerate().for_each(|(i, r)| C::narrow(isa, tile.row(i), part.row(r)));
-                    }
-                });
-            }
+        let (accumulate, last) = (block.first > 0, block.first + block.len() == b.k);
+        let gathered = gather.then(|| a.gather(isa, row..row + rows, &block, kernel.a, kernel.least_rows(), gathered));
+        let whole = gathered.as_ref().map(Operand::whole);
+        let (a, row_in_a, steps) = match (&gathered, &whole) {
+            (Some(a), Some(steps)) => (a, 0, steps),
+            _ => (a, row, &block),
         };
-        if gather {
-            let a = a.gather(isa, row..row + rows, &block, kernel.a, kernel.least_rows(), gathered);
-            walk(&a, 0, &a.whole());
-        } else {
-            walk(a, row, &block);
+        let together = if kernel.tiles { 1 } else { (B_BLOCK / panel_bytes(b.ty, block.len(), nr).max(1)).max(1) };
+        for first in (0..cols).step_by(together * nr) {
+            let after = cols.min(first + together * nr);
+            strips.clear();
+            strips.extend((first..after).step_by(nr).map(|at| {
+                let (columns, panel) = (at..cols.min(at + nr), b.panel((col + at) / nr, &block));
+                let (end, left) = match last {
+                    false => (None, Left::Nothing),
+                    true if kernel.ends => epilogue.split(row, col + at, [columns.len(), nr], bias_of_last),
+                    true => (None, Left::Epilogue),
+                };
+                Strip { panel, columns, end, left }
+            }));
+            let following = (col + after).div_ceil(nr)..(col + cols.min(after + together * nr)).div_ceil(nr);
+            let (next, tiles) = (b.panels(following, &block), rows.div_ceil(kernel.mr) * strips.len());
+            let mut shares = next.chunks(next.len().div_ceil(tiles.max(1)).max(1));
+            for part in kernel.parts(rows) {
+                for strip in &strips {
+                    let (next, end) = (shares.next().unwrap_or(&[]), strip.end.map(|end| end.from_row(part.start)));
+                    let at = row_in_a + part.start;
+                    let job = Job { a, row: at, block: steps, panel: strip.panel, accumulate, next, end };
+                    let mut to = c.part(part.clone(), strip.columns.clone());
+                    let at = [row + part.start, col + strip.columns.start];
+                    let multiply = |mut tile: TileMut<'_, f32>| {
+                        (kernel.run)(&job, tile.again());
+                        strip.left.finish(isa, epilogue, at, &mut tile);
+                    };
+                    if let Some(tile) = to.cast::<f32>() {
+                        multiply(tile);
+                        continue;
+                    }
+                    let (from, ld) = if several { (part.start * cols + strip.columns.start, cols) } else { (0, nr) };
+                    let mut tile = TileMut::new(&mut sums[from..], part.len(), strip.columns.len(), ld);
+                    multiply(tile.again());
+                    if last {
+                        (0..part.len()).for_each(|r| C::narrow(isa, tile.row(r), to.row(r)));
+                    }
+                }
+            }
         }
-    }
-}
-
-/// Which rows of which panel, given by its first column, are multiplied one after the other: all rows of a panel, or where all panels
-/// stay in cache a tile's rows of each.
-fn order(kernel: &Kernel, rows: usize, cols: usize, stays: bool) -> impl Iterator<Item = (Range<usize>, usize)> + '_ {
-    let groups = (!stays).then_some(0..rows).into_iter().chain(stays.then(|| kernel.parts(rows)).into_iter().flatten());
-    let nr = kernel.nr;
-    groups.flat_map(move |group| (0..cols).step_by(nr).map(move |first| (group.clone(), first)))
-}
-
-/// Runs `job` tile by tile over all rows of `strip`, one panel wide; `done` gets the rows of each tile, still in cache. Each tile has
-/// a share of the next panel fetched.
-fn multiply_strip(
-    kernel: &Kernel,
-    job: Job<'_>,
-    strip: &mut TileMut<'_, f32>,
-    mut done: impl FnMut(Range<usize>, TileMut<'_, f32>),
-) {
-    let (rows, cols) = (strip.rows(), strip.cols());
-    let share = job.next.len().div_ceil(rows.div_ceil(kernel.mr).max(1)).max(1);
-    let mut shares = job.next.chunks(share);
-    for part in kernel.parts(rows) {
-        let tile = Job { row: job.row + part.start, next: shares.next().unwrap_or(&[]), ..job };
-        (kernel.run)(&tile, strip.part(part.clone(), 0..cols));
-        done(part.clone(), strip.part(part, 0..cols));
     }
 }

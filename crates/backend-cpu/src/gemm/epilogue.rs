@@ -1,7 +1,10 @@
 //! What happens to a tile of the product while it is still in cache.
 
+use std::ops::Range;
+
 use regraft_ir::ops::Activation;
 
+use super::micro::End;
 use crate::{
     Isa,
     simd::{
@@ -37,9 +40,12 @@ pub struct Epilogue<'a> {
 /// The most columns of a panel.
 pub(super) const MAX_WIDTH: usize = 64;
 
+/// What changes no sum that it is added to.
+static NOTHING: [f32; MAX_WIDTH] = [-0.0; MAX_WIDTH];
+
 impl Epilogue<'_> {
     /// Panics unless bias and residual cover a matrix of `m` by `n`.
-    pub(super) fn check(&self, m: usize, n: usize) {
+    pub(crate) fn check(&self, m: usize, n: usize) {
         if let Some(bias) = self.bias {
             assert_eq!(bias.len(), n, "one bias for each column");
         }
@@ -49,18 +55,64 @@ impl Epilogue<'_> {
         }
     }
 
+    /// The addends of the columns of a last panel that is not whole, as one for each column of the panel.
+    pub(super) fn bias_of_last<'b>(&self, columns: Range<usize>, buffer: &'b mut [f32; MAX_WIDTH]) -> &'b [f32] {
+        buffer.fill(-0.0);
+        if let Some(Floats::F32(bias)) = self.bias {
+            buffer[..columns.len()].copy_from_slice(&bias[columns]);
+        }
+        buffer
+    }
+
+    /// What of it a kernel does in registers to rows from `row` on and a panel of `nr` columns from `col` on, of which `width` are there, and
+    /// what is left.
+    pub(super) fn split<'b>(
+        &'b self,
+        row: usize,
+        col: usize,
+        [width, nr]: [usize; 2],
+        bias_of_last: &'b [f32],
+    ) -> (Option<End<'b>>, Left) {
+        if self.does_nothing() {
+            return (None, Left::Nothing);
+        }
+        let unbounded = [f32::NEG_INFINITY, f32::INFINITY];
+        let (clamp, left) = match self.activation {
+            Activation::None => (unbounded, Left::Nothing),
+            Activation::Relu => ([0.0, f32::INFINITY], Left::Nothing),
+            Activation::Relu6 => ([0.0, 6.0], Left::Nothing),
+            other => (unbounded, Left::Activation(other)),
+        };
+        let residual = match self.residual {
+            None => None,
+            // After an activation that is left it cannot be added in registers.
+            Some(_) if self.act_before_residual && matches!(left, Left::Activation(_)) => {
+                return (None, Left::Epilogue);
+            }
+            Some(Residual { data: Floats::F32(data), ld }) if width == nr => Some((&data[row * ld + col..], ld)),
+            Some(_) => return (None, Left::Epilogue),
+        };
+        let bias: &[f32] = match self.bias {
+            None => &NOTHING,
+            Some(Floats::F32(bias)) if width == nr => &bias[col..col + nr],
+            Some(Floats::F32(_)) => bias_of_last,
+            Some(_) => return (None, Left::Epilogue),
+        };
+        (Some(End { bias, clamp, residual, clamp_first: self.act_before_residual }), left)
+    }
+
     fn does_nothing(&self) -> bool {
         self.bias.is_none() && self.residual.is_none() && self.activation == Activation::None
     }
 
     /// Finishes the tile whose first element is `(row, col)` of `C`; it is one panel wide.
-    pub(super) fn apply(&self, isa: Isa, row: usize, col: usize, tile: &mut TileMut<'_, f32>) {
+    pub(crate) fn apply(&self, isa: Isa, row: usize, col: usize, tile: &mut TileMut<'_, f32>) {
         if self.does_nothing() {
             return;
         }
         let (rows, cols, mut buffer) = (tile.rows(), tile.cols(), [0f32; MAX_WIDTH]);
         let bias = self.bias.map(|b| b.read(isa, col, &mut buffer[..cols]));
-        let end = End { bias, activation: self.activation, act_before_residual: self.act_before_residual };
+        let end = Rest { bias, activation: self.activation, act_before_residual: self.act_before_residual };
         match self.residual {
             None => finish(isa, end, None, tile),
             Some(Residual { data: Floats::F32(data), ld }) => {
@@ -77,17 +129,50 @@ impl Epilogue<'_> {
     }
 }
 
-/// What is done to each row of a tile.
+/// What is left to be done to a tile that was stored.
 #[derive(Clone, Copy)]
-struct End<'a> {
+pub(super) enum Left {
+    Nothing,
+    Activation(Activation),
+    Epilogue,
+}
+
+impl Left {
+    /// Does it to a tile whose first element is `(row, col)` of `C`.
+    #[inline]
+    pub(super) fn finish(self, isa: Isa, epilogue: &Epilogue<'_>, [row, col]: [usize; 2], tile: &mut TileMut<'_, f32>) {
+        match self {
+            Left::Nothing => {}
+            Left::Activation(left) => activate(isa, left, tile),
+            Left::Epilogue => epilogue.apply(isa, row, col, tile),
+        }
+    }
+}
+
+/// What is done to each row of a tile that was stored.
+#[derive(Clone, Copy)]
+struct Rest<'a> {
     bias: Option<&'a [f32]>,
     activation: Activation,
     act_before_residual: bool,
 }
 
 vector_fn! {
+    /// Applies a function to all of a tile.
+    fn activate<S>(simd, activation: Activation, tile: &mut TileMut<'_, f32>) {
+        with_activation!(activation, A => {
+            for r in 0..tile.rows() {
+                for xs in tile.row(r).chunks_mut(S::LANES) {
+                    simd.store_some(A::of(simd, simd.load_some(xs)), xs);
+                }
+            }
+        });
+    }
+}
+
+vector_fn! {
     /// Finishes a tile; rows of the residual are so many elements apart.
-    fn finish<S>(simd, end: End<'_>, residual: Option<(&[f32], usize)>, tile: &mut TileMut<'_, f32>) {
+    fn finish<S>(simd, end: Rest<'_>, residual: Option<(&[f32], usize)>, tile: &mut TileMut<'_, f32>) {
         with_activation!(end.activation, A => {
             for r in 0..tile.rows() {
                 let xs = tile.row(r);
@@ -99,7 +184,7 @@ vector_fn! {
 }
 
 #[inline(always)]
-fn finish_row<S: Vectors, A: Function>(simd: S, end: End<'_>, residual: Option<&[f32]>, xs: &mut [f32]) {
+fn finish_row<S: Vectors, A: Function>(simd: S, end: Rest<'_>, residual: Option<&[f32]>, xs: &mut [f32]) {
     let whole = xs.len() / S::LANES * S::LANES;
     for at in (0..whole).step_by(S::LANES) {
         let mut x = simd.load(&xs[at..]);

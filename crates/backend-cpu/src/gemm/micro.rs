@@ -21,6 +21,8 @@ pub(super) struct Kernel {
     pub(super) b: FloatType,
     /// Whether it multiplies tiles, which the thread must have configured. Then it takes rows at one distance, 16 of them or more.
     pub(super) tiles: bool,
+    /// Whether it does what [`Job::end`] says.
+    pub(super) ends: bool,
     /// Adds the product of `job` to `c`.
     pub(super) run: fn(job: &Job<'_>, c: TileMut<'_, f32>),
 }
@@ -40,6 +42,35 @@ pub(super) struct Job<'a> {
     pub(super) next: &'a [u8],
     /// Whether the tile holds the sum of the steps before (or garbage, to be overwritten).
     pub(super) accumulate: bool,
+    /// What is done to the sums before they are stored, by kernels that do.
+    pub(super) end: Option<End<'a>>,
+}
+
+/// What is done to sums while they are in registers: `clamp(x + bias)`, and a residual is added before that or after it.
+#[derive(Clone, Copy)]
+pub(super) struct End<'a> {
+    /// An addend for each column of the panel, `-0.0` where there is none.
+    pub(super) bias: &'a [f32],
+    /// The bounds.
+    pub(super) clamp: [f32; 2],
+    /// An addend for each element of the tile, with the distance between rows.
+    pub(super) residual: Option<(&'a [f32], usize)>,
+    /// Whether the residual is added to what is within the bounds.
+    pub(super) clamp_first: bool,
+}
+
+impl<'a> End<'a> {
+    /// The same from row `row` of the tile on.
+    pub(super) fn from_row(self, row: usize) -> Self {
+        End { residual: self.residual.map(|(data, ld)| (&data[row * ld..], ld)), ..self }
+    }
+
+    /// Whether it is there for all of a tile of so many rows of whole panels.
+    fn covers(&self, rows: usize, nr: usize) -> bool {
+        let reach = |ld: usize| rows.saturating_sub(1).checked_mul(ld)?.checked_add(nr);
+        let covers = |(data, ld): (&[f32], usize)| reach(ld).is_some_and(|reach| reach <= data.len());
+        self.bias.len() >= nr && self.residual.is_none_or(covers)
+    }
 }
 
 impl Kernel {
@@ -94,12 +125,17 @@ impl Kernel {
         let grain = self.least_rows().max(1);
         let grains = len.div_ceil(grain);
         let parts = grains.div_ceil(self.mr / grain);
-        (0..parts).map(move |i| grains * i / parts * grain..len.min(grains * (i + 1) / parts * grain))
+        let (each, longer) = (grains.checked_div(parts).unwrap_or(0), grains.checked_rem(parts).unwrap_or(0));
+        (0..parts).scan(0, move |start, i| {
+            let part = *start..len.min(*start + grain * (each + usize::from(i >= parts - longer)));
+            *start = part.end;
+            Some(part)
+        })
     }
 }
 
-/// The width of panels of one vector.
-const NARROW: usize = 16;
+/// Floats of a vector of AVX-512.
+const VECTOR: usize = 16;
 
 /// Rows of a tile.
 pub(super) const TILE_ROWS: usize = 16;
@@ -123,8 +159,8 @@ pub fn panel_widths_for(isa: Isa, b: FloatType, n: usize) -> Vec<usize> {
     let mut widths: Vec<usize> = panel_widths_of(isa, b).collect();
     widths.sort_by_key(|nr| {
         let columns = n.next_multiple_of(*nr);
-        // Of narrow panels each multiplication fetches an element of `A`, which takes as long as two.
-        if *nr <= NARROW { 2 * columns } else { columns }
+        // Of panels of one vector each multiplication fetches an element of `A`, which takes as long as two.
+        if isa >= Isa::Avx512 && *nr <= VECTOR { 2 * columns } else { columns }
     });
     widths
 }
@@ -153,6 +189,8 @@ impl Job<'_> {
         assert!(self.a.ty() == kernel.a && self.row + c.rows() <= self.a.m());
         assert!(self.block.taps.end <= self.a.taps() && self.block.k.end <= self.a.k_tap());
         assert!(panel_bytes(kernel.b, self.block.len(), kernel.nr) <= self.panel.len());
+        assert!(self.end.is_none_or(|end| end.covers(c.rows(), kernel.nr)));
+        assert!(self.end.is_none_or(|end| end.residual.is_none() || c.cols() == kernel.nr));
         // Pairs of bfloat16 may not straddle taps.
         assert!(kernel.b != FloatType::Bf16 || self.block.taps.len() <= 1 || self.block.k.len().is_multiple_of(2));
     }
@@ -162,13 +200,14 @@ impl Job<'_> {
 /// takes as parameters what stands in brackets before it, the vectors and the rows. It needs the instruction set `$isa`, `ROWS`
 /// rows in its tile and what [`Job::check`] asserts.
 macro_rules! kernel {
-    ($isa:expr, $a:ident, $b:ident, $kind:tt $tile:ident, $lanes:literal, $vectors:literal, [$($rows:literal)*]) => {{
+    ($isa:expr, $a:ident, $b:ident, ends: $ends:literal, $kind:tt $tile:ident, $lanes:literal, $vectors:literal, [$($rows:literal)*]) => {{
         const KERNEL: Kernel = Kernel {
             mr: [$($rows),*].len(),
             nr: $lanes * $vectors,
             a: FloatType::$a,
             b: FloatType::$b,
             tiles: false,
+            ends: $ends,
             run,
         };
         fn run(job: &Job<'_>, c: TileMut<'_, f32>) {

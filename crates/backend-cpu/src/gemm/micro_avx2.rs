@@ -4,7 +4,7 @@
 
 use std::{arch::x86_64::*, array};
 
-use super::micro::{CHUNK, Job, Kernel, LINE, kernel};
+use super::micro::{CHUNK, End, Job, Kernel, LINE, kernel};
 use crate::{Isa, simd::FloatType, threads::TileMut};
 
 /// Floats of a vector.
@@ -16,12 +16,12 @@ const F16: u8 = 1;
 const BF16: u8 = 2;
 
 pub(super) const KERNELS: &[Kernel] = &[
-    kernel!(Isa::Avx2, F32, F32, [F32] tile, 8, 2, [1 2 3 4 5 6]),
-    kernel!(Isa::Avx2, F32, F32, [F32] tile, 8, 4, [1 2 3]),
-    kernel!(Isa::Avx2, F32, F16, [F16] tile, 8, 2, [1 2 3 4 5 6]),
-    kernel!(Isa::Avx2, F32, F16, [F16] tile, 8, 4, [1 2 3]),
-    kernel!(Isa::Avx2, F32, Bf16, [BF16] tile, 8, 2, [1 2 3 4 5 6]),
-    kernel!(Isa::Avx2, F32, Bf16, [BF16] tile, 8, 4, [1 2 3]),
+    kernel!(Isa::Avx2, F32, F32, ends: true, [F32] tile, 8, 2, [1 2 3 4 5 6]),
+    kernel!(Isa::Avx2, F32, F32, ends: true, [F32] tile, 8, 4, [1 2 3]),
+    kernel!(Isa::Avx2, F32, F16, ends: true, [F16] tile, 8, 2, [1 2 3 4 5 6]),
+    kernel!(Isa::Avx2, F32, F16, ends: true, [F16] tile, 8, 4, [1 2 3]),
+    kernel!(Isa::Avx2, F32, Bf16, ends: true, [BF16] tile, 8, 2, [1 2 3 4 5 6]),
+    kernel!(Isa::Avx2, F32, Bf16, ends: true, [BF16] tile, 8, 4, [1 2 3]),
 ];
 
 /// Vector `v` of a step of a panel, widened; of a pair of steps of bfloat16 the first or the second.
@@ -44,6 +44,52 @@ unsafe fn load<const KIND: u8>(b: *const u8, v: usize, half: usize) -> __m256 {
                     _ => _mm256_and_si256(pairs, _mm256_set1_epi32(-65536)),
                 })
             }
+        }
+    }
+}
+
+/// Does what `end` says to the sums of a tile.
+///
+/// # Safety
+///
+/// Needs AVX2, and that `end` covers `MR` rows of whole panels.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn finish<const VECTORS: usize, const MR: usize>(end: &End<'_>, acc: &mut [[__m256; VECTORS]; MR]) {
+    let [low, high] = [_mm256_set1_ps(end.clamp[0]), _mm256_set1_ps(end.clamp[1])];
+    for v in 0..VECTORS {
+        // SAFETY: in bounds by contract.
+        let bias = unsafe { _mm256_loadu_ps(end.bias.as_ptr().add(LANES * v)) };
+        for acc in acc.iter_mut() {
+            acc[v] = _mm256_add_ps(acc[v], bias);
+        }
+    }
+    if let (Some((data, ld)), false) = (end.residual, end.clamp_first) {
+        // SAFETY: in bounds by contract.
+        unsafe { add(data.as_ptr(), ld, acc) };
+    }
+    for x in acc.as_flattened_mut() {
+        // Where a sum is not a number, the second one is the result.
+        *x = _mm256_min_ps(high, _mm256_max_ps(low, *x));
+    }
+    if let (Some((data, ld)), true) = (end.residual, end.clamp_first) {
+        // SAFETY: in bounds by contract.
+        unsafe { add(data.as_ptr(), ld, acc) };
+    }
+}
+
+/// Adds rows that are `ld` floats apart.
+///
+/// # Safety
+///
+/// Needs AVX2 and as many floats as the tile has, from `data` on.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn add<const VECTORS: usize, const MR: usize>(data: *const f32, ld: usize, acc: &mut [[__m256; VECTORS]; MR]) {
+    for (r, acc) in acc.iter_mut().enumerate() {
+        for (v, acc) in acc.iter_mut().enumerate() {
+            // SAFETY: in bounds by contract.
+            *acc = _mm256_add_ps(*acc, unsafe { _mm256_loadu_ps(data.add(r * ld + LANES * v)) });
         }
     }
 }
@@ -115,6 +161,10 @@ unsafe fn tile<const KIND: u8, const VECTORS: usize, const MR: usize>(job: &Job<
                 first += halves;
             }
         }
+    }
+    if let Some(end) = &job.end {
+        // SAFETY: the job's end covers the tile.
+        unsafe { finish(end, &mut acc) };
     }
     for (r, acc) in acc.iter().enumerate() {
         let row = c.row(r);

@@ -6,7 +6,7 @@
 
 use std::{arch::x86_64::*, array};
 
-use super::micro::{CHUNK, Job, Kernel, LINE, kernel};
+use super::micro::{CHUNK, End, Job, Kernel, LINE, kernel};
 use crate::{Isa, simd::FloatType, threads::TileMut};
 
 /// Floats of a vector.
@@ -18,14 +18,14 @@ const F16: u8 = 1;
 const BF16: u8 = 2;
 
 pub(super) const KERNELS: &[Kernel] = &[
-    kernel!(Isa::Avx512, F32, F32, [F32] tile, 16, 2, [1 2 3 4 5 6 7 8 9 10 11 12]),
-    kernel!(Isa::Avx512, F32, F32, [F32] tile, 16, 4, [1 2 3 4 5 6]),
-    kernel!(Isa::Avx512, F32, F32, [F32] tile, 16, 3, [1 2 3 4 5 6 7 8]),
-    kernel!(Isa::Avx512, F32, F32, [F32] tile, 16, 1, [1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24]),
-    kernel!(Isa::Avx512, F32, F16, [F16] tile, 16, 2, [1 2 3 4 5 6 7 8 9 10 11 12]),
-    kernel!(Isa::Avx512, F32, F16, [F16] tile, 16, 4, [1 2 3 4 5 6]),
-    kernel!(Isa::Avx512, F32, Bf16, [BF16] tile, 16, 4, [1 2 3 4 5 6]),
-    kernel!(Isa::Avx512, F32, Bf16, [BF16] tile, 16, 2, [1 2 3 4 5 6 7 8 9 10 11 12]),
+    kernel!(Isa::Avx512, F32, F32, ends: true, [F32] tile, 16, 2, [1 2 3 4 5 6 7 8 9 10 11 12]),
+    kernel!(Isa::Avx512, F32, F32, ends: true, [F32] tile, 16, 4, [1 2 3 4 5 6]),
+    kernel!(Isa::Avx512, F32, F32, ends: true, [F32] tile, 16, 3, [1 2 3 4 5 6 7 8]),
+    kernel!(Isa::Avx512, F32, F32, ends: true, [F32] tile, 16, 1, [1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24]),
+    kernel!(Isa::Avx512, F32, F16, ends: true, [F16] tile, 16, 2, [1 2 3 4 5 6 7 8 9 10 11 12]),
+    kernel!(Isa::Avx512, F32, F16, ends: true, [F16] tile, 16, 4, [1 2 3 4 5 6]),
+    kernel!(Isa::Avx512, F32, Bf16, ends: true, [BF16] tile, 16, 4, [1 2 3 4 5 6]),
+    kernel!(Isa::Avx512, F32, Bf16, ends: true, [BF16] tile, 16, 2, [1 2 3 4 5 6 7 8 9 10 11 12]),
 ];
 
 /// Vector `v` of a step of a panel, widened; of a pair of steps of bfloat16 the first or the second.
@@ -96,8 +96,58 @@ unsafe fn tile<const KIND: u8, const VECTORS: usize, const MR: usize>(job: &Job<
             }
         }
     }
+    if let Some(end) = &job.end {
+        // SAFETY: the job's end covers the tile.
+        unsafe { finish(end, &mut acc) };
+    }
     // SAFETY: the masks are those of `c`.
     unsafe { write(&mut c, &masks, &acc) };
+}
+
+/// Does what `end` says to the sums of a tile.
+///
+/// # Safety
+///
+/// Needs AVX-512F, and that `end` covers `MR` rows of whole panels.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn finish<const VECTORS: usize, const MR: usize>(end: &End<'_>, acc: &mut [[__m512; VECTORS]; MR]) {
+    let [low, high] = [_mm512_set1_ps(end.clamp[0]), _mm512_set1_ps(end.clamp[1])];
+    for v in 0..VECTORS {
+        // SAFETY: in bounds by contract.
+        let bias = unsafe { _mm512_loadu_ps(end.bias.as_ptr().add(LANES * v)) };
+        for acc in acc.iter_mut() {
+            acc[v] = _mm512_add_ps(acc[v], bias);
+        }
+    }
+    if let (Some((data, ld)), false) = (end.residual, end.clamp_first) {
+        // SAFETY: in bounds by contract.
+        unsafe { add(data.as_ptr(), ld, acc) };
+    }
+    for x in acc.as_flattened_mut() {
+        // Where a sum is not a number, the second one is the result.
+        *x = _mm512_min_ps(high, _mm512_max_ps(low, *x));
+    }
+    if let (Some((data, ld)), true) = (end.residual, end.clamp_first) {
+        // SAFETY: in bounds by contract.
+        unsafe { add(data.as_ptr(), ld, acc) };
+    }
+}
+
+/// Adds rows that are `ld` floats apart.
+///
+/// # Safety
+///
+/// Needs AVX-512F and as many floats as the tile has, from `data` on.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn add<const VECTORS: usize, const MR: usize>(data: *const f32, ld: usize, acc: &mut [[__m512; VECTORS]; MR]) {
+    for (r, acc) in acc.iter_mut().enumerate() {
+        for (v, acc) in acc.iter_mut().enumerate() {
+            // SAFETY: in bounds by contract.
+            *acc = _mm512_add_ps(*acc, unsafe { _mm512_loadu_ps(data.add(r * ld + LANES * v)) });
+        }
+    }
 }
 
 /// A bit for each column that there is.

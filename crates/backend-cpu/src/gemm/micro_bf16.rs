@@ -14,8 +14,8 @@ use crate::{Isa, simd::FloatType, threads::TileMut};
 const LANES: usize = 16;
 
 pub(super) const KERNELS: &[Kernel] = &[
-    kernel!(Isa::Avx512Bf16, Bf16, Bf16, [] tile, 16, 2, [1 2 3 4 5 6 7 8 9 10 11 12]),
-    kernel!(Isa::Avx512Bf16, Bf16, Bf16, [] tile, 16, 4, [1 2 3 4 5 6]),
+    kernel!(Isa::Avx512Bf16, Bf16, Bf16, ends: false, [] tile, 16, 2, [1 2 3 4 5 6 7 8 9 10 11 12]),
+    kernel!(Isa::Avx512Bf16, Bf16, Bf16, ends: false, [] tile, 16, 4, [1 2 3 4 5 6]),
 ];
 
 /// # Safety

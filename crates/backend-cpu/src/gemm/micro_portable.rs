@@ -21,7 +21,7 @@ const F16: u8 = 1;
 const BF16: u8 = 2;
 
 const fn kernel<const KIND: u8>(b: FloatType) -> Kernel {
-    Kernel { mr: 4, nr: NR, a: FloatType::F32, b, tiles: false, run: run::<KIND> }
+    Kernel { mr: 4, nr: NR, a: FloatType::F32, b, tiles: false, ends: false, run: run::<KIND> }
 }
 
 fn run<const KIND: u8>(job: &Job<'_>, c: TileMut<'_, f32>) {

@@ -37,7 +37,7 @@ mod tiles;
 
 pub use conv::{ConvPart, ConvRows, Window3};
 pub use driver::{GemmArgs, GemmShape, gemm};
-pub(crate) use driver::{Panels, Workspace, multiply_block};
+pub(crate) use driver::{PanelProduct, Panels, Workspace, multiply_block};
 pub use epilogue::{Epilogue, Residual};
 pub use int4::{INT4_WIDTH, Int4Args, int4_product, int4_scratch};
 pub use int8::{INT8_STEPS, INT8_WIDTH, Int8Args, int8_product, int8_scratch};

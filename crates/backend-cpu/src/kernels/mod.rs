@@ -31,6 +31,7 @@ mod strided;
 mod support;
 mod transposed;
 mod walk;
+mod winograd;
 
 use regraft_backend::{
     BackendError, Candidate, DataError, Kernel, KernelId, Launch, NodeSpec, Operand, OperandType, Queue, RunError,
@@ -125,6 +126,7 @@ const FAMILIES: &[Family] = &[
     matmul::FAMILY,
     double::FAMILY,
     depthwise::FAMILY,
+    winograd::FAMILY,
     conv::FAMILY,
     conv::OF_LINES,
     conv_pair::FAMILY,

@@ -142,10 +142,10 @@ vector_fn! {
             for (x, out) in out.chunks_exact_mut(channels).enumerate() {
                 few_channels::<S::F>(row.image, (row.weight, row.bias), taps.at(x), out);
             }
+            activation::apply_lanes::<S::F>(row.activation, out);
         } else {
             compute_blocks(simd, &row, out);
         }
-        activation::apply_lanes::<S::F>(row.activation, out);
     }
 }
 
@@ -155,105 +155,110 @@ fn compute_blocks<S: Vectors>(simd: S, row: &Row<'_>, out: &mut [f32]) {
     for block in row.blocks {
         let out = &mut out[block.x * row.channels..][..block.pixels * row.channels];
         match block.pixels {
-            8 => all_channels::<S, 8>(simd, row, block, out),
-            7 => all_channels::<S, 7>(simd, row, block, out),
-            4 => all_channels::<S, 4>(simd, row, block, out),
-            2 => all_channels::<S, 2>(simd, row, block, out),
-            _ => all_channels::<S, 1>(simd, row, block, out),
+            8 => all_channels::<S, 8, 1>(simd, row, block, out),
+            7 => all_channels::<S, 7, 1>(simd, row, block, out),
+            6 => all_channels::<S, 6, 1>(simd, row, block, out),
+            4 => all_channels::<S, 4, 2>(simd, row, block, out),
+            3 => all_channels::<S, 3, 2>(simd, row, block, out),
+            2 => all_channels::<S, 2, 4>(simd, row, block, out),
+            _ => all_channels::<S, 1, 4>(simd, row, block, out),
         }
+        activation::apply_registers(simd, row.activation, out);
     }
 }
 
-/// Output pixels of a row whose sums are in registers at once, so that each weight is fetched once for all of them.
+/// Output pixels of a row that meet the image with the same columns of the kernel, and whose sums are in registers at once, so that each
+/// weight is fetched once for all of them.
 pub(super) struct Block {
     /// The first.
     x: usize,
     /// How many: one of [`BLOCKS`].
     pixels: usize,
-    /// For each column of the kernel, where the pixels meet the image.
-    met: Vec<Met>,
-}
-
-/// Where some pixels meet the image with one column of the kernel.
-struct Met {
-    /// Which of the pixels.
-    pixels: Range<usize>,
-    /// Whether it is all of them.
-    is_all: bool,
-    /// The input column that the first of them meets.
+    /// The columns of the kernel.
+    met: Range<usize>,
+    /// The input column that the first pixel meets with the first of them.
     column: usize,
 }
 
-/// How many pixels a block may have: eight keep the arithmetic units busy, and images are often a multiple of seven wide.
-const BLOCKS: [usize; 5] = [8, 7, 4, 2, 1];
+/// How many pixels a block may have: about eight sums keep the arithmetic units busy. Blocks of fewer take more channels at once.
+const BLOCKS: [usize; 7] = [8, 7, 6, 4, 3, 2, 1];
 
 /// Cuts a row of output pixels into blocks, into equal ones if they can be long.
 pub(super) fn blocks(window: &Window3) -> Vec<Block> {
     let (out, taps) = (window.output[2], window.kernel[2]);
-    let even = BLOCKS[..2].iter().copied().find(|pixels| out.is_multiple_of(*pixels));
+    let met = |x: usize| {
+        let meets = |kx: &usize| window.source(2, x, *kx).is_some();
+        let first = (0..taps).find(meets).unwrap_or(0);
+        first..(first..taps).rfind(meets).map_or(first, |last| last + 1)
+    };
     let (mut blocks, mut x) = (Vec::new(), 0);
     while x < out {
-        let fits = BLOCKS.into_iter().find(|pixels| *pixels <= out - x).unwrap_or(1);
-        let pixels = even.unwrap_or(fits);
-        let met = |kx| {
-            let meets = |p: &usize| window.source(2, x + p, kx).is_some();
-            let first = (0..pixels).find(meets).unwrap_or(0);
-            let end = (0..pixels).rfind(meets).map_or(first, |last| last + 1);
-            Met {
-                pixels: first..end,
-                is_all: end - first == pixels,
-                column: window.source(2, x + first, kx).unwrap_or(0),
-            }
-        };
-        blocks.push(Block { x, pixels, met: (0..taps).map(met).collect() });
-        x += pixels;
+        let columns = met(x);
+        let run = (x..out).take_while(|x| met(*x) == columns).count();
+        let even = BLOCKS[..3].iter().copied().find(|pixels| run.is_multiple_of(*pixels));
+        let end = x + run;
+        while x < end {
+            let fits = BLOCKS.into_iter().find(|pixels| *pixels <= end - x).unwrap_or(1);
+            let (pixels, column) = (even.unwrap_or(fits), window.source(2, x, columns.start).unwrap_or(0));
+            blocks.push(Block { x, pixels, met: columns.clone(), column });
+            x += pixels;
+        }
     }
     blocks
 }
 
-/// All channels of a block of `N` output pixels, which are those of `out`.
+/// All channels of a block of `P` output pixels, which are those of `out`, `Q` registers at a time if there are so many.
 #[inline(always)]
-fn all_channels<S: Vectors, const N: usize>(simd: S, row: &Row<'_>, block: &Block, out: &mut [f32]) {
-    for first in (0..row.channels).step_by(S::LANES) {
-        // The last register begins where it fits, and computes some channels twice.
-        let first = first.min(row.channels - S::LANES);
-        block_of_pixels::<S, N>(simd, row, (first, block), &mut out[first..]);
+fn all_channels<S: Vectors, const P: usize, const Q: usize>(simd: S, row: &Row<'_>, block: &Block, out: &mut [f32]) {
+    if row.channels < Q * S::LANES {
+        return some_channels::<S, P, 1>(simd, row, block, out);
+    }
+    some_channels::<S, P, Q>(simd, row, block, out);
+}
+
+#[inline(always)]
+fn some_channels<S: Vectors, const P: usize, const Q: usize>(simd: S, row: &Row<'_>, block: &Block, out: &mut [f32]) {
+    for first in (0..row.channels).step_by(Q * S::LANES) {
+        // The last ones begin where they fit, and are computed in part twice.
+        let first = first.min(row.channels - Q * S::LANES);
+        block_of_pixels::<S, P, Q>(simd, row, (first, block), &mut out[first..]);
     }
 }
 
-/// A register of channels from `first` on, of a block of `N` output pixels; `out` begins at its first pixel's.
+/// `Q` registers of channels from `first` on, of a block of `P` output pixels; `out` begins at its first pixel's.
 #[inline(always)]
-fn block_of_pixels<S: Vectors, const N: usize>(
+fn block_of_pixels<S: Vectors, const P: usize, const Q: usize>(
     simd: S,
     row: &Row<'_>,
     (first, block): (usize, &Block),
     out: &mut [f32],
 ) {
     let (channels, window) = (row.channels, row.window);
-    let (step, width) = (window.stride[2] * channels, window.input[2] * channels);
-    let start = match row.bias {
-        Some(bias) => simd.load(&bias[first..]),
-        None => simd.splat(0.0),
-    };
-    let mut sums = [start; N];
-    for (tap, pixel) in row.lines {
-        let line = &row.image[pixel * channels..][..width];
-        for (kx, met) in block.met.iter().enumerate() {
-            let w = simd.load(&row.weight[(tap + kx) * tap_stride(channels) + first..]);
-            let xs = &line[met.column * channels + first..];
-            if met.is_all {
-                simd.mul_add_each(&mut sums, xs, step, w);
-                continue;
-            }
-            for (p, sum) in sums.iter_mut().enumerate() {
-                if met.pixels.contains(&p) {
-                    *sum = simd.mul_add(simd.load(&xs[(p - met.pixels.start) * step..]), w, *sum);
-                }
-            }
+    let (step, dilation, width) = (window.stride[2] * channels, window.dilation[2], window.input[2] * channels);
+    let mut sums = [[simd.splat(0.0); Q]; P];
+    if let Some(bias) = row.bias {
+        for q in 0..Q {
+            let bias = simd.load(&bias[first + q * S::LANES..]);
+            sums.iter_mut().for_each(|sum| sum[q] = bias);
         }
     }
-    for (p, sum) in sums.into_iter().enumerate() {
-        simd.store(sum, &mut out[p * channels..]);
+    for (tap, pixel) in row.lines {
+        let line = &row.image[pixel * channels..][..width];
+        let weights = &row.weight[tap * tap_stride(channels) + first..];
+        for (i, kx) in block.met.clone().enumerate() {
+            let xs = &line[(block.column + i * dilation) * channels + first..];
+            let weights = &weights[kx * tap_stride(channels)..];
+            let mut w = [simd.splat(0.0); Q];
+            for (q, w) in w.iter_mut().enumerate() {
+                *w = simd.load(&weights[q * S::LANES..]);
+            }
+            simd.mul_add_each(&mut sums, xs, step, &w);
+        }
+    }
+    for (p, sums) in sums.into_iter().enumerate() {
+        for (q, sum) in sums.into_iter().enumerate() {
+            simd.store(sum, &mut out[p * channels + q * S::LANES..]);
+        }
     }
 }
 

@@ -24,6 +24,7 @@ pub mod subpixel;
 pub mod transpose;
 pub mod transposed;
 mod window;
+pub mod winograd;
 
 use crate::{
     Isa, Scratch, Threads,

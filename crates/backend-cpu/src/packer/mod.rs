@@ -3,6 +3,7 @@
 mod kept;
 mod recipe;
 mod rounded;
+mod winograd;
 
 use std::{
     iter::zip,

@@ -11,6 +11,7 @@ use super::{
     PackCx,
     kept::{Kept, KeptPlaces},
     rounded::Rounded,
+    winograd::Filters,
 };
 use crate::{
     Scratch,
@@ -26,6 +27,8 @@ pub(super) struct SlotRecipe {
     gather: Option<GatherPlan>,
     /// How the slot is a part of a weight that is rounded to small integers.
     rounded: Option<Rounded>,
+    /// How the slot holds transformed filters.
+    filters: Option<Filters>,
     /// Panels of bytes.
     bytes: Option<BytePanels>,
     /// Panels of floats; for a plain slot there are neither.
@@ -64,6 +67,7 @@ impl SlotRecipe {
             graph: recipe.graph.clone(),
             gather: if bytes.is_some() { None } else { GatherPlan::compile(&recipe.graph, format) },
             rounded: Rounded::find(&recipe.graph),
+            filters: Filters::find(map, recipe, layout, panels)?,
             bytes,
             panels,
             shape: layout.shape.clone(),
@@ -75,6 +79,9 @@ impl SlotRecipe {
 
     /// Fills the slot.
     pub(super) fn run(&self, cx: &PackCx, given: &[Given<'_>], out: &mut [u8]) -> Result<(), String> {
+        if let Some(filters) = &self.filters {
+            return filters.fill(cx, given, out);
+        }
         let sources = self.sources(given);
         if let Some(rounded) = &self.rounded {
             let tensors = sources.iter().map(|source| whole(cx, source)).collect::<Result<Vec<_>, _>>()?;
@@ -96,6 +103,9 @@ impl SlotRecipe {
 
     /// Whether [`SlotRecipe::run`] makes the slot in one pass over memory.
     pub(super) fn is_one_pass(&self, given: &[Given<'_>]) -> bool {
+        if let Some(filters) = &self.filters {
+            return filters.is_one_pass(given);
+        }
         let sources = self.sources(given);
         match &self.gather {
             Some(GatherPlan::Copy { .. }) => sources.iter().all(|s| s.tensor.dtype() == s.dtype),

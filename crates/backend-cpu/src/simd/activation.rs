@@ -3,7 +3,7 @@
 use regraft_ir::ops::Activation;
 
 use super::{
-    Fma, One,
+    Fma, One, Vectors,
     functions::{Function, with_activation},
     simd_fn,
 };
@@ -19,6 +19,24 @@ pub fn apply(isa: super::Isa, act: Activation, xs: &mut [f32]) {
 #[inline(always)]
 pub(crate) fn apply_lanes<F: Fma>(act: Activation, xs: &mut [f32]) {
     each::<F>(act, xs.iter_mut().map(|x| (*x, x)));
+}
+
+/// [`apply`] inside code over registers.
+#[inline(always)]
+pub(crate) fn apply_registers<S: Vectors>(simd: S, act: Activation, xs: &mut [f32]) {
+    if act == Activation::None {
+        return;
+    }
+    let whole = xs.len() / S::LANES * S::LANES;
+    let (xs, rest) = xs.split_at_mut(whole);
+    with_activation!(act, A => {
+        for xs in xs.chunks_exact_mut(S::LANES) {
+            simd.store(A::of(simd, simd.load(xs)), xs);
+        }
+        if !rest.is_empty() {
+            simd.store_some(A::of(simd, simd.load_some(rest)), rest);
+        }
+    });
 }
 
 /// Writes the function of the first of each pair to the second.

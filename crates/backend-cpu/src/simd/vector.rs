@@ -101,14 +101,22 @@ pub(crate) trait Vectors: Copy {
     /// The lowest bits of each lane, where the exponent is.
     fn to_exponents(self, v: Self::V) -> Self::V;
 
-    /// Adds to sum `i` the product of `w` and the register at `xs[i * step]`, lane by lane.
+    /// Adds to register `q` of sum `i` the product of `w[q]` and register `q` at `xs[i * step]`, lane by lane.
     ///
     /// # Panics
     /// When `xs` is too short.
     #[inline(always)]
-    fn mul_add_each<const N: usize>(self, sums: &mut [Self::V; N], xs: &[f32], step: usize, w: Self::V) {
-        for (i, sum) in sums.iter_mut().enumerate() {
-            *sum = self.mul_add(self.load(&xs[i * step..]), w, *sum);
+    fn mul_add_each<const N: usize, const Q: usize>(
+        self,
+        sums: &mut [[Self::V; Q]; N],
+        xs: &[f32],
+        step: usize,
+        w: &[Self::V; Q],
+    ) {
+        for (i, sums) in sums.iter_mut().enumerate() {
+            for (q, sum) in sums.iter_mut().enumerate() {
+                *sum = self.mul_add(self.load(&xs[i * step + q * Self::LANES..]), w[q], *sum);
+            }
         }
     }
 
@@ -398,10 +406,10 @@ mod tests {
 
     vector_fn! {
         fn sum_of_two<S>(simd, xs: &[f32], step: usize, out: &mut [f32]) {
-            let mut sums = [simd.splat(1.0); 2];
-            simd.mul_add_each(&mut sums, xs, step, simd.splat(2.0));
-            simd.store(sums[0], out);
-            simd.store(sums[1], &mut out[S::LANES..]);
+            let mut sums = [[simd.splat(1.0)]; 2];
+            simd.mul_add_each(&mut sums, xs, step, &[simd.splat(2.0)]);
+            simd.store(sums[0][0], out);
+            simd.store(sums[1][0], &mut out[S::LANES..]);
         }
     }
 

@@ -30,6 +30,7 @@ mod sort;
 mod special;
 mod support;
 mod unary;
+mod winograd;
 
 use regraft_tensor::{Tensor, TensorError};
 
@@ -57,6 +58,7 @@ pub use self::{
     sort::Sort,
     support::{Operands, broadcast, broadcast_types},
     unary::UnaryFn,
+    winograd::WinogradFilter,
 };
 use crate::{
     EvalError, OpError, TensorType,
@@ -200,6 +202,8 @@ define_ops! {
     QuantLinear = "quant_linear",
     /// Convolution, with an epilogue.
     Conv = "conv",
+    /// Filters of a convolution by Winograd's algorithm.
+    WinogradFilter = "winograd_filter",
     /// A convolution of single pixels and the depthwise one behind it.
     ConvPair = "conv_pair",
     /// Transposed convolution.

@@ -99,13 +99,24 @@ impl Vectors for Avx2 {
     }
 
     #[inline(always)]
-    fn mul_add_each<const N: usize>(self, sums: &mut [__m256; N], xs: &[f32], step: usize, w: __m256) {
-        let reach = step.checked_mul(N.saturating_sub(1)).and_then(|last| last.checked_add(Self::LANES));
-        assert!(reach.is_some_and(|reach| reach <= xs.len()), "too few floats for {N} registers, {step} apart");
-        for (i, sum) in sums.iter_mut().enumerate() {
-            // SAFETY: the last register ends within `xs`; the processor has AVX2, which `self` proves.
-            let x = unsafe { _mm256_loadu_ps(xs.as_ptr().add(i * step)) };
-            *sum = self.mul_add(x, w, *sum);
+    fn mul_add_each<const N: usize, const Q: usize>(
+        self,
+        sums: &mut [[__m256; Q]; N],
+        xs: &[f32],
+        step: usize,
+        w: &[__m256; Q],
+    ) {
+        let reach = step.checked_mul(N.saturating_sub(1)).and_then(|last| last.checked_add(Q * Self::LANES));
+        assert!(
+            reach.is_some_and(|reach| reach <= xs.len()),
+            "too few floats for {N} times {Q} registers, {step} apart"
+        );
+        for (i, sums) in sums.iter_mut().enumerate() {
+            for (q, sum) in sums.iter_mut().enumerate() {
+                // SAFETY: the last register ends within `xs`; the processor has AVX2, which `self` proves.
+                let x = unsafe { _mm256_loadu_ps(xs.as_ptr().add(i * step + q * Self::LANES)) };
+                *sum = self.mul_add(x, w[q], *sum);
+            }
         }
     }
 
@@ -249,13 +260,24 @@ impl Vectors for Avx512 {
     }
 
     #[inline(always)]
-    fn mul_add_each<const N: usize>(self, sums: &mut [__m512; N], xs: &[f32], step: usize, w: __m512) {
-        let reach = step.checked_mul(N.saturating_sub(1)).and_then(|last| last.checked_add(Self::LANES));
-        assert!(reach.is_some_and(|reach| reach <= xs.len()), "too few floats for {N} registers, {step} apart");
-        for (i, sum) in sums.iter_mut().enumerate() {
-            // SAFETY: the last register ends within `xs`; the processor has AVX-512F, which `self` proves.
-            let x = unsafe { _mm512_loadu_ps(xs.as_ptr().add(i * step)) };
-            *sum = self.mul_add(x, w, *sum);
+    fn mul_add_each<const N: usize, const Q: usize>(
+        self,
+        sums: &mut [[__m512; Q]; N],
+        xs: &[f32],
+        step: usize,
+        w: &[__m512; Q],
+    ) {
+        let reach = step.checked_mul(N.saturating_sub(1)).and_then(|last| last.checked_add(Q * Self::LANES));
+        assert!(
+            reach.is_some_and(|reach| reach <= xs.len()),
+            "too few floats for {N} times {Q} registers, {step} apart"
+        );
+        for (i, sums) in sums.iter_mut().enumerate() {
+            for (q, sum) in sums.iter_mut().enumerate() {
+                // SAFETY: the last register ends within `xs`; the processor has AVX-512F, which `self` proves.
+                let x = unsafe { _mm512_loadu_ps(xs.as_ptr().add(i * step + q * Self::LANES)) };
+                *sum = self.mul_add(x, w[q], *sum);
+            }
         }
     }
 
