@@ -64,7 +64,7 @@ impl Layer {
             padding: [0, 1, 1],
         };
         let (image, out) = (buffer(size * size * channels), buffer(size * size * columns));
-        let filters = buffer(36 * channels * columns.next_multiple_of(64));
+        let filters = buffer(36 * channels * (columns + 64));
         let rows = ConvRows::new(&window, channels).expect("offsets");
         Layer { window, rows, channels: [channels, columns], image, out, filters, scratch: Vec::new() }
     }

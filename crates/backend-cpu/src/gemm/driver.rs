@@ -304,7 +304,7 @@ pub(crate) fn multiply_block<C: Float>(
             let mut shares = next.chunks(next.len().div_ceil(tiles.max(1)).max(1));
             for part in kernel.parts(rows) {
                 for strip in &strips {
-                    let (next, end) = (shares.next().unwrap_or(&[]), strip.end.map(|end| end.from_row(part.start)));
+                    let (next, end) = (shares.next().unwrap_or(&[]), strip.end.map(|end| end.after_rows(part.start)));
                     let at = row_in_a + part.start;
                     let job = Job { a, row: at, block: steps, panel: strip.panel, accumulate, next, end };
                     let mut to = c.part(part.clone(), strip.columns.clone());

@@ -60,9 +60,9 @@ pub(super) struct End<'a> {
 }
 
 impl<'a> End<'a> {
-    /// The same from row `row` of the tile on.
-    pub(super) fn from_row(self, row: usize) -> Self {
-        End { residual: self.residual.map(|(data, ld)| (&data[row * ld..], ld)), ..self }
+    /// The same without the first rows of the tile.
+    pub(super) fn after_rows(self, rows: usize) -> Self {
+        End { residual: self.residual.map(|(data, ld)| (&data[rows * ld..], ld)), ..self }
     }
 
     /// Whether it is there for all of a tile of so many rows of whole panels.

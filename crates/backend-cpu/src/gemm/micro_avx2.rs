@@ -48,50 +48,45 @@ unsafe fn load<const KIND: u8>(b: *const u8, v: usize, half: usize) -> __m256 {
     }
 }
 
-/// Does what `end` says to the sums of a tile.
-///
-/// # Safety
-///
-/// Needs AVX2, and that `end` covers `MR` rows of whole panels.
-#[inline]
-#[target_feature(enable = "avx2")]
-unsafe fn finish<const VECTORS: usize, const MR: usize>(end: &End<'_>, acc: &mut [[__m256; VECTORS]; MR]) {
-    let [low, high] = [_mm256_set1_ps(end.clamp[0]), _mm256_set1_ps(end.clamp[1])];
-    for v in 0..VECTORS {
-        // SAFETY: in bounds by contract.
-        let bias = unsafe { _mm256_loadu_ps(end.bias.as_ptr().add(LANES * v)) };
-        for acc in acc.iter_mut() {
-            acc[v] = _mm256_add_ps(acc[v], bias);
+/// Does what an [`End`] says to the sums of a tile. A macro, because a call that is not inlined would keep the sums of the tile's loop in
+/// memory.
+macro_rules! finish {
+    ($end:expr, $acc:expr) => {{
+        let end: &End<'_> = $end;
+        let [low, high] = [_mm256_set1_ps(end.clamp[0]), _mm256_set1_ps(end.clamp[1])];
+        for v in 0..VECTORS {
+            // SAFETY: the end covers whole panels.
+            let bias = unsafe { _mm256_loadu_ps(end.bias.as_ptr().add(LANES * v)) };
+            for r in 0..MR {
+                $acc[r][v] = _mm256_add_ps($acc[r][v], bias);
+            }
         }
-    }
-    if let (Some((data, ld)), false) = (end.residual, end.clamp_first) {
-        // SAFETY: in bounds by contract.
-        unsafe { add(data.as_ptr(), ld, acc) };
-    }
-    for x in acc.as_flattened_mut() {
-        // Where a sum is not a number, the second one is the result.
-        *x = _mm256_min_ps(high, _mm256_max_ps(low, *x));
-    }
-    if let (Some((data, ld)), true) = (end.residual, end.clamp_first) {
-        // SAFETY: in bounds by contract.
-        unsafe { add(data.as_ptr(), ld, acc) };
-    }
+        if let (Some((data, ld)), false) = (end.residual, end.clamp_first) {
+            add!(data, ld, $acc);
+        }
+        for r in 0..MR {
+            for v in 0..VECTORS {
+                // Where a sum is not a number, the second one is the result.
+                $acc[r][v] = _mm256_min_ps(high, _mm256_max_ps(low, $acc[r][v]));
+            }
+        }
+        if let (Some((data, ld)), true) = (end.residual, end.clamp_first) {
+            add!(data, ld, $acc);
+        }
+    }};
 }
 
-/// Adds rows that are `ld` floats apart.
-///
-/// # Safety
-///
-/// Needs AVX2 and as many floats as the tile has, from `data` on.
-#[inline]
-#[target_feature(enable = "avx2")]
-unsafe fn add<const VECTORS: usize, const MR: usize>(data: *const f32, ld: usize, acc: &mut [[__m256; VECTORS]; MR]) {
-    for (r, acc) in acc.iter_mut().enumerate() {
-        for (v, acc) in acc.iter_mut().enumerate() {
-            // SAFETY: in bounds by contract.
-            *acc = _mm256_add_ps(*acc, unsafe { _mm256_loadu_ps(data.add(r * ld + LANES * v)) });
+/// Adds rows of a residual that are so many floats apart.
+macro_rules! add {
+    ($data:expr, $ld:expr, $acc:expr) => {
+        for r in 0..MR {
+            for v in 0..VECTORS {
+                // SAFETY: the end covers all rows of the tile.
+                let x = unsafe { _mm256_loadu_ps($data.as_ptr().add(r * $ld + LANES * v)) };
+                $acc[r][v] = _mm256_add_ps($acc[r][v], x);
+            }
         }
-    }
+    };
 }
 
 /// # Safety
@@ -163,8 +158,7 @@ unsafe fn tile<const KIND: u8, const VECTORS: usize, const MR: usize>(job: &Job<
         }
     }
     if let Some(end) = &job.end {
-        // SAFETY: the job's end covers the tile.
-        unsafe { finish(end, &mut acc) };
+        finish!(end, acc);
     }
     for (r, acc) in acc.iter().enumerate() {
         let row = c.row(r);

@@ -57,8 +57,9 @@ fn both_ways<const L: usize, const N: usize>(
         out
     };
     let columns: [[[f32; L]; N]; 3] = std::array::from_fn(|x| each(&filters[x], &filters[3 + x], &filters[6 + x]));
-    for y in 0..N {
-        for (x, value) in each(&columns[0][y], &columns[1][y], &columns[2][y]).into_iter().enumerate() {
+    let [left, middle, right] = &columns;
+    for (y, ((left, middle), right)) in left.iter().zip(middle).zip(right).enumerate() {
+        for (x, value) in each(left, middle, right).into_iter().enumerate() {
             put(y * N + x, value);
         }
     }
