@@ -191,12 +191,13 @@ impl<'a> Panels<'a> {
 
     /// The steps of `block` of some panels, if these lie in a row, and of the first of them otherwise.
     fn panels(&self, panels: Range<usize>, block: &KBlock) -> &'a [u8] {
-        match panels.len() {
-            0 => &[],
-            1 => self.panel(panels.start, block),
-            _ if block.len() == self.k => &self.data[panels.start * self.panel_stride..panels.end * self.panel_stride],
-            _ => self.panel(panels.start, block),
+        if panels.is_empty() {
+            return &[];
         }
+        if block.len() == self.k {
+            return &self.data[panels.start * self.panel_stride..panels.end * self.panel_stride];
+        }
+        self.panel(panels.start, block)
     }
 
     /// The steps of `block` of panel `i`.
@@ -230,8 +231,7 @@ impl PanelProduct {
             let next = next.map_or(&[][..], |next| next.panel(panel, &block));
             let (panel, accumulate) = (b.panel(panel, &block), block.first > 0);
             let (rows, cols) = (c.rows(), c.cols());
-            let share = next.len().div_ceil(rows.div_ceil(self.kernel.mr).max(1)).max(1);
-            let mut shares = next.chunks(share);
+            let mut shares = shares(next, rows.div_ceil(self.kernel.mr));
             for part in self.kernel.parts(rows) {
                 let next = shares.next().unwrap_or(&[]);
                 let job = Job { a, row: part.start, block: &block, panel, accumulate, next, end: None };
@@ -239,6 +239,11 @@ impl PanelProduct {
             }
         }
     }
+}
+
+/// What each of so many tiles fetches of the panels that come next.
+fn shares(next: &[u8], tiles: usize) -> std::slice::Chunks<'_, u8> {
+    next.chunks(next.len().div_ceil(tiles.max(1)).max(1))
 }
 
 /// A panel, and what becomes of its products.
@@ -252,7 +257,8 @@ struct Strip<'a> {
 }
 
 /// Sets `c`, whose first element is `(row, col)` of the product, to its part of `epilogue(A · B)`. `col` is the first column of a
-/// panel. The next panels are fetched while some are multiplied. A run of `k` of some panels ([`B_BLOCK`]), or of one, is used by all rows before the next, so that it stays in cache.
+/// panel. A run of `k` of some panels ([`B_BLOCK`]), or of one, is used by all rows before the next, so that it stays in cache. The next
+/// panels are fetched meanwhile.
 #[expect(clippy::too_many_arguments, reason = "a product has three matrices with a place in each")]
 pub(crate) fn multiply_block<C: Float>(
     isa: Isa,
@@ -301,7 +307,7 @@ pub(crate) fn multiply_block<C: Float>(
             }));
             let following = (col + after).div_ceil(nr)..(col + cols.min(after + together * nr)).div_ceil(nr);
             let (next, tiles) = (b.panels(following, &block), rows.div_ceil(kernel.mr) * strips.len());
-            let mut shares = next.chunks(next.len().div_ceil(tiles.max(1)).max(1));
+            let mut shares = shares(next, tiles);
             for part in kernel.parts(rows) {
                 for strip in &strips {
                     let (next, end) = (shares.next().unwrap_or(&[]), strip.end.map(|end| end.after_rows(part.start)));

@@ -9,6 +9,7 @@ use crate::{
     Isa,
     simd::{
         Floats, Vectors,
+        activation::map_registers,
         functions::{Function, with_activation},
         vector_fn,
     },
@@ -162,9 +163,7 @@ vector_fn! {
     fn activate<S>(simd, activation: Activation, tile: &mut TileMut<'_, f32>) {
         with_activation!(activation, A => {
             for r in 0..tile.rows() {
-                for xs in tile.row(r).chunks_mut(S::LANES) {
-                    simd.store_some(A::of(simd, simd.load_some(xs)), xs);
-                }
+                map_registers::<S, A>(simd, tile.row(r));
             }
         });
     }

@@ -233,3 +233,43 @@ macro_rules! kernel {
 }
 #[cfg(target_arch = "x86_64")]
 pub(super) use kernel;
+
+/// Does what an [`End`] says to the `MR` rows of `VECTORS` sums of a tile, by the intrinsics listed. A macro, because a call that is not
+/// inlined would keep the sums of the tile's loop in memory.
+macro_rules! finish {
+    ($end:expr, $acc:ident, [$set1:ident $loadu:ident $add:ident $min:ident $max:ident]) => {{
+        let end: &$crate::gemm::micro::End<'_> = $end;
+        let [low, high] = [$set1(end.clamp[0]), $set1(end.clamp[1])];
+        for v in 0..VECTORS {
+            // SAFETY: the end covers whole panels.
+            let bias = unsafe { $loadu(end.bias.as_ptr().add(LANES * v)) };
+            for r in 0..MR {
+                $acc[r][v] = $add($acc[r][v], bias);
+            }
+        }
+        if let (Some(residual), false) = (end.residual, end.clamp_first) {
+            $crate::gemm::micro::finish!(@add residual, $acc, $loadu $add);
+        }
+        for r in 0..MR {
+            for v in 0..VECTORS {
+                // Where a sum is not a number, the second one is the result.
+                $acc[r][v] = $min(high, $max(low, $acc[r][v]));
+            }
+        }
+        if let (Some(residual), true) = (end.residual, end.clamp_first) {
+            $crate::gemm::micro::finish!(@add residual, $acc, $loadu $add);
+        }
+    }};
+    (@add $residual:ident, $acc:ident, $loadu:ident $add:ident) => {{
+        let (data, ld) = $residual;
+        for r in 0..MR {
+            for v in 0..VECTORS {
+                // SAFETY: the end covers all rows of the tile.
+                let x = unsafe { $loadu(data.as_ptr().add(r * ld + LANES * v)) };
+                $acc[r][v] = $add($acc[r][v], x);
+            }
+        }
+    }};
+}
+#[cfg(target_arch = "x86_64")]
+pub(super) use finish;

@@ -4,7 +4,7 @@
 
 use std::{arch::x86_64::*, array};
 
-use super::micro::{CHUNK, End, Job, Kernel, LINE, kernel};
+use super::micro::{CHUNK, Job, Kernel, LINE, finish, kernel};
 use crate::{Isa, simd::FloatType, threads::TileMut};
 
 /// Floats of a vector.
@@ -46,47 +46,6 @@ unsafe fn load<const KIND: u8>(b: *const u8, v: usize, half: usize) -> __m256 {
             }
         }
     }
-}
-
-/// Does what an [`End`] says to the sums of a tile. A macro, because a call that is not inlined would keep the sums of the tile's loop in
-/// memory.
-macro_rules! finish {
-    ($end:expr, $acc:expr) => {{
-        let end: &End<'_> = $end;
-        let [low, high] = [_mm256_set1_ps(end.clamp[0]), _mm256_set1_ps(end.clamp[1])];
-        for v in 0..VECTORS {
-            // SAFETY: the end covers whole panels.
-            let bias = unsafe { _mm256_loadu_ps(end.bias.as_ptr().add(LANES * v)) };
-            for r in 0..MR {
-                $acc[r][v] = _mm256_add_ps($acc[r][v], bias);
-            }
-        }
-        if let (Some((data, ld)), false) = (end.residual, end.clamp_first) {
-            add!(data, ld, $acc);
-        }
-        for r in 0..MR {
-            for v in 0..VECTORS {
-                // Where a sum is not a number, the second one is the result.
-                $acc[r][v] = _mm256_min_ps(high, _mm256_max_ps(low, $acc[r][v]));
-            }
-        }
-        if let (Some((data, ld)), true) = (end.residual, end.clamp_first) {
-            add!(data, ld, $acc);
-        }
-    }};
-}
-
-/// Adds rows of a residual that are so many floats apart.
-macro_rules! add {
-    ($data:expr, $ld:expr, $acc:expr) => {
-        for r in 0..MR {
-            for v in 0..VECTORS {
-                // SAFETY: the end covers all rows of the tile.
-                let x = unsafe { _mm256_loadu_ps($data.as_ptr().add(r * $ld + LANES * v)) };
-                $acc[r][v] = _mm256_add_ps($acc[r][v], x);
-            }
-        }
-    };
 }
 
 /// # Safety
@@ -158,7 +117,7 @@ unsafe fn tile<const KIND: u8, const VECTORS: usize, const MR: usize>(job: &Job<
         }
     }
     if let Some(end) = &job.end {
-        finish!(end, acc);
+        finish!(end, acc, [_mm256_set1_ps _mm256_loadu_ps _mm256_add_ps _mm256_min_ps _mm256_max_ps]);
     }
     for (r, acc) in acc.iter().enumerate() {
         let row = c.row(r);

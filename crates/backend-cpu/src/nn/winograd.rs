@@ -223,10 +223,9 @@ impl Shared<'_> {
     fn transform_tile<const N: usize>(&self, image: usize, corner: [usize; 2], out: &mut [f32]) {
         let (window, channels) = (&self.args.window, self.args.channels[0]);
         let [_, height, width] = window.input;
-        let met = |at: usize, padding: usize, size: usize| at.checked_sub(padding).filter(|at| *at < size);
         let pixels: [[&[f32]; N]; N] = std::array::from_fn(|y| {
-            let line = met(corner[0] + y, window.padding[1], height);
-            std::array::from_fn(|x| match (line, met(corner[1] + x, window.padding[2], width)) {
+            let line = window.source(1, corner[0], y);
+            std::array::from_fn(|x| match (line, window.source(2, corner[1], x)) {
                 (Some(y), Some(x)) => &self.args.image[((image * height + y) * width + x) * channels..][..channels],
                 _ => self.zeros,
             })

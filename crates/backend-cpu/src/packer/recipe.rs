@@ -3,7 +3,7 @@
 use std::{borrow::Cow, sync::OnceLock};
 
 use regraft_backend::{BackendError, Given, SlotFormat, SlotLayout, adapter::Overlay};
-use regraft_ir::{Graph, eval};
+use regraft_ir::{Graph, ValueId, eval};
 use regraft_tensor::{AlignedVec, DType, Tensor};
 use regraft_weights::{Computation, GatherPlan, Piece, Recipe, RefitMap};
 
@@ -242,6 +242,14 @@ impl SlotRecipe {
         }
         Ok(())
     }
+}
+
+/// The part of a recipe that computes `value`, if it reads all sources: they keep their numbers then.
+pub(super) fn up_to(recipe: &Graph, value: ValueId) -> Option<Graph> {
+    let mut part = recipe.clone();
+    part.outputs[0].value = value;
+    part.compact().ok()?;
+    (part.sources.len() == recipe.sources.len()).then_some(part)
 }
 
 /// A source with its overlay applied, in the program's dtype: a temporary of its full size, unless there is nothing to do.

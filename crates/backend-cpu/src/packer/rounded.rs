@@ -7,7 +7,7 @@ use regraft_ir::{
 };
 use regraft_tensor::Tensor;
 
-use super::PackCx;
+use super::{PackCx, recipe::up_to};
 use crate::format::BytePanels;
 
 /// A recipe that ends in one of the two parts of a rounded weight, transposed.
@@ -33,15 +33,7 @@ impl Rounded {
         if permute.perm != [1, 0] {
             return None;
         }
-        let mut weight = recipe.clone();
-        weight.outputs[0].value = node.input(0);
-        weight.compact().ok()?;
-        // Sources keep their numbers.
-        (weight.sources.len() == recipe.sources.len()).then_some(Rounded {
-            weight,
-            format,
-            scales: part != node.outputs[0],
-        })
+        Some(Rounded { weight: up_to(recipe, node.input(0))?, format, scales: part != node.outputs[0] })
     }
 
     /// Rounds the rows of `weight` and fills the slot: with panels of bytes, or with scales, `[runs, rows]`.

@@ -6,7 +6,10 @@ use regraft_ir::{Op, ops::WinogradFilter};
 use regraft_tensor::AlignedVec;
 use regraft_weights::{Recipe, RefitMap};
 
-use super::{PackCx, recipe::SlotRecipe};
+use super::{
+    PackCx,
+    recipe::{SlotRecipe, up_to},
+};
 use crate::{
     format::Panels,
     pack::LANES,
@@ -40,11 +43,8 @@ impl Filters {
             return Ok(None);
         };
         let Op::WinogradFilter(op) = &node.op else { return Ok(None) };
-        let mut matrix = recipe.clone();
-        matrix.graph.outputs[0].value = node.input(0);
-        if matrix.graph.compact().is_err() || matrix.graph.sources.len() != graph.sources.len() {
-            return Ok(None);
-        }
+        let Some(before) = up_to(graph, node.input(0)) else { return Ok(None) };
+        let matrix = Recipe { graph: before, ..recipe.clone() };
         let shape = matrix.shape();
         let matrix = Box::new(SlotRecipe::new(map, &matrix, &SlotLayout { shape, ..layout.clone() })?);
         Ok(Some(Filters { op: op.clone(), matrix, panels, sizes: [channels, columns] }))

@@ -27,16 +27,19 @@ pub(crate) fn apply_registers<S: Vectors>(simd: S, act: Activation, xs: &mut [f3
     if act == Activation::None {
         return;
     }
-    let whole = xs.len() / S::LANES * S::LANES;
-    let (xs, rest) = xs.split_at_mut(whole);
-    with_activation!(act, A => {
-        for xs in xs.chunks_exact_mut(S::LANES) {
-            simd.store(A::of(simd, simd.load(xs)), xs);
-        }
-        if !rest.is_empty() {
-            simd.store_some(A::of(simd, simd.load_some(rest)), rest);
-        }
-    });
+    with_activation!(act, A => map_registers::<S, A>(simd, xs));
+}
+
+/// Replaces every `x` by its function.
+#[inline(always)]
+pub(crate) fn map_registers<S: Vectors, A: Function>(simd: S, xs: &mut [f32]) {
+    let (xs, rest) = xs.split_at_mut(xs.len() / S::LANES * S::LANES);
+    for xs in xs.chunks_exact_mut(S::LANES) {
+        simd.store(A::of(simd, simd.load(xs)), xs);
+    }
+    if !rest.is_empty() {
+        simd.store_some(A::of(simd, simd.load_some(rest)), rest);
+    }
 }
 
 /// Writes the function of the first of each pair to the second.
