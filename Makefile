@@ -62,16 +62,18 @@ test-rust: ## tests in Rust: units, conformance fixtures, command line
 
 test-python: build python ## tests of the command and of the Python package against PyTorch
 	@echo "== testing against PyTorch"
-	@$(PYTHON_ENV); \
-	REGRAFT_BIN="$(TARGET)/release/regraft" PYTHONPATH="$(TARGET)/python" "$$python" -m pytest -q tests
+	@$(PYTHON_ENV); $(OVERLAY); \
+	export PYTHONPATH="$(TARGET)/python:$$(overlay parallel requirements/parallel.txt "2 MB")"; \
+	REGRAFT_BIN="$(TARGET)/release/regraft" "$$python" -m pytest -q --numprocesses 2 --dist loadfile tests
 
 test-adapters: build ## 300 generated adapters against PEFT
 	@echo "== testing generated adapters"
 	@$(PYTHON_ENV); \
 	REGRAFT_GENERATED=300 REGRAFT_BIN="$(TARGET)/release/regraft" "$$python" -m pytest -q tests/test_generated_adapters.py
 
-# The programs of PyTorch's operator database, and the command that runs them.
-OPINFO = $(CARGO) run --quiet --locked -p regraft-conformance --example opinfo --
+# What runs the programs of PyTorch's operator database; built with the features of the whole workspace, as tests are, so that nothing is
+# compiled twice.
+OPINFO = $(CARGO) build --quiet --locked --workspace --example opinfo; "$(TARGET)/debug/examples/opinfo"
 
 test-operators: ## a sample of each operator of PyTorch's database against PyTorch
 	@echo "== exporting a sample of each operator"
