@@ -14,12 +14,12 @@ base_python=${PYTHON:-python3}
 source "$(dirname "${BASH_SOURCE[0]}")/cache.sh"
 
 has_python "$base_python"
-makes_environments "$base_python"
 venv=$(keyed "$name" "$base_python" "$requirements")
 marker=$venv/.complete
 
 locked "$venv"
 if [[ ! -f $marker ]]; then
+    makes_environments "$base_python"
     echo "making $venv (half a minute, about $size)"
     rm -rf "$venv"
     "$base_python" -m venv "$venv"
