@@ -418,6 +418,14 @@ impl<'a, T> TileMut<'a, T> {
         unsafe { std::slice::from_raw_parts_mut(self.ptr.wrapping_add(r * self.row_stride), self.cols) }
     }
 
+    /// All elements, if they follow each other.
+    #[inline]
+    pub fn contiguous(&mut self) -> Option<&mut [T]> {
+        // SAFETY: the rows are valid and ours alone by the invariant of `ptr`, and the next one begins where one ends.
+        (self.cols == self.row_stride)
+            .then(|| unsafe { std::slice::from_raw_parts_mut(self.ptr, self.rows * self.cols) })
+    }
+
     /// The same tile, for a call that gives it back.
     #[inline]
     pub fn again(&mut self) -> TileMut<'_, T> {

@@ -2,10 +2,12 @@
 
 use std::ops::Range;
 
+use regraft_ir::ops::Activation;
+
 use super::{
     Epilogue, Operand, Rows,
-    epilogue::{Left, MAX_WIDTH},
-    micro::{End, Job, Kernel},
+    epilogue::{Left, MAX_WIDTH, activate},
+    micro::{End, Job, Kernel, shares},
     operand::{KBlock, gathered_bytes, k_blocks},
 };
 use crate::{
@@ -230,20 +232,10 @@ impl PanelProduct {
         for block in k_blocks(a.taps(), a.k_tap(), self.kernel.cut()) {
             let next = next.map_or(&[][..], |next| next.panel(panel, &block));
             let (panel, accumulate) = (b.panel(panel, &block), block.first > 0);
-            let (rows, cols) = (c.rows(), c.cols());
-            let mut shares = shares(next, rows.div_ceil(self.kernel.mr));
-            for part in self.kernel.parts(rows) {
-                let next = shares.next().unwrap_or(&[]);
-                let job = Job { a, row: part.start, block: &block, panel, accumulate, next, end: None };
-                (self.kernel.run)(&job, c.part(part, 0..cols));
-            }
+            let job = Job { a, row: 0, block: &block, panel, accumulate, next, end: None };
+            (self.kernel.run)(&job, c.again());
         }
     }
-}
-
-/// What each of so many tiles fetches of the panels that come next.
-fn shares(next: &[u8], tiles: usize) -> std::slice::Chunks<'_, u8> {
-    next.chunks(next.len().div_ceil(tiles.max(1)).max(1))
 }
 
 /// A panel, and what becomes of its products.
@@ -254,6 +246,18 @@ struct Strip<'a> {
     /// What the kernel does to the sums, and what is done to what it stored.
     end: Option<End<'a>>,
     left: Left,
+}
+
+/// Takes the activation out of what is left of each strip, if that is all that is left of any: long rows of several strips take less
+/// time than short ones of each.
+fn take_activation(strips: &mut [Strip<'_>]) -> Option<Activation> {
+    let Some(Strip { left: Left::Activation(activation), .. }) = strips.first() else { return None };
+    let activation = *activation;
+    if !strips.iter().all(|strip| matches!(strip.left, Left::Activation(_))) {
+        return None;
+    }
+    strips.iter_mut().for_each(|strip| strip.left = Left::Nothing);
+    Some(activation)
 }
 
 /// Sets `c`, whose first element is `(row, col)` of the product, to its part of `epilogue(A · B)`. `col` is the first column of a
@@ -306,9 +310,10 @@ pub(crate) fn multiply_block<C: Float>(
                 Strip { panel, columns, end, left }
             }));
             let following = (col + after).div_ceil(nr)..(col + cols.min(after + together * nr)).div_ceil(nr);
-            let (next, tiles) = (b.panels(following, &block), rows.div_ceil(kernel.mr) * strips.len());
-            let mut shares = shares(next, tiles);
-            for part in kernel.parts(rows) {
+            let next = b.panels(following, &block);
+            let mut shares = shares(next, kernel.groups(rows, block.len()).count() * strips.len());
+            let activation = if C::TYPE == FloatType::F32 { take_activation(&mut strips) } else { None };
+            for part in kernel.groups(rows, block.len()) {
                 for strip in &strips {
                     let (next, end) = (shares.next().unwrap_or(&[]), strip.end.map(|end| end.after_rows(part.start)));
                     let at = row_in_a + part.start;
@@ -329,6 +334,9 @@ pub(crate) fn multiply_block<C: Float>(
                     if last {
                         (0..part.len()).for_each(|r| C::narrow(isa, tile.row(r), to.row(r)));
                     }
+                }
+                if let (Some(activation), Some(mut tile)) = (activation, c.part(part, first..after).cast::<f32>()) {
+                    activate(isa, activation, &mut tile);
                 }
             }
         }

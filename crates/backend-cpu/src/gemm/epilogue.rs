@@ -77,12 +77,11 @@ impl Epilogue<'_> {
         if self.does_nothing() {
             return (None, Left::Nothing);
         }
-        let unbounded = [f32::NEG_INFINITY, f32::INFINITY];
         let (clamp, left) = match self.activation {
-            Activation::None => (unbounded, Left::Nothing),
-            Activation::Relu => ([0.0, f32::INFINITY], Left::Nothing),
-            Activation::Relu6 => ([0.0, 6.0], Left::Nothing),
-            other => (unbounded, Left::Activation(other)),
+            Activation::None => (None, Left::Nothing),
+            Activation::Relu => (Some([0.0, f32::INFINITY]), Left::Nothing),
+            Activation::Relu6 => (Some([0.0, 6.0]), Left::Nothing),
+            other => (None, Left::Activation(other)),
         };
         let residual = match self.residual {
             None => None,
@@ -160,10 +159,14 @@ struct Rest<'a> {
 
 vector_fn! {
     /// Applies a function to all of a tile.
-    fn activate<S>(simd, activation: Activation, tile: &mut TileMut<'_, f32>) {
+    pub(super) fn activate<S>(simd, activation: Activation, tile: &mut TileMut<'_, f32>) {
         with_activation!(activation, A => {
-            for r in 0..tile.rows() {
-                map_registers::<S, A>(simd, tile.row(r));
+            if let Some(all) = tile.contiguous() {
+                map_registers::<S, A>(simd, all);
+            } else {
+                for r in 0..tile.rows() {
+                    map_registers::<S, A>(simd, tile.row(r));
+                }
             }
         });
     }

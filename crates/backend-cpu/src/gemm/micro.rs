@@ -23,7 +23,7 @@ pub(super) struct Kernel {
     pub(super) tiles: bool,
     /// Whether it does what [`Job::end`] says.
     pub(super) ends: bool,
-    /// Adds the product of `job` to `c`.
+    /// Adds the product of `job` to `c`, which has at most `mr` rows if the kernel multiplies tiles, and otherwise any number.
     pub(super) run: fn(job: &Job<'_>, c: TileMut<'_, f32>),
 }
 
@@ -51,8 +51,8 @@ pub(super) struct Job<'a> {
 pub(super) struct End<'a> {
     /// An addend for each column of the panel, `-0.0` where there is none.
     pub(super) bias: &'a [f32],
-    /// The bounds.
-    pub(super) clamp: [f32; 2],
+    /// The bounds, if there are any.
+    pub(super) clamp: Option<[f32; 2]>,
     /// An addend for each element of the tile, with the distance between rows.
     pub(super) residual: Option<(&'a [f32], usize)>,
     /// Whether the residual is added to what is within the bounds.
@@ -132,7 +132,22 @@ impl Kernel {
             Some(part)
         })
     }
+
+    /// The same in groups that are multiplied by one panel after another, with `k` elements in a row: those of a group stay in a
+    /// first-level cache beside the panels.
+    pub(super) fn groups(&self, len: usize, k: usize) -> impl Iterator<Item = Range<usize>> {
+        let together = if self.tiles { 1 } else { (GROUP / k.max(1) / self.mr).max(1) };
+        let mut parts = self.parts(len);
+        std::iter::from_fn(move || {
+            let first = parts.next()?;
+            let end = parts.by_ref().take(together - 1).last().map_or(first.end, |last| last.end);
+            Some(first.start..end)
+        })
+    }
 }
+
+/// Elements of `A` of a group of parts.
+const GROUP: usize = 2 * 1024;
 
 /// Floats of a vector of AVX-512.
 const VECTOR: usize = 16;
@@ -175,17 +190,23 @@ pub fn panel_width(isa: Isa) -> usize {
     Kernel::all(isa)[0][0].nr
 }
 
-impl Job<'_> {
+impl<'a> Job<'a> {
     /// How many cache lines of `next` to fetch with every [`CHUNK`] of `steps`.
     #[inline]
     pub(super) fn lines_per_chunk(&self, steps: usize) -> usize {
         self.next.len().div_ceil(LINE).div_ceil(steps.div_ceil(CHUNK).max(1))
     }
 
-    /// Panics unless the tile lies within the operand and the panel: what a kernel's unsafe code relies on.
+    /// The same without the first rows, with another share of what is fetched.
+    #[inline]
+    pub(super) fn after_rows(&self, rows: usize, next: &'a [u8]) -> Self {
+        Job { row: self.row + rows, next, end: self.end.map(|end| end.after_rows(rows)), ..*self }
+    }
+
+    /// Panics unless the rows of `c` lie within the operand and the panel: what a kernel's unsafe code relies on.
     #[inline]
     pub(super) fn check(&self, kernel: &Kernel, c: &TileMut<'_, f32>) {
-        assert!(c.rows() <= kernel.mr && c.cols() <= kernel.nr);
+        assert!(c.cols() <= kernel.nr);
         assert!(self.a.ty() == kernel.a && self.row + c.rows() <= self.a.m());
         assert!(self.block.taps.end <= self.a.taps() && self.block.k.end <= self.a.k_tap());
         assert!(panel_bytes(kernel.b, self.block.len(), kernel.nr) <= self.panel.len());
@@ -194,6 +215,11 @@ impl Job<'_> {
         // Pairs of bfloat16 may not straddle taps.
         assert!(kernel.b != FloatType::Bf16 || self.block.taps.len() <= 1 || self.block.k.len().is_multiple_of(2));
     }
+}
+
+/// What each of so many tiles fetches of the panels that come next.
+pub(super) fn shares(next: &[u8], tiles: usize) -> std::slice::Chunks<'_, u8> {
+    next.chunks(next.len().div_ceil(tiles.max(1)).max(1))
 }
 
 /// The kernel of `$tile` for panels of `$vectors` vectors of `$lanes` numbers and as many rows as are listed: `1 2 3 ...`. `$tile`
@@ -210,15 +236,20 @@ macro_rules! kernel {
             ends: $ends,
             run,
         };
-        fn run(job: &Job<'_>, c: TileMut<'_, f32>) {
+        fn run(job: &Job<'_>, mut c: TileMut<'_, f32>) {
             job.check(&KERNEL, &c);
             $isa.verified();
-            // SAFETY: `verified` has found the instruction set here; `check` has found what the tile wants.
-            unsafe {
-                match c.rows() {
-                    0 => {}
-                    $($rows => $crate::gemm::micro::kernel!(@call $kind $tile $vectors $rows job c),)*
-                    rows => unreachable!("a tile of {rows} rows"),
+            let cols = c.cols();
+            let mut shares = $crate::gemm::micro::shares(job.next, c.rows().div_ceil(KERNEL.mr));
+            for part in KERNEL.parts(c.rows()) {
+                let (tile_job, rows) = (job.after_rows(part.start, shares.next().unwrap_or(&[])), part.len());
+                let (tile_job, c) = (&tile_job, c.part(part, 0..cols));
+                // SAFETY: `verified` has found the instruction set here; `check` has found what the tile wants.
+                unsafe {
+                    match rows {
+                        $($rows => $crate::gemm::micro::kernel!(@call $kind $tile $vectors $rows tile_job c),)*
+                        rows => unreachable!("a tile of {rows} rows"),
+                    }
                 }
             }
         }
@@ -239,7 +270,6 @@ pub(super) use kernel;
 macro_rules! finish {
     ($end:expr, $acc:ident, [$set1:ident $loadu:ident $add:ident $min:ident $max:ident]) => {{
         let end: &$crate::gemm::micro::End<'_> = $end;
-        let [low, high] = [$set1(end.clamp[0]), $set1(end.clamp[1])];
         for v in 0..VECTORS {
             // SAFETY: the end covers whole panels.
             let bias = unsafe { $loadu(end.bias.as_ptr().add(LANES * v)) };
@@ -250,10 +280,13 @@ macro_rules! finish {
         if let (Some(residual), false) = (end.residual, end.clamp_first) {
             $crate::gemm::micro::finish!(@add residual, $acc, $loadu $add);
         }
-        for r in 0..MR {
-            for v in 0..VECTORS {
-                // Where a sum is not a number, the second one is the result.
-                $acc[r][v] = $min(high, $max(low, $acc[r][v]));
+        if let Some([low, high]) = end.clamp {
+            let [low, high] = [$set1(low), $set1(high)];
+            for r in 0..MR {
+                for v in 0..VECTORS {
+                    // Where a sum is not a number, the second one is the result.
+                    $acc[r][v] = $min(high, $max(low, $acc[r][v]));
+                }
             }
         }
         if let (Some(residual), true) = (end.residual, end.clamp_first) {

@@ -45,6 +45,7 @@ fn run<const NR: usize>(job: &Job<'_>, mut c: TileMut<'_, f32>) {
     }
     let kernel = const { kernel::<NR>() };
     job.check(&kernel, &c);
+    assert!(rows <= WALK_ROWS, "{rows} rows at once");
     let (Some(stride), true) = (job.a.stride(), job.a.m() >= ROWS) else {
         unreachable!("rows were gathered that tiles cannot reach")
     };

@@ -24,15 +24,19 @@ const fn kernel<const KIND: u8>(b: FloatType) -> Kernel {
     Kernel { mr: 4, nr: NR, a: FloatType::F32, b, tiles: false, ends: false, run: run::<KIND> }
 }
 
-fn run<const KIND: u8>(job: &Job<'_>, c: TileMut<'_, f32>) {
-    job.check(&KERNELS[usize::from(KIND)], &c);
-    match c.rows() {
-        0 => {}
-        1 => tile::<KIND, 1>(job, c),
-        2 => tile::<KIND, 2>(job, c),
-        3 => tile::<KIND, 3>(job, c),
-        4 => tile::<KIND, 4>(job, c),
-        rows => unreachable!("a tile of {rows} rows"),
+fn run<const KIND: u8>(job: &Job<'_>, mut c: TileMut<'_, f32>) {
+    let (kernel, cols) = (&KERNELS[usize::from(KIND)], c.cols());
+    job.check(kernel, &c);
+    for part in kernel.parts(c.rows()) {
+        let (rows, job) = (part.len(), &job.after_rows(part.start, &[]));
+        let c = c.part(part, 0..cols);
+        match rows {
+            1 => tile::<KIND, 1>(job, c),
+            2 => tile::<KIND, 2>(job, c),
+            3 => tile::<KIND, 3>(job, c),
+            4 => tile::<KIND, 4>(job, c),
+            rows => unreachable!("a tile of {rows} rows"),
+        }
     }
 }
 

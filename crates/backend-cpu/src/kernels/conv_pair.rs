@@ -86,7 +86,7 @@ fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendEr
 
 impl CpuKernel for Prepared {
     fn scratch(&self) -> usize {
-        conv_pair_scratch(&self.cx.threads, &self.window, self.channels)
+        conv_pair_scratch(&self.cx.threads, &self.window, self.nr)
     }
 
     fn run(&self, inputs: &[Option<&[u8]>], outputs: &mut [&mut [u8]], scratch: &mut [u8]) -> Result<(), DataError> {

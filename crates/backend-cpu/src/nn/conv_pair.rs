@@ -1,18 +1,18 @@
-//! A convolution of single pixels and the depthwise one behind it: of the image between them a task has the lines that its next row of
-//! output pixels meets, which stay in its caches.
+//! A convolution of single pixels and the depthwise one behind it. A task goes through its rows with one panel of channels after another:
+//! of the image between it has those channels of the lines that its next row of output pixels meets, which stay in its first-level cache.
 
 use regraft_ir::ops::Activation;
 
 use super::{
-    depthwise::{Row, blocks, compute_row, tap_stride},
+    depthwise::{Blocks, Row, compute_row, tap_stride},
     window::lines_of,
     workers,
 };
 use crate::{
     Isa, Scratch, Threads,
-    gemm::{Epilogue, Operand, Panels, Rows, Window3, Workspace, gathered_bytes, multiply_block},
+    gemm::{Epilogue, Operand, Panels, Rows, Window3, Workspace, multiply_block},
     scratch::bytes_of,
-    simd::Floats,
+    simd::{Floats, Taps},
     threads::TileMut,
 };
 
@@ -44,26 +44,31 @@ pub struct PairArgs<'a> {
 /// Bands of rows for each of several threads. At its top each computes some lines that the band before computes, too.
 const BANDS_PER_THREAD: usize = 2;
 
-/// Lines between that one row meets, and those that it skips.
-fn reach(window: &Window3) -> usize {
-    window.dilation[1] * (window.kernel[1] - 1) + 1
+/// Lines between that a task keeps: those that one row meets, and those that it skips. What the next row meets first follows in memory.
+fn places(window: &Window3) -> usize {
+    (window.dilation[1] * (window.kernel[1] - 1) + 1).next_multiple_of(window.stride[1])
 }
 
-/// Bytes of scratch that [`conv_pair`] needs.
-pub fn conv_pair_scratch(threads: &Threads, window: &Window3, [channels, between]: [usize; 2]) -> usize {
-    let (width, lines) = (window.input[2], reach(window));
-    let gathered = gathered_bytes(width, 1, channels);
-    workers(threads) * (bytes_of::<f32>(lines * width * between) + bytes_of::<u8>(gathered))
+/// Bytes of scratch that [`conv_pair`] needs for panels of so many columns.
+pub fn conv_pair_scratch(threads: &Threads, window: &Window3, nr: usize) -> usize {
+    workers(threads) * bytes_of::<f32>(places(window) * window.input[2] * nr)
+}
+
+/// What a row of output pixels meets.
+struct Met {
+    /// Lines of the images.
+    lines: Vec<usize>,
+    /// Where the taps are in the lines between.
+    taps: Vec<Taps>,
 }
 
 /// Memory of one task.
 struct Work<'a> {
-    /// Lines between; number `i` of the images has its place at `i` modulo their count.
+    /// A panel's channels of lines between; number `i` of the images has its place at `i` modulo their count.
     between: &'a mut [f32],
     /// Which line is at each place.
     held: Vec<usize>,
-    product: Workspace<'a>,
-    lines: Vec<(usize, usize)>,
+    met: Vec<Met>,
 }
 
 /// Computes both convolutions into `out`, which has the channels between. Images have one plane.
@@ -81,45 +86,82 @@ pub fn conv_pair(threads: &Threads, isa: Isa, args: &PairArgs<'_>, out: &mut [f3
     let panels = Panels::new(args.nr, Floats::F32(args.pointwise), channels, between);
     let (bias, activation) = (args.inner_bias.map(Floats::F32), args.inner_activation);
     let epilogue = Epilogue { bias, activation, ..Epilogue::default() };
-    let (places, blocks) = (reach(&window), blocks(&window));
+    let (places, blocks) = (places(&window), Blocks::new(&window));
+    let met = |row: usize| {
+        let lines = || lines_of(&window, row, false).map(|(tap, pixel)| (tap, pixel / width));
+        let kept = lines().map(|(tap, line)| (tap, line % places * width));
+        let taps = blocks.taps(&window, kept, [args.nr, tap_stride(between)]);
+        Met { lines: lines().map(|(_, line)| line).collect(), taps }
+    };
     let mut scratch = scratch.again();
     let mut works: Vec<Work<'_>> = (0..workers(threads))
         .map(|_| Work {
-            between: scratch.take(places * width * between),
+            between: scratch.take(places * width * args.nr),
             held: vec![usize::MAX; places],
-            product: Workspace { a: scratch.take(gathered_bytes(width, 1, channels)), sums: &mut [] },
-            lines: Vec::new(),
+            met: Vec::new(),
         })
         .collect();
-    let row = window.output[2] * between;
+    let row = (window.output[2] * between).max(1);
     let bands = if threads.count() == 1 { 1 } else { BANDS_PER_THREAD * threads.count() };
     let per_task = (window.batch * window.output[1]).div_ceil(bands).max(1);
     threads.for_each_chunk_with(&mut works, out, per_task * row, |work, task, out| {
-        for (i, out) in out.chunks_exact_mut(row.max(1)).enumerate() {
-            work.lines.clear();
-            work.lines.extend(lines_of(&window, task * per_task + i, false));
-            for (_, pixel) in &mut work.lines {
-                let line = *pixel / width;
-                let place = line % places;
-                if work.held[place] != line {
-                    let to = &mut work.between[place * width * between..][..width * between];
-                    let to = TileMut::new(to, width, between, between);
-                    multiply_block(isa, &a, line * width, &panels, 0, to, &epilogue, &mut work.product);
-                    work.held[place] = line;
-                }
-                *pixel = place * width;
+        work.met.clear();
+        work.met.extend((0..out.len() / row).map(|i| met(task * per_task + i)));
+        for first in (0..between).step_by(args.nr) {
+            let columns = first..between.min(first + args.nr);
+            work.held.fill(usize::MAX);
+            for (met, out) in work.met.iter().zip(out.chunks_exact_mut(row)) {
+                let lines = Lines { between: work.between, held: &mut work.held, width, nr: args.nr };
+                lines.hold(&met.lines, |line, to| {
+                    let to = TileMut::new(to, to.len() / args.nr, columns.len(), args.nr);
+                    // One panel at a time is multiplied by rows where they are.
+                    let mut product = Workspace { a: &mut [], sums: &mut [] };
+                    multiply_block(isa, &a, line * width, &panels, first, to, &epilogue, &mut product);
+                });
+                let row = Row {
+                    channels: columns.len(),
+                    image: work.between,
+                    step: args.nr,
+                    stride: window.stride[2],
+                    weight: &args.weight[first..],
+                    taps: &met.taps,
+                    bias: args.bias.map(|bias| &bias[columns.clone()]),
+                    blocks: &blocks,
+                    activation: args.activation,
+                };
+                compute_row(isa, row, &mut out[first..], between);
             }
-            let row = Row {
-                window: &window,
-                channels: between,
-                image: work.between,
-                lines: &work.lines,
-                weight: args.weight,
-                bias: args.bias,
-                blocks: &blocks,
-                activation: args.activation,
-            };
-            compute_row(isa, row, out);
         }
     });
+}
+
+/// The lines between of a task.
+struct Lines<'a> {
+    between: &'a mut [f32],
+    held: &'a mut [usize],
+    /// Pixels of a line.
+    width: usize,
+    /// Floats of a pixel.
+    nr: usize,
+}
+
+impl Lines<'_> {
+    /// Computes what is missing of `lines`: as many as follow each other, and have places that do, at once.
+    fn hold(self, lines: &[usize], compute: impl Fn(usize, &mut [f32])) {
+        let (places, floats) = (self.held.len(), self.width * self.nr);
+        let mut rest = lines;
+        while let Some((first, after)) = rest.split_first() {
+            let place = first % places;
+            let missing = rest
+                .iter()
+                .enumerate()
+                .take_while(|(i, line)| place + i < places && **line == first + i && self.held[place + i] != **line);
+            let count = missing.count();
+            rest = if count == 0 { after } else { &rest[count..] };
+            if count > 0 {
+                compute(*first, &mut self.between[place * floats..][..count * floats]);
+                (0..count).for_each(|i| self.held[place + i] = first + i);
+            }
+        }
+    }
 }

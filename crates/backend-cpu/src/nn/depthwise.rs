@@ -7,7 +7,7 @@ use regraft_ir::ops::Activation;
 
 use super::{
     rows_per_task, widened,
-    window::{Taps, lines_met, lines_of},
+    window::{lines_met, lines_of},
     workers,
 };
 use crate::{
@@ -15,7 +15,9 @@ use crate::{
     gemm::Window3,
     pack::{panel_bytes, widen_panel},
     scratch::bytes_of,
-    simd::{Float, FloatType, Floats, Fma, Vectors, activation, vector_fn},
+    simd::{
+        Float, FloatType, Floats, Fma, Taps, Vectors, activation::map_registers, functions::with_activation, vector_fn,
+    },
 };
 
 /// To whose multiple the channels of packed weights are padded.
@@ -86,155 +88,242 @@ pub fn depthwise<T: Float>(
         wide
     };
     let [rows, row] = buffers(&window, channels, args.image.ty(), T::TYPE);
-    let mut buffers: Vec<_> =
-        (0..workers(threads)).map(|_| (scratch.take(rows), scratch.take(row), Vec::new())).collect();
-    let [line, width] = [window.output[2], window.input[2]].map(|pixels| pixels * channels);
-    let blocks = blocks(&window);
+    let mut buffers: Vec<_> = (0..workers(threads)).map(|_| (scratch.take(rows), scratch.take(row))).collect();
+    let [line, width] = [window.output[2], window.input[2]].map(|pixels| (pixels * channels).max(1));
+    let (blocks, parts) = (Blocks::new(&window), parts(&window, channels));
     // Neighboring rows read the same lines, which one thread then has in its caches.
-    let per_task = rows_per_task(threads, out.len() / line.max(1), line);
-    threads.for_each_chunk_with(&mut buffers, out, per_task * line, |(rows, buffer, lines), task, out| {
-        for (i, out) in out.chunks_exact_mut(line.max(1)).enumerate() {
-            let row = task * per_task + i;
+    let per_task = rows_per_task(threads, out.len() / line, line);
+    // What is not f32 is widened for one row at a time.
+    let together = if args.image.ty() == FloatType::F32 && T::TYPE == FloatType::F32 { per_task } else { 1 };
+    threads.for_each_chunk_with(&mut buffers, out, per_task * line, |(rows, buffer), task, out| {
+        for (i, out) in out.chunks_mut(together * line).enumerate() {
+            let first = task * per_task + i * together;
             let (image, copies): (&[f32], bool) = if let Floats::F32(image) = args.image {
                 (image, false)
             } else {
-                for (source, copy) in lines_met(&window, row).zip(rows.chunks_exact_mut(width.max(1))) {
+                for (source, copy) in lines_met(&window, first).zip(rows.chunks_exact_mut(width)) {
                     args.image.load(isa, source * width, copy);
                 }
                 (rows, true)
             };
-            lines.clear();
-            lines.extend(lines_of(&window, row, copies));
-            let (window, activation) = (&window, args.activation);
-            let row = Row { window, channels, image, lines, weight, bias, blocks: &blocks, activation };
-            if let Some(out) = T::as_f32_mut(out) {
-                compute_row(isa, row, out);
-                continue;
+            let taps: Vec<Vec<Taps>> = (0..out.len() / line)
+                .map(|row| blocks.taps(&window, lines_of(&window, first + row, copies), [channels, stride]))
+                .collect();
+            let (result, narrower) = match T::as_f32_mut(out) {
+                Some(out) => (out, false),
+                None => (&mut **buffer, true),
+            };
+            for part in &parts {
+                for (taps, out) in taps.iter().zip(result.chunks_exact_mut(line)) {
+                    let row = Row {
+                        channels: part.len(),
+                        image: &image[part.start..],
+                        step: channels,
+                        stride: window.stride[2],
+                        weight: &weight[part.start..],
+                        taps,
+                        bias: bias.map(|bias| &bias[part.clone()]),
+                        blocks: &blocks,
+                        activation: args.activation,
+                    };
+                    compute_row(isa, row, &mut out[part.start..], channels);
+                }
             }
-            compute_row(isa, row, buffer);
-            T::narrow(isa, buffer, out);
+            if narrower {
+                T::narrow(isa, buffer, out);
+            }
         }
     });
 }
 
-/// What a row of output pixels is computed from.
+/// Floats of the lines that a row of output pixels meets, so that they stay in a first-level cache.
+const LINES: usize = 6 * 1024;
+
+/// The fewest channels of a part, two cache lines: processors fetch lines in pairs.
+const LEAST: usize = 32;
+
+/// Cuts channels into parts, with each of which a task goes through all its rows before the next: each line of the image is then fetched
+/// once for all rows that meet it.
+fn parts(window: &Window3, channels: usize) -> Vec<Range<usize>> {
+    let pixels = window.kernel[0] * window.kernel[1] * window.input[2];
+    let most = (LINES / pixels.max(1) / LEAST).max(1) * LEAST;
+    let count = (channels / most).max(1);
+    // The last one has what is left: fewer channels than a register's would take as long.
+    (0..count).map(|i| i * most..if i + 1 == count { channels } else { (i + 1) * most }).collect()
+}
+
+/// What some channels of a row of output pixels are computed from.
 #[derive(Clone, Copy)]
 pub(super) struct Row<'a> {
-    /// Where windows are.
-    pub(super) window: &'a Window3,
+    /// How many channels.
     pub(super) channels: usize,
-    /// The lines of images that are met, and perhaps others.
+    /// The lines of images that are met, and perhaps others, from the first of the channels on.
     pub(super) image: &'a [f32],
-    /// For each line of the kernel that meets the image: its first tap and the first pixel of the line.
-    pub(super) lines: &'a [(usize, usize)],
+    /// Floats between pixels of it.
+    pub(super) step: usize,
+    /// Pixels between those that output pixels next to each other meet with the same tap.
+    pub(super) stride: usize,
+    /// The weights from the first of the channels on.
     pub(super) weight: &'a [f32],
+    /// What [`Blocks::taps`] gives.
+    pub(super) taps: &'a [Taps],
+    /// One for each channel.
     pub(super) bias: Option<&'a [f32]>,
-    pub(super) blocks: &'a [Block],
+    pub(super) blocks: &'a Blocks,
     pub(super) activation: Activation,
 }
 
-vector_fn! {
-    /// Computes a row of output pixels.
-    pub(super) fn compute_row<S>(simd, row: Row<'_>, out: &mut [f32]) {
-        let channels = row.channels;
-        if channels < S::LANES {
-            let mut taps = Taps::of_lines(row.window, row.lines);
-            for (x, out) in out.chunks_exact_mut(channels).enumerate() {
-                few_channels::<S::F>(row.image, (row.weight, row.bias), taps.at(x), out);
-            }
-            activation::apply_lanes::<S::F>(row.activation, out);
-        } else {
-            compute_blocks(simd, &row, out);
-        }
+impl Row<'_> {
+    /// Where the pixel of output pixel `p` of a block is that the block's taps are counted from.
+    fn start(&self, block: &Block, p: usize) -> usize {
+        (block.column + p * self.stride) * self.step
     }
 }
 
-/// Block after block: what is read of the image then lies side by side.
-#[inline(always)]
-fn compute_blocks<S: Vectors>(simd: S, row: &Row<'_>, out: &mut [f32]) {
-    for block in row.blocks {
-        let out = &mut out[block.x * row.channels..][..block.pixels * row.channels];
-        match block.pixels {
-            8 => all_channels::<S, 8, 1>(simd, row, block, out),
-            7 => all_channels::<S, 7, 1>(simd, row, block, out),
-            6 => all_channels::<S, 6, 1>(simd, row, block, out),
-            4 => all_channels::<S, 4, 2>(simd, row, block, out),
-            3 => all_channels::<S, 3, 2>(simd, row, block, out),
-            2 => all_channels::<S, 2, 4>(simd, row, block, out),
-            _ => all_channels::<S, 1, 4>(simd, row, block, out),
+vector_fn! {
+    /// Computes some channels of a row of output pixels into `out`, where pixels are `step` floats apart.
+    pub(super) fn compute_row<S>(simd, row: Row<'_>, out: &mut [f32], step: usize) {
+        for block in &row.blocks.blocks {
+            let out = &mut out[block.x * step..];
+            if row.channels < S::LANES {
+                few_channels::<S::F>(&row, block, out, step);
+                continue;
+            }
+            match block.pixels {
+                8 => all_channels::<S, 8, 1>(simd, &row, block, out, step),
+                7 => all_channels::<S, 7, 1>(simd, &row, block, out, step),
+                6 => all_channels::<S, 6, 1>(simd, &row, block, out, step),
+                4 => all_channels::<S, 4, 2>(simd, &row, block, out, step),
+                3 => all_channels::<S, 3, 2>(simd, &row, block, out, step),
+                2 => all_channels::<S, 2, 4>(simd, &row, block, out, step),
+                _ => all_channels::<S, 1, 4>(simd, &row, block, out, step),
+            }
         }
-        activation::apply_registers(simd, row.activation, out);
+        if row.activation != Activation::None {
+            with_activation!(row.activation, A => {
+                for out in out.chunks_mut(step) {
+                    map_registers::<S, A>(simd, &mut out[..row.channels]);
+                }
+            });
+        }
     }
 }
 
 /// Output pixels of a row that meet the image with the same columns of the kernel, and whose sums are in registers at once, so that each
 /// weight is fetched once for all of them.
-pub(super) struct Block {
+struct Block {
     /// The first.
     x: usize,
-    /// How many: one of [`BLOCKS`].
+    /// How many: one of [`SIZES`].
     pixels: usize,
-    /// The columns of the kernel.
-    met: Range<usize>,
+    /// Which of [`Blocks::columns`] they are.
+    columns: usize,
     /// The input column that the first pixel meets with the first of them.
     column: usize,
 }
 
 /// How many pixels a block may have: about eight sums keep the arithmetic units busy. Blocks of fewer take more channels at once.
-const BLOCKS: [usize; 7] = [8, 7, 6, 4, 3, 2, 1];
+const SIZES: [usize; 7] = [8, 7, 6, 4, 3, 2, 1];
 
-/// Cuts a row of output pixels into blocks, into equal ones if they can be long.
-pub(super) fn blocks(window: &Window3) -> Vec<Block> {
-    let (out, taps) = (window.output[2], window.kernel[2]);
-    let met = |x: usize| {
-        let meets = |kx: &usize| window.source(2, x, *kx).is_some();
-        let first = (0..taps).find(meets).unwrap_or(0);
-        first..(first..taps).rfind(meets).map_or(first, |last| last + 1)
-    };
-    let (mut blocks, mut x) = (Vec::new(), 0);
-    while x < out {
-        let columns = met(x);
-        let run = (x..out).take_while(|x| met(*x) == columns).count();
-        let even = BLOCKS[..3].iter().copied().find(|pixels| run.is_multiple_of(*pixels));
-        let end = x + run;
-        while x < end {
-            let fits = BLOCKS.into_iter().find(|pixels| *pixels <= end - x).unwrap_or(1);
-            let (pixels, column) = (even.unwrap_or(fits), window.source(2, x, columns.start).unwrap_or(0));
-            blocks.push(Block { x, pixels, met: columns.clone(), column });
-            x += pixels;
+/// How rows of output pixels are cut into blocks.
+pub(super) struct Blocks {
+    blocks: Vec<Block>,
+    /// The columns of the kernel that some blocks meet the image with.
+    columns: Vec<Range<usize>>,
+}
+
+impl Blocks {
+    /// Equal ones where they can be long.
+    pub(super) fn new(window: &Window3) -> Self {
+        let (out, kernel) = (window.output[2], window.kernel[2]);
+        let met = |x: usize| {
+            let meets = |kx: &usize| window.source(2, x, *kx).is_some();
+            let first = (0..kernel).find(meets).unwrap_or(0);
+            first..(first..kernel).rfind(meets).map_or(first, |last| last + 1)
+        };
+        let (mut blocks, mut columns, mut x) = (Vec::new(), Vec::new(), 0);
+        while x < out {
+            let these = met(x);
+            let run = (x..out).take_while(|x| met(*x) == these).count();
+            let even = SIZES[..3].iter().copied().find(|pixels| run.is_multiple_of(*pixels));
+            let end = x + run;
+            while x < end {
+                let fits = SIZES.into_iter().find(|pixels| *pixels <= end - x).unwrap_or(1);
+                let (pixels, column) = (even.unwrap_or(fits), window.source(2, x, these.start).unwrap_or(0));
+                blocks.push(Block { x, pixels, columns: columns.len(), column });
+                x += pixels;
+            }
+            columns.push(these);
         }
+        Blocks { blocks, columns }
     }
-    blocks
+
+    /// Where the taps of a row are that meets `lines` of the image, counted from the input column of a block, for each of the ranges of
+    /// columns: pixels and taps are so many floats apart.
+    pub(super) fn taps(
+        &self,
+        window: &Window3,
+        lines: impl Iterator<Item = (usize, usize)> + Clone,
+        [step, weight_step]: [usize; 2],
+    ) -> Vec<Taps> {
+        let of = |columns: &Range<usize>| {
+            let mut taps = Taps::default();
+            for (tap, pixel) in lines.clone() {
+                for (i, kx) in columns.clone().enumerate() {
+                    taps.push((pixel + i * window.dilation[2]) * step, (tap + kx) * weight_step);
+                }
+            }
+            taps
+        };
+        self.columns.iter().map(of).collect()
+    }
 }
 
-/// All channels of a block of `P` output pixels, which are those of `out`, `Q` registers at a time if there are so many.
+/// All channels of a block of `P` output pixels, of which `out` begins with the first, `Q` registers at a time if there are so many.
 #[inline(always)]
-fn all_channels<S: Vectors, const P: usize, const Q: usize>(simd: S, row: &Row<'_>, block: &Block, out: &mut [f32]) {
-    if row.channels < Q * S::LANES {
-        return some_channels::<S, P, 1>(simd, row, block, out);
+fn all_channels<S: Vectors, const P: usize, const Q: usize>(
+    simd: S,
+    row: &Row<'_>,
+    block: &Block,
+    out: &mut [f32],
+    step: usize,
+) {
+    match row.channels / S::LANES {
+        1 => some_channels::<S, P, 1>(simd, row, block, out, step),
+        // Panels may be as narrow.
+        2 | 3 if Q > 2 => some_channels::<S, P, 2>(simd, row, block, out, step),
+        _ => some_channels::<S, P, Q>(simd, row, block, out, step),
     }
-    some_channels::<S, P, Q>(simd, row, block, out);
 }
 
 #[inline(always)]
-fn some_channels<S: Vectors, const P: usize, const Q: usize>(simd: S, row: &Row<'_>, block: &Block, out: &mut [f32]) {
+fn some_channels<S: Vectors, const P: usize, const Q: usize>(
+    simd: S,
+    row: &Row<'_>,
+    block: &Block,
+    out: &mut [f32],
+    step: usize,
+) {
     for first in (0..row.channels).step_by(Q * S::LANES) {
         // The last ones begin where they fit, and are computed in part twice.
         let first = first.min(row.channels - Q * S::LANES);
-        block_of_pixels::<S, P, Q>(simd, row, (first, block), &mut out[first..]);
+        let sums = block_of_pixels::<S, P, Q>(simd, row, first, block);
+        for (p, sums) in sums.into_iter().enumerate() {
+            for (q, sum) in sums.into_iter().enumerate() {
+                simd.store(sum, &mut out[p * step + first + q * S::LANES..]);
+            }
+        }
     }
 }
 
-/// `Q` registers of channels from `first` on, of a block of `P` output pixels; `out` begins at its first pixel's.
+/// `Q` registers of channels from `first` on, of a block of `P` output pixels.
 #[inline(always)]
 fn block_of_pixels<S: Vectors, const P: usize, const Q: usize>(
     simd: S,
     row: &Row<'_>,
-    (first, block): (usize, &Block),
-    out: &mut [f32],
-) {
-    let (channels, window) = (row.channels, row.window);
-    let (step, dilation, width) = (window.stride[2] * channels, window.dilation[2], window.input[2] * channels);
+    first: usize,
+    block: &Block,
+) -> [[S::V; Q]; P] {
     let mut sums = [[simd.splat(0.0); Q]; P];
     if let Some(bias) = row.bias {
         for q in 0..Q {
@@ -242,44 +331,25 @@ fn block_of_pixels<S: Vectors, const P: usize, const Q: usize>(
             sums.iter_mut().for_each(|sum| sum[q] = bias);
         }
     }
-    for (tap, pixel) in row.lines {
-        let line = &row.image[pixel * channels..][..width];
-        let weights = &row.weight[tap * tap_stride(channels) + first..];
-        for (i, kx) in block.met.clone().enumerate() {
-            let xs = &line[(block.column + i * dilation) * channels + first..];
-            let weights = &weights[kx * tap_stride(channels)..];
-            let mut w = [simd.splat(0.0); Q];
-            for (q, w) in w.iter_mut().enumerate() {
-                *w = simd.load(&weights[q * S::LANES..]);
-            }
-            simd.mul_add_each(&mut sums, xs, step, &w);
-        }
-    }
-    for (p, sums) in sums.into_iter().enumerate() {
-        for (q, sum) in sums.into_iter().enumerate() {
-            simd.store(sum, &mut out[p * channels + q * S::LANES..]);
-        }
-    }
+    let image = &row.image[row.start(block, 0) + first..];
+    simd.mul_add_taps(&mut sums, &row.taps[block.columns], (image, row.stride * row.step), &row.weight[first..]);
+    sums
 }
 
-/// One output pixel of fewer channels than a register holds.
+/// A block of output pixels of fewer channels than a register holds.
 #[inline(always)]
-fn few_channels<F: Fma>(
-    image: &[f32],
-    (weight, bias): (&[f32], Option<&[f32]>),
-    taps: &[(usize, usize)],
-    out: &mut [f32],
-) {
-    let channels = out.len();
-    match bias {
-        Some(bias) => out.copy_from_slice(bias),
-        None => out.fill(0.0),
-    }
-    for (pixel, tap) in taps {
-        let xs = &image[pixel * channels..][..channels];
-        let ws = &weight[tap * tap_stride(channels)..][..channels];
-        for ((sum, x), w) in out.iter_mut().zip(xs).zip(ws) {
-            *sum = F::mul_add(*x, *w, *sum);
+fn few_channels<F: Fma>(row: &Row<'_>, block: &Block, out: &mut [f32], step: usize) {
+    for (p, out) in out.chunks_mut(step).take(block.pixels).enumerate() {
+        let (out, start) = (&mut out[..row.channels], row.start(block, p));
+        match row.bias {
+            Some(bias) => out.copy_from_slice(bias),
+            None => out.fill(0.0),
+        }
+        for [pixel, weight] in row.taps[block.columns].at() {
+            let (xs, ws) = (&row.image[start + pixel..][..out.len()], &row.weight[*weight..][..out.len()]);
+            for ((sum, x), w) in out.iter_mut().zip(xs).zip(ws) {
+                *sum = F::mul_add(*x, *w, *sum);
+            }
         }
     }
 }

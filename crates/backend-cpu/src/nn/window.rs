@@ -11,7 +11,7 @@ pub(super) struct Taps<'a> {
 }
 
 /// For each line of the kernel that meets the image: its number, and the line of the images, counted over all of them.
-fn meetings(window: &Window3, line: usize) -> impl Iterator<Item = (usize, usize)> {
+fn meetings(window: &Window3, line: usize) -> impl Iterator<Item = (usize, usize)> + Clone {
     let (window, [height, kernel]) = (*window, [window.output[1], window.kernel[1]]);
     let (plane, y) = (line / height, line % height);
     let (image, z) = (plane / window.output[0], plane % window.output[0]);
@@ -28,7 +28,7 @@ pub(super) fn lines_met(window: &Window3, line: usize) -> impl Iterator<Item = u
 
 /// For each line of the kernel that meets the image: its first tap and the first pixel of the image's line, or where `copies` of the
 /// lines that are met stand one after the other, of the copy.
-pub(super) fn lines_of(window: &Window3, line: usize, copies: bool) -> impl Iterator<Item = (usize, usize)> {
+pub(super) fn lines_of(window: &Window3, line: usize, copies: bool) -> impl Iterator<Item = (usize, usize)> + Clone {
     let [taps, width] = [window.kernel[2], window.input[2]];
     meetings(window, line).enumerate().map(move |(i, (tap, line))| (tap * taps, if copies { i } else { line } * width))
 }
@@ -37,11 +37,6 @@ impl<'a> Taps<'a> {
     /// `line` counts the output lines of all images; of the images, perhaps `copies` of lines are read, as in [`lines_of`].
     pub(super) fn new(window: &'a Window3, line: usize, copies: bool) -> Self {
         Taps { window, lines: lines_of(window, line, copies).collect(), taps: Vec::with_capacity(window.taps()) }
-    }
-
-    /// For each line of the kernel that meets the image, `lines` has its first tap and the first pixel of the image's line.
-    pub(super) fn of_lines(window: &'a Window3, lines: &[(usize, usize)]) -> Self {
-        Taps { window, lines: lines.to_vec(), taps: Vec::with_capacity(window.taps()) }
     }
 
     /// `(pixel of the image, tap)` for every tap of output column `x` inside the image, in the order of the taps.

@@ -3,9 +3,9 @@
 use regraft_ir::ops::Activation;
 
 use super::{
-    Fma, One, Vectors,
+    Fma, One, Several, Vectors,
     functions::{Function, with_activation},
-    simd_fn,
+    vector_fn,
 };
 
 /// Applies the function to every element of `xs` in place.
@@ -15,31 +15,25 @@ pub fn apply(isa: super::Isa, act: Activation, xs: &mut [f32]) {
     }
 }
 
-/// [`apply`] inside code that is already compiled for an instruction set.
-#[inline(always)]
-pub(crate) fn apply_lanes<F: Fma>(act: Activation, xs: &mut [f32]) {
-    each::<F>(act, xs.iter_mut().map(|x| (*x, x)));
-}
-
-/// [`apply`] inside code over registers.
-#[inline(always)]
-pub(crate) fn apply_registers<S: Vectors>(simd: S, act: Activation, xs: &mut [f32]) {
-    if act == Activation::None {
-        return;
-    }
-    with_activation!(act, A => map_registers::<S, A>(simd, xs));
-}
-
 /// Replaces every `x` by its function.
 #[inline(always)]
 pub(crate) fn map_registers<S: Vectors, A: Function>(simd: S, xs: &mut [f32]) {
-    let (xs, rest) = xs.split_at_mut(xs.len() / S::LANES * S::LANES);
-    for xs in xs.chunks_exact_mut(S::LANES) {
-        simd.store(A::of(simd, simd.load(xs)), xs);
-    }
+    let xs = map_whole::<Several<S, 4>, A>(Several(simd), xs);
+    let xs = map_whole::<Several<S, 2>, A>(Several(simd), xs);
+    let rest = map_whole::<S, A>(simd, xs);
     if !rest.is_empty() {
         simd.store_some(A::of(simd, simd.load_some(rest)), rest);
     }
+}
+
+/// Does it to as many as fill registers, and gives back the others.
+#[inline(always)]
+fn map_whole<S: Vectors, A: Function>(simd: S, xs: &mut [f32]) -> &mut [f32] {
+    let (whole, rest) = xs.split_at_mut(xs.len() / S::LANES * S::LANES);
+    for xs in whole.chunks_exact_mut(S::LANES) {
+        simd.store(A::of(simd, simd.load(xs)), xs);
+    }
+    rest
 }
 
 /// Writes the function of the first of each pair to the second.
@@ -53,8 +47,8 @@ pub(crate) fn each<'a, F: Fma>(act: Activation, pairs: impl Iterator<Item = (f32
     });
 }
 
-simd_fn! {
-    fn apply_all<F>(act: Activation, xs: &mut [f32]) {
-        apply_lanes::<F>(act, xs);
+vector_fn! {
+    fn apply_all<S>(simd, act: Activation, xs: &mut [f32]) {
+        with_activation!(act, A => map_registers::<S, A>(simd, xs));
     }
 }

@@ -101,21 +101,46 @@ pub(crate) trait Vectors: Copy {
     /// The lowest bits of each lane, where the exponent is.
     fn to_exponents(self, v: Self::V) -> Self::V;
 
-    /// Adds to register `q` of sum `i` the product of `w[q]` and register `q` at `xs[i * step]`, lane by lane.
+    /// The floats at `from`.
+    ///
+    /// # Safety
+    /// A register of floats is there.
+    unsafe fn load_at(self, from: *const f32) -> Self::V;
+
+    /// Adds to register `q` of sum `i` the products of register `q` of the weights of each tap and register `q` of its pixel, `i` steps
+    /// further, lane by lane.
     ///
     /// # Panics
-    /// When `xs` is too short.
+    /// When `xs` or `weights` are too short.
     #[inline(always)]
-    fn mul_add_each<const N: usize, const Q: usize>(
+    fn mul_add_taps<const N: usize, const Q: usize>(
         self,
         sums: &mut [[Self::V; Q]; N],
-        xs: &[f32],
-        step: usize,
-        w: &[Self::V; Q],
+        taps: &Taps,
+        (xs, step): (&[f32], usize),
+        weights: &[f32],
     ) {
-        for (i, sums) in sums.iter_mut().enumerate() {
-            for (q, sum) in sums.iter_mut().enumerate() {
-                *sum = self.mul_add(self.load(&xs[i * step + q * Self::LANES..]), w[q], *sum);
+        if taps.at().is_empty() {
+            return;
+        }
+        let width = Q * Self::LANES;
+        let [pixel, weight] = taps.reach();
+        let reach = |steps: Option<usize>, at: usize| steps?.checked_add(at)?.checked_add(width);
+        let [pixels, weights_end] = [reach(step.checked_mul(N - 1), pixel), reach(Some(0), weight)];
+        assert!(pixels.is_some_and(|end| end <= xs.len()), "too few floats for {N} times {Q} registers, {step} apart");
+        assert!(weights_end.is_some_and(|end| end <= weights.len()), "too few weights for {Q} registers");
+        for [pixel, weight] in taps.at() {
+            let mut w = [self.splat(0.0); Q];
+            for (q, w) in w.iter_mut().enumerate() {
+                // SAFETY: as many weights are there behind the farthest.
+                *w = unsafe { self.load_at(weights.as_ptr().add(*weight + q * Self::LANES)) };
+            }
+            for (i, sums) in sums.iter_mut().enumerate() {
+                for (q, sum) in sums.iter_mut().enumerate() {
+                    // SAFETY: as many floats are there behind the farthest pixel.
+                    let x = unsafe { self.load_at(xs.as_ptr().add(*pixel + i * step + q * Self::LANES)) };
+                    *sum = self.mul_add(x, w[q], *sum);
+                }
             }
         }
     }
@@ -158,6 +183,12 @@ impl<F: Fma> Vectors for One<F> {
     #[inline(always)]
     fn load(self, from: &[f32]) -> f32 {
         from[0]
+    }
+
+    #[inline(always)]
+    unsafe fn load_at(self, from: *const f32) -> f32 {
+        // SAFETY: by contract.
+        unsafe { *from }
     }
 
     #[inline(always)]
@@ -257,6 +288,12 @@ impl Vectors for Portable {
     }
 
     #[inline(always)]
+    unsafe fn load_at(self, from: *const f32) -> [f32; 4] {
+        // SAFETY: by contract; an array is aligned as its elements are.
+        unsafe { *from.cast() }
+    }
+
+    #[inline(always)]
     fn store(self, v: [f32; 4], to: &mut [f32]) {
         *to.first_chunk_mut().expect("a whole register") = v;
     }
@@ -334,6 +371,10 @@ impl Vectors for Portable {
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) use self::x86::{Avx2, Avx512};
+pub(crate) use self::{several::Several, taps::Taps};
+
+mod several;
+mod taps;
 
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -393,7 +434,10 @@ pub(crate) use vector_fn;
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Isa, math};
+    use super::{
+        super::{Isa, math},
+        Taps,
+    };
 
     vector_fn! {
         fn clip<S>(simd, xs: &[f32], out: &mut [f32]) {
@@ -407,7 +451,10 @@ mod tests {
     vector_fn! {
         fn sum_of_two<S>(simd, xs: &[f32], step: usize, out: &mut [f32]) {
             let mut sums = [[simd.splat(1.0)]; 2];
-            simd.mul_add_each(&mut sums, xs, step, &[simd.splat(2.0)]);
+            let mut taps = Taps::default();
+            taps.push(1, 4);
+            taps.push(0, 8);
+            simd.mul_add_taps(&mut sums, &taps, (xs, step), &[2.0; 32]);
             simd.store(sums[0][0], out);
             simd.store(sums[1][0], &mut out[S::LANES..]);
         }
@@ -428,13 +475,14 @@ mod tests {
 
     #[test]
     fn registers_may_be_any_distance_apart() {
-        let xs: Vec<f32> = (0..40u8).map(f32::from).collect();
+        let xs: Vec<f32> = (0..48u8).map(f32::from).collect();
         for (isa, step) in Isa::available().into_iter().flat_map(|isa| [0, 1, 5, 24].map(|step| (isa, step))) {
             let mut out = [0.0; 32];
             sum_of_two(isa, &xs, step, &mut out);
             let lanes = out.iter().rposition(|x| *x != 0.0).map_or(0, |last| last + 1) / 2;
             for (at, got) in out[..2 * lanes].iter().enumerate() {
-                assert_eq!(*got, 1.0 + 2.0 * xs[at / lanes * step + at % lanes], "{isa}, {step} apart");
+                let first = at / lanes * step + at % lanes;
+                assert_eq!(*got, 1.0 + 2.0 * (xs[first] + xs[first + 1]), "{isa}, {step} apart");
             }
         }
     }

@@ -30,6 +30,12 @@ impl Vectors for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn load_at(self, from: *const f32) -> __m256 {
+        // SAFETY: by contract; the processor has AVX2, which `self` proves.
+        unsafe { _mm256_loadu_ps(from) }
+    }
+
+    #[inline(always)]
     fn store(self, v: __m256, to: &mut [f32]) {
         let to: &mut [f32; 8] = to.first_chunk_mut().expect("a whole register");
         // SAFETY: as above.
@@ -99,28 +105,6 @@ impl Vectors for Avx2 {
     }
 
     #[inline(always)]
-    fn mul_add_each<const N: usize, const Q: usize>(
-        self,
-        sums: &mut [[__m256; Q]; N],
-        xs: &[f32],
-        step: usize,
-        w: &[__m256; Q],
-    ) {
-        let reach = step.checked_mul(N.saturating_sub(1)).and_then(|last| last.checked_add(Q * Self::LANES));
-        assert!(
-            reach.is_some_and(|reach| reach <= xs.len()),
-            "too few floats for {N} times {Q} registers, {step} apart"
-        );
-        for (i, sums) in sums.iter_mut().enumerate() {
-            for (q, sum) in sums.iter_mut().enumerate() {
-                // SAFETY: the last register ends within `xs`; the processor has AVX2, which `self` proves.
-                let x = unsafe { _mm256_loadu_ps(xs.as_ptr().add(i * step + q * Self::LANES)) };
-                *sum = self.mul_add(x, w[q], *sum);
-            }
-        }
-    }
-
-    #[inline(always)]
     fn load_doubles(self, from: &[f64]) -> __m256d {
         let from: &[f64; 4] = from.first_chunk().expect("a whole register");
         // SAFETY: four doubles are there; the processor has AVX2, which `self` proves.
@@ -176,6 +160,12 @@ impl Vectors for Avx512 {
         let from: &[f32; 16] = from.first_chunk().expect("a whole register");
         // SAFETY: sixteen floats are there; the processor has AVX-512F, which `self` proves.
         unsafe { _mm512_loadu_ps(from.as_ptr()) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_at(self, from: *const f32) -> __m512 {
+        // SAFETY: by contract; the processor has AVX-512F, which `self` proves.
+        unsafe { _mm512_loadu_ps(from) }
     }
 
     #[inline(always)]
@@ -257,28 +247,6 @@ impl Vectors for Avx512 {
     fn to_exponents(self, v: __m512) -> __m512 {
         // SAFETY: as above.
         unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(v))) }
-    }
-
-    #[inline(always)]
-    fn mul_add_each<const N: usize, const Q: usize>(
-        self,
-        sums: &mut [[__m512; Q]; N],
-        xs: &[f32],
-        step: usize,
-        w: &[__m512; Q],
-    ) {
-        let reach = step.checked_mul(N.saturating_sub(1)).and_then(|last| last.checked_add(Q * Self::LANES));
-        assert!(
-            reach.is_some_and(|reach| reach <= xs.len()),
-            "too few floats for {N} times {Q} registers, {step} apart"
-        );
-        for (i, sums) in sums.iter_mut().enumerate() {
-            for (q, sum) in sums.iter_mut().enumerate() {
-                // SAFETY: the last register ends within `xs`; the processor has AVX-512F, which `self` proves.
-                let x = unsafe { _mm512_loadu_ps(xs.as_ptr().add(i * step + q * Self::LANES)) };
-                *sum = self.mul_add(x, w[q], *sum);
-            }
-        }
     }
 
     #[inline(always)]
