@@ -93,7 +93,7 @@ opinfo: ## all samples of PyTorch's operator database, in five dtypes; resumes w
 	@$(OPINFO) "$(TARGET)/opinfo" --expected tests/opinfo/refused.tsv --results "$(TARGET)/opinfo.tsv" | grep -v '^refused'
 
 operators: opinfo onnx-cases ## write docs/operators.md
-	@$(CARGO) build --quiet --locked -p regraft-import --example operators
+	@$(CARGO) build --quiet --locked --workspace --example operators
 	@$(PYTHON_ENV); "$$python" tests/opinfo/operators.py "$(TARGET)/debug/examples/operators" "$(TARGET)/opinfo.tsv" \
 		"$(TARGET)/onnx.tsv" docs/operators.md 2>/dev/null
 

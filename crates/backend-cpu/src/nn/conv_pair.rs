@@ -62,13 +62,37 @@ struct Met {
     taps: Vec<Taps>,
 }
 
-/// Memory of one task.
-struct Work<'a> {
-    /// A panel's channels of lines between; number `i` of the images has its place at `i` modulo their count.
+/// A panel's channels of the lines between that a task has.
+struct Lines<'a> {
+    /// Number `i` of the images has its place at `i` modulo their count.
     between: &'a mut [f32],
     /// Which line is at each place.
     held: Vec<usize>,
-    met: Vec<Met>,
+    /// Pixels of a line.
+    width: usize,
+    /// Floats of a pixel.
+    nr: usize,
+}
+
+impl Lines<'_> {
+    /// Computes what is missing of `lines`: as many as follow each other, and have places that do, at once.
+    fn hold(&mut self, lines: &[usize], compute: impl Fn(usize, &mut [f32])) {
+        let (places, floats) = (self.held.len(), self.width * self.nr);
+        let mut rest = lines;
+        while let Some((first, after)) = rest.split_first() {
+            let place = first % places;
+            let missing = rest
+                .iter()
+                .enumerate()
+                .take_while(|(i, line)| place + i < places && **line == first + i && self.held[place + i] != **line);
+            let count = missing.count();
+            rest = if count == 0 { after } else { &rest[count..] };
+            if count > 0 {
+                compute(*first, &mut self.between[place * floats..][..count * floats]);
+                (0..count).for_each(|i| self.held[place + i] = first + i);
+            }
+        }
+    }
 }
 
 /// Computes both convolutions into `out`, which has the channels between. Images have one plane.
@@ -94,24 +118,23 @@ pub fn conv_pair(threads: &Threads, isa: Isa, args: &PairArgs<'_>, out: &mut [f3
         Met { lines: lines().map(|(_, line)| line).collect(), taps }
     };
     let mut scratch = scratch.again();
-    let mut works: Vec<Work<'_>> = (0..workers(threads))
-        .map(|_| Work {
+    let mut lines: Vec<Lines<'_>> = (0..workers(threads))
+        .map(|_| Lines {
             between: scratch.take(places * width * args.nr),
             held: vec![usize::MAX; places],
-            met: Vec::new(),
+            width,
+            nr: args.nr,
         })
         .collect();
     let row = (window.output[2] * between).max(1);
     let bands = if threads.count() == 1 { 1 } else { BANDS_PER_THREAD * threads.count() };
     let per_task = (window.batch * window.output[1]).div_ceil(bands).max(1);
-    threads.for_each_chunk_with(&mut works, out, per_task * row, |work, task, out| {
-        work.met.clear();
-        work.met.extend((0..out.len() / row).map(|i| met(task * per_task + i)));
+    threads.for_each_chunk_with(&mut lines, out, per_task * row, |lines, task, out| {
+        let met: Vec<Met> = (0..out.len() / row).map(|i| met(task * per_task + i)).collect();
         for first in (0..between).step_by(args.nr) {
             let columns = first..between.min(first + args.nr);
-            work.held.fill(usize::MAX);
-            for (met, out) in work.met.iter().zip(out.chunks_exact_mut(row)) {
-                let lines = Lines { between: work.between, held: &mut work.held, width, nr: args.nr };
+            lines.held.fill(usize::MAX);
+            for (met, out) in met.iter().zip(out.chunks_exact_mut(row)) {
                 lines.hold(&met.lines, |line, to| {
                     let to = TileMut::new(to, to.len() / args.nr, columns.len(), args.nr);
                     // One panel at a time is multiplied by rows where they are.
@@ -120,7 +143,7 @@ pub fn conv_pair(threads: &Threads, isa: Isa, args: &PairArgs<'_>, out: &mut [f3
                 });
                 let row = Row {
                     channels: columns.len(),
-                    image: work.between,
+                    image: lines.between,
                     step: args.nr,
                     stride: window.stride[2],
                     weight: &args.weight[first..],
@@ -133,35 +156,4 @@ pub fn conv_pair(threads: &Threads, isa: Isa, args: &PairArgs<'_>, out: &mut [f3
             }
         }
     });
-}
-
-/// The lines between of a task.
-struct Lines<'a> {
-    between: &'a mut [f32],
-    held: &'a mut [usize],
-    /// Pixels of a line.
-    width: usize,
-    /// Floats of a pixel.
-    nr: usize,
-}
-
-impl Lines<'_> {
-    /// Computes what is missing of `lines`: as many as follow each other, and have places that do, at once.
-    fn hold(self, lines: &[usize], compute: impl Fn(usize, &mut [f32])) {
-        let (places, floats) = (self.held.len(), self.width * self.nr);
-        let mut rest = lines;
-        while let Some((first, after)) = rest.split_first() {
-            let place = first % places;
-            let missing = rest
-                .iter()
-                .enumerate()
-                .take_while(|(i, line)| place + i < places && **line == first + i && self.held[place + i] != **line);
-            let count = missing.count();
-            rest = if count == 0 { after } else { &rest[count..] };
-            if count > 0 {
-                compute(*first, &mut self.between[place * floats..][..count * floats]);
-                (0..count).for_each(|i| self.held[place + i] = first + i);
-            }
-        }
-    }
 }

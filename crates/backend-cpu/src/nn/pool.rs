@@ -1,7 +1,7 @@
 //! Pooling over channels-last images: maximum and average.
 
 use super::{
-    window::{Taps, lines_met},
+    window::{LineTaps, lines_met},
     workers,
 };
 use crate::{
@@ -87,7 +87,7 @@ simd_fn! {
         let (channels, image, copies) = source;
         let [_, z, y] = Window3::split([usize::MAX, window.output[0], window.output[1]], row);
         let padded = padded_extent(window, 0, z) * padded_extent(window, 1, y);
-        let mut taps = Taps::new(window, row, copies);
+        let mut taps = LineTaps::new(window, row, copies);
         for (x, out) in out.chunks_exact_mut(channels).enumerate() {
             let taps = taps.at(x);
             let pixels = taps.iter().map(|(pixel, _)| &image[pixel * channels..][..channels]);

@@ -3,7 +3,7 @@
 use crate::gemm::Window3;
 
 /// Walks along one line of output pixels.
-pub(super) struct Taps<'a> {
+pub(super) struct LineTaps<'a> {
     window: &'a Window3,
     /// For each line of the kernel that meets the image: its first tap and the first pixel of the image's line.
     lines: Vec<(usize, usize)>,
@@ -33,10 +33,10 @@ pub(super) fn lines_of(window: &Window3, line: usize, copies: bool) -> impl Iter
     meetings(window, line).enumerate().map(move |(i, (tap, line))| (tap * taps, if copies { i } else { line } * width))
 }
 
-impl<'a> Taps<'a> {
+impl<'a> LineTaps<'a> {
     /// `line` counts the output lines of all images; of the images, perhaps `copies` of lines are read, as in [`lines_of`].
     pub(super) fn new(window: &'a Window3, line: usize, copies: bool) -> Self {
-        Taps { window, lines: lines_of(window, line, copies).collect(), taps: Vec::with_capacity(window.taps()) }
+        LineTaps { window, lines: lines_of(window, line, copies).collect(), taps: Vec::with_capacity(window.taps()) }
     }
 
     /// `(pixel of the image, tap)` for every tap of output column `x` inside the image, in the order of the taps.
