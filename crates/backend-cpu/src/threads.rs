@@ -78,6 +78,17 @@ impl Threads {
         self.count
     }
 
+    /// How many of `pieces`, of which a task has at least `least`, go into one task, so that threads end at about the same time: some tasks
+    /// for each, in case that one falls behind, unless they can be cut into even shares only once.
+    pub(crate) fn per_task(&self, pieces: usize, least: usize) -> usize {
+        if self.count == 1 {
+            return pieces.max(1);
+        }
+        let of = |tasks: usize| pieces.div_ceil(tasks * self.count).max(least).clamp(1, pieces.max(1));
+        let longest = |per_task: &usize| pieces.div_ceil(*per_task).div_ceil(self.count) * per_task;
+        (1..=TASKS_PER_THREAD).rev().map(of).min_by_key(longest).expect("there is a number of tasks")
+    }
+
     /// Runs `f` so that the routines it calls start without a hand-over each.
     pub fn install<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
         match &self.kind {
@@ -125,33 +136,32 @@ impl Threads {
     /// If there are tasks but no state.
     pub fn for_each_with<S: Send>(&self, states: &mut [S], tasks: usize, task: impl Fn(&mut S, usize) + Sync) {
         let workers = states.len().min(self.count).min(tasks);
-        let next = AtomicUsize::new(0);
-        let work = |state: &mut S| {
-            while let Some(i) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|i| *i < tasks) {
-                task(state, i);
-            }
-        };
+        if workers <= 1 {
+            return (0..tasks).for_each(|i| task(&mut states[0], i));
+        }
+        let ranges = Ranges::new(tasks, workers);
+        let work = |(i, state): (usize, &mut S)| ranges.each(i, |i| task(state, i));
+        let in_pool = |states: &mut [S]| states.par_iter_mut().enumerate().with_max_len(1).for_each(work);
         match &self.kind {
-            _ if workers <= 1 && tasks == 0 => {}
-            _ if workers <= 1 => (0..tasks).for_each(|i| task(&mut states[0], i)),
             Kind::Caller => unreachable!("it is one worker"),
-            Kind::OfCaller => states[..workers].par_iter_mut().with_max_len(1).for_each(work),
+            Kind::OfCaller => in_pool(&mut states[..workers]),
             Kind::Pool(pool) => match self.pool(pool) {
-                Some(pool) => pool.install(|| states[..workers].par_iter_mut().with_max_len(1).for_each(work)),
-                None => work(&mut states[0]),
+                Some(pool) => pool.install(|| in_pool(&mut states[..workers])),
+                None => work((0, &mut states[0])),
             },
             Kind::Team(team) => match self.team(team) {
                 Some(team) => {
                     let states = DisjointMut::new(&mut states[..workers]);
                     // SAFETY: no two shares have the same number.
-                    let share = |i: usize| unsafe { states.slice(i..i + 1) }.iter_mut().for_each(&work);
+                    let share =
+                        |i: usize| unsafe { states.slice(i..i + 1) }.iter_mut().for_each(|state| work((i, state)));
                     if team.is_run_here() {
                         team.split(workers - 1, share)
                     } else {
                         team.run(|| team.split(workers - 1, share))
                     }
                 }
-                None => work(&mut states[0]),
+                None => work((0, &mut states[0])),
             },
         }
     }
@@ -224,10 +234,48 @@ impl Threads {
     }
 }
 
+/// Tasks in as many ranges as there are workers. A worker does those of its own range, then what is left of others: tasks of the same place
+/// in their order then are done by the same thread in one piece of work after another, and find in its caches what it made before.
+struct Ranges {
+    tasks: usize,
+    /// The next task of each range. They are so far apart that no two share a cache line, or one that is fetched with it.
+    next: Vec<[AtomicUsize; 16]>,
+}
+
+impl Ranges {
+    fn new(tasks: usize, workers: usize) -> Self {
+        let mut ranges = Ranges { tasks, next: Vec::new() };
+        ranges.next.resize_with(workers, Default::default);
+        for i in 0..workers {
+            *ranges.next[i][0].get_mut() = ranges.first(i);
+        }
+        ranges
+    }
+
+    /// The first task of range `i`.
+    fn first(&self, i: usize) -> usize {
+        (i * self.tasks).div_ceil(self.next.len())
+    }
+
+    /// Runs `task` with those tasks, on behalf of `worker`, that nobody else has begun.
+    fn each(&self, worker: usize, mut task: impl FnMut(usize)) {
+        let count = self.next.len();
+        for range in (0..count).map(|i| (worker + i) % count) {
+            let end = self.first(range + 1);
+            while let Some(i) = Some(self.next[range][0].fetch_add(1, Ordering::Relaxed)).filter(|i| *i < end) {
+                task(i);
+            }
+        }
+    }
+}
+
 fn start(count: usize) -> io::Result<ThreadPool> {
     let threads = rayon::ThreadPoolBuilder::new().num_threads(count).thread_name(|i| format!("regraft-{i}"));
     threads.build().map_err(io::Error::other)
 }
+
+/// Into how many tasks work is cut for each thread, so that one that falls behind does not hold up the others.
+pub(crate) const TASKS_PER_THREAD: usize = 4;
 
 /// No routine uses more workers than this.
 pub(crate) const MAX_WORKERS: usize = 256;
@@ -316,12 +364,14 @@ impl TileGrid<'_> {
         self.matrices() * self.down() * self.across()
     }
 
-    /// Where tile `i` is, and its rows and columns.
+    /// Where tile `i` is, and its rows and columns. They are numbered down the columns of matrices with more columns than rows, and along
+    /// the rows of others: tiles that follow each other, which a thread has, so read less between them of what made the matrix.
     fn tile(&self, i: usize) -> (TileAt, usize, usize) {
         let (down, across) = (self.down(), self.across());
-        let row = i / across % down * self.tile_rows.max(1);
-        let col = i % across * self.tile_cols.max(1);
-        let at = TileAt { matrix: i / across / down, row, col };
+        let (matrix, i) = (i / (across * down), i % (across * down));
+        let (row, col) = if self.cols > self.rows { (i % down, i / down) } else { (i / across, i % across) };
+        let (row, col) = (row * self.tile_rows.max(1), col * self.tile_cols.max(1));
+        let at = TileAt { matrix, row, col };
         (at, self.tile_rows.max(1).min(self.rows - row), self.tile_cols.max(1).min(self.cols - col))
     }
 
@@ -457,6 +507,27 @@ mod tests {
             assert!(hits.iter().all(|h| h.load(Ordering::Relaxed) == 1));
             threads.for_each(0, |_| unreachable!());
         }
+    }
+
+    #[test]
+    fn shares_are_even() {
+        let threads = Threads::new(2).unwrap();
+        assert_eq!(threads.per_task(112, 1), 14);
+        assert_eq!(threads.per_task(28, 1), 7);
+        assert_eq!(threads.per_task(14, 1), 7);
+        assert_eq!(threads.per_task(14, 10), 10);
+        assert_eq!(threads.per_task(1, 10), 1);
+        assert_eq!(threads.per_task(0, 1), 1);
+        assert_eq!(Threads::single().per_task(9, 1), 9);
+    }
+
+    #[test]
+    fn a_worker_begins_with_its_own_range_and_ends_with_those_of_others() {
+        let ranges = Ranges::new(7, 3);
+        let mut order = Vec::new();
+        ranges.each(1, |i| order.push(i));
+        assert_eq!(order, [3, 4, 5, 6, 0, 1, 2]);
+        ranges.each(0, |_| unreachable!());
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::{
     pack::panel_bytes,
     scratch::bytes_of,
     simd::{Float, FloatType, Floats},
-    threads::{TileGrid, TileMut},
+    threads::{TASKS_PER_THREAD, TileGrid, TileMut},
 };
 
 /// Elements of `A` that a task goes through again and again, panel after panel: about half a second-level cache.
@@ -30,9 +30,6 @@ const B_BLOCK: usize = 24 * 1024;
 
 /// Panels that must be waiting before it pays to copy rows that collide in cache.
 const GATHER_FROM: usize = 4;
-
-/// Tasks for each thread, so that a thread that falls behind does not hold up the others.
-const TASKS_PER_THREAD: usize = 4;
 
 /// Below this many multiply-adds another thread is not worth waking.
 const SERIAL_BELOW: usize = 1 << 17;
@@ -96,7 +93,7 @@ impl GemmShape {
 
     /// Bytes of scratch that [`gemm`] needs.
     pub fn scratch(&self, isa: Isa, threads: &Threads) -> usize {
-        let (rows, cols) = self.block(isa, threads.count());
+        let (rows, cols) = self.block(isa, threads);
         let (a, sums) = self.workspace(isa, rows, cols);
         threads.count() * (bytes_of::<u8>(a) + bytes_of::<f32>(sums))
     }
@@ -112,7 +109,7 @@ impl GemmShape {
     }
 
     /// Rows and columns of the part of `C` that one task computes.
-    pub(super) fn block(&self, isa: Isa, threads: usize) -> (usize, usize) {
+    pub(super) fn block(&self, isa: Isa, threads: &Threads) -> (usize, usize) {
         let (kernel, k) = (self.kernel(isa), self.k());
         let (mr, run) = (kernel.mr, kernel.cut().most);
         let least = if kernel.tiles { 2 } else { 4 };
@@ -121,11 +118,19 @@ impl GemmShape {
         let rows = self.m.div_ceil(self.m.div_ceil(rows).max(1)).next_multiple_of(mr).min(self.m.max(1));
         let panels = self.n.div_ceil(kernel.nr).max(1);
         let most = if self.c != FloatType::F32 && k > run { (SUMS / rows / kernel.nr).max(1) } else { panels };
-        if threads == 1 || self.m * self.n * k < SERIAL_BELOW {
+        let count = threads.count();
+        if count == 1 || self.m * self.n * k < SERIAL_BELOW {
             return (rows, if most < panels { most * kernel.nr } else { self.n.max(1) });
         }
-        let across = (TASKS_PER_THREAD * threads).div_ceil(self.m.div_ceil(rows)).min(panels);
-        (rows, panels.div_ceil(across).min(most) * kernel.nr)
+        if self.m < self.n {
+            return (rows, threads.per_task(panels, 1).min(most) * kernel.nr);
+        }
+        // Each thread has rows of its own, which it made itself in the node before, if that was as large.
+        let (blocks, tasks) = (self.m.div_ceil(rows), TASKS_PER_THREAD * count);
+        let own_rows = self.m >= least * mr * count && blocks < tasks;
+        let blocks = if own_rows { blocks.next_multiple_of(count) } else { blocks };
+        let rows = if own_rows { self.m.div_ceil(blocks) } else { rows };
+        (rows, panels.div_ceil(tasks.div_ceil(blocks)).clamp(1, most) * kernel.nr)
     }
 }
 
@@ -157,7 +162,7 @@ pub fn gemm<C: Float>(threads: &Threads, isa: Isa, args: GemmArgs<'_, C>, scratc
     let a = Operand::new(a, rows, m, taps, k_tap);
     let b = Panels::new(nr, b, taps * k_tap, n);
     epilogue.check(m, n);
-    let (tile_rows, tile_cols) = shape.block(isa, threads.count());
+    let (tile_rows, tile_cols) = shape.block(isa, threads);
     let mut scratch = scratch.again();
     let mut workers = Workspace::parts(&mut scratch, threads.count(), shape.workspace(isa, tile_rows, tile_cols));
     let grid = TileGrid { outer: &[], rows: m, cols: n, row_stride: ldc, tile_rows, tile_cols };

@@ -141,7 +141,7 @@ impl MatmulShape {
     /// Bytes of scratch that [`matmul`] needs.
     pub fn scratch(&self, isa: Isa, threads: &Threads) -> usize {
         let ((count, each), shape) = (self.packed(isa), self.gemm(isa));
-        let (rows, cols) = shape.block(isa, 1);
+        let (rows, cols) = shape.block(isa, &Threads::single());
         let (a, sums) = shape.workspace(isa, rows, cols);
         let worker =
             bytes_of::<u8>(a) + bytes_of::<f32>(sums) + bytes_of::<f32>(dynamic_scratch(self.b, self.k, shape.nr));
@@ -161,7 +161,7 @@ pub fn matmul<C: Float>(threads: &Threads, isa: Isa, args: MatmulArgs<'_, C>, sc
     let shared_b = b_batch == 0;
     let shape = MatmulShape { batches, shared_b, m, n, k, a: a.ty(), b: b.data.ty(), c: C::TYPE };
     let ((count, each), product) = (shape.packed(isa), shape.gemm(isa));
-    let (nr, (tile_rows, tile_cols)) = (product.nr, product.block(isa, 1));
+    let (nr, (tile_rows, tile_cols)) = (product.nr, product.block(isa, &Threads::single()));
     let mut scratch = scratch.again();
     let packed = scratch.take::<u8>(count * each);
     let workers = threads.count().min(MAX_WORKERS);

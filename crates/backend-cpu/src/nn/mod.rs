@@ -38,8 +38,7 @@ const GRAIN: usize = 8 * 1024;
 
 /// How many rows of `cols` elements go into one task.
 fn rows_per_task(threads: &Threads, rows: usize, cols: usize) -> usize {
-    let fair = rows.div_ceil(4 * threads.count());
-    fair.max(GRAIN.div_ceil(cols.max(1))).clamp(1, rows.max(1))
+    threads.per_task(rows, GRAIN.div_ceil(cols.max(1)))
 }
 
 /// Runs `row(i, out_row)` for every row of `out`, several rows a task.

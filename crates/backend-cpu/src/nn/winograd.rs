@@ -39,9 +39,6 @@ const PIXELS: usize = 64 * 1024;
 /// Tiles that a block should have: fewer leave the arithmetic units waiting for filters.
 const TILES: usize = 12;
 
-/// Tasks for each thread.
-const TASKS_PER_THREAD: usize = 4;
-
 /// The fewest channels: those of the widest register.
 pub const LEAST_CHANNELS: usize = 16;
 
@@ -189,17 +186,16 @@ impl Shared<'_> {
     /// Computes a block on all threads.
     fn split(&self, threads: &Threads, block: &Block, out: &mut [f32], works: &mut [Work<'_>]) {
         let (tiles, columns) = (block.rows * self.blocks.across, self.args.channels[1]);
-        let tasks = TASKS_PER_THREAD * threads.count();
         let (pixels, mut products): (Vec<_>, Vec<_>) =
             works.iter_mut().map(|work| (&mut *work.pixels, &mut *work.products)).unzip();
         let pixels = pixels.into_iter().next().expect("there is a worker");
         let pixels = &mut pixels[..tiles * self.blocks.pixel_stride];
-        let per_task = tiles.div_ceil(tasks);
+        let per_task = threads.per_task(tiles, 1);
         threads.for_each_chunk(pixels, per_task * self.blocks.pixel_stride, |task, pixels| {
             self.transform_pixels(block, task * per_task, pixels);
         });
         let panels = columns.div_ceil(self.args.nr);
-        let (rows, tile_cols) = (out.len() / columns, panels.div_ceil(tasks) * self.args.nr);
+        let (rows, tile_cols) = (out.len() / columns, threads.per_task(panels, 1) * self.args.nr);
         let grid = TileGrid { outer: &[], rows, cols: columns, row_stride: columns, tile_rows: rows, tile_cols };
         threads.for_each_tile_with(&mut products, out, &grid, |products, at, mut tile| {
             self.multiply(block, pixels, at.col, &mut tile, products);

@@ -13,7 +13,7 @@ use std::{
     ptr,
     sync::{
         Arc, Condvar, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -32,10 +32,12 @@ const LOOKS: usize = 64;
 /// Looks at helpers that are still at work before the processor is offered to others, such as them.
 const IMPATIENT: usize = 1 << 12;
 
-/// In [`Shared::door`]: whether work may be joined. The number of helpers at work is below it, that of those that still may join above.
-const OPEN: usize = 1 << 16;
-const PLACE: usize = 1 << 17;
-const AT_WORK: usize = OPEN - 1;
+/// In [`Shared::door`]: whether work may be joined. Below it helpers at work are counted; above it is the number of the last helper that
+/// may join, and above that the number of the work, which begins again when all have been used.
+const OPEN: u64 = 1 << 16;
+const LAST: u64 = OPEN << 1;
+const WORK: u64 = 1 << 32;
+const AT_WORK: u64 = OPEN - 1;
 
 thread_local! {
     /// The team that this thread has work of: what it starts there it does alone.
@@ -57,7 +59,7 @@ pub(super) struct Team {
 #[derive(Debug, Default)]
 struct Shared {
     /// Whether there is work that helpers may join, and who does it.
-    door: AtomicUsize,
+    door: AtomicU64,
     /// The work, behind an open door or one with helpers inside.
     work: AtomicPtr<Share<'static>>,
     /// Whether somebody splits work.
@@ -79,8 +81,8 @@ impl Team {
     pub(super) fn new(count: usize) -> io::Result<Team> {
         let mut team = Team { shared: Arc::default(), helpers: Vec::new() };
         for i in 1..count {
-            let shared = Arc::clone(&team.shared);
-            let started = thread::Builder::new().name(format!("regraft-{i}")).spawn(move || shared.help());
+            let helper = Helper { shared: Arc::clone(&team.shared), number: i, last: 0 };
+            let started = thread::Builder::new().name(format!("regraft-{i}")).spawn(move || helper.help());
             team.helpers.push(started?);
         }
         Ok(team)
@@ -100,7 +102,8 @@ impl Team {
         f()
     }
 
-    /// Calls `share` with 0 here, and with 1 and more on up to `helpers` helpers; all calls have returned when this does.
+    /// Calls `share` with 0 here, and with 1 and more on up to `helpers` helpers, each of which always has the same number: what it worked
+    /// on before may still be in its caches. All calls have returned when this does.
     pub(super) fn split(&self, helpers: usize, share: impl Fn(usize) + Sync) {
         let shared = &*self.shared;
         // Threads that are in runs of their own are not to be outnumbered by helpers.
@@ -152,7 +155,9 @@ impl<'a> Opened<'a> {
     /// `shared` has been taken by the caller.
     fn new(shared: &'a Shared, work: &'a Share<'a>, helpers: usize) -> Self {
         shared.work.store(ptr::from_ref(work).cast_mut().cast(), Ordering::Relaxed);
-        shared.door.store(helpers * PLACE + OPEN, Ordering::SeqCst);
+        let work = (shared.door.load(Ordering::Relaxed) / WORK) as u32;
+        let door = u64::from(work.wrapping_add(1)) * WORK + helpers as u64 * LAST + OPEN;
+        shared.door.store(door, Ordering::SeqCst);
         shared.wake();
         Opened { shared, before: WORKS_FOR.replace(shared) }
     }
@@ -170,7 +175,7 @@ impl<'a> Opened<'a> {
     /// Lets nobody else in, and waits until all have left.
     fn wait(&self) {
         let door = &self.shared.door;
-        let mut left = door.fetch_and(AT_WORK, Ordering::AcqRel) & AT_WORK;
+        let mut left = door.fetch_and(!OPEN, Ordering::AcqRel) & AT_WORK;
         for looks in 0.. {
             if left == 0 {
                 break;
@@ -180,7 +185,7 @@ impl<'a> Opened<'a> {
             } else {
                 thread::yield_now()
             }
-            left = door.load(Ordering::Acquire);
+            left = door.load(Ordering::Acquire) & AT_WORK;
         }
     }
 }
@@ -195,11 +200,6 @@ impl Drop for Opened<'_> {
     }
 }
 
-/// Whether work behind the door may be joined.
-fn may_join(door: usize) -> bool {
-    door >= PLACE && door & OPEN != 0
-}
-
 impl Shared {
     /// Wakes helpers that sleep. What they are to see was stored before, in an order that all agree on.
     fn wake(&self) {
@@ -208,19 +208,35 @@ impl Shared {
             self.bell.notify_all();
         }
     }
+}
 
-    /// What a helper does all its life.
-    fn help(&self) {
-        WORKS_FOR.set(self);
-        while !self.ends.load(Ordering::Relaxed) {
+/// A helper, on its thread.
+struct Helper {
+    shared: Arc<Shared>,
+    /// From 1 on.
+    number: usize,
+    /// The work that it did a share of last.
+    last: u32,
+}
+
+impl Helper {
+    /// What it does all its life.
+    fn help(mut self) {
+        WORKS_FOR.set(&*self.shared);
+        while !self.shared.ends.load(Ordering::Relaxed) {
             if !self.await_work() {
                 self.sleep();
             }
         }
     }
 
+    /// Whether it may join the work behind the door: it does one share of each.
+    fn may_join(&self, door: u64) -> bool {
+        door & OPEN != 0 && door % WORK / LAST >= self.number as u64 && (door / WORK) as u32 != self.last
+    }
+
     /// Joins work as long as there is some; whether there was any before patience ended.
-    fn await_work(&self) -> bool {
+    fn await_work(&mut self) -> bool {
         let began = Instant::now();
         loop {
             for _ in 0..LOOKS {
@@ -229,7 +245,7 @@ impl Shared {
                 }
                 hint::spin_loop();
             }
-            let patience = if self.runs.load(Ordering::Relaxed) > 0 { PATIENCE_IN_RUN } else { PATIENCE };
+            let patience = if self.shared.runs.load(Ordering::Relaxed) > 0 { PATIENCE_IN_RUN } else { PATIENCE };
             if began.elapsed() >= patience {
                 return false;
             }
@@ -237,35 +253,36 @@ impl Shared {
     }
 
     /// Does a share of the work, if there is some.
-    fn join(&self) -> bool {
-        if !may_join(self.door.load(Ordering::Relaxed)) {
+    fn join(&mut self) -> bool {
+        let shared = &*self.shared;
+        if !self.may_join(shared.door.load(Ordering::Relaxed)) {
             return false;
         }
-        let enters = |door| may_join(door).then(|| door - PLACE + 1);
-        let Ok(door) = self.door.fetch_update(Ordering::Acquire, Ordering::Relaxed, enters) else { return false };
-        // The last place has number 1.
-        let number = door / PLACE;
+        let enters = |door| self.may_join(door).then(|| door + 1);
+        let Ok(door) = shared.door.fetch_update(Ordering::Acquire, Ordering::Relaxed, enters) else { return false };
+        self.last = (door / WORK) as u32;
         // SAFETY: `Opened::new` has stored a reference before it opened the door; it stays valid until `Opened` is dropped, which waits
         // until this thread has left.
-        let share = unsafe { *self.work.load(Ordering::Relaxed) };
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| share(number))) {
-            _ = self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic);
+        let share = unsafe { *shared.work.load(Ordering::Relaxed) };
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| share(self.number))) {
+            _ = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic);
         }
-        self.door.fetch_sub(1, Ordering::Release);
+        shared.door.fetch_sub(1, Ordering::Release);
         true
     }
 
     /// Sleeps until there may be something to do.
     fn sleep(&self) {
-        let bed = self.bed.lock().unwrap_or_else(PoisonError::into_inner);
-        self.sleepers.fetch_add(1, Ordering::SeqCst);
+        let shared = &*self.shared;
+        let bed = shared.bed.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.sleepers.fetch_add(1, Ordering::SeqCst);
         // Who opens the door or begins to end after this has seen a sleeper, and rings when the bed's lock is free: in the sleep.
-        let bed = if !may_join(self.door.load(Ordering::SeqCst)) && !self.ends.load(Ordering::SeqCst) {
-            self.bell.wait(bed).unwrap_or_else(PoisonError::into_inner)
+        let bed = if !self.may_join(shared.door.load(Ordering::SeqCst)) && !shared.ends.load(Ordering::SeqCst) {
+            shared.bell.wait(bed).unwrap_or_else(PoisonError::into_inner)
         } else {
             bed
         };
-        self.sleepers.fetch_sub(1, Ordering::SeqCst);
+        shared.sleepers.fetch_sub(1, Ordering::SeqCst);
         drop(bed);
     }
 }
