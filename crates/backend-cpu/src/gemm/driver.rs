@@ -325,19 +325,21 @@ pub(crate) fn multiply_block<C: Float>(
                     let job = Job { a, row: at, block: steps, panel: strip.panel, accumulate, next, end };
                     let mut to = c.part(part.clone(), strip.columns.clone());
                     let at = [row + part.start, col + strip.columns.start];
-                    let multiply = |mut tile: TileMut<'_, f32>| {
+                    if let Some(mut tile) = to.cast::<f32>() {
                         (kernel.run)(&job, tile.again());
                         strip.left.finish(isa, epilogue, at, &mut tile);
-                    };
-                    if let Some(tile) = to.cast::<f32>() {
-                        multiply(tile);
                         continue;
                     }
-                    let (from, ld) = if several { (part.start * cols + strip.columns.start, cols) } else { (0, nr) };
-                    let mut tile = TileMut::new(&mut sums[from..], part.len(), strip.columns.len(), ld);
-                    multiply(tile.again());
+                    // Sums of one panel have room for all its columns: whole tiles take less time.
+                    let (from, width, ld) = match several {
+                        true => (part.start * cols + strip.columns.start, strip.columns.len(), cols),
+                        false => (0, nr, nr),
+                    };
+                    let mut tile = TileMut::new(&mut sums[from..], part.len(), width, ld);
+                    (kernel.run)(&job, tile.again());
                     if last {
-                        (0..part.len()).for_each(|r| C::narrow(isa, tile.row(r), to.row(r)));
+                        let mut tile = tile.part(0..part.len(), 0..strip.columns.len());
+                        epilogue.round(isa, strip.left, at, &mut tile, &mut to);
                     }
                 }
                 if let (Some(activation), Some(mut tile)) = (activation, c.part(part, first..after).cast::<f32>()) {

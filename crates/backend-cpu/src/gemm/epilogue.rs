@@ -2,13 +2,14 @@
 
 use std::ops::Range;
 
+use half::bf16;
 use regraft_ir::ops::Activation;
 
 use super::micro::End;
 use crate::{
     Isa,
     simd::{
-        Floats, Vectors,
+        Float, Floats, Vectors,
         activation::map_registers,
         functions::{Function, with_activation},
         vector_fn,
@@ -127,6 +128,32 @@ impl Epilogue<'_> {
             }
         }
     }
+
+    /// As [`Left::finish`], and rounds the results to `out`.
+    pub(super) fn round<C: Float>(
+        &self,
+        isa: Isa,
+        left: Left,
+        [row, col]: [usize; 2],
+        tile: &mut TileMut<'_, f32>,
+        out: &mut TileMut<'_, C>,
+    ) {
+        let mut buffer = [0f32; MAX_WIDTH];
+        let end = match left {
+            Left::Nothing => Some(Rest::default()),
+            Left::Activation(activation) => Some(Rest { activation, ..Rest::default() }),
+            Left::Epilogue if self.residual.is_some() => None,
+            Left::Epilogue => {
+                let bias = self.bias.map(|b| b.read(isa, col, &mut buffer[..tile.cols()]));
+                Some(Rest { bias, activation: self.activation, act_before_residual: false })
+            }
+        };
+        if let (Some(end), Some(mut out)) = (end, out.cast::<bf16>()) {
+            return round(isa, end, tile, &mut out);
+        }
+        left.finish(isa, self, [row, col], tile);
+        (0..out.rows()).for_each(|r| C::narrow(isa, tile.row(r), out.row(r)));
+    }
 }
 
 /// What is left to be done to a tile that was stored.
@@ -150,7 +177,7 @@ impl Left {
 }
 
 /// What is done to each row of a tile that was stored.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Rest<'a> {
     bias: Option<&'a [f32]>,
     activation: Activation,
@@ -180,6 +207,25 @@ vector_fn! {
                 let xs = tile.row(r);
                 let residual = residual.map(|(data, ld)| &data[r * ld..][..xs.len()]);
                 finish_row::<S, A>(simd, end, residual, xs);
+            }
+        });
+    }
+}
+
+vector_fn! {
+    /// Finishes a tile without a residual and rounds the results.
+    fn round<S>(simd, end: Rest<'_>, tile: &mut TileMut<'_, f32>, out: &mut TileMut<'_, bf16>) {
+        with_activation!(end.activation, A => {
+            for r in 0..tile.rows() {
+                let (xs, out) = (tile.row(r), out.row(r));
+                for at in (0..xs.len()).step_by(S::LANES) {
+                    let columns = at..xs.len().min(at + S::LANES);
+                    let mut x = simd.load_some(&xs[columns.clone()]);
+                    if let Some(bias) = end.bias {
+                        x = simd.add(x, simd.load_some(&bias[columns.clone()]));
+                    }
+                    simd.store_bf16(A::of(simd, x), &mut out[columns]);
+                }
             }
         });
     }

@@ -87,10 +87,16 @@ impl Rest {
         let mut rest = Rest { a: [[[0; ROW]; ROWS]; 2], b: [[[0; ROW]; ROWS]; 2] };
         let (a_start, b_start) = (walk.steps * ROW, walk.steps * ROWS * walk.b_stride);
         for (tile, from) in rest.a.iter_mut().zip(walk.a).take(1 + walk.both) {
-            for (i, row) in tile.iter_mut().enumerate() {
-                let from = from.wrapping_add(i * walk.a_stride + a_start);
-                // SAFETY: the row goes on for so many bytes; a row of a tile has as many or more.
-                unsafe { ptr::copy_nonoverlapping(from, row.as_mut_ptr(), bytes) };
+            let from = from.wrapping_add(a_start);
+            // SAFETY: the rows go on for so many bytes.
+            unsafe {
+                match bytes / PIECE {
+                    0 => copy_rows::<0>(tile, from, walk.a_stride, bytes),
+                    1 => copy_rows::<1>(tile, from, walk.a_stride, bytes),
+                    2 => copy_rows::<2>(tile, from, walk.a_stride, bytes),
+                    3 => copy_rows::<3>(tile, from, walk.a_stride, bytes),
+                    _ => copy_rows::<4>(tile, from, walk.a_stride, bytes),
+                }
             }
         }
         for (half, tile) in rest.b.iter_mut().enumerate() {
@@ -99,11 +105,38 @@ impl Rest {
                 // SAFETY: the panel has so many lines more, 128 bytes of each for this walk.
                 *line = unsafe { from.cast::<[u8; ROW]>().read_unaligned() };
             }
-            if let Some(last) = lines.checked_sub(1) {
+            if let (Some(last), true) = (lines.checked_sub(1), keep < 4) {
                 tile[last].as_chunks_mut::<4>().0.iter_mut().for_each(|four| four[keep..].fill(0));
             }
         }
         rest
+    }
+}
+
+/// Bytes that are copied at once.
+const PIECE: usize = 16;
+
+/// Copies the beginnings of rows, `stride` bytes apart: `bytes` of each, which are `PIECES` whole pieces and perhaps some more. How many
+/// pieces there are is known to the compiler, as a call for each row would take longer than the multiplication.
+///
+/// # Safety
+///
+/// All of it can be read, and is no more than a row of a tile.
+unsafe fn copy_rows<const PIECES: usize>(tile: &mut [[u8; ROW]; ROWS], from: *const u8, stride: usize, bytes: usize) {
+    debug_assert!(bytes / PIECE == PIECES && bytes <= ROW);
+    for (i, row) in tile.iter_mut().enumerate() {
+        let (from, to) = (from.wrapping_add(i * stride), row.as_mut_ptr());
+        // SAFETY: by contract; the last piece ends where the bytes do, and overlaps the one before.
+        unsafe {
+            for piece in 0..PIECES {
+                ptr::copy_nonoverlapping(from.add(piece * PIECE), to.add(piece * PIECE), PIECE);
+            }
+            match bytes % PIECE {
+                0 => {}
+                more if PIECES == 0 => ptr::copy_nonoverlapping(from, to, more),
+                _ => ptr::copy_nonoverlapping(from.add(bytes - PIECE), to.add(bytes - PIECE), PIECE),
+            }
+        }
     }
 }
 

@@ -18,8 +18,8 @@ use crate::{
     format::Panels,
     gemm::{Window3, panel_widths_for},
     nn::{
-        conv_pair::{PairArgs, conv_pair, conv_pair_scratch},
-        depthwise::tap_stride,
+        conv_pair::{PairArgs, conv_pair, conv_pair_scratch, plan},
+        depthwise::{Plan, tap_stride},
     },
     simd::FloatType,
 };
@@ -66,6 +66,7 @@ struct Prepared {
     cx: Cx,
     op: ConvPair,
     window: Window3,
+    plan: Plan,
     channels: [usize; 2],
     nr: usize,
 }
@@ -81,7 +82,8 @@ fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendEr
     let mut between = operand(node, 0)?.shape.to_vec();
     between[3] = channels[1];
     let window = windows_of(&op.depthwise(channels[1]), &between, &depthwise[2..], node.outputs[0].shape);
-    Ok(Box::new(Prepared { cx: cx.clone(), op: op.clone(), window, channels, nr }))
+    let plan = plan(&window, channels[1], nr);
+    Ok(Box::new(Prepared { cx: cx.clone(), op: op.clone(), window, plan, channels, nr }))
 }
 
 impl CpuKernel for Prepared {
@@ -95,6 +97,7 @@ impl CpuKernel for Prepared {
         let bias = |index: usize| inputs.get(index).copied().flatten().map(|bytes| &elements::<f32>(bytes)[..between]);
         let args = PairArgs {
             window,
+            plan: &self.plan,
             channels: self.channels,
             image: &floats(0)[..window.batch * window.pixels_in() * channels],
             pointwise: floats(1),

@@ -16,7 +16,7 @@ use crate::{
     Isa, Scratch,
     format::Panels,
     gemm::Window3,
-    nn::depthwise::{DepthwiseArgs, depthwise, depthwise_scratch, tap_stride},
+    nn::depthwise::{DepthwiseArgs, Plan, depthwise, depthwise_scratch, plan, tap_stride},
     pack::panel_bytes,
     simd::{FloatType, with_floats_mut},
 };
@@ -73,6 +73,7 @@ struct Prepared {
     op: Conv,
     types: Types,
     window: Window3,
+    plan: Plan,
     channels: usize,
 }
 
@@ -83,7 +84,8 @@ fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendEr
     expect_plain(node, [0, 2])?;
     let types = Types::expect(node, 0..3)?;
     let window = windows_of(op, operand(node, 0)?.shape, &weight[2..], node.outputs[0].shape);
-    Ok(Box::new(Prepared { cx: cx.clone(), op: op.clone(), types, window, channels }))
+    let plan = plan(&window, channels, types.of(0));
+    Ok(Box::new(Prepared { cx: cx.clone(), op: op.clone(), types, window, plan, channels }))
 }
 
 impl CpuKernel for Prepared {
@@ -96,6 +98,7 @@ impl CpuKernel for Prepared {
         let panel = panel_bytes(types.of(1), window.taps(), tap_stride(channels)) / types.of(1).size();
         let args = DepthwiseArgs {
             window,
+            plan: &self.plan,
             channels,
             image: types.read(inputs, 0).first(window.batch * window.pixels_in() * channels),
             weight: types.read(inputs, 1).first(panel),

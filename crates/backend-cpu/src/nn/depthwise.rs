@@ -5,20 +5,24 @@ use std::ops::Range;
 
 use regraft_ir::ops::Activation;
 
-use super::{
-    rows_per_task, widened,
-    window::{lines_met, lines_of},
-    workers,
+pub use self::plan::Plan;
+pub(super) use self::{
+    kept::KeptLines,
+    plan::{Place, places},
+    row::{Row, compute_row},
 };
+use super::{rows_per_task, widened, workers};
 use crate::{
     Isa, Scratch, Threads,
     gemm::Window3,
     pack::{panel_bytes, widen_panel},
     scratch::bytes_of,
-    simd::{
-        Float, FloatType, Floats, Fma, Taps, Vectors, activation::map_registers, functions::with_activation, vector_fn,
-    },
+    simd::{Float, FloatType, Floats, activation::apply_into},
 };
+
+mod kept;
+mod plan;
+mod row;
 
 /// To whose multiple the channels of packed weights are padded.
 const CHANNELS: usize = 32;
@@ -33,6 +37,8 @@ pub fn tap_stride(channels: usize) -> usize {
 pub struct DepthwiseArgs<'a> {
     /// Where windows are.
     pub window: Window3,
+    /// What [`plan`] gives for them.
+    pub plan: &'a Plan,
     /// Channels of input and output.
     pub channels: usize,
     /// The input, `[batch, depth, height, width, channels]`.
@@ -45,11 +51,16 @@ pub struct DepthwiseArgs<'a> {
     pub activation: Activation,
 }
 
+/// Finds out what [`depthwise`] needs to know about a shape.
+pub fn plan(window: &Window3, channels: usize, image: FloatType) -> Plan {
+    let place = if image == FloatType::F32 { Place::Images } else { Place::Kept(places(window)) };
+    Plan::new(window, place, [channels, tap_stride(channels)])
+}
+
 /// Floats that a worker widens lines of the image and of the result into.
 fn buffers(window: &Window3, channels: usize, image: FloatType, out: FloatType) -> [usize; 2] {
-    let rows =
-        if image == FloatType::F32 { 0 } else { window.kernel[0] * window.kernel[1] * window.input[2] * channels };
-    [rows, if out == FloatType::F32 { 0 } else { window.output[2] * channels }]
+    let [line, width] = [window.output[2], window.input[2]].map(|pixels| pixels * channels);
+    [if image == FloatType::F32 { 0 } else { places(window) * width }, if out == FloatType::F32 { 0 } else { line }]
 }
 
 /// Bytes of scratch that [`depthwise`] needs.
@@ -87,50 +98,47 @@ pub fn depthwise<T: Float>(
         widen_panel(isa, stride, args.weight, wide);
         wide
     };
-    let [rows, row] = buffers(&window, channels, args.image.ty(), T::TYPE);
-    let mut buffers: Vec<_> = (0..workers(threads)).map(|_| (scratch.take(rows), scratch.take(row))).collect();
+    let [kept, row] = buffers(&window, channels, args.image.ty(), T::TYPE);
     let [line, width] = [window.output[2], window.input[2]].map(|pixels| (pixels * channels).max(1));
-    let (blocks, parts) = (Blocks::new(&window), parts(&window, channels));
+    let mut buffers: Vec<_> =
+        (0..workers(threads)).map(|_| (KeptLines::new(scratch.take(kept), width), scratch.take(row))).collect();
+    let parts = parts(&window, channels);
+    let floats = if let Floats::F32(floats) = args.image { Some(floats) } else { None };
     // Neighboring rows read the same lines, which one thread then has in its caches.
     let per_task = rows_per_task(threads, out.len() / line, line);
     // What is not f32 is widened for one row at a time.
     let together = if args.image.ty() == FloatType::F32 && T::TYPE == FloatType::F32 { per_task } else { 1 };
-    threads.for_each_chunk_with(&mut buffers, out, per_task * line, |(rows, buffer), task, out| {
+    threads.for_each_chunk_with(&mut buffers, out, per_task * line, |(kept, buffer), task, out| {
         for (i, out) in out.chunks_mut(together * line).enumerate() {
             let first = task * per_task + i * together;
-            let (image, copies): (&[f32], bool) = if let Floats::F32(image) = args.image {
-                (image, false)
-            } else {
-                for (source, copy) in lines_met(&window, first).zip(rows.chunks_exact_mut(width)) {
-                    args.image.load(isa, source * width, copy);
-                }
-                (rows, true)
-            };
-            let taps: Vec<Vec<Taps>> = (0..out.len() / line)
-                .map(|row| blocks.taps(&window, lines_of(&window, first + row, copies), [channels, stride]))
-                .collect();
+            if floats.is_none() {
+                let (kind, line) = args.plan.row(first);
+                kept.hold(line, &kind.lines, |line, to| args.image.load(isa, line * width, to));
+            }
             let (result, narrower) = match T::as_f32_mut(out) {
                 Some(out) => (out, false),
                 None => (&mut **buffer, true),
             };
             for part in &parts {
-                for (taps, out) in taps.iter().zip(result.chunks_exact_mut(line)) {
+                for (row, out) in result.chunks_exact_mut(line).enumerate() {
+                    let (kind, line) = args.plan.row(first + row);
+                    let image = floats.map_or(kept.floats(), |image| &image[line * width..]);
                     let row = Row {
                         channels: part.len(),
                         image: &image[part.start..],
                         step: channels,
                         stride: window.stride[2],
                         weight: &weight[part.start..],
-                        taps,
+                        kind,
                         bias: bias.map(|bias| &bias[part.clone()]),
-                        blocks: &blocks,
-                        activation: args.activation,
+                        blocks: args.plan.blocks(),
+                        activation: if narrower { Activation::None } else { args.activation },
                     };
                     compute_row(isa, row, &mut out[part.start..], channels);
                 }
             }
             if narrower {
-                T::narrow(isa, buffer, out);
+                apply_into(isa, args.activation, buffer, out);
             }
         }
     });
@@ -150,208 +158,6 @@ fn parts(window: &Window3, channels: usize) -> Vec<Range<usize>> {
     let count = (channels / most).max(1);
     // The last one has what is left: fewer channels than a register's would take as long.
     (0..count).map(|i| i * most..if i + 1 == count { channels } else { (i + 1) * most }).collect()
-}
-
-/// What some channels of a row of output pixels are computed from.
-#[derive(Clone, Copy)]
-pub(super) struct Row<'a> {
-    /// How many channels.
-    pub(super) channels: usize,
-    /// The lines of images that are met, and perhaps others, from the first of the channels on.
-    pub(super) image: &'a [f32],
-    /// Floats between pixels of it.
-    pub(super) step: usize,
-    /// Pixels between those that output pixels next to each other meet with the same tap.
-    pub(super) stride: usize,
-    /// The weights from the first of the channels on.
-    pub(super) weight: &'a [f32],
-    /// What [`Blocks::taps`] gives.
-    pub(super) taps: &'a [Taps],
-    /// One for each channel.
-    pub(super) bias: Option<&'a [f32]>,
-    pub(super) blocks: &'a Blocks,
-    pub(super) activation: Activation,
-}
-
-impl Row<'_> {
-    /// Where the pixel of output pixel `p` of a block is that the block's taps are counted from.
-    fn start(&self, block: &Block, p: usize) -> usize {
-        (block.column + p * self.stride) * self.step
-    }
-}
-
-vector_fn! {
-    /// Computes some channels of a row of output pixels into `out`, where pixels are `step` floats apart.
-    pub(super) fn compute_row<S>(simd, row: Row<'_>, out: &mut [f32], step: usize) {
-        for block in &row.blocks.blocks {
-            let out = &mut out[block.x * step..];
-            if row.channels < S::LANES {
-                few_channels::<S::F>(&row, block, out, step);
-                continue;
-            }
-            match block.pixels {
-                8 => all_channels::<S, 8, 1>(simd, &row, block, out, step),
-                7 => all_channels::<S, 7, 1>(simd, &row, block, out, step),
-                6 => all_channels::<S, 6, 1>(simd, &row, block, out, step),
-                4 => all_channels::<S, 4, 2>(simd, &row, block, out, step),
-                3 => all_channels::<S, 3, 2>(simd, &row, block, out, step),
-                2 => all_channels::<S, 2, 4>(simd, &row, block, out, step),
-                _ => all_channels::<S, 1, 4>(simd, &row, block, out, step),
-            }
-        }
-        if row.activation != Activation::None {
-            with_activation!(row.activation, A => {
-                for out in out.chunks_mut(step) {
-                    map_registers::<S, A>(simd, &mut out[..row.channels]);
-                }
-            });
-        }
-    }
-}
-
-/// Output pixels of a row that meet the image with the same columns of the kernel, and whose sums are in registers at once, so that each
-/// weight is fetched once for all of them.
-struct Block {
-    /// The first.
-    x: usize,
-    /// How many: one of [`SIZES`].
-    pixels: usize,
-    /// Which of [`Blocks::columns`] they are.
-    columns: usize,
-    /// The input column that the first pixel meets with the first of them.
-    column: usize,
-}
-
-/// How many pixels a block may have: about eight sums keep the arithmetic units busy. Blocks of fewer take more channels at once.
-const SIZES: [usize; 7] = [8, 7, 6, 4, 3, 2, 1];
-
-/// How rows of output pixels are cut into blocks.
-pub(super) struct Blocks {
-    blocks: Vec<Block>,
-    /// The columns of the kernel that some blocks meet the image with.
-    columns: Vec<Range<usize>>,
-}
-
-impl Blocks {
-    /// Equal ones where they can be long.
-    pub(super) fn new(window: &Window3) -> Self {
-        let (out, kernel) = (window.output[2], window.kernel[2]);
-        let met = |x: usize| {
-            let meets = |kx: &usize| window.source(2, x, *kx).is_some();
-            let first = (0..kernel).find(meets).unwrap_or(0);
-            first..(first..kernel).rfind(meets).map_or(first, |last| last + 1)
-        };
-        let (mut blocks, mut columns, mut x) = (Vec::new(), Vec::new(), 0);
-        while x < out {
-            let these = met(x);
-            let run = (x..out).take_while(|x| met(*x) == these).count();
-            let even = SIZES[..3].iter().copied().find(|pixels| run.is_multiple_of(*pixels));
-            let end = x + run;
-            while x < end {
-                let fits = SIZES.into_iter().find(|pixels| *pixels <= end - x).unwrap_or(1);
-                let (pixels, column) = (even.unwrap_or(fits), window.source(2, x, these.start).unwrap_or(0));
-                blocks.push(Block { x, pixels, columns: columns.len(), column });
-                x += pixels;
-            }
-            columns.push(these);
-        }
-        Blocks { blocks, columns }
-    }
-
-    /// Where the taps of a row are that meets `lines` of the image, counted from the input column of a block, for each of the ranges of
-    /// columns: pixels and taps are so many floats apart.
-    pub(super) fn taps(
-        &self,
-        window: &Window3,
-        lines: impl Iterator<Item = (usize, usize)> + Clone,
-        [step, weight_step]: [usize; 2],
-    ) -> Vec<Taps> {
-        let of = |columns: &Range<usize>| {
-            let mut taps = Taps::default();
-            for (tap, pixel) in lines.clone() {
-                for (i, kx) in columns.clone().enumerate() {
-                    taps.push((pixel + i * window.dilation[2]) * step, (tap + kx) * weight_step);
-                }
-            }
-            taps
-        };
-        self.columns.iter().map(of).collect()
-    }
-}
-
-/// All channels of a block of `P` output pixels, of which `out` begins with the first, `Q` registers at a time if there are so many.
-#[inline(always)]
-fn all_channels<S: Vectors, const P: usize, const Q: usize>(
-    simd: S,
-    row: &Row<'_>,
-    block: &Block,
-    out: &mut [f32],
-    step: usize,
-) {
-    match row.channels / S::LANES {
-        1 => some_channels::<S, P, 1>(simd, row, block, out, step),
-        // Panels may be as narrow.
-        2 | 3 if Q > 2 => some_channels::<S, P, 2>(simd, row, block, out, step),
-        _ => some_channels::<S, P, Q>(simd, row, block, out, step),
-    }
-}
-
-#[inline(always)]
-fn some_channels<S: Vectors, const P: usize, const Q: usize>(
-    simd: S,
-    row: &Row<'_>,
-    block: &Block,
-    out: &mut [f32],
-    step: usize,
-) {
-    for first in (0..row.channels).step_by(Q * S::LANES) {
-        // The last ones begin where they fit, and are computed in part twice.
-        let first = first.min(row.channels - Q * S::LANES);
-        let sums = block_of_pixels::<S, P, Q>(simd, row, first, block);
-        for (p, sums) in sums.into_iter().enumerate() {
-            for (q, sum) in sums.into_iter().enumerate() {
-                simd.store(sum, &mut out[p * step + first + q * S::LANES..]);
-            }
-        }
-    }
-}
-
-/// `Q` registers of channels from `first` on, of a block of `P` output pixels.
-#[inline(always)]
-fn block_of_pixels<S: Vectors, const P: usize, const Q: usize>(
-    simd: S,
-    row: &Row<'_>,
-    first: usize,
-    block: &Block,
-) -> [[S::V; Q]; P] {
-    let mut sums = [[simd.splat(0.0); Q]; P];
-    if let Some(bias) = row.bias {
-        for q in 0..Q {
-            let bias = simd.load(&bias[first + q * S::LANES..]);
-            sums.iter_mut().for_each(|sum| sum[q] = bias);
-        }
-    }
-    let image = &row.image[row.start(block, 0) + first..];
-    simd.mul_add_taps(&mut sums, &row.taps[block.columns], (image, row.stride * row.step), &row.weight[first..]);
-    sums
-}
-
-/// A block of output pixels of fewer channels than a register holds.
-#[inline(always)]
-fn few_channels<F: Fma>(row: &Row<'_>, block: &Block, out: &mut [f32], step: usize) {
-    for (p, out) in out.chunks_mut(step).take(block.pixels).enumerate() {
-        let (out, start) = (&mut out[..row.channels], row.start(block, p));
-        match row.bias {
-            Some(bias) => out.copy_from_slice(bias),
-            None => out.fill(0.0),
-        }
-        for [pixel, weight] in row.taps[block.columns].at() {
-            let (xs, ws) = (&row.image[start + pixel..][..out.len()], &row.weight[*weight..][..out.len()]);
-            for ((sum, x), w) in out.iter_mut().zip(xs).zip(ws) {
-                *sum = F::mul_add(*x, *w, *sum);
-            }
-        }
-    }
 }
 
 #[cfg(test)]
@@ -401,8 +207,9 @@ mod tests {
             let bias_data = Numbers::new(ty, &numbers(channels, 4));
             let mut packed = vec![f32::NAN; window.taps() * tap_stride(channels)];
             pack_depthwise(&weight, channels, window.taps(), Some(&scale), &mut packed);
+            let plan = plan(&window, channels, ty);
             let args = DepthwiseArgs {
-                window, channels, image: image.floats(), weight: Floats::F32(&packed), bias: bias.then(|| bias_data.floats()),
+                window, plan: &plan, channels, image: image.floats(), weight: Floats::F32(&packed), bias: bias.then(|| bias_data.floats()),
                 activation: Activation::Relu,
             };
             in_every_type(window.pixels() * channels, &Depthwise(args), |out, rounding| {

@@ -63,7 +63,7 @@ pub fn pool<T: Float>(
         let (image, copies): (&[f32], bool) = if let Floats::F32(image) = image {
             (image, false)
         } else {
-            for (source, copy) in lines_met(window, row).zip(rows.chunks_exact_mut(width.max(1))) {
+            for ((_, source), copy) in lines_met(window, row).zip(rows.chunks_exact_mut(width.max(1))) {
                 image.load(isa, source * width, copy);
             }
             (rows, true)

@@ -10,33 +10,24 @@ pub(super) struct LineTaps<'a> {
     taps: Vec<(usize, usize)>,
 }
 
-/// For each line of the kernel that meets the image: its number, and the line of the images, counted over all of them.
-fn meetings(window: &Window3, line: usize) -> impl Iterator<Item = (usize, usize)> + Clone {
+/// For each line of the kernel that meets the image: its first tap, and the line of the images, counted over all of them.
+pub(super) fn lines_met(window: &Window3, line: usize) -> impl Iterator<Item = (usize, usize)> + Clone {
     let (window, [height, kernel]) = (*window, [window.output[1], window.kernel[1]]);
     let (plane, y) = (line / height, line % height);
     let (image, z) = (plane / window.output[0], plane % window.output[0]);
     (0..window.kernel[0] * kernel).filter_map(move |tap| {
         let (sz, sy) = (window.source(0, z, tap / kernel)?, window.source(1, y, tap % kernel)?);
-        Some((tap, (image * window.input[0] + sz) * window.input[1] + sy))
+        Some((tap * window.kernel[2], (image * window.input[0] + sz) * window.input[1] + sy))
     })
 }
 
-/// The lines of an image that a line of windows meets, as one after the other: what they are widened into.
-pub(super) fn lines_met(window: &Window3, line: usize) -> impl Iterator<Item = usize> {
-    meetings(window, line).map(|(_, line)| line)
-}
-
-/// For each line of the kernel that meets the image: its first tap and the first pixel of the image's line, or where `copies` of the
-/// lines that are met stand one after the other, of the copy.
-pub(super) fn lines_of(window: &Window3, line: usize, copies: bool) -> impl Iterator<Item = (usize, usize)> + Clone {
-    let [taps, width] = [window.kernel[2], window.input[2]];
-    meetings(window, line).enumerate().map(move |(i, (tap, line))| (tap * taps, if copies { i } else { line } * width))
-}
-
 impl<'a> LineTaps<'a> {
-    /// `line` counts the output lines of all images; of the images, perhaps `copies` of lines are read, as in [`lines_of`].
+    /// `line` counts the output lines of all images. Instead of the images, perhaps `copies` are read of the lines that are met, which stand
+    /// one after the other.
     pub(super) fn new(window: &'a Window3, line: usize, copies: bool) -> Self {
-        LineTaps { window, lines: lines_of(window, line, copies).collect(), taps: Vec::with_capacity(window.taps()) }
+        let lines = lines_met(window, line).enumerate();
+        let lines = lines.map(|(i, (tap, line))| (tap, if copies { i } else { line } * window.input[2])).collect();
+        LineTaps { window, lines, taps: Vec::with_capacity(window.taps()) }
     }
 
     /// `(pixel of the image, tap)` for every tap of output column `x` inside the image, in the order of the taps.

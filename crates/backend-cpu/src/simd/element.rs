@@ -64,6 +64,11 @@ pub trait Float: Pod + Send + Sync {
     fn as_f32_mut(_slice: &mut [Self]) -> Option<&mut [f32]> {
         None
     }
+
+    /// The same slice, if it is bf16.
+    fn as_bf16_mut(_slice: &mut [Self]) -> Option<&mut [bf16]> {
+        None
+    }
 }
 
 impl Float for f32 {
@@ -101,6 +106,10 @@ impl Float for bf16 {
     fn narrow(isa: Isa, from: &[f32], to: &mut [bf16]) {
         assert_eq!(from.len(), to.len(), "as many floats as are narrowed");
         narrow_bf16(isa, from, to);
+    }
+
+    fn as_bf16_mut(slice: &mut [bf16]) -> Option<&mut [bf16]> {
+        Some(slice)
     }
 }
 

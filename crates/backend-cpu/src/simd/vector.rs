@@ -6,7 +6,9 @@
 
 use std::marker::PhantomData;
 
-use super::{Fma, Fused, Unfused, math};
+use half::bf16;
+
+use super::{Fma, Fused, Unfused, element::to_bf16, math};
 
 /// The most floats of a register.
 const MOST_LANES: usize = 16;
@@ -57,6 +59,16 @@ pub(crate) trait Vectors: Copy {
         self.store(v, &mut lanes);
         for (x, lane) in to.iter_mut().zip(&lanes) {
             *x = *lane;
+        }
+    }
+
+    /// Rounds to all of `to`, which are no more than a register holds, as [`to_bf16`] does.
+    #[inline(always)]
+    fn store_bf16(self, v: Self::V, to: &mut [bf16]) {
+        let mut lanes = [0.0; MOST_LANES];
+        self.store(v, &mut lanes);
+        for (x, lane) in to.iter_mut().zip(&lanes[..Self::LANES]) {
+            *x = bf16::from_bits(to_bf16(*lane));
         }
     }
 
@@ -434,8 +446,10 @@ pub(crate) use vector_fn;
 
 #[cfg(test)]
 mod tests {
+    use half::bf16;
+
     use super::{
-        super::{Isa, math},
+        super::{Isa, element::to_bf16, math},
         Taps,
     };
 
@@ -469,6 +483,28 @@ mod tests {
             clip(isa, &xs, &mut out);
             for (x, got) in xs.iter().zip(out) {
                 assert_eq!(got.to_bits(), math::relu(*x).to_bits(), "{isa}: {x}");
+            }
+        }
+    }
+
+    vector_fn! {
+        fn round<S>(simd, xs: &[f32], out: &mut [bf16]) {
+            for (xs, out) in xs.chunks(S::LANES).zip(out.chunks_mut(S::LANES)) {
+                simd.store_bf16(simd.load_some(xs), out);
+            }
+        }
+    }
+
+    #[test]
+    fn registers_are_rounded_as_single_floats_are() {
+        let mut xs: Vec<f32> = (0..u32::MAX).step_by(1_000_003).map(f32::from_bits).collect();
+        // Ties, and what becomes infinite.
+        xs.extend([0x3f80_8000, 0x3f81_8000, 0x7f7f_8000, 0xff7f_ffff, 0x7f80_0001].map(f32::from_bits));
+        for isa in Isa::available() {
+            let mut out = vec![bf16::ZERO; xs.len()];
+            round(isa, &xs, &mut out);
+            for (x, got) in xs.iter().zip(out) {
+                assert_eq!(got.to_bits(), to_bf16(*x), "{isa}: {:#x}", x.to_bits());
             }
         }
     }

@@ -1,5 +1,7 @@
 //! Several registers as one.
 
+use half::bf16;
+
 use super::Vectors;
 
 /// `N` registers of `S`, to which everything is done in turn: a formula of many steps that depend on each other then keeps the arithmetic
@@ -51,6 +53,13 @@ impl<S: Vectors, const N: usize> Vectors for Several<S, N> {
     fn store_some(self, v: Self::V, to: &mut [f32]) {
         for (v, to) in v.into_iter().zip(to.chunks_mut(S::LANES)) {
             self.0.store_some(v, to);
+        }
+    }
+
+    #[inline(always)]
+    fn store_bf16(self, v: Self::V, to: &mut [bf16]) {
+        for (v, to) in v.into_iter().zip(to.chunks_mut(S::LANES)) {
+            self.0.store_bf16(v, to);
         }
     }
 

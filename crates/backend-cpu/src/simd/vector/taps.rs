@@ -21,7 +21,7 @@ impl Taps {
     }
 
     /// The most floats that a pixel and a weight are away.
-    pub(super) fn reach(&self) -> [usize; 2] {
+    pub(crate) fn reach(&self) -> [usize; 2] {
         self.reach
     }
 }

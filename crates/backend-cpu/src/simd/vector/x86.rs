@@ -2,6 +2,8 @@
 
 use std::arch::x86_64::*;
 
+use half::bf16;
+
 use super::{Fused, Vectors};
 
 /// AVX2 with FMA.
@@ -143,7 +145,7 @@ pub(crate) struct Avx512(());
 
 impl Avx512 {
     /// # Safety
-    /// The processor has AVX-512F.
+    /// The processor has AVX-512F, BW and VL.
     pub(crate) unsafe fn new() -> Self {
         Avx512(())
     }
@@ -185,6 +187,25 @@ impl Vectors for Avx512 {
     fn store_some(self, v: __m512, to: &mut [f32]) {
         // SAFETY: as above.
         unsafe { _mm512_mask_storeu_ps(to.as_mut_ptr(), first_lanes(to.len()), v) };
+    }
+
+    #[inline(always)]
+    fn store_bf16(self, v: __m512, to: &mut [bf16]) {
+        // SAFETY: the processor has AVX-512F, BW and VL, which `self` proves; lanes beyond `to` are not touched.
+        unsafe {
+            let bits = _mm512_castps_si512(v);
+            let upper = _mm512_srli_epi32::<16>(bits);
+            let half = _mm512_add_epi32(_mm512_set1_epi32(0x7fff), _mm512_and_si512(upper, _mm512_set1_epi32(1)));
+            let rounded = _mm512_srli_epi32::<16>(_mm512_add_epi32(bits, half));
+            let quiet = _mm512_or_si512(upper, _mm512_set1_epi32(0x40));
+            let result = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v), quiet);
+            let result = _mm512_cvtepi32_epi16(result);
+            if to.len() < Self::LANES {
+                _mm256_mask_storeu_epi16(to.as_mut_ptr().cast(), first_lanes(to.len()), result);
+            } else {
+                _mm256_storeu_si256(to.as_mut_ptr().cast(), result);
+            }
+        }
     }
 
     #[inline(always)]
