@@ -139,17 +139,22 @@ impl Epilogue<'_> {
         out: &mut TileMut<'_, C>,
     ) {
         let mut buffer = [0f32; MAX_WIDTH];
-        let end = match left {
-            Left::Nothing => Some(Rest::default()),
-            Left::Activation(activation) => Some(Rest { activation, ..Rest::default() }),
-            Left::Epilogue if self.residual.is_some() => None,
+        let (end, residual) = match left {
+            Left::Nothing => (Rest::default(), None),
+            Left::Activation(activation) => (Rest { activation, ..Rest::default() }, None),
             Left::Epilogue => {
                 let bias = self.bias.map(|b| b.read(isa, col, &mut buffer[..tile.cols()]));
-                Some(Rest { bias, activation: self.activation, act_before_residual: false })
+                let (activation, act_before_residual) = (self.activation, self.act_before_residual);
+                (Rest { bias, activation, act_before_residual }, self.residual)
             }
         };
-        if let (Some(end), Some(mut out)) = (end, out.cast::<bf16>()) {
-            return round(isa, end, tile, &mut out);
+        let residual = match residual {
+            None => Some(None),
+            Some(Residual { data: Floats::Bf16(data), ld }) => Some(Some((&data[row * ld + col..], ld))),
+            Some(_) => None,
+        };
+        if let (Some(residual), Some(mut out)) = (residual, out.cast::<bf16>()) {
+            return round(isa, end, residual, tile, &mut out);
         }
         left.finish(isa, self, [row, col], tile);
         (0..out.rows()).for_each(|r| C::narrow(isa, tile.row(r), out.row(r)));
@@ -213,18 +218,27 @@ vector_fn! {
 }
 
 vector_fn! {
-    /// Finishes a tile without a residual and rounds the results.
-    fn round<S>(simd, end: Rest<'_>, tile: &mut TileMut<'_, f32>, out: &mut TileMut<'_, bf16>) {
+    /// Finishes a tile and rounds the results; rows of the residual are so many elements apart.
+    fn round<S>(
+        simd,
+        end: Rest<'_>,
+        residual: Option<(&[bf16], usize)>,
+        tile: &mut TileMut<'_, f32>,
+        out: &mut TileMut<'_, bf16>,
+    ) {
         with_activation!(end.activation, A => {
             for r in 0..tile.rows() {
                 let (xs, out) = (tile.row(r), out.row(r));
-                for at in (0..xs.len()).step_by(S::LANES) {
-                    let columns = at..xs.len().min(at + S::LANES);
-                    let mut x = simd.load_some(&xs[columns.clone()]);
-                    if let Some(bias) = end.bias {
-                        x = simd.add(x, simd.load_some(&bias[columns.clone()]));
-                    }
-                    simd.store_bf16(A::of(simd, x), &mut out[columns]);
+                let residual = residual.map(|(data, ld)| &data[r * ld..][..xs.len()]);
+                let whole = xs.len() / S::LANES * S::LANES;
+                for at in (0..whole).step_by(S::LANES) {
+                    let addend = residual.map(|residual| simd.load_bf16(&residual[at..at + S::LANES]));
+                    let x = finished::<S, A>(simd, end, addend, &xs[at..at + S::LANES], at);
+                    simd.store_bf16(x, &mut out[at..at + S::LANES]);
+                }
+                if whole < xs.len() {
+                    let addend = residual.map(|residual| simd.load_bf16(&residual[whole..]));
+                    simd.store_bf16(finished::<S, A>(simd, end, addend, &xs[whole..], whole), &mut out[whole..]);
                 }
             }
         });
@@ -235,36 +249,29 @@ vector_fn! {
 fn finish_row<S: Vectors, A: Function>(simd: S, end: Rest<'_>, residual: Option<&[f32]>, xs: &mut [f32]) {
     let whole = xs.len() / S::LANES * S::LANES;
     for at in (0..whole).step_by(S::LANES) {
-        let mut x = simd.load(&xs[at..]);
-        if let Some(bias) = end.bias {
-            x = simd.add(x, simd.load(&bias[at..]));
-        }
-        if end.act_before_residual {
-            x = A::of(simd, x);
-        }
-        if let Some(residual) = residual {
-            x = simd.add(x, simd.load(&residual[at..]));
-        }
-        if !end.act_before_residual {
-            x = A::of(simd, x);
-        }
+        let addend = residual.map(|residual| simd.load(&residual[at..]));
+        let x = finished::<S, A>(simd, end, addend, &xs[at..at + S::LANES], at);
         simd.store(x, &mut xs[at..]);
     }
-    if whole == xs.len() {
-        return;
+    if whole < xs.len() {
+        let addend = residual.map(|residual| simd.load_some(&residual[whole..]));
+        let x = finished::<S, A>(simd, end, addend, &xs[whole..], whole);
+        simd.store_some(x, &mut xs[whole..]);
     }
-    let mut x = simd.load_some(&xs[whole..]);
+}
+
+/// What columns of a row become, from column `at` on, no more than a register holds.
+#[inline(always)]
+fn finished<S: Vectors, A: Function>(simd: S, end: Rest<'_>, residual: Option<S::V>, xs: &[f32], at: usize) -> S::V {
+    let mut x = simd.load_some(xs);
     if let Some(bias) = end.bias {
-        x = simd.add(x, simd.load_some(&bias[whole..]));
+        x = simd.add(x, simd.load_some(&bias[at..][..xs.len()]));
     }
     if end.act_before_residual {
         x = A::of(simd, x);
     }
     if let Some(residual) = residual {
-        x = simd.add(x, simd.load_some(&residual[whole..]));
+        x = simd.add(x, residual);
     }
-    if !end.act_before_residual {
-        x = A::of(simd, x);
-    }
-    simd.store_some(x, &mut xs[whole..]);
+    if end.act_before_residual { x } else { A::of(simd, x) }
 }

@@ -136,7 +136,8 @@ impl Kernel {
     /// The same in groups that are multiplied by one panel after another, with `k` elements in a row: those of a group stay in a
     /// first-level cache beside the panels.
     pub(super) fn groups(&self, len: usize, k: usize) -> impl Iterator<Item = Range<usize>> {
-        let together = if self.tiles { 1 } else { (GROUP / k.max(1) / self.mr).max(1) };
+        let elements = GROUP * FloatType::F32.size() / self.a.size();
+        let together = (elements / k.max(1) / self.mr).max(1);
         let mut parts = self.parts(len);
         std::iter::from_fn(move || {
             let first = parts.next()?;

@@ -45,17 +45,20 @@ fn run<const NR: usize>(job: &Job<'_>, mut c: TileMut<'_, f32>) {
     }
     let kernel = const { kernel::<NR>() };
     job.check(&kernel, &c);
-    assert!(rows <= WALK_ROWS, "{rows} rows at once");
     let (Some(stride), true) = (job.a.stride(), job.a.m() >= ROWS) else {
         unreachable!("rows were gathered that tiles cannot reach")
     };
-    let (k, at) = (job.block.k.len(), tiles_of(job.row, job.a.m()));
+    let k = job.block.k.len();
     let start = |(first, _)| job.a.tap_ptr(first, 0).wrapping_add(job.block.k.start * FloatType::Bf16.size());
-    let lines = (job.next.len() / LINE).div_ceil((k / STEPS).max(1) * cols.div_ceil(WALK_COLS));
+    let walks = rows.div_ceil(WALK_ROWS) * cols.div_ceil(WALK_COLS);
+    let lines = (job.next.len() / LINE).div_ceil((k / STEPS).max(1) * walks);
     let mut next = job.next.as_ptr();
-    for left in (0..cols).step_by(WALK_COLS) {
-        let width = WALK_COLS.min(cols - left);
-        let both = rows > ROWS;
+    let mut rest = None;
+    for (left, top) in
+        (0..cols).step_by(WALK_COLS).flat_map(|left| (0..rows).step_by(WALK_ROWS).map(move |top| (left, top)))
+    {
+        let (width, height) = (WALK_COLS.min(cols - left), WALK_ROWS.min(rows - top));
+        let (at, both) = (tiles_of(job.row + top, job.a.m()), height > ROWS);
         let mut walk = Walk {
             a: if both { at.map(start) } else { [start(at[0]); 2] },
             a_stride: stride * FloatType::Bf16.size(),
@@ -71,10 +74,16 @@ fn run<const NR: usize>(job: &Job<'_>, mut c: TileMut<'_, f32>) {
             lines,
         };
         next = next.wrapping_add(lines * LINE * walk.steps);
-        let rest = rest_of(&walk, k % STEPS);
-        walk.rest = rest.as_ref().map_or(ptr::null(), ptr::from_ref);
-        let mut part = c.part(0..rows, left..left + width);
-        if width < WALK_COLS || !rows.is_multiple_of(ROWS) {
+        if top == 0 {
+            rest = rest_of_columns(&walk, k % STEPS);
+        }
+        if let Some(rest) = &mut rest {
+            // SAFETY: rows of `A` are as long as the block.
+            unsafe { rest.set_rows(&walk, 2 * (k % STEPS)) };
+            walk.rest = rest;
+        }
+        let mut part = c.part(top..top + height, left..left + width);
+        if width < WALK_COLS || !height.is_multiple_of(ROWS) {
             multiply_apart(&mut walk, at.map(|(_, before)| before), &mut part);
             continue;
         }
@@ -86,12 +95,12 @@ fn run<const NR: usize>(job: &Job<'_>, mut c: TileMut<'_, f32>) {
     }
 }
 
-/// The last `steps` of a walk, which are too few for an instruction.
-fn rest_of(walk: &Walk, steps: usize) -> Option<Rest> {
+/// The last `steps` of the columns of a walk, which are too few for an instruction.
+fn rest_of_columns(walk: &Walk, steps: usize) -> Option<Rest> {
     // Beside an odd step the panel may hold anything.
     let keep = if steps.is_multiple_of(2) { 4 } else { 2 };
-    // SAFETY: rows of `A` are as long as the block, and the panel has a line for each pair of its steps.
-    (steps > 0).then(|| unsafe { Rest::of(walk, 2 * steps, steps.div_ceil(2), keep) })
+    // SAFETY: the panel has a line for each pair of steps of the block.
+    (steps > 0).then(|| unsafe { Rest::of_columns(walk, steps.div_ceil(2), keep) })
 }
 
 /// Multiplies where `C` is not whole tiles, in separate memory. `before` says how many rows each tile begins too early.

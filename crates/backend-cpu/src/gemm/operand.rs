@@ -270,8 +270,13 @@ impl<'a> Operand<'a> {
 fn copy(from: &[u8], to: &mut [u8]) {
     let ((lines, rest), (to_lines, to_rest)) = (from.as_chunks::<64>(), to.as_chunks_mut::<64>());
     to_lines.iter_mut().zip(lines).for_each(|(to, from)| *to = *from);
-    if !rest.is_empty() {
-        to_rest.copy_from_slice(rest);
+    let ((pieces, rest), (to_pieces, to_rest)) = (rest.as_chunks::<16>(), to_rest.as_chunks_mut::<16>());
+    to_pieces.iter_mut().zip(pieces).for_each(|(to, from)| *to = *from);
+    match (rest.is_empty(), from.last_chunk::<16>()) {
+        (true, _) => {}
+        // Overlaps the piece before.
+        (false, Some(last)) => *to.last_chunk_mut().expect("as long as what is copied") = *last,
+        (false, None) => to_rest.copy_from_slice(rest),
     }
 }
 

@@ -83,10 +83,45 @@ impl Rest {
     ///
     /// The rows and lines of `walk` go on for so long.
     pub(super) unsafe fn of(walk: &Walk, bytes: usize, lines: usize, keep: usize) -> Rest {
-        assert!(bytes <= ROW && lines <= ROWS);
+        // SAFETY: by contract.
+        unsafe {
+            let mut rest = Rest::of_columns(walk, lines, keep);
+            rest.set_rows(walk, bytes);
+            rest
+        }
+    }
+
+    /// That of the panel alone.
+    ///
+    /// # Safety
+    ///
+    /// The lines of `walk` go on for so long.
+    pub(super) unsafe fn of_columns(walk: &Walk, lines: usize, keep: usize) -> Rest {
+        assert!(lines <= ROWS);
         let mut rest = Rest { a: [[[0; ROW]; ROWS]; 2], b: [[[0; ROW]; ROWS]; 2] };
-        let (a_start, b_start) = (walk.steps * ROW, walk.steps * ROWS * walk.b_stride);
-        for (tile, from) in rest.a.iter_mut().zip(walk.a).take(1 + walk.both) {
+        let start = walk.steps * ROWS * walk.b_stride;
+        for (half, tile) in rest.b.iter_mut().enumerate() {
+            for (i, line) in tile.iter_mut().take(lines).enumerate() {
+                let from = walk.b.wrapping_add(start + i * walk.b_stride + half * ROW);
+                // SAFETY: the panel has so many lines more, 128 bytes of each for this walk.
+                *line = unsafe { from.cast::<[u8; ROW]>().read_unaligned() };
+            }
+            if let (Some(last), true) = (lines.checked_sub(1), keep < 4) {
+                tile[last].as_chunks_mut::<4>().0.iter_mut().for_each(|four| four[keep..].fill(0));
+            }
+        }
+        rest
+    }
+
+    /// Takes the rows of `walk`; earlier ones were as long.
+    ///
+    /// # Safety
+    ///
+    /// The rows go on for so long.
+    pub(super) unsafe fn set_rows(&mut self, walk: &Walk, bytes: usize) {
+        assert!(bytes <= ROW);
+        let a_start = walk.steps * ROW;
+        for (tile, from) in self.a.iter_mut().zip(walk.a).take(1 + walk.both) {
             let from = from.wrapping_add(a_start);
             // SAFETY: the rows go on for so many bytes.
             unsafe {
@@ -99,17 +134,6 @@ impl Rest {
                 }
             }
         }
-        for (half, tile) in rest.b.iter_mut().enumerate() {
-            for (i, line) in tile.iter_mut().take(lines).enumerate() {
-                let from = walk.b.wrapping_add(b_start + i * walk.b_stride + half * ROW);
-                // SAFETY: the panel has so many lines more, 128 bytes of each for this walk.
-                *line = unsafe { from.cast::<[u8; ROW]>().read_unaligned() };
-            }
-            if let (Some(last), true) = (lines.checked_sub(1), keep < 4) {
-                tile[last].as_chunks_mut::<4>().0.iter_mut().for_each(|four| four[keep..].fill(0));
-            }
-        }
-        rest
     }
 }
 

@@ -135,9 +135,10 @@ impl AttentionShape {
         (k, v)
     }
 
-    /// Query rows of a block.
-    fn rows(&self) -> usize {
-        (SCORES / self.kv_len.max(1)).clamp(12, MAX_ROWS) / 12 * 12
+    /// Query rows of a block: whole tiles of the kernel.
+    fn rows(&self, isa: Isa) -> usize {
+        let tile = if isa == Isa::Amx && self.types[..2] == [FloatType::Bf16; 2] { 32 } else { 12 };
+        (SCORES / self.kv_len.max(1)).clamp(tile, MAX_ROWS) / tile * tile
     }
 
     /// Distance between rows of scores: a multiple of a cache line, but not of the distance at which rows collide in cache.
@@ -158,7 +159,7 @@ impl AttentionShape {
 
     /// Sizes of a worker's parts: scores, narrowed weights, gathered queries or weights in bytes, sums.
     fn parts(&self, isa: Isa) -> [usize; 4] {
-        let (rows, stride) = (self.rows(), self.score_stride());
+        let (rows, stride) = (self.rows(isa), self.score_stride());
         let (narrow, gathered_weights) = match self.narrow_weights(isa) {
             true => (rows * stride, gathered_bytes(rows, 1, self.kv_len)),
             false => (0, 0),
@@ -273,7 +274,7 @@ pub fn attention<T: Float>(
         rows: args.q_len,
         cols: args.value_dim,
         row_stride: args.out_strides.seq,
-        tile_rows: shape.rows(),
+        tile_rows: shape.rows(isa),
         tile_cols: args.value_dim,
     };
     if args.kv_len == 0 {

@@ -62,6 +62,16 @@ pub(crate) trait Vectors: Copy {
         }
     }
 
+    /// All of `from`, which are no more than a register holds, widened; in the other lanes zeros.
+    #[inline(always)]
+    fn load_bf16(self, from: &[bf16]) -> Self::V {
+        let mut lanes = [0.0; MOST_LANES];
+        for (lane, x) in lanes[..Self::LANES].iter_mut().zip(from) {
+            *lane = math::bf16_to_f32(x.to_bits());
+        }
+        self.load(&lanes)
+    }
+
     /// Rounds to all of `to`, which are no more than a register holds, as [`to_bf16`] does.
     #[inline(always)]
     fn store_bf16(self, v: Self::V, to: &mut [bf16]) {
@@ -495,16 +505,27 @@ mod tests {
         }
     }
 
+    vector_fn! {
+        fn widen<S>(simd, xs: &[bf16], out: &mut [f32]) {
+            for (xs, out) in xs.chunks(S::LANES).zip(out.chunks_mut(S::LANES)) {
+                simd.store_some(simd.load_bf16(xs), out);
+            }
+        }
+    }
+
     #[test]
-    fn registers_are_rounded_as_single_floats_are() {
+    fn registers_are_rounded_and_widened_as_single_floats_are() {
         let mut xs: Vec<f32> = (0..u32::MAX).step_by(1_000_003).map(f32::from_bits).collect();
         // Ties, and what becomes infinite.
         xs.extend([0x3f80_8000, 0x3f81_8000, 0x7f7f_8000, 0xff7f_ffff, 0x7f80_0001].map(f32::from_bits));
         for isa in Isa::available() {
             let mut out = vec![bf16::ZERO; xs.len()];
             round(isa, &xs, &mut out);
-            for (x, got) in xs.iter().zip(out) {
+            let mut widened = vec![7.0; xs.len()];
+            widen(isa, &out, &mut widened);
+            for ((x, got), wide) in xs.iter().zip(out).zip(widened) {
                 assert_eq!(got.to_bits(), to_bf16(*x), "{isa}: {:#x}", x.to_bits());
+                assert_eq!(wide.to_bits(), u32::from(got.to_bits()) << 16, "{isa}: {:#x}", x.to_bits());
             }
         }
     }

@@ -57,6 +57,11 @@ impl<S: Vectors, const N: usize> Vectors for Several<S, N> {
     }
 
     #[inline(always)]
+    fn load_bf16(self, from: &[bf16]) -> Self::V {
+        each!(self.splat(0.0), i => self.0.load_bf16(from.chunks(S::LANES).nth(i).unwrap_or(&[])))
+    }
+
+    #[inline(always)]
     fn store_bf16(self, v: Self::V, to: &mut [bf16]) {
         for (v, to) in v.into_iter().zip(to.chunks_mut(S::LANES)) {
             self.0.store_bf16(v, to);

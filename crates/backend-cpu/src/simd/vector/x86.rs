@@ -190,16 +190,24 @@ impl Vectors for Avx512 {
     }
 
     #[inline(always)]
+    fn load_bf16(self, from: &[bf16]) -> __m512 {
+        // SAFETY: the processor has AVX-512F, BW and VL, which `self` proves; what is beyond `from` is not touched.
+        unsafe {
+            let halves = _mm256_maskz_loadu_epi16(first_lanes(from.len()), from.as_ptr().cast());
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
+        }
+    }
+
+    #[inline(always)]
     fn store_bf16(self, v: __m512, to: &mut [bf16]) {
         // SAFETY: the processor has AVX-512F, BW and VL, which `self` proves; lanes beyond `to` are not touched.
         unsafe {
             let bits = _mm512_castps_si512(v);
             let upper = _mm512_srli_epi32::<16>(bits);
             let half = _mm512_add_epi32(_mm512_set1_epi32(0x7fff), _mm512_and_si512(upper, _mm512_set1_epi32(1)));
-            let rounded = _mm512_srli_epi32::<16>(_mm512_add_epi32(bits, half));
-            let quiet = _mm512_or_si512(upper, _mm512_set1_epi32(0x40));
-            let result = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v), quiet);
-            let result = _mm512_cvtepi32_epi16(result);
+            let (rounded, nan) = (_mm512_add_epi32(bits, half), _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v));
+            let quiet = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x40_0000));
+            let result = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(quiet));
             if to.len() < Self::LANES {
                 _mm256_mask_storeu_epi16(to.as_mut_ptr().cast(), first_lanes(to.len()), result);
             } else {
