@@ -13,7 +13,7 @@ use crate::{
     nn::workers,
     scratch::bytes_of,
     simd::{Float, Floats, simd_fn},
-    threads::{TileGrid, TileMut},
+    threads::{TASKS_PER_THREAD, TileGrid, TileMut},
 };
 
 /// Columns of a panel.
@@ -93,7 +93,7 @@ pub fn int8_product<C: Float>(
         rest[4..8].copy_from_slice(&sum.to_ne_bytes());
     });
     let (rows, panels) = (&*rows, n.div_ceil(INT8_WIDTH));
-    let across = (4 * threads.count()).div_ceil(m.div_ceil(TASK_ROWS).max(1)).min(panels.max(1));
+    let across = (TASKS_PER_THREAD * threads.count()).div_ceil(m.div_ceil(TASK_ROWS).max(1)).min(panels.max(1));
     let tile_cols = if threads.count() == 1 { n } else { panels.div_ceil(across) * INT8_WIDTH };
     let grid = TileGrid { outer: &[], rows: m, cols: n, row_stride: n, tile_rows: TASK_ROWS, tile_cols };
     let unit = Unit8::of(isa);

@@ -4,7 +4,7 @@ use super::GRAIN;
 use crate::{
     Isa, Threads,
     simd::{Float, Floats, Vectors, lanes, simd_fn, vector_fn},
-    threads::TileGrid,
+    threads::{TASKS_PER_THREAD, TileGrid},
 };
 
 /// What is computed of the elements.
@@ -47,10 +47,10 @@ pub fn reduce<T: Float>(
     assert_eq!(x.len(), outer * reduce * inner);
     assert_eq!(out.len(), outer * inner);
     // Few results are shared out by columns.
-    let across = (4 * threads.count()).div_ceil(outer.max(1));
+    let across = (TASKS_PER_THREAD * threads.count()).div_ceil(outer.max(1));
     let tile_cols = inner.div_ceil(across).max(GRAIN.div_ceil(reduce.max(1))).next_multiple_of(STRIP).min(COLUMNS);
     let work = (reduce * inner.min(tile_cols)).max(1);
-    let tile_rows = GRAIN.div_ceil(work).min(outer.div_ceil(4 * threads.count())).max(1);
+    let tile_rows = GRAIN.div_ceil(work).min(outer.div_ceil(TASKS_PER_THREAD * threads.count())).max(1);
     let grid = TileGrid { outer: &[], rows: outer, cols: inner, row_stride: inner, tile_rows, tile_cols };
     threads.for_each_tile(out, &grid, |at, mut tile| {
         for r in 0..tile.rows() {

@@ -8,6 +8,7 @@ use super::GRAIN;
 use crate::{
     Isa, Threads,
     simd::{Steps, Strip, transpose_strip},
+    threads::TASKS_PER_THREAD,
 };
 
 /// A dimension of the copy, with the distances between its elements in source and result.
@@ -47,7 +48,7 @@ pub fn copy_strided<T: Pod + Send + Sync>(
         out[0] = src[0];
         return;
     };
-    let fair = first.size.div_ceil(4 * threads.count());
+    let fair = first.size.div_ceil(TASKS_PER_THREAD * threads.count());
     let per_task = GRAIN.div_ceil(first.dst).max(fair).next_multiple_of(BLOCK);
     threads.for_each_chunk(out, per_task * first.dst, |task, out| {
         let mut dims = dims.clone();

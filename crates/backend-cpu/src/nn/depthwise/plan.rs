@@ -40,12 +40,13 @@ pub(in crate::nn) enum Place {
     Kept(usize),
 }
 
-/// The least number of places for lines that are kept: for those that one row meets, and those that it skips. What the next row meets
-/// first follows in memory.
+/// The number of places for lines that are kept: for those that one row meets, and those that it skips, unless an image has fewer. What
+/// the next row meets first then follows in memory.
 pub(in crate::nn) fn places(window: &Window3) -> usize {
     let [planes, lines, _] = window.kernel;
     let between = window.dilation[0] * planes.saturating_sub(1) * window.input[1];
-    (between + window.dilation[1] * lines.saturating_sub(1) + 1).next_multiple_of(window.stride[1].max(1))
+    let met = (between + window.dilation[1] * lines.saturating_sub(1) + 1).next_multiple_of(window.stride[1].max(1));
+    met.min(window.input[0] * window.input[1]).max(1)
 }
 
 impl Plan {
