@@ -127,9 +127,12 @@ impl GemmShape {
         }
         // Each thread has rows of its own, which it made itself in the node before, if that was as large.
         let (blocks, tasks) = (self.m.div_ceil(rows), TASKS_PER_THREAD * count);
-        let own_rows = self.m >= least * mr * count && blocks < tasks;
-        let blocks = if own_rows { blocks.next_multiple_of(count) } else { blocks };
-        let rows = if own_rows { self.m.div_ceil(blocks) } else { rows };
+        let (blocks, rows) = if self.m >= least * mr * count && blocks < tasks {
+            let even = blocks.next_multiple_of(count);
+            (even, self.m.div_ceil(even))
+        } else {
+            (blocks, rows)
+        };
         (rows, panels.div_ceil(tasks.div_ceil(blocks)).clamp(1, most) * kernel.nr)
     }
 }

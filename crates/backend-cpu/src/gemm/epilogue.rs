@@ -112,8 +112,7 @@ impl Epilogue<'_> {
             return;
         }
         let (rows, cols, mut buffer) = (tile.rows(), tile.cols(), [0f32; MAX_WIDTH]);
-        let bias = self.bias.map(|b| b.read(isa, col, &mut buffer[..cols]));
-        let end = Rest { bias, activation: self.activation, act_before_residual: self.act_before_residual };
+        let end = self.rest(isa, col, &mut buffer[..cols]);
         match self.residual {
             None => finish(isa, end, None, tile),
             Some(Residual { data: Floats::F32(data), ld }) => {
@@ -129,6 +128,12 @@ impl Epilogue<'_> {
         }
     }
 
+    /// All of it but the residual, for as many columns as `buffer` has, from column `col` on.
+    fn rest<'b>(&'b self, isa: Isa, col: usize, buffer: &'b mut [f32]) -> Rest<'b> {
+        let bias = self.bias.map(|bias| bias.read(isa, col, buffer));
+        Rest { bias, activation: self.activation, act_before_residual: self.act_before_residual }
+    }
+
     /// As [`Left::finish`], and rounds the results to `out`.
     pub(super) fn round<C: Float>(
         &self,
@@ -142,11 +147,7 @@ impl Epilogue<'_> {
         let (end, residual) = match left {
             Left::Nothing => (Rest::default(), None),
             Left::Activation(activation) => (Rest { activation, ..Rest::default() }, None),
-            Left::Epilogue => {
-                let bias = self.bias.map(|b| b.read(isa, col, &mut buffer[..tile.cols()]));
-                let (activation, act_before_residual) = (self.activation, self.act_before_residual);
-                (Rest { bias, activation, act_before_residual }, self.residual)
-            }
+            Left::Epilogue => (self.rest(isa, col, &mut buffer[..tile.cols()]), self.residual),
         };
         let residual = match residual {
             None => Some(None),

@@ -154,7 +154,7 @@ const GROUP: usize = 2 * 1024;
 const VECTOR: usize = 16;
 
 /// Rows of a tile.
-pub(super) const TILE_ROWS: usize = 16;
+pub(crate) const TILE_ROWS: usize = 16;
 
 /// Bytes of a cache line.
 pub(super) const LINE: usize = 64;

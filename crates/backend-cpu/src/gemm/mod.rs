@@ -43,6 +43,7 @@ pub use int4::{INT4_WIDTH, Int4Args, int4_product, int4_scratch};
 pub use int8::{INT8_STEPS, INT8_WIDTH, Int8Args, int8_product, int8_scratch};
 pub use matmul::{DynamicB, MatmulArgs, MatmulShape, matmul};
 pub(crate) use matmul::{dynamic_scratch, dynamic_width, pack_dynamic};
+pub(crate) use micro::TILE_ROWS;
 pub use micro::{panel_width, panel_widths, panel_widths_for, panel_widths_of};
 pub use operand::Rows;
 pub(crate) use operand::{Operand, gathered_bytes};

@@ -9,8 +9,8 @@ use half::bf16;
 use crate::{
     Isa, Scratch, Threads,
     gemm::{
-        DynamicB, Epilogue, Operand, Panels, Rows, Workspace, dynamic_scratch, dynamic_width, gathered_bytes,
-        multiply_block, pack_dynamic,
+        DynamicB, Epilogue, Operand, Panels, Rows, TILE_ROWS, Workspace, dynamic_scratch, dynamic_width,
+        gathered_bytes, multiply_block, pack_dynamic,
     },
     pack::panel_elements,
     scratch::bytes_of,
@@ -137,7 +137,7 @@ impl AttentionShape {
 
     /// Query rows of a block: whole tiles of the kernel.
     fn rows(&self, isa: Isa) -> usize {
-        let tile = if isa == Isa::Amx && self.types[..2] == [FloatType::Bf16; 2] { 32 } else { 12 };
+        let tile = if isa == Isa::Amx && self.types[..2] == [FloatType::Bf16; 2] { 2 * TILE_ROWS } else { 12 };
         (SCORES / self.kv_len.max(1)).clamp(tile, MAX_ROWS) / tile * tile
     }
 

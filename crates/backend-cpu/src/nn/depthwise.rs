@@ -107,7 +107,7 @@ pub fn depthwise<T: Float>(
     // Neighboring rows read the same lines, which one thread then has in its caches.
     let per_task = rows_per_task(threads, out.len() / line, line);
     // What is not f32 is widened for one row at a time.
-    let together = if args.image.ty() == FloatType::F32 && T::TYPE == FloatType::F32 { per_task } else { 1 };
+    let together = if floats.is_some() && T::TYPE == FloatType::F32 { per_task } else { 1 };
     threads.for_each_chunk_with(&mut buffers, out, per_task * line, |(kept, buffer), task, out| {
         for (i, out) in out.chunks_mut(together * line).enumerate() {
             let first = task * per_task + i * together;

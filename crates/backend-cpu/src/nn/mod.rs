@@ -30,7 +30,7 @@ use crate::{
     Isa, Scratch, Threads,
     scratch::bytes_of,
     simd::{Float, FloatType, Floats},
-    threads::MAX_WORKERS,
+    threads::{MAX_WORKERS, TASKS_PER_THREAD},
 };
 
 /// Elements that a task should at least work on; less is not worth a hand-over.
@@ -39,6 +39,11 @@ const GRAIN: usize = 8 * 1024;
 /// How many rows of `cols` elements go into one task.
 fn rows_per_task(threads: &Threads, rows: usize, cols: usize) -> usize {
     threads.per_task(rows, GRAIN.div_ceil(cols.max(1)))
+}
+
+/// How many of `rows`, each of which reads `work` elements, are a tile of a task.
+fn rows_of_tile(threads: &Threads, rows: usize, work: usize) -> usize {
+    GRAIN.div_ceil(work).min(rows.div_ceil(TASKS_PER_THREAD * threads.count())).max(1)
 }
 
 /// Runs `row(i, out_row)` for every row of `out`, several rows a task.

@@ -1,6 +1,6 @@
 //! Reductions of the middle dimension of `[outer, reduce, inner]`.
 
-use super::GRAIN;
+use super::{GRAIN, rows_of_tile};
 use crate::{
     Isa, Threads,
     simd::{Float, Floats, Vectors, lanes, simd_fn, vector_fn},
@@ -50,7 +50,7 @@ pub fn reduce<T: Float>(
     let across = (TASKS_PER_THREAD * threads.count()).div_ceil(outer.max(1));
     let tile_cols = inner.div_ceil(across).max(GRAIN.div_ceil(reduce.max(1))).next_multiple_of(STRIP).min(COLUMNS);
     let work = (reduce * inner.min(tile_cols)).max(1);
-    let tile_rows = GRAIN.div_ceil(work).min(outer.div_ceil(TASKS_PER_THREAD * threads.count())).max(1);
+    let tile_rows = rows_of_tile(threads, outer, work);
     let grid = TileGrid { outer: &[], rows: outer, cols: inner, row_stride: inner, tile_rows, tile_cols };
     threads.for_each_tile(out, &grid, |at, mut tile| {
         for r in 0..tile.rows() {

@@ -3,11 +3,11 @@
 use bytemuck::Pod;
 use half::{bf16, f16};
 
-use super::{GRAIN, rows_per_task};
+use super::{rows_of_tile, rows_per_task};
 use crate::{
     Isa, Threads,
     simd::{lanes, simd_fn},
-    threads::{TASKS_PER_THREAD, TileGrid, TileMut},
+    threads::{TileGrid, TileMut},
 };
 
 /// A number that is added up and multiplied in a wider one: floats in f64, integers in themselves, wrapping.
@@ -239,7 +239,7 @@ pub fn arg_extremum<T: Ordered>(threads: &Threads, greatest: bool, x: &[T], size
         (if greatest { a > b } else { a < b }) || (nan(a) && !nan(b))
     };
     let work = (axis * inner.min(COLUMNS)).max(1);
-    let tile_rows = GRAIN.div_ceil(work).min(outer.div_ceil(TASKS_PER_THREAD * threads.count())).max(1);
+    let tile_rows = rows_of_tile(threads, outer, work);
     let grid = TileGrid { outer: &[], rows: outer, cols: inner, row_stride: inner, tile_rows, tile_cols: COLUMNS };
     threads.for_each_tile(out, &grid, |at, mut tile| {
         for r in 0..tile.rows() {
@@ -306,7 +306,7 @@ pub fn join<T: Pod + Send + Sync, A: Copy + Send + Sync, O: Send>(
 ) {
     assert!(x.len() >= outer * reduce * inner && out.len() == outer * inner);
     let work = (reduce * inner.min(COLUMNS)).max(1);
-    let tile_rows = GRAIN.div_ceil(work).min(outer.div_ceil(TASKS_PER_THREAD * threads.count())).max(1);
+    let tile_rows = rows_of_tile(threads, outer, work);
     let grid = TileGrid { outer: &[], rows: outer, cols: inner, row_stride: inner, tile_rows, tile_cols: COLUMNS };
     threads.for_each_tile(out, &grid, |at, mut tile| {
         for r in 0..tile.rows() {
