@@ -312,7 +312,9 @@ pub(crate) fn multiply_block<C: Float>(
                 let (columns, panel) = (at..cols.min(at + nr), b.panel((col + at) / nr, &block));
                 let (end, left) = match last {
                     false => (None, Left::Nothing),
-                    true if kernel.ends => epilogue.split(row, col + at, [columns.len(), nr], bias_of_last),
+                    true if kernel.ends => {
+                        epilogue.split(row, col + at, [columns.len(), nr, kernel.lanes], bias_of_last)
+                    }
                     true => (None, Left::Epilogue),
                 };
                 Strip { panel, columns, end, left }
@@ -333,10 +335,11 @@ pub(crate) fn multiply_block<C: Float>(
                         strip.left.finish(isa, epilogue, at, &mut tile);
                         continue;
                     }
-                    // Sums of one panel have room for all its columns: whole tiles take less time.
+                    // Sums of one panel have room for all its columns: whole vectors take less time.
+                    let width = strip.columns.len();
                     let (from, width, ld) = match several {
-                        true => (part.start * cols + strip.columns.start, strip.columns.len(), cols),
-                        false => (0, nr, nr),
+                        true => (part.start * cols + strip.columns.start, width, cols),
+                        false => (0, width.next_multiple_of(kernel.lanes), nr),
                     };
                     let mut tile = TileMut::new(&mut sums[from..], part.len(), width, ld);
                     (kernel.run)(&job, tile.again());

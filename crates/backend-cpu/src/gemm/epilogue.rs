@@ -66,13 +66,13 @@ impl Epilogue<'_> {
         buffer
     }
 
-    /// What of it a kernel does in registers to rows from `row` on and a panel of `nr` columns from `col` on, of which `width` are there, and
-    /// what is left.
+    /// What of it a kernel that computes `lanes` columns at once does in registers to rows from `row` on and a panel of `nr` columns from `col`
+    /// on, of which `width` are there, and what is left.
     pub(super) fn split<'b>(
         &'b self,
         row: usize,
         col: usize,
-        [width, nr]: [usize; 2],
+        [width, nr, lanes]: [usize; 3],
         bias_of_last: &'b [f32],
     ) -> (Option<End<'b>>, Left) {
         if self.does_nothing() {
@@ -90,7 +90,9 @@ impl Epilogue<'_> {
             Some(_) if self.act_before_residual && matches!(left, Left::Activation(_)) => {
                 return (None, Left::Epilogue);
             }
-            Some(Residual { data: Floats::F32(data), ld }) if width == nr => Some((&data[row * ld + col..], ld)),
+            Some(Residual { data: Floats::F32(data), ld }) if width.is_multiple_of(lanes) => {
+                Some((&data[row * ld + col..], ld))
+            }
             Some(_) => return (None, Left::Epilogue),
         };
         let bias: &[f32] = match self.bias {

@@ -6,7 +6,12 @@ use super::{
     micro_portable,
     operand::{Cut, KBlock, Operand},
 };
-use crate::{Isa, pack::panel_bytes, simd::FloatType, threads::TileMut};
+use crate::{
+    Isa,
+    pack::panel_bytes,
+    simd::{FloatType, prefetch_second},
+    threads::TileMut,
+};
 
 /// A kernel for one instruction set, one width of panels and one pair of element types.
 #[derive(Clone, Copy)]
@@ -15,6 +20,8 @@ pub(super) struct Kernel {
     pub(super) mr: usize,
     /// Columns of a panel.
     pub(super) nr: usize,
+    /// Columns that are computed at once: of a last panel as many times these as hold those that are there.
+    pub(super) lanes: usize,
     /// Element type of `A`.
     pub(super) a: FloatType,
     /// Element type of the panels.
@@ -65,11 +72,11 @@ impl<'a> End<'a> {
         End { residual: self.residual.map(|(data, ld)| (&data[rows * ld..], ld)), ..self }
     }
 
-    /// Whether it is there for all of a tile of so many rows of whole panels.
-    fn covers(&self, rows: usize, nr: usize) -> bool {
-        let reach = |ld: usize| rows.saturating_sub(1).checked_mul(ld)?.checked_add(nr);
+    /// Whether it is there for all of a tile of so many rows and columns.
+    fn covers(&self, rows: usize, cols: usize) -> bool {
+        let reach = |ld: usize| rows.saturating_sub(1).checked_mul(ld)?.checked_add(cols);
         let covers = |(data, ld): (&[f32], usize)| reach(ld).is_some_and(|reach| reach <= data.len());
-        self.bias.len() >= nr && self.residual.is_none_or(covers)
+        self.bias.len() >= cols && self.residual.is_none_or(covers)
     }
 }
 
@@ -100,6 +107,27 @@ impl Kernel {
         *found.unwrap_or_else(|| panic!("no kernel of {isa} takes panels of {nr} columns"))
     }
 
+    /// Those that take rows of f32 and panels of `b`, the one for general use first.
+    fn general(isa: Isa, b: FloatType) -> impl Iterator<Item = Kernel> {
+        Kernel::all(isa)[0].iter().filter(move |k| k.b == b && k.a == FloatType::F32).copied()
+    }
+
+    /// How long a row of `n` columns takes, in about an eighth of the time of a column.
+    fn cost(&self, n: usize) -> usize {
+        // With a single vector each multiplication fetches an element of `A`, which takes a little longer.
+        let cost = |columns: usize| match columns.div_ceil(self.lanes) {
+            1 => 9 * self.lanes,
+            vectors => 8 * self.lanes * vectors,
+        };
+        n / self.nr * cost(self.nr) + cost(n % self.nr)
+    }
+
+    /// How many times [`CHUNK`] steps a tile takes; the steps of kernels that multiply pairs are pairs.
+    pub(super) fn chunks(&self, block: &KBlock) -> usize {
+        let at_once = if self.a == FloatType::Bf16 { 2 } else { 1 };
+        block.taps.len() * block.k.len().div_ceil(at_once * CHUNK)
+    }
+
     /// How it wants `k` to be cut.
     pub(super) fn cut(&self) -> Cut {
         match (self.tiles, self.b) {
@@ -119,18 +147,10 @@ impl Kernel {
         !self.tiles || (a.m() >= TILE_ROWS && a.stride().is_some())
     }
 
-    /// Cuts `0..len` rows into as few parts as possible, all about equally long: two tiles of 8 rows keep the arithmetic units busier
-    /// than one of 12 and one of 4. A part that is multiplied in tiles takes as long as one of whole tiles.
+    /// Cuts `0..len` rows into as few parts as possible, all about equally long. A part that is multiplied in tiles takes as long as one
+    /// of whole tiles.
     pub(super) fn parts(&self, len: usize) -> impl Iterator<Item = Range<usize>> {
-        let grain = self.least_rows().max(1);
-        let grains = len.div_ceil(grain);
-        let parts = grains.div_ceil(self.mr / grain);
-        let (each, longer) = (grains.checked_div(parts).unwrap_or(0), grains.checked_rem(parts).unwrap_or(0));
-        (0..parts).scan(0, move |start, i| {
-            let part = *start..len.min(*start + grain * (each + usize::from(i >= parts - longer)));
-            *start = part.end;
-            Some(part)
-        })
+        parts(len, self.mr, self.least_rows().max(1))
     }
 
     /// The same in groups that are multiplied by one panel after another, with `k` elements in a row: those of a group stay in a
@@ -150,9 +170,6 @@ impl Kernel {
 /// Elements of `A` of a group of parts.
 const GROUP: usize = 2 * 1024;
 
-/// Floats of a vector of AVX-512.
-const VECTOR: usize = 16;
-
 /// Rows of a tile.
 pub(crate) const TILE_ROWS: usize = 16;
 
@@ -165,20 +182,15 @@ pub(super) const CHUNK: usize = 4;
 /// The `nr` of the panels of `b` that [`gemm`](super::gemm()) takes on `isa`, the one for general use first. Results are the same,
 /// bit for bit, whichever is used.
 pub fn panel_widths_of(isa: Isa, b: FloatType) -> impl Iterator<Item = usize> {
-    let all = Kernel::all(isa)[0].iter();
-    all.filter(move |k| k.b == b && k.a == FloatType::F32).map(|k| k.nr)
+    Kernel::general(isa, b).map(|k| k.nr)
 }
 
-/// As [`panel_widths_of`], for a matrix of `n` columns: first what multiplies the fewest columns that are not there, among equals what
-/// comes first in general.
+/// As [`panel_widths_of`], for a matrix of `n` columns: what takes the least time first, among equals what has the fewest columns that are not
+/// there, and then what comes first in general.
 pub fn panel_widths_for(isa: Isa, b: FloatType, n: usize) -> Vec<usize> {
-    let mut widths: Vec<usize> = panel_widths_of(isa, b).collect();
-    widths.sort_by_key(|nr| {
-        let columns = n.next_multiple_of(*nr);
-        // Of panels of one vector each multiplication fetches an element of `A`, which takes a little longer.
-        if isa >= Isa::Avx512 && *nr <= VECTOR { columns + columns / 8 } else { columns }
-    });
-    widths
+    let mut kernels: Vec<Kernel> = Kernel::general(isa, b).collect();
+    kernels.sort_by_key(|kernel| (kernel.cost(n), n.next_multiple_of(kernel.nr)));
+    kernels.into_iter().map(|kernel| kernel.nr).collect()
 }
 
 /// The `nr` of panels of f32, the one for general use first.
@@ -192,16 +204,10 @@ pub fn panel_width(isa: Isa) -> usize {
 }
 
 impl<'a> Job<'a> {
-    /// How many cache lines of `next` to fetch with every [`CHUNK`] of `steps`.
+    /// The same without the first rows.
     #[inline]
-    pub(super) fn lines_per_chunk(&self, steps: usize) -> usize {
-        self.next.len().div_ceil(LINE).div_ceil(steps.div_ceil(CHUNK).max(1))
-    }
-
-    /// The same without the first rows, with another share of what is fetched.
-    #[inline]
-    pub(super) fn after_rows(&self, rows: usize, next: &'a [u8]) -> Self {
-        Job { row: self.row + rows, next, end: self.end.map(|end| end.after_rows(rows)), ..*self }
+    pub(super) fn after_rows(&self, rows: usize) -> Self {
+        Job { row: self.row + rows, end: self.end.map(|end| end.after_rows(rows)), ..*self }
     }
 
     /// Panics unless the rows of `c` lie within the operand and the panel: what a kernel's unsafe code relies on.
@@ -211,10 +217,55 @@ impl<'a> Job<'a> {
         assert!(self.a.ty() == kernel.a && self.row + c.rows() <= self.a.m());
         assert!(self.block.taps.end <= self.a.taps() && self.block.k.end <= self.a.k_tap());
         assert!(panel_bytes(kernel.b, self.block.len(), kernel.nr) <= self.panel.len());
-        assert!(self.end.is_none_or(|end| end.covers(c.rows(), kernel.nr)));
-        assert!(self.end.is_none_or(|end| end.residual.is_none() || c.cols() == kernel.nr));
+        assert!(self.end.is_none_or(|end| end.covers(c.rows(), c.cols().next_multiple_of(kernel.lanes))));
+        assert!(self.end.is_none_or(|end| end.residual.is_none() || c.cols().is_multiple_of(kernel.lanes)));
         // Pairs of bfloat16 may not straddle taps.
         assert!(kernel.b != FloatType::Bf16 || self.block.taps.len() <= 1 || self.block.k.len().is_multiple_of(2));
+    }
+}
+
+/// Cuts `0..len` rows into as few parts of at most `most` as possible, all about equally long and of whole grains but the last: two tiles
+/// of 8 rows keep the arithmetic units busier than one of 12 and one of 4.
+pub(super) fn parts(len: usize, most: usize, grain: usize) -> impl Iterator<Item = Range<usize>> {
+    let grains = len.div_ceil(grain);
+    let parts = grains.div_ceil(most / grain);
+    let (each, longer) = (grains.checked_div(parts).unwrap_or(0), grains.checked_rem(parts).unwrap_or(0));
+    (0..parts).scan(0, move |start, i| {
+        let part = *start..len.min(*start + grain * (each + usize::from(i >= parts - longer)));
+        *start = part.end;
+        Some(part)
+    })
+}
+
+/// What a kernel fetches while it multiplies.
+#[derive(Clone, Copy)]
+pub(super) struct Fetch {
+    next: *const u8,
+    /// Cache lines that are fetched with every [`CHUNK`] of steps.
+    lines: usize,
+}
+
+impl Fetch {
+    /// All of `next` with so many chunks of steps, the same number of lines with each.
+    #[inline]
+    pub(super) fn new(next: &[u8], chunks: usize) -> Self {
+        let lines = if next.is_empty() { 0 } else { next.len().div_ceil(LINE).div_ceil(chunks.max(1)) };
+        Fetch { next: next.as_ptr(), lines }
+    }
+
+    /// What is fetched behind so many chunks.
+    #[inline]
+    pub(super) fn after(self, chunks: usize) -> Self {
+        Fetch { next: self.next.wrapping_add(chunks * self.lines * LINE), ..self }
+    }
+
+    /// Fetches what comes with the next chunk.
+    #[inline(always)]
+    pub(super) fn chunk(&mut self) {
+        for _ in 0..self.lines {
+            prefetch_second(self.next);
+            self.next = self.next.wrapping_add(LINE);
+        }
     }
 }
 
@@ -223,14 +274,21 @@ pub(super) fn shares(next: &[u8], tiles: usize) -> std::slice::Chunks<'_, u8> {
     next.chunks(next.len().div_ceil(tiles.max(1)).max(1))
 }
 
-/// The kernel of `$tile` for panels of `$vectors` vectors of `$lanes` numbers and as many rows as are listed: `1 2 3 ...`. `$tile`
-/// takes as parameters what stands in brackets before it, the vectors and the rows. It needs the instruction set `$isa`, `ROWS`
-/// rows in its tile and what [`Job::check`] asserts.
+/// The kernel of `$tile` for panels of `$vectors` vectors of `$lanes` numbers. For each number of vectors that a panel may have, in order,
+/// the rows of its tiles are listed: `1 2 3 ...`. Of a last panel only the vectors are multiplied that hold columns of `C`, in tiles for
+/// as many. `$tile` takes as parameters what stands in brackets before it, the vectors and the rows. It needs the instruction set `$isa`,
+/// `ROWS` rows and no more columns than its vectors hold in its tile, and what [`Job::check`] asserts.
 macro_rules! kernel {
-    ($isa:expr, $a:ident, $b:ident, ends: $ends:literal, $kind:tt $tile:ident, $lanes:literal, $vectors:literal, [$($rows:literal)*]) => {{
+    (
+        $isa:expr, $a:ident, $b:ident, ends: $ends:literal, $kind:tt $tile:ident, $lanes:literal, $vectors:literal,
+        {$($v:literal: [$($rows:literal)*])*}
+    ) => {{
+        /// The most rows of a tile, for each number of vectors.
+        const ROWS: &[usize] = &[$([$($rows),*].len()),*];
         const KERNEL: Kernel = Kernel {
-            mr: [$($rows),*].len(),
+            mr: ROWS[$vectors - 1],
             nr: $lanes * $vectors,
+            lanes: $lanes,
             a: FloatType::$a,
             b: FloatType::$b,
             tiles: false,
@@ -240,27 +298,30 @@ macro_rules! kernel {
         fn run(job: &Job<'_>, mut c: TileMut<'_, f32>) {
             job.check(&KERNEL, &c);
             $isa.verified();
-            let cols = c.cols();
-            let mut shares = $crate::gemm::micro::shares(job.next, c.rows().div_ceil(KERNEL.mr));
-            for part in KERNEL.parts(c.rows()) {
-                let (tile_job, rows) = (job.after_rows(part.start, shares.next().unwrap_or(&[])), part.len());
+            let (cols, vectors) = (c.cols(), c.cols().div_ceil($lanes).max(1));
+            let mr = ROWS[vectors - 1];
+            let chunks = KERNEL.chunks(job.block);
+            let mut fetch = $crate::gemm::micro::Fetch::new(job.next, c.rows().div_ceil(mr) * chunks);
+            for part in $crate::gemm::micro::parts(c.rows(), mr, 1) {
+                let (tile_job, rows, now) = (job.after_rows(part.start), part.len(), fetch);
+                fetch = fetch.after(chunks);
                 let (tile_job, c) = (&tile_job, c.part(part, 0..cols));
                 // SAFETY: `verified` has found the instruction set here; `check` has found what the tile wants.
                 unsafe {
-                    match rows {
-                        $($rows => $crate::gemm::micro::kernel!(@call $kind $tile $vectors $rows tile_job c),)*
-                        rows => unreachable!("a tile of {rows} rows"),
+                    match (vectors, rows) {
+                        $($(($v, $rows) => $crate::gemm::micro::kernel!(@call $kind $tile $v $rows tile_job KERNEL now c),)*)*
+                        _ => unreachable!("a tile of {rows} rows and {vectors} vectors"),
                     }
                 }
             }
         }
         KERNEL
     }};
-    (@call [] $tile:ident $vectors:literal $rows:literal $job:ident $c:ident) => {
-        $tile::<$vectors, $rows>($job, $c)
+    (@call [] $tile:ident $vectors:literal $rows:literal $job:ident $kernel:ident $fetch:ident $c:ident) => {
+        $tile::<$vectors, $rows>($job, $kernel.nr, $fetch, $c)
     };
-    (@call [$kind:expr] $tile:ident $vectors:literal $rows:literal $job:ident $c:ident) => {
-        $tile::<{ $kind }, $vectors, $rows>($job, $c)
+    (@call [$kind:expr] $tile:ident $vectors:literal $rows:literal $job:ident $kernel:ident $fetch:ident $c:ident) => {
+        $tile::<{ $kind }, $vectors, $rows>($job, $kernel.nr, $fetch, $c)
     };
 }
 #[cfg(target_arch = "x86_64")]
@@ -272,7 +333,7 @@ macro_rules! finish {
     ($end:expr, $acc:ident, [$set1:ident $loadu:ident $add:ident $min:ident $max:ident]) => {{
         let end: &$crate::gemm::micro::End<'_> = $end;
         for v in 0..VECTORS {
-            // SAFETY: the end covers whole panels.
+            // SAFETY: the end covers whole vectors.
             let bias = unsafe { $loadu(end.bias.as_ptr().add(LANES * v)) };
             for r in 0..MR {
                 $acc[r][v] = $add($acc[r][v], bias);
@@ -281,12 +342,20 @@ macro_rules! finish {
         if let (Some(residual), false) = (end.residual, end.clamp_first) {
             $crate::gemm::micro::finish!(@add residual, $acc, $loadu $add);
         }
+        // Where a sum is not a number, the second one is the result.
         if let Some([low, high]) = end.clamp {
-            let [low, high] = [$set1(low), $set1(high)];
+            let bound = $set1(low);
             for r in 0..MR {
                 for v in 0..VECTORS {
-                    // Where a sum is not a number, the second one is the result.
-                    $acc[r][v] = $min(high, $max(low, $acc[r][v]));
+                    $acc[r][v] = $max(bound, $acc[r][v]);
+                }
+            }
+            if high < f32::INFINITY {
+                let bound = $set1(high);
+                for r in 0..MR {
+                    for v in 0..VECTORS {
+                        $acc[r][v] = $min(bound, $acc[r][v]);
+                    }
                 }
             }
         }

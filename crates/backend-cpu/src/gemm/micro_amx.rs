@@ -22,7 +22,8 @@ pub(super) const KERNELS: &[Kernel] = &[kernel::<64>(), kernel::<32>()];
 
 /// The kernel for panels of `NR` columns.
 const fn kernel<const NR: usize>() -> Kernel {
-    Kernel { mr: WALK_ROWS, nr: NR, a: FloatType::Bf16, b: FloatType::Bf16, tiles: true, ends: false, run: run::<NR> }
+    let (a, b) = (FloatType::Bf16, FloatType::Bf16);
+    Kernel { mr: WALK_ROWS, nr: NR, lanes: WALK_COLS, a, b, tiles: true, ends: false, run: run::<NR> }
 }
 
 /// Sums that are not stored where they belong at once.

@@ -1,10 +1,10 @@
-//! The AVX2 micro-kernels: 6 x 16 and 3 x 32. Both have twelve accumulators in the sixteen registers; the wide one keeps the
-//! arithmetic units busier when there are few rows. Panels of half floats are widened in registers.
+//! The AVX2 micro-kernels: 6 x 16 and 3 x 32, and for last panels 8 x 8 and 3 x 24. They have eight to twelve accumulators in the sixteen
+//! registers; the wide ones keep the arithmetic units busier when there are few rows. Panels of half floats are widened in registers.
 #![allow(unsafe_code)]
 
-use std::{arch::x86_64::*, array};
+use std::arch::x86_64::*;
 
-use super::micro::{CHUNK, Job, Kernel, LINE, finish, kernel};
+use super::micro::{CHUNK, Fetch, Job, Kernel, finish, kernel};
 use crate::{Isa, simd::FloatType, threads::TileMut};
 
 /// Floats of a vector.
@@ -15,13 +15,25 @@ const F32: u8 = 0;
 const F16: u8 = 1;
 const BF16: u8 = 2;
 
+/// The kernel for panels of so many vectors of a type.
+macro_rules! panels_of {
+    ($b:ident, $kind:ident, $vectors:literal) => {
+        kernel!(Isa::Avx2, F32, $b, ends: true, [$kind] tile, 8, $vectors, {
+            1: [1 2 3 4 5 6 7 8]
+            2: [1 2 3 4 5 6]
+            3: [1 2 3]
+            4: [1 2 3]
+        })
+    };
+}
+
 pub(super) const KERNELS: &[Kernel] = &[
-    kernel!(Isa::Avx2, F32, F32, ends: true, [F32] tile, 8, 2, [1 2 3 4 5 6]),
-    kernel!(Isa::Avx2, F32, F32, ends: true, [F32] tile, 8, 4, [1 2 3]),
-    kernel!(Isa::Avx2, F32, F16, ends: true, [F16] tile, 8, 2, [1 2 3 4 5 6]),
-    kernel!(Isa::Avx2, F32, F16, ends: true, [F16] tile, 8, 4, [1 2 3]),
-    kernel!(Isa::Avx2, F32, Bf16, ends: true, [BF16] tile, 8, 2, [1 2 3 4 5 6]),
-    kernel!(Isa::Avx2, F32, Bf16, ends: true, [BF16] tile, 8, 4, [1 2 3]),
+    panels_of!(F32, F32, 2),
+    panels_of!(F32, F32, 4),
+    panels_of!(F16, F16, 2),
+    panels_of!(F16, F16, 4),
+    panels_of!(Bf16, BF16, 2),
+    panels_of!(Bf16, BF16, 4),
 ];
 
 /// Vector `v` of a step of a panel, widened; of a pair of steps of bfloat16 the first or the second.
@@ -50,31 +62,38 @@ unsafe fn load<const KIND: u8>(b: *const u8, v: usize, half: usize) -> __m256 {
 
 /// # Safety
 ///
-/// Needs AVX2, FMA and F16C, `MR` rows in `c`, and what `job.check` asserts.
+/// Needs AVX2, FMA and F16C, `MR` rows and at most `VECTORS` vectors in `c`, panels of `nr` columns, and what `job.check` asserts.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn tile<const KIND: u8, const VECTORS: usize, const MR: usize>(job: &Job<'_>, mut c: TileMut<'_, f32>) {
+unsafe fn tile<const KIND: u8, const VECTORS: usize, const MR: usize>(
+    job: &Job<'_>,
+    nr: usize,
+    mut fetch: Fetch,
+    mut c: TileMut<'_, f32>,
+) {
     let halves = const { if KIND == BF16 { 2 } else { 1 } };
-    let stride = const { LANES * VECTORS * if KIND == F16 { 2 } else { 4 } };
+    let stride = nr * const { if KIND == F16 { 2 } else { 4 } };
     let mut acc = [[_mm256_setzero_ps(); VECTORS]; MR];
     if job.accumulate {
         for (r, acc) in acc.iter_mut().enumerate() {
+            let row = c.row(r);
             let mut line = [[0f32; LANES]; VECTORS];
-            line.as_flattened_mut()[..c.cols()].copy_from_slice(c.row(r));
-            for (acc, part) in acc.iter_mut().zip(&line) {
-                // SAFETY: each part of the line is a vector.
-                *acc = unsafe { _mm256_loadu_ps(part.as_ptr()) };
+            let row = if row.len() == LANES * VECTORS {
+                &*row
+            } else {
+                line.as_flattened_mut()[..row.len()].copy_from_slice(row);
+                line.as_flattened()
+            };
+            for (v, acc) in acc.iter_mut().enumerate() {
+                // SAFETY: the row holds all vectors.
+                *acc = unsafe { _mm256_loadu_ps(row.as_ptr().add(LANES * v)) };
             }
         }
     }
     let (a, mut b) = (job.a, job.panel.as_ptr());
-    let (mut next, lines) = (job.next.as_ptr(), job.lines_per_chunk(job.block.len()));
     for tap in job.block.taps.clone() {
-        let rows: [*const f32; MR] = array::from_fn(|r| a.tap_ptr(job.row + r, tap).cast());
+        let rows: [*const f32; MR] = a.tap_ptrs(job.row, tap).map(<*const u8>::cast);
         for chunk in job.block.k.clone().step_by(CHUNK) {
-            for _ in 0..lines {
-                _mm_prefetch::<_MM_HINT_T1>(next.cast());
-                next = next.wrapping_add(LINE);
-            }
+            fetch.chunk();
             let end = job.block.k.end.min(chunk + CHUNK);
             let mut first = chunk;
             while first < end {

@@ -6,7 +6,7 @@
 
 use std::{arch::x86_64::*, array};
 
-use super::micro::{CHUNK, Job, Kernel, LINE, finish, kernel};
+use super::micro::{CHUNK, Fetch, Job, Kernel, finish, kernel};
 use crate::{Isa, simd::FloatType, threads::TileMut};
 
 /// Floats of a vector.
@@ -17,15 +17,27 @@ const F32: u8 = 0;
 const F16: u8 = 1;
 const BF16: u8 = 2;
 
+/// The kernel for panels of so many vectors of a type.
+macro_rules! panels_of {
+    ($b:ident, $kind:ident, $vectors:literal) => {
+        kernel!(Isa::Avx512, F32, $b, ends: true, [$kind] tile, 16, $vectors, {
+            1: [1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24]
+            2: [1 2 3 4 5 6 7 8 9 10 11 12]
+            3: [1 2 3 4 5 6 7 8]
+            4: [1 2 3 4 5 6]
+        })
+    };
+}
+
 pub(super) const KERNELS: &[Kernel] = &[
-    kernel!(Isa::Avx512, F32, F32, ends: true, [F32] tile, 16, 2, [1 2 3 4 5 6 7 8 9 10 11 12]),
-    kernel!(Isa::Avx512, F32, F32, ends: true, [F32] tile, 16, 4, [1 2 3 4 5 6]),
-    kernel!(Isa::Avx512, F32, F32, ends: true, [F32] tile, 16, 3, [1 2 3 4 5 6 7 8]),
-    kernel!(Isa::Avx512, F32, F32, ends: true, [F32] tile, 16, 1, [1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24]),
-    kernel!(Isa::Avx512, F32, F16, ends: true, [F16] tile, 16, 2, [1 2 3 4 5 6 7 8 9 10 11 12]),
-    kernel!(Isa::Avx512, F32, F16, ends: true, [F16] tile, 16, 4, [1 2 3 4 5 6]),
-    kernel!(Isa::Avx512, F32, Bf16, ends: true, [BF16] tile, 16, 4, [1 2 3 4 5 6]),
-    kernel!(Isa::Avx512, F32, Bf16, ends: true, [BF16] tile, 16, 2, [1 2 3 4 5 6 7 8 9 10 11 12]),
+    panels_of!(F32, F32, 2),
+    panels_of!(F32, F32, 4),
+    panels_of!(F32, F32, 3),
+    panels_of!(F32, F32, 1),
+    panels_of!(F16, F16, 2),
+    panels_of!(F16, F16, 4),
+    panels_of!(Bf16, BF16, 4),
+    panels_of!(Bf16, BF16, 2),
 ];
 
 /// Vector `v` of a step of a panel, widened; of a pair of steps of bfloat16 the first or the second.
@@ -54,25 +66,26 @@ unsafe fn load<const KIND: u8>(b: *const u8, v: usize, half: usize) -> __m512 {
 
 /// # Safety
 ///
-/// Needs AVX-512F, `MR` rows in `c`, and what `job.check` asserts.
+/// Needs AVX-512F, `MR` rows and at most `VECTORS` vectors in `c`, panels of `nr` columns, and what `job.check` asserts.
 #[target_feature(enable = "avx512f")]
-unsafe fn tile<const KIND: u8, const VECTORS: usize, const MR: usize>(job: &Job<'_>, mut c: TileMut<'_, f32>) {
+unsafe fn tile<const KIND: u8, const VECTORS: usize, const MR: usize>(
+    job: &Job<'_>,
+    nr: usize,
+    mut fetch: Fetch,
+    mut c: TileMut<'_, f32>,
+) {
     let halves = const { if KIND == BF16 { 2 } else { 1 } };
-    let stride = const { LANES * VECTORS * if KIND == F16 { 2 } else { 4 } };
+    let stride = nr * const { if KIND == F16 { 2 } else { 4 } };
     let (masks, mut acc) = (masks(&c), [[_mm512_setzero_ps(); VECTORS]; MR]);
     if job.accumulate {
         // SAFETY: the masks are those of `c`.
         unsafe { read(&mut c, &masks, &mut acc) };
     }
     let (a, mut b) = (job.a, job.panel.as_ptr());
-    let (mut next, lines) = (job.next.as_ptr(), job.lines_per_chunk(job.block.len()));
     for tap in job.block.taps.clone() {
-        let rows: [*const f32; MR] = array::from_fn(|r| a.tap_ptr(job.row + r, tap).cast());
+        let rows: [*const f32; MR] = a.tap_ptrs(job.row, tap).map(<*const u8>::cast);
         for chunk in job.block.k.clone().step_by(CHUNK) {
-            for _ in 0..lines {
-                _mm_prefetch::<_MM_HINT_T1>(next.cast());
-                next = next.wrapping_add(LINE);
-            }
+            fetch.chunk();
             let end = job.block.k.end.min(chunk + CHUNK);
             let mut first = chunk;
             while first < end {

@@ -2,10 +2,10 @@
 //! `k` and adds both products to a float. It takes subnormal numbers for zero.
 #![allow(unsafe_code)]
 
-use std::{arch::x86_64::*, array};
+use std::arch::x86_64::*;
 
 use super::{
-    micro::{CHUNK, Job, Kernel, LINE, kernel},
+    micro::{CHUNK, Fetch, Job, Kernel, kernel},
     micro_avx512::{masks, read, write},
 };
 use crate::{Isa, simd::FloatType, threads::TileMut};
@@ -13,16 +13,30 @@ use crate::{Isa, simd::FloatType, threads::TileMut};
 /// Pairs of a vector.
 const LANES: usize = 16;
 
-pub(super) const KERNELS: &[Kernel] = &[
-    kernel!(Isa::Avx512Bf16, Bf16, Bf16, ends: false, [] tile, 16, 2, [1 2 3 4 5 6 7 8 9 10 11 12]),
-    kernel!(Isa::Avx512Bf16, Bf16, Bf16, ends: false, [] tile, 16, 4, [1 2 3 4 5 6]),
-];
+/// The kernel for panels of so many vectors.
+macro_rules! panels_of {
+    ($vectors:literal) => {
+        kernel!(Isa::Avx512Bf16, Bf16, Bf16, ends: false, [] tile, 16, $vectors, {
+            1: [1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16]
+            2: [1 2 3 4 5 6 7 8 9 10 11 12]
+            3: [1 2 3 4 5 6 7 8]
+            4: [1 2 3 4 5 6]
+        })
+    };
+}
+
+pub(super) const KERNELS: &[Kernel] = &[panels_of!(2), panels_of!(4)];
 
 /// # Safety
 ///
-/// Needs AVX512-BF16, `MR` rows in `c`, and what `job.check` asserts.
+/// Needs AVX512-BF16, `MR` rows and at most `VECTORS` vectors in `c`, panels of `nr` columns, and what `job.check` asserts.
 #[target_feature(enable = "avx512f,avx512bf16")]
-unsafe fn tile<const VECTORS: usize, const MR: usize>(job: &Job<'_>, mut c: TileMut<'_, f32>) {
+unsafe fn tile<const VECTORS: usize, const MR: usize>(
+    job: &Job<'_>,
+    nr: usize,
+    mut fetch: Fetch,
+    mut c: TileMut<'_, f32>,
+) {
     let (masks, mut acc) = (masks(&c), [[_mm512_setzero_ps(); VECTORS]; MR]);
     if job.accumulate {
         // SAFETY: the masks are those of `c`.
@@ -30,16 +44,11 @@ unsafe fn tile<const VECTORS: usize, const MR: usize>(job: &Job<'_>, mut c: Tile
     }
     let (a, mut b) = (job.a, job.panel.as_ptr().cast::<u32>());
     let (whole, odd) = (job.block.k.len() / 2, !job.block.k.len().is_multiple_of(2));
-    let (mut next, lines) = (job.next.as_ptr(), job.lines_per_chunk(job.block.taps.len() * whole));
     for tap in job.block.taps.clone() {
         let first = job.block.k.start;
-        let rows: [*const i32; MR] =
-            array::from_fn(|r| a.tap_ptr(job.row + r, tap).cast::<u16>().wrapping_add(first).cast());
+        let rows: [*const i32; MR] = a.tap_ptrs(job.row, tap).map(|row| row.cast::<u16>().wrapping_add(first).cast());
         for chunk in (0..whole).step_by(CHUNK) {
-            for _ in 0..lines {
-                _mm_prefetch::<_MM_HINT_T1>(next.cast());
-                next = next.wrapping_add(LINE);
-            }
+            fetch.chunk();
             for pair in chunk..whole.min(chunk + CHUNK) {
                 // SAFETY: the panel holds a pair of steps for each pair of `k` of each tap of the block; a tap holds `k_tap` numbers.
                 unsafe {
@@ -47,7 +56,7 @@ unsafe fn tile<const VECTORS: usize, const MR: usize>(job: &Job<'_>, mut c: Tile
                     for (v, step) in step.iter_mut().enumerate() {
                         *step = bf16(_mm512_loadu_si512(b.add(LANES * v).cast()));
                     }
-                    b = b.add(LANES * VECTORS);
+                    b = b.wrapping_add(nr);
                     for r in 0..MR {
                         let x = bf16(_mm512_set1_epi32(rows[r].add(pair).read_unaligned()));
                         for v in 0..VECTORS {
@@ -68,7 +77,7 @@ unsafe fn tile<const VECTORS: usize, const MR: usize>(job: &Job<'_>, mut c: Tile
                         *acc = _mm512_dpbf16_ps(*acc, x, bf16(step));
                     }
                 }
-                b = b.add(LANES * VECTORS);
+                b = b.wrapping_add(nr);
             }
         }
     }

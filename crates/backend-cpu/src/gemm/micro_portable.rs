@@ -21,14 +21,14 @@ const F16: u8 = 1;
 const BF16: u8 = 2;
 
 const fn kernel<const KIND: u8>(b: FloatType) -> Kernel {
-    Kernel { mr: 4, nr: NR, a: FloatType::F32, b, tiles: false, ends: false, run: run::<KIND> }
+    Kernel { mr: 4, nr: NR, lanes: WIDTH, a: FloatType::F32, b, tiles: false, ends: false, run: run::<KIND> }
 }
 
 fn run<const KIND: u8>(job: &Job<'_>, mut c: TileMut<'_, f32>) {
     let (kernel, cols) = (&KERNELS[usize::from(KIND)], c.cols());
     job.check(kernel, &c);
     for part in kernel.parts(c.rows()) {
-        let (rows, job) = (part.len(), &job.after_rows(part.start, &[]));
+        let (rows, job) = (part.len(), &job.after_rows(part.start));
         let c = c.part(part, 0..cols);
         match rows {
             1 => tile::<KIND, 1>(job, c),
@@ -86,7 +86,7 @@ fn add_product<const KIND: u8, const MR: usize>(
 ) -> [[f32; WIDTH]; MR] {
     let mut step = 0;
     for tap in job.block.taps.clone() {
-        let rows: [*const f32; MR] = array::from_fn(|r| job.a.tap_ptr(job.row + r, tap).cast());
+        let rows: [*const f32; MR] = job.a.tap_ptrs(job.row, tap).map(<*const u8>::cast);
         for k in job.block.k.clone() {
             let b = load::<KIND>(job.panel, step, first_col);
             step += 1;

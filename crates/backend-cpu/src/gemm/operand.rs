@@ -1,6 +1,6 @@
 //! The left operand: rows that are found by a stride or by offsets, checked once.
 
-use std::ops::Range;
+use std::{array, ops::Range};
 
 use super::micro::TILE_ROWS;
 use crate::{
@@ -261,6 +261,18 @@ impl<'a> Operand<'a> {
         match self.tap_start(row, tap) {
             Some(at) => self.bytes.as_ptr().wrapping_add(at * self.size),
             None => self.zeros().as_ptr(),
+        }
+    }
+
+    /// The starts of a tap of `N` rows from `row` on, as by [`Operand::tap_ptr`].
+    #[inline(always)]
+    pub(super) fn tap_ptrs<const N: usize>(&self, row: usize, tap: usize) -> [*const u8; N] {
+        match self.rows {
+            Rows::Strided { lda } => {
+                let (first, step) = (self.tap_ptr(row, tap), lda * self.size);
+                array::from_fn(|r| first.wrapping_add(r * step))
+            }
+            Rows::Indirect { .. } => array::from_fn(|r| self.tap_ptr(row + r, tap)),
         }
     }
 }

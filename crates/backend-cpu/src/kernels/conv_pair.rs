@@ -27,7 +27,10 @@ use crate::{
 const BANDS: &str = "conv_pair.bands";
 
 /// Bytes of an image from which on it pays not to write it: smaller ones stay in the second-level cache.
-const LARGE: usize = 640 << 10;
+const LARGE: usize = 1 << 20;
+
+/// Columns that the panels of the first convolution should have.
+const LEAST_WIDTH: usize = 32;
 
 pub(super) const FAMILY: Family = Family { ids: &[BANDS], candidates, reads_strided: never_strided, prepare };
 
@@ -59,7 +62,10 @@ fn candidates(isa: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&Tenso
         ];
         Candidate { kernel: KernelId::new(BANDS), weights }
     };
-    panel_widths_for(isa, FloatType::F32, pointwise[0]).into_iter().map(packed).collect()
+    // Narrow panels are multiplied by a line of pixels in less time than it takes to begin.
+    let mut widths = panel_widths_for(isa, FloatType::F32, pointwise[0]);
+    widths.sort_by_key(|nr| *nr < LEAST_WIDTH);
+    widths.into_iter().map(packed).collect()
 }
 
 struct Prepared {

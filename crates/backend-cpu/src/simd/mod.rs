@@ -37,6 +37,19 @@ pub(crate) fn prefetch(data: &[f32]) {
     let _ = data;
 }
 
+/// Tells the second-level cache that what is at `address`, if anything is, will be read later.
+#[inline(always)]
+pub(crate) fn prefetch_second(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a prefetch has no effect but on time, whatever the address; SSE is part of x86-64.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
 /// An instruction set that routines are compiled for. Later ones contain earlier ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Isa {

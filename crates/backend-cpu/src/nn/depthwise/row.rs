@@ -3,7 +3,12 @@
 use regraft_ir::ops::Activation;
 
 use super::plan::{Block, Kind};
-use crate::simd::{Fma, Taps, Vectors, activation::map_registers, functions::with_activation, vector_fn};
+use crate::simd::{
+    Fma, Taps, Vectors,
+    activation::map_registers,
+    functions::{Function, Relu, Relu6, with_activation},
+    vector_fn,
+};
 
 /// What some channels of a row of output pixels are computed from.
 #[derive(Clone, Copy)]
@@ -47,28 +52,28 @@ impl Row<'_> {
 vector_fn! {
     /// Computes some channels of a row of output pixels into `out`, where pixels are `step` floats apart.
     pub(in crate::nn) fn compute_row<S>(simd, row: Row<'_>, out: &mut [f32], step: usize) {
+        // Bounds are applied to sums while they are in registers.
+        let bounded = matches!(row.activation, Activation::None | Activation::Relu | Activation::Relu6);
         for block in row.blocks {
             let out = &mut out[block.x * step..];
-            if row.channels < S::LANES && !row.fills_registers(block, S::LANES) {
-                few_channels::<S::F>(&row, block, out, step);
-                continue;
-            }
+            let few = row.channels < S::LANES && !row.fills_registers(block, S::LANES);
             match block.pixels {
+                _ if few => few_channels::<S::F>(&row, block, out, step),
                 8 => all_channels::<S, 8, 1>(simd, &row, block, out, step),
                 7 => all_channels::<S, 7, 1>(simd, &row, block, out, step),
-                6 => all_channels::<S, 6, 1>(simd, &row, block, out, step),
+                6 => all_channels::<S, 6, 2>(simd, &row, block, out, step),
                 4 => all_channels::<S, 4, 2>(simd, &row, block, out, step),
                 3 => all_channels::<S, 3, 2>(simd, &row, block, out, step),
                 2 => all_channels::<S, 2, 4>(simd, &row, block, out, step),
                 _ => all_channels::<S, 1, 4>(simd, &row, block, out, step),
             }
-        }
-        if row.activation != Activation::None {
-            with_activation!(row.activation, A => {
-                for out in out.chunks_mut(step) {
-                    map_registers::<S, A>(simd, &mut out[..row.channels]);
-                }
-            });
+            if few || !bounded {
+                with_activation!(row.activation, A => {
+                    for out in out.chunks_mut(step).take(block.pixels) {
+                        map_registers::<S, A>(simd, &mut out[..row.channels]);
+                    }
+                });
+            }
         }
     }
 }
@@ -101,13 +106,25 @@ fn some_channels<S: Vectors, const P: usize, const Q: usize>(
     for first in (0..row.channels).step_by(Q * S::LANES) {
         // The last ones begin where they fit, and are computed in part twice.
         let first = first.min(row.channels.saturating_sub(Q * S::LANES));
-        let sums = block_of_pixels::<S, P, Q>(simd, row, first, block);
+        let mut sums = block_of_pixels::<S, P, Q>(simd, row, first, block);
+        match row.activation {
+            Activation::Relu => bound::<S, Relu>(simd, sums.as_flattened_mut()),
+            Activation::Relu6 => bound::<S, Relu6>(simd, sums.as_flattened_mut()),
+            _ => {}
+        }
         for (p, sums) in sums.into_iter().enumerate() {
             for (q, sum) in sums.into_iter().enumerate() {
                 let at = p * step + first + q * S::LANES;
                 simd.store_some(sum, &mut out[at..][..S::LANES.min(row.channels)]);
             }
         }
+    }
+}
+
+#[inline(always)]
+fn bound<S: Vectors, A: Function>(simd: S, sums: &mut [S::V]) {
+    for sum in sums {
+        *sum = A::of(simd, *sum);
     }
 }
 
