@@ -80,7 +80,7 @@ def check_settings(**settings: Any) -> None:
             if value not in _CHOICES[name] or isinstance(value, bool):
                 choices = ", ".join(map(repr, _CHOICES[name]))
                 help = (
-                    "\n  help: 'fast' measures about 0.3 s for each problem, 'full' about 3 s"
+                    "\n  help: 'fast' measures about 0.1 s for each problem, 'full' about 3 s"
                     if name == "tune"
                     else ""
                 )

@@ -120,7 +120,7 @@ def compile(
             must bring all weights that share a slot).
         engine_cache: a :class:`DiskCache`, or an object with ``get(key)``, ``put(key, entry)`` and
             ``remove(key)``; an engine of the same program, with any weights, is reused from there.
-        tune: choose kernels by measuring them: ``fast`` about 0.3 s, ``full`` about 3 s for each problem.
+        tune: choose kernels by measuring them: ``fast`` about 0.1 s, ``full`` about 3 s for each problem.
             Measurements are kept with the cache.
         dtype: ``torch.bfloat16`` or ``torch.float16`` computes a program of float32 in that type, as under
             ``torch.autocast``. Weights, inputs and outputs stay float32, as do functions that need it.

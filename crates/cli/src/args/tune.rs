@@ -11,7 +11,7 @@ pub(crate) enum TuneArg {
     /// Not at all: takes the kernels that usually do well
     #[default]
     Off,
-    /// About 0.3 s for each problem that is new on this machine
+    /// About 0.1 s for each problem that is new on this machine
     Fast,
     /// About 3 s for each problem
     Full,

@@ -4,11 +4,14 @@
 //! larger than caches. Candidates are interleaved, forwards and backwards (A B C C B A), so that a machine that grows slower for a
 //! while is unfair to none.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use regraft_backend::{
-    Candidate, Device, Extent, FormatId, Kernel, Launch, Memory, MemoryKind, NodeSpec, Operand, Queue, QueueClass,
-    Region, RegionMut, ResultType, SlotLayout,
+    Candidate, Device, Extent, FormatId, Kernel, KernelId, Launch, Memory, MemoryKind, NodeSpec, Operand, Queue,
+    QueueClass, Region, RegionMut, ResultType, SlotLayout,
 };
 use regraft_ir::TensorType;
 use regraft_tensor::{AlignedVec, DType, Tensor, contiguous_strides};
@@ -29,7 +32,7 @@ const COLD: usize = 32 << 20;
 const MOST: usize = 4 << 30;
 
 /// A fast measurement drops candidates that are slower than the fastest by this; a smaller difference may be noise.
-const HOPELESS: f64 = 2.5;
+const HOPELESS: f64 = 1.5;
 
 /// Rounds that are made though time is up, if it is not twice up.
 const FEW_ROUNDS: usize = 3;
@@ -61,50 +64,87 @@ pub(super) fn fastest(timings: &[Option<Timing>]) -> usize {
     candidates.min_by_key(|(_, ns)| *ns).map_or(0, |(i, _)| i)
 }
 
-/// The timings of `candidates`, `None` for those that do not take the problem; `None` for all when it is too large to measure
-/// or the first candidate does not take it.
-pub(super) fn measure(
-    device: &dyn Device,
-    problem: &NodeProblem,
-    candidates: &[Candidate],
-    mode: TuneMode,
-) -> Option<Vec<Option<Timing>>> {
-    let mut runs: Vec<Runs> = Vec::new();
-    for (index, candidate) in candidates.iter().enumerate() {
-        // A candidate that does not take these sizes is not a choice for them.
-        if let Some((kernel, weights)) = prepare(device, problem, candidate) {
-            runs.push(Runs { index, kernel, weights, repeat: 1, samples: Vec::new(), given_up: false });
+/// What candidates are measured with.
+pub(super) struct Bench<'a> {
+    device: &'a dyn Device,
+    /// For each type the floats that weights are read from, whatever their format.
+    pools: HashMap<DType, Box<dyn Memory>>,
+}
+
+impl<'a> Bench<'a> {
+    pub(super) fn new(device: &'a dyn Device) -> Self {
+        Bench { device, pools: HashMap::new() }
+    }
+
+    /// The timings of `candidates`, `None` for those that do not take the problem or were not measured; `None` for all when it is too
+    /// large to measure or the first candidate does not take it.
+    pub(super) fn measure(
+        &mut self,
+        problem: &NodeProblem,
+        candidates: &[Candidate],
+        mode: TuneMode,
+    ) -> Option<Vec<Option<Timing>>> {
+        let (device, mut runs) = (self.device, Vec::<Runs>::new());
+        for (index, candidate) in candidates.iter().enumerate() {
+            // A candidate that does not take these sizes is not a choice for them.
+            if let Some((kernel, weights)) = prepare(device, problem, candidate) {
+                let id = candidate.kernel.clone();
+                runs.push(Runs { index, id, kernel, weights, repeat: 0, samples: Vec::new() });
+            }
         }
+        if runs.first().is_none_or(|first| first.index != 0) {
+            return None;
+        }
+        let queue = device.queue(QueueClass::Run).ok()?;
+        let pool = self.pool(&*queue, problem, &runs)?;
+        let mut data = Data::new(device, &*queue, pool, problem, &runs)?;
+        let mut measured = Some(());
+        let extent = Extent { steps: ROUNDS, bytes: data.pool.len() };
+        queue.submit(extent, &mut || measured = take_turns(&mut runs, &mut data, &*queue, mode));
+        measured?;
+        let mut timings = vec![None; candidates.len()];
+        for run in runs {
+            let index = run.index;
+            timings[index] = run.timing();
+        }
+        Some(timings)
     }
-    if runs.first().is_none_or(|first| first.index != 0) {
-        return None;
+
+    /// The pool for the weights of these runs; `None` when it would be too large. Another problem's will do if it is as long.
+    fn pool(&mut self, queue: &dyn Queue, problem: &NodeProblem, runs: &[Runs]) -> Option<&dyn Memory> {
+        let pooled = |run: &Runs| run.weights.iter().flatten().map(|bytes| lines(*bytes)).sum::<usize>();
+        let bytes = runs.iter().map(pooled).max()?.max(COLD);
+        // Halves of floats are floats, and bytes of them are small integers.
+        let weight = problem.inputs.iter().flatten().find(|o| o.known && o.dtype.is_float());
+        let dtype = weight.map_or(DType::F32, |operand| operand.dtype);
+        if bytes > MOST {
+            return None;
+        }
+        if self.pools.get(&dtype).is_none_or(|pool| pool.len() < bytes) {
+            self.pools.insert(dtype, in_memory(self.device, queue, dtype, bytes)?);
+        }
+        self.pools.get(&dtype).map(|pool| &**pool)
     }
-    let queue = device.queue(QueueClass::Run).ok()?;
-    let mut data = Data::new(device, &*queue, problem, &runs)?;
-    let mut measured = Some(());
-    let extent = Extent { steps: ROUNDS, bytes: data.pool.len() };
-    queue.submit(extent, &mut || measured = take_turns(&mut runs, &mut data, &*queue, mode));
-    measured?;
-    let mut timings = vec![None; candidates.len()];
-    for run in runs {
-        let index = run.index;
-        timings[index] = run.timing();
-    }
-    Some(timings)
+}
+
+/// Memory of the device with `bytes` bytes of [`filled`].
+fn in_memory(device: &dyn Device, queue: &dyn Queue, dtype: DType, bytes: usize) -> Option<Box<dyn Memory>> {
+    let mut memory = device.alloc(bytes, MemoryKind::Arena).ok()?;
+    queue.write(filled(dtype, bytes).bytes(), RegionMut::of(&mut *memory).part(0..bytes));
+    Some(memory)
 }
 
 /// A candidate's kernel, and what was measured of it.
 struct Runs {
     index: usize,
+    id: KernelId,
     kernel: Box<dyn Kernel>,
     /// Bytes of each operand that is read from the pool.
     weights: Vec<Option<usize>>,
-    /// Runs in a sample.
+    /// Runs in a sample; none before it is warm.
     repeat: u32,
     /// Nanoseconds of a run.
     samples: Vec<u64>,
-    /// Whether it is so slow that more samples are a waste.
-    given_up: bool,
 }
 
 impl Runs {
@@ -114,8 +154,17 @@ impl Runs {
         Some(Timing { median_ns, fastest_ns, runs: self.samples.len() as u64 * u64::from(self.repeat) })
     }
 
+    /// The fastest sample.
+    fn best(&self) -> u64 {
+        self.samples.iter().min().copied().unwrap_or(u64::MAX)
+    }
+
     /// Runs until memory is found and caches are as they will be, and finds how many runs make a sample.
-    fn warm_up(&mut self, data: &mut Data, queue: &dyn Queue) -> Option<()> {
+    fn warm_up(&mut self, data: &mut Data<'_>, queue: &dyn Queue) -> Option<()> {
+        if self.repeat > 0 {
+            return Some(());
+        }
+        self.repeat = 1;
         let first = self.sample(data, queue)?;
         let estimate = if first < Duration::from_millis(1) { self.sample(data, queue)? } else { first };
         self.repeat = SAMPLE.as_nanos().div_ceil(estimate.as_nanos().max(1)).clamp(1, 1000) as u32;
@@ -123,7 +172,7 @@ impl Runs {
     }
 
     /// Time of a run, the mean of a sample; `None` when the kernel refuses the values.
-    fn sample(&self, data: &mut Data, queue: &dyn Queue) -> Option<Duration> {
+    fn sample(&self, data: &mut Data<'_>, queue: &dyn Queue) -> Option<Duration> {
         let start = Instant::now();
         for _ in 0..self.repeat {
             data.launch(queue, &*self.kernel, &self.weights);
@@ -133,39 +182,48 @@ impl Runs {
     }
 }
 
-/// Runs all in turns until time is up; `None` when a kernel refuses.
-fn take_turns(runs: &mut [Runs], data: &mut Data, queue: &dyn Queue, mode: TuneMode) -> Option<()> {
-    let budget = if mode == TuneMode::Full { Duration::from_secs(3) } else { Duration::from_millis(300) };
+/// Measures as thoroughly as `mode` says; `None` when a kernel refuses. A fast measurement compares the first candidates of each kernel,
+/// and then all of the fastest kernel.
+fn take_turns(runs: &mut [Runs], data: &mut Data<'_>, queue: &dyn Queue, mode: TuneMode) -> Option<()> {
+    let time = Duration::from_secs_f64(mode.seconds());
+    if mode == TuneMode::Full {
+        return rounds(runs, (0..runs.len()).collect(), data, queue, time, f64::INFINITY);
+    }
+    let is_first = |i: &usize| runs[..*i].iter().all(|run| run.id != runs[*i].id);
+    rounds(runs, (0..runs.len()).filter(is_first).collect(), data, queue, time / 2, HOPELESS)?;
+    let fastest = (0..runs.len()).min_by_key(|i| runs[*i].best())?;
+    let others = (0..runs.len()).filter(|i| *i == 0 || runs[*i].id == runs[fastest].id).collect();
+    rounds(runs, others, data, queue, time / 2, HOPELESS)
+}
+
+/// Runs `those` in turns until time is up, or the first is alone. Those that are so many times slower than the fastest, `hopeless`, are
+/// given up; the first stays, to be compared with.
+fn rounds(
+    runs: &mut [Runs],
+    mut those: Vec<usize>,
+    data: &mut Data<'_>,
+    queue: &dyn Queue,
+    time: Duration,
+    hopeless: f64,
+) -> Option<()> {
     let start = Instant::now();
-    for run in &mut *runs {
-        run.warm_up(data, queue)?;
+    for i in &those {
+        runs[*i].warm_up(data, queue)?;
     }
     for round in 0..ROUNDS {
         // A few rounds are worth waiting for, but not for long.
-        let most = if round < FEW_ROUNDS { 2 * budget } else { budget };
-        if round > 0 && start.elapsed() >= most {
+        let most = if round < FEW_ROUNDS { 2 * time } else { time };
+        if those.len() < 2 || round > 0 && start.elapsed() >= most {
             break;
         }
-        for turn in (0..runs.len()).chain((0..runs.len()).rev()) {
-            if !runs[turn].given_up {
-                let time = runs[turn].sample(data, queue)?;
-                runs[turn].samples.push(time.as_nanos() as u64);
-            }
+        for i in those.iter().chain(those.iter().rev()) {
+            let took = runs[*i].sample(data, queue)?;
+            runs[*i].samples.push(took.as_nanos() as u64);
         }
-        if mode != TuneMode::Full {
-            give_up_hopeless(runs);
-        }
+        let best = those.iter().map(|i| runs[*i].best()).min().unwrap_or(u64::MAX);
+        those.retain(|i| *i == 0 || runs[*i].best() as f64 <= best as f64 * hopeless);
     }
     Some(())
-}
-
-/// Ends the measuring of those that are far behind. The first candidate stays, to be compared with.
-fn give_up_hopeless(runs: &mut [Runs]) {
-    let fastest = |run: &Runs| run.samples.iter().min().copied().unwrap_or(u64::MAX);
-    let best = runs.iter().map(fastest).min().unwrap_or(u64::MAX);
-    for run in runs.iter_mut().filter(|run| run.index != 0) {
-        run.given_up |= fastest(run) as f64 > best as f64 * HOPELESS;
-    }
 }
 
 /// The candidate's kernel, and the bytes of each operand that comes from the pool.
@@ -211,25 +269,29 @@ fn slot(device: &dyn Device, operand: &ProblemOperand, index: usize, candidate: 
 }
 
 /// Operands and results of a problem. Times do not depend on values, so these are any that are in range.
-struct Data {
+struct Data<'a> {
     /// Operands that are not read from the pool.
     operands: Vec<Option<Box<dyn Memory>>>,
-    /// Floats that weights are read from, whatever their format.
-    pool: Box<dyn Memory>,
+    /// What weights are read from.
+    pool: &'a dyn Memory,
     /// Where the next weight starts.
     at: usize,
     results: Vec<Box<dyn Memory>>,
     scratch: Box<dyn Memory>,
 }
 
-impl Data {
+impl<'a> Data<'a> {
     /// `None` when there is too much of it.
-    fn new(device: &dyn Device, queue: &dyn Queue, problem: &NodeProblem, runs: &[Runs]) -> Option<Data> {
+    fn new(
+        device: &dyn Device,
+        queue: &dyn Queue,
+        pool: &'a dyn Memory,
+        problem: &NodeProblem,
+        runs: &[Runs],
+    ) -> Option<Self> {
         let bytes = |dtype, shape: &[usize]| Tensor::byte_len(dtype, shape).ok();
-        let pooled = |run: &Runs| run.weights.iter().flatten().map(|bytes| lines(*bytes)).sum::<usize>();
-        let largest = runs.iter().map(pooled).max()?;
         let scratch = runs.iter().map(|run| run.kernel.scratch()).max()?;
-        let mut total = largest.checked_add(scratch)?;
+        let mut total = pool.len().checked_add(scratch)?;
         let operands = problem.inputs.iter().flatten().map(|o| bytes(o.dtype, &o.shape));
         for size in operands.chain(problem.outputs.iter().map(|(dtype, shape)| bytes(*dtype, shape))) {
             total = total.checked_add(size?)?;
@@ -238,29 +300,16 @@ impl Data {
             return None;
         }
         let empty = |bytes: usize| device.alloc(bytes, MemoryKind::Arena).ok();
-        let filled = |dtype: DType, bytes: usize| {
-            let mut memory = empty(bytes)?;
-            queue.write(filled(dtype, bytes).bytes(), RegionMut::of(&mut *memory).part(0..bytes));
-            Some(memory)
-        };
         let mut operands = Vec::with_capacity(problem.inputs.len());
         for operand in &problem.inputs {
             operands.push(match operand.as_ref().filter(|o| !(o.known && o.dtype.is_float())) {
-                Some(o) => Some(filled(o.dtype, bytes(o.dtype, &o.shape)?)?),
+                Some(o) => Some(in_memory(device, queue, o.dtype, bytes(o.dtype, &o.shape)?)?),
                 None => None,
             });
         }
-        // Halves of floats are floats, and bytes of them are small integers.
-        let pool = problem.inputs.iter().flatten().find(|o| o.known && o.dtype.is_float());
-        let dtype = pool.map_or(DType::F32, |operand| operand.dtype);
         let results = problem.outputs.iter().map(|(dtype, shape)| empty(bytes(*dtype, shape)?));
-        Some(Data {
-            operands,
-            pool: filled(dtype, largest.max(COLD))?,
-            at: 0,
-            results: results.collect::<Option<_>>()?,
-            scratch: empty(scratch)?,
-        })
+        let results = results.collect::<Option<_>>()?;
+        Some(Data { operands, pool, at: 0, results, scratch: empty(scratch)? })
     }
 
     /// Launches a kernel once; operand `i` comes from the pool where `weights[i]` says how many bytes it has.
@@ -275,7 +324,7 @@ impl Data {
                 Some(bytes) => {
                     let start = self.at;
                     self.at += lines(*bytes);
-                    Some(Region::of(&*self.pool).part(start..start + bytes))
+                    Some(Region::of(self.pool).part(start..start + bytes))
                 }
                 None => operand.as_ref().map(|operand| Region::of(&**operand)),
             });

@@ -79,7 +79,7 @@ fn measurements_are_counted_ahead() {
     };
     let (first, records) = told(None);
     assert_eq!(first.iter().map(|t| (t.0, t.1)).collect::<Vec<_>>(), [(1, 2), (2, 2)]);
-    assert!((first[0].2 - 0.6).abs() < 1e-9, "the mode says what a problem takes: {}", first[0].2);
+    assert!((first[0].2 - 0.2).abs() < 1e-9, "the mode says what a problem takes: {}", first[0].2);
     assert!(first[1].2 > 0.0);
     assert_eq!(told(Some(&records)).0, []);
 }
