@@ -237,32 +237,39 @@ pub(super) fn parts(len: usize, most: usize, grain: usize) -> impl Iterator<Item
     })
 }
 
-/// What a kernel fetches while it multiplies.
+/// What a tile fetches while it multiplies.
 #[derive(Clone, Copy)]
 pub(super) struct Fetch {
     next: *const u8,
-    /// Cache lines that are fetched with every [`CHUNK`] of steps.
+    /// Cache lines of a tile.
+    share: usize,
+    /// Those that it did not fetch yet.
+    left: usize,
+    /// Those that are fetched with every [`CHUNK`] of steps.
     lines: usize,
 }
 
 impl Fetch {
-    /// All of `next` with so many chunks of steps, the same number of lines with each.
+    /// For the first of so many tiles, which together fetch all of `next`, each in so many chunks of steps.
     #[inline]
-    pub(super) fn new(next: &[u8], chunks: usize) -> Self {
-        let lines = if next.is_empty() { 0 } else { next.len().div_ceil(LINE).div_ceil(chunks.max(1)) };
-        Fetch { next: next.as_ptr(), lines }
+    pub(super) fn new(next: &[u8], tiles: usize, chunks: usize) -> Self {
+        let per = |lines: usize, parts: usize| if lines == 0 { 0 } else { lines.div_ceil(parts.max(1)) };
+        let share = per(next.len().div_ceil(LINE), tiles);
+        Fetch { next: next.as_ptr(), share, left: share, lines: per(share, chunks) }
     }
 
-    /// What is fetched behind so many chunks.
+    /// For the next tile.
     #[inline]
-    pub(super) fn after(self, chunks: usize) -> Self {
-        Fetch { next: self.next.wrapping_add(chunks * self.lines * LINE), ..self }
+    pub(super) fn next_tile(self) -> Self {
+        Fetch { next: self.next.wrapping_add(self.share * LINE), ..self }
     }
 
     /// Fetches what comes with the next chunk.
     #[inline(always)]
     pub(super) fn chunk(&mut self) {
-        for _ in 0..self.lines {
+        let lines = self.lines.min(self.left);
+        self.left -= lines;
+        for _ in 0..lines {
             prefetch_second(self.next);
             self.next = self.next.wrapping_add(LINE);
         }
@@ -300,11 +307,11 @@ macro_rules! kernel {
             $isa.verified();
             let (cols, vectors) = (c.cols(), c.cols().div_ceil($lanes).max(1));
             let mr = ROWS[vectors - 1];
-            let chunks = KERNEL.chunks(job.block);
-            let mut fetch = $crate::gemm::micro::Fetch::new(job.next, c.rows().div_ceil(mr) * chunks);
+            let tiles = c.rows().div_ceil(mr);
+            let mut fetch = $crate::gemm::micro::Fetch::new(job.next, tiles, KERNEL.chunks(job.block));
             for part in $crate::gemm::micro::parts(c.rows(), mr, 1) {
                 let (tile_job, rows, now) = (job.after_rows(part.start), part.len(), fetch);
-                fetch = fetch.after(chunks);
+                fetch = fetch.next_tile();
                 let (tile_job, c) = (&tile_job, c.part(part, 0..cols));
                 // SAFETY: `verified` has found the instruction set here; `check` has found what the tile wants.
                 unsafe {
