@@ -9,7 +9,7 @@ use super::{
 use crate::{
     Isa,
     pack::panel_bytes,
-    simd::{FloatType, prefetch_second},
+    simd::{FloatType, prefetch, prefetch_second},
     threads::TileMut,
 };
 
@@ -210,6 +210,14 @@ impl<'a> Job<'a> {
         Job { row: self.row + rows, end: self.end.map(|end| end.after_rows(rows)), ..*self }
     }
 
+    /// Fetches the residual of a tile, which is read behind all of its steps: no row of it lies beside the next.
+    #[inline]
+    pub(super) fn fetch_residual(&self, rows: usize, cols: usize) {
+        if let Some((data, ld)) = self.end.and_then(|end| end.residual) {
+            data.chunks(ld.max(1)).take(rows).for_each(|row| prefetch(&row[..cols.min(row.len())]));
+        }
+    }
+
     /// Panics unless the rows of `c` lie within the operand and the panel: what a kernel's unsafe code relies on.
     #[inline]
     pub(super) fn check(&self, kernel: &Kernel, c: &TileMut<'_, f32>) {
@@ -311,6 +319,7 @@ macro_rules! kernel {
             let mut fetch = $crate::gemm::micro::Fetch::new(job.next, tiles, KERNEL.chunks(job.block));
             for part in $crate::gemm::micro::parts(c.rows(), mr, 1) {
                 let (tile_job, rows, now) = (job.after_rows(part.start), part.len(), fetch);
+                tile_job.fetch_residual(rows, cols);
                 fetch = fetch.next_tile();
                 let (tile_job, c) = (&tile_job, c.part(part, 0..cols));
                 // SAFETY: `verified` has found the instruction set here; `check` has found what the tile wants.
