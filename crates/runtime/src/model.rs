@@ -145,7 +145,7 @@ impl Model {
     pub fn trim(&self) {
         self.shared.program.in_flight.prune();
         self.pool().trim();
-        lock(&self.shared.program.lanes).clear();
+        lock(self.shared.program.lanes.get_or_init(Mutex::default)).clear();
     }
 
     /// Whether publishing keeps the generation before, for [`Model::rollback`]. Off at first: it holds the memory of all
@@ -217,14 +217,14 @@ impl Model {
 
     /// A session in scratch memory of past runs, where there is some.
     pub(crate) fn session_in_lane(&self) -> Session {
-        let lane = lock(&self.shared.program.lanes).pop();
+        let lane = lock(self.shared.program.lanes.get_or_init(Mutex::default)).pop();
         Session::new(self.clone(), lane)
     }
 
     /// Keeps the scratch memory of a session for the next run.
     pub(crate) fn keep_lane(&self, session: Session) {
         let lane = session.into_lane();
-        lock(&self.shared.program.lanes).extend(lane);
+        lock(self.shared.program.lanes.get_or_init(Mutex::default)).extend(lane);
     }
 
     /// The serving generation for a run, which holds it to its end.
@@ -306,11 +306,12 @@ impl Model {
     /// The plan bound to these sizes.
     fn bound(&self, symbols: &[i64]) -> Result<Arc<BoundPlan>, RuntimeError> {
         let program = &self.shared.program;
-        if let Some(plan) = lock(&program.bound).get(symbols) {
+        let known = program.bound.get_or_init(Mutex::default);
+        if let Some(plan) = lock(known).get(symbols) {
             return Ok(plan);
         }
         let plan = Arc::new(BoundPlan::new(&program.plan, symbols, &*program.device)?);
-        lock(&program.bound).insert(symbols, plan.clone());
+        lock(known).insert(symbols, plan.clone());
         Ok(plan)
     }
 }

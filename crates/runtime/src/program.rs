@@ -10,7 +10,7 @@ use std::{
 use regraft_adapter::AdapterSet;
 use regraft_backend::{Device, Pace, Packer, QueueClass, Target};
 use regraft_engine::{Engine, EngineErrorKind, KeepSources, Mode, Plan};
-use regraft_tensor::{Buffer, Tensor};
+use regraft_tensor::{Buffer, PerProcess, Tensor};
 use regraft_weights::{BakedAdapter, Digest, RefitMap, StateDict};
 
 use crate::{
@@ -43,14 +43,16 @@ pub(crate) struct Program {
     pub(crate) keep_sources: KeepSources,
     pub(crate) device: Arc<dyn Device>,
     pub(crate) packer: Arc<dyn Packer>,
-    pub(crate) bound: Mutex<BoundCache>,
+    /// Plans for sizes that were met. Each process has its own, as of `lanes`: another thread may hold the lock when this one forks, and
+    /// would never give it back in the child.
+    pub(crate) bound: PerProcess<Mutex<BoundCache>>,
     /// What the engine brings of each source.
     pub(crate) carried: Vec<Arc<SourceContent>>,
     /// Adapters that are part of that.
     pub(crate) baked: Arc<[BakedAdapter]>,
     pub(crate) pool: Arc<SlotPool>,
     /// Queues and memory of past runs, for the next ones.
-    pub(crate) lanes: Mutex<Vec<Lane>>,
+    pub(crate) lanes: PerProcess<Mutex<Vec<Lane>>>,
     /// What runs hold that are on their way.
     pub(crate) in_flight: InFlight,
     pub(crate) reader: WeightReader,
@@ -95,13 +97,13 @@ impl Program {
             plan,
             identical,
             keep_sources,
-            bound: Mutex::default(),
+            bound: PerProcess::new(),
             carried,
             baked: baked.into(),
             pool: Arc::new(SlotPool::new(device.clone())),
             device,
             packer,
-            lanes: Mutex::default(),
+            lanes: PerProcess::new(),
             in_flight: InFlight::default(),
             reader,
             refit_map,
