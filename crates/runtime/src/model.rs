@@ -16,6 +16,7 @@ use crate::{
     program::{Program, WeightReader},
     refit,
     serving::{Empty, NoPrevious, Serving},
+    session::Lane,
     siblings::Siblings,
     sync::{AtomicBool, Ordering},
 };
@@ -145,7 +146,7 @@ impl Model {
     pub fn trim(&self) {
         self.shared.program.in_flight.prune();
         self.pool().trim();
-        lock(self.shared.program.lanes.get_or_init(Mutex::default)).clear();
+        lock(self.lanes()).clear();
     }
 
     /// Whether publishing keeps the generation before, for [`Model::rollback`]. Off at first: it holds the memory of all
@@ -215,16 +216,21 @@ impl Model {
         outputs
     }
 
+    /// Queues and memory of this process's past runs.
+    fn lanes(&self) -> &Mutex<Vec<Lane>> {
+        self.shared.program.lanes.get_or_init(Mutex::default)
+    }
+
     /// A session in scratch memory of past runs, where there is some.
     pub(crate) fn session_in_lane(&self) -> Session {
-        let lane = lock(self.shared.program.lanes.get_or_init(Mutex::default)).pop();
+        let lane = lock(self.lanes()).pop();
         Session::new(self.clone(), lane)
     }
 
     /// Keeps the scratch memory of a session for the next run.
     pub(crate) fn keep_lane(&self, session: Session) {
         let lane = session.into_lane();
-        lock(self.shared.program.lanes.get_or_init(Mutex::default)).extend(lane);
+        lock(self.lanes()).extend(lane);
     }
 
     /// The serving generation for a run, which holds it to its end.

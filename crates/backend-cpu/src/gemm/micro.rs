@@ -112,7 +112,7 @@ impl Kernel {
         Kernel::all(isa)[0].iter().filter(move |k| k.b == b && k.a == FloatType::F32).copied()
     }
 
-    /// How long a row of `n` columns takes, in about an eighth of the time of a column.
+    /// About how long a row of `n` columns takes, in eighths of the time of a column among several vectors.
     fn cost(&self, n: usize) -> usize {
         // With a single vector each multiplication fetches an element of `A`, which takes a little longer.
         let cost = |columns: usize| match columns.div_ceil(self.lanes) {
