@@ -11,7 +11,8 @@ use crate::{
     Isa, Scratch,
     nn::{
         batch_norm::{BatchNorm, batch_norm},
-        norm::{GroupNorm, RowNorm, group_norm, layer_norm, rms_norm},
+        group_norm::{GroupNorm, GroupShape, group_norm},
+        norm::{RowNorm, layer_norm, rms_norm},
     },
     simd::with_floats_mut,
 };
@@ -43,13 +44,7 @@ fn candidates(_: Isa, op: &Op, inputs: &[Option<OperandType<'_>>], _: &[&TensorT
 enum Kind {
     Layer,
     Rms,
-    Group {
-        batch: usize,
-        channels: usize,
-        positions: usize,
-        groups: usize,
-        channels_last: bool,
-    },
+    Group(GroupShape),
     /// Elements of a channel that stand side by side.
     Batch {
         positions: usize,
@@ -79,7 +74,8 @@ fn prepare(cx: &Cx, node: &NodeSpec<'_>) -> Result<Box<dyn CpuKernel>, BackendEr
             let channels = x.shape[op.layout.channel_axis(rank)];
             let positions = op.layout.spatial(x.shape).iter().product();
             let channels_last = op.layout == SpatialLayout::Nhwc;
-            (Kind::Group { batch: x.shape[0], channels, positions, groups: op.groups, channels_last }, channels, op.eps)
+            let shape = GroupShape { batch: x.shape[0], channels, positions, groups: op.groups, channels_last };
+            (Kind::Group(shape), channels, op.eps)
         }
         Op::BatchNorm(op) => {
             let axis = op.layout.channel_axis(rank);
@@ -96,9 +92,7 @@ impl CpuKernel for Prepared {
         let (threads, out) = (&self.cx.threads, self.types.out());
         match self.kind {
             Kind::Layer | Kind::Rms => RowNorm::scratch(threads, self.cols, out),
-            Kind::Group { channels, positions, groups, .. } => {
-                GroupNorm::scratch(threads, channels, positions, groups, out)
-            }
+            Kind::Group(shape) => shape.scratch(threads, self.types.of(0), out),
             Kind::Batch { .. } => BatchNorm::scratch(self.cols),
         }
     }
@@ -116,9 +110,8 @@ impl CpuKernel for Prepared {
         with_floats_mut!(self.types.out(), &mut *outputs[0], out => match self.kind {
             Kind::Layer => layer_norm(threads, isa, &rows, out, scratch),
             Kind::Rms => rms_norm(threads, isa, &rows, out, scratch),
-            Kind::Group { batch, channels, positions, groups, channels_last } => {
-                let norm = GroupNorm { x, batch, channels, positions, groups, channels_last, weight, bias, eps };
-                group_norm(threads, isa, &norm, out, scratch);
+            Kind::Group(shape) => {
+                group_norm(threads, isa, &GroupNorm { x, shape, weight, bias, eps }, out, scratch);
             }
             Kind::Batch { positions } => {
                 let (mean, variance) = (self.types.read(inputs, 1).first(cols), self.types.read(inputs, 2).first(cols));

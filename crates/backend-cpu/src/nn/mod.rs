@@ -7,6 +7,7 @@ pub mod conv_pair;
 pub mod depthwise;
 pub mod direct;
 pub mod double;
+pub mod group_norm;
 pub mod lines;
 pub mod lstm;
 pub mod moves;

@@ -1,11 +1,10 @@
-//! Normalizations: layer norm, RMS norm, group norm.
+//! Normalizations of rows: layer norm, RMS norm.
 
-use super::{for_each_float_row, row_scratch, widened, workers};
+use super::{for_each_float_row, row_scratch, widened};
 use crate::{
     Isa, Scratch, Threads,
     scratch::bytes_of,
     simd::{Float, FloatType, Floats, Fma, lanes, simd_fn},
-    threads::{TileGrid, TileMut},
 };
 
 /// A normalization of rows of `cols` elements.
@@ -110,13 +109,13 @@ fn moments(isa: Isa, row: &[f32], eps: f32) -> (f32, f32) {
 }
 
 simd_fn! {
-    fn sum<F>(xs: &[f32]) -> f32 {
+    pub(super) fn sum<F>(xs: &[f32]) -> f32 {
         lanes::sum(xs)
     }
 }
 
 simd_fn! {
-    fn square_sum<F>(xs: &[f32], center: f32) -> f32 {
+    pub(super) fn square_sum<F>(xs: &[f32], center: f32) -> f32 {
         lanes::sum_of_squares::<F>(xs, center)
     }
 }
@@ -173,118 +172,14 @@ fn affine<'a, F: Fma>(
     }
 }
 
-/// Group norm: channels are cut into groups; each group of each image is normalized over its channels and positions, then every
-/// channel gets its own factor and addend. With as many groups as channels this is instance norm.
-#[derive(Clone, Copy, Debug)]
-pub struct GroupNorm<'a> {
-    /// Input: `[batch, channels, positions]`, or `[batch, positions, channels]` if `channels_last`.
-    pub x: Floats<'a>,
-    /// Images.
-    pub batch: usize,
-    /// Channels.
-    pub channels: usize,
-    /// Positions: height times width.
-    pub positions: usize,
-    /// Groups; divides `channels`.
-    pub groups: usize,
-    /// Which dimension varies fastest.
-    pub channels_last: bool,
-    /// A factor for each channel.
-    pub weight: Option<Floats<'a>>,
-    /// An addend for each channel.
-    pub bias: Option<Floats<'a>>,
-    /// Added to the variance.
-    pub eps: f32,
-}
-
-impl GroupNorm<'_> {
-    /// Bytes of scratch that a group norm into `out` needs.
-    pub fn scratch(threads: &Threads, channels: usize, positions: usize, groups: usize, out: FloatType) -> usize {
-        let group = if out == FloatType::F32 { 0 } else { channels / groups.max(1) * positions };
-        2 * bytes_of::<f32>(channels) + workers(threads) * bytes_of::<f32>(group)
-    }
-}
-
-/// Computes a [`GroupNorm`] into `out`, which has the layout of the input.
-///
-/// # Panics
-///
-/// If a slice has the wrong length, the groups do not divide the channels, or the scratch is shorter than
-/// [`GroupNorm::scratch`].
-pub fn group_norm<T: Float>(
-    threads: &Threads,
-    isa: Isa,
-    norm: &GroupNorm<'_>,
-    out: &mut [T],
-    scratch: &mut Scratch<'_>,
-) {
-    let GroupNorm { batch, channels, positions, groups, .. } = *norm;
-    assert!(norm.x.len() == out.len() && out.len() == batch * channels * positions);
-    assert!(groups > 0 && channels.is_multiple_of(groups), "{groups} groups do not divide {channels} channels");
-    assert!(norm.weight.is_none_or(|w| w.len() == channels) && norm.bias.is_none_or(|b| b.len() == channels));
-    let mut scratch = scratch.again();
-    let affine = (widened(isa, norm.weight, &mut scratch), widened(isa, norm.bias, &mut scratch));
-    let width = channels / groups;
-    // A group is a matrix of positions by channels or the other way round.
-    let (rows, cols, row_stride, group_stride) = if norm.channels_last {
-        (positions, width, channels, width)
-    } else {
-        (width, positions, positions, width * positions)
-    };
-    let outer = [(batch, channels * positions), (groups, group_stride)];
-    let grid = TileGrid { outer: &outer, rows, cols, row_stride, tile_rows: rows, tile_cols: cols };
-    let group = if T::TYPE == FloatType::F32 { 0 } else { rows * cols };
-    let mut buffers = scratch.parts::<f32>(workers(threads), group);
-    threads.for_each_tile_with(&mut buffers, out, &grid, |buffer, at, mut out| {
-        let (image, group) = (at.matrix / groups, at.matrix % groups);
-        let start = image * channels * positions + group * group_stride;
-        let fill = |tile: &mut TileMut<'_, f32>| {
-            (0..rows).for_each(|r| norm.x.load(isa, start + r * row_stride, tile.row(r)));
-            normalize_group(isa, norm, affine, group * width, tile);
-        };
-        if let Some(mut tile) = out.cast::<f32>() {
-            return fill(&mut tile);
-        }
-        let mut tile = TileMut::new(buffer, rows, cols, cols);
-        fill(&mut tile);
-        (0..rows).for_each(|r| T::narrow(isa, tile.row(r), out.row(r)));
-    });
-}
-
-/// Normalizes the group whose first channel is `first`. The sums of rows are added in `f64`: there may be very many.
-fn normalize_group(
-    isa: Isa,
-    norm: &GroupNorm<'_>,
-    (weight, bias): (Option<&[f32]>, Option<&[f32]>),
-    first: usize,
-    tile: &mut TileMut<'_, f32>,
-) {
-    let (rows, cols) = (tile.rows(), tile.cols());
-    let count = (rows * cols) as f64;
-    let mean = ((0..rows).map(|r| f64::from(sum(isa, tile.row(r)))).sum::<f64>() / count) as f32;
-    let squares: f64 = (0..rows).map(|r| f64::from(square_sum(isa, tile.row(r), mean))).sum();
-    let factor = (1.0 / (squares / count + f64::from(norm.eps)).sqrt()) as f32;
-    for r in 0..rows {
-        if norm.channels_last {
-            let weight = weight.map(|w| &w[first..first + cols]);
-            let bias = bias.map(|b| &b[first..first + cols]);
-            scale_shift(isa, tile.row(r), mean, factor, weight, bias);
-        } else {
-            let factor = weight.map_or(factor, |w| factor * w[first + r]);
-            let bias = bias.map_or(0.0, |b| b[first + r]);
-            tile.row(r).iter_mut().for_each(|x| *x = (*x - mean) * factor + bias);
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
     use crate::nn::testing::{Compute, Numbers, assert_close, in_every_type, numbers};
 
-    fn normalized(xs: &[f64], centered: bool, eps: f64) -> Vec<f64> {
+    pub(in crate::nn) fn normalized(xs: &[f64], centered: bool, eps: f64) -> Vec<f64> {
         let n = xs.len() as f64;
         let mean = if centered { xs.iter().sum::<f64>() / n } else { 0.0 };
         let variance = xs.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n;
@@ -306,18 +201,7 @@ mod tests {
         }
     }
 
-    struct Groups<'a>(GroupNorm<'a>);
-
-    impl Compute for Groups<'_> {
-        fn run<T: Float>(&self, threads: &Threads, isa: Isa, out: &mut [T], scratch: &mut Scratch<'_>) {
-            group_norm(threads, isa, &self.0, out, scratch);
-        }
-        fn scratch(&self, threads: &Threads, _: Isa, out: FloatType) -> usize {
-            GroupNorm::scratch(threads, self.0.channels, self.0.positions, self.0.groups, out)
-        }
-    }
-
-    fn any_type() -> impl Strategy<Value = FloatType> {
+    pub(in crate::nn) fn any_type() -> impl Strategy<Value = FloatType> {
         prop::sample::select(&FloatType::ALL[..])
     }
 
@@ -342,34 +226,6 @@ mod tests {
                     for (j, y) in normalized(&row, layer, 1e-3).into_iter().enumerate() {
                         let y = y * if weight { w.at(j) } else { 1.0 } + if bias { b.at(j) } else { 0.0 };
                         assert_close(out[j], y, 1e-4 + rounding);
-                    }
-                }
-            });
-        }
-
-        #[test]
-        fn groups(
-            batch in 1usize..3, groups in 1usize..4, width in 1usize..9, positions in 1usize..40, last: bool, affine: bool,
-            ty in any_type(),
-        ) {
-            let channels = groups * width;
-            let x = Numbers::new(ty, &numbers(batch * channels * positions, 1));
-            let (w, b) = (Numbers::new(ty, &numbers(channels, 3)), Numbers::new(FloatType::F32, &numbers(channels, 4)));
-            let norm = GroupNorm {
-                x: x.floats(), batch, channels, positions, groups, channels_last: last,
-                weight: affine.then(|| w.floats()), bias: affine.then(|| b.floats()), eps: 1e-3,
-            };
-            let place = |n: usize, c: usize, p: usize| {
-                n * channels * positions + if last { p * channels + c } else { c * positions + p }
-            };
-            in_every_type(batch * channels * positions, &Groups(norm), |out, rounding| {
-                for (n, g) in (0..batch).flat_map(|n| (0..groups).map(move |g| (n, g))) {
-                    let places: Vec<(usize, usize)> = (g * width..(g + 1) * width)
-                        .flat_map(|c| (0..positions).map(move |p| (c, p))).map(|(c, p)| (c, place(n, c, p))).collect();
-                    let row: Vec<f64> = places.iter().map(|(_, at)| x.at(*at)).collect();
-                    for ((c, at), y) in places.iter().zip(normalized(&row, true, 1e-3)) {
-                        let want = if affine { y * w.at(*c) + b.at(*c) } else { y };
-                        assert_close(out[*at], want, 1e-4 + rounding);
                     }
                 }
             });
