@@ -6,6 +6,7 @@
 
 use half::bf16;
 
+use self::weights::{Row, weigh};
 use crate::{
     Isa, Scratch, Threads,
     gemm::{
@@ -14,9 +15,11 @@ use crate::{
     },
     pack::panel_elements,
     scratch::bytes_of,
-    simd::{Float, FloatType, Floats, lanes, math, simd_fn},
+    simd::{Float, FloatType, Floats, simd_fn},
     threads::{MAX_WORKERS, TileAt, TileGrid, TileMut},
 };
+
+mod weights;
 
 /// Distances between the elements of a tensor `[batch, heads, seq, dim]` whose last dimension is contiguous.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -230,10 +233,19 @@ impl AttentionArgs<'_> {
         if self.causal { self.kv_len.min(i + 1) } else { self.kv_len }
     }
 
-    /// Turns a row of products into weights that are not yet normalized, and returns the factor that normalizes.
-    fn weigh(&self, isa: Isa, matrix: usize, query: usize, scores: &mut [f32]) -> f32 {
-        let (seen, hidden) = scores.split_at_mut(self.visible(query));
+    /// Turns a row of products into weights that are not yet normalized, narrowed perhaps, and returns the factor that normalizes.
+    fn weigh(&self, isa: Isa, matrix: usize, query: usize, scores: &mut [f32], narrow: Option<&mut [bf16]>) -> f32 {
+        let visible = self.visible(query);
+        let (seen, hidden) = scores.split_at_mut(visible);
         hidden.fill(0.0);
+        let narrow = narrow.map(|narrow| {
+            let (seen, hidden) = narrow.split_at_mut(visible);
+            hidden.fill(bf16::ZERO);
+            seen
+        });
+        if self.mask.is_none() && self.scale > 0.0 {
+            return weigh(isa, Row { scores: seen, scale: self.scale, narrow });
+        }
         scale_row(isa, seen, self.scale);
         if let Some(Mask { values, strides: [b, h, q, k] }) = self.mask {
             let at = matrix / self.heads * b + matrix % self.heads * h + query * q;
@@ -246,7 +258,7 @@ impl AttentionArgs<'_> {
                 }
             }
         }
-        exponentials(isa, seen)
+        weigh(isa, Row { scores: seen, scale: 1.0, narrow })
     }
 }
 
@@ -326,17 +338,12 @@ fn attend<T: Float>(
     multiply_block(isa, &q, 0, &k, 0, TileMut::new(scores, rows, keys, stride), &none, gathered);
 
     let mut factors = [0f32; MAX_ROWS];
+    let mut narrowed = narrow.chunks_exact_mut(stride);
     for (r, factor) in factors[..rows].iter_mut().enumerate() {
-        *factor = args.weigh(isa, at.matrix, at.row + r, &mut scores[r * stride..][..keys]);
+        let narrow = narrowed.next().map(|narrow| &mut narrow[..keys]);
+        *factor = args.weigh(isa, at.matrix, at.row + r, &mut scores[r * stride..][..keys], narrow);
     }
-    let weights = if narrow.is_empty() {
-        Floats::F32(scores)
-    } else {
-        for (narrow, scores) in narrow.chunks_exact_mut(stride).zip(scores.chunks_exact(stride)).take(rows) {
-            bf16::narrow(isa, &scores[..keys], &mut narrow[..keys]);
-        }
-        Floats::Bf16(narrow)
-    };
+    let weights = if narrow.is_empty() { Floats::F32(scores) } else { Floats::Bf16(narrow) };
     let weights = Operand::new(weights, Rows::Strided { lda: stride }, rows, 1, keys);
     let v = v.first(keys);
     if let Some(mut out) = out.cast::<f32>() {
@@ -354,18 +361,6 @@ fn attend<T: Float>(
 simd_fn! {
     fn scale_row<F>(xs: &mut [f32], factor: f32) {
         xs.iter_mut().for_each(|x| *x *= factor);
-    }
-}
-
-simd_fn! {
-    /// Replaces `x` by `e^(x - max)` and returns one over the sum. If all are minus infinity, everything becomes zero.
-    fn exponentials<F>(xs: &mut [f32]) -> f32 {
-        let max = lanes::max(xs);
-        if max == f32::NEG_INFINITY {
-            xs.fill(0.0);
-            return 0.0;
-        }
-        1.0 / lanes::map_sum(xs, |x| math::exp::<F>(x - max))
     }
 }
 

@@ -16,7 +16,7 @@ pub fn apply(isa: super::Isa, act: Activation, xs: &mut [f32]) {
     }
 }
 
-/// Writes the function of each of `xs`, rounded; what is left in `xs` is anything.
+/// Writes the function of each of `xs`, sums of products, rounded; what is left in `xs` is anything.
 ///
 /// # Panics
 /// When the lengths differ.
@@ -68,6 +68,7 @@ vector_fn! {
 }
 
 vector_fn! {
+    product:
     fn round_all<S>(simd, act: Activation, xs: &[f32], to: &mut [bf16]) {
         let several = Several::<S, 4>(simd);
         let lanes = <Several<S, 4> as Vectors>::LANES;

@@ -102,6 +102,21 @@ pub(super) fn sigmoid<S: Vectors>(simd: S, x: S::V) -> S::V {
     simd.div(simd.splat(1.0), simd.mul_add(p, power, simd.splat(1.0)))
 }
 
+/// `e^x` for a difference from a maximum: `x` that is at most zero, or above it by rounding. Results below 2^-126 are zero, so that one
+/// power of two will do, as in [`sigmoid`].
+#[inline(always)]
+pub(crate) fn exp_of_difference<S: Vectors>(simd: S, x: S::V) -> S::V {
+    const BIASED: f32 = ROUND + 127.0;
+    let x = simd.at_least(x, -88.0);
+    let shifted = simd.mul_add(x, simd.splat(std::f32::consts::LOG2_E), simd.splat(BIASED));
+    let power = simd.to_exponents(shifted);
+    let n = simd.add(shifted, simd.splat(-BIASED));
+    let r = simd.mul_add(n, simd.splat(-LN2_HI), x);
+    let r = simd.mul_add(n, simd.splat(-LN2_LO), r);
+    let terms = [1.987_569_1e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5, 1.0, 1.0];
+    simd.mul(polynomial(simd, r, &terms), power)
+}
+
 /// `x Phi(x)`, exact form, as `x / 2 + |x| (Phi(|x|) - 1/2)`. As in that formula the error is relative to `|x|`, not to the tiny values of
 /// the negative tail, so `Phi` needs few digits where it is near 1/2: one polynomial in `x^2`, which reaches 1/2 a little beyond the
 /// last square that it is made for, is shorter than the error function and needs no second branch.

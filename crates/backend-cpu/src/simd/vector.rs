@@ -100,6 +100,9 @@ pub(crate) trait Vectors: Copy {
     /// [`relu`](super::math::relu) of each lane.
     fn relu(self, v: Self::V) -> Self::V;
 
+    /// The greater of two lanes, and that of `b` where either is not a number.
+    fn greater(self, a: Self::V, b: Self::V) -> Self::V;
+
     /// Each lane, or `low` where it is less.
     fn at_least(self, v: Self::V, low: f32) -> Self::V;
 
@@ -249,6 +252,11 @@ impl<F: Fma> Vectors for One<F> {
     }
 
     #[inline(always)]
+    fn greater(self, a: f32, b: f32) -> f32 {
+        if a > b { a } else { b }
+    }
+
+    #[inline(always)]
     fn at_least(self, v: f32, low: f32) -> f32 {
         if v < low { low } else { v }
     }
@@ -351,6 +359,11 @@ impl Vectors for Portable {
     }
 
     #[inline(always)]
+    fn greater(self, a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|i| if a[i] > b[i] { a[i] } else { b[i] })
+    }
+
+    #[inline(always)]
     fn at_least(self, v: [f32; 4], low: f32) -> [f32; 4] {
         v.map(|x| if x < low { low } else { x })
     }
@@ -413,7 +426,43 @@ mod x86;
 /// }
 /// sums(Isa::detect(), &x, &mut out);
 /// ```
+///
+/// After `product:` a processor that multiplies bfloat16 rounds to it by its own instruction, too: that takes subnormal numbers for zero, as
+/// its products do.
 macro_rules! vector_fn {
+    (
+        product:
+        $(#[$meta:meta])*
+        $vis:vis fn $name:ident<$S:ident>($simd:ident, $($arg:ident: $ty:ty),* $(,)?) $body:block
+    ) => {
+        $(#[$meta])*
+        #[allow(unsafe_code)]
+        $vis fn $name(isa: $crate::simd::Isa, $($arg: $ty),*) {
+            #[inline(always)]
+            fn body<$S: $crate::simd::Vectors>($simd: $S, $($arg: $ty),*) $body
+
+            $crate::simd::vector_fn! {
+                fn others<$S>(simd, $($arg: $ty),*) {
+                    body(simd, $($arg),*)
+                }
+            }
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16,avx2,fma")]
+            fn rounding(simd: $crate::simd::Avx512<true>, $($arg: $ty),*) {
+                body(simd, $($arg),*)
+            }
+
+            match isa.verified() {
+                #[cfg(target_arch = "x86_64")]
+                $crate::simd::Isa::Avx512Bf16 | $crate::simd::Isa::Amx => {
+                    // SAFETY: `verified` has found these features on this processor.
+                    unsafe { rounding($crate::simd::Avx512::new(), $($arg),*) }
+                }
+                _ => others(isa, $($arg),*),
+            }
+        }
+    };
     (
         $(#[$meta:meta])*
         $vis:vis fn $name:ident<$S:ident>($simd:ident, $($arg:ident: $ty:ty),* $(,)?) $body:block
@@ -426,7 +475,7 @@ macro_rules! vector_fn {
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
-            fn avx512(simd: $crate::simd::Avx512, $($arg: $ty),*) {
+            fn avx512(simd: $crate::simd::Avx512<false>, $($arg: $ty),*) {
                 registers(simd, $($arg),*)
             }
 

@@ -99,6 +99,11 @@ impl<S: Vectors, const N: usize> Vectors for Several<S, N> {
     }
 
     #[inline(always)]
+    fn greater(self, a: Self::V, b: Self::V) -> Self::V {
+        each!(self.splat(0.0), i => self.0.greater(a[i], b[i]))
+    }
+
+    #[inline(always)]
     fn at_least(self, v: Self::V, low: f32) -> Self::V {
         each!(self.splat(0.0), i => self.0.at_least(v[i], low))
     }

@@ -82,6 +82,13 @@ impl Vectors for Avx2 {
     }
 
     #[inline(always)]
+    fn greater(self, a: __m256, b: __m256) -> __m256 {
+        // The second one is the result where either is not a number.
+        // SAFETY: as above.
+        unsafe { _mm256_max_ps(a, b) }
+    }
+
+    #[inline(always)]
     fn at_least(self, v: __m256, low: f32) -> __m256 {
         // The second one is the result where either is not a number.
         // SAFETY: as above.
@@ -139,19 +146,19 @@ fn first_lanes(count: usize) -> __mmask16 {
     if count < 16 { (1 << count) - 1 } else { __mmask16::MAX }
 }
 
-/// AVX-512.
+/// AVX-512; if `ROUNDS`, with instructions for bfloat16, the one that rounds among them.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512(());
+pub(crate) struct Avx512<const ROUNDS: bool>(());
 
-impl Avx512 {
+impl<const ROUNDS: bool> Avx512<ROUNDS> {
     /// # Safety
-    /// The processor has AVX-512F, BW and VL.
+    /// The processor has AVX-512F, BW and VL, and if `ROUNDS`, BF16.
     pub(crate) unsafe fn new() -> Self {
         Avx512(())
     }
 }
 
-impl Vectors for Avx512 {
+impl<const ROUNDS: bool> Vectors for Avx512<ROUNDS> {
     type V = __m512;
     type D = __m512d;
     type F = Fused;
@@ -200,14 +207,19 @@ impl Vectors for Avx512 {
 
     #[inline(always)]
     fn store_bf16(self, v: __m512, to: &mut [bf16]) {
-        // SAFETY: the processor has AVX-512F, BW and VL, which `self` proves; lanes beyond `to` are not touched.
+        // SAFETY: the processor has AVX-512F, BW and VL, and BF16 if `ROUNDS`, which `self` proves; lanes beyond `to` are not touched.
         unsafe {
-            let bits = _mm512_castps_si512(v);
-            let upper = _mm512_srli_epi32::<16>(bits);
-            let half = _mm512_add_epi32(_mm512_set1_epi32(0x7fff), _mm512_and_si512(upper, _mm512_set1_epi32(1)));
-            let (rounded, nan) = (_mm512_add_epi32(bits, half), _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v));
-            let quiet = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x40_0000));
-            let result = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(quiet));
+            let result = if ROUNDS {
+                // The same bits, as a type for bits.
+                std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v))
+            } else {
+                let bits = _mm512_castps_si512(v);
+                let upper = _mm512_srli_epi32::<16>(bits);
+                let half = _mm512_add_epi32(_mm512_set1_epi32(0x7fff), _mm512_and_si512(upper, _mm512_set1_epi32(1)));
+                let (rounded, nan) = (_mm512_add_epi32(bits, half), _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v));
+                let quiet = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x40_0000));
+                _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(quiet))
+            };
             if to.len() < Self::LANES {
                 _mm256_mask_storeu_epi16(to.as_mut_ptr().cast(), first_lanes(to.len()), result);
             } else {
@@ -251,6 +263,13 @@ impl Vectors for Avx512 {
     fn div(self, a: __m512, b: __m512) -> __m512 {
         // SAFETY: as above.
         unsafe { _mm512_div_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn greater(self, a: __m512, b: __m512) -> __m512 {
+        // The second one is the result where either is not a number.
+        // SAFETY: as above.
+        unsafe { _mm512_max_ps(a, b) }
     }
 
     #[inline(always)]
