@@ -90,21 +90,43 @@ simd_fn! {
         let mut taps = LineTaps::new(window, row, copies);
         for (x, out) in out.chunks_exact_mut(channels).enumerate() {
             let taps = taps.at(x);
-            let pixels = taps.iter().map(|(pixel, _)| &image[pixel * channels..][..channels]);
-            match pooling {
-                Pooling::Max => {
-                    out.fill(f32::NEG_INFINITY);
-                    pixels.for_each(|xs| out.iter_mut().zip(xs).for_each(|(y, x)| *y = lanes::greater(*y, *x)));
-                }
-                Pooling::Average { include_padding } => {
-                    out.fill(0.0);
-                    pixels.for_each(|xs| out.iter_mut().zip(xs).for_each(|(y, x)| *y += x));
-                    let padded = padded * padded_extent(window, 2, x);
-                    let factor = 1.0 / (if include_padding { padded } else { taps.len() }) as f32;
-                    out.iter_mut().for_each(|y| *y *= factor);
+            // Some channels at a time, which stay in registers for all taps.
+            for (i, out) in out.chunks_mut(CHANNELS).enumerate() {
+                let first = |pixel: usize| pixel * channels + i * CHANNELS;
+                match pooling {
+                    Pooling::Max => {
+                        let mut most = [f32::NEG_INFINITY; CHANNELS];
+                        for (pixel, _) in taps {
+                            each(&mut most, &image[first(*pixel)..][..out.len()], lanes::greater);
+                        }
+                        out.copy_from_slice(&most[..out.len()]);
+                    }
+                    Pooling::Average { include_padding } => {
+                        let mut sums = [0f32; CHANNELS];
+                        for (pixel, _) in taps {
+                            each(&mut sums, &image[first(*pixel)..][..out.len()], |sum, x| sum + x);
+                        }
+                        let padded = padded * padded_extent(window, 2, x);
+                        let factor = 1.0 / (if include_padding { padded } else { taps.len() }) as f32;
+                        out.iter_mut().zip(sums).for_each(|(y, sum)| *y = sum * factor);
+                    }
                 }
             }
         }
+    }
+}
+
+/// Channels that are pooled together.
+const CHANNELS: usize = 32;
+
+/// Combines each of `all` with one of `xs`, which are as many or fewer.
+#[inline(always)]
+fn each(all: &mut [f32; CHANNELS], xs: &[f32], combine: impl Fn(f32, f32) -> f32) {
+    // How many there are of most is known to the compiler.
+    if let Some(xs) = xs.first_chunk::<CHANNELS>() {
+        all.iter_mut().zip(xs).for_each(|(y, x)| *y = combine(*y, *x));
+    } else {
+        all.iter_mut().zip(xs).for_each(|(y, x)| *y = combine(*y, *x));
     }
 }
 
