@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use half::bf16;
 use regraft_ir::ops::Activation;
 
 use super::{
@@ -293,7 +294,14 @@ pub(crate) fn multiply_block<C: Float>(
     let Workspace { a: gathered, sums } = work;
     #[cfg(target_arch = "x86_64")]
     let _configured = kernel.tiles.then(super::tiles::configure);
-    let mut buffer = [0f32; MAX_WIDTH];
+    let (mut buffer, mut widened) = ([0f32; MAX_WIDTH], Vec::new());
+    let rounding = match C::TYPE {
+        FloatType::Bf16 => {
+            widened.resize(cols, 0.0);
+            epilogue.rounding(isa, [row, col], &mut widened)
+        }
+        _ => None,
+    };
     let bias_of_last = epilogue.bias_of_last(col + cols / nr * nr..col + cols, &mut buffer);
     let mut strips: Vec<Strip<'_>> = Vec::new();
     for block in k_blocks(a.taps(), a.k_tap(), kernel.cut()) {
@@ -342,10 +350,22 @@ pub(crate) fn multiply_block<C: Float>(
                         false => (0, width.next_multiple_of(kernel.lanes), nr),
                     };
                     let mut tile = TileMut::new(&mut sums[from..], part.len(), width, ld);
+                    let rounding = rounding.filter(|_| last).map(|all| all.part(part.start, strip.columns.start));
+                    let finished = 0..strip.columns.len();
+                    if let (Some(end), Some(rounds), Some(to)) = (rounding, kernel.rounds, to.cast::<bf16>()) {
+                        rounds(&job, end, accumulate.then(|| tile.part(0..part.len(), finished)), to);
+                        continue;
+                    }
                     (kernel.run)(&job, tile.again());
-                    if last {
-                        let mut tile = tile.part(0..part.len(), 0..strip.columns.len());
-                        epilogue.round(isa, strip.left, at, &mut tile, &mut to);
+                    if !last {
+                        continue;
+                    }
+                    let mut tile = tile.part(0..part.len(), finished);
+                    if let (Some(end), Some(mut to)) = (rounding, to.cast::<bf16>()) {
+                        end.left(strip.left).run(&mut tile, &mut to);
+                    } else {
+                        strip.left.finish(isa, epilogue, at, &mut tile);
+                        (0..to.rows()).for_each(|r| C::narrow(isa, tile.row(r), to.row(r)));
                     }
                 }
                 if let (Some(activation), Some(mut tile)) = (activation, c.part(part, first..after).cast::<f32>()) {

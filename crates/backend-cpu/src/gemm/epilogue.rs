@@ -9,7 +9,7 @@ use super::micro::End;
 use crate::{
     Isa,
     simd::{
-        Float, Floats, Vectors,
+        Floats, Vectors,
         activation::map_registers,
         functions::{Function, with_activation},
         vector_fn,
@@ -136,31 +136,66 @@ impl Epilogue<'_> {
         Rest { bias, activation: self.activation, act_before_residual: self.act_before_residual }
     }
 
-    /// As [`Left::finish`], and rounds the results to `out`.
-    pub(super) fn round<C: Float>(
-        &self,
+    /// All of it, for rows from `row` on and as many columns from `col` on as `buffer` has, before results are rounded to bfloat16; `None` if the
+    /// residual is of another type.
+    pub(super) fn rounding<'b>(
+        &'b self,
         isa: Isa,
-        left: Left,
         [row, col]: [usize; 2],
-        tile: &mut TileMut<'_, f32>,
-        out: &mut TileMut<'_, C>,
-    ) {
-        let mut buffer = [0f32; MAX_WIDTH];
-        let (end, residual) = match left {
-            Left::Nothing => (Rest::default(), None),
-            Left::Activation(activation) => (Rest { activation, ..Rest::default() }, None),
-            Left::Epilogue => (self.rest(isa, col, &mut buffer[..tile.cols()]), self.residual),
+        buffer: &'b mut [f32],
+    ) -> Option<Rounding<'b>> {
+        let residual = match self.residual {
+            None => None,
+            Some(Residual { data: Floats::Bf16(data), ld }) => Some((&data[row * ld + col..], ld)),
+            Some(_) => return None,
         };
-        let residual = match residual {
-            None => Some(None),
-            Some(Residual { data: Floats::Bf16(data), ld }) => Some(Some((&data[row * ld + col..], ld))),
-            Some(_) => None,
+        buffer.fill(-0.0);
+        let bias = match self.bias {
+            Some(bias) => bias.read(isa, col, buffer),
+            None => buffer,
         };
-        if let (Some(residual), Some(mut out)) = (residual, out.cast::<bf16>()) {
-            return round(isa, end, residual, tile, &mut out);
-        }
-        left.finish(isa, self, [row, col], tile);
-        (0..out.rows()).for_each(|r| C::narrow(isa, tile.row(r), out.row(r)));
+        Some(Rounding {
+            isa,
+            bias,
+            residual,
+            activation: self.activation,
+            act_before_residual: self.act_before_residual,
+        })
+    }
+}
+
+/// What becomes of sums, from some row and column on, that are rounded to bfloat16 after that.
+#[derive(Clone, Copy)]
+pub(super) struct Rounding<'a> {
+    isa: Isa,
+    /// One for each column, `-0.0` where there is none.
+    bias: &'a [f32],
+    /// An addend for each element, with the distance between rows.
+    residual: Option<(&'a [bf16], usize)>,
+    activation: Activation,
+    act_before_residual: bool,
+}
+
+impl Rounding<'_> {
+    /// What is left of it where a kernel has done the rest; no more columns than a panel has.
+    pub(super) fn left(self, left: Left) -> Self {
+        let activation = match left {
+            Left::Nothing => Activation::None,
+            Left::Activation(activation) => activation,
+            Left::Epilogue => return self,
+        };
+        Rounding { bias: &NOTHING, residual: None, activation, ..self }
+    }
+
+    /// The same from so many rows and columns further on.
+    pub(super) fn part(self, row: usize, col: usize) -> Self {
+        let residual = self.residual.map(|(data, ld)| (&data[row * ld + col..], ld));
+        Rounding { bias: &self.bias[col..], residual, ..self }
+    }
+
+    /// Rounds `sums` to `out`.
+    pub(super) fn run(self, sums: &mut TileMut<'_, f32>, out: &mut TileMut<'_, bf16>) {
+        round(self.isa, self, sums, out);
     }
 }
 
@@ -220,31 +255,66 @@ vector_fn! {
     }
 }
 
+/// When a residual is added.
+const NEVER: u8 = 0;
+const BEFORE_ACTIVATION: u8 = 1;
+const AFTER_ACTIVATION: u8 = 2;
+
 vector_fn! {
-    /// Finishes a tile and rounds the results; rows of the residual are so many elements apart.
-    fn round<S>(
-        simd,
-        end: Rest<'_>,
-        residual: Option<(&[bf16], usize)>,
-        tile: &mut TileMut<'_, f32>,
-        out: &mut TileMut<'_, bf16>,
-    ) {
+    product:
+    /// Rounds `sums` to `out` after what `end` says.
+    fn round<S>(simd, end: Rounding<'_>, sums: &mut TileMut<'_, f32>, out: &mut TileMut<'_, bf16>) {
+        let bias = &end.bias[..sums.cols()];
         with_activation!(end.activation, A => {
-            for r in 0..tile.rows() {
-                let (xs, out) = (tile.row(r), out.row(r));
-                let residual = residual.map(|(data, ld)| &data[r * ld..][..xs.len()]);
-                let whole = xs.len() / S::LANES * S::LANES;
-                for at in (0..whole).step_by(S::LANES) {
-                    let addend = residual.map(|residual| simd.load_bf16(&residual[at..at + S::LANES]));
-                    let x = finished::<S, A>(simd, end, addend, &xs[at..at + S::LANES], at);
-                    simd.store_bf16(x, &mut out[at..at + S::LANES]);
-                }
-                if whole < xs.len() {
-                    let addend = residual.map(|residual| simd.load_bf16(&residual[whole..]));
-                    simd.store_bf16(finished::<S, A>(simd, end, addend, &xs[whole..], whole), &mut out[whole..]);
+            for r in 0..sums.rows() {
+                let (xs, out) = (&*sums.row(r), out.row(r));
+                let residual = end.residual.map(|(data, ld)| &data[r * ld..][..xs.len()]);
+                match residual {
+                    None => round_row::<S, A, NEVER>(simd, bias, &[], xs, out),
+                    Some(residual) if end.act_before_residual => {
+                        round_row::<S, A, AFTER_ACTIVATION>(simd, bias, residual, xs, out);
+                    }
+                    Some(residual) => round_row::<S, A, BEFORE_ACTIVATION>(simd, bias, residual, xs, out),
                 }
             }
         });
+    }
+}
+
+/// Rounds a row of sums to `out`. All are as long, but for a residual that is added [`NEVER`].
+#[inline(always)]
+fn round_row<S: Vectors, A: Function, const RESIDUAL: u8>(
+    simd: S,
+    bias: &[f32],
+    residual: &[bf16],
+    sums: &[f32],
+    out: &mut [bf16],
+) {
+    let whole = sums.len() / S::LANES * S::LANES;
+    let mut residuals = residual.chunks_exact(S::LANES);
+    let lanes = sums.chunks_exact(S::LANES).zip(bias.chunks_exact(S::LANES)).zip(out.chunks_exact_mut(S::LANES));
+    for ((sums, bias), out) in lanes {
+        let mut addend = simd.splat(0.0);
+        if let Some(residual) = residuals.next() {
+            addend = simd.load_bf16(residual);
+        }
+        let x = simd.add(simd.load(sums), simd.load(bias));
+        simd.store_bf16(activated::<S, A, RESIDUAL>(simd, x, addend), out);
+    }
+    if whole < sums.len() {
+        let addend = simd.load_bf16(residuals.remainder());
+        let x = simd.add(simd.load_some(&sums[whole..]), simd.load_some(&bias[whole..]));
+        simd.store_bf16(activated::<S, A, RESIDUAL>(simd, x, addend), &mut out[whole..]);
+    }
+}
+
+/// The function of a register, and the residual at its time.
+#[inline(always)]
+fn activated<S: Vectors, A: Function, const RESIDUAL: u8>(simd: S, x: S::V, residual: S::V) -> S::V {
+    match RESIDUAL {
+        NEVER => A::of(simd, x),
+        BEFORE_ACTIVATION => A::of(simd, simd.add(x, residual)),
+        _ => simd.add(A::of(simd, x), residual),
     }
 }
 

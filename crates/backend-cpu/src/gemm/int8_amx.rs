@@ -7,7 +7,7 @@ use std::ptr;
 use super::{
     int8::{INT8_STEPS, INT8_WIDTH},
     micro::{LINE, TILE_ROWS},
-    tiles::{self, ROW, Rest, WALK_COLS, WALK_ROWS, Walk},
+    tiles::{self, NO_REST, Pair, ROW, WALK_COLS, WALK_ROWS, Walk},
 };
 
 const _: () = assert!(INT8_WIDTH == WALK_COLS);
@@ -41,17 +41,24 @@ pub(super) fn rows(
         b: panel.as_ptr().cast(),
         b_stride: PANEL_LINE,
         steps,
-        rest: ptr::null(),
+        rest: NO_REST,
         c: sums.as_mut_ptr().cast(),
         c_stride: size_of::<[i32; INT8_WIDTH]>(),
-        accumulate: 0,
+        before: ptr::null(),
+        before_stride: 0,
         both: both.into(),
         next: next.as_ptr().cast(),
         lines: (next.len() / LINE).div_ceil(steps.max(1)),
     };
-    // SAFETY: rows and lines go on for the rest of the panel, by the assertions.
-    let rest = (over > 0).then(|| unsafe { Rest::of(&walk, over, over / INT8_STEPS, INT8_STEPS) });
-    walk.rest = rest.as_ref().map_or(ptr::null(), ptr::from_ref);
+    let (mut last_rows, last_columns);
+    if over > 0 {
+        // SAFETY: rows and lines go on for the rest of the panel, by the assertions.
+        unsafe {
+            (last_rows, last_columns) = (Pair::ZEROS, Pair::of_columns(&walk, over / INT8_STEPS, INT8_STEPS));
+            last_rows.set_rows(&walk, over);
+        }
+        walk.rest = [&last_rows, &last_columns].map(ptr::from_ref);
+    }
     // SAFETY: whole tiles of rows and whole steps of the panel are there, by the assertions; `sums` are four tiles.
     unsafe { tiles::int8(&walk) };
 }

@@ -2,7 +2,10 @@
 
 use std::ops::Range;
 
+use half::bf16;
+
 use super::{
+    epilogue::Rounding,
     micro_portable,
     operand::{Cut, KBlock, Operand},
 };
@@ -30,9 +33,14 @@ pub(super) struct Kernel {
     pub(super) tiles: bool,
     /// Whether it does what [`Job::end`] says.
     pub(super) ends: bool,
-    /// Adds the product of `job` to `c`, which has at most `mr` rows if the kernel multiplies tiles, and otherwise any number.
+    /// Adds the product of `job` to `c`.
     pub(super) run: fn(job: &Job<'_>, c: TileMut<'_, f32>),
+    /// Rounds what `run` would leave after the last steps of `k`, if it can do that.
+    pub(super) rounds: Option<Rounds>,
 }
+
+/// Adds the product of `job` to the sums of the steps before, if there were any, and rounds to `c` what becomes of them.
+pub(super) type Rounds = fn(job: &Job<'_>, end: Rounding<'_>, before: Option<TileMut<'_, f32>>, c: TileMut<'_, bf16>);
 
 /// What a kernel multiplies: some rows of `A` and one panel of `B`, over a run of `k`.
 #[derive(Clone, Copy)]
@@ -157,7 +165,8 @@ impl Kernel {
     /// first-level cache beside the panels.
     pub(super) fn groups(&self, len: usize, k: usize) -> impl Iterator<Item = Range<usize>> {
         let elements = GROUP * FloatType::F32.size() / self.a.size();
-        let together = (elements / k.max(1) / self.mr).max(1);
+        // Tiles take one panel at a time.
+        let together = if self.tiles { usize::MAX } else { (elements / k.max(1) / self.mr).max(1) };
         let mut parts = self.parts(len);
         std::iter::from_fn(move || {
             let first = parts.next()?;
@@ -220,7 +229,7 @@ impl<'a> Job<'a> {
 
     /// Panics unless the rows of `c` lie within the operand and the panel: what a kernel's unsafe code relies on.
     #[inline]
-    pub(super) fn check(&self, kernel: &Kernel, c: &TileMut<'_, f32>) {
+    pub(super) fn check<C>(&self, kernel: &Kernel, c: &TileMut<'_, C>) {
         assert!(c.cols() <= kernel.nr);
         assert!(self.a.ty() == kernel.a && self.row + c.rows() <= self.a.m());
         assert!(self.block.taps.end <= self.a.taps() && self.block.k.end <= self.a.k_tap());
@@ -309,6 +318,7 @@ macro_rules! kernel {
             tiles: false,
             ends: $ends,
             run,
+            rounds: None,
         };
         fn run(job: &Job<'_>, mut c: TileMut<'_, f32>) {
             job.check(&KERNEL, &c);

@@ -21,7 +21,8 @@ const F16: u8 = 1;
 const BF16: u8 = 2;
 
 const fn kernel<const KIND: u8>(b: FloatType) -> Kernel {
-    Kernel { mr: 4, nr: NR, lanes: WIDTH, a: FloatType::F32, b, tiles: false, ends: false, run: run::<KIND> }
+    let (a, run) = (FloatType::F32, run::<KIND>);
+    Kernel { mr: 4, nr: NR, lanes: WIDTH, a, b, tiles: false, ends: false, run, rounds: None }
 }
 
 fn run<const KIND: u8>(job: &Job<'_>, mut c: TileMut<'_, f32>) {

@@ -2,7 +2,7 @@
 
 use std::{array, ops::Range};
 
-use super::micro::TILE_ROWS;
+use super::micro::{LINE, TILE_ROWS};
 use crate::{
     Isa,
     simd::{FloatType, Floats},
@@ -53,7 +53,7 @@ impl Cut {
     /// For pairs of bfloat16.
     pub(super) const PAIRS: Cut = Cut { most: 1024, at: 2 };
     /// For tiles of pairs.
-    pub(super) const TILES: Cut = Cut { most: 512, at: 32 };
+    pub(super) const TILES: Cut = Cut { most: 640, at: 32 };
 }
 
 /// A run of steps of `k`: part of the only tap, or some whole taps.
@@ -209,8 +209,8 @@ impl<'a> Operand<'a> {
         if ty == self.ty() {
             let width = block.k.len() * self.size;
             for (row, out) in rows.zip(scratch.chunks_exact_mut(lda * self.size)) {
-                for (tap, out) in block.taps.clone().zip(out.chunks_exact_mut(width.max(1))) {
-                    copy(&self.tap_bytes(row, tap)[block.k.start * self.size..][..width], out);
+                for (i, tap) in block.taps.clone().enumerate() {
+                    copy(&self.bytes_from(row, tap)[block.k.start * self.size..], &mut out[i * width..], width);
                 }
             }
         } else {
@@ -247,9 +247,11 @@ impl<'a> Operand<'a> {
         if self.long_zeros.is_empty() { bytemuck::cast_slice(&ZEROS) } else { bytemuck::cast_slice(&self.long_zeros) }
     }
 
-    fn tap_bytes(&self, row: usize, tap: usize) -> &[u8] {
+    /// The bytes of a tap, and what stands behind them.
+    #[inline(always)]
+    fn bytes_from(&self, row: usize, tap: usize) -> &[u8] {
         match self.tap_start(row, tap) {
-            Some(at) => &self.bytes[at * self.size..][..self.k_tap * self.size],
+            Some(at) => &self.bytes[at * self.size..],
             None => self.zeros(),
         }
     }
@@ -277,18 +279,17 @@ impl<'a> Operand<'a> {
     }
 }
 
-/// Copies a tap: most are a few cache lines, for which a call would take longer than the copy.
+/// Copies the first `width` bytes, and where there is room the rest of the last cache line, too: most taps are a few lines, for which a call or
+/// a choice of lengths would take longer than the copy. What is copied too far is overwritten by the next tap, or lies between rows.
 #[inline(always)]
-fn copy(from: &[u8], to: &mut [u8]) {
-    let ((lines, rest), (to_lines, to_rest)) = (from.as_chunks::<64>(), to.as_chunks_mut::<64>());
-    to_lines.iter_mut().zip(lines).for_each(|(to, from)| *to = *from);
-    let ((pieces, rest), (to_pieces, to_rest)) = (rest.as_chunks::<16>(), to_rest.as_chunks_mut::<16>());
-    to_pieces.iter_mut().zip(pieces).for_each(|(to, from)| *to = *from);
-    match (rest.is_empty(), from.last_chunk::<16>()) {
-        (true, _) => {}
-        // Overlaps the piece before.
-        (false, Some(last)) => *to.last_chunk_mut().expect("as long as what is copied") = *last,
-        (false, None) => to_rest.copy_from_slice(rest),
+fn copy(from: &[u8], to: &mut [u8], width: usize) {
+    let whole = width.next_multiple_of(LINE);
+    match (from.get(..whole), to.get_mut(..whole)) {
+        (Some(from), Some(to)) => {
+            let ((from, _), (to, _)) = (from.as_chunks::<LINE>(), to.as_chunks_mut::<LINE>());
+            to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+        }
+        _ => to[..width].copy_from_slice(&from[..width]),
     }
 }
 

@@ -1,8 +1,9 @@
 //! Tiles (AMX): eight registers of 16 rows of 64 bytes, and instructions that multiply two of them and add to a third. What walks
 //! along `k` is here; which rows and columns it takes is the business of the kernels.
 //!
-//! Rust has no stable intrinsics for tiles, so a walk is one block of assembly: sums are loaded or cleared, added to and stored within
-//! it, and nothing relies on a tile to outlive a block.
+//! Rust has no stable intrinsics for tiles, so a walk is two blocks of assembly. The first one loads or clears sums and adds to them, the
+//! second one stores them. Between the two sums outlive a block: the compiler has no use for tiles that it is not told of, and what
+//! runs there, the end of the walk before, does nothing with tiles. The processor does both at once, as neither waits for the other.
 //!
 //! **State.** Tiles must be configured on the thread that uses them. [`Configured`] does so at the start of a task's part of a product
 //! and releases them at its end, never for longer: threads belong to callers too, and another library (oneDNN, say) would find or
@@ -51,14 +52,16 @@ pub(super) struct Walk {
     pub(super) b_stride: usize,
     /// Whole steps.
     pub(super) steps: usize,
-    /// A last step that is not whole, or null.
-    pub(super) rest: *const Rest,
+    /// A last step that is not whole: its rows and its columns, or null.
+    pub(super) rest: [*const Pair; 2],
     /// The sums: 16 or 32 rows of 32 numbers of four bytes.
     pub(super) c: *mut u8,
     /// Bytes between rows of sums.
     pub(super) c_stride: usize,
-    /// Whether sums are added to.
-    pub(super) accumulate: usize,
+    /// Sums of the same shape that are added to, or null.
+    pub(super) before: *const u8,
+    /// Bytes between rows of these.
+    pub(super) before_stride: usize,
     /// Whether there are two tiles of rows.
     pub(super) both: usize,
     /// What is brought into the second-level cache on the way.
@@ -67,40 +70,27 @@ pub(super) struct Walk {
     pub(super) lines: usize,
 }
 
-/// The last step of a walk, filled up with zeros.
+/// No last step.
+pub(super) const NO_REST: [*const Pair; 2] = [ptr::null(); 2];
+
+/// Two tiles for the last step of a walk, of rows or of columns, filled up with zeros.
 #[repr(C, align(64))]
-#[derive(Debug)]
-pub(super) struct Rest {
-    a: [[[u8; ROW]; ROWS]; 2],
-    b: [[[u8; ROW]; ROWS]; 2],
-}
+#[derive(Clone, Debug)]
+pub(super) struct Pair([[[u8; ROW]; ROWS]; 2]);
 
-impl Rest {
-    /// The rest of a walk behind its whole steps: `bytes` of each row and `lines` of the panel. Of the last line only the first
-    /// `keep` bytes of every four are meant.
-    ///
-    /// # Safety
-    ///
-    /// The rows and lines of `walk` go on for so long.
-    pub(super) unsafe fn of(walk: &Walk, bytes: usize, lines: usize, keep: usize) -> Rest {
-        // SAFETY: by contract.
-        unsafe {
-            let mut rest = Rest::of_columns(walk, lines, keep);
-            rest.set_rows(walk, bytes);
-            rest
-        }
-    }
+impl Pair {
+    /// Nothing but zeros.
+    pub(super) const ZEROS: Pair = Pair([[[0; ROW]; ROWS]; 2]);
 
-    /// That of the panel alone.
+    /// What is left of the panel behind the whole steps of a walk: `lines`, and of the last line only the first `keep` bytes of every four.
     ///
     /// # Safety
     ///
     /// The lines of `walk` go on for so long.
-    pub(super) unsafe fn of_columns(walk: &Walk, lines: usize, keep: usize) -> Rest {
+    pub(super) unsafe fn of_columns(walk: &Walk, lines: usize, keep: usize) -> Pair {
         assert!(lines <= ROWS);
-        let mut rest = Rest { a: [[[0; ROW]; ROWS]; 2], b: [[[0; ROW]; ROWS]; 2] };
-        let start = walk.steps * ROWS * walk.b_stride;
-        for (half, tile) in rest.b.iter_mut().enumerate() {
+        let (mut pair, start) = (Pair::ZEROS, walk.steps * ROWS * walk.b_stride);
+        for (half, tile) in pair.0.iter_mut().enumerate() {
             for (i, line) in tile.iter_mut().take(lines).enumerate() {
                 let from = walk.b.wrapping_add(start + i * walk.b_stride + half * ROW);
                 // SAFETY: the panel has so many lines more, 128 bytes of each for this walk.
@@ -110,18 +100,18 @@ impl Rest {
                 tile[last].as_chunks_mut::<4>().0.iter_mut().for_each(|four| four[keep..].fill(0));
             }
         }
-        rest
+        pair
     }
 
-    /// Takes the rows of `walk`; earlier ones were as long.
+    /// Takes what is left of the rows of a walk, `bytes` of each; what it held before was as long.
     ///
     /// # Safety
     ///
-    /// The rows go on for so long.
+    /// The rows of `walk` go on for so long.
     pub(super) unsafe fn set_rows(&mut self, walk: &Walk, bytes: usize) {
         assert!(bytes <= ROW);
         let a_start = walk.steps * ROW;
-        for (tile, from) in self.a.iter_mut().zip(walk.a).take(1 + walk.both) {
+        for (tile, from) in self.0.iter_mut().zip(walk.a).take(1 + walk.both) {
             let from = from.wrapping_add(a_start);
             // SAFETY: the rows go on for so many bytes.
             unsafe {
@@ -183,19 +173,19 @@ static WHOLE: Configuration = Configuration {
     rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
 };
 
-/// A walk with `$multiply` as its instruction. The tiles are: 0 and 1 the sums of the upper rows, 2 and 3 those of the lower, 4 and
-/// 5 rows of `A`, 6 and 7 columns of the panel.
+/// A walk with `$multiply` as its instruction, but for the end: sums are left in tiles. These are: 0 and 1 the sums of the upper rows, 2 and
+/// 3 those of the lower, 4 and 5 rows of `A`, 6 and 7 columns of the panel.
 macro_rules! walk {
     ($multiply:literal, $walk:expr) => {
         asm!(
             // Sums.
-            "mov {p}, [{w} + {C}]",
-            "mov {s}, [{w} + {C_STRIDE}]",
+            "mov {p}, [{w} + {BEFORE}]",
+            "test {p}, {p}",
+            "jz 2f",
+            "mov {s}, [{w} + {BEFORE_STRIDE}]",
             "mov {q}, {s}",
             "shl {q}, 4",
             "add {q}, {p}",
-            "cmp qword ptr [{w} + {ACCUMULATE}], 0",
-            "je 2f",
             "tileloadd tmm0, [{p} + {s}*1]",
             "tileloadd tmm1, [{p} + {s}*1 + 64]",
             "cmp qword ptr [{w} + {BOTH}], 0",
@@ -251,28 +241,17 @@ macro_rules! walk {
             "mov {p}, [{w} + {REST}]",
             "test {p}, {p}",
             "jz 9f",
+            "mov {q}, [{w} + {REST} + 8]",
             "mov {s}, 64",
             "tileloadd tmm4, [{p} + {s}*1]",
             "tileloadd tmm5, [{p} + {s}*1 + 1024]",
-            "tileloadd tmm6, [{p} + {s}*1 + 2048]",
-            "tileloadd tmm7, [{p} + {s}*1 + 3072]",
+            "tileloadd tmm6, [{q} + {s}*1]",
+            "tileloadd tmm7, [{q} + {s}*1 + 1024]",
             concat!($multiply, " tmm0, tmm4, tmm6"),
             concat!($multiply, " tmm1, tmm4, tmm7"),
             concat!($multiply, " tmm2, tmm5, tmm6"),
             concat!($multiply, " tmm3, tmm5, tmm7"),
             "9:",
-            "mov {p}, [{w} + {C}]",
-            "mov {s}, [{w} + {C_STRIDE}]",
-            "mov {q}, {s}",
-            "shl {q}, 4",
-            "add {q}, {p}",
-            "tilestored [{p} + {s}*1], tmm0",
-            "tilestored [{p} + {s}*1 + 64], tmm1",
-            "cmp qword ptr [{w} + {BOTH}], 0",
-            "je 20f",
-            "tilestored [{q} + {s}*1], tmm2",
-            "tilestored [{q} + {s}*1 + 64], tmm3",
-            "20:",
             w = in(reg) ptr::from_ref::<Walk>($walk),
             p = out(reg) _,
             q = out(reg) _,
@@ -289,9 +268,8 @@ macro_rules! walk {
             B_STRIDE = const offset_of!(Walk, b_stride),
             STEPS = const offset_of!(Walk, steps),
             REST = const offset_of!(Walk, rest),
-            C = const offset_of!(Walk, c),
-            C_STRIDE = const offset_of!(Walk, c_stride),
-            ACCUMULATE = const offset_of!(Walk, accumulate),
+            BEFORE = const offset_of!(Walk, before),
+            BEFORE_STRIDE = const offset_of!(Walk, before_stride),
             BOTH = const offset_of!(Walk, both),
             NEXT = const offset_of!(Walk, next),
             LINES = const offset_of!(Walk, lines),
@@ -331,7 +309,35 @@ impl Drop for Configured {
     }
 }
 
-/// Adds products of pairs of bfloat16.
+/// Stores the sums that a walk has left.
+macro_rules! store {
+    ($walk:expr) => {
+        asm!(
+            "mov {p}, [{w} + {C}]",
+            "mov {s}, [{w} + {C_STRIDE}]",
+            "mov {q}, {s}",
+            "shl {q}, 4",
+            "add {q}, {p}",
+            "tilestored [{p} + {s}*1], tmm0",
+            "tilestored [{p} + {s}*1 + 64], tmm1",
+            "cmp qword ptr [{w} + {BOTH}], 0",
+            "je 2f",
+            "tilestored [{q} + {s}*1], tmm2",
+            "tilestored [{q} + {s}*1 + 64], tmm3",
+            "2:",
+            w = in(reg) ptr::from_ref::<Walk>($walk),
+            p = out(reg) _,
+            q = out(reg) _,
+            s = out(reg) _,
+            C = const offset_of!(Walk, c),
+            C_STRIDE = const offset_of!(Walk, c_stride),
+            BOTH = const offset_of!(Walk, both),
+            options(nostack),
+        )
+    };
+}
+
+/// Adds products of pairs of bfloat16; [`store`] stores the sums. Nothing else may be done with tiles before that.
 ///
 /// # Safety
 ///
@@ -339,11 +345,25 @@ impl Drop for Configured {
 pub(super) unsafe fn bf16(walk: &Walk) {
     #[cfg(test)]
     if !tests::has_tiles() {
+        return;
+    }
+    // SAFETY: what is read is what the fields of `walk` say, by contract.
+    unsafe { walk!("tdpbf16ps", walk) };
+}
+
+/// Stores the sums of [`bf16`], whose walk this was.
+///
+/// # Safety
+///
+/// As of [`bf16`].
+pub(super) unsafe fn store(walk: &Walk) {
+    #[cfg(test)]
+    if !tests::has_tiles() {
         // SAFETY: the caller's.
         return unsafe { tests::bf16(walk) };
     }
-    // SAFETY: what is read and written is what the fields of `walk` say, by contract.
-    unsafe { walk!("tdpbf16ps", walk) };
+    // SAFETY: what is written is what the fields of `walk` say, by contract.
+    unsafe { store!(walk) };
 }
 
 /// Adds products of fours of signed bytes.
@@ -358,7 +378,10 @@ pub(super) unsafe fn int8(walk: &Walk) {
         return unsafe { tests::int8(walk) };
     }
     // SAFETY: as above.
-    unsafe { walk!("tdpbssd", walk) };
+    unsafe {
+        walk!("tdpbssd", walk);
+        store!(walk);
+    }
 }
 
 #[cfg(test)]

@@ -80,17 +80,21 @@ unsafe fn walk(walk: &Walk, add: impl Fn(&mut [u32; COLS], &Row, &[Row; ROWS])) 
     for (i, a) in walk.a.into_iter().enumerate().take(1 + walk.both) {
         for half in 0..2 {
             let c = walk.c.wrapping_add(i * ROWS * walk.c_stride + half * ROW);
-            if walk.accumulate == 0 {
+            let before = walk.before.wrapping_add(i * ROWS * walk.before_stride + half * ROW);
+            for r in 0..ROWS {
                 // SAFETY: the caller's.
-                (0..ROWS).for_each(|r| unsafe { c.wrapping_add(r * walk.c_stride).write_bytes(0, ROW) });
+                unsafe {
+                    let row = if walk.before.is_null() { [0; ROW] } else { row(before, walk.before_stride, r) };
+                    c.wrapping_add(r * walk.c_stride).cast::<Row>().write_unaligned(row);
+                }
             }
             for step in 0..walk.steps {
                 let b = walk.b.wrapping_add(step * ROWS * walk.b_stride + half * ROW);
                 multiply(c, (a.wrapping_add(step * ROW), walk.a_stride), (b, walk.b_stride));
             }
             // SAFETY: the caller's.
-            if let Some(rest) = unsafe { walk.rest.as_ref() } {
-                multiply(c, (rest.a[i].as_ptr().cast(), ROW), (rest.b[half].as_ptr().cast(), ROW));
+            if let [Some(rows), Some(columns)] = walk.rest.map(|pair| unsafe { pair.as_ref() }) {
+                multiply(c, (rows.0[i].as_ptr().cast(), ROW), (columns.0[half].as_ptr().cast(), ROW));
             }
         }
     }
@@ -112,7 +116,7 @@ pub(super) unsafe fn int8(job: &Walk) {
 
 /// The sums of a walk over `a` and `b`, both of `steps` whole steps, added to `c`.
 fn sums(walk: unsafe fn(&Walk), a: &[u8], b: &[u8], c: &[u32], both: bool, accumulate: bool) -> Vec<u32> {
-    let (steps, mut c) = (a.len() / WALK_ROWS / ROW, c.to_vec());
+    let (steps, from, mut c) = (a.len() / WALK_ROWS / ROW, c, c.to_vec());
     let (a_stride, rows) = (steps * ROW, if both { WALK_ROWS } else { ROWS });
     assert!(b.len() == steps * ROWS * 2 * ROW && c.len() == WALK_ROWS * WALK_COLS && a.len() == WALK_ROWS * a_stride);
     let job = Walk {
@@ -121,10 +125,11 @@ fn sums(walk: unsafe fn(&Walk), a: &[u8], b: &[u8], c: &[u32], both: bool, accum
         b: b.as_ptr(),
         b_stride: 2 * ROW,
         steps,
-        rest: ptr::null(),
+        rest: NO_REST,
         c: c.as_mut_ptr().cast(),
         c_stride: WALK_COLS * 4,
-        accumulate: accumulate.into(),
+        before: if accumulate { from.as_ptr().cast() } else { ptr::null() },
+        before_stride: WALK_COLS * 4,
         both: both.into(),
         next: b.as_ptr(),
         lines: 3,
@@ -132,6 +137,15 @@ fn sums(walk: unsafe fn(&Walk), a: &[u8], b: &[u8], c: &[u32], both: bool, accum
     // SAFETY: the caller has configured tiles; the lengths are those of the walk.
     unsafe { walk(&job) };
     c
+}
+
+/// A walk of bfloat16 by the processor.
+unsafe fn processor(walk: &Walk) {
+    // SAFETY: the caller's.
+    unsafe {
+        super::bf16(walk);
+        store(walk);
+    }
 }
 
 /// Numbers without a pattern.
@@ -164,8 +178,7 @@ fn the_processor_does_as_the_model() {
         let c: Vec<u32> = scrambled(WALK_ROWS * WALK_COLS, seed + 2000)
             .map(|x| if seed % 3 == 0 { x } else { (x & 0x83ff_ffff) | 0x3c00_0000 })
             .collect();
-        let [ours, model] =
-            [super::bf16 as unsafe fn(&Walk), bf16].map(|walk| sums(walk, &a, &b, &c, both, accumulate));
+        let [ours, model] = [processor as unsafe fn(&Walk), bf16].map(|walk| sums(walk, &a, &b, &c, both, accumulate));
         for (i, (ours, model)) in ours.iter().zip(&model).enumerate() {
             let (x, y) = (f32::from_bits(*ours), f32::from_bits(*model));
             assert!(ours == model || (x.is_nan() && y.is_nan()), "walk {seed}, sum {i}: {x:e} for {y:e}");
@@ -186,25 +199,30 @@ fn a_rest_is_filled_up_with_zeros() {
         b: b.as_ptr(),
         b_stride: 256,
         steps: 1,
-        rest: ptr::null(),
+        rest: NO_REST,
         c: ptr::null_mut(),
         c_stride: 0,
-        accumulate: 0,
+        before: ptr::null(),
+        before_stride: 0,
         both: 1,
         next: ptr::null(),
         lines: 0,
     };
     // SAFETY: of rows of 80 bytes 16 are left, of 20 lines 4.
-    let rest = unsafe { Rest::of(&walk, 10, 3, 2) };
-    for tile in &rest.a {
+    let (mut rows, columns) = unsafe { (Pair::ZEROS, Pair::of_columns(&walk, 3, 2)) };
+    // SAFETY: as above.
+    unsafe { rows.set_rows(&walk, 10) };
+    for tile in &rows.0 {
         assert!(tile.iter().all(|row| row[..10] == [1; 10] && row[10..] == [0; 54]));
     }
-    for tile in &rest.b {
+    for tile in &columns.0 {
         assert!(tile[..2].iter().all(|line| *line == [2; ROW]) && tile[3..].iter().all(|line| *line == [0; ROW]));
         assert!(tile[2].as_chunks::<4>().0.iter().all(|four| *four == [2, 2, 0, 0]));
     }
     walk.both = 0;
     // SAFETY: as above.
-    let rest = unsafe { Rest::of(&walk, 10, 0, 2) };
-    assert!(rest.a[1] == [[0; ROW]; ROWS] && rest.b == [[[0; ROW]; ROWS]; 2]);
+    let (mut rows, columns) = unsafe { (Pair::ZEROS, Pair::of_columns(&walk, 0, 2)) };
+    // SAFETY: as above.
+    unsafe { rows.set_rows(&walk, 10) };
+    assert!(rows.0[1] == [[0; ROW]; ROWS] && columns.0 == [[[0; ROW]; ROWS]; 2]);
 }
