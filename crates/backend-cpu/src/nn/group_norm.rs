@@ -266,21 +266,16 @@ fn sum_some<S: Vectors>(simd: S, xs: &[f32], step: usize, sums: &mut [f32], squa
     let width = sums.len();
     let (mut sum, mut square, mut count) = (simd.splat(0.0), simd.splat(0.0), 0f32);
     for xs in xs.chunks(step) {
-        sum = simd.add(sum, load(simd, &xs[..width]));
+        sum = simd.add(sum, simd.load_some(&xs[..width]));
         count += 1.0;
     }
     let minus_mean = simd.mul(sum, simd.splat(-1.0 / count));
     for xs in xs.chunks(step) {
-        let x = simd.add(load(simd, &xs[..width]), minus_mean);
+        let x = simd.add(simd.load_some(&xs[..width]), minus_mean);
         square = simd.mul_add(x, x, square);
     }
     simd.store_some(sum, sums);
     simd.store_some(square, squares);
-}
-
-#[inline(always)]
-fn load<S: Vectors>(simd: S, xs: &[f32]) -> S::V {
-    if xs.len() == S::LANES { simd.load(xs) } else { simd.load_some(xs) }
 }
 
 vector_fn! {
@@ -291,13 +286,13 @@ vector_fn! {
         for (xs, out) in xs.chunks_exact(channels).zip(out.chunks_exact_mut(channels)) {
             for first in (0..channels).step_by(S::LANES) {
                 let some = first..channels.min(first + S::LANES);
-                let minus_mean = simd.mul(load(simd, &means[some.clone()]), simd.splat(-1.0));
-                let x = simd.add(load(simd, &xs[some.clone()]), minus_mean);
+                let minus_mean = simd.mul(simd.load_some(&means[some.clone()]), simd.splat(-1.0));
+                let x = simd.add(simd.load_some(&xs[some.clone()]), minus_mean);
                 let addend = match bias {
-                    Some(bias) => load(simd, &bias[some.clone()]),
+                    Some(bias) => simd.load_some(&bias[some.clone()]),
                     None => simd.splat(0.0),
                 };
-                simd.store_some(simd.mul_add(x, load(simd, &factors[some.clone()]), addend), &mut out[some]);
+                simd.store_some(simd.mul_add(x, simd.load_some(&factors[some.clone()]), addend), &mut out[some]);
             }
         }
     }

@@ -8,7 +8,7 @@ use crate::{
     Isa, Scratch, Threads,
     gemm::Window3,
     scratch::bytes_of,
-    simd::{Float, FloatType, Floats, lanes, simd_fn},
+    simd::{Float, FloatType, Floats, Several, Vectors, vector_fn},
 };
 
 /// What is taken of a window.
@@ -76,8 +76,9 @@ pub fn pool<T: Float>(
     });
 }
 
-simd_fn! {
-    fn pool_row<F>(
+vector_fn! {
+    fn pool_row<S>(
+        simd,
         pooling: Pooling,
         window: &Window3,
         source: (usize, &[f32], bool),
@@ -88,46 +89,48 @@ simd_fn! {
         let [_, z, y] = Window3::split([usize::MAX, window.output[0], window.output[1]], row);
         let padded = padded_extent(window, 0, z) * padded_extent(window, 1, y);
         let mut taps = LineTaps::new(window, row, copies);
+        let several = Several::<S, 4>(simd);
         for (x, out) in out.chunks_exact_mut(channels).enumerate() {
             let taps = taps.at(x);
-            // Some channels at a time, which stay in registers for all taps.
-            for (i, out) in out.chunks_mut(CHANNELS).enumerate() {
-                let first = |pixel: usize| pixel * channels + i * CHANNELS;
-                match pooling {
-                    Pooling::Max => {
-                        let mut most = [f32::NEG_INFINITY; CHANNELS];
-                        for (pixel, _) in taps {
-                            each(&mut most, &image[first(*pixel)..][..out.len()], lanes::greater);
-                        }
-                        out.copy_from_slice(&most[..out.len()]);
-                    }
-                    Pooling::Average { include_padding } => {
-                        let mut sums = [0f32; CHANNELS];
-                        for (pixel, _) in taps {
-                            each(&mut sums, &image[first(*pixel)..][..out.len()], |sum, x| sum + x);
-                        }
-                        let padded = padded * padded_extent(window, 2, x);
-                        let factor = 1.0 / (if include_padding { padded } else { taps.len() }) as f32;
-                        out.iter_mut().zip(sums).for_each(|(y, sum)| *y = sum * factor);
-                    }
+            let elements = match pooling {
+                Pooling::Average { include_padding: true } => padded * padded_extent(window, 2, x),
+                _ => taps.len(),
+            };
+            for first in (0..channels).step_by(<Several<S, 4> as Vectors>::LANES) {
+                let whole = <Several<S, 4> as Vectors>::LANES;
+                if channels - first >= whole {
+                    pool_pixel(several, pooling, taps, (channels, first, image), elements, &mut out[first..][..whole]);
+                    continue;
+                }
+                for at in (first..channels).step_by(S::LANES) {
+                    let width = S::LANES.min(channels - at);
+                    pool_pixel(simd, pooling, taps, (channels, at, image), elements, &mut out[at..][..width]);
                 }
             }
         }
     }
 }
 
-/// Channels that are pooled together.
-const CHANNELS: usize = 32;
-
-/// Combines each of `all` with one of `xs`, which are as many or fewer.
+/// Pools some channels, no more than a register holds, of the pixels that `taps` names, into `out`.
 #[inline(always)]
-fn each(all: &mut [f32; CHANNELS], xs: &[f32], combine: impl Fn(f32, f32) -> f32) {
-    // How many there are of most is known to the compiler.
-    if let Some(xs) = xs.first_chunk::<CHANNELS>() {
-        all.iter_mut().zip(xs).for_each(|(y, x)| *y = combine(*y, *x));
-    } else {
-        all.iter_mut().zip(xs).for_each(|(y, x)| *y = combine(*y, *x));
+fn pool_pixel<S: Vectors>(
+    simd: S,
+    pooling: Pooling,
+    taps: &[(usize, usize)],
+    (channels, first, image): (usize, usize, &[f32]),
+    elements: usize,
+    out: &mut [f32],
+) {
+    let max = pooling == Pooling::Max;
+    let mut all = simd.splat(if max { f32::NEG_INFINITY } else { 0.0 });
+    for (pixel, _) in taps {
+        let x = simd.load_some(&image[pixel * channels + first..][..out.len()]);
+        all = if max { simd.greater(all, x) } else { simd.add(all, x) };
     }
+    if !max {
+        all = simd.mul(all, simd.splat(1.0 / elements as f32));
+    }
+    simd.store_some(all, out);
 }
 
 /// How many kernel positions at output position `out` lie inside the image with its padding.

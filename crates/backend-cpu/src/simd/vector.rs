@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 
 use half::bf16;
 
-use super::{Fma, Fused, Unfused, element::to_bf16, math};
+use super::{Fma, Fused, Unfused, element::to_bf16, lanes, math};
 
 /// The most floats of a register.
 const MOST_LANES: usize = 16;
@@ -100,7 +100,7 @@ pub(crate) trait Vectors: Copy {
     /// [`relu`](super::math::relu) of each lane.
     fn relu(self, v: Self::V) -> Self::V;
 
-    /// The greater of two lanes, and that of `b` where either is not a number.
+    /// [`greater`](super::lanes::greater) of two lanes.
     fn greater(self, a: Self::V, b: Self::V) -> Self::V;
 
     /// Each lane, or `low` where it is less.
@@ -253,7 +253,7 @@ impl<F: Fma> Vectors for One<F> {
 
     #[inline(always)]
     fn greater(self, a: f32, b: f32) -> f32 {
-        if a > b { a } else { b }
+        lanes::greater(a, b)
     }
 
     #[inline(always)]
@@ -360,7 +360,7 @@ impl Vectors for Portable {
 
     #[inline(always)]
     fn greater(self, a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
-        std::array::from_fn(|i| if a[i] > b[i] { a[i] } else { b[i] })
+        std::array::from_fn(|i| lanes::greater(a[i], b[i]))
     }
 
     #[inline(always)]

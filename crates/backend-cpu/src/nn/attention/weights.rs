@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use crate::simd::{Several, Vectors, functions::exp_of_difference, vector_fn};
+use crate::simd::{Several, Vectors, functions::exp_of_difference, lanes, vector_fn};
 
 /// What rows of weights are made of and written to.
 pub(super) struct Row<'a> {
@@ -20,13 +20,11 @@ pub(super) fn weigh(isa: crate::Isa, row: Row<'_>) -> f32 {
     greatest(isa, row.scores, &mut max);
     let mut sum = 0.0;
     if max == f32::NEG_INFINITY {
-        let nan = row.scores.iter().any(|score| score.is_nan());
-        let all = if nan { f32::NAN } else { 0.0 };
-        row.scores.fill(all);
+        row.scores.fill(0.0);
         if let Some(narrow) = row.narrow {
-            narrow.fill(bf16::from_f32(all));
+            narrow.fill(bf16::ZERO);
         }
-        return all;
+        return 0.0;
     }
     let shift = -max * row.scale;
     exponentials(isa, row, shift, &mut sum);
@@ -34,22 +32,19 @@ pub(super) fn weigh(isa: crate::Isa, row: Row<'_>) -> f32 {
 }
 
 vector_fn! {
-    /// The greatest score that is a number.
+    /// The greatest score.
     fn greatest<S>(simd, scores: &[f32], max: &mut f32) {
         let several = Several::<S, 4>(simd);
         let mut all = several.splat(f32::NEG_INFINITY);
         let mut chunks = scores.chunks_exact(<Several<S, 4> as Vectors>::LANES);
         for scores in &mut chunks {
-            all = several.greater(several.load(scores), all);
+            all = several.greater(all, several.load(scores));
         }
-        let mut first = all[0];
-        for other in &all[1..] {
-            first = simd.greater(*other, first);
-        }
-        let mut lanes = [f32::NEG_INFINITY; MOST_LANES];
-        simd.store(first, &mut lanes);
-        for score in lanes.iter().chain(chunks.remainder()) {
-            *max = if *score > *max { *score } else { *max };
+        let first = simd.greater(simd.greater(all[0], all[1]), simd.greater(all[2], all[3]));
+        let mut each = [f32::NEG_INFINITY; MOST_LANES];
+        simd.store(first, &mut each);
+        for score in each.iter().chain(chunks.remainder()) {
+            *max = lanes::greater(*max, *score);
         }
     }
 }

@@ -46,11 +46,17 @@ impl<S: Vectors, const N: usize> Vectors for Several<S, N> {
 
     #[inline(always)]
     fn load_some(self, from: &[f32]) -> Self::V {
+        if from.len() >= Self::LANES {
+            return self.load(from);
+        }
         each!(self.splat(0.0), i => self.0.load_some(from.chunks(S::LANES).nth(i).unwrap_or(&[])))
     }
 
     #[inline(always)]
     fn store_some(self, v: Self::V, to: &mut [f32]) {
+        if to.len() >= Self::LANES {
+            return self.store(v, to);
+        }
         for (v, to) in v.into_iter().zip(to.chunks_mut(S::LANES)) {
             self.0.store_some(v, to);
         }

@@ -85,7 +85,7 @@ impl Vectors for Avx2 {
     fn greater(self, a: __m256, b: __m256) -> __m256 {
         // The second one is the result where either is not a number.
         // SAFETY: as above.
-        unsafe { _mm256_max_ps(a, b) }
+        unsafe { _mm256_blendv_ps(_mm256_max_ps(b, a), b, _mm256_cmp_ps::<_CMP_UNORD_Q>(b, b)) }
     }
 
     #[inline(always)]
@@ -269,7 +269,7 @@ impl<const ROUNDS: bool> Vectors for Avx512<ROUNDS> {
     fn greater(self, a: __m512, b: __m512) -> __m512 {
         // The second one is the result where either is not a number.
         // SAFETY: as above.
-        unsafe { _mm512_max_ps(a, b) }
+        unsafe { _mm512_mask_mov_ps(_mm512_max_ps(b, a), _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(b, b), b) }
     }
 
     #[inline(always)]
