@@ -309,34 +309,6 @@ impl Drop for Configured {
     }
 }
 
-/// Stores the sums that a walk has left.
-macro_rules! store {
-    ($walk:expr) => {
-        asm!(
-            "mov {p}, [{w} + {C}]",
-            "mov {s}, [{w} + {C_STRIDE}]",
-            "mov {q}, {s}",
-            "shl {q}, 4",
-            "add {q}, {p}",
-            "tilestored [{p} + {s}*1], tmm0",
-            "tilestored [{p} + {s}*1 + 64], tmm1",
-            "cmp qword ptr [{w} + {BOTH}], 0",
-            "je 2f",
-            "tilestored [{q} + {s}*1], tmm2",
-            "tilestored [{q} + {s}*1 + 64], tmm3",
-            "2:",
-            w = in(reg) ptr::from_ref::<Walk>($walk),
-            p = out(reg) _,
-            q = out(reg) _,
-            s = out(reg) _,
-            C = const offset_of!(Walk, c),
-            C_STRIDE = const offset_of!(Walk, c_stride),
-            BOTH = const offset_of!(Walk, both),
-            options(nostack),
-        )
-    };
-}
-
 /// Adds products of pairs of bfloat16; [`store`] stores the sums. Nothing else may be done with tiles before that.
 ///
 /// # Safety
@@ -363,7 +335,30 @@ pub(super) unsafe fn store(walk: &Walk) {
         return unsafe { tests::bf16(walk) };
     }
     // SAFETY: what is written is what the fields of `walk` say, by contract.
-    unsafe { store!(walk) };
+    unsafe {
+        asm!(
+            "mov {p}, [{w} + {C}]",
+            "mov {s}, [{w} + {C_STRIDE}]",
+            "mov {q}, {s}",
+            "shl {q}, 4",
+            "add {q}, {p}",
+            "tilestored [{p} + {s}*1], tmm0",
+            "tilestored [{p} + {s}*1 + 64], tmm1",
+            "cmp qword ptr [{w} + {BOTH}], 0",
+            "je 2f",
+            "tilestored [{q} + {s}*1], tmm2",
+            "tilestored [{q} + {s}*1 + 64], tmm3",
+            "2:",
+            w = in(reg) ptr::from_ref::<Walk>(walk),
+            p = out(reg) _,
+            q = out(reg) _,
+            s = out(reg) _,
+            C = const offset_of!(Walk, c),
+            C_STRIDE = const offset_of!(Walk, c_stride),
+            BOTH = const offset_of!(Walk, both),
+            options(nostack),
+        )
+    };
 }
 
 /// Adds products of fours of signed bytes.
@@ -380,7 +375,7 @@ pub(super) unsafe fn int8(walk: &Walk) {
     // SAFETY: as above.
     unsafe {
         walk!("tdpbssd", walk);
-        store!(walk);
+        store(walk);
     }
 }
 

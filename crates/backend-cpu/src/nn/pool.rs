@@ -89,15 +89,14 @@ vector_fn! {
         let [_, z, y] = Window3::split([usize::MAX, window.output[0], window.output[1]], row);
         let padded = padded_extent(window, 0, z) * padded_extent(window, 1, y);
         let mut taps = LineTaps::new(window, row, copies);
-        let several = Several::<S, 4>(simd);
+        let (several, whole) = (Several::<S, 4>(simd), <Several<S, 4> as Vectors>::LANES);
         for (x, out) in out.chunks_exact_mut(channels).enumerate() {
             let taps = taps.at(x);
             let elements = match pooling {
                 Pooling::Average { include_padding: true } => padded * padded_extent(window, 2, x),
                 _ => taps.len(),
             };
-            for first in (0..channels).step_by(<Several<S, 4> as Vectors>::LANES) {
-                let whole = <Several<S, 4> as Vectors>::LANES;
+            for first in (0..channels).step_by(whole) {
                 if channels - first >= whole {
                     pool_pixel(several, pooling, taps, (channels, first, image), elements, &mut out[first..][..whole]);
                     continue;

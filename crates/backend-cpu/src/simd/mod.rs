@@ -22,7 +22,7 @@ pub(crate) use element::{to_bf16, with_floats_mut};
 pub(crate) use transpose::{Product, Runs, Steps, Strip, copy_lines_streaming, transpose_strip};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use vector::{Avx2, Avx512};
-pub(crate) use vector::{One, Portable, Several, Taps, Vectors, vector_fn};
+pub(crate) use vector::{MOST_LANES, One, Portable, Several, Taps, Vectors, vector_fn};
 
 /// Tells the caches that `data` will be read soon.
 #[inline]

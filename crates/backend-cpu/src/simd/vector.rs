@@ -11,7 +11,7 @@ use half::bf16;
 use super::{Fma, Fused, Unfused, element::to_bf16, lanes, math};
 
 /// The most floats of a register.
-const MOST_LANES: usize = 16;
+pub(crate) const MOST_LANES: usize = 16;
 
 /// The registers of an instruction set. A value of such a type proves that this processor has it: [`vector_fn`] alone makes one.
 pub(crate) trait Vectors: Copy {

@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use crate::simd::{Several, Vectors, functions::exp_of_difference, lanes, vector_fn};
+use crate::simd::{MOST_LANES, Several, Vectors, functions::exp_of_difference, lanes, vector_fn};
 
 /// What rows of weights are made of and written to.
 pub(super) struct Row<'a> {
@@ -18,7 +18,6 @@ pub(super) struct Row<'a> {
 pub(super) fn weigh(isa: crate::Isa, row: Row<'_>) -> f32 {
     let mut max = f32::NEG_INFINITY;
     greatest(isa, row.scores, &mut max);
-    let mut sum = 0.0;
     if max == f32::NEG_INFINITY {
         row.scores.fill(0.0);
         if let Some(narrow) = row.narrow {
@@ -26,7 +25,7 @@ pub(super) fn weigh(isa: crate::Isa, row: Row<'_>) -> f32 {
         }
         return 0.0;
     }
-    let shift = -max * row.scale;
+    let (shift, mut sum) = (-max * row.scale, 0.0);
     exponentials(isa, row, shift, &mut sum);
     1.0 / sum
 }
@@ -48,9 +47,6 @@ vector_fn! {
         }
     }
 }
-
-/// The most floats of a register.
-const MOST_LANES: usize = 16;
 
 vector_fn! {
     product:
